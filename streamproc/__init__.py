@@ -1,0 +1,3 @@
+"""streamproc: payout governance between agents and the bank, from one event log."""
+
+__version__ = "0.1.0"

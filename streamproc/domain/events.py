@@ -1,0 +1,312 @@
+"""The vocabulary of the log: every fact that streamproc can record.
+
+A log entry is one atomic commit, an ordered list of these events. They are frozen, in the past tense, and
+a closed union: the tag on the wire (`type`) is written out, so renaming a class cannot rewrite history.
+New fields get defaults; a changed meaning gets a new version `v` and an upcaster in `log/codec.py`.
+Every event has `type`, `v`, `at` (µs since 1970, Redis's clock) and, where it has one, `payout`.
+Amounts are paise. No floats. No bank account numbers, names, e-mails or phones in ids or reasons.
+"""
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+Decision: TypeAlias = Literal["APPROVED", "REJECTED", "HELD"]
+Source: TypeAlias = Literal["webhook", "poll", "fetch"]
+Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
+BankCommand: TypeAlias = Literal["approve", "reject", "cancel"]
+Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
+
+
+class Fact(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every event has. `at` is µs since 1970 by the clock of Redis."""
+
+    v: int = 1
+    at: int
+
+
+# ---- what came in -----------------------------------------------------------------------
+
+
+class BankPayout(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A payout as the bank showed it, without bank account details. Times are Unix seconds."""
+
+    id: str
+    amount: int
+    currency: str
+    status: str
+    created_at: int = 0
+    fund_account_id: str = ""
+    mode: str = ""
+    purpose: str = ""
+    reference_id: str = ""
+    narration: str = ""
+    utr: str = ""
+    fees: int = 0
+    tax: int = 0
+    reason: str = ""
+    """`status_details.reason`, for example `low_balance`."""
+    notes: dict[str, str] = {}
+    """Keys and values as text, cut to the bank's own limits."""
+
+
+class PayoutObserved(Fact, frozen=True, kw_only=True, tag="payout.observed"):
+    """The bank showed a payout: by webhook, in a list, or when asked for it."""
+
+    payout: str
+    account: str
+    source: Source
+    bank_event: str = ""
+    """For example `payout.pending`; empty when the source is not a webhook."""
+    delivery: str = ""
+    """The bank's event id of this delivery, or empty."""
+    facts: BankPayout
+
+
+class PayoutMalformed(Fact, frozen=True, kw_only=True, tag="payout.malformed"):
+    """A signed delivery about a payout that cannot be governed (rule 1). It becomes a dead letter."""
+
+    payout: str
+    account: str
+    source: Source
+    bank_event: str = ""
+    delivery: str = ""
+    problem: str
+
+
+class BankEventIgnored(Fact, frozen=True, kw_only=True, tag="bank.event_ignored"):
+    """A signed delivery that is not about a payout's state: recorded, not governed."""
+
+    account: str
+    bank_event: str
+    delivery: str = ""
+
+
+class BankDowntimeReported(Fact, frozen=True, kw_only=True, tag="bank.downtime_reported"):
+    """`payout.downtime.started` or `.resolved`: a rail is slow or down."""
+
+    account: str
+    bank_event: str
+    delivery: str = ""
+    methods: list[str] = []
+    begin: int = 0
+    end: int = 0
+
+
+class ReviewSubmitted(Fact, frozen=True, kw_only=True, tag="review.submitted"):
+    """A person clicked approve or reject; whether it counts is decided by the review stage."""
+
+    payout: str
+    by: str
+    action: Literal["approve", "reject"]
+    why: str
+    channel: str
+
+
+class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
+    """Something that had to happen later is due."""
+
+    payout: str
+    timer: Literal["hold_expiry"]
+
+
+class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
+    """One scope's policy became another. `own` and `effective` are what is in force afterwards."""
+
+    scope: str
+    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents`."""
+    version: int
+    """Dense per scope, from 1."""
+    before: dict[str, object] | None
+    after: dict[str, object] | None
+    """The fields as they were written for this scope; None where the scope does not exist."""
+    effective: dict[str, object] | None
+    """With the defaults filled in: what `decide` gets. For agents; else the same as `after`."""
+    by: str
+    why: str
+
+
+# ---- what each stage found --------------------------------------------------------------
+
+
+class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One rule that fired, and on what evidence. `outcome` NOTED never changes a decision."""
+
+    stage: str
+    code: str
+    outcome: Literal["REJECTED", "HELD", "NOTED"]
+    evidence: Evidence = {}
+
+
+class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
+    """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it."""
+
+    payout: str
+    agent: str
+    identity: Identity
+    policy_version: int
+    findings: list[Finding]
+
+
+class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked"):
+    """Rule 10. `used` counts the payouts in the window before this one."""
+
+    payout: str
+    number: int
+    used: int
+    limit: int
+    window_s: int
+    findings: list[Finding]
+
+
+class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_checked"):
+    """Rules 11 and 12. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
+
+    payout: str
+    verdict: Literal["clean", "threat", "unavailable", "no_url"]
+    threats: list[str] = []
+    checked_at: int = 0
+    fresh_until: int = 0
+    findings: list[Finding]
+
+
+class WindowUse(Struct, frozen=True, kw_only=True):
+    """One budget window before a payout was charged to it. Paise; `limit` None is no limit."""
+
+    scope: str
+    window: str
+    limit: int | None
+    reserved: int
+    committed: int
+
+
+class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved"):
+    """Rule 16 found room and the amount is reserved. `number` orders all admissions of the partition."""
+
+    payout: str
+    amount: int
+    number: int
+    windows: list[WindowUse]
+
+
+# ---- what was decided -------------------------------------------------------------------
+
+
+class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
+    """The decision. One per payout, or two where the first was HELD. Execution acts on it."""
+
+    payout: str
+    account: str
+    agent: str
+    amount: int
+    decision: Decision
+    reason: str
+    reasons: list[str]
+    findings: list[Finding]
+    policy_version: int
+    bank_status: str
+    """What the bank last said before the decision: `pending`, `queued`, ..."""
+    cancel_held: bool = False
+    """HELD while `queued` and the policy does not allow that: execution cancels it."""
+    hold_expires_at: int = 0
+    """µs; only where the decision is HELD."""
+    by: str = ""
+    """The reviewer, where a person decided."""
+
+
+class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
+    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided)."""
+
+    payout: str
+    by: str
+    action: Literal["approve", "reject"]
+    why: str
+    channel: str
+    needed: int
+
+
+class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
+    """A reviewer's answer did not count; `problem` says why in one line."""
+
+    payout: str
+    by: str
+    action: Literal["approve", "reject"]
+    channel: str
+    problem: str
+
+
+class GovernanceBypassed(Fact, frozen=True, kw_only=True, tag="governance.bypassed"):
+    """The bank moved, or is moving, a payout that was never approved here."""
+
+    payout: str
+    account: str
+    agent: str
+    amount: int
+    status: str
+
+
+# ---- what the bank did ------------------------------------------------------------------
+
+
+class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_answered"):
+    """The bank answered a command, or its state shows that nothing is left to command.
+
+    `done`: it took effect now. `already`: the bank was there before the call. `refused`: a 4xx, and the
+    bank's state is the truth. `not_needed`: the payout had moved on before it was asked.
+    """
+
+    payout: str
+    command: BankCommand
+    outcome: Literal["done", "already", "refused", "not_needed"]
+    http_status: int = 0
+    bank_status: str
+    code: str = ""
+    problem: str = ""
+    caused_by: str = ""
+    """Event id of the decision that caused the command."""
+
+
+class PayoutSettled(Fact, frozen=True, kw_only=True, tag="payout.settled"):
+    """The reservation was committed or released, once, to the windows it was charged to."""
+
+    payout: str
+    settlement: Literal["committed", "released"]
+    amount: int
+    why: str
+    windows: list[list[str]]
+    """Pairs of scope and window."""
+
+
+# ---- what went wrong --------------------------------------------------------------------
+
+
+class EntrySetAside(Fact, frozen=True, kw_only=True, tag="entry.set_aside"):
+    """A group could not handle an entry; it is a dead letter now."""
+
+    payout: str
+    group: str
+    entry: str
+    stage: str
+    problem: str
+
+
+Event: TypeAlias = (
+    PayoutObserved
+    | PayoutMalformed
+    | BankEventIgnored
+    | BankDowntimeReported
+    | ReviewSubmitted
+    | TimerFired
+    | PolicyChanged
+    | PayoutScreened
+    | VelocityChecked
+    | ReputationChecked
+    | BudgetReserved
+    | PayoutDecided
+    | ReviewCounted
+    | ReviewRefused
+    | GovernanceBypassed
+    | BankCommandAnswered
+    | PayoutSettled
+    | EntrySetAside
+)

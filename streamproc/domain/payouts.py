@@ -1,0 +1,285 @@
+"""A payout's life: the bank's states, ours, and `evolve`, the fold that both Redis and Postgres keep.
+
+The bank's webhooks come late, twice and out of order, so an observation counts only when it moves the
+payout forward: `BANK_RANK` says what is forward. Two payouts with the same history have the same record.
+
+    ours:  received -> held -> approved | rejected -> confirmed -> processed -> reversed
+                                                              \\-> failed, cancelled, declined, bypassed
+"""
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from streamproc.domain import events as e
+
+State: TypeAlias = Literal[
+    "received",  # seen, not decided
+    "held",  # decided: a person must say
+    "approved",  # decided, the bank not told yet (or, for queued, nothing to tell)
+    "rejected",  # decided, the bank not told yet
+    "confirmed",  # approved, and the bank is moving it
+    "processed",
+    "failed",
+    "reversed",
+    "cancelled",
+    "declined",  # the bank's own `rejected`
+    "bypassed",  # moved at the bank without an approval here
+]
+
+BANK_RANK: dict[str, int] = {
+    "pending": 1,
+    "scheduled": 2,
+    "queued": 3,
+    "processing": 4,
+    "processed": 5,
+    "cancelled": 6,
+    "rejected": 6,
+    "failed": 6,
+    "reversed": 7,
+}
+"""Forward is a higher rank. `failed` after `processed` and `reversed` after either are documented moves;
+nothing leaves `cancelled`, `rejected` or `reversed`. Source: RazorpayX docs, states and life cycle."""
+
+OPEN_STATUSES = frozenset({"pending", "scheduled", "queued"})
+"""No money has moved: governance can still say no."""
+MOVING_STATUSES = frozenset({"processing", "processed"})
+"""Money is on its way or there."""
+RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
+"""The money is, or stays, ours: the reservation is released."""
+
+_TERMINAL: frozenset[State] = frozenset({"failed", "reversed", "cancelled", "declined"})
+
+
+class Reservation(Struct, frozen=True, kw_only=True):
+    """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
+
+    state: Literal["reserved", "committed", "released"]
+    amount: int
+    number: int
+    windows: list[e.WindowUse]
+
+
+class Review(Struct, frozen=True, kw_only=True):
+    """One reviewer's valid answer. `at` is µs."""
+
+    by: str
+    action: Literal["approve", "reject"]
+    why: str
+    channel: str
+    at: int
+
+
+class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything known of one payout; the fold of its events. Amounts in paise, times in µs."""
+
+    payout: str
+    account: str
+    received_at: int
+    amount: int = 0
+    currency: str = ""
+    agent: str = ""
+    identity: e.Identity = "unknown"
+    vendor_url: str = ""
+    fund_account: str = ""
+    governed_status: str = ""
+    """The bank's status when governance began: `pending` or `queued`; what execution must do follows from it."""
+    state: State = "received"
+    bank_status: str = ""
+    utr: str = ""
+    fees: int = 0
+    tax: int = 0
+    decision: e.Decision | None = None
+    decided_at: int = 0
+    reason: str = ""
+    reasons: list[str] = []
+    findings: list[e.Finding] = []
+    policy_version: int = 0
+    hold_expires_at: int = 0
+    reputation_fresh_until: int = 0
+    reservation: Reservation | None = None
+    reviews: list[Review] = []
+    bypassed: bool = False
+    updated_at: int = 0
+
+
+def is_terminal(record: PayoutRecord) -> bool:
+    """Nothing more is expected; only then may the record leave Redis after the retention time."""
+    return record.state in _TERMINAL or record.state == "processed"
+
+
+def moves_forward(record: PayoutRecord | None, status: str) -> bool:
+    """Whether an observed bank status says something newer than what is known."""
+    known = BANK_RANK.get(record.bank_status, 0) if record else 0
+    return BANK_RANK.get(status, 0) > known
+
+
+def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
+    """The record after `event`. Events that are not about a payout change nothing."""
+    match event:
+        case e.PayoutObserved():
+            return _observed(record, event)
+        case (
+            e.PayoutMalformed()
+            | e.BankEventIgnored()
+            | e.BankDowntimeReported()
+            | e.PolicyChanged()
+            | e.ReviewSubmitted()
+            | e.ReviewRefused()
+            | e.TimerFired()
+            | e.EntrySetAside()
+        ):
+            return record
+    if record is None:
+        raise ValueError(f"{type(event).__name__} of payout {event.payout} comes before the payout was observed")
+    return _evolve_known(record, event)
+
+
+def fold(events: Iterable[e.Event], record: PayoutRecord | None = None) -> PayoutRecord | None:
+    """`evolve` over a history."""
+    for event in events:
+        record = evolve(record, event)
+    return record
+
+
+def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRecord:
+    facts = event.facts
+    if record is None:
+        record = PayoutRecord(
+            payout=event.payout,
+            account=event.account,
+            received_at=event.at,
+            amount=facts.amount,
+            currency=facts.currency,
+            fund_account=facts.fund_account_id,
+            vendor_url=facts.notes.get("vendor_url", ""),
+            agent=facts.notes.get("agent_id", "") or "unknown",
+            governed_status=facts.status,
+        )
+    forward = moves_forward(record, facts.status)
+    same = facts.status == record.bank_status
+    if not (forward or same):
+        return record
+    return replace(
+        record,
+        bank_status=facts.status,
+        state=state_of(record, facts.status),
+        utr=facts.utr or record.utr,
+        fees=max(facts.fees, record.fees),
+        tax=max(facts.tax, record.tax),
+        governed_status=facts.status if record.decision is None else record.governed_status,
+        updated_at=event.at,
+    )
+
+
+_STATE_OF_STATUS: dict[str, State] = {
+    "processed": "processed",
+    "failed": "failed",
+    "reversed": "reversed",
+    "cancelled": "cancelled",
+    "rejected": "declined",
+}
+
+
+def state_of(record: PayoutRecord, status: str) -> State:
+    """Our state once the bank says `status`. A bypassed payout stays bypassed while its money is gone."""
+    if record.bypassed and status in MOVING_STATUSES:
+        return "bypassed"
+    if status == "rejected" and record.decision == "REJECTED":
+        return "rejected"
+    if status == "cancelled" and record.decision == "REJECTED":
+        return "rejected"
+    if status in _STATE_OF_STATUS:
+        return _STATE_OF_STATUS[status]
+    if status == "processing" and record.decision == "APPROVED":
+        return "confirmed"
+    return record.state
+
+
+_STATE_OF_DECISION: dict[str, State] = {"APPROVED": "approved", "REJECTED": "rejected", "HELD": "held"}
+
+
+def _evolve_known(record: PayoutRecord, event: e.Event) -> PayoutRecord:
+    match event:
+        case e.PayoutScreened():
+            return replace(
+                record, agent=event.agent, identity=event.identity, policy_version=event.policy_version
+            )
+        case e.VelocityChecked():
+            return record
+        case e.ReputationChecked():
+            return replace(record, reputation_fresh_until=event.fresh_until)
+        case e.BudgetReserved():
+            return replace(
+                record,
+                reservation=Reservation(
+                    state="reserved", amount=event.amount, number=event.number, windows=event.windows
+                ),
+            )
+        case e.PayoutDecided():
+            return replace(
+                record,
+                agent=event.agent,
+                decision=event.decision,
+                decided_at=event.at,
+                reason=event.reason,
+                reasons=event.reasons,
+                findings=event.findings,
+                policy_version=event.policy_version,
+                hold_expires_at=event.hold_expires_at,
+                state=_STATE_OF_DECISION[event.decision],
+                updated_at=event.at,
+            )
+        case e.ReviewCounted():
+            review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
+            return replace(record, reviews=[*record.reviews, review], updated_at=event.at)
+        case e.GovernanceBypassed():
+            return replace(record, bypassed=True, state="bypassed", agent=event.agent, updated_at=event.at)
+        case e.BankCommandAnswered():
+            return _command_answered(record, event)
+        case e.PayoutSettled():
+            return _settled(record, event)
+    raise ValueError(f"evolve does not know {type(event).__name__}")
+
+
+def _command_answered(record: PayoutRecord, event: e.BankCommandAnswered) -> PayoutRecord:
+    if not moves_forward(record, event.bank_status):
+        return replace(record, updated_at=event.at)
+    return replace(
+        record,
+        bank_status=event.bank_status,
+        state=state_of(record, event.bank_status),
+        updated_at=event.at,
+    )
+
+
+def _settled(record: PayoutRecord, event: e.PayoutSettled) -> PayoutRecord:
+    if record.reservation is None:
+        raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
+    reservation = replace(record.reservation, state=event.settlement)
+    return replace(record, reservation=reservation, updated_at=event.at)
+
+
+def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:
+    """What must happen to the reservation now, by the bank's status and our decision; None: nothing."""
+    if record.reservation is None:
+        return None
+    held = record.reservation.state
+    if held == "released":
+        return None
+    if record.bank_status in RELEASING_STATUSES:
+        return "released"
+    if held == "reserved":
+        if record.bank_status == "processed":
+            return "committed"
+        if record.decision == "REJECTED" and record.bank_status not in MOVING_STATUSES:
+            return "released"
+    return None
+
+
+encode_record = msgspec.json.Encoder().encode
+"""The record as Redis and Postgres keep it."""
+decode_record = msgspec.json.Decoder(PayoutRecord).decode

@@ -1,0 +1,46 @@
+"""The few errors of streamproc, named by what the caller does next.
+
+    Unprocessable   set the entry aside as a dead letter: trying again cannot help
+    TryAgain        leave the entry pending and take it up again after `after_s`
+    ConfigError     stop at start: a setting is missing or wrong (exit 2)
+    InputError      tell the person who typed or posted it (exit 2, HTTP 400)
+    JobFailed       the command ran and its answer is no (exit 1)
+    LogUnavailable  Redis did not answer: producers say 503, workers reconnect
+    LogBroken       the log is not what it must be (missing group, other partition count): stop, alarm
+"""
+
+
+class StreamprocError(Exception):
+    """Base of every error that streamproc raises on purpose."""
+
+
+class Unprocessable(StreamprocError):
+    """The entry can never be handled; the message says why, with the value and the limit."""
+
+
+class TryAgain(StreamprocError):
+    """A dependency is away. `after_s` is the least wait in seconds; no attempt is used up."""
+
+    def __init__(self, message: str, *, after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class ConfigError(StreamprocError):
+    """A setting is missing or wrong; the message names the variable."""
+
+
+class InputError(StreamprocError):
+    """A person or a client sent something wrong; the message names the value and the limit."""
+
+
+class JobFailed(StreamprocError):
+    """A command did its work and the result is a failure."""
+
+
+class LogUnavailable(StreamprocError):
+    """Redis or Valkey could not be reached or refused the write; nothing is known to be lost."""
+
+
+class LogBroken(StreamprocError):
+    """The log contradicts its own rules; going on could lose payouts, so the process stops."""
