@@ -51,7 +51,16 @@ MOVING_STATUSES = frozenset({"processing", "processed"})
 RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
 """The money is, or stays, ours: the reservation is released."""
 
-_TERMINAL: frozenset[State] = frozenset({"failed", "reversed", "cancelled", "declined"})
+UNKNOWN_AGENT = "unknown"
+"""Who a payout belongs to when nobody is named (rule 3)."""
+
+_TERMINAL: frozenset[State] = frozenset({"processed", "failed", "reversed", "cancelled", "declined", "bypassed"})
+_STATE_OF_DECISION: dict[e.Decision | None, State] = {
+    None: "received",
+    "APPROVED": "approved",
+    "REJECTED": "rejected",
+    "HELD": "held",
+}
 
 
 class Reservation(Struct, frozen=True, kw_only=True):
@@ -85,8 +94,6 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     identity: e.Identity = "unknown"
     vendor_url: str = ""
     fund_account: str = ""
-    governed_status: str = ""
-    """The bank's status when governance began: `pending` or `queued`; what execution must do follows from it."""
     state: State = "received"
     bank_status: str = ""
     utr: str = ""
@@ -107,8 +114,8 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def is_terminal(record: PayoutRecord) -> bool:
-    """Nothing more is expected; only then may the record leave Redis after the retention time."""
-    return record.state in _TERMINAL or record.state == "processed"
+    """Nothing but a late reversal is expected; only then may the record leave Redis."""
+    return record.state in _TERMINAL or (record.state == "rejected" and record.bank_status in RELEASING_STATUSES)
 
 
 def moves_forward(record: PayoutRecord | None, status: str) -> bool:
@@ -118,10 +125,15 @@ def moves_forward(record: PayoutRecord | None, status: str) -> bool:
 
 
 def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
-    """The record after `event`. Events that are not about a payout change nothing."""
+    """The record after `event`. Events that are not about a payout change nothing.
+
+    Observations commute with everything else: workers handle entries in another order than the log's, and
+    the log's readers must still come to the same record. So a status only moves forward, the earliest
+    observation gives the facts, and `state` is derived from decision, bank status and bypass alone.
+    """
     match event:
         case e.PayoutObserved():
-            return _observed(record, event)
+            return _with_state(_observed(record, event))
         case (
             e.PayoutMalformed()
             | e.BankEventIgnored()
@@ -135,7 +147,7 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
             return record
     if record is None:
         raise ValueError(f"{type(event).__name__} of payout {event.payout} comes before the payout was observed")
-    return _evolve_known(record, event)
+    return _with_state(replace(_evolve_known(record, event), updated_at=max(record.updated_at, event.at)))
 
 
 def fold(events: Iterable[e.Event], record: PayoutRecord | None = None) -> PayoutRecord | None:
@@ -148,7 +160,7 @@ def fold(events: Iterable[e.Event], record: PayoutRecord | None = None) -> Payou
 def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRecord:
     facts = event.facts
     if record is None:
-        record = PayoutRecord(
+        return PayoutRecord(
             payout=event.payout,
             account=event.account,
             received_at=event.at,
@@ -156,50 +168,49 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             currency=facts.currency,
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
-            agent=facts.notes.get("agent_id", "") or "unknown",
-            governed_status=facts.status,
+            agent=facts.notes.get("agent_id", "") or UNKNOWN_AGENT,
+            bank_status=facts.status,
+            utr=facts.utr,
+            fees=facts.fees,
+            tax=facts.tax,
+            updated_at=event.at,
         )
-    forward = moves_forward(record, facts.status)
-    same = facts.status == record.bank_status
-    if not (forward or same):
-        return record
+    if event.at < record.received_at and record.decision is None:
+        first = _observed(None, event)
+        record = replace(first, bank_status=record.bank_status, utr=record.utr, fees=record.fees, tax=record.tax)
     return replace(
         record,
-        bank_status=facts.status,
-        state=state_of(record, facts.status),
+        bank_status=facts.status if moves_forward(record, facts.status) else record.bank_status,
         utr=facts.utr or record.utr,
         fees=max(facts.fees, record.fees),
         tax=max(facts.tax, record.tax),
-        governed_status=facts.status if record.decision is None else record.governed_status,
-        updated_at=event.at,
+        updated_at=max(record.updated_at, event.at),
     )
 
 
-_STATE_OF_STATUS: dict[str, State] = {
-    "processed": "processed",
-    "failed": "failed",
-    "reversed": "reversed",
-    "cancelled": "cancelled",
-    "rejected": "declined",
-}
+def state_of(decision: e.Decision | None, bank_status: str, bypassed: bool) -> State:
+    """Our state: what the bank says once money moved or came back, else what was decided."""
+    decided: State = _STATE_OF_DECISION[decision]
+    match bank_status:
+        case "processed":
+            return "bypassed" if bypassed else "processed"
+        case "processing":
+            return "bypassed" if bypassed else "confirmed" if decision == "APPROVED" else decided
+        case "failed":
+            return "failed"
+        case "reversed":
+            return "reversed"
+        case "cancelled":
+            return "rejected" if decision == "REJECTED" else "cancelled"
+        case "rejected":
+            return "rejected" if decision == "REJECTED" else "declined"
+        case _:
+            return decided
 
 
-def state_of(record: PayoutRecord, status: str) -> State:
-    """Our state once the bank says `status`. A bypassed payout stays bypassed while its money is gone."""
-    if record.bypassed and status in MOVING_STATUSES:
-        return "bypassed"
-    if status == "rejected" and record.decision == "REJECTED":
-        return "rejected"
-    if status == "cancelled" and record.decision == "REJECTED":
-        return "rejected"
-    if status in _STATE_OF_STATUS:
-        return _STATE_OF_STATUS[status]
-    if status == "processing" and record.decision == "APPROVED":
-        return "confirmed"
-    return record.state
-
-
-_STATE_OF_DECISION: dict[str, State] = {"APPROVED": "approved", "REJECTED": "rejected", "HELD": "held"}
+def _with_state(record: PayoutRecord) -> PayoutRecord:
+    state = state_of(record.decision, record.bank_status, record.bypassed)
+    return record if state == record.state else replace(record, state=state)
 
 
 def _evolve_known(record: PayoutRecord, event: e.Event) -> PayoutRecord:
@@ -213,54 +224,43 @@ def _evolve_known(record: PayoutRecord, event: e.Event) -> PayoutRecord:
         case e.ReputationChecked():
             return replace(record, reputation_fresh_until=event.fresh_until)
         case e.BudgetReserved():
-            return replace(
-                record,
-                reservation=Reservation(
-                    state="reserved", amount=event.amount, number=event.number, windows=event.windows
-                ),
+            reservation = Reservation(
+                state="reserved", amount=event.amount, number=event.number, windows=event.windows
             )
+            return replace(record, reservation=reservation)
         case e.PayoutDecided():
-            return replace(
-                record,
-                agent=event.agent,
-                decision=event.decision,
-                decided_at=event.at,
-                reason=event.reason,
-                reasons=event.reasons,
-                findings=event.findings,
-                policy_version=event.policy_version,
-                hold_expires_at=event.hold_expires_at,
-                state=_STATE_OF_DECISION[event.decision],
-                updated_at=event.at,
-            )
+            return _decided(record, event)
         case e.ReviewCounted():
             review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
-            return replace(record, reviews=[*record.reviews, review], updated_at=event.at)
+            return replace(record, reviews=[*record.reviews, review])
         case e.GovernanceBypassed():
-            return replace(record, bypassed=True, state="bypassed", agent=event.agent, updated_at=event.at)
+            return replace(record, bypassed=True, agent=event.agent)
         case e.BankCommandAnswered():
-            return _command_answered(record, event)
+            forward = moves_forward(record, event.bank_status)
+            return replace(record, bank_status=event.bank_status) if forward else record
         case e.PayoutSettled():
             return _settled(record, event)
     raise ValueError(f"evolve does not know {type(event).__name__}")
 
 
-def _command_answered(record: PayoutRecord, event: e.BankCommandAnswered) -> PayoutRecord:
-    if not moves_forward(record, event.bank_status):
-        return replace(record, updated_at=event.at)
+def _decided(record: PayoutRecord, event: e.PayoutDecided) -> PayoutRecord:
     return replace(
         record,
-        bank_status=event.bank_status,
-        state=state_of(record, event.bank_status),
-        updated_at=event.at,
+        agent=event.agent,
+        decision=event.decision,
+        decided_at=event.at,
+        reason=event.reason,
+        reasons=event.reasons,
+        findings=event.findings,
+        policy_version=event.policy_version,
+        hold_expires_at=event.hold_expires_at,
     )
 
 
 def _settled(record: PayoutRecord, event: e.PayoutSettled) -> PayoutRecord:
     if record.reservation is None:
         raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
-    reservation = replace(record.reservation, state=event.settlement)
-    return replace(record, reservation=reservation, updated_at=event.at)
+    return replace(record, reservation=replace(record.reservation, state=event.settlement))
 
 
 def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:

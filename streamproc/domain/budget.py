@@ -1,0 +1,205 @@
+"""Budget windows and admission: who may still spend how much, and how often.
+
+`Ledger.admit` is the model of `log/lua/admit.lua`: the same histories give the same answers (a property test
+holds them together), and a what-if runs on the model alone. Amounts are paise, times µs.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct
+
+from streamproc.domain.policy import Policy, ScopeLimits
+
+US = 1_000_000
+_QUARTER_US = 15 * 60 * US
+"""Every zone's offset in use is a multiple of 15 minutes, so a window's names can be cached by the quarter."""
+_ZONES_CACHED = 4096
+
+
+class Window(Struct, frozen=True):
+    """One budget window that a payout is charged to. `limit` None is no limit; `ends_at` is in seconds."""
+
+    scope: str
+    window: str
+    limit: int | None
+    ends_at: int
+
+
+class RateAsk(Struct, frozen=True):
+    """At most `count` payouts of `agent` in any `window_us`; `hold`: go on to the budget when it is full."""
+
+    agent: str
+    count: int
+    window_us: int
+    hold: bool
+
+
+class Ask(Struct, frozen=True):
+    """One payout asks for a rate slot, for room in its windows, or for both."""
+
+    payout: str
+    amount: int
+    received_at: int
+    rate: RateAsk | None = None
+    windows: tuple[Window, ...] | None = None
+
+
+class RateAnswer(Struct, frozen=True):
+    """`used` payouts were in the window before this one; `limited`: there was no slot."""
+
+    number: int
+    used: int
+    limited: bool
+
+
+class BudgetAnswer(Struct, frozen=True):
+    """`exceeded` is the index of the first window without room, or -1; `before` pairs reserved, committed."""
+
+    number: int
+    exceeded: int
+    windows: tuple[Window, ...]
+    before: tuple[tuple[int, int], ...]
+
+    @property
+    def granted(self) -> bool:
+        """The amount is reserved in every window."""
+        return self.exceeded < 0
+
+
+class Admission(Struct, frozen=True):
+    """What was answered to a payout, for good; a part that was not asked for yet is None."""
+
+    rate: RateAnswer | None = None
+    budget: BudgetAnswer | None = None
+
+
+@lru_cache(maxsize=_ZONES_CACHED)
+def _calendar(zone: str, quarter: int) -> tuple[tuple[str, int], tuple[str, int], tuple[str, int]]:
+    """Names and ends (Unix s) of the day, ISO week and month that hold the quarter hour."""
+    moment = datetime.fromtimestamp(quarter * 900, ZoneInfo(zone))
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    year, week, weekday = moment.isocalendar()
+    next_month = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+    return (
+        (moment.strftime("%Y-%m-%d"), int((midnight + timedelta(days=1)).timestamp())),
+        (f"{year}-W{week:02d}", int((midnight + timedelta(days=8 - weekday)).timestamp())),
+        (moment.strftime("%Y-%m"), int(next_month.timestamp())),
+    )
+
+
+def windows_of(
+    *,
+    agent: str,
+    account: str,
+    vendor: str,
+    policy: Policy,
+    account_limits: ScopeLimits | None,
+    team_limits: ScopeLimits | None,
+    received_at: int,
+    zone: str,
+) -> tuple[Window, ...]:
+    """The windows a payout is charged to: the agent's day always, every other one only where it is limited."""
+    own = policy.timezone or zone
+    day, week, month = _calendar(own, received_at // _QUARTER_US)
+    windows = [Window(f"agent:{agent}", day[0], policy.daily_limit, day[1])]
+    scope = f"agent:{agent}"
+    if policy.weekly_limit is not None:
+        windows.append(Window(scope, week[0], policy.weekly_limit, week[1]))
+    if policy.monthly_limit is not None:
+        windows.append(Window(scope, month[0], policy.monthly_limit, month[1]))
+    if policy.vendor_daily_limit is not None and vendor:
+        windows.append(Window(f"vendor:{vendor}", day[0], policy.vendor_daily_limit, day[1]))
+    if team_limits is not None and policy.team:
+        windows += _scope_windows(f"team:{policy.team}", team_limits, received_at, zone)
+    if account_limits is not None:
+        windows += _scope_windows(f"account:{account}", account_limits, received_at, zone)
+    return tuple(windows)
+
+
+def _scope_windows(scope: str, limits: ScopeLimits, received_at: int, zone: str) -> list[Window]:
+    names = _calendar(limits.timezone or zone, received_at // _QUARTER_US)
+    wanted = (limits.daily_limit, limits.weekly_limit, limits.monthly_limit)
+    return [
+        Window(scope, name, limit, ends)
+        for (name, ends), limit in zip(names, wanted, strict=True)
+        if limit is not None
+    ]
+
+
+@dataclass
+class Ledger:
+    """Rates and budgets of one partition in memory, with exactly the answers of the scripts."""
+
+    number: int = 0
+    budgets: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """(scope, window) -> reserved, committed."""
+    rates: dict[str, dict[str, int]] = field(default_factory=dict)
+    """agent -> payout -> time counted (µs)."""
+    admissions: dict[str, Admission] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)
+    settled: dict[str, str] = field(default_factory=dict)
+
+    def admit(self, ask: Ask) -> Admission:
+        """Answer once per payout and part; the same payout always gets the same answer."""
+        known = self.admissions.get(ask.payout, Admission())
+        rate, budget = known.rate, known.budget
+        fresh = (ask.rate is not None and rate is None) or (ask.windows is not None and budget is None)
+        if not fresh:
+            return known
+        self.number += 1
+        if ask.rate is not None and rate is None:
+            rate = self._take_slot(ask.rate, ask)
+        stopped = rate is not None and rate.limited and ask.rate is not None and not ask.rate.hold
+        if ask.windows is not None and budget is None and not stopped:
+            budget = self._reserve(ask.windows, ask)
+        self.admissions[ask.payout] = Admission(rate, budget)
+        return self.admissions[ask.payout]
+
+    def _take_slot(self, ask: RateAsk, whole: Ask) -> RateAnswer:
+        slots = self.rates.setdefault(ask.agent, {})
+        # Workers admit out of order; a late one counts as of the newest, so no window ever holds more.
+        now = max([whole.received_at, *slots.values()])
+        for payout in [p for p, at in slots.items() if at <= now - ask.window_us]:
+            del slots[payout]
+        used = len(slots)
+        if used >= ask.count:
+            return RateAnswer(self.number, used, True)
+        slots[whole.payout] = now
+        return RateAnswer(self.number, used, False)
+
+    def _reserve(self, windows: tuple[Window, ...], whole: Ask) -> BudgetAnswer:
+        before = tuple(self.budgets.get((w.scope, w.window), (0, 0)) for w in windows)
+        exceeded = -1
+        for i, (window, (reserved, committed)) in enumerate(zip(windows, before, strict=True)):
+            if window.limit is not None and reserved + committed + whole.amount > window.limit:
+                exceeded = i
+                break
+        if exceeded < 0:
+            for window, (reserved, committed) in zip(windows, before, strict=True):
+                self.budgets[window.scope, window.window] = (reserved + whole.amount, committed)
+            self.amounts[whole.payout] = whole.amount
+            self.settled[whole.payout] = "reserved"
+        return BudgetAnswer(self.number, exceeded, windows, before)
+
+    def settle(self, payout: str, settlement: str) -> bool:
+        """Commit or release a reservation; False when there is none or it is settled that way already."""
+        held, amount = self.settled.get(payout), self.amounts.get(payout, 0)
+        allowed = (held == "reserved") or (held == "committed" and settlement == "released")
+        budget = self.admissions.get(payout, Admission()).budget
+        if not allowed or budget is None:
+            return False
+        self.number += 1
+        for window in budget.windows:
+            reserved, committed = self.budgets[window.scope, window.window]
+            if held == "reserved":
+                reserved -= amount
+            else:
+                committed -= amount
+            if settlement == "committed":
+                committed += amount
+            self.budgets[window.scope, window.window] = (reserved, committed)
+        self.settled[payout] = settlement
+        return True

@@ -1,0 +1,271 @@
+"""The rules, in order, as pure functions: a case in, a finding out.
+
+`decide` is the whole chain at once, for tests, replay and what-if. The stages in `consumers/` run the same
+table piece by piece, because between two pieces there is something to ask: a slot, Safe Browsing, room.
+The numbers are those of the rules table in docs/governance.md.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.budget import Admission, Window
+from streamproc.domain.domains import UrlProblem, VendorUrl, parse_vendor_url
+from streamproc.domain.events import Decision, Evidence, Finding, Identity, WindowUse
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.policy import AgentPolicy, ScopeLimits
+
+
+class Reputation(Struct, frozen=True):
+    """What is known of a vendor URL. `unavailable` carries why in `problem`. Times in µs."""
+
+    verdict: str
+    threats: tuple[str, ...] = ()
+    checked_at: int = 0
+    fresh_until: int = 0
+    problem: str = ""
+
+
+NO_URL = Reputation("no_url")
+
+
+class Case(Struct, frozen=True):
+    """Everything that a rule may look at. Parts that are not known yet are None."""
+
+    payout: PayoutRecord
+    identity: Identity
+    agent: AgentPolicy | None
+    account: ScopeLimits | None = None
+    team: ScopeLimits | None = None
+    admission: Admission = Admission()
+    reputation: Reputation | None = None
+
+
+class Verdict(Struct, frozen=True):
+    """The outcome with its primary reason, and everything that was found."""
+
+    decision: Decision
+    reason: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """All codes found, the primary first; `POLICY_OK` when nothing was."""
+        rest = [f.code for f in self.findings if f.outcome != "NOTED" and f.code != self.reason]
+        return [self.reason, *dict.fromkeys(rest)]
+
+
+Rule: TypeAlias = Callable[[Case], Finding | None]
+
+
+def _rejected(stage: str, code: str, **evidence: str | int | bool | list[str] | None) -> Finding:
+    return Finding(stage=stage, code=code, outcome="REJECTED", evidence=evidence)
+
+
+def _held(stage: str, code: str, **evidence: str | int | bool | list[str] | None) -> Finding:
+    return Finding(stage=stage, code=code, outcome="HELD", evidence=evidence)
+
+
+# ---- screening: rules 2 to 8 ------------------------------------------------------------
+
+
+def frozen(case: Case) -> Finding | None:
+    """Rule 2."""
+    scopes = (
+        ("agent", case.agent is not None and case.agent.policy.frozen),
+        ("account", case.account is not None and case.account.frozen),
+        ("team", case.team is not None and case.team.frozen),
+    )
+    for scope, is_frozen in scopes:
+        if is_frozen:
+            return _rejected("screening", "FROZEN", scope=scope)
+    return None
+
+
+def no_policy(case: Case) -> Finding | None:
+    """Rule 3."""
+    return _rejected("screening", "NO_POLICY", agent=case.payout.agent) if case.agent is None else None
+
+
+def currency(case: Case) -> Finding | None:
+    """Rule 4."""
+    assert case.agent is not None
+    allowed = case.agent.policy.currencies
+    if case.payout.currency in allowed:
+        return None
+    return _rejected(
+        "screening", "CURRENCY_NOT_ALLOWED", currency=case.payout.currency, allowed=list(allowed)
+    )
+
+
+def unverified_identity(case: Case) -> Finding | None:
+    """Rule 5."""
+    assert case.agent is not None
+    if case.agent.policy.require_verified_identity and case.identity != "verified":
+        return _held("screening", "IDENTITY_UNVERIFIED", identity=case.identity)
+    return None
+
+
+def transaction_limit(case: Case) -> Finding | None:
+    """Rule 6: equal passes."""
+    assert case.agent is not None
+    limit = case.agent.policy.per_txn_limit
+    if limit is None or case.payout.amount <= limit:
+        return None
+    return _rejected("screening", "TXN_LIMIT_EXCEEDED", amount=case.payout.amount, limit=limit)
+
+
+def vendor_url(case: Case) -> Finding | None:
+    """Rule 7, with IP literals and localhost, which must be listed to pass."""
+    assert case.agent is not None
+    policy, text = case.agent.policy, case.payout.vendor_url
+    if not text:
+        if policy.allowed_domains or policy.require_vendor_url:
+            return _rejected("screening", "VENDOR_URL_REQUIRED")
+        return None
+    url = parse_vendor_url(text)
+    if isinstance(url, UrlProblem):
+        return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], problem=url.problem)
+    if (url.is_ip or url.is_localhost) and case.agent.allowed.match(url.host) is None:
+        problem = "an IP address or localhost that allowed_domains does not list"
+        return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], host=url.host, problem=problem)
+    return None
+
+
+def domain(case: Case) -> Finding | None:
+    """Rule 8: a block wins over an allow."""
+    assert case.agent is not None
+    url = vendor_of(case.payout.vendor_url)
+    if url is None:
+        return None
+    blocked_by = case.agent.blocked.match(url.host)
+    if blocked_by is not None:
+        return _rejected("screening", "DOMAIN_BLOCKED", host=url.host, rule=blocked_by)
+    if case.agent.policy.allowed_domains and case.agent.allowed.match(url.host) is None:
+        return _rejected("screening", "DOMAIN_BLOCKED", host=url.host, rule="not in allowed_domains")
+    return None
+
+
+# ---- velocity, reputation, budget, approval ---------------------------------------------
+
+
+def rate(case: Case) -> Finding | None:
+    """Rule 10."""
+    answer = case.admission.rate
+    if answer is None or not answer.limited:
+        return None
+    assert case.agent is not None
+    limit = case.agent.policy.rate_limit
+    outcome = _held if case.agent.policy.on_rate_limit == "hold" else _rejected
+    return outcome("velocity", "RATE_LIMITED", used=answer.used, limit=limit.count, window_s=limit.window_s)
+
+
+def threat(case: Case) -> Finding | None:
+    """Rule 11."""
+    reputation = case.reputation
+    if reputation is None or reputation.verdict != "threat":
+        return None
+    return _rejected(
+        "reputation", "RISK_HIGH", threats=list(reputation.threats), checked_at=reputation.checked_at
+    )
+
+
+def reputation_unavailable(case: Case) -> Finding | None:
+    """Rule 12."""
+    reputation = case.reputation
+    if reputation is None or reputation.verdict != "unavailable":
+        return None
+    assert case.agent is not None
+    outcome = _rejected if case.agent.policy.on_reputation_unavailable == "reject" else _held
+    return outcome("reputation", "REPUTATION_UNAVAILABLE", problem=reputation.problem)
+
+
+def window_limit(case: Case) -> Finding | None:
+    """Rule 16: equal passes; names the first window without room."""
+    answer = case.admission.budget
+    if answer is None or answer.granted:
+        return None
+    window, (reserved, committed) = answer.windows[answer.exceeded], answer.before[answer.exceeded]
+    return _rejected(
+        "budget",
+        "LIMIT_EXCEEDED",
+        scope=window.scope,
+        window=window.window,
+        limit=window.limit,
+        used=reserved + committed,
+        reserved=reserved,
+        committed=committed,
+        amount=case.payout.amount,
+        number=answer.number,
+    )
+
+
+def approval(case: Case) -> Finding | None:
+    """Rule 17: equal passes; a threshold of 0 holds everything."""
+    assert case.agent is not None
+    above = case.agent.policy.require_approval_above
+    if above is None or case.payout.amount <= above:
+        return None
+    return _held("approval", "APPROVAL_REQUIRED", amount=case.payout.amount, above=above)
+
+
+# The first rejection ends the chain, so this order is policy: refuse before asking, ask before reserving.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "screening": (frozen, no_policy, currency, unverified_identity, transaction_limit, vendor_url, domain),
+    "velocity": (rate,),
+    "reputation": (threat, reputation_unavailable),
+    "budget": (window_limit,),
+    "approval": (approval,),
+}
+
+RECHECKED: tuple[Rule, ...] = (frozen, no_policy, transaction_limit, vendor_url, domain, threat)
+"""What may have changed while a person thought about it (GOVERNANCE "Holds")."""
+
+
+def find(rules: Iterable[Rule], case: Case) -> list[Finding]:
+    """The findings of `rules` in order, up to and with the first rejection."""
+    findings: list[Finding] = []
+    for rule in rules:
+        finding = rule(case)
+        if finding is not None:
+            findings.append(finding)
+            if finding.outcome == "REJECTED":
+                break
+    return findings
+
+
+def conclude(findings: Iterable[Finding]) -> Verdict:
+    """A rejection wins, then the first reason to hold, then POLICY_OK (rule 18)."""
+    found = tuple(findings)
+    for decision in ("REJECTED", "HELD"):
+        for finding in found:
+            if finding.outcome == decision:
+                return Verdict(finding.outcome, finding.code, found)  # type: ignore[arg-type]  # NOTED never equals
+    return Verdict("APPROVED", "POLICY_OK", found)
+
+
+def decide(case: Case) -> Verdict:
+    """All rules on a complete case: what the stages come to together."""
+    return conclude(find((rule for rules in RULES.values() for rule in rules), case))
+
+
+def vendor_of(text: str) -> VendorUrl | None:
+    """The parsed vendor URL, or None where there is none or it is no URL."""
+    if not text:
+        return None
+    url = parse_vendor_url(text)
+    return None if isinstance(url, UrlProblem) else url
+
+
+def uses(windows: tuple[Window, ...], before: tuple[tuple[int, int], ...]) -> list[WindowUse]:
+    """The windows with what was in them before the payout, as the log keeps it."""
+    return [
+        WindowUse(scope=w.scope, window=w.window, limit=w.limit, reserved=reserved, committed=committed)
+        for w, (reserved, committed) in zip(windows, before, strict=True)
+    ]
+
+
+def evidence_text(evidence: Evidence) -> str:
+    """Evidence on one line, for people."""
+    return ", ".join(f"{key}={value}" for key, value in evidence.items())
