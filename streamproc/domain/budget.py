@@ -19,7 +19,7 @@ _QUARTER_US = 15 * 60 * US
 _ZONES_CACHED = 4096
 
 
-class Window(Struct, frozen=True):
+class Window(Struct, frozen=True, array_like=True):
     """One budget window that a payout is charged to. `limit` None is no limit; `ends_at` is in seconds."""
 
     scope: str
@@ -145,20 +145,19 @@ class Ledger:
     def admit(self, ask: Ask) -> Admission:
         """Answer once per payout and part; the same payout always gets the same answer."""
         known = self.admissions.get(ask.payout, Admission())
-        rate, budget = known.rate, known.budget
-        fresh = (ask.rate is not None and rate is None) or (ask.windows is not None and budget is None)
-        if not fresh:
-            return known
-        self.number += 1
+        rate, budget, number = known.rate, known.budget, self.number + 1
         if ask.rate is not None and rate is None:
-            rate = self._take_slot(ask.rate, ask)
+            rate = self._take_slot(ask.rate, ask, number)
         stopped = rate is not None and rate.limited and ask.rate is not None and not ask.rate.hold
         if ask.windows is not None and budget is None and not stopped:
-            budget = self._reserve(ask.windows, ask)
-        self.admissions[ask.payout] = Admission(rate, budget)
-        return self.admissions[ask.payout]
+            budget = self._reserve(ask.windows, ask, number)
+        admission = Admission(rate, budget)
+        if admission != known:
+            self.number = number
+            self.admissions[ask.payout] = admission
+        return admission
 
-    def _take_slot(self, ask: RateAsk, whole: Ask) -> RateAnswer:
+    def _take_slot(self, ask: RateAsk, whole: Ask, number: int) -> RateAnswer:
         slots = self.rates.setdefault(ask.agent, {})
         # Workers admit out of order; a late one counts as of the newest, so no window ever holds more.
         now = max([whole.received_at, *slots.values()])
@@ -166,11 +165,11 @@ class Ledger:
             del slots[payout]
         used = len(slots)
         if used >= ask.count:
-            return RateAnswer(self.number, used, True)
+            return RateAnswer(number, used, True)
         slots[whole.payout] = now
-        return RateAnswer(self.number, used, False)
+        return RateAnswer(number, used, False)
 
-    def _reserve(self, windows: tuple[Window, ...], whole: Ask) -> BudgetAnswer:
+    def _reserve(self, windows: tuple[Window, ...], whole: Ask, number: int) -> BudgetAnswer:
         before = tuple(self.budgets.get((w.scope, w.window), (0, 0)) for w in windows)
         exceeded = -1
         for i, (window, (reserved, committed)) in enumerate(zip(windows, before, strict=True)):
@@ -182,7 +181,7 @@ class Ledger:
                 self.budgets[window.scope, window.window] = (reserved + whole.amount, committed)
             self.amounts[whole.payout] = whole.amount
             self.settled[whole.payout] = "reserved"
-        return BudgetAnswer(self.number, exceeded, windows, before)
+        return BudgetAnswer(number, exceeded, windows, before)
 
     def settle(self, payout: str, settlement: str) -> bool:
         """Commit or release a reservation; False when there is none or it is settled that way already."""

@@ -1,0 +1,262 @@
+"""Which host a vendor URL means, and whether a list of domain rules names it.
+
+Attackers and people write one host in many ways. Everything is parsed as browsers do (WHATWG URL, UTS #46,
+by ada) so that case, port, trailing dots, userinfo, backslashes, full-width letters and ideographic dots
+never change an answer. Rules go through the same parser, so both sides of a comparison are canonical.
+Browsers accept hosts that DNS cannot hold (`a..b`, labels over 63); those are problems here.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Literal
+
+import ada_url
+from msgspec import Struct
+
+VENDOR_URL_CHARS_MAX = 2_048
+"""Longest vendor URL, in characters. Safe Browsing and browsers' address bars stop near here."""
+HOST_CHARS_MAX = 253
+"""Longest host name, in characters (RFC 1035: 255 bytes on the wire)."""
+LABEL_CHARS_MAX = 63
+"""Longest label of a host name, in characters (RFC 1035)."""
+RULE_CHARS_MAX = 1_024
+"""Longest domain rule as written: room for a host of 253 written with escapes or wide characters."""
+URLS_CACHED_MAX = 4_096
+"""Parsed URLs kept in memory: agents pay the same vendors again. At most some 20 MB."""
+SETS_CACHED_MAX = 1_024
+"""Compiled domain lists kept in memory: agents share the lists of the defaults."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_DOTS = str.maketrans("\u3002\uff0e\uff61", "...")
+"""The three characters that UTS #46 reads as a dot."""
+_NOT_IN_A_RULE = (
+    ("://", "a rule is a host, without a scheme"),
+    ("/", "a rule is a host, without a path"),
+    ("\\", "a rule is a host, without a path"),
+    ("?", "a rule is a host, without a query"),
+    ("#", "a rule is a host, without a fragment"),
+    ("@", "a rule is a host, without user names"),
+    ("%", "a rule is a host, without percent escapes"),
+)
+_WRITTEN_TOGETHER = (
+    frozenset({"LATIN", "CJK", "HIRAGANA", "KATAKANA"}),
+    frozenset({"LATIN", "CJK", "BOPOMOFO"}),
+    frozenset({"LATIN", "CJK", "HANGUL"}),
+)
+"""Scripts that one honest label may mix (UTS #39, "highly restrictive")."""
+
+
+class VendorUrl(Struct, frozen=True):
+    """A well-formed http(s) URL, canonical."""
+
+    href: str
+    """Without userinfo and fragment; the host as below."""
+    host: str
+    """ASCII, lower case, no trailing dot. IPv6 stands in brackets."""
+    is_ip: bool
+    """An IP literal, however it was spelled (octal, hex, one integer, IPv6)."""
+    is_localhost: bool
+    """`localhost` or a name under it."""
+    mixes_scripts: bool = False
+    """One label mixes scripts that are not written together: a sign of a look-alike."""
+
+
+class UrlProblem(Struct, frozen=True):
+    """Why a text is not a vendor URL, in one line that does not repeat the text."""
+
+    problem: str
+
+
+def parse_vendor_url(text: str) -> VendorUrl | UrlProblem:
+    """What a browser would open for *text*, or why that is no http(s) URL. Never raises.
+
+    As in WHATWG, blanks around the URL and tabs and line ends inside it are dropped; other control
+    characters are refused, since tools disagree about them. A host without a scheme is a problem.
+    """
+    if len(text) > VENDOR_URL_CHARS_MAX:
+        return UrlProblem(f"the URL has {len(text)} characters, the limit is {VENDOR_URL_CHARS_MAX}")
+    return _parse(text)
+
+
+@lru_cache(maxsize=URLS_CACHED_MAX)
+def _parse(text: str) -> VendorUrl | UrlProblem:
+    if not text.strip():
+        return UrlProblem("the URL is empty")
+    if _CONTROL.search(text):
+        return UrlProblem("the URL has control characters")
+    try:
+        url = ada_url.URL(text)
+    except ValueError:  # also what lone surrogates raise
+        return UrlProblem("the URL cannot be parsed; it must be like https://vendor.example/path")
+    if url.protocol not in ("http:", "https:"):
+        return UrlProblem("the URL's scheme must be http or https")
+    return _canonical(url)
+
+
+def _canonical(url: ada_url.URL) -> VendorUrl | UrlProblem:
+    try:
+        host, is_ip = _canonical_host(url.hostname)
+    except ValueError as problem:
+        return UrlProblem(str(problem))
+    url.username = url.password = url.hash = ""
+    url.hostname = host
+    return VendorUrl(
+        href=url.href,
+        host=host,
+        is_ip=is_ip,
+        is_localhost=host == "localhost" or host.endswith(".localhost"),
+        mixes_scripts=not is_ip and any(_mixes_scripts(label) for label in host.split(".")),
+    )
+
+
+def _canonical_host(host: str) -> tuple[str, bool]:
+    """*host* as ada gave it, without trailing dots, and whether it is an IP. ValueError if DNS cannot hold it."""
+    bare = host.rstrip(".")
+    if not bare:
+        raise ValueError("the host is empty")
+    try:
+        # Parsed again, because `127.0.0.1..` is a name with its dots and an address without them.
+        parsed = ada_url.URL(f"http://{bare}/")
+    except ValueError:
+        raise ValueError("the host cannot be parsed") from None
+    if parsed.host_type != ada_url.HostType.DEFAULT:
+        return parsed.hostname, True
+    if len(bare) > HOST_CHARS_MAX:
+        raise ValueError(f"the host has {len(bare)} characters, the limit is {HOST_CHARS_MAX}")
+    for label in bare.split("."):
+        if not label:
+            raise ValueError("the host has an empty label")
+        if len(label) > LABEL_CHARS_MAX:
+            raise ValueError(f"a label of the host has {len(label)} characters, the limit is {LABEL_CHARS_MAX}")
+    return bare, False
+
+
+def _mixes_scripts(label: str) -> bool:
+    if not label.startswith("xn--"):
+        return False
+    letters = (letter for letter in ada_url.idna_to_unicode(label) if letter.isalpha())
+    scripts = {unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0] for letter in letters}
+    return len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER)
+
+
+class DomainRule(Struct, frozen=True):
+    """One entry of `allowed_domains` or `blocked_domains`."""
+
+    text: str
+    """As it was written."""
+    covers: Literal["everything", "host", "tree", "subdomains"]
+    host: str
+    """Canonical; empty where the rule covers everything."""
+
+
+def parse_rule(text: str) -> DomainRule:
+    """Read a domain rule; ValueError says why *text* cannot be one.
+
+    `evil.com` is that host and its subdomains, `=evil.com` only the host, `*.evil.com` only subdomains,
+    `*.xyz` a whole suffix, `*` everything. An IP address has no subdomains: it covers itself.
+    """
+    written = text.translate(_DOTS)
+    if written == "*":
+        return DomainRule(text, "everything", "")
+    _refuse_what_is_no_host(written)
+    if written.startswith("="):
+        host, is_ip = _rule_host(written[1:])
+        return DomainRule(text, "host", host)
+    if written.startswith("*."):
+        host, is_ip = _rule_host(written[2:])
+        if is_ip:
+            raise ValueError(f"{text}: an IP address has no subdomains")
+        return DomainRule(text, "subdomains", host)
+    host, is_ip = _rule_host(written)
+    return DomainRule(text, "host" if is_ip else "tree", host)
+
+
+def _refuse_what_is_no_host(written: str) -> None:
+    if not written:
+        raise ValueError("a rule cannot be empty; * means everything")
+    if len(written) > RULE_CHARS_MAX:
+        raise ValueError(f"a rule has {len(written)} characters, the limit is {RULE_CHARS_MAX}")
+    if any(letter.isspace() for letter in written) or _CONTROL.search(written):
+        raise ValueError(f"{written!r}: a rule has no spaces or control characters")
+    for mark, reason in _NOT_IN_A_RULE:
+        if mark in written:
+            raise ValueError(f"{written}: {reason}")
+
+
+def _rule_host(written: str) -> tuple[str, bool]:
+    if not written:
+        raise ValueError("the rule names no host")
+    bare = written if written.startswith("[") or written.count(":") < 2 else f"[{written}]"
+    if ":" in bare and not bare.endswith("]"):
+        raise ValueError(f"{written}: a rule is a host, without a port")
+    try:
+        host, is_ip = _canonical_host(ada_url.URL(f"http://{bare}/").hostname)
+    except ValueError as problem:
+        raise ValueError(f"{written!r} is not a host: {problem}") from None
+    # Asked of the canonical host, because full-width stars and equals signs become plain ones on the way.
+    if "*" in host:
+        raise ValueError(f"{written}: a star stands only alone or as *. before a host")
+    if "=" in host:
+        raise ValueError(f"{written}: an equals sign stands only once, before a host")
+    return host, is_ip
+
+
+def matches(rule: DomainRule, host: str) -> bool:
+    """Whether *rule* covers *host*, which is canonical (`VendorUrl.host`)."""
+    if rule.covers == "everything":
+        return True
+    if rule.covers in ("host", "tree") and host == rule.host:
+        return True
+    return rule.covers in ("tree", "subdomains") and host.endswith("." + rule.host)
+
+
+class DomainSet:
+    """A list of rules, compiled: a lookup costs one dict access per label, however long the list."""
+
+    __slots__ = ("_everything", "_hosts", "_parents", "rules")
+
+    def __init__(self, rules: Iterable[DomainRule]) -> None:
+        self.rules = tuple(rules)
+        self._hosts: dict[str, int] = {}
+        self._parents: dict[str, int] = {}
+        self._everything: int | None = None
+        for index, rule in enumerate(self.rules):
+            if rule.covers == "everything":
+                self._everything = index if self._everything is None else self._everything
+            if rule.covers in ("host", "tree"):
+                self._hosts.setdefault(rule.host, index)
+            if rule.covers in ("tree", "subdomains"):
+                self._parents.setdefault(rule.host, index)
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+    def match(self, host: str) -> str | None:
+        """The text of the first listed rule that covers *host* (canonical), or None."""
+        found = self._first(host)
+        if self._everything is not None and (found is None or self._everything < found):
+            found = self._everything
+        return None if found is None else self.rules[found].text
+
+    def match_named(self, host: str) -> str | None:
+        """As `match`, but `*` does not count: IP literals and localhost must be listed themselves."""
+        found = self._first(host)
+        return None if found is None else self.rules[found].text
+
+    def _first(self, host: str) -> int | None:
+        found = self._hosts.get(host)
+        dot = host.find(".")
+        while dot >= 0:
+            index = self._parents.get(host[dot + 1 :])
+            if index is not None and (found is None or index < found):
+                found = index
+            dot = host.find(".", dot + 1)
+        return found
+
+
+@lru_cache(maxsize=SETS_CACHED_MAX)
+def compile_domains(texts: tuple[str, ...]) -> DomainSet:
+    """The set of the rules *texts*; ValueError at the first that is no rule."""
+    return DomainSet(parse_rule(text) for text in texts)

@@ -1,0 +1,102 @@
+"""Connections to Redis or Valkey, with the client's unsafe defaults switched off.
+
+redis-py retries every command on its own and times out reads earlier than a blocking read ends; one lost reply
+then appends twice. Here nothing is retried behind our back, every connection has its own timeout, and what
+goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from streamproc.errors import LogBroken, LogUnavailable
+
+COMMAND_TIMEOUT_S = 3.0
+"""No command takes this long; well under the 5 s in which the bank wants its 2xx."""
+BLOCK_MS_MAX = 1000
+"""Longest blocking read. Short, so that a stop is noticed and a dead peer too."""
+BLOCK_MARGIN_S = 3.0
+"""A blocking read's socket timeout is its block time and this."""
+KEEPALIVE = True
+
+_RAW = ("XREAD", "XREADGROUP", "XRANGE", "XREVRANGE", "XCLAIM", "XAUTOCLAIM")
+"""Answered as they are on the wire, [id, [field, value, ...]]: redis-py would build a dict for each entry."""
+_AWAY = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    ReadOnlyError,
+    TryAgainError,
+    OSError,
+)
+_AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
+_BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
+
+
+def connect(url: str, *, blocking: bool = False) -> Redis:
+    """A client with one connection of its own. Close it with `aclose()`.
+
+    `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs.
+    """
+    timeout = BLOCK_MS_MAX / 1000 + BLOCK_MARGIN_S if blocking else COMMAND_TIMEOUT_S
+    client = Redis.from_url(
+        url,
+        single_connection_client=True,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout,
+        socket_connect_timeout=COMMAND_TIMEOUT_S,
+        socket_keepalive=KEEPALIVE,
+        health_check_interval=0,
+        decode_responses=False,
+    )
+    for command in _RAW:
+        client.response_callbacks.pop(command, None)
+    return client
+
+
+@asynccontextmanager
+async def connected(url: str, *, blocking: bool = False) -> AsyncIterator[Redis]:
+    """`connect`, closed at the end."""
+    client = connect(url, blocking=blocking)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Give Redis's errors the names that callers act on. The message never holds a URL or a key's value."""
+    try:
+        yield
+    except _AWAY as problem:
+        raise LogUnavailable(f"Redis is away: {type(problem).__name__}") from problem
+    except ResponseError as problem:
+        text = str(problem)
+        if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
+            raise LogUnavailable(f"Redis refuses writes: {text[:120]}") from problem
+        if text.startswith(_BROKEN_CODES):
+            raise LogBroken(f"the log is not what it must be: {text[:200]}") from problem
+        raise
+    except RedisError as problem:
+        raise LogUnavailable(f"Redis failed: {type(problem).__name__}") from problem
+    except asyncio.TimeoutError as problem:
+        raise LogUnavailable("Redis did not answer in time") from problem

@@ -1,0 +1,30 @@
+#!lua
+-- Append producer deliveries to the log, each at most once.
+-- KEYS[1]      stream  the partition's log
+-- KEYS[2..]    string  seen keys, those of the first delivery first
+-- ARGV[1]      s       how long a delivery is remembered
+-- then for each delivery: number of its seen keys, `e`, `m`
+-- Returns for each delivery: entry id, 1 if appended now or 0 if seen before (any of its keys known).
+-- O(deliveries). Safe to resend: a second run finds the keys and answers with the same ids.
+if #ARGV < 4 or (#ARGV - 1) % 3 ~= 0 then
+  return redis.error_reply('ERR append_once: wrong number of arguments')
+end
+local reply, key = {}, 2
+for i = 2, #ARGV, 3 do
+  local n, id = tonumber(ARGV[i]), false
+  for k = key, key + n - 1 do
+    id = id or redis.call('GET', KEYS[k])
+  end
+  local new = 0
+  if not id then
+    id = redis.call('XADD', KEYS[1], '*', 'e', ARGV[i + 1], 'm', ARGV[i + 2])
+    for k = key, key + n - 1 do
+      redis.call('SET', KEYS[k], id, 'EX', ARGV[1])
+    end
+    new = 1
+  end
+  key = key + n
+  reply[#reply + 1] = id
+  reply[#reply + 1] = new
+end
+return reply

@@ -1,0 +1,16 @@
+#!lua
+-- Change policies: the events and the state that decisions read, in one step.
+-- KEYS[1] stream log   KEYS[2] hash policy (field `rev`, and a field for each scope)
+-- ARGV[1] revision that the change was planned on, ARGV[2] `e`, ARGV[3] `m`, then scope and its JSON ('' removes)
+-- Returns {1, entry id} or {0, current revision} if somebody was faster.  O(scopes).
+-- Resent after a lost reply it answers 0: the caller plans again and finds nothing left to change.
+local rev = redis.call('HGET', KEYS[2], 'rev') or '0'
+if rev ~= ARGV[1] then
+  return { 0, rev }
+end
+local id = redis.call('XADD', KEYS[1], '*', 'e', ARGV[2], 'm', ARGV[3])
+for i = 4, #ARGV, 2 do
+  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+end
+redis.call('HINCRBY', KEYS[2], 'rev', 1)
+return { 1, id }

@@ -1,0 +1,10 @@
+#!lua
+-- Remove a consumer that owns nothing. Looked at and removed in one step: a pending entry is never dropped.
+-- KEYS[1] stream log
+-- ARGV[1] group, ARGV[2] consumer
+-- Returns 1 if it is gone, 0 if it still owns entries.  O(1).
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then
+  return 0
+end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+return 1

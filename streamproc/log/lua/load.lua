@@ -1,0 +1,16 @@
+#!lua flags=no-writes
+-- Read what a batch needs: the clock, the policy revision, and each payout's state and recorded admission.
+-- KEYS[1]    hash  policy
+-- KEYS[2..]  hash  payouts
+-- ARGV       none
+-- Returns {now µs, policy revision, {version, record, rate answer, budget answer, windows} per payout}.
+-- O(payouts). Changes nothing.
+local time = redis.call('TIME')
+local reply = {
+  string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2])),
+  redis.call('HGET', KEYS[1], 'rev') or '0',
+}
+for i = 2, #KEYS do
+  reply[#reply + 1] = redis.call('HMGET', KEYS[i], 'v', 's', 'ra', 'ba', 'w')
+end
+return reply

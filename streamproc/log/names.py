@@ -1,0 +1,60 @@
+"""Names of everything in Redis. All keys of a partition share one hash tag, so one script may touch them all."""
+
+from binascii import crc_hqx
+from functools import lru_cache
+
+PREFIX = "sp"
+META = f"{PREFIX}:meta"
+"""Hash: `partitions`, written at first start; another setting later refuses to start."""
+
+
+class Names:
+    """Keys of one partition. Ids in keys are validated where they enter (policy ids, bank ids)."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.base = f"{PREFIX}:{{{partition}}}"
+        self.log = f"{self.base}:log"
+        self.policy = f"{self.base}:policy"
+        self.timers = f"{self.base}:timers"
+        self.dead = f"{self.base}:dead"
+        self.number = f"{self.base}:number"
+        self.groups = f"{self.base}:groups"
+
+    def seen(self, key: str) -> str:
+        """Idempotency of one producer delivery."""
+        return f"{self.base}:seen:{key}"
+
+    def payout(self, payout: str) -> str:
+        """State, version, reservation of one payout."""
+        return f"{self.base}:payout:{payout}"
+
+    def budget(self, scope: str, window: str) -> str:
+        """Reserved (`r`) and committed (`c`) paise."""
+        return f"{self.base}:budget:{scope}:{window}"
+
+    def rate(self, agent: str) -> str:
+        """Rate slots: members are payout ids, scores µs."""
+        return f"{self.base}:rate:{agent}"
+
+    def reputation(self, digest: str) -> str:
+        """A cached Safe Browsing answer, by the hash of the canonical URL."""
+        return f"{self.base}:reputation:{digest}"
+
+    def retries(self, group: str) -> str:
+        """Entries of a group that wait for their next attempt: score µs."""
+        return f"{self.base}:retries:{group}"
+
+    def tries(self, group: str) -> str:
+        """Attempts that counted, by entry."""
+        return f"{self.base}:tries:{group}"
+
+    def cursor(self, producer: str) -> str:
+        """Where a polling producer is."""
+        return f"{self.base}:cursor:{producer}"
+
+
+@lru_cache(maxsize=4096)
+def partition_of(account: str, partitions: int) -> int:
+    """The partition of an account: CRC16 (XMODEM, as Redis Cluster uses) modulo the partition count."""
+    return crc_hqx(account.encode(), 0) % partitions

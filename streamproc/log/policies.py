@@ -1,0 +1,56 @@
+"""Policies as the log's Redis holds them: read by every batch, changed in one commit with their event."""
+
+import msgspec
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.policy import PolicyBook, ScopeState, build_book
+from streamproc.domain.wire import encode_events
+from streamproc.errors import LogUnavailable
+from streamproc.log import scripts
+from streamproc.log.connection import named_errors
+from streamproc.log.names import Names
+
+CHANGES_MAX = 10
+"""Times a change is planned again because somebody else changed a policy meanwhile."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(ScopeState).decode
+
+
+async def read_scopes(client: Redis, names: Names) -> tuple[bytes, dict[str, ScopeState]]:
+    """The revision and every scope's state."""
+    with named_errors():
+        rows: dict[bytes, bytes] = await client.hgetall(names.policy)  # type: ignore[misc]
+    rev = rows.pop(b"rev", b"0")
+    return rev, {scope.decode(): _decode(state) for scope, state in rows.items()}
+
+
+class Policies:
+    """The policy book of one partition, built again only when the revision moves."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._rev = b""
+        self.book: PolicyBook = build_book({})
+
+    async def refresh(self, client: Redis, rev: bytes) -> PolicyBook:
+        """The book at `rev` or newer."""
+        if rev != self._rev:
+            self._rev, scopes = await read_scopes(client, self._names)
+            self.book = build_book(scopes)
+        return self.book
+
+
+async def put_in_force(client: Redis, names: Names, rev: bytes, changes: list[PolicyChanged], *, actor: str) -> str | None:
+    """Append `changes`, planned on `rev`, and put them in force; None when `rev` is no longer current."""
+    states = [
+        (c.scope, _encode(ScopeState(version=c.version, own=c.after, effective=c.effective))) for c in changes
+    ]
+    meta = _encode({"by": "policy", "actor": actor})
+    try:
+        return await scripts.change_policy(
+            client, names, rev=rev, e=encode_events(changes), m=meta, scopes=states
+        )
+    except LogUnavailable as problem:
+        raise LogUnavailable(f"{problem}; whether the policy changed is not known: apply it again") from problem

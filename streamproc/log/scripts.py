@@ -1,0 +1,248 @@
+"""The scripts with types: only this module knows the order of their keys and arguments."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from streamproc.domain.budget import Admission, Ask, BudgetAnswer, RateAnswer, Window
+from streamproc.log.connection import named_errors
+from streamproc.log.names import Names
+
+BATCH_MAX = 512
+"""Entries in one script call: about 4 ms of the server's one thread."""
+SEEN_TTL_S = 16 * 86_400
+"""A delivery is remembered longer than the bank's support can replay one (15 days)."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
+
+Raw = tuple[bytes, list[bytes]]
+"""An entry as Redis gives it: id, and [field, value, ...]."""
+
+
+class Script:
+    """One Lua file: EVALSHA, and EVAL where the server does not know it (yet, or any more)."""
+
+    def __init__(self, name: str) -> None:
+        self.text = files("streamproc.log").joinpath(f"lua/{name}.lua").read_bytes()
+        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        with named_errors():
+            try:
+                return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+            except NoScriptError:
+                return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+_append_once, _load, _admit, _commit = Script("append_once"), Script("load"), Script("admit"), Script("commit")
+_due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
+_change_policy, _redrive = Script("change_policy"), Script("redrive")
+
+
+class Keys:
+    """KEYS of one call: each key once, addressed by its 1-based index."""
+
+    def __init__(self, *fixed: str) -> None:
+        self.list = list(fixed)
+        self._index = {key: i for i, key in enumerate(fixed, 1)}
+
+    def index(self, key: str) -> int:
+        """The index of `key`, added if it is new."""
+        known = self._index.get(key)
+        if known is None:
+            self.list.append(key)
+            known = self._index[key] = len(self.list)
+        return known
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What a producer appends: its idempotency keys, the events and the metadata as JSON."""
+
+    keys: Sequence[str]
+    e: bytes
+    m: bytes
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What Redis knows of a payout. `version` b'0' is none."""
+
+    version: bytes
+    record: bytes | None
+    admission: Admission
+
+
+class Committed(IntEnum):
+    """The fate of one input of a commit."""
+
+    ALREADY = 0
+    DONE = 1
+    STALE = 2
+
+
+@dataclass(slots=True)
+class Handover:
+    """One input with everything that its handling leaves behind."""
+
+    entry: bytes
+    payout: str = ""
+    version: bytes = b"-1"
+    record: bytes = b""
+    keep_s: int = 0
+    e: bytes = b""
+    m: bytes = b"{"
+    settle: str = ""
+    windows: Sequence[Window] = ()
+    taken: bool = False
+    problem: str = ""
+    timers: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+async def append_once(client: Redis, names: Names, deliveries: Sequence[Delivery]) -> list[tuple[str, bool]]:
+    """Append each delivery unless one of its keys was seen; (entry id, whether it is new) for each."""
+    keys: list[str] = [names.log]
+    args: list[Any] = [SEEN_TTL_S]
+    for delivery in deliveries:
+        keys += [names.seen(key) for key in delivery.keys]
+        args += [len(delivery.keys), delivery.e, delivery.m]
+    reply = await _append_once(client, keys, args)
+    return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
+
+
+async def load(client: Redis, names: Names, payouts: Sequence[str]) -> tuple[int, bytes, list[Loaded]]:
+    """Redis's clock (µs), the policy revision, and what is known of each payout."""
+    reply = await _load(client, [names.policy, *(names.payout(p) for p in payouts)], ())
+    return int(reply[0]), reply[1], [_loaded(row) for row in reply[2:]]
+
+
+def _loaded(row: list[bytes | None]) -> Loaded:
+    version, record, rate, budget, windows = row
+    return Loaded(version or b"0", record, _admission(rate or b"", budget or b"", windows or b""))
+
+
+_NOTHING_ASKED = Admission()
+
+
+def _admission(rate: bytes, budget: bytes, windows: bytes) -> Admission:
+    if not rate and not budget:
+        return _NOTHING_ASKED
+    rate_answer = None
+    if rate:
+        number, used, limited = rate.split()
+        rate_answer = RateAnswer(int(number), int(used), limited == b"1")
+    return Admission(rate_answer, _budget(budget, _decode_windows(windows)) if budget else None)
+
+
+def _budget(answer: bytes, windows: tuple[Window, ...]) -> BudgetAnswer:
+    number, exceeded, *amounts = map(int, answer.split())
+    before = tuple(zip(amounts[::2], amounts[1::2], strict=True))
+    return BudgetAnswer(number, exceeded, windows, before)
+
+
+async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:
+    """Take rate slots and reserve budget; the recorded answer where a payout was answered before."""
+    keys = Keys(names.number)
+    args: list[Any] = [keep_budgets_s]
+    for ask in asks:
+        rate, windows = ask.rate, ask.windows
+        args += [keys.index(names.payout(ask.payout)), ask.payout, ask.amount, ask.received_at]
+        if rate is None:
+            args += [0, 0, 0, 0]
+        else:
+            args += [keys.index(names.rate(rate.agent)), rate.count, rate.window_us, int(rate.hold)]
+        if windows is None:
+            args += [-1, b""]
+            continue
+        args += [len(windows), _encode(windows)]
+        for window in windows:
+            limit = -1 if window.limit is None else window.limit
+            args += [keys.index(names.budget(window.scope, window.window)), limit, window.ends_at]
+    reply = await _admit(client, keys.list, args)
+    return [_answer(ask, *reply[3 * i : 3 * i + 3]) for i, ask in enumerate(asks)]
+
+
+def _answer(ask: Ask, rate: bytes, budget: bytes, recorded: bytes) -> Admission:
+    rate_answer = None
+    if rate:
+        number, used, limited = rate.split()
+        rate_answer = RateAnswer(int(number), int(used), limited == b"1")
+    if not budget:
+        return Admission(rate_answer, None)
+    windows = _decode_windows(recorded) if recorded else ask.windows or ()
+    return Admission(rate_answer, _budget(budget, windows))
+
+
+async def commit(client: Redis, names: Names, group: str, handovers: Sequence[Handover]) -> list[Committed]:
+    """Acknowledge the inputs and append their outputs; says for each what became of it."""
+    keys = Keys(
+        names.log, names.number, names.timers, names.dead, names.retries(group), names.tries(group)
+    )
+    args: list[Any] = [group]
+    for h in handovers:
+        args += (
+            h.entry,
+            keys.index(names.payout(h.payout)) if h.payout else 0,
+            h.version,
+            h.record,
+            h.keep_s,
+            h.e,
+            h.m,
+            h.settle,
+            int(h.taken),
+            h.problem,
+        )
+        indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
+        args += (len(indexes), *indexes, len(h.timers))
+        for due, member in h.timers:
+            args += (due, member)
+    return [Committed(status) for status in await _commit(client, keys.list, args)]
+
+
+async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:
+    """Append the timers that are due; the number fired."""
+    return int(await _due(client, [names.log, names.timers], [limit]))
+
+
+async def defer(
+    client: Redis, names: Names, group: str, entries: Sequence[tuple[bytes, float, bool]]
+) -> list[int]:
+    """Put entries off by seconds; `True` counts an attempt. The attempts counted so far, for each."""
+    args = [x for entry, after_s, counts in entries for x in (entry, int(after_s * 1e6), int(counts))]
+    return [int(n) for n in await _defer(client, [names.retries(group), names.tries(group)], args)]
+
+
+async def due_retries(
+    client: Redis, names: Names, group: str, consumer: str, *, lease_s: float, limit: int
+) -> list[Raw]:
+    """Take up deferred entries whose time has come."""
+    args = [group, consumer, int(lease_s * 1e6), limit]
+    return list(await _due_retries(client, [names.log, names.retries(group)], args))
+
+
+async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:
+    """Remove a consumer that owns nothing; False when it still owns entries."""
+    return bool(await _leave(client, [names.log], [group, consumer]) == 1)
+
+
+async def change_policy(
+    client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, scopes: Sequence[tuple[str, bytes]]
+) -> str | None:
+    """Append policy changes and put them in force; None when `rev` is no longer current."""
+    flat = [x for pair in scopes for x in pair]
+    done, answer = await _change_policy(client, [names.log, names.policy], [rev, e, m, *flat])
+    return answer.decode() if done == 1 else None
+
+
+async def redrive(client: Redis, names: Names, letter: str, *, m: bytes) -> str | None:
+    """Append a dead letter's events again under metadata `m`; with b'' discard it. None: no such letter."""
+    answer = await _redrive(client, [names.log, names.dead], [letter, m])
+    return None if answer is None else answer.decode()

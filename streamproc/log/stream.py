@@ -1,0 +1,265 @@
+"""The log from the producers' and readers' side: open it, append to it, read it without a group.
+
+Appends of concurrent callers are coalesced: one writer per partition sends all that waits in one script call,
+and each caller gets its own answer. A producer may say 2xx only after that answer, when the entry is synced.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct
+from redis.asyncio import Redis
+
+from streamproc.domain.events import Event
+from streamproc.domain.wire import encode_events
+from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.log import scripts
+from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors
+from streamproc.log.names import META, Names, partition_of
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+APPENDS_WAITING_MAX = 10_000
+"""Appends that may wait for Redis; more are refused at once, because the bank stops waiting after 5 s."""
+CLOCK_SYNC_S = 10.0
+"""Redis's clock is asked this often; between two answers our monotonic clock carries it."""
+ZERO = "0-0"
+
+
+class Append(Struct, frozen=True):
+    """One delivery: events that belong together, and the keys that make it idempotent."""
+
+    account: str
+    keys: tuple[str, ...]
+    events: tuple[Event, ...]
+
+
+class Appended(Struct, frozen=True):
+    """Where the delivery is in the log, and whether this call put it there."""
+
+    entry: str
+    new: bool
+
+
+class Entry(NamedTuple):
+    """A log entry as it is stored: id, events and metadata as bytes."""
+
+    id: str
+    e: bytes
+    m: bytes
+
+
+def entry_of(raw: Any) -> Entry:
+    """Redis's [id, [field, value, ...]] as an Entry."""
+    identity, fields = raw
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Entry(identity.decode(), values.get(b"e", b"[]"), values.get(b"m", b"{}"))
+
+
+def id_key(entry: str) -> tuple[int, int]:
+    """An entry id that compares as Redis orders it."""
+    ms, _, n = entry.partition("-")
+    return int(ms), int(n or 0)
+
+
+async def open_log(client: Redis, *, partitions: int, groups: Iterable[str]) -> None:
+    """Make the log on first start and check it on every other.
+
+    The partition count is written once; another count raises LogBroken, since accounts would change partition.
+    A group is created at the beginning of the log when it is first seen; one that was there and is gone is an
+    alarm: at `$` it would skip payouts.
+    """
+    with named_errors():
+        await client.hsetnx(META, "partitions", str(partitions))  # type: ignore[misc]
+        known = int(await client.hget(META, "partitions") or 0)  # type: ignore[misc]
+        if known != partitions:
+            raise LogBroken(f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {known}")
+        for partition in range(partitions):
+            await _open_partition(client, Names(partition), groups)
+
+
+async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) -> None:
+    present = set()
+    if await client.exists(names.log):
+        present = {row[b"name"].decode() for row in await client.xinfo_groups(names.log)}
+    for group in groups:
+        if group in present:
+            continue
+        if await client.hexists(names.groups, group):  # type: ignore[misc]
+            raise LogBroken(
+                f"consumer group {group} of {names.log} is gone; nothing is re-created, because entries could be"
+                " skipped. Restore Redis's data, or rebuild with `streamproc recover`"
+            )
+        try:
+            await client.xgroup_create(names.log, group, id="0", mkstream=True)
+        except Exception as problem:
+            if not str(problem).startswith("BUSYGROUP"):  # another worker was faster
+                raise
+        await client.hset(names.groups, group, "1")  # type: ignore[misc]
+
+
+class Clock:
+    """Redis's clock, asked now and then and carried by the monotonic clock in between."""
+
+    def __init__(self) -> None:
+        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self._synced_at = float("-inf")
+
+    def now_us(self) -> int:
+        """µs since 1970 by Redis's clock, as well as it is known."""
+        return time.monotonic_ns() // 1000 + self._offset_us
+
+    def set(self, redis_now_us: int) -> None:
+        """Redis just said what time it is."""
+        self._offset_us = redis_now_us - time.monotonic_ns() // 1000
+        self._synced_at = time.monotonic()
+
+    def is_stale(self) -> bool:
+        """Whether it is time to ask again."""
+        return time.monotonic() - self._synced_at > CLOCK_SYNC_S
+
+    async def sync(self, client: Redis) -> None:
+        """Ask Redis."""
+        with named_errors():
+            seconds, micros = await client.time()
+        self.set(int(seconds) * 1_000_000 + int(micros))
+
+
+class _Waiting(NamedTuple):
+    delivery: scripts.Delivery
+    done: "Future[Appended]"
+
+
+class Producer:
+    """The one door into the log. Use as an async context manager."""
+
+    def __init__(self, url: str, *, partitions: int, name: str) -> None:
+        self._url = url
+        self._partitions = partitions
+        self._meta = b'{"by":"' + name.encode() + b'"}'
+        self._waiting: dict[int, deque[_Waiting]] = {p: deque() for p in range(partitions)}
+        self._wake: dict[int, asyncio.Event] = {p: asyncio.Event() for p in range(partitions)}
+        self._writers: list[asyncio.Task[None]] = []
+        self.clock = Clock()
+
+    async def __aenter__(self) -> "Producer":
+        self._writers = [
+            asyncio.create_task(self._write(p), name=f"append-{p}") for p in range(self._partitions)
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._writers:
+            task.cancel()
+        await asyncio.gather(*self._writers, return_exceptions=True)
+        for queue in self._waiting.values():
+            for waiting in queue:
+                waiting.done.cancel()
+
+    def now_us(self) -> int:
+        """µs by Redis's clock."""
+        return self.clock.now_us()
+
+    async def append(self, what: Append) -> Appended:
+        """Append a delivery at most once; returns when it is in the log and synced.
+
+        Raises LogUnavailable when Redis is away, refuses, or too much waits already. The outcome is then
+        unknown to the caller and harmless: the same delivery again finds its keys.
+        """
+        partition = partition_of(what.account, self._partitions)
+        queue = self._waiting[partition]
+        if len(queue) >= APPENDS_WAITING_MAX:
+            raise LogUnavailable(f"{len(queue)} appends wait already, the limit is {APPENDS_WAITING_MAX}")
+        delivery = scripts.Delivery(what.keys, encode_events(what.events), self._meta)
+        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
+        queue.append(waiting)
+        self._wake[partition].set()
+        return await waiting.done
+
+    async def _write(self, partition: int) -> None:
+        """Send what waits, as long as the process runs. One batch is under way at a time."""
+        names, queue, wake = Names(partition), self._waiting[partition], self._wake[partition]
+        client = connect(self._url)
+        try:
+            while True:
+                await wake.wait()
+                wake.clear()
+                while queue:
+                    batch = [queue.popleft() for _ in range(min(len(queue), scripts.BATCH_MAX))]
+                    client = await self._send(client, names, [w for w in batch if not w.done.done()])
+        finally:
+            await client.aclose()
+
+    async def _send(self, client: Redis, names: Names, batch: list[_Waiting]) -> Redis:
+        if not batch:
+            return client
+        try:
+            if self.clock.is_stale():
+                await self.clock.sync(client)
+            answers = await scripts.append_once(client, names, [w.delivery for w in batch])
+        except (LogUnavailable, LogBroken) as problem:
+            _refuse(batch, LogUnavailable(str(problem)))
+            # A reply may still be on its way on this connection: never use it again.
+            await client.aclose()
+            return connect(self._url)
+        except BaseException:
+            _refuse(batch, LogUnavailable("the append was interrupted"))
+            raise
+        for waiting, (entry, new) in zip(batch, answers, strict=True):
+            if not waiting.done.done():
+                waiting.done.set_result(Appended(entry, new))
+        return client
+
+
+def _refuse(batch: list[_Waiting], problem: LogUnavailable) -> None:
+    for waiting in batch:
+        if not waiting.done.done():
+            waiting.done.set_exception(problem)
+
+
+class LogView:
+    """One partition's log, read without a group: for the projector, `log tail` and `explain`."""
+
+    def __init__(self, url: str, partition: int) -> None:
+        self._url = url
+        self._log = Names(partition).log
+        self._blocking: Redis | None = None
+
+    async def read(self, after: str, count: int, block_ms: int) -> list[Entry]:
+        """Entries after an id; waits up to `block_ms` (at most BLOCK_MS_MAX; 0 does not wait) for the first."""
+        if self._blocking is None:
+            self._blocking = connect(self._url, blocking=True)
+        args: list[Any] = ["XREAD", "COUNT", count]
+        if block_ms > 0:
+            args += ["BLOCK", min(block_ms, BLOCK_MS_MAX)]
+        try:
+            with named_errors():
+                reply = await self._blocking.execute_command(*args, "STREAMS", self._log, after)
+        except BaseException:
+            await self.aclose()
+            raise
+        return [entry_of(raw) for raw in reply[0][1]] if reply else []
+
+    async def last_id(self) -> str:
+        """The id of the newest entry, 0-0 when there is none."""
+        return await self._end("XREVRANGE", "+", "-")
+
+    async def first_id(self) -> str:
+        """The id of the oldest entry that is still in Redis, 0-0 when there is none."""
+        return await self._end("XRANGE", "-", "+")
+
+    async def _end(self, command: str, start: str, stop: str) -> str:
+        async with connected(self._url) as client:
+            with named_errors():
+                rows = await client.execute_command(command, self._log, start, stop, "COUNT", 1)
+        return rows[0][0].decode() if rows else ZERO
+
+    async def aclose(self) -> None:
+        """Close the reading connection."""
+        client, self._blocking = self._blocking, None
+        if client is not None:
+            await client.aclose()

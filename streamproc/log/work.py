@@ -1,0 +1,136 @@
+"""What a group does with an entry, apart from reading and committing it: stages, works, the chain.
+
+A stage is data: a name, the events it consumes, and a function over a batch. It describes what it wants by
+`Work.emit`, `Work.later` and `Work.fail`; nothing is written until the whole chain is through, and then the
+entry is acknowledged and all of it appended in one step.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.budget import Admission, Ask
+from streamproc.domain.events import Event, PayoutObserved, TimerFired
+from streamproc.domain.payouts import PayoutRecord, evolve, fold
+from streamproc.domain.policy import PolicyBook
+
+Settlement: TypeAlias = str
+"""'committed', 'released' or '' for none."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One entry in hand: what it says, what is known of its payout, and what shall be recorded."""
+
+    entry: bytes
+    events: list[Event]
+    payout: str
+    taken: bool = False
+    """It came from retries or from another consumer, so traces of earlier attempts are to be removed."""
+    loaded: PayoutRecord | None = None
+    version: bytes = b"0"
+    record: PayoutRecord | None = None
+    admission: Admission = Admission()
+    out: list[Event] = field(default_factory=list)
+    timers: list[TimerFired] = field(default_factory=list)
+    settle: Settlement = ""
+    problem: Exception | None = None
+    stale_times: int = 0
+
+    def open(self, version: bytes, record: PayoutRecord | None, admission: Admission, *, keep: bool) -> None:
+        """Start from what Redis knows. `keep` leaves earlier outputs: they are facts, only the fold is new."""
+        self.loaded, self.version, self.admission, self.problem = record, version, admission, None
+        # Producers append without touching the record: an observation is folded by whoever handles it.
+        self.record = fold((e for e in self.events if type(e) is PayoutObserved), record)
+        if keep:
+            self.record = fold(self.out, self.record)
+        else:
+            self.out, self.timers, self.settle = [], [], ""
+
+    def emit(self, event: Event) -> None:
+        """Record `event` with this entry's commit; later stages of the chain see it."""
+        self.out.append(event)
+        self.record = evolve(self.record, event)
+
+    def later(self, timer: TimerFired) -> None:
+        """Append `timer` when its `at` has come."""
+        self.timers.append(timer)
+
+    def fail(self, problem: Exception) -> None:
+        """Leave the chain. Unprocessable sets the entry aside, TryAgain puts it off."""
+        self.problem = problem
+
+    def known(self) -> PayoutRecord:
+        """The payout's record, which every event about a payout has after its observation."""
+        if self.record is None:
+            raise LookupError(f"payout {self.payout} was never observed in this log")
+        return self.record
+
+
+@dataclass(slots=True)
+class Desk:
+    """What a batch is handled with: Redis's clock, the policies in force, and the counter to ask."""
+
+    now_us: int
+    partition: int
+    book: PolicyBook
+    admit: Callable[[Sequence[Ask]], Awaitable[list[Admission]]]
+
+
+Item: TypeAlias = tuple[Work, Event]
+Handle: TypeAlias = Callable[[Sequence[Item], Desk], Awaitable[None]]
+
+
+class Stage(Struct, frozen=True):
+    """One step of a chain. `handle` gets every consumed event of a batch at once."""
+
+    name: str
+    consumes: frozenset[type]
+    handle: Handle
+
+
+class Group(Struct, frozen=True):
+    """A chain of stages with one consumer group.
+
+    `outputs_are_facts`: what the chain emits happened in the world (the bank answered), so a commit that comes
+    too late only needs a new fold; the handlers are not run again.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    outputs_are_facts: bool = False
+
+    @property
+    def consumes(self) -> frozenset[type]:
+        """Everything that any stage consumes."""
+        return frozenset().union(*(stage.consumes for stage in self.stages))
+
+
+async def run_chain(group: Group, works: Sequence[Work], desk: Desk) -> None:
+    """Every stage in order over the batch. What a stage emits is handled by later stages in the same pass."""
+    for stage in group.stages:
+        items = [
+            (work, event)
+            for work in works
+            if work.problem is None
+            for event in (*work.events, *work.out)
+            if type(event) in stage.consumes
+        ]
+        if items:
+            await stage.handle(items, desk)
+
+
+def distinct_payouts(works: Iterable[Work]) -> tuple[list[Work], list[Work]]:
+    """The first work of each payout, and the rest in order: one payout is handled once at a time."""
+    first: list[Work] = []
+    rest: list[Work] = []
+    seen: set[str] = set()
+    for work in works:
+        if work.payout and work.payout in seen:
+            rest.append(work)
+        else:
+            seen.add(work.payout)
+            first.append(work)
+    return first, rest
