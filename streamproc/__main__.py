@@ -1,4 +1,4 @@
-"""`python -m streamproc`: the same commands as the installed `streamproc`, for children that know only their interpreter."""
+"""`python -m streamproc`: the installed command, for children that know only their interpreter."""
 
 from streamproc.cli import main
 

@@ -1,0 +1,349 @@
+"""The environment, read once, checked whole, and frozen.
+
+Every variable starts with `STREAMPROC_`. A secret may instead be named by a file: `STREAMPROC_X_FILE` holds the path
+of a file whose content is the value of `STREAMPROC_X`. An empty variable counts as absent, because compose files
+and CI systems write absent values that way. All problems are reported together, by variable name and never by value:
+a wrong value may be a secret pasted into the wrong place.
+"""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+from streamproc.errors import ConfigError
+
+PREFIX = "STREAMPROC_"
+PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
+WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
+BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
+RUN_FILE = "run.json"
+
+ExecuteAfter = Literal["archived", "replicated", "synced"]
+Role = Literal["serve", "worker", "poller", "projector", "migrate"]
+
+_log = logging.getLogger(__name__)
+
+
+class Secret:
+    """A value that no repr, log line or traceback shows; `reveal` gives it to the call that needs it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str = "") -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value itself. Call it where it is sent, not earlier, so that nothing else holds it."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(set)" if self._value else "Secret(empty)"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that may differ between two installations. Names ending in `_s` are seconds.
+
+    `.env.example` says in one line what each variable means; it has the same order.
+    """
+
+    redis_url: str = ""
+    postgres_dsn: Secret = Secret()
+    partitions: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8080
+    data_dir: Path = Path("./data")
+    razorpay_key_id: str = ""
+    razorpay_key_secret: Secret = Secret()
+    razorpay_oauth_token: Secret = Secret()
+    razorpay_webhook_secrets: tuple[Secret, ...] = ()
+    razorpay_account_number: str = ""
+    razorpay_account_id: str = ""
+    razorpay_base_url: str = "https://api.razorpay.com/v1"
+    poll_interval_s: float = 10.0
+    execute_after: ExecuteAfter = "archived"
+    safe_browsing_key: Secret = Secret()
+    safe_browsing_url: str = "https://safebrowsing.googleapis.com/v4/threatMatches:find"
+    gleif_url: str = "https://api.gleif.org/api/v1"
+    slack_bot_token: Secret = Secret()
+    slack_signing_secret: Secret = Secret()
+    slack_channel_id: str = ""
+    slack_base_url: str = "https://slack.com/api"
+    ntfy_url: str = "https://ntfy.sh"
+    ntfy_topic: str = ""
+    timezone: str = "Asia/Kolkata"
+    retention_s: float = 30 * 86_400.0
+    claim_idle_s: float = 60.0
+    drain_s: float = 20.0
+    workers: int = 2
+    sandbox_port: int = 8090
+    body_limit: int = 262_144
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What may be shown: secrets as set or empty, and the Redis URL without its password."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        return list((shown | {"redis_url": _without_password(self.redis_url)}).items())
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+# --- one parser per kind of value: returns the value or raises ValueError saying what is allowed ---
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _secrets(raw: str) -> tuple[Secret, ...]:
+    return tuple(Secret(part.strip()) for part in raw.replace("\n", ",").split(",") if part.strip())
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", raw) or not low <= int(raw) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(raw)
+
+    return parse
+
+
+def _duration(low_s: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        found = _DURATION.fullmatch(raw)
+        if not found or (seconds := float(found[1]) * _SECONDS[found[2] or ""]) < low_s:
+            raise ValueError(f"must be a duration such as 10s, 5m, 24h or 30d, at least {low_s:g} s")
+        return seconds
+
+    return parse
+
+
+def _redis_url(raw: str) -> str:
+    if urlsplit(raw).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return raw
+
+
+def _dsn(raw: str) -> Secret:
+    if urlsplit(raw).scheme not in ("postgres", "postgresql"):
+        raise ValueError("must start with postgresql://")
+    return Secret(raw)
+
+
+def _http_url(path: str = "") -> Callable[[str], str]:
+    """A URL of an outside system; *path* is added where the operator named only the host."""
+
+    def parse(raw: str) -> str:
+        parts = urlsplit(raw)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL without query or fragment")
+        if parts.username or parts.password:
+            raise ValueError("must not carry a user name or password: give the key in its own variable")
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") or path))
+
+    return parse
+
+
+def _execute_after(raw: str) -> str:
+    if raw not in ("archived", "replicated", "synced"):
+        raise ValueError("must be archived, replicated or synced")
+    return raw
+
+
+def _zone(raw: str) -> str:
+    try:
+        ZoneInfo(raw)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
+        raise ValueError("must be a time zone name such as Asia/Kolkata") from problem
+    return raw
+
+
+class Variable(NamedTuple):
+    """One environment variable: its name without the prefix, the field it fills, how it is read."""
+
+    name: str
+    field: str
+    parse: Callable[[str], object]
+    secret: bool = False
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("REDIS_URL", "redis_url", _redis_url, secret=True),
+    Variable("POSTGRES_DSN", "postgres_dsn", _dsn, secret=True),
+    Variable("PARTITIONS", "partitions", _whole(1, PARTITIONS_MAX)),
+    Variable("HOST", "host", _text),
+    Variable("PORT", "port", _whole(1, 65_535)),
+    Variable("DATA_DIR", "data_dir", Path),
+    Variable("RAZORPAY_KEY_ID", "razorpay_key_id", _text),
+    Variable("RAZORPAY_KEY_SECRET", "razorpay_key_secret", Secret, secret=True),
+    Variable("RAZORPAY_OAUTH_TOKEN", "razorpay_oauth_token", Secret, secret=True),
+    Variable("RAZORPAY_WEBHOOK_SECRETS", "razorpay_webhook_secrets", _secrets, secret=True),
+    Variable("RAZORPAY_ACCOUNT_NUMBER", "razorpay_account_number", _text),
+    Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _text),
+    Variable("RAZORPAY_BASE_URL", "razorpay_base_url", _http_url("/v1")),
+    Variable("POLL_INTERVAL", "poll_interval_s", _duration(0.1)),
+    Variable("EXECUTE_AFTER", "execute_after", _execute_after),
+    Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),
+    Variable("SAFE_BROWSING_URL", "safe_browsing_url", _http_url("/v4/threatMatches:find")),
+    Variable("GLEIF_URL", "gleif_url", _http_url()),
+    Variable("SLACK_BOT_TOKEN", "slack_bot_token", Secret, secret=True),
+    Variable("SLACK_SIGNING_SECRET", "slack_signing_secret", Secret, secret=True),
+    Variable("SLACK_CHANNEL_ID", "slack_channel_id", _text),
+    Variable("SLACK_BASE_URL", "slack_base_url", _http_url()),
+    Variable("NTFY_URL", "ntfy_url", _http_url()),
+    Variable("NTFY_TOPIC", "ntfy_topic", _text),
+    Variable("TIMEZONE", "timezone", _zone),
+    Variable("RETENTION", "retention_s", _duration(60.0)),
+    Variable("CLAIM_IDLE", "claim_idle_s", _duration(0.1)),
+    Variable("DRAIN", "drain_s", _duration(0.1)),
+    Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),
+    Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),
+    Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
+)
+
+
+def load(env: Mapping[str, str]) -> Settings:
+    """Read *env*; raise ConfigError with one line per wrong variable.
+
+    A `STREAMPROC_` variable that nothing reads is only warned of: a newer version may have written the file.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for variable in VARIABLES:
+        try:
+            raw = _raw(variable, env)
+            if raw:
+                values[variable.field] = variable.parse(raw)
+        except ValueError as problem:
+            problems.append(f"{PREFIX}{variable.name} {problem}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    _warn_of_unknown(env)
+    return Settings(**values)
+
+
+def _raw(variable: Variable, env: Mapping[str, str]) -> str:
+    raw = env.get(PREFIX + variable.name, "").strip()
+    file = env.get(f"{PREFIX}{variable.name}_FILE", "").strip() if variable.secret else ""
+    if not file:
+        return raw
+    if raw:
+        raise ValueError(f"is set, and {PREFIX}{variable.name}_FILE too: keep one of them")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
+        raise ValueError(f"cannot be read from the file in {PREFIX}{variable.name}_FILE: {why}") from problem
+
+
+def _warn_of_unknown(env: Mapping[str, str]) -> None:
+    known = {PREFIX + v.name for v in VARIABLES} | {f"{PREFIX}{v.name}_FILE" for v in VARIABLES if v.secret}
+    for name in sorted(name for name in env if name.startswith(PREFIX) and name not in known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        _log.warning("%s is not a setting of this version and is ignored%s", name, hint)
+
+
+# --- what a role cannot start without: the fields, and why a field is needed only sometimes ---
+
+_NEEDS: dict[Role, tuple[str, ...]] = {
+    "serve": ("redis_url", "razorpay_webhook_secrets"),
+    "worker": ("redis_url", "razorpay_key_id", "razorpay_key_secret", "safe_browsing_key"),
+    "poller": ("redis_url", "razorpay_key_id", "razorpay_key_secret", "razorpay_account_number"),
+    "projector": ("redis_url", "postgres_dsn"),
+    "migrate": ("postgres_dsn",),
+}
+
+
+def require(settings: Settings, role: Role) -> None:
+    """Raise ConfigError naming every variable that *role* needs and does not have."""
+    needed = list(_NEEDS[role])
+    if role == "worker" and settings.execute_after == "archived":
+        needed.append("postgres_dsn")  # the barrier asks the archive before money moves
+    if role == "poller" and settings.partitions > 1:
+        # Without it, polled and pushed payouts of one account would land in different partitions.
+        needed.append("razorpay_account_id")
+    missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
+    if missing:
+        raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")
+
+
+# --- a system that `up` runs leaves word of where it is ---
+
+
+def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
+    """Leave in DATA_DIR, readable by this user only, what other commands need to reach the running system.
+
+    *environment* is what `up` made itself: the addresses of its stores and the sandbox's keys,
+    never the operator's secrets.
+    """
+    path = settings.data_dir / RUN_FILE
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(msgspec.json.encode({"pid": os.getpid(), "environment": dict(environment)}))
+    fresh.rename(path)
+    return path
+
+
+class _Run(msgspec.Struct, frozen=True):
+    pid: int
+    environment: dict[str, str]
+
+
+def discover(settings: Settings) -> Settings:
+    """Fill what is left at its default from the `up` that runs on the same DATA_DIR, if one does.
+
+    The run file of an `up` that was killed is ignored: its ports may belong to somebody else by now.
+    """
+    try:
+        run = msgspec.json.decode((settings.data_dir / RUN_FILE).read_bytes(), type=_Run)
+    except OSError:
+        return settings
+    except msgspec.MsgspecError as problem:
+        raise ConfigError(f"{settings.data_dir / RUN_FILE} is damaged: {problem}; delete it") from problem
+    if not _alive(run.pid):
+        return settings
+    running, default = load(run.environment), Settings()
+    found: dict[str, Any] = {
+        name: getattr(running, name)
+        for name in settings.__struct_fields__
+        if getattr(settings, name) == getattr(default, name)
+    }
+    return msgspec.structs.replace(settings, **found | {"data_dir": settings.data_dir})
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
