@@ -1,0 +1,102 @@
+"""The bytes of an entry: field `e`, a JSON array of events. Pure, so that the log and the archive share it.
+
+Writers only ever write the newest version of an event. Readers upcast: `UPCASTERS[type, v]` turns the JSON
+object of version `v` into that of `v + 1`, one step at a time, before it is decoded strictly. A type or a
+version that nobody here knows is refused by name: readers are deployed before writers, and skipping a fact
+is how money goes missing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, get_args
+
+import msgspec
+
+from streamproc.domain.events import Event, Fact
+from streamproc.errors import Unprocessable
+
+Raw: TypeAlias = dict[str, object]
+Upcaster: TypeAlias = Callable[[Raw], Raw]
+
+UPCASTERS: Mapping[tuple[str, int], Upcaster] = {}
+"""(type, v) -> the step from version v to v + 1; it need not touch `v`. Empty: no event changed its meaning yet."""
+
+
+def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
+    """The version that each type is written in: the default of its field `v`."""
+    newest: dict[str, int] = {}
+    for kind in kinds:
+        version = next(field.default for field in msgspec.structs.fields(kind) if field.name == "v")
+        newest[str(kind.__struct_config__.tag)] = int(version)
+    return newest
+
+
+EVENT_KINDS: tuple[type[Fact], ...] = get_args(Event)
+NEWEST: Mapping[str, int] = newest_versions(EVENT_KINDS)
+_VERSION_OF_KIND = {kind: NEWEST[str(kind.__struct_config__.tag)] for kind in EVENT_KINDS}
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(list[Event])
+_raw_decoder = msgspec.json.Decoder(list[Raw])
+
+
+def encode_events(events: Sequence[Event]) -> bytes:
+    """Field `e` of one entry. The same events always give the same bytes."""
+    return _encoder.encode(events)
+
+
+def decode_events(e: bytes) -> list[Event]:
+    """The events of field `e`, in their newest version.
+
+    Raises Unprocessable, naming the type and version, where one is not known here or does not fit its shape.
+    """
+    try:
+        events = _decoder.decode(e)
+    except msgspec.DecodeError:
+        return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+    if all(event.v == _VERSION_OF_KIND[type(event)] for event in events):
+        return events
+    return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+
+
+def payout_of(event: Event) -> str:
+    """The payout that the event is about; empty where it is about none."""
+    payout: str = getattr(event, "payout", "")
+    return payout
+
+
+def type_of(event: Event) -> str:
+    """The event's type as on the wire, for example `payout.decided`."""
+    return str(event.__struct_config__.tag)
+
+
+def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapping[str, int]) -> Raw:
+    """The JSON object of one event in its newest version; raises Unprocessable where no way leads there."""
+    kind, version = raw.get("type"), raw.get("v")
+    if not isinstance(kind, str) or kind not in newest:
+        raise Unprocessable(f"event type {kind!r} is not known here; deploy the reader that knows it first")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= newest[kind]:
+        raise Unprocessable(
+            f"event type {kind!r} has version {version!r}; known here are 1 to {newest[kind]}: "
+            "deploy the reader that knows it first"
+        )
+    for step in range(version, newest[kind]):
+        if (kind, step) not in upcasters:
+            raise Unprocessable(f"event type {kind!r} has version {step} and no upcaster to {step + 1}")
+        raw = {**upcasters[kind, step](raw), "v": step + 1}
+    return raw
+
+
+def _decode_raw(e: bytes) -> list[Raw]:
+    try:
+        return _raw_decoder.decode(e)
+    except msgspec.DecodeError as problem:
+        raise Unprocessable(f"field e is not a JSON array of events: {problem}") from problem
+
+
+def _upcast_and_decode(raw: Raw) -> Event:
+    newest = upcast(raw, UPCASTERS, NEWEST)
+    try:
+        event: Event = msgspec.convert(newest, Event)
+    except msgspec.ValidationError as problem:
+        raise Unprocessable(f"event type {newest['type']!r} v{newest['v']}: {problem}") from problem
+    return event

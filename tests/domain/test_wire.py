@@ -1,0 +1,100 @@
+"""What is on the wire can be read again, and what cannot be understood is refused by name."""
+
+import json
+
+import pytest
+
+from streamproc.domain import events as e
+from streamproc.domain.wire import (
+    EVENT_KINDS,
+    NEWEST,
+    decode_events,
+    encode_events,
+    payout_of,
+    type_of,
+    upcast,
+)
+from streamproc.errors import Unprocessable
+
+FIRED = e.TimerFired(at=7, payout="pout_1", timer="hold_expiry")
+OBSERVED = e.PayoutObserved(
+    at=5,
+    payout="pout_1",
+    account="acc_1",
+    source="webhook",
+    facts=e.BankPayout(id="pout_1", amount=100, currency="INR", status="pending", notes={"agent_id": "a ₹"}),
+)
+
+
+def wire(**changes: object) -> bytes:
+    return json.dumps(
+        [{"type": "timer.fired", "v": 1, "at": 7, "payout": "p", "timer": "hold_expiry"} | changes]
+    ).encode()
+
+
+def test_events_are_read_back_as_they_were_written_and_in_order():
+    assert decode_events(encode_events([OBSERVED, FIRED])) == [OBSERVED, FIRED]
+
+
+def test_every_event_says_its_type_and_version_on_the_wire():
+    assert json.loads(encode_events([FIRED]))[0].items() >= {"type": "timer.fired", "v": 1, "at": 7}.items()
+
+
+def test_every_kind_of_event_has_its_own_type():
+    assert len(NEWEST) == len(EVENT_KINDS) > 0
+
+
+def test_an_unknown_type_is_refused_by_name():
+    with pytest.raises(Unprocessable, match=r"payout\.teleported"):
+        decode_events(wire(type="payout.teleported"))
+
+
+def test_a_newer_version_is_refused_by_name_although_its_fields_would_fit():
+    with pytest.raises(Unprocessable, match=r"timer\.fired.*version 2"):
+        decode_events(wire(v=2))
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.0])
+def test_a_version_that_is_none_is_refused(version: object):
+    with pytest.raises(Unprocessable, match="version"):
+        decode_events(wire(v=version))
+
+
+def test_one_unknown_event_among_known_ones_refuses_the_whole_entry():
+    known = json.loads(encode_events([OBSERVED]))
+    with pytest.raises(Unprocessable, match="nothing"):
+        decode_events(json.dumps([*known, {"type": "nothing", "v": 1, "at": 1}]).encode())
+
+
+def test_a_known_event_of_the_wrong_shape_is_refused_with_its_field():
+    with pytest.raises(Unprocessable, match=r"timer\.fired.*timer"):
+        decode_events(wire(timer="lunch"))
+
+
+@pytest.mark.parametrize("e_field", [b"", b"{}", b"[1]", b"\xff", b"[{}]"])
+def test_bytes_that_are_not_a_list_of_events_are_refused(e_field: bytes):
+    with pytest.raises(Unprocessable):
+        decode_events(e_field)
+
+
+def test_a_field_that_a_later_writer_added_is_ignored():
+    assert decode_events(wire(colour="blue")) == [e.TimerFired(at=7, payout="p", timer="hold_expiry")]
+
+
+def test_an_old_version_goes_through_each_upcaster_in_turn():
+    steps = {
+        ("x", 1): lambda raw: raw | {"a": 1},
+        ("x", 2): lambda raw: raw | {"b": raw["a"]},
+    }
+    assert upcast({"type": "x", "v": 1}, steps, {"x": 3}) == {"type": "x", "v": 3, "a": 1, "b": 1}
+    assert upcast({"type": "x", "v": 3}, steps, {"x": 3}) == {"type": "x", "v": 3}
+
+
+def test_an_old_version_without_an_upcaster_is_refused():
+    with pytest.raises(Unprocessable, match="no upcaster to 2"):
+        upcast({"type": "x", "v": 1}, {}, {"x": 2})
+
+
+def test_an_event_names_its_payout_and_its_type():
+    assert (payout_of(FIRED), type_of(FIRED)) == ("pout_1", "timer.fired")
+    assert payout_of(e.BankEventIgnored(at=1, account="acc_1", bank_event="x")) == ""
