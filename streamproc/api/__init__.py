@@ -1,0 +1,1 @@
+"""HTTP routes: they append and query, never process."""

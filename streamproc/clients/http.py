@@ -1,0 +1,226 @@
+"""One outside system over HTTP: time limits, a call rate, a breaker, and failures named by what to do next.
+
+    Answer           the system answered: 2xx or 4xx, the caller reads it
+    TryAgain         nothing was done: no connection, 429, the breaker is open, no token in time
+    OutcomeUnknown   the request may have been carried out, but no usable answer came back (a TryAgain)
+
+There are no automatic retries and no redirects: a call to a bank is repeated by whoever knows what it does.
+The difference between the two failures is made where it is known: httpcore says when it begins to send.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import httpx
+from msgspec import Struct
+
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.limiter import QUEUE_MAX, Limiter
+from streamproc.errors import TryAgain
+
+__all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "backoff_s", "retry_after_s"]
+
+BODY_BYTES_MAX = 8 * 1024 * 1024
+"""A page of 100 payouts is about 150 kB; more than this is not an answer to anything we ask."""
+CONNECT_S_MAX = 5.0
+"""A TCP and TLS handshake that takes longer will not save the call; the total limit rules anyway."""
+CONNECTIONS_MAX = 32
+"""More concurrent calls than any client's rate limit needs at one second per answer."""
+KEEPALIVE_S = 5.0
+"""Below the usual idle limits of servers, so that a call seldom meets a connection that just closed."""
+BACKOFF_BASE_S = 1.0
+"""Least wait after a failure when the system names none."""
+RETRY_AFTER_S_MAX = 900.0
+"""A system that says `Retry-After: tomorrow` is asked again after a quarter of an hour."""
+
+
+class OutcomeUnknown(TryAgain):
+    """The request may have reached the system, and its answer is lost: look before repeating it."""
+
+
+class Answer(Struct, frozen=True):
+    """What an outside system said: a 2xx or 4xx status and the body's bytes."""
+
+    status: int
+    body: bytes
+
+
+def backoff_s(attempt: int, base_s: float, cap_s: float, random: Callable[[], float]) -> float:
+    """Exponential backoff with full jitter, in seconds; `attempt` counts from 1, `random` gives [0, 1)."""
+    exponent = min(max(attempt, 1) - 1, 63)  # 2.0**64 s is beyond any cap, and far larger powers overflow
+    return random() * min(cap_s, base_s * 2.0**exponent)
+
+
+def retry_after_s(header: str | None, now_s: float) -> float | None:
+    """Seconds that a Retry-After header (seconds or HTTP date) asks for, capped; None if it says nothing.
+
+    `now_s` is Unix time, wanted for dates only. A past date or zero is 0.
+    """
+    text = (header or "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:18]), RETRY_AFTER_S_MAX)
+    try:
+        wait_s = parsedate_to_datetime(text).timestamp() - now_s
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, wait_s), RETRY_AFTER_S_MAX)
+
+
+class _Call:
+    """How far one call came."""
+
+    def __init__(self) -> None:
+        self.ticket: int | None = None
+        self.sending = False
+
+    async def trace(self, event: str, _info: object) -> None:
+        if event.endswith("send_request_headers.started"):
+            self.sending = True
+
+
+class OutboundClient:
+    """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included.
+
+    Messages of failures name the system, the method and the path, never the query, headers or body.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        timeout_s: float,
+        limit_per_s: float,
+        burst: int,
+        breaker: Breaker,
+        body_bytes_max: int = BODY_BYTES_MAX,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self.breaker = breaker
+        self._timeout_s = timeout_s
+        self._limiter = Limiter(limit_per_s, burst)
+        self._body_bytes_max = body_bytes_max
+        self._unix_clock = unix_clock
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            follow_redirects=False,
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S_MAX)),
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEPALIVE_S),
+            # Identity, because a size cap on compressed bytes is none.
+            headers={"user-agent": "streamproc", "accept": "application/json", "accept-encoding": "identity"},
+            trust_env=not _is_loopback(base_url),  # a proxy of the environment cannot reach our loopback
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; a call in flight fails."""
+        await self._http.aclose()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        urgent: bool = False,
+    ) -> Answer:
+        """One request, one answer. Raises TryAgain or OutcomeUnknown with `after_s`; a 4xx is an answer."""
+        what = f"{self.name} {method} {path}"
+        call = _Call()
+        request = self._http.build_request(
+            method, path, params=params, headers=headers, content=content, extensions={"trace": call.trace}
+        )
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._take_turn(what, call, urgent)
+                response, body = await self._send(request)
+        except TimeoutError as error:
+            raise self._lost(what, call, f"no answer within {self._timeout_s:g} s") from error
+        except httpx.HTTPError as error:
+            raise self._lost(what, call, type(error).__name__) from error
+        finally:
+            if call.ticket is not None:  # cancelled, or a defect: the probe's place must not stay taken
+                self.breaker.abandoned(call.ticket)
+        return self._read(what, call, response, body)
+
+    async def _take_turn(self, what: str, call: _Call, urgent: bool) -> None:
+        self._refuse_if_open(what, self.breaker.wait_s)
+        wait_s = self._limiter.wait_s(urgent=urgent)
+        if wait_s > self._timeout_s or self._limiter.queued >= QUEUE_MAX:
+            raise TryAgain(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
+        await self._limiter.take(urgent=urgent)
+        call.ticket = self.breaker.begin()
+        if call.ticket is None:
+            self._refuse_if_open(what, max(self.breaker.wait_s, BACKOFF_BASE_S))
+
+    def _refuse_if_open(self, what: str, wait_s: float) -> None:
+        if wait_s > 0:
+            raise TryAgain(f"{what}: not called, the breaker is {self.breaker.state}", after_s=wait_s)
+
+    async def _send(self, request: httpx.Request) -> tuple[httpx.Response, bytes | None]:
+        """The response and its body; None for a body beyond the cap."""
+        response = await self._http.send(request, stream=True)
+        try:
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > self._body_bytes_max:
+                    return response, None
+            return response, bytes(body)
+        finally:
+            await response.aclose()
+
+    def _read(self, what: str, call: _Call, response: httpx.Response, body: bytes | None) -> Answer:
+        status = response.status_code
+        asked_s = retry_after_s(response.headers.get("retry-after"), self._unix_clock())
+        if status == 429:
+            after_s = self._failed(call, asked_s)
+            raise TryAgain(f"{what}: answered 429, too many requests", after_s=after_s)
+        if not (200 <= status < 300 or 400 <= status < 500):
+            raise OutcomeUnknown(f"{what}: answered {status}", after_s=self._failed(call, asked_s))
+        if body is None:
+            problem = f"{what}: answered {status} with more than {self._body_bytes_max} bytes"
+            raise OutcomeUnknown(problem, after_s=self._failed(call, None))
+        if call.ticket is not None:
+            self.breaker.succeeded(call.ticket)
+        return Answer(status, body)
+
+    def _lost(self, what: str, call: _Call, why: str) -> TryAgain:
+        kind = OutcomeUnknown if call.sending else TryAgain
+        return kind(f"{what}: {why}", after_s=self._failed(call, None))
+
+    def _failed(self, call: _Call, asked_s: float | None) -> float:
+        """Tell the breaker; the least wait in seconds: what was asked for, else the breaker's, else the base."""
+        if call.ticket is not None:
+            self.breaker.failed(call.ticket)
+        if asked_s is not None:
+            return max(asked_s, BACKOFF_BASE_S)
+        return max(self.breaker.wait_s, BACKOFF_BASE_S)
+
+
+def _is_loopback(base_url: str) -> bool:
+    return urlsplit(base_url).hostname in {"127.0.0.1", "::1", "localhost"}
+
+
+def _without_request_lines(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+# httpx logs every URL at INFO, with its query: there is an API key in Safe Browsing's, an account number in the bank's.
+logging.getLogger("httpx").addFilter(_without_request_lines)

@@ -1,0 +1,56 @@
+"""JSON from outside, decoded without trusting it.
+
+msgspec is fast and strict; what it refuses although it is JSON (a lone surrogate in a note, a float beyond
+range) is decoded once more by the standard library. Integers stay integers: orjson would make floats of long ones.
+"""
+
+import json
+
+import msgspec
+
+NESTING_MAX = 32
+"""Levels of objects and lists. A payout event has 6; Python's own limit depends on who calls."""
+
+
+class NotJson(ValueError):
+    """The bytes are no JSON text, or nest too deeply; the message says which."""
+
+
+def decode_json(body: bytes) -> object:
+    """The decoded text: str, int, float, bool, None, list, dict. Raises NotJson."""
+    try:
+        value: object = msgspec.json.decode(body)
+    except RecursionError as error:
+        raise NotJson(f"it nests deeper than {NESTING_MAX} levels") from error
+    except (msgspec.DecodeError, ValueError):
+        value = _decode_leniently(body)
+    # As many opening brackets as levels are needed, so the walk is for the rare body that has that many.
+    if body.count(b"{") + body.count(b"[") > NESTING_MAX and _nests_deeper(value, NESTING_MAX):
+        raise NotJson(f"it nests deeper than {NESTING_MAX} levels")
+    return value
+
+
+def _decode_leniently(body: bytes) -> object:
+    try:
+        value: object = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise NotJson("it is not JSON") from error
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _nests_deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects stand in each other more than `levels` deep; without recursion."""
+    level = [value]
+    for _ in range(levels):
+        inside: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inside.extend(item.values())
+            elif isinstance(item, list):
+                inside.extend(item)
+        level = inside
+    return any(isinstance(item, dict | list) for item in level)

@@ -1,0 +1,211 @@
+"""RazorpayX: look at payouts, and tell the bank what was decided about them.
+
+Source: RazorpayX API docs (read 2026-11). Approving by API is for technology partners with an OAuth token of
+scope `rx_partner_read_write`; key and secret are not documented as enough for it.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.razorpay_entities import MalformedPayout, clean, id_or_empty, read_payout
+from streamproc.domain.events import BankCommand, BankPayout
+from streamproc.errors import TryAgain, Unprocessable
+
+TIMEOUT_S = 10.0
+"""A whole call. The bank's own webhooks give us 5 s; its API is slower under load."""
+CALLS_PER_S = 8.0
+"""The bank advises 5 to 10 a second and publishes no limit."""
+CALLS_BURST = 8
+PAGE_COUNT_MAX = 100
+"""The bank refuses more with 400."""
+REMARKS_CHARS_MAX = 255
+"""Not documented; what a text column usually holds."""
+PROBLEM_CHARS_MAX = 200
+KEYS_REFUSED_AFTER_S = 60.0
+"""401 or 403 means keys are wrong or not yet rotated in: a person must act, the payout must not be lost."""
+_KEYS_REFUSED = frozenset({401, 403})
+_NO_REASON = frozenset({"", "null", "NA"})
+
+
+class CommandAnswer(Struct, frozen=True, kw_only=True):
+    """What the bank said to approve, reject or cancel. `refused` is a 4xx: then its state is the truth."""
+
+    http_status: int
+    outcome: Literal["done", "refused"]
+    payout: BankPayout | None = None
+    """The payout after the command; None where refused, or where the answer could not be read."""
+    code: str = ""
+    """The error's `reason` (`payout_approval_not_allowed`), or its `code` where it gives no reason."""
+    problem: str = ""
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """One page of the list. `raw_count` is how many items the bank sent: the next page skips that many."""
+
+    items: list[BankPayout | MalformedPayout]
+    raw_count: int
+
+
+def open_razorpay(
+    base_url: str, *, key_id: str, key_secret: str, oauth_token: str = "", breaker: Breaker | None = None
+) -> "Razorpay":
+    """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`."""
+    http = OutboundClient(
+        "razorpay",
+        _without_version(base_url),
+        timeout_s=TIMEOUT_S,
+        limit_per_s=CALLS_PER_S,
+        burst=CALLS_BURST,
+        breaker=breaker or Breaker(),
+    )
+    return Razorpay(http, key_id=key_id, key_secret=key_secret, oauth_token=oauth_token)
+
+
+class Razorpay:
+    """The bank. Every call raises TryAgain when nothing was done, and OutcomeUnknown (a TryAgain) when that
+    cannot be known: 5xx, an answer that was lost. Commands are safe to repeat: the bank refuses the second."""
+
+    def __init__(self, http: OutboundClient, *, key_id: str, key_secret: str, oauth_token: str = "") -> None:
+        self._http = http
+        pair = f"{key_id}:{key_secret}".encode()
+        self._by_key = {"authorization": "Basic " + base64.b64encode(pair).decode("ascii")}
+        self._by_token = {"authorization": "Bearer " + oauth_token} if oauth_token else self._by_key
+
+    @property
+    def breaker(self) -> Breaker:
+        """For the metric and `/readyz`."""
+        return self._http.breaker
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def fetch(self, payout_id: str) -> BankPayout:
+        """The payout as it is now.
+
+        Raises Unprocessable when the bank does not know it or shows it malformed, TryAgain also for refused
+        keys (401, 403) and for an answer that is no JSON, which comes from something in between.
+        """
+        answer = await self._http.call("GET", _path(payout_id), headers=self._by_key)
+        entity = _read_answer(f"payout {payout_id}", answer.status, answer.body)
+        payout = read_payout(entity)
+        if isinstance(payout, MalformedPayout):
+            raise Unprocessable(f"payout {payout_id}: {payout.problem}")
+        if payout.id != payout_id:
+            raise Unprocessable(f"payout {payout_id}: the bank answered with payout {payout.id}")
+        return payout
+
+    async def list_page(
+        self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
+    ) -> Page:
+        """One page of the payouts created in [from_s, to_s] (Unix seconds), in the bank's own order.
+
+        An item that cannot be read is a MalformedPayout in its place. Raises as `fetch` does.
+        """
+        query: dict[str, str | int] = {"account_number": account_number, "from": from_s, "to": to_s}
+        query |= {"count": count, "skip": skip}
+        answer = await self._http.call("GET", "/v1/payouts", params=query, headers=self._by_key)
+        collection = _read_answer("list of payouts", answer.status, answer.body)
+        items = collection.get("items") if isinstance(collection, dict) else None
+        if not isinstance(items, list):
+            raise TryAgain("list of payouts: the bank's answer has no list of items")
+        return Page(items=[read_payout(item) for item in items], raw_count=len(items))
+
+    async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
+        """Approve a `pending` payout, by the OAuth token; without one by key and secret, which the bank
+        documents as not enough: expect a refusal (401), and a person who approves in the dashboard."""
+        return await self._command(payout_id, "approve", self._by_token, _remarks(remarks))
+
+    async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
+        """Reject a `pending` payout, by the OAuth token if there is one (the docs show both ways)."""
+        return await self._command(payout_id, "reject", self._by_token, _remarks(remarks))
+
+    async def cancel(self, payout_id: str) -> CommandAnswer:
+        """Cancel a `queued` payout; the bank refuses it in any other state. Urgent: it races the payment.
+
+        POST, not PATCH as one page of the docs says, and without a body: none is documented.
+        """
+        return await self._command(payout_id, "cancel", self._by_key, None, urgent=True)
+
+    async def _command(
+        self,
+        payout_id: str,
+        command: BankCommand,
+        auth: Mapping[str, str],
+        body: bytes | None,
+        urgent: bool = False,
+    ) -> CommandAnswer:
+        headers = {**auth, "content-type": "application/json"}
+        path = f"{_path(payout_id)}/{command}"
+        answer = await self._http.call("POST", path, headers=headers, content=body, urgent=urgent)
+        if 400 <= answer.status < 500:
+            code, problem = _read_error(answer.body)
+            return CommandAnswer(http_status=answer.status, outcome="refused", code=code, problem=problem)
+        payout, problem = _read_done(payout_id, answer.body)
+        return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
+
+
+def _path(payout_id: str) -> str:
+    if not id_or_empty(payout_id):
+        raise Unprocessable(
+            f"payout id {clean(payout_id, 40)!r} is not 1 to 64 letters, digits or underscores"
+        )
+    return f"/v1/payouts/{payout_id}"
+
+
+def _remarks(text: str) -> bytes:
+    """Remarks are mandatory and their alphabet is not documented, so they are short printable ASCII."""
+    plain = clean(text, REMARKS_CHARS_MAX).replace("₹", "Rs ").encode("ascii", "replace").decode("ascii")
+    return msgspec.json.encode({"remarks": plain.strip()[:REMARKS_CHARS_MAX] or "decided by streamproc"})
+
+
+def _read_answer(what: str, status: int, body: bytes) -> object:
+    if status in _KEYS_REFUSED:
+        raise TryAgain(f"{what}: {status}, {_read_error(body)[1]}", after_s=KEYS_REFUSED_AFTER_S)
+    if status >= 400:
+        code, problem = _read_error(body)
+        raise Unprocessable(f"{what}: {status} {code}, {problem}")
+    try:
+        return decode_json(body)
+    except NotJson as error:
+        raise TryAgain(f"{what}: the bank's answer cannot be read, {error}") from error
+
+
+def _read_done(payout_id: str, body: bytes) -> tuple[BankPayout | None, str]:
+    try:
+        payout = read_payout(decode_json(body))
+    except NotJson as error:
+        return None, f"the bank's answer cannot be read, {error}"
+    if isinstance(payout, MalformedPayout):
+        return None, payout.problem
+    if payout.id != payout_id:
+        return None, f"the bank answered with payout {payout.id}"
+    return payout, ""
+
+
+def _read_error(body: bytes) -> tuple[str, str]:
+    """Code and description of an error body, whatever it is: the envelope, another JSON text, HTML, nothing."""
+    try:
+        answer = decode_json(body)
+    except NotJson:
+        return "", "the error body is not JSON"
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        return "", "the error body has no `error`"
+    named = [value for value in (error.get("reason"), error.get("code")) if isinstance(value, str)]
+    code = next((value for value in named if value not in _NO_REASON), "")
+    description = error.get("description")
+    problem = description if isinstance(description, str) and description else "no description"
+    return clean(code, PROBLEM_CHARS_MAX), clean(problem, PROBLEM_CHARS_MAX)
+
+
+def _without_version(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")))

@@ -1,0 +1,149 @@
+"""The bank's payout entity, however odd, becomes a `BankPayout` or a reason why not. Pure.
+
+Shared by the client (answers), the poller (list items) and the webhook. Legitimate oddities are taken:
+`notes` as `[]` or with numbers, `fund_account` in place of its id, null where text is usual, extra keys.
+What rule 1 calls malformed is not repaired: an amount that is no integer is not guessed.
+Nothing of the beneficiary (account numbers, VPAs, names) is read.
+"""
+
+import json
+import re
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.events import BankPayout
+from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
+from streamproc.domain.payouts import BANK_RANK
+
+NOTES_MAX = 32
+"""Keys kept of `notes`: the bank allows 15 and adds some of its own."""
+NOTE_CHARS_MAX = 256
+"""The bank's own limit for a note."""
+GOVERNING_NOTES = frozenset({"agent_id", "vendor_url"})
+"""Kept whatever else is there: many other notes must not push them out."""
+TEXT_CHARS_MAX = 64
+"""For utr, reference_id (the bank allows 40), narration (30), mode, purpose and reason."""
+CURRENCY_CHARS_MAX = 16
+"""A currency that is no code of three letters is kept for the policy to refuse."""
+SHOWN_CHARS_MAX = 40
+"""How much of an odd value a problem text shows."""
+UNIX_S_MAX = 2**40
+"""A time beyond this (year 36,812) is not one."""
+
+Object: TypeAlias = dict[str, object]
+
+_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
+_BLANKS = str.maketrans("\t\n\r", "   ")
+_NO_BREAKS = str.maketrans("", "", "\t\n\r")
+_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class MalformedPayout(Struct, frozen=True):
+    """A payout that cannot be governed. `payout` is its id, or empty where that is unusable."""
+
+    payout: str
+    problem: str
+
+
+def read_payout(entity: object) -> BankPayout | MalformedPayout:
+    """The payout in a decoded entity. Never raises."""
+    if not isinstance(entity, dict):
+        return MalformedPayout("", f"the payout is {shown(entity)}, not an object")
+    payout = id_or_empty(entity.get("id"))
+    problem = _problem(entity, payout)
+    if problem:
+        return MalformedPayout(payout, problem)
+    details = entity.get("status_details")
+    return BankPayout(
+        id=payout,
+        amount=entity["amount"],
+        currency=clean(entity["currency"], CURRENCY_CHARS_MAX),
+        status=entity["status"],
+        created_at=count_or_zero(entity.get("created_at"), UNIX_S_MAX),
+        fund_account_id=_fund_account(entity),
+        mode=_text(entity.get("mode")),
+        purpose=_text(entity.get("purpose")),
+        reference_id=_text(entity.get("reference_id")),
+        narration=_text(entity.get("narration")),
+        utr=_text(entity.get("utr")),
+        fees=count_or_zero(entity.get("fees"), AMOUNT_MAX_PAISE),
+        tax=count_or_zero(entity.get("tax"), AMOUNT_MAX_PAISE),
+        reason=_text(details.get("reason")) if isinstance(details, dict) else "",
+        notes=read_notes(entity.get("notes")),
+    )
+
+
+def _problem(entity: Object, payout: str) -> str:
+    """Why rule 1 fires, or empty."""
+    amount, currency, status = entity.get("amount"), entity.get("currency"), entity.get("status")
+    if not payout:
+        return f"id {shown(entity.get('id'))} is not 1 to 64 letters, digits or underscores"
+    if type(amount) is not int:  # bool is an int to isinstance, and true is not one paisa
+        return f"amount {shown(amount)} is not an integer of paise"
+    if not AMOUNT_MIN_PAISE <= amount <= AMOUNT_MAX_PAISE:
+        return f"amount {shown(amount)} paise is not between {AMOUNT_MIN_PAISE} and {AMOUNT_MAX_PAISE}"
+    if not isinstance(currency, str) or not currency.strip():
+        return f"currency {shown(currency)} is not text"
+    if not isinstance(status, str) or status not in BANK_RANK:
+        return f"status {shown(status)} is not one of {', '.join(BANK_RANK)}"
+    return ""
+
+
+def read_notes(notes: object) -> dict[str, str]:
+    """`notes` as text to text. `[]`, null and what is no object are empty; a list of objects is their union."""
+    if isinstance(notes, list):
+        notes = {key: value for part in notes if isinstance(part, dict) for key, value in part.items()}
+    if not isinstance(notes, dict) or not notes:
+        return {}
+    keys = list(notes)
+    if len(keys) > NOTES_MAX:
+        keys = sorted(keys, key=lambda key: key not in GOVERNING_NOTES)[:NOTES_MAX]
+    return {clean(key, NOTE_CHARS_MAX): clean(_note(key, notes[key]), NOTE_CHARS_MAX) for key in keys}
+
+
+def clean(text: str, chars_max: int) -> str:
+    """Text that any log, terminal or database can hold: line breaks become blanks, control characters and
+    lone surrogates U+FFFD; cut to `chars_max`. Nothing is dropped, so two different keys stay different."""
+    if text.isprintable():
+        return text[:chars_max]
+    return _HARMFUL.sub("\ufffd", text[:chars_max].translate(_BLANKS))
+
+
+def id_or_empty(value: object) -> str:
+    """An id that is safe in a key and a path, or empty."""
+    return value if isinstance(value, str) and _ID.fullmatch(value) else ""
+
+
+def count_or_zero(value: object, most: int) -> int:
+    """An integer in [0, most], or 0 for anything else."""
+    return value if type(value) is int and 0 <= value <= most else 0
+
+
+def shown(value: object) -> str:
+    """A value as a problem text may show it."""
+    return clean(_json(value), SHOWN_CHARS_MAX)
+
+
+def _text(value: object) -> str:
+    return clean(value, TEXT_CHARS_MAX) if isinstance(value, str) else ""
+
+
+def _note(key: str, value: object) -> str:
+    if isinstance(value, str):
+        # Browsers drop line breaks inside a URL, so the rules must see what a browser would open.
+        return value.translate(_NO_BREAKS) if key == "vendor_url" else value
+    return "" if value is None else _json(value)
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return "a number too long to write"
+
+
+def _fund_account(entity: Object) -> str:
+    expanded = entity.get("fund_account")
+    inner = expanded.get("id") if isinstance(expanded, dict) else None
+    return id_or_empty(entity.get("fund_account_id")) or id_or_empty(inner)

@@ -1,0 +1,199 @@
+"""Google Safe Browsing v4, `threatMatches:find`: does anybody know this vendor's URL as a threat?
+
+Whatever goes wrong, the answer is `unavailable` with a reason: the rules hold such a payout, they never
+approve it and never call it fraud. The API key travels in the query, so no message here shows a URL.
+"""
+
+import re
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.clients.http import Answer, Breaker, OutboundClient
+from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.razorpay_entities import clean
+from streamproc.domain.domains import VendorUrl, parse_vendor_url
+from streamproc.errors import TryAgain
+
+TIMEOUT_S = 2.0
+"""A whole lookup: a payout waits for it, and it may be held instead."""
+CALLS_PER_S = 50.0
+"""Far below the default quota (10,000 lookups a minute), far above what batches of 500 need."""
+CALLS_BURST = 50
+URLS_PER_CALL_MAX = 500
+"""The API's own limit for one request."""
+CLEAN_FRESH_S = 300
+"""How long `clean` holds: the v4 lookup names no negative duration, its usual positive one is 300 s."""
+FRESH_S_MAX = 86_400
+"""No answer is trusted for more than a day, whatever duration it names."""
+THREATS_MAX = 8
+"""Threat types kept of one URL; four are asked for."""
+THREAT_TYPES = ("MALWARE", "SOCIAL_ENGINEERING", "UNWANTED_SOFTWARE", "POTENTIALLY_HARMFUL_APPLICATION")
+
+_DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?s")
+_THREAT = re.compile(r"[A-Z_]{1,64}")
+
+
+class Reputation(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of one URL. Times are µs since 1970; an `unavailable` is never fresh."""
+
+    verdict: Literal["clean", "threat", "unavailable"]
+    threats: tuple[str, ...] = ()
+    checked_at_us: int
+    fresh_until_us: int
+    problem: str = ""
+    """Why it is unavailable."""
+
+
+encode_reputation = msgspec.json.Encoder().encode
+"""As the cache keeps it."""
+decode_reputation = msgspec.json.Decoder(Reputation).decode
+"""Raises msgspec.DecodeError for bytes that this module did not write."""
+
+
+def cache_key(url: str) -> str:
+    """SHA-256 of the canonical URL, in hex: two spellings of one URL share an answer, two URLs never do."""
+    return sha256(_canonical(url).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def open_safe_browsing(base_url: str, key: str, *, breaker: Breaker | None = None) -> "SafeBrowsing":
+    """A client with this API's limits; `base_url` may end with `/v4` or the whole path. Close it with `aclose`."""
+    parts = urlsplit(base_url)
+    path = parts.path.rstrip("/").removesuffix("/threatMatches:find").removesuffix("/v4")
+    http = OutboundClient(
+        "safe browsing",
+        urlunsplit(parts._replace(path=path)),
+        timeout_s=TIMEOUT_S,
+        limit_per_s=CALLS_PER_S,
+        burst=CALLS_BURST,
+        breaker=breaker or Breaker(),
+    )
+    return SafeBrowsing(http, key)
+
+
+class SafeBrowsing:
+    """Looks URLs up, many at a time."""
+
+    def __init__(self, http: OutboundClient, key: str) -> None:
+        self._http = http
+        self._key = key
+
+    @property
+    def breaker(self) -> Breaker:
+        """For the metric and `/readyz`."""
+        return self._http.breaker
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def lookup(self, urls: Iterable[str], *, now_us: int) -> dict[str, Reputation]:
+        """A reputation for every URL, under the spelling it was asked by. Never raises for the API's failures.
+
+        Each 500 distinct URLs are one call of at most TIMEOUT_S; `now_us` is when they are asked.
+        """
+        asked = list(dict.fromkeys(urls))
+        found: dict[str, Reputation] = {}
+        for start in range(0, len(asked), URLS_PER_CALL_MAX):
+            found |= await self._lookup_batch(asked[start : start + URLS_PER_CALL_MAX], now_us)
+        return found
+
+    async def _lookup_batch(self, urls: list[str], now_us: int) -> dict[str, Reputation]:
+        canonical = {url: _canonical(url) for url in urls}
+        try:
+            answer = await self._http.call(
+                "POST",
+                "/v4/threatMatches:find",
+                params={"key": self._key},
+                headers={"content-type": "application/json"},
+                content=_request(dict.fromkeys(canonical.values())),
+            )
+            matches = _matches(answer, set(canonical.values()))
+        except (TryAgain, _Unusable) as problem:
+            return dict.fromkeys(urls, _unavailable(str(problem), now_us))
+        return {url: _reputation(matches, canonical[url], now_us) for url in urls}
+
+
+class _Unusable(Exception):
+    """The API answered, but not with something that says anything about the URLs."""
+
+
+class _Match(Struct, frozen=True):
+    url: str
+    threat: str
+    fresh_s: float
+
+
+def _canonical(url: str) -> str:
+    parsed = parse_vendor_url(url)
+    return parsed.href if isinstance(parsed, VendorUrl) else url
+
+
+def _request(urls: Iterable[str]) -> bytes:
+    threat_info = {
+        "threatTypes": THREAT_TYPES,
+        "platformTypes": ["ANY_PLATFORM"],
+        "threatEntryTypes": ["URL"],
+        "threatEntries": [{"url": clean(url, len(url))} for url in urls],
+    }
+    client = {"clientId": "streamproc", "clientVersion": "1"}
+    return msgspec.json.encode({"client": client, "threatInfo": threat_info})
+
+
+def _matches(answer: Answer, asked: set[str]) -> list[_Match]:
+    """The threats named. One that belongs to no URL asked for would make every `clean` a guess."""
+    if answer.status >= 300:
+        raise _Unusable(f"safe browsing answered {answer.status}")
+    try:
+        body = decode_json(answer.body)
+    except NotJson as error:
+        raise _Unusable(f"safe browsing's answer cannot be read, {error}") from error
+    matches = body.get("matches", []) if isinstance(body, dict) else None
+    if not isinstance(matches, list):
+        raise _Unusable("safe browsing's answer has no list of matches")
+    named = [_match(match) for match in matches]
+    if any(match.url not in asked for match in named):
+        raise _Unusable("safe browsing named a threat for a URL that was not asked for")
+    return named
+
+
+def _match(match: object) -> _Match:
+    entry = match.get("threat") if isinstance(match, dict) else None
+    url = entry.get("url") if isinstance(entry, dict) else None
+    if not isinstance(match, dict) or not isinstance(url, str):
+        raise _Unusable("safe browsing named a threat without its URL")
+    threat = match.get("threatType")
+    if not isinstance(threat, str) or not _THREAT.fullmatch(threat):
+        threat = "THREAT_TYPE_UNSPECIFIED"
+    return _Match(_canonical(url), threat, _duration_s(match.get("cacheDuration")))
+
+
+def _reputation(matches: list[_Match], url: str, now_us: int) -> Reputation:
+    mine = [match for match in matches if match.url == url]
+    if not mine:
+        return Reputation(
+            verdict="clean", checked_at_us=now_us, fresh_until_us=now_us + CLEAN_FRESH_S * 1_000_000
+        )
+    fresh_s = min(match.fresh_s for match in mine)
+    return Reputation(
+        verdict="threat",
+        threats=tuple(sorted({match.threat for match in mine})[:THREATS_MAX]),
+        checked_at_us=now_us,
+        fresh_until_us=now_us + round(fresh_s * 1_000_000),
+    )
+
+
+def _unavailable(problem: str, now_us: int) -> Reputation:
+    return Reputation(verdict="unavailable", checked_at_us=now_us, fresh_until_us=now_us, problem=problem)
+
+
+def _duration_s(text: object) -> float:
+    """Seconds in `300.000s`; the default where it says nothing usable."""
+    parts = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if parts is None:
+        return CLEAN_FRESH_S
+    return min(float(f"{parts[1]}.{parts[2] or 0}"), FRESH_S_MAX)

@@ -1,0 +1,1 @@
+"""Producers: outside bytes become events and go through one door. Translation is pure."""
