@@ -8,6 +8,7 @@ Nothing of the beneficiary (account numbers, VPAs, names) is read.
 
 import json
 import re
+from hashlib import sha256
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -44,16 +45,18 @@ class MalformedPayout(Struct, frozen=True):
 
     payout: str
     problem: str
+    fingerprint: str
+    """16 hex of SHA-256 over the entity: tells two payouts without an id apart."""
 
 
 def read_payout(entity: object) -> BankPayout | MalformedPayout:
     """The payout in a decoded entity. Never raises."""
     if not isinstance(entity, dict):
-        return MalformedPayout("", f"the payout is {shown(entity)}, not an object")
+        return _malformed(entity, "", f"the payout is {shown(entity)}, not an object")
     payout = id_or_empty(entity.get("id"))
     problem = _problem(entity, payout)
     if problem:
-        return MalformedPayout(payout, problem)
+        return _malformed(entity, payout, problem)
     details = entity.get("status_details")
     return BankPayout(
         id=payout,
@@ -72,6 +75,10 @@ def read_payout(entity: object) -> BankPayout | MalformedPayout:
         reason=_text(details.get("reason")) if isinstance(details, dict) else "",
         notes=read_notes(entity.get("notes")),
     )
+
+
+def _malformed(entity: object, payout: str, problem: str) -> MalformedPayout:
+    return MalformedPayout(payout, problem, sha256(_json(entity).encode()).hexdigest()[:16])
 
 
 def _problem(entity: Object, payout: str) -> str:

@@ -12,6 +12,6 @@ class Door(Protocol):
         """µs since 1970 by Redis's clock."""
         ...
 
-    async def append(self, append: Append) -> Appended:
+    async def append(self, what: Append, /) -> Appended:
         """Append once: a delivery with a key that was seen is a repeat. Raises LogUnavailable."""
         ...

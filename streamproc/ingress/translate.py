@@ -110,7 +110,9 @@ def append_of(
             delivery=delivery,
             problem=payout.problem,
         )
-        return Append(account, (f"bad:{payout.payout}:{_hash(payout.problem)}",), (malformed,))
+        # One payout, one problem: one dead letter, however often it is seen.
+        key = f"bad:{payout.payout}:{_hash(payout.problem)}" if payout.payout else f"bad:{payout.fingerprint}"
+        return Append(account, (key,), (malformed,))
     observed = PayoutObserved(
         at=now_us,
         payout=payout.id,

@@ -1,0 +1,18 @@
+"""What `/readyz` reports: one check for each dependency."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from msgspec import Struct
+
+
+class Check(Struct, frozen=True):
+    """One dependency. `detail` is for an operator and holds no secret."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+Ready: TypeAlias = Callable[[], Awaitable[list[Check]]]
+"""Asks every dependency; answers within seconds, and reports a failure rather than raising it."""

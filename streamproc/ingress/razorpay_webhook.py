@@ -1,0 +1,144 @@
+"""The bank's webhook: raw body in, signature checked, appended, answered. A raw ASGI application.
+
+Nothing is parsed before the signature is verified, and 2xx is said only after the log has the event and
+synced it. The bank waits 5 s and tries again for a day after anything but 2xx, so a 503 loses nothing.
+
+    200 accepted | duplicate | ignored      400 no payload     401 signature    405 not POST
+    408 body too slow                       413 body too large                  503 the log is away
+"""
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from streamproc.errors import ConfigError, InputError, LogUnavailable
+from streamproc.ingress.door import Door
+from streamproc.ingress.problems import Header, Receive, Scope, Send, send_body, send_problem
+from streamproc.ingress.translate import Delivery, translate
+from streamproc.log.stream import Appended
+
+BODY_READ_S_MAX = 10.0
+"""A sender slower than this holds a connection for nothing; the bank itself gives up after 5 s."""
+APPEND_S_MAX = 4.0
+"""Below the bank's 5 s, so that it hears 503 and not silence."""
+RETRY_AFTER_S = 5
+"""What a 503 asks for; the bank has a schedule of its own."""
+
+_EVENT_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_SIGNATURE = re.compile(rb"[0-9a-f]{64}")
+_CLOSE: Final[Header] = (b"connection", b"close")
+_JSON = b"application/json"
+_log = logging.getLogger(__name__)
+
+
+def verify(body: bytes, signature: str | bytes | None, secrets: Iterable[bytes]) -> bool:
+    """Whether `signature` is the HMAC-SHA256 of the raw body, in lower-case hex, under any of the secrets.
+
+    Every secret is tried, in constant time, so the answer's time does not say which one it was. An empty
+    secret never verifies: everybody knows it.
+    """
+    if isinstance(signature, str):
+        signature = signature.encode("utf-8", "replace")
+    if signature is None or not _SIGNATURE.fullmatch(signature):
+        return False
+    genuine = False
+    for secret in secrets:
+        expected = hmac.digest(secret, body, "sha256").hex().encode("ascii")
+        genuine |= hmac.compare_digest(expected, signature) and bool(secret)
+    return genuine
+
+
+class RazorpayWebhook:
+    """The ASGI application. `secrets` are all that may sign now (rotation: the old one stays a while)."""
+
+    def __init__(
+        self, producer: Door, secrets: Sequence[str], *, body_bytes_max: int, fallback_account: str
+    ) -> None:
+        self._secrets = tuple(secret.encode() for secret in secrets if secret)
+        if not self._secrets:
+            raise ConfigError("RAZORPAY_WEBHOOK_SECRETS is empty: no webhook could be verified")
+        self._producer = producer
+        self._body_bytes_max = body_bytes_max
+        self._fallback_account = fallback_account
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; returns without an answer when the sender has gone."""
+        if scope["method"] != "POST":
+            await send_problem(send, 405, "webhooks are delivered by POST", [(b"allow", b"POST")])
+            return
+        try:
+            async with asyncio.timeout(BODY_READ_S_MAX):
+                body = await _read_body(scope, receive, self._body_bytes_max)
+        except TimeoutError:
+            await send_problem(send, 408, f"the body did not arrive within {BODY_READ_S_MAX:g} s", [_CLOSE])
+            return
+        except _TooLarge:
+            await send_problem(send, 413, f"the body is over {self._body_bytes_max} bytes", [_CLOSE])
+            return
+        if body is not None:
+            await self._answer(scope, body, send)
+
+    async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
+        if not verify(body, _header(scope, b"x-razorpay-signature"), self._secrets):
+            _log.warning("webhook refused: missing or wrong signature, %d bytes", len(body))
+            await send_problem(send, 401, "x-razorpay-signature is missing or is not this body's")
+            return
+        try:
+            delivery = self._translate(scope, body)
+            async with asyncio.timeout(APPEND_S_MAX):
+                appended = await self._producer.append(delivery.append)
+        except InputError as problem:
+            _log.warning("webhook refused: signed, but no payload, %d bytes", len(body))
+            await send_problem(send, 400, str(problem))
+        except (LogUnavailable, TimeoutError) as problem:
+            _log.warning("webhook not taken, the log is away: %s", str(problem) or type(problem).__name__)
+            retry = (b"retry-after", str(RETRY_AFTER_S).encode("ascii"))
+            await send_problem(send, 503, "the log cannot be written now; deliver again", [retry])
+        else:
+            await send_body(send, 200, _accepted(delivery, appended), _JSON)
+
+    def _translate(self, scope: Scope, body: bytes) -> Delivery:
+        event_id = _header(scope, b"x-razorpay-event-id") or b""
+        return translate(
+            body,
+            delivery=event_id.decode("ascii") if _EVENT_ID.fullmatch(event_id) else "",
+            fallback_account=self._fallback_account,
+            now_us=self._producer.now_us(),
+        )
+
+
+class _TooLarge(Exception):
+    """The body is over the limit."""
+
+
+async def _read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes | None:
+    """The whole body, or None when the sender has gone. Raises _TooLarge as soon as that is known."""
+    announced = _header(scope, b"content-length") or b""
+    if announced.isdigit() and int(announced[:20]) > bytes_max:
+        raise _TooLarge
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > bytes_max:
+            raise _TooLarge
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    """The header's value; None if it is absent, or there twice and so says nothing."""
+    values: list[bytes] = [value for key, value in scope["headers"] if key == name]
+    return values[0] if len(values) == 1 else None
+
+
+def _accepted(delivery: Delivery, appended: Appended) -> bytes:
+    status = "duplicate" if not appended.new else "ignored" if delivery.ignored else "accepted"
+    return msgspec.json.encode({"status": status, "entry": appended.entry})
