@@ -1,0 +1,112 @@
+"""Child processes that never outlive their parent: start, stop within a deadline, find a port.
+
+A child leads its own session, so Ctrl-C reaches the parent alone and the parent decides the order of stopping. The
+kernel signals a child whose parent died (PR_SET_PDEATHSIG, Linux): after a SIGKILL of the parent no handler runs.
+The kernel means the parent's *thread*, so children are started from the event loop's thread, which lives as long.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import pwd
+import random
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PORTS = (20_000, 32_000)  # below Linux's range for outgoing connections, which could take a port just chosen
+_PORT_TRIES = 100
+KILL_WAIT_S = 5.0  # SIGKILL cannot be refused; longer means a process stuck in the kernel
+
+# Loaded before any fork: between fork and exec nothing may be imported.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+async def start(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    on_parent_death: signal.Signals,
+    output: int,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    cwd: Path | None = None,
+    account: pwd.struct_passwd | None = None,
+    keep_fds: Sequence[int] = (),
+) -> asyncio.subprocess.Process:
+    """Start a child whose stdout and stderr both go to *output* (a file descriptor or PIPE).
+
+    *account* is whom to become, for a parent that is root. *keep_fds* stay open in the child.
+    Raises OSError when the program cannot be run.
+    """
+    drop = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+    return await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=stdin,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT,
+        env=dict(env),
+        cwd=cwd,
+        pass_fds=keep_fds,
+        start_new_session=True,
+        preexec_fn=_die_with_parent(on_parent_death),  # runs after the change of user, which would clear it
+        **drop,
+    )
+
+
+def _die_with_parent(signum: signal.Signals) -> Callable[[], None]:
+    parent = os.getpid()
+
+    def set_in_child() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(signum))
+        if os.getppid() != parent:  # it died between fork and prctl
+            os._exit(1)
+
+    return set_in_child
+
+
+async def stop(process: asyncio.subprocess.Process, signum: signal.Signals, within_s: float) -> bool:
+    """Ask *process* to stop, kill its whole session after *within_s*; False when it had to be killed.
+
+    Safe to call on a process that has ended.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signum)
+    try:
+        async with asyncio.timeout(within_s):
+            await process.wait()
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        kill(process)
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """SIGKILL to the child and to everything left of its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether *port* can be listened on now; a socket in TIME_WAIT does not count."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on. Raises OSError after many busy ones."""
+    for _ in range(_PORT_TRIES):
+        port = random.randrange(*_PORTS)
+        if port_is_free("127.0.0.1", port):
+            return port
+    raise OSError(f"no free port found in {_PORTS[0]}..{_PORTS[1]}")

@@ -1,0 +1,76 @@
+"""Real servers for the tests: one Valkey and one Postgres for the session, emptied or made anew for each test."""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from streamproc import embedded
+from streamproc.embedded import Store
+
+_database_number = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def public_dir() -> Iterator[Path]:
+    """A directory that every user may enter: under root Postgres runs as somebody else, and pytest's are private."""
+    directory = Path(tempfile.mkdtemp(prefix="streamproc-test-"))
+    directory.chmod(0o711)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _served(server: Callable[[], AbstractAsyncContextManager[Store]]) -> Iterator[Store]:
+    """Keep *server* running outside of any test's event loop."""
+    with asyncio.Runner() as runner:
+        context = server()
+        store = runner.run(context.__aenter__())
+        try:
+            yield store
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def valkey(public_dir: Path) -> Iterator[str]:
+    """URL of the session's Valkey; `redis_url` is the one that starts empty."""
+    with _served(lambda: embedded.valkey(public_dir)) as store:
+        yield store.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server(public_dir: Path) -> Iterator[str]:
+    """DSN of the session's Postgres, for making databases; `postgres` is the one for tests."""
+    with _served(lambda: embedded.postgres(public_dir, durable=False)) as store:
+        yield store.url
+
+
+@pytest.fixture
+async def redis_url(valkey: str) -> str:
+    """URL of an empty Valkey."""
+    async with Redis.from_url(valkey) as client:
+        await client.flushall()
+        await client.script_flush()
+    return valkey
+
+
+@pytest.fixture
+async def postgres(postgres_server: str) -> AsyncIterator[str]:
+    """DSN of a database that is new and empty, and dropped afterwards."""
+    name = f"test_{os.getpid()}_{next(_database_number)}"
+    admin = await asyncpg.connect(postgres_server)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        yield f"{postgres_server.rpartition('/')[0]}/{name}"
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()

@@ -1,0 +1,211 @@
+"""The embedded stores keep their data, stop in time, and never outlive or share their directory."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from streamproc import embedded, processes
+from streamproc.errors import ConfigError, JobFailed
+
+pytestmark = pytest.mark.embedded
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def data_dir(public_dir: Path) -> Path:
+    directory = Path(tempfile.mkdtemp(dir=public_dir))
+    directory.chmod(0o711)
+    return directory
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+async def test_what_was_written_to_valkey_is_there_after_a_restart(data_dir: Path) -> None:
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        await client.xadd("log", {"e": "[]"})
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        assert await client.xlen("log") == 1
+
+
+async def test_what_was_written_to_valkey_is_there_after_it_was_killed(data_dir: Path) -> None:
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        await client.set("paid", "no")
+        store.process.kill()
+        await store.process.wait()
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        assert await client.get("paid") == b"no"
+
+
+async def test_valkey_is_set_as_the_log_needs_it(data_dir: Path) -> None:
+    wanted = {
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "maxmemory-policy": "noeviction",
+        "bind": "127.0.0.1",
+    }
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url, decode_responses=True) as client:
+        assert {name: (await client.config_get(name))[name] for name in wanted} == wanted
+
+
+async def test_what_was_committed_to_postgres_is_there_after_a_restart(data_dir: Path) -> None:
+    async with embedded.postgres(data_dir) as store:
+        connection = await asyncpg.connect(store.url)
+        await connection.execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)")
+        await connection.close()
+    async with embedded.postgres(data_dir) as store:
+        connection = await asyncpg.connect(store.url)
+        assert await connection.fetchval("SELECT n FROM kept") == 7
+        await connection.close()
+
+
+async def test_postgres_starts_again_after_it_was_killed_and_its_number_given_to_another(
+    data_dir: Path,
+) -> None:
+    async with embedded.postgres(data_dir) as store:
+        store.process.kill()
+        await store.process.wait()
+    (pid_file,) = data_dir.glob("postgres/postmaster.pid")
+    lines = pid_file.read_text().splitlines()
+    bystander = await processes.start(
+        ["sleep", "600"],
+        env={"PATH": os.defpath},
+        on_parent_death=signal.SIGKILL,
+        output=asyncio.subprocess.DEVNULL,
+        account=embedded._place(data_dir).account,
+    )
+    try:
+        pid_file.write_text("\n".join([str(bystander.pid), *lines[1:]]) + "\n")
+        async with embedded.postgres(data_dir) as store:
+            await (await asyncpg.connect(store.url)).close()
+    finally:
+        await processes.stop(bystander, signal.SIGKILL, WAIT_S)
+
+
+async def test_postgres_refuses_a_wrong_password(data_dir: Path) -> None:
+    async with embedded.postgres(data_dir) as store:
+        head, _, tail = store.url.rpartition("@")
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(f"{head}x@{tail}")
+    assert (data_dir / "postgres.password").stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_interrupted_first_start_is_begun_anew(data_dir: Path) -> None:
+    (data_dir / "postgres.new").mkdir()
+    (data_dir / "postgres.new" / "PG_VERSION").write_text("18\n")
+    async with embedded.postgres(data_dir) as store:
+        await (await asyncpg.connect(store.url)).close()
+
+
+async def test_a_cluster_whose_password_is_lost_is_not_overwritten(data_dir: Path) -> None:
+    async with embedded.postgres(data_dir):
+        pass
+    (data_dir / "postgres.password").unlink()
+    with pytest.raises(ConfigError, match=r"postgres\.password is missing"):
+        async with embedded.postgres(data_dir):
+            pytest.fail("it started")
+    assert (data_dir / "postgres" / "PG_VERSION").exists()
+
+
+async def test_a_directory_in_use_is_refused_by_name(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "LOCK_WAIT_S", 0.1)
+    async with embedded.valkey(data_dir):
+        with pytest.raises(ConfigError, match=str(data_dir)):
+            async with embedded.valkey(data_dir):
+                pytest.fail("two servers write one file")
+
+
+async def test_a_port_in_use_is_refused_by_number(data_dir: Path) -> None:
+    async with embedded.valkey(data_dir) as store:
+        port = int(store.url.split(":")[2].split("/")[0])
+        for server in (embedded.valkey, embedded.postgres):
+            with pytest.raises(ConfigError, match=str(port)):
+                async with server(data_dir / "other", port=port):
+                    pytest.fail("a stranger's server was taken for ours")
+
+
+async def test_a_server_that_cannot_start_says_why(data_dir: Path) -> None:
+    (data_dir / "valkey" / "appendonlydir" / "appendonly.aof.manifest").mkdir(parents=True)
+    with pytest.raises(JobFailed, match="Valkey ended while starting: .*AOF"):
+        async with embedded.valkey(data_dir):
+            pytest.fail("it started on a damaged log")
+
+
+@pytest.fixture
+def private_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+async def test_root_puts_the_cluster_where_its_user_can_reach_it_and_says_where(
+    private_dir: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "ROOTS_PLACE", data_dir)
+    async with embedded.postgres(private_dir) as store:
+        await (await asyncpg.connect(store.url)).close()
+    cluster = Path((private_dir / "postgres.is-in").read_text().strip())
+    assert cluster.is_relative_to(data_dir)
+    assert cluster.stat().st_uid != 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+async def test_programs_that_the_user_cannot_reach_are_copied_and_run(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = data_dir / "copies"
+    monkeypatch.setattr(embedded, "ROOTS_PLACE", copies)
+    reaches = embedded._reaches
+    monkeypatch.setattr(
+        embedded, "_reaches", lambda account, path: path.name != "bin" and reaches(account, path)
+    )
+    async with embedded.postgres(data_dir) as store:
+        await (await asyncpg.connect(store.url)).close()
+        assert Path(f"/proc/{store.process.pid}/exe").resolve().is_relative_to(copies)
+
+
+PARENT = """
+    import asyncio, sys
+    from pathlib import Path
+    from streamproc import embedded
+
+    async def main() -> None:
+        here = Path(sys.argv[1])
+        async with embedded.valkey(here) as valkey, embedded.postgres(here) as postgres:
+            print(valkey.process.pid, postgres.process.pid, flush=True)
+            await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+async def test_the_servers_end_when_their_parent_is_killed_and_start_again(data_dir: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(data_dir)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        pids = [int(pid) for pid in (await asyncio.to_thread(parent.stdout.readline)).split()]
+    parent.kill()
+    parent.wait()
+    # Started at once, while the old servers are perhaps still stopping.
+    async with embedded.valkey(data_dir) as valkey, embedded.postgres(data_dir) as postgres:
+        assert all(gone(pid) for pid in pids)
+        async with Redis.from_url(valkey.url) as client:
+            assert await client.ping()
+        await (await asyncpg.connect(postgres.url)).close()
