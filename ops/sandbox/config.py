@@ -1,0 +1,76 @@
+"""Settings of the sandbox: one frozen struct, read from `SANDBOX_*` and refused whole when wrong."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+ENV_PREFIX = "SANDBOX_"
+
+Workflow: TypeAlias = Literal["all", "dashboard", "off"]
+"""Which payouts wait for approval: all, only those made in the dashboard (not by API), or none."""
+
+
+class SandboxConfig(Struct, frozen=True, kw_only=True):
+    """Everything that the sandbox can be told at start. Amounts in paise, `_s` in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8090
+    key_id: str = "rzp_test_sandbox"
+    key_secret: str = "sandbox_key_secret"  # noqa: S105 - public default of a simulator
+    oauth_token: str = "sandbox_oauth_token"  # noqa: S105 - public default of a simulator
+    oauth_scope: str = "rx_partner_read_write"
+    webhook_secret: str = "sandbox_webhook_secret"  # noqa: S105 - public default of a simulator
+    webhook_url: str = ""
+    """Where events are posted; empty: nowhere."""
+    account_id: str = "acc_Sandbox0000001"
+    account_number: str = "7878780080316316"
+    balance: int = 100_000_000_00
+    """Paise on the account at the first start: ten crore rupees."""
+    seed: int = 0
+    """Ids, UTRs and fault rates are drawn from it; 0 draws a new one at each start."""
+    data_file: str = ""
+    """SQLite file that keeps the state over a restart; empty: memory only."""
+    workflow: Workflow = "all"
+    processing_s: float = 0.2
+    """From `processing` to the bank's answer."""
+    utr_s: float = 0.1
+    """NEFT and RTGS: from `processed` to the UTR, which comes as `payout.updated`."""
+    webhook_timeout_s: float = 5.0
+    webhook_retry_base_s: float = 5.8
+    """The first gap of the retry ladder; every later gap about doubles."""
+    webhook_give_up_s: float = 86_400.0
+    """After this the event is given up and the webhook is disabled."""
+    safebrowsing_key: str = ""
+    """The only key that is valid; empty: any key."""
+    slack_token: str = ""
+    """The only valid bot token; empty: any token."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "SandboxConfig":
+        """Read `SANDBOX_<FIELD>`. SystemExit names a wrong or unknown variable."""
+        given = {
+            name.removeprefix(ENV_PREFIX).lower(): value
+            for name, value in env.items()
+            if name.startswith(ENV_PREFIX) and value != ""
+        }
+        if unknown := sorted(set(given) - set(cls.__struct_fields__)):
+            raise SystemExit(f"sandbox: no such setting: {ENV_PREFIX}{unknown[0].upper()}")
+        try:
+            config = msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise SystemExit(f"sandbox: {ENV_PREFIX}* is wrong: {error}") from error
+        return config.checked()
+
+    def checked(self) -> "SandboxConfig":
+        """The same config, or SystemExit with the first value that cannot be."""
+        if not 0 <= self.port <= 65535:
+            raise SystemExit(f"sandbox: {ENV_PREFIX}PORT {self.port} is not a port")
+        if len(self.account_id) != 18 or not self.account_id.startswith("acc_"):
+            raise SystemExit(f"sandbox: {ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
+        if self.balance < 0:
+            raise SystemExit(f"sandbox: {ENV_PREFIX}BALANCE is below 0 paise")
+        if min(self.webhook_retry_base_s, self.webhook_timeout_s) <= 0:
+            raise SystemExit(f"sandbox: {ENV_PREFIX}WEBHOOK_RETRY_BASE_S and _TIMEOUT_S must be above 0")
+        return self

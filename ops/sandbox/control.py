@@ -1,0 +1,335 @@
+"""`/_control/*`: act as the outsider, the bank's staff, or bad luck. No authentication: bind to loopback.
+
+Bodies are strict: an unknown field is 400, so a misspelt knob is noticed and not silently ignored.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ops.sandbox.bank import Behaviour, Level, Outcome
+from ops.sandbox.entities import BankEvent, FundAccount, Json
+from ops.sandbox.faults import FaultPlan
+from ops.sandbox.messaging import MessagingKnobs
+from ops.sandbox.orders import Order, check_amount, check_mode
+from ops.sandbox.refusals import Refused
+from ops.sandbox.registry import RegistryKnobs
+from ops.sandbox.reputation import ReputationKnobs
+from ops.sandbox.webhooks import Delivery
+from ops.sandbox.world import World
+
+COUNT_MAX = 10_000
+"""Payouts made by one control call."""
+T = TypeVar("T")
+
+
+class Vendor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom an outsider pays: with `vpa` by UPI, else to the bank account."""
+
+    name: str = "Asha Paper Works"
+    vpa: str = ""
+    ifsc: str = "HDFC0000053"
+    account_number: str = "50100012345678"
+
+
+class OutsiderPayout(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A payout that somebody makes at the bank without asking anyone. Amount in paise."""
+
+    amount: int
+    fund_account_id: str = ""
+    vendor: Vendor = Vendor()
+    mode: str = ""
+    """Empty: UPI where the vendor has a VPA, else IMPS, or NEFT above the limit of IMPS."""
+    purpose: str = "vendor bill"
+    currency: str = "INR"
+    reference_id: str | None = None
+    narration: str = "Sandbox Fund Transfer"
+    notes: dict[str, Any] | list[Any] = {}
+    status: str = "pending"
+    outcome: Outcome | None = None
+    outcome_reason: str | None = None
+    reverse_after_s: float | None = None
+    count: int = 1
+
+
+class Advance(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Move a payout by hand; to the state that it is in: `payout.updated`."""
+
+    to: str
+    reason: str | None = None
+    utr: str | None = None
+
+
+class BalanceChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    """`add` paise (below 0: withdraw), or `set` the balance."""
+
+    add: int | None = None
+    set: int | None = None
+
+
+class BehaviourChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields of `Behaviour`, and the scope of the OAuth token; what is not given stays."""
+
+    workflow: str | None = None
+    levels: list[Level] | None = None
+    processing_s: float | None = None
+    utr_s: float | None = None
+    outcome: str | None = None
+    next_outcomes: list[str] | None = None
+    expand_pending: bool | None = None
+    oauth_scope: str | None = None
+
+
+class SubscriptionChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where webhooks go from now on; events already made keep their secret. Also the ladder's times."""
+
+    url: str | None = None
+    secret: str | None = None
+    events: list[str] | None = None
+    enabled: bool | None = None
+    retry_base_s: float | None = None
+    give_up_s: float | None = None
+
+
+class RawEvent(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Any event at all, signed and sent as the bank would: `payload` is {entity name: its body}."""
+
+    event: str
+    entity: str
+    body: Json
+
+
+class ClockChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Let seconds pass at once."""
+
+    advance_s: float
+
+
+async def make_payouts(world: World, body: OutsiderPayout) -> Json:
+    """`POST /_control/payouts`: the entity, or `items` when `count` is above 1."""
+    now = world.clock.now()
+    if not 1 <= body.count <= COUNT_MAX:
+        raise Refused(f"count {body.count} is not within 1 to {COUNT_MAX}", field="count")
+    if body.status not in ("pending", "queued", "processing", "scheduled"):
+        raise Refused(f"status {body.status}: a payout starts pending, queued or processing", field="status")
+    account = _vendor_account(world, body, int(now))
+    mode = body.mode or _usual_mode(account, body.amount)
+    check_amount(body.amount, mode)
+    check_mode(mode, account.account_type)
+    order = Order(
+        fund_account_id=account.id,
+        amount=body.amount,
+        mode=mode,
+        purpose=body.purpose,
+        currency=body.currency,
+        reference_id=body.reference_id,
+        narration=body.narration,
+        notes=body.notes if isinstance(body.notes, dict) else {},
+        origin="dashboard",
+        status=body.status,
+        outcome=body.outcome or "",
+        outcome_reason=body.outcome_reason,
+        reverse_after_s=body.reverse_after_s,
+    )
+    made = [world.bank.create(order, now).shown(world.bank.merchant_id) for _ in range(body.count)]
+    return made[0] if body.count == 1 else {"entity": "collection", "count": len(made), "items": made}
+
+
+def _vendor_account(world: World, body: OutsiderPayout, now: int) -> FundAccount:
+    if body.fund_account_id:
+        return world.directory.fund_account(body.fund_account_id)
+    vendor = body.vendor
+    details: Json = {"account_type": "vpa", "vpa": {"address": vendor.vpa}}
+    if not vendor.vpa:
+        bank = {"name": vendor.name, "ifsc": vendor.ifsc, "account_number": vendor.account_number}
+        details = {"account_type": "bank_account", "bank_account": bank}
+    contact = {"name": vendor.name, "type": "vendor"}
+    return world.directory.composite({"fund_account": {**details, "contact": contact}}, now)
+
+
+def _usual_mode(account: FundAccount, amount: int) -> str:
+    if account.account_type == "vpa":
+        return "UPI"
+    return "IMPS" if amount <= 50_000_000 else "NEFT"
+
+
+async def set_faults(world: World, body: FaultPlan) -> Json:
+    """`POST /_control/faults`."""
+    world.faults.apply(body)
+    return {"api": world.faults.api, "webhooks": world.faults.webhooks}
+
+
+async def change_balance(world: World, body: BalanceChange) -> Json:
+    """`POST /_control/balance`."""
+    change = body.add or 0
+    if body.set is not None:
+        change = body.set - world.bank.ledger.balance
+    world.bank.add_funds(change, world.clock.now())
+    return {"balance": world.bank.ledger.balance}
+
+
+async def change_behaviour(world: World, body: BehaviourChange) -> Json:
+    """`POST /_control/bank`."""
+    given = {name: value for name, value in msgspec.to_builtins(body).items() if value is not None}
+    world.oauth_scope = given.pop("oauth_scope", world.oauth_scope)
+    merged = {**msgspec.to_builtins(world.behaviour), **given}
+    world.behaviour = world.bank.behaviour = msgspec.convert(merged, Behaviour)
+    return {**msgspec.to_builtins(world.behaviour), "oauth_scope": world.oauth_scope}
+
+
+async def change_subscription(world: World, body: SubscriptionChange) -> Json:
+    """`POST /_control/webhook`."""
+    courier, subscription = world.courier, world.courier.subscription
+    subscription.url = subscription.url if body.url is None else body.url
+    subscription.secret = subscription.secret if body.secret is None else body.secret
+    subscription.events = subscription.events if body.events is None else body.events
+    subscription.enabled = subscription.enabled if body.enabled is None else body.enabled
+    courier.retry_base_s = body.retry_base_s or courier.retry_base_s
+    courier.give_up_s = body.give_up_s or courier.give_up_s
+    return {"url": subscription.url, "events": subscription.events, "enabled": subscription.enabled}
+
+
+async def send_event(world: World, body: RawEvent) -> Json:
+    """`POST /_control/events`: for downtimes, transactions, and events that nobody knows yet."""
+    event = BankEvent(name=body.event, entity=body.entity, body=body.body, at=int(world.clock.now()))
+    return {"delivery": world.courier.take(event).id}
+
+
+async def advance_clock(world: World, body: ClockChange) -> Json:
+    """`POST /_control/clock`: what becomes due is done before the answer; deliveries are under way."""
+    if body.advance_s < 0:
+        raise Refused("time does not go back", field="advance_s")
+    world.clock.advance(body.advance_s)
+    world.tick()
+    return {"now": world.clock.now()}
+
+
+async def set_safebrowsing(world: World, body: ReputationKnobs) -> Json:
+    """`POST /_control/safebrowsing`."""
+    world.reputation.apply(body)
+    return {"threats": world.reputation.threats, "down": world.reputation.mood}
+
+
+async def set_registry(world: World, body: RegistryKnobs) -> Json:
+    """`POST /_control/gleif`."""
+    world.registry.apply(body)
+    return {"records": len(world.registry.records), "down": world.registry.mood}
+
+
+async def set_messaging(world: World, body: MessagingKnobs) -> Json:
+    """`POST /_control/messaging`."""
+    world.messages.apply(body)
+    return {"slack": world.messages.slack_mood, "ntfy": world.messages.ntfy_mood}
+
+
+async def advance_payout(request: Request) -> Response:
+    """`POST /_control/payouts/{id}/advance`."""
+    payout_id = request.path_params["id"]
+
+    async def move(world: World, body: Advance) -> Json:
+        payout = world.bank.move(payout_id, body.to, world.clock.now(), reason=body.reason, utr=body.utr)
+        return payout.shown(world.bank.merchant_id)
+
+    return await _changed(request, Advance, move)
+
+
+async def resend(request: Request) -> Response:
+    """`POST /_control/deliveries/{id}/resend`: the same bytes and id once more."""
+    world: World = request.app.state.world
+    delivery = world.courier.send_again(request.path_params["id"])
+    return JSONResponse({"found": delivery is not None}, 404 if delivery is None else 200)
+
+
+async def reset(request: Request) -> Response:
+    """`POST /_control/reset`: as after a first start; the webhook's URL and secret are the configured ones."""
+    await request.app.state.world.reset()
+    return JSONResponse({"reset": True})
+
+
+async def show(request: Request) -> Response:
+    """`GET /_control/{what}`: the record, the deliveries, messages, calls of neighbours, faults, payouts."""
+    world: World = request.app.state.world
+    what, query = request.path_params["what"], request.query_params
+    if what == "record":
+        filters = {name: query.get(name, "") for name in ("payout", "command", "effect")}
+        return _listed(world.journal.selected(**filters))
+    if what == "deliveries":
+        chosen = (
+            ("about", query.get("payout")),
+            ("event", query.get("event")),
+            ("state", query.get("state")),
+        )
+        return _listed(
+            _without_secret(each)
+            for each in world.courier.deliveries.values()
+            if all(getattr(each, name) == value for name, value in chosen if value)
+        )
+    if what == "messages":
+        return _listed(each for each in world.messages.sent if query.get("to") in (None, each["to"]))
+    if what == "faults":
+        return _answer({"api": world.faults.api, "webhooks": world.faults.webhooks})
+    lists: dict[str, Any] = {
+        "safebrowsing": world.reputation.calls,
+        "gleif": world.registry.calls,
+        "payouts": world.bank.payouts.values(),
+    }
+    return _listed(lists[what]) if what in lists else JSONResponse({"error": f"no list {what}"}, 404)
+
+
+def _without_secret(delivery: Delivery) -> Json:
+    shown: Json = msgspec.to_builtins(delivery)
+    del shown["secret"]
+    return shown
+
+
+def _listed(rows: Any) -> Response:
+    items = list(rows)
+    return _answer({"count": len(items), "items": items})
+
+
+def _answer(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+async def _changed(request: Request, kind: type[T], act: Callable[[World, T], Awaitable[Json]]) -> Response:
+    """Decode the body strictly, act, and let the world settle; a refusal changes nothing."""
+    world: World = request.app.state.world
+    try:
+        body = msgspec.json.decode(await request.body() or b"{}", type=kind)
+        answer = await act(world, body)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as problem:
+        return JSONResponse({"error": {"description": str(problem)}}, 400)
+    except Refused as refusal:
+        return JSONResponse(refusal.envelope(), refusal.status)
+    world.settle()
+    return _answer(answer)
+
+
+def _post(path: str, kind: type[T], act: Callable[[World, T], Awaitable[Json]]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        return await _changed(request, kind, act)
+
+    return Route(path, endpoint, methods=["POST"])
+
+
+ROUTES = [
+    _post("/payouts", OutsiderPayout, make_payouts),
+    Route("/payouts/{id}/advance", advance_payout, methods=["POST"]),
+    _post("/faults", FaultPlan, set_faults),
+    _post("/balance", BalanceChange, change_balance),
+    _post("/bank", BehaviourChange, change_behaviour),
+    _post("/webhook", SubscriptionChange, change_subscription),
+    _post("/events", RawEvent, send_event),
+    _post("/clock", ClockChange, advance_clock),
+    _post("/safebrowsing", ReputationKnobs, set_safebrowsing),
+    _post("/gleif", RegistryKnobs, set_registry),
+    _post("/messaging", MessagingKnobs, set_messaging),
+    Route("/deliveries/{id}/resend", resend, methods=["POST"]),
+    Route("/reset", reset, methods=["POST"]),
+    Route("/{what}", show, methods=["GET"]),
+]

@@ -1,0 +1,57 @@
+"""What the bank was told: one line per command, with whether it took effect and was answered."""
+
+from collections import deque
+
+from msgspec import Struct
+
+COMMANDS_MAX = 200_000
+"""Lines kept in memory; the oldest go first."""
+
+
+class Command(Struct, kw_only=True):
+    """One call that wanted to change something. `effect`: it did. `answered`: the caller could know it."""
+
+    at: float
+    method: str
+    path: str
+    command: str
+    """`payout.create`, `payout.approve`, ...; empty where there is no such URL."""
+    auth: str = "none"
+    idempotency_key: str = ""
+    payout: str = ""
+    remarks: str = ""
+    effect: bool = False
+    replay: bool = False
+    """An idempotency key seen before, with the same body: the payout of that time was given."""
+    status: int = 0
+    answered: bool = True
+    fault: str = ""
+    problem: str = ""
+
+
+class Journal:
+    """The commands, oldest first."""
+
+    def __init__(self) -> None:
+        self.commands: deque[Command] = deque(maxlen=COMMANDS_MAX)
+        self.noted = 0
+        """Lines noted since the first start, also those no longer in memory."""
+
+    def note(self, command: Command) -> None:
+        """Add one line."""
+        self.commands.append(command)
+        self.noted += 1
+
+    def selected(self, *, payout: str = "", command: str = "", effect: str = "") -> list[Command]:
+        """Lines that fit every given filter; `effect` is `true`, `false` or empty."""
+        return [
+            line
+            for line in self.commands
+            if payout in ("", line.payout)
+            and command in ("", line.command)
+            and effect in ("", str(line.effect).lower())
+        ]
+
+    def last(self, count: int) -> list[Command]:
+        """The newest `count` lines, oldest first."""
+        return [self.commands[i] for i in range(max(len(self.commands) - count, 0), len(self.commands))]

@@ -1,0 +1,25 @@
+"""What every neighbour of the bank can suffer: be slow, be down, or throttle."""
+
+import asyncio
+from typing import Literal, TypeAlias
+
+from starlette.responses import JSONResponse, Response
+
+Mood: TypeAlias = Literal["ok", "timeout", "500", "429"]
+NO_ANSWER_S = 120.0
+"""How long `timeout` keeps a caller waiting before it gets a 504."""
+SLOW_MAX_MS = 120_000
+
+
+async def suffer(mood: Mood, slow_ms: int) -> Response | None:
+    """Wait as told; the answer of a service that is down, or None when it should answer by itself."""
+    await asyncio.sleep(min(slow_ms, SLOW_MAX_MS) / 1000)
+    if mood == "timeout":
+        await asyncio.sleep(NO_ANSWER_S)
+        return Response(status_code=504)
+    if mood == "500":
+        return JSONResponse({"error": {"code": 500, "message": "Internal error", "status": "INTERNAL"}}, 500)
+    if mood == "429":
+        error = {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}
+        return JSONResponse({"error": error}, 429)
+    return None

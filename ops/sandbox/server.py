@@ -1,0 +1,113 @@
+"""The sandbox as a web server: one port for the bank, its neighbours and the controls."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from ops.sandbox import api, control
+from ops.sandbox.config import SandboxConfig
+from ops.sandbox.refusals import url_not_found
+from ops.sandbox.world import World
+
+DRAIN_MAX_S = 2
+"""How long SIGTERM waits for calls in flight; those that are never answered must not hold it up."""
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def build_app(config: SandboxConfig) -> Starlette:
+    """The ASGI application; its state lives from startup to shutdown."""
+
+    @asynccontextmanager
+    async def life(app: Starlette) -> AsyncIterator[None]:
+        world = app.state.world = World(config)
+        heartbeat = asyncio.create_task(world.beat())
+        heartbeat.add_done_callback(_loud)
+        yield
+        heartbeat.cancel()
+        with suppress(asyncio.CancelledError):
+            await heartbeat
+        await world.close()
+
+    return Starlette(routes=_routes(), lifespan=life)
+
+
+def _loud(heartbeat: asyncio.Task[None]) -> None:
+    """A bank whose clock has stopped must not look alive: its error ends the process."""
+    if not heartbeat.cancelled() and heartbeat.exception() is not None:
+        signal.raise_signal(signal.SIGTERM)
+        heartbeat.result()
+
+
+def _routes() -> list[Route | Mount]:
+    return [
+        Route("/healthz", healthz),
+        Route("/v1/{path:path}", api.answer, methods=METHODS),
+        Route("/safebrowsing/v4/threatMatches:find", safebrowsing, methods=["POST"]),
+        Route("/gleif/api/v1/lei-records", gleif),
+        Route("/slack/api/{method}", slack, methods=["GET", "POST"]),
+        Route("/ntfy/", ntfy, methods=["POST", "PUT"]),
+        Route("/ntfy/{topic}", ntfy, methods=["POST", "PUT"]),
+        Mount("/_control", routes=control.ROUTES),
+        Route("/{path:path}", elsewhere, methods=METHODS),
+    ]
+
+
+async def healthz(request: Request) -> Response:
+    """200 while the sandbox is up."""
+    return JSONResponse({"status": "ok", "payouts": len(request.app.state.world.bank.payouts)})
+
+
+async def safebrowsing(request: Request) -> Response:
+    """Safe Browsing's lookup."""
+    world: World = request.app.state.world
+    return await world.reputation.find(request, world.clock.now())
+
+
+async def gleif(request: Request) -> Response:
+    """GLEIF's search."""
+    world: World = request.app.state.world
+    return await world.registry.find(request, world.clock.now())
+
+
+async def slack(request: Request) -> Response:
+    """Slack's Web API."""
+    world: World = request.app.state.world
+    return await world.messages.slack(request, world.clock.now())
+
+
+async def ntfy(request: Request) -> Response:
+    """ntfy's publish."""
+    world: World = request.app.state.world
+    return await world.messages.ntfy(request, world.clock.now())
+
+
+async def elsewhere(request: Request) -> Response:
+    """Any other URL, refused as the bank refuses it."""
+    refusal = url_not_found()
+    return JSONResponse(refusal.envelope(), refusal.status)
+
+
+def run(config: SandboxConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. SystemExit when the port is taken.
+
+    Blocks; for the main thread of a process of its own, because it takes over both signals.
+    """
+    # uvicorn drains and then raises the signal anew for whoever was there before: that an ordered stop
+    # ends with status 0 needs somebody there who does nothing.
+    for ordered_stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ordered_stop, lambda _number, _frame: None)
+    uvicorn.run(
+        build_app(config),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_MAX_S,
+    )

@@ -1,0 +1,284 @@
+"""Webhooks as RazorpayX sends them: signed bytes, five seconds, a doubling ladder, disabled after a day.
+
+One dispatcher (`dispatch`, called by the server's heartbeat) starts what is due, at most SENDS_MAX at a
+time; the rest waits in a heap, so a slow customer costs memory per event but never a task per event.
+The secret is fixed when the event is made: a retry after a rotation is still signed with the old one.
+"""
+
+import asyncio
+import hashlib
+import heapq
+import hmac
+import json
+import random
+from collections.abc import Callable
+
+import httpx
+from msgspec import Struct
+
+from ops.sandbox.clock import Clock
+from ops.sandbox.entities import BankEvent, Json, new_id
+from ops.sandbox.faults import Faults
+
+SENDS_MAX = 16
+"""Deliveries in flight: enough that one slow answer does not stop the others."""
+RETRY_FACTOR = 1.977
+"""Fits the one ladder that somebody observed: from 5.8 s to 11.4 h in 14 gaps."""
+DELIVERIES_MAX = 200_000
+"""Deliveries kept for `GET /_control/deliveries`; the oldest finished ones go first."""
+USER_AGENT = "Razorpay-Webhook/v1"
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One POST: the status that came back, or the error when none did. `ms` is how long it took."""
+
+    at: float
+    status: int | None
+    error: str = ""
+    ms: int
+    copy: bool = False
+
+
+class Delivery(Struct, kw_only=True):
+    """One event on its way. `state`: waiting, delivered, given_up, dropped, or skipped (nowhere to send)."""
+
+    id: str
+    event: str
+    about: str
+    body: str
+    secret: str
+    created_at: float
+    state: str = "waiting"
+    next_at: float = 0.0
+    copies: int = 0
+    attempts: list[Attempt] = []
+
+
+class Subscription(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where events go. `events` are exact names; none stands for all `payout.` events."""
+
+    url: str = ""
+    secret: str = ""
+    events: list[str] = []
+    enabled: bool = True
+
+
+def wire_bytes(event: BankEvent, account_id: str) -> bytes:
+    """The body: compact JSON, slashes and everything beyond ASCII escaped."""
+    envelope: Json = {
+        "entity": "event",
+        "account_id": account_id,
+        "event": event.name,
+        "contains": [event.entity],
+        "payload": {event.entity: {"entity": event.body}},
+    }
+    if event.at:
+        envelope["created_at"] = event.at
+    return json.dumps(envelope, separators=(",", ":")).replace("/", "\\/").encode()
+
+
+def signature(body: bytes, secret: str) -> str:
+    """Lowercase hex HMAC-SHA256 over the raw body."""
+    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+class Courier:
+    """Brings events to the customer."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        *,
+        account_id: str,
+        timeout_s: float,
+        retry_base_s: float,
+        give_up_s: float,
+        clock: Clock,
+        faults: Faults,
+        rng: random.Random,
+        wake: Callable[[], None],
+    ) -> None:
+        self.subscription = subscription
+        self.retry_base_s = retry_base_s
+        self.give_up_s = give_up_s
+        self.deliveries: dict[str, Delivery] = {}
+        self.changed: dict[str, Delivery] = {}
+        self._account_id = account_id
+        self._timeout_s = timeout_s
+        self._clock, self._faults, self._rng, self._wake = clock, faults, rng, wake
+        self._due: list[tuple[float, int, str]] = []
+        self._number = 0
+        self._held: list[str] = []
+        self._sending: set[asyncio.Task[None]] = set()
+        self._client: httpx.AsyncClient | None = None
+
+    # ---- taking events on -------------------------------------------------------------------
+
+    def take(self, event: BankEvent) -> Delivery:
+        """Take an event on; it is sent by `dispatch` when it is due."""
+        delivery = Delivery(
+            id=new_id(self._rng),
+            event=event.name,
+            about=event.about,
+            body=wire_bytes(event, self._account_id).decode(),
+            secret=self.subscription.secret,
+            created_at=self._clock.now(),
+        )
+        self._forget_oldest()
+        self.deliveries[delivery.id] = self.changed[delivery.id] = delivery
+        if not self._wanted(event.name):
+            delivery.state = "skipped"
+            return delivery
+        wait_s = 0.0
+        for fault in self._faults.for_webhook(event.name, "drop", "duplicate", "delay", "reorder"):
+            wait_s = max(wait_s, self._suffer(delivery, fault.kind, fault.copies, fault.ms / 1000))
+        if delivery.state == "waiting":
+            self._schedule(delivery, delivery.created_at + wait_s)
+        return delivery
+
+    def _suffer(self, delivery: Delivery, kind: str, copies: int, wait_s: float) -> float:
+        if kind == "drop":
+            delivery.state = "dropped"
+        elif kind == "duplicate":
+            delivery.copies += copies
+        elif kind == "reorder":
+            self._held.append(delivery.id)
+            return wait_s
+        elif kind == "delay":
+            return wait_s
+        return 0.0
+
+    def load(self, deliveries: list[Delivery]) -> None:
+        """Go on with what an earlier process could not deliver."""
+        for delivery in sorted(deliveries, key=lambda each: each.created_at):
+            self.deliveries[delivery.id] = delivery
+            if delivery.state == "waiting":
+                self._schedule(delivery, delivery.next_at)
+
+    def send_again(self, delivery_id: str) -> Delivery | None:
+        """Send one delivery anew, same id and bytes, as the bank's support can. None: no such delivery."""
+        delivery = self.deliveries.get(delivery_id)
+        if delivery is not None:
+            delivery.state, delivery.created_at = "waiting", self._clock.now()
+            self._schedule(delivery, delivery.created_at)
+        return delivery
+
+    # ---- sending ----------------------------------------------------------------------------
+
+    def dispatch(self, now: float) -> None:
+        """Start what is due, as far as SENDS_MAX allows."""
+        while self._due and self._due[0][0] <= now and len(self._sending) < SENDS_MAX:
+            at, _, delivery_id = heapq.heappop(self._due)
+            delivery = self.deliveries.get(delivery_id)
+            if delivery is None or delivery.state != "waiting" or delivery.next_at != at:
+                continue
+            if not self.subscription.enabled:
+                delivery.state = "skipped"
+                self.changed[delivery.id] = delivery
+                continue
+            task = asyncio.create_task(self._send(delivery))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+
+    def next_due(self) -> float | None:
+        """When `dispatch` has something to start; None also while it is full: the end of a send wakes it."""
+        return self._due[0][0] if self._due and len(self._sending) < SENDS_MAX else None
+
+    async def close(self) -> None:
+        """Stop sending; what was in flight counts as not sent and is tried again after a restart."""
+        for task in list(self._sending):
+            task.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
+        if self._client is not None:
+            await self._client.aclose()
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._wake()
+        if not task.cancelled():
+            task.result()  # a defect of the courier is loud, not a lost delivery
+
+    async def _send(self, delivery: Delivery) -> None:
+        first = not delivery.attempts
+        answer = await self._post(delivery)
+        delivery.attempts = [*delivery.attempts, answer]
+        if answer.status is not None and 200 <= answer.status < 300:
+            delivery.state = "delivered"
+        else:
+            self._retry(delivery)
+        self.changed[delivery.id] = delivery
+        if first:
+            self._release_held(delivery.id)
+            for _ in range(delivery.copies):
+                copy = await self._post(delivery, copy=True)
+                delivery.attempts = [*delivery.attempts, copy]
+
+    async def _post(self, delivery: Delivery, *, copy: bool = False) -> Attempt:
+        started = self._clock.now()
+        client = self._client = self._client or httpx.AsyncClient(trust_env=False, timeout=self._timeout_s)
+        status, error = None, ""
+        try:
+            # httpx counts each read anew; the bank's five seconds are for the whole answer.
+            async with asyncio.timeout(self._timeout_s):
+                answer = await client.post(
+                    self.subscription.url, content=delivery.body.encode(), headers=self._headers(delivery)
+                )
+            status = answer.status_code
+        except TimeoutError:
+            error = f"no answer within {self._timeout_s} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        took_ms = int((self._clock.now() - started) * 1000)
+        return Attempt(at=started, status=status, error=error, ms=took_ms, copy=copy)
+
+    def _headers(self, delivery: Delivery) -> dict[str, str]:
+        headers = {
+            "user-agent": USER_AGENT,
+            "content-type": "application/json",
+            "request-id": delivery.id,
+            "x-razorpay-event-id": delivery.id,
+            "accept-encoding": "gzip",
+        }
+        secret = delivery.secret
+        faults = self._faults.for_webhook(delivery.event, "bad_signature", "stale_secret")
+        for fault in faults:
+            secret = fault.secret if fault.kind == "stale_secret" else secret + " but wrong"
+        if secret:  # without a secret the bank sends no signature header at all
+            headers["x-razorpay-signature"] = signature(delivery.body.encode(), secret)
+        return headers
+
+    def _retry(self, delivery: Delivery) -> None:
+        failures = sum(1 for attempt in delivery.attempts if not attempt.copy)
+        next_at = self._clock.now() + self.retry_base_s * RETRY_FACTOR ** (failures - 1)
+        if next_at - delivery.created_at > self.give_up_s:
+            delivery.state = "given_up"
+            self.subscription.enabled = False
+        else:
+            self._schedule(delivery, next_at)
+
+    # ---- small parts ------------------------------------------------------------------------
+
+    def _wanted(self, event: str) -> bool:
+        names = self.subscription.events
+        subscribed = event in names if names else event.startswith("payout.")
+        return bool(self.subscription.url) and self.subscription.enabled and subscribed
+
+    def _schedule(self, delivery: Delivery, at: float) -> None:
+        self._number += 1
+        delivery.next_at = at
+        self.changed[delivery.id] = delivery
+        heapq.heappush(self._due, (at, self._number, delivery.id))
+        self._wake()
+
+    def _release_held(self, after: str) -> None:
+        held, self._held = [each for each in self._held if each != after], []
+        for delivery_id in held:
+            if (delivery := self.deliveries.get(delivery_id)) and not delivery.attempts:
+                self._schedule(delivery, self._clock.now())
+
+    def _forget_oldest(self) -> None:
+        while len(self.deliveries) >= DELIVERIES_MAX:
+            oldest = next(iter(self.deliveries.values()))
+            if oldest.state == "waiting":
+                return
+            del self.deliveries[oldest.id]

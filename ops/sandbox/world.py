@@ -1,0 +1,153 @@
+"""Everything the sandbox holds, wired once: bank, courier, faults, journal, store; and its heartbeat."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from ops.sandbox.bank import Bank, Behaviour
+from ops.sandbox.clock import Clock
+from ops.sandbox.config import SandboxConfig
+from ops.sandbox.directory import Directory
+from ops.sandbox.entities import Contact, FundAccount, Payout, Transaction
+from ops.sandbox.faults import Faults
+from ops.sandbox.idempotency import IdempotencyKeys, Used
+from ops.sandbox.journal import Command, Journal
+from ops.sandbox.ledger import Ledger
+from ops.sandbox.messaging import Messages
+from ops.sandbox.registry import Registry
+from ops.sandbox.reputation import Reputation
+from ops.sandbox.store import Store
+from ops.sandbox.webhooks import Courier, Delivery, Subscription
+
+HEARTBEAT_MAX_S = 60.0
+"""The longest sleep of the heartbeat when nothing is due; a wake-up ends it earlier."""
+
+
+class Balance(Struct, frozen=True):
+    """The one row of kind `balance`, in paise."""
+
+    paise: int
+
+
+class World:
+    """One simulated bank with its neighbours."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self.config = config
+        self.clock = Clock()
+        self.store = Store(config.data_file)
+        self._awake = asyncio.Event()
+        self._build()
+
+    def _build(self) -> None:
+        config = self.config
+        kept = self.store.load("payout", Payout)
+        # Salted with what is already there, so that a restart with the same seed cannot draw the same ids.
+        rng = self.rng = random.Random(f"{config.seed}/{len(kept)}" if config.seed else None)
+        self.faults = Faults(rng)
+        self.journal = Journal()
+        self.keys = IdempotencyKeys()
+        self.directory = Directory(rng)
+        self.behaviour = Behaviour(
+            workflow=config.workflow, processing_s=config.processing_s, utr_s=config.utr_s
+        )
+        ledger = Ledger(account_number=config.account_number, balance=config.balance)
+        self.bank = Bank(config.account_id, ledger, self.directory, self.behaviour, rng)
+        self.oauth_scope = config.oauth_scope
+        self.courier = self._courier(rng)
+        self.reputation = Reputation(config.safebrowsing_key)
+        self.registry = Registry()
+        self.messages = Messages(config.slack_token)
+        self._load(kept)
+
+    def _courier(self, rng: random.Random) -> Courier:
+        config = self.config
+        return Courier(
+            Subscription(url=config.webhook_url, secret=config.webhook_secret),
+            account_id=config.account_id,
+            timeout_s=config.webhook_timeout_s,
+            retry_base_s=config.webhook_retry_base_s,
+            give_up_s=config.webhook_give_up_s,
+            clock=self.clock,
+            faults=self.faults,
+            rng=rng,
+            wake=self._awake.set,
+        )
+
+    def _load(self, payouts: list[Payout]) -> None:
+        self.directory.load(self.store.load("contact", Contact), self.store.load("fund_account", FundAccount))
+        self.bank.load(payouts)
+        ledger = self.bank.ledger
+        ledger.transactions = sorted(self.store.load("transaction", Transaction), key=lambda t: t.created_at)
+        for balance in self.store.load("balance", Balance):
+            ledger.balance = balance.paise
+        self.keys.load(self.store.load("key", Used))
+        self.journal.commands.extend(sorted(self.store.load("command", Command), key=lambda c: c.at))
+        self.courier.load(self.store.load("delivery", Delivery))
+        self._lines_kept = len(ledger.transactions)
+        self._commands_kept = self.journal.noted = len(self.journal.commands)
+
+    # ---- after each change ------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Hand over what happened: events to the courier, changed rows to the store. Call after a change."""
+        events, self.bank.outbox = self.bank.outbox, []
+        for event in events:
+            self.courier.take(event)
+        self.store.save(self._changed_rows())
+        self._awake.set()
+
+    def _changed_rows(self) -> Iterator[tuple[str, str, object]]:
+        ledger, bank = self.bank.ledger, self.bank
+        yield from (("payout", key, row) for key, row in bank.changed.items())
+        yield from (("key", key, row) for key, row in self.keys.changed.items())
+        yield from (("delivery", key, row) for key, row in self.courier.changed.items())
+        yield from (("contact", key, row) for key, row in self.directory.changed_contacts.items())
+        yield from (("fund_account", key, row) for key, row in self.directory.changed_accounts.items())
+        yield from (("transaction", row.id, row) for row in ledger.transactions[self._lines_kept :])
+        new_commands = self.journal.noted - self._commands_kept
+        first = self._commands_kept
+        for offset, row in enumerate(self.journal.last(new_commands)):
+            yield "command", str(first + offset), row
+        yield "balance", "", Balance(ledger.balance)
+        for changes in (bank.changed, self.keys.changed, self.courier.changed):
+            changes.clear()
+        self.directory.changed_contacts.clear()
+        self.directory.changed_accounts.clear()
+        self._lines_kept, self._commands_kept = len(ledger.transactions), self.journal.noted
+
+    # ---- time -------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do what is due now: payouts first, then deliveries."""
+        self.bank.tick(self.clock.now())
+        self.settle()
+        self.courier.dispatch(self.clock.now())
+
+    async def beat(self) -> None:
+        """The heartbeat: sleep until something is due or changed, do it, for ever."""
+        while True:
+            self.tick()
+            self._awake.clear()
+            self.courier.dispatch(self.clock.now())
+            due = [at for at in (self.bank.next_due(), self.courier.next_due()) if at is not None]
+            wait_s = max(0.0, min([HEARTBEAT_MAX_S, *(at - self.clock.now() for at in due)]))
+            try:
+                await asyncio.wait_for(self._awake.wait(), wait_s)
+            except TimeoutError:
+                continue
+
+    async def reset(self) -> None:
+        """Forget everything, as after a first start."""
+        await self.courier.close()
+        self.store.clear()
+        self._build()
+        self._awake.set()
+
+    async def close(self) -> None:
+        """Stop sending and keep what is left."""
+        await self.courier.close()
+        self.settle()
+        self.store.close()
