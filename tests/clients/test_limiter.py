@@ -1,0 +1,78 @@
+import asyncio
+
+import pytest
+
+from streamproc.clients.limiter import Limiter
+
+
+async def order_of(limiter: Limiter, calls: list[tuple[str, bool]]) -> list[str]:
+    """The order in which calls that came in this order, all at once, get their tokens."""
+    served: list[str] = []
+
+    async def call(name: str, urgent: bool) -> None:
+        await limiter.take(urgent=urgent)
+        served.append(name)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for name, urgent in calls:
+            group.create_task(call(name, urgent))
+    return served
+
+
+async def test_a_burst_passes_at_once_and_the_next_call_waits() -> None:
+    limiter = Limiter(per_s=0.001, burst=3)
+    for _ in range(3):
+        await asyncio.wait_for(limiter.take(), 10)
+    waiting = asyncio.create_task(limiter.take())
+    await asyncio.sleep(0)
+    assert limiter.queued == 1
+    assert limiter.wait_s() > 1_000
+    waiting.cancel()
+
+
+async def test_calls_are_served_in_the_order_they_came() -> None:
+    names = [str(number) for number in range(8)]
+    assert await order_of(Limiter(200, 1), [(name, False) for name in names]) == names
+
+
+async def test_urgent_calls_overtake_but_take_at_most_every_second_token_from_the_others() -> None:
+    calls = [
+        ("first", False),
+        ("a", False),
+        ("b", False),
+        ("c", False),
+        ("U1", True),
+        ("U2", True),
+        ("U3", True),
+    ]
+    assert await order_of(Limiter(50, 1), calls) == ["first", "U1", "a", "U2", "b", "U3", "c"]
+
+
+async def test_a_cancelled_call_gives_up_its_place() -> None:
+    limiter = Limiter(per_s=0.001, burst=1)
+    await limiter.take()
+    waiting = asyncio.create_task(limiter.take())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert limiter.queued == 0
+
+
+async def test_a_token_given_to_a_call_that_is_cancelled_at_that_moment_goes_to_the_next() -> None:
+    limiter = Limiter(per_s=50, burst=1)
+    await limiter.take()
+    first = asyncio.create_task(limiter.take())
+    second = asyncio.create_task(limiter.take())
+    await asyncio.sleep(0)
+    while limiter.queued == 2:  # until the timer hands the first its token
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait_for(second, 10)
+    assert first.cancelled()
+
+
+@pytest.mark.parametrize(("per_s", "burst"), [(0, 1), (-1, 1), (1, 0)])
+def test_a_limit_that_lets_nothing_through_is_refused(per_s: float, burst: int) -> None:
+    with pytest.raises(ValueError, match="lets nothing through"):
+        Limiter(per_s, burst)
