@@ -67,7 +67,7 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
     config = home / "valkey.conf"
     config.write_text(_valkey_config(home, port), encoding="utf-8")
     log = home / "valkey.log"
-    async with _lock(data_dir / "valkey.lock") as lock:
+    async with locked(data_dir / "valkey.lock") as lock:
         with log.open("wb") as output:
             process = await processes.start(
                 [_valkey_program(), config],
@@ -151,7 +151,7 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
     data_dir.mkdir(parents=True, exist_ok=True)
     port = _port(port)
     log = data_dir / "postgres.log"
-    async with _lock(data_dir / "postgres.lock") as lock:
+    async with locked(data_dir / "postgres.lock") as lock:
         place = _place(data_dir)
         with log.open("wb") as output:
             password = await _ensure_cluster(place, data_dir / "postgres.password", output.fileno(), log)
@@ -364,12 +364,12 @@ def _wheel(package: str) -> Path:
 
 
 @asynccontextmanager
-async def _lock(path: Path) -> AsyncIterator[int]:
+async def locked(path: Path) -> AsyncIterator[int]:
     """Hold *path* locked; the descriptor is inherited by the server, so the lock lasts as long as either lives."""
     with _opened(path) as lock:
         try:
             async with asyncio.timeout(LOCK_WAIT_S):
-                while not _locked(lock):
+                while not _try_lock(lock):
                     await asyncio.sleep(POLL_S)
         except TimeoutError as problem:
             raise ConfigError(
@@ -387,7 +387,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _locked(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

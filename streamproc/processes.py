@@ -35,10 +35,12 @@ async def start(
     cwd: Path | None = None,
     account: pwd.struct_passwd | None = None,
     keep_fds: Sequence[int] = (),
+    line_max: int = 1 << 16,
 ) -> asyncio.subprocess.Process:
     """Start a child whose stdout and stderr both go to *output* (a file descriptor or PIPE).
 
     *account* is whom to become, for a parent that is root. *keep_fds* stay open in the child.
+    *line_max* bytes is the longest line that `readline` gives of a PIPE.
     Raises OSError when the program cannot be run.
     """
     drop = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
@@ -50,6 +52,7 @@ async def start(
         env=dict(env),
         cwd=cwd,
         pass_fds=keep_fds,
+        limit=line_max,
         start_new_session=True,
         preexec_fn=_die_with_parent(on_parent_death),  # runs after the change of user, which would clear it
         **drop,

@@ -141,7 +141,7 @@ async def test_a_port_in_use_is_refused_by_number(data_dir: Path) -> None:
 
 async def test_a_server_that_cannot_start_says_why(data_dir: Path) -> None:
     (data_dir / "valkey" / "appendonlydir" / "appendonly.aof.manifest").mkdir(parents=True)
-    with pytest.raises(JobFailed, match="Valkey ended while starting: .*AOF"):
+    with pytest.raises(JobFailed, match=r"Valkey ended while starting: .*AOF"):
         async with embedded.valkey(data_dir):
             pytest.fail("it started on a damaged log")
 

@@ -1,0 +1,175 @@
+"""The child processes of `up`: started, restarted with backoff, stopped in order, their output named.
+
+A crash of a role is ordinary (an error that nobody named stops the process on purpose) and the log remembers what
+was in flight, so a role is simply started again. What is not ordinary ends `up`: a role that keeps crashing, and
+one that refuses its settings (exit 2), which no restart can help.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+
+from streamproc import processes
+
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MAX_S = 30.0
+CRASHES_MAX = 5
+CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do not mend
+KILL_AFTER_DRAIN_S = (
+    5.0  # on top of the drain time that the role knows: closing connections, leaving the group
+)
+LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather than held in memory
+WRONG_SETTINGS = 2  # exit code, by the contract of the command line
+
+
+def say(text: str) -> None:
+    """Print a line; a reader that went away must not keep `up` from draining."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # lives as long as the process
+
+
+class Role:
+    """One child: its name in the output, its command, its environment."""
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self.name, self.argv, self.env = name, argv, env
+        self.stop = asyncio.Event()
+        self.process: asyncio.subprocess.Process | None = None
+        self.last_line = ""
+        self.crashes: deque[float] = deque(maxlen=CRASHES_MAX)
+
+    def crashed_too_often(self, now: float) -> bool:
+        """Count a crash at *now* (monotonic seconds)."""
+        self.crashes.append(now)
+        return len(self.crashes) == CRASHES_MAX and now - self.crashes[0] < CRASH_WINDOW_S
+
+    def backoff_s(self, now: float) -> float:
+        """The wait before the next start: doubled for every crash of the last minute."""
+        recent = sum(1 for at in self.crashes if now - at < CRASH_WINDOW_S)
+        return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** max(0, recent - 1))
+
+
+class Crew:
+    """Keeps roles running inside *group*. `broken` is set, with the reason, when that is no longer possible."""
+
+    def __init__(self, group: asyncio.TaskGroup, *, drain_s: float) -> None:
+        self._group, self._drain_s = group, drain_s
+        self._roles: list[Role] = []
+        self._tasks: dict[Role, asyncio.Task[None]] = {}
+        self._hurried = False
+        self.draining = False
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def add(self, role: Role) -> None:
+        """Start *role* and keep it running until it is drained."""
+        self._roles.append(role)
+        self._tasks[role] = self._group.create_task(self._keep(role), name=role.name)
+
+    def give_up(self, reason: str) -> None:
+        """Say that the system cannot go on; the first reason counts."""
+        if not self.broken.done():
+            self.broken.set_result(reason)
+
+    async def once(self, role: Role) -> int:
+        """Run *role* to its end and give its exit code; a caller that is cancelled takes it along."""
+        self._roles.append(role)
+        process = await self._start(role)
+        output = self._group.create_task(self._copy_output(role, process))
+        try:
+            return await process.wait()
+        finally:
+            self._roles.remove(role)
+            await self._end(process)
+            await output
+
+    async def drain(self, *phases: Sequence[str]) -> None:
+        """Stop the roles of each phase together, one phase after another; a phase is a list of role names."""
+        self.draining = True
+        for phase in phases:
+            roles = [role for role in self._roles if role.name in phase]
+            for role in roles:
+                role.stop.set()
+            if roles:
+                await asyncio.wait([self._tasks[role] for role in roles])
+
+    def hurry(self) -> None:
+        """Kill everything now: the operator asked twice."""
+        self._hurried = True
+        for role in self._roles:
+            if role.process is not None:
+                processes.kill(role.process)
+
+    async def _keep(self, role: Role) -> None:
+        while not role.stop.is_set():
+            process = await self._start(role)
+            output = self._group.create_task(self._copy_output(role, process))
+            try:
+                if not await _first(process.wait(), role.stop.wait()):
+                    await self._end(process)
+            finally:
+                processes.kill(process)  # and what it may have left behind
+            await output
+            if not role.stop.is_set():
+                await self._after_crash(role, process.returncode)
+
+    async def _start(self, role: Role) -> asyncio.subprocess.Process:
+        role.process = await processes.start(
+            role.argv,
+            env=role.env,
+            on_parent_death=signal.SIGKILL,
+            output=asyncio.subprocess.PIPE,
+            line_max=LINE_MAX,
+        )
+        return role.process
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        signum = signal.SIGKILL if self._hurried else signal.SIGTERM
+        await processes.stop(process, signum, self._drain_s + KILL_AFTER_DRAIN_S)
+
+    async def _after_crash(self, role: Role, code: int | None) -> None:
+        now = time.monotonic()
+        how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+        if code == WRONG_SETTINGS:
+            self.give_up(f"{role.name} refuses its settings: {role.last_line}")
+            await role.stop.wait()
+        elif role.crashed_too_often(now):
+            self.give_up(
+                f"{role.name} ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s,"
+                f" at last with {how}: {role.last_line}"
+            )
+            await role.stop.wait()
+        else:
+            wait_s = role.backoff_s(now)
+            say(f"[up] {role.name} ended with {how}; starting it again in {wait_s:g} s")
+            await _first(role.stop.wait(), asyncio.sleep(wait_s))
+
+    async def _copy_output(self, role: Role, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:
+                line = f"(a line of more than {LINE_MAX} bytes was dropped)\n".encode()
+            if not line:
+                return
+            role.last_line = line.decode(errors="replace").rstrip() or role.last_line
+            say(f"[{role.name}] {line.decode(errors='replace').rstrip()}")
+
+
+async def _first(wanted: Coroutine[None, None, object], other: Coroutine[None, None, object]) -> bool:
+    """Wait until one of the two ends, cancel the other; whether *wanted* was the one."""
+    tasks = [asyncio.ensure_future(wanted), asyncio.ensure_future(other)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return tasks[0] in done

@@ -1,0 +1,312 @@
+"""`streamproc up`: the whole system on this machine, as supervised child processes of this one.
+
+Order of starting: stores, bank sandbox, schema, roles. Order of stopping: first what lets new work in (API and
+poller), then the workers, then the projector, since a worker's barrier waits for the archive, then sandbox and stores.
+What the operator configured is used; only what is missing is started here.
+"""
+
+import asyncio
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from streamproc import embedded, processes
+from streamproc.crew import Crew, Role, say
+from streamproc.embedded import Store
+from streamproc.errors import ConfigError, JobFailed, StreamprocError
+from streamproc.settings import PREFIX, Settings, load, require, write_run_file
+
+READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
+PROBE_S = 0.05  # between two looks
+PROBE_WAIT_S = 5.0  # for one answer: /readyz asks every dependency
+SANDBOX_KEY_ID = "rzp_test_sandbox"
+SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
+SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # stays the same for ever: the account decides the partition
+PROGRAM = (sys.executable, "-m", "streamproc")
+DEMO_PROGRAM = (sys.executable, "-m", "ops.demo")
+
+
+class Programs(NamedTuple):
+    """The command that each role name is appended to, and the command of the demo scenarios."""
+
+    role: Sequence[str] = PROGRAM
+    demo: Sequence[str] = DEMO_PROGRAM
+
+
+PROGRAMS = Programs()
+
+
+async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs: Programs = PROGRAMS) -> int:
+    """Run everything until Ctrl-C, SIGTERM or SIGHUP, then drain; the exit code.
+
+    With *demo* the scenarios are run, then everything is drained, and their exit code is the answer. Raises
+    ConfigError, before anything is started, for a port or a directory in use and for settings that a role misses;
+    JobFailed, after everything was stopped again, when the system could not start or keep running.
+    Needs asyncio's own event loop: uvloop cannot start a child as another user.
+    """
+    _refuse_busy_ports(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with embedded.locked(settings.data_dir / "up.lock"):
+        async with asyncio.TaskGroup() as group:
+            crew = Crew(group, drain_s=settings.drain_s)
+            try:
+                return await _until_stopped(_run(crew, settings, env, programs, demo=demo), crew, demo=demo)
+            except StreamprocError as problem:
+                failure = problem  # raised outside, or the group would wrap it
+        raise failure
+
+
+async def _until_stopped(running: Coroutine[None, None, int], crew: Crew, *, demo: bool) -> int:
+    """Await *running*; the first signal or a broken crew cancels it, which drains; the second signal kills."""
+    work = asyncio.ensure_future(running)
+    stopped = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopped.is_set() or crew.draining:
+            say("[up] killing what is left")
+            crew.hurry()
+        else:
+            say("[up] stopping; once more kills")
+            stopped.set()
+            work.cancel()
+
+    def on_broken(reason: asyncio.Future[str]) -> None:
+        if not (reason.cancelled() or stopped.is_set() or crew.draining):  # a drain is never interrupted
+            work.cancel()
+
+    crew.broken.add_done_callback(on_broken)
+    with _signals(on_signal):
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if stopped.is_set():
+                return 1 if demo else 0  # a demo that was not finished has not passed
+            if crew.broken.done():
+                raise JobFailed(crew.broken.result()) from None
+            raise
+
+
+@contextmanager
+def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def _run(
+    crew: Crew, settings: Settings, env: Mapping[str, str], programs: Programs, *, demo: bool
+) -> int:
+    async with AsyncExitStack() as stack:
+        made = await _stores(stack, crew, settings)
+        sandbox = not settings.razorpay_key_id
+        if sandbox:
+            made |= _sandbox_overlay(settings)
+        child_env = {**env, **made, "PYTHONUNBUFFERED": "1"}
+        running = load(child_env)
+        for role in ("serve", "worker", "poller", "projector", "migrate"):
+            require(running, role)
+        stack.push_async_callback(_drain, crew, settings)
+        if sandbox:
+            crew.add(_sandbox_role(running, env, programs))
+            await _answering("the bank sandbox", "127.0.0.1", settings.sandbox_port, "/healthz")
+        if await crew.once(Role("migrate", [*programs.role, "migrate"], child_env)) != 0:
+            raise JobFailed("the schema could not be migrated; the lines of [migrate] say why")
+        for name, arguments in _roles(settings):
+            crew.add(Role(name, [*programs.role, *arguments], child_env))
+        await _answering("the API", settings.host, settings.port, "/readyz")
+        with _run_file(settings, made):
+            _say_banner(running, sandbox=sandbox)
+            if demo:
+                return await crew.once(Role("demo", programs.demo, child_env))
+            await asyncio.Event().wait()  # until cancelled
+            return 0
+
+
+def _roles(settings: Settings) -> list[tuple[str, list[str]]]:
+    workers = [(f"worker-{n}", ["worker"]) for n in range(1, settings.workers + 1)]
+    return [("serve", ["serve"]), ("poller", ["poller"]), *workers, ("projector", ["projector"])]
+
+
+async def _drain(crew: Crew, settings: Settings) -> None:
+    workers = [f"worker-{n}" for n in range(1, settings.workers + 1)]
+    await crew.drain(["serve", "poller"], workers, ["projector"], ["sandbox"])
+
+
+# --- what is started because the operator configured none ---
+
+
+async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict[str, str]:
+    made: dict[str, str] = {}
+    if not settings.redis_url:
+        store = await stack.enter_async_context(embedded.valkey(settings.data_dir))
+        await stack.enter_async_context(_watched(crew, "Valkey", store))
+        made[f"{PREFIX}REDIS_URL"] = store.url
+    if not settings.postgres_dsn:
+        store = await stack.enter_async_context(embedded.postgres(settings.data_dir))
+        await stack.enter_async_context(_watched(crew, "Postgres", store))
+        made[f"{PREFIX}POSTGRES_DSN"] = store.url
+    return made
+
+
+@asynccontextmanager
+async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
+    """A store that ends by itself ends `up`: its clients would wait for a port that nobody listens on."""
+
+    async def watch() -> None:
+        code = await store.process.wait()
+        crew.give_up(f"{name} ended by itself (exit code {code}); see {store.log}")
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+def _sandbox_overlay(settings: Settings) -> dict[str, str]:
+    """What makes the roles talk to the sandbox. What the operator set stays; secrets are new at every start."""
+    base = f"http://127.0.0.1:{settings.sandbox_port}"
+    untouched = Settings()
+    filled = {
+        "razorpay_key_id": SANDBOX_KEY_ID,
+        "razorpay_key_secret": secrets.token_urlsafe(18),
+        "razorpay_oauth_token": secrets.token_urlsafe(18),
+        "razorpay_webhook_secrets": secrets.token_urlsafe(18),
+        "razorpay_account_number": SANDBOX_ACCOUNT_NUMBER,
+        "razorpay_account_id": SANDBOX_ACCOUNT_ID,
+        "razorpay_base_url": f"{base}/v1",
+        "gleif_url": f"{base}/gleif/api/v1",
+        "slack_base_url": f"{base}/slack/api",
+        "ntfy_url": f"{base}/ntfy",
+    }
+    if not settings.safe_browsing_key:
+        filled["safe_browsing_key"] = secrets.token_urlsafe(18)
+        filled["safe_browsing_url"] = f"{base}/safebrowsing/v4/threatMatches:find"
+    return {
+        f"{PREFIX}{field.upper()}": value
+        for field, value in filled.items()
+        if getattr(settings, field) == getattr(untouched, field)
+    }
+
+
+def _sandbox_role(running: Settings, env: Mapping[str, str], programs: Programs) -> Role:
+    told = {
+        "SANDBOX_HOST": "127.0.0.1",
+        "SANDBOX_PORT": str(running.sandbox_port),
+        "SANDBOX_KEY_ID": running.razorpay_key_id,
+        "SANDBOX_KEY_SECRET": running.razorpay_key_secret.reveal(),
+        "SANDBOX_OAUTH_TOKEN": running.razorpay_oauth_token.reveal(),
+        "SANDBOX_WEBHOOK_SECRET": running.razorpay_webhook_secrets[0].reveal(),
+        "SANDBOX_WEBHOOK_URL": f"http://{_authority(running.host, running.port)}/webhooks/razorpay",
+        "SANDBOX_ACCOUNT_ID": running.razorpay_account_id,
+        "SANDBOX_ACCOUNT_NUMBER": running.razorpay_account_number,
+        "SANDBOX_DATA_FILE": str(running.data_dir / "sandbox.db"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    of_system = {name: value for name, value in env.items() if not name.startswith(PREFIX)}
+    return Role("sandbox", [*programs.role, "sandbox"], {**of_system, **told})
+
+
+# --- where things listen ---
+
+
+def _refuse_busy_ports(settings: Settings) -> None:
+    wanted = [(settings.host, settings.port, "PORT")]
+    if not settings.razorpay_key_id:
+        wanted.append(("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT"))
+    for host, port, name in wanted:
+        if not processes.port_is_free(host, port):
+            raise ConfigError(
+                f"port {port} of {host} is in use or not ours; set {PREFIX}{name} to another one"
+            )
+
+
+def _reachable(host: str) -> str:
+    """Where a server that listens on *host* is reached from here; the wildcard is no address to connect to."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not a binding
+
+
+def _authority(host: str, port: int) -> str:
+    reachable = _reachable(host)
+    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+
+
+async def _answering(what: str, host: str, port: int, path: str) -> None:
+    """Wait until a GET of *path* is answered 200. Raises JobFailed after READY_WAIT_S."""
+    status = "no answer"
+    try:
+        async with asyncio.timeout(READY_WAIT_S):
+            while (status := await _status(_reachable(host), port, path)) != "200":
+                await asyncio.sleep(PROBE_S)
+    except TimeoutError as problem:
+        raise JobFailed(
+            f"{what} was not ready after {READY_WAIT_S:g} s: GET {path} gives {status}"
+        ) from problem
+
+
+async def _status(host: str, port: int, path: str) -> str:
+    """The status code of a GET, or why there is none. One request by hand: an HTTP client belongs to clients/."""
+    try:
+        async with asyncio.timeout(PROBE_WAIT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                request = (
+                    f"GET {path} HTTP/1.1\r\nHost: {_authority(host, port)}\r\nConnection: close\r\n\r\n"
+                )
+                writer.write(request.encode())
+                words = (await reader.readline()).split()
+                return words[1].decode(errors="replace") if len(words) > 1 else "no status line"
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as problem:
+        return type(problem).__name__
+
+
+# --- what the operator sees ---
+
+
+@contextmanager
+def _run_file(settings: Settings, made: Mapping[str, str]) -> Iterator[None]:
+    plain = {
+        f"{PREFIX}HOST": settings.host,
+        f"{PREFIX}PORT": str(settings.port),
+        f"{PREFIX}PARTITIONS": str(settings.partitions),
+        f"{PREFIX}SANDBOX_PORT": str(settings.sandbox_port),
+    }
+    path = write_run_file(settings, {**plain, **made})
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _say_banner(running: Settings, *, sandbox: bool) -> None:
+    api = f"http://{_authority(running.host, running.port)}"
+    lines = ["", f"  streamproc is up at {api}", f"    webhooks   {api}/webhooks/razorpay"]
+    if sandbox:
+        lines.append(f"    bank       http://127.0.0.1:{running.sandbox_port} (sandbox: no real money)")
+    else:
+        lines.append(f"    bank       {running.razorpay_base_url}")
+    lines += [
+        f"    data       {Path(running.data_dir).absolute()}",
+        "",
+        "  Try, in another terminal in this directory:",
+        "    .venv/bin/streamproc policy apply ops/demo/policies.yaml",
+        f"    curl {api}/readyz",
+        "    .venv/bin/streamproc hold list",
+        "    .venv/bin/streamproc explain PAYOUT",
+        "",
+        "  Ctrl-C drains and stops; the data stays.",
+        "",
+    ]
+    say("\n".join(lines))

@@ -1,0 +1,62 @@
+"""Stands in for `python -m streamproc`: every role writes what it does to FAKE_DIR and obeys files put there.
+
+events      one line per thing done: "start ROLE", "stop ROLE" (SIGTERM came), "env ROLE NAME=VALUE"
+crash-ROLE  the role exits with the code in the file at once
+deaf-ROLE   the role ignores SIGTERM
+"""
+
+import http.server
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+HERE = Path(os.environ["FAKE_DIR"])
+ROLE = sys.argv[1]
+
+
+def note(text: str) -> None:
+    with (HERE / "events").open("a") as events:
+        events.write(text + "\n")
+
+
+class Always200(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def main() -> None:
+    note(f"start {ROLE} {os.getpid()}")
+    for name in (
+        "STREAMPROC_REDIS_URL",
+        "STREAMPROC_RAZORPAY_KEY_SECRET",
+        "SANDBOX_KEY_SECRET",
+        "SANDBOX_WEBHOOK_URL",
+    ):
+        note(f"env {ROLE} {name}={os.environ.get(name, '')}")
+    print(f"hello from {ROLE}", flush=True)
+    crash = HERE / f"crash-{ROLE}"
+    if crash.exists():
+        print(f"{ROLE} cannot go on", flush=True)
+        sys.exit(int(crash.read_text()))
+    if ROLE == "migrate":
+        return
+    stopped = threading.Event()
+    if (HERE / f"deaf-{ROLE}").exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    port = {"serve": "STREAMPROC_PORT", "sandbox": "SANDBOX_PORT"}.get(ROLE)
+    if port:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ[port])), Always200)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    stopped.wait()
+    note(f"stop {ROLE}")
+
+
+main()

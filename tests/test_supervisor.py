@@ -1,0 +1,315 @@
+"""`up` starts everything in order, restarts what crashes, drains in order, and leaves no process behind."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from streamproc import processes
+from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Role
+from streamproc.settings import discover, load
+
+WAIT_S = 60.0
+FAKE = Path(__file__).with_name("fake_role.py")
+
+PARENT = """
+import asyncio, json, os, sys
+from streamproc import crew
+from streamproc.errors import ConfigError, JobFailed
+from streamproc.settings import load
+from streamproc.supervisor import Programs, up
+
+crew.BACKOFF_FIRST_S = 0.01  # a restart, not the waiting, is what the tests see
+fake = (sys.executable, sys.argv[1])
+try:
+    programs = Programs(fake, (*fake, "demo"))
+    code = asyncio.run(up(load(os.environ), demo="--demo" in sys.argv, env=os.environ, programs=programs))
+except ConfigError as problem:
+    print("refused:", problem, flush=True)
+    code = 2
+except JobFailed as problem:
+    print("failed:", problem, flush=True)
+    code = 1
+sys.exit(code)
+"""
+
+
+class Up:
+    """An `up` in a process of its own, with fake roles and, unless it is told of others, no stores."""
+
+    def __init__(self, here: Path, env: dict[str, str]) -> None:
+        self.here, self.env = here, env
+        self.output = here / "output"
+        self.process: asyncio.subprocess.Process
+
+    async def start(self, *flags: str) -> None:
+        with self.output.open("wb") as output:
+            self.process = await processes.start(
+                [sys.executable, "-c", PARENT, FAKE, *flags],
+                env=self.env,
+                on_parent_death=signal.SIGKILL,
+                output=output.fileno(),
+            )
+
+    async def ready(self) -> None:
+        await until(lambda: "streamproc is up" in self.text() or self.process.returncode is not None)
+        assert self.process.returncode is None, self.text()
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(WAIT_S):
+            return await self.process.wait()
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def events(self) -> list[str]:
+        path = self.here / "events"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def order(self, verb: str) -> list[str]:
+        return [words[1] for words in map(str.split, self.events()) if words[0] == verb]
+
+    def pids(self) -> list[int]:
+        return [int(words[2]) for words in map(str.split, self.events()) if words[0] == "start"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@asynccontextmanager
+async def made_up(here: Path, **settings: str) -> AsyncIterator[Up]:
+    ports = {"PORT": str(processes.free_port()), "SANDBOX_PORT": str(processes.free_port())}
+    stores = {"REDIS_URL": "redis://127.0.0.1:1/0", "POSTGRES_DSN": "postgresql://x@127.0.0.1:1/x"}
+    given = {**ports, **stores, "DATA_DIR": str(here / "data"), "DRAIN": "0.2", "WORKERS": "2", **settings}
+    env = {f"STREAMPROC_{name}": value for name, value in given.items()}
+    system = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
+    run = Up(here, {**system, **env, "FAKE_DIR": str(here)})
+    try:
+        yield run
+    finally:
+        await processes.stop(run.process, signal.SIGKILL, WAIT_S)
+
+
+async def test_roles_start_after_sandbox_and_schema_and_stop_producers_first(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: len(up.order("start")) == 7)
+        up.process.terminate()
+        assert await up.ended() == 0
+    assert up.order("start")[:2] == ["sandbox", "migrate"]
+    assert sorted(up.order("start")[2:]) == ["poller", "projector", "serve", "worker", "worker"]
+    stopped = up.order("stop")
+    assert sorted(stopped[:2]) == ["poller", "serve"]
+    assert stopped[2:] == ["worker", "worker", "projector", "sandbox"]
+    assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_output_of_a_role_carries_its_name(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: "[worker-2] hello from worker" in up.text())
+
+
+async def test_roles_get_the_sandboxs_keys_and_the_sandbox_the_same(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        told = dict(
+            line.split(" ", 2)[2].split("=", 1) for line in up.events() if line.startswith("env sandbox")
+        )
+        await until(lambda: any(line.startswith("env poller SANDBOX") for line in up.events()))
+        secret = told["SANDBOX_KEY_SECRET"]
+        assert secret
+        assert f"env poller STREAMPROC_RAZORPAY_KEY_SECRET={secret}" in up.events()
+        assert told["SANDBOX_WEBHOOK_URL"].endswith(f":{up.env['STREAMPROC_PORT']}/webhooks/razorpay")
+        assert secret not in up.text()
+        assert all(secret not in Path(f"/proc/{pid}/cmdline").read_text() for pid in up.pids() if alive(pid))
+
+
+async def test_no_sandbox_is_started_where_the_operator_has_keys(tmp_path: Path) -> None:
+    operator = {
+        "RAZORPAY_KEY_ID": "rzp_live_x",
+        "RAZORPAY_KEY_SECRET": "a",
+        "RAZORPAY_WEBHOOK_SECRETS": "b",
+        "RAZORPAY_ACCOUNT_NUMBER": "1",
+        "SAFE_BROWSING_KEY": "c",
+    }
+    async with made_up(tmp_path, **operator) as up:
+        await up.start()
+        await up.ready()
+        assert "sandbox" not in up.order("start")
+        assert "env serve STREAMPROC_RAZORPAY_KEY_SECRET=a" in up.events()
+
+
+async def test_a_secret_that_a_role_misses_is_named_before_anything_starts(tmp_path: Path) -> None:
+    async with made_up(tmp_path, RAZORPAY_KEY_ID="rzp_live_x") as up:
+        await up.start()
+        assert await up.ended() == 2
+        assert "STREAMPROC_RAZORPAY_WEBHOOK_SECRETS" in up.text()
+        assert up.events() == []
+
+
+async def test_a_role_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: "projector" in up.order("start"))
+        (pid,) = [int(line.split()[2]) for line in up.events() if line.startswith("start projector")]
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: up.order("start").count("projector") == 2)
+        assert "projector ended with SIGKILL" in up.text()
+        assert up.process.returncode is None
+
+
+async def test_a_role_that_keeps_crashing_stops_everything_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "crash-poller").write_text("7")
+    async with made_up(tmp_path) as up:
+        await up.start()
+        assert await up.ended() == 1
+        assert (
+            "failed: poller ended 5 times within 60 s, at last with exit code 7: poller cannot go on"
+            in up.text()
+        )
+        assert up.order("start").count("poller") == CRASHES_MAX
+    assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_a_role_that_refuses_its_settings_is_not_started_again(tmp_path: Path) -> None:
+    (tmp_path / "crash-projector").write_text("2")
+    async with made_up(tmp_path) as up:
+        await up.start()
+        assert await up.ended() == 1
+        assert "failed: projector refuses its settings: projector cannot go on" in up.text()
+        assert up.order("start").count("projector") == 1
+
+
+async def test_a_schema_that_cannot_be_migrated_stops_everything(tmp_path: Path) -> None:
+    (tmp_path / "crash-migrate").write_text("1")
+    async with made_up(tmp_path) as up:
+        await up.start()
+        assert await up.ended() == 1
+        assert "failed: the schema could not be migrated" in up.text()
+        assert "serve" not in up.order("start")
+
+
+async def test_a_role_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "deaf-worker").touch()
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: up.order("start").count("worker") == 2)
+        up.process.terminate()
+        assert await up.ended() == 0
+        assert up.order("stop")[-2:] == ["projector", "sandbox"]
+    assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> None:
+    (tmp_path / "deaf-worker").touch()
+    async with made_up(tmp_path, DRAIN="1h") as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: up.order("start").count("worker") == 2)
+        up.process.send_signal(signal.SIGINT)
+        await until(lambda: "stop serve" in up.events() and "stop poller" in up.events())
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+    assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: len(up.pids()) == 7)
+        up.process.kill()
+        await up.ended()
+        await until(lambda: not any(alive(pid) for pid in up.pids()))
+
+
+@pytest.mark.parametrize("name", ["PORT", "SANDBOX_PORT"])
+async def test_a_busy_port_is_refused_by_number_and_variable(tmp_path: Path, name: str) -> None:
+    busy = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    port = str(busy.sockets[0].getsockname()[1])
+    async with busy, made_up(tmp_path, **{name: port}) as up:
+        await up.start()
+        assert await up.ended() == 2
+        assert f"port {port} " in up.text()
+        assert f"STREAMPROC_{name} " in up.text()
+        assert up.events() == []
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_the_demos_exit_code_is_the_answer_and_everything_is_drained(tmp_path: Path, code: int) -> None:
+    (tmp_path / "crash-demo").write_text(str(code))
+    async with made_up(tmp_path) as up:
+        await up.start("--demo")
+        assert await up.ended() == code
+        assert up.order("stop")[-1] == "sandbox"
+    assert not any(alive(pid) for pid in up.pids())
+
+
+@pytest.mark.embedded
+async def test_another_command_finds_the_running_system_by_its_directory(public_dir: Path) -> None:
+    here = public_dir / "discovered"
+    here.mkdir(mode=0o711)
+    async with made_up(here, REDIS_URL="", POSTGRES_DSN="") as up:
+        settings = load({"STREAMPROC_DATA_DIR": str(here / "data")})
+        await up.start()
+        await up.ready()
+        found = discover(settings)
+        run_file = here / "data" / "run.json"
+        assert f"env serve STREAMPROC_REDIS_URL={found.redis_url}" in up.events()
+        assert found.postgres_dsn.reveal().startswith("postgresql://streamproc:")
+        assert found.port == int(up.env["STREAMPROC_PORT"])
+        assert run_file.stat().st_mode & 0o777 == 0o600
+        assert json.loads(run_file.read_bytes())["pid"] == up.process.pid
+        up.process.terminate()
+        assert await up.ended() == 0
+        assert discover(settings) == settings
+
+
+@pytest.mark.embedded
+async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path) -> None:
+    here = public_dir / "store-dies"
+    here.mkdir(mode=0o711)
+    async with made_up(here, REDIS_URL="") as up:
+        await up.start()
+        await up.ready()
+        url = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")})).redis_url
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.split(":")[2].split("/")[0]))
+        writer.write(b"SHUTDOWN NOSAVE\r\n")
+        await reader.read()
+        writer.close()
+        assert await up.ended() == 1
+        assert "failed: Valkey ended by itself" in up.text()
+    assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_the_wait_before_a_restart_doubles_up_to_its_limit() -> None:
+    role = Role("worker-1", ["true"], {})
+    waits = []
+    for at in (0.0, 1.0, 2.0):
+        assert not role.crashed_too_often(at)
+        waits.append(role.backoff_s(at))
+    assert waits == [1.0, 2.0, 4.0]
+    assert all(role.backoff_s(at) <= BACKOFF_MAX_S for at in (3.0, 1000.0))
