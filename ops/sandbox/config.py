@@ -1,5 +1,6 @@
 """Settings of the sandbox: one frozen struct, read from `SANDBOX_*` and refused whole when wrong."""
 
+import sys
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -49,14 +50,17 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "SandboxConfig":
-        """Read `SANDBOX_<FIELD>`. SystemExit names a wrong or unknown variable."""
+        """Read `SANDBOX_<FIELD>`. SystemExit names what is wrong; unknown names are told of and ignored.
+
+        They may belong to the host: more than one kind of machine calls itself a sandbox.
+        """
         given = {
             name.removeprefix(ENV_PREFIX).lower(): value
             for name, value in env.items()
             if name.startswith(ENV_PREFIX) and value != ""
         }
-        if unknown := sorted(set(given) - set(cls.__struct_fields__)):
-            raise SystemExit(f"sandbox: no such setting: {ENV_PREFIX}{unknown[0].upper()}")
+        for name in sorted(set(given) - set(cls.__struct_fields__)):
+            sys.stderr.write(f"sandbox: {ENV_PREFIX}{name.upper()} is not a setting of the sandbox\n")
         try:
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:

@@ -2,7 +2,8 @@
 
 One dispatcher (`dispatch`, called by the server's heartbeat) starts what is due, at most SENDS_MAX at a
 time; the rest waits in a heap, so a slow customer costs memory per event but never a task per event.
-The secret is fixed when the event is made: a retry after a rotation is still signed with the old one.
+An event remembers which secret was in force when it was made: a retry after a rotation is still signed
+with the old one. Secrets are not kept over a restart; what is left then is signed with the configured one.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ class Delivery(Struct, kw_only=True):
     event: str
     about: str
     body: str
-    secret: str
+    secret_number: int
     created_at: float
     state: str = "waiting"
     next_at: float = 0.0
@@ -54,11 +55,10 @@ class Delivery(Struct, kw_only=True):
     attempts: list[Attempt] = []
 
 
-class Subscription(Struct, kw_only=True, forbid_unknown_fields=True):
+class Subscription(Struct, kw_only=True):
     """Where events go. `events` are exact names; none stands for all `payout.` events."""
 
     url: str = ""
-    secret: str = ""
     events: list[str] = []
     enabled: bool = True
 
@@ -89,6 +89,7 @@ class Courier:
         self,
         subscription: Subscription,
         *,
+        secret: str,
         account_id: str,
         timeout_s: float,
         retry_base_s: float,
@@ -111,6 +112,12 @@ class Courier:
         self._held: list[str] = []
         self._sending: set[asyncio.Task[None]] = set()
         self._client: httpx.AsyncClient | None = None
+        self._secrets = [secret]
+        self._closed = False
+
+    def rotate(self, secret: str) -> None:
+        """Sign events that are made from now on with `secret`; empty: do not sign."""
+        self._secrets.append(secret)
 
     # ---- taking events on -------------------------------------------------------------------
 
@@ -121,7 +128,7 @@ class Courier:
             event=event.name,
             about=event.about,
             body=wire_bytes(event, self._account_id).decode(),
-            secret=self.subscription.secret,
+            secret_number=len(self._secrets) - 1,
             created_at=self._clock.now(),
         )
         self._forget_oldest()
@@ -151,6 +158,7 @@ class Courier:
     def load(self, deliveries: list[Delivery]) -> None:
         """Go on with what an earlier process could not deliver."""
         for delivery in sorted(deliveries, key=lambda each: each.created_at):
+            delivery.secret_number = 0
             self.deliveries[delivery.id] = delivery
             if delivery.state == "waiting":
                 self._schedule(delivery, delivery.next_at)
@@ -167,7 +175,7 @@ class Courier:
 
     def dispatch(self, now: float) -> None:
         """Start what is due, as far as SENDS_MAX allows."""
-        while self._due and self._due[0][0] <= now and len(self._sending) < SENDS_MAX:
+        while not self._closed and self._due and self._due[0][0] <= now and len(self._sending) < SENDS_MAX:
             at, _, delivery_id = heapq.heappop(self._due)
             delivery = self.deliveries.get(delivery_id)
             if delivery is None or delivery.state != "waiting" or delivery.next_at != at:
@@ -186,6 +194,7 @@ class Courier:
 
     async def close(self) -> None:
         """Stop sending; what was in flight counts as not sent and is tried again after a restart."""
+        self._closed = True
         for task in list(self._sending):
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
@@ -239,7 +248,7 @@ class Courier:
             "x-razorpay-event-id": delivery.id,
             "accept-encoding": "gzip",
         }
-        secret = delivery.secret
+        secret = self._secrets[delivery.secret_number]
         faults = self._faults.for_webhook(delivery.event, "bad_signature", "stale_secret")
         for fault in faults:
             secret = fault.secret if fault.kind == "stale_secret" else secret + " but wrong"

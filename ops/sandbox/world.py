@@ -65,7 +65,8 @@ class World:
     def _courier(self, rng: random.Random) -> Courier:
         config = self.config
         return Courier(
-            Subscription(url=config.webhook_url, secret=config.webhook_secret),
+            Subscription(url=config.webhook_url),
+            secret=config.webhook_secret,
             account_id=config.account_id,
             timeout_s=config.webhook_timeout_s,
             retry_base_s=config.webhook_retry_base_s,
@@ -86,7 +87,7 @@ class World:
         self.keys.load(self.store.load("key", Used))
         self.journal.commands.extend(sorted(self.store.load("command", Command), key=lambda c: c.at))
         self.courier.load(self.store.load("delivery", Delivery))
-        self._lines_kept = len(ledger.transactions)
+        self._lines_kept, self._balance_kept = len(ledger.transactions), ledger.balance
         self._commands_kept = self.journal.noted = len(self.journal.commands)
 
     # ---- after each change ------------------------------------------------------------------
@@ -111,12 +112,14 @@ class World:
         first = self._commands_kept
         for offset, row in enumerate(self.journal.last(new_commands)):
             yield "command", str(first + offset), row
-        yield "balance", "", Balance(ledger.balance)
+        if ledger.balance != self._balance_kept:
+            yield "balance", "", Balance(ledger.balance)
         for changes in (bank.changed, self.keys.changed, self.courier.changed):
             changes.clear()
         self.directory.changed_contacts.clear()
         self.directory.changed_accounts.clear()
         self._lines_kept, self._commands_kept = len(ledger.transactions), self.journal.noted
+        self._balance_kept = ledger.balance
 
     # ---- time -------------------------------------------------------------------------------
 

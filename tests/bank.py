@@ -1,0 +1,229 @@
+"""The sandbox as a real process, for tests of everything that talks to a bank.
+
+async with running_sandbox(workflow="off") as bank, receiving_webhooks() as inbox:
+    await bank.webhook(url=inbox.url)
+    payout = await bank.pay(250_000, notes={"agent_id": "buyer"})
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ops.sandbox.config import SandboxConfig
+
+START_MAX_S = 30.0
+STOP_MAX_S = 15.0
+CALL_MAX_S = 20.0
+POLL_S = 0.02
+T = TypeVar("T")
+
+
+async def until(condition: Callable[[], Awaitable[T]], *, what: str, deadline_s: float = 20.0) -> T:
+    """The first true answer of `condition`; AssertionError that names `what` when there is none in time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not (answer := await condition()):
+        assert loop.time() < end, f"not within {deadline_s} s: {what}"
+        await asyncio.sleep(POLL_S)
+    return answer
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Sandbox:
+    """A running sandbox and how to talk to it: as a customer (`call`) and behind the scenes (the rest)."""
+
+    config: SandboxConfig
+    http: httpx.AsyncClient
+    process: asyncio.subprocess.Process
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at the end; the bank's API is below `/v1`."""
+        return f"http://127.0.0.1:{self.config.port}"
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, auth: str = "basic", key: str = "", **more: Any
+    ) -> httpx.Response:
+        """One call of the bank's API. `auth`: basic, bearer or none; `key`: the idempotency header."""
+        headers: dict[str, str] = dict(more.pop("headers", {}))
+        if key:
+            headers["X-Payout-Idempotency"] = key
+        if auth == "bearer":
+            headers["Authorization"] = f"Bearer {self.config.oauth_token}"
+        credentials = (self.config.key_id, self.config.key_secret) if auth == "basic" else None
+        if body is not None:
+            more["json"] = body
+        return await self.http.request(method, path, headers=headers, auth=credentials, **more)
+
+    async def control(self, path: str, **body: Any) -> Any:
+        """`POST /_control/{path}`; AssertionError with the answer when it is refused."""
+        answer = await self.http.post(f"/_control/{path}", json=body)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    async def show(self, what: str, **filters: str) -> list[dict[str, Any]]:
+        """The items of `GET /_control/{what}`."""
+        answer = await self.http.get(f"/_control/{what}", params=filters)
+        assert answer.status_code == 200, f"{what}: {answer.status_code} {answer.text}"
+        items: list[dict[str, Any]] = answer.json()["items"]
+        return items
+
+    async def pay(self, amount: int, **fields: Any) -> dict[str, Any]:
+        """A payout made at the bank by an outsider, `pending` unless `status` says otherwise. Paise."""
+        made: dict[str, Any] = await self.control("payouts", amount=amount, **fields)
+        return made
+
+    async def advance(self, payout_id: str, to: str, **fields: Any) -> dict[str, Any]:
+        """Move a payout by hand."""
+        moved: dict[str, Any] = await self.control(f"payouts/{payout_id}/advance", to=to, **fields)
+        return moved
+
+    async def payout(self, payout_id: str) -> dict[str, Any]:
+        """The payout as the API shows it now."""
+        answer = await self.call("GET", f"/v1/payouts/{payout_id}")
+        assert answer.status_code == 200, answer.text
+        shown: dict[str, Any] = answer.json()
+        return shown
+
+    async def reaches(self, payout_id: str, status: str) -> dict[str, Any]:
+        """Wait until the payout is in `status`."""
+
+        async def there() -> dict[str, Any] | None:
+            shown = await self.payout(payout_id)
+            return shown if shown["status"] == status else None
+
+        shown = await until(there, what=f"{payout_id} is {status}")
+        assert shown is not None
+        return shown
+
+    async def faults(self, **plan: list[dict[str, Any]]) -> None:
+        """`api=[…]`, `webhooks=[…]`: replace the faults in force."""
+        await self.control("faults", **plan)
+
+    async def record(self, **filters: str) -> list[dict[str, Any]]:
+        """What the bank was told, oldest first; filters `payout`, `command`, `effect`."""
+        return await self.show("record", **filters)
+
+    async def deliveries(self, **filters: str) -> list[dict[str, Any]]:
+        """Webhooks, oldest first; filters `payout`, `event`, `state`."""
+        return await self.show("deliveries", **filters)
+
+    async def messages(self, to: str) -> list[dict[str, Any]]:
+        """What was sent to `slack` or `ntfy`."""
+        return await self.show("messages", to=to)
+
+    async def webhook(self, **change: Any) -> None:
+        """Change the subscription: `url`, `secret`, `events`, `enabled`, `retry_base_s`, `give_up_s`."""
+        await self.control("webhook", **change)
+
+    async def bank(self, **change: Any) -> None:
+        """Change the bank: `workflow`, `levels`, `processing_s`, `outcome`, `next_outcomes`, …"""
+        await self.control("bank", **change)
+
+    async def balance(self, **change: int) -> int:
+        """`add=` or `set=` paise; the new balance."""
+        balance: int = (await self.control("balance", **change))["balance"]
+        return balance
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End the process; its exit status. Harmless when it has ended."""
+        if self.process.returncode is None:
+            self.process.send_signal(how)
+        return await asyncio.wait_for(self.process.wait(), STOP_MAX_S)
+
+
+@asynccontextmanager
+async def running_sandbox(**config: Any) -> AsyncIterator[Sandbox]:
+    """Start the sandbox with these fields of SandboxConfig on a free port, and stop it at the end."""
+    settings = SandboxConfig(**{"port": free_port(), **config})
+    given = {name: getattr(settings, name) for name in {"port", *config}}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
+    env |= {f"SANDBOX_{name.upper()}": str(value) for name, value in given.items()}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ops.sandbox", env=env)
+    base_url = f"http://127.0.0.1:{settings.port}"
+    async with httpx.AsyncClient(base_url=base_url, timeout=CALL_MAX_S, trust_env=False) as http:
+        sandbox = Sandbox(settings, http, process)
+        try:
+            await until(lambda: _answers(sandbox), what="the sandbox answers", deadline_s=START_MAX_S)
+            yield sandbox
+        finally:
+            await sandbox.stop()
+
+
+async def _answers(sandbox: Sandbox) -> bool:
+    assert sandbox.process.returncode is None, f"the sandbox ended with {sandbox.process.returncode}"
+    try:
+        return (await sandbox.http.get("/healthz")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@dataclass
+class Inbox:
+    """A customer's endpoint: keeps every request. `answers` are given in order, then 200 for ever."""
+
+    url: str
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+
+    async def take(self, request: Request) -> Response:
+        """Keep the request and answer as planned."""
+        self.requests.append((dict(request.headers), await request.body()))
+        return Response(status_code=self.answers.pop(0) if self.answers else 200)
+
+    async def holds(self, count: int) -> list[tuple[dict[str, str], bytes]]:
+        """Wait for `count` requests at least; all that there are."""
+
+        async def enough() -> bool:
+            return len(self.requests) >= count
+
+        await until(enough, what=f"{count} webhooks came (there are {len(self.requests)})")
+        return self.requests
+
+
+@contextmanager
+def _leave_signals_alone() -> Iterator[None]:
+    """The signals belong to pytest."""
+    yield
+
+
+@asynccontextmanager
+async def receiving_webhooks() -> AsyncIterator[Inbox]:
+    """Listen for webhooks on a free port, in this process."""
+    port = free_port()
+    inbox = Inbox(f"http://127.0.0.1:{port}/webhooks")
+    app = Starlette(routes=[Route("/webhooks", inbox.take, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    server.capture_signals = _leave_signals_alone  # type: ignore[method-assign]
+    serving = asyncio.create_task(server.serve())
+
+    async def started() -> bool:
+        return server.started
+
+    await until(started, what="the inbox listens", deadline_s=START_MAX_S)
+    try:
+        yield inbox
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(serving, STOP_MAX_S)
