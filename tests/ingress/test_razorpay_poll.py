@@ -1,0 +1,197 @@
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from recorder import Recorder
+
+from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
+from streamproc.clients.razorpay_entities import MalformedPayout
+from streamproc.domain.events import BankPayout, PayoutMalformed, PayoutObserved
+from streamproc.errors import TryAgain, Unprocessable
+from streamproc.ingress import razorpay_poll
+from streamproc.ingress.razorpay_poll import FIRST_LOOK_S, OVERLAP_S, Poller
+
+Item = BankPayout | MalformedPayout
+
+
+def payout(number: int, status: str = "pending") -> BankPayout:
+    return BankPayout(id=f"pout_{number}", amount=1_000, currency="INR", status=status)
+
+
+class Bank:
+    """A list that answers page by page, or fails when told to."""
+
+    def __init__(self, *items: Item) -> None:
+        self.items = list(items)
+        self.asked: list[tuple[int, int, int]] = []
+        self.failure: Callable[[int], Exception | None] = lambda _call: None
+
+    async def list_page(
+        self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
+    ) -> Page:
+        assert (account_number, count) == ("7878780080316316", PAGE_COUNT_MAX)
+        self.asked.append((from_s, to_s, skip))
+        if failure := self.failure(len(self.asked)):
+            raise failure
+        items = self.items[skip : skip + count]
+        return Page(items=items, raw_count=len(items))
+
+
+class Desk:
+    """A poller with its bank, its door and its cursor."""
+
+    def __init__(self, *items: Item, interval_s: float = 3_600) -> None:
+        self.bank = Bank(*items)
+        self.door = Recorder()
+        self.cursor: int | None = None
+        self.poller = Poller(
+            self.bank,
+            self.door,
+            account="acc_1",
+            account_number="7878780080316316",
+            interval_s=interval_s,
+            load_cursor=self._load,
+            save_cursor=self._save,
+        )
+
+    async def _load(self) -> int | None:
+        return self.cursor
+
+    async def _save(self, second: int) -> None:
+        self.cursor = second
+
+
+async def test_the_first_pass_looks_a_day_back_and_leaves_the_cursor_at_now() -> None:
+    desk = Desk()
+    await desk.poller.poll_once()
+    assert desk.bank.asked == [(desk.door.now_s - FIRST_LOOK_S, desk.door.now_s, 0)]
+    assert desk.cursor == desk.door.now_s
+
+
+async def test_the_next_pass_begins_an_overlap_before_the_cursor() -> None:
+    desk = Desk()
+    await desk.poller.poll_once()
+    before = desk.door.now_s
+    desk.door.now_s += 60
+    await desk.poller.poll_once()
+    assert desk.bank.asked[-1] == (before - OVERLAP_S, before + 60, 0)
+
+
+async def test_a_cursor_in_the_future_does_not_turn_the_window_around() -> None:
+    desk = Desk()
+    desk.cursor = desk.door.now_s + 10_000
+    await desk.poller.poll_once()
+    from_s, to_s, _ = desk.bank.asked[0]
+    assert from_s == to_s - OVERLAP_S
+
+
+async def test_payouts_of_every_status_are_observed_once_with_the_webhooks_keys() -> None:
+    desk = Desk(payout(1), payout(2, "processed"))
+    done = await desk.poller.poll_once()
+    assert (done.pages, done.listed, done.new, done.malformed, done.problem) == (1, 2, 2, 0, "")
+    assert [append.keys for append in desk.door.appends] == [("st:pout_1:pending",), ("st:pout_2:processed",)]
+    event = desk.door.events[0]
+    assert isinstance(event, PayoutObserved)
+    assert (event.account, event.source, event.at) == ("acc_1", "poll", desk.door.now_us())
+    assert (await desk.poller.poll_once()).new == 0
+    assert len(desk.door.events) == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "skips"),
+    [
+        (PAGE_COUNT_MAX - 1, [0]),
+        (PAGE_COUNT_MAX, [0, PAGE_COUNT_MAX]),
+        (PAGE_COUNT_MAX + 1, [0, PAGE_COUNT_MAX]),
+    ],
+)
+async def test_pages_are_read_until_one_is_not_full(total: int, skips: list[int]) -> None:
+    desk = Desk(*[payout(number) for number in range(total)])
+    done = await desk.poller.poll_once()
+    assert [skip for _, _, skip in desk.bank.asked] == skips
+    assert (done.listed, done.new) == (total, total)
+
+
+async def test_a_bad_item_is_recorded_alone_and_once_and_the_page_goes_on() -> None:
+    bad = MalformedPayout("pout_2", "amount 1 paise is too little", "f" * 16)
+    desk = Desk(payout(1), bad, payout(3))
+    done = await desk.poller.poll_once()
+    assert (done.new, done.malformed) == (3, 1)
+    assert [type(event) for event in desk.door.events] == [PayoutObserved, PayoutMalformed, PayoutObserved]
+    assert (await desk.poller.poll_once()).new == 0
+
+
+@pytest.mark.parametrize("failure", [TryAgain("bank is away", after_s=7), Unprocessable("400 count")])
+async def test_a_failure_on_any_page_leaves_the_cursor_and_is_counted(failure: Exception) -> None:
+    desk = Desk(*[payout(number) for number in range(PAGE_COUNT_MAX)])
+    desk.cursor = 1_700_000_000
+    desk.bank.failure = lambda call: failure if call == 2 else None
+    done = await desk.poller.poll_once()
+    assert done.problem == str(failure)
+    assert (desk.cursor, desk.poller.failures_in_a_row) == (1_700_000_000, 1)
+    assert (await desk.poller.poll_once()).problem == ""
+    assert (desk.cursor, desk.poller.failures_in_a_row) == (desk.door.now_s, 0)
+
+
+async def test_while_the_log_is_away_the_cursor_stays() -> None:
+    desk = Desk(payout(1))
+    desk.door.is_away = True
+    assert (await desk.poller.poll_once()).problem
+    assert desk.cursor is None
+    desk.door.is_away = False
+    assert (await desk.poller.poll_once()).new == 1
+
+
+async def test_a_list_beyond_the_page_bound_is_a_failure_not_a_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(razorpay_poll, "PAGES_MAX", 1)
+    desk = Desk(*[payout(number) for number in range(PAGE_COUNT_MAX)])
+    assert "more than 1 pages" in (await desk.poller.poll_once()).problem
+    assert desk.cursor is None
+
+
+async def test_after_failures_it_never_polls_faster_than_the_interval() -> None:
+    desk = Desk(interval_s=60)
+    desk.bank.failure = lambda _call: TryAgain("away", after_s=5)
+    for _ in range(20):
+        assert desk.poller._wait_s(await desk.poller.poll_once()) >= 60
+
+
+async def test_a_longer_wait_that_the_bank_asks_for_is_kept() -> None:
+    desk = Desk(interval_s=1)
+    desk.bank.failure = lambda _call: TryAgain("429", after_s=600)
+    assert desk.poller._wait_s(await desk.poller.poll_once()) >= 600
+
+
+async def test_an_error_that_nobody_named_stops_the_poller() -> None:
+    desk = Desk()
+    desk.bank.failure = lambda _call: KeyError("a defect")
+    with pytest.raises(KeyError):
+        await asyncio.wait_for(desk.poller.run(asyncio.Event()), 20)
+
+
+async def test_it_polls_again_after_the_interval_until_it_is_stopped() -> None:
+    desk, stopping = Desk(interval_s=0.01), asyncio.Event()
+    running = asyncio.create_task(desk.poller.run(stopping))
+    async with asyncio.timeout(20):
+        while len(desk.bank.asked) < 3:
+            await asyncio.sleep(0.01)
+    stopping.set()
+    await asyncio.wait_for(running, 20)
+
+
+async def test_stopping_ends_a_pass_that_hangs_and_a_long_wait() -> None:
+    for hangs in (True, False):
+        desk, stopping = Desk(interval_s=3_600), asyncio.Event()
+        if hangs:
+            desk.bank.list_page = hang  # type: ignore[assignment]
+        running = asyncio.create_task(desk.poller.run(stopping))
+        await asyncio.sleep(0)
+        stopping.set()
+        await asyncio.wait_for(running, 20)
+
+
+async def hang(*_: object, **__: object) -> Page:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
