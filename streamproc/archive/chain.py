@@ -1,0 +1,76 @@
+"""The hash chain over the archive. Pure.
+
+    hash = sha256(TAG, previous hash, then each of: partition, seq, entry id, e, m, prefixed by its length)
+
+A length is 8 bytes, big-endian; partition and seq are decimal text. Length prefixes keep two different entries
+from giving the same input. Only bytes are hashed: no time stamp, whose precision the database could change.
+The chain catches an edited, lost, added or swapped row. It cannot catch a cut tail or a whole new chain:
+that takes a checkpoint which is kept elsewhere.
+"""
+
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Protocol
+
+from msgspec import Struct
+
+TAG = b"streamproc/archive/v1"
+GENESIS = bytes(32)
+"""What the first entry of a partition is chained to."""
+
+
+class Link(Protocol):
+    """A row of the archive, as far as the chain goes."""
+
+    @property
+    def partition(self) -> int: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def e(self) -> bytes: ...
+    @property
+    def m(self) -> bytes: ...
+    @property
+    def hash(self) -> bytes: ...
+
+
+class Position(Struct, frozen=True):
+    """The end of a verified stretch: the seq of its last row and that row's hash."""
+
+    seq: int = 0
+    hash: bytes = GENESIS
+
+
+class BrokenLink(Struct, frozen=True):
+    """The first row that does not follow from the one before it."""
+
+    partition: int
+    seq: int
+    id: str
+    problem: str
+
+
+def link_hash(previous: bytes, partition: int, seq: int, entry: str, e: bytes, m: bytes) -> bytes:
+    """The hash of one entry, chained to the hash of the entry before it."""
+    whole = bytearray(TAG + previous)
+    for part in (b"%d" % partition, b"%d" % seq, entry.encode(), e, m):
+        whole += len(part).to_bytes(8, "big")
+        whole += part
+    return sha256(whole).digest()
+
+
+def verify(rows: Iterable[Link], start: Position = Position()) -> Position | BrokenLink:  # noqa: B008  # frozen
+    """Follow `rows`, one partition's in order of seq, from `start`; the end, or the first wrong link."""
+    seq, previous = start.seq, start.hash
+    for row in rows:
+        seq += 1
+        if row.seq != seq:
+            return BrokenLink(row.partition, row.seq, row.id, f"seq {seq} is missing: {row.seq} comes next")
+        if row.hash != link_hash(previous, row.partition, seq, row.id, row.e, row.m):
+            return BrokenLink(
+                row.partition, seq, row.id, "its bytes or the rows before it are not those archived"
+            )
+        previous = row.hash
+    return Position(seq, previous)

@@ -1,0 +1,92 @@
+"""Loading entries into the archive: which are new, their links in the chain, and the COPY.
+
+`chained` is pure. A caller runs `load` inside its transaction, with what it derives from the
+entries, so that the archive, the views and the checkpoint move together or not at all.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive.chain import link_hash
+from streamproc.archive.sql import statements
+from streamproc.archive.store import Entry, Head, id_key, move_head
+from streamproc.errors import LogBroken
+
+COLUMNS = ("partition", "seq", "entry_ms", "entry_n", "payout", "e", "m", "hash")
+
+_SQL = statements("streamproc.archive", "load.sql")
+
+
+class ArchivedEntry(Struct, frozen=True):
+    """A row of the archive. `payout` is None where the entry is about none."""
+
+    partition: int
+    seq: int
+    id: str
+    payout: str | None
+    e: bytes
+    m: bytes
+    hash: bytes
+    archived_at: datetime | None = None
+    """None until it is read back."""
+
+
+def chained(
+    partition: int, head: Head, entries: Sequence[Entry], payouts: Sequence[str | None]
+) -> tuple[list[ArchivedEntry], Head]:
+    """The rows for `entries` after `head`, and the head after them.
+
+    Raises LogBroken when an entry does not come after the one before it.
+    """
+    rows: list[ArchivedEntry] = []
+    for entry, payout in zip(entries, payouts, strict=True):
+        if id_key(entry.id) <= id_key(head.entry):
+            raise LogBroken(
+                f"partition {partition}: entry {entry.id} comes after entry {head.entry} in the log"
+            )
+        seq = head.seq + 1
+        link = link_hash(head.hash, partition, seq, entry.id, entry.e, entry.m)
+        rows.append(ArchivedEntry(partition, seq, entry.id, payout, entry.e, entry.m, link))
+        head = Head(seq, entry.id, link)
+    return rows, head
+
+
+async def load(
+    db: asyncpg.Connection, partition: int, old: Head, new: Head, rows: Sequence[ArchivedEntry]
+) -> None:
+    """Move the checkpoint and COPY the rows. Must run in a transaction."""
+    await move_head(db, partition, old, new)
+    records = [(r.partition, r.seq, *id_key(r.id), r.payout, r.e, r.m, r.hash) for r in rows]
+    await db.copy_records_to_table("events", records=records, columns=COLUMNS)
+
+
+async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:
+    """Make the archive's ranges that hold these times (ms). Not in the load's transaction: it takes locks."""
+    for at_ms in months_ms:
+        await db.execute(_SQL["make_range"], at_ms)
+
+
+async def drop_redelivered(
+    db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]
+) -> Sequence[Entry]:
+    """The entries after `head`. Those up to it were delivered again: they must be archived with the same bytes.
+
+    Raises LogBroken for an entry up to `head` that the archive does not have, or has with other bytes.
+    """
+    old = [entry for entry in entries if id_key(entry.id) <= id_key(head.entry)]
+    if not old:
+        return entries
+    keys = [id_key(entry.id) for entry in old]
+    found = await db.fetch(_SQL["archived_bytes"], partition, [ms for ms, _ in keys], [n for _, n in keys])
+    archived = {row["entry_id"]: (row["e"], row["m"]) for row in found}
+    for entry in old:
+        if entry.id not in archived:
+            raise LogBroken(
+                f"entry {partition}:{entry.id} is before the checkpoint {head.entry} but was never archived"
+            )
+        if archived[entry.id] != (entry.e, entry.m):
+            raise LogBroken(f"entry {partition}:{entry.id} has other bytes in the log than in the archive")
+    return [entry for entry in entries if id_key(entry.id) > id_key(head.entry)]

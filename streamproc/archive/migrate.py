@@ -1,0 +1,95 @@
+"""The schema, brought up to date by Alembic from the scripts in this package. No alembic.ini, no models.
+
+All pending revisions run in one transaction that first takes an advisory lock, since Alembic has none of its own:
+of two upgrades at once the second waits and then finds nothing to do.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import asyncpg
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext, MigrationStep
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from streamproc.errors import JobFailed
+
+T = TypeVar("T")
+
+MIGRATE_LOCK = 0x53505F4D
+"""The advisory lock's number ('SP_M'); nothing else of streamproc uses it."""
+CONNECT_TIMEOUT_S = 10.0
+LOCK_WAIT_S = 60
+"""How long an upgrade waits for another one, or for a table that a reader holds."""
+STATEMENT_TIMEOUT_S = 600
+"""A migration may have to write an index over the whole archive."""
+
+
+async def upgrade(dsn: str) -> list[str]:
+    """Bring the schema to its newest revision; the revisions that were applied now, oldest first.
+
+    Safe to repeat and to run twice at once. Raises JobFailed when Postgres cannot be reached or refuses; the
+    schema is then as it was.
+    """
+    return await _run(dsn, _upgrade)
+
+
+async def current(dsn: str) -> str | None:
+    """The revision that the database is at; None before the first upgrade. Raises JobFailed as `upgrade` does."""
+    return await _run(dsn, _current)
+
+
+def newest() -> str:
+    """The newest revision that this version of streamproc knows."""
+    return _scripts().get_current_head() or ""
+
+
+async def _run(dsn: str, work: Callable[[Connection], T]) -> T:
+    engine = _engine(dsn)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(work)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as problem:
+        cause = problem.orig if isinstance(problem, DBAPIError) else problem
+        raise JobFailed(f"Postgres: {type(cause).__name__}: {cause}") from problem
+    finally:
+        await engine.dispose()
+
+
+def _engine(dsn: str) -> AsyncEngine:
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
+
+    # asyncpg reads the DSN itself: SQLAlchemy would hand `sslmode` and the like to it as unknown arguments.
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+
+
+def _scripts() -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", "streamproc.archive:migrations")
+    return ScriptDirectory.from_config(config)
+
+
+def _upgrade(connection: Connection) -> list[str]:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATE_LOCK})")
+    scripts, applied = _scripts(), list[str]()
+
+    def pending(revision: str, _: MigrationContext) -> list[MigrationStep]:
+        steps = scripts._upgrade_revs("head", revision)  # as alembic.command.upgrade does
+        applied.extend(str(step.info.up_revision_id) for step in steps)
+        return list(steps)
+
+    with EnvironmentContext(Config(), scripts, fn=pending) as environment:
+        environment.configure(connection=connection, transactional_ddl=True)
+        environment.run_migrations()
+    return applied
+
+
+def _current(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()

@@ -1,0 +1,142 @@
+"""Questions to the archive and its views. Every query is bounded in time and in rows.
+
+Raises TryAgain when Postgres is away. Times in and out are aware datetimes, amounts paise.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.sql import statements
+from streamproc.archive.store import AWAY, ZERO, id_key
+from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.errors import TryAgain
+
+QUERY_TIMEOUT_S = 3.0
+"""All of these are index look-ups; one that takes longer means that Postgres is not well."""
+HISTORY_ENTRIES_MAX = 10_000
+"""A payout has some ten entries; the bank could send as many deliveries as it likes."""
+BUDGET_ROWS_MAX = 1_000
+AUDIT_ROWS_MAX = 1_000
+
+_SQL = statements("streamproc.archive", "read.sql")
+
+
+class BudgetRow(Struct, frozen=True, kw_only=True):
+    """One budget window as the log left it. `limit_paise` None is no limit."""
+
+    partition: int
+    scope: str
+    window: str
+    limit_paise: int | None
+    reserved: int
+    committed: int
+
+
+class AuditRow(Struct, frozen=True, kw_only=True):
+    """One line of the audit. `id` is the event's id, `data` the event as JSON."""
+
+    id: str
+    payout: str | None
+    agent: str
+    at: datetime
+    kind: str
+    decision: str | None
+    reason: str
+    actor: str
+    amount: int | None
+    data: str
+
+
+class AuditFilter(Struct, frozen=True, kw_only=True):
+    """What to list; None does not filter. `since` is included, `until` is not."""
+
+    payout: str | None = None
+    agent: str | None = None
+    kind: str | None = None
+    decision: str | None = None
+    reason: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+async def archived_upto(pool: asyncpg.Pool, partition: int) -> str:
+    """The id of the last archived entry; 0-0 when there is none."""
+    async with _bounded(pool) as db:
+        return await db.fetchval(_SQL["archived_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
+
+
+async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool:
+    """Whether this very entry is in the archive."""
+    async with _bounded(pool) as db:
+        found: bool = await db.fetchval(
+            _SQL["entry_archived"], partition, *id_key(entry), timeout=QUERY_TIMEOUT_S
+        )
+    return found
+
+
+async def payout_history(pool: asyncpg.Pool, payout: str) -> list[ArchivedEntry]:
+    """A payout's entries in log order, the first HISTORY_ENTRIES_MAX of them."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["payout_history"], payout, HISTORY_ENTRIES_MAX, timeout=QUERY_TIMEOUT_S)
+    return [_entry(row) for row in rows]
+
+
+async def chain_part(pool: asyncpg.Pool, partition: int, after_seq: int, count: int) -> list[ArchivedEntry]:
+    """Up to `count` entries of a partition after a seq, in order: what `chain.verify` follows."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["chain_part"], partition, after_seq, count, timeout=QUERY_TIMEOUT_S)
+    return [_entry(row) for row in rows]
+
+
+async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
+    """The payout as the view `payouts` has it; None when it was never observed or not archived yet."""
+    async with _bounded(pool) as db:
+        record = await db.fetchval(_SQL["payout_record"], payout, timeout=QUERY_TIMEOUT_S)
+    return decode_record(record) if record is not None else None
+
+
+async def budgets_of(pool: asyncpg.Pool, agent: str) -> list[BudgetRow]:
+    """The agent's own windows, the newest first."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(
+            _SQL["budgets_of_scope"], f"agent:{agent}", BUDGET_ROWS_MAX, timeout=QUERY_TIMEOUT_S
+        )
+    return [BudgetRow(**dict(row)) for row in rows]
+
+
+async def audit_rows(
+    pool: asyncpg.Pool, wanted: AuditFilter, *, limit: int = AUDIT_ROWS_MAX
+) -> list[AuditRow]:
+    """The audit's lines that match, the newest first, `limit` of them and AUDIT_ROWS_MAX at most."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(
+            _SQL["audit_rows"],
+            wanted.payout,
+            wanted.agent,
+            wanted.kind,
+            wanted.decision,
+            wanted.reason,
+            wanted.since,
+            wanted.until,
+            min(limit, AUDIT_ROWS_MAX),
+            timeout=QUERY_TIMEOUT_S,
+        )
+    return [AuditRow(**dict(row)) for row in rows]
+
+
+def _entry(row: asyncpg.Record) -> ArchivedEntry:
+    return ArchivedEntry(*row.values())
+
+
+@asynccontextmanager
+async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            yield db
+    except AWAY as problem:
+        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem

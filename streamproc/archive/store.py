@@ -1,0 +1,146 @@
+"""The archive's one writer per partition: its connection, its lock, its checkpoint.
+
+The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its
+connection, and cannot write: there is nothing to fence with a token. Others stand by.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive.chain import GENESIS
+from streamproc.archive.sql import statements
+from streamproc.errors import LogBroken
+
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 30.0
+"""The client's limit for one statement; above the server's, so that the server's own answer is heard."""
+STATEMENT_TIMEOUT_MS = 20_000
+"""A batch takes milliseconds; a disk that stalls longer is treated as Postgres being away."""
+LOCK_TIMEOUT_MS = 10_000
+STANDBY_S = 1.0
+"""A standby asks this often whether the partition is free."""
+PROJECTOR_LOCK = 0x53505F50
+"""First half of the advisory lock's key ('SP_P'); the second is the partition."""
+ZERO = "0-0"
+
+assert COMMAND_TIMEOUT_S * 1000 > STATEMENT_TIMEOUT_MS > LOCK_TIMEOUT_MS
+
+AWAY = (
+    OSError,  # TimeoutError is one of them
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,  # shut down, starting up, statement cancelled by its timeout
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # an old primary after a failover
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+"""What Postgres being away, or not able right now, looks like. Anything else is a defect or a wrong setting."""
+
+_SQL = statements("streamproc.archive", "store.sql")
+
+
+class Entry(Protocol):
+    """A log entry as it is stored: id `<ms>-<n>`, events and metadata as bytes."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def e(self) -> bytes: ...
+    @property
+    def m(self) -> bytes: ...
+
+
+class Head(Struct, frozen=True):
+    """The last archived entry of a partition, with its link in the chain: the checkpoint."""
+
+    seq: int = 0
+    entry: str = ZERO
+    hash: bytes = GENESIS
+
+
+def id_key(entry: str) -> tuple[int, int]:
+    """An entry id that compares as Redis orders it."""
+    ms, _, n = entry.partition("-")
+    return int(ms), int(n or 0)
+
+
+def id_before(entry: str) -> str:
+    """An id below `entry` with no possible entry between them, so that reading after it starts at `entry`."""
+    ms, n = id_key(entry)
+    if n > 0:
+        return f"{ms}-{n - 1}"
+    return f"{ms - 1}-{2**64 - 1}" if ms > 0 else ZERO
+
+
+@asynccontextmanager
+async def connection(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of our own, every wait on it bounded. `name` shows in pg_stat_activity."""
+    db = await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings={
+            "application_name": name,
+            "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+            "lock_timeout": str(LOCK_TIMEOUT_MS),
+            "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
+            # A writer whose host is gone must not keep its lock for the hours that TCP would.
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+        },
+    )
+    try:
+        yield db
+    finally:
+        # Closing says goodbye, which can wait for a peer that is gone; the lock goes either way.
+        try:
+            await db.close(timeout=CONNECT_TIMEOUT_S)
+        except AWAY:
+            db.terminate()
+
+
+async def take_lock(db: asyncpg.Connection, partition: int, stopping: asyncio.Event) -> bool:
+    """Become the partition's one writer; stands by while another is. False when stopped before."""
+    while not stopping.is_set():
+        if await db.fetchval(_SQL["take_lock"], PROJECTOR_LOCK, partition):
+            return True
+        try:
+            await asyncio.wait_for(stopping.wait(), STANDBY_S)
+        except TimeoutError:
+            continue
+    return False
+
+
+async def read_head(db: asyncpg.Connection, partition: int) -> Head:
+    """The checkpoint; the beginning for a partition that was never archived."""
+    row = await db.fetchrow(_SQL["read_head"], partition)
+    return Head(row["seq"], row["entry_id"], row["hash"]) if row else Head()
+
+
+async def open_head(db: asyncpg.Connection, partition: int) -> Head:
+    """`read_head`, after making the row that `move_head` moves."""
+    await db.execute(_SQL["open_head"], partition)
+    return await read_head(db, partition)
+
+
+async def move_head(db: asyncpg.Connection, partition: int, old: Head, new: Head) -> None:
+    """Compare and set the checkpoint, and keep its row locked until the transaction ends.
+
+    Raises LogBroken when it is not `old`: somebody wrote without the lock.
+    """
+    moved = await db.fetchval(
+        _SQL["move_head"], partition, old.seq, old.entry, old.hash, new.seq, new.entry, new.hash
+    )
+    if moved is None:
+        raise LogBroken(
+            f"the checkpoint of partition {partition} is no longer seq {old.seq}, entry {old.entry}:"
+            " something else writes to the archive"
+        )
