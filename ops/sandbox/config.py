@@ -64,17 +64,23 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
         try:
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise SystemExit(f"sandbox: {ENV_PREFIX}* is wrong: {error}") from error
+            raise _refused(f"{ENV_PREFIX}* is wrong: {error}") from error
         return config.checked()
 
     def checked(self) -> "SandboxConfig":
         """The same config, or SystemExit with the first value that cannot be."""
         if not 0 <= self.port <= 65535:
-            raise SystemExit(f"sandbox: {ENV_PREFIX}PORT {self.port} is not a port")
+            raise _refused(f"{ENV_PREFIX}PORT {self.port} is not a port")
         if len(self.account_id) != 18 or not self.account_id.startswith("acc_"):
-            raise SystemExit(f"sandbox: {ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
+            raise _refused(f"{ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
         if self.balance < 0:
-            raise SystemExit(f"sandbox: {ENV_PREFIX}BALANCE is below 0 paise")
+            raise _refused(f"{ENV_PREFIX}BALANCE is below 0 paise")
         if min(self.webhook_retry_base_s, self.webhook_timeout_s) <= 0:
-            raise SystemExit(f"sandbox: {ENV_PREFIX}WEBHOOK_RETRY_BASE_S and _TIMEOUT_S must be above 0")
+            raise _refused(f"{ENV_PREFIX}WEBHOOK_RETRY_BASE_S and _TIMEOUT_S must be above 0")
         return self
+
+
+def _refused(why: str) -> SystemExit:
+    """One line for the person, exit status 2 for the script."""
+    sys.stderr.write(f"sandbox: {why}\n")
+    return SystemExit(2)

@@ -42,7 +42,8 @@ def test_with_the_workflow_off_a_payout_is_processed_and_costs_amount_and_fees()
     payout = bank.create(order(bank), NOW)
     assert (payout.status, payout.fees, payout.tax) == ("processing", FEE, FEE * 18 // 118)
     bank.tick(NOW + 1)
-    assert payout.status == "processed" and payout.utr is not None
+    assert payout.status == "processed"
+    assert payout.utr is not None
     assert bank.ledger.balance == 10_000_000 - 100_000 - FEE
     assert told(bank) == ["payout.initiated", "payout.processed"]
 

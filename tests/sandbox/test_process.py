@@ -1,0 +1,85 @@
+"""The sandbox as a process: its settings, its end, and what it keeps."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops.sandbox.config import SandboxConfig
+from tests.bank import free_port, receiving_webhooks, running_sandbox, until
+
+
+async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered() -> None:
+    async with running_sandbox() as bank:
+        await bank.faults(api=[{"kind": "timeout"}])
+        unanswered = asyncio.create_task(bank.call("POST", "/v1/contacts", {"name": "Asha"}))
+
+        async def was_told() -> bool:
+            return bool(await bank.record())
+
+        await until(was_told, what="the bank was told")
+        assert await bank.stop() == 0
+        await asyncio.gather(unanswered, return_exceptions=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_payouts_keys_balance_record_and_undelivered_events_outlive_the_process(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    kept = {"data_file": str(tmp_path / "deep" / "bank.db"), "workflow": "all", "seed": 7}
+    order = {
+        "account_number": "7878780080316316",
+        "fund_account": {
+            "account_type": "vpa",
+            "vpa": {"address": "asha@ybl"},
+            "contact": {"name": "Asha"},
+        },
+        "amount": 250_000,
+        "currency": "INR",
+        "mode": "UPI",
+        "purpose": "payout",
+    }
+    nobody = f"http://127.0.0.1:{free_port()}/"
+    async with running_sandbox(webhook_url=nobody, webhook_retry_base_s=0.05, **kept) as bank:
+        made = (await bank.call("POST", "/v1/payouts", order, key="key-0001")).json()
+        balance = await bank.balance(add=5)
+        await bank.stop(how)
+    async with (
+        receiving_webhooks() as inbox,
+        running_sandbox(webhook_url=inbox.url, webhook_retry_base_s=0.05, **kept) as bank,
+    ):
+        again = (await bank.call("POST", "/v1/payouts", order, key="key-0001")).json()
+        assert again["id"] == made["id"]
+        assert await bank.balance(add=0) == balance
+        assert [line["effect"] for line in await bank.record(command="payout.create")] == [True, False]
+        await inbox.holds(1)
+        await bank.call("POST", f"/v1/payouts/{made['id']}/approve", {"remarks": "ok"}, auth="bearer")
+        await bank.reaches(made["id"], "processed")
+        assert (await bank.pay(1000))["id"] != made["id"]
+
+
+async def test_a_seed_draws_the_same_ids_again() -> None:
+    drawn = []
+    for _ in range(2):
+        async with running_sandbox(seed=42) as bank:
+            drawn.append((await bank.pay(1000))["id"])
+    assert drawn[0] == drawn[1]
+
+
+async def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ops.sandbox", env={"SANDBOX_PORT": "x"}, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert b"port" in said
+    assert said.count(b"\n") == 1
+
+
+def test_settings_are_read_from_the_environment_and_unknown_ones_left_alone() -> None:
+    config = SandboxConfig.from_env(
+        {"SANDBOX_PORT": "9", "SANDBOX_BALANCE": "5", "SANDBOX_ID": "host", "PORT": "1"}
+    )
+    assert (config.port, config.balance, config.workflow) == (9, 5, "all")
