@@ -23,6 +23,39 @@ $(STAMP): requirements.lock
 
 venv: $(STAMP)  ## make .venv from requirements.lock
 
+run: venv  ## start everything here: stores, bank sandbox, API, workers; Ctrl-C drains
+	$(BIN)/streamproc up
+
+# A clean environment and a directory that is thrown away: the demo must never meet a real bank or real data.
+# The directory may be entered by all, because under root Postgres runs as another user.
+demo: venv  ## run the demo scenarios to the end; fails if one comes out otherwise than stated
+	@data=$$(mktemp -d) && chmod 711 "$$data" && trap 'rm -rf "$$data"' EXIT && \
+	  env -i PATH="$$PATH" HOME="$$HOME" LANG=C.UTF-8 STREAMPROC_DATA_DIR="$$data" \
+	    STREAMPROC_PORT="$$STREAMPROC_PORT" STREAMPROC_SANDBOX_PORT="$$STREAMPROC_SANDBOX_PORT" \
+	    $(BIN)/streamproc up --demo
+
+test: venv  ## run all tests, against a real Valkey and Postgres
+	$(BIN)/pytest
+
+lint: venv  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: venv  ## check types, strictly
+	$(BIN)/mypy --strict $(addprefix -p ,$(PACKAGES))
+
+contracts: venv  ## check that imports go one way
+	$(BIN)/lint-imports
+
+check: lint types contracts test  ## everything that must be green before a commit
+
+bench: venv  ## measure the engine against the hand-written floor
+	$(BIN)/streamproc bench floor
+
 lock:  ## re-make requirements.lock (the only target that needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-config --no-header --quiet --upgrade --extra embedded --extra dev pyproject.toml --output-file requirements.lock

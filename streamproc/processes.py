@@ -8,6 +8,7 @@ The kernel means the parent's *thread*, so children are started from the event l
 import asyncio
 import contextlib
 import ctypes
+import importlib.util
 import os
 import pwd
 import random
@@ -15,6 +16,8 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from streamproc.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
 _PORTS = (20_000, 32_000)  # below Linux's range for outgoing connections, which could take a port just chosen
@@ -113,3 +116,20 @@ def free_port() -> int:
         if port_is_free("127.0.0.1", port):
             return port
     raise OSError(f"no free port found in {_PORTS[0]}..{_PORTS[1]}")
+
+
+def wheel(package: str) -> Path:
+    """Where a package lies, without importing it: importing these starts machinery that is not wanted here."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            f"the package {package} is not installed: install streamproc[embedded],"
+            " or set STREAMPROC_REDIS_URL and STREAMPROC_POSTGRES_DSN"
+        )
+    return Path(found.submodule_search_locations[0])
+
+
+def last_line(log: Path) -> str:
+    """The last thing a server said, for the error that says it ended."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it printed nothing"

@@ -44,10 +44,13 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
     """Run everything until Ctrl-C, SIGTERM or SIGHUP, then drain; the exit code.
 
     With *demo* the scenarios are run, then everything is drained, and their exit code is the answer. Raises
-    ConfigError, before anything is started, for a port or a directory in use and for settings that a role misses;
+    ConfigError, before anything is started, for a port or a directory in use, for settings that a role misses and
+    for a demo with a real bank's key;
     JobFailed, after everything was stopped again, when the system could not start or keep running.
     Needs asyncio's own event loop: uvloop cannot start a child as another user.
     """
+    if demo and settings.razorpay_key_id:
+        raise ConfigError(f"the demo plays with the sandbox only: unset {PREFIX}RAZORPAY_KEY_ID")
     _refuse_busy_ports(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     async with embedded.locked(settings.data_dir / "up.lock"):

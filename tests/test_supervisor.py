@@ -168,6 +168,14 @@ async def test_a_secret_that_a_role_misses_is_named_before_anything_starts(tmp_p
         assert up.events() == []
 
 
+async def test_the_demo_is_never_played_at_a_real_bank(tmp_path: Path) -> None:
+    async with made_up(tmp_path, RAZORPAY_KEY_ID="rzp_live_x", RAZORPAY_KEY_SECRET="a") as up:
+        await up.start("--demo")
+        assert await up.ended() == 2
+        assert "STREAMPROC_RAZORPAY_KEY_ID" in up.text()
+        assert up.events() == []
+
+
 async def test_a_role_that_was_killed_is_started_again(tmp_path: Path) -> None:
     async with made_up(tmp_path) as up:
         await up.start()

@@ -1,0 +1,251 @@
+"""Settings are refused whole, by variable name; secrets are shown nowhere; `.env.example` tells the truth."""
+
+import itertools
+import json
+import logging
+import os
+import re
+from io import StringIO
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from streamproc.errors import ConfigError
+from streamproc.settings import (
+    PREFIX,
+    VARIABLES,
+    Role,
+    Secret,
+    Settings,
+    discover,
+    load,
+    require,
+    write_run_file,
+)
+
+EXAMPLE = Path(__file__).parents[1] / ".env.example"
+
+
+def given(**variables: str) -> Settings:
+    return load({PREFIX + name: value for name, value in variables.items()})
+
+
+def problems(**variables: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        given(**variables)
+    return str(caught.value).splitlines()
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert load({}) == Settings()
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    assert given(PORT="", REDIS_URL=" ", TIMEZONE="") == Settings()
+
+
+def test_every_wrong_variable_is_named_at_once_and_no_value_is_shown() -> None:
+    found = problems(PORT="hunter2", POLL_INTERVAL="soon", TIMEZONE="Mars/Base", EXECUTE_AFTER="never")
+    assert [line.split()[0] for line in found] == [
+        f"{PREFIX}{name}" for name in ("PORT", "POLL_INTERVAL", "EXECUTE_AFTER", "TIMEZONE")
+    ]
+    assert "hunter2" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("10s", 10.0),
+        ("5m", 300.0),
+        ("24h", 86_400.0),
+        ("30d", 2_592_000.0),
+        ("1.5h", 5400.0),
+        ("250ms", 0.25),
+        ("7", 7.0),
+    ],
+)
+def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
+    assert given(POLL_INTERVAL=text).poll_interval_s == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-1s", "10 s", "1w", "1e3", "nan", "inf", "١٠s"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    assert problems(POLL_INTERVAL=text)[0].startswith("STREAMPROC_POLL_INTERVAL must be a duration")
+
+
+@pytest.mark.parametrize(
+    ("count", "allowed"), [("0", False), ("1", True), ("1024", True), ("1025", False), ("١", False)]
+)
+def test_partitions_are_1_to_1024(count: str, allowed: bool) -> None:
+    if allowed:
+        assert given(PARTITIONS=count).partitions == int(count)
+    else:
+        assert problems(PARTITIONS=count) == ["STREAMPROC_PARTITIONS must be a whole number from 1 to 1024"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "text", "url"),
+    [
+        ("RAZORPAY_BASE_URL", "razorpay_base_url", "http://127.0.0.1:8090", "http://127.0.0.1:8090/v1"),
+        ("RAZORPAY_BASE_URL", "razorpay_base_url", "http://127.0.0.1:8090/", "http://127.0.0.1:8090/v1"),
+        ("RAZORPAY_BASE_URL", "razorpay_base_url", "https://bank.example/v2/", "https://bank.example/v2"),
+        (
+            "SAFE_BROWSING_URL",
+            "safe_browsing_url",
+            "https://a.example",
+            "https://a.example/v4/threatMatches:find",
+        ),
+        ("NTFY_URL", "ntfy_url", "https://ntfy.example/", "https://ntfy.example"),
+    ],
+)
+def test_a_url_without_a_path_gets_the_systems_own(name: str, field: str, text: str, url: str) -> None:
+    assert getattr(given(**{name: text}), field) == url
+
+
+@pytest.mark.parametrize(
+    "text", ["bank.example", "ftp://bank.example", "https://", "https://u:p@bank.example", "https://a/?k=1"]
+)
+def test_what_is_no_plain_http_url_is_refused(text: str) -> None:
+    assert problems(RAZORPAY_BASE_URL=text)[0].startswith("STREAMPROC_RAZORPAY_BASE_URL must")
+
+
+def test_webhook_secrets_are_a_list_for_rotation() -> None:
+    assert given(RAZORPAY_WEBHOOK_SECRETS="new, old,").razorpay_webhook_secrets == (
+        Secret("new"),
+        Secret("old"),
+    )
+
+
+def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret\n")
+    assert given(RAZORPAY_KEY_SECRET_FILE=str(tmp_path / "key")).razorpay_key_secret.reveal() == "s3cret"
+
+
+def test_a_secret_given_twice_or_by_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "keep one" in problems(RAZORPAY_KEY_SECRET="a", RAZORPAY_KEY_SECRET_FILE="b")[0]
+    missing = problems(SLACK_BOT_TOKEN_FILE=str(tmp_path / "none"))
+    assert missing == [
+        "STREAMPROC_SLACK_BOT_TOKEN cannot be read from the file in STREAMPROC_SLACK_BOT_TOKEN_FILE: "
+        "No such file or directory"
+    ]
+
+
+def test_no_way_of_printing_settings_shows_a_secret() -> None:
+    secrets = {variable.name: f"hunter{n}" for n, variable in enumerate(VARIABLES) if variable.secret}
+    secrets["REDIS_URL"] = "redis://user:hunter2@127.0.0.1:6379/0"
+    secrets["POSTGRES_DSN"] = "postgresql://user:hunter3@127.0.0.1/x"
+    settings = given(**secrets)
+    printed = StringIO()
+    Console(file=printed, width=2000).print(settings)
+    for text in (repr(settings), str(settings), f"{settings}", printed.getvalue()):
+        assert "hunter" not in text
+        assert "redis://***@127.0.0.1:6379/0" in text
+    with pytest.raises(TypeError):
+        msgspec.json.encode(settings)
+
+
+def test_an_unknown_variable_is_warned_of_with_the_one_that_was_meant(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        given(REDIS_ULR="redis://h")
+    assert "STREAMPROC_REDIS_ULR" in caplog.text
+    assert "STREAMPROC_REDIS_URL" in caplog.text
+
+
+COMPLETE = {
+    "REDIS_URL": "redis://h",
+    "POSTGRES_DSN": "postgresql://h/x",
+    "RAZORPAY_KEY_ID": "k",
+    "RAZORPAY_KEY_SECRET": "s",
+    "RAZORPAY_WEBHOOK_SECRETS": "w",
+    "RAZORPAY_ACCOUNT_NUMBER": "1",
+    "SAFE_BROWSING_KEY": "g",
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "names"),
+    [
+        ("serve", {"REDIS_URL", "RAZORPAY_WEBHOOK_SECRETS"}),
+        (
+            "worker",
+            {"REDIS_URL", "POSTGRES_DSN", "RAZORPAY_KEY_ID", "RAZORPAY_KEY_SECRET", "SAFE_BROWSING_KEY"},
+        ),
+        ("poller", {"REDIS_URL", "RAZORPAY_KEY_ID", "RAZORPAY_KEY_SECRET", "RAZORPAY_ACCOUNT_NUMBER"}),
+        ("projector", {"REDIS_URL", "POSTGRES_DSN"}),
+        ("migrate", {"POSTGRES_DSN"}),
+    ],
+)
+def test_a_role_names_all_it_misses_and_nothing_else(role: Role, names: set[str]) -> None:
+    require(given(**COMPLETE), role)
+    with pytest.raises(ConfigError) as caught:
+        require(Settings(), role)
+    assert set(re.findall(r"STREAMPROC_(\w+)", str(caught.value))) == names
+
+
+def test_a_worker_needs_postgres_only_for_the_barrier_that_asks_it() -> None:
+    without = {name: value for name, value in COMPLETE.items() if name != "POSTGRES_DSN"}
+    require(given(**without, EXECUTE_AFTER="synced"), "worker")
+    with pytest.raises(ConfigError, match="STREAMPROC_POSTGRES_DSN"):
+        require(given(**without, EXECUTE_AFTER="archived"), "worker")
+
+
+def test_a_poller_of_many_partitions_needs_the_id_that_webhooks_carry() -> None:
+    with pytest.raises(ConfigError, match="STREAMPROC_RAZORPAY_ACCOUNT_ID"):
+        require(given(**COMPLETE, PARTITIONS="2"), "poller")
+    require(given(**COMPLETE, PARTITIONS="2", RAZORPAY_ACCOUNT_ID="acc_1"), "poller")
+
+
+def test_a_running_system_is_found_but_what_was_set_stays(tmp_path: Path) -> None:
+    settings = given(DATA_DIR=str(tmp_path), POSTGRES_DSN="postgresql://mine/x")
+    write_run_file(
+        settings, {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1", f"{PREFIX}POSTGRES_DSN": "postgresql://up/x"}
+    )
+    found = discover(settings)
+    assert (found.redis_url, found.postgres_dsn.reveal()) == ("redis://127.0.0.1:1", "postgresql://mine/x")
+    assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_run_file_of_a_dead_system_is_ignored(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    run = {"pid": child, "environment": {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1"}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    settings = given(DATA_DIR=str(tmp_path))
+    assert discover(settings) == settings
+
+
+def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json is damaged"):
+        discover(given(DATA_DIR=str(tmp_path)))
+
+
+def test_the_example_names_every_variable_in_order_with_its_default_and_one_line() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    found = [line.partition("=")[::2] for line in lines if line.startswith(PREFIX)]
+    assert [name for name, _ in found] == [PREFIX + variable.name for variable in VARIABLES]
+    assert load(dict(found)) == Settings()
+    filled = {name for name, value in found if value}
+    assert filled == {PREFIX + v.name for v in VARIABLES if getattr(Settings(), v.field)}
+    for at, line in enumerate(lines):
+        if line.startswith(PREFIX):
+            assert lines[at - 1].startswith("# "), line
+            assert not lines[at - 2].startswith("# "), line
+
+
+def test_the_example_marks_exactly_the_secrets() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    marked = {
+        line.partition("=")[0] for above, line in itertools.pairwise(lines) if above.endswith("(secret)")
+    }
+    assert marked == {PREFIX + variable.name for variable in VARIABLES if variable.secret}
+
+
+def test_the_variables_fill_every_field_in_order() -> None:
+    assert tuple(variable.field for variable in VARIABLES) == Settings.__struct_fields__

@@ -1,0 +1,111 @@
+"""What review would have to say again and again, said by a machine: sizes, headers, and what no commit may hold."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("streamproc", "consumers", "projections", "ops")
+MODULE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+
+# Put together from halves, so that this file does not find itself.
+FORBIDDEN = {
+    "a path of somebody's machine": re.compile(
+        r"/" + r"work/|/" + r"root/|/" + r"home/[a-z]+/|\.py" + r"env\b"
+    ),
+    "the host of a package index": re.compile(
+        r"pypi" + r"\.org|files\.python" + r"hosted|registry\.npm" + r"js|deb\.debian" + r"\.org"
+    ),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def committed_files() -> list[Path]:
+    """What git tracks, or would: a check-out without git has nothing to say about commits."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git check-out")
+    return [path for name in listed.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def too_long_functions(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                yield f"{node.name}: {lines} lines"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_what_it_is_and_is_of_readable_size(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), f"{path} has no docstring"
+    assert len(text.splitlines()) <= MODULE_LINES_MAX
+    assert list(too_long_functions(tree)) == []
+
+
+def test_no_module_is_a_drawer_for_what_has_no_place() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "manager", "misc", "models"}
+    assert [path for path in modules() if path.stem in drawers] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "streamproc").rglob("*.lua")), ids=lambda path: path.name)
+def test_a_script_starts_so_that_redis_refuses_it_whole_and_says_its_contract(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("#!lua")
+    header = []
+    for line in lines[1:]:
+        if not line.startswith("--"):
+            break
+        header.append(line)
+    text = "\n".join(header)
+    for word in ("KEYS[1]", "ARGV", "Returns"):
+        assert word in text, f"the header of {path.name} does not say {word}"
+
+
+def test_no_file_names_a_machine_or_a_package_index() -> None:
+    found = []
+    for path in committed_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}: {what}: {hit[0]!r}"
+            for what, wrong in FORBIDDEN.items()
+            if (hit := wrong.search(text))
+        ]
+    assert found == []
+
+
+def test_the_map_of_the_code_names_every_package_and_nothing_that_is_not_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:streamproc|consumers|projections|ops)/[a-z_/]*", text))
+    packages = {f"{path.parent.relative_to(ROOT)}/" for path in modules() if path.name == "__init__.py"}
+    assert [package for package in sorted(packages) if package not in named] == []
+    assert [
+        name
+        for name in sorted(named)
+        if not (ROOT / name.rstrip("/")).exists() and not (ROOT / f"{name}.py").exists()
+    ] == []
+
+
+def test_the_lock_names_no_index_and_hashes_every_package() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in lock
+    pins = re.split(r"\n(?=[a-z0-9])", lock)
+    assert [pin.splitlines()[0] for pin in pins if "--hash=sha256:" not in pin] == []
