@@ -127,6 +127,7 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
 
 
 # ---- what each stage found --------------------------------------------------------------
+# `findings` are those of all stages so far, so that a stage can run in a group of its own.
 
 
 class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -187,6 +188,7 @@ class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserve
     amount: int
     number: int
     windows: list[WindowUse]
+    findings: list[Finding]
 
 
 # ---- what was decided -------------------------------------------------------------------

@@ -6,7 +6,7 @@ The numbers are those of the rules table in docs/governance.md.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -20,7 +20,7 @@ from streamproc.domain.policy import AgentPolicy, ScopeLimits
 class Reputation(Struct, frozen=True):
     """What is known of a vendor URL. `unavailable` carries why in `problem`. Times in µs."""
 
-    verdict: str
+    verdict: Literal["clean", "threat", "unavailable", "no_url"]
     threats: tuple[str, ...] = ()
     checked_at: int = 0
     fresh_until: int = 0

@@ -37,12 +37,12 @@ BANK_RANK: dict[str, int] = {
     "processing": 4,
     "processed": 5,
     "cancelled": 6,
-    "rejected": 6,
-    "failed": 6,
-    "reversed": 7,
+    "rejected": 7,
+    "failed": 8,
+    "reversed": 9,
 }
-"""Forward is a higher rank. `failed` after `processed` and `reversed` after either are documented moves;
-nothing leaves `cancelled`, `rejected` or `reversed`. Source: RazorpayX docs, states and life cycle."""
+"""Forward is a higher rank, and no two are equal, so that the order of arrival cannot matter. `failed` after
+`processed` and `reversed` after either are documented moves; `reversed` ends everything. Source: RazorpayX docs, states and life cycle."""
 
 OPEN_STATUSES = frozenset({"pending", "scheduled", "queued"})
 """No money has moved: governance can still say no."""
@@ -181,7 +181,7 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
     return replace(
         record,
         bank_status=facts.status if moves_forward(record, facts.status) else record.bank_status,
-        utr=facts.utr or record.utr,
+        utr=max(facts.utr, record.utr),
         fees=max(facts.fees, record.fees),
         tax=max(facts.tax, record.tax),
         updated_at=max(record.updated_at, event.at),

@@ -18,7 +18,7 @@ Raw: TypeAlias = dict[str, object]
 Upcaster: TypeAlias = Callable[[Raw], Raw]
 
 UPCASTERS: Mapping[tuple[str, int], Upcaster] = {}
-"""(type, v) -> the step from version v to v + 1; it need not touch `v`. Empty: no event changed its meaning yet."""
+"""(type, v) -> the step from version v to v + 1; it need not touch `v`. Empty: no meaning has changed yet."""
 
 
 def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from streamproc.domain.payouts import decode_record, encode_record, is_terminal
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import scripts
+from streamproc.log.cache import Cache
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.names import Names
 from streamproc.log.policies import Policies
@@ -99,22 +100,26 @@ class Consumer:
                 delay = min(RECONNECT_CAP_S, delay * 2)
 
     async def _serve(self, reader: Redis, client: Redis, stopping: asyncio.Event) -> None:
-        reading: asyncio.Task[list[Raw]] | None = None
+        with named_errors():
+            reader_id = await reader.client_id()
+        stopped = asyncio.create_task(stopping.wait())
+        reading = asyncio.create_task(self._read(reader))
         try:
             while not stopping.is_set():
-                reading = reading or asyncio.create_task(self._read(reader))
-                await asyncio.wait({reading}, timeout=UPKEEP_S)
+                await asyncio.wait({reading, stopped}, timeout=UPKEEP_S, return_when=asyncio.FIRST_COMPLETED)
                 if reading.done():
+                    # The next batch is fetched while this one is handled.
                     entries, reading = reading.result(), asyncio.create_task(self._read(reader))
                     await self._handle(client, entries, taken=False)
                 await self._upkeep(client)
-            if reading is not None:  # it holds entries as soon as Redis answers: finish them
-                await self._handle(client, await reading, taken=False)
-                reading = None
+            # What a read under way brings is ours already: end its waiting, then finish it.
+            with named_errors():
+                await client.client_unblock(reader_id)
+            await self._handle(client, await reading, taken=False)
         finally:
-            if reading is not None:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+            for task in (reading, stopped):
+                task.cancel()
+            await asyncio.gather(reading, stopped, return_exceptions=True)
 
     async def _read(self, reader: Redis, start: str = ">", block_ms: int = BLOCK_MS_MAX) -> list[Raw]:
         with named_errors():
@@ -268,7 +273,8 @@ class Consumer:
         async def admit(asks: Sequence[Any]) -> list[Any]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
-        return Desk(now_us=now_us, partition=self.partition, book=book, admit=admit)
+        cache = Cache(client, self.names)
+        return Desk(now_us=now_us, partition=self.partition, book=book, admit=admit, cache=cache)
 
     async def _run(self, client: Redis, works: list[Work], desk: Desk) -> None:
         """The chain; what nobody named is pinned on one entry."""

@@ -85,7 +85,7 @@ async def open_log(client: Redis, *, partitions: int, groups: Iterable[str]) -> 
 async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) -> None:
     present = set()
     if await client.exists(names.log):
-        present = {row[b"name"].decode() for row in await client.xinfo_groups(names.log)}
+        present = {row["name"].decode() for row in await client.xinfo_groups(names.log)}
     for group in groups:
         if group in present:
             continue

@@ -15,6 +15,7 @@ from streamproc.domain.budget import Admission, Ask
 from streamproc.domain.events import Event, PayoutObserved, TimerFired
 from streamproc.domain.payouts import PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
+from streamproc.log.cache import Cache
 
 Settlement: TypeAlias = str
 """'committed', 'released' or '' for none."""
@@ -71,12 +72,13 @@ class Work:
 
 @dataclass(slots=True)
 class Desk:
-    """What a batch is handled with: Redis's clock, the policies in force, and the counter to ask."""
+    """What a batch is handled with: Redis's clock, the policies in force, the counters to ask, the cache."""
 
     now_us: int
     partition: int
     book: PolicyBook
     admit: Callable[[Sequence[Ask]], Awaitable[list[Admission]]]
+    cache: Cache
 
 
 Item: TypeAlias = tuple[Work, Event]

@@ -2,7 +2,7 @@
 -- Admit payouts: take rate slots and reserve budget, each part once per payout, for good.
 -- KEYS[1]    string  the partition's dense counter of admissions and settlements
 -- KEYS[2..]  hash payouts, zset rates, hash budgets; ARGV names them by index
--- ARGV[1]    s       how long a budget is kept after its window ended
+-- ARGV[1]    s       how long a budget is kept after its window ended (or after now, if that is later)
 -- then for each payout:
 --   index of its hash, payout id, amount (paise), received at (µs),
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
@@ -16,6 +16,7 @@ local function int(x) return string.format('%.0f', x) end
 
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
 local keep = tonumber(ARGV[1])
+local now = tonumber(redis.call('TIME')[1])
 local number = tonumber(redis.call('GET', KEYS[1]) or '0')
 local first = number
 local payouts, rates, budgets, reply = {}, {}, {}, {}
@@ -130,7 +131,7 @@ end
 for index, b in pairs(budgets) do
   if b.add > 0 then
     redis.call('HINCRBY', KEYS[index], 'r', int(b.add))
-    if b.new then redis.call('EXPIREAT', KEYS[index], int(tonumber(b.ends) + keep)) end
+    if b.new then redis.call('EXPIREAT', KEYS[index], int(math.max(tonumber(b.ends), now) + keep)) end
   end
 end
 if number > first then redis.call('SET', KEYS[1], int(number)) end

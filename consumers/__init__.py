@@ -1,0 +1,40 @@
+"""The stations that a payout passes, and the topology: which stages form which consumer group."""
+
+from collections.abc import Mapping
+
+from consumers import decide, screen, settle
+from consumers.reserve import budget_stage, velocity_stage
+from consumers.review import review_stage
+from consumers.vet import Reputations, reputation_stage
+from streamproc.log.work import Group, Stage
+
+GOVERNANCE = "governance"
+EXECUTION = "execution"
+GROUPS = (GOVERNANCE, EXECUTION)
+"""Every group of the default topology; each reads every partition's log."""
+
+
+def governance_chain(reputations: Reputations, *, zone: str) -> tuple[Stage, ...]:
+    """The stages in the order of the rules; review and settlement come last, since a decision feeds them."""
+    return (
+        screen.STAGE,
+        velocity_stage(reputations.known, zone),
+        reputation_stage(reputations),
+        budget_stage(zone),
+        decide.STAGE,
+        review_stage(reputations),
+        settle.STAGE,
+    )
+
+
+def governance(reputations: Reputations, *, zone: str) -> Group:
+    """The group that decides. `zone` is for policies that name none."""
+    return Group(name=GOVERNANCE, stages=governance_chain(reputations, zone=zone))
+
+
+def split(group: Group) -> Mapping[str, Group]:
+    """The same chain with one group for each stage: the same decisions in more commits."""
+    return {
+        f"{group.name}.{stage.name}": Group(name=f"{group.name}.{stage.name}", stages=(stage,))
+        for stage in group.stages
+    }

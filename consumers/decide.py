@@ -1,0 +1,20 @@
+"""Approval (rule 17) and the end of the chain (rule 18)."""
+
+from collections.abc import Sequence
+
+from consumers.verdicts import case_of, record_decision
+from streamproc.domain.events import BudgetReserved
+from streamproc.domain.governance import RULES, find
+from streamproc.log.work import Desk, Item, Stage
+
+
+async def decide(items: Sequence[Item], desk: Desk) -> None:
+    """Ask a person, or approve."""
+    for work, event in items:
+        if isinstance(event, BudgetReserved):
+            case = case_of(work.known(), desk, admission=work.admission)
+            rules = RULES["approval"] if case.agent is not None else RULES["screening"]
+            record_decision(work, desk, [*event.findings, *find(rules, case)])
+
+
+STAGE = Stage(name="approval", consumes=frozenset({BudgetReserved}), handle=decide)

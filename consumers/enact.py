@@ -1,0 +1,187 @@
+"""Execution: tell the bank what was decided. One of the two places that act on the world.
+
+The bank has no idempotency for approve, reject and cancel, but its states are one-way: a command that already
+took effect is refused, and the payout itself tells. So before an entry is tried again the bank is asked where
+the payout stands, and after every refusal too. Nothing that moves money is sent before its decision is archived.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from streamproc.domain.commands import MOVES_MONEY, REACHED, command_for
+from streamproc.domain.events import BankCommand, BankCommandAnswered, BankPayout, PayoutDecided, PayoutObserved
+from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.errors import LogUnavailable, Unprocessable
+from streamproc.log.work import Desk, Group, Item, Stage, Work
+
+CONCURRENT_MAX = 16
+"""Bank calls of one worker at once; the client's own limit per second comes on top."""
+
+
+class CommandAnswer(Protocol):
+    """What the client says to a command (streamproc/clients/razorpay.py)."""
+
+    @property
+    def http_status(self) -> int: ...
+    @property
+    def outcome(self) -> Literal["done", "refused"]: ...
+    @property
+    def payout(self) -> BankPayout | None: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def problem(self) -> str: ...
+
+
+class Bank(Protocol):
+    """The calls that execution makes. They raise TryAgain where the bank is away or the outcome unknown."""
+
+    async def fetch(self, payout_id: str) -> BankPayout: ...
+    async def approve(self, payout_id: str, remarks: str) -> CommandAnswer: ...
+    async def reject(self, payout_id: str, remarks: str) -> CommandAnswer: ...
+    async def cancel(self, payout_id: str) -> CommandAnswer: ...
+
+
+class Barrier(Protocol):
+    """Returns when the entry is as durable as the operator wants before money moves; else raises TryAgain."""
+
+    async def __call__(self, partition: int, entry: str) -> None: ...
+
+
+class _Order(Struct, frozen=True):
+    command: BankCommand
+    decided: PayoutDecided
+    caused_by: str
+
+
+def execution(bank: Bank, barrier: Barrier) -> Group:
+    """The group that calls the bank."""
+
+    async def enact(items: Sequence[Item], desk: Desk) -> None:
+        turns = asyncio.Semaphore(CONCURRENT_MAX)
+
+        async def one(work: Work, event: PayoutDecided) -> None:
+            async with turns:
+                try:
+                    await _enact_one(work, event, desk, bank, barrier)
+                except LogUnavailable:
+                    raise
+                except Exception as problem:  # this payout's own; the loop puts it off or aside
+                    work.fail(problem)
+
+        async with asyncio.TaskGroup() as tasks:
+            for work, event in items:
+                if isinstance(event, PayoutDecided):
+                    tasks.create_task(one(work, event))
+
+    stage = Stage(name="enact", consumes=frozenset({PayoutDecided}), handle=enact)
+    return Group(name="execution", stages=(stage,), outputs_are_facts=True)
+
+
+async def _enact_one(work: Work, event: PayoutDecided, desk: Desk, bank: Bank, barrier: Barrier) -> None:
+    record = work.known()
+    if (record.decided_at, record.decision) != (event.at, event.decision):
+        return  # a later decision has taken this one's place
+    if command_for(event, event.bank_status) is None and command_for(event, record.bank_status) is None:
+        return
+    status = record.bank_status
+    if work.taken and status in OPEN_STATUSES:
+        # Somebody may have called before: what the bank says now counts.
+        status = _observe(work, desk, await bank.fetch(record.payout))
+    command = command_for(event, status)
+    if command is None:
+        _moved_on(work, event, desk, status)
+        return
+    index = work.events.index(event)
+    order = _Order(command, event, f"{desk.partition}:{work.entry.decode()}:{index}")
+    if command in MOVES_MONEY:
+        await barrier(desk.partition, work.entry.decode())
+    await _send(work, order, desk, bank)
+
+
+def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
+    record = work.known()
+    if facts.status != record.bank_status:
+        work.emit(
+            PayoutObserved(at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=facts)
+        )
+    return facts.status
+
+
+def _moved_on(work: Work, event: PayoutDecided, desk: Desk, status: str) -> None:
+    """The bank is past the point: by our own earlier call, or by itself."""
+    command = command_for(event, event.bank_status)
+    if command is not None:
+        outcome: Literal["already", "not_needed"] = "already" if status in REACHED[command] else "not_needed"
+        _answered(work, desk, command, outcome=outcome, bank_status=status)
+
+
+def _answered(
+    work: Work,
+    desk: Desk,
+    command: BankCommand,
+    *,
+    outcome: Literal["done", "already", "refused", "not_needed"],
+    bank_status: str,
+    http_status: int = 0,
+    code: str = "",
+    problem: str = "",
+    caused_by: str = "",
+) -> None:
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=work.known().payout,
+            command=command,
+            outcome=outcome,
+            http_status=http_status,
+            bank_status=bank_status,
+            code=code,
+            problem=problem,
+            caused_by=caused_by,
+        )
+    )
+
+
+def _remarks(order: _Order) -> str:
+    by = f" by {order.decided.by}" if order.decided.by else ""
+    return f"streamproc: {order.decided.decision} {order.decided.reason}{by} [{order.caused_by}]"
+
+
+async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
+    payout = work.known().payout
+    match order.command:
+        case "approve":
+            answer = await bank.approve(payout, _remarks(order))
+        case "reject":
+            answer = await bank.reject(payout, _remarks(order))
+        case "cancel":
+            answer = await bank.cancel(payout)
+    if answer.outcome == "done":
+        # An answer that could not be read still means that it was taken: ask what came of it.
+        facts = answer.payout or await bank.fetch(payout)
+        status = _observe(work, desk, facts)
+        outcome: Literal["done", "already"] = "done"
+    else:
+        status = _observe(work, desk, await bank.fetch(payout))
+        if status in OPEN_STATUSES and command_for(order.decided, status) is not None:
+            raise Unprocessable(
+                f"the bank refused to {order.command} {payout} with {answer.http_status} {answer.code}"
+                f" ({answer.problem}) and it is still {status}; when that is mended, redrive this dead letter"
+            )
+        outcome = "already"
+    reached = status in REACHED[order.command]
+    _answered(
+        work,
+        desk,
+        order.command,
+        outcome=outcome if reached or outcome == "done" else "refused",
+        bank_status=status,
+        http_status=answer.http_status,
+        code=answer.code,
+        problem=answer.problem,
+        caused_by=order.caused_by,
+    )

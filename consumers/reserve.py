@@ -1,0 +1,142 @@
+"""Velocity (rule 10) and budget (rule 16): the two questions that only the partition's counters can answer.
+
+Both are asked in one round trip where nothing outside has to be asked in between, that is, where the vendor's
+reputation is known already and is no threat. A payout's answers are recorded for good, so a stage that runs
+again, here or in another worker, is told the same.
+"""
+
+from collections.abc import Callable, Sequence
+
+from consumers.verdicts import case_of, is_rejected, record_decision
+from streamproc.domain.budget import Ask, RateAsk, Window, windows_of
+from streamproc.domain.events import BudgetReserved, PayoutScreened, ReputationChecked, VelocityChecked
+from streamproc.domain.governance import RULES, Case, Reputation, find, uses, vendor_of
+from streamproc.log.work import Desk, Item, Stage, Work
+
+US = 1_000_000
+
+
+def _rate_ask(case: Case) -> RateAsk | None:
+    assert case.agent is not None
+    policy = case.agent.policy
+    if policy.rate_limit.count == 0:
+        return None
+    return RateAsk(
+        case.payout.agent,
+        policy.rate_limit.count,
+        policy.rate_limit.window_s * US,
+        policy.on_rate_limit == "hold",
+    )
+
+
+def _windows(case: Case, zone: str) -> tuple[Window, ...]:
+    assert case.agent is not None
+    url = vendor_of(case.payout.vendor_url)
+    return windows_of(
+        agent=case.payout.agent,
+        account=case.payout.account,
+        vendor=url.host if url is not None else case.payout.fund_account,
+        policy=case.agent.policy,
+        account_limits=case.account,
+        team_limits=case.team,
+        received_at=case.payout.received_at,
+        zone=zone,
+    )
+
+
+def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) -> Stage:
+    """`known(url, now_us)` answers from memory only; None: it has to be asked."""
+
+    async def check(items: Sequence[Item], desk: Desk) -> None:
+        cases = [case_of(work.known(), desk) for work, _ in items]
+        asked: list[tuple[Work, Ask]] = []
+        for (work, _), case in zip(items, cases, strict=True):
+            if case.agent is None:  # the policy was removed between two commits
+                record_decision(work, desk, find(RULES["screening"], case))
+                continue
+            reputation = known(case.payout.vendor_url, desk.now_us)
+            at_once = reputation is not None and reputation.verdict != "threat"
+            ask = Ask(
+                case.payout.payout,
+                case.payout.amount,
+                case.payout.received_at,
+                _rate_ask(case),
+                _windows(case, zone) if at_once else None,
+            )
+            if ask.rate is not None or ask.windows is not None:
+                asked.append((work, ask))
+        if asked:
+            answers = await desk.admit([ask for _, ask in asked])
+            for (work, _), answer in zip(asked, answers, strict=True):
+                work.admission = answer
+        for (work, event), case in zip(items, cases, strict=True):
+            if case.agent is not None and isinstance(event, PayoutScreened):
+                _check_one(work, event, desk)
+
+    return Stage(name="velocity", consumes=frozenset({PayoutScreened}), handle=check)
+
+
+def _check_one(work: Work, event: PayoutScreened, desk: Desk) -> None:
+    record = work.known()
+    case = case_of(record, desk, admission=work.admission)
+    assert case.agent is not None
+    findings = [*event.findings, *find(RULES["velocity"], case)]
+    if is_rejected(findings):
+        record_decision(work, desk, findings)
+        return
+    answer, limit = work.admission.rate, case.agent.policy.rate_limit
+    work.emit(
+        VelocityChecked(
+            at=desk.now_us,
+            payout=record.payout,
+            number=answer.number if answer else 0,
+            used=answer.used if answer else 0,
+            limit=limit.count,
+            window_s=limit.window_s,
+            findings=findings,
+        )
+    )
+
+
+def budget_stage(zone: str) -> Stage:
+    """Rule 16, for payouts that nothing has rejected."""
+
+    async def reserve(items: Sequence[Item], desk: Desk) -> None:
+        live = [(w, e) for w, e in items if isinstance(e, ReputationChecked) and not is_rejected(e.findings)]
+        missing = [work for work, _ in live if work.admission.budget is None]
+        cases = [case_of(work.known(), desk) for work in missing]
+        asks = [
+            (work, Ask(case.payout.payout, case.payout.amount, case.payout.received_at, None, _windows(case, zone)))
+            for work, case in zip(missing, cases, strict=True)
+            if case.agent is not None
+        ]
+        if asks:
+            answers = await desk.admit([ask for _, ask in asks])
+            for (work, _), answer in zip(asks, answers, strict=True):
+                work.admission = answer
+        for work, event in live:
+            _reserve_one(work, event, desk)
+
+    return Stage(name="budget", consumes=frozenset({ReputationChecked}), handle=reserve)
+
+
+def _reserve_one(work: Work, event: ReputationChecked, desk: Desk) -> None:
+    record, answer = work.known(), work.admission.budget
+    case = case_of(record, desk, admission=work.admission)
+    if answer is None:  # no policy any more
+        record_decision(work, desk, [*event.findings, *find(RULES["screening"], case)])
+        return
+    findings = [*event.findings, *find(RULES["budget"], case)]
+    if is_rejected(findings):
+        record_decision(work, desk, findings)
+        return
+    work.emit(
+        BudgetReserved(
+            at=desk.now_us,
+            payout=record.payout,
+            amount=record.amount,
+            number=answer.number,
+            windows=uses(answer.windows, answer.before),
+            findings=findings,
+        )
+    )

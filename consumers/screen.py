@@ -1,0 +1,44 @@
+"""Screening: rules 1 to 9. The first look at a payout, which costs nothing outside this process."""
+
+from collections.abc import Sequence
+
+from consumers.verdicts import case_of, is_rejected, record_decision
+from streamproc.domain.events import PayoutMalformed, PayoutObserved, PayoutScreened
+from streamproc.domain.governance import RULES, find
+from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.errors import Unprocessable
+from streamproc.log.work import Desk, Item, Stage, Work
+
+
+async def screen(items: Sequence[Item], desk: Desk) -> None:
+    """Begin governance of every payout that is open at the bank and not decided yet."""
+    for work, event in items:
+        if isinstance(event, PayoutMalformed):
+            work.fail(Unprocessable(f"rule 1: {event.problem}"))
+            continue
+        record = work.known()
+        if record.decision is None and not record.bypassed and record.bank_status in OPEN_STATUSES:
+            _screen_one(work, desk)
+
+
+def _screen_one(work: Work, desk: Desk) -> None:
+    record = work.known()
+    case = case_of(record, desk)
+    findings = find(RULES["screening"], case)
+    if is_rejected(findings):
+        record_decision(work, desk, findings)
+        return
+    assert case.agent is not None  # rule 3 rejects without one
+    work.emit(
+        PayoutScreened(
+            at=desk.now_us,
+            payout=record.payout,
+            agent=record.agent,
+            identity=case.identity,
+            policy_version=case.agent.version,
+            findings=findings,
+        )
+    )
+
+
+STAGE = Stage(name="screen", consumes=frozenset({PayoutObserved, PayoutMalformed}), handle=screen)

@@ -1,0 +1,68 @@
+"""What the stages share: the case that rules look at, and how a decision is recorded."""
+
+from collections.abc import Sequence
+
+from streamproc.domain.budget import Admission
+from streamproc.domain.events import Finding, PayoutDecided, TimerFired
+from streamproc.domain.governance import Case, Reputation, Verdict, conclude
+from streamproc.domain.identity import identity_of
+from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord
+from streamproc.log.work import Desk, Work
+
+US = 1_000_000
+
+
+def case_of(
+    record: PayoutRecord, desk: Desk, *, admission: Admission = Admission(), reputation: Reputation | None = None
+) -> Case:
+    """The case of a payout under the policies in force."""
+    agent = None if record.agent == UNKNOWN_AGENT else desk.book.agent(record.agent)
+    team = desk.book.team(agent.policy.team) if agent is not None and agent.policy.team else None
+    return Case(
+        payout=record,
+        identity=identity_of(record, desk.book),
+        agent=agent,
+        account=desk.book.account(record.account),
+        team=team,
+        admission=admission,
+        reputation=reputation,
+    )
+
+
+def is_rejected(findings: Sequence[Finding]) -> bool:
+    """A rejection ends the chain; it is always the last finding."""
+    return bool(findings) and findings[-1].outcome == "REJECTED"
+
+
+def record_decision(work: Work, desk: Desk, findings: Sequence[Finding]) -> None:
+    """Conclude from everything found, and record it; a hold gets its expiry."""
+    decide_as(work, desk, conclude(findings))
+
+
+def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None:
+    """Record `verdict`. `by` is the reviewer where a person decided."""
+    record = work.known()
+    agent = desk.book.agent(record.agent)
+    held = verdict.decision == "HELD"
+    ttl_s = agent.policy.hold_ttl_s if agent is not None else 0
+    expires_at = desk.now_us + ttl_s * US if held else 0
+    work.emit(
+        PayoutDecided(
+            at=desk.now_us,
+            payout=record.payout,
+            account=record.account,
+            agent=record.agent,
+            amount=record.amount,
+            decision=verdict.decision,
+            reason=verdict.reason,
+            reasons=verdict.reasons,
+            findings=list(verdict.findings),
+            policy_version=agent.version if agent is not None else 0,
+            bank_status=record.bank_status,
+            cancel_held=held and agent is not None and agent.policy.queued_hold == "cancel",
+            hold_expires_at=expires_at,
+            by=by,
+        )
+    )
+    if held:
+        work.later(TimerFired(at=expires_at, payout=record.payout, timer="hold_expiry"))

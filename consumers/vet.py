@@ -1,0 +1,122 @@
+"""Reputation: rules 11 and 12. What Safe Browsing says of the vendor, asked at most once while it is fresh.
+
+Three places are looked at in turn: this process's memory, Redis, the service. All URLs of a batch that nobody
+knows go out in one request, so one slow lookup costs the batch its own timeout and no more.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import TypeAlias
+
+import msgspec
+
+from consumers.verdicts import case_of, is_rejected, record_decision
+from streamproc.domain.events import Finding, ReputationChecked, VelocityChecked
+from streamproc.domain.governance import NO_URL, RULES, Reputation, find, vendor_of
+from streamproc.log.cache import Cache
+from streamproc.log.work import Desk, Item, Stage, Work
+
+Lookup: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Reputation]]]
+"""Canonical URLs to what the service says now; never raises, it answers `unavailable`."""
+
+REMEMBERED_MAX = 10_000
+"""URLs in a process's memory, about 2 MB."""
+US = 1_000_000
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Reputation).decode
+
+
+class Reputations:
+    """Reputations of vendor URLs, cached in memory and in Redis for as long as the service allows."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._memory: dict[str, Reputation] = {}
+
+    def known(self, text: str, now_us: int) -> Reputation | None:
+        """From memory only; None: it must be asked."""
+        url = vendor_of(text)
+        if url is None:
+            return NO_URL
+        remembered = self._memory.get(url.href)
+        return remembered if remembered is not None and remembered.fresh_until > now_us else None
+
+    async def of(self, texts: Iterable[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
+        """The reputation of every URL as it was written."""
+        hrefs = {text: url.href for text in texts if (url := vendor_of(text)) is not None}
+        known = {href: r for href in set(hrefs.values()) if (r := self._fresh(href, now_us)) is not None}
+        wanted = sorted(set(hrefs.values()) - known.keys())
+        if wanted:
+            known |= await self._cached(wanted, cache, now_us)
+            wanted = [href for href in wanted if href not in known]
+        if wanted:
+            known |= await self._asked(wanted, cache, now_us)
+        return {text: known[href] for text, href in hrefs.items()}
+
+    def _fresh(self, href: str, now_us: int) -> Reputation | None:
+        remembered = self._memory.get(href)
+        return remembered if remembered is not None and remembered.fresh_until > now_us else None
+
+    async def _cached(self, hrefs: Sequence[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
+        values = await cache.get_many([cache_key(href) for href in hrefs])
+        found = {href: _decode(value) for href, value in zip(hrefs, values, strict=True) if value is not None}
+        fresh = {href: reputation for href, reputation in found.items() if reputation.fresh_until > now_us}
+        self._remember(fresh)
+        return fresh
+
+    async def _asked(self, hrefs: Sequence[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
+        answers = dict(await self._lookup(hrefs))
+        lasting = {href: r for href, r in answers.items() if r.fresh_until > now_us}
+        if lasting:
+            await cache.put_many(
+                {cache_key(h): (_encode(r), (r.fresh_until - now_us) // US + 1) for h, r in lasting.items()}
+            )
+            self._remember(lasting)
+        return answers
+
+    def _remember(self, fresh: Mapping[str, Reputation]) -> None:
+        if len(self._memory) + len(fresh) > REMEMBERED_MAX:
+            self._memory.clear()  # rare; Redis still has them
+        self._memory.update(fresh)
+
+
+def cache_key(href: str) -> str:
+    """The whole hash of the canonical URL: two URLs never share an answer."""
+    return sha256(href.encode()).hexdigest()
+
+
+def reputation_stage(reputations: Reputations) -> Stage:
+    """Rules 11 and 12 for payouts that have a rate slot."""
+
+    async def vet(items: Sequence[Item], desk: Desk) -> None:
+        urls = {work.known().vendor_url for work, _ in items}
+        answers = await reputations.of(urls, desk.cache, desk.now_us)
+        for work, event in items:
+            if isinstance(event, VelocityChecked):
+                _vet_one(work, event, desk, answers.get(work.known().vendor_url, NO_URL))
+
+    return Stage(name="reputation", consumes=frozenset({VelocityChecked}), handle=vet)
+
+
+def _vet_one(work: Work, event: VelocityChecked, desk: Desk, reputation: Reputation) -> None:
+    record = work.known()
+    case = case_of(record, desk, reputation=reputation)
+    rules = RULES["reputation"] if case.agent is not None else RULES["screening"]
+    findings = [*event.findings, *find(rules, case)]
+    work.emit(checked(work, desk, reputation, findings))
+    if is_rejected(findings):
+        record_decision(work, desk, findings)
+
+
+def checked(work: Work, desk: Desk, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
+    """The event for what the service said."""
+    return ReputationChecked(
+        at=desk.now_us,
+        payout=work.known().payout,
+        verdict=reputation.verdict,
+        threats=list(reputation.threats),
+        checked_at=reputation.checked_at,
+        fresh_until=reputation.fresh_until,
+        findings=findings,
+    )

@@ -1,0 +1,251 @@
+"""The composition root: what each role is made of. Open, run, drain, close; the only file that wires it all."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncpg
+import uvicorn
+
+import consumers
+from consumers.enact import Barrier, execution
+from consumers.vet import Reputations
+from projections.loop import run_projector
+from streamproc.api.asgi import create_app
+from streamproc.api.health import Check, Ready
+from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.clients.razorpay import open_razorpay
+from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.errors import InputError, LogUnavailable, StreamprocError
+from streamproc.ingress.razorpay_poll import Poller
+from streamproc.log.connection import connected, named_errors
+from streamproc.log.group import Consumer, Limits
+from streamproc.log.health import server_settings
+from streamproc.log.names import Names, partition_of
+from streamproc.log.replication import ReplicaBarrier
+from streamproc.log.stream import LogView, Producer, open_log
+from streamproc.log.work import Group
+from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WAIT_FOR_REDIS_S = 0.5
+"""Between two looks at a Redis that is not there yet."""
+POOL_MAX = 4
+"""Connections to Postgres for one process that only reads positions."""
+
+
+@asynccontextmanager
+async def stop_signals() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set: drain and leave."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
+    """Wait for Redis, then make or check the log. False if we are stopped before Redis is there."""
+    said = False
+    while not stopping.is_set():
+        try:
+            async with connected(settings.redis_url) as client:
+                await open_log(client, partitions=settings.partitions, groups=consumers.GROUPS)
+            return True
+        except LogUnavailable as problem:
+            if not said:
+                log.warning("waiting for Redis: %s", problem)
+                said = True
+            try:
+                await asyncio.wait_for(stopping.wait(), WAIT_FOR_REDIS_S)
+            except TimeoutError:
+                continue
+    return False
+
+
+# ---- worker -----------------------------------------------------------------------------
+
+
+async def run_worker(settings: Settings, names: Sequence[str], concurrency: int, stopping: asyncio.Event) -> None:
+    """Consume with `concurrency` consumers of each named group on every partition."""
+    unknown = sorted(set(names) - set(consumers.GROUPS))
+    if unknown:
+        raise InputError(f"--groups {','.join(unknown)}: the groups are {', '.join(consumers.GROUPS)}")
+    if not await opened(settings, stopping):
+        return
+    async with AsyncExitStack() as stack:
+        groups = [await _group(name, settings, stack) for name in names]
+        async with asyncio.TaskGroup() as tasks:
+            for consumer in _consumers(settings, groups, concurrency):
+                tasks.create_task(consumer.run(stopping), name=consumer.name)
+
+
+def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
+    limits = Limits(claim_idle_s=settings.claim_idle_s, retention_s=settings.retention_s)
+    me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return [
+        Consumer(settings.redis_url, partition, group, name=f"{me}-{n}", limits=limits)
+        for partition in range(settings.partitions)
+        for group in groups
+        for n in range(concurrency)
+    ]
+
+
+async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
+    if name == consumers.GOVERNANCE:
+        client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
+        stack.push_async_callback(client.aclose)
+        return consumers.governance(Reputations(client.lookup), zone=settings.timezone)
+    bank = open_razorpay(
+        settings.razorpay_base_url,
+        key_id=settings.razorpay_key_id,
+        key_secret=settings.razorpay_key_secret.reveal(),
+        oauth_token=settings.razorpay_oauth_token.reveal(),
+    )
+    stack.push_async_callback(bank.aclose)
+    return execution(bank, await _barrier(settings, stack))
+
+
+async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
+    match settings.execute_after:
+        case "archived":
+            pool = await postgres_pool(settings)
+            stack.push_async_callback(pool.close)
+            return ArchiveBarrier(pool)
+        case "replicated":
+            return ReplicaBarrier(settings.redis_url)
+        case _:
+            return _synced
+
+
+async def _synced(partition: int, entry: str) -> None:
+    """`EXECUTE_AFTER=synced`: the entry is on the server's disk, since it was committed with fsync always."""
+
+
+async def postgres_pool(settings: Settings) -> asyncpg.Pool:
+    """A small pool that connects when it is first used, so that a role starts while Postgres is away."""
+    return await asyncpg.create_pool(
+        settings.postgres_dsn.reveal(), min_size=0, max_size=POOL_MAX, timeout=3.0, command_timeout=5.0
+    )
+
+
+# ---- serve ------------------------------------------------------------------------------
+
+
+async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
+    """The HTTP side: webhooks and health."""
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(
+            Producer(settings.redis_url, partitions=settings.partitions, name="webhook")
+        )
+        if not await opened(settings, stopping):
+            return
+        app = create_app(
+            producer,
+            tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
+            body_bytes_max=settings.body_limit,
+            fallback_account=settings.razorpay_account_id or settings.razorpay_account_number,
+            ready=readiness(settings),
+        )
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain_s),
+        )
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
+        serving = asyncio.create_task(server._serve(), name="http")  # noqa: SLF001
+        waiting = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        waiting.cancel()
+        await serving
+
+
+def readiness(settings: Settings) -> Ready:
+    """Each dependency with what is wrong with it. Postgres away does not stop the taking of webhooks."""
+
+    async def ready() -> list[Check]:
+        return [await _redis_check(settings)]
+
+    return ready
+
+
+async def _redis_check(settings: Settings) -> Check:
+    try:
+        async with connected(settings.redis_url) as client:
+            problems = await server_settings(client)
+    except StreamprocError as problem:
+        return Check(name="redis", ok=False, detail=str(problem))
+    return Check(name="redis", ok=not problems, detail="; ".join(problems))
+
+
+# ---- poller, projector ------------------------------------------------------------------
+
+
+async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
+    """List the bank's payouts every POLL_INTERVAL and append what is new."""
+    if not await opened(settings, stopping):
+        return
+    account = settings.razorpay_account_id or settings.razorpay_account_number
+    names = Names(partition_of(account, settings.partitions))
+    cursor = names.cursor(f"poll:{settings.razorpay_account_number}")
+
+    async def load_cursor() -> int | None:
+        async with connected(settings.redis_url) as client:
+            with named_errors():
+                value = await client.get(cursor)
+        return int(value) if value else None
+
+    async def save_cursor(position: int) -> None:
+        async with connected(settings.redis_url) as client:
+            with named_errors():
+                await client.set(cursor, position)
+
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(
+            Producer(settings.redis_url, partitions=settings.partitions, name="poll")
+        )
+        bank = open_razorpay(
+            settings.razorpay_base_url,
+            key_id=settings.razorpay_key_id,
+            key_secret=settings.razorpay_key_secret.reveal(),
+        )
+        stack.push_async_callback(bank.aclose)
+        poller = Poller(
+            bank,
+            producer,
+            account=account,
+            account_number=settings.razorpay_account_number,
+            interval_s=settings.poll_interval_s,
+            load_cursor=load_cursor,
+            save_cursor=save_cursor,
+        )
+        await poller.run(stopping)
+
+
+async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
+    """Archive every partition's log and keep the views."""
+    if not await opened(settings, stopping):
+        return
+    await run_projector(
+        settings.postgres_dsn.reveal(),
+        settings.partitions,
+        lambda partition: LogView(settings.redis_url, partition),
+        stopping,
+    )

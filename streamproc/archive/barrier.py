@@ -1,0 +1,52 @@
+"""The barrier: no money moves on the strength of a decision that only Redis knows.
+
+Redis replicates asynchronously, so a failover may lose the log's tail. What Postgres has archived is not lost.
+"""
+
+import asyncio
+
+import asyncpg
+
+from streamproc.archive.read import archived_upto
+from streamproc.errors import TryAgain
+
+POLL_S = 0.01
+"""The projector archives an entry within milliseconds; this is how soon that is noticed."""
+WAIT_S_MAX = 2.0
+"""Longer, and the entry is put off: it waits in the group, not in a worker's hands."""
+AGAIN_S = 0.5
+
+
+class ArchiveBarrier:
+    """Waits until an entry is archived. Many waiters of a partition share one query at a time."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._upto: dict[int, tuple[int, int]] = {}
+        self._asking: dict[int, asyncio.Lock] = {}
+
+    async def __call__(self, partition: int, entry: str) -> None:
+        """Returns when `entry` of `partition` is archived; raises TryAgain when it is not within WAIT_S_MAX."""
+        wanted = _key(entry)
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                while not await self._passed(partition, wanted):
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
+            raise TryAgain(problem, after_s=AGAIN_S) from None
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as problem:
+            raise TryAgain(f"Postgres is away: {type(problem).__name__}", after_s=AGAIN_S) from problem
+
+    async def _passed(self, partition: int, wanted: tuple[int, int]) -> bool:
+        if wanted <= self._upto.get(partition, (0, 0)):
+            return True
+        async with self._asking.setdefault(partition, asyncio.Lock()):
+            if wanted > self._upto.get(partition, (0, 0)):
+                self._upto[partition] = _key(await archived_upto(self._pool, partition))
+        return wanted <= self._upto[partition]
+
+
+def _key(entry: str) -> tuple[int, int]:
+    ms, _, n = entry.partition("-")
+    return int(ms), int(n or 0)

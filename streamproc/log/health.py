@@ -1,0 +1,82 @@
+"""How the server is set, and how the groups are doing."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from streamproc.log.connection import named_errors
+from streamproc.log.names import Names
+
+VERSION_MIN = (7, 0)
+_WANTED = {
+    "appendonly": ("yes", "the log is lost when the server stops"),
+    "appendfsync": ("always", "the last second of the log may be lost when the machine stops"),
+    "maxmemory-policy": ("noeviction", "the log itself may be evicted"),
+}
+
+
+async def server_settings(client: Redis) -> list[str]:
+    """What is set otherwise than the log needs, one line each; empty when all is well."""
+    with named_errors():
+        config = await client.config_get("append*")
+        config |= await client.config_get("maxmemory-policy")
+        info = await client.info("server")
+    found = {_text(key): _text(value) for key, value in config.items()}
+    problems = [
+        f"{name} is {found.get(name, 'unknown')}, it must be {wanted}: {why}"
+        for name, (wanted, why) in _WANTED.items()
+        if found.get(name) != wanted
+    ]
+    version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
+    if version < VERSION_MIN:
+        problems.append(f"server version {info.get('redis_version')} is older than 7.0")
+    return problems
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Lag, pending, age of the oldest pending entry, and consumers of each group of a partition."""
+    names = Names(partition)
+    with named_errors():
+        found = {_text(row["name"]): row for row in await client.xinfo_groups(names.log)}
+        rows = []
+        for group in groups:
+            row = found.get(group)
+            if row is None:
+                rows.append({"partition": partition, "group": group, "missing": True})
+                continue
+            rows.append(
+                {
+                    "partition": partition,
+                    "group": group,
+                    "lag": row["lag"],
+                    "pending": row["pending"],
+                    "oldest_ms": await _oldest_ms(client, names, group, row),
+                    "consumers": row["consumers"],
+                    "deferred": int(await client.zcard(names.retries(group))),
+                }
+            )
+    return rows
+
+
+async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
+    """Age of the oldest entry that is pending or not delivered yet; 0 when there is none."""
+    seconds, micros = await client.time()
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    pending = await client.execute_command("XPENDING", names.log, group, "-", "+", 1)
+    if pending:
+        first = pending[0]
+        entry = _text(first["message_id"] if isinstance(first, dict) else first[0])
+    elif row["lag"]:
+        after = await client.execute_command(
+            "XRANGE", names.log, "(" + _text(row["last-delivered-id"]), "+", "COUNT", 1
+        )
+        if not after:
+            return 0
+        entry = _text(after[0][0])
+    else:
+        return 0
+    return max(0, now_ms - int(entry.partition("-")[0]))

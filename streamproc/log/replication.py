@@ -1,0 +1,24 @@
+"""`EXECUTE_AFTER=replicated`: a weaker barrier, for operators who run without waiting for Postgres."""
+
+from streamproc.errors import TryAgain
+from streamproc.log.connection import connected, named_errors
+from streamproc.log.names import Names
+
+REPLICAS = 1
+WAIT_MS = 1000
+
+
+class ReplicaBarrier:
+    """Waits until a replica has what this server has now. Best effort, as Redis documents WAIT."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def __call__(self, partition: int, entry: str) -> None:
+        """Write a marker and wait for it: replication is in order, so the entry before it is there too."""
+        async with connected(self._url) as client:
+            with named_errors():
+                await client.set(Names(partition).cursor("replicated"), entry)
+                reached = int(await client.execute_command("WAIT", REPLICAS, WAIT_MS))
+        if reached < REPLICAS:
+            raise TryAgain(f"no replica has decision {partition}:{entry} after {WAIT_MS} ms", after_s=1.0)

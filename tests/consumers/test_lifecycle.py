@@ -1,0 +1,89 @@
+"""After the decision: what the bank says settles the reservation, once, to the windows it was charged to."""
+
+import itertools
+
+import pytest
+from tests.engine import Engine
+from tests.words import observed
+
+from streamproc.log.connection import connected
+from streamproc.domain.events import GovernanceBypassed, PayoutSettled
+from streamproc.log.names import Names
+
+POLICIES = """
+policies:
+  bot: {daily_limit: 1000000, require_approval_above: 500000, rate_limit: {count: 0, window: 60}}
+reviewers: [asha]
+"""
+DAY = Names(0).budget("agent:bot", "2026-09-21")
+
+
+async def reserved_and_committed(engine: Engine) -> tuple[int, int]:
+    row = await engine.client.hmget(DAY, "r", "c")
+    return int(row[0] or 0), int(row[1] or 0)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "state", "reserved", "committed"),
+    [
+        (["processing"], "confirmed", 1000, 0),
+        (["processing", "processed"], "processed", 0, 1000),
+        (["processed", "processing"], "processed", 0, 1000),
+        (["processed", "reversed"], "reversed", 0, 0),
+        (["processing", "failed"], "failed", 0, 0),
+        (["rejected"], "declined", 0, 0),
+        (["cancelled"], "cancelled", 0, 0),
+        (["processing", "reversed", "failed"], "reversed", 0, 0),
+    ],
+)
+async def test_the_bank_settles_an_approved_payout(
+    redis_url: str, statuses: list[str], state: str, reserved: int, committed: int
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed(amount=1000))
+        assert await reserved_and_committed(engine) == (1000, 0)
+        for status in statuses:
+            await engine.deliver(observed(amount=1000, status=status))
+        record = await engine.record("pout_1")
+        assert (record.state, *await reserved_and_committed(engine)) == (state, reserved, committed)
+
+
+async def test_whatever_the_order_of_deliveries_the_budget_comes_to_the_same(redis_url: str) -> None:
+    for order in itertools.permutations(["processing", "processed", "reversed"]):
+        async with connected(redis_url) as client:
+            await client.flushdb()
+        async with Engine(redis_url) as engine:
+            await engine.apply(POLICIES)
+            await engine.deliver(observed(amount=1000))
+            for status in order:
+                await engine.deliver(observed(amount=1000, status=status))
+            assert await reserved_and_committed(engine) == (0, 0), order
+            assert (await engine.record("pout_1")).state == "reversed"
+
+
+async def test_a_payout_that_moves_at_the_bank_without_approval_is_a_bypass(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", status="processing"), observed("pout_2", 600_000))
+        await engine.deliver(observed("pout_1", status="processed"), observed("pout_2", 600_000, status="processing"))
+        await engine.deliver(observed("pout_1", status="pending"))
+        story = await engine.story("pout_1")
+        records = await engine.records()
+    assert sum(isinstance(event, GovernanceBypassed) for event in story) == 1
+    assert (records["pout_1"].state, records["pout_1"].decision) == ("bypassed", None)
+    assert (records["pout_2"].state, records["pout_2"].decision) == ("bypassed", "HELD")
+
+
+async def test_a_held_payout_keeps_its_reservation_until_a_reviewer_rejects_it(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        event = observed("pout_1", 600_000)
+        await engine.deliver(event)
+        assert await reserved_and_committed(engine) == (600_000, 0)
+        await engine.review("pout_1", "asha", "reject", account=event.account)
+        assert await reserved_and_committed(engine) == (0, 0)
+        entry = next(
+            entry for entry in await engine.entries() if any(isinstance(event, PayoutSettled) for event in entry)
+        )
+        assert [type(event).__name__ for event in entry] == ["ReviewCounted", "PayoutDecided", "PayoutSettled"]

@@ -1,0 +1,136 @@
+"""The engine in a test: real Valkey, the real consume loop, the bank and Safe Browsing as tables."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from redis.asyncio import Redis
+from tests.words import Vendors, apply_policies, delivery
+
+import consumers
+from consumers.vet import Reputations
+from streamproc.domain.events import Event, PayoutObserved, ReviewSubmitted
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.wire import decode_events, payout_of
+from streamproc.log.connection import connect
+from streamproc.log.group import Consumer, Limits
+from streamproc.log.names import Names
+from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
+from streamproc.log.work import Group
+
+DEADLINE_S = 60.0
+ZONE = "Asia/Kolkata"
+
+
+class Engine:
+    """Workers of the governance chain (and any other group) over one partition."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        vendors: Vendors | None = None,
+        groups: Sequence[Group] = (),
+        workers: int = 1,
+        claim_idle_s: float = 60.0,
+    ) -> None:
+        self.url = redis_url
+        self.vendors = vendors or Vendors()
+        self.names = Names(0)
+        self.workers = workers
+        self.limits = Limits(claim_idle_s=claim_idle_s)
+        self.groups = list(groups) or [consumers.governance(Reputations(self.vendors), zone=ZONE)]
+        self.stopping = asyncio.Event()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self.client: Redis = connect(self.url)
+        await open_log(self.client, partitions=1, groups=[group.name for group in self.groups])
+        self.producer = await Producer(self.url, partitions=1, name="webhook").__aenter__()
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+        await self.producer.__aexit__()
+        await self.client.aclose()
+
+    def start(self) -> None:
+        """Start the workers."""
+        self.stopping.clear()
+        for group in self.groups:
+            for n in range(self.workers):
+                consumer = Consumer(self.url, 0, group, name=f"{group.name}-{n}", limits=self.limits)
+                self.tasks.append(asyncio.create_task(consumer.run(self.stopping)))
+
+    async def stop(self) -> None:
+        """Drain."""
+        self.stopping.set()
+        await asyncio.gather(*self.tasks)
+        self.tasks.clear()
+
+    async def apply(self, text: str) -> None:
+        """Put a policy file in force."""
+        await apply_policies(self.client, text)
+
+    async def deliver(self, *events: PayoutObserved) -> None:
+        """Append what the bank showed, as the webhook does, and wait until it is handled."""
+        await asyncio.gather(*(self.producer.append(delivery(event)) for event in events))
+        await self.settled()
+
+    async def append(self, account: str, *events: Event) -> Appended:
+        """Append anything, without waiting."""
+        return await self.producer.append(Append(account, (), events))
+
+    async def review(self, payout: str, by: str, action: str, *, account: str) -> None:
+        """A reviewer answers."""
+        event = ReviewSubmitted(
+            at=self.producer.now_us(), payout=payout, by=by, action=action, why="because", channel="test"
+        )
+        await self.append(account, event)
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Until every group has read everything and nothing is pending, except what is put off."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not await self._is_settled():
+                for task in self.tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.01)
+
+    async def _is_settled(self) -> bool:
+        rows = await self.client.xinfo_groups(self.names.log)
+        for row in rows:
+            deferred = await self.client.zcard(self.names.retries(row["name"].decode()))
+            if row["lag"] != 0 or row["pending"] > deferred:
+                return False
+        return True
+
+    async def entries(self) -> list[list[Event]]:
+        """The log."""
+        rows = await LogView(self.url, 0).read("0-0", 1_000_000, 0)
+        return [decode_events(row.e) for row in rows]
+
+    async def story(self, payout: str) -> list[Event]:
+        """Every event of a payout, in log order."""
+        return [event for entry in await self.entries() for event in entry if payout_of(event) == payout]
+
+    async def record(self, payout: str) -> PayoutRecord:
+        """The fold of a payout's story."""
+        record = fold(await self.story(payout))
+        assert record is not None
+        return record
+
+    async def records(self) -> dict[str, PayoutRecord]:
+        """The fold of every payout."""
+        stories: dict[str, list[Event]] = defaultdict(list)
+        for entry in await self.entries():
+            for event in entry:
+                if payout_of(event):
+                    stories[payout_of(event)].append(event)
+        return {payout: record for payout, story in stories.items() if (record := fold(story)) is not None}

@@ -1,0 +1,114 @@
+"""`admit.lua` and the model in `streamproc/domain/budget.py` give the same answers to the same history."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from streamproc.domain.budget import Ask, Ledger, RateAsk, Window
+from streamproc.log import scripts
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+
+NAMES = Names(0)
+FAR = 4_000_000_000
+"""Unix s; windows that do not end during a test."""
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with connected(redis_url) as client:
+        yield client
+
+
+amounts = st.sampled_from([1, 50, 100, 101])
+limits = st.sampled_from([None, 0, 100, 150, 300, 10**15])
+windows = st.lists(
+    st.builds(Window, st.sampled_from(["agent:a", "agent:b", "account:x"]), st.sampled_from(["d1", "w1"]), limits, st.just(FAR)),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda w: (w.scope, w.window),
+).map(tuple)
+rates = st.builds(
+    RateAsk,
+    st.sampled_from(["a", "b"]),
+    st.integers(1, 3),
+    st.just(60_000_000),
+    st.booleans(),
+)
+asks = st.builds(
+    Ask,
+    st.integers(0, 12).map("pout_{}".format),
+    amounts,
+    st.integers(0, 200).map(lambda s: 1_790_000_000_000_000 + s * 1_000_000),
+    st.none() | rates,
+    st.none() | windows,
+)
+histories = st.lists(
+    st.one_of(
+        st.lists(asks, min_size=1, max_size=5, unique_by=lambda a: a.payout),
+        st.tuples(st.integers(0, 12).map("pout_{}".format), st.sampled_from(["committed", "released"])),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=histories)
+async def test_lua_and_model_agree_on_every_history(client: Redis, history: list) -> None:  # type: ignore[type-arg]
+    await client.flushdb()
+    model = Ledger()
+    for step in history:
+        if isinstance(step, list):
+            answers = await scripts.admit(client, NAMES, step, keep_budgets_s=60)
+            assert answers == [model.admit(ask) for ask in step]
+        else:
+            payout, settlement = step
+            settled = await settle_in_redis(client, model, payout, settlement)
+            assert settled == model.settle(payout, settlement)
+    for (scope, window), (reserved, committed) in model.budgets.items():
+        row = await client.hmget(NAMES.budget(scope, window), "r", "c")
+        assert [int(value or 0) for value in row] == [reserved, committed]
+    assert int(await client.get(NAMES.number) or 0) == model.number
+
+
+async def settle_in_redis(client: Redis, model: Ledger, payout: str, settlement: str) -> bool:
+    """Settle by a commit of an entry of its own; True if it was numbered."""
+    before = int(await client.get(NAMES.number) or 0)
+    await client.xgroup_create(NAMES.log, "g", id="$", mkstream=True) if not await client.exists(NAMES.log) else None
+    entry = await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
+    await client.xreadgroup("g", "c", {NAMES.log: ">"}, count=1)
+    budget = model.admissions[payout].budget if payout in model.admissions else None
+    handover = scripts.Handover(
+        entry=entry,
+        payout=payout,
+        record=b"{}",
+        settle=settlement,
+        windows=budget.windows if budget else (),
+        m=b'{"by":"g"',
+    )
+    assert await scripts.commit(client, NAMES, "g", [handover]) == [scripts.Committed.DONE]
+    return int(await client.get(NAMES.number) or 0) > before
+
+
+async def test_the_amount_that_exactly_fills_a_window_is_admitted_and_one_more_is_not(client: Redis) -> None:
+    day = (Window("agent:a", "d1", 500, FAR),)
+    first, full, over = await scripts.admit(
+        client,
+        NAMES,
+        [Ask("p1", 400, 1, None, day), Ask("p2", 100, 2, None, day), Ask("p3", 1, 3, None, day)],
+        keep_budgets_s=60,
+    )
+    assert [first.budget.granted, full.budget.granted, over.budget.granted] == [True, True, False]
+    assert over.budget.before == ((500, 0),)
+
+
+async def test_a_payout_that_asks_again_gets_its_recorded_answer_and_is_charged_once(client: Redis) -> None:
+    day = (Window("agent:a", "d1", 500, FAR),)
+    ask = Ask("p1", 300, 1, RateAsk("a", 1, 60_000_000, False), day)
+    first = await scripts.admit(client, NAMES, [ask], keep_budgets_s=60)
+    again = await scripts.admit(client, NAMES, [ask], keep_budgets_s=60)
+    assert first == again
+    assert await client.hgetall(NAMES.budget("agent:a", "d1")) == {b"r": b"300"}

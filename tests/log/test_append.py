@@ -1,0 +1,80 @@
+"""The producer's door: once, coalesced, and honest when Redis is away."""
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from tests.words import delivery, observed
+
+from streamproc import embedded
+from streamproc.domain.wire import decode_events
+from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.log.connection import connected
+from streamproc.log.names import Names, partition_of
+from streamproc.log.stream import LogView, Producer, open_log
+
+
+async def test_a_delivery_is_appended_once_however_often_it_comes(redis_url: str) -> None:
+    async with Producer(redis_url, partitions=1, name="webhook") as producer:
+        first = await producer.append(delivery(observed("pout_1")))
+        again = await producer.append(delivery(observed("pout_1")))
+    assert (first.new, again.new) == (True, False)
+    assert first.entry == again.entry
+    entries = await LogView(redis_url, 0).read("0-0", 10, 0)
+    assert [decode_events(entry.e)[0].payout for entry in entries] == ["pout_1"]
+    assert entries[0].m == b'{"by":"webhook"}'
+
+
+async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(redis_url: str) -> None:
+    async with Producer(redis_url, partitions=1, name="webhook") as producer, connected(redis_url) as client:
+        await producer.append(delivery(observed("pout_warm")))
+        await client.config_resetstat()
+        answers = await asyncio.gather(*(producer.append(delivery(observed(f"pout_{i % 50}"))) for i in range(200)))
+        calls = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert sum(answer.new for answer in answers) == 50
+    assert len({answer.entry for answer in answers}) == 50
+    assert calls <= 3
+
+
+async def test_an_append_while_redis_is_away_says_so_and_what_was_synced_is_there_afterwards(
+    public_dir: Path,
+) -> None:
+    directory = public_dir / "away"
+    async with embedded.valkey(directory) as first:
+        port = urlsplit(first.url).port
+        producer = await Producer(first.url, partitions=1, name="webhook").__aenter__()
+        assert (await producer.append(delivery(observed("pout_1")))).new
+    with pytest.raises(LogUnavailable):
+        await producer.append(delivery(observed("pout_2")))
+    async with embedded.valkey(directory, port=port):
+        assert not (await producer.append(delivery(observed("pout_1")))).new
+        assert (await producer.append(delivery(observed("pout_2")))).new
+        await producer.__aexit__()
+
+
+async def test_the_server_forgetting_its_scripts_is_not_noticed(redis_url: str) -> None:
+    async with Producer(redis_url, partitions=1, name="webhook") as producer, connected(redis_url) as client:
+        await producer.append(delivery(observed("pout_1")))
+        await client.script_flush()
+        assert (await producer.append(delivery(observed("pout_2")))).new
+
+
+async def test_another_partition_count_refuses_to_start(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=4, groups=("governance",))
+        await open_log(client, partitions=4, groups=("governance",))
+        with pytest.raises(LogBroken, match="STREAMPROC_PARTITIONS is 8, but this log was made with 4"):
+            await open_log(client, partitions=8, groups=("governance",))
+
+
+async def test_a_group_that_is_gone_is_an_alarm_and_never_made_again(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=("governance",))
+        await client.xgroup_destroy(Names(0).log, "governance")
+        with pytest.raises(LogBroken, match="governance"):
+            await open_log(client, partitions=1, groups=("governance",))
+
+
+def test_an_account_always_has_the_same_partition() -> None:
+    assert partition_of("123456789", 16384) == 0x31C3 % 16384

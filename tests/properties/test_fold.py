@@ -1,0 +1,85 @@
+"""A payout's record does not depend on the order in which the bank's observations reach it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.words import NOW, observed
+
+from streamproc.domain import events as e
+from streamproc.domain.payouts import BANK_RANK, evolve, fold, settlement_due, state_of
+
+WINDOW = e.WindowUse(scope="agent:bot", window="d", limit=None, reserved=0, committed=0)
+statuses = st.sampled_from(sorted(BANK_RANK))
+
+
+def decided(decision: str, at: int = NOW + 2) -> e.PayoutDecided:
+    return e.PayoutDecided(
+        at=at,
+        payout="pout_1",
+        account="acc",
+        agent="bot",
+        amount=100,
+        decision=decision,  # type: ignore[arg-type]
+        reason="X",
+        reasons=["X"],
+        findings=[],
+        policy_version=1,
+        bank_status="pending",
+    )
+
+
+def observations(drawn: list[str]) -> list[e.PayoutObserved]:
+    return [observed(status=status, amount=100, at=NOW + 10 + i) for i, status in enumerate(drawn)]
+
+
+@given(drawn=st.lists(statuses, max_size=5), decision=st.sampled_from(["APPROVED", "REJECTED", "HELD"]), data=st.data())
+def test_observations_commute_with_decisions_and_with_each_other(
+    drawn: list[str], decision: str, data: st.DataObject
+) -> None:
+    first = observed(amount=100, at=NOW)
+    reserved = e.BudgetReserved(at=NOW + 1, payout="pout_1", amount=100, number=1, windows=[WINDOW], findings=[])
+    later: list[e.Event] = [*observations(drawn)]
+    shuffled = data.draw(st.permutations(later))
+    cut = data.draw(st.integers(0, len(shuffled)))
+    governed: list[e.Event] = [reserved, decided(decision)]
+    assert fold([first, *governed, *later]) == fold([first, *shuffled[:cut], *governed, *shuffled[cut:]])
+
+
+@given(drawn=st.lists(statuses, max_size=6))
+def test_an_observation_twice_is_an_observation_once(drawn: list[str]) -> None:
+    record = fold(observations(drawn))
+    for event in observations(drawn):
+        assert evolve(record, event) == record
+
+
+@given(drawn=st.lists(statuses, min_size=1, max_size=6))
+def test_a_bank_status_never_goes_back(drawn: list[str]) -> None:
+    record = fold(observations(drawn))
+    assert record is not None
+    assert BANK_RANK[record.bank_status] == max(BANK_RANK[status] for status in drawn)
+
+
+@given(status=statuses, decision=st.sampled_from(["APPROVED", "REJECTED", "HELD", None]))
+def test_a_reservation_is_settled_exactly_when_the_bank_or_the_decision_is_final(
+    status: str, decision: str | None
+) -> None:
+    history: list[e.Event] = [observed(amount=100, at=NOW)]
+    history.append(e.BudgetReserved(at=NOW, payout="pout_1", amount=100, number=1, windows=[WINDOW], findings=[]))
+    history += [decided(decision)] if decision else []
+    record = fold([*history, observed(status=status, amount=100, at=NOW + 1)])
+    assert record is not None
+    due = settlement_due(record)
+    if status in ("cancelled", "rejected", "failed", "reversed"):
+        assert due == "released"
+    elif status == "processed":
+        assert due == "committed"
+    elif decision == "REJECTED" and status != "processing":
+        assert due == "released"
+    else:
+        assert due is None
+
+
+def test_every_decision_and_status_has_a_state() -> None:
+    for decision in ("APPROVED", "REJECTED", "HELD", None):
+        for status in BANK_RANK:
+            for bypassed in (True, False):
+                assert state_of(decision, status, bypassed)  # type: ignore[arg-type]

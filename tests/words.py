@@ -1,0 +1,82 @@
+"""Builders in the language of the specification, for values that tests need."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from streamproc.domain import events as e
+from streamproc.domain.governance import Reputation
+from streamproc.domain.policy import parse_policy_file, plan_changes
+from streamproc.log.names import Names
+from streamproc.log.policies import put_in_force, read_scopes
+from streamproc.log.stream import Append
+
+ACCOUNT = "acc_Test0000000001"
+NOW = 1_790_000_000_000_000
+"""µs; Mon 21 Sep 2026, 18:43 in Asia/Kolkata."""
+
+
+def observed(
+    payout: str = "pout_1",
+    amount: int = 250_000,
+    *,
+    agent: str | None = "bot",
+    url: str | None = None,
+    status: str = "pending",
+    currency: str = "INR",
+    fund_account: str = "fa_1",
+    at: int = NOW,
+    account: str = ACCOUNT,
+) -> e.PayoutObserved:
+    """The bank showed a payout."""
+    notes = {}
+    if agent is not None:
+        notes["agent_id"] = agent
+    if url is not None:
+        notes["vendor_url"] = url
+    facts = e.BankPayout(
+        id=payout, amount=amount, currency=currency, status=status, fund_account_id=fund_account, notes=notes
+    )
+    return e.PayoutObserved(at=at, payout=payout, account=account, source="webhook", facts=facts)
+
+
+def delivery(event: e.PayoutObserved) -> Append:
+    """As the webhook producer would append it."""
+    return Append(event.account, (f"st:{event.payout}:{event.facts.status}",), (event,))
+
+
+def policies(text: str) -> list[e.PolicyChanged]:
+    """The changes that applying a policy file to nothing makes."""
+    file = parse_policy_file(text, name="test.yaml")
+    return plan_changes({}, file, prune=False, at=NOW, by="test", why="test")
+
+
+async def apply_policies(client: Redis, text: str, *, partition: int = 0) -> None:
+    """Put a policy file in force."""
+    names = Names(partition)
+    rev, scopes = await read_scopes(client, names)
+    file = parse_policy_file(text, name="test.yaml")
+    changes = plan_changes(scopes, file, prune=False, at=NOW, by="test", why="test")
+    if changes:
+        assert await put_in_force(client, names, rev, changes, actor="test") is not None
+
+
+class Vendors:
+    """Safe Browsing as a table: host text in the URL -> verdict; counts what was asked."""
+
+    def __init__(self, verdicts: Mapping[str, str] | None = None) -> None:
+        self.verdicts = dict(verdicts or {})
+        self.asked: list[str] = []
+
+    async def __call__(self, urls: Sequence[str]) -> dict[str, Reputation]:
+        """Every URL's reputation; `clean` unless the table says otherwise."""
+        self.asked += urls
+        return {url: self._of(url) for url in urls}
+
+    def _of(self, url: str) -> Reputation:
+        verdict: Any = next((v for text, v in self.verdicts.items() if text in url), "clean")
+        if verdict == "unavailable":
+            return Reputation("unavailable", problem="timeout")
+        threats = ("MALWARE",) if verdict == "threat" else ()
+        return Reputation(verdict, threats, checked_at=NOW, fresh_until=2**52)
