@@ -43,6 +43,8 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     """The first gap of the retry ladder; every later gap about doubles."""
     webhook_give_up_s: float = 86_400.0
     """After this the event is given up and the webhook is disabled."""
+    control_from: Literal["loopback", "anywhere"] = "loopback"
+    """Who may use `/_control`, which has no authentication."""
     safebrowsing_key: str = ""
     """The only key that is valid; empty: any key."""
     slack_token: str = ""

@@ -3,6 +3,7 @@
 Bodies are strict: an unknown field is 400, so a misspelt knob is noticed and not silently ignored.
 """
 
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -11,8 +12,10 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ops.sandbox.bank import Behaviour, Level
+from ops.sandbox.config import SandboxConfig
 from ops.sandbox.entities import BankEvent, Json
 from ops.sandbox.faults import FaultPlan
 from ops.sandbox.messaging import MessagingKnobs
@@ -76,6 +79,30 @@ class ClockChange(Struct, kw_only=True, forbid_unknown_fields=True):
     """Let seconds pass at once."""
 
     advance_s: float
+
+
+class LoopbackOnly:
+    """Lets only callers on this machine through, unless the configuration says otherwise."""
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 403 to strangers, and pass on everything else."""
+        config: SandboxConfig = scope["app"].state.world.config
+        caller = scope.get("client") or ("", 0)
+        if config.control_from == "anywhere" or _is_loopback(caller[0]):
+            await self._inner(scope, receive, send)
+        else:
+            refusal = JSONResponse({"error": {"description": "the controls are for this machine"}}, 403)
+            await refusal(scope, receive, send)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def set_faults(world: World, body: FaultPlan) -> Json:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -54,7 +55,7 @@ def _routes() -> list[Route | Mount]:
         Route("/slack/api/{method}", slack, methods=["GET", "POST"]),
         Route("/ntfy/", ntfy, methods=["POST", "PUT"]),
         Route("/ntfy/{topic}", ntfy, methods=["POST", "PUT"]),
-        Mount("/_control", routes=control.ROUTES),
+        Mount("/_control", routes=control.ROUTES, middleware=[Middleware(control.LoopbackOnly)]),
         Route("/{path:path}", elsewhere, methods=METHODS),
     ]
 

@@ -4,10 +4,13 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
+import httpx
 import pytest
 
 from ops.sandbox.config import SandboxConfig
+from ops.sandbox.server import build_app
 from tests.bank import free_port, receiving_webhooks, running_sandbox, until
 
 
@@ -76,6 +79,28 @@ async def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it() -> N
     assert process.returncode == 2
     assert b"port" in said
     assert said.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("allowed", "caller", "status"),
+    [
+        ("loopback", "127.0.0.1", 200),
+        ("loopback", "::1", 200),
+        ("loopback", "192.0.2.7", 403),
+        ("anywhere", "192.0.2.7", 200),
+    ],
+)
+async def test_the_controls_are_for_this_machine_unless_configured(
+    allowed: Literal["loopback", "anywhere"], caller: str, status: int
+) -> None:
+    app = build_app(SandboxConfig(control_from=allowed))
+    transport = httpx.ASGITransport(app=app, client=(caller, 1))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://sandbox") as http,
+    ):
+        assert (await http.get("/_control/record")).status_code == status
+        assert (await http.get("/healthz")).status_code == 200
 
 
 def test_settings_are_read_from_the_environment_and_unknown_ones_left_alone() -> None:

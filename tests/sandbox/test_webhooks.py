@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -112,20 +113,21 @@ async def test_the_gaps_of_the_ladder_about_double_until_it_gives_up_and_disable
     await bank.webhook(url="http://127.0.0.1:9/closed", retry_base_s=5.8)
     payout = await bank.pay(250_000)
 
-    async def tried(times: int) -> dict[str, Any] | None:
-        each = (await bank.deliveries(payout=payout["id"]))[0]
-        return each if len(each["attempts"]) >= times or each["state"] == "given_up" else None
+    gaps: list[float] = []
 
-    times = 1
-    while (each := await until(lambda: tried(times), what=f"attempt {times}"))["state"] == "waiting":
+    async def tried_again() -> dict[str, Any] | None:
+        each = (await bank.deliveries(payout=payout["id"]))[0]
+        return each if len(each["attempts"]) > len(gaps) else None
+
+    while (each := await until(tried_again, what="another attempt") or {})["state"] == "waiting":
+        last = each["attempts"][-1]
+        gaps.append(each["next_at"] - last["at"] - last["ms"] / 1000)
         now = (await bank.control("clock", advance_s=0))["now"]
         await bank.control("clock", advance_s=max(0.0, each["next_at"] - now))
-        times += 1
-    at = [attempt["at"] for attempt in each["attempts"]]
-    gaps = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
+    assert each["state"] == "given_up"
     assert 13 <= len(gaps) <= 15
-    assert 5.8 <= gaps[0] < 8
-    assert all(1.5 < longer / shorter < 2.5 for shorter, longer in zip(gaps[3:], gaps[4:], strict=False))
+    assert gaps[0] == pytest.approx(5.8, rel=0.2)
+    assert all(later / gap == pytest.approx(2, rel=0.2) for gap, later in pairwise(gaps))
     assert sum(gaps) < 86_400
     later = await bank.pay(1000)
     assert (await bank.deliveries(payout=later["id"]))[0]["state"] == "skipped"
