@@ -95,6 +95,10 @@ def test_an_amount_that_is_no_integer_of_paise_within_the_limits_is_malformed(am
     assert problem(amount=amount).startswith("amount ")
 
 
+def test_true_is_not_one_paisa() -> None:
+    assert problem(amount=True) == "amount true is not an integer of paise"
+
+
 @pytest.mark.parametrize("bad_id", [None, "", 7, "a" * 65, "pout/../x", "pout_é", "pout_1\n", ["pout_1"]])
 def test_an_id_that_cannot_be_a_key_is_malformed_and_not_kept(bad_id: object) -> None:
     payout = read_payout(entity(id=bad_id))

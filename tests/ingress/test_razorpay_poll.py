@@ -185,7 +185,7 @@ async def test_stopping_ends_a_pass_that_hangs_and_a_long_wait() -> None:
     for hangs in (True, False):
         desk, stopping = Desk(interval_s=3_600), asyncio.Event()
         if hangs:
-            desk.bank.list_page = hang  # type: ignore[assignment]
+            desk.bank.list_page = hang  # type: ignore[method-assign]
         running = asyncio.create_task(desk.poller.run(stopping))
         await asyncio.sleep(0)
         stopping.set()
