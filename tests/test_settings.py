@@ -3,8 +3,8 @@
 import itertools
 import json
 import logging
-import os
 import re
+import subprocess
 from io import StringIO
 from pathlib import Path
 
@@ -210,11 +210,9 @@ def test_a_running_system_is_found_but_what_was_set_stays(tmp_path: Path) -> Non
 
 
 def test_the_run_file_of_a_dead_system_is_ignored(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    run = {"pid": child, "environment": {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1"}}
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    run = {"pid": ended.pid, "environment": {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1"}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     settings = given(DATA_DIR=str(tmp_path))
     assert discover(settings) == settings
