@@ -67,6 +67,18 @@ async def test_it_asks_for_every_threat_type_with_the_key_in_the_query() -> None
     assert info["threatEntries"] == [{"url": GOOD}, {"url": BAD}]
 
 
+@pytest.mark.parametrize("suffix", ["", "/", "/v4", "/v4/", "/v4/threatMatches:find"])
+@pytest.mark.parametrize("prefix", ["", "/safebrowsing"])
+async def test_the_configured_url_may_name_the_version_and_the_method_or_not(
+    prefix: str, suffix: str
+) -> None:
+    async with loopback(always(200, {})) as server:
+        client = open_safe_browsing(server.url + prefix + suffix, "k")
+        await client.lookup([GOOD], now_us=NOW_US)
+        await client.aclose()
+    assert [asked.path for asked in server.asked] == [prefix + "/v4/threatMatches:find"]
+
+
 async def test_an_empty_answer_is_clean_for_the_default_time() -> None:
     assert await looked_up(always(200, {}), GOOD) == {GOOD: CLEAN}
 
