@@ -1,0 +1,263 @@
+"""The projector: one partition's log into the archive and the views, each entry exactly once.
+
+    read after the checkpoint -> decode -> [ move checkpoint, COPY archive, fold and write views ] -> read on
+
+What is in brackets is one transaction. A crash anywhere leaves it done or not done, and the next start reads the
+checkpoint; nothing is acknowledged to Redis. An entry that cannot be understood or does not fit what is archived
+stops the projector by LogBroken: nothing is skipped.
+
+The log is what it must be only while the entry at the checkpoint, the *anchor*, is in it with the archived bytes.
+That tells a log that lost its tail and one that was trimmed too far. So whoever trims keeps the anchor: MINID at
+most the checkpoint, never above.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Protocol, TypeAlias
+
+import asyncpg
+from msgspec import Struct
+
+from projections import audit, budgets, payouts
+from projections.fold import decode, steps_of
+from streamproc.archive.load import chained, drop_redelivered, load, make_ranges
+from streamproc.archive.store import (
+    AWAY,
+    Entry,
+    Head,
+    connection,
+    id_before,
+    id_key,
+    open_head,
+    take_lock,
+)
+from streamproc.errors import ConfigError, LogBroken, LogUnavailable, StreamprocError
+
+BATCH_MAX = 2_000
+"""Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
+BLOCK_MS = 1_000
+"""How long a read waits for an entry, and so how soon a stop and a regression of an idle log are noticed."""
+RETRY_S_MIN = 0.2
+RETRY_S_MAX = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class LogView(Protocol):
+    """One partition's log, read without a group."""
+
+    async def read(self, after: str, count: int, block_ms: int, /) -> Sequence[Entry]:
+        """Entries after an id; waits up to `block_ms` for the first, 0 does not wait."""
+        ...
+
+    async def last_id(self) -> str:
+        """The newest entry's id; 0-0 when there is none."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what reading opened."""
+        ...
+
+
+class Progress(Struct, frozen=True):
+    """Where a partition's projector is. `lag_ms` is by entry time, against the log's own end."""
+
+    partition: int
+    seq: int
+    entry: str
+    entries: int
+    lag_ms: int
+
+
+OnBatch: TypeAlias = Callable[[Progress], None]
+
+
+async def run_projector(
+    dsn: str,
+    partitions: int,
+    make_log_view: Callable[[int], LogView],
+    stopping: asyncio.Event,
+    on_batch: OnBatch | None = None,
+) -> None:
+    """Project all partitions until `stopping` is set. One that breaks stops all, by its LogBroken."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for partition in range(partitions):
+                view = make_log_view(partition)
+                running = project(partition, view, dsn, stopping=stopping, on_batch=on_batch)
+                tasks.create_task(running, name=f"project-{partition}")
+    except BaseExceptionGroup as problems:
+        named = _first_named(problems)
+        if named is None:
+            raise
+        raise named from problems
+
+
+def _first_named(problems: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The error of ours, for the one line that a person reads; None when there is only a defect."""
+    found: BaseException | None = problems.subgroup(StreamprocError)
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+async def project(
+    partition: int,
+    view: LogView,
+    dsn: str,
+    *,
+    stopping: asyncio.Event,
+    on_batch: OnBatch | None = None,
+    batch_max: int = BATCH_MAX,
+) -> None:
+    """Project one partition until `stopping` is set; closes `view`.
+
+    While Postgres or the log is away it tries again, with backoff. Raises LogBroken when the log contradicts the
+    archive or itself, ConfigError when the schema is not there.
+    """
+    outage = _Outage(partition)
+    async with aclosing(view):
+        while not stopping.is_set():
+            try:
+                async with connection(dsn, name=f"streamproc projector {partition}") as db:
+                    session = _Session(partition, view, db, on_batch, batch_max)
+                    await session.run(stopping, outage)
+            except (*AWAY, LogUnavailable) as problem:
+                await outage.wait(problem, stopping)
+            except asyncpg.IntegrityConstraintViolationError as problem:
+                raise LogBroken(
+                    f"Postgres refuses what partition {partition}'s log says: {problem}"
+                ) from problem
+            except asyncpg.UndefinedTableError as problem:
+                raise ConfigError(
+                    f"the database has no schema ({problem}); run `streamproc migrate`"
+                ) from problem
+
+
+class _Outage:
+    """Backoff, and one log line when something goes away and one when it is back."""
+
+    def __init__(self, partition: int) -> None:
+        self._partition = partition
+        self._retry_s = RETRY_S_MIN
+        self._said = False
+
+    def over(self) -> None:
+        """All is well: batches commit, or there is nothing to do."""
+        if self._said:
+            log.info("projector of partition %d: goes on", self._partition)
+        self._said, self._retry_s = False, RETRY_S_MIN
+
+    async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
+        """Wait before the next try, longer each time."""
+        if not self._said:
+            # Not the message: a driver's may hold the DSN.
+            what = (
+                str(problem) if isinstance(problem, LogUnavailable) else f"Postgres: {type(problem).__name__}"
+            )
+            log.warning("projector of partition %d waits: %s", self._partition, what)
+        self._said = True
+        retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
+        try:
+            await asyncio.wait_for(stopping.wait(), retry_s)
+        except TimeoutError:
+            return
+
+
+class _Session:
+    """One connection's worth of projecting: from taking the lock to losing the connection."""
+
+    def __init__(
+        self, partition: int, view: LogView, db: asyncpg.Connection, on_batch: OnBatch | None, batch_max: int
+    ) -> None:
+        self._partition = partition
+        self._view = view
+        self._db = db
+        self._on_batch = on_batch
+        self._batch_max = batch_max
+        self._head = Head()
+        self._ranges: set[int] = set()
+
+    async def run(self, stopping: asyncio.Event, outage: _Outage) -> None:
+        """Take the lock, check the anchor, then project until stopped."""
+        if not await take_lock(self._db, self._partition, stopping):
+            return
+        self._head = await open_head(self._db, self._partition)
+        await self._check_anchor()
+        outage.over()
+        while not stopping.is_set():
+            entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
+            if entries:
+                await self._take(entries)
+            else:
+                await self._check_anchor()
+            outage.over()
+
+    async def _take(self, entries: Sequence[Entry]) -> None:
+        entries = await drop_redelivered(self._db, self._partition, self._head, entries)
+        if not entries:
+            return
+        missing = [at_ms for at_ms in months_of(entries) if at_ms not in self._ranges]
+        await make_ranges(self._db, missing)
+        self._ranges.update(missing)
+        self._head = await project_batch(self._db, self._partition, self._head, entries)
+        if self._on_batch is not None:
+            lag_ms = await self._lag_ms() if len(entries) >= self._batch_max else 0
+            head = self._head
+            self._on_batch(Progress(self._partition, head.seq, head.entry, len(entries), lag_ms))
+
+    async def _lag_ms(self) -> int:
+        return max(0, id_key(await self._view.last_id())[0] - id_key(self._head.entry)[0])
+
+    async def _check_anchor(self) -> None:
+        """Raise LogBroken unless the last archived entry is in the log as it was archived."""
+        head, where = self._head, f"the log of partition {self._partition}"
+        if head.seq == 0:
+            return
+        last = await self._view.last_id()
+        if id_key(last) < id_key(head.entry):
+            raise LogBroken(
+                f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost."
+                " Stop the workers and run `streamproc recover`"
+            )
+        anchor = await self._view.read(id_before(head.entry), 1, 0)
+        if not anchor or anchor[0].id != head.entry:
+            found = anchor[0].id if anchor else "nothing"
+            raise LogBroken(
+                f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was"
+                " trimmed too far or lost its tail, and entries may be missing. Run `streamproc recover`"
+            )
+        await drop_redelivered(self._db, self._partition, head, anchor)
+
+
+async def project_batch(db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]) -> Head:
+    """Archive entries that follow `head` and bring the views up to date, in one transaction; the new head."""
+    decoded = [decode(partition, entry) for entry in entries]
+    rows, new = chained(partition, head, entries, [entry.payout or None for entry in decoded])
+    async with db.transaction():
+        await load(db, partition, head, new, rows)
+        known = await payouts.load(db, {entry.payout for entry in decoded if entry.payout})
+        steps = steps_of(partition, decoded, known)
+        await payouts.write(db, steps)
+        await audit.write(db, steps)
+        await budgets.write(db, partition, steps)
+    return new
+
+
+def months_of(entries: Sequence[Entry]) -> list[int]:
+    """The months (UTC, their first ms) in which ascending entries are, and the month after them."""
+    starts: list[int] = []
+    end_ms = 0
+    for entry in entries:
+        at_ms = id_key(entry.id)[0]
+        if at_ms >= end_ms:
+            first = datetime.fromtimestamp(at_ms // 1000, UTC).replace(
+                day=1, hour=0, minute=0, second=0, microsecond=0
+            )
+            following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+            starts.append(int(first.timestamp()) * 1000)
+            end_ms = int(following.timestamp()) * 1000
+    return [*starts, end_ms] if starts else []

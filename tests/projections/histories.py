@@ -1,0 +1,226 @@
+"""Histories for the projector's tests: a log in a list, entries, and random lives of payouts that could have been."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import asyncpg
+
+from projections.loop import OnBatch, project
+from streamproc.domain import events as e
+from streamproc.domain.payouts import PayoutRecord, fold, settlement_due
+from streamproc.domain.wire import encode_events
+from tests.words import ACCOUNT, NOW, observed
+
+START_MS = 1_796_083_199_000
+"""Less than a second before the end of November 2026 (UTC), so that a log of some length enters December."""
+DEADLINE_S = 60.0
+
+
+class Stored(NamedTuple):
+    """A log entry."""
+
+    id: str
+    e: bytes
+    m: bytes = b'{"by":"governance"}'
+
+
+class ListedLog:
+    """A log that is a list. What a test does to `entries` is what happened to the log."""
+
+    def __init__(self, entries: Sequence[Stored] = ()) -> None:
+        self.entries = list(entries)
+        self.closed = 0
+
+    async def read(self, after: str, count: int, block_ms: int) -> list[Stored]:
+        """As XREAD answers, but waiting is one turn of the loop."""
+        found = [entry for entry in self.entries if key(entry.id) > key(after)][:count]
+        if not found and block_ms:
+            await asyncio.sleep(0.005)
+        return found
+
+    async def last_id(self) -> str:
+        """0-0 when it is empty."""
+        return self.entries[-1].id if self.entries else "0-0"
+
+    async def aclose(self) -> None:
+        """Counts."""
+        self.closed += 1
+
+
+def key(entry: str) -> tuple[int, int]:
+    """Order of entry ids."""
+    ms, n = entry.split("-")
+    return int(ms), int(n)
+
+
+def log_of(*batches: Sequence[e.Event], m: bytes = b'{"by":"governance"}') -> list[Stored]:
+    """One entry for each list of events, some of them in the same millisecond."""
+    return [
+        Stored(f"{START_MS + 400 * (n // 2)}-{n % 2}", encode_events(events), m)
+        for n, events in enumerate(batches)
+    ]
+
+
+def reserved(
+    payout: str, amount: int, *windows: str, agent: str = "bot", limit: int | None = 10**9
+) -> e.BudgetReserved:
+    """Rule 16 found room."""
+    uses = [
+        e.WindowUse(scope=f"agent:{agent}", window=window, limit=limit, reserved=0, committed=0)
+        for window in windows or ("2026-11-30",)
+    ]
+    return e.BudgetReserved(at=NOW + 1, payout=payout, amount=amount, number=1, windows=uses, findings=[])
+
+
+def decided(
+    payout: str, amount: int, decision: e.Decision = "APPROVED", reason: str = "POLICY_OK"
+) -> e.PayoutDecided:
+    """The decision."""
+    return e.PayoutDecided(
+        at=NOW + 2,
+        payout=payout,
+        account=ACCOUNT,
+        agent="bot",
+        amount=amount,
+        decision=decision,
+        reason=reason,
+        reasons=[reason],
+        findings=[],
+        policy_version=1,
+        bank_status="pending",
+    )
+
+
+def settled(reservation: e.BudgetReserved, settlement: str) -> e.PayoutSettled:
+    """The reservation is committed or released."""
+    return e.PayoutSettled(
+        at=NOW + 3,
+        payout=reservation.payout,
+        settlement=settlement,  # type: ignore[arg-type]
+        amount=reservation.amount,
+        why="test",
+        windows=[[use.scope, use.window] for use in reservation.windows],
+    )
+
+
+def life(payout: str, chance: random.Random) -> list[list[e.Event]]:
+    """One payout's entries, from the first time it is seen to wherever chance lets it end."""
+    amount = chance.randint(100, 10**6)
+    agent = chance.choice(["bot", "scout"])
+    windows = chance.choice([("2026-11-30",), ("2026-11-30", "2026-W49"), ("2026-12-01", "2026-12")])
+    entries: list[list[e.Event]] = [[observed(payout, amount, agent=agent)]]
+    commit: list[e.Event] = []
+    decision = chance.choice(["APPROVED", "REJECTED", "HELD"])
+    reservation = reserved(
+        payout, amount, *windows, agent=agent, limit=chance.choice([None, 10**9, 2 * 10**9])
+    )
+    if decision != "REJECTED" or chance.random() < 0.5:
+        commit.append(reservation)
+    commit.append(decided(payout, amount, decision))  # type: ignore[arg-type]
+    if decision == "HELD":
+        entries.append(commit)
+        review = e.ReviewCounted(
+            at=NOW + 2, payout=payout, by="asha", action="approve", why="known", channel="cli", needed=0
+        )
+        commit = [review, decided(payout, amount)]
+    entries.append(commit)
+    for status in sorted(
+        chance.sample(["processing", "processed", "failed", "reversed"], k=chance.randint(0, 3))
+    ):
+        seen: list[e.Event] = [observed(payout, amount, agent=agent, status=status, at=NOW + 9)]
+        record = fold([event for entry in entries for event in entry] + seen)
+        assert record is not None
+        due = settlement_due(record)
+        entries.append(seen)
+        if due:
+            entries.append([settled(reservation, due)])
+    return entries
+
+
+def history(seed: int, payouts: int) -> list[Stored]:
+    """The lives of some payouts, interleaved as workers would."""
+    chance = random.Random(seed)
+    lives = [life(f"pout_{n}", chance) for n in range(payouts)]
+    batches: list[list[e.Event]] = []
+    while lives:
+        one = chance.choice(lives)
+        batches.append(one.pop(0))
+        if not one:
+            lives.remove(one)
+    return log_of(*batches)
+
+
+def budgets_by_state(records: Sequence[PayoutRecord]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Reserved and committed per window, counted from what the payouts hold in the end, not from changes."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for record in records:
+        if record.reservation is None:
+            continue
+        held, amount = record.reservation.state, record.reservation.amount
+        for use in record.reservation.windows:
+            kept, spent = found.get((use.scope, use.window), (0, 0))
+            found[use.scope, use.window] = (
+                kept + (amount if held == "reserved" else 0),
+                spent + (amount if held == "committed" else 0),
+            )
+    return found
+
+
+@asynccontextmanager
+async def projecting(
+    dsn: str, view: ListedLog, *, batch_max: int = 2_000, on_batch: OnBatch | None = None
+) -> AsyncIterator["asyncio.Task[None]"]:
+    """A projector of partition 0 at work; stopped at the end."""
+    stopping = asyncio.Event()
+    task = asyncio.create_task(
+        project(0, view, dsn, stopping=stopping, batch_max=batch_max, on_batch=on_batch)
+    )
+    try:
+        yield task
+        stopping.set()
+        await asyncio.wait_for(task, DEADLINE_S)
+    finally:
+        task.cancel()
+
+
+async def project_all(dsn: str, view: ListedLog, *, batch_max: int = 2_000) -> None:
+    """Project until the last entry of the log is archived."""
+    async with projecting(dsn, view, batch_max=batch_max) as task:
+        await archived(dsn, view.entries[-1].id, task)
+
+
+async def archived(dsn: str, entry: str, task: "asyncio.Task[None] | None" = None) -> None:
+    """Wait until the checkpoint is at `entry`; a projector that fails meanwhile fails the test."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if task is not None and task.done():
+                await task
+            if await fetch(dsn, "SELECT 1 FROM heads WHERE partition = 0 AND entry_id = $1", entry):
+                return
+            await asyncio.sleep(0.02)
+
+
+async def fetch(dsn: str, query: str, *args: object) -> list[tuple[object, ...]]:
+    """Rows of a query on a connection of its own."""
+    db = await asyncpg.connect(dsn)
+    try:
+        return [tuple(row) for row in await db.fetch(query, *args)]
+    finally:
+        await db.close()
+
+
+VIEWS = {
+    "events": "SELECT partition, seq, entry_id, payout, e, m, hash FROM events ORDER BY partition, seq",
+    "heads": "SELECT partition, seq, entry_id, hash FROM heads ORDER BY partition",
+    "payouts": "SELECT * FROM payouts ORDER BY payout",
+    "audit": "SELECT * FROM audit ORDER BY id",
+    "budgets": "SELECT * FROM budgets ORDER BY partition, scope, window_name",
+}
+
+
+async def everything(dsn: str) -> dict[str, list[tuple[object, ...]]]:
+    """All that the projector writes, without when it wrote it."""
+    return {view: await fetch(dsn, query) for view, query in VIEWS.items()}

@@ -1,0 +1,198 @@
+"""What the folds say, without a database."""
+
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from projections import audit, budgets, payouts
+from projections.fold import KEY_CHARS_MAX, Step, decode, steps_of
+from streamproc.domain import events as e
+from streamproc.domain.wire import EVENT_KINDS
+from streamproc.errors import LogBroken
+from tests.projections.histories import (
+    Stored,
+    budgets_by_state,
+    decided,
+    history,
+    log_of,
+    reserved,
+    settled,
+)
+from tests.words import ACCOUNT, NOW, observed
+
+HELD = reserved("pout_1", 500)
+SEEN = observed(amount=500)
+KEY = ("agent:bot", "2026-11-30")
+
+
+def steps(*batches: list[e.Event], m: bytes = b'{"by":"governance"}') -> list[Step]:
+    return steps_of(0, [decode(0, entry) for entry in log_of(*batches, m=m)], {})
+
+
+def use_after(*events: e.Event) -> tuple[int, int]:
+    use = budgets.fold({}, steps([SEEN], *[[event] for event in events]))[KEY]
+    return use.reserved, use.committed
+
+
+# ---- budgets ----
+
+
+def test_a_reservation_is_reserved_and_a_commit_moves_it_and_a_release_frees_it():
+    assert use_after(HELD) == (500, 0)
+    assert use_after(HELD, settled(HELD, "committed")) == (0, 500)
+    assert use_after(HELD, settled(HELD, "released")) == (0, 0)
+
+
+def test_a_reversal_after_the_commit_lowers_what_was_committed():
+    assert use_after(HELD, settled(HELD, "committed"), settled(HELD, "released")) == (0, 0)
+
+
+@pytest.mark.parametrize("again", ["committed", "released"])
+def test_what_was_released_cannot_be_settled_again(again: str):
+    with pytest.raises(LogBroken, match=r"pout_1 is .*, but what was held is released"):
+        use_after(HELD, settled(HELD, "released"), settled(HELD, again))
+
+
+def test_a_settlement_of_more_than_the_window_holds_breaks_the_log():
+    more = e.PayoutSettled(
+        at=NOW, payout="pout_1", settlement="released", amount=501, why="", windows=[list(KEY)]
+    )
+    with pytest.raises(LogBroken, match="more than its window holds"):
+        use_after(HELD, more)
+
+
+def test_the_limit_is_the_one_that_the_last_reservation_saw():
+    found = budgets.fold(
+        {}, steps([SEEN], [reserved("pout_1", 1, limit=5)], [reserved("pout_1", 1, limit=None)])
+    )
+    assert found[KEY].limit_paise is None
+
+
+@given(seed=st.integers(0, 2**32), payouts_n=st.integers(1, 8), cut=st.floats(0, 1))
+def test_at_any_prefix_the_budgets_are_what_the_payouts_hold(seed: int, payouts_n: int, cut: float):
+    log = history(seed, payouts_n)
+    found = steps_of(0, [decode(0, entry) for entry in log[: int(cut * len(log)) + 1]], {})
+    records = [current.record for current in payouts.changed(found).values()]
+    uses = {key: (use.reserved, use.committed) for key, use in budgets.fold({}, found).items()}
+    assert uses == budgets_by_state(records)
+
+
+@given(seed=st.integers(0, 2**32), payouts_n=st.integers(1, 6), at=st.floats(0, 1))
+def test_folding_in_two_parts_is_folding_at_once(seed: int, payouts_n: int, at: float):
+    log = [decode(0, entry) for entry in history(seed, payouts_n)]
+    cut = int(at * len(log))
+    whole = steps_of(0, log, {})
+    first = steps_of(0, log[:cut], {})
+    second = steps_of(0, log[cut:], {p: c.record for p, c in payouts.changed(first).items()})
+    assert first + second == whole
+    assert budgets.fold(budgets.fold({}, first), second) == budgets.fold({}, whole)
+    assert audit.lines(first) + audit.lines(second) == audit.lines(whole)
+
+
+# ---- audit ----
+
+
+def kinds(*events: e.Event) -> list[tuple[object, ...]]:
+    rows = [
+        dict(zip(audit.COLUMNS, line, strict=True)) for line in audit.lines(steps(*[[x] for x in events]))
+    ]
+    return [(row["kind"], row["decision"], row["reason"], row["actor"]) for row in rows]
+
+
+def test_each_decision_review_command_confirmation_settlement_policy_and_alert_is_a_line():
+    review = e.ReviewCounted(
+        at=NOW, payout="pout_1", by="asha", action="approve", why="known", channel="cli", needed=0
+    )
+    refused = e.ReviewRefused(
+        at=NOW, payout="pout_1", by="bob", action="approve", channel="cli", problem="not a reviewer"
+    )
+    command = e.BankCommandAnswered(
+        at=NOW, payout="pout_1", command="approve", outcome="done", bank_status="processing"
+    )
+    policy = e.PolicyChanged(
+        at=NOW, scope="agent:bot", version=1, before=None, after={}, effective={}, by="ann", why="first"
+    )
+    bypass = e.GovernanceBypassed(
+        at=NOW, payout="pout_1", account=ACCOUNT, agent="bot", amount=500, status="processing"
+    )
+    assert kinds(
+        SEEN, HELD, decided("pout_1", 500, "HELD", "APPROVAL_REQUIRED"), review, refused, command,
+        observed(amount=500, status="processed"), settled(HELD, "committed"), policy, bypass,
+    ) == [
+        ("decision", "HELD", "APPROVAL_REQUIRED", "governance"),
+        ("review", None, "approve: known", "asha"),
+        ("review", None, "approve refused: not a reviewer", "bob"),
+        ("command", None, "approve: done", "governance"),
+        ("confirmation", None, "processed", "webhook"),
+        ("settlement", None, "committed", "governance"),
+        ("policy", None, "first", "ann"),
+        ("alert", None, "governance bypassed: processing", "governance"),
+    ]  # fmt: skip
+
+
+def test_the_same_status_seen_again_or_late_is_no_confirmation():
+    assert kinds(SEEN, observed(amount=500), observed(amount=500, status="processed"), SEEN) == [
+        ("confirmation", None, "processed", "webhook")
+    ]
+
+
+def test_every_kind_of_event_has_its_place_in_the_audit_or_is_silent_by_name():
+    spoken = {
+        e.PayoutObserved, e.PayoutMalformed, e.PolicyChanged, e.PayoutDecided, e.ReviewCounted, e.ReviewRefused,
+        e.GovernanceBypassed, e.BankCommandAnswered, e.PayoutSettled, e.EntrySetAside,
+    }  # fmt: skip
+    assert spoken | set(audit.SILENT) == set(EVENT_KINDS)
+    assert not spoken & set(audit.SILENT)
+
+
+def test_an_event_that_nobody_placed_stops_the_audit():
+    class Unplaced(e.Fact, frozen=True, kw_only=True, tag="unplaced"):
+        pass
+
+    step = Step(0, "1-1", 0, "", "", Unplaced(at=1), None, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Unplaced"):
+        audit.lines([step])
+
+
+# ---- steps ----
+
+
+def test_an_event_of_a_payout_that_was_never_observed_breaks_the_log_by_name():
+    with pytest.raises(LogBroken, match=r"event 0:\d+-0:0: .*pout_1"):
+        steps([decided("pout_1", 1)])
+
+
+def test_an_unknown_event_breaks_the_log_by_entry_and_type():
+    with pytest.raises(LogBroken, match=r"entry 3:5-1: .*payout\.teleported"):
+        decode(3, Stored("5-1", b'[{"type":"payout.teleported","v":1,"at":1}]'))
+
+
+@pytest.mark.parametrize(("events", "meta"), [(b"nonsense", b"{}"), (b"[]", b"nonsense")])
+def test_bytes_that_are_no_entry_break_the_log_by_entry(events: bytes, meta: bytes):
+    with pytest.raises(LogBroken, match="entry 0:5-1"):
+        decode(0, Stored("5-1", events, meta))
+
+
+def test_an_entry_about_two_payouts_breaks_the_log():
+    with pytest.raises(LogBroken, match="2 payouts"):
+        steps([observed("pout_1"), observed("pout_2")])
+
+
+def test_the_actor_is_the_person_where_the_commit_names_one():
+    assert steps([SEEN], m=b'{"by":"policy","actor":"ann","settled":[12]}')[0].by == "ann"
+
+
+def test_a_long_or_odd_payout_id_is_cut_and_cleaned_for_the_index():
+    odd = "\0" + "x" * 2 * KEY_CHARS_MAX
+    assert steps([observed(odd)])[0].payout == "\ufffd" + "x" * (KEY_CHARS_MAX - 1)
+
+
+def test_random_lives_reach_every_settlement():
+    found = {
+        event.settlement
+        for entry in history(seed=7, payouts=60)
+        for event in decode(0, entry).events
+        if isinstance(event, e.PayoutSettled)
+    }
+    assert found == {"committed", "released"}
