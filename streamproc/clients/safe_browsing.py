@@ -5,9 +5,8 @@ approve it and never call it fraud. The API key travels in the query, so no mess
 """
 
 import re
-from collections.abc import Iterable
-from hashlib import sha256
-from typing import Literal
+import time
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -17,6 +16,7 @@ from streamproc.clients.http import Answer, Breaker, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
+from streamproc.domain.governance import Reputation
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 2.0
@@ -38,29 +38,14 @@ _DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?s")
 _THREAT = re.compile(r"[A-Z_]{1,64}")
 
 
-class Reputation(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is known of one URL. Times are µs since 1970; an `unavailable` is never fresh."""
-
-    verdict: Literal["clean", "threat", "unavailable"]
-    threats: tuple[str, ...] = ()
-    checked_at_us: int
-    fresh_until_us: int
-    problem: str = ""
-    """Why it is unavailable."""
+def host_clock_us() -> int:
+    """µs since 1970 by this host's clock."""
+    return time.time_ns() // 1000
 
 
-encode_reputation = msgspec.json.Encoder().encode
-"""As the cache keeps it."""
-decode_reputation = msgspec.json.Decoder(Reputation).decode
-"""Raises msgspec.DecodeError for bytes that this module did not write."""
-
-
-def cache_key(url: str) -> str:
-    """SHA-256 of the canonical URL, in hex: two spellings of one URL share an answer, two URLs never do."""
-    return sha256(_canonical(url).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def open_safe_browsing(base_url: str, key: str, *, breaker: Breaker | None = None) -> "SafeBrowsing":
+def open_safe_browsing(
+    base_url: str, key: str, *, breaker: Breaker | None = None, now_us: Callable[[], int] = host_clock_us
+) -> "SafeBrowsing":
     """A client with this API's limits; `base_url` may end with `/v4` or the whole path. Close it with `aclose`."""
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/").removesuffix("/threatMatches:find").removesuffix("/v4")
@@ -72,15 +57,16 @@ def open_safe_browsing(base_url: str, key: str, *, breaker: Breaker | None = Non
         burst=CALLS_BURST,
         breaker=breaker or Breaker(),
     )
-    return SafeBrowsing(http, key)
+    return SafeBrowsing(http, key, now_us)
 
 
 class SafeBrowsing:
-    """Looks URLs up, many at a time."""
+    """Looks URLs up, many at a time. `now_us` is the clock of the answers' times."""
 
-    def __init__(self, http: OutboundClient, key: str) -> None:
+    def __init__(self, http: OutboundClient, key: str, now_us: Callable[[], int] = host_clock_us) -> None:
         self._http = http
         self._key = key
+        self._now_us = now_us
 
     @property
     def breaker(self) -> Breaker:
@@ -91,18 +77,20 @@ class SafeBrowsing:
         """Close the connections."""
         await self._http.aclose()
 
-    async def lookup(self, urls: Iterable[str], *, now_us: int) -> dict[str, Reputation]:
+    async def lookup(self, urls: Iterable[str]) -> dict[str, Reputation]:
         """A reputation for every URL, under the spelling it was asked by. Never raises for the API's failures.
 
-        Each 500 distinct URLs are one call of at most TIMEOUT_S; `now_us` is when they are asked.
+        Each 500 distinct URLs are one call of at most TIMEOUT_S. A verdict is `clean`, `threat`, or `unavailable`
+        with its `problem`, which is never fresh. Its times count from before the call.
         """
         asked = list(dict.fromkeys(urls))
         found: dict[str, Reputation] = {}
         for start in range(0, len(asked), URLS_PER_CALL_MAX):
-            found |= await self._lookup_batch(asked[start : start + URLS_PER_CALL_MAX], now_us)
+            found |= await self._lookup_batch(asked[start : start + URLS_PER_CALL_MAX])
         return found
 
-    async def _lookup_batch(self, urls: list[str], now_us: int) -> dict[str, Reputation]:
+    async def _lookup_batch(self, urls: list[str]) -> dict[str, Reputation]:
+        now_us = self._now_us()
         canonical = {url: _canonical(url) for url in urls}
         try:
             answer = await self._http.call(
@@ -175,20 +163,18 @@ def _match(match: object) -> _Match:
 def _reputation(matches: list[_Match], url: str, now_us: int) -> Reputation:
     mine = [match for match in matches if match.url == url]
     if not mine:
-        return Reputation(
-            verdict="clean", checked_at_us=now_us, fresh_until_us=now_us + CLEAN_FRESH_S * 1_000_000
-        )
+        return Reputation(verdict="clean", checked_at=now_us, fresh_until=now_us + CLEAN_FRESH_S * 1_000_000)
     fresh_s = min(match.fresh_s for match in mine)
     return Reputation(
         verdict="threat",
         threats=tuple(sorted({match.threat for match in mine})[:THREATS_MAX]),
-        checked_at_us=now_us,
-        fresh_until_us=now_us + round(fresh_s * 1_000_000),
+        checked_at=now_us,
+        fresh_until=now_us + round(fresh_s * 1_000_000),
     )
 
 
 def _unavailable(problem: str, now_us: int) -> Reputation:
-    return Reputation(verdict="unavailable", checked_at_us=now_us, fresh_until_us=now_us, problem=problem)
+    return Reputation(verdict="unavailable", checked_at=now_us, fresh_until=now_us, problem=problem)
 
 
 def _duration_s(text: object) -> float:
