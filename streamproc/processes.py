@@ -46,7 +46,6 @@ async def start(
     *line_max* bytes is the longest line that `readline` gives of a PIPE.
     Raises OSError when the program cannot be run.
     """
-    drop = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
     return await asyncio.create_subprocess_exec(
         *argv,
         stdin=stdin,
@@ -58,7 +57,9 @@ async def start(
         limit=line_max,
         start_new_session=True,
         preexec_fn=_die_with_parent(on_parent_death),  # runs after the change of user, which would clear it
-        **drop,
+        user=account.pw_uid if account else None,
+        group=account.pw_gid if account else None,
+        extra_groups=[] if account else None,
     )
 
 
