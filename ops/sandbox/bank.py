@@ -138,8 +138,8 @@ class Bank:
         Raises Refused with the moves that there are. A move to `processing` needs the balance.
         """
         payout = self.payout(payout_id)
-        payout.utr = utr or payout.utr
         if to == payout.status:
+            payout.utr = utr or payout.utr
             payout.reason = reason or payout.reason
             self._touch(payout)
             self._tell("payout.updated", payout, now)
@@ -149,6 +149,7 @@ class Bank:
             raise Refused(f"{payout.status} -> {to} is no move of the bank's; there is {can}", status=409)
         if to == "processing" and not self.ledger.affords(self._cost(payout)):
             raise self._low_balance()
+        payout.utr = utr or payout.utr
         self._enter(payout, to, now, reason=reason)
         return payout
 

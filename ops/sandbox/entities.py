@@ -17,8 +17,20 @@ BANK_BY_PREFIX = {
     "UTIB": "Axis Bank",
 }
 
+ENDED_BADLY = ("failed", "reversed", "rejected")
+
 Json = dict[str, Any]
 """A JSON object of the bank's. `Any`, because the bank's notes and details are free-form."""
+
+NO_ERROR: Json = {
+    "source": None,
+    "reason": None,
+    "description": None,
+    "code": "NA",
+    "step": "NA",
+    "metadata": {},
+}
+"""The deprecated `error` of a payout, which the bank still sends."""
 
 
 def new_id(rng: random.Random, prefix: str = "") -> str:
@@ -143,8 +155,8 @@ class Payout(Struct, kw_only=True):
 
     def shown(self, merchant_id: str) -> Json:
         """As the API shows it, deprecated and undocumented keys included."""
-        ended_badly = self.status in ("failed", "reversed", "rejected")
         details = self.status_details()
+        failure = details["description"] if details and self.status in ENDED_BADLY else None
         return {
             "id": self.id,
             "entity": "payout",
@@ -161,20 +173,13 @@ class Payout(Struct, kw_only=True):
             "reference_id": self.reference_id,
             "narration": self.narration,
             "batch_id": None,
-            "failure_reason": details["description"] if ended_badly and details else None,
+            "failure_reason": failure,
             "created_at": self.created_at,
             "fee_type": "" if self.debited else None,
             "status_details": details,
             "merchant_id": merchant_id,
             "status_details_id": None,
-            "error": {
-                "source": None,
-                "reason": None,
-                "description": None,
-                "code": "NA",
-                "step": "NA",
-                "metadata": {},
-            },
+            "error": dict(NO_ERROR),
         }
 
 
