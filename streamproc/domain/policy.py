@@ -1,0 +1,127 @@
+"""The policies in force, as every decision looks them up; and the one door to the policy modules.
+
+`policy_fields` says what a policy can say, `policy_file` reads a file, `policy_changes` makes versions.
+An agent has a policy only where it is listed: defaults alone never give one.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+from msgspec import Struct
+
+from streamproc.domain.domains import DomainSet, compile_domains
+from streamproc.domain.policy_changes import ScopeState, patch_scope, plan_changes, scopes_after
+from streamproc.domain.policy_fields import (
+    Policy,
+    RateLimit,
+    ScopeLimits,
+    effective_policy,
+    fields_of,
+    read_limits,
+)
+from streamproc.domain.policy_file import PolicyFile, parse_policy_file
+from streamproc.domain.policy_report import Report
+
+__all__ = [
+    "AgentPolicy",
+    "Bindings",
+    "Policy",
+    "PolicyBook",
+    "PolicyFile",
+    "RateLimit",
+    "ScopeLimits",
+    "ScopeState",
+    "build_book",
+    "effective_policy",
+    "fields_of",
+    "parse_policy_file",
+    "patch_scope",
+    "plan_changes",
+    "scopes_after",
+]
+
+
+class AgentPolicy(Struct, frozen=True):
+    """One agent's policy in force, its domain lists compiled."""
+
+    version: int
+    policy: Policy
+    allowed: DomainSet
+    blocked: DomainSet
+
+
+class Bindings:
+    """Which fund accounts and API keys are known to be an agent's."""
+
+    def __init__(self, own: Mapping[str, object]) -> None:
+        self._bound = {
+            (agent, field, value)
+            for agent, fields in cast("Mapping[str, Mapping[str, list[str]]]", own).items()
+            for field, values in fields.items()
+            for value in values
+        }
+
+    def verified_agent(self, agent: str, fund_account: str) -> bool:
+        """Whether *fund_account* is bound to *agent*."""
+        return (agent, "fund_accounts", fund_account) in self._bound
+
+    def verified_key(self, agent: str, api_key: str) -> bool:
+        """Whether the API key id is bound to *agent*."""
+        return (agent, "api_keys", api_key) in self._bound
+
+
+class PolicyBook:
+    """All policies in force at one moment. Each is read on first use, then a lookup is one dict access."""
+
+    def __init__(self, scopes: Mapping[str, ScopeState]) -> None:
+        self._scopes = dict(scopes)
+        self._agents: dict[str, AgentPolicy] = {}
+        self._limits: dict[str, ScopeLimits] = {}
+        self.reviewers: Mapping[str, str] = {
+            name: str(cast("dict[str, object]", fields).get("slack", ""))
+            for name, fields in (self._own("reviewers") or {}).items()
+        }
+        """Name -> Slack user id, or empty."""
+        self.bindings = Bindings(self._own("agents") or {})
+
+    def agent(self, agent: str) -> AgentPolicy | None:
+        """The agent's policy, or None where it has none."""
+        known = self._agents.get(agent)
+        return known if known is not None else self._read_agent(agent)
+
+    def account(self, account: str) -> ScopeLimits | None:
+        """The account's limits, or None where it has none."""
+        return self._scope_limits(f"account:{account}")
+
+    def team(self, team: str) -> ScopeLimits | None:
+        """The team's limits, or None where it has none."""
+        return self._scope_limits(f"team:{team}")
+
+    def _own(self, scope: str) -> dict[str, object] | None:
+        state = self._scopes.get(scope)
+        return None if state is None else state.own
+
+    def _read_agent(self, agent: str) -> AgentPolicy | None:
+        state = self._scopes.get(f"agent:{agent}")
+        if state is None or state.effective is None:
+            return None
+        policy = effective_policy({}, state.effective)
+        allowed, blocked = compile_domains(policy.allowed_domains), compile_domains(policy.blocked_domains)
+        self._agents[agent] = AgentPolicy(state.version, policy, allowed, blocked)
+        return self._agents[agent]
+
+    def _scope_limits(self, scope: str) -> ScopeLimits | None:
+        known = self._limits.get(scope)
+        own = self._own(scope) if known is None else None
+        if own is None:
+            return known
+        report = Report(scope)
+        limits = read_limits(own, report, ())
+        report.refuse_if_any()
+        self._limits[scope] = limits
+        return limits
+
+
+def build_book(scopes: Mapping[str, ScopeState]) -> PolicyBook:
+    """The book of *scopes*: cheap to make, so it is made anew at every change of a policy."""
+    return PolicyBook(scopes)

@@ -1,0 +1,176 @@
+"""How policies become others: versions, and the `policy.changed` events that a file or a command makes.
+
+A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents` (bindings). Its
+versions are dense from 1 and survive its removal. The defaults are part of every agent's policy, so
+changing them gives a new version to each agent whose policy they change, and to no other.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.policy_fields import (
+    Fields,
+    effective_policy,
+    fields_of,
+    identifier,
+    read_limits,
+    read_policy,
+)
+from streamproc.domain.policy_file import PolicyFile
+from streamproc.domain.policy_report import Report
+from streamproc.errors import InputError, LogBroken
+
+_SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
+
+
+class ScopeState(Struct, frozen=True, kw_only=True):
+    """One scope at one version. `own` is as written; both are None where the scope was removed."""
+
+    version: int
+    own: Fields | None
+    effective: Fields | None
+
+
+def plan_changes(
+    current: Mapping[str, ScopeState], file: PolicyFile, *, prune: bool, at: int, by: str, why: str
+) -> list[PolicyChanged]:
+    """The changes that putting *file* in force makes; none where nothing differs. *at* is µs.
+
+    Scopes that the file does not name stay; *prune* removes agents, accounts and teams among them.
+    Raises InputError where a policy is inconsistent once the defaults are filled in.
+    """
+    named = _named(file)
+    wanted = {
+        scope: None if prune and ":" in scope and scope not in named else state.own
+        for scope, state in current.items()
+    }
+    return _changes(current, wanted | named, Report(file.name, file.lines), at=at, by=by, why=why)
+
+
+def patch_scope(
+    current: Mapping[str, ScopeState], scope: str, fields: Mapping[str, object], *, at: int, by: str, why: str
+) -> list[PolicyChanged]:
+    """The changes that a PATCH of an agent, account, team or `defaults` makes; none where nothing differs.
+
+    Fields that are not named stay; null takes a field away, so that the default counts again. InputError
+    for a wrong field, and for an agent that has no policy, which a PATCH must not give it.
+    """
+    kind, _, name = scope.partition(":")
+    if scope != "defaults" and kind not in _SECTION:
+        raise InputError(
+            f"{scope}: only defaults, agent:<id>, account:<id> and team:<id> have fields to change"
+        )
+    state = current.get(scope)
+    own = None if state is None else state.own
+    if own is None and kind == "agent":
+        raise InputError(f"agent {name} has no policy to change; write one first")
+    report = Report(scope)
+    merged = _merged(own or {}, fields)
+    if scope == "defaults":
+        read_policy(merged, report, ())
+    else:
+        _check_own(kind, name, merged, report)
+    report.refuse_if_any()
+    wanted = {s: state.own for s, state in current.items()} | {scope: merged}
+    return _changes(current, wanted, report, at=at, by=by, why=why)
+
+
+def scopes_after(scopes: Mapping[str, ScopeState], *changes: PolicyChanged) -> dict[str, ScopeState]:
+    """The fold: what is in force after *changes*. LogBroken where a version is skipped or repeated."""
+    after = dict(scopes)
+    for change in changes:
+        before = after[change.scope].version if change.scope in after else 0
+        if change.version != before + 1:
+            raise LogBroken(f"policy {change.scope}: version {change.version} follows version {before}")
+        after[change.scope] = ScopeState(version=change.version, own=change.after, effective=change.effective)
+    return after
+
+
+def _named(file: PolicyFile) -> dict[str, Fields | None]:
+    named: dict[str, Fields | None] = {}
+    if file.defaults is not None:
+        named["defaults"] = file.defaults
+    for kind, scopes in (("agent", file.policies), ("account", file.accounts), ("team", file.teams)):
+        named |= {f"{kind}:{name}": fields for name, fields in scopes.items()}
+    if file.reviewers is not None:
+        named["reviewers"] = dict(file.reviewers)
+    if file.agents is not None:
+        named["agents"] = dict(file.agents)
+    return named
+
+
+def _changes(
+    current: Mapping[str, ScopeState],
+    wanted: Mapping[str, Fields | None],
+    report: Report,
+    *,
+    at: int,
+    by: str,
+    why: str,
+) -> list[PolicyChanged]:
+    defaults = wanted.get("defaults") or {}
+    old_defaults = current["defaults"].own if "defaults" in current else None
+    changes: list[PolicyChanged] = []
+    for scope, own in wanted.items():
+        old = current.get(scope, ScopeState(version=0, own=None, effective=None))
+        if own == old.own and (
+            own is None or not scope.startswith("agent:") or defaults == (old_defaults or {})
+        ):
+            continue
+        effective = _effective(scope, own, defaults, report)
+        if own == old.own and _same_policy(effective, old.effective):
+            continue
+        changes.append(
+            PolicyChanged(
+                at=at,
+                scope=scope,
+                version=old.version + 1,
+                before=old.own,
+                after=own,
+                effective=effective,
+                by=by,
+                why=why,
+            )
+        )
+    report.refuse_if_any()
+    return changes
+
+
+def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report) -> Fields | None:
+    kind, _, name = scope.partition(":")
+    if own is None or kind != "agent":
+        return own
+    return fields_of(read_policy({**defaults, **own}, report, ("policies", name)))
+
+
+def _same_policy(one: Fields | None, other: Fields | None) -> bool:
+    """Compared as policies: a field that a newer release added is not a change."""
+    if one is None or other is None:
+        return one is other
+    return effective_policy({}, one) == effective_policy({}, other)
+
+
+def _merged(own: Fields, fields: Mapping[str, object]) -> Fields:
+    merged = dict(own)
+    for name, value in fields.items():
+        before = merged.get(name)
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict) and isinstance(before, dict):
+            merged[name] = _merged(before, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _check_own(kind: str, name: str, own: Fields, report: Report) -> None:
+    try:
+        identifier(name)
+    except ValueError as problem:
+        report.add((), str(problem))
+    if kind == "agent":
+        read_policy(own, report, ())
+    else:
+        read_limits(own, report, ())
