@@ -12,7 +12,13 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from streamproc.domain.commands import MOVES_MONEY, REACHED, command_for
-from streamproc.domain.events import BankCommand, BankCommandAnswered, BankPayout, PayoutDecided, PayoutObserved
+from streamproc.domain.events import (
+    BankCommand,
+    BankCommandAnswered,
+    BankPayout,
+    PayoutDecided,
+    PayoutObserved,
+)
 from streamproc.domain.payouts import OPEN_STATUSES
 from streamproc.errors import LogUnavailable, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
@@ -69,7 +75,7 @@ def execution(bank: Bank, barrier: Barrier) -> Group:
                     await _enact_one(work, event, desk, bank, barrier)
                 except LogUnavailable:
                     raise
-                except Exception as problem:  # this payout's own; the loop puts it off or aside
+                except Exception as problem:  # noqa: BLE001  # this payout's own; the loop puts it off or aside
                     work.fail(problem)
 
         async with asyncio.TaskGroup() as tasks:
@@ -106,7 +112,9 @@ def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
     record = work.known()
     if facts.status != record.bank_status:
         work.emit(
-            PayoutObserved(at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=facts)
+            PayoutObserved(
+                at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=facts
+            )
         )
     return facts.status
 

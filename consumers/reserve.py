@@ -106,7 +106,16 @@ def budget_stage(zone: str) -> Stage:
         missing = [work for work, _ in live if work.admission.budget is None]
         cases = [case_of(work.known(), desk) for work in missing]
         asks = [
-            (work, Ask(case.payout.payout, case.payout.amount, case.payout.received_at, None, _windows(case, zone)))
+            (
+                work,
+                Ask(
+                    case.payout.payout,
+                    case.payout.amount,
+                    case.payout.received_at,
+                    None,
+                    _windows(case, zone),
+                ),
+            )
             for work, case in zip(missing, cases, strict=True)
             if case.agent is not None
         ]

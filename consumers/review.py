@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 
 from consumers.verdicts import case_of, decide_as
 from consumers.vet import Reputations
-from streamproc.domain.events import Evidence, Finding, ReviewCounted, ReviewRefused, ReviewSubmitted, TimerFired
+from streamproc.domain.events import (
+    Evidence,
+    Finding,
+    ReviewCounted,
+    ReviewRefused,
+    ReviewSubmitted,
+    TimerFired,
+)
 from streamproc.domain.governance import NO_URL, RECHECKED, Reputation, Verdict, find, reputation_unavailable
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.work import Desk, Item, Stage, Work

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from streamproc.domain.budget import Admission
+from streamproc.domain.budget import NOTHING_ASKED, Admission
 from streamproc.domain.events import Finding, PayoutDecided, TimerFired
 from streamproc.domain.governance import Case, Reputation, Verdict, conclude
 from streamproc.domain.identity import identity_of
@@ -13,7 +13,11 @@ US = 1_000_000
 
 
 def case_of(
-    record: PayoutRecord, desk: Desk, *, admission: Admission = Admission(), reputation: Reputation | None = None
+    record: PayoutRecord,
+    desk: Desk,
+    *,
+    admission: Admission = NOTHING_ASKED,
+    reputation: Reputation | None = None,
 ) -> Case:
     """The case of a payout under the policies in force."""
     agent = None if record.agent == UNKNOWN_AGENT else desk.book.agent(record.agent)

@@ -66,7 +66,7 @@ class Reputations:
         return fresh
 
     async def _asked(self, hrefs: Sequence[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
-        answers = dict(await self._lookup(hrefs))
+        answers = {href: _as_of(now_us, r) for href, r in (await self._lookup(hrefs)).items()}
         lasting = {href: r for href, r in answers.items() if r.fresh_until > now_us}
         if lasting:
             await cache.put_many(
@@ -79,6 +79,12 @@ class Reputations:
         if len(self._memory) + len(fresh) > REMEMBERED_MAX:
             self._memory.clear()  # rare; Redis still has them
         self._memory.update(fresh)
+
+
+def _as_of(now_us: int, answer: Reputation) -> Reputation:
+    """The answer on Redis's clock: hosts' clocks are not each other's, but a duration is a duration."""
+    fresh_until = now_us + answer.fresh_until - answer.checked_at
+    return Reputation(answer.verdict, answer.threats, now_us, fresh_until, answer.problem)
 
 
 def cache_key(href: str) -> str:

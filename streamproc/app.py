@@ -76,7 +76,9 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
 # ---- worker -----------------------------------------------------------------------------
 
 
-async def run_worker(settings: Settings, names: Sequence[str], concurrency: int, stopping: asyncio.Event) -> None:
+async def run_worker(
+    settings: Settings, names: Sequence[str], concurrency: int, stopping: asyncio.Event
+) -> None:
     """Consume with `concurrency` consumers of each named group on every partition."""
     unknown = sorted(set(names) - set(consumers.GROUPS))
     if unknown:
@@ -169,7 +171,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
-        serving = asyncio.create_task(server._serve(), name="http")  # noqa: SLF001
+        serving = asyncio.create_task(server._serve(), name="http")
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True

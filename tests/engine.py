@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Self
 
 from redis.asyncio import Redis
-from tests.words import Vendors, apply_policies, delivery
 
 import consumers
 from consumers.vet import Reputations
@@ -19,6 +18,7 @@ from streamproc.log.group import Consumer, Limits
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from streamproc.log.work import Group
+from tests.words import Vendors, apply_policies, delivery
 
 DEADLINE_S = 60.0
 ZONE = "Asia/Kolkata"

@@ -79,4 +79,4 @@ class Vendors:
         if verdict == "unavailable":
             return Reputation("unavailable", problem="timeout")
         threats = ("MALWARE",) if verdict == "threat" else ()
-        return Reputation(verdict, threats, checked_at=NOW, fresh_until=2**52)
+        return Reputation(verdict, threats, checked_at=NOW, fresh_until=NOW + 3_600_000_000)

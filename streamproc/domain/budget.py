@@ -76,6 +76,9 @@ class Admission(Struct, frozen=True):
     budget: BudgetAnswer | None = None
 
 
+NOTHING_ASKED = Admission()
+
+
 @lru_cache(maxsize=_ZONES_CACHED)
 def _calendar(zone: str, quarter: int) -> tuple[tuple[str, int], tuple[str, int], tuple[str, int]]:
     """Names and ends (Unix s) of the day, ISO week and month that hold the quarter hour."""

@@ -129,7 +129,9 @@ def _canonical_host(host: str) -> tuple[str, bool]:
         if not label:
             raise ValueError("the host has an empty label")
         if len(label) > LABEL_CHARS_MAX:
-            raise ValueError(f"a label of the host has {len(label)} characters, the limit is {LABEL_CHARS_MAX}")
+            raise ValueError(
+                f"a label of the host has {len(label)} characters, the limit is {LABEL_CHARS_MAX}"
+            )
     return bare, False
 
 

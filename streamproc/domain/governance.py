@@ -241,7 +241,7 @@ def conclude(findings: Iterable[Finding]) -> Verdict:
     for decision in ("REJECTED", "HELD"):
         for finding in found:
             if finding.outcome == decision:
-                return Verdict(finding.outcome, finding.code, found)  # type: ignore[arg-type]  # NOTED never equals
+                return Verdict(finding.outcome, finding.code, found)
     return Verdict("APPROVED", "POLICY_OK", found)
 
 

@@ -42,7 +42,8 @@ BANK_RANK: dict[str, int] = {
     "reversed": 9,
 }
 """Forward is a higher rank, and no two are equal, so that the order of arrival cannot matter. `failed` after
-`processed` and `reversed` after either are documented moves; `reversed` ends everything. Source: RazorpayX docs, states and life cycle."""
+`processed` and `reversed` after either are documented moves; `reversed` ends everything.
+Source: RazorpayX docs, states and life cycle."""
 
 OPEN_STATUSES = frozenset({"pending", "scheduled", "queued"})
 """No money has moved: governance can still say no."""
@@ -54,7 +55,9 @@ RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
 UNKNOWN_AGENT = "unknown"
 """Who a payout belongs to when nobody is named (rule 3)."""
 
-_TERMINAL: frozenset[State] = frozenset({"processed", "failed", "reversed", "cancelled", "declined", "bypassed"})
+_TERMINAL: frozenset[State] = frozenset(
+    {"processed", "failed", "reversed", "cancelled", "declined", "bypassed"}
+)
 _STATE_OF_DECISION: dict[e.Decision | None, State] = {
     None: "received",
     "APPROVED": "approved",
@@ -115,7 +118,9 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def is_terminal(record: PayoutRecord) -> bool:
     """Nothing but a late reversal is expected; only then may the record leave Redis."""
-    return record.state in _TERMINAL or (record.state == "rejected" and record.bank_status in RELEASING_STATUSES)
+    return record.state in _TERMINAL or (
+        record.state == "rejected" and record.bank_status in RELEASING_STATUSES
+    )
 
 
 def moves_forward(record: PayoutRecord | None, status: str) -> bool:
@@ -146,7 +151,9 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
         ):
             return record
     if record is None:
-        raise ValueError(f"{type(event).__name__} of payout {event.payout} comes before the payout was observed")
+        raise ValueError(
+            f"{type(event).__name__} of payout {event.payout} comes before the payout was observed"
+        )
     return _with_state(replace(_evolve_known(record, event), updated_at=max(record.updated_at, event.at)))
 
 
@@ -177,7 +184,9 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
         )
     if event.at < record.received_at and record.decision is None:
         first = _observed(None, event)
-        record = replace(first, bank_status=record.bank_status, utr=record.utr, fees=record.fees, tax=record.tax)
+        record = replace(
+            first, bank_status=record.bank_status, utr=record.utr, fees=record.fees, tax=record.tax
+        )
     return replace(
         record,
         bank_status=facts.status if moves_forward(record, facts.status) else record.bank_status,
@@ -231,7 +240,9 @@ def _evolve_known(record: PayoutRecord, event: e.Event) -> PayoutRecord:
         case e.PayoutDecided():
             return _decided(record, event)
         case e.ReviewCounted():
-            review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
+            review = Review(
+                by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at
+            )
             return replace(record, reviews=[*record.reviews, review])
         case e.GovernanceBypassed():
             return replace(record, bypassed=True, agent=event.agent)

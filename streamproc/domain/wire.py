@@ -64,9 +64,14 @@ def payout_of(event: Event) -> str:
     return payout
 
 
+def tag_of(kind: type[Fact]) -> str:
+    """The type of an event class as on the wire, for example `payout.decided`."""
+    return str(kind.__struct_config__.tag)
+
+
 def type_of(event: Event) -> str:
-    """The event's type as on the wire, for example `payout.decided`."""
-    return str(event.__struct_config__.tag)
+    """The event's type as on the wire."""
+    return tag_of(type(event))
 
 
 def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapping[str, int]) -> Raw:

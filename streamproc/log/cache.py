@@ -1,6 +1,7 @@
 """Answers of outside systems, kept in Redis until they are no longer fresh. Losing one costs a call, no more."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -17,7 +18,7 @@ class Cache:
     async def get_many(self, digests: Sequence[str]) -> list[bytes | None]:
         """What is kept for each digest."""
         with named_errors():
-            values: list[bytes | None] = await self._client.mget([self._names.reputation(d) for d in digests])
+            values: list[Any] = await self._client.mget([self._names.reputation(d) for d in digests])
         return values
 
     async def put_many(self, values: Mapping[str, tuple[bytes, int]]) -> None:

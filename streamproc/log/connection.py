@@ -5,7 +5,6 @@ then appends twice. Here nothing is retried behind our back, every connection ha
 goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -98,5 +97,5 @@ def named_errors() -> Iterator[None]:
         raise
     except RedisError as problem:
         raise LogUnavailable(f"Redis failed: {type(problem).__name__}") from problem
-    except asyncio.TimeoutError as problem:
+    except TimeoutError as problem:
         raise LogUnavailable("Redis did not answer in time") from problem

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.events import EntrySetAside
 from streamproc.domain.payouts import decode_record, encode_record, is_terminal
-from streamproc.domain.wire import decode_events, encode_events, payout_of
+from streamproc.domain.wire import decode_events, encode_events, payout_of, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import scripts
 from streamproc.log.cache import Cache
@@ -61,7 +61,7 @@ class Limits(Struct, frozen=True):
 def backoff_s(attempt: int) -> float:
     """Full jitter below an exponential bound."""
     bound: float = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** max(0, attempt))
-    return random.uniform(bound / 2, bound)  # noqa: S311  # spreading load, not a secret
+    return random.uniform(bound / 2, bound)  # spreading load, not a secret
 
 
 class Consumer:
@@ -73,9 +73,7 @@ class Consumer:
         self.partition = partition
         self.policies = Policies(self.names)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
-        self._tags = tuple(
-            b'"type":"' + str(event_type.__struct_config__.tag).encode() + b'"' for event_type in group.consumes
-        )
+        self._tags = tuple(b'"type":"' + tag_of(event_type).encode() + b'"' for event_type in group.consumes)
         self._claim_due = 0.0
         self._upkeep_due = 0.0
 
@@ -158,7 +156,7 @@ class Consumer:
         if retries:
             await self._handle(client, retries, taken=True)
         if now >= self._claim_due:
-            self._claim_due = now + self.limits.claim_idle_s / 4 * random.uniform(0.8, 1.2)  # noqa: S311
+            self._claim_due = now + self.limits.claim_idle_s / 4 * random.uniform(0.8, 1.2)
             await self._claim(client)
             await self._remove_stale_consumers(client)
 
@@ -168,7 +166,14 @@ class Consumer:
         while True:
             with named_errors():
                 cursor, entries, *_ = await client.execute_command(
-                    "XAUTOCLAIM", self.names.log, self.group.name, self.name, idle_ms, cursor, "COUNT", CLAIM_BATCH
+                    "XAUTOCLAIM",
+                    self.names.log,
+                    self.group.name,
+                    self.name,
+                    idle_ms,
+                    cursor,
+                    "COUNT",
+                    CLAIM_BATCH,
                 )
             entries = await self._not_deferred(client, entries)
             if entries:
@@ -289,7 +294,7 @@ class Consumer:
         except TryAgain as problem:
             for work in works:
                 work.fail(problem)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001  # pinned on one entry, counted, and bounded
             if len(works) == 1:
                 works[0].fail(problem)
                 return
@@ -351,7 +356,11 @@ class Consumer:
                     aside.append((work, str(work.problem)))
                 case problem:
                     log.error(
-                        "%s/%d: entry %s failed", self.group.name, self.partition, work.entry.decode(), exc_info=problem
+                        "%s/%d: entry %s failed",
+                        self.group.name,
+                        self.partition,
+                        work.entry.decode(),
+                        exc_info=problem,
                     )
                     off.append((work, BACKOFF_BASE_S, True))
         if off:
@@ -366,7 +375,9 @@ class Consumer:
         for (work, _, counts), n in zip(works, attempts, strict=True):
             if counts and n >= ATTEMPTS_MAX:
                 work.taken = True
-                spent.append((work, f"failed {n} times, the limit is {ATTEMPTS_MAX}; last: {_named(work.problem)}"))
+                spent.append(
+                    (work, f"failed {n} times, the limit is {ATTEMPTS_MAX}; last: {_named(work.problem)}")
+                )
             elif counts and n > 1:
                 longer.append((work.entry, backoff_s(n), False))
         if longer:
@@ -379,7 +390,9 @@ class Consumer:
         now_us, _, _ = await scripts.load(client, self.names, [])
         handovers = []
         for work, why in works:
-            log.error("%s/%d: entry %s set aside: %s", self.group.name, self.partition, work.entry.decode(), why)
+            log.error(
+                "%s/%d: entry %s set aside: %s", self.group.name, self.partition, work.entry.decode(), why
+            )
             event = EntrySetAside(
                 at=now_us,
                 payout=work.payout,

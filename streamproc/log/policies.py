@@ -1,5 +1,7 @@
 """Policies as the log's Redis holds them: read by every batch, changed in one commit with their event."""
 
+from typing import cast
+
 import msgspec
 from redis.asyncio import Redis
 
@@ -21,7 +23,7 @@ _decode = msgspec.json.Decoder(ScopeState).decode
 async def read_scopes(client: Redis, names: Names) -> tuple[bytes, dict[str, ScopeState]]:
     """The revision and every scope's state."""
     with named_errors():
-        rows: dict[bytes, bytes] = await client.hgetall(names.policy)  # type: ignore[misc]
+        rows = cast("dict[bytes, bytes]", await client.hgetall(names.policy))
     rev = rows.pop(b"rev", b"0")
     return rev, {scope.decode(): _decode(state) for scope, state in rows.items()}
 
@@ -42,7 +44,9 @@ class Policies:
         return self.book
 
 
-async def put_in_force(client: Redis, names: Names, rev: bytes, changes: list[PolicyChanged], *, actor: str) -> str | None:
+async def put_in_force(
+    client: Redis, names: Names, rev: bytes, changes: list[PolicyChanged], *, actor: str
+) -> str | None:
     """Append `changes`, planned on `rev`, and put them in force; None when `rev` is no longer current."""
     states = [
         (c.scope, _encode(ScopeState(version=c.version, own=c.after, effective=c.effective))) for c in changes
@@ -53,4 +57,6 @@ async def put_in_force(client: Redis, names: Names, rev: bytes, changes: list[Po
             client, names, rev=rev, e=encode_events(changes), m=meta, scopes=states
         )
     except LogUnavailable as problem:
-        raise LogUnavailable(f"{problem}; whether the policy changed is not known: apply it again") from problem
+        raise LogUnavailable(
+            f"{problem}; whether the policy changed is not known: apply it again"
+        ) from problem

@@ -11,7 +11,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from streamproc.domain.budget import Admission, Ask, BudgetAnswer, RateAnswer, Window
+from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, Window
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
@@ -42,7 +42,12 @@ class Script:
                 return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 
-_append_once, _load, _admit, _commit = Script("append_once"), Script("load"), Script("admit"), Script("commit")
+_append_once, _load, _admit, _commit = (
+    Script("append_once"),
+    Script("load"),
+    Script("admit"),
+    Script("commit"),
+)
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
 _change_policy, _redrive = Script("change_policy"), Script("redrive")
 
@@ -129,12 +134,9 @@ def _loaded(row: list[bytes | None]) -> Loaded:
     return Loaded(version or b"0", record, _admission(rate or b"", budget or b"", windows or b""))
 
 
-_NOTHING_ASKED = Admission()
-
-
 def _admission(rate: bytes, budget: bytes, windows: bytes) -> Admission:
     if not rate and not budget:
-        return _NOTHING_ASKED
+        return NOTHING_ASKED
     rate_answer = None
     if rate:
         number, used, limited = rate.split()
@@ -183,9 +185,7 @@ def _answer(ask: Ask, rate: bytes, budget: bytes, recorded: bytes) -> Admission:
 
 async def commit(client: Redis, names: Names, group: str, handovers: Sequence[Handover]) -> list[Committed]:
     """Acknowledge the inputs and append their outputs; says for each what became of it."""
-    keys = Keys(
-        names.log, names.number, names.timers, names.dead, names.retries(group), names.tries(group)
-    )
+    keys = Keys(names.log, names.number, names.timers, names.dead, names.retries(group), names.tries(group))
     args: list[Any] = [group]
     for h in handovers:
         args += (

@@ -74,8 +74,8 @@ async def open_log(client: Redis, *, partitions: int, groups: Iterable[str]) -> 
     alarm: at `$` it would skip payouts.
     """
     with named_errors():
-        await client.hsetnx(META, "partitions", str(partitions))  # type: ignore[misc]
-        known = int(await client.hget(META, "partitions") or 0)  # type: ignore[misc]
+        await client.hsetnx(META, "partitions", str(partitions))
+        known = int(await client.hget(META, "partitions") or 0)
         if known != partitions:
             raise LogBroken(f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {known}")
         for partition in range(partitions):
@@ -89,7 +89,7 @@ async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) ->
     for group in groups:
         if group in present:
             continue
-        if await client.hexists(names.groups, group):  # type: ignore[misc]
+        if await client.hexists(names.groups, group):
             raise LogBroken(
                 f"consumer group {group} of {names.log} is gone; nothing is re-created, because entries could be"
                 " skipped. Restore Redis's data, or rebuild with `streamproc recover`"
@@ -99,7 +99,7 @@ async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) ->
         except Exception as problem:
             if not str(problem).startswith("BUSYGROUP"):  # another worker was faster
                 raise
-        await client.hset(names.groups, group, "1")  # type: ignore[misc]
+        await client.hset(names.groups, group, "1")
 
 
 class Clock:

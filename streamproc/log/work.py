@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from streamproc.domain.budget import Admission, Ask
-from streamproc.domain.events import Event, PayoutObserved, TimerFired
+from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
+from streamproc.domain.events import Event, Fact, PayoutObserved, TimerFired
 from streamproc.domain.payouts import PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
 from streamproc.log.cache import Cache
@@ -33,7 +33,7 @@ class Work:
     loaded: PayoutRecord | None = None
     version: bytes = b"0"
     record: PayoutRecord | None = None
-    admission: Admission = Admission()
+    admission: Admission = NOTHING_ASKED
     out: list[Event] = field(default_factory=list)
     timers: list[TimerFired] = field(default_factory=list)
     settle: Settlement = ""
@@ -89,7 +89,7 @@ class Stage(Struct, frozen=True):
     """One step of a chain. `handle` gets every consumed event of a batch at once."""
 
     name: str
-    consumes: frozenset[type]
+    consumes: frozenset[type[Fact]]
     handle: Handle
 
 
@@ -105,7 +105,7 @@ class Group(Struct, frozen=True):
     outputs_are_facts: bool = False
 
     @property
-    def consumes(self) -> frozenset[type]:
+    def consumes(self) -> frozenset[type[Fact]]:
         """Everything that any stage consumes."""
         return frozenset().union(*(stage.consumes for stage in self.stages))
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from tests.engine import Engine
 from tests.words import ACCOUNT, Vendors, observed
 
@@ -93,7 +94,9 @@ async def test_all_reasons_to_hold_are_kept_and_the_first_is_primary(redis_url: 
     assert record.reservation.state == "reserved"
 
 
-async def test_the_payout_that_exactly_fills_the_day_passes_and_one_more_rupee_does_not(redis_url: str) -> None:
+async def test_the_payout_that_exactly_fills_the_day_passes_and_one_more_rupee_does_not(
+    redis_url: str,
+) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_1", 400_000))
@@ -135,7 +138,9 @@ async def test_the_rate_limit_counts_payouts_in_the_window_before_this_one(redis
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_of_fifty_at_once_against_room_for_ten_exactly_ten_are_approved(redis_url: str, workers: int) -> None:
+async def test_of_fifty_at_once_against_room_for_ten_exactly_ten_are_approved(
+    redis_url: str, workers: int
+) -> None:
     async with Engine(redis_url, workers=workers) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(*(observed(f"pout_{i}", 100_000) for i in range(50)))
@@ -170,7 +175,9 @@ async def test_a_malformed_payout_becomes_a_dead_letter_with_its_reason(redis_ur
     from streamproc.domain.events import EntrySetAside, PayoutMalformed
 
     async with Engine(redis_url) as engine:
-        bad = PayoutMalformed(at=1, payout="pout_1", account=ACCOUNT, source="webhook", problem="amount 99 is too small")
+        bad = PayoutMalformed(
+            at=1, payout="pout_1", account=ACCOUNT, source="webhook", problem="amount 99 is too small"
+        )
         await engine.append(ACCOUNT, bad)
         await engine.settled()
         letters = await engine.client.xrange(engine.names.dead)

@@ -3,12 +3,12 @@
 import itertools
 
 import pytest
+
+from streamproc.domain.events import GovernanceBypassed, PayoutSettled
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
 from tests.engine import Engine
 from tests.words import observed
-
-from streamproc.log.connection import connected
-from streamproc.domain.events import GovernanceBypassed, PayoutSettled
-from streamproc.log.names import Names
 
 POLICIES = """
 policies:
@@ -66,7 +66,9 @@ async def test_a_payout_that_moves_at_the_bank_without_approval_is_a_bypass(redi
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_1", status="processing"), observed("pout_2", 600_000))
-        await engine.deliver(observed("pout_1", status="processed"), observed("pout_2", 600_000, status="processing"))
+        await engine.deliver(
+            observed("pout_1", status="processed"), observed("pout_2", 600_000, status="processing")
+        )
         await engine.deliver(observed("pout_1", status="pending"))
         story = await engine.story("pout_1")
         records = await engine.records()
@@ -84,6 +86,12 @@ async def test_a_held_payout_keeps_its_reservation_until_a_reviewer_rejects_it(r
         await engine.review("pout_1", "asha", "reject", account=event.account)
         assert await reserved_and_committed(engine) == (0, 0)
         entry = next(
-            entry for entry in await engine.entries() if any(isinstance(event, PayoutSettled) for event in entry)
+            entry
+            for entry in await engine.entries()
+            if any(isinstance(event, PayoutSettled) for event in entry)
         )
-        assert [type(event).__name__ for event in entry] == ["ReviewCounted", "PayoutDecided", "PayoutSettled"]
+        assert [type(event).__name__ for event in entry] == [
+            "ReviewCounted",
+            "PayoutDecided",
+            "PayoutSettled",
+        ]

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from tests.engine import Engine
-from tests.words import ACCOUNT, Vendors, observed
 
 from streamproc.domain.events import PayoutDecided, ReviewRefused, ReviewSubmitted, TimerFired
+from tests.engine import Engine
+from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
 policies:
@@ -51,7 +51,9 @@ async def test_who_may_not_review_is_refused_and_the_refusal_is_recorded(
     assert story[-1].problem == problem
 
 
-async def test_of_twenty_approvals_and_twenty_rejections_one_wins_and_the_others_are_told_who(redis_url: str) -> None:
+async def test_of_twenty_approvals_and_twenty_rejections_one_wins_and_the_others_are_told_who(
+    redis_url: str,
+) -> None:
     async with Engine(redis_url, workers=3) as engine:
         await held(engine)
         now = engine.producer.now_us()
@@ -81,7 +83,9 @@ async def test_above_the_dual_threshold_two_different_reviewers_must_approve(red
 async def test_an_approval_after_the_policy_was_tightened_is_a_rejection(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await held(engine)
-        await engine.apply(POLICIES.replace("hold_ttl: 1h", "hold_ttl: 1h, blocked_domains: [vendor.example.com]"))
+        await engine.apply(
+            POLICIES.replace("hold_ttl: 1h", "hold_ttl: 1h, blocked_domains: [vendor.example.com]")
+        )
         await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
         record = await engine.record("pout_1")
     assert (record.decision, record.reason) == ("REJECTED", "DOMAIN_BLOCKED")

@@ -26,7 +26,13 @@ async def client(redis_url: str) -> AsyncIterator[Redis]:
 amounts = st.sampled_from([1, 50, 100, 101])
 limits = st.sampled_from([None, 0, 100, 150, 300, 10**15])
 windows = st.lists(
-    st.builds(Window, st.sampled_from(["agent:a", "agent:b", "account:x"]), st.sampled_from(["d1", "w1"]), limits, st.just(FAR)),
+    st.builds(
+        Window,
+        st.sampled_from(["agent:a", "agent:b", "account:x"]),
+        st.sampled_from(["d1", "w1"]),
+        limits,
+        st.just(FAR),
+    ),
     min_size=1,
     max_size=3,
     unique_by=lambda w: (w.scope, w.window),
@@ -77,7 +83,9 @@ async def test_lua_and_model_agree_on_every_history(client: Redis, history: list
 async def settle_in_redis(client: Redis, model: Ledger, payout: str, settlement: str) -> bool:
     """Settle by a commit of an entry of its own; True if it was numbered."""
     before = int(await client.get(NAMES.number) or 0)
-    await client.xgroup_create(NAMES.log, "g", id="$", mkstream=True) if not await client.exists(NAMES.log) else None
+    await client.xgroup_create(NAMES.log, "g", id="$", mkstream=True) if not await client.exists(
+        NAMES.log
+    ) else None
     entry = await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
     await client.xreadgroup("g", "c", {NAMES.log: ">"}, count=1)
     budget = model.admissions[payout].budget if payout in model.admissions else None

@@ -5,7 +5,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tests.words import delivery, observed
 
 from streamproc import embedded
 from streamproc.domain.wire import decode_events
@@ -13,6 +12,7 @@ from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import LogView, Producer, open_log
+from tests.words import delivery, observed
 
 
 async def test_a_delivery_is_appended_once_however_often_it_comes(redis_url: str) -> None:
@@ -30,7 +30,9 @@ async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(redis
     async with Producer(redis_url, partitions=1, name="webhook") as producer, connected(redis_url) as client:
         await producer.append(delivery(observed("pout_warm")))
         await client.config_resetstat()
-        answers = await asyncio.gather(*(producer.append(delivery(observed(f"pout_{i % 50}"))) for i in range(200)))
+        answers = await asyncio.gather(
+            *(producer.append(delivery(observed(f"pout_{i % 50}"))) for i in range(200))
+        )
         calls = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
     assert sum(answer.new for answer in answers) == 50
     assert len({answer.entry for answer in answers}) == 50

@@ -2,10 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.words import NOW, observed
 
 from streamproc.domain import events as e
 from streamproc.domain.payouts import BANK_RANK, evolve, fold, settlement_due, state_of
+from tests.words import NOW, observed
 
 WINDOW = e.WindowUse(scope="agent:bot", window="d", limit=None, reserved=0, committed=0)
 statuses = st.sampled_from(sorted(BANK_RANK))
@@ -31,12 +31,18 @@ def observations(drawn: list[str]) -> list[e.PayoutObserved]:
     return [observed(status=status, amount=100, at=NOW + 10 + i) for i, status in enumerate(drawn)]
 
 
-@given(drawn=st.lists(statuses, max_size=5), decision=st.sampled_from(["APPROVED", "REJECTED", "HELD"]), data=st.data())
+@given(
+    drawn=st.lists(statuses, max_size=5),
+    decision=st.sampled_from(["APPROVED", "REJECTED", "HELD"]),
+    data=st.data(),
+)
 def test_observations_commute_with_decisions_and_with_each_other(
     drawn: list[str], decision: str, data: st.DataObject
 ) -> None:
     first = observed(amount=100, at=NOW)
-    reserved = e.BudgetReserved(at=NOW + 1, payout="pout_1", amount=100, number=1, windows=[WINDOW], findings=[])
+    reserved = e.BudgetReserved(
+        at=NOW + 1, payout="pout_1", amount=100, number=1, windows=[WINDOW], findings=[]
+    )
     later: list[e.Event] = [*observations(drawn)]
     shuffled = data.draw(st.permutations(later))
     cut = data.draw(st.integers(0, len(shuffled)))
@@ -63,7 +69,9 @@ def test_a_reservation_is_settled_exactly_when_the_bank_or_the_decision_is_final
     status: str, decision: str | None
 ) -> None:
     history: list[e.Event] = [observed(amount=100, at=NOW)]
-    history.append(e.BudgetReserved(at=NOW, payout="pout_1", amount=100, number=1, windows=[WINDOW], findings=[]))
+    history.append(
+        e.BudgetReserved(at=NOW, payout="pout_1", amount=100, number=1, windows=[WINDOW], findings=[])
+    )
     history += [decided(decision)] if decision else []
     record = fold([*history, observed(status=status, amount=100, at=NOW + 1)])
     assert record is not None
