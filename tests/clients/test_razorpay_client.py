@@ -160,9 +160,7 @@ async def test_after_a_5xx_or_a_lost_answer_the_outcome_is_unknown(script: Scrip
 
 async def test_a_command_that_is_not_answered_in_time_has_an_unknown_outcome() -> None:
     async with loopback(hang) as server:
-        http = OutboundClient(
-            "razorpay", server.url, timeout_s=0.5, limit_per_s=8, burst=8, breaker=Breaker()
-        )
+        http = OutboundClient("razorpay", server.url, timeout_s=2, limit_per_s=8, burst=8, breaker=Breaker())
         async with http:
             with pytest.raises(OutcomeUnknown):
                 await Razorpay(http, key_id="k", key_secret="s").cancel(PAYOUT)
