@@ -33,6 +33,7 @@ assert COMMAND_TIMEOUT_S * 1000 > STATEMENT_TIMEOUT_MS > LOCK_TIMEOUT_MS
 AWAY = (
     OSError,  # TimeoutError is one of them
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a statement sent just after the server said goodbye to an idle connection
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,  # shut down, starting up, statement cancelled by its timeout

@@ -223,4 +223,8 @@ VIEWS = {
 
 async def everything(dsn: str) -> dict[str, list[tuple[object, ...]]]:
     """All that the projector writes, without when it wrote it."""
-    return {view: await fetch(dsn, query) for view, query in VIEWS.items()}
+    db = await asyncpg.connect(dsn)
+    try:
+        return {view: [tuple(row) for row in await db.fetch(query)] for view, query in VIEWS.items()}
+    finally:
+        await db.close()

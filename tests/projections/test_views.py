@@ -1,6 +1,5 @@
 """What the folds say, without a database."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,0 +1,130 @@
+"""What the archive and its views answer, and that they find it by index."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import asyncpg
+import pytest
+
+from streamproc.archive.migrate import upgrade
+from streamproc.archive.read import (
+    _SQL,
+    AuditFilter,
+    archived_upto,
+    audit_rows,
+    budgets_of,
+    entry_archived,
+    payout_history,
+    payout_view,
+)
+from streamproc.domain.payouts import fold
+from streamproc.domain.wire import decode_events
+from streamproc.errors import TryAgain
+from tests.projections.histories import ListedLog, decided, history, log_of, project_all, reserved, settled
+from tests.words import NOW, observed
+
+
+@pytest.fixture
+async def dsn(postgres: str) -> str:
+    await upgrade(postgres)
+    return postgres
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
+        yield pool
+
+
+async def test_an_empty_archive_answers_that_it_is_empty(pool: asyncpg.Pool):
+    assert await archived_upto(pool, 0) == "0-0"
+    assert not await entry_archived(pool, 0, "1-0")
+    assert await payout_history(pool, "pout_1") == []
+    assert await payout_view(pool, "pout_1") is None
+    assert await budgets_of(pool, "bot") == []
+    assert await audit_rows(pool, AuditFilter()) == []
+
+
+async def test_the_archive_says_how_far_it_is_and_what_it_has(dsn: str, pool: asyncpg.Pool):
+    log = ListedLog(history(seed=1, payouts=3))
+    await project_all(dsn, log)
+    last = log.entries[-1].id
+    assert await archived_upto(pool, 0) == last
+    assert await archived_upto(pool, 1) == "0-0"
+    assert await entry_archived(pool, 0, last)
+    assert not await entry_archived(pool, 1, last)
+    assert not await entry_archived(pool, 0, last + "9")
+
+
+async def test_a_payouts_history_is_its_entries_in_log_order_and_folds_to_its_view(
+    dsn: str, pool: asyncpg.Pool
+):
+    log = ListedLog(history(seed=2, payouts=5))
+    await project_all(dsn, log)
+    entries = await payout_history(pool, "pout_3")
+    expected = [entry for entry in log.entries if b'"pout_3"' in entry.e]
+    assert [(entry.id, entry.e, entry.m) for entry in entries] == [tuple(entry) for entry in expected]
+    assert {entry.payout for entry in entries} == {"pout_3"}
+    folded = fold(event for entry in entries for event in decode_events(entry.e))
+    assert await payout_view(pool, "pout_3") == folded
+
+
+async def test_an_agents_budgets_are_its_own_windows(dsn: str, pool: asyncpg.Pool):
+    mine, other = reserved("pout_1", 500, "2026-11-30", "2026-W49"), reserved("pout_2", 9, agent="scout")
+    await project_all(
+        dsn,
+        ListedLog(
+            log_of([observed("pout_1")], [mine], [observed("pout_2")], [other], [settled(mine, "committed")])
+        ),
+    )
+    rows = await budgets_of(pool, "bot")
+    assert [(row.window, row.limit_paise, row.reserved, row.committed) for row in rows] == [
+        ("2026-W49", 10**9, 0, 500),
+        ("2026-11-30", 10**9, 0, 500),
+    ]
+
+
+async def test_the_audit_is_filtered_by_each_field_newest_first(dsn: str, pool: asyncpg.Pool):
+    await project_all(
+        dsn,
+        ListedLog(
+            log_of(
+                [observed("pout_1")],
+                [decided("pout_1", 5)],
+                [observed("pout_2")],
+                [decided("pout_2", 5, "REJECTED", "NO_POLICY")],
+                [observed("pout_1", status="processed", at=NOW + 10)],
+            )
+        ),
+    )
+
+    async def found(**wanted: object) -> list[tuple[str | None, str]]:
+        return [(row.payout, row.kind) for row in await audit_rows(pool, AuditFilter(**wanted))]  # type: ignore[arg-type]
+
+    first, second, confirmed = ("pout_1", "decision"), ("pout_2", "decision"), ("pout_1", "confirmation")
+    after = datetime.fromtimestamp(NOW // 1_000_000, UTC).replace(microsecond=10)
+    assert await found() == [confirmed, second, first]
+    assert await found(payout="pout_1") == [confirmed, first]
+    assert await found(agent="bot") == [confirmed, second, first]
+    assert await found(agent="nobody") == []
+    assert await found(kind="decision") == [second, first]
+    assert await found(decision="REJECTED") == [second]
+    assert await found(reason="POLICY_OK") == [first]
+    assert await found(since=after) == [confirmed]
+    assert await found(until=after) == [second, first]
+    assert len(await audit_rows(pool, AuditFilter(), limit=2)) == 2
+
+
+async def test_a_payouts_history_is_found_by_its_index(dsn: str, pool: asyncpg.Pool):
+    await project_all(dsn, ListedLog(history(seed=4, payouts=400)))
+    await pool.execute("ANALYZE events")
+    plan = await pool.fetch("EXPLAIN " + _SQL["payout_history"], "pout_7", 100)
+    text = "\n".join(line[0] for line in plan)
+    assert "Index Cond: (payout = 'pout_7'::text)" in text
+    assert "Seq Scan on events_y2026m12" not in text, "November holds a handful of rows, December the rest"
+
+
+async def test_postgres_being_away_is_to_be_tried_again():
+    async with asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none", min_size=0) as pool:
+        with pytest.raises(TryAgain, match="Postgres is away"):
+            await archived_upto(pool, 0)
