@@ -1,0 +1,49 @@
+"""A chain in one group, and the same chain with one group for each stage, record the same of every payout."""
+
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, observed
+
+import consumers
+from consumers.vet import Reputations
+from streamproc.domain.events import Event
+from streamproc.domain.wire import type_of
+from streamproc.log.connection import connected
+
+POLICIES = """
+policies:
+  bot: {daily_limit: 1000, rate_limit: {count: 0, window: 60}, require_approval_above: 300}
+  rated: {rate_limit: {count: 1, window: 60}}
+reviewers: [asha]
+"""
+VENDORS = {"malware": "threat", "unknown": "unavailable"}
+
+
+async def stories(redis_url: str, *, split: bool) -> dict[str, list[tuple[str, str, str]]]:
+    """What was recorded of each payout: the types of events, with decision and reason where they have one."""
+    async with connected(redis_url) as client:
+        await client.flushdb()
+    group = consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE)
+    groups = list(consumers.split(group).values()) if split else [group]
+    async with Engine(redis_url, groups=groups) as engine:
+        await engine.apply(POLICIES)
+        for i, amount in enumerate((200, 300, 301, 400, 500, 100)):
+            await engine.deliver(observed(f"pout_{i}", amount))
+        await engine.deliver(observed("pout_risk", url="https://malware.example.net/"))
+        await engine.deliver(observed("pout_down", 300, agent="rated", url="https://unknown.example.net/"))
+        await engine.deliver(observed("pout_rate", 300, agent="rated"))
+        await engine.deliver(observed("pout_none", agent="stranger"))
+        await engine.review("pout_2", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("pout_0", 200, status="processed"), observed("pout_2", 301, status="failed"))
+        payouts = sorted(await engine.records())
+        return {payout: [_gist(event) for event in await engine.story(payout)] for payout in payouts}
+
+
+def _gist(event: Event) -> tuple[str, str, str]:
+    return type_of(event), getattr(event, "decision", ""), getattr(event, "reason", "")
+
+
+async def test_one_group_or_one_for_each_stage_records_the_same(redis_url: str) -> None:
+    together = await stories(redis_url, split=False)
+    apart = await stories(redis_url, split=True)
+    assert len(together) == 10
+    assert apart == together
