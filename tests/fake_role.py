@@ -31,6 +31,12 @@ class Always200(http.server.BaseHTTPRequestHandler):
 
 
 def main() -> None:
+    # Before the note of the start: who reads it may send SIGTERM at once.
+    stopped = threading.Event()
+    if (HERE / f"deaf-{ROLE}").exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     note(f"start {ROLE} {os.getpid()}")
     for name in (
         "STREAMPROC_REDIS_URL",
@@ -46,11 +52,6 @@ def main() -> None:
         sys.exit(int(crash.read_text()))
     if ROLE == "migrate":
         return
-    stopped = threading.Event()
-    if (HERE / f"deaf-{ROLE}").exists():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     port = {"serve": "STREAMPROC_PORT", "sandbox": "SANDBOX_PORT"}.get(ROLE)
     if port:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ[port])), Always200)

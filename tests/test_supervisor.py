@@ -224,7 +224,7 @@ async def test_a_role_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> N
     async with made_up(tmp_path) as up:
         await up.start()
         await up.ready()
-        await until(lambda: up.order("start").count("worker") == 2)
+        await until(lambda: len(up.order("start")) == 7)
         up.process.terminate()
         assert await up.ended() == 0
         assert up.order("stop")[-2:] == ["projector", "sandbox"]
@@ -236,7 +236,7 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
     async with made_up(tmp_path, DRAIN="1h") as up:
         await up.start()
         await up.ready()
-        await until(lambda: up.order("start").count("worker") == 2)
+        await until(lambda: len(up.order("start")) == 7)
         up.process.send_signal(signal.SIGINT)
         await until(lambda: "stop serve" in up.events() and "stop poller" in up.events())
         up.process.send_signal(signal.SIGINT)
