@@ -1,0 +1,79 @@
+"""The command line: thin commands, one module for each noun. What they do is in `streamproc.app` and `operate`.
+
+    exit 0   done
+    exit 1   the job failed, or its answer is no
+    exit 2   wrong use: an option, a file or a setting is wrong
+
+An error is one clear line on stderr. Heavy modules are imported inside the commands, so that `--help` is quick.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from streamproc import __version__
+from streamproc.cli import output
+from streamproc.cli.logline import log_to_stderr
+from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
+from streamproc.errors import ConfigError, InputError, StreamprocError
+
+WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="streamproc")
+def cli() -> None:
+    """Govern the payouts of AI agents: an event log, a pipeline of consumers, an audit trail.
+
+    Start everything on this machine with `streamproc up`; other commands find the running system through
+    STREAMPROC_DATA_DIR, or through STREAMPROC_REDIS_URL and STREAMPROC_POSTGRES_DSN.
+    """
+    log_to_stderr()
+
+
+for command in (up, serve, worker, poller, projector, sandbox, migrate):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Defects are not caught: they show a traceback and exit 1."""
+    try:
+        return int(cli.main(arguments, prog_name="streamproc", standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as problem:
+        problem.show()
+        return problem.exit_code
+    except BrokenPipeError:
+        output.abandon_stdout()  # `streamproc log tail | head`: the reader had enough
+        return 0
+    except StreamprocError as problem:
+        return _refuse(problem)
+    except BaseExceptionGroup as problems:
+        named = _named(problems)
+        if named is None:
+            raise
+        return _refuse(named)
+
+
+def _refuse(problem: StreamprocError) -> int:
+    click.echo(f"streamproc: {problem}", err=True)
+    return WRONG_USE if isinstance(problem, ConfigError | InputError) else FAILED
+
+
+def _named(problems: BaseExceptionGroup[BaseException]) -> StreamprocError | None:
+    """The first error of a task group, where all of them were raised on purpose."""
+    ours, rest = problems.split(StreamprocError)
+    if ours is None or rest is not None:
+        return None
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, StreamprocError)
+    return first

@@ -1,0 +1,24 @@
+"""What commands start from: the settings, and, for operators, where the running system is."""
+
+import os
+
+from streamproc.errors import ConfigError
+from streamproc.settings import PREFIX, Role, Settings, discover, load, require
+
+
+def role_settings(role: Role) -> Settings:
+    """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
+    settings = load(os.environ)
+    require(settings, role)
+    return settings
+
+
+def operator_settings() -> Settings:
+    """The settings, completed from the `up` that runs on the same DATA_DIR. Raises ConfigError without a log."""
+    settings = discover(load(os.environ))
+    if not settings.redis_url:
+        where = settings.data_dir
+        raise ConfigError(
+            f"no `streamproc up` runs on {where}; start one, or set {PREFIX}REDIS_URL or {PREFIX}DATA_DIR"
+        )
+    return settings

@@ -1,0 +1,62 @@
+"""How commands speak: JSON for machines, tables for people, and how a coroutine is run to its end."""
+
+import json
+import os
+import sys
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+T = TypeVar("T")
+
+PIPE_COLUMNS = 200
+"""Width of a table that is not on a terminal, so that nothing is cut off before `grep` sees it."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine; Ctrl-C ends it with exit code 130."""
+    import asyncio
+
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise click.Abort from None
+
+
+def say_json(value: object) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """A table, or one line that says that there is nothing to show."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = list(rows)
+    if not found:
+        click.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in found:
+        # Text, not str: what came from outside may look like markup.
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    Console(width=width, highlight=False).print(table)
+
+
+def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
+    """The values of a row in the order of its columns."""
+    return [row.get(name) for name in names]
+
+
+def abandon_stdout() -> None:
+    """The reader of our pipe has gone: Python must not complain again while it exits."""
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # lives as long as the process

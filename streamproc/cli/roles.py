@@ -1,0 +1,174 @@
+"""Commands that run a part of the system until they are told to stop."""
+
+import os
+from collections.abc import Awaitable, Callable
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import role_settings
+from streamproc.errors import ConfigError, InputError
+from streamproc.settings import Settings, discover, load, require
+
+CONCURRENCY_MAX = 64
+"""Consumers of one group in one process: past the cores they only wait for each other."""
+
+
+def _run_until_stopped(role: Callable[..., Awaitable[None]], settings: Settings, *arguments: object) -> None:
+    """Run a role until SIGTERM or SIGINT, which drain it."""
+    import uvloop
+
+    from streamproc.app import stop_signals
+
+    async def body() -> None:
+        async with stop_signals() as stopping:
+            await role(settings, *arguments, stopping)
+
+    uvloop.run(body())
+
+
+@click.command()
+@click.option("--demo", is_flag=True, help="Run the demo scenarios, print each decision, stop.")
+@click.pass_context
+def up(context: click.Context, demo: bool) -> None:
+    """Run the whole system on this machine.
+
+    Starts Valkey and Postgres from wheels and the bank sandbox, unless STREAMPROC_REDIS_URL,
+    STREAMPROC_POSTGRES_DSN and STREAMPROC_RAZORPAY_KEY_ID name others; migrates the schema; then runs the API,
+    workers, the poller and the projector as supervised children. Ctrl-C drains. Data stay in
+    STREAMPROC_DATA_DIR.
+
+    \b
+    Example:
+      streamproc up
+      streamproc up --demo
+    """
+    import asyncio
+
+    from streamproc.supervisor import up as supervise
+
+    # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
+    context.exit(asyncio.run(supervise(load(os.environ), demo=demo, env=os.environ)))
+
+
+@click.command()
+def serve() -> None:
+    """Run the HTTP side: webhooks of the bank, health.
+
+    A webhook is answered 2xx when its event is in the log and synced to disk.
+
+    \b
+    Example:
+      STREAMPROC_PORT=8080 streamproc serve
+    """
+    settings = role_settings("serve")
+    from streamproc.app import run_serve
+
+    _run_until_stopped(run_serve, settings)
+
+
+@click.command()
+@click.option("--groups", default="", metavar="A,B", help="Consumer groups to work for; all by default.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, CONCURRENCY_MAX),
+    default=1,
+    show_default=True,
+    help="Consumers of each group on each partition.",
+)
+def worker(groups: str, concurrency: int) -> None:
+    """Run the stages: decide payouts, and tell the bank.
+
+    Start as many workers as you like, on as many machines: they share the entries of each group. SIGTERM
+    finishes the batch at hand and leaves.
+
+    \b
+    Example:
+      streamproc worker
+      streamproc worker --groups governance --concurrency 2
+    """
+    settings = role_settings("worker")
+    import consumers
+    from streamproc.app import run_worker
+
+    names = [name.strip() for name in groups.split(",") if name.strip()] if groups else list(consumers.GROUPS)
+    if not names:
+        raise InputError(f"--groups names no group; the groups are {', '.join(consumers.GROUPS)}")
+    _run_until_stopped(run_worker, settings, names, concurrency)
+
+
+@click.command()
+def poller() -> None:
+    """Append what the bank's list of payouts shows.
+
+    It looks every STREAMPROC_POLL_INTERVAL and finds what no webhook told; an event that is known already
+    changes nothing.
+
+    \b
+    Example:
+      STREAMPROC_POLL_INTERVAL=30s streamproc poller
+    """
+    settings = role_settings("poller")
+    from streamproc.app import run_poller
+
+    _run_until_stopped(run_poller, settings)
+
+
+@click.command()
+def projector() -> None:
+    """Archive the log in Postgres and keep the views.
+
+    One projector writes each partition; another one stands by. Money waits for it: see
+    STREAMPROC_EXECUTE_AFTER.
+
+    \b
+    Example:
+      streamproc projector
+    """
+    settings = role_settings("projector")
+    from streamproc.app import run_projection
+
+    _run_until_stopped(run_projection, settings)
+
+
+@click.command()
+def sandbox() -> None:
+    """Run the RazorpayX simulator alone.
+
+    Safe Browsing, GLEIF, Slack and ntfy are beside it on the same port. It is configured by SANDBOX_* variables:
+    SANDBOX_PORT, SANDBOX_WEBHOOK_URL, SANDBOX_DATA_FILE and others.
+
+    \b
+    Example:
+      SANDBOX_PORT=8090 SANDBOX_WEBHOOK_URL=http://127.0.0.1:8080/webhooks/razorpay streamproc sandbox
+    """
+    from ops.sandbox.config import SandboxConfig
+    from ops.sandbox.server import run
+
+    try:
+        config = SandboxConfig.from_env(os.environ)
+    except SystemExit as refused:  # the sandbox is a program of its own and says so its own way
+        raise ConfigError(str(refused)) from refused
+    run(config)
+
+
+@click.command()
+@output.json_option
+def migrate(as_json: bool) -> None:
+    """Bring the Postgres schema to the newest revision. Safe to repeat.
+
+    \b
+    Example:
+      STREAMPROC_POSTGRES_DSN=postgresql://user@host/streamproc streamproc migrate
+    """
+    settings = discover(load(os.environ))
+    require(settings, "migrate")
+    from streamproc.archive.migrate import newest, upgrade
+
+    applied = output.run(upgrade(settings.postgres_dsn.reveal()))
+    if as_json:
+        output.say_json({"applied": applied, "revision": newest()})
+    elif applied:
+        click.echo(f"applied {', '.join(applied)}")
+    else:
+        click.echo(f"nothing to do: the schema is at {newest()}")
