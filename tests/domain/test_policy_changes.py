@@ -1,0 +1,186 @@
+"""Versions are dense, a change is told where something changes and nowhere else, and the fold agrees."""
+
+import pytest
+
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.policy import (
+    ScopeState,
+    build_book,
+    parse_policy_file,
+    patch_scope,
+    plan_changes,
+    scopes_after,
+)
+from streamproc.errors import InputError, LogBroken
+
+Scopes = dict[str, ScopeState]
+TWO = """
+defaults: {daily_limit: 500}
+policies:
+  plain: {}
+  own: {daily_limit: 900}
+accounts: {acc_1: {daily_limit: 5000}}
+teams: {finance: {monthly_limit: 9000}}
+reviewers: {asha: {slack: U0ASHA}, vikram: {}}
+agents: {plain: {fund_accounts: [fa_1], api_keys: [key_1]}}
+"""
+
+
+def changes(scopes: Scopes, text: str, *, prune: bool = False) -> list[PolicyChanged]:
+    file = parse_policy_file(text, name="p.yaml")
+    return plan_changes(scopes, file, prune=prune, at=7, by="asha", why="test")
+
+
+def applied(*texts: str) -> Scopes:
+    scopes: Scopes = {}
+    for text in texts:
+        scopes = scopes_after(scopes, *changes(scopes, text))
+    return scopes
+
+
+def told(events: list[PolicyChanged]) -> list[tuple[str, int]]:
+    return [(event.scope, event.version) for event in events]
+
+
+def patched(scopes: Scopes, scope: str, **fields: object) -> list[PolicyChanged]:
+    return patch_scope(scopes, scope, fields, at=8, by="vikram", why="test")
+
+
+def test_a_first_file_gives_every_scope_version_1() -> None:
+    events = changes({}, TWO)
+    assert {version for _, version in told(events)} == {1}
+    assert events[0].before is None
+    assert (events[0].at, events[0].by, events[0].why) == (7, "asha", "test")
+
+
+def test_the_same_file_again_changes_nothing() -> None:
+    assert changes(applied(TWO), TWO) == []
+    assert changes(applied(TWO), TWO, prune=True) == []
+
+
+def test_only_what_differs_gets_a_new_version() -> None:
+    (event,) = changes(applied(TWO), "policies: {own: {daily_limit: 901}, plain: {}}")
+    assert (event.scope, event.version) == ("agent:own", 2)
+    assert (event.before, event.after) == ({"daily_limit": 900}, {"daily_limit": 901})
+
+
+def test_a_changed_default_gives_a_version_to_each_agent_whose_policy_it_changes_and_no_other() -> None:
+    events = changes(applied(TWO), "defaults: {daily_limit: 600}")
+    assert told(events) == [("defaults", 2), ("agent:plain", 2)]
+    assert events[1].effective is not None
+    assert events[1].effective["daily_limit"] == 600
+    assert events[1].before == events[1].after == {}
+
+
+def test_defaults_that_make_an_agent_inconsistent_refuse_the_whole_file() -> None:
+    with pytest.raises(
+        InputError, match=r"policies\.own\.daily_limit: daily_limit 900 is above weekly_limit 800"
+    ):
+        changes(applied(TWO), "defaults: {weekly_limit: 800}")
+
+
+def test_scopes_that_a_file_does_not_name_stay_unless_it_prunes() -> None:
+    scopes = applied(TWO)
+    assert changes(scopes, "policies: {plain: {}}") == []
+    gone = changes(scopes, "policies: {plain: {}}", prune=True)
+    assert told(gone) == [("agent:own", 2), ("account:acc_1", 2), ("team:finance", 2)]
+    assert all(event.after is None and event.effective is None for event in gone)
+
+
+def test_a_removed_agent_has_no_policy_and_comes_back_with_the_next_version() -> None:
+    scopes = applied(TWO)
+    scopes = scopes_after(scopes, *changes(scopes, "policies: {plain: {}}", prune=True))
+    assert build_book(scopes).agent("own") is None
+    assert told(changes(scopes, "policies: {plain: {}}", prune=True)) == []
+    assert told(changes(scopes, TWO)) == [("agent:own", 3), ("account:acc_1", 3), ("team:finance", 3)]
+
+
+def test_a_version_that_is_skipped_or_repeated_breaks_the_fold() -> None:
+    events = changes({}, TWO)
+    with pytest.raises(LogBroken, match="version 1 follows version 1"):
+        scopes_after(scopes_after({}, *events), events[0])
+
+
+def test_a_patch_changes_what_it_names_and_nothing_else() -> None:
+    scopes = applied(TWO, "policies: {own: {daily_limit: 900, rate_limit: {count: 5, window: 30}}}")
+    (event,) = patched(scopes, "agent:own", frozen=True, rate_limit={"count": 6})
+    assert event.after == {"daily_limit": 900, "rate_limit": {"count": 6, "window": 30}, "frozen": True}
+    assert event.version == 3
+
+
+def test_a_patch_with_null_lets_the_default_count_again() -> None:
+    (event,) = patched(applied(TWO), "agent:own", daily_limit=None)
+    assert event.after == {}
+    assert event.effective is not None
+    assert event.effective["daily_limit"] == 500
+
+
+def test_a_patch_that_changes_nothing_says_nothing() -> None:
+    assert patched(applied(TWO), "agent:own", daily_limit=900) == []
+
+
+def test_a_patch_of_the_defaults_reaches_the_agents() -> None:
+    assert told(patched(applied(TWO), "defaults", frozen=True)) == [
+        ("defaults", 2),
+        ("agent:plain", 2),
+        ("agent:own", 2),
+    ]
+
+
+def test_an_account_without_limits_can_be_frozen() -> None:
+    scopes = scopes_after(applied(TWO), *patched(applied(TWO), "account:acc_2", frozen=True))
+    limits = build_book(scopes).account("acc_2")
+    assert limits is not None
+    assert limits.frozen
+
+
+def test_a_patch_never_gives_an_agent_its_first_policy() -> None:
+    with pytest.raises(InputError, match="agent nobody has no policy"):
+        patched(applied(TWO), "agent:nobody", frozen=False)
+
+
+@pytest.mark.parametrize(
+    ("scope", "fields"),
+    [
+        ("agent:own", {"daily_limit": 1.5}),
+        ("agent:own", {"weekly_limit": 1}),
+        ("account:acc_1", {"per_txn_limit": 1}),
+        ("account:bad id", {"frozen": True}),
+        ("defaults", {"nonsense": 1}),
+        ("reviewers", {"mallory": {}}),
+        ("agents", {"own": {}}),
+    ],
+)
+def test_a_wrong_patch_is_refused_whole(scope: str, fields: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        patched(applied(TWO), scope, **fields)
+
+
+def test_the_book_answers_every_question_of_a_decision() -> None:
+    book = build_book(
+        applied(TWO, "policies: {plain: {allowed_domains: [a.com], blocked_domains: ['*.xyz']}}")
+    )
+    agent = book.agent("plain")
+    assert agent is not None
+    assert (agent.version, agent.policy.daily_limit) == (2, 500)
+    assert (agent.allowed.match("b.a.com"), agent.blocked.match("b.xyz")) == ("a.com", "*.xyz")
+    assert book.agent("plain") is agent
+    account, team = book.account("acc_1"), book.team("finance")
+    assert account is not None
+    assert team is not None
+    assert (account.daily_limit, team.monthly_limit) == (5000, 9000)
+    assert dict(book.reviewers) == {"asha": "U0ASHA", "vikram": ""}
+    assert (book.agent("nobody"), book.account("nobody"), book.team("nobody")) == (None, None, None)
+
+
+def test_a_fund_account_verifies_only_the_agent_it_is_bound_to() -> None:
+    bindings = build_book(applied(TWO)).bindings
+    assert bindings.verified_agent("plain", "fa_1")
+    assert bindings.verified_key("plain", "key_1")
+    assert not bindings.verified_agent("own", "fa_1")
+    assert not bindings.verified_agent("plain", "fa_2")
+    assert not bindings.verified_agent("plain", "key_1")
+
+
+def test_defaults_alone_give_nobody_a_policy() -> None:
+    assert build_book(applied("defaults: {daily_limit: 5}")).agent("anyone") is None
