@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha256
 
 import asyncpg
 import uvicorn
@@ -23,8 +24,9 @@ from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.errors import InputError, LogUnavailable, StreamprocError
 from streamproc.ingress.razorpay_poll import Poller
+from streamproc.log.batch import Limits
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.group import Consumer, Limits
+from streamproc.log.group import Consumer
 from streamproc.log.health import server_settings
 from streamproc.log.names import Names, partition_of
 from streamproc.log.replication import ReplicaBarrier
@@ -156,7 +158,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
-            fallback_account=settings.razorpay_account_id or settings.razorpay_account_number,
+            fallback_account=account_of(settings),
             ready=readiness(settings),
         )
         config = uvicorn.Config(
@@ -197,6 +199,15 @@ async def _redis_check(settings: Settings) -> Check:
     return Check(name="redis", ok=not problems, detail="; ".join(problems))
 
 
+def account_of(settings: Settings) -> str:
+    """The account that the poller's payouts belong to, and a webhook's that names none.
+
+    Without RAZORPAY_ACCOUNT_ID a name that stands for the number: the number itself is bank data.
+    """
+    digest = sha256(settings.razorpay_account_number.encode()).hexdigest()
+    return settings.razorpay_account_id or f"account-{digest[:14]}"
+
+
 # ---- poller, projector ------------------------------------------------------------------
 
 
@@ -204,9 +215,9 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """List the bank's payouts every POLL_INTERVAL and append what is new."""
     if not await opened(settings, stopping):
         return
-    account = settings.razorpay_account_id or settings.razorpay_account_number
+    account = account_of(settings)
     names = Names(partition_of(account, settings.partitions))
-    cursor = names.cursor(f"poll:{settings.razorpay_account_number}")
+    cursor = names.cursor(f"poll:{account}")
 
     async def load_cursor() -> int | None:
         async with connected(settings.redis_url) as client:

@@ -13,8 +13,9 @@ from consumers.vet import Reputations
 from streamproc.domain.events import Event, PayoutObserved, ReviewSubmitted
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
+from streamproc.log.batch import Limits
 from streamproc.log.connection import connect
-from streamproc.log.group import Consumer, Limits
+from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from streamproc.log.work import Group

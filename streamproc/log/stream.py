@@ -157,8 +157,7 @@ class Producer:
             task.cancel()
         await asyncio.gather(*self._writers, return_exceptions=True)
         for queue in self._waiting.values():
-            for waiting in queue:
-                waiting.done.cancel()
+            _refuse(list(queue), LogUnavailable("this process is stopping"))
 
     def now_us(self) -> int:
         """µs by Redis's clock."""
