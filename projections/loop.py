@@ -251,13 +251,20 @@ def months_of(entries: Sequence[Entry]) -> list[int]:
     """The months (UTC, their first ms) in which ascending entries are, and the month after them."""
     starts: list[int] = []
     end_ms = 0
-    for entry in entries:
-        at_ms = id_key(entry.id)[0]
-        if at_ms >= end_ms:
-            first = datetime.fromtimestamp(at_ms // 1000, UTC).replace(
-                day=1, hour=0, minute=0, second=0, microsecond=0
-            )
-            following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
-            starts.append(int(first.timestamp()) * 1000)
-            end_ms = int(following.timestamp()) * 1000
+    # Nearly always all are in the month of the first, and then only the last needs a look.
+    while entries:
+        start_ms, end_ms = _month(id_key(entries[0].id)[0])
+        starts.append(start_ms)
+        if id_key(entries[-1].id)[0] < end_ms:
+            break
+        entries = [entry for entry in entries if id_key(entry.id)[0] >= end_ms]
     return [*starts, end_ms] if starts else []
+
+
+def _month(at_ms: int) -> tuple[int, int]:
+    """The month that holds a time: its first ms, and that of the next."""
+    first = datetime.fromtimestamp(at_ms // 1000, UTC).replace(
+        day=1, hour=0, minute=0, second=0, microsecond=0
+    )
+    following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+    return int(first.timestamp()) * 1000, int(following.timestamp()) * 1000

@@ -6,6 +6,7 @@ entries, so that the archive, the views and the checkpoint move together or not 
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 
 import asyncpg
 from msgspec import Struct
@@ -42,15 +43,16 @@ def chained(
     Raises LogBroken when an entry does not come after the one before it.
     """
     rows: list[ArchivedEntry] = []
+    last = id_key(head.entry)
     for entry, payout in zip(entries, payouts, strict=True):
-        if id_key(entry.id) <= id_key(head.entry):
+        if (key := id_key(entry.id)) <= last:
             raise LogBroken(
                 f"partition {partition}: entry {entry.id} comes after entry {head.entry} in the log"
             )
         seq = head.seq + 1
         link = link_hash(head.hash, partition, seq, entry.id, entry.e, entry.m)
         rows.append(ArchivedEntry(partition, seq, entry.id, payout, entry.e, entry.m, link))
-        head = Head(seq, entry.id, link)
+        head, last = Head(seq, entry.id, link), key
     return rows, head
 
 
@@ -72,11 +74,12 @@ async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:
 async def drop_redelivered(
     db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]
 ) -> Sequence[Entry]:
-    """The entries after `head`. Those up to it were delivered again: they must be archived with the same bytes.
+    """The entries after `head`. Those up to it, which come first, must be archived with the same bytes.
 
     Raises LogBroken for an entry up to `head` that the archive does not have, or has with other bytes.
     """
-    old = [entry for entry in entries if id_key(entry.id) <= id_key(head.entry)]
+    last = id_key(head.entry)
+    old = list(takewhile(lambda entry: id_key(entry.id) <= last, entries))
     if not old:
         return entries
     keys = [id_key(entry.id) for entry in old]
@@ -89,4 +92,4 @@ async def drop_redelivered(
             )
         if archived[entry.id] != (entry.e, entry.m):
             raise LogBroken(f"entry {partition}:{entry.id} has other bytes in the log than in the archive")
-    return [entry for entry in entries if id_key(entry.id) > id_key(head.entry)]
+    return entries[len(old) :]

@@ -49,3 +49,17 @@ async def test_every_month_has_its_range_and_making_it_twice_is_harmless(postgre
         assert names == ["events_y2026m11", "events_y2026m12", "events_y2026m12"]
     finally:
         await db.close()
+
+
+async def test_a_reader_may_read_every_month_and_write_nothing(postgres: str):
+    await upgrade(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await db.execute("SELECT events_month(1796083200000)")
+        await db.execute("SET ROLE streamproc_reader")
+        for table in ("events", "heads", "payouts", "audit", "budgets"):
+            assert await db.fetch(f"SELECT * FROM {table}") == []
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await db.execute(f"DELETE FROM {table}")
+    finally:
+        await db.close()
