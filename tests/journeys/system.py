@@ -1,0 +1,288 @@
+"""The whole system in a test: every role a real process, a real bank sandbox, real Valkey and Postgres.
+
+async with running_system(redis_url, postgres) as system:
+    await system.apply(POLICIES)
+    payout = await system.bank.pay(250_000, notes={"agent_id": "bot"})
+    await system.reaches(payout["id"], "processed")
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import asyncpg
+import httpx
+from redis.asyncio import Redis
+
+from streamproc.archive.migrate import upgrade
+from streamproc.archive.read import payout_view
+from streamproc.domain.events import Event, ReviewSubmitted
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.wire import decode_events, payout_of
+from streamproc.errors import TryAgain
+from streamproc.log.connection import connect
+from streamproc.log.names import Names
+from streamproc.log.stream import Append, Entry, LogView, Producer
+from tests.bank import Sandbox, free_port, running_sandbox, until
+from tests.words import apply_policies
+
+START_MAX_S = 30.0
+DRAIN_MAX_S = 30.0
+STEP_MAX_S = 30.0
+"""For one payout to get from one state to the next, on a machine that is busy with other things."""
+LOG_MAX = 1_000_000
+SECRET = "journey_webhook_secret"
+ACCOUNT = "acc_Journey0000001"
+
+
+def signed(body: bytes, secret: str = SECRET) -> str:
+    """The signature header of a body."""
+    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+@dataclass
+class System:
+    """The running roles and how to look at them."""
+
+    env: dict[str, str]
+    redis_url: str
+    dsn: str
+    bank: Sandbox
+    api: httpx.AsyncClient
+    redis: Redis
+    pool: asyncpg.Pool
+    roles: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)
+    names: Names = field(default_factory=lambda: Names(0))
+
+    # ---- processes ----
+
+    async def start(self, name: str, *arguments: str) -> None:
+        """Start `python -m streamproc <arguments>`; the name without a number is the command if there is none."""
+        command = arguments or (name.partition("-")[0],)
+        self.roles[name] = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "streamproc", *command, env=self.env
+        )
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL: nothing is finished, nothing is said."""
+        self.killed.add(name)
+        process = self.roles.pop(name)
+        process.kill()
+        await process.wait()
+
+    async def drain(self, name: str) -> int:
+        """SIGTERM, and the exit status."""
+        process = self.roles.pop(name)
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(process.wait(), DRAIN_MAX_S)
+
+    async def stop(self) -> dict[str, int]:
+        """Drain all in the supervisor's order; the exit status of each."""
+        last = [name for name in self.roles if name.startswith("projector")]
+        first = [name for name in self.roles if name not in last]
+        return {name: await self.drain(name) for name in first + last}
+
+    async def cli(self, *arguments: str) -> tuple[int, str, str]:
+        """One command of an operator: exit code, stdout, stderr."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "streamproc", *arguments,
+            env=self.env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), STEP_MAX_S)
+        return process.returncode or 0, out.decode(), err.decode()
+
+    # ---- doing ----
+
+    async def apply(self, policies: str) -> None:
+        """Put a policy file in force."""
+        await apply_policies(self.redis, policies)
+
+    async def post(
+        self, body: bytes, *, event_id: str = "", headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """Deliver a body as the bank does, with its signature unless `headers` say otherwise."""
+        sent = {"content-type": "application/json", "x-razorpay-signature": signed(body)}
+        if event_id:
+            sent |= {"x-razorpay-event-id": event_id, "request-id": event_id}
+        return await self.api.post("/webhooks/razorpay", content=body, headers={**sent, **(headers or {})})
+
+    async def review(
+        self, payout: str, *, by: str, action: Literal["approve", "reject"] = "approve", why: str = "seen"
+    ) -> None:
+        """A reviewer's answer in the log, as the command line would put it there."""
+        async with Producer(self.redis_url, partitions=1, name="test") as producer:
+            answer = ReviewSubmitted(
+                at=producer.now_us(), payout=payout, by=by, action=action, why=why, channel="cli"
+            )
+            await producer.append(Append(ACCOUNT, (), (answer,)))
+
+    # ---- looking ----
+
+    async def view(self, payout: str) -> PayoutRecord | None:
+        """The payout as Postgres has it; None where it is not there yet, or Postgres is away."""
+        try:
+            return await payout_view(self.pool, payout)
+        except TryAgain:
+            return None
+
+    async def reaches(self, payout: str, *states: str, deadline_s: float = STEP_MAX_S) -> PayoutRecord:
+        """Wait until the view has the payout in one of these states."""
+        seen: list[PayoutRecord | None] = [None]
+
+        async def there() -> PayoutRecord | None:
+            seen[0] = await self.view(payout)
+            self.check_alive()
+            return seen[0] if seen[0] is not None and seen[0].state in states else None
+
+        try:
+            record = await until(there, what=f"{payout} is {' or '.join(states)}", deadline_s=deadline_s)
+        except AssertionError as problem:
+            raise AssertionError(f"{problem}; last seen: {seen[0]}") from None
+        assert record is not None
+        return record
+
+    def check_alive(self) -> None:
+        """AssertionError when a role has ended by itself."""
+        ended = {name: role.returncode for name, role in self.roles.items() if role.returncode is not None}
+        assert not ended, f"ended by themselves: {ended}"
+
+    async def entries(self) -> list[Entry]:
+        """The log."""
+        view = LogView(self.redis_url, 0)
+        try:
+            return list(await view.read("0-0", LOG_MAX, 0))
+        finally:
+            await view.aclose()
+
+    async def events(self) -> list[Event]:
+        """Every event of the log, in order."""
+        return [event for entry in await self.entries() for event in decode_events(entry.e)]
+
+    async def story(self, payout: str) -> list[Event]:
+        """A payout's events, in log order."""
+        return [event for event in await self.events() if payout_of(event) == payout]
+
+    async def effects(self, payout: str) -> list[str]:
+        """The commands about a payout that took effect at the bank."""
+        return [line["command"] for line in await self.bank.record(payout=payout, effect="true")]
+
+    async def pending(self) -> dict[str, int]:
+        """Entries in somebody's hands, by group."""
+        rows = await self.redis.xinfo_groups(self.names.log)
+        return {row["name"].decode(): row["pending"] for row in rows}
+
+    async def settled(self, deadline_s: float = STEP_MAX_S) -> None:
+        """Wait until every group has read everything, nothing is pending, and the archive is at the log's end."""
+
+        async def done() -> bool:
+            self.check_alive()
+            rows = await self.redis.xinfo_groups(self.names.log)
+            last = (await self.redis.xinfo_stream(self.names.log))["last-generated-id"]
+            upto = await self.pool.fetchval("SELECT entry_id FROM heads WHERE partition = 0")
+            return all(row["lag"] == 0 and row["pending"] == 0 for row in rows) and upto == last.decode()
+
+        await until(done, what="every entry is handled and archived", deadline_s=deadline_s)
+
+    async def folds(self) -> dict[str, PayoutRecord]:
+        """Every payout as the fold of the log."""
+        stories: dict[str, list[Event]] = {}
+        for event in await self.events():
+            if payout_of(event):
+                stories.setdefault(payout_of(event), []).append(event)
+        return {payout: record for payout, story in stories.items() if (record := fold(story)) is not None}
+
+    async def dead(self) -> int:
+        """Dead letters."""
+        return int(await self.redis.xlen(self.names.dead))
+
+
+@asynccontextmanager
+async def running_system(
+    redis_url: str,
+    dsn: str,
+    *,
+    workers: int = 1,
+    roles: tuple[str, ...] = ("serve", "projector"),
+    sandbox: Mapping[str, Any] | None = None,
+    **settings: str,
+) -> AsyncIterator[System]:
+    """Start the roles and wait until the API answers. `settings` are STREAMPROC_ variables in lower case.
+
+    At the end everything still running must drain with exit status 0.
+    """
+    port = free_port()
+    bank_options = {"account_id": ACCOUNT, "webhook_secret": SECRET, "processing_s": 0.02, "utr_s": 0.02}
+    bank_options["webhook_url"] = f"http://127.0.0.1:{port}/webhooks/razorpay"
+    bank_options["webhook_retry_base_s"] = 0.5
+    await upgrade(dsn)
+    async with AsyncExitStack() as stack:
+        bank = await stack.enter_async_context(running_sandbox(**bank_options, **(sandbox or {})))
+        redis = connect(redis_url)
+        stack.push_async_callback(redis.aclose)
+        pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=10.0)
+        stack.callback(pool.terminate)
+        api = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0, trust_env=False)
+        )
+        system = System(
+            _environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, redis, pool
+        )
+        try:
+            for name in (*roles, *(f"worker-{n}" for n in range(1, workers + 1))):
+                await system.start(name)
+            await until(lambda: _answers(system), what="the API is ready", deadline_s=START_MAX_S)
+            yield system
+            ended = await system.stop()
+            assert not any(ended.values()), f"not all drained well: {ended}"
+        finally:
+            for process in system.roles.values():
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+
+
+def _environment(
+    redis_url: str, dsn: str, port: int, bank: Sandbox, settings: Mapping[str, str]
+) -> dict[str, str]:
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))
+    }
+    ours = {
+        "redis_url": redis_url,
+        "postgres_dsn": dsn,
+        "port": str(port),
+        "razorpay_key_id": bank.config.key_id,
+        "razorpay_key_secret": bank.config.key_secret,
+        "razorpay_oauth_token": bank.config.oauth_token,
+        "razorpay_webhook_secrets": SECRET,
+        "razorpay_account_number": bank.config.account_number,
+        "razorpay_account_id": ACCOUNT,
+        "razorpay_base_url": f"{bank.url}/v1",
+        "safe_browsing_key": "journey",
+        "safe_browsing_url": f"{bank.url}/safebrowsing/v4/threatMatches:find",
+        "poll_interval": "500ms",
+    }
+    return clean | {f"STREAMPROC_{name.upper()}": value for name, value in {**ours, **settings}.items()}
+
+
+async def _answers(system: System) -> bool:
+    system.check_alive()
+    try:
+        return (await system.api.get("/readyz")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def kinds(events: list[Event]) -> Counter[str]:
+    """How often each type of event is there."""
+    return Counter(str(type(event).__struct_config__.tag) for event in events)
