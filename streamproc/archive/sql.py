@@ -3,7 +3,8 @@
 A file is a row of blocks, each one statement that can be pasted into psql:
 
     -- name: spent
-    SELECT ...
+    -- What it is for, where that needs saying.
+    SELECT ...;
 """
 
 import re

@@ -7,8 +7,8 @@ INSERT INTO heads (partition) VALUES ($1) ON CONFLICT DO NOTHING;
 -- name: read_head
 SELECT seq, entry_id, hash FROM heads WHERE partition = $1;
 
--- Compare and set; the row stays locked until the transaction ends, so it also serialises writers.
 -- name: move_head
+-- Compare and set; the row stays locked until the transaction ends, so it also serialises writers.
 UPDATE heads SET seq = $5, entry_id = $6, hash = $7, updated_at = now()
 WHERE partition = $1 AND seq = $2 AND entry_id = $3 AND hash = $4
 RETURNING seq;

@@ -36,9 +36,9 @@ CREATE TRIGGER events_rows_stay BEFORE UPDATE OR DELETE ON events FOR EACH ROW E
 -- name: events_are_not_truncated
 CREATE TRIGGER events_are_not_truncated BEFORE TRUNCATE ON events FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
+-- name: events_month
 -- Makes the month's range that holds entry_ms, if it is not there. ATTACH, unlike CREATE ... PARTITION OF, lets others
 -- go on reading and writing; the lock is for two partitions' projectors that enter a new month together.
--- name: events_month
 CREATE FUNCTION events_month(at_ms bigint) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT AS $$
 DECLARE
@@ -143,8 +143,8 @@ CREATE INDEX budgets_scope ON budgets (scope, window_name);
 -- name: budgets_comment
 COMMENT ON TABLE budgets IS 'Paise reserved and committed per budget window; limit_paise as the last reservation saw it, null is no limit';
 
--- Reading is for people and dashboards. Where this role may not make roles, the owner grants by hand.
 -- name: reader_role
+-- Reading is for people and dashboards. Where this role may not make roles, the owner grants by hand.
 DO $$
 BEGIN
     CREATE ROLE streamproc_reader NOLOGIN;
