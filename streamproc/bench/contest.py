@@ -1,0 +1,299 @@
+"""Floor and engine in turns on this machine: fresh servers, the same payouts, one winner's ratio.
+
+Each run has a Valkey of its own, empty and with `appendfsync always`; Postgres is one server for all runs with a new
+database each. The job is in the stream before the contestants start. A run lasts from `go` until the group has read
+and acknowledged everything (the engine's own outputs too) and, with audit, until the last entry is archived. A run
+that came to wrong answers ends the benchmark.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import asyncpg
+from msgspec import Struct
+from redis.asyncio import Redis
+
+from streamproc import embedded, processes
+from streamproc.archive import migrate
+from streamproc.archive.store import read_head
+from streamproc.bench import cost, engine, floor, job
+from streamproc.bench.contestant import GO, STOP
+from streamproc.embedded import Store
+from streamproc.errors import JobFailed
+from streamproc.log.connection import connected
+
+SIDES = ("floor", "engine")
+POLL_S = 0.01
+"""Between two looks whether a run is done: 1 % of a run of a second."""
+RUN_MAX_S = 600.0
+ANSWER_MAX_S = 60.0
+"""For a contestant to get ready or to say what it used."""
+TEMPLATE = "bench_template"
+Said = Callable[[str], None]
+
+
+class Run(Struct, frozen=True):
+    """One side's run. CPU is in µs for each payout; `worker` and `archive` are our processes."""
+
+    side: str
+    round: int
+    seconds: float
+    payouts_per_s: float
+    cpu_us: dict[str, float]
+
+
+class Measured(Struct, frozen=True):
+    """What came out: the runs in the order they were made (the warm-up is not among them)."""
+
+    payouts: int
+    audit: bool
+    payload_bytes: int
+    outcomes: dict[str, int]
+    versions: dict[str, str]
+    runs: list[Run]
+
+
+async def measure(payouts: int, rounds: int, *, audit: bool, said: Said) -> Measured:
+    """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end."""
+    wanted, runs = job.expected(payouts), list[Run]()
+    async with _arena(audit) as arena:
+        for number in range(rounds + 1):
+            for side in SIDES:
+                said(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
+                run = await arena.run(side, number, payouts, wanted)
+                if number > 0:
+                    runs.append(run)
+        return Measured(
+            payouts=payouts,
+            audit=audit,
+            payload_bytes=len(job.payload(0, time.time_ns() // 1000)),
+            outcomes=dict(sorted(wanted.items())),
+            versions=cost.package_versions() | arena.versions,
+            runs=runs,
+        )
+
+
+@asynccontextmanager
+async def _arena(audit: bool) -> AsyncIterator["Arena"]:
+    with _public_directory() as directory:
+        async with AsyncExitStack() as stack:
+            postgres = await stack.enter_async_context(embedded.postgres(directory)) if audit else None
+            arena = Arena(directory, postgres)
+            await arena.open()
+            yield arena
+
+
+@contextmanager
+def _public_directory() -> Iterator[Path]:
+    """Postgres under root runs as somebody else, who must be able to enter."""
+    directory = Path(tempfile.mkdtemp(prefix="streamproc-bench-"))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Arena:
+    """The servers, and one run after the other on them. Nothing here knows of STREAMPROC_REDIS_URL."""
+
+    def __init__(self, directory: Path, postgres: Store | None) -> None:
+        self._directory, self._postgres = directory, postgres
+        self._runs = 0
+        self.versions: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Make the schema once; every run's database is a copy."""
+        if self._postgres is None:
+            return
+        async with self._database("postgres") as db:
+            await db.execute(f"CREATE DATABASE {TEMPLATE}")
+            self.versions["postgres"] = str(await db.fetchval("SHOW server_version"))
+        await migrate.upgrade(self._dsn(TEMPLATE))
+
+    def _dsn(self, database: str) -> str:
+        assert self._postgres is not None
+        return f"{self._postgres.url.rpartition('/')[0]}/{database}"
+
+    @asynccontextmanager
+    async def _database(self, name: str) -> AsyncIterator[asyncpg.Connection]:
+        db = await asyncpg.connect(self._dsn(name))
+        try:
+            yield db
+        finally:
+            await db.close()
+
+    async def run(self, side: str, number: int, payouts: int, wanted: Counter[str]) -> Run:
+        """One run of one side, checked."""
+        self._runs += 1
+        home = self._directory / f"run-{self._runs}"
+        home.mkdir(mode=0o711)
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(embedded.valkey(home))
+            client = await stack.enter_async_context(connected(store.url))
+            # A rewrite of the file would hit one run and not the next.
+            await client.config_set("auto-aof-rewrite-percentage", 0)
+            await self._know(client)
+            db = None
+            if self._postgres is not None:
+                db = await stack.enter_async_context(self._fresh_database(side))
+            await (floor if side == "floor" else engine).load(client, payouts, time.time_ns() // 1000)
+            seconds, cpu_s = await self._timed(side, store.url, client, db)
+            await _check(side, store.url, client, db, wanted)
+        shutil.rmtree(home, ignore_errors=True)
+        cpu_us = {name: used * 1e6 / payouts for name, used in cpu_s.items()}
+        return Run(side, number, seconds, payouts / seconds, cpu_us)
+
+    async def _know(self, client: Redis) -> None:
+        if "valkey" not in self.versions:
+            info = await client.info("server")
+            self.versions["valkey"] = str(info.get("valkey_version", info.get("redis_version")))
+
+    @asynccontextmanager
+    async def _fresh_database(self, side: str) -> AsyncIterator[asyncpg.Connection]:
+        name, template = f"bench_{self._runs}", TEMPLATE if side == "engine" else "template0"
+        async with self._database("postgres") as admin:
+            await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+            async with self._database(name) as db:
+                if side == "floor":
+                    await db.execute(floor.AUDIT_TABLE)
+                yield db
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    async def _timed(
+        self, side: str, url: str, client: Redis, db: asyncpg.Connection | None
+    ) -> tuple[float, dict[str, float]]:
+        dsn = self._dsn(f"bench_{self._runs}") if db is not None else None
+        async with AsyncExitStack() as stack:
+            contestants = {
+                name: await stack.enter_async_context(_contestant(argv))
+                for name, argv in _commands(side, url, dsn).items()
+            }
+            servers = await self._servers_cpu_s(client)
+            began = time.monotonic()
+            for contestant in contestants.values():
+                contestant.order(GO)
+            await _until_done(side, client, db, contestants.values())
+            seconds = time.monotonic() - began
+            spent = {name: used - servers[name] for name, used in (await self._servers_cpu_s(client)).items()}
+            used = {name: await contestant.stop() for name, contestant in contestants.items()}
+        return seconds, used | spent
+
+    async def _servers_cpu_s(self, client: Redis) -> dict[str, float]:
+        used = {"valkey": await cost.valkey_cpu_s(client)}
+        if self._postgres is not None:
+            used["postgres"] = cost.tree_cpu_s(self._postgres.process.pid)
+        return used
+
+
+def _commands(side: str, url: str, dsn: str | None) -> dict[str, list[str]]:
+    """The processes of a side."""
+    if side == "floor":
+        return {"worker": ["streamproc.bench.floor", url, *([dsn] if dsn else [])]}
+    commands = {"worker": ["streamproc.bench.engine", "worker", url]}
+    if dsn is not None:
+        commands["archive"] = ["streamproc.bench.engine", "projector", url, dsn]
+    return commands
+
+
+class _Contestant:
+    """The other end of `contestant.compete`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._said: list[str] = []
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
+
+    def order(self, order: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(order)
+
+    async def stop(self) -> float:
+        """CPU seconds since `go`."""
+        self.order(STOP)
+        return float((await self.answer())["cpu_s"])
+
+    async def answer(self) -> dict[str, float]:
+        """Its next line that is an answer; others are kept for the error."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(ANSWER_MAX_S):
+            while line := (await self._process.stdout.readline()).decode():
+                if line.startswith(('{"ready"', '{"cpu_s"')):
+                    answer: dict[str, float] = json.loads(line)
+                    return answer
+                self._said.append(line)
+        raise self.failed()
+
+    def failed(self) -> JobFailed:
+        return JobFailed(
+            f"a contestant ended early; it said: {''.join(self._said[-20:]).strip() or 'nothing'}"
+        )
+
+
+@asynccontextmanager
+async def _contestant(arguments: Sequence[str]) -> AsyncIterator[_Contestant]:
+    """A process that is ready to go; killed at the end."""
+    # Nothing of STREAMPROC_*: the bench never comes near a system that is in use.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
+    process = await processes.start(
+        [sys.executable, "-m", *arguments],
+        env=env,
+        on_parent_death=signal.SIGKILL,
+        output=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE,
+    )
+    try:
+        contestant = _Contestant(process)
+        await contestant.answer()
+        yield contestant
+    finally:
+        processes.kill(process)
+        await process.wait()
+
+
+async def _until_done(
+    side: str, client: Redis, db: asyncpg.Connection | None, contestants: Collection[_Contestant]
+) -> None:
+    stream = floor.IN if side == "floor" else engine.NAMES.log
+    try:
+        async with asyncio.timeout(RUN_MAX_S):
+            while not await _is_done(side, stream, client, db):
+                for contestant in contestants:
+                    if contestant.has_ended:
+                        raise contestant.failed()
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as problem:
+        raise JobFailed(f"{side}: not done within {RUN_MAX_S:g} s") from problem
+
+
+async def _is_done(side: str, stream: str, client: Redis, db: asyncpg.Connection | None) -> bool:
+    (group,) = await client.xinfo_groups(stream)
+    if group["lag"] != 0 or group["pending"] != 0:
+        return False
+    if side == "floor" or db is None:
+        return True
+    return bool((await read_head(db, 0)).entry.encode() == group["last-delivered-id"])
+
+
+async def _check(
+    side: str, url: str, client: Redis, db: asyncpg.Connection | None, wanted: Counter[str]
+) -> None:
+    found: Awaitable[Counter[str]] = floor.outcomes(client) if side == "floor" else engine.outcomes(url)
+    job.check(side, "the stream", await found, wanted)
+    if db is not None:
+        sql = floor.AUDIT_COUNTS if side == "floor" else engine.AUDIT_COUNTS
+        rows = await db.fetch(sql)
+        job.check(side, "Postgres", Counter({row["reason"]: row["count"] for row in rows}), wanted)

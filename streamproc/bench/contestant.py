@@ -1,0 +1,55 @@
+"""A contestant is a process of its own, so that its CPU time is its own: ready, go, stop, what it cost.
+
+The contest talks to it in lines: it says `{"ready": true}`, waits for `go`, works until `stop`, and then says what CPU
+time it used in between.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+from collections.abc import Awaitable
+from typing import Any
+
+GO, STOP = b"go\n", b"stop\n"
+
+
+async def compete(work: Awaitable[None], **facts: int) -> None:
+    """Run `work`, which never ends by itself, between `go` and `stop`; `facts` go into the answer."""
+    orders = await _orders()
+    say({"ready": True})
+    await _heard(orders, GO)
+    before = _cpu_s()
+    working, stopped = asyncio.ensure_future(work), asyncio.create_task(_heard(orders, STOP))
+    await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    used = _cpu_s() - before
+    if working.done():
+        working.result()
+        raise RuntimeError("the work ended before it was told to")
+    say({"cpu_s": used, **facts})
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
+def say(what: dict[str, Any]) -> None:
+    """One line to the contest."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+async def _orders() -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
+
+
+async def _heard(orders: asyncio.StreamReader, wanted: bytes) -> None:
+    line = await orders.readline()
+    if line != wanted:
+        raise RuntimeError(f"expected {wanted!r}, was told {line!r}")
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

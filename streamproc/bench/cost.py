@@ -1,0 +1,68 @@
+"""What a run costs: CPU time of each process that took part, and the machine it ran on."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+PROC = Path("/proc")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PACKAGES = ("streamproc", "redis", "hiredis", "msgspec", "asyncpg", "uvloop")
+
+
+async def valkey_cpu_s(client: Redis) -> float:
+    """CPU seconds that the server has used, all its threads."""
+    info = await client.info("cpu")
+    return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+
+def tree_cpu_s(pid: int) -> float:
+    """CPU seconds of a process and its children, with those that have ended; in ticks of 10 ms each."""
+    return TICK_S * sum(_ticks(member) for member in (pid, *_children(pid)))
+
+
+def _ticks(pid: int) -> int:
+    fields = _stat(pid)
+    if fields is None:
+        return 0
+    user, system, children_user, children_system = map(int, fields[11:15])
+    return user + system + children_user + children_system
+
+
+def _children(pid: int) -> list[int]:
+    members = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
+    return [member for member in members if (fields := _stat(member)) is not None and int(fields[1]) == pid]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on (the name before it may hold blanks); None: it has ended."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def machine() -> dict[str, str | int]:
+    """Where the numbers are from."""
+    return {
+        "cpu": _line(PROC / "cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": _line(PROC / "meminfo", "MemTotal"),
+        "kernel": platform.release(),
+        "system": platform.system(),
+    }
+
+
+def _line(path: Path, name: str) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith(name):
+            return line.partition(":")[2].strip()
+    return "unknown"
+
+
+def package_versions() -> dict[str, str]:
+    """Python and the packages whose speed is measured with ours."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}

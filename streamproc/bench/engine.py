@@ -1,0 +1,109 @@
+"""The engine's side: the real governance group, and with an archive the real projector, each in its own process.
+
+The vendors' reputations are in the worker's memory before the start, so that no lookup is measured; the floor makes
+none. A lookup during the contest is an error.
+
+Run as a process: `python -m streamproc.bench.engine worker REDIS_URL` or `... projector REDIS_URL POSTGRES_DSN`.
+"""
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import uvloop
+from redis.asyncio import Redis
+
+import consumers
+from consumers.vet import Reputations
+from projections.loop import run_projector
+from streamproc.bench import job
+from streamproc.bench.contestant import compete
+from streamproc.domain.events import PayoutDecided
+from streamproc.domain.governance import Reputation
+from streamproc.domain.policy import parse_policy_file, plan_changes
+from streamproc.domain.wire import decode_events, encode_events
+from streamproc.log import scripts
+from streamproc.log.batch import Limits
+from streamproc.log.cache import Cache
+from streamproc.log.connection import connected
+from streamproc.log.group import Consumer
+from streamproc.log.names import Names
+from streamproc.log.policies import put_in_force, read_scopes
+from streamproc.log.stream import LogView, open_log
+
+NAMES = Names(0)
+FRESH_US = 86_400 * 1_000_000
+READ_BATCH = 5_000
+AUDIT_COUNTS = "SELECT reason, count(*) FROM audit WHERE kind = 'decision' GROUP BY reason"
+
+
+async def load(client: Redis, payouts: int, at_us: int) -> None:
+    """Make the log, put the policies in force, and append the payouts as the webhook does."""
+    await open_log(client, partitions=1, groups=[consumers.GOVERNANCE])
+    rev, scopes = await read_scopes(client, NAMES)
+    file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
+    changes = plan_changes(scopes, file, prune=False, at=at_us, by="bench", why="bench")
+    await put_in_force(client, NAMES, rev, changes, actor="bench")
+    for start in range(0, payouts, scripts.BATCH_MAX):
+        events = [job.observed(i, at_us + i) for i in range(start, min(payouts, start + scripts.BATCH_MAX))]
+        deliveries = [
+            scripts.Delivery(
+                (f"ev:{event.delivery}", f"st:{event.payout}:pending"),
+                encode_events((event,)),
+                b'{"by":"webhook"}',
+            )
+            for event in events
+        ]
+        await scripts.append_once(client, NAMES, deliveries)
+
+
+async def outcomes(url: str) -> Counter[str]:
+    """How many decisions of each reason are in the log."""
+    view, found, after = LogView(url, 0), Counter[str](), "0-0"
+    try:
+        while entries := await view.read(after, READ_BATCH, 0):
+            after = entries[-1].id
+            for entry in entries:
+                found.update(e.reason for e in decode_events(entry.e) if isinstance(e, PayoutDecided))
+    finally:
+        await view.aclose()
+    return found
+
+
+class _Lookup:
+    """Safe Browsing that finds nothing, until the contest begins."""
+
+    def __init__(self, now_us: int) -> None:
+        self._now_us = now_us
+        self.closed = False
+
+    async def __call__(self, urls: Sequence[str]) -> Mapping[str, Reputation]:
+        if self.closed:
+            raise RuntimeError(f"{len(urls)} vendors were looked up; all were to be in memory")
+        fresh_until = self._now_us + FRESH_US
+        return {url: Reputation("clean", checked_at=self._now_us, fresh_until=fresh_until) for url in urls}
+
+
+async def worker(url: str) -> None:
+    """Compete: one consumer of the governance group."""
+    async with connected(url) as client:
+        now_us, _, _ = await scripts.load(client, NAMES, [])
+        lookup = _Lookup(now_us)
+        reputations = Reputations(lookup)
+        await reputations.of(job.vendor_urls(), Cache(client, NAMES), now_us)
+    lookup.closed = True
+    group = consumers.governance(reputations, zone=job.ZONE)
+    consumer = Consumer(url, 0, group, name="bench", limits=Limits())
+    await compete(consumer.run(asyncio.Event()))
+
+
+async def projector(url: str, dsn: str) -> None:
+    """Compete: the archive and the views of the partition."""
+    await compete(run_projector(dsn, 1, lambda partition: LogView(url, partition), asyncio.Event()))
+
+
+if __name__ == "__main__":
+    role, *arguments = sys.argv[1:]
+    uvloop.run(projector(*arguments) if role == "projector" else worker(*arguments))

@@ -1,0 +1,172 @@
+"""The floor: how fast one asyncio worker does the job when it is written by hand for this job alone.
+
+No retries, no dead letters, no history of how a decision came about, no policy changes, no crash safety beyond Redis's
+pending list. Reading, committing and inserting overlap: at most two batches are under way, commits are in order on one
+connection, and a batch's audit rows are written while the next batch is decoded and committed.
+
+Run as a process: `python -m streamproc.bench.floor REDIS_URL [POSTGRES_DSN]`.
+"""
+
+import asyncio
+import sys
+import time
+from collections import Counter, deque
+from contextlib import AsyncExitStack
+from importlib.resources import files
+from typing import Any
+
+import asyncpg
+import msgspec
+import uvloop
+from msgspec import Struct
+from redis.asyncio import Redis
+
+from streamproc.bench import job
+from streamproc.bench.contestant import compete
+from streamproc.domain.events import PayoutObserved
+from streamproc.log.connection import connected
+
+IN, OUT, GROUP = "payouts", "decisions", "floor"
+BLOCK_MS = 1_000
+UNDER_WAY_MAX = 2
+"""Batches: one is inserted while the next is committed. More would only wait."""
+LOAD_BATCH = 500
+REASONS = ("POLICY_OK", "RATE_LIMITED", "LIMIT_EXCEEDED")
+"""By the code that hop.lua answers; after them comes the reason that it was given."""
+WINDOW_US = job.RATE_WINDOW_S * 1_000_000
+
+AUDIT_TABLE = """
+CREATE TABLE audit (
+    payout text PRIMARY KEY, agent text NOT NULL, amount bigint NOT NULL, decision text NOT NULL, reason text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
+)"""
+AUDIT_ROWS = """
+INSERT INTO audit (payout, agent, amount, decision, reason)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[]) ON CONFLICT DO NOTHING"""
+AUDIT_COUNTS = "SELECT reason, count(*) FROM audit GROUP BY reason"
+
+
+class Decision(Struct, omit_defaults=True):
+    """The decision event. hop.lua appends the last two fields."""
+
+    payout: str
+    agent: str
+    amount: int
+    at: int
+    decision: str = ""
+    reason: str = ""
+
+
+_decode = msgspec.json.Decoder(list[PayoutObserved]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Batch:
+    """One batch between its reading and its acknowledgement."""
+
+    __slots__ = ("agents", "amounts", "args", "entries", "keys", "payouts", "verdicts")
+
+    def __init__(self, entries: list[Any], policies: dict[str, job.Policy], day: str) -> None:
+        now_us = time.time_ns() // 1000
+        numbers: dict[str, int] = {}
+        payouts: list[str] = []
+        agents: list[str] = []
+        amounts: list[int] = []
+        verdicts: list[str] = []
+        rows: list[Any] = []
+        for entry, fields in entries:
+            event = _decode(fields[1])[0]
+            payout, facts = event.payout, event.facts
+            agent, amount = facts.notes["agent_id"], facts.amount
+            verdict = job.rejection(policies.get(agent), amount, facts.notes["vendor_url"])
+            number = numbers.setdefault(agent, len(numbers) + 1)
+            head = _encode(Decision(payout, agent, amount, now_us))[:-1]
+            rows += (entry, number, payout, amount, verdict, head)
+            payouts.append(payout)
+            agents.append(agent)
+            amounts.append(amount)
+            verdicts.append(verdict)
+        self.entries = [entry for entry, _ in entries]
+        self.payouts, self.agents, self.amounts, self.verdicts = payouts, agents, amounts, verdicts
+        self.keys = [key for agent in numbers for key in (f"rate:{agent}", f"budget:{agent}:{day}")]
+        limits = [policies[agent].day_limit for agent in numbers]
+        self.args = [now_us, WINDOW_US, job.RATE_COUNT, len(numbers), *limits, *rows]
+
+
+class Hop:
+    """The worker. With a connection to Postgres it acknowledges only after the audit rows are written."""
+
+    def __init__(self, reader: Redis, client: Redis, sha: str, db: asyncpg.Connection | None) -> None:
+        self._reader, self._client, self._sha, self._db = reader, client, sha, db
+        self._group = GROUP if db is None else ""
+        self._inserting = asyncio.Lock()
+        self._policies = job.policies()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        under_way: deque[asyncio.Task[None]] = deque()
+        reading = asyncio.create_task(self._read())
+        while True:
+            entries = await reading
+            reading = asyncio.create_task(self._read())
+            if not entries:
+                continue
+            batch = Batch(entries, self._policies, time.strftime("%Y%m%d"))
+            if len(under_way) == UNDER_WAY_MAX:
+                await under_way.popleft()
+            under_way.append(asyncio.create_task(self._finish(batch)))
+            await asyncio.sleep(0)  # so that it is sent before the next batch is decoded
+
+    async def _read(self) -> list[Any]:
+        reply = await self._reader.execute_command(
+            "XREADGROUP", "GROUP", GROUP, "1", "COUNT", job.BATCH_MAX, "BLOCK", BLOCK_MS, "STREAMS", IN, ">"
+        )
+        return reply[0][1] if reply else []
+
+    async def _finish(self, batch: Batch) -> None:
+        codes = await self._client.execute_command(
+            "EVALSHA", self._sha, 2 + len(batch.keys), IN, OUT, *batch.keys, self._group, *batch.args
+        )
+        if self._db is None:
+            return
+        reasons = [
+            REASONS[code] if code < len(REASONS) else verdict
+            for code, verdict in zip(codes, batch.verdicts, strict=True)
+        ]
+        decisions = ["APPROVED" if code == 0 else "REJECTED" for code in codes]
+        async with self._inserting:
+            await self._db.execute(AUDIT_ROWS, batch.payouts, batch.agents, batch.amounts, decisions, reasons)
+        await self._client.execute_command("XACK", IN, GROUP, *batch.entries)
+
+
+async def load(client: Redis, payouts: int, at_us: int) -> None:
+    """Put the payouts into the stream."""
+    await client.xgroup_create(IN, GROUP, id="0", mkstream=True)
+    for start in range(0, payouts, LOAD_BATCH):
+        async with client.pipeline(transaction=False) as pipe:
+            for i in range(start, min(payouts, start + LOAD_BATCH)):
+                pipe.xadd(IN, {"e": job.payload(i, at_us + i)})
+            await pipe.execute()
+
+
+async def outcomes(client: Redis) -> Counter[str]:
+    """How many decisions of each reason went out."""
+    decode = msgspec.json.Decoder(Decision).decode
+    rows = await client.execute_command("XRANGE", OUT, "-", "+")
+    return Counter(decode(fields[1]).reason for _, fields in rows)
+
+
+async def main(url: str, dsn: str | None) -> None:
+    """Compete."""
+    async with AsyncExitStack() as stack:
+        reader = await stack.enter_async_context(connected(url, blocking=True))
+        client = await stack.enter_async_context(connected(url))
+        sha = await client.script_load(files("streamproc.bench").joinpath("hop.lua").read_text())
+        db = await asyncpg.connect(dsn) if dsn else None
+        if db is not None:
+            stack.push_async_callback(db.close)
+        await compete(Hop(reader, client, sha, db).run())
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))
