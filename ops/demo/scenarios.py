@@ -1,0 +1,164 @@
+"""The scenarios, each through the bank's signed webhook into the running system. Amounts in paise.
+
+A scenario yields checks: what was expected and what came. It states the whole outcome: the decision, its reason,
+the payout's status at the bank, and every command that took effect there.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple, TypeAlias
+
+from ops.demo.running import Outcome, Running, until
+
+PROCESSED = ("processed", ("approve",))
+REJECTED = ("rejected", ("reject",))
+WAITING: tuple[str, tuple[str, ...]] = ("pending", ())
+
+APPROVED_OK = Outcome("APPROVED", "POLICY_OK", *PROCESSED)
+DELIVERIES = 3
+"""The same webhook so many times."""
+RATE_COUNT = 10
+"""Requests of one agent that pass within a minute, by its policy."""
+
+
+class Check(NamedTuple):
+    """One statement: what it is about, what was expected, what came. `payout` is empty where it is about none."""
+
+    about: str
+    expected: str
+    came: str
+    payout: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """It came as stated."""
+        return self.expected == self.came
+
+
+Scenario: TypeAlias = Callable[[Running], AsyncIterator[Check]]
+
+
+def rupees(paise: int) -> str:
+    """An amount for people."""
+    return f"₹{paise // 100:,}" + (f".{paise % 100:02d}" if paise % 100 else "")
+
+
+async def _pay(
+    running: Running, agent: str, amount: int, expected: Outcome, url: str = "", what: str = ""
+) -> Check:
+    payout = await running.pay(agent, amount, url)
+    came = await running.outcome(payout, expected)
+    to = f" to {url}" if url else ""
+    return Check(what or f"{agent} pays {rupees(amount)}{to}", str(expected), str(came), payout)
+
+
+def _rejected(reason: str) -> Outcome:
+    return Outcome("REJECTED", reason, *REJECTED)
+
+
+def _held(reason: str) -> Outcome:
+    return Outcome("HELD", reason, *WAITING)
+
+
+async def legitimate_vendor(running: Running) -> AsyncIterator[Check]:
+    """A legitimate vendor is paid"""
+    yield await _pay(running, "demo-procurement", 250_000, APPROVED_OK, "https://paper.example.com/shop")
+
+
+async def dangerous_vendor(running: Running) -> AsyncIterator[Check]:
+    """A vendor that Safe Browsing names is refused"""
+    url = "https://malware.example.net/invoice"
+    yield await _pay(running, "demo-reputation", 250_000, _rejected("RISK_HIGH"), url)
+
+
+async def transaction_limit(running: Running) -> AsyncIterator[Check]:
+    """The limit of one transaction passes, one paisa more does not"""
+    yield await _pay(running, "demo-limits", 500_000, APPROVED_OK)
+    yield await _pay(running, "demo-limits", 500_001, _rejected("TXN_LIMIT_EXCEEDED"))
+
+
+async def day_limit(running: Running) -> AsyncIterator[Check]:
+    """What exactly fills the day passes, then the day is full"""
+    yield await _pay(running, "demo-budget", 600_000, APPROVED_OK)
+    yield await _pay(running, "demo-budget", 400_000, APPROVED_OK, what="demo-budget fills the day: ₹4,000")
+    yield await _pay(running, "demo-budget", 100, _rejected("LIMIT_EXCEEDED"), what="demo-budget: ₹1 more")
+
+
+async def approval(running: Running) -> AsyncIterator[Check]:
+    """Above the threshold a person decides"""
+    held = await _pay(running, "demo-approvals", 800_000, _held("APPROVAL_REQUIRED"))
+    yield held
+    if not held.passed:
+        return
+    await running.cli("hold", "approve", held.payout, "--by", "asha", "--reason", "ordered by the office")
+    expected = Outcome("APPROVED", "REVIEW_APPROVED", *PROCESSED)
+    came = await running.outcome(held.payout, expected)
+    yield Check("asha approves it", str(expected), str(came), held.payout)
+
+
+async def blocked_suffix(running: Running) -> AsyncIterator[Check]:
+    """A blocked suffix is refused"""
+    url = "https://cheap-laptops.xyz/pay"
+    yield await _pay(running, "demo-domains", 250_000, _rejected("DOMAIN_BLOCKED"), url)
+
+
+async def nobodys_agent(running: Running) -> AsyncIterator[Check]:
+    """An agent without a policy may spend nothing"""
+    yield await _pay(running, "demo-stranger", 250_000, _rejected("NO_POLICY"))
+
+
+async def rate_limit(running: Running) -> AsyncIterator[Check]:
+    """The eleventh request within a minute is one too many"""
+    for number in range(1, RATE_COUNT + 1):
+        # One after the other: with two workers only this makes the order certain.
+        yield await _pay(running, "demo-rate", 10_000, APPROVED_OK, what=f"request {number}")
+    yield await _pay(
+        running, "demo-rate", 10_000, _rejected("RATE_LIMITED"), what=f"request {RATE_COUNT + 1}"
+    )
+
+
+async def same_webhook(running: Running) -> AsyncIterator[Check]:
+    """The same webhook three times is one decision"""
+    paid = await _pay(running, "demo-procurement", 120_000, APPROVED_OK)
+    yield paid
+    (delivery,) = await running.deliveries(paid.payout, "payout.pending")
+    for _ in range(DELIVERIES - 1):
+        await running.control(f"deliveries/{delivery['id']}/resend")
+
+    async def all_answered() -> list[object]:
+        (shown,) = await running.deliveries(paid.payout, "payout.pending")
+        answers = [attempt["status"] for attempt in shown["attempts"]]
+        return answers if len(answers) >= DELIVERIES else []
+
+    answers = await until(all_answered)
+    yield Check("the bank's deliveries were answered", str([200] * DELIVERIES), str(answers), paid.payout)
+    story = await running.explain(paid.payout) or {"events": []}
+    types = Counter(event["type"] for event in story["events"])
+    came = f"{types['payout.decided']} decision, {types['payout.budget_reserved']} reservation"
+    yield Check("in the log", "1 decision, 1 reservation", came, paid.payout)
+
+
+async def reputation_down(running: Running) -> AsyncIterator[Check]:
+    """While Safe Browsing is down a payout waits, and nothing is approved or called fraud"""
+    await running.control("safebrowsing", down="500")
+    try:
+        url = "https://during-the-outage.example.com/"
+        yield await _pay(running, "demo-outage", 250_000, _held("REPUTATION_UNAVAILABLE"), url)
+    finally:
+        await running.control("safebrowsing", down="ok")
+    url = "https://after-the-outage.example.com/"
+    yield await _pay(running, "demo-outage", 250_000, APPROVED_OK, url, what="when it is back")
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    legitimate_vendor,
+    dangerous_vendor,
+    transaction_limit,
+    day_limit,
+    approval,
+    blocked_suffix,
+    nobodys_agent,
+    rate_limit,
+    same_webhook,
+    reputation_down,
+)
