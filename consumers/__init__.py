@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from consumers import decide, screen, settle
+from consumers import decide, settle
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
+from consumers.screen import screen_stage
 from consumers.vet import Reputations, reputation_stage
 from streamproc.log.work import Group, Stage
 
@@ -17,7 +18,7 @@ GROUPS = (GOVERNANCE, EXECUTION)
 def governance_chain(reputations: Reputations, *, zone: str) -> tuple[Stage, ...]:
     """The stages in the order of the rules; review and settlement come last, since a decision feeds them."""
     return (
-        screen.STAGE,
+        screen_stage(zone),
         velocity_stage(reputations.known, zone),
         reputation_stage(reputations),
         budget_stage(zone),

@@ -10,20 +10,24 @@ from streamproc.errors import Unprocessable
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
-async def screen(items: Sequence[Item], desk: Desk) -> None:
-    """Begin governance of every payout that is open at the bank and not decided yet."""
-    for work, event in items:
-        if isinstance(event, PayoutMalformed):
-            work.fail(Unprocessable(f"rule 1: {event.problem}"))
-            continue
-        record = work.known()
-        if record.decision is None and not record.bypassed and record.bank_status in OPEN_STATUSES:
-            _screen_one(work, desk)
+def screen_stage(zone: str) -> Stage:
+    """Rules 1 to 9 for every payout that is open at the bank and not decided yet."""
+
+    async def screen(items: Sequence[Item], desk: Desk) -> None:
+        for work, event in items:
+            if isinstance(event, PayoutMalformed):
+                work.fail(Unprocessable(f"rule 1: {event.problem}"))
+                continue
+            record = work.known()
+            if record.decision is None and not record.bypassed and record.bank_status in OPEN_STATUSES:
+                _screen_one(work, desk, zone)
+
+    return Stage(name="screen", consumes=frozenset({PayoutObserved, PayoutMalformed}), handle=screen)
 
 
-def _screen_one(work: Work, desk: Desk) -> None:
+def _screen_one(work: Work, desk: Desk, zone: str) -> None:
     record = work.known()
-    case = case_of(record, desk)
+    case = case_of(record, desk, zone=zone)
     findings = find(RULES["screening"], case)
     if is_rejected(findings):
         record_decision(work, desk, findings)
@@ -39,6 +43,3 @@ def _screen_one(work: Work, desk: Desk) -> None:
             findings=findings,
         )
     )
-
-
-STAGE = Stage(name="screen", consumes=frozenset({PayoutObserved, PayoutMalformed}), handle=screen)

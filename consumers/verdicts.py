@@ -10,22 +10,25 @@ from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord
 from streamproc.log.work import Desk, Work
 
 US = 1_000_000
+DEFAULT_ZONE = "Asia/Kolkata"
 
 
 def case_of(
     record: PayoutRecord,
     desk: Desk,
     *,
+    zone: str = "",
     admission: Admission = NOTHING_ASKED,
     reputation: Reputation | None = None,
 ) -> Case:
-    """The case of a payout under the policies in force."""
+    """The case of a payout under the policies in force. `zone` is for policies that name none."""
     agent = None if record.agent == UNKNOWN_AGENT else desk.book.agent(record.agent)
     team = desk.book.team(agent.policy.team) if agent is not None and agent.policy.team else None
     return Case(
         payout=record,
         identity=identity_of(record, desk.book),
         agent=agent,
+        zone=zone or DEFAULT_ZONE,
         account=desk.book.account(record.account),
         team=team,
         admission=admission,

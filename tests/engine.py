@@ -114,7 +114,8 @@ class Engine:
 
     async def entries(self) -> list[list[Event]]:
         """The log."""
-        rows = await LogView(self.url, 0).read("0-0", 1_000_000, 0)
+        async with LogView(self.url, 0) as view:
+            rows = await view.read("0-0", 1_000_000, 0)
         return [decode_events(row.e) for row in rows]
 
     async def story(self, payout: str) -> list[Event]:

@@ -14,7 +14,7 @@ from streamproc.log.stream import Append
 
 ACCOUNT = "acc_Test0000000001"
 NOW = 1_790_000_000_000_000
-"""µs; Mon 21 Sep 2026, 18:43 in Asia/Kolkata."""
+"""µs; Mon 21 Sep 2026, 19:43 in Asia/Kolkata."""
 
 
 def observed(

@@ -2,7 +2,7 @@
 
 A log entry is one atomic commit, an ordered list of these events. They are frozen, in the past tense, and
 a closed union: the tag on the wire (`type`) is written out, so renaming a class cannot rewrite history.
-New fields get defaults; a changed meaning gets a new version `v` and an upcaster in `log/codec.py`.
+New fields get defaults; a changed meaning gets a new version `v` and an upcaster in `domain/wire.py`.
 Every event has `type`, `v`, `at` (µs since 1970, Redis's clock) and, where it has one, `payout`.
 Amounts are paise. No floats. No bank account numbers, names, e-mails or phones in ids or reasons.
 """

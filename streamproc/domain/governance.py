@@ -6,7 +6,9 @@ The numbers are those of the rules table in docs/governance.md.
 """
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Literal, TypeAlias
+from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
@@ -27,6 +29,7 @@ class Reputation(Struct, frozen=True):
     problem: str = ""
 
 
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 NO_URL = Reputation("no_url")
 
 
@@ -36,6 +39,8 @@ class Case(Struct, frozen=True):
     payout: PayoutRecord
     identity: Identity
     agent: AgentPolicy | None
+    zone: str = "Asia/Kolkata"
+    """For policies that name none."""
     account: ScopeLimits | None = None
     team: ScopeLimits | None = None
     admission: Admission = Admission()
@@ -67,7 +72,7 @@ def _held(stage: str, code: str, **evidence: str | int | bool | list[str] | None
     return Finding(stage=stage, code=code, outcome="HELD", evidence=evidence)
 
 
-# ---- screening: rules 2 to 8 ------------------------------------------------------------
+# ---- screening: rules 2 to 9 ------------------------------------------------------------
 
 
 def frozen(case: Case) -> Finding | None:
@@ -127,7 +132,7 @@ def vendor_url(case: Case) -> Finding | None:
     url = parse_vendor_url(text)
     if isinstance(url, UrlProblem):
         return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], problem=url.problem)
-    if (url.is_ip or url.is_localhost) and case.agent.allowed.match(url.host) is None:
+    if (url.is_ip or url.is_localhost) and case.agent.allowed.match_named(url.host) is None:
         problem = "an IP address or localhost that allowed_domains does not list"
         return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], host=url.host, problem=problem)
     return None
@@ -145,6 +150,30 @@ def domain(case: Case) -> Finding | None:
     if case.agent.policy.allowed_domains and case.agent.allowed.match(url.host) is None:
         return _rejected("screening", "DOMAIN_BLOCKED", host=url.host, rule="not in allowed_domains")
     return None
+
+
+def suspicious_host(case: Case) -> Finding | None:
+    """A host that mixes scripts in one label looks like another one ("Domains" in docs/governance.md)."""
+    url = vendor_of(case.payout.vendor_url)
+    if url is None or not url.mixes_scripts:
+        return None
+    return _held("screening", "VENDOR_URL_SUSPICIOUS", host=url.host)
+
+
+def outside_hours(case: Case) -> Finding | None:
+    """Rule 9, by the time the payout was received. Hours that end before they begin are a night."""
+    assert case.agent is not None
+    policy = case.agent.policy
+    if policy.hours is None and not policy.days:
+        return None
+    zone = policy.timezone or case.zone
+    moment = datetime.fromtimestamp(case.payout.received_at // 1_000_000, ZoneInfo(zone))
+    minute, day = moment.hour * 60 + moment.minute, WEEKDAYS[moment.weekday()]
+    begins, ends = policy.hours or (0, 24 * 60)
+    is_open = begins <= minute < ends if begins < ends else minute >= begins or minute < ends
+    if is_open and (not policy.days or day in policy.days):
+        return None
+    return _held("screening", "OUTSIDE_HOURS", received=moment.strftime("%a %H:%M"), zone=zone)
 
 
 # ---- velocity, reputation, budget, approval ---------------------------------------------
@@ -212,7 +241,17 @@ def approval(case: Case) -> Finding | None:
 
 # The first rejection ends the chain, so this order is policy: refuse before asking, ask before reserving.
 RULES: dict[str, tuple[Rule, ...]] = {
-    "screening": (frozen, no_policy, currency, unverified_identity, transaction_limit, vendor_url, domain),
+    "screening": (
+        frozen,
+        no_policy,
+        currency,
+        unverified_identity,
+        transaction_limit,
+        vendor_url,
+        domain,
+        suspicious_host,
+        outside_hours,
+    ),
     "velocity": (rate,),
     "reputation": (threat, reputation_unavailable),
     "budget": (window_limit,),

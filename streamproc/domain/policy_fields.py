@@ -215,6 +215,19 @@ def _rate(value: object) -> RateLimit:
     return RateLimit(count, window_s)
 
 
+def _not_enforced(reader: Reader, neutral: object) -> Reader:
+    """A field whose rule this version does not have: only its neutral value is taken, since a limit that is
+    written but not enforced would be believed."""
+
+    def read(value: object) -> object:
+        wanted = reader(value)
+        if wanted != neutral:
+            raise ValueError(f"is not enforced by this version: leave it out or at {shown(neutral)}")
+        return wanted
+
+    return read
+
+
 def _hours(value: object) -> tuple[int, int]:
     match = _HOURS.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -257,9 +270,9 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "on_rate_limit": _one_of("reject", "hold"),
     "on_reputation_unavailable": _one_of("hold", "reject"),
     "require_verified_identity": _flag,
-    "new_beneficiary": _one_of("ignore", "hold"),
-    "require_entity": _flag,
-    "anomaly": _flag,
+    "new_beneficiary": _not_enforced(_one_of("ignore", "hold"), "ignore"),
+    "require_entity": _not_enforced(_flag, False),
+    "anomaly": _not_enforced(_flag, False),
     "hours": _optional(_hours),
     "days": _list_of(_one_of(*_DAYS)),
     "currencies": _list_of(_currency, least=1),

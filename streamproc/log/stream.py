@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msgspec import Struct
 from redis.asyncio import Redis
@@ -146,7 +146,7 @@ class Producer:
         self._writers: list[asyncio.Task[None]] = []
         self.clock = Clock()
 
-    async def __aenter__(self) -> "Producer":
+    async def __aenter__(self) -> Self:
         self._writers = [
             asyncio.create_task(self._write(p), name=f"append-{p}") for p in range(self._partitions)
         ]
@@ -227,6 +227,12 @@ class LogView:
         self._url = url
         self._log = Names(partition).log
         self._blocking: Redis | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def read(self, after: str, count: int, block_ms: int) -> list[Entry]:
         """Entries after an id; waits up to `block_ms` (at most BLOCK_MS_MAX; 0 does not wait) for the first."""

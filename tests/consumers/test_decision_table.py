@@ -23,6 +23,12 @@ policies:
   careful: {on_reputation_unavailable: reject}
   zero: {require_approval_above: 0}
   none-per-txn: {per_txn_limit: 0}
+  nine-to-six: {hours: "09:00-19:43"}
+  nine-to-later: {hours: "09:00-19:44"}
+  night: {hours: "19:43-06:00"}
+  not-monday: {days: [tue, wed]}
+  monday: {days: [mon]}
+  any-host: {allowed_domains: ["*"]}
   weekly: {daily_limit: 500, weekly_limit: 600}
 accounts:
   acc_Frozen: {frozen: true}
@@ -59,6 +65,13 @@ GOOD = "https://vendor.example.com/invoice"
         ("REJECTED DOMAIN_BLOCKED", {"url": "https://shop.xyz/"}),
         ("REJECTED DOMAIN_BLOCKED", {"url": "https://EVIL.com.:443/"}),
         ("APPROVED POLICY_OK", {"url": "https://notevil.com/"}),
+        ("HELD OUTSIDE_HOURS", {"agent": "nine-to-six"}),
+        ("APPROVED POLICY_OK", {"agent": "nine-to-later"}),
+        ("APPROVED POLICY_OK", {"agent": "night"}),
+        ("HELD OUTSIDE_HOURS", {"agent": "not-monday"}),
+        ("APPROVED POLICY_OK", {"agent": "monday"}),
+        ("HELD VENDOR_URL_SUSPICIOUS", {"url": "https://p\u0430ypal.example.com/"}),
+        ("REJECTED VENDOR_URL_INVALID", {"agent": "any-host", "url": "http://127.0.0.1/"}),
         ("REJECTED RISK_HIGH", {"url": "https://malware.example.net/"}),
         ("HELD REPUTATION_UNAVAILABLE", {"url": "https://unknown.example.net/"}),
         ("REJECTED REPUTATION_UNAVAILABLE", {"agent": "careful", "url": "https://unknown.example.net/"}),

@@ -1,13 +1,12 @@
 """A chain in one group, and the same chain with one group for each stage, record the same of every payout."""
 
-from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, Vendors, observed
-
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import Event
 from streamproc.domain.wire import type_of
 from streamproc.log.connection import connected
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
 policies:
@@ -33,7 +32,9 @@ async def stories(redis_url: str, *, split: bool) -> dict[str, list[tuple[str, s
         await engine.deliver(observed("pout_rate", 300, agent="rated"))
         await engine.deliver(observed("pout_none", agent="stranger"))
         await engine.review("pout_2", "asha", "approve", account=ACCOUNT)
-        await engine.deliver(observed("pout_0", 200, status="processed"), observed("pout_2", 301, status="failed"))
+        await engine.deliver(
+            observed("pout_0", 200, status="processed"), observed("pout_2", 301, status="failed")
+        )
         payouts = sorted(await engine.records())
         return {payout: [_gist(event) for event in await engine.story(payout)] for payout in payouts}
 

@@ -154,7 +154,7 @@ def test_an_octal_looking_amount_is_not_read_as_octal() -> None:
         ("currencies", ["INR"], []),
         ("currencies", ["INR", "USD"], ["inr"]),
         ("on_rate_limit", "hold", "ignore"),
-        ("new_beneficiary", "hold", "reject"),
+        ("new_beneficiary", "ignore", "hold"),
         ("queued_hold", "allow", "hold"),
         ("frozen", True, "yes"),
         ("frozen", False, 0),

@@ -21,7 +21,8 @@ async def test_a_delivery_is_appended_once_however_often_it_comes(redis_url: str
         again = await producer.append(delivery(observed("pout_1")))
     assert (first.new, again.new) == (True, False)
     assert first.entry == again.entry
-    entries = await LogView(redis_url, 0).read("0-0", 10, 0)
+    async with LogView(redis_url, 0) as view:
+        entries = await view.read("0-0", 10, 0)
     assert [decode_events(entry.e)[0].payout for entry in entries] == ["pout_1"]
     assert entries[0].m == b'{"by":"webhook"}'
 

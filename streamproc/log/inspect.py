@@ -1,0 +1,142 @@
+"""Looking into the log's Redis without a consumer group: for operators, never for decisions. All reads are bounded."""
+
+from typing import Any
+
+from msgspec import Struct
+from redis.asyncio import Redis
+
+from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.errors import JobFailed
+from streamproc.log.connection import named_errors
+from streamproc.log.names import META, Names
+from streamproc.log.stream import ZERO, Entry, entry_of
+
+SCAN_COUNT = 500
+"""Keys that one SCAN looks at: well under a millisecond of the server's one thread."""
+RECORDS_AT_ONCE = 200
+
+
+class DeadLetter(Struct, frozen=True):
+    """An entry that a group could not handle, as it is kept. `id` and `entry` are stream ids."""
+
+    id: str
+    entry: str
+    group: str
+    e: bytes
+    m: bytes
+    problem: str
+
+
+class LogStats(Struct, frozen=True, kw_only=True):
+    """The size of one partition. Ids are 0-0 where it is empty."""
+
+    partition: int
+    length: int
+    memory_bytes: int
+    first: str
+    last: str
+    timers: int
+    dead: int
+
+
+async def partitions_of_log(client: Redis) -> int:
+    """How many partitions this log was made with. Raises JobFailed where there is no log yet."""
+    with named_errors():
+        known = await client.hget(META, "partitions")  # type: ignore[misc]
+    if known is None:
+        raise JobFailed("this Redis holds no log yet: `streamproc up`, or any role, makes it")
+    return int(known)
+
+
+async def clock_us(client: Redis) -> int:
+    """µs since 1970 by Redis's clock."""
+    with named_errors():
+        seconds, micros = await client.time()
+    return int(seconds) * 1_000_000 + int(micros)
+
+
+async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord | None:
+    """What Redis knows of a payout, whichever partition has it; None when it knows nothing (any more)."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for partition in range(partitions):
+                pipe.hget(Names(partition).payout(payout), "s")
+            found = await pipe.execute()
+    return next((decode_record(record) for record in found if record), None)
+
+
+async def held_records(client: Redis, names: Names, *, limit: int) -> list[PayoutRecord]:
+    """The held payouts of a partition, `limit` of them and in no order. O(keys of the partition)."""
+    held: list[PayoutRecord] = []
+    cursor, pattern = 0, names.payout("*")
+    while True:
+        with named_errors():
+            cursor, keys = await client.scan(cursor, match=pattern, count=SCAN_COUNT, _type="HASH")
+        for start in range(0, len(keys), RECORDS_AT_ONCE):
+            records = await _records(client, keys[start : start + RECORDS_AT_ONCE])
+            held += [record for record in records if record.state == "held"]
+        if cursor == 0 or len(held) >= limit:
+            return held[:limit]
+
+
+async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hget(key, "s")
+            found = await pipe.execute()
+    return [decode_record(record) for record in found if record]
+
+
+async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:
+    """The last `count` entries, the oldest of them first."""
+    with named_errors():
+        rows = await client.execute_command("XREVRANGE", names.log, "+", "-", "COUNT", count)
+    return [entry_of(row) for row in reversed(rows)]
+
+
+async def log_stats(client: Redis, partition: int) -> LogStats:
+    """Size and ends of a partition's log."""
+    names = Names(partition)
+    with named_errors():
+        ends = [
+            await client.execute_command(command, names.log, start, stop, "COUNT", 1)
+            for command, start, stop in (("XRANGE", "-", "+"), ("XREVRANGE", "+", "-"))
+        ]
+        first, last = (rows[0][0].decode() if rows else ZERO for rows in ends)
+        return LogStats(
+            partition=partition,
+            length=await client.xlen(names.log),
+            memory_bytes=await client.memory_usage(names.log) or 0,
+            first=first,
+            last=last,
+            timers=await client.zcard(names.timers),
+            dead=await client.xlen(names.dead),
+        )
+
+
+async def dead_letters(client: Redis, names: Names, *, limit: int) -> list[DeadLetter]:
+    """The oldest `limit` dead letters of a partition."""
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.dead, "-", "+", "COUNT", limit)
+    return [_letter(row) for row in rows]
+
+
+async def dead_letter(client: Redis, names: Names, letter: str) -> DeadLetter | None:
+    """One dead letter; None when there is none of that id."""
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.dead, letter, letter)
+    return _letter(rows[0]) if rows else None
+
+
+def _letter(row: Any) -> DeadLetter:
+    identity, fields = row
+    values = {k.decode(): v for k, v in zip(fields[::2], fields[1::2], strict=True)}
+    return DeadLetter(
+        id=identity.decode(),
+        entry=values["entry"].decode(),
+        group=values["group"].decode(),
+        e=values["e"],
+        m=values["m"],
+        problem=values["problem"].decode(errors="replace"),
+    )
