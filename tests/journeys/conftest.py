@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from tests.journeys.system import System, running_system
 
 POLICIES = """
+defaults: {rate_limit: {count: 0, window: 60s}}
 policies:
   bot: {daily_limit: 100_000_000}
   small: {daily_limit: 100_000_000, per_txn_limit: 500_000}

@@ -52,9 +52,9 @@ def signed(body: bytes, secret: str = SECRET) -> str:
 class System:
     """The running roles and how to look at them."""
 
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)
     redis_url: str
-    dsn: str
+    dsn: str = field(repr=False)
     bank: Sandbox
     api: httpx.AsyncClient
     redis: Redis
