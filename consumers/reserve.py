@@ -143,7 +143,7 @@ def _reserve_one(work: Work, event: ReputationChecked, desk: Desk) -> None:
         BudgetReserved(
             at=desk.now_us,
             payout=record.payout,
-            amount=record.amount,
+            amount=answer.amount,
             number=answer.number,
             windows=uses(answer.windows, answer.before),
             findings=findings,

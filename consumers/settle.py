@@ -67,7 +67,7 @@ def _adopt(work: Work, desk: Desk) -> None:
         BudgetReserved(
             at=desk.now_us,
             payout=record.payout,
-            amount=record.amount,
+            amount=budget.amount,
             number=budget.number,
             windows=uses(budget.windows, budget.before),
             findings=[],

@@ -56,9 +56,13 @@ class RateAnswer(Struct, frozen=True):
 
 
 class BudgetAnswer(Struct, frozen=True):
-    """`exceeded` is the index of the first window without room, or -1; `before` pairs reserved, committed."""
+    """What was answered to `amount`; that amount is what is reserved, whatever is seen of the payout later.
+
+    `exceeded` is the index of the first window without room, or -1; `before` pairs reserved, committed.
+    """
 
     number: int
+    amount: int
     exceeded: int
     windows: tuple[Window, ...]
     before: tuple[tuple[int, int], ...]
@@ -184,7 +188,7 @@ class Ledger:
                 self.budgets[window.scope, window.window] = (reserved + whole.amount, committed)
             self.amounts[whole.payout] = whole.amount
             self.settled[whole.payout] = "reserved"
-        return BudgetAnswer(number, exceeded, windows, before)
+        return BudgetAnswer(number, whole.amount, exceeded, windows, before)
 
     def settle(self, payout: str, settlement: str) -> bool:
         """Commit or release a reservation; False when there is none or it is settled that way already."""

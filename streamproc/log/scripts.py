@@ -145,9 +145,9 @@ def _admission(rate: bytes, budget: bytes, windows: bytes) -> Admission:
 
 
 def _budget(answer: bytes, windows: tuple[Window, ...]) -> BudgetAnswer:
-    number, exceeded, *amounts = map(int, answer.split())
+    number, amount, exceeded, *amounts = map(int, answer.split())
     before = tuple(zip(amounts[::2], amounts[1::2], strict=True))
-    return BudgetAnswer(number, exceeded, windows, before)
+    return BudgetAnswer(number, amount, exceeded, windows, before)
 
 
 async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:

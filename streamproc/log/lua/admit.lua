@@ -9,7 +9,7 @@
 --   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
 --     index of its hash, limit (paise) or -1, end (Unix s)
 -- Returns for each payout: rate answer 'number used limited' or '', budget answer
---   'number exceeded reserved committed ...' or '', windows JSON if recorded earlier else ''.
+--   'number amount exceeded reserved committed ...' or '', windows JSON if recorded earlier else ''.
 -- Why Lua: read, compare and add are one step; everything is read and checked before the first write.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a recorded answer is given again.
 local function int(x) return string.format('%.0f', x) end
@@ -107,7 +107,7 @@ while i <= #ARGV do
       number = number + 1
       mine = number
     end
-    p.ba = int(mine) .. ' ' .. exceeded .. ' ' .. table.concat(parts, ' ')
+    p.ba = int(mine) .. ' ' .. ARGV[i + 2] .. ' ' .. exceeded .. ' ' .. table.concat(parts, ' ')
     p.w = ARGV[i + 9]
     p.dirty = true
   end
