@@ -7,8 +7,11 @@ goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
+import hiredis
 from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -49,6 +52,15 @@ _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "U
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
 
 
+class _Packing(Connection):
+    """Packs commands in C. redis-py's asyncio connections do it in Python, about 2 µs for each argument."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """The command's bytes. A name of two words, as `XGROUP CREATE`, goes as two arguments."""
+        name = args[0].encode() if isinstance(args[0], str) else args[0]
+        return [hiredis.pack_command((*name.split(), *args[1:]))]
+
+
 def connect(url: str, *, blocking: bool = False) -> Redis:
     """A client with one connection of its own. Close it with `aclose()`.
 
@@ -57,6 +69,8 @@ def connect(url: str, *, blocking: bool = False) -> Redis:
     timeout = BLOCK_MS_MAX / 1000 + BLOCK_MARGIN_S if blocking else COMMAND_TIMEOUT_S
     client = Redis.from_url(
         url,
+        # For `redis:` only: other schemes bring a class of their own.
+        connection_class=_Packing,
         single_connection_client=True,
         protocol=2,
         retry=Retry(NoBackoff(), 0),
