@@ -13,7 +13,6 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 import asyncio
 import logging
 import random
-from typing import Any
 
 from redis.asyncio import Redis
 
@@ -158,10 +157,10 @@ class Consumer:
         """One at a time: an entry that kills its worker must not take its neighbours along for ever."""
         for entry in entries:
             with named_errors():
-                pending = await client.execute_command(
-                    "XPENDING", self.names.log, self.group.name, entry[0], entry[0], 1
+                pending = await client.xpending_range(
+                    self.names.log, self.group.name, min=entry[0], max=entry[0], count=1
                 )
-            deliveries = int(_delivery_count(pending))
+            deliveries = int(pending[0]["times_delivered"]) if pending else 0
             if deliveries > DELIVERIES_MAX:
                 why = f"taken up {deliveries} times without an end, the limit is {DELIVERIES_MAX}"
                 await self._handler.set_aside(client, entry, why)
@@ -185,14 +184,6 @@ class Consumer:
             name, idle_ms = row["name"].decode(), int(row["idle"])
             if name != self.name and row["pending"] == 0 and idle_ms > 10_000 * self.limits.claim_idle_s:
                 await scripts.leave(client, self.names, self.group.name, name)
-
-
-def _delivery_count(pending: Any) -> int:
-    """From XPENDING's rows, whichever shape the client gives them."""
-    if not pending:
-        return 0
-    row = pending[0]
-    return int(row["times_delivered"] if isinstance(row, dict) else row[3])
 
 
 async def _sleep_unless(stopping: asyncio.Event, delay_s: float) -> None:
