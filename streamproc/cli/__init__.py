@@ -14,11 +14,18 @@ import click
 
 from streamproc import __version__
 from streamproc.cli import output
+from streamproc.cli.dead import dead
+from streamproc.cli.doctor import doctor
+from streamproc.cli.explain import explain
+from streamproc.cli.hold import hold
+from streamproc.cli.lazy import LazyGroup
+from streamproc.cli.log import groups, log
 from streamproc.cli.logline import log_to_stderr
+from streamproc.cli.policy import policy
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
 from streamproc.errors import ConfigError, InputError, StreamprocError
 
-WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
+WRONG_USE, FAILED = 2, 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,7 +39,11 @@ def cli() -> None:
     log_to_stderr()
 
 
-for command in (up, serve, worker, poller, projector, sandbox, migrate):
+for command in (
+    *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
+    *(policy, hold, explain, log, groups, dead),
+    LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
+):
     cli.add_command(command)
 
 
@@ -46,7 +57,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(cli.main(arguments, prog_name="streamproc", standalone_mode=False) or 0)
     except click.exceptions.Abort:
-        return INTERRUPTED
+        click.echo("streamproc: stopped by the user", err=True)
+        return FAILED
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code

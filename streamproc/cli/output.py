@@ -18,7 +18,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; Ctrl-C ends it with exit code 130."""
+    """Run a command's coroutine; Ctrl-C ends it."""
     import asyncio
 
     try:
@@ -60,3 +60,9 @@ def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
 def abandon_stdout() -> None:
     """The reader of our pipe has gone: Python must not complain again while it exits."""
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # lives as long as the process
+
+
+def note(text: str) -> None:
+    """What may be missing in an answer, on stderr, so that stdout stays the answer."""
+    if text:
+        click.echo(f"note: {text}", err=True)

@@ -7,7 +7,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import role_settings
-from streamproc.errors import ConfigError, InputError
+from streamproc.errors import InputError
 from streamproc.settings import Settings, discover, load, require
 
 CONCURRENCY_MAX = 64
@@ -145,11 +145,7 @@ def sandbox() -> None:
     from ops.sandbox.config import SandboxConfig
     from ops.sandbox.server import run
 
-    try:
-        config = SandboxConfig.from_env(os.environ)
-    except SystemExit as refused:  # the sandbox is a program of its own and says so its own way
-        raise ConfigError(str(refused)) from refused
-    run(config)
+    run(SandboxConfig.from_env(os.environ))
 
 
 @click.command()

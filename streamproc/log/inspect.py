@@ -48,6 +48,12 @@ async def partitions_of_log(client: Redis) -> int:
     return int(known)
 
 
+async def log_exists(client: Redis, partition: int) -> bool:
+    """Whether a partition's stream is there."""
+    with named_errors():
+        return bool(await client.exists(Names(partition).log))
+
+
 async def clock_us(client: Redis) -> int:
     """µs since 1970 by Redis's clock."""
     with named_errors():

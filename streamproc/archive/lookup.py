@@ -1,0 +1,52 @@
+"""Questions that operators ask of the views, beside those of `read`, and the pool to ask them with."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+
+from streamproc.archive.read import QUERY_TIMEOUT_S
+from streamproc.archive.sql import statements
+from streamproc.archive.store import AWAY
+from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.errors import JobFailed, TryAgain
+
+POOL_MAX = 2
+"""Connections of one command."""
+
+_SQL = statements("streamproc.archive", "lookup.sql")
+
+
+@asynccontextmanager
+async def opened_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    """A pool that connects when it is first asked, so that a command runs while Postgres is away."""
+    pool = await asyncpg.create_pool(
+        dsn, min_size=0, max_size=POOL_MAX, timeout=QUERY_TIMEOUT_S, command_timeout=QUERY_TIMEOUT_S
+    )
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+@contextmanager
+def refusals_named() -> Iterator[None]:
+    """Postgres is there and refuses (no schema yet, wrong password): JobFailed, with its own words."""
+    try:
+        yield
+    except asyncpg.PostgresError as problem:
+        advice = "`streamproc doctor` checks the database, `streamproc migrate` makes its tables"
+        raise JobFailed(f"Postgres refuses: {problem}; {advice}") from problem
+
+
+async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> list[PayoutRecord]:
+    """Held payouts, the longest waiting first, from the one after the payout `after` on.
+
+    Raises TryAgain when Postgres is away.
+    """
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            rows = await db.fetch(_SQL["held_payouts"], after, limit, timeout=QUERY_TIMEOUT_S)
+    except AWAY as problem:
+        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    return [decode_record(row["record"]) for row in rows]

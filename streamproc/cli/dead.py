@@ -1,0 +1,133 @@
+"""`streamproc dead`: entries that could not be handled."""
+
+from typing import Any
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+
+LIMIT_MAX = 1_000
+
+
+@click.group()
+def dead() -> None:
+    """Dead letters: entries that a group could not handle."""
+
+
+@dead.command("list")
+@click.option("--partition", type=click.IntRange(0), default=None, help="One partition; all by default.")
+@click.option(
+    "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="Of each partition."
+)
+@output.json_option
+def list_(partition: int | None, limit: int, as_json: bool) -> None:
+    """List dead letters, the oldest first.
+
+    \b
+    Example:
+      streamproc dead list
+    """
+    settings = operator_settings()
+    from streamproc.operate import dead as operate
+    from streamproc.operate.site import opened
+
+    async def body() -> list[dict[str, Any]]:
+        async with opened(settings) as site:
+            return await operate.list_letters(site, partition=partition, limit=limit)
+
+    rows = output.run(body())
+    if as_json:
+        output.say_json(rows)
+        return
+    names = ("id", "at", "group", "payout", "problem")
+    output.say_table(
+        [n.upper() for n in names], [output.cells(row, names) for row in rows], empty="no dead letters"
+    )
+
+
+@dead.command()
+@click.argument("id")
+@output.json_option
+def show(id: str, as_json: bool) -> None:
+    """Show a dead letter: whose it is, what is in it, what went wrong.
+
+    \b
+    Example:
+      streamproc dead show 0:1700000000000-0
+    """
+    settings = operator_settings()
+    from streamproc.operate import dead as operate
+    from streamproc.operate.site import opened
+
+    async def body() -> dict[str, Any]:
+        async with opened(settings) as site:
+            return await operate.show_letter(site, id)
+
+    shown = output.run(body())
+    if as_json:
+        output.say_json(shown)
+        return
+    for name in ("id", "at", "group", "entry", "payout", "problem", "meta", "unreadable", "raw"):
+        if shown.get(name):
+            click.echo(f"{name:8} {shown[name]}")
+    output.say_json(shown.get("events", []))
+
+
+@dead.command()
+@click.argument("id")
+@output.json_option
+def redrive(id: str, as_json: bool) -> None:
+    """Give a dead letter back to its group.
+
+    Do this when what went wrong is mended. Its events are appended again for that group alone; if it fails again it
+    becomes a dead letter again.
+
+    \b
+    Example:
+      streamproc dead redrive 0:1700000000000-0
+    """
+    settings = operator_settings()
+    from streamproc.operate import dead as operate
+    from streamproc.operate.site import opened
+
+    async def body() -> str:
+        async with opened(settings) as site:
+            return await operate.redrive(site, id)
+
+    entry = output.run(body())
+    if as_json:
+        output.say_json({"id": id, "entry": entry})
+    else:
+        click.echo(f"{id} is entry {entry} now")
+
+
+@dead.command()
+@click.argument("id")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.json_option
+def discard(id: str, yes: bool, as_json: bool) -> None:
+    """Remove a dead letter for good.
+
+    Its entry and the fact that it was set aside stay in the log; its payout stays as it is.
+
+    \b
+    Example:
+      streamproc dead discard 0:1700000000000-0 --yes
+    """
+    settings = operator_settings()
+    from streamproc.operate import dead as operate
+    from streamproc.operate.site import opened
+
+    if not yes:
+        click.confirm(f"Discard dead letter {id}?", abort=True, err=True)
+
+    async def body() -> None:
+        async with opened(settings) as site:
+            await operate.discard(site, id)
+
+    output.run(body())
+    if as_json:
+        output.say_json({"id": id, "discarded": True})
+    else:
+        click.echo(f"{id} is discarded")

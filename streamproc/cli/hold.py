@@ -1,0 +1,125 @@
+"""`streamproc hold`: which payouts wait for a person, and a person's answer."""
+
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+from streamproc.errors import JobFailed
+
+if TYPE_CHECKING:
+    from streamproc.operate.holds import Holds, Outcome
+
+LIMIT_MAX = 1_000
+
+_by = click.option("--by", required=True, metavar="NAME", help="The reviewer, as the policy lists them.")
+_reason = click.option("--reason", required=True, metavar="TEXT", help="Why, for the audit.")
+
+
+@click.group()
+def hold() -> None:
+    """Payouts that wait for a person."""
+
+
+@hold.command("list")
+@click.option(
+    "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="How many to show."
+)
+@click.option("--after", default=None, metavar="PAYOUT", help="Go on after this one.")
+@output.json_option
+def list_(limit: int, after: str | None, as_json: bool) -> None:
+    """List the payouts that wait for a reviewer, the longest waiting first.
+
+    \b
+    Example:
+      streamproc hold list
+    """
+    settings = operator_settings()
+    from streamproc.domain.money import rupees
+    from streamproc.operate import holds
+    from streamproc.operate.site import iso_or_none, opened
+
+    async def body() -> "Holds":
+        async with opened(settings) as site:
+            return await holds.list_holds(site, after=after, limit=limit)
+
+    found = output.run(body())
+    output.note(found.note)
+    if as_json:
+        output.say_json({"items": [holds.hold_json(record) for record in found.items], "next": found.next})
+        return
+    rows = [
+        (
+            r.payout,
+            r.agent,
+            rupees(r.amount),
+            ", ".join(r.reasons),
+            r.vendor_url or "-",
+            iso_or_none(r.hold_expires_at),
+        )
+        for r in found.items
+    ]
+    output.say_table(
+        ("PAYOUT", "AGENT", "AMOUNT", "REASONS", "VENDOR", "EXPIRES"), rows, empty="nothing is held"
+    )
+    if found.next:
+        output.note(f"there are more: --after {found.next}")
+
+
+@hold.command()
+@click.argument("payout")
+@_by
+@_reason
+@output.json_option
+def approve(payout: str, by: str, reason: str, as_json: bool) -> None:
+    """Approve a held PAYOUT, so that it may be paid.
+
+    What may have changed since is checked again. Above the policy's dual_approval_above another reviewer must
+    approve too. Exit code 1 where the approval does not count or the payout is rejected after all.
+
+    \b
+    Example:
+      streamproc hold approve pout_00000000000001 --by asha --reason "invoice 1042 checked"
+    """
+    _answer(payout, "approve", by, reason, as_json=as_json)
+
+
+@hold.command()
+@click.argument("payout")
+@_by
+@_reason
+@output.json_option
+def reject(payout: str, by: str, reason: str, as_json: bool) -> None:
+    """Reject a held PAYOUT: it is never paid, and its budget is free again.
+
+    \b
+    Example:
+      streamproc hold reject pout_00000000000001 --by asha --reason "unknown vendor"
+    """
+    _answer(payout, "reject", by, reason, as_json=as_json)
+
+
+def _answer(
+    payout: str, action: Literal["approve", "reject"], by: str, reason: str, *, as_json: bool
+) -> None:
+    settings = operator_settings()
+    import msgspec
+
+    from streamproc.operate import holds
+    from streamproc.operate.site import opened
+
+    async def body() -> "Outcome":
+        async with opened(settings) as site:
+            return await holds.answer(site, payout, action, by=by, why=reason)
+
+    outcome = output.run(body())
+    if as_json:
+        output.say_json(msgspec.to_builtins(outcome))
+    elif outcome.decision is None:
+        more = "1 more approval is" if outcome.needed == 1 else f"{outcome.needed} more approvals are"
+        click.echo(f"{payout}: counted; {more} needed")
+    else:
+        click.echo(f"{payout}: {outcome.decision} {outcome.reason}")
+    if action == "approve" and outcome.decision == "REJECTED":
+        raise JobFailed(f"the approval came too late: {payout} is now rejected for {outcome.reason}")

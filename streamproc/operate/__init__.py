@@ -1,0 +1,1 @@
+"""What operators ask of a running system, as functions: the command line shows the answers."""

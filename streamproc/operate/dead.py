@@ -1,0 +1,115 @@
+"""Dead letters: entries that a group could not handle. Look, give one back to its group, or discard it."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain.wire import decode_events, payout_of
+from streamproc.errors import InputError, JobFailed, Unprocessable
+from streamproc.log import inspect, scripts
+from streamproc.log.inspect import DeadLetter
+from streamproc.log.stream import id_key
+from streamproc.operate.explain import event_json
+from streamproc.operate.site import US, Site, iso
+
+LIST_MAX = 1_000
+"""Letters of one partition in one answer."""
+
+
+class LetterId(Struct, frozen=True):
+    """Where a dead letter is: written as `partition:stream-id`."""
+
+    partition: int
+    letter: str
+
+    def __str__(self) -> str:
+        return f"{self.partition}:{self.letter}"
+
+
+def letter_id(text: str) -> LetterId:
+    """Read `partition:stream-id`. Raises InputError for anything else."""
+    partition, colon, letter = text.partition(":")
+    try:
+        if colon:
+            ms, n = id_key(letter)
+            return LetterId(int(partition), f"{ms}-{n}")
+    except ValueError:
+        pass
+    raise InputError(
+        f"{text[:60]!r} is no dead letter's id: `streamproc dead list` shows them, such as 0:1700000000000-0"
+    )
+
+
+async def list_letters(
+    site: Site, *, partition: int | None = None, limit: int = LIST_MAX
+) -> list[dict[str, Any]]:
+    """The oldest dead letters of each partition, without their events."""
+    rows = []
+    for number in site.chosen(partition):
+        letters = await inspect.dead_letters(site.client, site.names_of(number), limit=min(limit, LIST_MAX))
+        rows += [_row(number, letter) for letter in letters]
+    return rows
+
+
+async def show_letter(site: Site, text: str) -> dict[str, Any]:
+    """One dead letter with its events; those that cannot be read are shown as they are."""
+    where = letter_id(text)
+    letter = await inspect.dead_letter(site.client, site.names_of(where.partition), where.letter)
+    if letter is None:
+        raise _missing(where)
+    shown = _row(where.partition, letter)
+    shown["meta"] = letter.m.decode(errors="replace")
+    try:
+        base = f"{where.partition}:{letter.entry}"
+        shown["events"] = [
+            event_json(f"{base}:{i}", event) for i, event in enumerate(decode_events(letter.e))
+        ]
+    except Unprocessable as problem:
+        shown["unreadable"] = str(problem)
+        shown["raw"] = letter.e.decode(errors="replace")
+    return shown
+
+
+async def redrive(site: Site, text: str) -> str:
+    """Append the letter's events again, for the group that could not handle them; the new entry's id."""
+    where = letter_id(text)
+    names = site.names_of(where.partition)
+    letter = await inspect.dead_letter(site.client, names, where.letter)
+    if letter is None:
+        raise _missing(where)
+    m = msgspec.json.encode({"by": "redrive", "only": letter.group, "letter": str(where)})
+    entry = await scripts.redrive(site.client, names, where.letter, m=m)
+    if entry is None:  # somebody was faster
+        raise _missing(where)
+    return f"{where.partition}:{entry}"
+
+
+async def discard(site: Site, text: str) -> None:
+    """Remove a dead letter; the log still has its entry and that it was set aside."""
+    where = letter_id(text)
+    if await scripts.redrive(site.client, site.names_of(where.partition), where.letter, m=b"") is None:
+        raise _missing(where)
+
+
+def _missing(where: LetterId) -> JobFailed:
+    return JobFailed(f"there is no dead letter {where} (any more)")
+
+
+def _row(partition: int, letter: DeadLetter) -> dict[str, Any]:
+    ms, _ = id_key(letter.id)
+    return {
+        "id": f"{partition}:{letter.id}",
+        "at": iso(ms * (US // 1000)),
+        "group": letter.group,
+        "entry": f"{partition}:{letter.entry}",
+        "payout": _payout_in(letter),
+        "problem": letter.problem,
+    }
+
+
+def _payout_in(letter: DeadLetter) -> str:
+    try:
+        return next((payout for payout in map(payout_of, decode_events(letter.e)) if payout), "")
+    except Unprocessable:
+        return ""

@@ -1,0 +1,239 @@
+"""Every dependency and setting looked at once, each with what to do where it is wrong."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+import consumers
+from streamproc.archive.migrate import current, newest
+from streamproc.clients.razorpay import open_razorpay
+from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.errors import JobFailed, StreamprocError
+from streamproc.ingress.razorpay_webhook import verify
+from streamproc.log.connection import connected
+from streamproc.log.health import group_rows, server_settings
+from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
+from streamproc.settings import Settings
+
+CHECK_WAIT_S = 15.0
+"""The longest a single dependency may take to answer; each call inside has a shorter limit of its own."""
+CLOCK_OFFSET_S_MAX = 2.0
+"""Further apart, the times people compare (logs of hosts, events of Redis) mislead them."""
+HARMLESS_URL = "https://example.com/"
+BANK_LOOK_BACK_S = 60
+
+Status: TypeAlias = Literal["ok", "bad", "note"]
+
+
+class Check(Struct, frozen=True):
+    """One line. `note` is a choice that an operator may make and should know of; `todo` says what to do."""
+
+    name: str
+    status: Status
+    detail: str
+    todo: str = ""
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """Every check; a dependency that is away is a line, never an exception."""
+    parts = [
+        _guarded("redis", settings, _redis),
+        _guarded("postgres", settings, _postgres),
+        _guarded("bank", settings, _bank),
+        _guarded("safe browsing", settings, _safe_browsing),
+    ]
+    found = [check for checks in await asyncio.gather(*parts) for check in checks]
+    return [*found, *_webhook_secrets(settings), _execute_after(settings), _approval_token(settings)]
+
+
+async def _guarded(
+    name: str, settings: Settings, examine_one: Callable[[Settings], Awaitable[list[Check]]]
+) -> list[Check]:
+    try:
+        async with asyncio.timeout(CHECK_WAIT_S):
+            return await examine_one(settings)
+    except StreamprocError as problem:
+        return [Check(name, "bad", str(problem), _TODO[name])]
+    except TimeoutError:
+        return [Check(name, "bad", f"no answer within {CHECK_WAIT_S:g} s", _TODO[name])]
+
+
+_TODO = {
+    "redis": "start Redis, or correct STREAMPROC_REDIS_URL",
+    "postgres": "start Postgres, or correct STREAMPROC_POSTGRES_DSN",
+    "bank": "check STREAMPROC_RAZORPAY_KEY_ID, _KEY_SECRET, _ACCOUNT_NUMBER and _BASE_URL",
+    "safe browsing": "check STREAMPROC_SAFE_BROWSING_KEY and STREAMPROC_SAFE_BROWSING_URL",
+}
+
+
+def _missing(name: str, variable: str) -> list[Check]:
+    return [Check(name, "bad", f"{variable} is not set", f"set {variable}")]
+
+
+# ---- stores -----------------------------------------------------------------------------
+
+
+async def _redis(settings: Settings) -> list[Check]:
+    if not settings.redis_url:
+        return _missing("redis", "STREAMPROC_REDIS_URL")
+    async with connected(settings.redis_url) as client:
+        problems = await server_settings(client)
+        checks = [Check("redis", "ok", "reachable")]
+        checks += [
+            Check("redis settings", "bad", problem, "change redis.conf and restart Redis")
+            for problem in problems
+        ]
+        if not problems:
+            checks.append(
+                Check("redis settings", "ok", "appendonly, appendfsync, eviction and version are right")
+            )
+        checks.append(_clock(time.time() - await clock_us(client) / 1_000_000))
+        try:
+            known = await partitions_of_log(client)
+        except JobFailed as problem:
+            return [*checks, Check("log", "bad", str(problem), "start the system once")]
+        checks.append(_partitions(known, settings.partitions))
+        return checks + [check for partition in range(known) for check in await _groups(client, partition)]
+
+
+def _clock(offset_s: float) -> Check:
+    if abs(offset_s) <= CLOCK_OFFSET_S_MAX:
+        return Check("clock", "ok", f"{offset_s:+.3f} s from Redis's")
+    detail = f"{offset_s:+.3f} s from Redis's, at most {CLOCK_OFFSET_S_MAX:g} s is well"
+    return Check("clock", "bad", detail, "let both hosts keep time by NTP")
+
+
+def _partitions(known: int, configured: int) -> Check:
+    if known == configured:
+        return Check("partitions", "ok", str(known))
+    detail = f"the log was made with {known}, the setting says {configured}"
+    return Check("partitions", "bad", detail, f"set STREAMPROC_PARTITIONS={known}")
+
+
+async def _groups(client: Any, partition: int) -> list[Check]:
+    name = f"log {partition}"
+    if not await log_exists(client, partition):
+        return [
+            Check(name, "bad", "its stream is gone", "restore Redis's data; nothing is re-created by itself")
+        ]
+    rows = await group_rows(client, partition, consumers.GROUPS)
+    gone = [row["group"] for row in rows if row.get("missing")]
+    if gone:
+        todo = "restore Redis's data; a group that is made anew would skip payouts"
+        return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", todo)]
+    idle = [row["group"] for row in rows if not row["consumers"]]
+    if idle:
+        return [Check(name, "note", f"nobody works for {', '.join(idle)}", "start `streamproc worker`")]
+    return [Check(name, "ok", f"groups {', '.join(row['group'] for row in rows)} are at work")]
+
+
+async def _postgres(settings: Settings) -> list[Check]:
+    dsn = settings.postgres_dsn.reveal()
+    if not dsn:
+        return _missing("postgres", "STREAMPROC_POSTGRES_DSN")
+    at, wanted = await current(dsn), newest()
+    checks = [Check("postgres", "ok", "reachable")]
+    if at == wanted:
+        return [*checks, Check("schema", "ok", f"at {at}, the newest")]
+    return [
+        *checks,
+        Check("schema", "bad", f"at {at or 'nothing'}, the newest is {wanted}", "run `streamproc migrate`"),
+    ]
+
+
+# ---- outside ----------------------------------------------------------------------------
+
+
+async def _bank(settings: Settings) -> list[Check]:
+    for variable, value in (
+        ("STREAMPROC_RAZORPAY_KEY_ID", settings.razorpay_key_id),
+        ("STREAMPROC_RAZORPAY_KEY_SECRET", settings.razorpay_key_secret),
+        ("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER", settings.razorpay_account_number),
+    ):
+        if not value:
+            return _missing("bank", variable)
+    bank = open_razorpay(
+        settings.razorpay_base_url,
+        key_id=settings.razorpay_key_id,
+        key_secret=settings.razorpay_key_secret.reveal(),
+    )
+    try:
+        now_s = int(time.time())
+        await bank.list_page(
+            settings.razorpay_account_number, from_s=now_s - BANK_LOOK_BACK_S, to_s=now_s, skip=0, count=1
+        )
+    finally:
+        await bank.aclose()
+    return [Check("bank", "ok", f"{settings.razorpay_base_url} lists payouts with these keys")]
+
+
+async def _safe_browsing(settings: Settings) -> list[Check]:
+    key = settings.safe_browsing_key.reveal()
+    if not key:
+        return _missing("safe browsing", "STREAMPROC_SAFE_BROWSING_KEY")
+    client = open_safe_browsing(settings.safe_browsing_url, key=key)
+    try:
+        answers = await client.lookup([HARMLESS_URL])
+    finally:
+        await client.aclose()
+    answer = answers[HARMLESS_URL]
+    if answer.verdict == "unavailable":
+        return [Check("safe browsing", "bad", answer.problem, _TODO["safe browsing"])]
+    return [Check("safe browsing", "ok", f"answers: {HARMLESS_URL} is {answer.verdict}")]
+
+
+# ---- settings ---------------------------------------------------------------------------
+
+
+def _webhook_secrets(settings: Settings) -> list[Check]:
+    """The secrets are there, and the bank's own SDK verifies what we verify."""
+    import razorpay  # slow to import, and nothing else here needs it
+
+    variable = "STREAMPROC_RAZORPAY_WEBHOOK_SECRETS"
+    if not settings.razorpay_webhook_secrets:
+        return _missing("webhook secrets", variable)
+    body = b'{"entity":"event","event":"payout.processed","payload":{"note":"\xe2\x82\xb9"}}'
+    for number, secret in enumerate(settings.razorpay_webhook_secrets, 1):
+        key = secret.reveal()
+        good = hmac.digest(key.encode(), body, "sha256").hex()
+        for signature in (good, good[::-1]):
+            ours = verify(body, signature, [key.encode()])
+            if ours != _sdk_verifies(razorpay, body, signature, key) or ours != (signature == good):
+                detail = f"secret {number}: the razorpay SDK and our check do not agree"
+                return [Check("webhook secrets", "bad", detail, "report this: no webhook can be trusted")]
+    count = len(settings.razorpay_webhook_secrets)
+    return [Check("webhook secrets", "ok", f"{count} set; the razorpay SDK verifies as we do")]
+
+
+def _sdk_verifies(razorpay: Any, body: bytes, signature: str, key: str) -> bool:
+    from razorpay.errors import SignatureVerificationError
+
+    try:
+        razorpay.Utility().verify_webhook_signature(body.decode(), signature, key)
+    except SignatureVerificationError:
+        return False
+    return True
+
+
+def _execute_after(settings: Settings) -> Check:
+    match settings.execute_after:
+        case "archived":
+            return Check("execute after", "ok", "archived: money waits until its decision is in Postgres")
+        case "replicated":
+            detail = "replicated: a decision may be lost with both Redis servers after money moved on it"
+        case "synced":
+            detail = "synced: a failover of Redis may lose a decision after money moved on it"
+    return Check("execute after", "note", detail, "STREAMPROC_EXECUTE_AFTER=archived is the safe choice")
+
+
+def _approval_token(settings: Settings) -> Check:
+    if settings.razorpay_oauth_token:
+        return Check("approval token", "ok", "set")
+    detail = "STREAMPROC_RAZORPAY_OAUTH_TOKEN is not set: approvals are sent with key and secret"
+    return Check(
+        "approval token", "note", detail, "the bank documents approvals by API for OAuth tokens only"
+    )

@@ -1,0 +1,22 @@
+"""Consumer groups: how far behind they are, what they hold, who works for them."""
+
+from typing import Any
+
+import consumers
+from streamproc.errors import LogBroken
+from streamproc.log.health import group_rows
+from streamproc.log.inspect import log_exists
+from streamproc.operate.site import Site
+
+
+async def groups(site: Site) -> list[dict[str, Any]]:
+    """A row per partition and group: `lag`, `pending`, `oldest_ms`, `consumers`, `deferred`, or `missing`.
+
+    Raises LogBroken where a partition's stream is gone.
+    """
+    rows = []
+    for partition in range(site.partitions):
+        if not await log_exists(site.client, partition):
+            raise LogBroken(f"the stream of partition {partition} is gone; restore Redis's data")
+        rows += await group_rows(site.client, partition, consumers.GROUPS)
+    return rows

@@ -1,0 +1,86 @@
+"""A payout's entries from where they are: the archive, then the log's tail that is not archived yet.
+
+With Postgres away the log alone is read, from its oldest entry on; both readings are bounded.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from msgspec import Struct
+
+from streamproc.archive import read
+from streamproc.domain.events import Event
+from streamproc.domain.wire import decode_events, payout_of
+from streamproc.log.stream import ZERO, Entry, LogView, id_key
+from streamproc.operate.site import Site
+
+READ_AT_ONCE = 1_000
+TAIL_ENTRIES_MAX = 200_000
+"""Entries of one partition that are looked through after the archive's end: a projector that was down an hour."""
+SCAN_ENTRIES_MAX = 2_000_000
+"""Entries of one partition that are looked through with Postgres away: about a minute."""
+
+
+class StoryEvent(Struct, frozen=True):
+    """One event of a payout. `id` is partition:entry:index."""
+
+    id: str
+    event: Event
+
+
+class History(Struct, frozen=True):
+    """What was found, in log order. `notes` say what may be missing, and why."""
+
+    events: list[StoryEvent]
+    notes: list[str]
+
+
+class _Entry(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def e(self) -> bytes: ...
+
+
+async def history_of(site: Site, payout: str) -> History:
+    """Every event of a payout that can be found."""
+    # The archive's end is asked for first: what is archived meanwhile is then found twice, never missed.
+    ends = [await site.ask_postgres(read.archived_upto, partition) for partition in range(site.partitions)]
+    archived = await site.ask_postgres(read.payout_history, payout)
+    notes = [] if archived is not None else [f"{site.postgres_problem}; this is what is still in Redis"]
+    found: dict[tuple[int, tuple[int, int]], list[StoryEvent]] = {}
+    for row in archived or ():
+        found[row.partition, id_key(row.id)] = _events(row.partition, row, payout)
+    for partition in {row.partition for row in archived or ()} or range(site.partitions):
+        after = ends[partition] if archived is not None else ZERO
+        limit = TAIL_ENTRIES_MAX if archived is not None else SCAN_ENTRIES_MAX
+        seen, entries = await log_after(site, partition, after or ZERO, payout.encode(), limit=limit)
+        for entry in entries:
+            found[partition, id_key(entry.id)] = _events(partition, entry, payout)
+        if seen >= limit:
+            notes.append(f"the log of partition {partition} was looked through for {limit} entries only")
+    return History([event for key in sorted(found) for event in found[key]], notes)
+
+
+async def log_after(
+    site: Site, partition: int, after: str, needle: bytes, *, limit: int
+) -> tuple[int, list[Entry]]:
+    """How many of the entries after an id were looked at, `limit` at most, and those that hold `needle`."""
+    view, seen, about = LogView(site.redis_url, partition), 0, list[Entry]()
+    try:
+        while seen < limit and (entries := await view.read(after, READ_AT_ONCE, 0)):
+            about += [entry for entry in entries if needle in entry.e]
+            after, seen = entries[-1].id, seen + len(entries)
+    finally:
+        await view.aclose()
+    return seen, about
+
+
+def _events(partition: int, entry: _Entry, payout: str) -> list[StoryEvent]:
+    return list(_about(partition, entry, payout))
+
+
+def _about(partition: int, entry: _Entry, payout: str) -> Iterable[StoryEvent]:
+    for index, event in enumerate(decode_events(entry.e)):
+        if payout_of(event) == payout:
+            yield StoryEvent(f"{partition}:{entry.id}:{index}", event)

@@ -1,0 +1,165 @@
+"""Holds: which payouts wait for a person, and a person's answer to one."""
+
+import asyncio
+import secrets
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.archive.lookup import held_payouts
+from streamproc.archive.read import payout_view
+from streamproc.domain.events import (
+    EntrySetAside,
+    Event,
+    PayoutDecided,
+    ReviewCounted,
+    ReviewRefused,
+    ReviewSubmitted,
+)
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.wire import decode_events
+from streamproc.errors import InputError, JobFailed
+from streamproc.log.connection import BLOCK_MS_MAX
+from streamproc.log.inspect import clock_us, held_records, record_of
+from streamproc.log.names import Names, partition_of
+from streamproc.log.stream import Append, Entry, LogView, Producer
+from streamproc.operate.site import Site, iso, iso_or_none
+
+LIST_MAX = 1_000
+"""Holds in one answer: more than a person looks at, little enough for one query."""
+ANSWER_WAIT_S = 10.0
+"""How long a reviewer waits for the outcome; a worker that runs decides within milliseconds."""
+ENTRIES_AT_ONCE = 500
+REASON_CHARS_MAX = 500
+"""What a person writes as the reason is kept in the log for ever and shown in messages."""
+
+Action = Literal["approve", "reject"]
+
+
+class Holds(Struct, frozen=True):
+    """Held payouts, the longest waiting first. `next` is what to ask `after` for more; None: there are no more."""
+
+    items: list[PayoutRecord]
+    next: str | None
+    note: str = ""
+
+
+class Outcome(Struct, frozen=True):
+    """What became of a reviewer's answer. `needed` more approvals are wanted where nothing is decided yet."""
+
+    payout: str
+    entry: str
+    needed: int
+    decision: str | None
+    reason: str
+
+
+async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
+    """Held payouts from the view, or from Redis while Postgres is away (then without paging)."""
+    limit = min(limit, LIST_MAX)
+    found = await site.ask_postgres(held_payouts, after=after, limit=limit + 1)
+    if found is not None:
+        more = len(found) > limit
+        return Holds(found[:limit], found[limit - 1].payout if more else None)
+    records = [
+        record
+        for partition in range(site.partitions)
+        for record in await held_records(site.client, Names(partition), limit=limit)
+    ]
+    records.sort(key=lambda record: (record.received_at, record.payout))
+    return Holds(records[:limit], None, f"{site.postgres_problem}; listed from Redis")
+
+
+def hold_json(record: PayoutRecord) -> dict[str, Any]:
+    """A hold as scripts see it. Amounts in paise, times ISO 8601."""
+    return {
+        "payout": record.payout,
+        "account": record.account,
+        "agent": record.agent,
+        "identity": record.identity,
+        "amount": record.amount,
+        "currency": record.currency,
+        "vendor_url": record.vendor_url,
+        "reason": record.reason,
+        "reasons": record.reasons,
+        "received_at": iso(record.received_at),
+        "expires_at": iso_or_none(record.hold_expires_at),
+        "approved_by": [review.by for review in record.reviews if review.action == "approve"],
+    }
+
+
+async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) -> Outcome:
+    """Record a reviewer's answer and wait for what becomes of it.
+
+    Raises JobFailed where it does not count (with the reason), where the payout is unknown, and where no worker
+    handles it within ANSWER_WAIT_S; then it stays in the log and is handled later.
+    """
+    by, why = by.strip(), why.strip()
+    if not by or not why:
+        raise InputError("a review needs a name and a reason")
+    if len(why) > REASON_CHARS_MAX:
+        raise InputError(f"the reason has {len(why)} characters, the limit is {REASON_CHARS_MAX}")
+    account = await _account_of(site, payout)
+    event = ReviewSubmitted(
+        at=await clock_us(site.client), payout=payout, by=by, action=action, why=why, channel="cli"
+    )
+    key = f"review:cli:{secrets.token_hex(16)}"
+    async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
+        appended = await producer.append(Append(account, (key,), (event,)))
+    return await _outcome(site, partition_of(account, site.partitions), appended.entry, payout)
+
+
+async def _account_of(site: Site, payout: str) -> str:
+    """The account decides the partition; Redis knows it of every payout that is not finished."""
+    record = await record_of(site.client, site.partitions, payout)
+    record = record or await site.ask_postgres(payout_view, payout)
+    if record is None:
+        raise JobFailed(f"payout {payout} is not known here")
+    return record.account
+
+
+async def _outcome(site: Site, partition: int, entry: str, payout: str) -> Outcome:
+    view, after = LogView(site.redis_url, partition), entry
+    try:
+        async with asyncio.timeout(ANSWER_WAIT_S):
+            while True:
+                for found in await view.read(after, ENTRIES_AT_ONCE, BLOCK_MS_MAX):
+                    after = found.id
+                    outcome = _outcome_in(found, entry, payout)
+                    if outcome is not None:
+                        return outcome
+    except TimeoutError:
+        raise JobFailed(
+            f"the answer is recorded as {partition}:{entry}, but no worker handled it within {ANSWER_WAIT_S:g} s;"
+            f" `streamproc groups` shows the workers, `streamproc explain {payout}` what came of it"
+        ) from None
+    finally:
+        await view.aclose()
+
+
+def _outcome_in(found: Entry, entry: str, payout: str) -> Outcome | None:
+    """The outcome, if this is the entry that handled `entry`."""
+    if entry.encode() not in found.m or msgspec.json.decode(found.m).get("cause") != entry:
+        return None
+    events = decode_events(found.e)
+    for event in events:
+        if isinstance(event, ReviewRefused):
+            raise JobFailed(event.problem)
+        if isinstance(event, EntrySetAside):
+            raise JobFailed(f"the answer could not be handled: {event.problem}")
+    return _counted(events, entry, payout)
+
+
+def _counted(events: list[Event], entry: str, payout: str) -> Outcome | None:
+    counted = next((event for event in events if isinstance(event, ReviewCounted)), None)
+    decided = next((event for event in events if isinstance(event, PayoutDecided)), None)
+    if counted is None and decided is None:
+        return None
+    return Outcome(
+        payout=payout,
+        entry=entry,
+        needed=counted.needed if counted is not None else 0,
+        decision=decided.decision if decided is not None else None,
+        reason=decided.reason if decided is not None else "",
+    )

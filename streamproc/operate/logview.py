@@ -1,0 +1,108 @@
+"""The log as it is: its newest entries, what is appended, how big it is."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain.wire import decode_events, payout_of, type_of
+from streamproc.errors import Unprocessable
+from streamproc.log.connection import BLOCK_MS_MAX
+from streamproc.log.inspect import LogStats, log_stats, newest_entries
+from streamproc.log.names import Names
+from streamproc.log.stream import ZERO, Entry, LogView, id_key
+from streamproc.operate.explain import event_json
+from streamproc.operate.site import US, Site, iso
+
+TAIL_MAX = 10_000
+"""Entries shown at once."""
+FOLLOW_AT_ONCE = 500
+FOLLOW_BLOCK_MS = 200
+"""With several partitions: a quiet one holds up the others' lines no longer than this."""
+
+
+class Line(Struct, frozen=True):
+    """One entry of one partition."""
+
+    partition: int
+    entry: Entry
+
+
+async def tail(site: Site, *, partition: int | None = None, count: int) -> list[Line]:
+    """The newest `count` entries of the chosen partitions together, the oldest of them first."""
+    lines = [
+        Line(number, entry)
+        for number in site.chosen(partition)
+        for entry in await newest_entries(site.client, Names(number), count)
+    ]
+    lines.sort(key=lambda line: (id_key(line.entry.id), line.partition))
+    return lines[-count:] if count else []
+
+
+async def follow(site: Site, *, partition: int | None = None, after: list[Line]) -> AsyncIterator[Line]:
+    """Every entry that comes after those of a `tail`, until cancelled."""
+    chosen = site.chosen(partition)
+    block_ms = BLOCK_MS_MAX if len(chosen) == 1 else FOLLOW_BLOCK_MS
+    async with AsyncExitStack() as stack:
+        views = {number: LogView(site.redis_url, number) for number in chosen}
+        for view in views.values():
+            stack.push_async_callback(view.aclose)
+        last = {number: await _start(views[number], number, after) for number in chosen}
+        while True:
+            reads = [views[number].read(last[number], FOLLOW_AT_ONCE, block_ms) for number in chosen]
+            for number, entries in zip(chosen, await asyncio.gather(*reads), strict=True):
+                for entry in entries:
+                    last[number] = entry.id
+                    yield Line(number, entry)
+
+
+async def _start(view: LogView, partition: int, after: list[Line]) -> str:
+    """After the last line shown; where none of this partition was shown, after its newest entry."""
+    shown = [line.entry.id for line in after if line.partition == partition]
+    return shown[-1] if shown else await view.last_id() or ZERO
+
+
+async def stats(site: Site) -> list[LogStats]:
+    """The size of every partition."""
+    return [await log_stats(site.client, partition) for partition in range(site.partitions)]
+
+
+def line_json(line: Line) -> dict[str, Any]:
+    """An entry as scripts see it."""
+    base = f"{line.partition}:{line.entry.id}"
+    shown: dict[str, Any] = {"id": base, "at": _at(line), "meta": msgspec.json.decode(line.entry.m)}
+    try:
+        shown["events"] = [
+            event_json(f"{base}:{i}", event) for i, event in enumerate(decode_events(line.entry.e))
+        ]
+    except Unprocessable as problem:
+        shown["unreadable"] = str(problem)
+    return shown
+
+
+def line_text(line: Line) -> str:
+    """An entry for a person: when, where, whose, and what is in it."""
+    meta = msgspec.json.decode(line.entry.m)
+    head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-'):10}"
+    try:
+        events = decode_events(line.entry.e)
+    except Unprocessable as problem:
+        return f"{head}  cannot be read: {problem}"
+    payouts = dict.fromkeys(payout for payout in map(payout_of, events) if payout)
+    return f"{head}  {' '.join(payouts) or '-'}  {', '.join(map(_told, events))}"
+
+
+def _told(event: Any) -> str:
+    """An event's type, with the word that matters most in it."""
+    details = (getattr(event, name, "") for name in ("decision", "reason", "outcome", "settlement", "scope"))
+    status = event.facts.status if hasattr(event, "facts") else ""
+    said = " ".join(word for word in (*details, status) if word)
+    return f"{type_of(event)}({said})" if said else type_of(event)
+
+
+def _at(line: Line) -> str:
+    ms, _ = id_key(line.entry.id)
+    return iso(ms * (US // 1000))

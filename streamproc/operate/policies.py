@@ -1,0 +1,139 @@
+"""Policies: put a file in force on every partition, show what is in force, and how it came to be."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.archive.read import AuditFilter, archived_upto, audit_rows
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.policy import PolicyFile, ScopeState, plan_changes
+from streamproc.domain.wire import decode_events
+from streamproc.errors import JobFailed
+from streamproc.log.inspect import clock_us
+from streamproc.log.names import Names
+from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
+from streamproc.log.stream import ZERO
+from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after
+from streamproc.operate.site import Site, iso
+
+_TAG = b'"policy.changed"'
+
+
+class Applied(Struct, frozen=True):
+    """The changes that one partition needed. `entry` is where they are in its log; None: there were none."""
+
+    partition: int
+    entry: str | None
+    changes: list[PolicyChanged]
+
+
+class FieldChange(Struct, frozen=True):
+    """One field of a scope. None: the field was, or is, not set."""
+
+    field: str
+    before: object
+    after: object
+
+
+async def apply(site: Site, file: PolicyFile, *, prune: bool, by: str, why: str) -> list[Applied]:
+    """Put a policy file in force on every partition. Safe to repeat: what is in force already changes nothing.
+
+    Each partition changes in one step. Raises InputError for an inconsistent policy and JobFailed where others keep
+    changing policies at the same time.
+    """
+    return [
+        await _apply_to(site, partition, file, prune=prune, by=by, why=why)
+        for partition in range(site.partitions)
+    ]
+
+
+async def _apply_to(
+    site: Site, partition: int, file: PolicyFile, *, prune: bool, by: str, why: str
+) -> Applied:
+    names = Names(partition)
+    for _ in range(CHANGES_MAX):
+        rev, scopes = await read_scopes(site.client, names)
+        at = await clock_us(site.client)
+        changes = plan_changes(scopes, file, prune=prune, at=at, by=by, why=why)
+        if not changes:
+            return Applied(partition, None, [])
+        entry = await put_in_force(site.client, names, rev, changes, actor=by)
+        if entry is not None:
+            return Applied(partition, entry, changes)
+    raise JobFailed(
+        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; apply the file again"
+    )
+
+
+def changed_fields(change: PolicyChanged) -> list[FieldChange]:
+    """What a change does to each field, as written for its scope."""
+    before, after = change.before or {}, change.after or {}
+    return [
+        FieldChange(field, before.get(field), after.get(field))
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+    ]
+
+
+def change_json(change: PolicyChanged) -> dict[str, Any]:
+    """A change as scripts see it."""
+    return {
+        "scope": change.scope,
+        "version": change.version,
+        "at": iso(change.at),
+        "by": change.by,
+        "why": change.why,
+        "removed": change.after is None,
+        "fields": [msgspec.to_builtins(field) for field in changed_fields(change)],
+    }
+
+
+async def in_force(site: Site) -> dict[str, ScopeState]:
+    """Every scope that has a policy. Raises JobFailed where the partitions do not agree."""
+    _, first = await read_scopes(site.client, Names(0))
+    for partition in range(1, site.partitions):
+        _, other = await read_scopes(site.client, Names(partition))
+        different = [
+            scope for scope in first.keys() | other.keys() if not _same(first.get(scope), other.get(scope))
+        ]
+        if different:
+            raise JobFailed(
+                f"partitions 0 and {partition} have other policies for {', '.join(sorted(different))};"
+                " apply the policy file again"
+            )
+    return {scope: state for scope, state in first.items() if state.own is not None}
+
+
+def _same(one: ScopeState | None, other: ScopeState | None) -> bool:
+    return (one.own if one else None) == (other.own if other else None)
+
+
+async def policy_of(site: Site, agent: str) -> ScopeState:
+    """An agent's policy. Raises JobFailed where it has none."""
+    scopes = await in_force(site)
+    state = scopes.get(f"agent:{agent}")
+    if state is None or state.effective is None:
+        raise JobFailed(f"agent {agent} has no policy: its payouts are REJECTED NO_POLICY")
+    return state
+
+
+async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
+    """An agent's policy changes, the oldest first, and a note where some may be missing.
+
+    Each partition keeps the policy for its accounts; the same version is told once.
+    """
+    scope = f"agent:{agent}"
+    ends = [await site.ask_postgres(archived_upto, partition) for partition in range(site.partitions)]
+    rows = await site.ask_postgres(audit_rows, AuditFilter(agent=agent, kind="policy"))
+    changes = [msgspec.json.decode(row.data, type=PolicyChanged) for row in rows or ()]
+    for partition, end in enumerate(ends):
+        after = ZERO if rows is None or end is None else end
+        _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
+        for entry in entries:
+            changes += [event for event in decode_events(entry.e) if isinstance(event, PolicyChanged)]
+    by_version = {change.version: change for change in changes if change.scope == scope}
+    if not by_version:
+        raise JobFailed(f"agent {agent} never had a policy here")
+    note = "" if rows is not None else f"{site.postgres_problem}; these are the changes still in Redis"
+    return [by_version[version] for version in sorted(by_version)], note

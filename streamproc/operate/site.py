@@ -1,0 +1,84 @@
+"""The running system as an operator's command reaches it: Redis, and Postgres where it is configured and there."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from streamproc.archive.lookup import opened_pool, refusals_named
+from streamproc.errors import InputError, TryAgain
+from streamproc.log.connection import connected
+from streamproc.log.inspect import partitions_of_log
+from streamproc.log.names import Names
+from streamproc.settings import Settings
+
+T = TypeVar("T")
+
+US = 1_000_000
+
+
+@dataclass(slots=True)
+class Site:
+    """`client` is one connection to Redis, `pool` asks Postgres (None: not configured).
+
+    `postgres_problem` says, after a question, why Postgres could not be asked.
+    """
+
+    redis_url: str
+    client: Any
+    partitions: int
+    pool: Any = None
+    postgres_problem: str = ""
+
+    async def ask_postgres(
+        self, question: Callable[..., Awaitable[T]], *arguments: Any, **named: Any
+    ) -> T | None:
+        """The answer, or None while Postgres is away. Raises JobFailed when it refuses."""
+        if self.pool is None:
+            self.postgres_problem = "STREAMPROC_POSTGRES_DSN is not set"
+            return None
+        if self.postgres_problem:
+            return None  # a command that waited once does not wait again
+        try:
+            with refusals_named():
+                return await question(self.pool, *arguments, **named)
+        except TryAgain as problem:
+            self.postgres_problem = str(problem)
+            return None
+
+    def names_of(self, partition: int) -> Names:
+        """The keys of a partition. Raises InputError for one that this log does not have."""
+        if not 0 <= partition < self.partitions:
+            raise InputError(f"partition {partition}: this log has partitions 0 to {self.partitions - 1}")
+        return Names(partition)
+
+    def chosen(self, partition: int | None) -> list[int]:
+        """One partition, or all where none is chosen."""
+        if partition is None:
+            return list(range(self.partitions))
+        return [self.names_of(partition).partition]
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Site]:
+    """Reach the system that the settings name.
+
+    Raises LogUnavailable when Redis is away, JobFailed when it holds no log. Postgres is asked later, if at all.
+    """
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(connected(settings.redis_url))
+        partitions = await partitions_of_log(client)
+        dsn = settings.postgres_dsn.reveal()
+        pool = await stack.enter_async_context(opened_pool(dsn)) if dsn else None
+        yield Site(settings.redis_url, client, partitions, pool)
+
+
+def iso(at_us: int) -> str:
+    """µs since 1970 as ISO 8601 in UTC with µs: 2026-11-22T12:00:00.000001Z."""
+    return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_us % US:06d}Z"
+
+
+def iso_or_none(at_us: int) -> str | None:
+    """As `iso`; None for 0, which means never."""
+    return iso(at_us) if at_us else None

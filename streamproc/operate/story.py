@@ -1,0 +1,159 @@
+"""A payout's story for a person: one paragraph for each thing that happened, in the order of the log. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from streamproc.domain import events as e
+from streamproc.domain.money import rupees
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.operate.explain import Story
+from streamproc.operate.site import iso, iso_or_none
+
+_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "require_approval_above", "above"})
+_STAGE_PASSED: Mapping[type[e.Fact], str] = {
+    e.PayoutScreened: "screening: policy, currency, amount, vendor URL and domain pass",
+    e.VelocityChecked: "velocity: within the rate limit",
+    e.ReputationChecked: "reputation: nothing known against the vendor",
+    e.BudgetReserved: "budget: there is room",
+}
+
+
+def tell(story: Story) -> list[str]:
+    """The story as lines of text."""
+    lines = [*_headline(story.record), *(f"  note: {note}" for note in story.notes), ""]
+    said: set[tuple[str, str]] = set()
+    for told in story.events:
+        lines.append(f"{iso(told.event.at)}  {told.id}")
+        lines += [f"    {line}" for line in _paragraph(told.event, said)]
+    return lines
+
+
+def _headline(record: PayoutRecord) -> Iterator[str]:
+    outcome = f"{record.decision} {record.reason}" if record.decision else "not decided yet"
+    yield f"{record.payout}  {rupees(record.amount)} {record.currency}  {outcome}"
+    yield f"  agent {record.agent or '-'} ({record.identity}), policy version {record.policy_version or '-'}"
+    yield f"  vendor {record.vendor_url or '-'}"
+    yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
+    if record.reservation is not None:
+        yield f"  budget: {rupees(record.reservation.amount)} {record.reservation.state}"
+
+
+def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
+    match event:
+        case e.PayoutObserved():
+            return _observed(event)
+        case e.PayoutScreened() | e.VelocityChecked() | e.ReputationChecked() | e.BudgetReserved():
+            return _stage(event, said)
+        case e.PayoutDecided():
+            return _decided(event, said)
+        case e.ReviewSubmitted() | e.ReviewCounted() | e.ReviewRefused():
+            return [_review(event)]
+        case e.BankCommandAnswered():
+            return [_answered(event)]
+        case e.PayoutSettled():
+            places = ", ".join(f"{scope} {window}" for scope, window in event.windows)
+            return [f"budget {event.settlement}: {rupees(event.amount)} in {places} ({event.why})"]
+        case _:
+            return [_other(event)]
+
+
+def _observed(event: e.PayoutObserved) -> Iterator[str]:
+    facts = event.facts
+    via = f"{event.source} {event.bank_event}".strip()
+    yield f"the bank shows it {facts.status} (by {via}): {rupees(facts.amount)} {facts.currency}"
+    notes = ", ".join(f"{name}={value}" for name, value in facts.notes.items())
+    if notes:
+        yield f"notes: {notes}"
+    if facts.reason or facts.utr:
+        yield ", ".join(f"{n} {v}" for n, v in (("reason", facts.reason), ("UTR", facts.utr)) if v)
+
+
+def _stage(
+    event: e.PayoutScreened | e.VelocityChecked | e.ReputationChecked | e.BudgetReserved,
+    said: set[tuple[str, str]],
+) -> Iterator[str]:
+    fresh = list(_fresh(event.findings, said))
+    yield from fresh or [_STAGE_PASSED[type(event)]]
+    match event:
+        case e.PayoutScreened():
+            yield f"agent {event.agent} ({event.identity}), policy version {event.policy_version}"
+        case e.VelocityChecked() if event.limit:
+            yield f"{event.used} of {event.limit} in {event.window_s} s before this one"
+        case e.VelocityChecked():
+            yield "the policy has no rate limit"
+        case e.ReputationChecked():
+            checked = iso_or_none(event.checked_at)
+            yield f"Safe Browsing: {event.verdict}" + (f", asked {checked}" if checked else "")
+        case e.BudgetReserved():
+            yield f"reserved {rupees(event.amount)}, admission {event.number}"
+            yield from (f"  {line}" for line in windows_lines(event.windows, event.amount))
+
+
+def windows_lines(windows: Sequence[e.WindowUse], amount: int) -> Iterator[str]:
+    """Each budget window before and after a payout was charged to it."""
+    for use in windows:
+        before = use.reserved + use.committed
+        limit = "no limit" if use.limit is None else f"of {rupees(use.limit)}"
+        yield f"{use.scope} {use.window}: before {rupees(before)}, after {rupees(before + amount)} {limit}"
+
+
+def _fresh(findings: Iterable[e.Finding], said: set[tuple[str, str]]) -> Iterator[str]:
+    """Findings that were not told before: each stage carries those of the stages before it."""
+    for finding in findings:
+        if (finding.stage, finding.code) not in said:
+            said.add((finding.stage, finding.code))
+            yield f"{finding.stage}: {finding.outcome} {finding.code}{_evidence(finding.evidence)}"
+
+
+def _evidence(evidence: e.Evidence) -> str:
+    return "".join(f", {name} {_shown(name, value)}" for name, value in evidence.items())
+
+
+def _shown(name: str, value: str | int | bool | list[str] | None) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(value) + "]"
+    if isinstance(value, int) and not isinstance(value, bool) and name in _MONEY:
+        return rupees(value)
+    return "none" if value is None else str(value)
+
+
+def _decided(event: e.PayoutDecided, said: set[tuple[str, str]]) -> Iterator[str]:
+    yield from _fresh(event.findings, said)
+    by = f" by {event.by}" if event.by else ""
+    yield f"decided {event.decision} {event.reason}{by} under policy version {event.policy_version}"
+    if len(event.reasons) > 1:
+        yield f"all reasons: {', '.join(event.reasons)}"
+    if event.hold_expires_at:
+        yield f"waits for a reviewer until {iso(event.hold_expires_at)}"
+
+
+def _review(event: e.ReviewSubmitted | e.ReviewCounted | e.ReviewRefused) -> str:
+    match event:
+        case e.ReviewSubmitted():
+            return f"{event.by} says {event.action} by {event.channel}: {event.why}"
+        case e.ReviewRefused():
+            return f"the {event.action} of {event.by} does not count: {event.problem}"
+        case e.ReviewCounted(needed=0):
+            return f"the {event.action} of {event.by} counts: {event.why}"
+        case e.ReviewCounted():
+            return f"the {event.action} of {event.by} counts, {event.needed} more needed: {event.why}"
+
+
+def _answered(event: e.BankCommandAnswered) -> str:
+    status = f" with HTTP {event.http_status}" if event.http_status else ""
+    problem = " ".join(part for part in (event.code, event.problem) if part)
+    said = f" ({problem})" if problem else ""
+    return f"bank command {event.command}: {event.outcome}{status}{said}; the bank says {event.bank_status}"
+
+
+def _other(event: e.Event) -> str:
+    match event:
+        case e.TimerFired():
+            return f"timer {event.timer} is due"
+        case e.GovernanceBypassed():
+            return f"BYPASSED: the bank says {event.status}, and it was never approved here"
+        case e.EntrySetAside():
+            return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
+        case e.PayoutMalformed():
+            return f"malformed: {event.problem}"
+        case _:
+            return type(event).__name__
