@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from consumers import decide, settle
+from consumers.recall import Archived, recall_stage
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
 from consumers.screen import screen_stage
@@ -15,9 +16,12 @@ GROUPS = (GOVERNANCE, EXECUTION)
 """Every group of the default topology; each reads every partition's log."""
 
 
-def governance_chain(reputations: Reputations, *, zone: str) -> tuple[Stage, ...]:
+def governance_chain(
+    reputations: Reputations, *, zone: str, archived: Archived | None = None
+) -> tuple[Stage, ...]:
     """The stages in the order of the rules; review and settlement come last, since a decision feeds them."""
     return (
+        *((recall_stage(archived),) if archived is not None else ()),
         screen_stage(zone),
         velocity_stage(reputations.known, zone),
         reputation_stage(reputations),
@@ -28,9 +32,9 @@ def governance_chain(reputations: Reputations, *, zone: str) -> tuple[Stage, ...
     )
 
 
-def governance(reputations: Reputations, *, zone: str) -> Group:
-    """The group that decides. `zone` is for policies that name none."""
-    return Group(name=GOVERNANCE, stages=governance_chain(reputations, zone=zone))
+def governance(reputations: Reputations, *, zone: str, archived: Archived | None = None) -> Group:
+    """The group that decides. `zone` is for policies that name none; `archived` remembers old payouts."""
+    return Group(name=GOVERNANCE, stages=governance_chain(reputations, zone=zone, archived=archived))
 
 
 def split(group: Group) -> Mapping[str, Group]:

@@ -15,13 +15,16 @@ import uvicorn
 
 import consumers
 from consumers.enact import Barrier, execution
+from consumers.recall import Archived
 from consumers.vet import Reputations
 from projections.loop import run_projector
 from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
 from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.archive.read import payout_view
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError
 from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
@@ -109,7 +112,8 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
     if name == consumers.GOVERNANCE:
         client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
         stack.push_async_callback(client.aclose)
-        return consumers.governance(Reputations(client.lookup), zone=settings.timezone)
+        archived = await _archived(settings, stack) if settings.postgres_dsn else None
+        return consumers.governance(Reputations(client.lookup), zone=settings.timezone, archived=archived)
     bank = open_razorpay(
         settings.razorpay_base_url,
         key_id=settings.razorpay_key_id,
@@ -118,6 +122,16 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
     )
     stack.push_async_callback(bank.aclose)
     return execution(bank, await _barrier(settings, stack))
+
+
+async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
+    pool = await postgres_pool(settings)
+    stack.push_async_callback(pool.close)
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        return await payout_view(pool, payout)
+
+    return archived
 
 
 async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:

@@ -9,6 +9,7 @@ from typing import Self
 from redis.asyncio import Redis
 
 import consumers
+from consumers.recall import Archived
 from consumers.vet import Reputations
 from streamproc.domain.events import Event, PayoutObserved, ReviewSubmitted
 from streamproc.domain.payouts import PayoutRecord, fold
@@ -36,13 +37,16 @@ class Engine:
         groups: Sequence[Group] = (),
         workers: int = 1,
         claim_idle_s: float = 60.0,
+        archived: Archived | None = None,
     ) -> None:
         self.url = redis_url
         self.vendors = vendors or Vendors()
         self.names = Names(0)
         self.workers = workers
         self.limits = Limits(claim_idle_s=claim_idle_s)
-        self.groups = list(groups) or [consumers.governance(Reputations(self.vendors), zone=ZONE)]
+        self.groups = list(groups) or [
+            consumers.governance(Reputations(self.vendors), zone=ZONE, archived=archived)
+        ]
         self.stopping = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
 

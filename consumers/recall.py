@@ -1,0 +1,51 @@
+"""Recall: a payout from long ago, whose record has left Redis, is not decided again.
+
+Redis keeps a finished payout's record for the retention time. A delivery that comes later (a replay by the
+bank's support, months apart) finds nothing there, so the archive is asked before anything else looks at it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.errors import TryAgain
+from streamproc.log.work import Desk, Item, Stage, Work
+
+Archived: TypeAlias = Callable[[str], Awaitable[PayoutRecord | None]]
+"""A payout's record as the archive has it; raises TryAgain when Postgres is away."""
+
+YOUNG_S = 86_400
+"""A payout made within a day cannot have left Redis: the least retention is longer."""
+AT_ONCE_MAX = 4
+"""Queries of one batch at once; old payouts are rare."""
+
+
+def recall_stage(archived: Archived) -> Stage:
+    """Gives works of old, unknown payouts the record that the archive has of them."""
+
+    async def recall(items: Sequence[Item], desk: Desk) -> None:
+        turns = asyncio.Semaphore(AT_ONCE_MAX)
+        old = {work: None for work, event in items if _may_be_forgotten(work, event, desk)}
+
+        async def one(work: Work) -> None:
+            try:
+                async with turns:
+                    record = await archived(work.payout)
+            except TryAgain as problem:  # only this payout waits for Postgres
+                work.fail(problem)
+                return
+            if record is not None:
+                observed = [event for event in work.events if isinstance(event, PayoutObserved)]
+                work.record = fold(observed, record)
+
+        await asyncio.gather(*(one(work) for work in old))
+
+    return Stage(name="recall", consumes=frozenset({PayoutObserved}), handle=recall)
+
+
+def _may_be_forgotten(work: Work, event: object, desk: Desk) -> bool:
+    if work.loaded is not None or not isinstance(event, PayoutObserved):
+        return False
+    return 0 < event.facts.created_at < desk.now_us // 1_000_000 - YOUNG_S

@@ -1,0 +1,56 @@
+"""A payout that was decided months ago is not decided again when the bank shows it once more."""
+
+from msgspec.structs import replace
+
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import TryAgain
+from tests.engine import Engine
+from tests.words import observed
+
+POLICIES = """
+policies:
+  bot: {daily_limit: 1000000}
+"""
+
+
+def old(status: str = "pending"):  # type: ignore[no-untyped-def]
+    event = observed("pout_old", status=status)
+    return replace(event, facts=replace(event.facts, created_at=1_580_000_000))
+
+
+async def test_the_archive_is_asked_about_an_old_payout_that_redis_does_not_know(redis_url: str) -> None:
+    known = PayoutRecord(
+        payout="pout_old",
+        account="acc",
+        received_at=1,
+        amount=250_000,
+        bank_status="processed",
+        decision="APPROVED",
+    )
+    asked: list[str] = []
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        asked.append(payout)
+        return known
+
+    async with Engine(redis_url, archived=archived) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(old(), observed("pout_new"))
+        story = [type(event).__name__ for event in await engine.story("pout_old")]
+        assert (await engine.record("pout_new")).decision == "APPROVED"
+    assert asked == ["pout_old"]
+    assert story == ["PayoutObserved"]
+
+
+async def test_while_the_archive_cannot_be_asked_an_old_payout_waits_and_the_others_do_not(
+    redis_url: str,
+) -> None:
+    async def away(payout: str) -> PayoutRecord | None:
+        raise TryAgain("Postgres is away", after_s=30.0)
+
+    async with Engine(redis_url, archived=away) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(old(), observed("pout_new"))
+        assert (await engine.record("pout_new")).decision == "APPROVED"
+        assert (await engine.record("pout_old")).decision is None
+        assert await engine.client.zcard(engine.names.retries("governance")) == 1
