@@ -7,6 +7,7 @@
 An error is one clear line on stderr. Heavy modules are imported inside the commands, so that `--help` is quick.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ def cli() -> None:
     Start everything on this machine with `streamproc up`; other commands find the running system through
     STREAMPROC_DATA_DIR, or through STREAMPROC_REDIS_URL and STREAMPROC_POSTGRES_DSN.
     """
-    log_to_stderr()
+    log_to_stderr(logging.WARNING)
 
 
 for command in (

@@ -1,13 +1,16 @@
 """What commands start from: the settings, and, for operators, where the running system is."""
 
+import logging
 import os
 
+from streamproc.cli.logline import log_to_stderr
 from streamproc.errors import ConfigError
 from streamproc.settings import PREFIX, Role, Settings, discover, load, require
 
 
 def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
+    log_to_stderr(logging.INFO)  # a role says what it does; an operator's command only what is wrong
     settings = load(os.environ)
     require(settings, role)
     return settings

@@ -5,17 +5,17 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-_QUIET = ("httpx", "httpcore", "asyncio", "uvicorn.access")
-"""Their information lines hold whole URLs, and Safe Browsing's key travels in one."""
+_QUIET = ("httpx", "httpcore", "asyncio", "alembic")
+"""Their information lines are of no use, or hold whole URLs, and Safe Browsing's key travels in one."""
 
 
-def log_to_stderr() -> None:
-    """Send information and worse to stderr. Safe to call twice."""
+def log_to_stderr(level: int) -> None:
+    """Send lines of `level` and worse to stderr. Safe to call again with another level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_ForPeople() if sys.stderr.isatty() else _ForMachines())
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 

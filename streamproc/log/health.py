@@ -66,10 +66,9 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     """Age of the oldest entry that is pending or not delivered yet; 0 when there is none."""
     seconds, micros = await client.time()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    pending = await client.execute_command("XPENDING", names.log, group, "-", "+", 1)
+    pending = await client.xpending_range(names.log, group, min="-", max="+", count=1)
     if pending:
-        first = pending[0]
-        entry = _text(first["message_id"] if isinstance(first, dict) else first[0])
+        entry = _text(pending[0]["message_id"])
     elif row["lag"]:
         after = await client.execute_command(
             "XRANGE", names.log, "(" + _text(row["last-delivered-id"]), "+", "COUNT", 1
