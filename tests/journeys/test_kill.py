@@ -1,13 +1,20 @@
 """Processes are killed in the middle of their work, the bank misbehaves, and every payout still has one story."""
 
 import asyncio
+import functools
 import os
 import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bank import until
+from streamproc import embedded
+from streamproc.domain.events import PayoutDecided
+from streamproc.embedded import Store
+from tests.bank import free_port, until
 from tests.journeys.system import System, running_system
 from tests.journeys.truth import (
     assert_budgets_agree,
@@ -18,15 +25,16 @@ from tests.journeys.truth import (
     overspent,
 )
 
-APPROVED, REJECTED, CROWDED = 100, 50, 50
-"""Payouts of each agent in the batch."""
+BATCH = {"free": 150, "small": 100, "crowded": 50}
+"""Payouts of each agent where a worker is killed."""
+SMALL_BATCH = {"free": 40, "small": 20, "crowded": 20}
 ROOM = 10
 """How many of the crowded agent's payouts fit into its day."""
 AMOUNT = 10_000
 POLICIES = f"""
 defaults: {{rate_limit: {{count: 0, window: 60s}}}}
 policies:
-  free: {{daily_limit: {AMOUNT * APPROVED}}}
+  free: {{daily_limit: {AMOUNT * BATCH["free"]}}}
   small: {{per_txn_limit: {AMOUNT - 1}}}
   crowded: {{daily_limit: {AMOUNT * ROOM}}}
 """
@@ -43,9 +51,8 @@ FAULTS: list[dict[str, Any]] = [
 pytestmark = pytest.mark.timeout(300)
 
 
-async def pay_batch(system: System) -> dict[str, set[str]]:
+async def pay_batch(system: System, asked: dict[str, int] = SMALL_BATCH) -> dict[str, set[str]]:
     """All payouts of all agents, made at the bank at once; each is told to us by a webhook."""
-    asked = {"free": APPROVED, "small": REJECTED, "crowded": CROWDED}
     made = await asyncio.gather(
         *(
             system.bank.pay(
@@ -111,7 +118,7 @@ async def test_a_killed_worker_loses_and_doubles_nothing(redis_url: str, postgre
         await system.bank.control("safebrowsing", slow_ms=200)  # so that a batch takes a while
         await system.bank.faults(api=FAULTS)
 
-        batch = await pay_batch(system)
+        batch = await pay_batch(system, BATCH)
         await kill_while_it_holds_entries(system, "worker-1", "governance")
         await system.start("worker-3")
         await kill_while_it_holds_entries(system, "worker-2", "execution")
@@ -119,3 +126,135 @@ async def test_a_killed_worker_loses_and_doubles_nothing(redis_url: str, postgre
 
         await all_decided(system, batch)
         await assert_all_is_well(system, batch)
+
+
+async def test_a_killed_projector_archives_each_entry_once(redis_url: str, postgres: str) -> None:
+    async with running_system(redis_url, postgres, workers=2, claim_idle="2s") as system:
+        await system.apply(POLICIES)
+        batch = await pay_batch(system)
+        for number in range(1, 4):
+            await archived_more(system)
+            await system.kill("projector" if number == 1 else f"projector-{number}")
+            await system.start(f"projector-{number + 1}")
+
+        await all_decided(system, batch)
+        await assert_all_is_well(system, batch)
+
+
+async def archived_more(system: System) -> None:
+    """Wait until the archive has grown, and has not reached the log's end."""
+
+    async def count() -> int:
+        return int(await system.pool.fetchval("SELECT count(*) FROM events"))
+
+    before = await count()
+
+    async def grown() -> bool:
+        return await count() > before
+
+    await until(grown, what="the archive grows", deadline_s=60.0)
+
+
+class Restartable:
+    """A store that a test stops, and starts again on the same port with the same data."""
+
+    def __init__(self, start: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
+        self._start = start
+        self._running = AsyncExitStack()
+
+    async def up(self) -> str:
+        """Start it; its URL."""
+        return (await self._running.enter_async_context(self._start())).url
+
+    async def down(self) -> None:
+        """Stop it; harmless when it is not running."""
+        await self._running.aclose()
+
+
+@asynccontextmanager
+async def restartable(start: Callable[[], AbstractAsyncContextManager[Store]]) -> AsyncIterator[Restartable]:
+    """A store that is not running yet, and is stopped at the end."""
+    store = Restartable(start)
+    try:
+        yield store
+    finally:
+        await store.down()
+
+
+async def test_money_waits_while_postgres_is_away_and_goes_on_when_it_is_back(
+    redis_url: str, public_dir: Path
+) -> None:
+    home, port = public_dir / "journey-postgres", free_port()
+    home.mkdir()
+    home.chmod(0o711)
+    async with restartable(lambda: embedded.postgres(home, port=port, durable=False)) as store:
+        dsn = await store.up()
+        async with running_system(redis_url, dsn, workers=2, claim_idle="2s") as system:
+            await system.apply(POLICIES)
+            await store.down()
+
+            batch = await pay_batch(system)
+
+            payouts = set().union(*batch.values())
+            decided = functools.partial(decided_in_log, system, payouts)
+            await until(decided, what="all are decided without Postgres", deadline_s=90.0)
+            assert await system.bank.record(command="payout.approve") == []
+
+            await store.up()
+            await all_decided(system, batch)
+            await assert_all_is_well(system, batch)
+
+
+async def decided_in_log(system: System, payouts: set[str]) -> bool:
+    """Every payout has its decision in the log."""
+    system.check_alive()
+    return {event.payout for event in await system.events() if isinstance(event, PayoutDecided)} >= payouts
+
+
+async def test_a_drain_leaves_no_entry_in_anybodys_hands(redis_url: str, postgres: str) -> None:
+    async with running_system(redis_url, postgres, workers=2) as system:
+        await system.apply(POLICIES)
+        batch = await pay_batch(system)
+        await until(lambda: decided_some(system, batch), what="the batch is under way", deadline_s=60.0)
+
+        assert {await system.drain("worker-1"), await system.drain("worker-2")} == {0}
+
+        assert await system.pending() == {"governance": 0, "execution": 0}
+        for group in ("governance", "execution"):
+            assert await system.redis.xinfo_consumers(system.names.log, group) == []
+
+        await system.start("worker-3")
+        await all_decided(system, batch)
+        await assert_all_is_well(system, batch)
+
+
+async def decided_some(system: System, batch: dict[str, set[str]]) -> bool:
+    """The bank was told of one payout, and not yet of all."""
+    return 0 < len(await system.bank.record(effect="true")) < sum(map(len, batch.values()))
+
+
+async def test_while_redis_is_away_a_webhook_is_503_and_asks_to_come_again(
+    public_dir: Path, postgres: str
+) -> None:
+    home, port = public_dir / "journey-valkey", free_port()
+    home.mkdir()
+    body = (Path(__file__).with_name("samples") / "pending.json").read_bytes()
+    async with restartable(lambda: embedded.valkey(home, port=port)) as store:
+        async with running_system(await store.up(), postgres) as system:
+            await store.down()
+
+            refused = await system.post(body, event_id="RedisAway00001")
+
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+            assert (await system.api.get("/readyz")).status_code == 503
+            assert (await system.api.get("/healthz")).status_code == 200
+
+            await store.up()
+
+            async def taken() -> bool:
+                system.check_alive()
+                return (await system.post(body, event_id="RedisAway00001")).status_code == 200
+
+            await until(taken, what="the same webhook is taken", deadline_s=60.0)
+            await system.reaches("pout_JrnyPending0001", "rejected", deadline_s=60.0)
