@@ -135,17 +135,22 @@ class Running(AbstractAsyncContextManager["Running"]):
 
     # ---- both ----
 
+    async def at_bank(self, payout: str, wanted: Outcome) -> None:
+        """Wait until the bank's side of the outcome is so, for OUTCOME_MAX_S at most."""
+
+        async def there() -> bool:
+            return (await self.bank_status(payout), await self.told(payout)) == (wanted.bank, wanted.told)
+
+        await until(there)
+
     async def outcome(self, payout: str, wanted: Outcome) -> Outcome:
         """What became of the payout: `wanted` as soon as it is so, else what is there after OUTCOME_MAX_S."""
-
-        async def at_bank() -> bool:
-            return (await self.bank_status(payout), await self.told(payout)) == (wanted.bank, wanted.told)
 
         async def here() -> Outcome | None:
             seen = await self._seen(payout)
             return seen if seen == wanted else None
 
-        await until(at_bank)  # cheap to ask; explain is a process each time
+        await self.at_bank(payout, wanted)  # cheap to ask; explain is a process each time
         return await until(here) or await self._seen(payout)
 
     async def _seen(self, payout: str) -> Outcome:

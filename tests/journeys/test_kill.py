@@ -240,7 +240,8 @@ async def test_while_redis_is_away_a_webhook_is_503_and_asks_to_come_again(
     home.mkdir()
     body = (Path(__file__).with_name("samples") / "pending.json").read_bytes()
     async with restartable(lambda: embedded.valkey(home, port=port)) as store:
-        async with running_system(await store.up(), postgres) as system:
+        url = await store.up()
+        async with running_system(url, postgres) as system:
             await store.down()
 
             refused = await system.post(body, event_id="RedisAway00001")
