@@ -8,12 +8,13 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.operate.explain import Story
 from streamproc.operate.site import iso, iso_or_none
 
-_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "require_approval_above", "above"})
+_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"})
+"""Evidence in paise, except velocity's, which counts payouts."""
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
-    e.PayoutScreened: "screening: policy, currency, amount, vendor URL and domain pass",
-    e.VelocityChecked: "velocity: within the rate limit",
-    e.ReputationChecked: "reputation: nothing known against the vendor",
-    e.BudgetReserved: "budget: there is room",
+    e.PayoutScreened: "screening, rules 2 to 9: nothing against it",
+    e.VelocityChecked: "velocity, rule 10: passes",
+    e.ReputationChecked: "reputation, rules 11 to 14: nothing against it",
+    e.BudgetReserved: "budget, rule 16: there is room in every window",
 }
 
 
@@ -101,18 +102,19 @@ def _fresh(findings: Iterable[e.Finding], said: set[tuple[str, str]]) -> Iterato
     for finding in findings:
         if (finding.stage, finding.code) not in said:
             said.add((finding.stage, finding.code))
-            yield f"{finding.stage}: {finding.outcome} {finding.code}{_evidence(finding.evidence)}"
+            yield f"{finding.stage}: {finding.outcome} {finding.code}{_evidence(finding)}"
 
 
-def _evidence(evidence: e.Evidence) -> str:
-    return "".join(f", {name} {_shown(name, value)}" for name, value in evidence.items())
+def _evidence(finding: e.Finding) -> str:
+    money = frozenset() if finding.stage == "velocity" else _MONEY
+    return "".join(f", {name} {_shown(name, value, money)}" for name, value in finding.evidence.items())
 
 
-def _shown(name: str, value: str | int | bool | list[str] | None) -> str:
+def _shown(name: str, value: str | int | bool | list[str] | None, money: frozenset[str]) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(value) + "]"
-    if isinstance(value, int) and not isinstance(value, bool) and name in _MONEY:
-        return rupees(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return rupees(value) if name in money else iso(value) if name.endswith("_at") else str(value)
     return "none" if value is None else str(value)
 
 

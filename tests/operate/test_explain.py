@@ -1,0 +1,165 @@
+"""`explain` tells a payout's whole story, from wherever its events are."""
+
+import re
+from typing import Any
+
+import pytest
+
+from streamproc.errors import JobFailed
+from streamproc.log.scripts import BATCH_MAX
+from streamproc.operate.explain import as_json, explain
+from streamproc.operate.story import tell
+from tests.engine import Engine
+from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
+from tests.words import ACCOUNT, Vendors, observed
+
+ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+async def story_of(redis_url: str, payout: str, dsn: str = "") -> tuple[dict[str, Any], str]:
+    async with site_of(redis_url, dsn) as site:
+        story = await explain(site, payout)
+        return as_json(story), "\n".join(tell(story))
+
+
+async def held_and_approved(engine: Engine) -> None:
+    await engine.apply(POLICIES)
+    await engine.deliver(observed("pout_0", 100_000))
+    await engine.deliver(observed("pout_1", 600_000, url="https://paper.example.com"))
+    await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+
+
+async def test_a_held_and_approved_payout_shows_request_rules_budget_reviewer_and_decision(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await held_and_approved(engine)
+        told, text = await story_of(redis_url, "pout_1")
+    assert told["decision"] == "APPROVED"
+    assert told["reason"] == "REVIEW_APPROVED"
+    assert (told["agent"], told["identity"], told["amount"], told["currency"]) == (
+        "bot",
+        "claimed",
+        600_000,
+        "INR",
+    )
+    assert told["vendor_url"] == "https://paper.example.com"
+    assert told["policy_version"] == 1
+    assert told["findings"] == [
+        {
+            "stage": "approval",
+            "code": "APPROVAL_REQUIRED",
+            "outcome": "HELD",
+            "evidence": {"amount": 600_000, "above": 500_000},
+        }
+    ]
+    [review] = told["reviews"]
+    assert (review["by"], review["action"], review["why"]) == ("asha", "approve", "because")
+    assert "₹6,000.00" in text
+    assert "before ₹1,000.00, after ₹7,000.00 of ₹1,00,000.00" in text
+    assert "decided APPROVED REVIEW_APPROVED by asha under policy version 1" in text
+
+
+async def test_the_reservation_names_each_window_with_what_was_there_before(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await held_and_approved(engine)
+        told, _ = await story_of(redis_url, "pout_1")
+    reservation = told["reservation"]
+    assert reservation["state"] == "reserved"
+    [window] = [w for w in reservation["windows"] if w["limit"] is not None]
+    assert (window["scope"], window["reserved"], window["committed"]) == ("agent:bot", 100_000, 0)
+    assert window["limit"] == 10_000_000
+
+
+async def test_events_are_in_log_order_with_ids_of_partition_entry_and_index(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await held_and_approved(engine)
+        told, _ = await story_of(redis_url, "pout_1")
+    ids = [re.fullmatch(r"0:(\d+)-(\d+):(\d+)", event["id"]) for event in told["events"]]
+    keys = [tuple(map(int, found.groups())) for found in ids if found]
+    assert len(keys) == len(told["events"])
+    assert keys == sorted(set(keys))
+    assert told["events"][0]["type"] == "payout.observed"
+    assert [event["type"] for event in told["events"]].count("payout.decided") == 2
+    assert all(ISO.fullmatch(event["at"]) for event in told["events"])
+    assert all(event["data"]["payout"] == "pout_1" for event in told["events"])
+
+
+async def test_a_rejection_shows_the_rule_that_fired_and_its_evidence(redis_url: str):
+    async with Engine(redis_url, vendors=Vendors({"evil": "threat"})) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(
+            observed("pout_1", 1_000_001), observed("pout_2", 1_000, url="https://evil.example")
+        )
+        limit, text = await story_of(redis_url, "pout_1")
+        threat, _ = await story_of(redis_url, "pout_2")
+    assert [f["code"] for f in limit["findings"]] == ["TXN_LIMIT_EXCEEDED"]
+    assert "TXN_LIMIT_EXCEEDED, amount ₹10,000.01, limit ₹10,000.00" in text
+    assert limit["reservation"] is None
+    assert threat["findings"][-1]["evidence"]["threats"] == ["MALWARE"]
+
+
+async def test_the_archive_and_the_tail_that_is_not_archived_yet_make_one_story(
+    redis_url: str, postgres: str
+):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 600_000))
+        await archive(redis_url, postgres)
+        await engine.review("pout_1", "asha", "reject", account=ACCOUNT)
+        both, _ = await story_of(redis_url, "pout_1", postgres)
+        alone, _ = await story_of(redis_url, "pout_1")
+    assert both["notes"] == []
+    assert both["events"] == alone["events"]
+    assert both["decision"] == "REJECTED"
+
+
+async def test_what_has_left_redis_is_told_from_the_archive(redis_url: str, postgres: str):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 600_000))
+        await archive(redis_url, postgres)
+        before, _ = await story_of(redis_url, "pout_1", postgres)
+        await engine.client.xtrim(engine.names.log, maxlen=0)
+        await engine.client.delete(engine.names.payout("pout_1"))
+        after, _ = await story_of(redis_url, "pout_1", postgres)
+    assert after == before
+
+
+async def test_with_postgres_away_the_story_comes_from_redis_and_says_so(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 600_000))
+        told, text = await story_of(redis_url, "pout_1", NOBODY_THERE)
+    assert told["decision"] == "HELD"
+    assert "Postgres is away" in told["notes"][0]
+    assert "Postgres is away" in text
+
+
+async def test_a_payout_is_found_behind_more_entries_than_one_read_takes(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        many = [observed(f"pout_n{n}", 100, agent="nobody") for n in range(3 * BATCH_MAX)]
+        await engine.deliver(*many)
+        await engine.deliver(observed("pout_1", 600_000))
+        told, _ = await story_of(redis_url, "pout_1")
+    assert told["decision"] == "HELD"
+
+
+async def test_a_payout_whose_name_begins_another_ones_keeps_its_own_story(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 1_000), observed("pout_12", 2_000))
+        told, _ = await story_of(redis_url, "pout_1")
+    assert told["amount"] == 1_000
+    assert {event["data"]["payout"] for event in told["events"]} == {"pout_1"}
+
+
+async def test_an_unknown_payout_is_a_failed_job_that_names_it(redis_url: str):
+    async with Engine(redis_url), site_of(redis_url) as site:
+        with pytest.raises(JobFailed, match="pout_nobody is not known here"):
+            await explain(site, "pout_nobody")
+
+
+async def test_a_redis_without_a_log_is_said_in_one_line(redis_url: str):
+    with pytest.raises(JobFailed, match="no log yet"):
+        async with site_of(redis_url):
+            pass

@@ -1,0 +1,126 @@
+"""A person lists holds, answers one, and is told what became of the answer."""
+
+import asyncio
+
+import pytest
+
+from streamproc.errors import InputError, JobFailed
+from streamproc.operate import holds
+from streamproc.operate.holds import answer, hold_json, list_holds
+from tests.engine import Engine
+from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
+from tests.words import NOW, observed
+
+
+async def held(engine: Engine, *payouts: str, agent: str = "bot", amount: int = 600_000) -> None:
+    await engine.apply(POLICIES)
+    await engine.deliver(*(observed(p, amount, agent=agent, at=NOW + n) for n, p in enumerate(payouts)))
+
+
+async def test_the_first_approval_decides_and_the_second_is_told_by_whom(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        outcome = await answer(site, "pout_1", "approve", by="asha", why="checked")
+        assert (outcome.decision, outcome.reason, outcome.needed) == ("APPROVED", "REVIEW_APPROVED", 0)
+        with pytest.raises(JobFailed, match="already APPROVED by asha"):
+            await answer(site, "pout_1", "reject", by="vikram", why="no")
+
+
+async def test_a_rejection_is_told(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        outcome = await answer(site, "pout_1", "reject", by="asha", why="unknown vendor")
+        assert (outcome.decision, outcome.reason) == ("REJECTED", "REVIEW_REJECTED")
+        assert (await engine.record("pout_1")).reviews[0].why == "unknown vendor"
+
+
+async def test_above_the_dual_threshold_the_first_approval_asks_for_another(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1", agent="strict", amount=700_001)
+        first = await answer(site, "pout_1", "approve", by="asha", why="ok")
+        second = await answer(site, "pout_1", "approve", by="vikram", why="ok")
+    assert (first.decision, first.needed) == (None, 1)
+    assert (second.decision, second.needed) == ("APPROVED", 0)
+
+
+async def test_who_is_no_reviewer_is_refused_and_that_is_recorded(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        with pytest.raises(JobFailed, match="mallory is not in the list of reviewers"):
+            await answer(site, "pout_1", "approve", by="mallory", why="hello")
+        assert (await engine.record("pout_1")).state == "held"
+
+
+async def test_two_answers_at_the_same_moment_decide_once(redis_url: str):
+    async with Engine(redis_url, workers=2) as engine, site_of(redis_url) as one, site_of(redis_url) as two:
+        await held(engine, "pout_1")
+        answers = await asyncio.gather(
+            answer(one, "pout_1", "approve", by="asha", why="yes"),
+            answer(two, "pout_1", "reject", by="vikram", why="no"),
+            return_exceptions=True,
+        )
+    assert sorted(isinstance(a, JobFailed) for a in answers) == [False, True]
+
+
+async def test_an_answer_to_a_payout_that_nobody_knows_writes_nothing(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        with pytest.raises(JobFailed, match="pout_nobody is not known here"):
+            await answer(site, "pout_nobody", "approve", by="asha", why="yes")
+        assert await engine.entries() == []
+
+
+@pytest.mark.parametrize(("by", "why"), [("", "yes"), ("asha", " "), ("asha", "x" * 501)])
+async def test_an_answer_without_a_name_or_a_short_reason_is_wrong_use(redis_url: str, by: str, why: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        with pytest.raises(InputError):
+            await answer(site, "pout_1", "approve", by=by, why=why)
+
+
+async def test_without_a_worker_the_answer_stays_and_the_person_is_told_where(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(holds, "ANSWER_WAIT_S", 0.3)
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        await engine.stop()
+        with pytest.raises(JobFailed, match=r"recorded as 0:\d+-\d+, but no worker handled it within 0\.3 s"):
+            await answer(site, "pout_1", "approve", by="asha", why="yes")
+        engine.start()
+        await engine.settled()
+        assert (await engine.record("pout_1")).decision == "APPROVED"
+
+
+async def test_holds_are_listed_from_the_view_in_pages_the_longest_waiting_first(
+    redis_url: str, postgres: str
+):
+    async with Engine(redis_url) as engine:
+        await held(engine, "pout_c", "pout_a", "pout_b")
+        await archive(redis_url, postgres)
+        async with site_of(redis_url, postgres) as site:
+            first = await list_holds(site, limit=2)
+            rest = await list_holds(site, after=first.next, limit=2)
+    assert [record.payout for record in first.items] == ["pout_c", "pout_a"]
+    assert [record.payout for record in rest.items] == ["pout_b"]
+    assert (first.next, rest.next, first.note) == ("pout_a", None, "")
+
+
+@pytest.mark.parametrize("dsn", ["", NOBODY_THERE], ids=["not configured", "away"])
+async def test_without_postgres_holds_are_listed_from_redis_and_that_is_said(redis_url: str, dsn: str):
+    async with Engine(redis_url) as engine, site_of(redis_url, dsn) as site:
+        await held(engine, "pout_b", "pout_a")
+        await engine.deliver(observed("pout_small", 1_000))
+        found = await list_holds(site)
+    assert [record.payout for record in found.items] == ["pout_b", "pout_a"]
+    assert "listed from Redis" in found.note
+
+
+async def test_a_hold_for_scripts_has_its_reasons_and_its_expiry(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        [record] = (await list_holds(site)).items
+    shown = hold_json(record)
+    assert shown["reasons"] == ["APPROVAL_REQUIRED"]
+    assert shown["amount"] == 600_000
+    assert shown["expires_at"] > shown["received_at"]
+    assert shown["approved_by"] == []
