@@ -106,16 +106,10 @@ class Handler:
 
     async def _load(self, client: Redis, works: list[Work]) -> Desk:
         payouts = [w.payout for w in works if w.payout]
-        now_us, rev, loaded = await scripts.load(client, self.names, payouts)
-        rows = iter(loaded)
+        now_us, rev, rows = await scripts.load(client, self.names, payouts)
+        row = iter(rows)
         for work in works:
-            keep = self.group.outputs_are_facts and work.stale_times > 0
-            if work.payout:
-                row = next(rows)
-                record = decode_record(row.record) if row.record else None
-                work.open(row.version, record, row.admission, keep=keep)
-            else:
-                work.open(b"-1", None, work.admission, keep=keep)
+            self._open(work, next(row) if work.payout else None)
         book = await self._policies.refresh(client, rev)
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
@@ -123,6 +117,20 @@ class Handler:
 
         cache = Cache(client, self.names)
         return Desk(now_us=now_us, partition=self.partition, book=book, admit=admit, cache=cache)
+
+    def _open(self, work: Work, row: scripts.Row | None) -> None:
+        """Start a work from its payout's row. A row that cannot be read stops this entry, not the worker."""
+        keep = self.group.outputs_are_facts and work.stale_times > 0
+        if row is None:
+            work.open(b"-1", None, work.admission, keep=keep)
+            return
+        try:
+            known = scripts.loaded(row)
+            record = decode_record(known.record) if known.record else None
+        except ValueError as problem:  # msgspec's errors too
+            work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
+            return
+        work.open(known.version, record, known.admission, keep=keep)
 
     async def _run(self, client: Redis, works: list[Work], desk: Desk) -> None:
         """The chain; what nobody named is pinned on one entry."""

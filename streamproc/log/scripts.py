@@ -11,7 +11,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, Window
+from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
@@ -66,6 +66,10 @@ class Keys:
             self.list.append(key)
             known = self._index[key] = len(self.list)
         return known
+
+
+Row = list[bytes | None]
+"""A payout's hash as `load` gives it: version, record, rate answer, budget answer, windows."""
 
 
 @dataclass(slots=True)
@@ -123,13 +127,14 @@ async def append_once(client: Redis, names: Names, deliveries: Sequence[Delivery
     return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
 
 
-async def load(client: Redis, names: Names, payouts: Sequence[str]) -> tuple[int, bytes, list[Loaded]]:
-    """Redis's clock (µs), the policy revision, and what is known of each payout."""
+async def load(client: Redis, names: Names, payouts: Sequence[str]) -> tuple[int, bytes, list[Row]]:
+    """Redis's clock (µs), the policy revision, and what is known of each payout, for `loaded` to read."""
     reply = await _load(client, [names.policy, *(names.payout(p) for p in payouts)], ())
-    return int(reply[0]), reply[1], [_loaded(row) for row in reply[2:]]
+    return int(reply[0]), reply[1], reply[2:]
 
 
-def _loaded(row: list[bytes | None]) -> Loaded:
+def loaded(row: Row) -> Loaded:
+    """A payout's row. Raises ValueError where it is not what these scripts write."""
     version, record, rate, budget, windows = row
     return Loaded(version or b"0", record, _admission(rate or b"", budget or b"", windows or b""))
 
@@ -153,23 +158,32 @@ def _budget(answer: bytes, windows: tuple[Window, ...]) -> BudgetAnswer:
 async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:
     """Take rate slots and reserve budget; the recorded answer where a payout was answered before."""
     keys = Keys(names.number)
-    args: list[Any] = [keep_budgets_s]
+    numbers: dict[tuple[RateAsk | None, tuple[Window, ...] | None], int] = {}
+    terms: list[Any] = []
+    rows: list[Any] = []
     for ask in asks:
-        rate, windows = ask.rate, ask.windows
-        args += [keys.index(names.payout(ask.payout)), ask.payout, ask.amount, ask.received_at]
-        if rate is None:
-            args += [0, 0, 0, 0]
-        else:
-            args += [keys.index(names.rate(rate.agent)), rate.count, rate.window_us, int(rate.hold)]
-        if windows is None:
-            args += [-1, b""]
-            continue
-        args += [len(windows), _encode(windows)]
-        for window in windows:
-            limit = -1 if window.limit is None else window.limit
-            args += [keys.index(names.budget(window.scope, window.window)), limit, window.ends_at]
-    reply = await _admit(client, keys.list, args)
+        both = (ask.rate, ask.windows)
+        number = numbers.get(both)
+        if number is None:
+            number = numbers[both] = len(numbers) + 1
+            terms += _terms(names, keys, ask.rate, ask.windows)
+        rows += (keys.index(names.payout(ask.payout)), ask.payout, ask.amount, ask.received_at, number)
+    reply = await _admit(client, keys.list, (keep_budgets_s, len(numbers), *terms, *rows))
     return [_answer(ask, *reply[3 * i : 3 * i + 3]) for i, ask in enumerate(asks)]
+
+
+def _terms(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Window, ...] | None) -> list[Any]:
+    """What is asked for, as it is the same for many payouts of one agent."""
+    terms: list[Any] = [0, 0, 0, 0]
+    if rate is not None:
+        terms = [keys.index(names.rate(rate.agent)), rate.count, rate.window_us, int(rate.hold)]
+    if windows is None:
+        return [*terms, -1, b""]
+    terms += [len(windows), _encode(windows)]
+    for window in windows:
+        limit = -1 if window.limit is None else window.limit
+        terms += [keys.index(names.budget(window.scope, window.window)), limit, window.ends_at]
+    return terms
 
 
 def _answer(ask: Ask, rate: bytes, budget: bytes, recorded: bytes) -> Admission:

@@ -3,29 +3,42 @@
 -- KEYS[1]    string  the partition's dense counter of admissions and settlements
 -- KEYS[2..]  hash payouts, zset rates, hash budgets; ARGV names them by index
 -- ARGV[1]    s       how long a budget is kept after its window ended (or after now, if that is later)
--- then for each payout:
---   index of its hash, payout id, amount (paise), received at (µs),
+-- ARGV[2]    number of terms: what payouts of one agent have in common; then for each:
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
 --   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
 --     index of its hash, limit (paise) or -1, end (Unix s)
+-- then for each payout: index of its hash, payout id, amount (paise), received at (µs), its terms' number
 -- Returns for each payout: rate answer 'number used limited' or '', budget answer
 --   'number amount exceeded reserved committed ...' or '', windows JSON if recorded earlier else ''.
 -- Why Lua: read, compare and add are one step; everything is read and checked before the first write.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a recorded answer is given again.
-local function int(x) return string.format('%.0f', x) end
+local call, tonumber, format = redis.call, tonumber, string.format
+local function int(x) return format('%.0f', x) end
 
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
 local keep = tonumber(ARGV[1])
-local now = tonumber(redis.call('TIME')[1])
-local number = tonumber(redis.call('GET', KEYS[1]) or '0')
+local now = tonumber(call('TIME')[1])
+local number = tonumber(call('GET', KEYS[1]) or '0')
 local first = number
-local payouts, rates, budgets, reply = {}, {}, {}, {}
+local payouts, rates, budgets, dirty, reply = {}, {}, {}, {}, {}
+
+local function terms_at(i)
+  local t = {
+    rate = tonumber(ARGV[i]), count = tonumber(ARGV[i + 1]), window = tonumber(ARGV[i + 2]), hold = ARGV[i + 3] == '1',
+    windows = tonumber(ARGV[i + 4]), w = ARGV[i + 5], budgets = {}, limits = {}, ends = {},
+  }
+  for k = 1, t.windows do
+    local j = i + 3 + 3 * k
+    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), tonumber(ARGV[j + 2])
+  end
+  return t, i + 6 + 3 * #t.budgets
+end
 
 local function payout_of(index)
   local known = payouts[index]
   if not known then
-    local f = redis.call('HMGET', KEYS[index], 'ra', 'ba', 'w')
-    known = { ra = f[1] or '', ba = f[2] or '', w = f[3] or '', old_w = f[3] or '' }
+    local f = call('HMGET', KEYS[index], 'ra', 'ba', 'w')
+    known = { key = KEYS[index], ra = f[1] or '', ba = f[2] or '', w = f[3] or '', old_w = f[3] or '' }
     payouts[index] = known
   end
   return known
@@ -35,7 +48,7 @@ end
 local function rate_of(index, window, at)
   local r = rates[index]
   if not r then
-    local newest = redis.call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')
+    local newest = call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')
     r = { newest = tonumber(newest[2] or '0'), now = 0, window = window, cut = 0, stored = 0, oldest = -1, added = {}, from = 1, z = {} }
     rates[index] = r
   end
@@ -43,8 +56,9 @@ local function rate_of(index, window, at)
   r.now = at > r.newest and at or r.newest
   if r.now - window > r.cut then r.cut = r.now - window end
   if r.oldest == -1 or r.oldest <= r.cut then
-    r.stored = redis.call('ZCOUNT', KEYS[index], '(' .. int(r.cut), '+inf')
-    local oldest = redis.call('ZRANGEBYSCORE', KEYS[index], '(' .. int(r.cut), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    local cut = '(' .. int(r.cut)
+    r.stored = call('ZCOUNT', KEYS[index], cut, '+inf')
+    local oldest = call('ZRANGEBYSCORE', KEYS[index], cut, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     r.oldest = tonumber(oldest[2] or '9007199254740992')
   end
   while r.from <= #r.added and r.added[r.from] <= r.cut do r.from = r.from + 1 end
@@ -54,85 +68,92 @@ end
 local function budget_of(index)
   local b = budgets[index]
   if not b then
-    local f = redis.call('HMGET', KEYS[index], 'r', 'c')
+    local f = call('HMGET', KEYS[index], 'r', 'c')
     b = { r = tonumber(f[1] or '0'), c = tonumber(f[2] or '0'), new = not f[1], add = 0 }
     budgets[index] = b
   end
   return b
 end
 
-local i = 2
-while i <= #ARGV do
-  local amount, at = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
-  local rate_index, windows = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 8])
-  local p = payout_of(tonumber(ARGV[i]))
-  local ask_rate = rate_index > 0 and p.ra == ''
-  local ask_budget = windows >= 0 and p.ba == ''
+-- The index of the first window without room (from 0) or -1, and what was in each window before, as text.
+local function exceeded_by(t, amount)
+  local exceeded, before = -1, ''
+  for w = 1, t.windows do
+    local b, limit = budget_of(t.budgets[w]), t.limits[w]
+    local reserved = b.r + b.add
+    before = before .. format(' %.0f %.0f', reserved, b.c)
+    if exceeded < 0 and limit >= 0 and reserved + b.c + amount > limit then exceeded = w - 1 end
+  end
+  return exceeded, before
+end
+
+local all, i = {}, 3
+for n = 1, tonumber(ARGV[2]) do all[n], i = terms_at(i) end
+
+for j = i, #ARGV, 5 do
+  local p, t = payout_of(tonumber(ARGV[j])), all[tonumber(ARGV[j + 4])]
+  local amount = tonumber(ARGV[j + 2])
+  local ask_rate = t.rate > 0 and p.ra == ''
+  local ask_budget = t.windows >= 0 and p.ba == ''
   local limited, mine = false, 0
   if ask_rate then
-    local r = rate_of(rate_index, tonumber(ARGV[i + 6]), at)
+    local r = rate_of(t.rate, t.window, tonumber(ARGV[j + 3]))
     local used = r.stored + #r.added - r.from + 1
-    limited = used >= tonumber(ARGV[i + 5])
+    limited = used >= t.count
     if not limited then
       r.newest = r.now
       r.added[#r.added + 1] = r.now
-      r.z[#r.z + 1] = int(r.now)
-      r.z[#r.z + 1] = ARGV[i + 1]
+      local k = #r.z
+      r.z[k + 1], r.z[k + 2] = int(r.now), ARGV[j + 1]
     end
     number = number + 1
     mine = number
-    p.ra = int(mine) .. ' ' .. used .. ' ' .. (limited and 1 or 0)
-    p.dirty = true
+    p.ra = format('%.0f %d %d', mine, used, limited and 1 or 0)
   elseif p.ra ~= '' then
     limited = string.sub(p.ra, -1) == '1'
   end
-  if ask_budget and rate_index > 0 and limited and ARGV[i + 7] == '0' then ask_budget = false end
+  if ask_budget and t.rate > 0 and limited and not t.hold then ask_budget = false end
   if ask_budget then
-    local exceeded, parts = -1, {}
-    for w = 0, windows - 1 do
-      local b, limit = budget_of(tonumber(ARGV[i + 10 + 3 * w])), tonumber(ARGV[i + 11 + 3 * w])
-      parts[#parts + 1] = int(b.r + b.add)
-      parts[#parts + 1] = int(b.c)
-      if exceeded < 0 and limit >= 0 and b.r + b.add + b.c + amount > limit then exceeded = w end
-    end
+    local exceeded, before = exceeded_by(t, amount)
     if exceeded < 0 then
-      for w = 0, windows - 1 do
-        local b = budgets[tonumber(ARGV[i + 10 + 3 * w])]
-        b.add = b.add + amount
-        b.ends = ARGV[i + 12 + 3 * w]
+      for w = 1, t.windows do
+        local b = budgets[t.budgets[w]]
+        b.add, b.ends = b.add + amount, t.ends[w]
       end
-      p.amount = ARGV[i + 2]
+      p.amount = ARGV[j + 2]
     end
     if mine == 0 then
       number = number + 1
       mine = number
     end
-    p.ba = int(mine) .. ' ' .. ARGV[i + 2] .. ' ' .. exceeded .. ' ' .. table.concat(parts, ' ')
-    p.w = ARGV[i + 9]
-    p.dirty = true
+    p.ba = format('%.0f %s %d%s', mine, ARGV[j + 2], exceeded, before)
+    p.w = t.w
   end
-  reply[#reply + 1] = p.ra
-  reply[#reply + 1] = p.ba
-  reply[#reply + 1] = p.old_w
-  i = i + 10 + 3 * (windows > 0 and windows or 0)
+  if (ask_rate or ask_budget) and not p.dirty then
+    p.dirty = true
+    dirty[#dirty + 1] = p
+  end
+  local k = #reply
+  reply[k + 1], reply[k + 2], reply[k + 3] = p.ra, p.ba, p.old_w
 end
 
-for index, p in pairs(payouts) do
-  if p.dirty then
-    redis.call('HSET', KEYS[index], 'ra', p.ra, 'ba', p.ba, 'w', p.w)
-    if p.amount then redis.call('HSET', KEYS[index], 'am', p.amount, 'q', 'reserved') end
+for _, p in ipairs(dirty) do
+  if p.amount then
+    call('HSET', p.key, 'ra', p.ra, 'ba', p.ba, 'w', p.w, 'am', p.amount, 'q', 'reserved')
+  else
+    call('HSET', p.key, 'ra', p.ra, 'ba', p.ba, 'w', p.w)
   end
 end
 for index, r in pairs(rates) do
-  redis.call('ZREMRANGEBYSCORE', KEYS[index], '-inf', int(r.cut))
-  if #r.z > 0 then redis.call('ZADD', KEYS[index], unpack(r.z)) end
-  redis.call('EXPIRE', KEYS[index], int(r.window / 1000000 + BACKLOG_S))
+  call('ZREMRANGEBYSCORE', KEYS[index], '-inf', int(r.cut))
+  if #r.z > 0 then call('ZADD', KEYS[index], unpack(r.z)) end
+  call('EXPIRE', KEYS[index], int(r.window / 1000000 + BACKLOG_S))
 end
 for index, b in pairs(budgets) do
   if b.add > 0 then
-    redis.call('HINCRBY', KEYS[index], 'r', int(b.add))
-    if b.new then redis.call('EXPIREAT', KEYS[index], int(math.max(tonumber(b.ends), now) + keep)) end
+    call('HINCRBY', KEYS[index], 'r', int(b.add))
+    if b.new then call('EXPIREAT', KEYS[index], int(math.max(b.ends, now) + keep)) end
   end
 end
-if number > first then redis.call('SET', KEYS[1], int(number)) end
+if number > first then call('SET', KEYS[1], int(number)) end
 return reply
