@@ -83,23 +83,26 @@ async def open_log(client: Redis, *, partitions: int, groups: Iterable[str]) -> 
 
 
 async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) -> None:
+    # Read before the groups: a mark is set after its group was made, so a marked group that is not there is gone.
+    marked = await client.hkeys(names.groups)
     present = set()
     if await client.exists(names.log):
-        present = {row["name"].decode() for row in await client.xinfo_groups(names.log)}
+        present = {row["name"] for row in await client.xinfo_groups(names.log)}
     for group in groups:
-        if group in present:
-            continue
-        if await client.hexists(names.groups, group):
+        name = group.encode()
+        if name in marked and name not in present:
             raise LogBroken(
                 f"consumer group {group} of {names.log} is gone; nothing is re-created, because entries could be"
                 " skipped. Restore Redis's data, or rebuild with `streamproc recover`"
             )
-        try:
-            await client.xgroup_create(names.log, group, id="0", mkstream=True)
-        except Exception as problem:
-            if not str(problem).startswith("BUSYGROUP"):  # another worker was faster
-                raise
-        await client.hset(names.groups, group, "1")
+        if name not in present:
+            try:
+                await client.xgroup_create(names.log, group, id="0", mkstream=True)
+            except Exception as problem:
+                if not str(problem).startswith("BUSYGROUP"):  # another process was faster
+                    raise
+        if name not in marked:
+            await client.hset(names.groups, group, "1")
 
 
 class Clock:

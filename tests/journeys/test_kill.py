@@ -164,11 +164,18 @@ class Restartable:
 
     async def up(self) -> str:
         """Start it; its URL."""
-        return (await self._running.enter_async_context(self._start())).url
+        self._store = await self._running.enter_async_context(self._start())
+        return self._store.url
 
     async def down(self) -> None:
         """Stop it; harmless when it is not running."""
         await self._running.aclose()
+
+    async def kill(self) -> None:
+        """SIGKILL, then wait until it is gone."""
+        self._store.process.kill()
+        await self._store.process.wait()
+        await self.down()
 
 
 @asynccontextmanager
@@ -259,3 +266,27 @@ async def test_while_redis_is_away_a_webhook_is_503_and_asks_to_come_again(
 
             await until(taken, what="the same webhook is taken", deadline_s=60.0)
             await system.reaches("pout_JrnyPending0001", "rejected", deadline_s=60.0)
+
+
+async def test_a_killed_redis_comes_back_with_everything_that_was_answered(
+    public_dir: Path, postgres: str
+) -> None:
+    home, port = public_dir / "journey-valkey-killed", free_port()
+    home.mkdir()
+    async with restartable(lambda: embedded.valkey(home, port=port)) as store:
+        url = await store.up()
+        async with running_system(url, postgres, workers=2, claim_idle="2s") as system:
+            await system.apply(POLICIES)
+            batch = await pay_batch(system)
+            for fewest in (1, 30):
+                await until(functools.partial(told_at_least, system, fewest), what="the batch is under way")
+                await store.kill()
+                await store.up()
+
+            await all_decided(system, batch)
+            await assert_all_is_well(system, batch)
+
+
+async def told_at_least(system: System, count: int) -> bool:
+    """The bank was told of so many payouts."""
+    return len(await system.bank.record(effect="true")) >= count
