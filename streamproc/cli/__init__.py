@@ -10,6 +10,7 @@ An error is one clear line on stderr. Heavy modules are imported inside the comm
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -29,7 +30,19 @@ from streamproc.errors import ConfigError, InputError, StreamprocError
 WRONG_USE, FAILED = 2, 1
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Root(click.Group):
+    """`streamproc log tail | head`: a reader that had enough is no failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            output.abandon_stdout()
+            return 0
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="streamproc")
 def cli() -> None:
     """Govern the payouts of AI agents: an event log, a pipeline of consumers, an audit trail.
@@ -63,9 +76,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code
-    except BrokenPipeError:
-        output.abandon_stdout()  # `streamproc log tail | head`: the reader had enough
-        return 0
     except StreamprocError as problem:
         return _refuse(problem)
     except BaseExceptionGroup as problems:

@@ -1,0 +1,256 @@
+"""The command line's contract: what is printed where, exit codes, one line for an error and never a traceback."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from streamproc import cli
+from streamproc.cli import run
+from streamproc.errors import ConfigError, InputError, JobFailed, LogUnavailable
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+
+HEAVY = ("redis", "asyncpg", "httpx", "razorpay", "uvicorn", "sqlalchemy", "rich")
+POLICIES = "policies: {bot: {daily_limit: 1_000}}"
+
+
+def commands(group: click.Group = cli.cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that this package has itself."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.fixture
+def system(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The environment of an operator whose log is empty."""
+    import asyncio
+
+    async def make() -> None:
+        async with connected(redis_url) as client:
+            await open_log(client, partitions=1, groups=["governance", "execution"])
+
+    asyncio.run(make())
+    monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+    monkeypatch.setenv("STREAMPROC_DATA_DIR", str(tmp_path))
+    yield redis_url
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_help_of_each_command_says_what_it_does_with_an_example(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert run([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example:" in text
+    assert f"streamproc {' '.join(path)}" in text.partition("Example:")[2]
+
+
+def test_help_loads_no_heavy_module():
+    program = "import sys; from streamproc.cli import run; run(['--help']); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert loaded & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [(ConfigError("a"), 2), (InputError("a"), 2), (JobFailed("a"), 1), (LogUnavailable("a"), 1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_kind_of_error_gives_the_exit_code_also_out_of_a_task_group(
+    problem: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for raised in (problem, ExceptionGroup("tasks", [ExceptionGroup("inner", [problem])])):
+
+        @click.command("fails")
+        def fails(raised: Exception = raised) -> None:
+            raise raised
+
+        monkeypatch.setitem(cli.cli.commands, "fails", fails)
+        assert run(["fails"]) == code
+        assert capsys.readouterr().err == "streamproc: a\n"
+
+
+def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    @click.command("fails")
+    def fails() -> None:
+        raise ExceptionGroup("tasks", [JobFailed("a"), KeyError("a defect")])
+
+    monkeypatch.setitem(cli.cli.commands, "fails", fails)
+    with pytest.raises(ExceptionGroup):
+        run(["fails"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["nothing-of-ours"],
+        ["policy", "apply", "no-such-file.yaml"],
+        ["log", "tail", "-n", "-1"],
+        ["hold", "approve", "pout_1", "--by", "asha"],
+        ["worker", "--concurrency", "0"],
+        ["dead", "show", "not-an-id"],
+        ["log", "tail", "--partition", "3"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_exits_2(system: str, wrong: list[str]):
+    assert run(wrong) == 2
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        ["explain", "pout_nobody"],
+        ["hold", "approve", "pout_nobody", "--by", "asha", "--reason", "x"],
+        ["policy", "show", "nobody"],
+        ["dead", "redrive", "0:1-1"],
+        ["dead", "discard", "0:1-1", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_a_job_whose_answer_is_no_exits_1_with_one_line(
+    system: str, failing: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert run(failing) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    [line] = said.err.splitlines()
+    assert line.startswith("streamproc: ")
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        ["hold", "list"],
+        ["groups"],
+        ["log", "stats"],
+        ["dead", "list"],
+        ["policy", "show"],
+    ],
+    ids=" ".join,
+)
+def test_json_is_one_document_on_stdout(system: str, asking: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run([*asking, "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert run(asking) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_groups_json_has_the_fields_that_scripts_rely_on(system: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["groups", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["partition"], row["group"]) for row in rows] == [(0, "governance"), (0, "execution")]
+    assert all({"lag", "pending", "oldest_ms", "consumers"} <= row.keys() for row in rows)
+
+
+def test_a_policy_file_is_applied_once_and_its_fields_are_told(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "policies.yaml"
+    file.write_text(POLICIES)
+    assert run(["policy", "apply", str(file), "--by", "asha", "--why", "first"]) == 0
+    assert capsys.readouterr().out == "agent:bot added, version 1\n  daily_limit: not set -> 1000\n"
+    assert run(["policy", "apply", str(file)]) == 0
+    assert "nothing to change" in capsys.readouterr().out
+    assert run(["policy", "apply", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["changed"] is False
+    assert run(["policy", "history", "bot", "--json"]) == 0
+    [change] = json.loads(capsys.readouterr().out)["changes"]
+    assert (change["version"], change["by"], change["why"]) == (1, "asha", "first")
+
+
+def test_a_policy_file_with_a_mistake_exits_2_names_the_line_and_changes_nothing(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "policies.yaml"
+    file.write_text("policies:\n  bot:\n    daily_limit: -1\n")
+    assert run(["policy", "apply", str(file)]) == 2
+    assert "3" in capsys.readouterr().err
+    assert run(["policy", "show", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"policies": []}
+
+
+def test_log_tail_prints_one_json_object_a_line(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "policies.yaml"
+    for limit in (1_000, 2_000):
+        file.write_text(f"policies: {{bot: {{daily_limit: {limit}}}}}")
+        assert run(["policy", "apply", str(file)]) == 0
+    capsys.readouterr()
+    assert run(["log", "tail", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["events"][0]["type"] for line in lines] == ["policy.changed", "policy.changed"]
+
+
+def test_a_discard_that_is_not_confirmed_discards_nothing(system: str, monkeypatch: pytest.MonkeyPatch):
+    from redis import Redis
+
+    with Redis.from_url(system) as client:
+        letter = client.xadd(
+            Names(0).dead, {"entry": "1-1", "group": "g", "e": "[]", "m": "{}", "problem": "p"}
+        )
+        monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115, PTH123
+        assert run(["dead", "discard", f"0:{letter.decode()}"]) == 1
+        assert client.xlen(Names(0).dead) == 1
+
+
+def in_a_shell(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A run as an operator starts it, with nothing configured but `env`."""
+    command = [sys.executable, "-m", "streamproc", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+
+
+def test_a_role_without_its_settings_exits_2_and_names_them_in_one_line():
+    done = in_a_shell("worker")
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert "STREAMPROC_REDIS_URL" in line
+    assert "STREAMPROC_SAFE_BROWSING_KEY" in line
+
+
+def test_redis_away_is_one_line_and_exit_1_and_shows_no_password(tmp_path: Path):
+    env = {"STREAMPROC_REDIS_URL": "redis://:hunter2@127.0.0.1:1/0", "STREAMPROC_DATA_DIR": str(tmp_path)}
+    done = in_a_shell("groups", **env)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert "Redis is away" in line
+    assert "hunter2" not in done.stderr
+
+
+def test_an_operator_without_a_running_system_is_told_how_to_reach_one(tmp_path: Path):
+    done = in_a_shell("hold", "list", STREAMPROC_DATA_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "no `streamproc up` runs" in done.stderr
+    assert "STREAMPROC_REDIS_URL" in done.stderr
+
+
+def test_a_reader_that_had_enough_ends_the_command_quietly(system: str):
+    command = [sys.executable, "-m", "streamproc", "log", "tail", "--follow"]
+    env = {"STREAMPROC_REDIS_URL": system}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        from redis import Redis
+
+        with Redis.from_url(system) as client:
+            process.stdout.close()
+            for _ in range(600):  # one line may still fit into the pipe's end; the next one meets nobody
+                client.xadd(Names(0).log, {"e": "[]", "m": "{}"})
+                try:
+                    process.wait(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        assert process.wait(timeout=1) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

@@ -1,0 +1,108 @@
+"""Dead letters are listed, shown, given back to their group alone, and discarded."""
+
+import pytest
+
+from streamproc.errors import InputError, JobFailed
+from streamproc.log import scripts
+from streamproc.log.stream import LogView
+from streamproc.operate.dead import discard, letter_id, list_letters, redrive, show_letter
+from streamproc.operate.groups import groups
+from tests.engine import Engine
+from tests.operate.words import POLICIES, site_of
+from tests.words import ACCOUNT, NOW, observed
+
+
+async def malformed(engine: Engine) -> None:
+    """Rule 1: what cannot be governed becomes a dead letter."""
+    from streamproc.domain.events import PayoutMalformed
+
+    event = PayoutMalformed(
+        at=NOW, payout="pout_bad", account=ACCOUNT, source="webhook", problem="amount is 99"
+    )
+    await engine.append(ACCOUNT, event)
+    await engine.settled()
+
+
+async def test_a_dead_letter_is_listed_with_its_group_payout_and_problem(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await malformed(engine)
+        [row] = await list_letters(site)
+        shown = await show_letter(site, row["id"])
+    assert (row["group"], row["payout"]) == ("governance", "pout_bad")
+    assert "amount is 99" in row["problem"]
+    assert row["id"].startswith("0:")
+    assert [event["type"] for event in shown["events"]] == ["payout.malformed"]
+    assert shown["events"][0]["id"] == row["entry"] + ":0"
+
+
+async def test_a_redriven_letter_is_appended_again_for_its_group_only_and_is_gone(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await engine.apply(POLICIES)
+        await malformed(engine)
+        await engine.stop()
+        [row] = await list_letters(site)
+        entry = await redrive(site, row["id"])
+        newest = (await LogView(redis_url, 0).read("0-0", 100, 0))[-1]
+        assert await list_letters(site) == []
+        assert entry == f"0:{newest.id}"
+        assert newest.m.decode() == f'{{"by":"redrive","only":"governance","letter":"{row["id"]}"}}'
+        engine.start()
+        await engine.settled()
+        [again] = await list_letters(site)
+    assert again["payout"] == "pout_bad"
+
+
+async def test_a_discarded_letter_is_gone_and_the_log_is_as_it_was(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await malformed(engine)
+        before = await engine.entries()
+        [row] = await list_letters(site)
+        await discard(site, row["id"])
+        assert await list_letters(site) == []
+        assert await engine.entries() == before
+        for gone in (show_letter, redrive, discard):
+            with pytest.raises(JobFailed, match="no dead letter"):
+                await gone(site, row["id"])
+
+
+async def test_a_letter_that_cannot_be_read_is_shown_as_it_is(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        fields = {"entry": "5-0", "group": "governance", "e": '[{"type":"x"}]', "m": "{}", "problem": "boo"}
+        letter = (await engine.client.xadd(engine.names.dead, fields)).decode()
+        shown = await show_letter(site, f"0:{letter}")
+        [row] = await list_letters(site)
+    assert (shown["raw"], row["payout"]) == ('[{"type":"x"}]', "")
+    assert "'x' is not known here" in shown["unreadable"]
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "0:", "0:x-1", "a:1-1", "1-1", "0:1-1-1"])
+def test_what_is_no_id_is_wrong_use_and_an_example_is_given(text: str):
+    with pytest.raises(InputError, match="0:1700000000000-0"):
+        letter_id(text)
+
+
+async def test_a_partition_that_the_log_does_not_have_is_wrong_use(redis_url: str):
+    async with Engine(redis_url), site_of(redis_url) as site:
+        with pytest.raises(InputError, match="partition 7: this log has partitions 0 to 0"):
+            await redrive(site, "7:1-1")
+
+
+async def test_groups_show_what_was_not_read_and_what_waits_in_a_workers_hands(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await engine.client.xgroup_create(engine.names.log, "execution", id="0")
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("pout_1"))
+        await engine.append(ACCOUNT, observed("pout_2"))
+        await engine.client.xreadgroup("governance", "w", {engine.names.log: ">"}, count=1)
+        governance, execution = await groups(site)
+        assert await scripts.leave(engine.client, engine.names, "governance", "w") is False
+    assert (governance["group"], governance["lag"], governance["pending"]) == ("governance", 1, 1)
+    assert governance["consumers"] == 1
+    assert (execution["group"], execution["lag"], execution["pending"]) == ("execution", 2, 0)
+    assert execution["oldest_ms"] >= governance["oldest_ms"] >= 0
+
+
+async def test_a_group_that_is_gone_is_a_row_that_says_so(redis_url: str):
+    async with Engine(redis_url), site_of(redis_url) as site:
+        rows = await groups(site)
+    assert [row.get("missing", False) for row in rows] == [False, True]

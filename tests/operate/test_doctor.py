@@ -1,0 +1,150 @@
+"""`doctor` finds what is wrong, says what to do, and is quiet where all is well."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+import consumers
+from streamproc.archive.migrate import upgrade
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+from streamproc.operate.doctor import Check, examine
+from streamproc.settings import load
+from tests.bank import Sandbox, running_sandbox
+from tests.operate.words import NOBODY_THERE
+
+
+@pytest.fixture
+async def bank() -> AsyncIterator[Sandbox]:
+    async with running_sandbox(safebrowsing_key="the-key") as sandbox:
+        yield sandbox
+
+
+def environment(redis_url: str, dsn: str, bank: Sandbox) -> dict[str, str]:
+    return {
+        "STREAMPROC_REDIS_URL": redis_url,
+        "STREAMPROC_POSTGRES_DSN": dsn,
+        "STREAMPROC_RAZORPAY_KEY_ID": bank.config.key_id,
+        "STREAMPROC_RAZORPAY_KEY_SECRET": bank.config.key_secret,
+        "STREAMPROC_RAZORPAY_OAUTH_TOKEN": bank.config.oauth_token,
+        "STREAMPROC_RAZORPAY_ACCOUNT_NUMBER": bank.config.account_number,
+        "STREAMPROC_RAZORPAY_BASE_URL": bank.url,
+        "STREAMPROC_RAZORPAY_WEBHOOK_SECRETS": "one,two",
+        "STREAMPROC_SAFE_BROWSING_KEY": "the-key",
+        "STREAMPROC_SAFE_BROWSING_URL": f"{bank.url}/safebrowsing/v4/threatMatches:find",
+    }
+
+
+async def examined(env: dict[str, str]) -> dict[str, Check]:
+    """Every check by name; of several of one name the worst."""
+    worst: dict[str, Check] = {}
+    for check in await examine(load(env)):
+        if check.name not in worst or check.status == "bad":
+            worst[check.name] = check
+    return worst
+
+
+def bad(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if check.status == "bad"}
+
+
+async def test_a_system_that_is_right_has_nothing_bad(redis_url: str, postgres: str, bank: Sandbox):
+    await upgrade(postgres)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+    checks = await examined(environment(redis_url, postgres, bank))
+    assert bad(checks) == set()
+    assert {
+        "redis",
+        "clock",
+        "postgres",
+        "schema",
+        "bank",
+        "safe browsing",
+        "webhook secrets",
+    } <= checks.keys()
+    assert checks["log 0"].status == "note"  # no worker runs
+    assert "streamproc worker" in checks["log 0"].todo
+
+
+async def test_everything_away_is_a_bad_line_for_each_with_what_to_do(bank: Sandbox):
+    env = environment("redis://127.0.0.1:1/0", NOBODY_THERE, bank)
+    env |= {
+        "STREAMPROC_RAZORPAY_BASE_URL": "http://127.0.0.1:1/v1",
+        "STREAMPROC_SAFE_BROWSING_URL": "http://127.0.0.1:1/v4/threatMatches:find",
+    }
+    checks = await examined(env)
+    assert bad(checks) == {"redis", "postgres", "bank", "safe browsing"}
+    assert all(checks[name].todo for name in bad(checks))
+
+
+async def test_nothing_configured_names_each_missing_variable():
+    checks = await examined({})
+    assert bad(checks) == {"redis", "postgres", "bank", "safe browsing", "webhook secrets"}
+    for name in bad(checks):
+        assert checks[name].detail.startswith("STREAMPROC_")
+        assert checks[name].detail.endswith("is not set")
+
+
+async def test_wrong_keys_of_the_bank_and_of_safe_browsing_are_bad(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    env = environment(redis_url, postgres, bank)
+    env |= {"STREAMPROC_RAZORPAY_KEY_SECRET": "wrong-secret", "STREAMPROC_SAFE_BROWSING_KEY": "wrong-key"}
+    checks = await examined(env)
+    assert {"bank", "safe browsing"} <= bad(checks)
+    assert not any("wrong-" in check.detail + check.todo for check in checks.values())
+
+
+async def test_redis_set_otherwise_than_the_log_needs_is_bad_by_name(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    async with Redis.from_url(redis_url) as client:
+        await client.config_set("appendfsync", "everysec")
+        try:
+            checks = await examined(environment(redis_url, postgres, bank))
+        finally:
+            await client.config_set("appendfsync", "always")
+    assert checks["redis settings"].status == "bad"
+    assert "appendfsync is everysec, it must be always" in checks["redis settings"].detail
+
+
+async def test_a_schema_that_was_never_made_a_missing_group_and_another_partition_count_are_bad(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=2, groups=consumers.GROUPS)
+        await client.xgroup_destroy(Names(0).log, "execution")
+        await client.delete(Names(1).log)
+    checks = await examined(environment(redis_url, postgres, bank))
+    assert checks["schema"].todo == "run `streamproc migrate`"
+    assert checks["partitions"].todo == "set STREAMPROC_PARTITIONS=2"
+    assert "execution" in checks["log 0"].detail
+    assert "gone" in checks["log 1"].detail
+    assert {"schema", "partitions", "log 0", "log 1"} <= bad(checks)
+
+
+@pytest.mark.parametrize("choice", ["replicated", "synced"])
+async def test_a_weaker_execute_after_is_named_and_not_bad(choice: str):
+    check = (await examined({"STREAMPROC_EXECUTE_AFTER": choice}))["execute after"]
+    assert check.status == "note"
+    assert choice in check.detail
+
+
+async def test_a_dependency_that_accepts_and_says_nothing_does_not_hold_the_others_up(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        env = environment(f"redis://127.0.0.1:{port}/0", postgres, bank)
+        checks = await examined(env)
+    assert checks["redis"].status == "bad"
+    assert checks["bank"].status == "ok"

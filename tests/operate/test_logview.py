@@ -1,0 +1,99 @@
+"""The log's newest entries, what comes after them, and its size."""
+
+import asyncio
+import json
+
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.stream import Append, Producer, open_log
+from streamproc.operate.logview import follow, line_json, line_text, stats, tail
+from tests.operate.words import DEADLINE_S, site_of
+from tests.words import observed
+
+ACCOUNTS = ("acc_a", "acc_d")
+"""One in each of two partitions."""
+
+
+async def made(redis_url: str, partitions: int = 1) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=partitions, groups=["governance"])
+
+
+async def appended(redis_url: str, partitions: int, *payouts: str) -> None:
+    async with Producer(redis_url, partitions=partitions, name="webhook") as producer:
+        for n, payout in enumerate(payouts):
+            account = ACCOUNTS[n % len(ACCOUNTS)]
+            await producer.append(Append(account, (payout,), (observed(payout, account=account),)))
+
+
+async def test_the_newest_entries_of_all_partitions_come_in_the_order_of_time(redis_url: str):
+    await made(redis_url, partitions=2)
+    await appended(redis_url, 2, "pout_1", "pout_2", "pout_3", "pout_4")
+    async with site_of(redis_url) as site:
+        lines = await tail(site, count=3)
+        only = await tail(site, partition=lines[0].partition, count=10)
+    assert [line_json(line)["events"][0]["data"]["payout"] for line in lines] == [
+        "pout_2",
+        "pout_3",
+        "pout_4",
+    ]
+    assert {line.partition for line in lines} == {0, 1}
+    assert len(only) == 2
+
+
+async def test_following_tells_every_later_entry_once(redis_url: str):
+    await made(redis_url, partitions=2)
+    await appended(redis_url, 2, "pout_1")
+    told: list[str] = []
+    async with site_of(redis_url) as site:
+        shown = await tail(site, count=5)
+        following = follow(site, after=shown)
+        first = asyncio.ensure_future(anext(following))
+        await appended(redis_url, 2, "pout_2", "pout_3", "pout_4")
+        async with asyncio.timeout(DEADLINE_S):
+            told.append(line_text(await first))
+            while len(told) < 3:
+                told.append(line_text(await anext(following)))
+        await following.aclose()
+    assert sorted(line.split()[3] for line in told) == ["pout_2", "pout_3", "pout_4"]
+
+
+async def test_a_line_says_who_wrote_what_about_which_payout(redis_url: str):
+    await made(redis_url)
+    await appended(redis_url, 1, "pout_1")
+    async with site_of(redis_url) as site:
+        [line] = await tail(site, count=5)
+    assert "webhook" in line_text(line)
+    assert line_text(line).endswith("pout_1  payout.observed(pending)")
+    shown = json.loads(json.dumps(line_json(line)))
+    assert shown["meta"] == {"by": "webhook"}
+    assert shown["events"][0]["id"] == f"0:{line.entry.id}:0"
+
+
+async def test_an_entry_of_a_newer_writer_is_shown_as_unreadable_not_hidden(redis_url: str):
+    await made(redis_url)
+    async with site_of(redis_url) as site:
+        await site.client.xadd(Names(0).log, {"e": '[{"type":"from.the.future","v":1,"at":1}]', "m": "{}"})
+        [line] = await tail(site, count=5)
+    assert "cannot be read" in line_text(line)
+    assert "from.the.future" in line_json(line)["unreadable"]
+
+
+async def test_stats_count_entries_timers_and_dead_letters_of_each_partition(redis_url: str):
+    await made(redis_url, partitions=2)
+    await appended(redis_url, 2, "pout_1", "pout_2", "pout_3")
+    async with site_of(redis_url) as site:
+        names = Names(0)
+        await site.client.zadd(names.timers, {"t": 1})
+        rows = await stats(site)
+    assert sorted(row.length for row in rows) == [1, 2]
+    assert [row.timers for row in rows] == [1, 0]
+    assert all(row.first <= row.last and row.memory_bytes > 0 for row in rows)
+
+
+async def test_an_empty_log_has_nothing_to_show(redis_url: str):
+    await made(redis_url)
+    async with site_of(redis_url) as site:
+        assert await tail(site, count=5) == []
+        [row] = await stats(site)
+    assert (row.length, row.first, row.last) == (0, "0-0", "0-0")
