@@ -30,7 +30,7 @@ def commands(group: click.Group = cli.cli, path: tuple[str, ...] = ()) -> Iterat
 
 
 @pytest.fixture
-def system(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+def system(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The environment of an operator whose log is empty."""
     import asyncio
 
@@ -41,7 +41,7 @@ def system(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     asyncio.run(make())
     monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
     monkeypatch.setenv("STREAMPROC_DATA_DIR", str(tmp_path))
-    yield redis_url
+    return redis_url
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
