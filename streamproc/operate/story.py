@@ -64,8 +64,10 @@ def _observed(event: e.PayoutObserved) -> Iterator[str]:
     notes = ", ".join(f"{name}={value}" for name, value in facts.notes.items())
     if notes:
         yield f"notes: {notes}"
-    if facts.reason or facts.utr:
-        yield ", ".join(f"{n} {v}" for n, v in (("reason", facts.reason), ("UTR", facts.utr)) if v)
+    details = (("the bank's reason", facts.reason), ("UTR", facts.utr))
+    said = ", ".join(f"{name} {value}" for name, value in details if value)
+    if said:
+        yield said
 
 
 def _stage(
@@ -81,6 +83,8 @@ def _stage(
             yield f"{event.used} of {event.limit} in {event.window_s} s before this one"
         case e.VelocityChecked():
             yield "the policy has no rate limit"
+        case e.ReputationChecked(verdict="no_url"):
+            yield "there is no vendor URL to ask about"
         case e.ReputationChecked():
             checked = iso_or_none(event.checked_at)
             yield f"Safe Browsing: {event.verdict}" + (f", asked {checked}" if checked else "")
