@@ -1,0 +1,150 @@
+"""`commit.lua`: each input is handed over once, whoever holds it and however often the call is sent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.domain.events import ReviewRefused, ReviewSubmitted
+from streamproc.log import scripts
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.scripts import Committed, Handover
+from streamproc.log.stream import open_log
+from tests.engine import Engine
+from tests.words import ACCOUNT, observed
+
+NAMES = Names(0)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=("g",))
+        yield client
+
+
+async def delivered(client: Redis, count: int = 1) -> list[bytes]:
+    """Entries in the hands of one consumer."""
+    for _ in range(count):
+        await client.xadd(NAMES.log, {"e": '[{"in":1}]', "m": "{}"})
+    reply = await client.execute_command(
+        "XREADGROUP", "GROUP", "g", "a", "COUNT", count, "STREAMS", NAMES.log, ">"
+    )
+    return [entry[0] for entry in reply[0][1]]
+
+
+async def outputs(client: Redis) -> list[bytes]:
+    rows = await client.execute_command("XRANGE", NAMES.log, "-", "+")
+    return [row[1][1] for row in rows if row[1][1] != b'[{"in":1}]']
+
+
+async def test_the_same_commit_twice_appends_once(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    handover = Handover(entry=entry, e=b"[1]", m=b'{"by":"g"')
+    assert await scripts.commit(client, NAMES, "g", [handover]) == [Committed.DONE]
+    assert await scripts.commit(client, NAMES, "g", [handover]) == [Committed.ALREADY]
+    assert await outputs(client) == [b"[1]"]
+
+
+async def test_of_two_workers_with_one_entry_one_appends_and_the_other_writes_nothing(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    await client.execute_command("XCLAIM", NAMES.log, "g", "b", 0, entry)
+    slow = Handover(entry=entry, payout="p", e=b"[1]", m=b'{"by":"g"', record=b"{}", timers=[(1, b"t")])
+    quick = Handover(entry=entry, e=b"[2]", m=b'{"by":"g"')
+    assert await scripts.commit(client, NAMES, "g", [quick]) == [Committed.DONE]
+    assert await scripts.commit(client, NAMES, "g", [slow]) == [Committed.ALREADY]
+    assert await outputs(client) == [b"[2]"]
+    assert await client.exists(NAMES.payout("p"), NAMES.timers) == 0
+
+
+async def test_a_commit_that_saw_an_older_version_is_refused_and_its_entry_stays_pending(
+    client: Redis,
+) -> None:
+    first, second = await delivered(client, 2)
+    seen = {"payout": "p", "version": b"0", "record": b"{}", "e": b"[1]", "m": b'{"by":"g"'}
+    statuses = await scripts.commit(
+        client, NAMES, "g", [Handover(entry=first, **seen), Handover(entry=second, **seen)]
+    )
+    assert statuses == [Committed.DONE, Committed.STALE]
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+    assert await outputs(client) == [b"[1]"]
+
+
+async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    handover = Handover(entry=entry, problem="because", e=b"[9]", m=b'{"by":"g"')
+    assert await scripts.commit(client, NAMES, "g", [handover]) == [Committed.DONE]
+    ((letter, fields),) = await client.execute_command("XRANGE", NAMES.dead, "-", "+")
+    assert fields == [
+        b"entry",
+        entry,
+        b"group",
+        b"g",
+        b"e",
+        b'[{"in":1}]',
+        b"m",
+        b"{}",
+        b"problem",
+        b"because",
+    ]
+    again = await scripts.redrive(client, NAMES, letter.decode(), m=b'{"by":"redrive","only":"g"}')
+    assert again
+    assert await scripts.redrive(client, NAMES, letter.decode(), m=b"{}") is None
+    assert await client.xlen(NAMES.dead) == 0
+
+
+async def test_a_deferred_entry_comes_back_when_due_and_is_not_lost_with_its_worker(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    assert await scripts.defer(client, NAMES, "g", [(entry, 0.0, True)]) == [1]
+    taken = await scripts.due_retries(client, NAMES, "g", "b", lease_s=0.0, limit=10)
+    assert [row[0] for row in taken] == [entry]
+    again = await scripts.due_retries(client, NAMES, "g", "c", lease_s=60.0, limit=10)
+    assert [row[0] for row in again] == [entry]
+    assert await scripts.due_retries(client, NAMES, "g", "d", lease_s=60.0, limit=10) == []
+    await scripts.commit(client, NAMES, "g", [Handover(entry=entry, taken=True)])
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_a_timer_fires_once_and_only_when_it_is_due(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    far = 2**52
+    await scripts.commit(client, NAMES, "g", [Handover(entry=entry, timers=[(1, b"[3]"), (far, b"[4]")])])
+    fired = await asyncio.gather(*(scripts.fire_due(client, NAMES) for _ in range(5)))
+    assert sorted(fired) == [0, 0, 0, 0, 1]
+    assert await outputs(client) == [b"[3]"]
+
+
+async def test_a_consumer_that_owns_entries_is_not_removed(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    assert not await scripts.leave(client, NAMES, "g", "a")
+    await scripts.commit(client, NAMES, "g", [Handover(entry=entry)])
+    assert await scripts.leave(client, NAMES, "g", "a")
+
+
+async def test_a_full_server_refuses_a_commit_whole(client: Redis) -> None:
+    from streamproc.errors import LogUnavailable
+
+    (entry,) = await delivered(client)
+    await client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(LogUnavailable, match="refuses"):
+            await scripts.commit(client, NAMES, "g", [Handover(entry=entry, e=b"[1]")])
+    finally:
+        await client.config_set("maxmemory", "0")
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+
+
+async def test_a_review_that_two_workers_held_is_answered_once(redis_url: str) -> None:
+    policies = "policies: {bot: {require_approval_above: 0}}\nreviewers: [asha]"
+    async with Engine(redis_url, workers=3, claim_idle_s=0.001) as engine:
+        await engine.apply(policies)
+        await engine.deliver(observed("pout_1"))
+        answer = ReviewSubmitted(
+            at=engine.producer.now_us(), payout="pout_1", by="asha", action="approve", why="", channel="test"
+        )
+        await asyncio.gather(*(engine.append(ACCOUNT, answer) for _ in range(50)))
+        await engine.settled()
+        story = await engine.story("pout_1")
+    assert sum(isinstance(event, ReviewRefused) for event in story) == 49
