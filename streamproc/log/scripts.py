@@ -98,6 +98,9 @@ class Committed(IntEnum):
     STALE = 2
 
 
+_FATES = tuple(Committed)
+
+
 @dataclass(slots=True)
 class Handover:
     """One input with everything that its handling leaves behind."""
@@ -200,25 +203,21 @@ def _answer(ask: Ask, rate: bytes, budget: bytes, recorded: bytes) -> Admission:
 async def commit(client: Redis, names: Names, group: str, handovers: Sequence[Handover]) -> list[Committed]:
     """Acknowledge the inputs and append their outputs; says for each what became of it."""
     keys = Keys(names.log, names.number, names.timers, names.dead, names.retries(group), names.tries(group))
-    args: list[Any] = [group]
+    args: list[Any] = [group, len(handovers)]
     for h in handovers:
-        args += (
-            h.entry,
-            keys.index(names.payout(h.payout)) if h.payout else 0,
-            h.version,
-            h.record,
-            h.keep_s,
-            h.e,
-            h.m,
-            h.settle,
-            int(h.taken),
-            h.problem,
-        )
-        indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
-        args += (len(indexes), *indexes, len(h.timers))
-        for due, member in h.timers:
-            args += (due, member)
-    return [Committed(status) for status in await _commit(client, keys.list, args)]
+        payout = keys.index(names.payout(h.payout)) if h.payout else 0
+        rare = _rare(names, keys, h)
+        args += (h.entry, payout, h.version, h.record, h.e, h.m, len(rare), *rare)
+    return [_FATES[status] for status in await _commit(client, keys.list, args)]
+
+
+def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
+    """What few inputs have; nothing at all for the others, since every argument costs."""
+    if not (h.keep_s or h.settle or h.taken or h.problem or h.timers):
+        return []
+    indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
+    flat = [x for timer in h.timers for x in timer]
+    return [h.keep_s, h.settle, int(h.taken), h.problem, len(indexes), len(h.timers), *indexes, *flat]
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:

@@ -3,77 +3,104 @@
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] zset timers   KEYS[4] stream dead letters
 -- KEYS[5] zset retries of the group   KEYS[6] hash tries of the group
 -- KEYS[7..] hash payouts and budgets; ARGV names them by index
--- ARGV[1] group; then for each input:
+-- ARGV[1] group   ARGV[2] number of inputs; then for each:
 --   entry id, index of its payout's hash or 0, version seen (or -1: write without a check),
---   record JSON or '' (no change), s to keep a finished record or 0, `e` or '' (no output),
---   `m` without its closing brace, settlement 'committed' | 'released' | '',
---   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '',
---   number of budget hashes to settle, their indexes, number of timers, then score (µs) and member of each
+--   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
+--   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
+--   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
+--   settle, number of timers, the hashes' indexes, then score (µs) and member of each timer
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on.
--- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
+-- Why Lua: an input is pending for one caller only; whoever acknowledges it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
+local call, tonumber = redis.call, tonumber
 local function int(x) return string.format('%.0f', x) end
 
 local function settle(payout, wanted, indexes)
-  local f = redis.call('HMGET', payout, 'q', 'am')
+  local f = call('HMGET', payout, 'q', 'am')
   local held, amount = f[1], tonumber(f[2] or '0')
   local allowed = held == 'reserved' or (held == 'committed' and wanted == 'released')
   if not allowed then return false end
   for _, index in ipairs(indexes) do
     local key = KEYS[index]
-    if redis.call('EXISTS', key) == 1 then
-      redis.call('HINCRBY', key, held == 'reserved' and 'r' or 'c', int(-amount))
-      if wanted == 'committed' then redis.call('HINCRBY', key, 'c', int(amount)) end
+    if call('EXISTS', key) == 1 then
+      call('HINCRBY', key, held == 'reserved' and 'r' or 'c', int(-amount))
+      if wanted == 'committed' then call('HINCRBY', key, 'c', int(amount)) end
     end
   end
-  redis.call('HSET', payout, 'q', wanted)
+  call('HSET', payout, 'q', wanted)
   return true
 end
 
 local function dead_letter(id, problem)
-  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  local entry = call('XRANGE', KEYS[1], id, id)[1]
   local e, m = '[]', '{}'
   if entry then
     e, m = entry[2][2], entry[2][4]
   end
-  redis.call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
+  call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
 end
 
-local reply, i = {}, 2
-while i <= #ARGV do
-  local id, payout, version = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
-  local windows = tonumber(ARGV[i + 10])
-  local t = i + 11 + windows
-  local timers = tonumber(ARGV[t])
-  local status = 1
-  if payout > 0 and version ~= '-1' and (redis.call('HGET', KEYS[payout], 'v') or '0') ~= version then
-    status = 2
-  elseif redis.call('XACK', KEYS[1], ARGV[1], id) == 0 then
-    status = 0
-  else
-    local m = ARGV[i + 6]
-    if ARGV[i + 7] ~= '' then
-      local indexes = {}
-      for w = 1, windows do indexes[w] = tonumber(ARGV[i + 10 + w]) end
-      if settle(KEYS[payout], ARGV[i + 7], indexes) then
-        m = m .. ',"settled":' .. int(redis.call('INCR', KEYS[2]))
-      end
-    end
-    if ARGV[i + 3] ~= '' then
-      redis.call('HSET', KEYS[payout], 'v', int(tonumber(redis.call('HGET', KEYS[payout], 'v') or '0') + 1), 's', ARGV[i + 3])
-      if ARGV[i + 4] ~= '0' then redis.call('EXPIRE', KEYS[payout], ARGV[i + 4]) end
-    end
-    if ARGV[i + 5] ~= '' then redis.call('XADD', KEYS[1], '*', 'e', ARGV[i + 5], 'm', m .. '}') end
-    if ARGV[i + 9] ~= '' then dead_letter(id, ARGV[i + 9]) end
-    if timers > 0 then
-      for k = t + 1, t + 2 * timers, 2 do redis.call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
-    end
-    if ARGV[i + 8] == '1' then
-      redis.call('ZREM', KEYS[5], id)
-      redis.call('HDEL', KEYS[6], id)
-    end
-  end
-  reply[#reply + 1] = status
-  i = t + 1 + 2 * timers
+-- Everything is read before the first write: which inputs are pending, and every payout's version. The pending ones are
+-- acknowledged together at the end, in one command; one that the read missed is acknowledged alone, which says if it was.
+local inputs, ids, versions = tonumber(ARGV[2]), {}, {}
+local i = 3
+for n = 1, inputs do
+  local payout = tonumber(ARGV[i + 1])
+  ids[n] = ARGV[i]
+  if payout > 0 then versions[payout] = call('HGET', KEYS[payout], 'v') or '0' end
+  i = i + 7 + tonumber(ARGV[i + 6])
 end
+local pending, acknowledged = {}, {}
+if inputs > 0 then
+  for _, row in ipairs(call('XPENDING', KEYS[1], ARGV[1], ids[1], ids[inputs], inputs)) do pending[row[1]] = true end
+end
+local function acknowledge(id)
+  if pending[id] == nil then return call('XACK', KEYS[1], ARGV[1], id) == 1 end
+  if not pending[id] then return false end -- named twice
+  pending[id] = false
+  acknowledged[#acknowledged + 1] = id
+  return true
+end
+
+-- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
+local function rare(at, id, payout, m)
+  local windows, timers = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  local first = at + 6
+  if ARGV[at + 1] ~= '' then
+    local indexes = {}
+    for w = 1, windows do indexes[w] = tonumber(ARGV[first + w - 1]) end
+    if settle(KEYS[payout], ARGV[at + 1], indexes) then m = m .. ',"settled":' .. int(call('INCR', KEYS[2])) end
+  end
+  first = first + windows
+  for k = first, first + 2 * timers - 1, 2 do call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
+  if ARGV[at + 2] == '1' then
+    call('ZREM', KEYS[5], id)
+    call('HDEL', KEYS[6], id)
+  end
+  return m
+end
+
+local reply = {}
+i = 3
+for n = 1, inputs do
+  local id, payout, version, record, e, m = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
+  local more = tonumber(ARGV[i + 6])
+  if payout > 0 and version ~= '-1' and versions[payout] ~= version then
+    reply[n] = 2
+  elseif not acknowledge(id) then
+    reply[n] = 0
+  else
+    reply[n] = 1
+    if more > 0 then m = rare(i + 7, id, payout, m) end
+    if record ~= '' then
+      versions[payout] = int(tonumber(versions[payout]) + 1)
+      call('HSET', KEYS[payout], 'v', versions[payout], 's', record)
+      if more > 0 and ARGV[i + 7] ~= '0' then call('EXPIRE', KEYS[payout], ARGV[i + 7]) end
+    end
+    if e ~= '' then call('XADD', KEYS[1], '*', 'e', e, 'm', m .. '}') end
+    if more > 0 and ARGV[i + 10] ~= '' then dead_letter(id, ARGV[i + 10]) end
+  end
+  i = i + 7 + more
+end
+if #acknowledged > 0 then call('XACK', KEYS[1], ARGV[1], unpack(acknowledged)) end
 return reply
