@@ -14,7 +14,7 @@ from typing import Any
 GO, STOP = b"go\n", b"stop\n"
 
 
-async def compete(work: Awaitable[None], **facts: int) -> None:
+async def compete(work: Awaitable[object], **facts: int) -> None:
     """Run `work`, which never ends by itself, between `go` and `stop`; `facts` go into the answer."""
     orders = await _orders()
     say({"ready": True})

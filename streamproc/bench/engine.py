@@ -36,6 +36,8 @@ from streamproc.log.stream import LogView, open_log
 NAMES = Names(0)
 FRESH_US = 86_400 * 1_000_000
 READ_BATCH = 5_000
+CONSUMERS = 2
+"""As with `worker --concurrency 2`: one decides while Redis works for the other. The floor overlaps two batches too."""
 AUDIT_COUNTS = "SELECT reason, count(*) FROM audit WHERE kind = 'decision' GROUP BY reason"
 
 
@@ -87,7 +89,7 @@ class _Lookup:
 
 
 async def worker(url: str) -> None:
-    """Compete: one consumer of the governance group."""
+    """Compete: CONSUMERS of the governance group in this process."""
     async with connected(url) as client:
         now_us, _, _ = await scripts.load(client, NAMES, [])
         lookup = _Lookup(now_us)
@@ -95,8 +97,9 @@ async def worker(url: str) -> None:
         await reputations.of(job.vendor_urls(), Cache(client, NAMES), now_us)
     lookup.closed = True
     group = consumers.governance(reputations, zone=job.ZONE)
-    consumer = Consumer(url, 0, group, name="bench", limits=Limits())
-    await compete(consumer.run(asyncio.Event()))
+    workers = [Consumer(url, 0, group, name=f"bench-{n}", limits=Limits()) for n in range(CONSUMERS)]
+    stopping = asyncio.Event()
+    await compete(asyncio.gather(*(consumer.run(stopping) for consumer in workers)))
 
 
 async def projector(url: str, dsn: str) -> None:
