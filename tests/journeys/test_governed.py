@@ -141,3 +141,31 @@ async def test_a_late_reversal_gives_back_what_was_committed(system: System) -> 
     await system.settled()
     settled = [event for event in await system.story(made["id"]) if isinstance(event, e.PayoutSettled)]
     assert [event.settlement for event in settled] == ["committed", "released"]
+
+
+async def test_while_safe_browsing_is_down_a_payout_is_held_and_never_approved(system: System) -> None:
+    await system.bank.control("safebrowsing", down="500")
+    try:
+        made = await system.bank.pay(
+            250_000, notes={"agent_id": "web", "vendor_url": "https://outage.example.com/"}
+        )
+        record = await system.reaches(made["id"], "held")
+    finally:
+        await system.bank.control("safebrowsing", down="ok")
+
+    assert record.reason == "REPUTATION_UNAVAILABLE"
+    assert await system.bank.record(payout=made["id"]) == []
+
+
+async def test_a_vendor_that_safe_browsing_names_is_rejected_before_any_budget_is_taken(
+    system: System,
+) -> None:
+    made = await system.bank.pay(
+        250_000, notes={"agent_id": "web", "vendor_url": "https://pay.malware.example.net/x"}
+    )
+
+    await system.bank.reaches(made["id"], "rejected")
+    record = await system.reaches(made["id"], "rejected")
+
+    assert record.reason == "RISK_HIGH"
+    assert record.reservation is None

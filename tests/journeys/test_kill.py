@@ -82,6 +82,7 @@ async def kill_while_it_holds_entries(system: System, worker: str, group: str) -
 
 async def assert_all_is_well(system: System, batch: dict[str, set[str]]) -> None:
     """One decision, one effect and one trail for each payout; every store says the same."""
+    await all_settled(system, batch)
     await system.settled(REST_MAX_S)
     payouts = set().union(*batch.values())
     folds = await system.folds()
@@ -291,3 +292,38 @@ async def test_a_killed_redis_comes_back_with_everything_that_was_answered(
 async def told_at_least(system: System, count: int) -> bool:
     """The bank was told of so many payouts."""
     return len(await system.bank.record(effect="true")) >= count
+
+
+async def test_lost_doubled_and_disordered_webhooks_change_nothing_where_the_poller_looks(
+    redis_url: str, postgres: str
+) -> None:
+    async with running_system(redis_url, postgres, roles=("serve", "projector", "poller")) as system:
+        await system.apply(POLICIES)
+        await system.bank.faults(
+            webhooks=[
+                {"kind": "drop", "rate": 0.3},
+                {"kind": "duplicate", "rate": 0.3, "copies": 2},
+                {"kind": "reorder", "rate": 0.3, "ms": 500},
+                {"kind": "bad_signature", "rate": 0.2},
+            ]
+        )
+
+        batch = await pay_batch(system)
+
+        await all_decided(system, batch)
+        await assert_all_is_well(system, batch)
+
+
+async def all_settled(system: System, batch: dict[str, set[str]]) -> None:
+    """Wait until every payout is over in the view too: what the webhooks lost, the poller brings later."""
+    payouts = sorted(set().union(*batch.values()))
+
+    async def over() -> bool:
+        system.check_alive()
+        rows = await system.pool.fetch(
+            "SELECT state FROM payouts WHERE payout = ANY($1::text[]) AND bank_status IN ('processed', 'rejected')",
+            payouts,
+        )
+        return len(rows) == len(payouts)
+
+    await until(over, what="every payout is over in the view", deadline_s=REST_MAX_S)
