@@ -46,7 +46,8 @@ class Policy(Struct, frozen=True):
 def policies() -> dict[str, Policy]:
     """Every agent's policy, for the floor."""
     return {
-        agent: Policy(_txn_limit(agent), _day_limit(agent), frozenset({BLOCKED_HOST})) for agent in AGENT_NAMES
+        agent: Policy(_txn_limit(agent), _day_limit(agent), frozenset({BLOCKED_HOST}))
+        for agent in AGENT_NAMES
     }
 
 

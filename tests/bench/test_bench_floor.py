@@ -1,0 +1,99 @@
+"""`streamproc bench floor`: both sides do the same job, wrong answers have no speed, nothing of ours is touched."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from streamproc.bench import job
+from streamproc.bench.cli import bench
+from streamproc.bench.contest import SIDES, Arena, Measured, Run, measure
+from streamproc.bench.report import document, headline, table
+from streamproc.domain.wire import decode_events
+from streamproc.errors import JobFailed
+
+PAYOUTS = 1_000
+
+
+def test_two_in_a_hundred_are_over_the_limit_and_two_are_blocked_and_one_agent_runs_dry() -> None:
+    outcomes = job.expected(100_000)
+    assert sum(outcomes.values()) == 100_000
+    assert 0.015 < outcomes["TXN_LIMIT_EXCEEDED"] / 100_000 < 0.022
+    assert 0.012 < outcomes["DOMAIN_BLOCKED"] / 100_000 < 0.022
+    assert outcomes["LIMIT_EXCEEDED"] == 100_000 // job.AGENTS - job.TIGHT_COUNT
+
+
+def test_a_payload_is_an_entry_of_the_real_log_of_about_600_bytes() -> None:
+    payload = job.payload(7, time.time_ns() // 1000)
+    (event,) = decode_events(payload)
+    assert event == job.observed(7, event.at)
+    assert 500 < len(payload) < 700
+
+
+def test_wrong_outcomes_are_refused_by_name() -> None:
+    with pytest.raises(
+        JobFailed, match="engine: the outcomes in the stream are POLICY_OK 2; they must be POLICY_OK 3"
+    ):
+        job.check("engine", "the stream", Counter(POLICY_OK=2), Counter(POLICY_OK=3))
+
+
+@pytest.mark.embedded
+async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgres(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Nobody listens there: a bench that looked at it would fail.
+    monkeypatch.setenv("STREAMPROC_REDIS_URL", "redis://127.0.0.1:1/0")
+    said: list[str] = []
+    measured = await measure(PAYOUTS, 1, audit=True, said=said.append)
+    assert [run.side for run in measured.runs] == list(SIDES)
+    assert said == ["warm-up: floor", "warm-up: engine", "round 1 of 1: floor", "round 1 of 1: engine"]
+    assert measured.outcomes == dict(sorted(job.expected(PAYOUTS).items()))
+    floor, engine = measured.runs
+    assert set(floor.cpu_us) == {"worker", "valkey", "postgres"}
+    assert set(engine.cpu_us) == {"worker", "archive", "valkey", "postgres"}
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
+    side: str, tmp_path: Path
+) -> None:
+    wanted = job.expected(PAYOUTS)
+    wanted["POLICY_OK"] += 1
+    with pytest.raises(JobFailed, match=f"{side}: the outcomes in the stream"):
+        await Arena(tmp_path, None).run(side, 1, PAYOUTS, wanted)
+
+
+def runs(*rates: tuple[float, float]) -> Measured:
+    made = [
+        Run(side, number, 1000 / rate, rate, {"worker": 1e6 / rate, "valkey": 20.0})
+        for number, pair in enumerate(rates, 1)
+        for side, rate in zip(SIDES, pair, strict=True)
+    ]
+    return Measured(1000, False, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
+
+
+def test_the_ratio_is_the_median_of_each_rounds_own_ratio() -> None:
+    # In the second round something else ran on the machine: both are slow, the ratio is not.
+    found = document(runs((20_000, 10_000), (2_000, 1_200), (20_000, 8_000)))
+    assert (found["ratio"], found["ratio_min"], found["ratio_max"]) == (0.5, 0.4, 0.6)
+    assert found["floor"]["payouts_per_s"] == 20_000
+    assert found["engine"]["payouts_per_s"] == 8_000
+    assert {"machine", "versions", "runs"} <= set(found)
+
+
+def test_the_table_has_a_row_for_each_side() -> None:
+    found = document(runs((20_000, 10_000)))
+    columns, rows = table(found)
+    assert columns == ["side", "payouts/s", "spread", "worker µs", "valkey µs"]
+    assert [row[:2] for row in rows] == [["floor", "20,000"], ["engine", "10,000"]]
+    assert headline(found)[0].startswith(
+        "engine / floor: 0.50 (rounds: 0.50 to 0.50), 1,000 payouts in 1 rounds"
+    )
+
+
+@pytest.mark.parametrize("wrong", [["--payouts", "999"], ["--rounds", "0"], ["--payouts", "1e4"]])
+def test_wrong_use_is_told_and_exits_with_2(wrong: list[str]) -> None:
+    assert CliRunner().invoke(bench, ["floor", *wrong]).exit_code == 2
