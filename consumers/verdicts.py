@@ -67,6 +67,7 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
             policy_version=agent.version if agent is not None else 0,
             bank_status=record.bank_status,
             cancel_held=held and agent is not None and agent.policy.queued_hold == "cancel",
+            identity=identity_of(record, desk.book),
             hold_expires_at=expires_at,
             by=by,
         )

@@ -1,5 +1,6 @@
 """`streamproc dead`: entries that could not be handled."""
 
+import getpass
 from typing import Any
 
 import click
@@ -8,6 +9,9 @@ from streamproc.cli import output
 from streamproc.cli.context import operator_settings
 
 LIMIT_MAX = 1_000
+
+
+_by = click.option("--by", default=None, metavar="NAME", help="Who does it; your login name by default.")
 
 
 @click.group()
@@ -76,12 +80,13 @@ def show(id: str, as_json: bool) -> None:
 
 @dead.command()
 @click.argument("id")
+@_by
 @output.json_option
-def redrive(id: str, as_json: bool) -> None:
+def redrive(id: str, by: str | None, as_json: bool) -> None:
     """Give a dead letter back to its group.
 
-    Do this when what went wrong is mended. Its events are appended again for that group alone; if it fails again it
-    becomes a dead letter again.
+    Do this when what went wrong is mended. Its entry is handled again by that group alone; if it fails again it
+    becomes a dead letter again. Who did it is recorded in the log.
 
     \b
     Example:
@@ -93,23 +98,24 @@ def redrive(id: str, as_json: bool) -> None:
 
     async def body() -> str:
         async with opened(settings) as site:
-            return await operate.redrive(site, id)
+            return await operate.redrive(site, id, by=by or getpass.getuser())
 
     entry = output.run(body())
     if as_json:
-        output.say_json({"id": id, "entry": entry})
+        output.say_json({"id": id, "recorded": entry})
     else:
-        click.echo(f"{id} is entry {entry} now")
+        click.echo(f"{id} is given back to its group (recorded as {entry})")
 
 
 @dead.command()
 @click.argument("id")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@_by
 @output.json_option
-def discard(id: str, yes: bool, as_json: bool) -> None:
+def discard(id: str, yes: bool, by: str | None, as_json: bool) -> None:
     """Remove a dead letter for good.
 
-    Its entry and the fact that it was set aside stay in the log; its payout stays as it is.
+    Its entry, that it was set aside and who discarded it stay in the log; its payout stays as it is.
 
     \b
     Example:
@@ -124,7 +130,7 @@ def discard(id: str, yes: bool, as_json: bool) -> None:
 
     async def body() -> None:
         async with opened(settings) as site:
-            await operate.discard(site, id)
+            await operate.discard(site, id, by=by or getpass.getuser())
 
     output.run(body())
     if as_json:

@@ -210,6 +210,7 @@ class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
     """What the bank last said before the decision: `pending`, `queued`, ..."""
     cancel_held: bool = False
     """HELD while `queued` and the policy does not allow that: execution cancels it."""
+    identity: Identity = "unknown"
     hold_expires_at: int = 0
     """µs; only where the decision is HELD."""
     by: str = ""
@@ -292,6 +293,17 @@ class EntrySetAside(Fact, frozen=True, kw_only=True, tag="entry.set_aside"):
     problem: str
 
 
+class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"):
+    """A person gave a dead letter's entry back to its group, or discarded it."""
+
+    payout: str
+    group: str
+    entry: str
+    letter: str
+    action: Literal["redrive", "discard"]
+    by: str
+
+
 Event: TypeAlias = (
     PayoutObserved
     | PayoutMalformed
@@ -311,4 +323,5 @@ Event: TypeAlias = (
     | BankCommandAnswered
     | PayoutSettled
     | EntrySetAside
+    | DeadLetterClosed
 )

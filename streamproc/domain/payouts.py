@@ -148,6 +148,7 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
             | e.ReviewRefused()
             | e.TimerFired()
             | e.EntrySetAside()
+            | e.DeadLetterClosed()
         ):
             return record
     if record is None:
@@ -258,6 +259,7 @@ def _decided(record: PayoutRecord, event: e.PayoutDecided) -> PayoutRecord:
     return replace(
         record,
         agent=event.agent,
+        identity=event.identity if event.identity != "unknown" else record.identity,
         decision=event.decision,
         decided_at=event.at,
         reason=event.reason,

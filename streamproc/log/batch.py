@@ -76,13 +76,10 @@ class Handler:
             works = [*await self._round(client, batch), *works]
 
     def _concerns_us(self, entry: Raw) -> bool:
-        """Without decoding: not our own output, not for another group, and of a type that we consume."""
+        """Without decoding: not our own output, and of a type that we consume."""
         fields = entry[1]
         e, m = fields[1], fields[3]
         if m.startswith(self._mine):
-            return False
-        only = b'"only":"'
-        if only in m and only + self.group.name.encode() + b'"' not in m:
             return False
         return any(tag in e for tag in self._tags)
 

@@ -42,7 +42,7 @@ class LogStats(Struct, frozen=True, kw_only=True):
 async def partitions_of_log(client: Redis) -> int:
     """How many partitions this log was made with. Raises JobFailed where there is no log yet."""
     with named_errors():
-        known = await client.hget(META, "partitions")  # type: ignore[misc]
+        known = await client.hget(META, "partitions")
     if known is None:
         raise JobFailed("this Redis holds no log yet: `streamproc up`, or any role, makes it")
     return int(known)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
+from streamproc.errors import Unprocessable
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
@@ -49,7 +50,7 @@ _append_once, _load, _admit, _commit = (
     Script("commit"),
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
-_change_policy, _redrive = Script("change_policy"), Script("redrive")
+_change_policy, _close_letter = Script("change_policy"), Script("close_letter")
 
 
 class Keys:
@@ -255,7 +256,17 @@ async def change_policy(
     return answer.decode() if done == 1 else None
 
 
-async def redrive(client: Redis, names: Names, letter: str, *, m: bytes) -> str | None:
-    """Append a dead letter's events again under metadata `m`; with b'' discard it. None: no such letter."""
-    answer = await _redrive(client, [names.log, names.dead], [letter, m])
-    return None if answer is None else answer.decode()
+async def close_letter(
+    client: Redis, names: Names, letter: str, *, group: str, entry: str, action: str, e: bytes, m: bytes
+) -> str | None:
+    """Give a dead letter's entry back to its group (`redrive`) or drop it (`discard`), and record that.
+
+    The id of the record; None: there is no such letter. Raises Unprocessable where the entry has left Redis.
+    """
+    keys = [names.log, names.dead, names.retries(group)]
+    answer: bytes = await _close_letter(client, keys, [letter, group, entry, action, e, m])
+    if answer == b"gone":
+        raise Unprocessable(
+            f"entry {entry} has left Redis with the retention time; it cannot be handled again"
+        )
+    return answer.decode() or None

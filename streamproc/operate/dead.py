@@ -1,11 +1,13 @@
 """Dead letters: entries that a group could not handle. Look, give one back to its group, or discard it."""
 
-from typing import Any
+import time
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.wire import decode_events, payout_of
+from streamproc.domain.events import DeadLetterClosed
+from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import inspect, scripts
 from streamproc.log.inspect import DeadLetter
@@ -71,25 +73,45 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
     return shown
 
 
-async def redrive(site: Site, text: str) -> str:
-    """Append the letter's events again, for the group that could not handle them; the new entry's id."""
+async def redrive(site: Site, text: str, *, by: str) -> str:
+    """Give the letter's entry back to the group that could not handle it; the id of the entry that records it."""
+    return await _close(site, text, "redrive", by)
+
+
+async def discard(site: Site, text: str, *, by: str) -> None:
+    """Remove a dead letter; the log still has its entry, that it was set aside, and who discarded it."""
+    await _close(site, text, "discard", by)
+
+
+async def _close(site: Site, text: str, action: Literal["redrive", "discard"], by: str) -> str:
     where = letter_id(text)
     names = site.names_of(where.partition)
     letter = await inspect.dead_letter(site.client, names, where.letter)
     if letter is None:
         raise _missing(where)
-    m = msgspec.json.encode({"by": "redrive", "only": letter.group, "letter": str(where)})
-    entry = await scripts.redrive(site.client, names, where.letter, m=m)
-    if entry is None:  # somebody was faster
+    event = DeadLetterClosed(
+        at=time.time_ns() // 1000,
+        payout=_payout_in(letter),
+        group=letter.group,
+        entry=letter.entry,
+        letter=str(where),
+        action=action,
+        by=by,
+    )
+    m = msgspec.json.encode({"by": "operator", "actor": by})
+    record = await scripts.close_letter(
+        site.client,
+        names,
+        where.letter,
+        group=letter.group,
+        entry=letter.entry,
+        action=action,
+        e=encode_events([event]),
+        m=m,
+    )
+    if record is None:  # somebody was faster
         raise _missing(where)
-    return f"{where.partition}:{entry}"
-
-
-async def discard(site: Site, text: str) -> None:
-    """Remove a dead letter; the log still has its entry and that it was set aside."""
-    where = letter_id(text)
-    if await scripts.redrive(site.client, site.names_of(where.partition), where.letter, m=b"") is None:
-        raise _missing(where)
+    return f"{where.partition}:{record}"
 
 
 def _missing(where: LetterId) -> JobFailed:

@@ -159,6 +159,9 @@ def _other(event: e.Event) -> str:
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
+        case e.DeadLetterClosed():
+            done = "gave back to its group" if event.action == "redrive" else "discarded"
+            return f"{event.by} {done} dead letter {event.letter} ({event.group})"
         case e.PayoutMalformed():
             return f"malformed: {event.problem}"
         case _:

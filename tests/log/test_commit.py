@@ -89,10 +89,12 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
         b"problem",
         b"because",
     ]
-    again = await scripts.redrive(client, NAMES, letter.decode(), m=b'{"by":"redrive","only":"g"}')
-    assert again
-    assert await scripts.redrive(client, NAMES, letter.decode(), m=b"{}") is None
+    close = {"group": "g", "entry": entry.decode(), "action": "redrive", "e": b"[7]", "m": b"{}"}
+    assert await scripts.close_letter(client, NAMES, letter.decode(), **close)
+    assert await scripts.close_letter(client, NAMES, letter.decode(), **close) is None
     assert await client.xlen(NAMES.dead) == 0
+    again = await scripts.due_retries(client, NAMES, "g", "b", lease_s=60.0, limit=10)
+    assert [row[0] for row in again] == [entry]
 
 
 async def test_a_deferred_entry_comes_back_when_due_and_is_not_lost_with_its_worker(client: Redis) -> None:

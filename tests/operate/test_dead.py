@@ -1,10 +1,12 @@
 """Dead letters are listed, shown, given back to their group alone, and discarded."""
 
+import asyncio
+
 import pytest
 
-from streamproc.errors import InputError, JobFailed
+from streamproc.domain.wire import type_of
+from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import scripts
-from streamproc.log.stream import LogView
 from streamproc.operate.dead import discard, letter_id, list_letters, redrive, show_letter
 from streamproc.operate.groups import groups
 from tests.engine import Engine
@@ -35,34 +37,60 @@ async def test_a_dead_letter_is_listed_with_its_group_payout_and_problem(redis_u
     assert shown["events"][0]["id"] == row["entry"] + ":0"
 
 
-async def test_a_redriven_letter_is_appended_again_for_its_group_only_and_is_gone(redis_url: str):
+async def test_a_redriven_letter_is_handled_again_by_its_group_and_no_fact_is_told_twice(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await engine.apply(POLICIES)
-        await malformed(engine)
-        await engine.stop()
+        await engine.client.hset(engine.names.payout("pout_1"), mapping={"v": "1", "s": "{not json"})
+        await engine.deliver(observed("pout_1"))
         [row] = await list_letters(site)
-        entry = await redrive(site, row["id"])
-        newest = (await LogView(redis_url, 0).read("0-0", 100, 0))[-1]
-        assert await list_letters(site) == []
-        assert entry == f"0:{newest.id}"
-        assert newest.m.decode() == f'{{"by":"redrive","only":"governance","letter":"{row["id"]}"}}'
-        engine.start()
+        await engine.client.delete(engine.names.payout("pout_1"))
+        await redrive(site, row["id"], by="asha")
+        async with asyncio.timeout(30):
+            while (await engine.record("pout_1")).decision is None:
+                await asyncio.sleep(0.01)
         await engine.settled()
-        [again] = await list_letters(site)
-    assert again["payout"] == "pout_bad"
+        assert await list_letters(site) == []
+        told = [type_of(event) for event in await engine.story("pout_1")]
+    assert told[:3] == ["payout.observed", "entry.set_aside", "dead_letter.closed"]
+    assert told[-1] == "payout.decided"
+    assert told.count("payout.observed") == 1
 
 
-async def test_a_discarded_letter_is_gone_and_the_log_is_as_it_was(redis_url: str):
+async def test_a_letter_whose_reason_stands_becomes_a_letter_again(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await malformed(engine)
-        before = await engine.entries()
         [row] = await list_letters(site)
-        await discard(site, row["id"])
+        await redrive(site, row["id"], by="asha")
+        async with asyncio.timeout(30):
+            while not (again := await list_letters(site)):
+                await asyncio.sleep(0.01)
+    assert again[0]["payout"] == "pout_bad"
+    assert again[0]["id"] != row["id"]
+
+
+async def test_a_letter_whose_entry_has_left_redis_is_not_redriven_and_not_lost(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await malformed(engine)
+        [row] = await list_letters(site)
+        await engine.client.xtrim(engine.names.log, maxlen=0, approximate=False)
+        with pytest.raises(Unprocessable, match="has left Redis"):
+            await redrive(site, row["id"], by="asha")
+        assert await list_letters(site) == [row]
+
+
+async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await malformed(engine)
+        [row] = await list_letters(site)
+        await discard(site, row["id"], by="asha")
         assert await list_letters(site) == []
-        assert await engine.entries() == before
-        for gone in (show_letter, redrive, discard):
+        [closed] = (await engine.entries())[-1]
+        assert (type_of(closed), closed.action, closed.by) == ("dead_letter.closed", "discard", "asha")
+        with pytest.raises(JobFailed, match="no dead letter"):
+            await show_letter(site, row["id"])
+        for gone in (redrive, discard):
             with pytest.raises(JobFailed, match="no dead letter"):
-                await gone(site, row["id"])
+                await gone(site, row["id"], by="asha")
 
 
 async def test_a_letter_that_cannot_be_read_is_shown_as_it_is(redis_url: str):
@@ -84,7 +112,7 @@ def test_what_is_no_id_is_wrong_use_and_an_example_is_given(text: str):
 async def test_a_partition_that_the_log_does_not_have_is_wrong_use(redis_url: str):
     async with Engine(redis_url), site_of(redis_url) as site:
         with pytest.raises(InputError, match="partition 7: this log has partitions 0 to 0"):
-            await redrive(site, "7:1-1")
+            await redrive(site, "7:1-1", by="asha")
 
 
 async def test_groups_show_what_was_not_read_and_what_waits_in_a_workers_hands(redis_url: str):
