@@ -116,6 +116,12 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     updated_at: int = 0
 
 
+_STEPS: frozenset[type[e.Fact]] = frozenset(
+    {e.PayoutScreened, e.VelocityChecked, e.ReputationChecked, e.BudgetReserved, e.PayoutDecided}
+)
+"""The steps of every decision, told by one look-up: a class pattern asks a Struct's metaclass, 60 ns for each miss."""
+
+
 def is_terminal(record: PayoutRecord) -> bool:
     """Nothing but a late reversal is expected; only then may the record leave Redis."""
     return record.state in _TERMINAL or (
@@ -136,6 +142,8 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
     the log's readers must still come to the same record. So a status only moves forward, the earliest
     observation gives the facts, and `state` is derived from decision, bank status and bypass alone.
     """
+    if record is not None and type(event) in _STEPS:
+        return _stepped(record, event)
     match event:
         case e.PayoutObserved():
             return _with_state(_observed(record, event))
@@ -155,6 +163,10 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
         raise ValueError(
             f"{type(event).__name__} of payout {event.payout} comes before the payout was observed"
         )
+    return _stepped(record, event)
+
+
+def _stepped(record: PayoutRecord, event: e.Event) -> PayoutRecord:
     return _with_state(replace(_evolve_known(record, event), updated_at=max(record.updated_at, event.at)))
 
 
