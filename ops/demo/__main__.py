@@ -43,7 +43,7 @@ async def _play_one(scenario: Scenario, running: Running, report: Report) -> Non
 
 async def _nothing_twice(running: Running, report: Report) -> None:
     """A command that came late, after its scenario was over, would show here."""
-    report.title("At the end the bank was told each payout's outcome once")
+    report.title("At the end the bank was told nothing more")
     payouts = report.last_of_each_payout()
     for check in payouts:
         told = ", ".join(await running.told(check.payout)) or "nothing"
