@@ -1,12 +1,12 @@
 """The few errors of streamproc, named by what the caller does next.
 
-    Unprocessable   set the entry aside as a dead letter: trying again cannot help
-    TryAgain        leave the entry pending and take it up again after `after_s`
-    ConfigError     stop at start: a setting is missing or wrong (exit 2)
-    InputError      tell the person who typed or posted it (exit 2, HTTP 400)
-    JobFailed       the command ran and its answer is no (exit 1)
-    LogUnavailable  Redis did not answer: producers say 503, workers reconnect
-    LogBroken       the log is not what it must be (missing group, other partition count): stop, alarm
+Unprocessable   set the entry aside as a dead letter: trying again cannot help
+TryAgain        leave the entry pending and take it up again after `after_s`
+ConfigError     stop at start: a setting is missing or wrong (exit 2)
+InputError      tell the person who typed or posted it (exit 2, HTTP 400)
+JobFailed       the command ran and its answer is no (exit 1)
+LogUnavailable  Redis did not answer: producers say 503, workers reconnect
+LogBroken       the log is not what it must be (missing group, other partition count): stop, alarm
 """
 
 

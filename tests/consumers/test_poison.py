@@ -1,14 +1,14 @@
 """An entry that cannot be handled is set aside with its reason; its neighbours are handled, the worker lives."""
 
 import pytest
-from tests.engine import Engine
-from tests.words import ACCOUNT, observed
 
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import EntrySetAside, PayoutObserved
 from streamproc.log import batch
 from streamproc.log.work import Desk, Group, Item, Stage
+from tests.engine import Engine
+from tests.words import ACCOUNT, observed
 
 POLICIES = """
 policies:
