@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from streamproc.domain.budget import NOTHING_ASKED, Admission
 from streamproc.domain.events import Finding, PayoutDecided, TimerFired
 from streamproc.domain.governance import Case, Reputation, Verdict, conclude
-from streamproc.domain.identity import identity_of
-from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.work import Desk, Work
 
 US = 1_000_000
@@ -22,15 +21,14 @@ def case_of(
     reputation: Reputation | None = None,
 ) -> Case:
     """The case of a payout under the policies in force. `zone` is for policies that name none."""
-    agent = None if record.agent == UNKNOWN_AGENT else desk.book.agent(record.agent)
-    team = desk.book.team(agent.policy.team) if agent is not None and agent.policy.team else None
+    party = desk.party(record)
     return Case(
         payout=record,
-        identity=identity_of(record, desk.book),
-        agent=agent,
+        identity=party.identity,
+        agent=party.agent,
         zone=zone or DEFAULT_ZONE,
-        account=desk.book.account(record.account),
-        team=team,
+        account=party.account,
+        team=party.team,
         admission=admission,
         reputation=reputation,
     )
@@ -67,7 +65,7 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
             policy_version=agent.version if agent is not None else 0,
             bank_status=record.bank_status,
             cancel_held=held and agent is not None and agent.policy.queued_hold == "cancel",
-            identity=identity_of(record, desk.book),
+            identity=desk.party(record).identity,
             hold_expires_at=expires_at,
             by=by,
         )
