@@ -1,7 +1,7 @@
 import pytest
-from loopback import HandClock
 
 from streamproc.clients.breaker import Breaker
+from tests.clients.loopback import HandClock
 
 
 @pytest.fixture

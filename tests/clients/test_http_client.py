@@ -6,7 +6,6 @@ from email.utils import formatdate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Asked, HandClock, Script, always, hang, in_turn, loopback, response
 
 from streamproc.clients.breaker import OPEN_S, Breaker
 from streamproc.clients.http import (
@@ -19,6 +18,7 @@ from streamproc.clients.http import (
     retry_after_s,
 )
 from streamproc.errors import TryAgain
+from tests.clients.loopback import Asked, HandClock, Script, always, hang, in_turn, loopback, response
 
 
 def client_of(

@@ -4,7 +4,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from loopback import Loopback, Script, always, hang, in_turn, loopback, response
 from msgspec.json import decode
 
 from streamproc.clients.breaker import Breaker
@@ -13,6 +12,7 @@ from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import TryAgain, Unprocessable
+from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
 
 PAYOUT = "pout_Lq3vD0pZ8m2XkA"
 BASIC = "Basic " + base64.b64encode(b"rzp_test_key:hush").decode()

@@ -3,7 +3,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from loopback import Asked, Loopback, Script, always, hang, in_turn, loopback, response
 from msgspec.json import decode, encode
 
 from streamproc.clients.breaker import Breaker
@@ -16,6 +15,7 @@ from streamproc.clients.safe_browsing import (
     open_safe_browsing,
 )
 from streamproc.domain.governance import Reputation
+from tests.clients.loopback import Asked, Loopback, Script, always, hang, in_turn, loopback, response
 
 NOW_US = 1_760_000_000_000_000
 GOOD, BAD = "https://vendor.example/pay", "https://malware.example/"

@@ -2,7 +2,6 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from recorder import Recorder
 
 from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
 from streamproc.clients.razorpay_entities import MalformedPayout
@@ -10,6 +9,7 @@ from streamproc.domain.events import BankPayout, PayoutMalformed, PayoutObserved
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress import razorpay_poll
 from streamproc.ingress.razorpay_poll import FIRST_LOOK_S, OVERLAP_S, Poller
+from tests.ingress.recorder import Recorder
 
 Item = BankPayout | MalformedPayout
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from razorpay.errors import SignatureVerificationError
 from razorpay.utility import Utility
-from recorder import Recorder
 
 from streamproc.domain.events import BankEventIgnored, PayoutMalformed, PayoutObserved
 from streamproc.errors import ConfigError
 from streamproc.ingress import razorpay_webhook
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook, verify
 from streamproc.log.stream import Append, Appended
+from tests.ingress.recorder import Recorder
 
 SECRET, OLD_SECRET = "new-secret", "old-secret"
 BODY_BYTES_MAX = 4_096
