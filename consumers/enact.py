@@ -25,6 +25,10 @@ from streamproc.log.work import Desk, Group, Item, Stage, Work
 
 CONCURRENT_MAX = 16
 """Bank calls of one worker at once; the client's own limit per second comes on top."""
+READ_MAX = 128
+"""Entries read at once: what is read waits in this worker's hands at 8 bank calls a second."""
+WORKS_MAX = 32
+"""Payouts in one pass: with two calls each, 8 s at the bank's limit, well within a batch's time."""
 
 
 class CommandAnswer(Protocol):
@@ -84,7 +88,9 @@ def execution(bank: Bank, barrier: Barrier) -> Group:
                     tasks.create_task(one(work, event))
 
     stage = Stage(name="enact", consumes=frozenset({PayoutDecided}), handle=enact)
-    return Group(name="execution", stages=(stage,), outputs_are_facts=True)
+    return Group(
+        name="execution", stages=(stage,), outputs_are_facts=True, read_max=READ_MAX, works_max=WORKS_MAX
+    )
 
 
 async def _enact_one(work: Work, event: PayoutDecided, desk: Desk, bank: Bank, barrier: Barrier) -> None:

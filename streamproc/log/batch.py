@@ -72,8 +72,9 @@ class Handler:
         if unreadable:
             await self._set_aside(client, unreadable)
         while works:
-            batch, works = distinct_payouts(works)
-            works = [*await self._round(client, batch), *works]
+            batch, rest = distinct_payouts(works)
+            batch, later = batch[: self.group.works_max], batch[self.group.works_max :]
+            works = [*await self._round(client, batch), *later, *rest]
 
     def _concerns_us(self, entry: Raw) -> bool:
         """Without decoding: not our own output, and of a type that we consume."""
@@ -212,6 +213,15 @@ class Handler:
                     )
                     off.append((work, BACKOFF_BASE_S, True))
         if off:
+            first = off[0][0]
+            log.warning(
+                "%s/%d: %d entries put off; the first, %s: %s",
+                self.group.name,
+                self.partition,
+                len(off),
+                first.entry.decode(),
+                _named(first.problem),
+            )
             await self._put_off(client, off)
         if aside:
             await self._set_aside(client, aside)

@@ -26,12 +26,12 @@ from streamproc.log.work import Group
 
 log = logging.getLogger(__name__)
 
-READ_MAX = 256
-"""Entries in one batch: past that a batch takes longer and is not cheaper (measured, docs/performance.md)."""
 UPKEEP_S = 0.2
 """Timers and retries are looked at this often."""
 CLAIM_BATCH = 64
 """Entries taken over at once."""
+SUSPECT_DELIVERIES = 2
+"""Deliveries that a crash explains; an entry with more may be what crashes its workers."""
 DELIVERIES_MAX = 10
 """Takeovers of an entry whose workers die with it; then it is a dead letter unseen."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
@@ -98,7 +98,7 @@ class Consumer:
                 self.group.name,
                 self.name,
                 "COUNT",
-                READ_MAX,
+                self.group.read_max,
                 *(("BLOCK", block_ms) if start == ">" else ()),
                 "STREAMS",
                 self.names.log,
@@ -122,7 +122,12 @@ class Consumer:
         self._upkeep_due = now + UPKEEP_S
         await scripts.fire_due(client, self.names)
         retries = await scripts.due_retries(
-            client, self.names, self.group.name, self.name, lease_s=self.limits.claim_idle_s, limit=READ_MAX
+            client,
+            self.names,
+            self.group.name,
+            self.name,
+            lease_s=self.limits.claim_idle_s,
+            limit=self.group.works_max,
         )
         if retries:
             await self._handler.handle(client, retries, taken=True)
@@ -154,18 +159,22 @@ class Consumer:
                 return
 
     async def _handle_claimed(self, client: Redis, entries: list[Raw]) -> None:
-        """One at a time: an entry that kills its worker must not take its neighbours along for ever."""
-        for entry in entries:
-            with named_errors():
-                pending = await client.xpending_range(
-                    self.names.log, self.group.name, min=entry[0], max=entry[0], count=1
-                )
-            deliveries = int(pending[0]["times_delivered"]) if pending else 0
-            if deliveries > DELIVERIES_MAX:
-                why = f"taken up {deliveries} times without an end, the limit is {DELIVERIES_MAX}"
+        """Entries that were taken over again and again are handled one at a time: an entry that kills its
+        worker must not take its neighbours along for ever."""
+        counts = [await self._deliveries(client, entry) for entry in entries]
+        together = [entry for entry, n in zip(entries, counts, strict=True) if n <= SUSPECT_DELIVERIES]
+        await self._handler.handle(client, together, taken=True)
+        for entry, n in zip(entries, counts, strict=True):
+            if n > DELIVERIES_MAX:
+                why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
                 await self._handler.set_aside(client, entry, why)
-            else:
+            elif n > SUSPECT_DELIVERIES:
                 await self._handler.handle(client, [entry], taken=True)
+
+    async def _deliveries(self, client: Redis, entry: Raw) -> int:
+        with named_errors():
+            rows = await client.xpending_range(self.names.log, self.group.name, entry[0], entry[0], 1)
+        return int(rows[0]["times_delivered"]) if rows else 0
 
     async def _not_deferred(self, client: Redis, entries: list[Raw]) -> list[Raw]:
         """Without those that wait for a retry: their time has not come."""

@@ -33,6 +33,13 @@ async def server_settings(client: Redis) -> list[str]:
     return problems
 
 
+async def replica_count(client: Redis) -> int:
+    """Replicas that are connected to the server now."""
+    with named_errors():
+        info = await client.info("replication")
+    return int(info.get("connected_slaves", 0))
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 

@@ -128,6 +128,10 @@ class Group(Struct, frozen=True):
     name: str
     stages: tuple[Stage, ...]
     outputs_are_facts: bool = False
+    read_max: int = 256
+    """Entries read at once. Past 256 a batch takes longer and is not cheaper (docs/performance.md)."""
+    works_max: int = 256
+    """Entries in one pass of the chain, of those read: as many as it surely does within the batch's time."""
 
     @property
     def consumes(self) -> frozenset[type[Fact]]:

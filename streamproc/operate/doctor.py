@@ -92,12 +92,23 @@ async def _redis(settings: Settings) -> list[Check]:
                 Check("redis settings", "ok", "appendonly, appendfsync, eviction and version are right")
             )
         checks.append(_clock(time.time() - await clock_us(client) / 1_000_000))
+        checks += await _replicas(client, settings)
         try:
             known = await partitions_of_log(client)
         except JobFailed as problem:
             return [*checks, Check("log", "bad", str(problem), "start the system once")]
         checks.append(_partitions(known, settings.partitions))
         return checks + [check for partition in range(known) for check in await _groups(client, partition)]
+
+
+async def _replicas(client: Any, settings: Settings) -> list[Check]:
+    """`EXECUTE_AFTER=replicated` without a replica holds every approval for ever."""
+    from streamproc.log.health import replica_count
+
+    if settings.execute_after != "replicated" or await replica_count(client) > 0:
+        return []
+    detail = "STREAMPROC_EXECUTE_AFTER is replicated and no replica is connected: no approval can be sent"
+    return [Check("replicas", "bad", detail, "connect a replica, or set EXECUTE_AFTER=archived")]
 
 
 def _clock(offset_s: float) -> Check:
