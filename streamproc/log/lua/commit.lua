@@ -10,7 +10,7 @@
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
 --   settle, number of timers, the hashes' indexes, then score (µs) and member of each timer
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on.
--- Why Lua: an input is pending for one caller only; whoever acknowledges it appends, in the same step.
+-- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
 local call, tonumber = redis.call, tonumber
 local function int(x) return string.format('%.0f', x) end
@@ -40,26 +40,13 @@ local function dead_letter(id, problem)
   call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
 end
 
--- Everything is read before the first write: which inputs are pending, and every payout's version. The pending ones are
--- acknowledged together at the end, in one command; one that the read missed is acknowledged alone, which says if it was.
-local inputs, ids, versions = tonumber(ARGV[2]), {}, {}
+-- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
+local inputs, versions = tonumber(ARGV[2]), {}
 local i = 3
 for n = 1, inputs do
   local payout = tonumber(ARGV[i + 1])
-  ids[n] = ARGV[i]
   if payout > 0 then versions[payout] = call('HGET', KEYS[payout], 'v') or '0' end
   i = i + 7 + tonumber(ARGV[i + 6])
-end
-local pending, acknowledged = {}, {}
-if inputs > 0 then
-  for _, row in ipairs(call('XPENDING', KEYS[1], ARGV[1], ids[1], ids[inputs], inputs)) do pending[row[1]] = true end
-end
-local function acknowledge(id)
-  if pending[id] == nil then return call('XACK', KEYS[1], ARGV[1], id) == 1 end
-  if not pending[id] then return false end -- named twice
-  pending[id] = false
-  acknowledged[#acknowledged + 1] = id
-  return true
 end
 
 -- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
@@ -87,7 +74,7 @@ for n = 1, inputs do
   local more = tonumber(ARGV[i + 6])
   if payout > 0 and version ~= '-1' and versions[payout] ~= version then
     reply[n] = 2
-  elseif not acknowledge(id) then
+  elseif call('XACK', KEYS[1], ARGV[1], id) == 0 then
     reply[n] = 0
   else
     reply[n] = 1
@@ -102,5 +89,4 @@ for n = 1, inputs do
   end
   i = i + 7 + more
 end
-if #acknowledged > 0 then call('XACK', KEYS[1], ARGV[1], unpack(acknowledged)) end
 return reply
