@@ -21,11 +21,11 @@ from projections.loop import run_projector
 from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
 from streamproc.archive.barrier import ArchiveBarrier
-from streamproc.archive.read import payout_view
+from streamproc.archive.read import archived_upto, payout_view
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import InputError, LogUnavailable, StreamprocError
+from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected, named_errors
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 WAIT_FOR_REDIS_S = 0.5
 """Between two looks at a Redis that is not there yet."""
+POSTGRES_CHECK_S = 1.5
+"""Less than a probe waits, so that it hears which dependency does not answer."""
 POOL_MAX = 4
 """Connections to Postgres for one process that only reads positions."""
 
@@ -125,8 +127,7 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
-    pool = await postgres_pool(settings)
-    stack.push_async_callback(pool.close)
+    pool = await postgres_pool(settings, stack)
 
     async def archived(payout: str) -> PayoutRecord | None:
         return await payout_view(pool, payout)
@@ -137,9 +138,7 @@ async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
 async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
     match settings.execute_after:
         case "archived":
-            pool = await postgres_pool(settings)
-            stack.push_async_callback(pool.close)
-            return ArchiveBarrier(pool)
+            return ArchiveBarrier(await postgres_pool(settings, stack))
         case "replicated":
             return ReplicaBarrier(settings.redis_url)
         case _:
@@ -150,11 +149,13 @@ async def _synced(partition: int, entry: str) -> None:
     """`EXECUTE_AFTER=synced`: the entry is on the server's disk, since it was committed with fsync always."""
 
 
-async def postgres_pool(settings: Settings) -> asyncpg.Pool:
+async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Pool:
     """A small pool that connects when it is first used, so that a role starts while Postgres is away."""
-    return await asyncpg.create_pool(
+    pool = await asyncpg.create_pool(
         settings.postgres_dsn.reveal(), min_size=0, max_size=POOL_MAX, timeout=3.0, command_timeout=5.0
     )
+    stack.push_async_callback(pool.close)
+    return pool
 
 
 # ---- serve ------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=account_of(settings),
-            ready=readiness(settings),
+            ready=readiness(settings, await postgres_pool(settings, stack) if settings.postgres_dsn else None),
         )
         config = uvicorn.Config(
             app,
@@ -195,13 +196,28 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         await serving
 
 
-def readiness(settings: Settings) -> Ready:
+def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
     """Each dependency with what is wrong with it. Postgres away does not stop the taking of webhooks."""
 
     async def ready() -> list[Check]:
-        return [await _redis_check(settings)]
+        checks = [await _redis_check(settings)]
+        if pool is not None:
+            checks.append(await _postgres_check(pool))
+        return checks
 
     return ready
+
+
+async def _postgres_check(pool: asyncpg.Pool) -> Check:
+    try:
+        async with asyncio.timeout(POSTGRES_CHECK_S):
+            upto = await archived_upto(pool, 0)
+    except TryAgain as problem:
+        return Check(name="postgres", ok=False, detail=str(problem), required=False)
+    except TimeoutError:
+        detail = f"no answer within {POSTGRES_CHECK_S} s"
+        return Check(name="postgres", ok=False, detail=detail, required=False)
+    return Check(name="postgres", ok=True, detail=f"partition 0 is archived up to {upto}", required=False)
 
 
 async def _redis_check(settings: Settings) -> Check:

@@ -93,7 +93,7 @@ async def _asked(ready: Ready) -> list[Check]:
 
 
 def _readiness(checks: list[Check]) -> Response:
-    is_ready = all(check.ok for check in checks)
+    is_ready = all(check.ok or not check.required for check in checks)
     body = msgspec.json.encode({"status": "ready" if is_ready else "not ready", "checks": checks})
     return Response(body, status_code=200 if is_ready else 503, media_type="application/json")
 

@@ -12,6 +12,8 @@ class Check(Struct, frozen=True):
     name: str
     ok: bool
     detail: str = ""
+    required: bool = True
+    """Whether this role can do nothing without it. Webhooks are taken while Postgres is away."""
 
 
 Ready: TypeAlias = Callable[[], Awaitable[list[Check]]]

@@ -131,8 +131,8 @@ async def test_readyz_names_each_dependency(http: httpx.AsyncClient) -> None:
     assert response.json() == {
         "status": "ready",
         "checks": [
-            {"name": "redis", "ok": True, "detail": "9.1"},
-            {"name": "postgres", "ok": True, "detail": ""},
+            {"name": "redis", "ok": True, "detail": "9.1", "required": True},
+            {"name": "postgres", "ok": True, "detail": "", "required": True},
         ],
     }
 
@@ -141,6 +141,15 @@ async def test_one_failing_dependency_makes_it_503(service: Service, http: httpx
     service.checks.append(Check("bank", False, "breaker open for 12 s"))
     response = await http.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (503, "not ready")
+
+
+async def test_a_dependency_that_this_role_can_do_without_is_named_and_does_not_make_it_503(
+    service: Service, http: httpx.AsyncClient
+) -> None:
+    service.checks.append(Check("postgres", False, "away", required=False))
+    response = await http.get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (200, "ready")
+    assert not response.json()["checks"][-1]["ok"]
 
 
 async def test_a_check_that_hangs_makes_it_503(
