@@ -11,15 +11,16 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from streamproc.domain.commands import MOVES_MONEY, REACHED, command_for
+from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
     BankCommandAnswered,
     BankPayout,
+    CancelRequested,
     PayoutDecided,
     PayoutObserved,
 )
-from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
 from streamproc.errors import LogUnavailable, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 
@@ -63,7 +64,7 @@ class Barrier(Protocol):
 
 class _Order(Struct, frozen=True):
     command: BankCommand
-    decided: PayoutDecided
+    cause: Cause
     caused_by: str
 
 
@@ -73,7 +74,7 @@ def execution(bank: Bank, barrier: Barrier) -> Group:
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(CONCURRENT_MAX)
 
-        async def one(work: Work, event: PayoutDecided) -> None:
+        async def one(work: Work, event: Cause) -> None:
             async with turns:
                 try:
                     await _enact_one(work, event, desk, bank, barrier)
@@ -84,34 +85,41 @@ def execution(bank: Bank, barrier: Barrier) -> Group:
 
         async with asyncio.TaskGroup() as tasks:
             for work, event in items:
-                if isinstance(event, PayoutDecided):
+                if isinstance(event, PayoutDecided | CancelRequested):
                     tasks.create_task(one(work, event))
 
-    stage = Stage(name="enact", consumes=frozenset({PayoutDecided}), handle=enact)
+    stage = Stage(name="enact", consumes=frozenset({PayoutDecided, CancelRequested}), handle=enact)
     return Group(
         name="execution", stages=(stage,), outputs_are_facts=True, read_max=READ_MAX, works_max=WORKS_MAX
     )
 
 
-async def _enact_one(work: Work, event: PayoutDecided, desk: Desk, bank: Bank, barrier: Barrier) -> None:
+async def _enact_one(work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier) -> None:
     record = work.known()
-    if (record.decided_at, record.decision) != (event.at, event.decision):
-        return  # a later decision has taken this one's place
-    if command_for(event, event.bank_status) is None and command_for(event, record.bank_status) is None:
+    if _is_superseded(cause, record) or (
+        asked_for(cause) is None and command_for(cause, record.bank_status) is None
+    ):
         return
+    if asked_for(cause) in MOVES_MONEY:
+        # Before anything else: while Postgres is away, waiting must not use up the bank's calls.
+        await barrier(desk.partition, work.entry.decode())
     status = record.bank_status
     if work.taken and status in OPEN_STATUSES:
         # Somebody may have called before: what the bank says now counts.
         status = _observe(work, desk, await bank.fetch(record.payout))
-    command = command_for(event, status)
+    command = command_for(cause, status)
     if command is None:
-        _moved_on(work, event, desk, status)
+        _moved_on(work, cause, desk, status)
         return
-    index = work.events.index(event)
-    order = _Order(command, event, f"{desk.partition}:{work.entry.decode()}:{index}")
-    if command in MOVES_MONEY:
-        await barrier(desk.partition, work.entry.decode())
-    await _send(work, order, desk, bank)
+    caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+    await _send(work, _Order(command, cause, caused_by), desk, bank)
+
+
+def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
+    """Whether a later decision has taken the cause's place."""
+    if isinstance(cause, CancelRequested):
+        return record.decision == "APPROVED"
+    return (record.decided_at, record.decision) != (cause.at, cause.decision)
 
 
 def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
@@ -125,9 +133,9 @@ def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
     return facts.status
 
 
-def _moved_on(work: Work, event: PayoutDecided, desk: Desk, status: str) -> None:
+def _moved_on(work: Work, cause: Cause, desk: Desk, status: str) -> None:
     """The bank is past the point: by our own earlier call, or by itself."""
-    command = command_for(event, event.bank_status)
+    command = asked_for(cause)
     if command is not None:
         outcome: Literal["already", "not_needed"] = "already" if status in REACHED[command] else "not_needed"
         _answered(work, desk, command, outcome=outcome, bank_status=status)
@@ -161,8 +169,10 @@ def _answered(
 
 
 def _remarks(order: _Order) -> str:
-    by = f" by {order.decided.by}" if order.decided.by else ""
-    return f"streamproc: {order.decided.decision} {order.decided.reason}{by} [{order.caused_by}]"
+    if isinstance(order.cause, CancelRequested):
+        return f"streamproc: cancelled [{order.caused_by}]"
+    by = f" by {order.cause.by}" if order.cause.by else ""
+    return f"streamproc: {order.cause.decision} {order.cause.reason}{by} [{order.caused_by}]"
 
 
 async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
@@ -181,7 +191,12 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
         outcome: Literal["done", "already"] = "done"
     else:
         status = _observe(work, desk, await bank.fetch(payout))
-        if status in OPEN_STATUSES and command_for(order.decided, status) is not None:
+        then = command_for(order.cause, status)
+        if then is not None and then != order.command and then not in MOVES_MONEY:
+            # It moved between two of our calls, as from pending to queued: there the word is cancel, not reject.
+            await _send(work, _Order(then, order.cause, order.caused_by), desk, bank)
+            return
+        if status in OPEN_STATUSES and then is not None:
             raise Unprocessable(
                 f"the bank refused to {order.command} {payout} with {answer.http_status} {answer.code}"
                 f" ({answer.problem}) and it is still {status}; when that is mended, redrive this dead letter"

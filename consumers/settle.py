@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from streamproc.domain.events import (
     BankCommandAnswered,
     BudgetReserved,
+    CancelRequested,
     GovernanceBypassed,
     PayoutDecided,
     PayoutObserved,
@@ -27,7 +28,7 @@ async def settle(items: Sequence[Item], desk: Desk) -> None:
 
 def _settle_one(work: Work, desk: Desk) -> None:
     record = work.known()
-    if record.bank_status in MOVING_STATUSES and record.decision != "APPROVED" and not record.bypassed:
+    if _moved(work) and record.decision != "APPROVED" and not record.bypassed:
         work.emit(
             GovernanceBypassed(
                 at=desk.now_us,
@@ -38,6 +39,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
                 status=record.bank_status,
             )
         )
+    _recall_queued(work, desk)
     _adopt(work, desk)
     record = work.known()
     due = settlement_due(record)
@@ -54,6 +56,29 @@ def _settle_one(work: Work, desk: Desk) -> None:
             windows=[[w.scope, w.window] for w in record.reservation.windows],
         )
     )
+
+
+def _moved(work: Work) -> bool:
+    """Whether the bank shows, or showed, money on its way: a late webhook tells of what was as well."""
+    seen = [event.facts.status for event in work.events if isinstance(event, PayoutObserved)]
+    return any(
+        status in MOVING_STATUSES or status == "reversed" for status in (*seen, work.known().bank_status)
+    )
+
+
+def _recall_queued(work: Work, desk: Desk) -> None:
+    """A payout that was rejected or held while pending, and that somebody moved to `queued`, would pay itself."""
+    record = work.known()
+    before = work.loaded.bank_status if work.loaded is not None else ""
+    if record.bank_status != "queued" or before == "queued":
+        return
+    if any(isinstance(event, PayoutDecided) for event in work.out):
+        return  # decided in this pass: the decision itself is acted on
+    agent = desk.book.agent(record.agent)
+    unheld = record.decision == "HELD" and (agent is None or agent.policy.queued_hold == "cancel")
+    if record.decision == "REJECTED" or unheld:
+        why = f"{record.decision} ({record.reason}), and the bank has it queued now"
+        work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why))
 
 
 def _adopt(work: Work, desk: Desk) -> None:

@@ -67,6 +67,8 @@ def said(step: Step) -> Said | None:
             return Said("alert", f"governance bypassed: {event.status}", step.by)
         case e.PayoutMalformed() | e.EntrySetAside() as event:
             return Said("alert", event.problem, step.by)
+        case e.CancelRequested() as event:
+            return Said("alert", f"cancel requested: {event.why}", step.by)
         case e.DeadLetterClosed() as event:
             return Said("alert", f"dead letter {event.letter}: {event.action}", event.by)
     raise TypeError(f"the audit has no place for {type(step.event).__name__}")

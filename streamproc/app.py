@@ -174,7 +174,9 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=account_of(settings),
-            ready=readiness(settings, await postgres_pool(settings, stack) if settings.postgres_dsn else None),
+            ready=readiness(
+                settings, await postgres_pool(settings, stack) if settings.postgres_dsn else None
+            ),
         )
         config = uvicorn.Config(
             app,

@@ -7,7 +7,7 @@ import asyncio
 
 import asyncpg
 
-from streamproc.archive.read import archived_upto
+from streamproc.archive.read import archived_upto, entry_archived
 from streamproc.errors import TryAgain
 
 POLL_S = 0.01
@@ -15,6 +15,8 @@ POLL_S = 0.01
 WAIT_S_MAX = 2.0
 """Longer, and the entry is put off: it waits in the group, not in a worker's hands."""
 AGAIN_S = 0.5
+NEVER_S = 60.0
+"""The projector has stopped with an alarm by then; a person must look."""
 
 
 class ArchiveBarrier:
@@ -32,11 +34,19 @@ class ArchiveBarrier:
             async with asyncio.timeout(WAIT_S_MAX):
                 while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event
                     await asyncio.sleep(POLL_S)
+                # An id below the head is not yet an entry in the archive: after a failover to a server whose
+                # clock is behind, new ids lie below what the lost tail had reached.
+                archived = await entry_archived(self._pool, partition, entry)
         except TimeoutError:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
             raise TryAgain(problem, after_s=AGAIN_S) from None
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as problem:
             raise TryAgain(f"Postgres is away: {type(problem).__name__}", after_s=AGAIN_S) from problem
+        if not archived:
+            problem_text = (
+                f"decision {partition}:{entry} is not in the archive, though the archive is past it"
+            )
+            raise TryAgain(problem_text, after_s=NEVER_S)
 
     async def _passed(self, partition: int, wanted: tuple[int, int]) -> bool:
         if wanted <= self._upto.get(partition, (0, 0)):

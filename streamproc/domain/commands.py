@@ -1,6 +1,11 @@
 """What the bank must be told: the table "Telling the bank" as a pure function."""
 
-from streamproc.domain.events import BankCommand, PayoutDecided
+from typing import TypeAlias
+
+from streamproc.domain.events import BankCommand, CancelRequested, PayoutDecided
+
+Cause: TypeAlias = PayoutDecided | CancelRequested
+"""What execution acts on."""
 
 MOVES_MONEY: frozenset[BankCommand] = frozenset({"approve"})
 """Commands that wait at the barrier until their decision is archived."""
@@ -13,13 +18,20 @@ REACHED: dict[BankCommand, frozenset[str]] = {
 """Bank statuses that show that a command took effect, or that there is nothing left for it to do."""
 
 
-def command_for(decided: PayoutDecided, bank_status: str) -> BankCommand | None:
+def asked_for(cause: Cause) -> BankCommand | None:
+    """The command that `cause` called for when it was recorded."""
+    return command_for(cause, "queued" if isinstance(cause, CancelRequested) else cause.bank_status)
+
+
+def command_for(cause: Cause, bank_status: str) -> BankCommand | None:
     """The command that a decision calls for while the bank says `bank_status`; None: nothing to tell.
 
     A `pending` payout waits for us; a `queued` one pays itself unless it is cancelled. Only a `scheduled` one
     has no way back by API: cancelling is tried, and what the bank says is recorded.
     """
-    match decided.decision, bank_status:
+    if isinstance(cause, CancelRequested):
+        return "cancel" if bank_status == "queued" else None
+    match cause.decision, bank_status:
         case "APPROVED", "pending":
             return "approve"
         case "REJECTED", "pending":
@@ -27,5 +39,5 @@ def command_for(decided: PayoutDecided, bank_status: str) -> BankCommand | None:
         case "REJECTED", "queued" | "scheduled":
             return "cancel"
         case "HELD", "queued":
-            return "cancel" if decided.cancel_held else None
+            return "cancel" if cause.cancel_held else None
     return None

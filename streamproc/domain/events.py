@@ -251,6 +251,13 @@ class GovernanceBypassed(Fact, frozen=True, kw_only=True, tag="governance.bypass
 # ---- what the bank did ------------------------------------------------------------------
 
 
+class CancelRequested(Fact, frozen=True, kw_only=True, tag="payout.cancel_requested"):
+    """The bank moved a payout that is rejected or held here to `queued`, where it would pay itself."""
+
+    payout: str
+    why: str
+
+
 class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_answered"):
     """The bank answered a command, or its state shows that nothing is left to command.
 
@@ -320,6 +327,7 @@ Event: TypeAlias = (
     | ReviewCounted
     | ReviewRefused
     | GovernanceBypassed
+    | CancelRequested
     | BankCommandAnswered
     | PayoutSettled
     | EntrySetAside

@@ -157,6 +157,7 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
             | e.TimerFired()
             | e.EntrySetAside()
             | e.DeadLetterClosed()
+            | e.CancelRequested()
         ):
             return record
     if record is None:
@@ -195,10 +196,14 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             tax=facts.tax,
             updated_at=event.at,
         )
-    if event.at < record.received_at and record.decision is None:
-        first = _observed(None, event)
+    if event.at < record.received_at:
         record = replace(
-            first, bank_status=record.bank_status, utr=record.utr, fees=record.fees, tax=record.tax
+            record,
+            received_at=event.at,
+            amount=facts.amount,
+            currency=facts.currency,
+            fund_account=facts.fund_account_id,
+            vendor_url=facts.notes.get("vendor_url", ""),
         )
     return replace(
         record,

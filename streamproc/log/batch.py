@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 5
 """Attempts at an entry that fails on its own; then it is a dead letter."""
-BACKOFF_BASE_S, BACKOFF_CAP_S = 0.5, 60.0
+BACKOFF = scripts.Backoff(first_s=0.5, longest_s=60.0, longest_wait_s=10.0)
+"""A dependency that is back is noticed within `longest_wait_s`; an entry that fails by itself can wait longer."""
 BATCH_TIMEOUT_S = 25.0
 """The whole chain over one batch. Every outside call has a shorter limit of its own."""
 STALE_MAX = 20
@@ -37,12 +37,6 @@ class Limits(Struct, frozen=True):
 
     claim_idle_s: float = 60.0
     retention_s: float = 30 * 86_400.0
-
-
-def backoff_s(attempt: int) -> float:
-    """Full jitter below an exponential bound."""
-    bound: float = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** max(0, attempt))
-    return random.uniform(bound / 2, bound)  # spreading load, not a secret
 
 
 class Handler:
@@ -59,6 +53,9 @@ class Handler:
         """Handle entries to the end: committed, put off, or set aside."""
         skipped, works, unreadable = [], [], []
         for entry in entries:
+            if len(entry[1]) < 4:
+                unreadable.append((Work(entry[0], [], "", taken), "the entry has no fields `e` and `m`"))
+                continue
             if not self._concerns_us(entry):
                 skipped.append(entry[0])
                 continue
@@ -155,7 +152,8 @@ class Handler:
 
     async def _commit(self, client: Redis, works: list[Work]) -> list[Work]:
         handovers = [self._handover(work) for work in works]
-        statuses = await self._send(client, handovers)
+        rev = b"" if self.group.outputs_are_facts else self._policies.rev
+        statuses = await self._send(client, handovers, rev)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
             work.stale_times += 1
@@ -164,12 +162,14 @@ class Handler:
             await self._put_off(client, [(work, 1.0, False) for work in late])
         return [work for work in stale if work.stale_times <= STALE_MAX]
 
-    async def _send(self, client: Redis, handovers: list[Handover]) -> list[Committed]:
+    async def _send(self, client: Redis, handovers: list[Handover], rev: bytes = b"") -> list[Committed]:
         """Commits are never cut off half way: a cancelled worker waits for the answer first."""
         statuses: list[Committed] = []
         for start in range(0, len(handovers), scripts.BATCH_MAX):
             chunk = handovers[start : start + scripts.BATCH_MAX]
-            sending = asyncio.ensure_future(scripts.commit(client, self.names, self.group.name, chunk))
+            sending = asyncio.ensure_future(
+                scripts.commit(client, self.names, self.group.name, chunk, rev=rev)
+            )
             try:
                 statuses += await asyncio.shield(sending)
             except asyncio.CancelledError:
@@ -211,7 +211,7 @@ class Handler:
                         work.entry.decode(),
                         exc_info=problem,
                     )
-                    off.append((work, BACKOFF_BASE_S, True))
+                    off.append((work, 0.0, True))
         if off:
             first = off[0][0]
             log.warning(
@@ -227,19 +227,14 @@ class Handler:
             await self._set_aside(client, aside)
 
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
-        entries = [(work.entry, backoff_s(0) + after_s, counts) for work, after_s, counts in works]
-        attempts = await scripts.defer(client, self.names, self.group.name, entries)
-        spent, longer = [], []
-        for (work, _, counts), n in zip(works, attempts, strict=True):
+        deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
+        times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF)
+        spent = []
+        for (work, _, counts), n in zip(works, times, strict=True):
             if counts and n >= ATTEMPTS_MAX:
                 work.taken = True
-                spent.append(
-                    (work, f"failed {n} times, the limit is {ATTEMPTS_MAX}; last: {_named(work.problem)}")
-                )
-            elif counts and n > 1:
-                longer.append((work.entry, backoff_s(n), False))
-        if longer:
-            await scripts.defer(client, self.names, self.group.name, longer)
+                why = f"failed {n} times, the limit is {ATTEMPTS_MAX}; last: {_named(work.problem)}"
+                spent.append((work, why))
         if spent:
             await self._set_aside(client, spent)
 

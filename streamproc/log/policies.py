@@ -43,6 +43,11 @@ class Policies:
             self.book = build_book(scopes)
         return self.book
 
+    @property
+    def rev(self) -> bytes:
+        """The revision that `book` was built from."""
+        return self._rev
+
 
 async def put_in_force(
     client: Redis, names: Names, rev: bytes, changes: list[PolicyChanged], *, actor: str

@@ -1,11 +1,12 @@
 """The scripts with types: only this module knows the order of their keys and arguments."""
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -89,6 +90,22 @@ class Loaded:
     version: bytes
     record: bytes | None
     admission: Admission
+
+
+class Deferral(NamedTuple):
+    """An entry to put off for at least `least_s`; `counts`: the attempt was the entry's own failure."""
+
+    entry: bytes
+    least_s: float
+    counts: bool
+
+
+class Backoff(NamedTuple):
+    """Doubling from `first_s`, with jitter of up to a half: to `longest_s` for attempts, `longest_wait_s` for waits."""
+
+    first_s: float
+    longest_s: float
+    longest_wait_s: float
 
 
 class Committed(IntEnum):
@@ -201,10 +218,16 @@ def _answer(ask: Ask, rate: bytes, budget: bytes, recorded: bytes) -> Admission:
     return Admission(rate_answer, _budget(budget, windows))
 
 
-async def commit(client: Redis, names: Names, group: str, handovers: Sequence[Handover]) -> list[Committed]:
-    """Acknowledge the inputs and append their outputs; says for each what became of it."""
-    keys = Keys(names.log, names.number, names.timers, names.dead, names.retries(group), names.tries(group))
-    args: list[Any] = [group, len(handovers)]
+async def commit(
+    client: Redis, names: Names, group: str, handovers: Sequence[Handover], *, rev: bytes = b""
+) -> list[Committed]:
+    """Acknowledge the inputs and append their outputs; says for each what became of it.
+
+    `rev` is the policy revision that the outputs were decided under; b'' where they are facts.
+    """
+    retries, tries = names.retries(group), names.tries(group)
+    keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy)
+    args: list[Any] = [group, len(handovers), rev]
     for h in handovers:
         payout = keys.index(names.payout(h.payout)) if h.payout else 0
         rare = _rare(names, keys, h)
@@ -227,11 +250,14 @@ async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> in
 
 
 async def defer(
-    client: Redis, names: Names, group: str, entries: Sequence[tuple[bytes, float, bool]]
+    client: Redis, names: Names, group: str, entries: Sequence[Deferral], backoff: Backoff
 ) -> list[int]:
-    """Put entries off by seconds; `True` counts an attempt. The attempts counted so far, for each."""
-    args = [x for entry, after_s, counts in entries for x in (entry, int(after_s * 1e6), int(counts))]
-    return [int(n) for n in await _defer(client, [names.retries(group), names.tries(group)], args)]
+    """Put entries off. How often each was so far: attempts that counted, or waits that did not."""
+    args = [int(seconds * 1e6) for seconds in (backoff.first_s, backoff.longest_s, backoff.longest_wait_s)]
+    flat = [
+        x for d in entries for x in (d.entry, int(d.least_s * 1e6), int(d.counts), random.randint(500, 1000))
+    ]
+    return [int(n) for n in await _defer(client, [names.retries(group), names.tries(group)], [*args, *flat])]
 
 
 async def due_retries(

@@ -159,6 +159,8 @@ def _other(event: e.Event) -> str:
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
+        case e.CancelRequested():
+            return f"to be cancelled: {event.why}"
         case e.DeadLetterClosed():
             done = "gave back to its group" if event.action == "redrive" else "discarded"
             return f"{event.by} {done} dead letter {event.letter} ({event.group})"

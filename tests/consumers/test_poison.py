@@ -5,7 +5,7 @@ import pytest
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import EntrySetAside, PayoutObserved
-from streamproc.log import batch
+from streamproc.log import batch, scripts
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed
@@ -42,8 +42,7 @@ async def test_an_entry_that_fails_by_itself_is_tried_a_few_times_and_set_aside(
 
     chain = consumers.governance_chain(Reputations(None), zone="UTC")  # type: ignore[arg-type]
     stage = Stage(name="fails", consumes=frozenset({PayoutObserved}), handle=fails)  # type: ignore[arg-type]
-    monkeypatch.setattr(batch, "backoff_s", lambda attempt: 0.0)
-    monkeypatch.setattr(batch, "BACKOFF_BASE_S", 0.0)
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     async with Engine(redis_url, groups=[Group(name="governance", stages=(stage, *chain))]) as engine:
         await engine.apply(POLICIES)
         for payout in ("pout_1", "pout_bad", "pout_2"):

@@ -10,7 +10,7 @@ from streamproc.domain.events import ReviewRefused, ReviewSubmitted
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.scripts import Committed, Handover
+from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
 from streamproc.log.stream import open_log
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed
@@ -99,7 +99,9 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
 
 async def test_a_deferred_entry_comes_back_when_due_and_is_not_lost_with_its_worker(client: Redis) -> None:
     (entry,) = await delivered(client)
-    assert await scripts.defer(client, NAMES, "g", [(entry, 0.0, True)]) == [1]
+    assert await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, True)], Backoff(0.0, 0.0, 0.0)) == [
+        1
+    ]
     taken = await scripts.due_retries(client, NAMES, "g", "b", lease_s=0.0, limit=10)
     assert [row[0] for row in taken] == [entry]
     again = await scripts.due_retries(client, NAMES, "g", "c", lease_s=60.0, limit=10)

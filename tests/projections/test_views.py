@@ -140,7 +140,7 @@ def test_every_kind_of_event_has_its_place_in_the_audit_or_is_silent_by_name():
     spoken = {
         e.PayoutObserved, e.PayoutMalformed, e.PolicyChanged, e.PayoutDecided, e.ReviewCounted, e.ReviewRefused,
         e.GovernanceBypassed, e.BankCommandAnswered, e.PayoutSettled, e.EntrySetAside,
-        e.DeadLetterClosed,
+        e.DeadLetterClosed, e.CancelRequested,
     }  # fmt: skip
     assert spoken | set(audit.SILENT) == set(EVENT_KINDS)
     assert not spoken & set(audit.SILENT)

@@ -2,14 +2,15 @@
 -- Hand over: acknowledge inputs and append their outputs, each input exactly once.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] zset timers   KEYS[4] stream dead letters
 -- KEYS[5] zset retries of the group   KEYS[6] hash tries of the group
--- KEYS[7..] hash payouts and budgets; ARGV names them by index
--- ARGV[1] group   ARGV[2] number of inputs; then for each:
+-- KEYS[7] hash policy   KEYS[8..] hash payouts and budgets; ARGV names them by index
+-- ARGV[1] group   ARGV[2] number of inputs   ARGV[3] policy revision that decided them, or '' for none; then for each:
 --   entry id, index of its payout's hash or 0, version seen (or -1: write without a check),
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
 --   settle, number of timers, the hashes' indexes, then score (µs) and member of each timer
--- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on.
+-- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
+--   or the policy has and there are outputs: a freeze binds what was being decided when it came.
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
 local call, tonumber = redis.call, tonumber
@@ -42,7 +43,8 @@ end
 
 -- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
 local inputs, versions = tonumber(ARGV[2]), {}
-local i = 3
+local outdated = ARGV[3] ~= '' and (call('HGET', KEYS[7], 'rev') or '0') ~= ARGV[3]
+local i = 4
 for n = 1, inputs do
   local payout = tonumber(ARGV[i + 1])
   if payout > 0 then versions[payout] = call('HGET', KEYS[payout], 'v') or '0' end
@@ -62,17 +64,17 @@ local function rare(at, id, payout, m)
   for k = first, first + 2 * timers - 1, 2 do call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
   if ARGV[at + 2] == '1' then
     call('ZREM', KEYS[5], id)
-    call('HDEL', KEYS[6], id)
+    call('HDEL', KEYS[6], id, id .. ':waits')
   end
   return m
 end
 
 local reply = {}
-i = 3
+i = 4
 for n = 1, inputs do
   local id, payout, version, record, e, m = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local more = tonumber(ARGV[i + 6])
-  if payout > 0 and version ~= '-1' and versions[payout] ~= version then
+  if payout > 0 and version ~= '-1' and (versions[payout] ~= version or (outdated and e ~= '')) then
     reply[n] = 2
   elseif call('XACK', KEYS[1], ARGV[1], id) == 0 then
     reply[n] = 0
