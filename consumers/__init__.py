@@ -17,11 +17,15 @@ GROUPS = (GOVERNANCE, EXECUTION)
 
 
 def governance_chain(
-    reputations: Reputations, *, zone: str, archived: Archived | None = None
+    reputations: Reputations,
+    *,
+    zone: str,
+    archived: Archived | None = None,
+    retention_s: float = 30 * 86_400.0,
 ) -> tuple[Stage, ...]:
     """The stages in the order of the rules; review and settlement come last, since a decision feeds them."""
     return (
-        *((recall_stage(archived),) if archived is not None else ()),
+        *((recall_stage(archived, retention_s),) if archived is not None else ()),
         screen_stage(zone),
         velocity_stage(reputations.known, zone),
         reputation_stage(reputations),
@@ -32,9 +36,18 @@ def governance_chain(
     )
 
 
-def governance(reputations: Reputations, *, zone: str, archived: Archived | None = None) -> Group:
+def governance(
+    reputations: Reputations,
+    *,
+    zone: str,
+    archived: Archived | None = None,
+    retention_s: float = 30 * 86_400.0,
+) -> Group:
     """The group that decides. `zone` is for policies that name none; `archived` remembers old payouts."""
-    return Group(name=GOVERNANCE, stages=governance_chain(reputations, zone=zone, archived=archived))
+    return Group(
+        name=GOVERNANCE,
+        stages=governance_chain(reputations, zone=zone, archived=archived, retention_s=retention_s),
+    )
 
 
 def split(group: Group) -> Mapping[str, Group]:

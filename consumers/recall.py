@@ -16,18 +16,19 @@ from streamproc.log.work import Desk, Item, Stage, Work
 Archived: TypeAlias = Callable[[str], Awaitable[PayoutRecord | None]]
 """A payout's record as the archive has it; raises TryAgain when Postgres is away."""
 
-YOUNG_S = 86_400
-"""A payout made within a day cannot have left Redis: the least retention is longer."""
+YOUNG_S_MAX = 86_400
+"""A younger payout has not left Redis yet, where the retention time is two days or more."""
 AT_ONCE_MAX = 4
 """Queries of one batch at once; old payouts are rare."""
 
 
-def recall_stage(archived: Archived) -> Stage:
+def recall_stage(archived: Archived, retention_s: float) -> Stage:
     """Gives works of old, unknown payouts the record that the archive has of them."""
+    young_s = min(YOUNG_S_MAX, retention_s / 2)
 
     async def recall(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(AT_ONCE_MAX)
-        old = {work: None for work, event in items if _may_be_forgotten(work, event, desk)}
+        old = {work: None for work, event in items if _may_be_forgotten(work, event, desk, young_s)}
 
         async def one(work: Work) -> None:
             try:
@@ -45,7 +46,7 @@ def recall_stage(archived: Archived) -> Stage:
     return Stage(name="recall", consumes=frozenset({PayoutObserved}), handle=recall)
 
 
-def _may_be_forgotten(work: Work, event: object, desk: Desk) -> bool:
+def _may_be_forgotten(work: Work, event: object, desk: Desk, young_s: float) -> bool:
     if work.loaded is not None or not isinstance(event, PayoutObserved):
         return False
-    return 0 < event.facts.created_at < desk.now_us // 1_000_000 - YOUNG_S
+    return 0 < event.facts.created_at < desk.now_us / 1_000_000 - young_s

@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from hashlib import sha256
 
 import asyncpg
 import uvicorn
@@ -115,7 +114,12 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
         client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
         stack.push_async_callback(client.aclose)
         archived = await _archived(settings, stack) if settings.postgres_dsn else None
-        return consumers.governance(Reputations(client.lookup), zone=settings.timezone, archived=archived)
+        return consumers.governance(
+            Reputations(client.lookup),
+            zone=settings.timezone,
+            archived=archived,
+            retention_s=settings.retention_s,
+        )
     bank = open_razorpay(
         settings.razorpay_base_url,
         key_id=settings.razorpay_key_id,
@@ -164,16 +168,16 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """The HTTP side: webhooks and health."""
     async with AsyncExitStack() as stack:
+        if not await opened(settings, stopping):
+            return
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="webhook")
         )
-        if not await opened(settings, stopping):
-            return
         app = create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
-            fallback_account=account_of(settings),
+            fallback_account=settings.razorpay_account_id,
             ready=readiness(
                 settings, await postgres_pool(settings, stack) if settings.postgres_dsn else None
             ),
@@ -231,15 +235,6 @@ async def _redis_check(settings: Settings) -> Check:
     return Check(name="redis", ok=not problems, detail="; ".join(problems))
 
 
-def account_of(settings: Settings) -> str:
-    """The account that the poller's payouts belong to, and a webhook's that names none.
-
-    Without RAZORPAY_ACCOUNT_ID a name that stands for the number: the number itself is bank data.
-    """
-    digest = sha256(settings.razorpay_account_number.encode()).hexdigest()
-    return settings.razorpay_account_id or f"account-{digest[:14]}"
-
-
 # ---- poller, projector ------------------------------------------------------------------
 
 
@@ -247,7 +242,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """List the bank's payouts every POLL_INTERVAL and append what is new."""
     if not await opened(settings, stopping):
         return
-    account = account_of(settings)
+    account = settings.razorpay_account_id
     names = Names(partition_of(account, settings.partitions))
     cursor = names.cursor(f"poll:{account}")
 

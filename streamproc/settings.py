@@ -286,8 +286,8 @@ def require(settings: Settings, role: Role) -> None:
     needed = list(_NEEDS[role])
     if role == "worker" and settings.execute_after == "archived":
         needed.append("postgres_dsn")  # the barrier asks the archive before money moves
-    if role == "poller" and settings.partitions > 1:
-        # Without it, polled and pushed payouts of one account would land in different partitions.
+    if role == "poller":
+        # Without it, polled and pushed payouts would belong to different accounts: other limits, other freezes.
         needed.append("razorpay_account_id")
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:

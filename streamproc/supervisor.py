@@ -116,15 +116,18 @@ async def _run(
             made |= _sandbox_overlay(settings)
         child_env = {**env, **made, "PYTHONUNBUFFERED": "1"}
         running = load(child_env)
-        for role in ("serve", "worker", "poller", "projector", "migrate"):
+        polls = bool(running.razorpay_account_id)
+        for role in ("serve", "worker", *(("poller",) if polls else ()), "projector", "migrate"):
             require(running, role)
+        if not polls:
+            say(f"[up] no poller: {PREFIX}RAZORPAY_ACCOUNT_ID is not set, so missed webhooks stay missed")
         stack.push_async_callback(_drain, crew, settings)
         if sandbox:
             crew.add(_sandbox_role(running, env, programs))
             await _answering("the bank sandbox", "127.0.0.1", settings.sandbox_port, "/healthz")
         if await crew.once(Role("migrate", [*programs.role, "migrate"], child_env)) != 0:
             raise JobFailed("the schema could not be migrated; the lines of [migrate] say why")
-        for name, arguments in _roles(settings):
+        for name, arguments in _roles(settings, polls=polls):
             crew.add(Role(name, [*programs.role, *arguments], child_env))
         await _answering("the API", settings.host, settings.port, "/readyz")
         with _run_file(settings, made):
@@ -135,9 +138,10 @@ async def _run(
             return 0
 
 
-def _roles(settings: Settings) -> list[tuple[str, list[str]]]:
+def _roles(settings: Settings, *, polls: bool) -> list[tuple[str, list[str]]]:
     workers = [(f"worker-{n}", ["worker"]) for n in range(1, settings.workers + 1)]
-    return [("serve", ["serve"]), ("poller", ["poller"]), *workers, ("projector", ["projector"])]
+    poller = [("poller", ["poller"])] if polls else []
+    return [("serve", ["serve"]), *poller, *workers, ("projector", ["projector"])]
 
 
 async def _drain(crew: Crew, settings: Settings) -> None:

@@ -162,6 +162,7 @@ COMPLETE = {
     "RAZORPAY_KEY_SECRET": "s",
     "RAZORPAY_WEBHOOK_SECRETS": "w",
     "RAZORPAY_ACCOUNT_NUMBER": "1",
+    "RAZORPAY_ACCOUNT_ID": "acc_1",
     "SAFE_BROWSING_KEY": "g",
 }
 
@@ -174,7 +175,16 @@ COMPLETE = {
             "worker",
             {"REDIS_URL", "POSTGRES_DSN", "RAZORPAY_KEY_ID", "RAZORPAY_KEY_SECRET", "SAFE_BROWSING_KEY"},
         ),
-        ("poller", {"REDIS_URL", "RAZORPAY_KEY_ID", "RAZORPAY_KEY_SECRET", "RAZORPAY_ACCOUNT_NUMBER"}),
+        (
+            "poller",
+            {
+                "REDIS_URL",
+                "RAZORPAY_KEY_ID",
+                "RAZORPAY_KEY_SECRET",
+                "RAZORPAY_ACCOUNT_NUMBER",
+                "RAZORPAY_ACCOUNT_ID",
+            },
+        ),
         ("projector", {"REDIS_URL", "POSTGRES_DSN"}),
         ("migrate", {"POSTGRES_DSN"}),
     ],
@@ -191,12 +201,6 @@ def test_a_worker_needs_postgres_only_for_the_barrier_that_asks_it() -> None:
     require(given(**without, EXECUTE_AFTER="synced"), "worker")
     with pytest.raises(ConfigError, match="STREAMPROC_POSTGRES_DSN"):
         require(given(**without, EXECUTE_AFTER="archived"), "worker")
-
-
-def test_a_poller_of_many_partitions_needs_the_id_that_webhooks_carry() -> None:
-    with pytest.raises(ConfigError, match="STREAMPROC_RAZORPAY_ACCOUNT_ID"):
-        require(given(**COMPLETE, PARTITIONS="2"), "poller")
-    require(given(**COMPLETE, PARTITIONS="2", RAZORPAY_ACCOUNT_ID="acc_1"), "poller")
 
 
 def test_a_running_system_is_found_but_what_was_set_stays(tmp_path: Path) -> None:

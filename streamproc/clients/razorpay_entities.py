@@ -37,7 +37,9 @@ Object: TypeAlias = dict[str, object]
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 _BLANKS = str.maketrans("\t\n\r", "   ")
 _NO_BREAKS = str.maketrans("", "", "\t\n\r")
-_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Also what turns the direction of a line or hides in it; the joiners of Indian scripts stay.
+_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_BENEFICIARY = re.compile(r"vpa|ifsc|upi|iban|payee|beneficiary|account_?n", re.IGNORECASE)
 
 
 class MalformedPayout(Struct, frozen=True):
@@ -98,12 +100,15 @@ def _problem(entity: Object, payout: str) -> str:
 
 
 def read_notes(notes: object) -> dict[str, str]:
-    """`notes` as text to text. `[]`, null and what is no object are empty; a list of objects is their union."""
+    """`notes` as text to text. `[]`, null and what is no object are empty; a list of objects is their union.
+
+    Where the money goes is not kept: the bank itself adds `VPA_HANDLE`, `payee_ifsc` and `payee_bank_name`.
+    """
     if isinstance(notes, list):
         notes = {key: value for part in notes if isinstance(part, dict) for key, value in part.items()}
     if not isinstance(notes, dict) or not notes:
         return {}
-    keys = list(notes)
+    keys = [key for key in notes if not _BENEFICIARY.search(key)]
     if len(keys) > NOTES_MAX:
         keys = sorted(keys, key=lambda key: key not in GOVERNING_NOTES)[:NOTES_MAX]
     return {clean(key, NOTE_CHARS_MAX): clean(_note(key, notes[key]), NOTE_CHARS_MAX) for key in keys}

@@ -18,7 +18,7 @@ from streamproc.domain.policy_fields import (
     read_policy,
 )
 from streamproc.domain.policy_file import PolicyFile
-from streamproc.domain.policy_report import Report
+from streamproc.domain.policy_report import Report, shown
 from streamproc.errors import InputError, LogBroken
 
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
@@ -133,8 +133,25 @@ def _changes(
                 why=why,
             )
         )
+    _check_teams(current, wanted, changes, report)
     report.refuse_if_any()
     return changes
+
+
+def _check_teams(
+    current: Mapping[str, ScopeState],
+    wanted: Mapping[str, Fields | None],
+    changes: list[PolicyChanged],
+    report: Report,
+) -> None:
+    """An agent's team must be there: a misspelt one would be a limit that nobody keeps."""
+    effective = {scope: state.effective for scope, state in current.items()}
+    effective |= {change.scope: change.effective for change in changes}
+    for scope, fields in effective.items():
+        kind, _, name = scope.partition(":")
+        team = fields.get("team") if kind == "agent" and fields is not None else None
+        if team is not None and wanted.get(f"team:{team}") is None:
+            report.add(("policies", name, "team"), f"there is no {shown(team)} under teams")
 
 
 def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report) -> Fields | None:

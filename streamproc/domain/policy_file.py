@@ -13,6 +13,7 @@ from typing import Any, cast
 import yaml
 from msgspec import Struct
 
+from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
     identifier,
@@ -120,6 +121,10 @@ def _named(sections: dict[str, object], section: str, report: Report) -> dict[st
             identifier(name)
         except ValueError as problem:
             report.add((section, name), str(problem))
+        if section == "policies" and name == UNKNOWN_AGENT:
+            report.add(
+                (section, name), "is who a payout belongs to that names no agent: it can have no policy"
+            )
     return {name: _or_empty(fields) for name, fields in entries.items()}
 
 

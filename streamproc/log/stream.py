@@ -5,6 +5,7 @@ and each caller gets its own answer. A producer may say 2xx only after that answ
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ from streamproc.log.names import META, Names, partition_of
 
 if TYPE_CHECKING:
     from asyncio import Future
+
+log = logging.getLogger(__name__)
 
 APPENDS_WAITING_MAX = 10_000
 """Appends that may wait for Redis; more are refused at once, because the bank stops waiting after 5 s."""
@@ -150,6 +153,11 @@ class Producer:
         self.clock = Clock()
 
     async def __aenter__(self) -> Self:
+        try:
+            async with connected(self._url) as client:
+                await self.clock.sync(client)
+        except LogUnavailable:
+            log.warning("Redis is away: until it answers, times are this host's")
         self._writers = [
             asyncio.create_task(self._write(p), name=f"append-{p}") for p in range(self._partitions)
         ]

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from streamproc.archive.lookup import held_payouts
 from streamproc.archive.read import payout_view
+from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -31,6 +32,8 @@ LIST_MAX = 1_000
 ANSWER_WAIT_S = 10.0
 """How long a reviewer waits for the outcome; a worker that runs decides within milliseconds."""
 ENTRIES_AT_ONCE = 500
+NAME_CHARS_MAX = 64
+"""A reviewer's name; longer ones are in no list."""
 REASON_CHARS_MAX = 500
 """What a person writes as the reason is kept in the log for ever and shown in messages."""
 
@@ -95,7 +98,7 @@ async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) 
     Raises JobFailed where it does not count (with the reason), where the payout is unknown, and where no worker
     handles it within ANSWER_WAIT_S; then it stays in the log and is handled later.
     """
-    by, why = by.strip(), why.strip()
+    by, why = clean(by.strip(), NAME_CHARS_MAX), clean(why.strip(), len(why))
     if not by or not why:
         raise InputError("a review needs a name and a reason")
     if len(why) > REASON_CHARS_MAX:

@@ -36,7 +36,7 @@ local function dead_letter(id, problem)
   local entry = call('XRANGE', KEYS[1], id, id)[1]
   local e, m = '[]', '{}'
   if entry then
-    e, m = entry[2][2], entry[2][4]
+    e, m = entry[2][2] or e, entry[2][4] or m -- an entry without our fields is kept as it is
   end
   call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
 end
