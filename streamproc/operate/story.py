@@ -13,7 +13,7 @@ _MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"}
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
     e.PayoutScreened: "screening, rules 2 to 9: nothing against it",
     e.VelocityChecked: "velocity, rule 10: passes",
-    e.ReputationChecked: "reputation, rules 11 to 14: nothing against it",
+    e.ReputationChecked: "reputation, rules 11 and 12: nothing against it",
     e.BudgetReserved: "budget, rule 16: there is room in every window",
 }
 
