@@ -96,7 +96,8 @@ async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) ->
         if name in marked and name not in present:
             raise LogBroken(
                 f"consumer group {group} of {names.log} is gone; nothing is re-created, because entries could be"
-                " skipped. Restore Redis's data, or rebuild with `streamproc recover`"
+                " skipped. Restore Redis's data from its AOF or a replica; `streamproc recover`, which will rebuild it"
+                " from the archive, is not in this version"
             )
         if name not in present:
             try:
