@@ -20,7 +20,7 @@ async def test_a_record_that_cannot_be_read_stops_its_own_payout_only(redis_url:
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
         await engine.client.hset(engine.names.payout("pout_bad"), mapping={"v": "1", "s": "{not json"})
-        await engine.client.hset(engine.names.payout("pout_odd"), mapping={"ba": "1 2", "w": "[]"})
+        await engine.client.hset(engine.names.payout("pout_odd"), mapping={"a": "|1 2|[]"})
         await engine.deliver(observed("pout_bad"), observed("pout_odd"), observed("pout_good"))
         assert (await engine.record("pout_good")).decision == "APPROVED"
         asides = [(await engine.story(payout))[-1] for payout in ("pout_bad", "pout_odd")]

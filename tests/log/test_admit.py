@@ -23,7 +23,7 @@ async def client(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-amounts = st.sampled_from([1, 50, 100, 101])
+amounts = st.sampled_from([1, 50, 100, 101, 10**15 - 1, 10**15])
 limits = st.sampled_from([None, 0, 100, 150, 300, 10**15])
 windows = st.lists(
     st.builds(

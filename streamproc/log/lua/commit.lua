@@ -14,18 +14,20 @@
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
 local call, tonumber = redis.call, tonumber
-local function int(x) return string.format('%.0f', x) end
+local function int(x) return string.format('%d', x) end -- as in admit.lua: whole, below 2^53
 
 local function settle(payout, wanted, indexes)
-  local f = call('HMGET', payout, 'q', 'am')
-  local held, amount = f[1], tonumber(f[2] or '0')
+  -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled.
+  local f = call('HMGET', payout, 'q', 'a')
+  local amount, exceeded = string.match(f[2] or '', '|%d+ (%d+) (%-?%d+)')
+  local held = f[1] or (exceeded == '-1' and 'reserved')
   local allowed = held == 'reserved' or (held == 'committed' and wanted == 'released')
   if not allowed then return false end
   for _, index in ipairs(indexes) do
     local key = KEYS[index]
     if call('EXISTS', key) == 1 then
-      call('HINCRBY', key, held == 'reserved' and 'r' or 'c', int(-amount))
-      if wanted == 'committed' then call('HINCRBY', key, 'c', int(amount)) end
+      call('HINCRBY', key, held == 'reserved' and 'r' or 'c', int(-tonumber(amount)))
+      if wanted == 'committed' then call('HINCRBY', key, 'c', amount) end
     end
   end
   call('HSET', payout, 'q', wanted)

@@ -3,7 +3,7 @@
 -- KEYS[1]    hash  policy
 -- KEYS[2..]  hash  payouts
 -- ARGV       none
--- Returns {now µs, policy revision, {version, record, rate answer, budget answer, windows} per payout}.
+-- Returns {now µs, policy revision, {version, record, admission} per payout}.
 -- O(payouts). Changes nothing.
 local time = redis.call('TIME')
 local reply = {
@@ -11,6 +11,6 @@ local reply = {
   redis.call('HGET', KEYS[1], 'rev') or '0',
 }
 for i = 2, #KEYS do
-  reply[#reply + 1] = redis.call('HMGET', KEYS[i], 'v', 's', 'ra', 'ba', 'w')
+  reply[#reply + 1] = redis.call('HMGET', KEYS[i], 'v', 's', 'a')
 end
 return reply
