@@ -23,6 +23,7 @@ from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.read import archived_upto, payout_view
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_poll import Poller
@@ -93,6 +94,7 @@ async def run_worker(
         return
     async with AsyncExitStack() as stack:
         groups = [await _group(name, settings, stack) for name in names]
+        look_less_often()
         async with asyncio.TaskGroup() as tasks:
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(consumer.run(stopping), name=consumer.name)

@@ -20,6 +20,7 @@ from consumers.vet import Reputations
 from projections.loop import run_projector
 from streamproc.bench import job
 from streamproc.bench.contestant import compete
+from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.governance import Reputation
 from streamproc.domain.policy import parse_policy_file, plan_changes
@@ -99,6 +100,7 @@ async def worker(url: str) -> None:
     group = consumers.governance(reputations, zone=job.ZONE)
     workers = [Consumer(url, 0, group, name=f"bench-{n}", limits=Limits()) for n in range(CONSUMERS)]
     stopping = asyncio.Event()
+    look_less_often()  # as `app.run_worker` does
     await compete(asyncio.gather(*(consumer.run(stopping) for consumer in workers)))
 
 
