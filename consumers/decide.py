@@ -11,7 +11,7 @@ from streamproc.log.work import Desk, Item, Stage
 async def decide(items: Sequence[Item], desk: Desk) -> None:
     """Ask a person, or approve."""
     for work, event in items:
-        if isinstance(event, BudgetReserved):
+        if type(event) is BudgetReserved:
             case = case_of(work.known(), desk, admission=work.admission)
             rules = RULES["approval"] if case.agent is not None else RULES["screening"]
             record_decision(work, desk, [*event.findings, *find(rules, case)])

@@ -38,7 +38,7 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 work.fail(problem)
                 return
             if record is not None:
-                observed = [event for event in work.events if isinstance(event, PayoutObserved)]
+                observed = [event for event in work.events if type(event) is PayoutObserved]
                 work.record = fold(observed, record)
 
         await asyncio.gather(*(one(work) for work in old))
@@ -47,6 +47,6 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
 
 
 def _may_be_forgotten(work: Work, event: object, desk: Desk, young_s: float) -> bool:
-    if work.loaded is not None or not isinstance(event, PayoutObserved):
+    if work.loaded is not None or type(event) is not PayoutObserved:
         return False
     return 0 < event.facts.created_at < desk.now_us / 1_000_000 - young_s

@@ -8,12 +8,42 @@ again, here or in another worker, is told the same.
 from collections.abc import Callable, Sequence
 
 from consumers.verdicts import case_of, is_rejected, record_decision
-from streamproc.domain.budget import Ask, RateAsk, Window, windows_of
+from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window, windows_of
 from streamproc.domain.events import BudgetReserved, PayoutScreened, ReputationChecked, VelocityChecked
 from streamproc.domain.governance import RULES, Case, Reputation, find, uses, vendor_of
 from streamproc.log.work import Desk, Item, Stage, Work
 
 US = 1_000_000
+
+
+class _Terms:
+    """What the payouts of a batch ask for. Those that ask for the same get the same objects: they are made once,
+    and `scripts.admit` sends them once."""
+
+    def __init__(self, zone: str) -> None:
+        self._zone = zone
+        self._rates: dict[str, RateAsk | None] = {}
+        self._windows: dict[tuple[str, str, str, int], tuple[Window, ...]] = {}
+
+    def rate(self, case: Case) -> RateAsk | None:
+        """The rate slot to take; None where the policy has no limit."""
+        agent = case.payout.agent
+        if agent not in self._rates:
+            self._rates[agent] = _rate_ask(case)
+        return self._rates[agent]
+
+    def windows(self, case: Case) -> tuple[Window, ...]:
+        """The windows to charge. Their names and ends are the same for a quarter of an hour."""
+        assert case.agent is not None
+        payout, vendor = case.payout, ""
+        if case.agent.policy.vendor_daily_limit is not None:
+            url = vendor_of(payout.vendor_url)
+            vendor = url.host if url is not None else payout.fund_account
+        key = (payout.agent, payout.account, vendor, payout.received_at // QUARTER_US)
+        known = self._windows.get(key)
+        if known is None:
+            known = self._windows[key] = _windows(case, vendor, self._zone)
+        return known
 
 
 def _rate_ask(case: Case) -> RateAsk | None:
@@ -29,13 +59,12 @@ def _rate_ask(case: Case) -> RateAsk | None:
     )
 
 
-def _windows(case: Case, zone: str) -> tuple[Window, ...]:
+def _windows(case: Case, vendor: str, zone: str) -> tuple[Window, ...]:
     assert case.agent is not None
-    url = vendor_of(case.payout.vendor_url)
     return windows_of(
         agent=case.payout.agent,
         account=case.payout.account,
-        vendor=url.host if url is not None else case.payout.fund_account,
+        vendor=vendor,
         policy=case.agent.policy,
         account_limits=case.account,
         team_limits=case.team,
@@ -50,6 +79,7 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
     async def check(items: Sequence[Item], desk: Desk) -> None:
         cases = [case_of(work.known(), desk) for work, _ in items]
         asked: list[tuple[Work, Ask]] = []
+        terms = _Terms(zone)
         for (work, _), case in zip(items, cases, strict=True):
             if case.agent is None:  # the policy was removed between two commits
                 record_decision(work, desk, find(RULES["screening"], case))
@@ -60,8 +90,8 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
                 case.payout.payout,
                 case.payout.amount,
                 case.payout.received_at,
-                _rate_ask(case),
-                _windows(case, zone) if at_once else None,
+                terms.rate(case),
+                terms.windows(case) if at_once else None,
             )
             if ask.rate is not None or ask.windows is not None:
                 asked.append((work, ask))
@@ -70,7 +100,7 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
             for (work, _), answer in zip(asked, answers, strict=True):
                 work.admission = answer
         for (work, event), case in zip(items, cases, strict=True):
-            if case.agent is not None and isinstance(event, PayoutScreened):
+            if case.agent is not None and type(event) is PayoutScreened:
                 _check_one(work, event, desk)
 
     return Stage(name="velocity", consumes=frozenset({PayoutScreened}), handle=check)
@@ -102,9 +132,10 @@ def budget_stage(zone: str) -> Stage:
     """Rule 16, for payouts that nothing has rejected."""
 
     async def reserve(items: Sequence[Item], desk: Desk) -> None:
-        live = [(w, e) for w, e in items if isinstance(e, ReputationChecked) and not is_rejected(e.findings)]
+        live = [(w, e) for w, e in items if type(e) is ReputationChecked and not is_rejected(e.findings)]
         missing = [work for work, _ in live if work.admission.budget is None]
         cases = [case_of(work.known(), desk) for work in missing]
+        terms = _Terms(zone)
         asks = [
             (
                 work,
@@ -113,7 +144,7 @@ def budget_stage(zone: str) -> Stage:
                     case.payout.amount,
                     case.payout.received_at,
                     None,
-                    _windows(case, zone),
+                    terms.windows(case),
                 ),
             )
             for work, case in zip(missing, cases, strict=True)

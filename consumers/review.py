@@ -33,9 +33,9 @@ def review_stage(reputations: Reputations) -> Stage:
         urls = {w.known().vendor_url for w in approvals}
         answers = await reputations.of(urls, desk.cache, desk.now_us) if urls else {}
         for work, event in items:
-            if isinstance(event, TimerFired):
+            if type(event) is TimerFired:
                 _expire(work, event, desk)
-            elif isinstance(event, ReviewSubmitted):
+            elif type(event) is ReviewSubmitted:
                 reputation = answers.get(work.record.vendor_url, NO_URL) if work.record else NO_URL
                 _review_one(work, event, desk, reputation)
 
@@ -44,7 +44,7 @@ def review_stage(reputations: Reputations) -> Stage:
 
 def _is_live_approval(work: Work, event: object) -> bool:
     return (
-        isinstance(event, ReviewSubmitted)
+        type(event) is ReviewSubmitted
         and event.action == "approve"
         and work.record is not None
         and work.record.state == "held"

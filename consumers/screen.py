@@ -15,7 +15,7 @@ def screen_stage(zone: str) -> Stage:
 
     async def screen(items: Sequence[Item], desk: Desk) -> None:
         for work, event in items:
-            if isinstance(event, PayoutMalformed):
+            if type(event) is PayoutMalformed:
                 work.fail(Unprocessable(f"rule 1: {event.problem}"))
                 continue
             record = work.known()

@@ -60,7 +60,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
 
 def _moved(work: Work) -> bool:
     """Whether the bank shows, or showed, money on its way: a late webhook tells of what was as well."""
-    seen = [event.facts.status for event in work.events if isinstance(event, PayoutObserved)]
+    seen = [event.facts.status for event in work.events if type(event) is PayoutObserved]
     return any(
         status in MOVING_STATUSES or status == "reversed" for status in (*seen, work.known().bank_status)
     )
@@ -72,7 +72,7 @@ def _recall_queued(work: Work, desk: Desk) -> None:
     before = work.loaded.bank_status if work.loaded is not None else ""
     if record.bank_status != "queued" or before == "queued":
         return
-    if any(isinstance(event, PayoutDecided) for event in work.out):
+    if any(type(event) is PayoutDecided for event in work.out):
         return  # decided in this pass: the decision itself is acted on
     agent = desk.book.agent(record.agent)
     unheld = record.decision == "HELD" and (agent is None or agent.policy.queued_hold == "cancel")

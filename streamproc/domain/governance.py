@@ -129,9 +129,11 @@ def vendor_url(case: Case) -> Finding | None:
         if policy.allowed_domains or policy.require_vendor_url:
             return _rejected("screening", "VENDOR_URL_REQUIRED")
         return None
-    url = parse_vendor_url(text)
-    if isinstance(url, UrlProblem):
-        return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], problem=url.problem)
+    url = vendor_of(text)
+    if url is None:
+        invalid = parse_vendor_url(text)
+        assert isinstance(invalid, UrlProblem)
+        return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], problem=invalid.problem)
     if (url.is_ip or url.is_localhost) and case.agent.allowed.match_named(url.host) is None:
         problem = "an IP address or localhost that allowed_domains does not list"
         return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], host=url.host, problem=problem)
@@ -291,10 +293,9 @@ def decide(case: Case) -> Verdict:
 
 def vendor_of(text: str) -> VendorUrl | None:
     """The parsed vendor URL, or None where there is none or it is no URL."""
-    if not text:
-        return None
-    url = parse_vendor_url(text)
-    return None if isinstance(url, UrlProblem) else url
+    url = parse_vendor_url(text) if text else None
+    # Not isinstance: that asks a Struct's metaclass, 0.3 µs, and this is asked five times a payout.
+    return url if type(url) is VendorUrl else None
 
 
 def uses(windows: tuple[Window, ...], before: tuple[tuple[int, int], ...]) -> list[WindowUse]:

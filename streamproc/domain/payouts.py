@@ -7,8 +7,8 @@ payout forward: `BANK_RANK` says what is forward. Two payouts with the same hist
                                                               \\-> failed, cancelled, declined, bypassed
 """
 
-from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -51,6 +51,9 @@ MOVING_STATUSES = frozenset({"processing", "processed"})
 """Money is on its way or there."""
 RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
 """The money is, or stays, ours: the reservation is released."""
+
+Changes: TypeAlias = dict[str, Any]
+"""Fields of a record and what they become."""
 
 UNKNOWN_AGENT = "unknown"
 """Who a payout belongs to when nobody is named (rule 3)."""
@@ -116,12 +119,6 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     updated_at: int = 0
 
 
-_STEPS: frozenset[type[e.Fact]] = frozenset(
-    {e.PayoutScreened, e.VelocityChecked, e.ReputationChecked, e.BudgetReserved, e.PayoutDecided}
-)
-"""The steps of every decision, told by one look-up: a class pattern asks a Struct's metaclass, 60 ns for each miss."""
-
-
 def is_terminal(record: PayoutRecord) -> bool:
     """Nothing but a late reversal is expected; only then may the record leave Redis."""
     return record.state in _TERMINAL or (
@@ -142,33 +139,25 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
     the log's readers must still come to the same record. So a status only moves forward, the earliest
     observation gives the facts, and `state` is derived from decision, bank status and bypass alone.
     """
-    if record is not None and type(event) in _STEPS:
-        return _stepped(record, event)
-    match event:
-        case e.PayoutObserved():
-            return _with_state(_observed(record, event))
-        case (
-            e.PayoutMalformed()
-            | e.BankEventIgnored()
-            | e.BankDowntimeReported()
-            | e.PolicyChanged()
-            | e.ReviewSubmitted()
-            | e.ReviewRefused()
-            | e.TimerFired()
-            | e.EntrySetAside()
-            | e.DeadLetterClosed()
-            | e.CancelRequested()
-        ):
+    if type(event) is e.PayoutObserved:
+        return _with_state(_observed(record, event))
+    step = _STEPS.get(type(event))
+    if step is None:
+        if type(event) in _CHANGING_NOTHING:
             return record
+        raise ValueError(f"evolve does not know {type(event).__name__}")
     if record is None:
-        raise ValueError(
-            f"{type(event).__name__} of payout {event.payout} comes before the payout was observed"
+        name, payout = type(event).__name__, getattr(event, "payout", "")
+        raise ValueError(f"{name} of payout {payout} comes before the payout was observed")
+    changes = step(record, event)
+    changes["updated_at"] = max(record.updated_at, event.at)
+    if not _STATE_FROM.isdisjoint(changes):
+        changes["state"] = state_of(
+            changes.get("decision", record.decision),
+            changes.get("bank_status", record.bank_status),
+            changes.get("bypassed", record.bypassed),
         )
-    return _stepped(record, event)
-
-
-def _stepped(record: PayoutRecord, event: e.Event) -> PayoutRecord:
-    return _with_state(replace(_evolve_known(record, event), updated_at=max(record.updated_at, event.at)))
+    return replace(record, **changes)
 
 
 def fold(events: Iterable[e.Event], record: PayoutRecord | None = None) -> PayoutRecord | None:
@@ -240,57 +229,89 @@ def _with_state(record: PayoutRecord) -> PayoutRecord:
     return record if state == record.state else replace(record, state=state)
 
 
-def _evolve_known(record: PayoutRecord, event: e.Event) -> PayoutRecord:
-    match event:
-        case e.PayoutScreened():
-            return replace(
-                record, agent=event.agent, identity=event.identity, policy_version=event.policy_version
-            )
-        case e.VelocityChecked():
-            return record
-        case e.ReputationChecked():
-            return replace(record, reputation_fresh_until=event.fresh_until)
-        case e.BudgetReserved():
-            reservation = Reservation(
-                state="reserved", amount=event.amount, number=event.number, windows=event.windows
-            )
-            return replace(record, reservation=reservation)
-        case e.PayoutDecided():
-            return _decided(record, event)
-        case e.ReviewCounted():
-            review = Review(
-                by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at
-            )
-            return replace(record, reviews=[*record.reviews, review])
-        case e.GovernanceBypassed():
-            return replace(record, bypassed=True, agent=event.agent)
-        case e.BankCommandAnswered():
-            forward = moves_forward(record, event.bank_status)
-            return replace(record, bank_status=event.bank_status) if forward else record
-        case e.PayoutSettled():
-            return _settled(record, event)
-    raise ValueError(f"evolve does not know {type(event).__name__}")
+# ---- what each event changes; all of it is put into the record at once, since every copy of it costs ----
 
 
-def _decided(record: PayoutRecord, event: e.PayoutDecided) -> PayoutRecord:
-    return replace(
-        record,
-        agent=event.agent,
-        identity=event.identity if event.identity != "unknown" else record.identity,
-        decision=event.decision,
-        decided_at=event.at,
-        reason=event.reason,
-        reasons=event.reasons,
-        findings=event.findings,
-        policy_version=event.policy_version,
-        hold_expires_at=event.hold_expires_at,
+def _screened(record: PayoutRecord, event: e.PayoutScreened) -> Changes:
+    return {"agent": event.agent, "identity": event.identity, "policy_version": event.policy_version}
+
+
+def _checked(record: PayoutRecord, event: e.VelocityChecked) -> Changes:
+    return {}
+
+
+def _vetted(record: PayoutRecord, event: e.ReputationChecked) -> Changes:
+    return {"reputation_fresh_until": event.fresh_until}
+
+
+def _reserved(record: PayoutRecord, event: e.BudgetReserved) -> Changes:
+    reservation = Reservation(
+        state="reserved", amount=event.amount, number=event.number, windows=event.windows
     )
+    return {"reservation": reservation}
 
 
-def _settled(record: PayoutRecord, event: e.PayoutSettled) -> PayoutRecord:
+def _decided(record: PayoutRecord, event: e.PayoutDecided) -> Changes:
+    return {
+        "agent": event.agent,
+        "identity": event.identity if event.identity != "unknown" else record.identity,
+        "decision": event.decision,
+        "decided_at": event.at,
+        "reason": event.reason,
+        "reasons": event.reasons,
+        "findings": event.findings,
+        "policy_version": event.policy_version,
+        "hold_expires_at": event.hold_expires_at,
+    }
+
+
+def _counted(record: PayoutRecord, event: e.ReviewCounted) -> Changes:
+    review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
+    return {"reviews": [*record.reviews, review]}
+
+
+def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed) -> Changes:
+    return {"bypassed": True, "agent": event.agent}
+
+
+def _answered(record: PayoutRecord, event: e.BankCommandAnswered) -> Changes:
+    return {"bank_status": event.bank_status} if moves_forward(record, event.bank_status) else {}
+
+
+def _settled(record: PayoutRecord, event: e.PayoutSettled) -> Changes:
     if record.reservation is None:
         raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
-    return replace(record, reservation=replace(record.reservation, state=event.settlement))
+    return {"reservation": replace(record.reservation, state=event.settlement)}
+
+
+_STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any], Changes]] = {
+    e.PayoutScreened: _screened,
+    e.VelocityChecked: _checked,
+    e.ReputationChecked: _vetted,
+    e.BudgetReserved: _reserved,
+    e.PayoutDecided: _decided,
+    e.ReviewCounted: _counted,
+    e.GovernanceBypassed: _bypassed,
+    e.BankCommandAnswered: _answered,
+    e.PayoutSettled: _settled,
+}
+"""By class and not by `match`: a class pattern asks a Struct's metaclass, some 0.3 µs for each case that is not it."""
+_CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
+    {
+        e.PayoutMalformed,
+        e.BankEventIgnored,
+        e.BankDowntimeReported,
+        e.PolicyChanged,
+        e.ReviewSubmitted,
+        e.ReviewRefused,
+        e.TimerFired,
+        e.EntrySetAside,
+        e.DeadLetterClosed,
+        e.CancelRequested,
+    }
+)
+_STATE_FROM = frozenset({"decision", "bank_status", "bypassed"})
+"""What the state is derived from."""
 
 
 def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:

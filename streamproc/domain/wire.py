@@ -53,9 +53,10 @@ def decode_events(e: bytes) -> list[Event]:
         events = _decoder.decode(e)
     except msgspec.DecodeError:
         return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
-    if all(event.v == _VERSION_OF_KIND[type(event)] for event in events):
-        return events
-    return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+    for event in events:
+        if event.v != _VERSION_OF_KIND[type(event)]:
+            return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+    return events
 
 
 def payout_of(event: Event) -> str:

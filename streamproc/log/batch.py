@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ class Handler:
         self.names = Names(partition)
         self._policies = Policies(self.names)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
-        self._tags = tuple(b'"type":"' + tag_of(kind).encode() + b'"' for kind in group.consumes)
+        tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
+        self._consumed = re.compile(b'"type":"(?:' + tags + b')"').search
 
     async def handle(self, client: Redis, entries: Sequence[Raw], *, taken: bool) -> None:
         """Handle entries to the end: committed, put off, or set aside."""
@@ -79,11 +81,13 @@ class Handler:
         e, m = fields[1], fields[3]
         if m.startswith(self._mine):
             return False
-        return any(tag in e for tag in self._tags)
+        return self._consumed(e) is not None
 
     def _opened(self, entry: Raw, *, taken: bool) -> Work:
         events = decode_events(entry[1][1])
-        payout = next((p for p in map(payout_of, events) if p), "")
+        payout = ""
+        for event in events:
+            payout = payout or payout_of(event)
         return Work(entry[0], events, payout, taken)
 
     async def _round(self, client: Redis, works: list[Work]) -> list[Work]:

@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.domain import events as e
+from streamproc.domain import payouts
 from streamproc.domain.payouts import BANK_RANK, evolve, fold, settlement_due, state_of
+from streamproc.domain.wire import EVENT_KINDS
 from tests.words import NOW, observed
 
 WINDOW = e.WindowUse(scope="agent:bot", window="d", limit=None, reserved=0, committed=0)
@@ -91,3 +93,30 @@ def test_every_decision_and_status_has_a_state() -> None:
         for status in BANK_RANK:
             for bypassed in (True, False):
                 assert state_of(decision, status, bypassed)  # type: ignore[arg-type]
+
+
+def test_every_event_is_known_to_change_the_record_or_to_leave_it() -> None:
+    changing, leaving = set(payouts._STEPS) | {e.PayoutObserved}, payouts._CHANGING_NOTHING
+    assert changing | leaving == set(EVENT_KINDS)
+    assert not changing & leaving
+
+
+@given(
+    drawn=st.lists(statuses, max_size=3),
+    decision=st.sampled_from(["APPROVED", "REJECTED", "HELD"]),
+    bypassed=st.booleans(),
+)
+def test_the_state_is_always_the_one_of_decision_bank_and_bypass(
+    drawn: list[str], decision: str, bypassed: bool
+) -> None:
+    history: list[e.Event] = [observed(amount=100, at=NOW), decided(decision), *observations(drawn)]
+    if bypassed:
+        history.append(
+            e.GovernanceBypassed(
+                at=NOW + 50, payout="pout_1", account="acc", agent="bot", amount=100, status="processing"
+            )
+        )
+    for until in range(1, len(history) + 1):
+        record = fold(history[:until])
+        assert record is not None
+        assert record.state == state_of(record.decision, record.bank_status, record.bypassed)
