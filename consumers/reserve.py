@@ -7,10 +7,10 @@ again, here or in another worker, is told the same.
 
 from collections.abc import Callable, Sequence
 
-from consumers.verdicts import case_of, is_rejected, record_decision
+from consumers.verdicts import case_of, is_rejected, record_decision, record_reservation
 from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window, windows_of
-from streamproc.domain.events import BudgetReserved, PayoutScreened, ReputationChecked, VelocityChecked
-from streamproc.domain.governance import RULES, Case, Reputation, find, uses, vendor_of
+from streamproc.domain.events import PayoutScreened, ReputationChecked, VelocityChecked
+from streamproc.domain.governance import RULES, Case, Reputation, find, vendor_of
 from streamproc.log.work import Desk, Item, Stage, Work
 
 US = 1_000_000
@@ -170,13 +170,4 @@ def _reserve_one(work: Work, event: ReputationChecked, desk: Desk) -> None:
     if is_rejected(findings):
         record_decision(work, desk, findings)
         return
-    work.emit(
-        BudgetReserved(
-            at=desk.now_us,
-            payout=record.payout,
-            amount=answer.amount,
-            number=answer.number,
-            windows=uses(answer.windows, answer.before),
-            findings=findings,
-        )
-    )
+    record_reservation(work, desk, answer, findings)

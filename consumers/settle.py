@@ -6,16 +6,15 @@ in the commit that records it.
 
 from collections.abc import Sequence
 
+from consumers.verdicts import record_reservation
 from streamproc.domain.events import (
     BankCommandAnswered,
-    BudgetReserved,
     CancelRequested,
     GovernanceBypassed,
     PayoutDecided,
     PayoutObserved,
     PayoutSettled,
 )
-from streamproc.domain.governance import uses
 from streamproc.domain.payouts import MOVING_STATUSES, OPEN_STATUSES, PayoutRecord, settlement_due
 from streamproc.log.work import Desk, Item, Stage, Work
 
@@ -88,16 +87,7 @@ def _adopt(work: Work, desk: Desk) -> None:
         return
     if not _is_over(record):
         return
-    work.emit(
-        BudgetReserved(
-            at=desk.now_us,
-            payout=record.payout,
-            amount=budget.amount,
-            number=budget.number,
-            windows=uses(budget.windows, budget.before),
-            findings=[],
-        )
-    )
+    record_reservation(work, desk, budget, [])
 
 
 def _is_over(record: PayoutRecord) -> bool:

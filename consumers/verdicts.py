@@ -1,10 +1,10 @@
-"""What the stages share: the case that rules look at, and how a decision is recorded."""
+"""What the stages share: the case that rules look at, and how a reservation and a decision are recorded."""
 
 from collections.abc import Sequence
 
-from streamproc.domain.budget import NOTHING_ASKED, Admission
-from streamproc.domain.events import Finding, PayoutDecided, TimerFired
-from streamproc.domain.governance import Case, Reputation, Verdict, conclude
+from streamproc.domain.budget import NOTHING_ASKED, Admission, BudgetAnswer
+from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired
+from streamproc.domain.governance import Case, Reputation, Verdict, conclude, uses
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.work import Desk, Work
 
@@ -38,6 +38,20 @@ def case_of(
 def is_rejected(findings: Sequence[Finding]) -> bool:
     """A rejection ends the chain; it is always the last finding."""
     return bool(findings) and findings[-1].outcome == "REJECTED"
+
+
+def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: Sequence[Finding]) -> None:
+    """Record what was admitted: that amount, in those windows, whatever is known of the payout by now."""
+    work.emit(
+        BudgetReserved(
+            at=desk.now_us,
+            payout=work.payout,
+            amount=answer.amount,
+            number=answer.number,
+            windows=uses(answer.windows, answer.before),
+            findings=list(findings),
+        )
+    )
 
 
 def record_decision(work: Work, desk: Desk, findings: Sequence[Finding]) -> None:
