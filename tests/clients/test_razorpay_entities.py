@@ -8,6 +8,7 @@ from streamproc.clients.razorpay_entities import (
     NOTE_CHARS_MAX,
     NOTES_MAX,
     MalformedPayout,
+    clean,
     read_notes,
     read_payout,
 )
@@ -240,3 +241,19 @@ def test_whatever_stands_in_a_field_the_result_can_be_stored(field: str, value: 
     ):
         json.dumps(part, ensure_ascii=False).encode("utf-8")
         assert all(character.isprintable() or ord(character) > 159 for character in "".join(part))
+
+
+def test_where_the_money_goes_is_not_kept_of_the_notes() -> None:
+    notes = {
+        "agent_id": "bot",
+        "VPA_HANDLE": "asha@okbank",
+        "payee_ifsc": "X",
+        "account_number": "1",
+        "invoice": "7",
+    }
+    assert read_notes(notes) == {"agent_id": "bot", "invoice": "7"}
+
+
+def test_what_turns_the_direction_of_a_line_becomes_visible_and_the_joiners_of_indian_scripts_stay() -> None:
+    assert clean("a\u202eb", 10) == "a\ufffdb"
+    assert clean("क्\u200dष", 10) == "क्\u200dष"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from msgspec.structs import replace
 
 import consumers
@@ -12,6 +13,8 @@ from streamproc.clients.razorpay import CommandAnswer
 from streamproc.domain.events import BankPayout, GovernanceBypassed, ReviewRefused, ReviewSubmitted
 from streamproc.domain.governance import Reputation
 from streamproc.domain.wire import type_of
+from streamproc.errors import TryAgain
+from streamproc.log import batch, scripts
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, NOW, Vendors, observed
 
@@ -29,8 +32,10 @@ class Bank:
     def __init__(self) -> None:
         self.statuses: dict[str, str] = {}
         self.told: list[tuple[str, str]] = []
+        self.fetched = 0
 
     async def fetch(self, payout_id: str) -> BankPayout:
+        self.fetched += 1
         return BankPayout(
             id=payout_id, amount=100, currency="INR", status=self.statuses.get(payout_id, "pending")
         )
@@ -186,3 +191,24 @@ async def test_an_earlier_observation_found_later_gives_the_facts_in_either_orde
     first, earlier = observed("pout_1", 1000, at=NOW), observed("pout_1", 1000, at=NOW - 5, status="queued")
     assert fold([first, earlier]) == fold([earlier, first])
     assert fold([replace(first, at=NOW), earlier]).received_at == NOW - 5
+
+
+async def test_while_the_barrier_is_closed_the_bank_is_not_asked_again_and_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    async def closed(partition: int, entry: str) -> None:
+        tries.append(entry)
+        raise TryAgain("not archived yet", after_s=0.0)
+
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    bank = Bank()
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, closed)]
+    async with Engine(redis_url, groups=groups) as engine:
+        await engine.apply(POLICIES)
+        await engine.append(ACCOUNT, observed("pout_1", 1000))
+        async with asyncio.timeout(30):
+            while len(tries) < 3:
+                await asyncio.sleep(0.01)
+    assert (bank.told, bank.fetched) == ([], 0)

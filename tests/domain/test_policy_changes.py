@@ -184,3 +184,15 @@ def test_a_fund_account_verifies_only_the_agent_it_is_bound_to() -> None:
 
 def test_defaults_alone_give_nobody_a_policy() -> None:
     assert build_book(applied("defaults: {daily_limit: 5}")).agent("anyone") is None
+
+
+def test_a_team_that_is_not_there_is_refused_because_nobody_would_keep_its_limit() -> None:
+    text = "policies: {bot: {team: finnance}}\nteams: {finance: {daily_limit: 5}}"
+    file = parse_policy_file(text, name="p.yaml")
+    with pytest.raises(InputError, match="finnance"):
+        plan_changes({}, file, prune=False, at=1, by="a", why="b")
+
+
+def test_the_agent_of_nobody_can_have_no_policy() -> None:
+    with pytest.raises(InputError, match="unknown"):
+        parse_policy_file("policies: {unknown: {daily_limit: 5}}", name="p.yaml")
