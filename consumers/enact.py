@@ -1,8 +1,9 @@
-"""Execution: tell the bank what was decided. One of the two places that act on the world.
+"""Execution: tell the bank what was decided. The only place that acts on the bank.
 
 The bank has no idempotency for approve, reject and cancel, but its states are one-way: a command that already
-took effect is refused, and the payout itself tells. So before an entry is tried again the bank is asked where
-the payout stands, and after every refusal too. Nothing that moves money is sent before its decision is archived.
+took effect is refused, and the payout itself tells (but for a workflow of several levels: docs/governance.md). So
+before an entry is tried again the bank is asked where the payout stands, and after every refusal too. Nothing that
+moves money is sent before its decision is archived.
 """
 
 import asyncio

@@ -129,7 +129,7 @@ class Group(Struct, frozen=True):
     stages: tuple[Stage, ...]
     outputs_are_facts: bool = False
     read_max: int = 256
-    """Entries read at once. Past 256 a batch takes longer and is not cheaper (docs/performance.md)."""
+    """Entries read at once: as many as the floor reads. Other sizes have not been measured."""
     works_max: int = 256
     """Entries in one pass of the chain, of those read: as many as it surely does within the batch's time."""
 
