@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 from consumers.verdicts import case_of, is_rejected, record_decision, record_reservation
 from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window, windows_of
+from streamproc.domain.domains import vendor_name
 from streamproc.domain.events import PayoutScreened, ReputationChecked, VelocityChecked
-from streamproc.domain.governance import RULES, Case, Reputation, find, vendor_of
+from streamproc.domain.governance import RULES, Case, Reputation, find
 from streamproc.log.work import Desk, Item, Stage, Work
 
 US = 1_000_000
@@ -37,8 +38,7 @@ class _Terms:
         assert case.agent is not None
         payout, vendor = case.payout, ""
         if case.agent.policy.vendor_daily_limit is not None:
-            url = vendor_of(payout.vendor_url)
-            vendor = url.host if url is not None else payout.fund_account
+            vendor = vendor_name(payout.vendor_url, payout.fund_account)
         key = (payout.agent, payout.account, vendor, payout.received_at // QUARTER_US)
         known = self._windows.get(key)
         if known is None:

@@ -1,15 +1,19 @@
 """View `budgets`: paise reserved and committed per window, as the log's reservations and settlements say."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import asyncpg
-from msgspec import Struct
 
-from projections.fold import Step, text_key
+from projections.fold import Step
 from streamproc.archive.sql import statements
+from streamproc.archive.text import text_key
 from streamproc.domain import events as e
 from streamproc.errors import LogBroken
+
+NAME = "budgets"
+VERSION = 1
 
 Key: TypeAlias = tuple[str, str]
 """Scope and window."""
@@ -17,37 +21,42 @@ Key: TypeAlias = tuple[str, str]
 _SQL = statements("projections", "budgets.sql")
 
 
-class Use(Struct, frozen=True):
-    """One window. `limit_paise` is the limit that the last reservation saw; None is no limit."""
+@dataclass(slots=True)
+class Change:
+    """What steps do to one window. `limit_paise` is what the last reservation, of entry `limit_seq`, saw."""
 
     limit_paise: int | None = None
+    limit_seq: int = 0
     reserved: int = 0
     committed: int = 0
 
 
-def keys(steps: Iterable[Step]) -> set[Key]:
-    """The windows that the steps touch."""
-    return {key for step in steps for key in _windows(step.event)}
-
-
-def fold(uses: Mapping[Key, Use], steps: Iterable[Step]) -> dict[Key, Use]:
-    """The windows that the steps touch, after them. Raises LogBroken where a settlement cannot be."""
-    now = dict(uses)
+def changes(steps: Iterable[Step]) -> dict[Key, Change]:
+    """What the steps add to each window. Raises LogBroken where a settlement cannot be."""
+    found: dict[Key, Change] = {}
     for step in steps:
         event = step.event
+        # By exact type: isinstance of a Struct goes through its metaclass, and this runs for every event.
         if type(event) is e.BudgetReserved:
-            limits = [window.limit for window in event.windows]
-            for key, limit in zip(_windows(event), limits, strict=True):
-                now[key] = _plus(now.get(key, Use()), limit, event.amount)
+            for use in event.windows:
+                change = _of(found, use.scope, use.window)
+                change.limit_paise, change.limit_seq = use.limit, step.seq
+                change.reserved += event.amount
         elif type(event) is e.PayoutSettled:
             reserved, committed = _settled_amounts(step, event)
-            for key in _windows(event):
-                now[key] = _moved(now.get(key, Use()), reserved, committed, step)
-    return now
+            for scope, window in event.windows:
+                change = _of(found, scope, window)
+                change.reserved += reserved
+                change.committed += committed
+    return found
 
 
-def _plus(use: Use, limit: int | None, amount: int) -> Use:
-    return Use(limit, use.reserved + amount, use.committed)
+def _of(found: dict[Key, Change], scope: str, window: str) -> Change:
+    key = (text_key(scope), text_key(window))
+    change = found.get(key)
+    if change is None:
+        change = found[key] = Change()
+    return change
 
 
 def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
@@ -65,37 +74,19 @@ def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
     )
 
 
-def _moved(use: Use, reserved: int, committed: int, step: Step) -> Use:
-    after = Use(use.limit_paise, use.reserved + reserved, use.committed + committed)
-    if after.reserved < 0 or after.committed < 0:
-        raise LogBroken(f"event {step.id} settles more than its window holds: {use} would become {after}")
-    return after
-
-
-def _windows(event: e.Event) -> list[Key]:
-    # By exact type: isinstance of a Struct goes through its metaclass, and this runs for every event.
-    if type(event) is e.BudgetReserved:
-        return [(text_key(window.scope), text_key(window.window)) for window in event.windows]
-    if type(event) is e.PayoutSettled:
-        return [(text_key(scope), text_key(window)) for scope, window in event.windows]
-    return []
-
-
-async def load(db: asyncpg.Connection, partition: int, wanted: Iterable[Key]) -> dict[Key, Use]:
-    """These windows, as far as they are known."""
-    scopes, windows = zip(*sorted(wanted), strict=True)
-    rows = await db.fetch(_SQL["load"], partition, scopes, windows)
-    return {
-        (row["scope"], row["window_name"]): Use(row["limit_paise"], row["reserved"], row["committed"])
-        for row in rows
-    }
-
-
-async def write(db: asyncpg.Connection, partition: int, steps: Sequence[Step]) -> None:
-    """Bring the view up to date with `steps`."""
-    touched = keys(steps)
-    if not touched:
+async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
+    """Bring the view up to date with `steps`. Raises LogBroken where a window would hold less than nothing."""
+    found = changes(steps)
+    if not found:
         return
-    uses = fold(await load(db, partition, touched), steps)
-    rows = [(*key, use.limit_paise, use.reserved, use.committed) for key, use in sorted(uses.items())]
-    await db.execute(_SQL["upsert"], partition, *map(list, zip(*rows, strict=True)))
+    rows = [
+        (*key, change.limit_paise, change.limit_seq, change.reserved, change.committed)
+        for key, change in sorted(found.items())
+    ]
+    after = await db.fetch(_SQL["add"], steps[0].partition, *map(list, zip(*rows, strict=True)))
+    for row in after:
+        if row["reserved"] < 0 or row["committed"] < 0:
+            raise LogBroken(
+                f"entries {steps[0].entry} to {steps[-1].entry} settle more than the window {row['scope']}"
+                f" {row['window_name']} holds: reserved {row['reserved']}, committed {row['committed']}"
+            )

@@ -1,22 +1,35 @@
-"""From log entries to steps: each event at its place, with its payout's record before and after it. Pure.
+"""From archived entries to steps: each event at its place, with its payout's record before and after it. Pure.
 
 All views fold the same steps, so they cannot disagree on what a payout was when something happened to it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from streamproc.archive.store import Entry
+from streamproc.archive.text import text_key
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, evolve
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.errors import LogBroken, Unprocessable
 
-KEY_CHARS_MAX = 512
-"""Ids come from outside; four bytes each still fit into a Postgres index row (2,704 bytes)."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Archived(Protocol):
+    """A row of the archive, as far as folds go."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def e(self) -> bytes: ...
+    @property
+    def m(self) -> bytes: ...
 
 
 class Meta(Struct, frozen=True):
@@ -29,6 +42,7 @@ class Meta(Struct, frozen=True):
 class Decoded(NamedTuple):
     """An entry that was understood. `payout` is empty where it is about none."""
 
+    seq: int
     id: str
     payout: str
     by: str
@@ -36,12 +50,13 @@ class Decoded(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One event of the log, at its `place` in its entry.
+    """One event of the log, at its `place` in the entry `entry`, which is the archive's number `seq`.
 
     `before` and `after` are its payout's record; None while the payout is unknown, or where there is none.
     """
 
     partition: int
+    seq: int
     entry: str
     place: int
     by: str
@@ -59,46 +74,49 @@ class Step(NamedTuple):
 _decode_meta = msgspec.json.Decoder(Meta).decode
 
 
-def decode(partition: int, entry: Entry) -> Decoded:
+def decode(partition: int, entry: Archived) -> Decoded:
     """The entry's events. Raises LogBroken, naming the entry, for anything unknown: no fact is skipped."""
     try:
         events = decode_events(entry.e)
         meta = _decode_meta(entry.m)
     except (Unprocessable, msgspec.DecodeError) as problem:
         raise LogBroken(f"entry {partition}:{entry.id}: {problem}") from problem
-    payouts = {text_key(payout) for event in events if (payout := payout_of(event))}
-    if len(payouts) > 1:
-        raise LogBroken(f"entry {partition}:{entry.id} is about {len(payouts)} payouts; one is the limit")
-    return Decoded(entry.id, payouts.pop() if payouts else "", meta.actor or meta.by, events)
+    payout = ""
+    for event in events:
+        found = payout_of(event)
+        if found and found != payout:
+            if payout:
+                raise LogBroken(f"entry {partition}:{entry.id} is about several payouts; one is the limit")
+            payout = found
+    return Decoded(entry.seq, entry.id, text_key(payout), meta.actor or meta.by, events)
 
 
-def steps_of(partition: int, entries: Sequence[Decoded], records: Mapping[str, PayoutRecord]) -> list[Step]:
+def steps_of(
+    partition: int, entries: Sequence[Decoded], records: Mapping[str, PayoutRecord | None]
+) -> list[Step]:
     """The steps of `entries` in order, starting from the payouts' `records`, which are left as they are.
 
     Raises LogBroken, naming the event, where an event cannot follow what is known of its payout.
     """
-    now: dict[str, PayoutRecord | None] = dict(records)
+    now: dict[str, PayoutRecord | None] = {}
     steps: list[Step] = []
-    for entry in entries:
-        for place, event in enumerate(entry.events):
+    for seq, entry, owner, by, events in entries:
+        if owner and owner not in now:
+            now[owner] = records.get(owner)
+        for place, event in enumerate(events):
             # A set-aside entry may name no payout; then it is about none.
-            payout = entry.payout if payout_of(event) else ""
-            before = now.get(payout)
+            payout = owner if owner and payout_of(event) else ""
+            before = now[payout] if payout else None
             try:
                 after = evolve(before, event)
             except ValueError as problem:
-                raise LogBroken(f"event {partition}:{entry.id}:{place}: {problem}") from problem
+                raise LogBroken(f"event {partition}:{entry}:{place}: {problem}") from problem
             if payout:
                 now[payout] = after
-            steps.append(Step(partition, entry.id, place, entry.by, payout, event, before, after))
+            steps.append(Step(partition, seq, entry, place, by, payout, event, before, after))
     return steps
 
 
-def text(value: str) -> str:
-    """`value` as Postgres can hold it: it refuses U+0000, and one such byte from outside must not stop the log."""
-    return value.replace("\0", "\ufffd") if "\0" in value else value
-
-
-def text_key(value: str) -> str:
-    """`text`, short enough to be indexed."""
-    return text(value[:KEY_CHARS_MAX])
+def moment(at_us: int) -> datetime:
+    """µs since 1970 as an aware datetime, exactly: a float of seconds would round."""
+    return EPOCH + timedelta(microseconds=at_us)

@@ -1,14 +1,14 @@
-"""The projector: one partition's log into the archive and the views, each entry exactly once.
+"""The projector: one partition's log into the archive, each entry exactly once, and the archive into the views.
 
-    read after the checkpoint -> decode -> [ move checkpoint, COPY archive, fold and write views ] -> read on
+    log -> read after the checkpoint -> [ move it, COPY ] -> archive -> [ fold, move view_heads, write ] -> views
 
-What is in brackets is one transaction. A crash anywhere leaves it done or not done, and the next start reads the
-checkpoint; nothing is acknowledged to Redis. An entry that cannot be understood or does not fit what is archived
-stops the projector by LogBroken: nothing is skipped.
+What is in brackets is one transaction each. A crash anywhere leaves it done or not done, and the next start reads
+the positions; nothing is acknowledged to Redis. The archive keeps bytes and does not need to understand them, so a
+view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on.
 
 The log is what it must be only while the entry at the checkpoint, the *anchor*, is in it with the archived bytes.
 That tells a log that lost its tail and one that was trimmed too far. So whoever trims keeps the anchor: MINID at
-most the checkpoint, never above.
+most the checkpoint, never above. A log that contradicts the archive stops the projector by LogBroken.
 """
 
 import asyncio
@@ -21,9 +21,10 @@ from typing import Protocol, TypeAlias
 import asyncpg
 from msgspec import Struct
 
-from projections import audit, budgets, payouts
-from projections.fold import decode, steps_of
-from streamproc.archive.load import chained, drop_redelivered, load, make_ranges
+from projections.keep import keep_views
+from projections.outage import Outage
+from projections.run import Feed
+from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import (
     AWAY,
     Entry,
@@ -40,8 +41,8 @@ BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
 BLOCK_MS = 1_000
 """How long a read waits for an entry, and so how soon a stop and a regression of an idle log are noticed."""
-RETRY_S_MIN = 0.2
-RETRY_S_MAX = 5.0
+VIEWS_DRAIN_S = 5.0
+"""How long a stop waits for the views' batch in hand; the rest is folded at the next start."""
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +119,13 @@ async def project(
     While Postgres or the log is away it tries again, with backoff. Raises LogBroken when the log contradicts the
     archive or itself, ConfigError when the schema is not there.
     """
-    outage = _Outage(partition)
+    outage = Outage(f"projector of partition {partition}")
     async with aclosing(view):
         while not stopping.is_set():
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
                     session = _Session(partition, view, db, on_batch, batch_max)
-                    await session.run(stopping, outage)
+                    await session.run(dsn, stopping, outage)
             except (*AWAY, LogUnavailable) as problem:
                 await outage.wait(problem, stopping)
             except asyncpg.IntegrityConstraintViolationError as problem:
@@ -135,36 +136,6 @@ async def project(
                 raise ConfigError(
                     f"the database has no schema ({problem}); run `streamproc migrate`"
                 ) from problem
-
-
-class _Outage:
-    """Backoff, and one log line when something goes away and one when it is back."""
-
-    def __init__(self, partition: int) -> None:
-        self._partition = partition
-        self._retry_s = RETRY_S_MIN
-        self._said = False
-
-    def over(self) -> None:
-        """All is well: batches commit, or there is nothing to do."""
-        if self._said:
-            log.info("projector of partition %d: goes on", self._partition)
-        self._said, self._retry_s = False, RETRY_S_MIN
-
-    async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
-        """Wait before the next try, longer each time."""
-        if not self._said:
-            # Not the message: a driver's may hold the DSN.
-            what = (
-                str(problem) if isinstance(problem, LogUnavailable) else f"Postgres: {type(problem).__name__}"
-            )
-            log.warning("projector of partition %d waits: %s", self._partition, what)
-        self._said = True
-        retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
-        try:
-            await asyncio.wait_for(stopping.wait(), retry_s)
-        except TimeoutError:
-            return
 
 
 class _Session:
@@ -179,22 +150,31 @@ class _Session:
         self._on_batch = on_batch
         self._batch_max = batch_max
         self._head = Head()
+        self._feed = Feed()
         self._ranges: set[int] = set()
 
-    async def run(self, stopping: asyncio.Event, outage: _Outage) -> None:
-        """Take the lock, check the anchor, then project until stopped."""
+    async def run(self, dsn: str, stopping: asyncio.Event, outage: Outage) -> None:
+        """Take the lock, check the anchor, then archive and keep the views until stopped."""
         if not await take_lock(self._db, self._partition, stopping):
             return
         self._head = await open_head(self._db, self._partition)
         await self._check_anchor()
         outage.over()
-        while not stopping.is_set():
-            entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
-            if entries:
-                await self._take(entries)
-            else:
-                await self._check_anchor()
-            outage.over()
+        views = asyncio.create_task(keep_views(self._partition, dsn, self._feed, stopping))
+        try:
+            while not stopping.is_set():
+                if views.done():
+                    views.result()  # a defect: nothing that can happen ends it
+                entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
+                if entries:
+                    await self._take(entries)
+                else:
+                    await self._check_anchor()
+                outage.over()
+            await asyncio.wait({views}, timeout=VIEWS_DRAIN_S)
+        finally:
+            views.cancel()
+            await asyncio.gather(views, return_exceptions=True)
 
     async def _take(self, entries: Sequence[Entry]) -> None:
         entries = await drop_redelivered(self._db, self._partition, self._head, entries)
@@ -203,7 +183,8 @@ class _Session:
         missing = [at_ms for at_ms in months_of(entries) if at_ms not in self._ranges]
         await make_ranges(self._db, missing)
         self._ranges.update(missing)
-        self._head = await project_batch(self._db, self._partition, self._head, entries)
+        rows, self._head = await archive(self._db, self._partition, self._head, entries)
+        self._feed.put(rows)
         if self._on_batch is not None:
             lag_ms = await self._lag_ms() if len(entries) >= self._batch_max else 0
             head = self._head
@@ -221,31 +202,17 @@ class _Session:
         if id_key(last) < id_key(head.entry):
             raise LogBroken(
                 f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost."
-                " Stop the workers and restore Redis's data; `streamproc recover` is not in this version yet"
+                " Stop the workers and run `streamproc recover`"
             )
         anchor = await self._view.read(id_before(head.entry), 1, 0)
         if not anchor or anchor[0].id != head.entry:
             found = anchor[0].id if anchor else "nothing"
             raise LogBroken(
                 f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was"
-                " trimmed too far or lost its tail, and entries may be missing. Restore"
-                " Redis's data; `streamproc recover` is not in this version yet"
+                " trimmed too far or lost its tail, and entries may be missing. Stop the workers and run"
+                " `streamproc recover`"
             )
         await drop_redelivered(self._db, self._partition, head, anchor)
-
-
-async def project_batch(db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]) -> Head:
-    """Archive entries that follow `head` and bring the views up to date, in one transaction; the new head."""
-    decoded = [decode(partition, entry) for entry in entries]
-    rows, new = chained(partition, head, entries, [entry.payout or None for entry in decoded])
-    async with db.transaction():
-        await load(db, partition, head, new, rows)
-        known = await payouts.load(db, {entry.payout for entry in decoded if entry.payout})
-        steps = steps_of(partition, decoded, known)
-        await payouts.write(db, steps)
-        await audit.write(db, steps)
-        await budgets.write(db, partition, steps)
-    return new
 
 
 def months_of(entries: Sequence[Entry]) -> list[int]:

@@ -9,16 +9,27 @@ from datetime import datetime
 from itertools import takewhile
 
 import asyncpg
+import msgspec
 from msgspec import Struct
 
 from streamproc.archive.chain import link_hash
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry, Head, id_key, move_head
+from streamproc.archive.text import text_key
 from streamproc.errors import LogBroken
 
 COLUMNS = ("partition", "seq", "entry_ms", "entry_n", "payout", "e", "m", "hash")
 
 _SQL = statements("streamproc.archive", "load.sql")
+
+
+class _About(Struct):
+    """Of an event, only whom it is about."""
+
+    payout: str = ""
+
+
+_decode_about = msgspec.json.Decoder(list[_About]).decode
 
 
 class ArchivedEntry(Struct, frozen=True):
@@ -35,23 +46,33 @@ class ArchivedEntry(Struct, frozen=True):
     """None until it is read back."""
 
 
-def chained(
-    partition: int, head: Head, entries: Sequence[Entry], payouts: Sequence[str | None]
-) -> tuple[list[ArchivedEntry], Head]:
+def payout_about(e: bytes) -> str | None:
+    """The payout that an entry is about, to find its rows by; None where it names none or cannot be read.
+
+    It looks no further: the archive keeps what it does not understand, and the folds are who stops there.
+    """
+    try:
+        about = next((event.payout for event in _decode_about(e) if event.payout), "")
+    except msgspec.DecodeError:
+        return None
+    return text_key(about) or None
+
+
+def chained(partition: int, head: Head, entries: Sequence[Entry]) -> tuple[list[ArchivedEntry], Head]:
     """The rows for `entries` after `head`, and the head after them.
 
     Raises LogBroken when an entry does not come after the one before it.
     """
     rows: list[ArchivedEntry] = []
     last = id_key(head.entry)
-    for entry, payout in zip(entries, payouts, strict=True):
+    for entry in entries:
         if (key := id_key(entry.id)) <= last:
             raise LogBroken(
                 f"partition {partition}: entry {entry.id} comes after entry {head.entry} in the log"
             )
         seq = head.seq + 1
         link = link_hash(head.hash, partition, seq, entry.id, entry.e, entry.m)
-        rows.append(ArchivedEntry(partition, seq, entry.id, payout, entry.e, entry.m, link))
+        rows.append(ArchivedEntry(partition, seq, entry.id, payout_about(entry.e), entry.e, entry.m, link))
         head, last = Head(seq, entry.id, link), key
     return rows, head
 
@@ -63,6 +84,24 @@ async def load(
     await move_head(db, partition, old, new)
     records = [(r.partition, r.seq, *id_key(r.id), r.payout, r.e, r.m, r.hash) for r in rows]
     await db.copy_records_to_table("events", records=records, columns=COLUMNS)
+
+
+async def archive(
+    db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]
+) -> tuple[list[ArchivedEntry], Head]:
+    """Archive entries that follow `head`, in one transaction; the rows, and the new head."""
+    rows, new = chained(partition, head, entries)
+    async with db.transaction():
+        await load(db, partition, head, new, rows)
+    return rows, new
+
+
+async def rows_after(
+    db: asyncpg.Connection, partition: int, after_seq: int, count: int
+) -> list[ArchivedEntry]:
+    """Up to `count` rows of a partition after a seq, in order."""
+    rows = await db.fetch(_SQL["rows_after"], partition, after_seq, count)
+    return [ArchivedEntry(*row) for row in rows]
 
 
 async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:

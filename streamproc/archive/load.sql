@@ -6,3 +6,8 @@ SELECT entry_id, e, m
 FROM events
 JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.ms AND entry_n = wanted.n
 WHERE partition = $1;
+
+-- name: rows_after
+SELECT partition, seq, entry_id, payout, e, m, hash
+FROM events WHERE partition = $1 AND seq > $2
+ORDER BY seq LIMIT $3;

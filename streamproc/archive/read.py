@@ -3,6 +3,7 @@
 Raises TryAgain when Postgres is away. Times in and out are aware datetimes, amounts paise.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -23,6 +24,9 @@ HISTORY_ENTRIES_MAX = 10_000
 BUDGET_ROWS_MAX = 1_000
 AUDIT_ROWS_MAX = 1_000
 
+VIEWS_POLL_S = 0.02
+"""The views follow the log within milliseconds; this is how soon a waiting reader notices."""
+
 _SQL = statements("streamproc.archive", "read.sql")
 
 
@@ -38,18 +42,34 @@ class BudgetRow(Struct, frozen=True, kw_only=True):
 
 
 class AuditRow(Struct, frozen=True, kw_only=True):
-    """One line of the audit. `id` is the event's id, `data` the event as JSON."""
+    """One line of the audit. `id` is the event's id; the event itself is in the archive at `seq`, index `place`."""
 
     id: str
+    partition: int
+    seq: int
+    place: int
     payout: str | None
     agent: str
+    vendor: str
     at: datetime
     kind: str
     decision: str | None
     reason: str
     actor: str
     amount: int | None
-    data: str
+
+
+class PolicyRow(Struct, frozen=True, kw_only=True):
+    """One version of a scope's policy, fields as JSON text; `after` None: that version removed it."""
+
+    scope: str
+    version: int
+    at: datetime
+    by_whom: str
+    why: str
+    before: str | None
+    after: str | None
+    effective: str | None
 
 
 class AuditFilter(Struct, frozen=True, kw_only=True):
@@ -68,6 +88,27 @@ async def archived_upto(pool: asyncpg.Pool, partition: int) -> str:
     """The id of the last archived entry; 0-0 when there is none."""
     async with _bounded(pool) as db:
         return await db.fetchval(_SQL["archived_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
+
+
+async def views_upto(pool: asyncpg.Pool, partition: int) -> str:
+    """The id of the last entry that the views show; 0-0 when there is none."""
+    async with _bounded(pool) as db:
+        return await db.fetchval(_SQL["views_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
+
+
+async def await_views(pool: asyncpg.Pool, partition: int, entry: str, *, timeout_s: float) -> None:
+    """Read your own writes: return when the views show `entry` of `partition`, and with it all before it.
+
+    Raises TryAgain when they do not within `timeout_s`, and when Postgres is away.
+    """
+    wanted, upto = id_key(entry), ZERO
+    try:
+        async with asyncio.timeout(timeout_s):
+            while id_key(upto := await views_upto(pool, partition)) < wanted:  # noqa: ASYNC110  # Postgres sets no Event
+                await asyncio.sleep(VIEWS_POLL_S)
+    except TimeoutError:
+        problem = f"the views show partition {partition} up to {upto}, not {entry}, after {timeout_s:g} s"
+        raise TryAgain(problem) from None
 
 
 async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool:
@@ -127,6 +168,13 @@ async def audit_rows(
             timeout=QUERY_TIMEOUT_S,
         )
     return [AuditRow(**dict(row)) for row in rows]
+
+
+async def policy_versions(pool: asyncpg.Pool, scope: str) -> list[PolicyRow]:
+    """The versions of a scope, the oldest first; partitions that agree give each version once."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["policy_versions"], scope, AUDIT_ROWS_MAX, timeout=QUERY_TIMEOUT_S)
+    return [PolicyRow(**dict(row)) for row in rows]
 
 
 def _entry(row: asyncpg.Record) -> ArchivedEntry:

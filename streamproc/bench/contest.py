@@ -24,7 +24,6 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc import embedded, processes
-from streamproc.archive import migrate
 from streamproc.archive.store import read_head
 from streamproc.bench import cost, engine, floor, job
 from streamproc.bench.contestant import GO, STOP
@@ -119,7 +118,7 @@ class Arena:
         async with self._database("postgres") as db:
             await db.execute(f"CREATE DATABASE {TEMPLATE}")
             self.versions["postgres"] = str(await db.fetchval("SHOW server_version"))
-        await migrate.upgrade(self._dsn(TEMPLATE))
+        await prepare(self._dsn(TEMPLATE))
 
     def _dsn(self, database: str) -> str:
         assert self._postgres is not None

@@ -159,9 +159,10 @@ def migrate(as_json: bool) -> None:
     """
     settings = discover(load(os.environ))
     require(settings, "migrate")
-    from streamproc.archive.migrate import newest, upgrade
+    from projections.schema import prepare
+    from streamproc.archive.migrate import newest
 
-    applied = output.run(upgrade(settings.postgres_dsn.reveal()))
+    applied = output.run(prepare(settings.postgres_dsn.reveal()))
     if as_json:
         output.say_json({"applied": applied, "revision": newest()})
     elif applied:

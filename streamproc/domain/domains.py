@@ -81,6 +81,13 @@ def parse_vendor_url(text: str) -> VendorUrl | UrlProblem:
 
 
 @lru_cache(maxsize=URLS_CACHED_MAX)
+def vendor_name(url: str, fund_account: str) -> str:
+    """Who is paid, for budgets and views: the URL's host, or the fund account where there is no usable URL."""
+    parsed = parse_vendor_url(url) if url else None
+    return parsed.host if type(parsed) is VendorUrl else fund_account
+
+
+@lru_cache(maxsize=URLS_CACHED_MAX)
 def _parse(text: str) -> VendorUrl | UrlProblem:
     if not text.strip():
         return UrlProblem("the URL is empty")

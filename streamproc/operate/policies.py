@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from streamproc.archive.read import AuditFilter, archived_upto, audit_rows
+from streamproc.archive.read import PolicyRow, policy_versions, views_upto
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import PolicyFile, ScopeState, plan_changes
 from streamproc.domain.wire import decode_events
@@ -15,7 +15,7 @@ from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.log.stream import ZERO
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after
-from streamproc.operate.site import Site, iso
+from streamproc.operate.site import Site, iso, us_of
 
 _TAG = b'"policy.changed"'
 
@@ -124,9 +124,9 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
     Each partition keeps the policy for its accounts; the same version is told once.
     """
     scope = f"agent:{agent}"
-    ends = [await site.ask_postgres(archived_upto, partition) for partition in range(site.partitions)]
-    rows = await site.ask_postgres(audit_rows, AuditFilter(agent=agent, kind="policy"))
-    changes = [msgspec.json.decode(row.data, type=PolicyChanged) for row in rows or ()]
+    ends = [await site.ask_postgres(views_upto, partition) for partition in range(site.partitions)]
+    rows = await site.ask_postgres(policy_versions, scope)
+    changes = [_changed(row) for row in rows or ()]
     for partition, end in enumerate(ends):
         after = ZERO if rows is None or end is None else end
         _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
@@ -137,3 +137,21 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
         raise JobFailed(f"agent {agent} never had a policy here")
     note = "" if rows is not None else f"{site.postgres_problem}; these are the changes still in Redis"
     return [by_version[version] for version in sorted(by_version)], note
+
+
+def _changed(row: PolicyRow) -> PolicyChanged:
+    """The event that a row of the view came from."""
+    return PolicyChanged(
+        at=us_of(row.at),
+        scope=row.scope,
+        version=row.version,
+        before=_fields(row.before),
+        after=_fields(row.after),
+        effective=_fields(row.effective),
+        by=row.by_whom,
+        why=row.why,
+    )
+
+
+def _fields(stored: str | None) -> dict[str, object] | None:
+    return None if stored is None else msgspec.json.decode(stored, type=dict[str, object])

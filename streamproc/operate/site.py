@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from streamproc.archive.lookup import opened_pool, refusals_named
@@ -16,6 +16,7 @@ from streamproc.settings import Settings
 T = TypeVar("T")
 
 US = 1_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -77,6 +78,11 @@ async def opened(settings: Settings) -> AsyncIterator[Site]:
 def iso(at_us: int) -> str:
     """µs since 1970 as ISO 8601 in UTC with µs: 2026-11-22T12:00:00.000001Z."""
     return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_us % US:06d}Z"
+
+
+def us_of(at: datetime) -> int:
+    """An aware datetime as µs since 1970, exactly: a float of seconds would round."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 def iso_or_none(at_us: int) -> str | None:

@@ -3,15 +3,15 @@
 import asyncpg
 import pytest
 
+from projections.schema import prepare
 from streamproc.archive import barrier
 from streamproc.archive.barrier import ArchiveBarrier
-from streamproc.archive.migrate import upgrade
 from streamproc.errors import TryAgain
 
 
 @pytest.fixture
 async def pool(postgres: str):  # type: ignore[no-untyped-def]
-    await upgrade(postgres)
+    await prepare(postgres)
     async with asyncpg.create_pool(postgres, min_size=0, max_size=2) as pool:
         yield pool
 

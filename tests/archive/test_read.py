@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from streamproc.archive.migrate import upgrade
+from projections.schema import prepare
 from streamproc.archive.read import (
     _SQL,
     AuditFilter,
@@ -26,7 +26,7 @@ from tests.words import NOW, observed
 
 @pytest.fixture
 async def dsn(postgres: str) -> str:
-    await upgrade(postgres)
+    await prepare(postgres)
     return postgres
 
 

@@ -22,7 +22,7 @@ import asyncpg
 import httpx
 from redis.asyncio import Redis
 
-from streamproc.archive.migrate import upgrade
+from projections.schema import prepare
 from streamproc.archive.read import payout_view
 from streamproc.domain.events import Event, ReviewSubmitted
 from streamproc.domain.payouts import PayoutRecord, fold
@@ -224,7 +224,7 @@ async def running_system(
     bank_options = {"account_id": ACCOUNT, "webhook_secret": SECRET, "processing_s": 0.02, "utr_s": 0.02}
     bank_options["webhook_url"] = f"http://127.0.0.1:{port}/webhooks/razorpay"
     bank_options["webhook_retry_base_s"] = 0.5
-    await upgrade(dsn)
+    await prepare(dsn)
     async with AsyncExitStack() as stack:
         bank = await stack.enter_async_context(running_sandbox(**bank_options, **(sandbox or {})))
         redis = connect(redis_url)

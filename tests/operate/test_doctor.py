@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 import consumers
-from streamproc.archive.migrate import upgrade
+from projections.schema import prepare
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
@@ -52,7 +52,7 @@ def bad(checks: dict[str, Check]) -> set[str]:
 
 
 async def test_a_system_that_is_right_has_nothing_bad(redis_url: str, postgres: str, bank: Sandbox):
-    await upgrade(postgres)
+    await prepare(postgres)
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=consumers.GROUPS)
     checks = await examined(environment(redis_url, postgres, bank))

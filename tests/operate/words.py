@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from projections.loop import run_projector
+from projections.schema import prepare
 from streamproc.archive.lookup import opened_pool
-from streamproc.archive.migrate import upgrade
 from streamproc.archive.read import archived_upto
 from streamproc.archive.store import id_key
 from streamproc.log.stream import LogView
@@ -38,7 +38,7 @@ async def site_of(redis_url: str, dsn: str = "") -> AsyncIterator[Site]:
 
 async def archive(redis_url: str, dsn: str) -> None:
     """Run a projector until everything that is in the log now is in the archive."""
-    await upgrade(dsn)
+    await prepare(dsn)
     view = LogView(redis_url, 0)
     last = await view.last_id()
     await view.aclose()

@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 
 from projections.loop import Progress, months_of, project, project_batch, run_projector
+from projections.schema import prepare
 from streamproc import embedded
 from streamproc.archive.chain import Position, verify
 from streamproc.archive.load import chained, make_ranges
-from streamproc.archive.migrate import upgrade
 from streamproc.archive.read import chain_part
 from streamproc.archive.store import Head, open_head
 from streamproc.domain import events as e
@@ -39,7 +39,7 @@ from tests.words import NOW, observed
 
 @pytest.fixture
 async def dsn(postgres: str) -> str:
-    await upgrade(postgres)
+    await prepare(postgres)
     return postgres
 
 
@@ -107,7 +107,7 @@ async def wipe(dsn: str) -> None:
         await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     finally:
         await db.close()
-    await upgrade(dsn)
+    await prepare(dsn)
 
 
 class CrashingAt:
@@ -374,7 +374,7 @@ async def test_postgres_may_come_later_and_go_meanwhile(
     data_dir.mkdir()
     async with embedded.postgres(data_dir, durable=False) as store:
         dsn, port = store.url, int(store.url.rpartition(":")[2].partition("/")[0])
-        await upgrade(dsn)
+        await prepare(dsn)
     later = log.entries[5:]
     del log.entries[5:]
     async with projecting(dsn, log) as task:

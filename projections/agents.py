@@ -1,0 +1,19 @@
+"""View `agents`: what each agent asked for, and what came of it."""
+
+from collections.abc import Sequence
+
+import asyncpg
+
+from projections.fold import Step
+from projections.tally import add, tallies
+from streamproc.archive.sql import statements
+
+NAME = "agents"
+VERSION = 1
+
+_SQL = statements("projections", "agents.sql")
+
+
+async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
+    """Bring the view up to date with `steps`."""
+    await add(db, _SQL["add"], steps[0].partition, tallies(steps, lambda record: record.agent))

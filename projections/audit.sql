@@ -1,0 +1,32 @@
+-- Lines are only ever added. The event itself is not repeated here: it is in the archive, at (partition, seq), and
+-- `place` is its index there.
+
+-- name: table
+CREATE TABLE audit (
+    id        text        PRIMARY KEY,
+    partition integer     NOT NULL,
+    seq       bigint      NOT NULL,
+    place     integer     NOT NULL,
+    payout    text,
+    agent     text        NOT NULL,
+    vendor    text        NOT NULL,
+    at        timestamptz NOT NULL,
+    kind      text        NOT NULL CHECK (kind IN
+        ('decision', 'review', 'command', 'confirmation', 'settlement', 'policy', 'alert')),
+    decision  text,
+    reason    text        NOT NULL,
+    actor     text        NOT NULL,
+    amount    bigint
+);
+
+-- name: comment
+COMMENT ON TABLE audit IS 'A row per decision, review, command, confirmation, settlement, policy change and alert; id is partition:entry:index, the event is in events at (partition, seq)';
+
+-- name: index_payout
+CREATE INDEX audit_payout ON audit (payout, at) WHERE payout IS NOT NULL;
+
+-- name: index_agent
+CREATE INDEX audit_agent ON audit (agent, at);
+
+-- name: index_at
+CREATE INDEX audit_at ON audit (at);

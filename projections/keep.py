@@ -1,0 +1,71 @@
+"""Keeping the live views: the runner's life through outages, swaps, and entries that cannot be folded."""
+
+import asyncio
+import logging
+
+import asyncpg
+
+from projections.outage import Outage
+from projections.run import BATCH_MAX, Feed, Moved, Runner, open_position
+from streamproc.archive.load import rows_after
+from streamproc.archive.store import AWAY, connection
+from streamproc.errors import ConfigError, LogBroken
+
+WAIT_S = 1.0
+"""How long the views wait for a row before they look at the archive, and so how soon a swap is noticed."""
+BROKEN_RETRY_S = 15.0
+"""Views that stopped with an alarm are tried again this often: a replay may have put sound ones in place."""
+
+log = logging.getLogger(__name__)
+
+
+async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Event) -> None:
+    """Fold what is archived into the live views until `stopping`; while they cannot be, say so and try again."""
+    outage = Outage(f"views of partition {partition}")
+    said = ""
+    while not stopping.is_set():
+        try:
+            async with connection(dsn, name=f"streamproc views {partition}") as db:
+                runner = Runner(db, partition, await open_position(db, partition))
+                said = _over(partition, said)
+                await _follow(runner, db, partition, feed, stopping, outage)
+        except Moved as moved:
+            log.info("%s; going on from where they are", moved)
+        except AWAY as problem:
+            await outage.wait(problem, stopping)
+        except (LogBroken, ConfigError, asyncpg.PostgresError) as problem:
+            if (what := f"{type(problem).__name__}: {problem}") != said:
+                log.error("the views of partition %d stand still, the archive goes on: %s", partition, what)
+                said = what
+            await _pause(stopping, BROKEN_RETRY_S)
+
+
+def _over(partition: int, said: str) -> str:
+    if said:
+        log.info("the views of partition %d are tried again", partition)
+    return said
+
+
+async def _follow(
+    runner: Runner,
+    db: asyncpg.Connection,
+    partition: int,
+    feed: Feed,
+    stopping: asyncio.Event,
+    outage: Outage,
+) -> None:
+    while not stopping.is_set():
+        at = runner.position.seq
+        rows = feed.take(at, BATCH_MAX) or await rows_after(db, partition, at, BATCH_MAX)
+        if rows:
+            await runner.fold(rows)
+        else:
+            await feed.wait(WAIT_S)
+        outage.over()
+
+
+async def _pause(stopping: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stopping.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,38 @@
+-- A place is a schema that holds every view and how far each has come. The live place is the default schema;
+-- a rebuild fills another one and the two are swapped.
+
+-- name: table
+CREATE TABLE view_heads (
+    view       text    NOT NULL,
+    partition  integer NOT NULL CHECK (partition >= 0),
+    seq        bigint  NOT NULL DEFAULT 0 CHECK (seq >= 0),
+    entry_id   text    NOT NULL DEFAULT '0-0',
+    version    integer NOT NULL,
+    generation uuid    NOT NULL DEFAULT gen_random_uuid(),
+    PRIMARY KEY (view, partition)
+);
+
+-- name: comment
+COMMENT ON TABLE view_heads IS 'The last archived entry that each view has folded; moved in the transaction that writes its rows. A swap gives a new generation';
+
+-- name: missing
+-- Which of these tables the first schema of the search path does not have.
+SELECT name FROM unnest($1::text[]) AS name
+WHERE to_regclass(quote_ident(current_schema()) || '.' || quote_ident(name)) IS NULL;
+
+-- name: known_roles
+SELECT rolname FROM pg_roles WHERE rolname = ANY($1::text[]);
+
+-- name: open_heads
+INSERT INTO view_heads (view, partition, version)
+SELECT view, $1, version FROM unnest($2::text[], $3::integer[]) AS v (view, version)
+ON CONFLICT (view, partition) DO NOTHING;
+
+-- name: read_heads
+SELECT view, seq, entry_id, version, generation FROM view_heads
+WHERE partition = $1 AND view = ANY($2::text[]) ORDER BY view;
+
+-- name: move_heads
+-- Compare and set, all views at once; the rows stay locked until the transaction ends, so a swap waits its turn.
+UPDATE view_heads SET seq = $4, entry_id = $5
+WHERE partition = $1 AND view = ANY($2::text[]) AND seq = $3 AND generation = ANY($6::uuid[]);

@@ -1,0 +1,53 @@
+"""View `policies`: every version of every scope's policy, who made it and why. Rows are only ever added."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import asyncpg
+import msgspec
+
+from projections.fold import Step, moment
+from streamproc.archive.text import text, text_key
+from streamproc.domain import events as e
+
+NAME = "policies"
+VERSION = 1
+COLUMNS = (*("partition", "scope", "version", "at", "by_whom", "why", "before", "after", "effective", "seq"),)
+
+_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+_encode = msgspec.json.Encoder().encode
+
+
+def versions(steps: Iterable[Step]) -> list[tuple[object, ...]]:
+    """The rows that the steps add, in the order of COLUMNS."""
+    return [_row(step, step.event) for step in steps if type(step.event) is e.PolicyChanged]
+
+
+async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
+    """Add the versions."""
+    rows = versions(steps)
+    if rows:
+        await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
+
+
+def _row(step: Step, event: e.PolicyChanged) -> tuple[object, ...]:
+    return (
+        step.partition,
+        text_key(event.scope),
+        event.version,
+        moment(event.at),
+        text(event.by),
+        text(event.why),
+        _json(event.before),
+        _json(event.after),
+        _json(event.effective),
+        step.seq,
+    )
+
+
+def _json(fields: dict[str, object] | None) -> str | None:
+    """The fields as jsonb takes them, which like text refuses U+0000."""
+    if fields is None:
+        return None
+    data = _encode(fields)
+    return (_NUL.sub(rb"\1\\ufffd", data) if b"\\u0000" in data else data).decode()

@@ -1,0 +1,181 @@
+"""The views runner: archived rows, from where the views are, folded and written, position and rows in one transaction.
+
+It works on whatever place the connection's search path names, so that keeping the live views and catching up a
+rebuilt one are the same code. What it folds is in the archive, never only in the log: a view can fail, or be away for
+a rebuild, and the archive goes on.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import asyncpg
+from msgspec import Struct
+
+from projections import payouts
+from projections.fold import decode, steps_of
+from projections.views import NAMES, VERSIONS, write_all
+from streamproc.archive.load import ArchivedEntry, rows_after
+from streamproc.archive.sql import statements
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import ConfigError, LogBroken
+
+BATCH_MAX = 2_000
+"""Rows in one transaction: enough that its round trips cost little, few enough to stop within a second."""
+RECORDS_MAX = 20_000
+"""Payout records kept in memory, some 2 kB each. A payout's events come close together; older ones are read again."""
+FEED_MAX = 10_000
+"""Archived rows kept for the views, some 2 kB each; views further behind read the archive."""
+
+_SQL = statements("projections", "place.sql")
+
+
+class Moved(Exception):
+    """Somebody else moved the views: another projector, or a swap. Begin again from where they are now."""
+
+
+class Position(Struct, frozen=True):
+    """Where the views of a partition are, all at the same entry."""
+
+    seq: int
+    entry: str
+    generations: tuple[object, ...]
+
+
+class Records:
+    """The payouts' records of one partition in one place: those used last in memory, the others in its `payouts`."""
+
+    def __init__(self, partition: int, records_max: int = RECORDS_MAX) -> None:
+        self._partition = partition
+        self._max = records_max
+        self._known: dict[str, PayoutRecord] = {}
+
+    async def of(self, db: asyncpg.Connection, wanted: set[str]) -> Mapping[str, PayoutRecord]:
+        """The records of these payouts, as far as there are any."""
+        missing = wanted - self._known.keys()
+        if missing:
+            self._known |= await payouts.load(db, self._partition, missing)
+        return self._known
+
+    def keep(self, changed: Mapping[str, PayoutRecord | None]) -> None:
+        """Remember what was written; the payouts that were used longest ago are forgotten."""
+        for payout, record in changed.items():
+            self._known.pop(payout, None)
+            if record is not None:
+                self._known[payout] = record
+        if len(self._known) > self._max:
+            for payout in list(self._known)[: len(self._known) - self._max // 2]:
+                del self._known[payout]
+
+
+class Feed:
+    """Rows that were just archived, handed to the views of the same process without a way through Postgres."""
+
+    def __init__(self, rows_max: int = FEED_MAX) -> None:
+        self._rows: deque[ArchivedEntry] = deque(maxlen=rows_max)
+        self._more = asyncio.Event()
+
+    def put(self, rows: Sequence[ArchivedEntry]) -> None:
+        """Hand over rows that are committed, in order."""
+        self._rows.extend(rows)
+        self._more.set()
+
+    def take(self, after_seq: int, count: int) -> list[ArchivedEntry]:
+        """The rows that follow `after_seq`, or none where they are not (or no longer) here."""
+        rows = self._rows
+        while rows and rows[0].seq <= after_seq:
+            rows.popleft()
+        if not rows or rows[0].seq != after_seq + 1:
+            return []
+        return [rows.popleft() for _ in range(min(count, len(rows)))]
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return when there is something new, or after `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._more.wait(), timeout_s)
+        except TimeoutError:
+            return
+        self._more.clear()
+
+
+async def open_position(db: asyncpg.Connection, partition: int) -> Position:
+    """Where the place's views are. Raises ConfigError where they are not at one entry or of another version."""
+    await db.execute(_SQL["open_heads"], partition, list(VERSIONS), list(VERSIONS.values()))
+    rows = await db.fetch(_SQL["read_heads"], partition, list(NAMES))
+    outdated = [row["view"] for row in rows if row["version"] != VERSIONS[row["view"]]]
+    if outdated:
+        raise ConfigError(
+            f"the views {', '.join(outdated)} are of another version; run `streamproc replay {' '.join(outdated)}`"
+        )
+    first = max(rows, key=lambda row: row["seq"])
+    behind = [row["view"] for row in rows if row["seq"] != first["seq"]]
+    if behind:
+        raise ConfigError(
+            f"the views {', '.join(behind)} of partition {partition} are behind the others, which are at"
+            f" {first['seq']}; run `streamproc replay {' '.join(behind)}`"
+        )
+    return Position(first["seq"], first["entry_id"], tuple({row["generation"] for row in rows}))
+
+
+class Runner:
+    """Folds one partition's archived rows into the views of a place, batch by batch."""
+
+    def __init__(
+        self, db: asyncpg.Connection, partition: int, position: Position, records: Records | None = None
+    ) -> None:
+        self._db = db
+        self._partition = partition
+        self._records = records or Records(partition)
+        self.position = position
+
+    async def fold(self, rows: Sequence[ArchivedEntry]) -> None:
+        """Bring the views up to the last of `rows`, which follow their position.
+
+        Raises LogBroken, naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
+        """
+        if rows[0].seq != self.position.seq + 1:
+            raise LogBroken(
+                f"partition {self._partition}: row {rows[0].seq} does not follow {self.position.seq}"
+            )
+        decoded = [decode(self._partition, row) for row in rows]
+        known = await self._records.of(self._db, {entry.payout for entry in decoded if entry.payout})
+        steps = steps_of(self._partition, decoded, known)
+        async with self._db.transaction():
+            await self._move(rows[-1])
+            await write_all(self._db, steps)
+        self.position = Position(rows[-1].seq, rows[-1].id, self.position.generations)
+        self._records.keep({step.payout: step.after for step in steps if step.payout})
+
+    async def _move(self, last: ArchivedEntry) -> None:
+        at = self.position
+        status = await self._db.execute(
+            _SQL["move_heads"],
+            *(self._partition, list(NAMES), at.seq, last.seq, last.id, list(at.generations)),
+        )
+        if status != f"UPDATE {len(NAMES)}":
+            raise Moved(f"the views of partition {self._partition} are no longer at {at.seq}")
+
+
+async def catch_up(
+    runner: Runner,
+    archive: asyncpg.Connection,
+    partition: int,
+    upto_seq: int | None = None,
+    *,
+    batch_max: int = BATCH_MAX,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:
+    """Fold what the archive has after the runner's position, up to `upto_seq` or its end.
+
+    `archive` is a connection to the archive's own schema; `on_batch` hears the seq after each batch.
+    """
+    while upto_seq is None or runner.position.seq < upto_seq:
+        count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.position.seq)
+        rows = await rows_after(archive, partition, runner.position.seq, count)
+        if not rows:
+            if upto_seq is not None:
+                raise LogBroken(f"the archive of partition {partition} ends before {upto_seq}")
+            return
+        await runner.fold(rows)
+        if on_batch is not None:
+            on_batch(runner.position.seq)

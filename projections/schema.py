@@ -1,0 +1,99 @@
+"""Where views live: making their tables in a place, and `prepare`, the whole schema of a database.
+
+A place is a schema that holds all views and `view_heads`; see place.sql. The archive's own tables are Alembic's. A
+view's tables are not: they hold nothing that a rebuild does not give back, so their shape is said once, in the view's
+.sql file, for the live place and for every rebuild.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import asyncpg
+
+from projections.views import NAMES, VIEWS, View
+from streamproc.archive.migrate import MIGRATE_LOCK, upgrade
+from streamproc.archive.sql import statements
+from streamproc.archive.store import AWAY, connection
+from streamproc.errors import JobFailed
+
+READER, PROJECTOR = "streamproc_reader", "streamproc_projector"
+
+_PLACE = statements("projections", "place.sql")
+
+
+async def prepare(dsn: str) -> list[str]:
+    """Bring the whole schema up to date: the archive's revisions, then the views that are not there yet.
+
+    Safe to repeat and to run twice at once. Returns what was applied and made. Raises JobFailed as `upgrade` does.
+    """
+    applied = await upgrade(dsn)
+    try:
+        async with connection(dsn, name="streamproc migrate") as db, db.transaction():
+            await db.execute("SELECT pg_advisory_xact_lock($1)", MIGRATE_LOCK)
+            return [*applied, *(f"view {name}" for name in await make_missing(db))]
+    except (*AWAY, asyncpg.PostgresError) as problem:
+        raise JobFailed(f"Postgres: {type(problem).__name__}: {problem}") from problem
+
+
+async def make_missing(db: asyncpg.Connection) -> list[str]:
+    """Make what the connection's schema lacks of a place; the views made, empty, at the archive's beginning."""
+    wanted = ["view_heads", *NAMES]
+    missing = {row["name"] for row in await db.fetch(_PLACE["missing"], wanted)}
+    if "view_heads" in missing:
+        await db.execute(_PLACE["table"])
+        await db.execute(_PLACE["comment"])
+        await _grant(db, ["view_heads"])
+    made = [view for view in VIEWS if view.name in missing]
+    await make_tables(db, made)
+    for view in made:
+        await make_indexes(db, view)
+    if made:
+        # A view that was dropped by hand begins anew, and says so by its position.
+        await db.execute("DELETE FROM view_heads WHERE view = ANY($1::text[])", [view.name for view in made])
+    return [view.name for view in made]
+
+
+async def make_place(db: asyncpg.Connection, schema: str, *, indexes: bool) -> None:
+    """Make a schema with all views, empty, and put it alone in the connection's search path."""
+    quoted = quote_ident(schema)
+    await db.execute(f"CREATE SCHEMA {quoted}")
+    await enter_place(db, schema)
+    await db.execute(_PLACE["table"])
+    await db.execute(_PLACE["comment"])
+    await _grant(db, ["view_heads"])
+    await make_tables(db, VIEWS)
+    if indexes:
+        for view in VIEWS:
+            await make_indexes(db, view)
+
+
+async def enter_place(db: asyncpg.Connection, schema: str) -> None:
+    """Put a schema alone in the connection's search path: what it lacks is missing, never taken from elsewhere."""
+    await db.execute("SELECT set_config('search_path', $1, false)", quote_ident(schema))
+
+
+async def make_tables(db: asyncpg.Connection, views: Iterable[View]) -> None:
+    """Make the views' tables with their primary keys and grants; other indexes are for later."""
+    for view in views:
+        for statement in (*view.statements("table"), *view.statements("comment")):
+            await db.execute(statement)
+        await _grant(db, [view.name])
+
+
+async def make_indexes(db: asyncpg.Connection, view: View) -> None:
+    """Make a view's indexes beside its primary key."""
+    for statement in view.statements("index_"):
+        await db.execute(statement)
+
+
+async def _grant(db: asyncpg.Connection, tables: Sequence[str]) -> None:
+    known = {row["rolname"] for row in await db.fetch(_PLACE["known_roles"], [READER, PROJECTOR])}
+    names = ", ".join(quote_ident(table) for table in tables)
+    if READER in known:
+        await db.execute(f"GRANT SELECT ON {names} TO {READER}")
+    if PROJECTOR in known:
+        await db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO {PROJECTOR}")
+
+
+def quote_ident(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,114 @@
+"""What agents and vendors have in common: how much was asked, and what came of it. Sums, so they can be added."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from projections.fold import Step, moment
+from streamproc.archive.text import text_key
+from streamproc.domain import events as e
+from streamproc.domain.payouts import PayoutRecord
+
+
+@dataclass(slots=True)
+class Tally:
+    """What steps add to one agent or vendor. Amounts in paise, times in µs (0: none yet)."""
+
+    payouts: int = 0
+    amount: int = 0
+    approved: int = 0
+    approved_amount: int = 0
+    rejected: int = 0
+    held: int = 0
+    bypassed: int = 0
+    processed_amount: int = 0
+    threats: int = 0
+    first_at: int = 0
+    last_at: int = 0
+
+
+def tallies(steps: Iterable[Step], name_of: Callable[[PayoutRecord], str]) -> dict[str, Tally]:
+    """What the steps add for each name that `name_of` gives; an empty name is not counted."""
+    found: dict[str, Tally] = {}
+    for step in steps:
+        record = step.after
+        if record is None or not _counts(step):
+            continue
+        name = text_key(name_of(record))
+        if not name:
+            continue
+        tally = found.get(name)
+        if tally is None:
+            tally = found[name] = Tally()
+        _add(tally, step, record)
+    return found
+
+
+_COUNTED: frozenset[type[e.Fact]] = frozenset(
+    {e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled, e.ReputationChecked}
+)
+
+
+def _counts(step: Step) -> bool:
+    return type(step.event) in _COUNTED or step.before is None
+
+
+def _add(tally: Tally, step: Step, record: PayoutRecord) -> None:
+    event = step.event
+    if step.before is None:
+        tally.payouts += 1
+        tally.amount += record.amount
+    elif type(event) is e.PayoutDecided:
+        _add_decision(tally, event)
+    elif type(event) is e.GovernanceBypassed:
+        tally.bypassed += 1
+    elif type(event) is e.PayoutSettled:
+        _add_settlement(tally, step, event)
+    elif type(event) is e.ReputationChecked:
+        tally.threats += event.verdict == "threat"
+    tally.first_at = min(tally.first_at, event.at) if tally.first_at else event.at
+    tally.last_at = max(tally.last_at, event.at)
+
+
+def _add_decision(tally: Tally, event: e.PayoutDecided) -> None:
+    match event.decision:
+        case "APPROVED":
+            tally.approved += 1
+            tally.approved_amount += event.amount
+        case "REJECTED":
+            tally.rejected += 1
+        case "HELD":
+            tally.held += 1
+
+
+def _add_settlement(tally: Tally, step: Step, event: e.PayoutSettled) -> None:
+    if event.settlement == "committed":
+        tally.processed_amount += event.amount
+    elif step.before and step.before.reservation and step.before.reservation.state == "committed":
+        tally.processed_amount -= event.amount  # reversed after it was processed
+
+
+async def add(db: asyncpg.Connection, statement: str, partition: int, found: dict[str, Tally]) -> None:
+    """Add the tallies to their rows by `statement`."""
+    rows: Sequence[tuple[object, ...]] = [_row(name, tally) for name, tally in sorted(found.items())]
+    if rows:
+        await db.execute(statement, partition, *map(list, zip(*rows, strict=True)))
+
+
+def _row(name: str, tally: Tally) -> tuple[object, ...]:
+    # Sums of amounts go as text: they may outgrow 64 bits, which is why the columns are numeric.
+    return (
+        name,
+        tally.payouts,
+        str(tally.amount),
+        tally.approved,
+        str(tally.approved_amount),
+        tally.rejected,
+        tally.held,
+        tally.bypassed,
+        str(tally.processed_amount),
+        tally.threats,
+        moment(tally.first_at),
+        moment(tally.last_at),
+    )

@@ -1,0 +1,39 @@
+"""The views, in the order in which they are written; a batch of steps goes to all of them or to none."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import asyncpg
+from msgspec import Struct
+
+from projections import agents, audit, budgets, holds, payouts, policies, vendors
+from projections.fold import Step
+from streamproc.archive.sql import statements
+
+
+class View(Struct, frozen=True):
+    """A read model; its table has its name. `version` goes up when its shape or fold changes: then it is rebuilt."""
+
+    name: str
+    version: int
+    write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]
+
+    def statements(self, prefix: str) -> list[str]:
+        """The statements of its .sql file whose names begin with `prefix`."""
+        found = statements("projections", f"{self.name}.sql")
+        return [statement for name, statement in found.items() if name.startswith(prefix)]
+
+
+VIEWS: tuple[View, ...] = tuple(
+    View(module.NAME, module.VERSION, module.write)
+    for module in (payouts, audit, budgets, holds, policies, agents, vendors)
+)
+NAMES: tuple[str, ...] = tuple(view.name for view in VIEWS)
+VERSIONS: dict[str, int] = {view.name: view.version for view in VIEWS}
+
+
+async def write_all(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
+    """Bring every view up to date with `steps`, one partition's in order. Must run in a transaction."""
+    if not steps:
+        return
+    for view in VIEWS:
+        await view.write(db, steps)
