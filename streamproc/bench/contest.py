@@ -23,6 +23,7 @@ import asyncpg
 from msgspec import Struct
 from redis.asyncio import Redis
 
+from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.archive.store import read_head
 from streamproc.bench import cost, engine, floor, job

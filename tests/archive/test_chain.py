@@ -16,7 +16,7 @@ from tests.projections.histories import Stored
 
 def archive(n: int = 5) -> list[ArchivedEntry]:
     entries = [Stored(f"{ms}-0", b"[%d]" % ms, b"{}") for ms in range(1, n + 1)]
-    rows, _ = chained(0, Head(), entries, [None] * n)
+    rows, _ = chained(0, Head(), entries)
     return rows
 
 
@@ -90,7 +90,7 @@ def test_the_hash_is_this_one_for_ever():
 def test_an_entry_that_does_not_come_after_the_one_before_it_is_refused():
     for second in ("5-1", "5-0", "4-9"):
         with pytest.raises(LogBroken, match=f"{second} comes after entry 5-1"):
-            chained(0, Head(), [Stored("5-1", b"[]"), Stored(second, b"[]")], [None, None])
+            chained(0, Head(), [Stored("5-1", b"[]"), Stored(second, b"[]")])
 
 
 def test_entry_ids_compare_as_numbers():

@@ -6,6 +6,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from projections.schema import prepare
+from projections.views import NAMES
 from streamproc.archive.migrate import current, newest, upgrade
 from streamproc.errors import JobFailed
 
@@ -52,12 +54,12 @@ async def test_every_month_has_its_range_and_making_it_twice_is_harmless(postgre
 
 
 async def test_a_reader_may_read_every_month_and_write_nothing(postgres: str):
-    await upgrade(postgres)
+    await prepare(postgres)
     db = await asyncpg.connect(postgres)
     try:
         await db.execute("SELECT events_month(1796083200000)")
         await db.execute("SET ROLE streamproc_reader")
-        for table in ("events", "heads", "payouts", "audit", "budgets"):
+        for table in ("events", "heads", "checkpoints", *NAMES, "view_heads"):
             assert await db.fetch(f"SELECT * FROM {table}") == []
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await db.execute(f"DELETE FROM {table}")

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import asyncpg
 
 from projections.loop import OnBatch, project
+from projections.views import NAMES
+from streamproc.archive.load import ArchivedEntry, chained
+from streamproc.archive.store import Head
 from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord, fold, settlement_due
 from streamproc.domain.wire import encode_events
@@ -48,6 +51,11 @@ class ListedLog:
     async def aclose(self) -> None:
         """Counts."""
         self.closed += 1
+
+
+def rows_of(entries: Sequence[Stored], partition: int = 0) -> list[ArchivedEntry]:
+    """The entries as the archive has them, from its beginning."""
+    return chained(partition, Head(), entries)[0]
 
 
 def key(entry: str) -> tuple[int, int]:
@@ -193,14 +201,20 @@ async def project_all(dsn: str, view: ListedLog, *, batch_max: int = 2_000) -> N
 
 
 async def archived(dsn: str, entry: str, task: "asyncio.Task[None] | None" = None) -> None:
-    """Wait until the checkpoint is at `entry`; a projector that fails meanwhile fails the test."""
+    """Wait until the archive and all views are at `entry`; a projector that fails meanwhile fails the test."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             if task is not None and task.done():
                 await task
-            if await fetch(dsn, "SELECT 1 FROM heads WHERE partition = 0 AND entry_id = $1", entry):
+            if await fetch(dsn, _ALL_AT, entry, len(NAMES)):
                 return
             await asyncio.sleep(0.02)
+
+
+_ALL_AT = """
+    SELECT 1 FROM heads WHERE partition = 0 AND entry_id = $1
+    AND (SELECT count(*) FROM view_heads WHERE partition = 0 AND entry_id = $1) = $2
+"""
 
 
 async def fetch(dsn: str, query: str, *args: object) -> list[tuple[object, ...]]:
@@ -218,6 +232,11 @@ VIEWS = {
     "payouts": "SELECT * FROM payouts ORDER BY payout",
     "audit": "SELECT * FROM audit ORDER BY id",
     "budgets": "SELECT * FROM budgets ORDER BY partition, scope, window_name",
+    "holds": "SELECT * FROM holds ORDER BY payout",
+    "policies": "SELECT * FROM policies ORDER BY partition, scope, version",
+    "agents": "SELECT * FROM agents ORDER BY agent",
+    "vendors": "SELECT * FROM vendors ORDER BY vendor",
+    "view_heads": "SELECT view, partition, seq, entry_id, version FROM view_heads ORDER BY view, partition",
 }
 
 
