@@ -3,7 +3,7 @@
 
 -- name: table
 CREATE TABLE audit (
-    id        text        PRIMARY KEY,
+    id        text        NOT NULL,
     partition integer     NOT NULL,
     seq       bigint      NOT NULL,
     place     integer     NOT NULL,
@@ -16,7 +16,8 @@ CREATE TABLE audit (
     decision  text,
     reason    text        NOT NULL,
     actor     text        NOT NULL,
-    amount    bigint
+    amount    bigint,
+    PRIMARY KEY (partition, seq, place)
 );
 
 -- name: comment

@@ -5,7 +5,7 @@ All views fold the same steps, so they cannot disagree on what a payout was when
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -39,7 +39,7 @@ class Meta(Struct, frozen=True):
     actor: str = ""
 
 
-class Decoded(NamedTuple):
+class Decoded(Struct, gc=False):
     """An entry that was understood. `payout` is empty where it is about none."""
 
     seq: int
@@ -49,7 +49,8 @@ class Decoded(NamedTuple):
     events: list[Event]
 
 
-class Step(NamedTuple):
+# Millions are made in a rebuild, and nothing they hold can point back at them: the collector need not know them.
+class Step(Struct, gc=False):
     """One event of the log, at its `place` in the entry `entry`, which is the archive's number `seq`.
 
     `before` and `after` are its payout's record; None while the payout is unknown, or where there is none.
@@ -100,20 +101,22 @@ def steps_of(
     """
     now: dict[str, PayoutRecord | None] = {}
     steps: list[Step] = []
-    for seq, entry, owner, by, events in entries:
-        if owner and owner not in now:
-            now[owner] = records.get(owner)
-        for place, event in enumerate(events):
+    for found in entries:
+        owner = found.payout
+        record = now[owner] if owner in now else records.get(owner) if owner else None
+        for place, event in enumerate(found.events):
             # A set-aside entry may name no payout; then it is about none.
-            payout = owner if owner and payout_of(event) else ""
-            before = now[payout] if payout else None
+            payout = owner if owner and getattr(event, "payout", "") else ""
+            before = record if payout else None
             try:
                 after = evolve(before, event)
             except ValueError as problem:
-                raise LogBroken(f"event {partition}:{entry}:{place}: {problem}") from problem
+                raise LogBroken(f"event {partition}:{found.id}:{place}: {problem}") from problem
             if payout:
-                now[payout] = after
-            steps.append(Step(partition, seq, entry, place, by, payout, event, before, after))
+                record = after
+            steps.append(Step(partition, found.seq, found.id, place, found.by, payout, event, before, after))
+        if owner:
+            now[owner] = record
     return steps
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import asyncpg
 
+from projections.fold import Archived
 from projections.outage import Outage
 from projections.run import BATCH_MAX, Feed, Moved, Runner, open_position
 from streamproc.archive.load import rows_after
@@ -56,7 +58,8 @@ async def _follow(
 ) -> None:
     while not stopping.is_set():
         at = runner.position.seq
-        rows = feed.take(at, BATCH_MAX) or await rows_after(db, partition, at, BATCH_MAX)
+        rows: Sequence[Archived] = feed.take(at, BATCH_MAX)
+        rows = rows or await rows_after(db, partition, at, BATCH_MAX)
         if rows:
             await runner.fold(rows)
         else:

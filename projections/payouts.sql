@@ -32,28 +32,5 @@ CREATE INDEX payouts_state ON payouts (state, received_at);
 -- name: load
 SELECT payout, record FROM payouts WHERE partition = $1 AND payout = ANY($2::text[]);
 
--- name: update
-UPDATE payouts AS p SET
-    account = n.account,
-    agent = n.agent,
-    identity = n.identity,
-    amount = n.amount,
-    currency = n.currency,
-    vendor = n.vendor,
-    vendor_url = n.vendor_url,
-    state = n.state,
-    decision = n.decision,
-    reason = n.reason,
-    bank_status = n.bank_status,
-    received_at = n.received_at,
-    updated_at = n.updated_at,
-    entry_id = n.entry_id,
-    record = n.record
-FROM unnest(
-    $1::text[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::timestamptz[], $16::text[], $17::bytea[]
-) AS n (
-    payout, partition, account, agent, identity, amount, currency, vendor, vendor_url,
-    state, decision, reason, bank_status, received_at, updated_at, entry_id, record
-)
-WHERE p.payout = n.payout AND p.partition = n.partition;
+-- name: delete
+DELETE FROM payouts WHERE partition = $1 AND payout = ANY($2::text[]);

@@ -13,7 +13,7 @@ import asyncpg
 from msgspec import Struct
 
 from projections import payouts
-from projections.fold import decode, steps_of
+from projections.fold import Archived, decode, steps_of
 from projections.views import NAMES, VERSIONS, write_all
 from streamproc.archive.load import ArchivedEntry, rows_after
 from streamproc.archive.sql import statements
@@ -128,7 +128,7 @@ class Runner:
         self._records = records or Records(partition)
         self.position = position
 
-    async def fold(self, rows: Sequence[ArchivedEntry]) -> None:
+    async def fold(self, rows: Sequence[Archived]) -> None:
         """Bring the views up to the last of `rows`, which follow their position.
 
         Raises LogBroken, naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
@@ -146,7 +146,7 @@ class Runner:
         self.position = Position(rows[-1].seq, rows[-1].id, self.position.generations)
         self._records.keep({step.payout: step.after for step in steps if step.payout})
 
-    async def _move(self, last: ArchivedEntry) -> None:
+    async def _move(self, last: Archived) -> None:
         at = self.position
         status = await self._db.execute(
             _SQL["move_heads"],

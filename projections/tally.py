@@ -1,7 +1,7 @@
 """What agents and vendors have in common: how much was asked, and what came of it. Sums, so they can be added."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import asyncpg
 
@@ -33,25 +33,19 @@ def tallies(steps: Iterable[Step], name_of: Callable[[PayoutRecord], str]) -> di
     found: dict[str, Tally] = {}
     for step in steps:
         record = step.after
-        if record is None or not _counts(step):
+        if record is None or (step.before is not None and type(step.event) not in _COUNTED):
             continue
-        name = text_key(name_of(record))
-        if not name:
-            continue
+        name = name_of(record)
         tally = found.get(name)
         if tally is None:
             tally = found[name] = Tally()
         _add(tally, step, record)
+    found.pop("", None)
     return found
 
 
-_COUNTED: frozenset[type[e.Fact]] = frozenset(
-    {e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled, e.ReputationChecked}
-)
-
-
-def _counts(step: Step) -> bool:
-    return type(step.event) in _COUNTED or step.before is None
+_COUNTED: frozenset[type[e.Fact]] = frozenset({e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled})
+"""What changes a row, beside a payout that is seen for the first time."""
 
 
 def _add(tally: Tally, step: Step, record: PayoutRecord) -> None:
@@ -65,8 +59,6 @@ def _add(tally: Tally, step: Step, record: PayoutRecord) -> None:
         tally.bypassed += 1
     elif type(event) is e.PayoutSettled:
         _add_settlement(tally, step, event)
-    elif type(event) is e.ReputationChecked:
-        tally.threats += event.verdict == "threat"
     tally.first_at = min(tally.first_at, event.at) if tally.first_at else event.at
     tally.last_at = max(tally.last_at, event.at)
 
@@ -78,6 +70,7 @@ def _add_decision(tally: Tally, event: e.PayoutDecided) -> None:
             tally.approved_amount += event.amount
         case "REJECTED":
             tally.rejected += 1
+            tally.threats += event.reason == "RISK_HIGH"
         case "HELD":
             tally.held += 1
 
@@ -91,9 +84,24 @@ def _add_settlement(tally: Tally, step: Step, event: e.PayoutSettled) -> None:
 
 async def add(db: asyncpg.Connection, statement: str, partition: int, found: dict[str, Tally]) -> None:
     """Add the tallies to their rows by `statement`."""
-    rows: Sequence[tuple[object, ...]] = [_row(name, tally) for name, tally in sorted(found.items())]
+    rows: Sequence[tuple[object, ...]] = [_row(name, tally) for name, tally in _cut(found)]
     if rows:
         await db.execute(statement, partition, *map(list, zip(*rows, strict=True)))
+
+
+def _cut(found: dict[str, Tally]) -> list[tuple[str, Tally]]:
+    """By the names as they are stored: cut for the index, two long ones may be one."""
+    stored: dict[str, Tally] = {}
+    for name, tally in found.items():
+        key = text_key(name)
+        stored[key] = _sum(stored[key], tally) if key in stored else tally
+    return sorted(stored.items())
+
+
+def _sum(one: Tally, other: Tally) -> Tally:
+    counts = {f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(Tally)}
+    counts |= {"first_at": min(one.first_at, other.first_at), "last_at": max(one.last_at, other.last_at)}
+    return Tally(**counts)
 
 
 def _row(name: str, tally: Tally) -> tuple[object, ...]:

@@ -285,6 +285,7 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
     """Archive every partition's log and keep the views."""
     if not await opened(settings, stopping):
         return
+    look_less_often()
     await run_projector(
         settings.postgres_dsn.reveal(),
         settings.partitions,

@@ -96,12 +96,18 @@ async def archive(
     return rows, new
 
 
-async def rows_after(
-    db: asyncpg.Connection, partition: int, after_seq: int, count: int
-) -> list[ArchivedEntry]:
+class Row(Struct, gc=False):
+    """What a fold reads of a row of the archive."""
+
+    seq: int
+    id: str
+    e: bytes
+    m: bytes
+
+
+async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, count: int) -> list[Row]:
     """Up to `count` rows of a partition after a seq, in order."""
-    rows = await db.fetch(_SQL["rows_after"], partition, after_seq, count)
-    return [ArchivedEntry(*row) for row in rows]
+    return [Row(*row) for row in await db.fetch(_SQL["rows_after"], partition, after_seq, count)]
 
 
 async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:

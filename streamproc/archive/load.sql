@@ -8,6 +8,6 @@ JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.m
 WHERE partition = $1;
 
 -- name: rows_after
-SELECT partition, seq, entry_id, payout, e, m, hash
+SELECT seq, entry_id AS id, e, m
 FROM events WHERE partition = $1 AND seq > $2
 ORDER BY seq LIMIT $3;

@@ -66,7 +66,7 @@ def test_the_limit_is_the_one_that_the_last_reservation_saw():
 def test_at_any_prefix_the_budgets_are_what_the_payouts_hold(seed: int, payouts_n: int, cut: float):
     log = history(seed, payouts_n)
     found = steps_of(0, [decode(0, row) for row in rows_of(log[: int(cut * len(log)) + 1])], {})
-    records = [current.record for current in payouts.changed(found).values()]
+    records = [step.after for step in payouts.changed(found)[0].values() if step.after]
     uses = {key: (use.reserved, use.committed) for key, use in budgets.changes(found).items()}
     assert uses == budgets_by_state(records)
 
@@ -77,7 +77,7 @@ def test_folding_in_two_parts_is_folding_at_once(seed: int, payouts_n: int, at: 
     cut = int(at * len(log))
     whole = steps_of(0, log, {})
     first = steps_of(0, log[:cut], {})
-    second = steps_of(0, log[cut:], {p: c.record for p, c in payouts.changed(first).items()})
+    second = steps_of(0, log[cut:], {p: step.after for p, step in payouts.changed(first)[0].items()})
     assert first + second == whole
     assert audit.lines(first) + audit.lines(second) == audit.lines(whole)
 
