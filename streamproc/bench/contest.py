@@ -2,7 +2,7 @@
 
 Each run has a Valkey of its own, empty and with `appendfsync always`; Postgres is one server for all runs with a new
 database each. The job is in the stream before the contestants start. A run lasts from `go` until the group has read
-and acknowledged everything (the engine's own outputs too) and, with audit, until the last entry is archived. A run
+and acknowledged everything (the engine's own outputs too) and, with audit, until the views show the last entry. A run
 that came to wrong answers ends the benchmark.
 """
 
@@ -25,7 +25,6 @@ from redis.asyncio import Redis
 
 from projections.schema import prepare
 from streamproc import embedded, processes
-from streamproc.archive.store import read_head
 from streamproc.bench import cost, engine, floor, job
 from streamproc.bench.contestant import GO, STOP
 from streamproc.embedded import Store
@@ -39,6 +38,7 @@ RUN_MAX_S = 600.0
 ANSWER_MAX_S = 60.0
 """For a contestant to get ready or to say what it used."""
 TEMPLATE = "bench_template"
+VIEWS_AT = "SELECT entry_id FROM view_heads WHERE partition = 0 ORDER BY seq LIMIT 1"
 Said = Callable[[str], None]
 
 
@@ -285,7 +285,8 @@ async def _is_done(side: str, stream: str, client: Redis, db: asyncpg.Connection
         return False
     if side == "floor" or db is None:
         return True
-    return bool((await read_head(db, 0)).entry.encode() == group["last-delivered-id"])
+    shown = await db.fetchval(VIEWS_AT)
+    return bool(shown is not None and shown.encode() == group["last-delivered-id"])
 
 
 async def _check(
