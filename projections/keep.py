@@ -8,7 +8,7 @@ import asyncpg
 
 from projections.fold import Archived
 from projections.outage import Outage
-from projections.run import BATCH_MAX, Feed, Moved, Runner, open_position
+from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken
@@ -28,7 +28,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
     while not stopping.is_set():
         try:
             async with connection(dsn, name=f"streamproc views {partition}") as db:
-                runner = Runner(db, partition, await open_position(db, partition))
+                runner = Runner(db, partition, await open_heads(db, partition))
                 said = _over(partition, said)
                 await _follow(runner, db, partition, feed, stopping, outage)
         except Moved as moved:
@@ -57,7 +57,7 @@ async def _follow(
     outage: Outage,
 ) -> None:
     while not stopping.is_set():
-        at = runner.position.seq
+        at = runner.mark.seq
         rows: Sequence[Archived] = feed.take(at, BATCH_MAX)
         rows = rows or await rows_after(db, partition, at, BATCH_MAX)
         if rows:

@@ -8,13 +8,13 @@ a rebuild, and the archive goes on.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import asyncpg
-from msgspec import Struct
 
 from projections import payouts
 from projections.fold import Archived, decode, steps_of
-from projections.views import NAMES, VERSIONS, write_all
+from projections.views import NAMES, VERSIONS, VIEWS, View, write_all
 from streamproc.archive.load import ArchivedEntry, rows_after
 from streamproc.archive.sql import statements
 from streamproc.domain.payouts import PayoutRecord
@@ -34,12 +34,50 @@ class Moved(Exception):
     """Somebody else moved the views: another projector, or a swap. Begin again from where they are now."""
 
 
-class Position(Struct, frozen=True):
-    """Where the views of a partition are, all at the same entry."""
+class Mark(Protocol):
+    """How far the views of a place have come, moved in the transaction that writes their rows."""
 
-    seq: int
-    entry: str
-    generations: tuple[object, ...]
+    @property
+    def seq(self) -> int:
+        """The last row that is folded."""
+        ...
+
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived]) -> None:
+        """Set the mark to the last of `rows` if nobody else did meanwhile; Moved if somebody did."""
+        ...
+
+    def moved(self, rows: Sequence[Archived]) -> None:
+        """The transaction is committed."""
+        ...
+
+
+class ViewHeads:
+    """The mark of views that are all at one entry: their rows in `view_heads`."""
+
+    def __init__(
+        self, partition: int, names: Sequence[str], seq: int, entry: str, generations: Sequence[object]
+    ) -> None:
+        self._partition = partition
+        self._names = list(names)
+        self._generations = list(generations)
+        self.seq = seq
+        self.entry = entry
+
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived]) -> None:
+        """Compare and set; the rows must follow."""
+        last = rows[-1]
+        if rows[0].seq != self.seq + 1:
+            raise LogBroken(f"partition {self._partition}: row {rows[0].seq} does not follow {self.seq}")
+        status = await db.execute(
+            _SQL["move_heads"],
+            *(self._partition, self._names, self.seq, last.seq, last.id, self._generations),
+        )
+        if status != f"UPDATE {len(self._names)}":
+            raise Moved(f"the views of partition {self._partition} are no longer at {self.seq}")
+
+    def moved(self, rows: Sequence[Archived]) -> None:
+        """Remember the new position."""
+        self.seq, self.entry = rows[-1].seq, rows[-1].id
 
 
 class Records:
@@ -98,10 +136,11 @@ class Feed:
         self._more.clear()
 
 
-async def open_position(db: asyncpg.Connection, partition: int) -> Position:
+async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str] = NAMES) -> ViewHeads:
     """Where the place's views are. Raises ConfigError where they are not at one entry or of another version."""
-    await db.execute(_SQL["open_heads"], partition, list(VERSIONS), list(VERSIONS.values()))
-    rows = await db.fetch(_SQL["read_heads"], partition, list(NAMES))
+    versions = [VERSIONS[name] for name in names]
+    await db.execute(_SQL["open_heads"], partition, list(names), versions)
+    rows = await db.fetch(_SQL["read_heads"], partition, list(names))
     outdated = [row["view"] for row in rows if row["version"] != VERSIONS[row["view"]]]
     if outdated:
         raise ConfigError(
@@ -114,46 +153,41 @@ async def open_position(db: asyncpg.Connection, partition: int) -> Position:
             f"the views {', '.join(behind)} of partition {partition} are behind the others, which are at"
             f" {first['seq']}; run `streamproc replay {' '.join(behind)}`"
         )
-    return Position(first["seq"], first["entry_id"], tuple({row["generation"] for row in rows}))
+    generations = list({row["generation"] for row in rows})
+    return ViewHeads(partition, names, first["seq"], first["entry_id"], generations)
 
 
 class Runner:
     """Folds one partition's archived rows into the views of a place, batch by batch."""
 
     def __init__(
-        self, db: asyncpg.Connection, partition: int, position: Position, records: Records | None = None
+        self,
+        db: asyncpg.Connection,
+        partition: int,
+        mark: Mark,
+        records: Records | None = None,
+        views: Sequence[View] = VIEWS,
     ) -> None:
         self._db = db
         self._partition = partition
         self._records = records or Records(partition)
-        self.position = position
+        self._views = views
+        self.mark = mark
 
-    async def fold(self, rows: Sequence[Archived]) -> None:
-        """Bring the views up to the last of `rows`, which follow their position.
+    async def fold(self, rows: Sequence[Archived]) -> int:
+        """Bring the views up to the last of `rows`, which follow the mark; the number of events in them.
 
         Raises LogBroken, naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
         """
-        if rows[0].seq != self.position.seq + 1:
-            raise LogBroken(
-                f"partition {self._partition}: row {rows[0].seq} does not follow {self.position.seq}"
-            )
         decoded = [decode(self._partition, row) for row in rows]
         known = await self._records.of(self._db, {entry.payout for entry in decoded if entry.payout})
         steps = steps_of(self._partition, decoded, known)
         async with self._db.transaction():
-            await self._move(rows[-1])
-            await write_all(self._db, steps)
-        self.position = Position(rows[-1].seq, rows[-1].id, self.position.generations)
+            await self.mark.move(self._db, rows)
+            await write_all(self._db, steps, self._views)
+        self.mark.moved(rows)
         self._records.keep({step.payout: step.after for step in steps if step.payout})
-
-    async def _move(self, last: Archived) -> None:
-        at = self.position
-        status = await self._db.execute(
-            _SQL["move_heads"],
-            *(self._partition, list(NAMES), at.seq, last.seq, last.id, list(at.generations)),
-        )
-        if status != f"UPDATE {len(NAMES)}":
-            raise Moved(f"the views of partition {self._partition} are no longer at {at.seq}")
+        return len(steps)
 
 
 async def catch_up(
@@ -169,13 +203,13 @@ async def catch_up(
 
     `archive` is a connection to the archive's own schema; `on_batch` hears the seq after each batch.
     """
-    while upto_seq is None or runner.position.seq < upto_seq:
-        count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.position.seq)
-        rows = await rows_after(archive, partition, runner.position.seq, count)
+    while upto_seq is None or runner.mark.seq < upto_seq:
+        count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.mark.seq)
+        rows = await rows_after(archive, partition, runner.mark.seq, count)
         if not rows:
             if upto_seq is not None:
                 raise LogBroken(f"the archive of partition {partition} ends before {upto_seq}")
             return
         await runner.fold(rows)
         if on_batch is not None:
-            on_batch(runner.position.seq)
+            on_batch(runner.mark.seq)

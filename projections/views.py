@@ -31,9 +31,9 @@ NAMES: tuple[str, ...] = tuple(view.name for view in VIEWS)
 VERSIONS: dict[str, int] = {view.name: view.version for view in VIEWS}
 
 
-async def write_all(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
-    """Bring every view up to date with `steps`, one partition's in order. Must run in a transaction."""
+async def write_all(db: asyncpg.Connection, steps: Sequence[Step], views: Sequence[View] = VIEWS) -> None:
+    """Bring `views` up to date with `steps`, one partition's in order. Must run in a transaction."""
     if not steps:
         return
-    for view in VIEWS:
+    for view in views:
         await view.write(db, steps)

@@ -6,7 +6,7 @@ import logging
 import asyncpg
 import pytest
 
-from projections.run import Feed, Moved, Runner, catch_up, open_position
+from projections.run import Feed, Moved, Runner, catch_up, open_heads
 from projections.schema import make_place, prepare
 from projections.views import NAMES, VIEWS
 from streamproc.archive.load import archive, make_ranges
@@ -93,8 +93,8 @@ async def test_two_runners_of_one_place_cannot_both_fold_the_same_entries(dsn: s
     rows = rows_of(log.entries)
     first, second = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
-        one = Runner(first, 0, await open_position(first, 0))
-        other = Runner(second, 0, await open_position(second, 0))
+        one = Runner(first, 0, await open_heads(first, 0))
+        other = Runner(second, 0, await open_heads(second, 0))
         await one.fold(rows[:5])
         with pytest.raises(Moved):
             await other.fold(rows[:5])
@@ -115,7 +115,7 @@ async def test_a_view_that_is_behind_the_others_is_not_written_but_asked_to_be_r
         with pytest.raises(
             ConfigError, match=r"views holds of partition 0 are behind.*streamproc replay holds"
         ):
-            await open_position(db, 0)
+            await open_heads(db, 0)
     finally:
         await db.close()
 
@@ -126,7 +126,7 @@ async def test_a_view_of_another_version_is_not_written_but_asked_to_be_rebuilt(
     db = await asyncpg.connect(dsn)
     try:
         with pytest.raises(ConfigError, match=r"agents are of another version.*streamproc replay agents"):
-            await open_position(db, 0)
+            await open_heads(db, 0)
     finally:
         await db.close()
 
@@ -146,7 +146,7 @@ async def test_a_settlement_of_more_than_its_window_holds_stops_the_views(dsn: s
     entries = log_of([observed("pout_1")], [held], [settled(reserved("pout_1", 501), "committed")])
     db = await asyncpg.connect(dsn)
     try:
-        runner = Runner(db, 0, await open_position(db, 0))
+        runner = Runner(db, 0, await open_heads(db, 0))
         with pytest.raises(
             LogBroken, match="settle more than the window agent:bot 2026-11-30 holds: reserved -1"
         ):
@@ -163,7 +163,7 @@ async def test_another_place_is_caught_up_by_the_same_runner_and_comes_to_the_sa
     place, source = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     try:
         await make_place(place, "elsewhere", indexes=True)
-        runner = Runner(place, 0, await open_position(place, 0))
+        runner = Runner(place, 0, await open_heads(place, 0))
         seen: list[int] = []
         await catch_up(runner, source, 0, 7, batch_max=3, on_batch=seen.append)
         assert seen == [3, 6, 7]

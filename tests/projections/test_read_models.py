@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from projections import holds, policies, vendors
 from projections.fold import Step, decode, steps_of
-from projections.run import Runner, catch_up, open_position
+from projections.run import Runner, catch_up, open_heads
 from projections.schema import prepare
 from projections.tally import Tally, tallies
 from streamproc.domain import events as e
@@ -221,7 +221,7 @@ async def test_every_view_is_the_same_whatever_the_batches(postgres: str, batch_
     await prepare(postgres)
     place, source = await asyncpg.connect(postgres), await asyncpg.connect(postgres)
     try:
-        runner = Runner(place, 0, await open_position(place, 0))
+        runner = Runner(place, 0, await open_heads(place, 0))
         await catch_up(runner, source, 0, batch_max=batch_max)
     finally:
         await place.close()

@@ -1,0 +1,58 @@
+"""A builder as a process: `python -m projections.build_worker`, its share as one JSON line on stdin.
+
+The DSN comes that way too, since a process list shows arguments. It answers with a JSON line for each segment, and
+ends with exit code 1 and a line that says why where it cannot go on.
+"""
+
+import asyncio
+import sys
+
+import msgspec
+from msgspec import Struct
+
+from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
+from projections.run import Moved
+from streamproc.collector import look_less_often
+from streamproc.errors import StreamprocError
+
+
+class Order(Struct, frozen=True):
+    """What to build."""
+
+    dsn: str
+    schema: str
+    share: Slice
+    segment_rows: int = SEGMENT_ROWS
+
+
+class Said(Struct, frozen=True, omit_defaults=True):
+    """A line of a builder: how far it is, and the events since the last line; or why it ends."""
+
+    partition: int
+    slice: int
+    seq: int = 0
+    events: int = 0
+    problem: str = ""
+
+
+def main() -> int:
+    """Build the share that stdin names."""
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    share = order.share
+
+    def say(seq: int = 0, events: int = 0, problem: str = "") -> None:
+        line = msgspec.json.encode(Said(share.partition, share.slice, seq, events, problem))
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+
+    look_less_often()
+    try:
+        asyncio.run(build_slice(order.dsn, order.schema, share, say, segment_rows=order.segment_rows))
+    except (StreamprocError, Moved) as problem:
+        say(problem=str(problem))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

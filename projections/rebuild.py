@@ -1,0 +1,205 @@
+"""Building views anew in a place of their own, from the archive, in parallel and resumable.
+
+The archive up to a target is split by partition and, within one, by payout: a builder folds the entries of its
+payouts in order, in segments. A segment's rows and the builder's mark are one transaction, so a build that was killed
+goes on where its last segment ended. Builders may write one table together because a view is keyed by payout, only
+added to, or made of sums.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import asyncpg
+from msgspec import Struct
+
+from projections.fold import Archived
+from projections.run import Moved, Records, Runner
+from projections.schema import enter_place, make_indexes, make_place, quote_ident
+from projections.views import NAMES, VERSIONS, VIEWS
+from streamproc.archive.load import Row
+from streamproc.archive.sql import statements
+from streamproc.archive.store import ZERO, connection
+from streamproc.errors import JobFailed
+
+SEGMENT_ROWS = 5_000
+"""Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
+REPLAY_LOCK = 0x53505F52
+"""First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
+
+_SQL = statements("projections", "rebuild.sql")
+
+
+class Target(Struct, frozen=True):
+    """Up to where a partition is built."""
+
+    partition: int
+    seq: int
+    entry: str
+
+
+class Slice(Struct, frozen=True):
+    """One builder's share of a partition: the payouts whose hash leaves `slice` when divided by `slices`."""
+
+    partition: int
+    slice: int
+    slices: int
+    target_seq: int
+    target_entry: str
+    done_seq: int
+    fingerprint: str
+
+
+def fingerprint() -> str:
+    """What a half-built place must agree on with the code that goes on building it."""
+    return " ".join(f"{name}={VERSIONS[name]}" for name in sorted(VERSIONS))
+
+
+async def take_replay_lock(db: asyncpg.Connection, home: str) -> None:
+    """Be the only replay of this schema until the connection closes. Raises JobFailed while another one runs."""
+    if not await db.fetchval(_SQL["take_lock"], REPLAY_LOCK, home):
+        raise JobFailed(f"another replay of {home} is running; wait for it, or stop it")
+
+
+async def archive_ends(db: asyncpg.Connection) -> list[Target]:
+    """Where each partition's archive ends."""
+    return [Target(*row) for row in await db.fetch(_SQL["heads"])]
+
+
+async def plan_build(
+    db: asyncpg.Connection, schema: str, targets: Sequence[Target], jobs: int
+) -> list[Slice]:
+    """Make an empty place with a plan of who builds what; `db` is in it afterwards."""
+    await drop_place(db, schema)
+    per_partition = max(1, -(-jobs // max(1, len(targets))))
+    async with db.transaction():
+        await make_place(db, schema, indexes=False)
+        await db.execute(_SQL["table"])
+        for target in targets:
+            await db.execute(
+                _SQL["plan"], target.partition, per_partition, target.seq, target.entry, fingerprint()
+            )
+    return await slices_of(db)
+
+
+async def resumable(db: asyncpg.Connection, schema: str) -> list[Slice] | None:
+    """The plan of a place that was left half built, entered; None where there is none that fits this code."""
+    if not await db.fetchval(_SQL["schemas"], schema):
+        return None
+    await enter_place(db, schema)
+    if not await db.fetchval("SELECT to_regclass('build')"):
+        return None
+    plan = await slices_of(db)
+    return plan if plan and all(part.fingerprint == fingerprint() for part in plan) else None
+
+
+async def slices_of(db: asyncpg.Connection) -> list[Slice]:
+    """The plan of the place that `db` is in."""
+    return [Slice(*row) for row in await db.fetch(_SQL["slices"])]
+
+
+async def drop_place(db: asyncpg.Connection, schema: str) -> None:
+    """Remove a place with all that is in it."""
+    await db.execute(f"DROP SCHEMA IF EXISTS {quote_ident(schema)} CASCADE")
+
+
+class _Share:
+    """A builder's mark."""
+
+    def __init__(self, share: Slice) -> None:
+        self._share = share
+        self.seq = share.done_seq
+
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived]) -> None:
+        """Compare and set."""
+        status = await db.execute(
+            _SQL["move"],
+            self._share.partition,
+            self._share.slice,
+            self.seq,
+            rows[-1].seq,
+        )
+        if status != "UPDATE 1":
+            raise Moved(f"share {self._share.partition}/{self._share.slice} is built by somebody else too")
+
+    def moved(self, rows: Sequence[Archived]) -> None:
+        """Remember the new position."""
+        self.seq = rows[-1].seq
+
+
+async def build_slice(
+    dsn: str,
+    schema: str,
+    share: Slice,
+    on_segment: Callable[[int, int], None],
+    *,
+    segment_rows: int = SEGMENT_ROWS,
+) -> None:
+    """Build one share to its target; `on_segment` hears the seq reached and the events of the segment.
+
+    Raises LogBroken, naming the entry, for what cannot be folded: nothing is skipped.
+    """
+    name = f"streamproc replay {share.partition}/{share.slice}"
+    async with connection(dsn, name=name) as place, connection(dsn, name=name) as source:
+        await enter_place(place, schema)
+        await place.execute(
+            "SET synchronous_commit = off"
+        )  # lost in a crash of Postgres: mark and rows together
+        mark = _Share(share)
+        runner = Runner(place, share.partition, mark, Records(share.partition))
+        fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
+        try:
+            while rows := await fetching:
+                fetching = asyncio.create_task(_segment(source, share, rows[-1].seq, segment_rows))
+                on_segment(rows[-1].seq, await runner.fold(rows))
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+
+async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: int) -> list[Row]:
+    rows = await source.fetch(
+        _SQL["rows"], share.partition, after, share.target_seq, share.slices, share.slice, count
+    )
+    return [Row(*row) for row in rows]
+
+
+async def finish_build(db: asyncpg.Connection) -> None:
+    """Indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it."""
+    targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
+    if not await db.fetchval("SELECT EXISTS (SELECT FROM view_heads)"):
+        async with db.transaction():
+            for view in VIEWS:
+                await make_indexes(db, view)
+            versions = [VERSIONS[name] for name in NAMES]
+            for share in targets.values():
+                await db.execute(
+                    _SQL["set_heads"],
+                    share.partition,
+                    share.target_seq,
+                    share.target_entry,
+                    list(NAMES),
+                    versions,
+                )
+    for name in NAMES:
+        await db.execute(f"ANALYZE {quote_ident(name)}")
+
+
+# ---- positions of the past --------------------------------------------------------------
+
+
+async def target_at_time(db: asyncpg.Connection, partition: int, at_ms: int) -> Target:
+    """The last entry that was in the log at a time (ms since 1970); the beginning where there was none."""
+    row = await db.fetchrow(_SQL["at_time"], partition, at_ms)
+    return Target(partition, row["seq"], row["entry_id"]) if row else Target(partition, 0, ZERO)
+
+
+async def target_at_seq(db: asyncpg.Connection, partition: int, seq: int) -> Target | None:
+    """The entry with that number; None where the archive has none."""
+    row = await db.fetchrow(_SQL["at_seq"], partition, seq)
+    return Target(partition, row["seq"], row["entry_id"]) if row else None
+
+
+async def target_at_entry(db: asyncpg.Connection, partition: int, entry: tuple[int, int]) -> Target | None:
+    """The entry with that id; None where the archive has none."""
+    row = await db.fetchrow(_SQL["at_entry"], partition, *entry)
+    return Target(partition, row["seq"], row["entry_id"]) if row else None

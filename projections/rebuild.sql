@@ -1,0 +1,55 @@
+-- A place that is being built says how far each builder is. The rows go when it is built.
+
+-- name: table
+CREATE TABLE build (
+    partition    integer NOT NULL,
+    slice        integer NOT NULL,
+    slices       integer NOT NULL,
+    target_seq   bigint  NOT NULL,
+    target_entry text    NOT NULL,
+    done_seq     bigint  NOT NULL DEFAULT 0,
+    fingerprint  text    NOT NULL,
+    PRIMARY KEY (partition, slice)
+);
+
+-- name: plan
+INSERT INTO build (partition, slice, slices, target_seq, target_entry, fingerprint)
+SELECT $1, slice, $2, $3, $4, $5 FROM generate_series(0, $2::integer - 1) AS slice;
+
+-- name: slices
+SELECT partition, slice, slices, target_seq, target_entry, done_seq, fingerprint
+FROM build ORDER BY partition, slice;
+
+-- name: move
+UPDATE build SET done_seq = $4
+WHERE partition = $1 AND slice = $2 AND done_seq = $3;
+
+-- name: rows
+-- A builder's share: the rows of its payouts. Those about no payout are one share's.
+SELECT seq, entry_id AS id, e, m FROM events
+WHERE partition = $1 AND seq > $2 AND seq <= $3
+  AND (hashtext(coalesce(payout, '')) & 2147483647) % $4 = $5
+ORDER BY seq LIMIT $6;
+
+-- name: heads
+SELECT partition, seq, entry_id FROM heads ORDER BY partition;
+
+-- name: at_time
+SELECT seq, entry_id FROM events WHERE partition = $1 AND entry_ms <= $2
+ORDER BY entry_ms DESC, entry_n DESC LIMIT 1;
+
+-- name: at_seq
+SELECT seq, entry_id FROM events WHERE partition = $1 AND seq = $2;
+
+-- name: at_entry
+SELECT seq, entry_id FROM events WHERE partition = $1 AND entry_ms = $2 AND entry_n = $3;
+
+-- name: set_heads
+INSERT INTO view_heads (view, partition, seq, entry_id, version)
+SELECT view, $1, $2, $3, version FROM unnest($4::text[], $5::integer[]) AS v (view, version);
+
+-- name: schemas
+SELECT nspname FROM pg_namespace WHERE nspname = $1;
+
+-- name: take_lock
+SELECT pg_try_advisory_lock($1, hashtext($2));
