@@ -25,3 +25,14 @@ def operator_settings() -> Settings:
             f"no `streamproc up` runs on {where}; start one, or set {PREFIX}REDIS_URL or {PREFIX}DATA_DIR"
         )
     return settings
+
+
+def postgres_dsn() -> str:
+    """Where the archive is, for commands that need nothing else. Raises ConfigError where it is not said."""
+    settings = discover(load(os.environ))
+    if not settings.postgres_dsn:
+        raise ConfigError(
+            f"no `streamproc up` runs on {settings.data_dir}; start one,"
+            f" or set {PREFIX}POSTGRES_DSN or {PREFIX}DATA_DIR"
+        )
+    return settings.postgres_dsn.reveal()

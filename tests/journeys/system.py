@@ -188,10 +188,12 @@ class System:
             self.check_alive()
             rows = await self.redis.xinfo_groups(self.names.log)
             last = (await self.redis.xinfo_stream(self.names.log))["last-generated-id"]
-            upto = await self.pool.fetchval("SELECT entry_id FROM heads WHERE partition = 0")
+            upto = await self.pool.fetchval(
+                "SELECT entry_id FROM view_heads WHERE partition = 0 ORDER BY seq LIMIT 1"
+            )
             return all(row["lag"] == 0 and row["pending"] == 0 for row in rows) and upto == last.decode()
 
-        await until(done, what="every entry is handled and archived", deadline_s=deadline_s)
+        await until(done, what="every entry is handled, archived and in the views", deadline_s=deadline_s)
 
     async def folds(self) -> dict[str, PayoutRecord]:
         """Every payout as the fold of the log."""

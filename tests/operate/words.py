@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from projections.loop import run_projector
 from projections.schema import prepare
 from streamproc.archive.lookup import opened_pool
-from streamproc.archive.read import archived_upto
+from streamproc.archive.read import views_upto
 from streamproc.archive.store import id_key
 from streamproc.log.stream import LogView
 from streamproc.operate.site import Site, opened
@@ -46,7 +46,7 @@ async def archive(redis_url: str, dsn: str) -> None:
     projector = asyncio.create_task(run_projector(dsn, 1, lambda p: LogView(redis_url, p), stopping))
     try:
         async with asyncio.timeout(DEADLINE_S), opened_pool(dsn) as pool:
-            while id_key(await archived_upto(pool, 0)) < id_key(last):
+            while id_key(await views_upto(pool, 0)) < id_key(last):
                 assert not projector.done(), projector.result()
                 await asyncio.sleep(0.02)
     finally:

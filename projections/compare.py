@@ -1,0 +1,103 @@
+"""Comparing two places at one position: counts, checksums, the rows that differ, and what must always hold."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive.sql import statements
+
+DIFFERENCES_MAX = 10
+"""Differing rows that are shown of each view; the count is of all."""
+ROWS_AT_ONCE = 5_000
+"""Keys and digests fetched at once of each side, some 100 bytes each."""
+
+_SQL = statements("projections", "compare.sql")
+_INVARIANTS = {name: sql for name, sql in _SQL.items() if name.startswith("invariant_")}
+
+
+class Sum(Struct, frozen=True):
+    """What a view holds: how many rows, and a checksum that does not depend on their order."""
+
+    rows: int
+    checksum: str
+
+
+class Difference(Struct, frozen=True):
+    """A row that the two places do not agree on. None: it is missing there. Only differing columns are shown."""
+
+    key: str
+    live: dict[str, object] | None
+    rebuilt: dict[str, object] | None
+
+
+async def checksum(db: asyncpg.Connection, view: str) -> Sum:
+    """The sum of a view of the place that `db` is in."""
+    row = await db.fetchrow(_SQL["checksum"].format(view=view))
+    return Sum(row["rows"], row["checksum"])
+
+
+async def positions(db: asyncpg.Connection, views: Sequence[str]) -> dict[int, int]:
+    """Where these views stand, by partition; a partition whose views are not all at one entry is left out."""
+    return {row["partition"]: row["seq"] for row in await db.fetch(_SQL["positions"], list(views))}
+
+
+async def violations(db: asyncpg.Connection) -> list[str]:
+    """What does not hold in the place that `db` is in, in words with the number of cases; empty when all is well."""
+    found = []
+    for name, sql in _INVARIANTS.items():
+        count = await db.fetchval(sql)
+        if count:
+            found.append(f"{name.removeprefix('invariant_').replace('_', ' ')}: not so in {count} cases")
+    return found
+
+
+async def differences(
+    live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str
+) -> tuple[int, list[Difference]]:
+    """How many rows differ, and the first DIFFERENCES_MAX of them. Both connections are in a transaction."""
+    columns = await live.fetch(_SQL["primary_key"], view)
+    key = " || '|' || ".join(f"{row['attname']}::text" for row in columns)
+    sql = _SQL["rows"].format(view=view, key=key)
+    count, keys = 0, list[str]()
+    async for found in _unequal(_rows(live, sql), _rows(rebuilt, sql)):
+        count += 1
+        if len(keys) < DIFFERENCES_MAX:
+            keys.append(found)
+    one = _SQL["row"].format(view=view, key=key)
+    shown = [_difference(k, await live.fetchval(one, k), await rebuilt.fetchval(one, k)) for k in keys]
+    return count, shown
+
+
+async def _rows(db: asyncpg.Connection, sql: str) -> AsyncIterator[tuple[str, int]]:
+    async for row in db.cursor(sql, prefetch=ROWS_AT_ONCE):
+        yield row["key"], row["digest"]
+
+
+async def _unequal(
+    one: AsyncIterator[tuple[str, int]], other: AsyncIterator[tuple[str, int]]
+) -> AsyncIterator[str]:
+    """The keys of two ordered sequences that are in one only, or with another digest."""
+    left, right = await anext(one, None), await anext(other, None)
+    while left is not None or right is not None:
+        if left is not None and right is not None and left[0] == right[0]:
+            if left[1] != right[1]:
+                yield left[0]
+            left, right = await anext(one, None), await anext(other, None)
+        elif right is None or (left is not None and left[0].encode() < right[0].encode()):
+            assert left is not None
+            yield left[0]
+            left = await anext(one, None)
+        else:
+            yield right[0]
+            right = await anext(other, None)
+
+
+def _difference(key: str, live: str | None, rebuilt: str | None) -> Difference:
+    mine = json.loads(live) if live is not None else None
+    other = json.loads(rebuilt) if rebuilt is not None else None
+    if mine is not None and other is not None:
+        unequal = [name for name in mine if mine[name] != other.get(name)]
+        mine, other = {n: mine[n] for n in unequal}, {n: other.get(n) for n in unequal}
+    return Difference(key, mine, other)

@@ -1,0 +1,87 @@
+"""Putting rebuilt views in the place of the live ones, in one transaction, and keeping those for a way back.
+
+The rows of the live `view_heads` are locked first, so the projector waits; the rebuilt views are brought to the same
+entry; then tables change schemas. A reader's query waits for that and then sees the new tables, whole.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import asyncpg
+
+from projections.schema import quote_ident
+from streamproc.archive.sql import statements
+from streamproc.errors import JobFailed
+
+LOCK_WAIT_MS = 2_000
+"""How long readers' queries hold a swap up before it steps back and lets those pass that queue behind it."""
+TRIES_MAX = 20
+PAUSE_S = 0.5
+
+_SQL = statements("projections", "swap.sql")
+
+
+async def swap(
+    db: asyncpg.Connection,
+    home: str,
+    source: str,
+    views: Sequence[str],
+    catch_up: Callable[[dict[int, int]], Awaitable[None]],
+) -> None:
+    """Exchange `views` of the schemas `home` (live) and `source`; the old ones are then in `<home>_previous`.
+
+    `catch_up` brings the source to the positions (by partition) of the live views, which stand still meanwhile.
+    Raises JobFailed where readers do not let go of the tables.
+    """
+    for _ in range(TRIES_MAX):
+        try:
+            async with db.transaction():
+                await db.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT_MS}ms'")
+                rows = await db.fetch(_SQL["lock_heads"])
+                await catch_up({row["partition"]: row["seq"] for row in rows})
+                await _exchange(db, home, source, views)
+            return
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            await asyncio.sleep(PAUSE_S)
+    raise JobFailed(
+        f"the live views are in use: {TRIES_MAX} tries of {LOCK_WAIT_MS / 1000:g} s to swap them did not succeed;"
+        " run the replay again, it goes on from here"
+    )
+
+
+async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Sequence[str]) -> None:
+    here, there, aside = quote_ident(home), quote_ident(source), quote_ident(f"{home}_aside")
+    previous = quote_ident(f"{home}_previous")
+    fresh = await _heads(db, source, views)
+    old = await _heads(db, home, views)
+    await db.execute(f"CREATE SCHEMA {aside}")
+    await db.execute(f"CREATE TABLE {aside}.view_heads (LIKE {here}.view_heads INCLUDING ALL)")
+    for view in map(quote_ident, views):
+        if await db.fetchval(_SQL["exists"], f"{here}.{view}"):
+            await db.execute(f"ALTER TABLE {here}.{view} SET SCHEMA {aside}")
+        await db.execute(f"ALTER TABLE {there}.{view} SET SCHEMA {here}")
+    await _put_heads(db, home, views, fresh)
+    await _put_heads(db, f"{home}_aside", views, old)
+    await db.execute(f"DROP SCHEMA IF EXISTS {previous} CASCADE")
+    await db.execute(f"ALTER SCHEMA {aside} RENAME TO {previous}")
+    if source != f"{home}_previous":
+        await db.execute(f"DROP SCHEMA {there} CASCADE")
+
+
+async def _heads(db: asyncpg.Connection, schema: str, views: Sequence[str]) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await db.fetch(_in(_SQL["heads_of"], schema), list(views))
+    return rows
+
+
+async def _put_heads(
+    db: asyncpg.Connection, schema: str, views: Sequence[str], rows: Sequence[asyncpg.Record]
+) -> None:
+    """With a generation of their own, by which the projector notices that these are other tables."""
+    await db.execute(_in(_SQL["delete_heads"], schema), list(views))
+    if rows:
+        columns = [list(column) for column in zip(*(tuple(row) for row in rows), strict=True)]
+        await db.execute(_in(_SQL["insert_heads"], schema), *columns)
+
+
+def _in(sql: str, schema: str) -> str:
+    return sql.replace("view_heads", f"{quote_ident(schema)}.view_heads")

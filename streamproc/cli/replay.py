@@ -1,0 +1,216 @@
+"""`streamproc replay`: views built anew from the archive."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import postgres_dsn
+from streamproc.errors import InputError, JobFailed
+
+if TYPE_CHECKING:
+    from streamproc.operate.replay import Progress, Result
+
+SAY_EVERY_S = 5.0
+"""Between two lines of progress where there is no terminal."""
+ROWS_SHOWN_MAX = 1_000
+"""Rows of a table on a terminal; `--json` gives all."""
+VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "vendors")
+
+
+@click.command()
+@click.argument("views", nargs=-1, metavar="[VIEW]...", type=click.Choice(VIEW_NAMES))
+@click.option(
+    "--as-of",
+    "as_of",
+    metavar="WHEN",
+    help="Print one VIEW as it was: a time (ISO 8601), a seq, or partition:seq.",
+)
+@click.option(
+    "--verify", is_flag=True, help="Compare only; exit code 1 where a live view differs from its log."
+)
+@click.option("--back", is_flag=True, help="Put the views that the last replay replaced back in place.")
+@click.option("--restart", is_flag=True, help="Do not go on with a build that was left half done.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=None, help="Builders at once; one per CPU by default."
+)
+@output.json_option
+def replay(
+    views: tuple[str, ...],
+    as_of: str | None,
+    verify: bool,
+    back: bool,
+    restart: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Build views anew from the archive, beside the live ones, and put them in place in one step.
+
+    All views without a VIEW. The rebuilt ones are compared with the live ones at one position before they are
+    swapped; readers never see a half-built view, the projector and the workers go on. A replay that was killed goes on
+    where it stopped. Nothing is written to the log and nobody is called.
+
+    \b
+    Example:
+      streamproc replay --verify
+      streamproc replay payouts
+      streamproc replay budgets --as-of 2026-11-01T00:00:00+05:30 --json
+    """
+    if sum((bool(as_of), verify, back)) > 1:
+        raise InputError("--as-of, --verify and --back exclude each other")
+    dsn = postgres_dsn()
+    if as_of is not None:
+        if len(views) != 1:
+            raise InputError(f"--as-of shows one view; name one of {', '.join(VIEW_NAMES)}")
+        _show_past(dsn, views[0], as_of, jobs or 0, as_json)
+    elif back:
+        _go_back(dsn, as_json)
+    else:
+        _rebuild(dsn, views or VIEW_NAMES, verify=verify, restart=restart, jobs=jobs or 0, as_json=as_json)
+
+
+def _rebuild(
+    dsn: str, views: Sequence[str], *, verify: bool, restart: bool, jobs: int, as_json: bool
+) -> None:
+    from streamproc.operate.replay import replay as job
+
+    with _Telling() as telling:
+        result = output.run(
+            job(dsn, views, verify=verify, restart=restart, jobs=jobs, on_progress=telling.hear)
+        )
+    if as_json:
+        output.say_json(_as_json(result))
+    else:
+        _print(result)
+    wrong = [view.view for view in result.views if view.equal is False]
+    uncompared = [view.view for view in result.views if view.equal is None]
+    if verify and wrong:
+        raise JobFailed(
+            f"the live {', '.join(wrong)} differ from their log; `streamproc replay` rebuilds them"
+        )
+    if verify and uncompared:
+        raise JobFailed(f"the live {', '.join(uncompared)} could not be compared with their log")
+
+
+def _as_json(result: "Result") -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(result, str_keys=True)
+    return found | {"events_per_s": result.events_per_s}
+
+
+def _print(result: "Result") -> None:
+    said = {True: "equal", False: "DIFFERENT", None: "not compared"}
+    rows = [
+        (view.view, view.rows, said[view.equal], view.differing or "-", view.checksum.partition("/")[0])
+        for view in result.views
+    ]
+    output.say_table(["VIEW", "ROWS", "LIVE WAS", "DIFFERING ROWS", "CHECKSUM"], rows, empty="no views")
+    for view in result.views:
+        for difference in view.differences:
+            click.echo(
+                f"{view.view} {difference.key}: live {_cut(difference.live)}, by its log {_cut(difference.rebuilt)}"
+            )
+    at = ", ".join(f"{partition}:{seq}" for partition, seq in result.positions.items())
+    click.echo(
+        f"{result.events} events in {result.seconds:.1f} s, {result.events_per_s} events/s;"
+        f" compared at {at or 'nothing'}"
+    )
+    for note in result.notes:
+        output.note(note)
+    if result.swapped:
+        click.echo("the rebuilt views are in place; `streamproc replay --back` undoes that")
+
+
+def _cut(row: dict[str, object] | None) -> str:
+    return "has no such row" if row is None else json.dumps(row, ensure_ascii=False)[:300]
+
+
+def _go_back(dsn: str, as_json: bool) -> None:
+    from streamproc.operate.replay import go_back
+
+    views = output.run(go_back(dsn))
+    if as_json:
+        output.say_json({"swapped_back": views})
+    else:
+        click.echo(f"back in place: {', '.join(views)}")
+
+
+def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> None:
+    from streamproc.operate.past import columns_of, rows_of, targets_of
+    from streamproc.operate.replay import built_as_of
+
+    async def body() -> None:
+        targets = await targets_of(dsn, as_of)
+        with _Telling() as telling:
+            async with built_as_of(dsn, targets, jobs=jobs, on_progress=telling.hear) as place:
+                telling.end()
+                shown: list[list[object]] = []
+                names = await columns_of(place, view)
+                async for row in rows_of(place, view):
+                    if as_json:
+                        click.echo(json.dumps(row, ensure_ascii=False))
+                    elif len(shown) < ROWS_SHOWN_MAX:
+                        shown.append([row[name] for name in names])
+                    else:
+                        output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
+                        break
+                if not as_json:
+                    output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
+
+    output.run(body())
+
+
+class _Telling:
+    """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._next = time.monotonic() + SAY_EVERY_S
+
+    def __enter__(self) -> "_Telling":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("planning", total=None, rate="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def hear(self, progress: "Progress") -> None:
+        """Show it."""
+        rate = f"{progress.events / progress.seconds:,.0f} events/s" if progress.seconds > 0 else ""
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                description=progress.stage,
+                total=progress.total or None,
+                completed=progress.done,
+                rate=rate,
+            )
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + SAY_EVERY_S
+            share = 100 * progress.done // progress.total if progress.total else 0
+            click.echo(f"replay: {progress.stage}, {share} %, {rate}", err=True)

@@ -1,0 +1,88 @@
+"""What was: positions of the past, and the rows of a view that was built as of one."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from projections.rebuild import (
+    Target,
+    archive_ends,
+    target_at_entry,
+    target_at_seq,
+    target_at_time,
+)
+from projections.schema import quote_ident
+from streamproc.archive.store import connection, id_key
+from streamproc.errors import InputError, JobFailed
+
+ROWS_AT_ONCE = 1_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})")
+_ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,19})(?::\d+)?")
+
+
+def moment_of(text: str) -> datetime:
+    """A time as ISO 8601; without a zone it is UTC. Raises InputError for anything else."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"{text!r} is no time (ISO 8601), seq (4711), partition:seq (0:4711) or event id (0:1790000000000-0:2)"
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def ms_of(at: datetime) -> int:
+    """Milliseconds since 1970."""
+    return (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+async def targets_of(dsn: str, when: str) -> list[Target]:
+    """The position of each partition that `when` names: a time, a seq, partition:seq, an entry's or event's id.
+
+    A position of one partition leaves the others out. Raises InputError where it is not understood and JobFailed
+    where the archive has no such entry.
+    """
+    async with connection(dsn, name="streamproc as-of") as db:
+        ends = await archive_ends(db)
+        if not ends:
+            raise JobFailed("the archive is empty")
+        if found := _ENTRY.fullmatch(when):
+            partition, entry = int(found[1]), found[2]
+            return [_there(await target_at_entry(db, partition, id_key(entry)), when)]
+        if found := _SEQ.fullmatch(when):
+            if found[1] is None and len(ends) > 1:
+                raise InputError(f"this log has {len(ends)} partitions; write {ends[0].partition}:{when}")
+            partition = int(found[1]) if found[1] is not None else ends[0].partition
+            return [_there(await target_at_seq(db, partition, int(found[2])), when)]
+        at_ms = ms_of(moment_of(when))
+        return [await target_at_time(db, end.partition, at_ms) for end in ends]
+
+
+def _there(target: Target | None, when: str) -> Target:
+    if target is None:
+        raise JobFailed(f"the archive has no entry {when}")
+    return target
+
+
+async def columns_of(place: asyncpg.Connection, view: str) -> list[str]:
+    """The columns that are shown; bytes are not."""
+    rows = await place.fetch(
+        "SELECT attname FROM pg_attribute"
+        " WHERE attrelid = to_regclass($1) AND attnum > 0 AND atttypid <> 'bytea'::regtype ORDER BY attnum",
+        quote_ident(view),
+    )
+    return [row["attname"] for row in rows]
+
+
+async def rows_of(place: asyncpg.Connection, view: str) -> AsyncIterator[dict[str, Any]]:
+    """The view's rows in the order of its key, as JSON would have them: amounts in paise, times ISO 8601."""
+    names = ", ".join(quote_ident(name) for name in await columns_of(place, view))
+    query = f"SELECT to_jsonb(v)::text AS row FROM (SELECT {names} FROM {quote_ident(view)} ORDER BY 1, 2, 3) AS v"  # noqa: S608  # our own names
+    async with place.transaction():
+        async for row in place.cursor(query, prefetch=ROWS_AT_ONCE):
+            yield json.loads(row["row"])

@@ -1,0 +1,372 @@
+"""Replay: views built anew from the archive beside the live ones, compared with them at one position, and swapped.
+
+    shadow place <- builders (processes) <- archive        live views go on meanwhile
+    shadow == live at one entry?  ->  swap in one transaction; the old ones stay in `<schema>_previous`
+
+A replay writes nothing to the log and calls nobody. It may be killed anywhere: the live views are touched by the swap
+alone, and the next replay goes on building where the killed one stopped.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from projections import compare
+from projections.build_worker import Order, Said
+from projections.rebuild import (
+    Slice,
+    Target,
+    archive_ends,
+    drop_place,
+    finish_build,
+    plan_build,
+    resumable,
+    take_replay_lock,
+)
+from projections.run import Runner, catch_up, open_heads
+from projections.schema import enter_place
+from projections.swap import swap
+from projections.views import NAMES
+from streamproc import processes
+from streamproc.archive.store import AWAY, connection
+from streamproc.errors import JobFailed, LogBroken, StreamprocError
+
+JOBS_MAX = 64
+COMPARE_WAIT_S = 60.0
+"""How long the live views may take to come to where the rebuilt ones are; longer, and they stand still."""
+COMPARE_POLL_S = 0.1
+LINE_MAX = 1 << 20
+
+
+@dataclass
+class Progress:
+    """How far the build is. `done` and `total` are entries of all shares, `events` those folded by this run."""
+
+    stage: str = "planning"
+    total: int = 0
+    done: int = 0
+    events: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class ViewResult(Struct, frozen=True):
+    """One view: what the rebuilt one holds, and whether the live one held the same. `equal` None: not compared."""
+
+    view: str
+    rows: int
+    checksum: str
+    equal: bool | None
+    differing: int = 0
+    differences: list[compare.Difference] = []
+
+
+class Result(Struct, frozen=True):
+    """What a replay found and did."""
+
+    views: list[ViewResult]
+    positions: dict[int, int]
+    swapped: bool
+    events: int
+    seconds: float
+    notes: list[str]
+
+    @property
+    def events_per_s(self) -> int:
+        """Events folded each second while building."""
+        return int(self.events / self.seconds) if self.seconds > 0 else 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+async def replay(
+    dsn: str,
+    views: Sequence[str] = NAMES,
+    *,
+    verify: bool = False,
+    restart: bool = False,
+    jobs: int = 0,
+    on_progress: OnProgress = lambda _: None,
+) -> Result:
+    """Rebuild all views, compare `views` with the live ones and, unless `verify`, put them in their place.
+
+    Raises JobFailed where an entry cannot be folded, an invariant does not hold, or another replay runs.
+    """
+    jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
+    progress = Progress()
+    with _postgres_named():
+        async with AsyncExitStack() as stack:
+            db = await stack.enter_async_context(connection(dsn, name="streamproc replay"))
+            place = await stack.enter_async_context(connection(dsn, name="streamproc replay"))
+            home = str(await db.fetchval("SELECT current_schema()"))
+            await take_replay_lock(db, home)
+            shadow = f"{home}_shadow"
+            plan = None if restart else await resumable(place, shadow)
+            if plan is None:
+                plan = await plan_build(place, shadow, await archive_ends(db), jobs)
+            elif any(share.done_seq for share in plan):
+                progress.notes.append("went on with a build that was left half done")
+            await _build(dsn, shadow, plan, jobs, progress, on_progress)
+            progress.stage = "indexes"
+            on_progress(progress)
+            await finish_build(place)
+            progress.stage = "comparing"
+            on_progress(progress)
+            found, at = await _compared(dsn, db, place, views, progress)
+            broken = await compare.violations(place)
+            if broken:
+                raise JobFailed(
+                    f"the rebuilt views contradict themselves, nothing was swapped: {'; '.join(broken)}"
+                )
+            if not verify:
+                progress.stage = "swapping"
+                on_progress(progress)
+                await _swap(db, place, home, shadow, views, progress)
+            else:
+                await drop_place(db, shadow)
+            return Result(found, at, not verify, progress.events, progress.seconds, progress.notes)
+
+
+def _postgres_named() -> "_Named":
+    return _Named()
+
+
+class _Named:
+    """Postgres's refusals as one line of ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
+        if isinstance(problem, LogBroken):
+            raise JobFailed(f"{problem}; nothing was swapped") from problem
+        if isinstance(problem, (*AWAY, asyncpg.PostgresError)) and not isinstance(problem, StreamprocError):
+            raise JobFailed(
+                f"Postgres: {type(problem).__name__}: {problem}; nothing was swapped"
+            ) from problem
+
+
+# ---- building ---------------------------------------------------------------------------
+
+
+async def _build(
+    dsn: str, schema: str, plan: Sequence[Slice], jobs: int, progress: Progress, on_progress: OnProgress
+) -> None:
+    """Run a builder for each share that is not done, `jobs` at once."""
+    progress.stage = "building"
+    progress.total = sum(share.target_seq for share in plan)
+    reached = {(share.partition, share.slice): share.done_seq for share in plan}
+    turns, began = asyncio.Semaphore(jobs), time.monotonic()
+
+    def hear(said: Said) -> None:
+        reached[said.partition, said.slice] = max(said.seq, reached[said.partition, said.slice])
+        progress.events += said.events
+        progress.done, progress.seconds = sum(reached.values()), time.monotonic() - began
+        on_progress(progress)
+
+    async def one(share: Slice) -> None:
+        async with turns:
+            await _run_builder(Order(dsn, schema, share), hear)
+            hear(Said(share.partition, share.slice, share.target_seq))
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for share in plan:
+                if share.done_seq < share.target_seq:
+                    tasks.create_task(one(share))
+    except BaseExceptionGroup as problems:
+        failed = problems.subgroup(StreamprocError)
+        while isinstance(failed, BaseExceptionGroup):
+            failed = failed.exceptions[0]  # type: ignore[assignment]
+        if failed is None:
+            raise
+        raise failed from problems
+
+
+async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
+    process = await processes.start(
+        [sys.executable, "-m", "projections.build_worker"],
+        env=os.environ,
+        on_parent_death=signal.SIGKILL,
+        output=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE,
+        line_max=LINE_MAX,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    other: list[str] = []
+    try:
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        process.stdin.close()
+        problem = ""
+        async for line in process.stdout:
+            if not line.startswith(b'{"partition"'):
+                other = [*other[-20:], line.decode(errors="replace")]
+                continue
+            said = msgspec.json.decode(line, type=Said)
+            problem = said.problem or problem
+            hear(said)
+        if await process.wait() != 0:
+            share = f"{order.share.partition}/{order.share.slice}"
+            why = (
+                problem
+                or f"the builder of share {share} ended early; it said: {''.join(other).strip() or 'nothing'}"
+            )
+            raise JobFailed(f"{why}; nothing was swapped")
+    finally:
+        processes.kill(process)
+        await process.wait()
+
+
+# ---- comparing and swapping -------------------------------------------------------------
+
+
+async def _compared(
+    dsn: str, db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str], progress: Progress
+) -> tuple[list[ViewResult], dict[int, int]]:
+    """Bring the rebuilt views to where the live ones are in one snapshot, and look at both."""
+    present = [view for view in views if await db.fetchval("SELECT to_regclass($1) IS NOT NULL", view)]
+    missing = sorted(set(views) - set(present))
+    if missing:
+        progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
+    if present and await _caught_up(db, place, present):
+        async with _snapshot(dsn) as live:
+            at = await compare.positions(live, present)
+            await _bring_to(db, place, at)
+            async with place.transaction():
+                found = [await _compare_one(live if view in present else None, place, view) for view in views]
+            return found, at
+    if present:
+        progress.notes.append(
+            f"the live views stand still behind the archive for {COMPARE_WAIT_S:g} s: not compared"
+        )
+    found = [await _compare_one(None, place, view) for view in views]
+    return found, await compare.positions(place, NAMES)
+
+
+async def _caught_up(db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str]) -> bool:
+    """Wait until the live views are where the rebuilt ones are, or further."""
+    wanted = await compare.positions(place, NAMES)
+    deadline = time.monotonic() + COMPARE_WAIT_S
+    while time.monotonic() < deadline:
+        live = await compare.positions(db, views)
+        if all(live.get(partition, 0 if seq == 0 else -1) >= seq for partition, seq in wanted.items()):
+            return True
+        await asyncio.sleep(COMPARE_POLL_S)
+    return False
+
+
+@asynccontextmanager
+async def _snapshot(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    async with (
+        connection(dsn, name="streamproc replay") as live,
+        live.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        # The snapshot waits for the rebuilt views to catch up, and then reads whole tables.
+        await live.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        await live.execute("SET LOCAL statement_timeout = 0")
+        yield live
+
+
+async def _bring_to(source: asyncpg.Connection, place: asyncpg.Connection, at: dict[int, int]) -> None:
+    for partition, seq in at.items():
+        heads = await open_heads(place, partition)
+        if heads.seq < seq:
+            await catch_up(Runner(place, partition, heads), source, partition, seq)
+
+
+async def _compare_one(live: asyncpg.Connection | None, place: asyncpg.Connection, view: str) -> ViewResult:
+    rebuilt = await compare.checksum(place, view)
+    if live is None:
+        return ViewResult(view, rebuilt.rows, rebuilt.checksum, None)
+    if await compare.checksum(live, view) == rebuilt:
+        return ViewResult(view, rebuilt.rows, rebuilt.checksum, True)
+    count, shown = await compare.differences(live, place, view)
+    return ViewResult(view, rebuilt.rows, rebuilt.checksum, False, count, shown)
+
+
+async def _swap(
+    db: asyncpg.Connection,
+    place: asyncpg.Connection,
+    home: str,
+    shadow: str,
+    views: Sequence[str],
+    progress: Progress,
+) -> None:
+    async def level(at: dict[int, int]) -> None:
+        await _bring_to(db, place, at)
+
+    ahead = await _is_ahead(db, place)
+    chosen = NAMES if ahead else views
+    if ahead and set(views) != set(NAMES):
+        progress.notes.append(
+            "the live views are behind the archive or not all there: all views were swapped"
+        )
+    await swap(db, home, shadow, chosen, level)
+
+
+async def _is_ahead(db: asyncpg.Connection, place: asyncpg.Connection) -> bool:
+    """Whether the live views cannot come to where the rebuilt ones are: then one alone cannot be exchanged."""
+    rebuilt, live = await compare.positions(place, NAMES), await compare.positions(db, NAMES)
+    return any(live.get(partition, -1) < seq for partition, seq in rebuilt.items())
+
+
+async def go_back(dsn: str) -> list[str]:
+    """Put the views that the last swap replaced back in place, brought up to date; the names of those views."""
+    with _postgres_named():
+        async with (
+            connection(dsn, name="streamproc replay") as db,
+            connection(dsn, name="streamproc replay") as place,
+        ):
+            home = str(await db.fetchval("SELECT current_schema()"))
+            await take_replay_lock(db, home)
+            previous = f"{home}_previous"
+            if not await db.fetchval("SELECT to_regnamespace($1) IS NOT NULL", f'"{previous}"'):
+                raise JobFailed("there is nothing to go back to: no replay has swapped any views")
+            await enter_place(place, previous)
+            kept = [
+                row["view"] for row in await place.fetch("SELECT DISTINCT view FROM view_heads ORDER BY view")
+            ]
+            if sorted(kept) != sorted(NAMES):
+                raise JobFailed(
+                    f"the last replay swapped {', '.join(kept)} only; going back needs all views: replay them instead"
+                )
+
+            async def level(at: dict[int, int]) -> None:
+                await _bring_to(db, place, at)
+
+            await level(await compare.positions(db, NAMES))
+            await swap(db, home, previous, NAMES, level)
+            return kept
+
+
+# ---- as of ------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def built_as_of(
+    dsn: str, targets: Sequence[Target], *, jobs: int = 0, on_progress: OnProgress = lambda _: None
+) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a place that holds all views as they were at `targets`; the place is removed afterwards."""
+    jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
+    with _postgres_named():
+        async with connection(dsn, name="streamproc as-of") as place:
+            home = str(await place.fetchval("SELECT current_schema()"))
+            schema = f"{home}_as_of"
+            await take_replay_lock(place, schema)
+            try:
+                plan = await plan_build(place, schema, targets, jobs)
+                await _build(dsn, schema, plan, jobs, Progress(), on_progress)
+                yield place
+            finally:
+                await drop_place(place, schema)

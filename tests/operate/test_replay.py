@@ -1,0 +1,333 @@
+"""Views are rebuilt from the archive beside the live ones, and are the same, row for row."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from projections.rebuild import Target
+from projections.schema import prepare
+from projections.views import NAMES
+from streamproc.cli import run as cli
+from streamproc.errors import InputError, JobFailed
+from streamproc.operate.past import rows_of, targets_of
+from streamproc.operate.replay import Progress, built_as_of, go_back, replay
+from tests.projections.histories import (
+    START_MS,
+    ListedLog,
+    Stored,
+    archived,
+    everything,
+    fetch,
+    history,
+    key,
+    log_of,
+    project_all,
+    projecting,
+)
+from tests.words import policies
+
+PAYOUTS = 150
+DEADLINE_S = 60.0
+
+
+def a_history(seed: int = 31) -> list[Stored]:
+    """Policies, then lives of payouts."""
+    first = Stored(f"{START_MS - 1}-0", *log_of(list(policies("policies: {bot: {daily_limit: 5}}")))[0][1:])
+    return [first, *history(seed, PAYOUTS)]
+
+
+@pytest.fixture
+async def dsn(postgres: str) -> str:
+    await prepare(postgres)
+    return postgres
+
+
+@pytest.fixture
+async def log(dsn: str) -> ListedLog:
+    log = ListedLog(a_history())
+    await project_all(dsn, log)
+    return log
+
+
+async def test_every_view_rebuilt_is_the_live_one_row_for_row(dsn: str, log: ListedLog):
+    before = await everything(dsn)
+    assert all(before[view] for view in NAMES)
+    result = await replay(dsn, jobs=3)
+    assert [(view.view, view.equal, view.rows) for view in result.views] == [
+        (view, True, len(before[view])) for view in NAMES
+    ]
+    assert result.swapped
+    assert result.positions == {0: len(log.entries)}
+    assert await everything(dsn) == before
+    assert await fetch(dsn, "SELECT to_regnamespace('public_shadow')") == [(None,)]
+
+
+async def test_verify_leaves_everything_as_it_was(dsn: str, log: ListedLog):
+    generations = await fetch(dsn, "SELECT view, generation FROM view_heads ORDER BY view")
+    result = await replay(dsn, verify=True)
+    assert {view.equal for view in result.views} == {True}
+    assert await fetch(dsn, "SELECT view, generation FROM view_heads ORDER BY view") == generations
+    assert await fetch(dsn, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'public_%'") == []
+
+
+async def test_a_live_row_that_somebody_changed_is_named_and_then_put_right(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    before = await everything(dsn)
+    await fetch(dsn, "UPDATE budgets SET committed = committed + 1 WHERE window_name = '2026-W49'")
+    await fetch(dsn, "DELETE FROM payouts WHERE payout = 'pout_7'")
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    assert await asyncio.to_thread(cli, ["replay", "--verify"]) == 1
+    said = capsys.readouterr()
+    assert "the live payouts, budgets differ from their log" in said.err
+    assert "payouts pout_7|0: live has no such row" in said.out
+    assert '"committed"' in said.out
+    assert await asyncio.to_thread(cli, ["replay"]) == 0
+    assert "DIFFERENT" in capsys.readouterr().out
+    assert await everything(dsn) == before
+
+
+async def test_views_are_rebuilt_while_payouts_keep_arriving_and_readers_never_see_half_of_one(dsn: str):
+    entries = a_history(seed=77)
+    half = len(entries) // 2
+    log = ListedLog(entries[:half])
+    await project_all(dsn, log)
+    stop = asyncio.Event()
+    counts: list[int] = []
+
+    async def arrive() -> None:
+        for entry in entries[half:]:
+            log.entries.append(entry)
+            await asyncio.sleep(0.002)
+
+    async def read(pool: asyncpg.Pool) -> None:
+        seen = 0
+        while not stop.is_set():
+            payouts, audit = await pool.fetchrow(
+                "SELECT (SELECT count(*) FROM payouts), (SELECT count(*) FROM audit)"
+            )
+            assert payouts >= seen
+            assert audit > 0
+            seen = payouts
+            counts.append(seen)
+
+    async with (
+        asyncpg.create_pool(dsn, min_size=2, max_size=2) as pool,
+        projecting(dsn, log, batch_max=20) as task,
+    ):
+        readers = [asyncio.create_task(read(pool)) for _ in range(2)]
+        arriving = asyncio.create_task(arrive())
+        for _ in range(3):
+            result = await replay(dsn)
+            assert {view.equal for view in result.views} == {True}
+            assert result.swapped
+        await arriving
+        await archived(dsn, entries[-1].id, task)
+        stop.set()
+        await asyncio.gather(*readers)
+    assert len(counts) > 10
+    swapped = await everything(dsn)
+    assert (await replay(dsn, verify=True)).positions == {0: len(entries)}
+    assert swapped["heads"][0][1] == len(entries)
+
+
+async def test_a_view_that_somebody_dropped_is_back_after_a_replay(dsn: str, log: ListedLog):
+    before = await everything(dsn)
+    await fetch(dsn, "DROP TABLE audit")
+    result = await replay(dsn)
+    assert {view.view: view.equal for view in result.views}["audit"] is None
+    assert "there is no live audit: not compared" in result.notes
+    assert await everything(dsn) == before
+
+
+async def test_one_view_is_swapped_alone_and_the_projector_goes_on_with_it(dsn: str):
+    entries = a_history(seed=5)
+    log = ListedLog(entries[:40])
+    async with projecting(dsn, log) as task:
+        await archived(dsn, log.entries[-1].id, task)
+        assert [view.view for view in (await replay(dsn, ["budgets"])).views] == ["budgets"]
+        log.entries += entries[40:]
+        await archived(dsn, entries[-1].id, task)
+    assert {view.equal for view in (await replay(dsn, verify=True)).views} == {True}
+
+
+async def test_the_views_that_were_replaced_come_back_up_to_date(dsn: str):
+    entries = a_history(seed=6)
+    log = ListedLog(entries[:40])
+    await project_all(dsn, log)
+    await replay(dsn)
+    log.entries += entries[40:]
+    await project_all(dsn, log)
+    expected = await everything(dsn)
+    assert sorted(await go_back(dsn)) == sorted(NAMES)
+    assert await everything(dsn) == expected
+    assert sorted(await go_back(dsn)) == sorted(NAMES)
+
+
+async def test_without_a_replay_there_is_nothing_to_go_back_to(dsn: str):
+    with pytest.raises(JobFailed, match="nothing to go back to"):
+        await go_back(dsn)
+
+
+async def test_an_event_that_cannot_be_folded_fails_the_replay_by_name_and_touches_nothing(
+    dsn: str, log: ListedLog
+):
+    before = await everything(dsn)
+    bad = Stored(f"{START_MS + 10**6}-0", b'[{"type":"payout.teleported","v":1,"at":1}]')
+    log.entries.append(bad)
+    async with projecting(dsn, log):
+        async with asyncio.timeout(DEADLINE_S):
+            while not await fetch(dsn, "SELECT 1 FROM heads WHERE entry_id = $1", bad.id):
+                await asyncio.sleep(0.01)
+    with pytest.raises(JobFailed, match=rf"entry 0:{bad.id}: .*payout\.teleported.*nothing was swapped"):
+        await replay(dsn)
+    after = await everything(dsn)
+    assert {view: after[view] for view in NAMES} == {view: before[view] for view in NAMES}
+
+
+async def test_of_two_replays_at_once_the_second_is_refused(dsn: str, log: ListedLog):
+    holder = await asyncpg.connect(dsn)
+    try:
+        await holder.execute("SELECT pg_advisory_lock($1, hashtext('public'))", 0x53505F52)
+        with pytest.raises(JobFailed, match="another replay of public is running"):
+            await replay(dsn)
+    finally:
+        await holder.close()
+
+
+async def test_a_replay_that_is_killed_again_and_again_ends_with_the_same_rows(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+):
+    chance = random.Random(8)
+    log = ListedLog(a_history(seed=8))
+    await project_all(dsn, log)
+    before = await everything(dsn)
+    environment = {**os.environ, "STREAMPROC_POSTGRES_DSN": dsn}
+    for _ in range(8):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "streamproc", "replay", env=environment, stderr=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            # Any moment will do, the later ones in the comparison and the swap.
+            await asyncio.wait_for(process.wait(), chance.uniform(0.3, 2.5))
+        except TimeoutError:
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        assert {v: rows for v, rows in (await everything(dsn)).items() if v in NAMES} == {
+            v: before[v] for v in NAMES
+        }
+    async with asyncio.timeout(DEADLINE_S):
+        while await fetch(
+            dsn, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = $1", 0x53505F52
+        ):
+            await asyncio.sleep(0.05)
+    assert {view.equal for view in (await replay(dsn)).views} == {True}
+    assert await everything(dsn) == before
+
+
+def builders() -> list[int]:
+    """The builders that this process started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"projections.build_worker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
+    return found
+
+
+async def test_a_builder_that_is_killed_fails_the_replay_and_the_next_goes_on(dsn: str, log: ListedLog):
+    before = await everything(dsn)
+    seen: list[str] = []
+
+    def kill_builders(progress: Progress) -> None:
+        if progress.events and not seen:
+            seen.append(progress.stage)
+            for pid in builders():
+                os.kill(pid, signal.SIGKILL)
+
+    killed = False
+    try:
+        await replay(dsn, jobs=2, on_progress=kill_builders)
+    except JobFailed as problem:
+        killed = "ended early" in str(problem)
+    assert seen == ["building"]
+    result = await replay(dsn, jobs=2)
+    assert {view.equal for view in result.views} == {True}
+    assert killed or result.swapped
+    assert await everything(dsn) == before
+
+
+# ---- as of ----
+
+
+STOPS = (1, 17, 160)
+
+
+async def test_every_view_as_of_a_position_is_what_the_live_one_was_there(dsn: str):
+    entries = a_history(seed=9)
+    log = ListedLog([])
+    was: dict[int, dict[str, list[object]]] = {}
+    for stop in STOPS:
+        log.entries = entries[:stop]
+        await project_all(dsn, log)
+        was[stop] = await _shown(dsn)
+    log.entries = entries
+    await project_all(dsn, log)
+    for stop in STOPS:
+        for when in (f"0:{stop}", f"0:{entries[stop - 1].id}"):
+            targets = await targets_of(dsn, when)
+            assert targets == [Target(0, stop, entries[stop - 1].id)]
+        async with built_as_of(dsn, targets, jobs=2) as place:
+            for view in NAMES:
+                assert [row async for row in rows_of(place, view)] == was[stop][view], (stop, view)
+    assert await fetch(dsn, "SELECT to_regnamespace('public_as_of')") == [(None,)]
+
+
+async def _shown(dsn: str) -> dict[str, list[object]]:
+    db = await asyncpg.connect(dsn)
+    try:
+        return {view: [row async for row in rows_of(db, view)] for view in NAMES}
+    finally:
+        await db.close()
+
+
+async def test_a_time_means_the_last_entry_until_then(dsn: str, log: ListedLog):
+    ids = [entry.id for entry in log.entries]
+    at_ms = key(ids[9])[0]
+    last = max(n for n, entry in enumerate(ids, 1) if key(entry)[0] <= at_ms)
+    when = datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
+    assert await targets_of(dsn, when) == [Target(0, last, ids[last - 1])]
+    assert await targets_of(dsn, "2001-01-01") == [Target(0, 0, "0-0")]
+
+
+async def test_what_is_no_position_or_is_not_there_is_said(dsn: str, log: ListedLog):
+    with pytest.raises(InputError, match="'yesterday' is no time"):
+        await targets_of(dsn, "yesterday")
+    with pytest.raises(JobFailed, match="no entry 999999"):
+        await targets_of(dsn, "999999")
+    with pytest.raises(JobFailed, match="no entry 0:5-5"):
+        await targets_of(dsn, "0:5-5")
+
+
+async def test_as_of_prints_the_rows_of_a_view(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    assert await asyncio.to_thread(cli, ["replay", "policies", "--as-of", "1", "--json"]) == 0
+    assert '"scope": "agent:bot"' in capsys.readouterr().out
+    assert await asyncio.to_thread(cli, ["replay", "payouts", "--as-of", "1"]) == 0
+    assert "payouts was empty then" in capsys.readouterr().out
+    assert await asyncio.to_thread(cli, ["replay", "--as-of", "1"]) == 2
+    assert await asyncio.to_thread(cli, ["replay", "--verify", "--back"]) == 2
+    assert await asyncio.to_thread(cli, ["replay", "nothing"]) == 2
