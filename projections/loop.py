@@ -202,15 +202,15 @@ class _Session:
         if id_key(last) < id_key(head.entry):
             raise LogBroken(
                 f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost."
-                " Stop the workers and run `streamproc recover`"
+                " Stop the workers and restore Redis's data; `streamproc recover` is not in this version yet"
             )
         anchor = await self._view.read(id_before(head.entry), 1, 0)
         if not anchor or anchor[0].id != head.entry:
             found = anchor[0].id if anchor else "nothing"
             raise LogBroken(
                 f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was"
-                " trimmed too far or lost its tail, and entries may be missing. Stop the workers and run"
-                " `streamproc recover`"
+                " trimmed too far or lost its tail, and entries may be missing. Stop the workers and restore"
+                " Redis's data; `streamproc recover` is not in this version yet"
             )
         await drop_redelivered(self._db, self._partition, head, anchor)
 

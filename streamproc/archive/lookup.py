@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
+from msgspec import Struct
 
 from streamproc.archive.read import QUERY_TIMEOUT_S
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY
 from streamproc.domain.payouts import PayoutRecord, decode_record
-from streamproc.errors import JobFailed, TryAgain
+from streamproc.errors import JobFailed, LogBroken, TryAgain
 
 POOL_MAX = 2
 """Connections of one command."""
@@ -37,6 +38,36 @@ def refusals_named() -> Iterator[None]:
     except asyncpg.PostgresError as problem:
         advice = "`streamproc doctor` checks the database, `streamproc migrate` makes its tables"
         raise JobFailed(f"Postgres refuses: {problem}; {advice}") from problem
+
+
+@contextmanager
+def job_named(consequence: str = "") -> Iterator[None]:
+    """Postgres away or refusing ends a job: JobFailed, with its own words and what that means."""
+    after = f"; {consequence}" if consequence else ""
+    try:
+        yield
+    except LogBroken as problem:
+        raise JobFailed(f"{problem}{after}") from problem
+    except (*AWAY, asyncpg.PostgresError) as problem:
+        raise JobFailed(f"Postgres: {type(problem).__name__}: {problem}{after}") from problem
+
+
+class Behind(Struct, frozen=True):
+    """Archived entries that the views do not show yet; `waiting_ms` is the time of the first, None where none waits."""
+
+    partition: int
+    behind: int
+    waiting_ms: int | None
+
+
+async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
+    """How far the views are behind the archive, by partition. Raises TryAgain when Postgres is away."""
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
+    except AWAY as problem:
+        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    return [Behind(*row) for row in rows]
 
 
 async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> list[PayoutRecord]:

@@ -4,3 +4,10 @@ WHERE state = 'held'
   AND ($1::text IS NULL
        OR (received_at, payout) > (SELECT received_at, payout FROM payouts WHERE payout = $1))
 ORDER BY received_at, payout LIMIT $2;
+
+-- name: views_behind
+-- The rows that the views of a partition have not folded, and the entry time (ms) of the first of them.
+SELECT h.partition, h.seq - v.seq AS behind,
+       (SELECT entry_ms FROM events e WHERE e.partition = h.partition AND e.seq = v.seq + 1) AS waiting_ms
+FROM heads h JOIN (SELECT partition, min(seq) AS seq FROM view_heads GROUP BY partition) v USING (partition)
+ORDER BY h.partition;

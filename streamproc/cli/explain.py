@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import operator_settings, postgres_dsn
 
 if TYPE_CHECKING:
     from streamproc.operate.explain import Story
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("payout")
+@click.option(
+    "--as-of", "as_of", metavar="WHEN", help="As it was known then: a time (ISO 8601), a seq, partition:seq."
+)
 @output.json_option
-def explain(payout: str, as_json: bool) -> None:
+def explain(payout: str, as_of: str | None, as_json: bool) -> None:
     """Tell the whole story of a PAYOUT.
 
     What was asked, what each rule found and on what evidence, under which policy version, the budget before and
@@ -25,6 +28,7 @@ def explain(payout: str, as_json: bool) -> None:
     Example:
       streamproc explain pout_00000000000001
       streamproc explain pout_00000000000001 --json
+      streamproc explain pout_00000000000001 --as-of 2026-11-22T18:00:00+05:30
     """
     settings = operator_settings()
     from streamproc.operate import explain as told
@@ -33,6 +37,8 @@ def explain(payout: str, as_json: bool) -> None:
 
     async def body() -> "Story":
         async with opened(settings) as site:
+            if as_of is not None:
+                return await told.explain_as_of(site, postgres_dsn(), payout, as_of)
             return await told.explain(site, payout)
 
     story = output.run(body())

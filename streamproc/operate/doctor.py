@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 import consumers
+from streamproc.archive.lookup import opened_pool, refusals_named, views_behind
 from streamproc.archive.migrate import current, newest
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
@@ -23,6 +24,8 @@ CHECK_WAIT_S = 15.0
 """The longest a single dependency may take to answer; each call inside has a shorter limit of its own."""
 CLOCK_OFFSET_S_MAX = 2.0
 """Further apart, the times people compare (logs of hosts, events of Redis) mislead them."""
+VIEWS_LATE_S = 60.0
+"""Views follow the archive within milliseconds; an entry that waits this long is not just waiting."""
 HARMLESS_URL = "https://example.com/"
 BANK_LOOK_BACK_S = 60
 
@@ -149,11 +152,28 @@ async def _postgres(settings: Settings) -> list[Check]:
     at, wanted = await current(dsn), newest()
     checks = [Check("postgres", "ok", "reachable")]
     if at == wanted:
-        return [*checks, Check("schema", "ok", f"at {at}, the newest")]
+        return [*checks, Check("schema", "ok", f"at {at}, the newest"), await _views(dsn)]
     return [
         *checks,
         Check("schema", "bad", f"at {at or 'nothing'}, the newest is {wanted}", "run `streamproc migrate`"),
     ]
+
+
+async def _views(dsn: str) -> Check:
+    async with opened_pool(dsn) as pool:
+        with refusals_named():
+            rows = await views_behind(pool)
+    now_ms = time.time() * 1000
+    late = [
+        row for row in rows if row.waiting_ms is not None and now_ms - row.waiting_ms > VIEWS_LATE_S * 1000
+    ]
+    if not late:
+        return Check("views", "ok", "they show what is archived")
+    detail = "; ".join(
+        f"partition {row.partition}: {row.behind} archived entries are not shown" for row in late
+    )
+    todo = "the projector's log says why they stand still; `streamproc replay` builds them anew"
+    return Check("views", "bad", detail, todo)
 
 
 # ---- outside ----------------------------------------------------------------------------

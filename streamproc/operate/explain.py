@@ -10,7 +10,8 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import type_of
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import record_of
-from streamproc.operate.history import StoryEvent, history_of
+from streamproc.operate.history import StoryEvent, history_of, history_until
+from streamproc.operate.past import targets_of
 from streamproc.operate.site import Site, iso
 
 
@@ -36,6 +37,20 @@ async def explain(site: Site, payout: str) -> Story:
         where = f" ({'; '.join(notes)})" if notes else ""
         raise JobFailed(f"payout {payout} is not known here{where}")
     return Story(record, history.events, notes)
+
+
+async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
+    """The story of a payout as it was known then; `when` as in `past.targets_of`.
+
+    Raises JobFailed where nothing was known of it.
+    """
+    targets = await targets_of(dsn, when)
+    history = await history_until(site, payout, {target.partition: target.seq for target in targets})
+    record = fold(found.event for found in history.events)
+    if record is None:
+        raise JobFailed(f"payout {payout} was not known at {when}")
+    where = ", ".join(f"{target.partition}:{target.seq}" for target in targets)
+    return Story(record, history.events, [f"as it was known at {when} (archive position {where})"])
 
 
 def findings_of(story: Story) -> list[Finding]:

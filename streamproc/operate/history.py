@@ -3,7 +3,7 @@
 With Postgres away the log alone is read, from its oldest entry on; both readings are bounded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -11,6 +11,7 @@ from msgspec import Struct
 from streamproc.archive import read
 from streamproc.domain.events import Event
 from streamproc.domain.wire import decode_events, payout_of
+from streamproc.errors import JobFailed
 from streamproc.log.stream import ZERO, Entry, LogView, id_key
 from streamproc.operate.site import Site
 
@@ -60,6 +61,15 @@ async def history_of(site: Site, payout: str) -> History:
         if seen >= limit:
             notes.append(f"the log of partition {partition} was looked through for {limit} entries only")
     return History([event for key in sorted(found) for event in found[key]], notes)
+
+
+async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> History:
+    """The archived events of a payout up to a seq of each partition. Raises JobFailed while Postgres is away."""
+    rows = await site.ask_postgres(read.payout_history, payout)
+    if rows is None:
+        raise JobFailed(f"the past is in the archive alone: {site.postgres_problem}")
+    until = [row for row in rows if row.seq <= limits.get(row.partition, 0)]
+    return History([found for row in until for found in _events(row.partition, row, payout)], [])
 
 
 async def log_after(

@@ -16,6 +16,7 @@ from projections.rebuild import (
     target_at_time,
 )
 from projections.schema import quote_ident
+from streamproc.archive.lookup import job_named
 from streamproc.archive.store import connection, id_key
 from streamproc.errors import InputError, JobFailed
 
@@ -47,20 +48,25 @@ async def targets_of(dsn: str, when: str) -> list[Target]:
     A position of one partition leaves the others out. Raises InputError where it is not understood and JobFailed
     where the archive has no such entry.
     """
-    async with connection(dsn, name="streamproc as-of") as db:
-        ends = await archive_ends(db)
-        if not ends:
-            raise JobFailed("the archive is empty")
-        if found := _ENTRY.fullmatch(when):
-            partition, entry = int(found[1]), found[2]
-            return [_there(await target_at_entry(db, partition, id_key(entry)), when)]
-        if found := _SEQ.fullmatch(when):
-            if found[1] is None and len(ends) > 1:
-                raise InputError(f"this log has {len(ends)} partitions; write {ends[0].partition}:{when}")
-            partition = int(found[1]) if found[1] is not None else ends[0].partition
-            return [_there(await target_at_seq(db, partition, int(found[2])), when)]
-        at_ms = ms_of(moment_of(when))
-        return [await target_at_time(db, end.partition, at_ms) for end in ends]
+    with job_named():
+        async with connection(dsn, name="streamproc as-of") as db:
+            return await _targets(db, when)
+
+
+async def _targets(db: asyncpg.Connection, when: str) -> list[Target]:
+    ends = await archive_ends(db)
+    if not ends:
+        raise JobFailed("the archive is empty")
+    if found := _ENTRY.fullmatch(when):
+        partition, entry = int(found[1]), found[2]
+        return [_there(await target_at_entry(db, partition, id_key(entry)), when)]
+    if found := _SEQ.fullmatch(when):
+        if found[1] is None and len(ends) > 1:
+            raise InputError(f"this log has {len(ends)} partitions; write {ends[0].partition}:{when}")
+        partition = int(found[1]) if found[1] is not None else ends[0].partition
+        return [_there(await target_at_seq(db, partition, int(found[2])), when)]
+    at_ms = ms_of(moment_of(when))
+    return [await target_at_time(db, end.partition, at_ms) for end in ends]
 
 
 def _there(target: Target | None, when: str) -> Target:

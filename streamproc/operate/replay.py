@@ -37,14 +37,17 @@ from projections.schema import enter_place
 from projections.swap import swap
 from projections.views import NAMES
 from streamproc import processes
-from streamproc.archive.store import AWAY, connection
-from streamproc.errors import JobFailed, LogBroken, StreamprocError
+from streamproc.archive.lookup import job_named
+from streamproc.archive.store import connection
+from streamproc.errors import JobFailed, StreamprocError
 
 JOBS_MAX = 64
 COMPARE_WAIT_S = 60.0
 """How long the live views may take to come to where the rebuilt ones are; longer, and they stand still."""
 COMPARE_POLL_S = 0.1
 LINE_MAX = 1 << 20
+"""Bytes of a builder's line; a traceback is the longest."""
+UNTOUCHED = "nothing was swapped"
 
 
 @dataclass
@@ -104,7 +107,7 @@ async def replay(
     """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
     progress = Progress()
-    with _postgres_named():
+    with job_named(UNTOUCHED):
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(connection(dsn, name="streamproc replay"))
             place = await stack.enter_async_context(connection(dsn, name="streamproc replay"))
@@ -135,25 +138,6 @@ async def replay(
             else:
                 await drop_place(db, shadow)
             return Result(found, at, not verify, progress.events, progress.seconds, progress.notes)
-
-
-def _postgres_named() -> "_Named":
-    return _Named()
-
-
-class _Named:
-    """Postgres's refusals as one line of ours."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
-        if isinstance(problem, LogBroken):
-            raise JobFailed(f"{problem}; nothing was swapped") from problem
-        if isinstance(problem, (*AWAY, asyncpg.PostgresError)) and not isinstance(problem, StreamprocError):
-            raise JobFailed(
-                f"Postgres: {type(problem).__name__}: {problem}; nothing was swapped"
-            ) from problem
 
 
 # ---- building ---------------------------------------------------------------------------
@@ -222,7 +206,7 @@ async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
                 problem
                 or f"the builder of share {share} ended early; it said: {''.join(other).strip() or 'nothing'}"
             )
-            raise JobFailed(f"{why}; nothing was swapped")
+            raise JobFailed(f"{why}; {UNTOUCHED}")
     finally:
         processes.kill(process)
         await process.wait()
@@ -323,7 +307,7 @@ async def _is_ahead(db: asyncpg.Connection, place: asyncpg.Connection) -> bool:
 
 async def go_back(dsn: str) -> list[str]:
     """Put the views that the last swap replaced back in place, brought up to date; the names of those views."""
-    with _postgres_named():
+    with job_named(UNTOUCHED):
         async with (
             connection(dsn, name="streamproc replay") as db,
             connection(dsn, name="streamproc replay") as place,
@@ -359,7 +343,7 @@ async def built_as_of(
 ) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a place that holds all views as they were at `targets`; the place is removed afterwards."""
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
-    with _postgres_named():
+    with job_named(UNTOUCHED):
         async with connection(dsn, name="streamproc as-of") as place:
             home = str(await place.fetchval("SELECT current_schema()"))
             schema = f"{home}_as_of"

@@ -15,6 +15,7 @@ from streamproc.operate.doctor import Check, examine
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.operate.words import NOBODY_THERE
+from tests.projections.histories import ListedLog, fetch, history, project_all
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ async def test_a_system_that_is_right_has_nothing_bad(redis_url: str, postgres: 
         "clock",
         "postgres",
         "schema",
+        "views",
         "bank",
         "safe browsing",
         "webhook secrets",
@@ -110,6 +112,22 @@ async def test_redis_set_otherwise_than_the_log_needs_is_bad_by_name(
             await client.config_set("appendfsync", "always")
     assert checks["redis settings"].status == "bad"
     assert "appendfsync is everysec, it must be always" in checks["redis settings"].detail
+
+
+async def test_views_that_stand_still_behind_the_archive_are_bad(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    log = ListedLog(history(seed=1, payouts=3))
+    log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]
+    await project_all(postgres, log)
+    env = environment(redis_url, postgres, bank)
+    assert (await examined(env))["views"].status == "ok"
+    await fetch(postgres, "UPDATE view_heads SET seq = seq - 2")
+    checks = await examined(env)
+    assert checks["views"].status == "bad"
+    assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
+    assert "streamproc replay" in checks["views"].todo
 
 
 async def test_a_schema_that_was_never_made_a_missing_group_and_another_partition_count_are_bad(

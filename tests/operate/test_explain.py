@@ -7,7 +7,7 @@ import pytest
 
 from streamproc.errors import JobFailed
 from streamproc.log.scripts import BATCH_MAX
-from streamproc.operate.explain import as_json, explain
+from streamproc.operate.explain import as_json, explain, explain_as_of
 from streamproc.operate.story import tell
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
@@ -27,6 +27,26 @@ async def held_and_approved(engine: Engine) -> None:
     await engine.deliver(observed("pout_0", 100_000))
     await engine.deliver(observed("pout_1", 600_000, url="https://paper.example.com"))
     await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+
+
+async def test_as_of_a_moment_the_story_is_what_was_known_then(redis_url: str, postgres: str):
+    async with Engine(redis_url) as engine:
+        await held_and_approved(engine)
+        await archive(redis_url, postgres)
+        async with site_of(redis_url, postgres) as site:
+            whole = await explain(site, "pout_1")
+            held = next(told for told in whole.events if getattr(told.event, "decision", "") == "HELD")
+            then = await explain_as_of(site, postgres, "pout_1", held.id)
+            assert (then.record.decision, then.record.state) == ("HELD", "held")
+            assert [told.id for told in then.events] == [told.id for told in whole.events][: len(then.events)]
+            assert then.events[-1].id.rpartition(":")[0] == held.id.rpartition(":")[0]
+            assert as_json(then)["reviews"] == []
+            assert whole.record.decision == "APPROVED"
+            with pytest.raises(JobFailed, match="pout_1 was not known at 2001-01-01"):
+                await explain_as_of(site, postgres, "pout_1", "2001-01-01")
+        async with site_of(redis_url, NOBODY_THERE) as site:
+            with pytest.raises(JobFailed, match="Postgres"):
+                await explain_as_of(site, NOBODY_THERE, "pout_1", held.id)
 
 
 async def test_a_held_and_approved_payout_shows_request_rules_budget_reviewer_and_decision(redis_url: str):
