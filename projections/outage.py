@@ -36,6 +36,7 @@ class Outage:
         self._said = True
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
         try:
-            await asyncio.wait_for(stopping.wait(), retry_s)
+            async with asyncio.timeout(retry_s):
+                await stopping.wait()
         except TimeoutError:
             return

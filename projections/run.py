@@ -130,7 +130,9 @@ class Feed:
     async def wait(self, timeout_s: float) -> None:
         """Return when there is something new, or after `timeout_s`."""
         try:
-            await asyncio.wait_for(self._more.wait(), timeout_s)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with what it waits for.
+            async with asyncio.timeout(timeout_s):
+                await self._more.wait()
         except TimeoutError:
             return
         self._more.clear()
