@@ -199,14 +199,3 @@ def test_the_feed_gives_what_follows_and_forgets_what_nobody_takes():
     assert feed.take(2, 2) == rows[2:4]
     assert feed.take(4, 10) == rows[4:5]
     assert feed.take(5, 10) == []
-
-
-async def test_a_wait_for_rows_that_is_cancelled_as_they_come_is_cancelled():
-    feed = Feed()
-    waiting = asyncio.create_task(feed.wait(DEADLINE_S))
-    await asyncio.sleep(0)
-    feed.put(rows_of(history(seed=1, payouts=1)))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
