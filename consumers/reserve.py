@@ -7,14 +7,12 @@ again, here or in another worker, is told the same.
 
 from collections.abc import Callable, Sequence
 
-from consumers.verdicts import case_of, is_rejected, record_decision, record_reservation
-from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window, windows_of
-from streamproc.domain.domains import vendor_name
-from streamproc.domain.events import PayoutScreened, ReputationChecked, VelocityChecked
+from consumers.verdicts import case_of, is_rejected, record_decision, record_reservation, record_slot
+from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
+from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window
+from streamproc.domain.events import PayoutScreened, ReputationChecked
 from streamproc.domain.governance import RULES, Case, Reputation, find
 from streamproc.log.work import Desk, Item, Stage, Work
-
-US = 1_000_000
 
 
 class _Terms:
@@ -30,47 +28,17 @@ class _Terms:
         """The rate slot to take; None where the policy has no limit."""
         agent = case.payout.agent
         if agent not in self._rates:
-            self._rates[agent] = _rate_ask(case)
+            self._rates[agent] = rate_ask(case)
         return self._rates[agent]
 
     def windows(self, case: Case) -> tuple[Window, ...]:
         """The windows to charge. Their names and ends are the same for a quarter of an hour."""
-        assert case.agent is not None
-        payout, vendor = case.payout, ""
-        if case.agent.policy.vendor_daily_limit is not None:
-            vendor = vendor_name(payout.vendor_url, payout.fund_account)
+        payout, vendor = case.payout, vendor_charged(case)
         key = (payout.agent, payout.account, vendor, payout.received_at // QUARTER_US)
         known = self._windows.get(key)
         if known is None:
-            known = self._windows[key] = _windows(case, vendor, self._zone)
+            known = self._windows[key] = charged_windows(case, vendor, self._zone)
         return known
-
-
-def _rate_ask(case: Case) -> RateAsk | None:
-    assert case.agent is not None
-    policy = case.agent.policy
-    if policy.rate_limit.count == 0:
-        return None
-    return RateAsk(
-        case.payout.agent,
-        policy.rate_limit.count,
-        policy.rate_limit.window_s * US,
-        policy.on_rate_limit == "hold",
-    )
-
-
-def _windows(case: Case, vendor: str, zone: str) -> tuple[Window, ...]:
-    assert case.agent is not None
-    return windows_of(
-        agent=case.payout.agent,
-        account=case.payout.account,
-        vendor=vendor,
-        policy=case.agent.policy,
-        account_limits=case.account,
-        team_limits=case.team,
-        received_at=case.payout.received_at,
-        zone=zone,
-    )
 
 
 def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) -> Stage:
@@ -114,25 +82,14 @@ def _check_one(work: Work, event: PayoutScreened, desk: Desk) -> None:
     if is_rejected(findings):
         record_decision(work, desk, findings)
         return
-    answer, limit = work.admission.rate, case.agent.policy.rate_limit
-    work.emit(
-        VelocityChecked(
-            at=desk.now_us,
-            payout=record.payout,
-            number=answer.number if answer else 0,
-            used=answer.used if answer else 0,
-            limit=limit.count,
-            window_s=limit.window_s,
-            findings=findings,
-        )
-    )
+    record_slot(work, desk, work.admission.rate, findings)
 
 
 def budget_stage(zone: str) -> Stage:
     """Rule 16, for payouts that nothing has rejected."""
 
     async def reserve(items: Sequence[Item], desk: Desk) -> None:
-        live = [(w, e) for w, e in items if type(e) is ReputationChecked and not is_rejected(e.findings)]
+        live = [(w, e) for w, e in items if type(e) is ReputationChecked and _asks_for_room(w, e)]
         missing = [work for work, _ in live if work.admission.budget is None]
         cases = [case_of(work.known(), desk) for work in missing]
         terms = _Terms(zone)
@@ -158,6 +115,11 @@ def budget_stage(zone: str) -> Stage:
             _reserve_one(work, event, desk)
 
     return Stage(name="budget", consumes=frozenset({ReputationChecked}), handle=reserve)
+
+
+def _asks_for_room(work: Work, event: ReputationChecked) -> bool:
+    """Not what was rejected, and not a review's second look at a payout that is decided."""
+    return not is_rejected(event.findings) and work.known().decision is None
 
 
 def _reserve_one(work: Work, event: ReputationChecked, desk: Desk) -> None:

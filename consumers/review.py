@@ -6,7 +6,6 @@ may have changed meanwhile. An agent is nobody's reviewer, least of all its own.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from consumers.verdicts import case_of, decide_as
 from consumers.vet import Reputations, checked
@@ -18,11 +17,10 @@ from streamproc.domain.events import (
     ReviewSubmitted,
     TimerFired,
 )
-from streamproc.domain.governance import NO_URL, RECHECKED, Reputation, Verdict, find, reputation_unavailable
+from streamproc.domain.governance import NO_URL, Reputation, Verdict
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.review import approvals_missing, recheck, why_refused
 from streamproc.log.work import Desk, Item, Stage, Work
-
-US = 1_000_000
 
 
 def review_stage(reputations: Reputations) -> Stage:
@@ -64,7 +62,9 @@ def _reject(work: Work, desk: Desk, code: str, reviewer: str, evidence: Evidence
 
 
 def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
-    problem = why_refused(work.record, event, desk) or _why_not_now(work.record, event, reputation)
+    problem = why_refused(work.record, event, desk.book.reviewers) or _why_not_now(
+        work.record, event, reputation
+    )
     if problem:
         work.emit(
             ReviewRefused(
@@ -83,23 +83,6 @@ def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Repu
         _approve(work, event, desk, reputation)
 
 
-def why_refused(record: PayoutRecord | None, event: ReviewSubmitted, desk: Desk) -> str:
-    """Why an answer does not count, in one line; empty when it does."""
-    if record is None:
-        return f"payout {event.payout} is not known here"
-    if event.by not in desk.book.reviewers:
-        return f"{event.by} is not in the list of reviewers"
-    if event.by == record.agent:
-        return f"{event.by} asked for this payout and cannot review it"
-    if record.state != "held":
-        return _already(record)
-    if event.at >= record.hold_expires_at:
-        return f"the hold ran out at {_moment(record.hold_expires_at)}"
-    if any(r.by == event.by and r.action == event.action for r in record.reviews):
-        return f"{event.by} has approved already; another reviewer must approve too"
-    return ""
-
-
 def _why_not_now(record: PayoutRecord | None, event: ReviewSubmitted, reputation: Reputation) -> str:
     """An approval cannot stand in for a look-up that the reviewer was never told is missing."""
     if record is None or event.action == "reject" or reputation.verdict != "unavailable":
@@ -109,22 +92,6 @@ def _why_not_now(record: PayoutRecord | None, event: ReviewSubmitted, reputation
     return (
         f"the vendor's reputation cannot be asked for now ({reputation.problem}); the hold stays, try again"
     )
-
-
-def _already(record: PayoutRecord) -> str:
-    if record.decision is None:
-        return f"payout {record.payout} is not held: it is {record.state}"
-    when = _moment(record.decided_at)
-    if record.reviews and record.decision != "HELD":
-        last = record.reviews[-1]
-        return f"already {record.decision} by {last.by} at {when}"
-    if record.decision == "HELD":
-        return f"the hold is over: the bank says {record.bank_status}"
-    return f"already {record.decision} ({record.reason}) at {when}"
-
-
-def _moment(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / US, UTC).isoformat(timespec="seconds")
 
 
 def _count(work: Work, event: ReviewSubmitted, desk: Desk, *, needed: int) -> None:
@@ -144,22 +111,16 @@ def _count(work: Work, event: ReviewSubmitted, desk: Desk, *, needed: int) -> No
 def _approve(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
     record = work.known()
     case = case_of(record, desk, reputation=reputation)
-    found = find(RECHECKED, case)
+    found = recheck(case)
     if reputation.fresh_until != record.reputation_fresh_until and reputation.verdict != "no_url":
         work.emit(
-            checked(work, desk, reputation, [finding for finding in found if finding.stage == "reputation"])
+            checked(work, desk, reputation, [finding for finding in found if finding.code == "RISK_HIGH"])
         )
-    if not found and case.agent is not None and case.agent.policy.on_reputation_unavailable == "reject":
-        # Where the policy says hold, the reviewer has just vouched for what cannot be asked.
-        finding = reputation_unavailable(case)
-        found = [finding] if finding is not None else []
     if found:
         _count(work, event, desk, needed=0)
         decide_as(work, desk, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=event.by)
         return
-    dual = case.agent.policy.dual_approval_above if case.agent is not None else None
-    wanted = 2 if dual is not None and record.amount > dual else 1
-    approvals = 1 + sum(r.action == "approve" and r.by in desk.book.reviewers for r in record.reviews)
-    _count(work, event, desk, needed=max(0, wanted - approvals))
-    if approvals >= wanted:
+    missing = approvals_missing(case, desk.book.reviewers)
+    _count(work, event, desk, needed=missing)
+    if not missing:
         decide_as(work, desk, Verdict("APPROVED", "REVIEW_APPROVED", tuple(record.findings)), by=event.by)

@@ -6,7 +6,8 @@ in the commit that records it.
 
 from collections.abc import Sequence
 
-from consumers.verdicts import record_reservation
+from consumers.verdicts import record_reservation, record_slot
+from streamproc.domain.budget import RateAnswer
 from streamproc.domain.events import (
     BankCommandAnswered,
     CancelRequested,
@@ -14,6 +15,7 @@ from streamproc.domain.events import (
     PayoutDecided,
     PayoutObserved,
     PayoutSettled,
+    VelocityChecked,
 )
 from streamproc.domain.payouts import MOVING_STATUSES, OPEN_STATUSES, PayoutRecord, settlement_due
 from streamproc.log.work import Desk, Item, Stage, Work
@@ -81,17 +83,40 @@ def _recall_queued(work: Work, desk: Desk) -> None:
 
 
 def _adopt(work: Work, desk: Desk) -> None:
-    """A reservation that was made before a crash, and that the second run did not come to, is recorded too."""
-    record, budget = work.known(), work.admission.budget
-    if budget is None or not budget.granted or record.reservation is not None:
-        return
+    """What was admitted before a crash, and that the second run did not come to, is recorded too: slot and money.
+
+    A replay needs every number that was given out, and a what-if every slot and paisa that others met with.
+    """
+    record = work.known()
     if not _is_over(record):
         return
-    record_reservation(work, desk, budget, [])
+    rate, budget = work.admission.rate, work.admission.budget
+    if rate is not None and _ended_now(work) and not _tells_of(work, rate):
+        record_slot(work, desk, rate, [])
+    if budget is not None and budget.granted and record.reservation is None:
+        record_reservation(work, desk, budget, [])
 
 
 def _is_over(record: PayoutRecord) -> bool:
     return record.decision is not None or record.bank_status not in OPEN_STATUSES
+
+
+def _ended_now(work: Work) -> bool:
+    """Whether this pass is the one that decides the payout for the first time, or finds it moved without a decision."""
+    if work.loaded is not None and (work.loaded.decision is not None or work.loaded.bypassed):
+        return False
+    return any(type(event) in (PayoutDecided, GovernanceBypassed) for event in work.out)
+
+
+def _tells_of(work: Work, rate: RateAnswer) -> bool:
+    for event in (*work.events, *work.out):
+        if type(event) is VelocityChecked:
+            return True
+        if type(event) is PayoutDecided and any(
+            f.evidence.get("number") == rate.number for f in event.findings
+        ):
+            return True
+    return False
 
 
 STAGE = Stage(

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from streamproc.domain.budget import NOTHING_ASKED, Admission, BudgetAnswer
-from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired
+from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
+from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired, VelocityChecked
 from streamproc.domain.governance import Case, Reputation, Verdict, conclude, uses
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.work import Desk, Work
 
-US = 1_000_000
 DEFAULT_ZONE = "Asia/Kolkata"
 
 
@@ -38,6 +37,21 @@ def case_of(
 def is_rejected(findings: Sequence[Finding]) -> bool:
     """A rejection ends the chain; it is always the last finding."""
     return bool(findings) and findings[-1].outcome == "REJECTED"
+
+
+def record_slot(work: Work, desk: Desk, answer: RateAnswer | None, findings: Sequence[Finding]) -> None:
+    """Record the rate slot on the terms it was asked for; `answer` None: the policy limits no rate."""
+    work.emit(
+        VelocityChecked(
+            at=desk.now_us,
+            payout=work.payout,
+            number=answer.number if answer else 0,
+            used=answer.used if answer else 0,
+            limit=answer.count if answer else 0,
+            window_s=answer.window_us // US if answer else 0,
+            findings=list(findings),
+        )
+    )
 
 
 def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: Sequence[Finding]) -> None:

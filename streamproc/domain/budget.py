@@ -48,11 +48,16 @@ class Ask(Struct, frozen=True):
 
 
 class RateAnswer(Struct, frozen=True):
-    """`used` payouts were in the window before this one; `limited`: there was no slot."""
+    """`used` payouts were in the window before this one; `limited`: there was no slot.
+
+    `count` and `window_us` are the terms that were asked: a policy that changes meanwhile does not change an answer.
+    """
 
     number: int
     used: int
     limited: bool
+    count: int = 0
+    window_us: int = 0
 
 
 class BudgetAnswer(Struct, frozen=True):
@@ -171,10 +176,10 @@ class Ledger:
         for payout in [p for p, at in slots.items() if at <= now - ask.window_us]:
             del slots[payout]
         used = len(slots)
-        if used >= ask.count:
-            return RateAnswer(number, used, True)
-        slots[whole.payout] = now
-        return RateAnswer(number, used, False)
+        limited = used >= ask.count
+        if not limited:
+            slots[whole.payout] = now
+        return RateAnswer(number, used, limited, ask.count, ask.window_us)
 
     def _reserve(self, windows: tuple[Window, ...], whole: Ask, number: int) -> BudgetAnswer:
         before = tuple(self.budgets.get((w.scope, w.window), (0, 0)) for w in windows)

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from streamproc.domain.budget import Admission, Window
+from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import UrlProblem, VendorUrl, parse_vendor_url
 from streamproc.domain.events import Decision, Evidence, Finding, Identity, WindowUse
 from streamproc.domain.payouts import PayoutRecord
@@ -187,9 +187,15 @@ def rate(case: Case) -> Finding | None:
     if answer is None or not answer.limited:
         return None
     assert case.agent is not None
-    limit = case.agent.policy.rate_limit
     outcome = _held if case.agent.policy.on_rate_limit == "hold" else _rejected
-    return outcome("velocity", "RATE_LIMITED", used=answer.used, limit=limit.count, window_s=limit.window_s)
+    return outcome(
+        "velocity",
+        "RATE_LIMITED",
+        used=answer.used,
+        limit=answer.count,
+        window_s=answer.window_us // US,
+        number=answer.number,
+    )
 
 
 def threat(case: Case) -> Finding | None:

@@ -32,6 +32,8 @@ async def stories(redis_url: str, *, split: bool) -> dict[str, list[tuple[str, s
         await engine.deliver(observed("pout_rate", 300, agent="rated"))
         await engine.deliver(observed("pout_none", agent="stranger"))
         await engine.review("pout_2", "asha", "approve", account=ACCOUNT)
+        # Its vendor is looked up again for the review, which must not ask for room again.
+        await engine.review("pout_down", "asha", "approve", account=ACCOUNT)
         await engine.deliver(
             observed("pout_0", 200, status="processed"), observed("pout_2", 301, status="failed")
         )

@@ -9,7 +9,7 @@
 --     index of its hash, limit (paise) or -1, end (Unix s)
 -- then for each payout: index of its hash, payout id, amount (paise), received at (µs), its terms' number
 -- Returns for each payout its admission 'RATE|BUDGET|WINDOWS', as field `a` of its hash keeps it:
---   RATE 'number used limited' or '', BUDGET 'number amount exceeded reserved committed ...' or '',
+--   RATE 'number used count window limited' or '', BUDGET 'number amount exceeded reserved committed ...' or '',
 --   WINDOWS the windows JSON; not repeated to whom it was recorded for just now.
 -- One field for all of it: every field is two more arguments to write, to log and to allocate.
 -- Why Lua: read, compare and add are one step; everything is read and checked before the first write.
@@ -27,7 +27,7 @@ local payouts, rates, budgets, dirty, reply = {}, {}, {}, {}, {}
 
 local function terms_at(i)
   local t = {
-    rate = tonumber(ARGV[i]), count = tonumber(ARGV[i + 1]), window = tonumber(ARGV[i + 2]), hold = ARGV[i + 3] == '1',
+    rate = tonumber(ARGV[i]), count = tonumber(ARGV[i + 1]), window_us = tonumber(ARGV[i + 2]), hold = ARGV[i + 3] == '1',
     windows = tonumber(ARGV[i + 4]), w = ARGV[i + 5], budgets = {}, limits = {}, ends = {},
   }
   for k = 1, t.windows do
@@ -105,7 +105,7 @@ for j = i, #ARGV, 5 do
   local limited, mine = false, 0
   if ask_rate then
     local at = tonumber(ARGV[j + 3])
-    local r = rate_of(t.rate, t.window, at)
+    local r = rate_of(t.rate, t.window_us, at)
     local used = r.stored + #r.added - r.from + 1
     limited = used >= t.count
     if not limited then
@@ -116,7 +116,7 @@ for j = i, #ARGV, 5 do
     end
     number = number + 1
     mine = number
-    p.ra = format('%d %d %d', mine, used, limited and 1 or 0)
+    p.ra = format('%d %d %d %d %d', mine, used, t.count, t.window_us, limited and 1 or 0)
   elseif p.ra ~= '' then
     limited = string.sub(p.ra, -1) == '1'
   end

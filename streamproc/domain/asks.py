@@ -1,0 +1,42 @@
+"""What a payout asks of the partition's counters: a rate slot, and room in its budget windows. Pure."""
+
+from streamproc.domain.budget import US, RateAsk, Window, windows_of
+from streamproc.domain.domains import vendor_name
+from streamproc.domain.governance import Case
+
+
+def rate_ask(case: Case) -> RateAsk | None:
+    """The rate slot to take; None where the policy limits no rate."""
+    assert case.agent is not None
+    policy = case.agent.policy
+    if policy.rate_limit.count == 0:
+        return None
+    return RateAsk(
+        case.payout.agent,
+        policy.rate_limit.count,
+        policy.rate_limit.window_s * US,
+        policy.on_rate_limit == "hold",
+    )
+
+
+def vendor_charged(case: Case) -> str:
+    """The vendor whose own window is charged; empty where the policy has none for vendors."""
+    assert case.agent is not None
+    if case.agent.policy.vendor_daily_limit is None:
+        return ""
+    return vendor_name(case.payout.vendor_url, case.payout.fund_account)
+
+
+def charged_windows(case: Case, vendor: str, zone: str) -> tuple[Window, ...]:
+    """The windows that the payout is charged to. `zone` is for policies that name none."""
+    assert case.agent is not None
+    return windows_of(
+        agent=case.payout.agent,
+        account=case.payout.account,
+        vendor=vendor,
+        policy=case.agent.policy,
+        account_limits=case.account,
+        team_limits=case.team,
+        received_at=case.payout.received_at,
+        zone=zone,
+    )
