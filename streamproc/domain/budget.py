@@ -1,9 +1,11 @@
 """Budget windows and admission: who may still spend how much, and how often.
 
 `Ledger.admit` is the model of `log/lua/admit.lua`: the same histories give the same answers (a property test
-holds them together), and a what-if runs on the model alone. Amounts are paise, times µs.
+holds them together). A what-if counts with its `Counters` alone. Amounts are paise, times µs.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -142,68 +144,41 @@ def _scope_windows(scope: str, limits: ScopeLimits, received_at: int, zone: str)
 
 
 @dataclass
-class Ledger:
-    """Rates and budgets of one partition in memory, with exactly the answers of the scripts."""
+class Counters:
+    """Budgets and rate slots of one partition in memory, counted exactly as the scripts count."""
 
-    number: int = 0
     budgets: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """(scope, window) -> reserved, committed."""
-    rates: dict[str, dict[str, int]] = field(default_factory=dict)
-    """agent -> payout -> time counted (µs)."""
-    admissions: dict[str, Admission] = field(default_factory=dict)
-    amounts: dict[str, int] = field(default_factory=dict)
-    settled: dict[str, str] = field(default_factory=dict)
+    rates: dict[str, deque[int]] = field(default_factory=dict)
+    """agent -> times counted (µs), which never fall."""
 
-    def admit(self, ask: Ask) -> Admission:
-        """Answer once per payout and part; the same payout always gets the same answer."""
-        known = self.admissions.get(ask.payout, Admission())
-        rate, budget, number = known.rate, known.budget, self.number + 1
-        if ask.rate is not None and rate is None:
-            rate = self._take_slot(ask.rate, ask, number)
-        stopped = rate is not None and rate.limited and ask.rate is not None and not ask.rate.hold
-        if ask.windows is not None and budget is None and not stopped:
-            budget = self._reserve(ask.windows, ask, number)
-        admission = Admission(rate, budget)
-        if admission != known:
-            self.number = number
-            self.admissions[ask.payout] = admission
-        return admission
-
-    def _take_slot(self, ask: RateAsk, whole: Ask, number: int) -> RateAnswer:
-        slots = self.rates.setdefault(ask.agent, {})
+    def take_slot(self, ask: RateAsk, received_at: int) -> tuple[int, bool]:
+        """How many payouts were in the window before this one, and whether it found no slot."""
+        slots = self.rates.setdefault(ask.agent, deque())
         # Workers admit out of order; a late one counts as of the newest, so no window ever holds more.
-        now = max([whole.received_at, *slots.values()])
-        for payout in [p for p, at in slots.items() if at <= now - ask.window_us]:
-            del slots[payout]
+        now = max(received_at, slots[-1]) if slots else received_at
+        while slots and slots[0] <= now - ask.window_us:
+            slots.popleft()
         used = len(slots)
-        limited = used >= ask.count
-        if not limited:
-            slots[whole.payout] = now
-        return RateAnswer(number, used, limited, ask.count, ask.window_us)
+        if used < ask.count:
+            slots.append(now)
+        return used, used >= ask.count
 
-    def _reserve(self, windows: tuple[Window, ...], whole: Ask, number: int) -> BudgetAnswer:
+    def reserve(self, windows: Sequence[Window], amount: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Reserve in all windows or in none: the index of the first without room or -1, and what was in each before."""
         before = tuple(self.budgets.get((w.scope, w.window), (0, 0)) for w in windows)
-        exceeded = -1
         for i, (window, (reserved, committed)) in enumerate(zip(windows, before, strict=True)):
-            if window.limit is not None and reserved + committed + whole.amount > window.limit:
-                exceeded = i
-                break
-        if exceeded < 0:
-            for window, (reserved, committed) in zip(windows, before, strict=True):
-                self.budgets[window.scope, window.window] = (reserved + whole.amount, committed)
-            self.amounts[whole.payout] = whole.amount
-            self.settled[whole.payout] = "reserved"
-        return BudgetAnswer(number, whole.amount, exceeded, windows, before)
+            if window.limit is not None and reserved + committed + amount > window.limit:
+                return i, before
+        for window, (reserved, committed) in zip(windows, before, strict=True):
+            self.budgets[window.scope, window.window] = (reserved + amount, committed)
+        return -1, before
 
-    def settle(self, payout: str, settlement: str) -> bool:
-        """Commit or release a reservation; False when there is none or it is settled that way already."""
-        held, amount = self.settled.get(payout), self.amounts.get(payout, 0)
-        allowed = (held == "reserved") or (held == "committed" and settlement == "released")
-        budget = self.admissions.get(payout, Admission()).budget
-        if not allowed or budget is None:
+    def settle(self, windows: Sequence[Window], amount: int, held: str, settlement: str) -> bool:
+        """Commit or release what is `held` ('reserved' or 'committed'); False where that cannot be."""
+        if held != "reserved" and (held, settlement) != ("committed", "released"):
             return False
-        self.number += 1
-        for window in budget.windows:
+        for window in windows:
             reserved, committed = self.budgets[window.scope, window.window]
             if held == "reserved":
                 reserved -= amount
@@ -212,5 +187,49 @@ class Ledger:
             if settlement == "committed":
                 committed += amount
             self.budgets[window.scope, window.window] = (reserved, committed)
+        return True
+
+
+@dataclass
+class Ledger:
+    """The model of `admit.lua`: the counters, and the memory of what each payout was answered."""
+
+    number: int = 0
+    counters: Counters = field(default_factory=Counters)
+    admissions: dict[str, Admission] = field(default_factory=dict)
+    settled: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(scope, window) -> reserved, committed."""
+        return self.counters.budgets
+
+    def admit(self, ask: Ask) -> Admission:
+        """Answer once per payout and part; the same payout always gets the same answer."""
+        known = self.admissions.get(ask.payout, Admission())
+        rate, budget, number = known.rate, known.budget, self.number + 1
+        if ask.rate is not None and rate is None:
+            used, limited = self.counters.take_slot(ask.rate, ask.received_at)
+            rate = RateAnswer(number, used, limited, ask.rate.count, ask.rate.window_us)
+        stopped = rate is not None and rate.limited and ask.rate is not None and not ask.rate.hold
+        if ask.windows is not None and budget is None and not stopped:
+            exceeded, before = self.counters.reserve(ask.windows, ask.amount)
+            budget = BudgetAnswer(number, ask.amount, exceeded, ask.windows, before)
+            if exceeded < 0:
+                self.settled[ask.payout] = "reserved"
+        admission = Admission(rate, budget)
+        if admission != known:
+            self.number = number
+            self.admissions[ask.payout] = admission
+        return admission
+
+    def settle(self, payout: str, settlement: str) -> bool:
+        """Commit or release a reservation; False when there is none or it is settled that way already."""
+        budget = self.admissions.get(payout, Admission()).budget
+        if budget is None or not self.counters.settle(
+            budget.windows, budget.amount, self.settled.get(payout, ""), settlement
+        ):
+            return False
+        self.number += 1
         self.settled[payout] = settlement
         return True

@@ -1,12 +1,30 @@
-"""Who asked for a payout, and how sure we are.
+"""Who asked for a payout, how sure we are, and whose policies hold for it.
 
 A payout seen at the bank only claims its agent in `notes.agent_id`. The claim is `verified` where the
 fund account is bound to that agent in the policy file's `agents:`; otherwise it stays `claimed`.
 """
 
+from msgspec import Struct
+
 from streamproc.domain.events import Identity
 from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord
-from streamproc.domain.policy import PolicyBook
+from streamproc.domain.policy import AgentPolicy, PolicyBook, ScopeLimits
+
+
+class Party(Struct, frozen=True):
+    """Who a payout belongs to, and the policies that hold for it."""
+
+    identity: Identity
+    agent: AgentPolicy | None
+    account: ScopeLimits | None
+    team: ScopeLimits | None
+
+
+def party_of(record: PayoutRecord, book: PolicyBook) -> Party:
+    """Whose payout this is, under the policies of *book*."""
+    agent = None if record.agent == UNKNOWN_AGENT else book.agent(record.agent)
+    team = book.team(agent.policy.team) if agent is not None and agent.policy.team else None
+    return Party(identity_of(record, book), agent, book.account(record.account), team)
 
 
 def identity_of(record: PayoutRecord, book: PolicyBook) -> Identity:

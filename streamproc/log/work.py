@@ -12,10 +12,10 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
-from streamproc.domain.events import Event, Fact, Identity, PayoutObserved, TimerFired
-from streamproc.domain.identity import identity_of
-from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord, evolve, fold
-from streamproc.domain.policy import AgentPolicy, PolicyBook, ScopeLimits
+from streamproc.domain.events import Event, Fact, PayoutObserved, TimerFired
+from streamproc.domain.identity import Party, party_of
+from streamproc.domain.payouts import PayoutRecord, evolve, fold
+from streamproc.domain.policy import PolicyBook
 from streamproc.log.cache import Cache
 
 Settlement: TypeAlias = str
@@ -71,15 +71,6 @@ class Work:
         return self.record
 
 
-class Party(Struct, frozen=True):
-    """Who a payout belongs to, and the policies that hold for it."""
-
-    identity: Identity
-    agent: AgentPolicy | None
-    account: ScopeLimits | None
-    team: ScopeLimits | None
-
-
 @dataclass(slots=True)
 class Desk:
     """What a batch is handled with: Redis's clock, the policies in force, the counters to ask, the cache."""
@@ -96,14 +87,8 @@ class Desk:
         key = (record.agent, record.fund_account, record.account)
         known = self._parties.get(key)
         if known is None:
-            known = self._parties[key] = _party_of(record, self.book)
+            known = self._parties[key] = party_of(record, self.book)
         return known
-
-
-def _party_of(record: PayoutRecord, book: PolicyBook) -> Party:
-    agent = None if record.agent == UNKNOWN_AGENT else book.agent(record.agent)
-    team = book.team(agent.policy.team) if agent is not None and agent.policy.team else None
-    return Party(identity_of(record, book), agent, book.account(record.account), team)
 
 
 Item: TypeAlias = tuple[Work, Event]

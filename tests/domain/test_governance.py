@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamproc.domain.budget import Admission, Ask, Ledger, RateAnswer, RateAsk, Window, windows_of
+from streamproc.domain.budget import Admission, Ask, Counters, Ledger, RateAnswer, RateAsk, Window, windows_of
 from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, decide
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import (
@@ -69,7 +69,7 @@ def test_a_limit_lets_pass_what_equals_it_and_not_one_paisa_more(
 def test_a_window_lets_pass_what_exactly_fills_it_and_not_one_paisa_more(
     scope: str, spent: int, expected: str
 ) -> None:
-    ledger = Ledger(budgets={(scope, "d"): (spent - 100, 100)})
+    ledger = Ledger(counters=Counters(budgets={(scope, "d"): (spent - 100, 100)}))
     admission = ledger.admit(Ask("p", 100, 1, None, (Window(scope, "d", 1000, FAR),)))
     verdict = decide(replace(bare(amount=100), admission=admission))
     assert verdict.reason == expected
