@@ -49,6 +49,7 @@ class Engine:
         ]
         self.stopping = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
+        self._started = 0
 
     async def __aenter__(self) -> Self:
         self.client: Redis = connect(self.url)
@@ -68,9 +69,20 @@ class Engine:
         """Start the workers."""
         self.stopping.clear()
         for group in self.groups:
-            for n in range(self.workers):
-                consumer = Consumer(self.url, 0, group, name=f"{group.name}-{n}", limits=self.limits)
-                self.tasks.append(asyncio.create_task(consumer.run(self.stopping)))
+            for _ in range(self.workers):
+                self._start_one(group)
+
+    def _start_one(self, group: Group) -> None:
+        self._started += 1
+        consumer = Consumer(self.url, 0, group, name=f"{group.name}-{self._started}", limits=self.limits)
+        self.tasks.append(asyncio.create_task(consumer.run(self.stopping)))
+
+    async def crash(self) -> None:
+        """A worker of the first group dies wherever it is; another one takes its place."""
+        victim = self.tasks.pop(0)
+        victim.cancel()
+        await asyncio.gather(victim, return_exceptions=True)
+        self._start_one(self.groups[0])
 
     async def stop(self) -> None:
         """Drain."""

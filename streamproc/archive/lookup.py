@@ -1,19 +1,22 @@
 """Questions that operators ask of the views, beside those of `read`, and the pool to ask them with."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 from msgspec import Struct
 
+from streamproc.archive.load import Row
 from streamproc.archive.read import QUERY_TIMEOUT_S
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY
+from streamproc.archive.store import AWAY, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import JobFailed, LogBroken, TryAgain
 
 POOL_MAX = 2
 """Connections of one command."""
+SCAN_TIMEOUT_S = 600.0
+"""For the few questions that look through a whole partition; everything else is an index look-up."""
 
 _SQL = statements("streamproc.archive", "lookup.sql")
 
@@ -68,6 +71,19 @@ async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
     except AWAY as problem:
         raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
     return [Behind(*row) for row in rows]
+
+
+async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
+    """Every entry with policy changes up to a seq, in order. Reads the archive from its beginning."""
+    rows = await db.fetch(_SQL["policy_entries"], partition, upto_seq, timeout=SCAN_TIMEOUT_S)
+    return [Row(*row) for row in rows]
+
+
+async def entries_by_id(db: asyncpg.Connection, partition: int, entries: Sequence[str]) -> list[Row]:
+    """These entries, as far as they are archived."""
+    keys = [id_key(entry) for entry in entries]
+    rows = await db.fetch(_SQL["entries_by_id"], partition, [ms for ms, _ in keys], [n for _, n in keys])
+    return [Row(*row) for row in rows]
 
 
 async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> list[PayoutRecord]:

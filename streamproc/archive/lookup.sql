@@ -11,3 +11,15 @@ SELECT h.partition, h.seq - v.seq AS behind,
        (SELECT entry_ms FROM events e WHERE e.partition = h.partition AND e.seq = v.seq + 1) AS waiting_ms
 FROM heads h JOIN (SELECT partition, min(seq) AS seq FROM view_heads GROUP BY partition) v USING (partition)
 ORDER BY h.partition;
+
+-- name: policy_entries
+-- A policy change is about no payout; the tag is looked for in the bytes.
+SELECT seq, entry_id AS id, e, m FROM events
+WHERE partition = $1 AND seq <= $2 AND payout IS NULL AND position('"policy.changed"'::bytea IN e) > 0
+ORDER BY seq;
+
+-- name: entries_by_id
+SELECT seq, entry_id AS id, e, m
+FROM events
+JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.ms AND entry_n = wanted.n
+WHERE partition = $1;

@@ -108,6 +108,16 @@ async def connection(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection
             db.terminate()
 
 
+@asynccontextmanager
+async def snapshot(db: asyncpg.Connection) -> AsyncIterator[None]:
+    """One state of the database for a long reading on `db`, whatever is written meanwhile."""
+    async with db.transaction(isolation="repeatable_read", readonly=True):
+        # It reads whole tables, and waits in between for who works on what it read.
+        await db.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        await db.execute("SET LOCAL statement_timeout = 0")
+        yield
+
+
 async def take_lock(db: asyncpg.Connection, partition: int, stopping: asyncio.Event) -> bool:
     """Become the partition's one writer; stands by while another is. False when stopped before."""
     while not stopping.is_set():

@@ -29,10 +29,15 @@ def operator_settings() -> Settings:
 
 def postgres_dsn() -> str:
     """Where the archive is, for commands that need nothing else. Raises ConfigError where it is not said."""
+    return archive_settings().postgres_dsn.reveal()
+
+
+def archive_settings() -> Settings:
+    """The settings of a command that reads the archive and needs no log. Raises ConfigError without an archive."""
     settings = discover(load(os.environ))
     if not settings.postgres_dsn:
         raise ConfigError(
             f"no `streamproc up` runs on {settings.data_dir}; start one,"
             f" or set {PREFIX}POSTGRES_DSN or {PREFIX}DATA_DIR"
         )
-    return settings.postgres_dsn.reveal()
+    return settings

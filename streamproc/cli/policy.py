@@ -10,17 +10,21 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import operator_settings
+from streamproc.cli.whatif import whatif
 from streamproc.errors import InputError
 
 if TYPE_CHECKING:
     from streamproc.domain.events import PolicyChanged
-    from streamproc.domain.policy import ScopeState
+    from streamproc.domain.policy import PolicyFile, ScopeState
     from streamproc.operate.policies import Applied
 
 
 @click.group()
 def policy() -> None:
     """Policies of agents: limits, domains, approvals."""
+
+
+policy.add_command(whatif)
 
 
 @policy.command()
@@ -40,11 +44,10 @@ def apply(file: Path, prune: bool, by: str | None, why: str, as_json: bool) -> N
       streamproc policy apply ops/demo/policies.yaml --why "new vendor list"
     """
     settings = operator_settings()
-    from streamproc.domain.policy import parse_policy_file
     from streamproc.operate import policies
     from streamproc.operate.site import opened
 
-    parsed = parse_policy_file(_read(file), name=str(file))
+    parsed = read_policy_file(file)
 
     async def body() -> "list[Applied]":
         async with opened(settings) as site:
@@ -64,6 +67,13 @@ def apply(file: Path, prune: bool, by: str | None, why: str, as_json: bool) -> N
         return
     for line in _applied_lines(applied):
         click.echo(line)
+
+
+def read_policy_file(file: Path) -> "PolicyFile":
+    """A policy file, checked; `-` is stdin. Raises InputError with every mistake in it."""
+    from streamproc.domain.policy import parse_policy_file
+
+    return parse_policy_file(_read(file), name=str(file))
 
 
 def _read(file: Path) -> str:

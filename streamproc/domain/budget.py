@@ -179,6 +179,8 @@ class Counters:
         if held != "reserved" and (held, settlement) != ("committed", "released"):
             return False
         for window in windows:
+            if (window.scope, window.window) not in self.budgets:
+                continue  # it ended long ago and was forgotten
             reserved, committed = self.budgets[window.scope, window.window]
             if held == "reserved":
                 reserved -= amount

@@ -23,6 +23,8 @@ from streamproc.errors import InputError, JobFailed
 ROWS_AT_ONCE = 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})")
+_BEFORE = re.compile(r"(\d{1,6})([mhd])")
+_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
 _ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,19})(?::\d+)?")
 
 
@@ -33,6 +35,19 @@ def moment_of(text: str) -> datetime:
     except ValueError:
         raise InputError(
             f"{text!r} is no time (ISO 8601), seq (4711), partition:seq (0:4711) or event id (0:1790000000000-0:2)"
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def since_of(text: str, now: datetime) -> datetime:
+    """A time as ISO 8601, or as the time before `now`: 12h, 30d. Raises InputError for anything else."""
+    if found := _BEFORE.fullmatch(text):
+        return now - timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"--since {text!r} is neither a time (ISO 8601) nor one before now (12h, 30d)"
         ) from None
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 

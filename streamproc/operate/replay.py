@@ -38,7 +38,7 @@ from projections.swap import swap
 from projections.views import NAMES
 from streamproc import processes
 from streamproc.archive.lookup import job_named
-from streamproc.archive.store import connection
+from streamproc.archive.store import connection, snapshot
 from streamproc.errors import JobFailed, StreamprocError
 
 JOBS_MAX = 64
@@ -224,7 +224,7 @@ async def _compared(
     if missing:
         progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
     if present and await _caught_up(db, place, present):
-        async with _snapshot(dsn) as live:
+        async with connection(dsn, name="streamproc replay") as live, snapshot(live):
             at = await compare.positions(live, present)
             await _bring_to(db, place, at)
             async with place.transaction():
@@ -248,18 +248,6 @@ async def _caught_up(db: asyncpg.Connection, place: asyncpg.Connection, views: S
             return True
         await asyncio.sleep(COMPARE_POLL_S)
     return False
-
-
-@asynccontextmanager
-async def _snapshot(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    async with (
-        connection(dsn, name="streamproc replay") as live,
-        live.transaction(isolation="repeatable_read", readonly=True),
-    ):
-        # The snapshot waits for the rebuilt views to catch up, and then reads whole tables.
-        await live.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        await live.execute("SET LOCAL statement_timeout = 0")
-        yield live
 
 
 async def _bring_to(source: asyncpg.Connection, place: asyncpg.Connection, at: dict[int, int]) -> None:

@@ -1,0 +1,222 @@
+"""The rules again, under the candidate's policies, on counters that hold what the candidate let pass.
+
+Where the candidate changes nothing for a payout, it is asked on the recorded terms: a policy may have changed between
+the question and the commit. So under the policies that were in force every answer must come out as recorded.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
+from streamproc.domain.budget import (
+    QUARTER_US,
+    US,
+    Admission,
+    BudgetAnswer,
+    Counters,
+    RateAnswer,
+    RateAsk,
+    Window,
+)
+from streamproc.domain.events import BudgetReserved, Evidence
+from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, Verdict, conclude, find, vendor_of
+from streamproc.domain.whatif.comparison import Comparison
+from streamproc.domain.whatif.trial import Books, Trial
+
+VENDORS_MAX = 50_000
+"""Vendors whose last known reputation is remembered."""
+CHARGED_MAX = 50_000
+"""Sets of windows that are shared by the payouts charged to them."""
+WINDOW_S_MAX = 32 * 86_400
+"""A month and a time zone: no window ends later after its payout was received."""
+
+SAME_VENDOR = "the vendor's reputation is what another payout's look-up found"
+UNKNOWN_VENDOR = "the vendor's reputation was never asked for"
+
+
+class Assumptions(Struct, frozen=True):
+    """What is taken for given where the log cannot know."""
+
+    zone: str
+    """For policies that name none."""
+    unknown_reputation: Literal["clean", "unavailable"] = "clean"
+    new_holds: Literal["wait", "approve"] = "wait"
+
+
+class Judgement(Struct, frozen=True):
+    """What a trial came to; `windows` are those that it is charged to, by `amount`, none where it is not."""
+
+    verdict: Verdict
+    reputation: Reputation = NO_URL
+    windows: tuple[Window, ...] = ()
+    amount: int = 0
+
+
+class Judge:
+    """One partition's counters under the candidate. `strict`: its policies are the real ones, and so must they be."""
+
+    def __init__(self, assume: Assumptions, found: Comparison, *, strict: bool) -> None:
+        self._assume = assume
+        self._found = found
+        self._strict = strict
+        self._counters = Counters()
+        self._reputations: dict[str, Reputation] = {}
+        self._charged: dict[tuple[str, str, str, int], tuple[Window, ...]] = {}
+        self._charged_by: Books | None = None
+        self._window_ends: dict[tuple[str, str], int] = {}
+
+    # ---- judging ------------------------------------------------------------------------
+
+    def begin(self, trial: Trial) -> None:
+        """Screening and velocity, at the place of the trial's rate slot."""
+        case = trial.case(self._assume.zone)
+        trial.findings = find(RULES["screening"], case)
+        if _is_rejected(trial):
+            return
+        answer = self._slot(trial, case)
+        if answer is not None:
+            trial.findings += find(RULES["velocity"], replace(case, admission=Admission(rate=answer)))
+
+    def end(self, trial: Trial) -> Judgement:
+        """Reputation, budget and approval, at the place of the trial's question for room; and the verdict."""
+        answer: BudgetAnswer | None = None
+        reputation = NO_URL
+        if not _is_rejected(trial):
+            case = trial.case(self._assume.zone)
+            reputation = self._reputation(trial)
+            trial.findings += find(RULES["reputation"], replace(case, reputation=reputation))
+            if not _is_rejected(trial):
+                answer = self._room(trial, case)
+                rules = (*RULES["budget"], *RULES["approval"])
+                trial.findings += find(rules, replace(case, admission=Admission(budget=answer)))
+        verdict = conclude(trial.findings)
+        if trial.stray and trial.room is not None:
+            return Judgement(verdict, reputation, recorded_windows(trial.room), trial.room.amount)
+        if answer is not None and answer.granted:
+            return Judgement(verdict, reputation, answer.windows, answer.amount)
+        return Judgement(verdict, reputation)
+
+    def _slot(self, trial: Trial, case: Case) -> RateAnswer | None:
+        if trial.stray and trial.slot is not None:
+            return trial.slot  # it has one already
+        ask, slot = rate_ask(case), trial.slot
+        if slot is not None and trial.books.same_for(case.payout):
+            hold = ask is not None and ask.hold
+            ask = RateAsk(case.payout.agent, slot.count, slot.window_us, hold)
+        if ask is None:
+            return None
+        used, limited = self._counters.take_slot(ask, case.payout.received_at)
+        if self._strict and slot is not None and used != slot.used:
+            self._found.differ(case.payout.payout)
+        return RateAnswer(0, used, limited, ask.count, ask.window_us)
+
+    def _room(self, trial: Trial, case: Case) -> BudgetAnswer:
+        windows, amount = self._windows(trial, case), case.payout.amount
+        if trial.stray and trial.room is not None:
+            return BudgetAnswer(0, amount, -1, windows, ((0, 0),) * len(windows))  # it has that already
+        exceeded, before = self._counters.reserve(windows, amount)
+        if self._strict and trial.room is not None:
+            recorded = tuple((use.reserved, use.committed) for use in trial.room.windows)
+            if before != recorded:
+                self._found.differ(case.payout.payout)
+        return BudgetAnswer(0, amount, exceeded, windows, before)
+
+    def _windows(self, trial: Trial, case: Case) -> tuple[Window, ...]:
+        """What to charge: by the candidate; on the recorded terms where it changes nothing."""
+        windows = self._candidate_windows(trial, case)
+        if not trial.books.same_for(case.payout):
+            return windows
+        if trial.room is not None:
+            recorded = recorded_windows(trial.room, windows)
+            return windows if recorded == windows else recorded
+        return windows if trial.full is None else _with_named(windows, trial.full, trial.decided.at)
+
+    def _candidate_windows(self, trial: Trial, case: Case) -> tuple[Window, ...]:
+        """Payouts that are charged to the same share it: it is remembered for as long as its windows last."""
+        if trial.books is not self._charged_by:  # other policies
+            self._charged, self._charged_by = {}, trial.books
+        vendor = vendor_charged(case)
+        key = (case.payout.agent, case.payout.account, vendor, case.payout.received_at // QUARTER_US)
+        known = self._charged.get(key)
+        if known is None:
+            if len(self._charged) > CHARGED_MAX:
+                self._charged.clear()
+            known = self._charged[key] = charged_windows(case, vendor, self._assume.zone)
+            self._remember_ends(known)
+        return known
+
+    def _reputation(self, trial: Trial) -> Reputation:
+        url = vendor_of(trial.record.vendor_url)
+        if url is None:
+            return NO_URL
+        known = trial.reputation()
+        if known is not None:
+            if known.verdict in ("clean", "threat"):
+                if len(self._reputations) > VENDORS_MAX:
+                    self._reputations.clear()  # costs an assumption, no more
+                self._reputations[url.href] = known
+            return known
+        amount = trial.record.amount
+        if url.href in self._reputations:
+            self._found.assume(SAME_VENDOR, amount)
+            return self._reputations[url.href]
+        self._found.assume(f"{UNKNOWN_VENDOR}: taken as {self._assume.unknown_reputation}", amount)
+        return Reputation(self._assume.unknown_reputation, problem="nobody asked")
+
+    # ---- what was, whatever the candidate says ------------------------------------------
+
+    def take_recorded_slot(self, trial: Trial) -> None:
+        """The slot that the payout took."""
+        slot = trial.slot
+        if slot is not None and not slot.limited:
+            ask = RateAsk(trial.record.agent, slot.count, slot.window_us, False)
+            self._counters.take_slot(ask, trial.record.received_at)
+
+    def charge(self, room: BudgetReserved) -> None:
+        """A reservation as it was made, past any limit."""
+        windows = recorded_windows(room)
+        self._remember_ends(windows)
+        self._counters.reserve([replace(window, limit=None) for window in windows], room.amount)
+
+    def settle(self, windows: Sequence[Window], amount: int, held: str, settlement: str) -> bool:
+        """Commit or release; False where that cannot be."""
+        return self._counters.settle(windows, amount, held, settlement)
+
+    def _remember_ends(self, windows: Sequence[Window]) -> None:
+        for window in windows:
+            self._window_ends[window.scope, window.window] = window.ends_at
+
+    def forget_before(self, cut_s: int) -> None:
+        """Forget windows that ended before `cut_s` (Unix s)."""
+        for window in [window for window, ends_at in self._window_ends.items() if ends_at < cut_s]:
+            del self._window_ends[window]
+            self._counters.budgets.pop(window, None)
+
+
+def recorded_windows(room: BudgetReserved, computed: Sequence[Window] = ()) -> tuple[Window, ...]:
+    """The windows as they were charged. Their ends are not recorded: from `computed`, else as far as any can be."""
+    ends = {(window.scope, window.window): window.ends_at for window in computed}
+    far = room.at // US + WINDOW_S_MAX
+    return tuple(
+        Window(use.scope, use.window, use.limit, ends.get((use.scope, use.window), far))
+        for use in room.windows
+    )
+
+
+def _with_named(windows: tuple[Window, ...], full: Evidence, at: int) -> tuple[Window, ...]:
+    """The windows with the one that was full as it was asked for; the others of that question are not recorded."""
+    scope, name, limit = full.get("scope"), full.get("window"), full.get("limit")
+    if not isinstance(scope, str) or not isinstance(name, str) or not isinstance(limit, int):
+        return windows
+    ends_at = next(
+        (w.ends_at for w in windows if (w.scope, w.window) == (scope, name)), at // US + WINDOW_S_MAX
+    )
+    others = (window for window in windows if (window.scope, window.window) != (scope, name))
+    return (*others, Window(scope, name, limit, ends_at))
+
+
+def _is_rejected(trial: Trial) -> bool:
+    return bool(trial.findings) and trial.findings[-1].outcome == "REJECTED"

@@ -1,0 +1,66 @@
+"""Giving a log back the order of its numbers. Pure.
+
+Workers admit payouts in one order and commit them in another; the dense number that the counters gave out is the
+order that was real. Items go in as the log has them and come out by number. A number that is missing holds up the
+others until too many wait for it: then it is taken for lost (a crash before the numbers were recorded) and skipped.
+"""
+
+import heapq
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+WAITING_MAX = 20_000
+"""Items that wait for a missing number, some 3 kB each: what is admitted and committed while a dead worker's entry
+waits to be taken over."""
+
+
+class InOrder(Generic[T]):
+    """Items by their numbers. `first` is the first number that there is; None where that is not known."""
+
+    def __init__(self, first: int | None = 1, waiting_max: int = WAITING_MAX) -> None:
+        self._next = first
+        self._waiting_max = waiting_max
+        self._heap: list[tuple[int, int, T]] = []
+        self._put = 0
+        self._highest = 0
+        self.skipped = 0
+        """Numbers that never came."""
+
+    def put(self, number: int | None, item: T) -> None:
+        """Add an item; without a number it comes after all numbers that were put before it."""
+        self._put += 1
+        if number is not None:
+            self._highest = max(self._highest, number)
+        # Ties in the order in which they were put: `_put` also keeps items from being compared.
+        heapq.heappush(self._heap, (self._highest if number is None else number, self._put, item))
+
+    def ready(self) -> Iterator[T]:
+        """The items whose turn has come."""
+        while self._heap:
+            number = self._heap[0][0]
+            if self._next is None or number > self._next:
+                if len(self._heap) <= self._waiting_max:
+                    return
+                self._skip_to(number)
+            yield self._pop()
+
+    def rest(self) -> Iterator[T]:
+        """All that is left, at the end of the log."""
+        while self._heap:
+            self._skip_to(self._heap[0][0])
+            yield self._pop()
+
+    def _skip_to(self, number: int) -> None:
+        if self._next is not None and number > self._next:
+            self.skipped += number - self._next
+        self._next = number if self._next is None else max(self._next, number)
+
+    def _pop(self) -> T:
+        number, _, item = heapq.heappop(self._heap)
+        assert self._next is not None
+        # Unnumbered items share the number before them, which is done by then.
+        if number == self._next:
+            self._next += 1
+        return item

@@ -1,0 +1,200 @@
+"""One partition's log judged again. Entries come in as the log has them and are judged in the order of their numbers.
+
+From the log are taken: what came in, what the vendor's reputation was, what reviewers answered, what the bank did. The
+rules decide anew, on counters that hold what the candidate let pass; so a payout that it rejects leaves room for
+later ones. What nobody can know is assumed, and counted. Under the policies that were in force nothing may change.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
+
+from streamproc.domain.events import (
+    BudgetReserved,
+    GovernanceBypassed,
+    PayoutDecided,
+    PayoutObserved,
+    PayoutSettled,
+    PolicyChanged,
+    ReviewCounted,
+)
+from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.domain.policy import ScopeState, build_book, scopes_after
+from streamproc.domain.whatif.comparison import Comparison
+from streamproc.domain.whatif.fates import Fates
+from streamproc.domain.whatif.judge import Assumptions, Judge
+from streamproc.domain.whatif.order import InOrder
+from streamproc.domain.whatif.trial import Books, Told, Trial, trial_of
+
+Scopes: TypeAlias = Mapping[str, ScopeState]
+Overlay: TypeAlias = Callable[[Scopes], Scopes]
+"""The candidate's scopes over those that were in force."""
+
+OBSERVED_MAX = 50_000
+"""Observations remembered for the decision that they cause, some 1 kB each; an older one is looked up."""
+FORGET_EVERY = 5_000
+"""Decisions between two looks for what can be forgotten."""
+KEPT_AFTER_END_S = 86_400
+"""Seconds after its last window ended that a reservation is remembered: a late payout may still meet with it."""
+
+MOVED = "moved at the bank without an approval here"
+NOT_FOUND = "what the decision was made on is not in the archive"
+
+
+class Retrial:
+    """Feed it the entries of one partition in the order of the log, then `finish`.
+
+    `overlay` None judges under the policies that were in force. Decisions before `since_us` are taken as they were.
+    """
+
+    def __init__(
+        self, overlay: Overlay | None, assume: Assumptions, *, since_us: int = 0, first_number: int | None = 1
+    ) -> None:
+        self.found = Comparison()
+        self._overlay = overlay
+        self._zone = assume.zone
+        self._since_us = since_us
+        self._has_begun = False
+        self._judge = Judge(assume, self.found, strict=overlay is None)
+        self._fates = Fates(self._judge, assume, self.found)
+        self._order: InOrder[Callable[[], None]] = InOrder(first_number)
+        self._scopes: Scopes = {}
+        self._books = self._books_of(self._scopes)
+        self._observed: dict[str, PayoutObserved] = {}
+        self._held: set[str] = set()
+        """Payouts that were held and of which the end was not read yet."""
+        self._decided = 0
+
+    def remember(self, entry: str, event: PayoutObserved) -> None:
+        """An observation, for the decision that it may cause. Only an open payout is decided."""
+        if event.facts.status in OPEN_STATUSES:
+            self._observed[entry] = event
+            if len(self._observed) > OBSERVED_MAX:
+                for old in list(self._observed)[: OBSERVED_MAX // 10]:
+                    del self._observed[old]
+
+    def misses(self, told: Told) -> bool:
+        """Whether the entry is a first decision whose cause is not remembered: then it must be looked up."""
+        return told.cause not in self._observed and any(
+            type(event) is PayoutDecided and event.payout not in self._held for event in told.events
+        )
+
+    def feed(self, told: Told) -> None:
+        """The next entry. Judges what is in order by then."""
+        for payout in self._fates.expired(told.at_ms * 1000):
+            self._put(None, partial(self._fates.expire, payout))
+        if not self._has_begun and told.at_ms * 1000 >= self._since_us:
+            self._has_begun = True
+            self._books = self._books_of(self._scopes)
+        kinds = {type(event) for event in told.events}
+        if PolicyChanged in kinds:
+            changes = [event for event in told.events if type(event) is PolicyChanged]
+            self._scopes = scopes_after(self._scopes, *changes)
+            self._books = self._books_of(self._scopes)
+        if PayoutObserved in kinds:
+            for event in told.events:
+                if type(event) is PayoutObserved:
+                    self.remember(told.id, event)
+        if PayoutDecided in kinds:
+            self._read_decision(told)
+        elif ReviewCounted in kinds:
+            self._read_answer(told)
+        elif BudgetReserved in kinds or GovernanceBypassed in kinds:
+            self._read_bypass(told)
+        if PayoutSettled in kinds:
+            self._read_settlement(told)
+        for step in self._order.ready():
+            step()
+        if self._decided >= FORGET_EVERY:
+            self._decided = 0
+            cut_s = told.at_ms // 1000 - KEPT_AFTER_END_S
+            self._fates.forget_before(cut_s)
+            self._judge.forget_before(cut_s)
+
+    def finish(self) -> Comparison:
+        """What it comes to, once the whole log was fed."""
+        for step in self._order.rest():
+            step()
+        self._fates.close_all()
+        self.found.skipped_numbers = self._order.skipped
+        return self.found
+
+    # ---- reading: which step, at which number ---------------------------------------------
+
+    def _put(self, number: int | None, step: Callable[[], None]) -> None:
+        self._order.put(number, step)
+
+    def _books_of(self, scopes: Scopes) -> Books:
+        real = build_book(scopes)
+        if self._overlay is None or not self._has_begun:
+            return Books(real, real)
+        return Books(real, build_book(self._overlay(scopes)))
+
+    def _read_decision(self, told: Told) -> None:
+        decided = next(event for event in told.events if type(event) is PayoutDecided)
+        if decided.payout in self._held:
+            self._held.discard(decided.payout)
+            self._read_answer(told)
+            return
+        seen = self._observed.pop(told.cause, None)
+        if seen is None:
+            if decided.at >= self._since_us:
+                self.found.leave_out(NOT_FOUND, decided.amount)
+            return
+        self._decided += 1
+        if decided.decision == "HELD":
+            self._held.add(decided.payout)
+        self._schedule(trial_of(told.events, seen, self._books), told)
+
+    def _schedule(self, trial: Trial, told: Told) -> None:
+        slot, room = trial.slot_number, trial.room_number
+        if trial.stray:
+            self._put(slot, partial(self._judge.take_recorded_slot, trial))
+            if trial.room is not None:
+                self._put(room, partial(self._judge.charge, trial.room))
+            self._put(told.settled, partial(self._judge_all, trial))
+        elif slot is not None and room is not None and room != slot:
+            self._put(slot, partial(self._begin, trial))
+            self._put(room, partial(self._end, trial))
+        else:
+            self._put(room if slot is None else slot, partial(self._judge_all, trial))
+
+    def _read_answer(self, told: Told) -> None:
+        self._put(told.settled, partial(self._fates.answer, told, self._books, self._zone))
+
+    def _read_bypass(self, told: Told) -> None:
+        for event in told.events:
+            if type(event) is GovernanceBypassed and event.at >= self._since_us:
+                self.found.leave_out(MOVED, event.amount)
+            elif type(event) is BudgetReserved:
+                self._put(event.number, partial(self._take_bypassed, event))
+
+    def _read_settlement(self, told: Told) -> None:
+        for event in told.events:
+            if type(event) is PayoutSettled:
+                self._held.discard(event.payout)  # a hold that the bank ends gets no answer any more
+                self._put(told.settled, partial(self._fates.settle, event))
+
+    # ---- the steps ------------------------------------------------------------------------
+
+    def _judge_all(self, trial: Trial) -> None:
+        self._begin(trial)
+        self._end(trial)
+
+    def _begin(self, trial: Trial) -> None:
+        if trial.decided.at >= self._since_us:
+            self._judge.begin(trial)
+        elif not trial.stray:
+            self._judge.take_recorded_slot(trial)
+
+    def _end(self, trial: Trial) -> None:
+        if trial.decided.at >= self._since_us:
+            self._fates.conclude(trial, self._judge.end(trial))
+            return
+        if trial.room is not None and not trial.stray:
+            self._judge.charge(trial.room)
+        self._fates.repeat(trial)
+
+    def _take_bypassed(self, room: BudgetReserved) -> None:
+        self._judge.charge(room)
+        self._fates.bypass(room)

@@ -1,0 +1,161 @@
+"""A decision as the log has it, taken apart: what was asked, on what evidence, in what order. Pure.
+
+A replay must decide on what the decision saw, not on what came later. That is the entry that caused it: an
+observation that is handled leads to a decision in the same pass, so a decided payout had no earlier one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from streamproc.domain.budget import US, RateAnswer
+from streamproc.domain.events import (
+    BudgetReserved,
+    Event,
+    Evidence,
+    Finding,
+    PayoutDecided,
+    PayoutObserved,
+    ReputationChecked,
+    VelocityChecked,
+)
+from streamproc.domain.governance import Case, Reputation, Verdict
+from streamproc.domain.identity import Party, party_of
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.policy import PolicyBook
+
+
+class Told(Struct, gc=False):
+    """An entry of the archive as a replay reads it. `settled` is the number of its settlement, None without one."""
+
+    seq: int
+    id: str
+    by: str
+    cause: str
+    settled: int | None
+    events: Sequence[Event]
+
+    @property
+    def at_ms(self) -> int:
+        """When it was appended, by the clock of Redis."""
+        return int(self.id.partition("-")[0])
+
+
+class Books:
+    """The policies in force at one point of the log, and the candidate's in their place."""
+
+    def __init__(self, real: PolicyBook, candidate: PolicyBook) -> None:
+        self.real, self.candidate = real, candidate
+        self._same: dict[tuple[str, str, str], bool] = {}
+
+    def same_for(self, record: PayoutRecord) -> bool:
+        """Whether the candidate changes nothing for this payout's agent, team and account."""
+        if self.real is self.candidate:
+            return True
+        key = (record.agent, record.fund_account, record.account)
+        known = self._same.get(key)
+        if known is None:
+            real, candidate = party_of(record, self.real), party_of(record, self.candidate)
+            known = self._same[key] = _terms(real) == _terms(candidate)
+        return known
+
+
+def _terms(party: Party) -> tuple[object, ...]:
+    """Without the version, which is a name and no rule."""
+    policy = party.agent.policy if party.agent is not None else None
+    return (party.identity, policy, party.account, party.team)
+
+
+@dataclass(slots=True)
+class Trial:
+    """One payout's first decision: the record that it looked at, and what was answered to it.
+
+    `stray`: a crash left a slot or a reservation that the decision did not want; others met with it all the same.
+    """
+
+    record: PayoutRecord
+    books: Books
+    decided: PayoutDecided
+    slot: RateAnswer | None = None
+    checked: ReputationChecked | None = None
+    room: BudgetReserved | None = None
+    full: Evidence | None = None
+    """The evidence of LIMIT_EXCEEDED."""
+    stray: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    """What a replay has found so far."""
+    verdict: Verdict | None = None
+    """What a replay has come to."""
+
+    @property
+    def slot_number(self) -> int | None:
+        """Where the rate slot stands in the order of admissions."""
+        return self.slot.number if self.slot is not None and self.slot.number else None
+
+    @property
+    def room_number(self) -> int | None:
+        """Where the question for room stands; the slot's own number where both were asked at once."""
+        if self.room is not None:
+            return self.room.number
+        number = (self.full or {}).get("number")
+        return number if isinstance(number, int) else None
+
+    def case(self, zone: str) -> Case:
+        """The case under the candidate's policies."""
+        party = party_of(self.record, self.books.candidate)
+        return Case(self.record, party.identity, party.agent, zone, party.account, party.team)
+
+    def reputation(self) -> Reputation | None:
+        """What was known of the vendor then; None where nobody asked."""
+        if self.checked is None:
+            return None
+        problem = self._evidence("REPUTATION_UNAVAILABLE").get("problem", "")
+        return reputation_of(self.checked, str(problem))
+
+    def _evidence(self, code: str) -> Evidence:
+        return next((f.evidence for f in self.decided.findings if f.code == code), {})
+
+
+def reputation_of(checked: ReputationChecked, problem: str = "") -> Reputation:
+    """A recorded look-up as the rules look at it."""
+    return Reputation(
+        checked.verdict, tuple(checked.threats), checked.checked_at, checked.fresh_until, problem
+    )
+
+
+def trial_of(events: Sequence[Event], seen: PayoutObserved, books: Books) -> Trial:
+    """The trial that the entry `events` tells of, decided on `seen`. The entry holds a first decision."""
+    decided = next(event for event in events if type(event) is PayoutDecided)
+    record = fold([seen])
+    assert record is not None
+    trial = Trial(record, books, decided)
+    over = False
+    for event in events:
+        if type(event) is PayoutDecided:
+            over = True
+        elif type(event) is VelocityChecked and event.number:
+            trial.slot, trial.stray = slot_of(event), trial.stray or over
+        elif type(event) is BudgetReserved:
+            trial.room, trial.stray = event, trial.stray or over
+        elif type(event) is ReputationChecked:
+            trial.checked = event
+    for finding in decided.findings:
+        if finding.code == "RATE_LIMITED" and trial.slot is None:
+            trial.slot = _refused_slot(finding.evidence)
+        elif finding.code == "LIMIT_EXCEEDED":
+            trial.full = finding.evidence
+    return trial
+
+
+def slot_of(event: VelocityChecked) -> RateAnswer:
+    """A recorded answer to the question for a rate slot."""
+    return RateAnswer(event.number, event.used, event.used >= event.limit, event.limit, event.window_s * US)
+
+
+def _refused_slot(evidence: Mapping[str, object]) -> RateAnswer:
+    def whole(name: str) -> int:
+        value = evidence.get(name, 0)
+        return value if isinstance(value, int) else 0
+
+    return RateAnswer(whole("number"), whole("used"), True, whole("limit"), whole("window_s") * US)

@@ -1,0 +1,183 @@
+"""What if: the archive judged again under a policy file, or, as the determinism gate, under the policies in force then.
+
+Each partition is read once, in one snapshot, in batches; what was observed long before it was decided is looked up.
+Nothing is written and nobody is called.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from projections.rebuild import Target, archive_ends, target_at_time
+from streamproc.archive.load import Row, rows_after
+from streamproc.archive.lookup import entries_by_id, job_named, policy_entries
+from streamproc.archive.store import connection, snapshot
+from streamproc.domain.budget import US
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
+from streamproc.domain.whatif.comparison import Comparison
+from streamproc.domain.whatif.judge import Assumptions
+from streamproc.domain.whatif.retrial import Overlay, Retrial, Scopes
+from streamproc.domain.whatif.trial import Told
+from streamproc.domain.wire import decode_events
+from streamproc.errors import InputError, JobFailed, Unprocessable
+from streamproc.operate.site import us_of
+
+ROWS_AT_ONCE = 2_000
+WARM_UP_S = 33 * 86_400
+"""Read before `since`: a month's budget window, with a day for time zones. What is older meets no later payout."""
+_TELLS = re.compile(
+    rb'"type":"(?:payout\.observed|payout\.decided|policy\.changed|review\.counted|payout\.settled'
+    rb'|payout\.budget_reserved|governance\.bypassed)"'
+).search
+"""Entries that a retrial reads; the others are not decoded."""
+
+
+class _Meta(Struct, frozen=True):
+    by: str = ""
+    cause: str = ""
+    settled: int | None = None
+
+
+@dataclass
+class Progress:
+    """How far it is: archive rows read, of how many."""
+
+    done: int = 0
+    total: int = 0
+    judged: int = 0
+
+
+class Answer(Struct, frozen=True):
+    """What it came to, and what it was asked of. `positions` are archive positions by partition."""
+
+    found: Comparison
+    since: datetime
+    positions: dict[int, int]
+
+
+OnProgress = Callable[[Progress], None]
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+
+
+async def whatif(
+    dsn: str,
+    file: PolicyFile | None,
+    *,
+    since: datetime,
+    prune: bool = False,
+    assume: Assumptions,
+    on_progress: OnProgress = lambda _: None,
+) -> Answer:
+    """Judge every decision since `since` again: under `file` over what was in force, or under that alone (None).
+
+    Raises InputError where the file could not have been put in force then, JobFailed where the archive cannot be read.
+    """
+    overlay = None if file is None else overlay_of(file, prune=prune)
+    with job_named("nothing was changed"):
+        async with connection(dsn, name="streamproc whatif") as db, snapshot(db):
+            ends = await archive_ends(db)
+            if not ends:
+                raise JobFailed("the archive is empty: there is nothing to judge again")
+            warm_ms = (us_of(since) - WARM_UP_S * US) // 1_000
+            starts = [await target_at_time(db, end.partition, warm_ms) for end in ends]
+            progress = Progress(
+                total=sum(end.seq - start.seq for start, end in zip(starts, ends, strict=True))
+            )
+            found = Comparison()
+            for start, end in zip(starts, ends, strict=True):
+                retrial = Retrial(
+                    overlay, assume, since_us=us_of(since), first_number=1 if start.seq == 0 else None
+                )
+                found.take_in(await _retry(db, retrial, start, end, progress, on_progress))
+            return Answer(found, since, {end.partition: end.seq for end in ends})
+
+
+def overlay_of(file: PolicyFile, *, prune: bool) -> Overlay:
+    """The file put in force over whatever was. A freeze of then stays where the file does not speak of it."""
+
+    def overlay(scopes: Scopes) -> Scopes:
+        changes = plan_changes(scopes, _with_freezes(file, scopes), prune=prune, at=0, by="whatif", why="")
+        return scopes_after(scopes, *changes)
+
+    return overlay
+
+
+def _with_freezes(file: PolicyFile, scopes: Scopes) -> PolicyFile:
+    def kept(kind: str, named: Mapping[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+        return {name: _frozen_as(f"{kind}:{name}", fields) for name, fields in named.items()}
+
+    def _frozen_as(scope: str, fields: dict[str, object]) -> dict[str, object]:
+        was = scopes[scope].own if scope in scopes else None
+        if was is None or not was.get("frozen") or "frozen" in fields:
+            return fields
+        return fields | {"frozen": True}
+
+    return replace(
+        file,
+        policies=kept("agent", file.policies),
+        accounts=kept("account", file.accounts),
+        teams=kept("team", file.teams),
+    )
+
+
+async def _retry(
+    db: asyncpg.Connection,
+    retrial: Retrial,
+    start: Target,
+    end: Target,
+    progress: Progress,
+    on_progress: OnProgress,
+) -> Comparison:
+    """One partition."""
+    judged = progress.judged
+    if start.seq:
+        for row in await policy_entries(db, start.partition, start.seq):
+            _feed(retrial, _told(start.partition, row))
+    after = start.seq
+    while after < end.seq and (rows := await rows_after(db, end.partition, after, ROWS_AT_ONCE)):
+        told = [_told(end.partition, row) for row in rows if _TELLS(row.e)]
+        await _look_up(db, retrial, end.partition, told)
+        for one in told:
+            _feed(retrial, one)
+        progress.done += rows[-1].seq - after
+        progress.judged = judged + retrial.found.judged.payouts
+        after = rows[-1].seq
+        on_progress(progress)
+    return retrial.finish()
+
+
+def _feed(retrial: Retrial, told: Told) -> None:
+    try:
+        retrial.feed(told)
+    except InputError as problem:
+        at = datetime.fromtimestamp(told.at_ms / 1_000).astimezone().isoformat(timespec="seconds")
+        raise InputError(
+            f"at {at} the file would have been refused; try a later --since\n{problem}"
+        ) from problem
+
+
+async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, told: Sequence[Told]) -> None:
+    """Let the retrial know the observations that these decisions were made on, where it does not (any more)."""
+    here = {one.id for one in told}
+    wanted = [one.cause for one in told if one.cause and one.cause not in here and retrial.misses(one)]
+    for start in range(0, len(wanted), ROWS_AT_ONCE):
+        for row in await entries_by_id(db, partition, wanted[start : start + ROWS_AT_ONCE]):
+            for event in _told(partition, row).events:
+                if type(event) is PayoutObserved:
+                    retrial.remember(row.id, event)
+
+
+def _told(partition: int, row: Row) -> Told:
+    try:
+        meta = _decode_meta(row.m)
+        events = decode_events(row.e)
+    except (Unprocessable, msgspec.DecodeError) as problem:
+        raise JobFailed(f"entry {partition}:{row.id} (seq {row.seq}): {problem}") from problem
+    return Told(row.seq, row.id, meta.by, meta.cause, meta.settled, events)

@@ -1,0 +1,198 @@
+"""A long history made by the real engine from a seed: every rule, hold, review, expiry, release, day and policy change.
+
+What is asked, when it is received, what reviewers say and what the bank does come from the seed; which worker is faster
+does not, so two runs have the same payouts and not the same log. That is the point: whatever the workers made of it, a
+replay must come to the same.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from streamproc.domain import events as e
+from streamproc.domain.payouts import PayoutRecord, evolve
+from streamproc.domain.wire import decode_events, payout_of
+from streamproc.log.stream import LogView
+from tests.engine import Engine
+from tests.words import ACCOUNT, observed
+
+DAY_US = 86_400_000_000
+START = 2_051_222_400_000_000
+"""µs; Mon 1 Jan 2035, 05:30 in Asia/Kolkata: windows must not have ended by the clock of Redis."""
+PAYOUTS_PER_DAY = 500
+CHUNK = 400
+"""Payouts between two looks at what is held, and between two changes of policies at most."""
+
+VENDORS = {"malware": "threat", "unreachable": "unavailable"}
+URLS = (
+    *("https://vendor.example.net/invoice/7", "https://paper.example.org/", "https://xn--bcher-kva.example/"),
+    *("https://malware.example.net/", "https://unreachable.example.net/", "https://bad.example.com/x"),
+    *("https://shop.evil.xyz/", "https://pаypal.example/", "http://127.0.0.1/", "not a url"),
+)
+OUTCOMES: tuple[tuple[str, ...], ...] = (
+    *(("processing", "processed"),) * 6,
+    *(("processed", "processing"), ("processing", "failed"), ("failed",), ("reversed",), ("cancelled",), ()),
+)
+"""What the bank does with what is approved, as it tells us."""
+REVIEWERS = ("asha", "ravi", "meena")
+
+POLICIES = """
+defaults: {blocked_domains: [bad.example.com, '*.xyz'], rate_limit: {count: 40, window: 60}}
+policies:
+  plain: {daily_limit: 900000}
+  small: {daily_limit: 300000, per_txn_limit: 40000, weekly_limit: 1200000, monthly_limit: 4000000}
+  held: {daily_limit: 2000000, require_approval_above: 20000, dual_approval_above: 80000, hold_ttl: 1h}
+  night: {hours: '09:00-18:00', days: [mon, tue, wed, thu, fri], timezone: Europe/Berlin}
+  bursty: {rate_limit: {count: 3, window: 3600}}
+  patient: {rate_limit: {count: 3, window: 3600}, on_rate_limit: hold, daily_limit: 500000}
+  listed: {allowed_domains: [vendor.example.net, 127.0.0.1, malware.example.net], daily_limit: 700000}
+  strict: {on_reputation_unavailable: reject, require_vendor_url: true, vendor_daily_limit: 250000}
+  known: {require_verified_identity: true, daily_limit: 400000}
+  foreign: {currencies: [INR, USD]}
+  one: {team: desk, daily_limit: 500000}
+  two: {team: desk, daily_limit: 500000}
+accounts:
+  acc_Test0000000001: {daily_limit: 6000000, monthly_limit: 90000000}
+teams:
+  desk: {daily_limit: 600000, weekly_limit: 2500000}
+reviewers: [asha, ravi]
+agents:
+  known: {fund_accounts: [fa_known]}
+"""
+CHANGES = (
+    "policies: {plain: {daily_limit: 500000, frozen: true}}",
+    "policies: {plain: {daily_limit: 700000}}",
+    "defaults: {blocked_domains: [bad.example.com], rate_limit: {count: 25, window: 60}}",
+    "policies: {held: {daily_limit: 900000, require_approval_above: 60000, hold_ttl: 2h, blocked_domains: [a.b]}}",
+    "policies: {held: {require_approval_above: 20000, blocked_domains: [vendor.example.net]}}",
+    "teams: {desk: {daily_limit: 400000}}",
+    "reviewers: [asha, ravi, meena]",
+    "policies: {bursty: {rate_limit: {count: 1, window: 7200}}, patient: {rate_limit: {count: 0}}}",
+    "accounts: {acc_Test0000000001: {daily_limit: 3000000}}",
+    "policies: {held: {daily_limit: 2000000, require_approval_above: 20000, dual_approval_above: 80000, hold_ttl: 1h}}",
+    "accounts: {acc_Test0000000001: {daily_limit: 6000000, frozen: true}}",
+    "accounts: {acc_Test0000000001: {daily_limit: 6000000}}",
+    "policies: {one: {daily_limit: 100000}, two: {team: desk, daily_limit: 500000, per_txn_limit: 30000}}",
+    "policies: {stranger: {per_txn_limit: 10000}}",
+    "agents: {known: {fund_accounts: [fa_1]}}",
+)
+AGENTS = (
+    *("plain", "small", "held", "held", "night", "bursty", "patient", "listed", "strict", "known"),
+    *("foreign", "one", "two", "stranger", None),
+)
+
+
+@dataclass
+class Seeded:
+    """The history's author."""
+
+    engine: Engine
+    seed: int
+    crashes: float = 0.0
+    """How likely a worker dies while a chunk is decided."""
+    asked: int = 0
+    now: int = START
+    records: dict[str, PayoutRecord] = field(default_factory=dict)
+    open: dict[str, None] = field(default_factory=dict)
+    """Payouts that something can still happen to, in the order in which that became so."""
+    rng: random.Random = field(init=False)
+    _read_upto: str = "0-0"
+    _changed: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+
+    async def run(self, payouts: int) -> None:
+        """Ask for `payouts` more payouts, with everything that happens meanwhile."""
+        if not self.asked:
+            await self.engine.apply(POLICIES)
+        until = self.asked + payouts
+        while self.asked < until:
+            asks = [self._ask() for _ in range(min(CHUNK, until - self.asked))]
+            arriving = asyncio.gather(*(self._append(event) for event in self._delivered(asks)))
+            if self.rng.random() < self.crashes:
+                await asyncio.sleep(self.rng.random() * 0.1)  # somewhere in a batch
+                await self.engine.crash()
+            if self.rng.random() < 0.5:
+                await self.engine.apply(CHANGES[self._changed % len(CHANGES)])  # while they are being decided
+                self._changed += 1
+            await arriving
+            await self.engine.settled()
+            await self._read()
+            happens = [*self._people(), *self._bank()]
+            await asyncio.gather(*(self._append(event) for event in happens))
+            await self.engine.settled()
+
+    def _ask(self) -> e.PayoutObserved:
+        rng = self.rng
+        self.asked += 1
+        gap = DAY_US // PAYOUTS_PER_DAY
+        self.now += rng.choice((0, 1_000_000, gap, 2 * gap))
+        return observed(
+            f"pout_{self.seed}_{self.asked}",
+            rng.choice((100, 5_000, 9_999, 20_000, 20_001, 40_000, 40_001, 60_000, 80_001, 150_000)),
+            agent=rng.choice(AGENTS),
+            url=rng.choice(URLS) if rng.random() < 0.7 else rng.choice((None, URLS[0])),
+            status=rng.choices(("pending", "queued", "processing"), (88, 10, 2))[0],
+            currency="USD" if rng.random() < 0.05 else "INR",
+            fund_account=rng.choice(("fa_1", "fa_2", "fa_known")),
+            at=self.now,
+        )
+
+    def _delivered(self, asks: list[e.PayoutObserved]) -> Iterator[e.PayoutObserved]:
+        for event in asks:
+            yield event
+            if self.rng.random() < 0.05:  # seen once more, by the poller
+                yield replace(event, source="poll", at=event.at + 1_000)
+
+    async def _append(self, event: e.Event) -> None:
+        await self.engine.append(ACCOUNT, event)
+
+    async def _read(self) -> None:
+        """What the engine made of it so far."""
+        async with LogView(self.engine.url, 0) as view:
+            while rows := await view.read(self._read_upto, 5_000, 0):
+                self._read_upto = rows[-1].id
+                for event in (event for row in rows for event in decode_events(row.e)):
+                    if payout := payout_of(event):
+                        record = evolve(self.records.get(payout), event)
+                        assert record is not None
+                        self.records[payout] = record
+                        self.open[payout] = None
+        self.open = {p: None for p in self.open if self.records[p].state in ("held", "approved", "processed")}
+
+    def _people(self) -> Iterator[e.Event]:
+        rng = self.rng
+        for record in self._in_state("held"):
+            said = rng.choices(("approve", "reject", "expire", "nothing"), (40, 15, 15, 30))[0]
+            if said == "expire":
+                at = record.hold_expires_at
+                yield e.TimerFired(at=at, payout=record.payout, timer="hold_expiry")
+            elif said != "nothing":
+                yield e.ReviewSubmitted(
+                    at=self.engine.producer.now_us(),
+                    payout=record.payout,
+                    by=rng.choice(REVIEWERS),
+                    action=said,
+                    why="seeded",
+                    channel="test",
+                )
+
+    def _bank(self) -> Iterator[e.Event]:
+        rng = self.rng
+        for record in self._in_state("processed"):
+            del self.open[record.payout]  # most stay so
+            if rng.random() < 0.05:
+                yield self._seen(record, "reversed")
+        for record in self._in_state("approved"):
+            for status in rng.choice(OUTCOMES):
+                yield self._seen(record, status)
+
+    def _in_state(self, state: str) -> list[PayoutRecord]:
+        return [self.records[payout] for payout in self.open if self.records[payout].state == state]
+
+    def _seen(self, record: PayoutRecord, status: str) -> e.PayoutObserved:
+        return observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
