@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from streamproc import embedded
 from streamproc.embedded import Store
+from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
 
@@ -70,6 +71,27 @@ async def postgres(postgres_server: str) -> AsyncIterator[str]:
     admin = await asyncpg.connect(postgres_server)
     try:
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        yield f"{postgres_server.rpartition('/')[0]}/{name}"
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+@pytest.fixture(scope="session")
+def seeded(valkey: str, postgres_server: str) -> Iterator[SeededHistory]:
+    """A long history that the real engine made, once for the session: its entries, and an archive of most of them."""
+    history = asyncio.run(make_history(valkey, postgres_server))
+    yield history
+    asyncio.run(drop_history(postgres_server, history))
+
+
+@pytest.fixture
+async def seeded_archive(seeded: SeededHistory, postgres_server: str) -> AsyncIterator[str]:
+    """DSN of a copy of the seeded archive with its views, dropped afterwards."""
+    name = f"test_{os.getpid()}_{next(_database_number)}"
+    admin = await asyncpg.connect(postgres_server)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {seeded.database}")
         yield f"{postgres_server.rpartition('/')[0]}/{name}"
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:

@@ -6,19 +6,28 @@ replay must come to the same.
 """
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import asyncpg
 from msgspec.structs import replace
 
+from projections.schema import prepare
 from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord, evolve
 from streamproc.domain.wire import decode_events, payout_of
+from streamproc.log.connection import connected
 from streamproc.log.stream import LogView
 from tests.engine import Engine
-from tests.words import ACCOUNT, observed
+from tests.projections.histories import ListedLog, Stored, project_all
+from tests.words import ACCOUNT, Vendors, observed
 
+SEED = 20_350_101
+PAYOUTS, PAYOUTS_LATER = 20_000, 2_000
+CRASHES = 0.1
+CLAIM_IDLE_S = 0.5
 DAY_US = 86_400_000_000
 START = 2_051_222_400_000_000
 """µs; Mon 1 Jan 2035, 05:30 in Asia/Kolkata: windows must not have ended by the clock of Redis."""
@@ -196,3 +205,54 @@ class Seeded:
 
     def _seen(self, record: PayoutRecord, status: str) -> e.PayoutObserved:
         return observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
+
+
+# ---- once for the session -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeededHistory:
+    """`entries` is the whole log; the database holds the archive of the first `archived` of them, with all views."""
+
+    database: str
+    entries: list[Stored]
+    archived: int
+
+
+async def make_history(valkey: str, postgres_server: str) -> SeededHistory:
+    """Make the history on an empty Valkey, and archive it in a database of its own."""
+    async with connected(valkey) as client:
+        await client.flushall()
+    async with Engine(valkey, vendors=Vendors(VENDORS), workers=3, claim_idle_s=CLAIM_IDLE_S) as engine:
+        author = Seeded(engine, SEED, crashes=CRASHES)
+        await author.run(PAYOUTS)
+        archived = len(await _entries(valkey))
+        await author.run(PAYOUTS_LATER)
+        entries = await _entries(valkey)
+    database = f"seeded_{os.getpid()}"
+    admin = await asyncpg.connect(postgres_server)
+    try:
+        await admin.execute(f"CREATE DATABASE {database} TEMPLATE template0")
+    finally:
+        await admin.close()
+    dsn = f"{postgres_server.rpartition('/')[0]}/{database}"
+    await prepare(dsn)
+    await project_all(dsn, ListedLog(entries[:archived]))
+    return SeededHistory(database, entries, archived)
+
+
+async def drop_history(postgres_server: str, history: SeededHistory) -> None:
+    """Remove its database."""
+    admin = await asyncpg.connect(postgres_server)
+    try:
+        await admin.execute(f"DROP DATABASE {history.database} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+async def _entries(valkey: str) -> list[Stored]:
+    entries: list[Stored] = []
+    async with LogView(valkey, 0) as view:
+        while rows := await view.read(entries[-1].id if entries else "0-0", 5_000, 0):
+            entries += [Stored(row.id, row.e, row.m) for row in rows]
+    return entries

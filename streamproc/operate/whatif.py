@@ -139,10 +139,10 @@ async def _retry(
     judged = progress.judged
     if start.seq:
         for row in await policy_entries(db, start.partition, start.seq):
-            _feed(retrial, _told(start.partition, row))
+            _feed(retrial, told_of(start.partition, row))
     after = start.seq
     while after < end.seq and (rows := await rows_after(db, end.partition, after, ROWS_AT_ONCE)):
-        told = [_told(end.partition, row) for row in rows if _TELLS(row.e)]
+        told = [told_of(end.partition, row) for row in rows if _TELLS(row.e)]
         await _look_up(db, retrial, end.partition, told)
         for one in told:
             _feed(retrial, one)
@@ -169,12 +169,13 @@ async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, tol
     wanted = [one.cause for one in told if one.cause and one.cause not in here and retrial.misses(one)]
     for start in range(0, len(wanted), ROWS_AT_ONCE):
         for row in await entries_by_id(db, partition, wanted[start : start + ROWS_AT_ONCE]):
-            for event in _told(partition, row).events:
+            for event in told_of(partition, row).events:
                 if type(event) is PayoutObserved:
                     retrial.remember(row.id, event)
 
 
-def _told(partition: int, row: Row) -> Told:
+def told_of(partition: int, row: Row) -> Told:
+    """A row of the archive as a retrial reads it. Raises JobFailed, naming the entry, for what nobody knows here."""
     try:
         meta = _decode_meta(row.m)
         events = decode_events(row.e)

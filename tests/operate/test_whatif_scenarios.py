@@ -1,0 +1,308 @@
+"""A log that the real engine wrote, judged again under other policies: what follows from what."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from streamproc.archive.load import Row
+from streamproc.domain import events as e
+from streamproc.domain.policy import parse_policy_file
+from streamproc.domain.whatif import fates, judge, retrial
+from streamproc.domain.whatif.comparison import Comparison
+from streamproc.domain.whatif.judge import Assumptions
+from streamproc.domain.whatif.retrial import Retrial
+from streamproc.domain.whatif.trial import Told
+from streamproc.errors import InputError
+from streamproc.log.stream import LogView
+from streamproc.operate.whatif import overlay_of, told_of
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, observed
+
+HOUR_US = 3_600_000_000
+NO_RATE = "rate_limit: {count: 0}"
+
+
+async def log_of(engine: Engine) -> list[Told]:
+    async with LogView(engine.url, 0) as view:
+        rows = await view.read("0-0", 100_000, 0)
+    return [told_of(0, Row(n, row.id, row.e, row.m)) for n, row in enumerate(rows, 1)]
+
+
+def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **assume: Any) -> Comparison:
+    """The log judged again under a policy file, or under the policies of then."""
+    overlay = None
+    if policies is not None:
+        overlay = overlay_of(parse_policy_file(policies, name="next.yaml"), prune=False)
+    trial = Retrial(overlay, Assumptions(ZONE, **assume), since_us=since_us)
+    for told in log:
+        trial.feed(told)
+    return trial.finish()
+
+
+def moved(found: Comparison) -> dict[str, str]:
+    """Payouts that come out otherwise in the end: 'old decision -> new decision and reason'."""
+    return {
+        change.payout: f"{change.old_end[0]} -> {' '.join(change.new_end)}"
+        for change in found.changes
+        if change.old_end != change.new_end
+    }
+
+
+def later(log: Sequence[Told], by_us: int, of: Callable[[Told], bool]) -> list[Told]:
+    """The log with the entries from the first that is `of` on, and what is said in them, as if they had come later."""
+    first = next(n for n, told in enumerate(log) if of(told))
+    return moved_to(log, [0] * first + [by_us] * (len(log) - first), with_events=True)
+
+
+def moved_to(log: Sequence[Told], by_us: Sequence[int], *, with_events: bool) -> list[Told]:
+    """The log with each entry appended so much later; causes follow, and so do the times of events if wanted."""
+    names: dict[str, str] = {}
+    found = []
+    for told, shift_us in zip(log, by_us, strict=True):
+        ms, n = told.id.split("-")
+        names[told.id] = f"{int(ms) + shift_us // 1000}-{n}"
+        events = [replace(event, at=event.at + shift_us) if with_events else event for event in told.events]
+        found.append(replace(told, id=names[told.id], cause=names.get(told.cause, ""), events=events))
+    return found
+
+
+def has(kind: type[e.Fact]) -> Callable[[Told], bool]:
+    return lambda told: any(type(event) is kind for event in told.events)
+
+
+async def test_what_the_candidate_rejects_leaves_room_for_a_later_payout(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        for payout, amount in (("p1", 700), ("p2", 500), ("p3", 200)):
+            await engine.deliver(observed(payout, amount))
+        log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
+    found = again(log, f"policies: {{bot: {{daily_limit: 1000, per_txn_limit: 600, {NO_RATE}}}}}")
+    assert moved(found) == {
+        "p1": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED",
+        "p2": "REJECTED -> APPROVED POLICY_OK",
+    }
+    assert {what: many.amount for what, many in found.assumed.items()} == {fates.PAID: 500}
+    assert (found.judged.payouts, found.changed.amount) == (3, 1200)
+
+
+async def test_a_rate_slot_that_the_candidate_does_not_give_is_free_for_a_later_payout(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {rate_limit: {count: 1, window: 60}}}")
+        await engine.deliver(observed("p1", 700))
+        await engine.deliver(observed("p2", 200))
+        log = await log_of(engine)
+    found = again(log, "policies: {bot: {per_txn_limit: 600, rate_limit: {count: 1, window: 60}}}")
+    assert moved(found) == {
+        "p1": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED",
+        "p2": "REJECTED -> APPROVED POLICY_OK",
+    }
+
+
+async def test_a_payout_that_failed_gives_its_room_back_under_the_candidate_too(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 800))
+        await engine.deliver(observed("p1", 800, status="failed"))
+        await engine.deliver(observed("p2", 800))
+        await engine.deliver(observed("p2", 800, status="processed"))
+        await engine.deliver(observed("p3", 300))
+        log = await log_of(engine)
+    found = again(log, f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+    assert moved(found) == {"p3": "APPROVED -> REJECTED LIMIT_EXCEEDED"}
+
+
+@pytest.mark.parametrize(
+    ("new_holds", "outcome"),
+    [("wait", "APPROVED -> HELD APPROVAL_REQUIRED"), ("approve", None)],
+)
+async def test_what_is_held_only_by_the_candidate_keeps_its_money_and_nobody_answers(
+    redis_url: str, new_holds: str, outcome: str | None
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        await engine.deliver(observed("p2", 500))
+        log = await log_of(engine)
+    candidate = f"policies: {{bot: {{daily_limit: 1000, require_approval_above: 600, {NO_RATE}}}}}"
+    found = again(log, candidate, new_holds=new_holds)
+    assert moved(found).get("p1", "APPROVED -> APPROVED REVIEW_APPROVED") == (
+        outcome or "APPROVED -> APPROVED REVIEW_APPROVED"
+    )
+    assert "p2" not in moved(found)
+    assert found.rules[("APPROVED", "HELD")].payouts == 1
+    assert [many.payouts for what, many in found.assumed.items() if what.startswith(fates.NEW_HOLD)] == [1]
+
+
+async def test_reviewers_answer_as_they_did_and_are_checked_by_the_candidate(redis_url: str) -> None:
+    held = f"daily_limit: 9000, require_approval_above: 100, {NO_RATE}"
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{held}}}}}\nreviewers: [asha, ravi]")
+        for payout in ("p1", "p2", "p3"):
+            await engine.deliver(observed(payout, 500, url="https://vendor.example.net/"))
+        await engine.review("p1", "asha", "approve", account=ACCOUNT)
+        await engine.review("p2", "asha", "reject", account=ACCOUNT)
+        await engine.apply(f"policies: {{bot: {{{held}, blocked_domains: [vendor.example.net]}}}}")
+        await engine.review("p3", "ravi", "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
+    same = again(log, f"policies: {{bot: {{{held}}}}}")
+    assert moved(same) == {"p3": "REJECTED -> APPROVED REVIEW_APPROVED"}
+    dual = again(log, f"policies: {{bot: {{{held}, dual_approval_above: 400}}}}")
+    assert moved(dual) == {
+        "p1": "APPROVED -> HELD APPROVAL_REQUIRED",
+        "p3": "REJECTED -> HELD APPROVAL_REQUIRED",
+    }
+    without_asha = again(log, f"policies: {{bot: {{{held}}}}}\nreviewers: [ravi]")
+    assert moved(without_asha) == {
+        "p1": "APPROVED -> HELD APPROVAL_REQUIRED",
+        "p2": "REJECTED -> HELD APPROVAL_REQUIRED",
+        "p3": "REJECTED -> APPROVED REVIEW_APPROVED",
+    }
+    assert without_asha.assumed[fates.REFUSED].payouts == 2
+
+
+async def test_a_hold_ends_by_the_candidates_own_time_to_live(redis_url: str) -> None:
+    policy = "policies: {{bot: {{require_approval_above: 100, hold_ttl: {}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy.format("2h"))
+        await engine.deliver(observed("p1", 500))
+        await engine.deliver(observed("p2", 500))
+        expires_at = (await engine.record("p2")).hold_expires_at
+        await engine.append(ACCOUNT, e.TimerFired(at=expires_at, payout="p2", timer="hold_expiry"))
+        await engine.settled()
+        await engine.review("p1", "asha", "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    answered_after_an_hour = later(log, HOUR_US, has(e.ReviewSubmitted))
+    assert again(answered_after_an_hour, None).changed.payouts == 0
+    shorter = again(answered_after_an_hour, policy.format("30m"))
+    assert moved(shorter) == {"p1": "APPROVED -> REJECTED HOLD_EXPIRED"}
+    longer = again(log, policy.format("3h"))
+    assert moved(longer) == {"p2": "REJECTED -> HELD APPROVAL_REQUIRED"}
+
+
+async def test_a_hold_that_the_candidate_ends_early_gives_its_money_back(redis_url: str) -> None:
+    policy = "policies: {{bot: {{daily_limit: 1000, require_approval_above: 600, hold_ttl: {}}}}}"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy.format("2h"))
+        await engine.deliver(observed("p1", 700))
+        await engine.deliver(observed("p2", 500))
+        log = await log_of(engine)
+    asked_an_hour_later = later(
+        log, HOUR_US, lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events)
+    )
+    found = again(asked_an_hour_later, policy.format("30m"))
+    assert moved(found) == {
+        "p1": "HELD -> REJECTED HOLD_EXPIRED",
+        "p2": "REJECTED -> APPROVED POLICY_OK",
+    }
+
+
+async def test_what_was_decided_before_since_stays_as_it_was_and_keeps_its_room(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        since_us = engine.producer.now_us()
+        await engine.deliver(observed("p2", 500))
+        await engine.deliver(observed("p3", 300))
+        log = await log_of(engine)
+    assert again(log, None, since_us=since_us).changed.payouts == 0
+    found = again(
+        log, f"policies: {{bot: {{daily_limit: 900, per_txn_limit: 600, {NO_RATE}}}}}", since_us=since_us
+    )
+    assert moved(found) == {"p3": "APPROVED -> REJECTED LIMIT_EXCEEDED"}
+    assert found.judged.payouts == 2
+
+
+async def test_a_freeze_of_then_stays_unless_the_file_speaks_of_it(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {per_txn_limit: 100, frozen: true}}")
+        await engine.deliver(observed("p1", 90))
+        log = await log_of(engine)
+    assert moved(again(log, "policies: {bot: {per_txn_limit: 100}}")) == {}
+    thawed = again(log, "policies: {bot: {per_txn_limit: 100, frozen: false}}")
+    assert moved(thawed) == {"p1": "REJECTED -> APPROVED POLICY_OK"}
+
+
+async def test_a_reputation_that_was_never_asked_for_is_another_payouts_or_assumed(redis_url: str) -> None:
+    async with Engine(redis_url, vendors=Vendors({"malware": "threat"})) as engine:
+        await engine.apply(f"policies: {{bot: {{per_txn_limit: 100, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 100, url="https://malware.example.net/"))
+        await engine.deliver(observed("p2", 101, url="https://malware.example.net/"))
+        await engine.deliver(observed("p3", 101, url="https://never.example.net/"))
+        log = await log_of(engine)
+    candidate = f"policies: {{bot: {{{NO_RATE}}}}}"
+    clean = again(log, candidate)
+    assert {change.payout: change.new_end[1] for change in clean.changes} == {
+        "p2": "RISK_HIGH",
+        "p3": "POLICY_OK",
+    }
+    assert clean.assumed[judge.SAME_VENDOR].payouts == 1
+    assert clean.assumed[f"{judge.UNKNOWN_VENDOR}: taken as clean"].payouts == 1
+    careful = again(log, candidate, unknown_reputation="unavailable")
+    assert moved(careful)["p3"] == "REJECTED -> HELD REPUTATION_UNAVAILABLE"
+
+
+async def test_scopes_that_the_file_does_not_name_follow_their_own_history(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}, other: {{per_txn_limit: 100, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 200, agent="other"))
+        await engine.apply(f"policies: {{other: {{per_txn_limit: 300, {NO_RATE}}}}}")
+        await engine.deliver(observed("p2", 200, agent="other"))
+        await engine.deliver(observed("p3", 200))
+        log = await log_of(engine)
+    found = again(log, f"policies: {{bot: {{per_txn_limit: 50, {NO_RATE}}}}}")
+    assert moved(found) == {"p3": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED"}
+
+
+async def test_a_file_that_could_not_have_been_applied_then_is_refused(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {per_txn_limit: 100}}")
+        log = await log_of(engine)
+    with pytest.raises(InputError, match="there is no text 'desk' under teams"):
+        again(log, "policies: {bot: {team: desk}}")
+
+
+async def test_money_that_moved_without_a_decision_is_charged_as_it_was_and_not_judged(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 900, status="processing"))
+        await engine.deliver(observed("p2", 900))
+        log = await log_of(engine)
+    found = again(log, "policies: {bot: {per_txn_limit: 1}}")
+    assert found.unjudged[retrial.MOVED].payouts == 1
+    assert found.judged.payouts == 1
+
+
+async def test_forgetting_what_is_long_over_changes_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrial, "FORGET_EVERY", 1)
+    day_us = 24 * HOUR_US
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        start = engine.producer.now_us()
+        for day in range(8):
+            for n in range(3):
+                await engine.deliver(observed(f"p{day}_{n}", 400, at=start + day * day_us))
+        await engine.deliver(observed("p0_0", 400, status="processed", at=start + 8 * day_us))
+        log = await log_of(engine)
+    shifts, shift = [], 0
+    for told in log:
+        seen = next((event.at for event in told.events if type(event) is e.PayoutObserved), None)
+        shift = shift if seen is None else (seen - start) // day_us * day_us
+        shifts.append(shift)
+    spread = moved_to(log, shifts, with_events=False)  # each day's entries were appended on that day
+    trial = Retrial(None, Assumptions(ZONE))
+    for told in spread:
+        trial.feed(told)
+    assert len(trial._fates._open) < 3 * 4  # of 16 that hold money
+    assert len(trial._judge._counters.budgets) < 4
+    found = trial.finish()
+    assert (found.judged.payouts, found.changed.payouts, found.counters_differing) == (24, 0, 0)
