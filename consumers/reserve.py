@@ -7,9 +7,11 @@ again, here or in another worker, is told the same.
 
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from consumers.verdicts import case_of, is_rejected, record_decision, record_reservation, record_slot
 from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
-from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window
+from streamproc.domain.budget import QUARTER_US, US, Ask, RateAsk, Window
 from streamproc.domain.events import PayoutScreened, ReputationChecked
 from streamproc.domain.governance import RULES, Case, Reputation, find
 from streamproc.log.work import Desk, Item, Stage, Work
@@ -82,7 +84,10 @@ def _check_one(work: Work, event: PayoutScreened, desk: Desk) -> None:
     if is_rejected(findings):
         record_decision(work, desk, findings)
         return
-    record_slot(work, desk, work.admission.rate, findings)
+    answer, limit = work.admission.rate, case.agent.policy.rate_limit
+    if answer is not None and not answer.count:  # admitted by a version that did not keep the terms
+        answer = replace(answer, count=limit.count, window_us=limit.window_s * US)
+    record_slot(work, desk, answer, findings)
 
 
 def budget_stage(zone: str) -> Stage:

@@ -152,10 +152,12 @@ class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
 class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked"):
     """Rule 10. `used` counts the payouts in the window before this one.
 
-    `limit` and `window_s` are the terms that were asked; 0 where the policy limits no rate. A slot that a crash left
-    taken without a decision is recorded after the decision, so that the log has every number.
+    `limit` and `window_s` are the terms that were asked, 0 where the policy limited no rate; in version 1 they were
+    those of the policy by which it was decided. A slot that a crash left taken without a decision is recorded after
+    the decision, so that the log has every number.
     """
 
+    v: int = 2
     payout: str
     number: int
     used: int

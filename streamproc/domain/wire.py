@@ -17,8 +17,14 @@ from streamproc.errors import Unprocessable
 Raw: TypeAlias = dict[str, object]
 Upcaster: TypeAlias = Callable[[Raw], Raw]
 
-UPCASTERS: Mapping[tuple[str, int], Upcaster] = {}
-"""(type, v) -> the step from version v to v + 1; it need not touch `v`. Empty: no meaning has changed yet."""
+
+def _velocity_checked_1(raw: Raw) -> Raw:
+    """Version 1 told the terms of the policy by which it was decided, also where that limited no rate."""
+    return raw if raw.get("number") else {**raw, "limit": 0, "window_s": 0}
+
+
+UPCASTERS: Mapping[tuple[str, int], Upcaster] = {("payout.velocity_checked", 1): _velocity_checked_1}
+"""(type, v) -> the step from version v to v + 1; it need not touch `v`."""
 
 
 def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:

@@ -166,8 +166,8 @@ def _admission(kept: bytes, asked: tuple[Window, ...] = ()) -> Admission:
     rate, budget, recorded = kept.split(b"|", 2)
     rate_answer = budget_answer = None
     if rate:
-        number, used, count, window_us, limited = rate.split()
-        rate_answer = RateAnswer(int(number), int(used), limited == b"1", int(count), int(window_us))
+        number, used, *terms, limited = rate.split()  # without terms where an older version admitted it
+        rate_answer = RateAnswer(int(number), int(used), limited == b"1", *map(int, terms))
     if budget:
         nth, amount, exceeded, *amounts = map(int, budget.split())
         before = tuple(zip(amounts[::2], amounts[1::2], strict=True))

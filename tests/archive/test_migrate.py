@@ -6,10 +6,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from projections.loop import months_of
 from projections.schema import prepare
 from projections.views import NAMES
+from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.migrate import current, newest, upgrade
+from streamproc.archive.sql import statements
+from streamproc.archive.store import open_head
 from streamproc.errors import JobFailed
+from streamproc.operate.replay import replay
+from tests.projections.histories import ListedLog, fetch, history, project_all
 
 
 async def test_the_first_upgrade_applies_every_revision_and_the_second_none(postgres: str):
@@ -65,3 +71,39 @@ async def test_a_reader_may_read_every_month_and_write_nothing(postgres: str):
                 await db.execute(f"DELETE FROM {table}")
     finally:
         await db.close()
+
+
+async def test_an_archive_of_the_first_schema_keeps_its_entries_and_its_views_are_filled_anew(postgres: str):
+    log = ListedLog(history(seed=3, payouts=40))
+    half = len(log.entries) // 2
+    await make_first_schema(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        head = await open_head(db, 0)
+        await make_ranges(db, months_of(log.entries))
+        _, head = await archive(db, 0, head, log.entries[:half])
+        before = await db.fetch("SELECT partition, seq, entry_id, e, m, hash FROM events ORDER BY seq")
+        applied = await prepare(postgres)
+        assert applied[: -len(NAMES)] == [f"{n:04}" for n in range(2, int(newest()) + 1)]
+        assert (
+            await db.fetch("SELECT partition, seq, entry_id, e, m, hash FROM events ORDER BY seq") == before
+        )
+    finally:
+        await db.close()
+    await project_all(postgres, log)
+    assert (await replay(postgres, verify=True)).positions == {0: len(log.entries)}
+    rows = await fetch(postgres, "SELECT count(*) FROM payouts")
+    assert rows == [(40,)]
+
+
+async def make_first_schema(dsn: str) -> None:
+    """The schema as its first revision left it."""
+    db = await asyncpg.connect(dsn)
+    try:
+        for statement in statements("streamproc.archive.migrations", "v0001_archive_and_views.sql").values():
+            await db.execute(statement)
+        await db.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        await db.execute("INSERT INTO alembic_version VALUES ('0001')")
+    finally:
+        await db.close()
+    assert await current(dsn) == "0001"

@@ -66,3 +66,14 @@ async def test_what_was_admitted_on_old_terms_keeps_them_under_a_new_policy(redi
         slot = next(e for e in await engine.story("pout_1") if isinstance(e, VelocityChecked))
         assert (slot.number, slot.used, slot.limit, slot.window_s) == (1, 0, 2, 60)
         assert (await engine.record("pout_1")).decision == "APPROVED"
+
+
+async def test_a_slot_that_an_older_version_admitted_is_told_by_the_terms_of_the_policy(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(RATED % "")
+        await engine.client.hset(engine.names.payout("pout_1"), "a", "7 1 0||")
+        await engine.deliver(observed("pout_1", 300))
+        slot = next(e for e in await engine.story("pout_1") if isinstance(e, VelocityChecked))
+        assert (slot.number, slot.used, slot.limit, slot.window_s) == (7, 1, 2, 60)
