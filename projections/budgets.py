@@ -34,28 +34,31 @@ class Change:
 def changes(steps: Iterable[Step]) -> dict[Key, Change]:
     """What the steps add to each window. Raises LogBroken where a settlement cannot be."""
     found: dict[Key, Change] = {}
+    named: dict[Key, Change] = {}
+    """The same, by the names as events have them."""
     for step in steps:
         event = step.event
         # By exact type: isinstance of a Struct goes through its metaclass, and this runs for every event.
         if type(event) is e.BudgetReserved:
             for use in event.windows:
-                change = _of(found, use.scope, use.window)
+                change = _of(found, named, use.scope, use.window)
                 change.limit_paise, change.limit_seq = use.limit, step.seq
                 change.reserved += event.amount
         elif type(event) is e.PayoutSettled:
             reserved, committed = _settled_amounts(step, event)
             for scope, window in event.windows:
-                change = _of(found, scope, window)
+                change = _of(found, named, scope, window)
                 change.reserved += reserved
                 change.committed += committed
     return found
 
 
-def _of(found: dict[Key, Change], scope: str, window: str) -> Change:
-    key = (text_key(scope), text_key(window))
-    change = found.get(key)
+def _of(found: dict[Key, Change], named: dict[Key, Change], scope: str, window: str) -> Change:
+    change = named.get((scope, window))
     if change is None:
-        change = found[key] = Change()
+        # As it is stored: cut for the index, two long names may be one.
+        stored = (text_key(scope), text_key(window))
+        change = named[scope, window] = found.setdefault(stored, Change())
     return change
 
 

@@ -4,10 +4,10 @@ The DSN comes that way too, since a process list shows arguments. It answers wit
 ends with exit code 1 and a line that says why where it cannot go on.
 """
 
-import asyncio
 import sys
 
 import msgspec
+import uvloop
 from msgspec import Struct
 
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
@@ -47,7 +47,7 @@ def main() -> int:
 
     look_less_often()
     try:
-        asyncio.run(build_slice(order.dsn, order.schema, share, say, segment_rows=order.segment_rows))
+        uvloop.run(build_slice(order.dsn, order.schema, share, say, segment_rows=order.segment_rows))
     except (StreamprocError, Moved) as problem:
         say(problem=str(problem))
         return 1

@@ -8,18 +8,19 @@ added to, or made of sums.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import asyncpg
 from msgspec import Struct
 
 from projections.fold import Archived
-from projections.run import Moved, Records, Runner
+from projections.run import Moved, Records, Runner, speak_micros
 from projections.schema import enter_place, make_indexes, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS
 from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import ZERO, connection
-from streamproc.errors import JobFailed
+from streamproc.errors import JobFailed, LogBroken
 
 SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
@@ -109,21 +110,15 @@ class _Share:
         self._share = share
         self.seq = share.done_seq
 
-    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived]) -> None:
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
         """Compare and set."""
-        status = await db.execute(
-            _SQL["move"],
-            self._share.partition,
-            self._share.slice,
-            self.seq,
-            rows[-1].seq,
-        )
+        status = await db.execute(_SQL["move"], self._share.partition, self._share.slice, self.seq, upto)
         if status != "UPDATE 1":
             raise Moved(f"share {self._share.partition}/{self._share.slice} is built by somebody else too")
 
-    def moved(self, rows: Sequence[Archived]) -> None:
+    def moved(self, rows: Sequence[Archived], upto: int) -> None:
         """Remember the new position."""
-        self.seq = rows[-1].seq
+        self.seq = upto
 
 
 async def build_slice(
@@ -144,23 +139,40 @@ async def build_slice(
         await place.execute(
             "SET synchronous_commit = off"
         )  # lost in a crash of Postgres: mark and rows together
+        await speak_micros(place)
         mark = _Share(share)
         runner = Runner(place, share.partition, mark, Records(share.partition))
         fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
         try:
-            while rows := await fetching:
-                fetching = asyncio.create_task(_segment(source, share, rows[-1].seq, segment_rows))
-                on_segment(rows[-1].seq, await runner.fold(rows))
+            while mark.seq < share.target_seq:
+                segment = await fetching
+                if segment.upto < share.target_seq:
+                    fetching = asyncio.create_task(_segment(source, share, segment.upto, segment_rows))
+                on_segment(segment.upto, await runner.fold(segment.rows, segment.upto))
         finally:
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
 
 
-async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: int) -> list[Row]:
-    rows = await source.fetch(
-        _SQL["rows"], share.partition, after, share.target_seq, share.slices, share.slice, count
-    )
-    return [Row(*row) for row in rows]
+class _Segment(NamedTuple):
+    """A share's rows of a stretch of the archive that ends at `upto`."""
+
+    rows: list[Row]
+    upto: int
+
+
+async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: int) -> _Segment:
+    """The next stretch, so long that it holds some `count` rows of the share. Raises LogBroken where it has a hole."""
+    upto = min(share.target_seq, after + count * share.slices)
+    if share.slice == 0:  # one share looks for all
+        there = await source.fetchval(_SQL["count"], share.partition, after, upto)
+        if there != upto - after:
+            raise LogBroken(
+                f"the archive of partition {share.partition} has {there} of the {upto - after} rows from {after + 1} to"
+                f" {upto}; `streamproc audit verify` says more"
+            )
+    rows = await source.fetch(_SQL["rows"], share.partition, after, upto, share.slices, share.slice)
+    return _Segment([Row(*row) for row in rows], upto)
 
 
 async def finish_build(db: asyncpg.Connection) -> None:

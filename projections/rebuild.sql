@@ -25,11 +25,15 @@ UPDATE build SET done_seq = $4
 WHERE partition = $1 AND slice = $2 AND done_seq = $3;
 
 -- name: rows
--- A builder's share: the rows of its payouts. Those about no payout are one share's.
+-- A builder's share of a stretch: the rows of its payouts. Those about no payout are one share's. By ranges of the dense
+-- seq and not by LIMIT, for which the planner sorts all the rest of the archive, again for every stretch.
 SELECT seq, entry_id AS id, e, m FROM events
 WHERE partition = $1 AND seq > $2 AND seq <= $3
   AND (hashtext(coalesce(payout, '')) & 2147483647) % $4 = $5
-ORDER BY seq LIMIT $6;
+ORDER BY seq;
+
+-- name: count
+SELECT count(*) FROM events WHERE partition = $1 AND seq > $2 AND seq <= $3;
 
 -- name: heads
 SELECT partition, seq, entry_id FROM heads ORDER BY partition;

@@ -42,11 +42,11 @@ class Mark(Protocol):
         """The last row that is folded."""
         ...
 
-    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived]) -> None:
-        """Set the mark to the last of `rows` if nobody else did meanwhile; Moved if somebody did."""
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
+        """Set the mark to `upto`, to which `rows` lead, if nobody else did meanwhile; Moved if somebody did."""
         ...
 
-    def moved(self, rows: Sequence[Archived]) -> None:
+    def moved(self, rows: Sequence[Archived], upto: int) -> None:
         """The transaction is committed."""
         ...
 
@@ -63,21 +63,21 @@ class ViewHeads:
         self.seq = seq
         self.entry = entry
 
-    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived]) -> None:
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
         """Compare and set; the rows must follow."""
         last = rows[-1]
         if rows[0].seq != self.seq + 1:
             raise LogBroken(f"partition {self._partition}: row {rows[0].seq} does not follow {self.seq}")
         status = await db.execute(
             _SQL["move_heads"],
-            *(self._partition, self._names, self.seq, last.seq, last.id, self._generations),
+            *(self._partition, self._names, self.seq, upto, last.id, self._generations),
         )
         if status != f"UPDATE {len(self._names)}":
             raise Moved(f"the views of partition {self._partition} are no longer at {self.seq}")
 
-    def moved(self, rows: Sequence[Archived]) -> None:
+    def moved(self, rows: Sequence[Archived], upto: int) -> None:
         """Remember the new position."""
-        self.seq, self.entry = rows[-1].seq, rows[-1].id
+        self.seq, self.entry = upto, rows[-1].id
 
 
 class Records:
@@ -138,9 +138,19 @@ class Feed:
         self._more.clear()
 
 
+async def speak_micros(db: asyncpg.Connection) -> None:
+    """From here on a timestamptz is what `fold.moment` gives, in and out, on this connection. Safe to repeat."""
+    await db.set_type_codec("timestamptz", schema="pg_catalog", encoder=_same, decoder=_same, format="tuple")
+
+
+def _same(value: tuple[int]) -> tuple[int]:
+    return value
+
+
 async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str] = NAMES) -> ViewHeads:
     """Where the place's views are. Raises ConfigError where they are not at one entry or of another version."""
     versions = [VERSIONS[name] for name in names]
+    await speak_micros(db)
     await db.execute(_SQL["open_heads"], partition, list(names), versions)
     rows = await db.fetch(_SQL["read_heads"], partition, list(names))
     outdated = [row["view"] for row in rows if row["version"] != VERSIONS[row["view"]]]
@@ -176,18 +186,20 @@ class Runner:
         self._views = views
         self.mark = mark
 
-    async def fold(self, rows: Sequence[Archived]) -> int:
+    async def fold(self, rows: Sequence[Archived], upto: int | None = None) -> int:
         """Bring the views up to the last of `rows`, which follow the mark; the number of events in them.
 
-        Raises LogBroken, naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
+        `upto` is where the mark comes to if not to the last row: a builder's share leaves rows out. Raises LogBroken,
+        naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
         """
         decoded = [decode(self._partition, row) for row in rows]
         known = await self._records.of(self._db, {entry.payout for entry in decoded if entry.payout})
         steps = steps_of(self._partition, decoded, known)
+        reached = rows[-1].seq if upto is None else upto
         async with self._db.transaction():
-            await self.mark.move(self._db, rows)
+            await self.mark.move(self._db, rows, reached)
             await write_all(self._db, steps, self._views)
-        self.mark.moved(rows)
+        self.mark.moved(rows, reached)
         self._records.keep({step.payout: step.after for step in steps if step.payout})
         return len(steps)
 

@@ -106,8 +106,26 @@ class Row(Struct, gc=False):
 
 
 async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, count: int) -> list[Row]:
-    """Up to `count` rows of a partition after a seq, in order."""
-    return [Row(*row) for row in await db.fetch(_SQL["rows_after"], partition, after_seq, count)]
+    """Up to `count` rows of a partition after a seq, in order. Raises LogBroken where one is missing among them."""
+    rows = await _rows(db, partition, after_seq, after_seq + count)
+    if len(rows) < count:
+        # Nothing may be skipped: what is not there must be after the archive's end, which is asked for first.
+        head = await db.fetchval(_SQL["head_seq"], partition) or 0
+        rows = await _rows(db, partition, after_seq, after_seq + count)
+        expected = min(count, max(head - after_seq, 0))
+        if len(rows) < expected or (rows and rows[-1].seq != after_seq + len(rows)):
+            missing = next(
+                (n for n, row in enumerate(rows, after_seq + 1) if row.seq != n), after_seq + 1 + len(rows)
+            )
+            raise LogBroken(
+                f"the archive of partition {partition} has no row {missing}, though it is at {head};"
+                " `streamproc audit verify` says more"
+            )
+    return rows
+
+
+async def _rows(db: asyncpg.Connection, partition: int, after_seq: int, upto_seq: int) -> list[Row]:
+    return [Row(*row) for row in await db.fetch(_SQL["rows_between"], partition, after_seq, upto_seq)]
 
 
 async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:

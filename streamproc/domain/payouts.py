@@ -52,9 +52,6 @@ MOVING_STATUSES = frozenset({"processing", "processed"})
 RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
 """The money is, or stays, ours: the reservation is released."""
 
-Changes: TypeAlias = dict[str, Any]
-"""Fields of a record and what they become."""
-
 UNKNOWN_AGENT = "unknown"
 """Who a payout belongs to when nobody is named (rule 3)."""
 
@@ -140,24 +137,18 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
     observation gives the facts, and `state` is derived from decision, bank status and bypass alone.
     """
     if type(event) is e.PayoutObserved:
-        return _with_state(_observed(record, event))
-    step = _STEPS.get(type(event))
+        return _observed(record, event)
+    kind = type(event)
+    step = _STEPS.get(kind)
     if step is None:
-        if type(event) in _CHANGING_NOTHING:
+        if kind in _CHANGING_NOTHING:
             return record
-        raise ValueError(f"evolve does not know {type(event).__name__}")
+        raise ValueError(f"evolve does not know {kind.__name__}")
     if record is None:
-        name, payout = type(event).__name__, getattr(event, "payout", "")
-        raise ValueError(f"{name} of payout {payout} comes before the payout was observed")
-    changes = step(record, event)
-    changes["updated_at"] = max(record.updated_at, event.at)
-    if not _STATE_FROM.isdisjoint(changes):
-        changes["state"] = state_of(
-            changes.get("decision", record.decision),
-            changes.get("bank_status", record.bank_status),
-            changes.get("bypassed", record.bypassed),
-        )
-    return replace(record, **changes)
+        payout = getattr(event, "payout", "")
+        raise ValueError(f"{kind.__name__} of payout {payout} comes before the payout was observed")
+    at = event.at
+    return step(record, event, at if at > record.updated_at else record.updated_at)
 
 
 def fold(events: Iterable[e.Event], record: PayoutRecord | None = None) -> PayoutRecord | None:
@@ -179,6 +170,7 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
             agent=facts.notes.get("agent_id", "") or UNKNOWN_AGENT,
+            state=state_of(None, facts.status, False),
             bank_status=facts.status,
             utr=facts.utr,
             fees=facts.fees,
@@ -194,9 +186,11 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
         )
+    status = facts.status if moves_forward(record, facts.status) else record.bank_status
     return replace(
         record,
-        bank_status=facts.status if moves_forward(record, facts.status) else record.bank_status,
+        state=state_of(record.decision, status, record.bypassed),
+        bank_status=status,
         utr=max(facts.utr, record.utr),
         fees=max(facts.fees, record.fees),
         tax=max(facts.tax, record.tax),
@@ -224,67 +218,81 @@ def state_of(decision: e.Decision | None, bank_status: str, bypassed: bool) -> S
             return decided
 
 
-def _with_state(record: PayoutRecord) -> PayoutRecord:
-    state = state_of(record.decision, record.bank_status, record.bypassed)
-    return record if state == record.state else replace(record, state=state)
+# ---- what each event changes, in one copy of the record, since copies cost. `at`: when it was last updated then ----
 
 
-# ---- what each event changes; all of it is put into the record at once, since every copy of it costs ----
+def _screened(record: PayoutRecord, event: e.PayoutScreened, at: int) -> PayoutRecord:
+    return replace(
+        record,
+        agent=event.agent,
+        identity=event.identity,
+        policy_version=event.policy_version,
+        updated_at=at,
+    )
 
 
-def _screened(record: PayoutRecord, event: e.PayoutScreened) -> Changes:
-    return {"agent": event.agent, "identity": event.identity, "policy_version": event.policy_version}
+def _checked(record: PayoutRecord, event: e.VelocityChecked, at: int) -> PayoutRecord:
+    return record if at == record.updated_at else replace(record, updated_at=at)
 
 
-def _checked(record: PayoutRecord, event: e.VelocityChecked) -> Changes:
-    return {}
+def _vetted(record: PayoutRecord, event: e.ReputationChecked, at: int) -> PayoutRecord:
+    return replace(record, reputation_fresh_until=event.fresh_until, updated_at=at)
 
 
-def _vetted(record: PayoutRecord, event: e.ReputationChecked) -> Changes:
-    return {"reputation_fresh_until": event.fresh_until}
-
-
-def _reserved(record: PayoutRecord, event: e.BudgetReserved) -> Changes:
+def _reserved(record: PayoutRecord, event: e.BudgetReserved, at: int) -> PayoutRecord:
     reservation = Reservation(
         state="reserved", amount=event.amount, number=event.number, windows=event.windows
     )
-    return {"reservation": reservation}
+    return replace(record, reservation=reservation, updated_at=at)
 
 
-def _decided(record: PayoutRecord, event: e.PayoutDecided) -> Changes:
-    return {
-        "agent": event.agent,
-        "identity": event.identity if event.identity != "unknown" else record.identity,
-        "decision": event.decision,
-        "decided_at": event.at,
-        "reason": event.reason,
-        "reasons": event.reasons,
-        "findings": event.findings,
-        "policy_version": event.policy_version,
-        "hold_expires_at": event.hold_expires_at,
-    }
+def _decided(record: PayoutRecord, event: e.PayoutDecided, at: int) -> PayoutRecord:
+    return replace(
+        record,
+        state=state_of(event.decision, record.bank_status, record.bypassed),
+        agent=event.agent,
+        identity=event.identity if event.identity != "unknown" else record.identity,
+        decision=event.decision,
+        decided_at=event.at,
+        reason=event.reason,
+        reasons=event.reasons,
+        findings=event.findings,
+        policy_version=event.policy_version,
+        hold_expires_at=event.hold_expires_at,
+        updated_at=at,
+    )
 
 
-def _counted(record: PayoutRecord, event: e.ReviewCounted) -> Changes:
+def _counted(record: PayoutRecord, event: e.ReviewCounted, at: int) -> PayoutRecord:
     review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
-    return {"reviews": [*record.reviews, review]}
+    return replace(record, reviews=[*record.reviews, review], updated_at=at)
 
 
-def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed) -> Changes:
-    return {"bypassed": True, "agent": event.agent}
+def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> PayoutRecord:
+    return replace(
+        record,
+        state=state_of(record.decision, record.bank_status, True),
+        bypassed=True,
+        agent=event.agent,
+        updated_at=at,
+    )
 
 
-def _answered(record: PayoutRecord, event: e.BankCommandAnswered) -> Changes:
-    return {"bank_status": event.bank_status} if moves_forward(record, event.bank_status) else {}
+def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
+    status = event.bank_status
+    if not moves_forward(record, status):
+        return record if at == record.updated_at else replace(record, updated_at=at)
+    state = state_of(record.decision, status, record.bypassed)
+    return replace(record, state=state, bank_status=status, updated_at=at)
 
 
-def _settled(record: PayoutRecord, event: e.PayoutSettled) -> Changes:
+def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRecord:
     if record.reservation is None:
         raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
-    return {"reservation": replace(record.reservation, state=event.settlement)}
+    return replace(record, reservation=replace(record.reservation, state=event.settlement), updated_at=at)
 
 
-_STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any], Changes]] = {
+_STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] = {
     e.PayoutScreened: _screened,
     e.VelocityChecked: _checked,
     e.ReputationChecked: _vetted,
@@ -310,8 +318,6 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.CancelRequested,
     }
 )
-_STATE_FROM = frozenset({"decision", "bank_status", "bypassed"})
-"""What the state is derived from."""
 
 
 def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:
