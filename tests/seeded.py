@@ -25,7 +25,7 @@ from tests.projections.histories import ListedLog, Stored, project_all
 from tests.words import ACCOUNT, Vendors, observed
 
 SEED = 20_350_101
-PAYOUTS, PAYOUTS_LATER = 20_000, 2_000
+PAYOUTS, PAYOUTS_LATER = 20_000, 1_000
 CRASHES = 0.1
 CLAIM_IDLE_S = 0.5
 DAY_US = 86_400_000_000

@@ -15,8 +15,6 @@ from streamproc.errors import JobFailed, LogBroken, TryAgain
 
 POOL_MAX = 2
 """Connections of one command."""
-SCAN_TIMEOUT_S = 600.0
-"""For the few questions that look through a whole partition; everything else is an index look-up."""
 
 _SQL = statements("streamproc.archive", "lookup.sql")
 
@@ -74,8 +72,8 @@ async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
 
 
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
-    """Every entry with policy changes up to a seq, in order. Reads the archive from its beginning."""
-    rows = await db.fetch(_SQL["policy_entries"], partition, upto_seq, timeout=SCAN_TIMEOUT_S)
+    """Every entry with policy changes up to a seq, in order. Looks through the archive: for a job's connection."""
+    rows = await db.fetch(_SQL["policy_entries"], partition, upto_seq)
     return [Row(*row) for row in rows]
 
 

@@ -21,6 +21,8 @@ COMMAND_TIMEOUT_S = 30.0
 """The client's limit for one statement; above the server's, so that the server's own answer is heard."""
 STATEMENT_TIMEOUT_MS = 20_000
 """A batch takes milliseconds; a disk that stalls longer is treated as Postgres being away."""
+JOB_TIMEOUT_S = 3_600.0
+"""For one statement of a job that an operator waits for: an index over, or a checksum of, a hundred million rows."""
 LOCK_TIMEOUT_MS = 10_000
 STANDBY_S = 1.0
 """A standby asks this often whether the partition is free."""
@@ -81,17 +83,22 @@ def id_before(entry: str) -> str:
 
 
 @asynccontextmanager
-async def connection(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of our own, every wait on it bounded. `name` shows in pg_stat_activity."""
+async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of our own, every wait on it bounded. `name` shows in pg_stat_activity.
+
+    `job`: statements look through whole tables, and transactions wait for who works on what they read.
+    """
+    command_s = JOB_TIMEOUT_S if job else COMMAND_TIMEOUT_S
+    statement_ms = int(JOB_TIMEOUT_S * 1000) if job else STATEMENT_TIMEOUT_MS
     db = await asyncpg.connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
-        command_timeout=COMMAND_TIMEOUT_S,
+        command_timeout=command_s,
         server_settings={
             "application_name": name,
-            "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+            "statement_timeout": str(statement_ms),
             "lock_timeout": str(LOCK_TIMEOUT_MS),
-            "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
+            "idle_in_transaction_session_timeout": str(statement_ms),
             # A writer whose host is gone must not keep its lock for the hours that TCP would.
             "tcp_keepalives_idle": "10",
             "tcp_keepalives_interval": "5",
@@ -110,11 +117,8 @@ async def connection(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection
 
 @asynccontextmanager
 async def snapshot(db: asyncpg.Connection) -> AsyncIterator[None]:
-    """One state of the database for a long reading on `db`, whatever is written meanwhile."""
+    """One state of the database for a long reading on a job's connection, whatever is written meanwhile."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
-        # It reads whole tables, and waits in between for who works on what it read.
-        await db.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        await db.execute("SET LOCAL statement_timeout = 0")
         yield
 
 

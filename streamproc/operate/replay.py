@@ -109,8 +109,8 @@ async def replay(
     progress = Progress()
     with job_named(UNTOUCHED):
         async with AsyncExitStack() as stack:
-            db = await stack.enter_async_context(connection(dsn, name="streamproc replay"))
-            place = await stack.enter_async_context(connection(dsn, name="streamproc replay"))
+            db = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
+            place = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
             home = str(await db.fetchval("SELECT current_schema()"))
             await take_replay_lock(db, home)
             shadow = f"{home}_shadow"
@@ -224,7 +224,7 @@ async def _compared(
     if missing:
         progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
     if present and await _caught_up(db, place, present):
-        async with connection(dsn, name="streamproc replay") as live, snapshot(live):
+        async with connection(dsn, name="streamproc replay", job=True) as live, snapshot(live):
             at = await compare.positions(live, present)
             await _bring_to(db, place, at)
             async with place.transaction():
@@ -297,8 +297,8 @@ async def go_back(dsn: str) -> list[str]:
     """Put the views that the last swap replaced back in place, brought up to date; the names of those views."""
     with job_named(UNTOUCHED):
         async with (
-            connection(dsn, name="streamproc replay") as db,
-            connection(dsn, name="streamproc replay") as place,
+            connection(dsn, name="streamproc replay", job=True) as db,
+            connection(dsn, name="streamproc replay", job=True) as place,
         ):
             home = str(await db.fetchval("SELECT current_schema()"))
             await take_replay_lock(db, home)
@@ -332,7 +332,7 @@ async def built_as_of(
     """A connection to a place that holds all views as they were at `targets`; the place is removed afterwards."""
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
     with job_named(UNTOUCHED):
-        async with connection(dsn, name="streamproc as-of") as place:
+        async with connection(dsn, name="streamproc as-of", job=True) as place:
             home = str(await place.fetchval("SELECT current_schema()"))
             schema = f"{home}_as_of"
             await take_replay_lock(place, schema)

@@ -81,7 +81,7 @@ async def whatif(
     """
     overlay = None if file is None else overlay_of(file, prune=prune)
     with job_named("nothing was changed"):
-        async with connection(dsn, name="streamproc whatif") as db, snapshot(db):
+        async with connection(dsn, name="streamproc whatif", job=True) as db, snapshot(db):
             ends = await archive_ends(db)
             if not ends:
                 raise JobFailed("the archive is empty: there is nothing to judge again")

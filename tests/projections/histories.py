@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -39,7 +40,8 @@ class ListedLog:
 
     async def read(self, after: str, count: int, block_ms: int) -> list[Stored]:
         """As XREAD answers, but waiting is one turn of the loop."""
-        found = [entry for entry in self.entries if key(entry.id) > key(after)][:count]
+        first = bisect_right(self.entries, key(after), key=lambda entry: key(entry.id))
+        found = self.entries[first : first + count]
         if not found and block_ms:
             await asyncio.sleep(0.005)
         return found
