@@ -4,6 +4,7 @@ The DSN comes that way too, since a process list shows arguments. It answers wit
 ends with exit code 1 and a line that says why where it cannot go on.
 """
 
+import resource
 import sys
 
 import msgspec
@@ -26,12 +27,13 @@ class Order(Struct, frozen=True):
 
 
 class Said(Struct, frozen=True, omit_defaults=True):
-    """A line of a builder: how far it is, and the events since the last line; or why it ends."""
+    """A line of a builder: how far it is, the events since the last line, its memory at most; or why it ends."""
 
     partition: int
     slice: int
     seq: int = 0
     events: int = 0
+    peak_kb: int = 0
     problem: str = ""
 
 
@@ -41,7 +43,8 @@ def main() -> int:
     share = order.share
 
     def say(seq: int = 0, events: int = 0, problem: str = "") -> None:
-        line = msgspec.json.encode(Said(share.partition, share.slice, seq, events, problem))
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        line = msgspec.json.encode(Said(share.partition, share.slice, seq, events, peak_kb, problem))
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
 

@@ -1,10 +1,11 @@
 -- Checksums do not depend on the order of rows: sums of two 64-bit hashes of each row's text.
 
 -- name: checksum
+-- OFFSET 0 keeps the planner from making each row's text twice, which is most of the work.
 SELECT count(*) AS rows,
-       coalesce(sum(hashtextextended(v::text, 0)::numeric), 0)::text || '/' ||
-       coalesce(sum(hashtextextended(v::text, 1)::numeric), 0)::text AS checksum
-FROM {view} AS v;
+       coalesce(sum(hashtextextended(row, 0)::numeric), 0)::text || '/' ||
+       coalesce(sum(hashtextextended(row, 1)::numeric), 0)::text AS checksum
+FROM (SELECT v::text AS row FROM {view} AS v OFFSET 0) AS rows;
 
 -- name: rows
 SELECT key, digest FROM (SELECT {key} AS key, hashtextextended(v::text, 0) AS digest FROM {view} AS v) AS rows
@@ -26,14 +27,16 @@ ORDER BY partition;
 SELECT count(*) FROM budgets WHERE reserved < 0 OR committed < 0;
 
 -- name: invariant_budgets_hold_what_payouts_reserved
-WITH reservations AS (
-    SELECT partition, convert_from(record, 'UTF8')::json -> 'reservation' AS r FROM payouts
-), held AS (
-    SELECT partition, w ->> 'scope' AS scope, w ->> 'window' AS window_name,
-           sum((r ->> 'amount')::numeric) FILTER (WHERE r ->> 'state' = 'reserved') AS reserved,
-           sum((r ->> 'amount')::numeric) FILTER (WHERE r ->> 'state' = 'committed') AS committed
-    FROM reservations CROSS JOIN LATERAL json_array_elements(r -> 'windows') AS w
-    WHERE r IS NOT NULL GROUP BY 1, 2, 3
+WITH held AS (
+    SELECT p.partition, w.scope, w."window" AS window_name,
+           sum(r.amount) FILTER (WHERE r.state = 'reserved') AS reserved,
+           sum(r.amount) FILTER (WHERE r.state = 'committed') AS committed
+    FROM payouts AS p
+    CROSS JOIN LATERAL json_to_record(convert_from(p.record, 'UTF8')::json -> 'reservation')
+        AS r (state text, amount bigint, windows json)
+    CROSS JOIN LATERAL json_to_recordset(r.windows) AS w (scope text, "window" text)
+    WHERE r.state IN ('reserved', 'committed')
+    GROUP BY 1, 2, 3
 )
 SELECT count(*) FROM budgets b FULL JOIN held h USING (partition, scope, window_name)
 WHERE coalesce(b.reserved, 0) <> coalesce(h.reserved, 0) OR coalesce(b.committed, 0) <> coalesce(h.committed, 0);

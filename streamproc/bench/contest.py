@@ -85,7 +85,7 @@ async def measure(payouts: int, rounds: int, *, audit: bool, said: Said) -> Meas
 
 @asynccontextmanager
 async def _arena(audit: bool) -> AsyncIterator["Arena"]:
-    with _public_directory() as directory:
+    with public_directory() as directory:
         async with AsyncExitStack() as stack:
             postgres = await stack.enter_async_context(embedded.postgres(directory)) if audit else None
             arena = Arena(directory, postgres)
@@ -94,7 +94,7 @@ async def _arena(audit: bool) -> AsyncIterator["Arena"]:
 
 
 @contextmanager
-def _public_directory() -> Iterator[Path]:
+def public_directory() -> Iterator[Path]:
     """Postgres under root runs as somebody else, who must be able to enter."""
     directory = Path(tempfile.mkdtemp(prefix="streamproc-bench-"))
     directory.chmod(0o711)

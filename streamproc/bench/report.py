@@ -8,6 +8,8 @@ import msgspec
 
 from streamproc.bench import cost
 from streamproc.bench.contest import SIDES, Measured, Run
+from streamproc.bench.replaying import Measured as Replayed
+from streamproc.bench.replaying import Part
 
 PARTS = ("worker", "archive", "valkey", "postgres")
 
@@ -71,6 +73,83 @@ def headline(found: dict[str, Any]) -> list[str]:
         f"engine / floor: {found['ratio']:.2f} (rounds: {found['ratio_min']:.2f} to {found['ratio_max']:.2f}),"
         f" {found['payouts']:,} payouts in {found['rounds']} rounds,"
         f" {'with' if found['audit'] else 'without'} audit; µs are CPU for each payout",
-        f"{found['machine']['cpu']}, {found['machine']['cores']} cores; "
-        + ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        _where(found),
+    ]
+
+
+def _where(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['machine']['cpu']}, {found['machine']['cores']} cores; {versions}"
+
+
+# ---- bench replay -------------------------------------------------------------------------
+
+
+def replay_document(measured: Replayed) -> dict[str, Any]:
+    """The JSON of `bench replay --json`."""
+    rounds = measured.rounds
+    return {
+        "machine": cost.machine(),
+        "versions": measured.versions,
+        "payouts": measured.payouts,
+        "events": rounds[0].archive.events,
+        "entries": rounds[0].archive.entries,
+        "rounds": len(rounds),
+        "jobs": measured.jobs,
+        "archive": _part([one.archive for one in rounds]),
+        "rebuild": _part([one.rebuild for one in rounds])
+        | {"with_checks_and_swap_s": round(median(one.whole_s for one in rounds), 2)},
+        "naive": _part([one.naive for one in rounds]),
+        "memory": {
+            "builder_peak_mb": round(max(one.rebuild.peak_mb for one in rounds), 1),
+            "builder_peak_mb_at_a_tenth": round(measured.smaller.peak_mb, 1),
+            "events_at_a_tenth": measured.smaller.events,
+        },
+        "runs": msgspec.to_builtins(rounds),
+    }
+
+
+def _part(parts: Sequence[Part]) -> dict[str, Any]:
+    rates = [part.events_per_s for part in parts]
+    found: dict[str, Any] = {
+        "events_per_s": round(median(rates)),
+        "events_per_s_min": round(min(rates)),
+        "events_per_s_max": round(max(rates)),
+        "events_per_core_s": round(median(part.events_per_core_s for part in parts)),
+        "cpu_us": {name: round(median(part.cpu_us[name] for part in parts), 1) for name in parts[0].cpu_us},
+    }
+    if parts[0].entries:
+        found["entries_per_s"] = round(median(part.entries / part.seconds for part in parts))
+    return found
+
+
+def replay_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table for people."""
+    rows: list[list[object]] = [
+        [
+            part,
+            f"{found[part]['events_per_s']:,}",
+            f"{found[part]['events_per_s_min']:,} to {found[part]['events_per_s_max']:,}",
+            f"{found[part]['events_per_core_s']:,}",
+            f"{found[part]['entries_per_s']:,}" if "entries_per_s" in found[part] else None,
+            found[part]["cpu_us"]["ours"],
+            found[part]["cpu_us"]["postgres"],
+        ]
+        for part in ("archive", "rebuild", "naive")
+    ]
+    return ["part", "events/s", "spread", "per core", "entries/s", "ours µs", "postgres µs"], rows
+
+
+def replay_headline(found: dict[str, Any]) -> list[str]:
+    """What the table's numbers mean, in lines below it."""
+    memory = found["memory"]
+    times = found["rebuild"]["events_per_s"] / found["naive"]["events_per_s"]
+    return [
+        f"{found['events']:,} events in {found['entries']:,} entries of {found['payouts']:,} payouts,"
+        f" {found['rounds']} rounds; {found['jobs']} builders; a rebuild is {times:.0f} times as fast as one event a"
+        f" transaction, and with its checks and the swap takes {found['rebuild']['with_checks_and_swap_s']} s",
+        f"a builder's memory at most: {memory['builder_peak_mb']:g} MB; for a tenth of the history"
+        f" {memory['builder_peak_mb_at_a_tenth']:g} MB",
+        "per core: for each second of CPU, ours and that of Postgres together; µs are CPU for each event",
+        _where(found),
     ]

@@ -52,13 +52,17 @@ UNTOUCHED = "nothing was swapped"
 
 @dataclass
 class Progress:
-    """How far the build is. `done` and `total` are entries of all shares, `events` those folded by this run."""
+    """How far the build is. `done` and `total` are entries of all shares, `events` those folded by this run.
+
+    `peak_kb` is the memory of the largest builder.
+    """
 
     stage: str = "planning"
     total: int = 0
     done: int = 0
     events: int = 0
     seconds: float = 0.0
+    peak_kb: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,6 +85,7 @@ class Result(Struct, frozen=True):
     swapped: bool
     events: int
     seconds: float
+    peak_kb: int
     notes: list[str]
 
     @property
@@ -137,7 +142,9 @@ async def replay(
                 await _swap(db, place, home, shadow, views, progress)
             else:
                 await drop_place(db, shadow)
-            return Result(found, at, not verify, progress.events, progress.seconds, progress.notes)
+            return Result(
+                found, at, not verify, progress.events, progress.seconds, progress.peak_kb, progress.notes
+            )
 
 
 # ---- building ---------------------------------------------------------------------------
@@ -155,6 +162,7 @@ async def _build(
     def hear(said: Said) -> None:
         reached[said.partition, said.slice] = max(said.seq, reached[said.partition, said.slice])
         progress.events += said.events
+        progress.peak_kb = max(progress.peak_kb, said.peak_kb)
         progress.done, progress.seconds = sum(reached.values()), time.monotonic() - began
         on_progress(progress)
 
