@@ -136,6 +136,7 @@ def test_no_way_of_printing_settings_shows_a_secret() -> None:
     secrets = {variable.name: f"hunter{n}" for n, variable in enumerate(VARIABLES) if variable.secret}
     secrets["REDIS_URL"] = "redis://user:hunter2@127.0.0.1:6379/0"
     secrets["POSTGRES_DSN"] = "postgresql://user:hunter3@127.0.0.1/x"
+    secrets["SIGNING_KEY"] = "hunter" + 37 * "A" + "="
     settings = given(**secrets)
     printed = StringIO()
     Console(file=printed, width=2000).print(settings)

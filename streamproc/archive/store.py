@@ -26,6 +26,8 @@ STANDBY_S = 1.0
 """A standby asks this often whether the partition is free."""
 PROJECTOR_LOCK = 0x53505F50
 """First half of the advisory lock's key ('SP_P'); the second is the partition."""
+CHECKPOINT_LOCK = 0x53505F43
+"""The same for the one maker of the partition's signed checkpoints ('SP_C')."""
 ZERO = "0-0"
 
 assert COMMAND_TIMEOUT_S * 1000 > STATEMENT_TIMEOUT_MS > LOCK_TIMEOUT_MS
@@ -108,10 +110,12 @@ async def connection(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection
             db.terminate()
 
 
-async def take_lock(db: asyncpg.Connection, partition: int, stopping: asyncio.Event) -> bool:
+async def take_lock(
+    db: asyncpg.Connection, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
+) -> bool:
     """Become the partition's one writer; stands by while another is. False when stopped before."""
     while not stopping.is_set():
-        if await db.fetchval(_SQL["take_lock"], PROJECTOR_LOCK, partition):
+        if await db.fetchval(_SQL["take_lock"], lock, partition):
             return True
         try:
             await asyncio.wait_for(stopping.wait(), STANDBY_S)
