@@ -1,0 +1,156 @@
+"""`streamproc audit`: is the archive still what was signed, what does it say, and evidence for others."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import postgres_dsn
+from streamproc.cli.telling import Telling
+from streamproc.errors import ConfigError, JobFailed
+from streamproc.settings import discover, load
+
+if TYPE_CHECKING:
+    from streamproc.operate.audit import Verified
+
+
+@click.group()
+def audit() -> None:
+    """The audit trail: verify, list, export."""
+
+
+# ---- verify -----------------------------------------------------------------------------
+
+
+@audit.command()
+@click.option("--partition", type=click.IntRange(0), default=None, metavar="N", help="Only this one.")
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="A copy of the published checkpoints; the configured file by default.",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="VKEY|FILE",
+    help="Trust this public key, and none that lies on this machine. May be given several times.",
+)
+@output.json_option
+def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...], as_json: bool) -> None:
+    """Verify the archive from its stored bytes against its chain and its signed checkpoints.
+
+    Reads every row, from Postgres alone, and compares with the checkpoints in the database and with those that were
+    published outside. Exit code 1, and the first wrong link of each partition by name, where anything does not fit.
+    What no checkpoint covers yet is said.
+
+    \b
+    Example:
+      streamproc audit verify
+      streamproc audit verify --checkpoints /mnt/worm/checkpoints.txt --key streamproc+22911eaa+AalA46lX...
+    """
+    settings = discover(load(os.environ))
+    dsn = postgres_dsn()
+    from streamproc.operate import audit as job
+
+    trusted = job.trusted_for(settings, keys)
+    outside = job.outside_file(settings, checkpoints)
+    with Telling("audit verify", "rows") as telling:
+
+        def hear(done: int, total: int) -> None:
+            telling.show("verifying", done, total)
+
+        found = output.run(job.verify(dsn, trusted, outside, partition=partition, on_rows=hear))
+    if as_json:
+        output.say_json(_as_json(found))
+    else:
+        for line in _lines(found):
+            click.echo(line)
+        for note in found.notes:
+            output.note(note)
+    if found.broken:
+        raise JobFailed("\n".join(f"BROKEN: {fault}" for fault in found.broken))
+
+
+def _as_json(found: "Verified") -> dict[str, Any]:
+    import msgspec
+
+    parts = [{**msgspec.to_builtins(part), "unsigned": part.rows - part.signed} for part in found.parts]
+    return {
+        "ok": not found.broken,
+        "archive": found.archive,
+        "checkpoints_file": found.outside or None,
+        "seconds": found.seconds,
+        "partitions": parts,
+        "faults": [msgspec.to_builtins(fault) for fault in found.broken],
+        "notes": found.notes,
+    }
+
+
+def _lines(found: "Verified") -> list[str]:
+    lines = [
+        f"archive {found.archive}, {found.rows:,} rows in {found.seconds:.1f} s ({found.rows_per_s:,} rows/s)"
+    ]
+    for part in found.parts:
+        good = "good up to there" if part.fault else "good"
+        outside = f", {part.outside} of them in {found.outside}" if found.outside else ""
+        lines.append(
+            f"partition {part.partition}: {part.rows:,} rows {good}; {part.checkpoints} checkpoints{outside}"
+        )
+        if part.signed_at is not None:
+            at = part.signed_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+            lines.append(f"  signed up to seq {part.signed:,}, {at}")
+        if part.fault is None and part.rows > part.signed:
+            lines.append(
+                f"  not protected yet: {part.rows - part.signed:,} rows after seq {part.signed:,}, which no checkpoint"
+                " covers; the chain holds them together, but whoever can write to the database can write them anew"
+            )
+    return lines
+
+
+# ---- keys -------------------------------------------------------------------------------
+
+
+@audit.command()
+@click.option(
+    "--new",
+    "new",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Make a new private key in FILE, for STREAMPROC_SIGNING_KEY_FILE.",
+)
+@output.json_option
+def key(new: Path | None, as_json: bool) -> None:
+    """Print the public key that checkpoints are signed by. Give it to whoever is to verify them.
+
+    With --new a private key is made; a file that is there is never overwritten. When a key is replaced, the public key
+    of the old one belongs into STREAMPROC_CHECKPOINT_KEYS.
+
+    \b
+    Example:
+      streamproc audit key
+      streamproc audit key --new /run/secrets/checkpoint.key
+    """
+    from streamproc.archive.signing_key import KEY_FILE, make_key
+    from streamproc.operate.audit import own_key
+
+    if new is not None:
+        public = make_key(new).public
+    else:
+        settings = discover(load(os.environ))
+        found = own_key(settings)
+        if found is None:
+            raise ConfigError(
+                f"there is no key yet: {settings.data_dir / KEY_FILE} is made at the projector's first start;"
+                " or make one by --new FILE and set STREAMPROC_SIGNING_KEY_FILE"
+            )
+        public = found
+    if as_json:
+        output.say_json({"vkey": public.vkey, "file": str(new) if new else None})
+    else:
+        click.echo(public.vkey)
