@@ -123,17 +123,20 @@ class Walk:
             return f"its id is not above {self.entry}, the row before it: rows changed places, or it was put here"
         if after is None:
             return "its bytes and hash do not fit the row before it, and it is the last: it was changed, or put here"
+        if self._link(after, row.hash) == after.hash:
+            return "its bytes or its id are not those that were archived: its hash fits the row after it"
         if id_key(after.id) < id_key(row.id):
             return f"its id is above {after.id}, the row after it: rows changed places"
-        computed = link_hash(self.link, self.part.partition, row.seq, row.id, row.e, row.m)
-        if self._follows(after, row.hash):
-            return "its bytes are not those that were archived: they were changed, or are another row's"
-        if self._follows(after, computed):
+        if self._link(row, self.link, of=after) == row.hash:
+            return "it has the bytes of the row after it: they changed places"
+        if self._link(after, self._link(row, self.link)) == after.hash:
             return "its hash was changed: its bytes fit the rows before and after it"
         return "neither its bytes nor its hash fit the rows beside it: it and what follows were changed"
 
-    def _follows(self, row: Row, link: bytes) -> bool:
-        return link_hash(link, self.part.partition, row.seq, row.id, row.e, row.m) == row.hash
+    def _link(self, row: Row, before: bytes, *, of: Row | None = None) -> bytes:
+        """The row's link after another one, with its own bytes or with those `of` another row."""
+        bytes_of = of or row
+        return link_hash(before, self.part.partition, row.seq, row.id, bytes_of.e, bytes_of.m)
 
     # ---- checkpoints ----
 
