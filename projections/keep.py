@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from projections.fold import Archived
-from projections.outage import Outage, pause
+from projections.outage import Outage, heed_cancellation, pause
 from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
@@ -26,6 +26,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
     outage = Outage(f"views of partition {partition}")
     said = ""
     while not stopping.is_set():
+        heed_cancellation()
         try:
             async with connection(dsn, name=f"streamproc views {partition}") as db:
                 runner = Runner(db, partition, await open_heads(db, partition))

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from projections.keep import keep_views
 from projections.notary import Terms, keep_checkpoints
-from projections.outage import Outage
+from projections.outage import Outage, heed_cancellation
 from projections.run import Feed
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import (
@@ -128,6 +128,7 @@ async def project(
     outage = Outage(f"projector of partition {partition}")
     async with aclosing(view):
         while not stopping.is_set():
+            heed_cancellation()
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
                     session = _Session(partition, view, db, on_batch, batch_max, terms)

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 from msgspec import Struct
 
-from projections.outage import Outage, pause
+from projections.outage import Outage, heed_cancellation, pause
 from streamproc.archive.attest import Maker
 from streamproc.archive.checkpoint import Checkpoint, opened
 from streamproc.archive.note import BadNote, Signer, Trusted
@@ -44,7 +44,10 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
     """Make and publish checkpoints until `ended`, and a last one then."""
     outage = Outage(f"checkpoints of partition {partition}")
     said = ""
-    while True:
+    tried_last = False
+    while not tried_last:
+        heed_cancellation()
+        tried_last = ended.is_set()
         try:
             async with connection(dsn, name=f"streamproc checkpoints {partition}") as db:
                 if not await take_lock(db, partition, ended, lock=CHECKPOINT_LOCK):
@@ -58,13 +61,12 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
         except LogBroken as problem:
             log.error("ALARM, nothing more is signed: %s", problem)
             await ended.wait()
+            return
         except (ConfigError, asyncpg.PostgresError) as problem:
             if (what := f"{type(problem).__name__}: {problem}") != said:
                 log.error("no checkpoints of partition %d, the archive goes on: %s", partition, what)
                 said = what
             await pause(ended, BROKEN_RETRY_S)
-        if ended.is_set():
-            return
 
 
 class _Rounds:

@@ -41,6 +41,17 @@ class Outage:
         await pause(stopping, self.failed(problem))
 
 
+def heed_cancellation() -> None:
+    """Raise the CancelledError that was lost on the way here.
+
+    A transaction that is cancelled as its connection dies raises what its rollback met, not the cancellation; whoever
+    waits out lost connections in a loop would then go on for ever, and who cancelled it wait for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def pause(stopping: asyncio.Event, seconds: float) -> None:
     """Wait, but no longer than until `stopping`."""
     try:

@@ -114,14 +114,15 @@ async def take_lock(
     db: asyncpg.Connection, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
 ) -> bool:
     """Become the partition's one writer; stands by while another is. False when stopped before."""
-    while not stopping.is_set():
-        if await db.fetchval(_SQL["take_lock"], lock, partition):
-            return True
+    while not await db.fetchval(_SQL["take_lock"], lock, partition):
+        if stopping.is_set():
+            return False
         try:
-            await asyncio.wait_for(stopping.wait(), STANDBY_S)
+            async with asyncio.timeout(STANDBY_S):
+                await stopping.wait()
         except TimeoutError:
             continue
-    return False
+    return True
 
 
 async def read_head(db: asyncpg.Connection, partition: int) -> Head:
