@@ -1,6 +1,7 @@
 """`streamproc audit`: is the archive still what was signed, what does it say, and evidence for others."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from streamproc.errors import ConfigError, JobFailed
 from streamproc.settings import discover, load
 
 if TYPE_CHECKING:
+    from streamproc.archive.read import AuditFilter
     from streamproc.operate.audit import Verified
 
 
@@ -110,6 +112,92 @@ def _lines(found: "Verified") -> list[str]:
                 " covers; the chain holds them together, but whoever can write to the database can write them anew"
             )
     return lines
+
+
+# ---- list -------------------------------------------------------------------------------
+
+KINDS = ("decision", "review", "command", "confirmation", "settlement", "policy", "alert")
+LIST_MAX = 1_000
+
+_FILTERS = (
+    click.option("--agent", default=None, metavar="ID", help="Only about this agent's payouts and policy."),
+    click.option("--payout", default=None, metavar="ID", help="Only about this payout."),
+    click.option("--vendor", default=None, metavar="HOST", help="Only about payouts to this vendor."),
+    click.option(
+        "--reason", default=None, metavar="CODE", help="Only with this reason, such as BUDGET_EXCEEDED."
+    ),
+    click.option(
+        "--decision",
+        type=click.Choice(["APPROVED", "REJECTED", "HELD"], case_sensitive=False),
+        default=None,
+        help="Only decisions of this outcome.",
+    ),
+    click.option("--kind", type=click.Choice(KINDS), default=None, help="Only lines of this kind."),
+    click.option("--since", default=None, metavar="WHEN", help="From then on: ISO 8601, or 24h, 30d ago."),
+    click.option("--until", default=None, metavar="WHEN", help="Until before then."),
+)
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which lines; they are given to the command as its keyword arguments."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+def _wanted(asked: dict[str, str | None]) -> "AuditFilter":
+    from streamproc.archive.read import AuditFilter
+    from streamproc.operate.audit_list import moment
+
+    since, until = (moment(f"--{name}", asked.pop(name)) for name in ("since", "until"))
+    return AuditFilter(**asked, since=since, until=until)
+
+
+@audit.command("list")
+@_filters
+@click.option(
+    "--limit", type=click.IntRange(1, LIST_MAX - 1), default=50, show_default=True, help="How many to show."
+)
+@click.option("--after", default=None, metavar="ID", help="Go on after this line.")
+@output.json_option
+def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> None:
+    """List what was decided, reviewed, commanded, confirmed, settled and changed, the newest first.
+
+    `explain PAYOUT` tells the evidence behind a line.
+
+    \b
+    Example:
+      streamproc audit list --decision REJECTED --since 24h
+      streamproc audit list --vendor vendor.example.com --json
+    """
+    dsn = postgres_dsn()
+    from streamproc.domain.money import rupees
+    from streamproc.operate.audit_list import line_json, list_lines
+
+    page = output.run(list_lines(dsn, _wanted(asked), after=after, limit=limit))
+    if as_json:
+        output.say_json({"items": [line_json(row) for row in page.items], "next": page.next})
+        return
+    rows = []
+    for row in page.items:
+        amount = None if row.amount is None else rupees(row.amount)
+        what = " ".join(part for part in (row.decision, row.reason) if part)
+        rows.append(
+            (
+                line_json(row)["at"],
+                row.kind,
+                what,
+                row.agent or "-",
+                row.vendor or "-",
+                amount,
+                row.payout,
+                row.actor,
+            )
+        )
+    columns = ("TIME", "KIND", "WHAT", "AGENT", "VENDOR", "AMOUNT", "PAYOUT", "BY")
+    output.say_table(columns, rows, empty="no line matches")
+    if page.next:
+        output.note(f"there are more: --after {page.next}")
 
 
 # ---- keys -------------------------------------------------------------------------------
