@@ -174,13 +174,17 @@ def _trusted_row(row: asyncpg.Record, archive: str, partition: int, trusted: Tru
 
 
 class Standing(Struct, frozen=True):
-    """How far a partition's checkpoints are. `waiting_ms`: time of the first entry that none covers, or None."""
+    """How far a partition's checkpoints are. Times in ms since 1970, None where there is no such thing:
+
+    `waiting_ms` of the first entry that none covers, `unpublished_ms` of the first that was not handed outside.
+    """
 
     partition: int
     seq: int
     covered: int
     published: int
     waiting_ms: int | None
+    unpublished_ms: int | None
 
 
 async def standing(db: asyncpg.Connection) -> list[Standing]:

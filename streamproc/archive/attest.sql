@@ -27,11 +27,13 @@ INSERT INTO checkpoints_published (partition, size) VALUES ($1, $2)
 ON CONFLICT (partition) DO UPDATE SET size = excluded.size WHERE checkpoints_published.size < excluded.size;
 
 -- name: standing
--- Per partition: archived, covered by the last checkpoint, handed outside, and the time (ms) of the first entry that
--- no checkpoint covers.
+-- Per partition: archived, covered by the last checkpoint, handed outside; the time (ms) of the first entry that no
+-- checkpoint covers, and of the first checkpoint that was not handed outside.
 SELECT h.partition, h.seq, coalesce(c.size, 0) AS covered, coalesce(p.size, 0) AS published,
-       (SELECT entry_ms FROM events e WHERE e.partition = h.partition AND e.seq = coalesce(c.size, 0) + 1) AS waiting_ms
+       (SELECT entry_ms FROM events e WHERE e.partition = h.partition AND e.seq = coalesce(c.size, 0) + 1) AS waiting_ms,
+       (SELECT (extract(epoch FROM k.made_at) * 1000)::bigint FROM checkpoints k
+        WHERE k.partition = h.partition AND k.size > coalesce(p.size, 0) ORDER BY k.size LIMIT 1) AS unpublished_ms
 FROM heads h
-LEFT JOIN (SELECT partition, max(size) AS size FROM checkpoints GROUP BY partition) c USING (partition)
+LEFT JOIN LATERAL (SELECT max(size) AS size FROM checkpoints WHERE partition = h.partition) c ON true
 LEFT JOIN checkpoints_published p USING (partition)
 ORDER BY h.partition;

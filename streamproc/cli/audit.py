@@ -16,6 +16,7 @@ from streamproc.settings import discover, load
 if TYPE_CHECKING:
     from streamproc.archive.read import AuditFilter
     from streamproc.operate.audit import Verified
+    from streamproc.operate.bundle.write import Bundled
 
 
 @click.group()
@@ -118,6 +119,8 @@ def _lines(found: "Verified") -> list[str]:
 
 KINDS = ("decision", "review", "command", "confirmation", "settlement", "policy", "alert")
 LIST_MAX = 1_000
+COVER_MARGIN_S = 10.0
+"""Beyond the interval of checkpoints: for making one."""
 
 _FILTERS = (
     click.option("--agent", default=None, metavar="ID", help="Only about this agent's payouts and policy."),
@@ -198,6 +201,82 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     output.say_table(columns, rows, empty="no line matches")
     if page.next:
         output.note(f"there are more: --after {page.next}")
+
+
+# ---- export -----------------------------------------------------------------------------
+
+
+@audit.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_filters
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl", "parquet", "bundle"]),
+    default=None,
+    help="By FILE's suffix otherwise: .csv, .jsonl, .parquet, .zip (a bundle).",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0, 3_600),
+    default=None,
+    metavar="SECONDS",
+    help="For a checkpoint that covers all of a bundle; by default a little more than the interval of checkpoints.",
+)
+@click.option("--key", "keys", multiple=True, metavar="VKEY|FILE", help="As with verify; for a bundle.")
+def export(
+    file: Path, form: str | None, wait_s: float | None, keys: tuple[str, ...], **asked: str | None
+) -> None:
+    """Export the audit to FILE: as a table, or as a bundle that others can verify without us.
+
+    A table (CSV, JSON lines, Parquet) has the lines that match, amounts in paise. A bundle has every archived entry of
+    the payouts that match, with proofs under a signed checkpoint, the policy versions, and a program that checks it
+    with nothing but Python. Exit code 1 where not all of it is covered by a checkpoint yet.
+
+    \b
+    Example:
+      streamproc audit export october.csv --since 2026-10-01 --until 2026-11-01
+      streamproc audit export evidence.zip --payout pout_00000000000001
+    """
+    settings = discover(load(os.environ))
+    dsn = postgres_dsn()
+    from streamproc.operate.export import export_lines, format_of
+
+    kind, wanted = format_of(file, form), _wanted(asked)
+    with Telling("audit export", "lines" if kind != "bundle" else "entries") as telling:
+        if kind == "bundle":
+            from streamproc.operate.audit import trusted_for
+            from streamproc.operate.bundle.write import write_bundle
+
+            trusted = trusted_for(settings, keys)
+            wait_s = settings.checkpoint_interval_s + COVER_MARGIN_S if wait_s is None else wait_s
+            bundled = output.run(
+                write_bundle(dsn, wanted, file, trusted, wait_s=wait_s, on_stage=telling.show)
+            )
+        else:
+            done = output.run(
+                export_lines(dsn, wanted, file, kind, lambda count: telling.show("exporting", count))
+            )
+    if kind == "bundle":
+        _say_bundle(bundled)
+    else:
+        click.echo(f"{file}: {done.lines:,} lines")
+
+
+def _say_bundle(bundled: "Bundled") -> None:
+    signed = ", ".join(f"{partition}:{one.size}" for partition, one in sorted(bundled.signed.items()))
+    click.echo(
+        f"{bundled.file}: {bundled.entries:,} entries about {bundled.payouts:,} payouts and"
+        f" {bundled.policies:,} policy versions, proven up to {signed or 'nothing'}"
+    )
+    if bundled.first_left is not None:
+        partition, seq, entry = bundled.first_left
+        raise JobFailed(
+            f"{bundled.not_covered} entries that match are NOT in {bundled.file}: no checkpoint covers them yet."
+            f" The first is partition {partition}, seq {seq}, entry {entry}. Export again when the projector made one"
+        )
+    click.echo("check it with: python3 verify.py KEY, where KEY is what `streamproc audit key` prints")
 
 
 # ---- keys -------------------------------------------------------------------------------
