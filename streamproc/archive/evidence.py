@@ -81,9 +81,15 @@ async def lines(db: asyncpg.Connection, wanted: AuditFilter) -> AsyncIterator[li
 async def entries_for(db: asyncpg.Connection, wanted: AuditFilter) -> Places:
     """The entries of the lines that match, and all entries of the payouts that they are about.
 
-    Raises JobFailed where these are more than ENTRIES_MAX.
+    Without a filter all entries; for a payout alone its entries, though the audit may have no line of it yet. Raises
+    JobFailed where these are more than ENTRIES_MAX.
     """
-    places, payouts = Places(), set[str]()
+    places = Places()
+    if wanted == AuditFilter():
+        for partition, seq in await db.fetch(_SQL["ends"]):
+            _add(places, ((partition, n) for n in range(1, min(seq, ENTRIES_MAX + 1) + 1)))
+        return places
+    payouts = {wanted.payout} if wanted.payout and wanted == AuditFilter(payout=wanted.payout) else set[str]()
     async for rows in lines(db, wanted):
         payouts.update(row["payout"] for row in rows if row["payout"] is not None)
         _add(places, ((row["partition"], row["seq"]) for row in rows))

@@ -1,3 +1,6 @@
+-- name: ends
+SELECT partition, seq FROM heads ORDER BY partition;
+
 -- name: entries_about
 SELECT partition, seq FROM events WHERE payout = ANY ($1::text[]);
 
