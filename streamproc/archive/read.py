@@ -25,6 +25,8 @@ HISTORY_ENTRIES_MAX = 10_000
 """A payout has some ten entries; the bank could send as many deliveries as it likes."""
 BUDGET_ROWS_MAX = 1_000
 AUDIT_ROWS_MAX = 1_000
+REASON_INDEXED_CHARS = 64
+"""How much of a reason the view's index has; codes are shorter, problems of payloads longer."""
 
 VIEWS_POLL_S = 0.02
 """The views follow the log within milliseconds; this is how soon a waiting reader notices."""
@@ -193,9 +195,10 @@ def audit_query(
     wanted: AuditFilter, *, after: AuditPlace | None = None, newest_first: bool = True
 ) -> tuple[str, list[object]]:
     """The query for the lines that match, and its values; without a limit."""
-    conditions: list[tuple[str, Sequence[object]]] = [
-        (name, [value]) for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None
-    ]
+    asked = {name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None}
+    if wanted.reason is not None and len(wanted.reason) >= REASON_INDEXED_CHARS:
+        asked["long_reason"] = asked.pop("reason")
+    conditions: list[tuple[str, Sequence[object]]] = [(name, [value]) for name, value in asked.items()]
     if after is not None:
         conditions.append(("after", after))
     parts, values = [_SQL["audit_lines"]], list[object]()

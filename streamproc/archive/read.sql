@@ -42,7 +42,10 @@ AND kind = $1;
 AND decision = $1;
 
 -- name: audit_if_reason
--- The index has the beginning only.
+-- The index has the beginning only; of a shorter one that is all.
+AND left(reason, 64) = $1;
+
+-- name: audit_if_long_reason
 AND left(reason, 64) = left($1, 64) AND reason = $1;
 
 -- name: audit_if_since
