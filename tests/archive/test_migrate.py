@@ -8,8 +8,14 @@ import pytest
 
 from projections.schema import prepare
 from projections.views import NAMES
+from streamproc.archive.attest import Maker
+from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.migrate import current, newest, upgrade
+from streamproc.archive.store import open_head
 from streamproc.errors import JobFailed
+from tests.projections.histories import START_MS, log_of
+from tests.projections.seals import SIGNER, TRUSTED
+from tests.words import observed
 
 
 async def test_the_first_upgrade_applies_every_revision_and_the_second_none(postgres: str):
@@ -63,5 +69,46 @@ async def test_a_reader_may_read_every_month_and_write_nothing(postgres: str):
             assert await db.fetch(f"SELECT * FROM {table}") == []
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await db.execute(f"DELETE FROM {table}")
+    finally:
+        await db.close()
+
+
+async def test_a_projector_with_its_grants_alone_can_add_to_the_archive_and_change_nothing(postgres: str):
+    await prepare(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await db.execute("SET ROLE streamproc_projector")
+        await make_ranges(db, [START_MS])
+        rows, _ = await archive(
+            db, 0, await open_head(db, 0), log_of([observed("pout_1")], [observed("pout_2")])
+        )
+        maker = await Maker.open(db, 0, SIGNER, TRUSTED)
+        await maker.make(len(rows))
+        found = await maker.unpublished()
+        assert found is not None
+        await maker.published(found[0])
+        month = await db.fetchval("SELECT events_month($1)", START_MS)
+        for table in ("events", month, "checkpoints"):
+            for attempt in (f"UPDATE {table} SET hash = hash", f"DELETE FROM {table}", f"TRUNCATE {table}"):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await db.execute(attempt)
+        for attempt in ("ALTER TABLE events DISABLE TRIGGER ALL", "SET session_replication_role = replica"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await db.execute(attempt)
+    finally:
+        await db.close()
+
+
+async def test_the_archive_and_its_checkpoints_are_append_only_for_their_owner_too(postgres: str):
+    await prepare(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await make_ranges(db, [START_MS])
+        await archive(db, 0, await open_head(db, 0), log_of([observed("pout_1")]))
+        await (await Maker.open(db, 0, SIGNER, TRUSTED)).make(1)
+        for table in ("events", await db.fetchval("SELECT events_month($1)", START_MS), "checkpoints"):
+            for attempt in (f"UPDATE {table} SET hash = hash", f"DELETE FROM {table}", f"TRUNCATE {table}"):
+                with pytest.raises(asyncpg.RestrictViolationError, match="append only"):
+                    await db.execute(attempt)
     finally:
         await db.close()

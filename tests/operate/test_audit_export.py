@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,15 +18,27 @@ from streamproc.archive.read import AuditFilter
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.audit_list import line_json, list_lines, moment
 from streamproc.operate.export import COLUMNS, export_lines, format_of, safe_cell
+from tests.databases import copy_of, template
 from tests.operate.words import NOBODY_THERE
 from tests.projections.histories import ListedLog, history, project_all
 
 
+@pytest.fixture(scope="module")
+def original(postgres_server: str) -> Iterator[str]:
+    """An archive with its views, made once."""
+
+    async def make(dsn: str) -> None:
+        await prepare(dsn)
+        await project_all(dsn, ListedLog(history(seed=21, payouts=30)))
+
+    with template(postgres_server, make) as name:
+        yield name
+
+
 @pytest.fixture
-async def dsn(postgres: str) -> str:
-    await prepare(postgres)
-    await project_all(postgres, ListedLog(history(seed=21, payouts=30)))
-    return postgres
+async def dsn(original: str, postgres_server: str) -> AsyncIterator[str]:
+    async with copy_of(postgres_server, original) as dsn:
+        yield dsn
 
 
 async def all_lines(dsn: str, wanted: AuditFilter = AuditFilter()) -> list[dict[str, object]]:  # noqa: B008  # frozen

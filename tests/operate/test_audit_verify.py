@@ -4,8 +4,6 @@ The tamperer of these tests is the database's superuser, switches the triggers o
 """
 
 import asyncio
-import itertools
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,10 @@ from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.store import id_key
 from streamproc.errors import JobFailed
 from streamproc.operate.audit import Verified, verify
+from tests.databases import copy_of, template
 from tests.projections.histories import ListedLog, history, project_all
 from tests.projections.seals import OTHER_SIGNER, SIGNER, TRUSTED, terms
 
-_numbers = itertools.count(1)
 SIGNED = 25
 """Rows that checkpoints of 10, 20 and 25 entries cover."""
 ROWS = 30
@@ -84,46 +82,30 @@ class Sealed:
 
 
 @pytest.fixture(scope="module")
-def template(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, bytes]]:
-    """A database with a sealed archive, made once, and its file's bytes."""
-    name, file = f"sealed_{os.getpid()}", tmp_path_factory.mktemp("sealed") / "checkpoints.txt"
+def original(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A database with a sealed archive, made once, and its file."""
+    file = tmp_path_factory.mktemp("sealed") / "checkpoints.txt"
 
-    async def make() -> None:
-        admin = await asyncpg.connect(postgres_server)
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        await admin.close()
-        dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
+    async def make(dsn: str) -> None:
         await prepare(dsn)
         entries = history(seed=7, payouts=20)[:ROWS]
         await project_all(dsn, ListedLog(entries[:SIGNED]), terms=terms(file))
         await project_all(dsn, ListedLog(entries))
 
-    async def drop() -> None:
-        admin = await asyncpg.connect(postgres_server)
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
-
-    asyncio.run(make())
-    yield name, file.read_bytes()
-    asyncio.run(drop())
+    with template(postgres_server, make) as name:
+        yield name, file
 
 
 @pytest.fixture
-async def sealed(template: tuple[str, bytes], postgres_server: str, tmp_path: Path) -> AsyncIterator[Sealed]:
-    name = f"{template[0]}_{next(_numbers)}"
+async def sealed(original: tuple[str, Path], postgres_server: str, tmp_path: Path) -> AsyncIterator[Sealed]:
+    name, its_file = original
     file = tmp_path / "checkpoints.txt"
-    file.write_bytes(template[1])
-    admin = await asyncpg.connect(postgres_server)
-    try:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template[0]}")
-        dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
+    file.write_bytes(its_file.read_bytes())
+    async with copy_of(postgres_server, name) as dsn:
         db = await asyncpg.connect(dsn)
         await db.execute("SET session_replication_role = replica")  # no trigger speaks
         yield Sealed(dsn, file, db)
         await db.close()
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await admin.close()
 
 
 # ---- nothing was tampered with ----

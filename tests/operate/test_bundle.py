@@ -1,6 +1,7 @@
 """A bundle convinces somebody who has a public key and Python, and nobody can change it so that it still does."""
 
 import ast
+import asyncio
 import base64
 import itertools
 import json
@@ -8,7 +9,8 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,11 +20,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from projections.schema import prepare
+from streamproc.archive.attest import Maker
+from streamproc.archive.chain import link_hash
+from streamproc.archive.checkpoint import Checkpoint
+from streamproc.archive.load import archive, make_ranges
+from streamproc.archive.note import Trusted
 from streamproc.archive.read import AuditFilter
+from streamproc.archive.store import open_head
 from streamproc.domain import events as e
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.bundle.verify import L, ed25519_verifies
 from streamproc.operate.bundle.write import Bundled, write_bundle
+from tests.databases import copy_of, template
 from tests.projections.histories import START_MS, ListedLog, Stored, decided, log_of, project_all, reserved
 from tests.projections.seals import OTHER_SIGNER, SIGNER, TRUSTED, terms
 from tests.words import NOW, observed
@@ -54,12 +63,23 @@ def story() -> list[Stored]:
     return log_of(*batches)
 
 
-@pytest.fixture
-async def dsn(postgres: str, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def original(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An archive that checkpoints cover to its end."""
-    await prepare(postgres)
-    await project_all(postgres, ListedLog(story()), terms=terms(tmp_path / "checkpoints.txt"))
-    return postgres
+
+    async def make(dsn: str) -> None:
+        await prepare(dsn)
+        file = tmp_path_factory.mktemp("sealed") / "checkpoints.txt"
+        await project_all(dsn, ListedLog(story()), terms=terms(file))
+
+    with template(postgres_server, make) as name:
+        yield name
+
+
+@pytest.fixture
+async def dsn(original: str, postgres_server: str) -> AsyncIterator[str]:
+    async with copy_of(postgres_server, original) as dsn:
+        yield dsn
 
 
 async def exported(dsn: str, tmp_path: Path, **wanted: str) -> tuple[Path, Bundled]:
@@ -148,8 +168,8 @@ async def test_an_unpacked_bundle_is_checked_by_the_program_in_it(dsn: str, tmp_
 
 async def test_bytes_that_are_no_text_and_no_events_are_proven_too(dsn: str, tmp_path: Path):
     odd = Stored(f"{START_MS + 10**8}-0", b"\xff\x00 no json", b'{"by":"\xe2\x82\xb9"}')
-    await archive_only(dsn, story(), odd)
-    await seal(dsn, tmp_path)
+    await archive_only(dsn, odd)
+    await seal(dsn)
     db = await asyncpg.connect(dsn)
     try:  # a line of the audit that leads to it, as an alert would
         await db.execute(
@@ -164,10 +184,7 @@ async def test_bytes_that_are_no_text_and_no_events_are_proven_too(dsn: str, tmp
     assert verified(path)[0] == 0
 
 
-async def archive_only(dsn: str, before: list[Stored], *entries: Stored) -> None:
-    from streamproc.archive.load import archive, make_ranges
-    from streamproc.archive.store import open_head
-
+async def archive_only(dsn: str, *entries: Stored) -> None:
     db = await asyncpg.connect(dsn)
     try:
         await make_ranges(db, [START_MS + 10**8])
@@ -176,10 +193,8 @@ async def archive_only(dsn: str, before: list[Stored], *entries: Stored) -> None
         await db.close()
 
 
-async def seal(dsn: str, tmp_path: Path) -> None:
+async def seal(dsn: str) -> None:
     """A checkpoint over everything."""
-    from streamproc.archive.attest import Maker
-
     db = await asyncpg.connect(dsn)
     try:
         maker = await Maker.open(db, 0, SIGNER, TRUSTED)
@@ -213,9 +228,7 @@ async def test_a_bundle_waits_for_the_checkpoint_that_covers_it(dsn: str, tmp_pa
     def hear(stage: str, _done: int, _total: int) -> None:
         stages.append(stage)
         if stage.startswith("waiting") and not sealing:
-            import asyncio
-
-            sealing.append(asyncio.ensure_future(seal(dsn, tmp_path)))
+            sealing.append(asyncio.ensure_future(seal(dsn)))
 
     bundled = await write_bundle(
         dsn, AuditFilter(payout="pout_1"), tmp_path / "x.zip", TRUSTED, wait_s=60, on_stage=hear
@@ -243,8 +256,6 @@ async def test_an_archive_that_contradicts_its_checkpoint_gives_no_bundle(dsn: s
 
 
 async def test_a_checkpoint_of_an_unknown_key_gives_no_bundle(dsn: str, tmp_path: Path):
-    from streamproc.archive.note import Trusted
-
     with pytest.raises(JobFailed, match="none of the keys that are trusted"):
         await write_bundle(dsn, AuditFilter(), tmp_path / "x.zip", Trusted([OTHER_SIGNER.public]), wait_s=0)
 
@@ -267,8 +278,6 @@ def edit_decision(one: dict[str, object]) -> None:
 
 
 def edit_and_rehash(one: dict[str, object]) -> None:
-    from streamproc.archive.chain import link_hash
-
     edit_decision(one)
     before, text = bytes.fromhex(str(one["before"])), str(one["e"]).encode()
     link = link_hash(before, 0, int(str(one["seq"])), str(one["entry"]), text, str(one["m"]).encode())
@@ -299,23 +308,12 @@ CHANGES: dict[str, tuple[int, Callable[[dict[str, object]], None], str]] = {
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, postgres_server: str) -> Path:
+def good(original: str, postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the rejected payout, made once."""
-    import asyncio
-
-    here = tmp_path_factory.mktemp("good")
 
     async def make() -> Path:
-        admin = await asyncpg.connect(postgres_server)
-        await admin.execute("CREATE DATABASE a_good_bundle TEMPLATE template0")
-        dsn = f"{postgres_server.rpartition('/')[0]}/a_good_bundle"
-        try:
-            await prepare(dsn)
-            await project_all(dsn, ListedLog(story()), terms=terms(here / "checkpoints.txt"))
-            return (await exported(dsn, here, payout="pout_2"))[0]
-        finally:
-            await admin.execute("DROP DATABASE a_good_bundle WITH (FORCE)")
-            await admin.close()
+        async with copy_of(postgres_server, original) as dsn:
+            return (await exported(dsn, tmp_path_factory.mktemp("good"), payout="pout_2"))[0]
 
     return asyncio.run(make())
 
@@ -349,10 +347,6 @@ def test_an_entry_twice_is_named(good: Path):
 
 def note_of(size: int, partition: int = 0, archive: str = "24e51180-6416-47b1-bcdf-ffb323f35a5f") -> bytes:
     """A checkpoint that the right key signed, of something else."""
-    from datetime import UTC, datetime
-
-    from streamproc.archive.checkpoint import Checkpoint
-
     one = Checkpoint(archive, partition, size, bytes(32), "1-0", bytes(32), datetime.now(UTC))
     return SIGNER.sign(one.text()).encode()
 

@@ -1,12 +1,13 @@
 """Checkpoints are made and handed outside whatever happens, the archive never waits, and nothing false is signed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from projections import loop
 from projections.loop import project, run_projector
 from projections.notary import Terms
 from projections.schema import prepare
@@ -17,9 +18,10 @@ from streamproc.archive.note import Trusted
 from streamproc.archive.outside import NotesFile, Stated, stated_in
 from streamproc.archive.store import open_head
 from streamproc.clients.checkpoint_post import open_checkpoint_post
-from streamproc.errors import TryAgain
+from streamproc.errors import LogBroken, TryAgain
 from streamproc.operate.audit import verify
 from tests.clients.loopback import always, loopback
+from tests.databases import copy_of, template
 from tests.projections.histories import (
     DEADLINE_S,
     START_MS,
@@ -35,10 +37,21 @@ from tests.projections.seals import NEVER_S, OTHER_SIGNER, SIGNER, TRUSTED, term
 from tests.words import observed
 
 
+@pytest.fixture(scope="module")
+def original(postgres_server: str) -> Iterator[str]:
+    """The schema, empty."""
+
+    async def make(dsn: str) -> None:
+        await prepare(dsn)
+
+    with template(postgres_server, make) as name:
+        yield name
+
+
 @pytest.fixture
-async def dsn(postgres: str) -> str:
-    await prepare(postgres)
-    return postgres
+async def dsn(original: str, postgres_server: str) -> AsyncIterator[str]:
+    async with copy_of(postgres_server, original) as dsn:
+        yield dsn
 
 
 @pytest.fixture
@@ -129,7 +142,7 @@ async def test_a_checkpoint_is_made_after_a_time_if_there_is_something_new_and_e
 async def test_an_archive_far_ahead_is_signed_in_steps_of_a_bounded_size(
     dsn: str, log: ListedLog, file: Path
 ):
-    await project_all(dsn, log)
+    await archive_only(dsn, log)
     await project_all(dsn, log, terms=terms(file, entries=8))
     assert await sizes(dsn) == [8, 16, 24, 32, 35]
     await all_is_good(dsn, file)
@@ -243,49 +256,64 @@ async def refused(
 async def test_a_row_changed_before_it_was_signed_is_not_signed_over(
     dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ):
-    await project_all(dsn, log)
+    await archive_only(dsn, log)
     await superuser.execute("UPDATE events SET m = '{}' WHERE seq = 17")
     await refused(dsn, log, terms(file, entries=100, every_s=0.1), caplog, "row 17, entry")
 
 
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        ("UPDATE events SET hash = sha256(hash) WHERE seq = 35", "row 35 is not the one that was signed"),
-        (
-            "UPDATE checkpoints SET note = replace(note, 'entry', 'entri') WHERE size = 35",
-            "forged or changed",
-        ),
-        (
-            "UPDATE checkpoints SET root = sha256(root) WHERE size = 35",
-            "another content than its signed note",
-        ),
-        ("UPDATE checkpoints SET frontier = sha256(frontier) WHERE size = 35", "cannot be built on"),
-        (
-            "UPDATE checkpoints SET frontier = sha256('1') || sha256('2') || sha256('3') WHERE size = 35",
-            "a frontier",
-        ),
-        ("DELETE FROM checkpoints WHERE size > 20", "one of 35 entries was published"),
-        (
-            "DELETE FROM checkpoints; DELETE FROM checkpoints_published",
-            "holds a checkpoint of 35 entries, and",
-        ),
-    ],
-    ids=["row", "note", "root", "frontier's length", "frontier", "row of it", "all of them"],
-)
-async def test_a_last_checkpoint_that_was_tampered_with_is_not_built_on(
-    dsn: str,
-    log: ListedLog,
-    file: Path,
-    superuser: asyncpg.Connection,
-    caplog: pytest.LogCaptureFixture,
-    harm: str,
-    words: str,
+async def test_checkpoints_that_were_deleted_and_are_in_the_file_stop_the_signing(
+    dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ):
     await project_all(dsn, log, terms=terms(file))
-    for statement in harm.split("; "):
-        await superuser.execute(statement)
-    await refused(dsn, log, terms(file, entries=1), caplog, words)
+    await superuser.execute("DELETE FROM checkpoints; DELETE FROM checkpoints_published")
+    await refused(dsn, log, terms(file, entries=1), caplog, "holds a checkpoint of 35 entries, and")
+
+
+HARM = {
+    "its row": ("UPDATE events SET hash = sha256(hash) WHERE seq = 35", "row 35 is not the one that was signed"),
+    "its row's id": ("UPDATE events SET entry_n = 9 WHERE seq = 35", "row 35 is not the one that was signed"),
+    "its note": (
+        "UPDATE checkpoints SET note = replace(note, 'entry', 'entri')", "not to be built on: its signature is not",
+    ),
+    "its root": ("UPDATE checkpoints SET root = sha256(root)", "another content than its signed note"),
+    "its frontier's length": ("UPDATE checkpoints SET frontier = sha256(frontier)", "cannot be built on"),
+    "its frontier": (
+        "UPDATE checkpoints SET frontier = sha256('1') || sha256('2') || sha256('3')", "a frontier that is not",
+    ),
+    "its place": ("UPDATE checkpoints SET size = 34", "another content than its signed note"),
+    "the archive's end": ("UPDATE heads SET seq = 34", "the archive ends at 34, the last checkpoint covers 35"),
+    "the archive's name": ("UPDATE archive_identity SET id = gen_random_uuid()", "another content than its signed"),
+    "what was published": ("INSERT INTO checkpoints_published VALUES (0, 36)", "one of 36 entries was published"),
+    "it, and it was published": (
+        "DELETE FROM checkpoints; INSERT INTO checkpoints_published VALUES (0, 35)", "one of 35 entries was published",
+    ),
+}  # fmt: skip
+
+
+async def test_a_last_checkpoint_is_not_built_on_where_anything_about_it_was_changed(
+    dsn: str, log: ListedLog, superuser: asyncpg.Connection
+):
+    await archive_only(dsn, log)
+    await (await Maker.open(superuser, 0, SIGNER, TRUSTED)).make(35)
+    for harm, words in HARM.values():
+        changed = superuser.transaction()
+        await changed.start()
+        for statement in harm.split("; "):
+            await superuser.execute(statement)
+        with pytest.raises(LogBroken, match=words):
+            await Maker.open(superuser, 0, SIGNER, TRUSTED)
+        await changed.rollback()
+    assert (await Maker.open(superuser, 0, SIGNER, TRUSTED)).size == 35
+
+
+async def archive_only(dsn: str, log: ListedLog) -> None:
+    """The log's entries, archived by nobody who signs."""
+    db = await asyncpg.connect(dsn)
+    try:
+        await make_ranges(db, [START_MS, START_MS + 10**9])
+        await archive(db, 0, await open_head(db, 0), log.entries)
+    finally:
+        await db.close()
 
 
 async def test_a_checkpoint_of_an_unknown_key_is_not_built_on(
@@ -308,19 +336,13 @@ async def test_a_file_of_another_archive_is_not_added_to(
 
 
 async def test_a_second_maker_of_a_partition_is_a_contradiction_and_no_second_history(
-    dsn: str, log: ListedLog
+    dsn: str, log: ListedLog, superuser: asyncpg.Connection
 ):
-    db = await asyncpg.connect(dsn)
-    try:
-        await make_ranges(db, [START_MS, START_MS + 10**9])
-        await archive(db, 0, await open_head(db, 0), log.entries)
-        first = await Maker.open(db, 0, SIGNER, TRUSTED)
-        second = await Maker.open(db, 0, SIGNER, TRUSTED)
-        await first.make(10)
-        with pytest.raises(Exception, match="one of 10 entries already that was not made here"):
-            await second.make(10)
-    finally:
-        await db.close()
+    await archive_only(dsn, log)
+    first, second = [await Maker.open(superuser, 0, SIGNER, TRUSTED) for _ in range(2)]
+    await first.make(10)
+    with pytest.raises(LogBroken, match="one of 10 entries already that was not made here"):
+        await second.make(10)
 
 
 async def test_a_database_without_the_tables_is_said_once_and_the_archive_goes_on(
@@ -354,7 +376,11 @@ async def test_an_answer_that_is_no_yes_is_to_be_tried_again(status: int):
         await post.aclose()
 
 
-async def test_a_stop_does_not_wait_for_a_place_that_hangs(dsn: str, log: ListedLog):
+async def test_a_stop_does_not_wait_for_a_place_that_hangs(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "DRAIN_S", 0.1)
+
     class Hanging:
         where = "a place that hangs"
 
