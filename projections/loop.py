@@ -4,7 +4,8 @@
 
 What is in brackets is one transaction each. A crash anywhere leaves it done or not done, and the next start reads
 the positions; nothing is acknowledged to Redis. The archive keeps bytes and does not need to understand them, so a
-view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on.
+view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on. So does the
+notary, which signs what is archived (notary.py).
 
 The log is what it must be only while the entry at the checkpoint, the *anchor*, is in it with the archived bytes.
 That tells a log that lost its tail and one that was trimmed too far. So whoever trims keeps the anchor: MINID at
