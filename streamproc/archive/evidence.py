@@ -26,7 +26,7 @@ ENTRIES_AT_ONCE = 200
 """Entries fetched with their bytes, some 2 kB each."""
 PAYOUTS_AT_ONCE = 1_000
 ENTRIES_MAX = 200_000
-"""Entries that can be proven at once: each path takes about 1 kB of memory."""
+"""Entries that can be proven at once: 150 MB of paths, some 700 bytes each."""
 STATEMENT_TIMEOUT_MS = 600_000
 """A filter without an index of its own may have to look at the whole audit for its first line."""
 FETCH_TIMEOUT_S = STATEMENT_TIMEOUT_MS / 1000 + 10

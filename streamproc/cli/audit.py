@@ -276,6 +276,11 @@ def _say_bundle(bundled: "Bundled") -> None:
             f"{bundled.not_covered} entries that match are NOT in {bundled.file}: no checkpoint covers them yet."
             f" The first is partition {partition}, seq {seq}, entry {entry}. Export again when the projector made one"
         )
+    if bundled.unknown:
+        raise JobFailed(
+            f"the view `policies` does not have {', '.join(bundled.unknown[:5])}, by which payouts in {bundled.file}"
+            " were decided: verify.py will miss them. Are the views behind (`streamproc doctor`)? Then export again"
+        )
     click.echo("check it with: python3 verify.py KEY, where KEY is what `streamproc audit key` prints")
 
 

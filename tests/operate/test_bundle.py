@@ -255,6 +255,15 @@ async def test_an_archive_that_contradicts_its_checkpoint_gives_no_bundle(dsn: s
     assert list(tmp_path.glob("*.zip")) == list(tmp_path.glob(".*zip*")) == []
 
 
+async def test_a_policy_version_that_no_entry_is_found_for_is_said(dsn: str, tmp_path: Path):
+    db = await asyncpg.connect(dsn)
+    await db.execute("DELETE FROM policies")
+    await db.close()
+    path, bundled = await exported(dsn, tmp_path, decision="REJECTED")
+    assert bundled.unknown == ["agent:bot version 1"]
+    assert verified(path)[0] == 1
+
+
 async def test_a_checkpoint_of_an_unknown_key_gives_no_bundle(dsn: str, tmp_path: Path):
     with pytest.raises(JobFailed, match="none of the keys that are trusted"):
         await write_bundle(dsn, AuditFilter(), tmp_path / "x.zip", Trusted([OTHER_SIGNER.public]), wait_s=0)

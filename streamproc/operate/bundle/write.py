@@ -49,7 +49,10 @@ OnStage = Callable[[str, int, int], None]
 
 
 class Bundled(Struct):
-    """What a bundle holds. `not_covered` entries match and were left out; `first_left` is the first of them."""
+    """What a bundle holds. `not_covered` entries match and were left out; `first_left` is the first of them.
+
+    `unknown` are policy versions that decisions name and that no entry was found for: verify.py will miss them.
+    """
 
     file: str
     entries: int
@@ -58,6 +61,7 @@ class Bundled(Struct):
     signed: dict[int, Checkpoint]
     not_covered: int
     first_left: tuple[int, int, str] | None
+    unknown: list[str]
 
 
 class _Chosen(Struct):
@@ -136,7 +140,10 @@ class _Packer:
         first = min(left) if left else None
         named = None if first is None else (*first, await entry_id(self._db, *first))
         policies = [ref for ref in self._chosen.policies if ref.seq]
-        result = Bundled(str(path), count, len(self._payouts), len(policies), signed, len(left), named)
+        unknown = [f"{ref.scope} version {ref.version}" for ref in self._chosen.policies if not ref.seq]
+        result = Bundled(
+            str(path), count, len(self._payouts), len(policies), signed, len(left), named, unknown
+        )
         manifest = await self._manifest(wanted, result, policies)
         self._bundle.writestr("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         for partition, note in notes.items():
