@@ -80,7 +80,7 @@ class Maker:
         published = await self._db.fetchval(_SQL["published"], self._partition) or 0
         if published > covered.size:
             raise self._contradiction(
-                f"one of {published} entries was published, and the table's last is {covered.size}"
+                f"a checkpoint of {published} entries was published, and the table's last is of {covered.size}"
             )
         if head.seq < covered.size:
             raise self._contradiction(
@@ -137,7 +137,7 @@ class Maker:
             )
         except asyncpg.UniqueViolationError:
             raise self._contradiction(
-                f"there is one of {signed.size} entries already that was not made here"
+                f"there is a checkpoint of {signed.size} entries already that was not made here"
             ) from None
         self._covered = Covered(signed.size, signed.entry, signed.hash, frontier)
 
@@ -160,7 +160,8 @@ def _trusted_row(row: asyncpg.Record, archive: str, partition: int, trusted: Tru
     try:
         signed, _ = checkpoint.opened(row["note"], trusted)
     except BadNote as problem:
-        raise LogBroken(f"{where} is not to be built on: {problem}") from problem
+        hint = "the public key of an earlier signing key belongs into STREAMPROC_CHECKPOINT_KEYS"
+        raise LogBroken(f"{where} is not to be built on: {problem} ({hint})") from problem
     stored = (archive, partition, row["size"], row["entry_id"], row["hash"], row["root"])
     if stored != (signed.archive, signed.partition, signed.size, signed.entry, signed.hash, signed.root):
         raise LogBroken(f"{where} has another content than its signed note; run `streamproc audit verify`")

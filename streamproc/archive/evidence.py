@@ -14,6 +14,7 @@ from msgspec import Struct
 from streamproc.archive import checkpoint
 from streamproc.archive.chain import link_hash
 from streamproc.archive.checkpoint import Checkpoint
+from streamproc.archive.inspection import rows_stream
 from streamproc.archive.merkle import Prover
 from streamproc.archive.note import BadNote, PublicKey, Trusted
 from streamproc.archive.read import AuditFilter, audit_query
@@ -169,6 +170,7 @@ async def proofs(
 
     `on_rows` hears how many passed. Raises JobFailed where the archive does not have that root.
     """
+    await rows_stream(db)
     prover = Prover(seq - 1 for seq in seqs)
     cursor = await db.cursor(_SQL["hashes"], signed.partition, signed.size)
     while rows := await cursor.fetch(HASHES_AT_ONCE):

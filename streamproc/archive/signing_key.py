@@ -70,11 +70,12 @@ def trusted_keys(
 ) -> Trusted:
     """Our own key and the earlier ones that `source` names. Raises ConfigError for what is no public key."""
     earlier = []
-    for vkey in vkeys:
+    for number, vkey in enumerate(vkeys, 1):
         try:
             earlier.append(PublicKey.parse(vkey))
         except ValueError as problem:
-            raise ConfigError(f"{source}: {vkey[:100]!r} {problem}") from problem
+            # Not the value: it may be a private key that was named by mistake.
+            raise ConfigError(f"{source}: key {number} {problem}") from problem
     return Trusted([*own, *earlier])
 
 

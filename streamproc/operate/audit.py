@@ -111,7 +111,8 @@ def trusted_for(settings: Settings, named: Sequence[str]) -> Trusted:
     Raises InputError where there is none.
     """
     if named:
-        return trusted_keys([], [vkey for name in named for vkey in _vkeys(name)], source="--key")
+        vkeys = [vkey for name in named for vkey in _vkeys(name)]
+        return trusted_keys([], vkeys, source=f"--key {' '.join(named)}")
     own = own_key(settings)
     found = trusted_keys([own] if own else [], settings.checkpoint_keys)
     if not found.keys:

@@ -10,11 +10,22 @@ import pytest
 
 from projections.schema import prepare
 from streamproc.cli import run
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.wire import encode_events
 from tests.databases import template
-from tests.projections.histories import ListedLog, history, project_all
+from tests.projections.histories import START_MS, ListedLog, Stored, history, project_all
 from tests.projections.seals import SIGNER, terms
+from tests.words import NOW
 
 ROWS = 25
+
+
+def entries(count: int) -> list[Stored]:
+    """A history that begins with the policy by which its payouts were decided."""
+    policy = PolicyChanged(
+        at=NOW, scope="agent:bot", version=1, before=None, after={}, effective={}, by="asha", why="first"
+    )
+    return [Stored(f"{START_MS - 1}-0", encode_events([policy])), *history(seed=7, payouts=20)][:count]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +35,7 @@ def sealed(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
     async def make(dsn: str) -> None:
         await prepare(dsn)
-        log = ListedLog(history(seed=7, payouts=20)[:ROWS])
-        await project_all(dsn, log, terms=terms(data_dir / "checkpoints.txt"))
+        await project_all(dsn, ListedLog(entries(ROWS)), terms=terms(data_dir / "checkpoints.txt"))
 
     with template(postgres_server, make) as name:
         yield f"{postgres_server.rpartition('/')[0]}/{name}", data_dir
@@ -110,6 +120,8 @@ def test_a_key_is_made_printed_and_never_overwritten(
     said = capsys.readouterr().out
     assert json.loads(said)["vkey"] == vkey
     assert file.read_text().strip() not in said
+    assert run(["audit", "verify", "--key", str(file)]) == 2, "that is the private one"
+    assert file.read_text().strip() not in capsys.readouterr().err
 
 
 def test_a_list_and_exports_take_the_same_filters(
@@ -131,7 +143,7 @@ def test_a_list_and_exports_take_the_same_filters(
 def test_a_bundle_that_is_not_covered_yet_is_written_and_exit_1(
     sealed: tuple[str, Path], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    asyncio.run(project_all(sealed[0], ListedLog(history(seed=7, payouts=20)[: ROWS + 5])))
+    asyncio.run(project_all(sealed[0], ListedLog(entries(ROWS + 5))))
     assert run(["audit", "export", str(tmp_path / "x.zip"), "--wait", "0"]) == 1
     said = capsys.readouterr()
     assert f"{ROWS} entries about" in said.out

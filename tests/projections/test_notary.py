@@ -283,9 +283,9 @@ HARM = {
     "its place": ("UPDATE checkpoints SET size = 34", "another content than its signed note"),
     "the archive's end": ("UPDATE heads SET seq = 34", "the archive ends at 34, the last checkpoint covers 35"),
     "the archive's name": ("UPDATE archive_identity SET id = gen_random_uuid()", "another content than its signed"),
-    "what was published": ("INSERT INTO checkpoints_published VALUES (0, 36)", "one of 36 entries was published"),
+    "what was published": ("INSERT INTO checkpoints_published VALUES (0, 36)", "of 36 entries was published"),
     "it, and it was published": (
-        "DELETE FROM checkpoints; INSERT INTO checkpoints_published VALUES (0, 35)", "one of 35 entries was published",
+        "DELETE FROM checkpoints; INSERT INTO checkpoints_published VALUES (0, 35)", "of 35 entries was published",
     ),
 }  # fmt: skip
 
@@ -341,7 +341,7 @@ async def test_a_second_maker_of_a_partition_is_a_contradiction_and_no_second_hi
     await archive_only(dsn, log)
     first, second = [await Maker.open(superuser, 0, SIGNER, TRUSTED) for _ in range(2)]
     await first.make(10)
-    with pytest.raises(LogBroken, match="one of 10 entries already that was not made here"):
+    with pytest.raises(LogBroken, match="a checkpoint of 10 entries already that was not made here"):
         await second.make(10)
 
 
