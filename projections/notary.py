@@ -145,6 +145,11 @@ async def _check_outside(maker: Maker, terms: Terms) -> None:
             f"{where} holds a checkpoint of {stated.size} entries, and the table's last is of {maker.size}:"
             " checkpoints were deleted; run `streamproc audit verify`"
         )
+    if maker.contradicts(stated):
+        raise LogBroken(
+            f"{where} and the table hold two signed checkpoints of {stated.size} entries that state different"
+            " histories: a fork; run `streamproc audit verify`"
+        )
 
 
 def _newest(path: Path, origin: str) -> Stated | None:

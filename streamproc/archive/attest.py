@@ -70,6 +70,11 @@ class Maker:
         """How many entries the last checkpoint covers."""
         return self._covered.size
 
+    def contradicts(self, other: Checkpoint) -> bool:
+        """Whether another checkpoint of the last one's size states another history."""
+        covered = self._covered
+        return other.size == covered.size and (other.entry, other.hash) != (covered.entry, covered.hash)
+
     @property
     def origin(self) -> str:
         """Whose checkpoints these are."""

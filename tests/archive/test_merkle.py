@@ -98,3 +98,12 @@ def test_a_path_proves_nothing_about_another_leaf_place_size_or_path(size: int, 
         at = data.draw(st.integers(0, len(path) - 1))
         assert root_by(everything[index], index, size, path[:at] + path[at + 1 :]) != root
         assert root_by(everything[index], index, size, [*path[:at], bytes(32), *path[at + 1 :]]) != root
+
+
+def test_a_path_of_another_size_is_none_at_all() -> None:
+    everything = leaves(4)
+    path = naive_path(0, everything)
+    assert root_by(everything[0], 0, 4, path) == naive_root(everything)
+    assert root_by(everything[0], 0, 8, path) is None
+    assert root_by(everything[0], 0, 2, path) is None
+    assert root_by(everything[0], -1, 4, path) is root_by(everything[0], 4, 4, path) is None

@@ -13,6 +13,7 @@ from projections.notary import Terms
 from projections.schema import prepare
 from streamproc.archive import checkpoint
 from streamproc.archive.attest import Maker
+from streamproc.archive.chain import link_hash
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.note import Trusted
 from streamproc.archive.outside import NotesFile, Stated, stated_in
@@ -267,6 +268,22 @@ async def test_checkpoints_that_were_deleted_and_are_in_the_file_stop_the_signin
     await project_all(dsn, log, terms=terms(file))
     await superuser.execute("DELETE FROM checkpoints; DELETE FROM checkpoints_published")
     await refused(dsn, log, terms(file, entries=1), caplog, "holds a checkpoint of 35 entries, and")
+
+
+async def test_a_history_that_was_signed_anew_with_the_stolen_key_is_not_built_on_where_the_file_knows_another(
+    dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+):
+    await project_all(dsn, log, terms=terms(file))
+    await superuser.execute("DELETE FROM checkpoints; DELETE FROM checkpoints_published")
+    row = await superuser.fetchrow("SELECT * FROM events WHERE seq = 34")
+    link = link_hash(row["hash"], 0, 35, log.entries[-1].id, log.entries[-1].e, b"{}")
+    await superuser.execute("UPDATE events SET m = '{}', hash = $1 WHERE seq = 35", link)
+    await superuser.execute("UPDATE heads SET hash = $1", link)
+    forger = await Maker.open(superuser, 0, SIGNER, TRUSTED)
+    await forger.make(35)
+    await forger.published(35)
+    log.entries[-1] = log.entries[-1]._replace(m=b"{}")
+    await refused(dsn, log, terms(file, entries=1), caplog, "two signed checkpoints of 35 entries")
 
 
 HARM = {
