@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
 import uvicorn
@@ -309,6 +309,9 @@ def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None
     except StreamprocError as problem:
         log.error("ALARM, no checkpoints are signed: %s", problem)
         return None
+    if not settings.checkpoint_to:
+        with suppress(OSError):  # the first write says what is wrong, and is tried again
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
     outside: Outside = NotesFile(notes_path(settings.checkpoint_to, settings.data_dir))
     if "://" in settings.checkpoint_to:
         outside = post = open_checkpoint_post(settings.checkpoint_to)
