@@ -31,3 +31,16 @@ CREATE INDEX audit_agent ON audit (agent, at);
 
 -- name: index_at
 CREATE INDEX audit_at ON audit (at);
+
+-- name: index_vendor
+CREATE INDEX audit_vendor ON audit (vendor, at);
+
+-- name: index_reason
+-- Of a reason that is long (what was wrong with a payload), its beginning: an index row has a limit.
+CREATE INDEX audit_reason ON audit (left(reason, 64), at);
+
+-- name: index_decision
+CREATE INDEX audit_decision ON audit (decision, at) WHERE decision IS NOT NULL;
+
+-- name: index_seldom
+CREATE INDEX audit_seldom ON audit (kind, at) WHERE kind IN ('review', 'policy', 'alert');

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from projections.fold import Archived
-from projections.outage import Outage
+from projections.outage import Outage, heed_cancellation, pause
 from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
@@ -26,6 +26,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
     outage = Outage(f"views of partition {partition}")
     said = ""
     while not stopping.is_set():
+        heed_cancellation()
         try:
             async with connection(dsn, name=f"streamproc views {partition}") as db:
                 runner = Runner(db, partition, await open_heads(db, partition))
@@ -39,7 +40,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
             if (what := f"{type(problem).__name__}: {problem}") != said:
                 log.error("the views of partition %d stand still, the archive goes on: %s", partition, what)
                 said = what
-            await _pause(stopping, BROKEN_RETRY_S)
+            await pause(stopping, BROKEN_RETRY_S)
 
 
 def _over(partition: int, said: str) -> str:
@@ -65,11 +66,3 @@ async def _follow(
         else:
             await feed.wait(WAIT_S)
         outage.over()
-
-
-async def _pause(stopping: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stopping.wait()
-    except TimeoutError:
-        return

@@ -4,7 +4,8 @@
 
 What is in brackets is one transaction each. A crash anywhere leaves it done or not done, and the next start reads
 the positions; nothing is acknowledged to Redis. The archive keeps bytes and does not need to understand them, so a
-view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on.
+view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on. So does the
+notary, which signs what is archived (notary.py).
 
 The log is what it must be only while the entry at the checkpoint, the *anchor*, is in it with the archived bytes.
 That tells a log that lost its tail and one that was trimmed too far. So whoever trims keeps the anchor: MINID at
@@ -22,7 +23,8 @@ import asyncpg
 from msgspec import Struct
 
 from projections.keep import keep_views
-from projections.outage import Outage
+from projections.notary import Terms, keep_checkpoints
+from projections.outage import Outage, heed_cancellation
 from projections.run import Feed
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import (
@@ -41,8 +43,8 @@ BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
 BLOCK_MS = 1_000
 """How long a read waits for an entry, and so how soon a stop and a regression of an idle log are noticed."""
-VIEWS_DRAIN_S = 5.0
-"""How long a stop waits for the views' batch in hand; the rest is folded at the next start."""
+DRAIN_S = 5.0
+"""How long a stop waits for the views' batch in hand and a last checkpoint; the rest is done at the next start."""
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +84,17 @@ async def run_projector(
     make_log_view: Callable[[int], LogView],
     stopping: asyncio.Event,
     on_batch: OnBatch | None = None,
+    terms: Terms | None = None,
 ) -> None:
-    """Project all partitions until `stopping` is set. One that breaks stops all, by its LogBroken."""
+    """Project all partitions until `stopping` is set. One that breaks stops all, by its LogBroken.
+
+    With `terms` the archive is signed by checkpoints as they say.
+    """
     try:
         async with asyncio.TaskGroup() as tasks:
             for partition in range(partitions):
                 view = make_log_view(partition)
-                running = project(partition, view, dsn, stopping=stopping, on_batch=on_batch)
+                running = project(partition, view, dsn, stopping=stopping, on_batch=on_batch, terms=terms)
                 tasks.create_task(running, name=f"project-{partition}")
     except BaseExceptionGroup as problems:
         named = _first_named(problems)
@@ -113,6 +119,7 @@ async def project(
     stopping: asyncio.Event,
     on_batch: OnBatch | None = None,
     batch_max: int = BATCH_MAX,
+    terms: Terms | None = None,
 ) -> None:
     """Project one partition until `stopping` is set; closes `view`.
 
@@ -122,9 +129,10 @@ async def project(
     outage = Outage(f"projector of partition {partition}")
     async with aclosing(view):
         while not stopping.is_set():
+            heed_cancellation()
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
-                    session = _Session(partition, view, db, on_batch, batch_max)
+                    session = _Session(partition, view, db, on_batch, batch_max, terms)
                     await session.run(dsn, stopping, outage)
             except (*AWAY, LogUnavailable) as problem:
                 await outage.wait(problem, stopping)
@@ -142,13 +150,20 @@ class _Session:
     """One connection's worth of projecting: from taking the lock to losing the connection."""
 
     def __init__(
-        self, partition: int, view: LogView, db: asyncpg.Connection, on_batch: OnBatch | None, batch_max: int
+        self,
+        partition: int,
+        view: LogView,
+        db: asyncpg.Connection,
+        on_batch: OnBatch | None,
+        batch_max: int,
+        terms: Terms | None,
     ) -> None:
         self._partition = partition
         self._view = view
         self._db = db
         self._on_batch = on_batch
         self._batch_max = batch_max
+        self._terms = terms
         self._head = Head()
         self._feed = Feed()
         self._ranges: set[int] = set()
@@ -160,21 +175,34 @@ class _Session:
         self._head = await open_head(self._db, self._partition)
         await self._check_anchor()
         outage.over()
-        views = asyncio.create_task(keep_views(self._partition, dsn, self._feed, stopping))
+        followers, ended = self._start_followers(dsn, stopping)
         try:
             while not stopping.is_set():
-                if views.done():
-                    views.result()  # a defect: nothing that can happen ends it
+                for task in followers:
+                    if task.done():
+                        task.result()  # a defect: nothing that can happen ends it
                 entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
                 if entries:
                     await self._take(entries)
                 else:
                     await self._check_anchor()
                 outage.over()
-            await asyncio.wait({views}, timeout=VIEWS_DRAIN_S)
+            ended.set()
+            await asyncio.wait(followers, timeout=DRAIN_S)
         finally:
-            views.cancel()
-            await asyncio.gather(views, return_exceptions=True)
+            for task in followers:
+                task.cancel()
+            await asyncio.gather(*followers, return_exceptions=True)
+
+    def _start_followers(
+        self, dsn: str, stopping: asyncio.Event
+    ) -> tuple[list["asyncio.Task[None]"], asyncio.Event]:
+        """What goes on beside the archive and never holds it up, and the event that says that it has ended."""
+        ended = asyncio.Event()
+        followers = [asyncio.create_task(keep_views(self._partition, dsn, self._feed, stopping))]
+        if self._terms is not None:
+            followers.append(asyncio.create_task(keep_checkpoints(self._partition, dsn, self._terms, ended)))
+        return followers, ended
 
     async def _take(self, entries: Sequence[Entry]) -> None:
         entries = await drop_redelivered(self._db, self._partition, self._head, entries)

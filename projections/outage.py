@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from streamproc.errors import LogUnavailable
+from streamproc.errors import StreamprocError
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
@@ -25,18 +25,37 @@ class Outage:
             log.info("%s: goes on", self._who)
         self._said, self._retry_s = False, RETRY_S_MIN
 
-    async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
-        """Wait before the next try, longer each time."""
+    def failed(self, problem: BaseException) -> float:
+        """Say it, if it is new; the seconds to wait before the next try, more each time."""
         if not self._said:
-            # Not the message: a driver's may hold the DSN.
-            what = (
-                str(problem) if isinstance(problem, LogUnavailable) else f"Postgres: {type(problem).__name__}"
-            )
+            # A driver's own message may hold the DSN; ours do not.
+            ours = isinstance(problem, StreamprocError)
+            what = str(problem) if ours else f"Postgres: {type(problem).__name__}"
             log.warning("%s waits: %s", self._who, what)
         self._said = True
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
-        try:
-            async with asyncio.timeout(retry_s):
-                await stopping.wait()
-        except TimeoutError:
-            return
+        return retry_s
+
+    async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
+        """Wait before the next try, longer each time."""
+        await pause(stopping, self.failed(problem))
+
+
+def heed_cancellation() -> None:
+    """Raise the CancelledError that was lost on the way here.
+
+    A transaction that is cancelled as its connection dies raises what its rollback met, not the cancellation; whoever
+    waits out lost connections in a loop would then go on for ever, and who cancelled it wait for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    """Wait, but no longer than until `stopping`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+    except TimeoutError:
+        return

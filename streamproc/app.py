@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
 import uvicorn
@@ -17,10 +17,15 @@ from consumers.enact import Barrier, execution
 from consumers.recall import Archived
 from consumers.vet import Reputations
 from projections.loop import run_projector
+from projections.notary import Terms
 from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
 from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.archive.note import Signer
+from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.read import archived_upto, payout_view
+from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
+from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
@@ -282,13 +287,48 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
 
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
-    """Archive every partition's log and keep the views."""
+    """Archive every partition's log, keep the views, and sign checkpoints."""
     if not await opened(settings, stopping):
         return
     look_less_often()
-    await run_projector(
-        settings.postgres_dsn.reveal(),
-        settings.partitions,
-        lambda partition: LogView(settings.redis_url, partition),
-        stopping,
-    )
+    async with AsyncExitStack() as stack:
+        await run_projector(
+            settings.postgres_dsn.reveal(),
+            settings.partitions,
+            lambda partition: LogView(settings.redis_url, partition),
+            stopping,
+            terms=_checkpoint_terms(settings, stack),
+        )
+
+
+def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None:
+    """How checkpoints are signed. None, with an alarm, where there is no key: money must not wait for that."""
+    try:
+        signer = _signer(settings)
+        trusted = trusted_keys([signer.public], settings.checkpoint_keys)
+    except StreamprocError as problem:
+        log.error("ALARM, no checkpoints are signed: %s", problem)
+        return None
+    if not settings.checkpoint_to:
+        with suppress(OSError):  # the first write says what is wrong, and is tried again
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+    outside: Outside = NotesFile(notes_path(settings.checkpoint_to, settings.data_dir))
+    if "://" in settings.checkpoint_to:
+        outside = post = open_checkpoint_post(settings.checkpoint_to)
+        stack.push_async_callback(post.aclose)
+    return Terms(signer, trusted, outside, settings.checkpoint_entries, settings.checkpoint_interval_s)
+
+
+def _signer(settings: Settings) -> Signer:
+    if settings.signing_key:
+        return Signer.of_text(settings.signing_key.reveal())
+    path = settings.data_dir / KEY_FILE
+    signer, made = read_or_make(path)
+    if made:
+        log.warning(
+            "made a key that signs checkpoints: %s; its public key is %s. Keep that elsewhere, and better the key too"
+            " (STREAMPROC_SIGNING_KEY): who has key and database can sign another history",
+            path,
+            signer.public.vkey,
+        )
+    return signer

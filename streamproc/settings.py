@@ -6,6 +6,8 @@ and CI systems write absent values that way. All problems are reported together,
 a wrong value may be a secret pasted into the wrong place.
 """
 
+import base64
+import binascii
 import difflib
 import logging
 import os
@@ -23,6 +25,8 @@ from streamproc.errors import ConfigError
 PREFIX = "STREAMPROC_"
 PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
+CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as many again
+SIGNING_KEY_BYTES = 32
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
 RUN_FILE = "run.json"
 
@@ -89,6 +93,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ntfy_topic: str = ""
     timezone: str = "Asia/Kolkata"
     retention_s: float = 30 * 86_400.0
+    signing_key: Secret = Secret()
+    checkpoint_keys: tuple[str, ...] = ()
+    checkpoint_to: str = ""
+    checkpoint_entries: int = 10_000
+    checkpoint_interval_s: float = 60.0
     claim_idle_s: float = 60.0
     drain_s: float = 20.0
     workers: int = 2
@@ -184,6 +193,24 @@ def _zone(raw: str) -> str:
     return raw
 
 
+def _signing_key(raw: str) -> Secret:
+    try:
+        seed = base64.b64decode(raw, validate=True)
+    except (binascii.Error, ValueError):
+        seed = b""
+    if len(seed) != SIGNING_KEY_BYTES:
+        raise ValueError("must be the base64 of 32 bytes, as `streamproc audit key --new FILE` writes it")
+    return Secret(raw)
+
+
+def _words(raw: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in raw.replace("\n", ",").split(",") if part.strip())
+
+
+def _file_or_url(raw: str) -> str:
+    return _http_url()(raw) if "://" in raw else raw
+
+
 class Variable(NamedTuple):
     """One environment variable: its name without the prefix, the field it fills, how it is read."""
 
@@ -220,6 +247,11 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
+    Variable("SIGNING_KEY", "signing_key", _signing_key, secret=True),
+    Variable("CHECKPOINT_KEYS", "checkpoint_keys", _words),
+    Variable("CHECKPOINT_TO", "checkpoint_to", _file_or_url),
+    Variable("CHECKPOINT_ENTRIES", "checkpoint_entries", _whole(1, CHECKPOINT_ENTRIES_MAX)),
+    Variable("CHECKPOINT_INTERVAL", "checkpoint_interval_s", _duration(0.1)),
     Variable("CLAIM_IDLE", "claim_idle_s", _duration(0.1)),
     Variable("DRAIN", "drain_s", _duration(0.1)),
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),

@@ -289,6 +289,7 @@ def _run_file(settings: Settings, made: Mapping[str, str]) -> Iterator[None]:
         f"{PREFIX}PORT": str(settings.port),
         f"{PREFIX}PARTITIONS": str(settings.partitions),
         f"{PREFIX}SANDBOX_PORT": str(settings.sandbox_port),
+        f"{PREFIX}CHECKPOINT_TO": settings.checkpoint_to,
     }
     path = write_run_file(settings, {**plain, **made})
     try:

@@ -111,6 +111,28 @@ def test_what_is_no_plain_http_url_is_refused(text: str) -> None:
     assert problems(RAZORPAY_BASE_URL=text)[0].startswith("STREAMPROC_RAZORPAY_BASE_URL must")
 
 
+@pytest.mark.parametrize("text", ["c2VjcmV0", "hunter2", 43 * "A", 44 * "A" + "===="])
+def test_a_signing_key_that_is_none_is_refused_and_not_shown(text: str) -> None:
+    [problem] = problems(SIGNING_KEY=text)
+    assert problem.startswith("STREAMPROC_SIGNING_KEY must be the base64 of 32 bytes")
+    assert text not in problem
+
+
+def test_checkpoints_go_to_a_file_or_a_plain_url() -> None:
+    assert given(CHECKPOINT_TO="/var/log/notes.txt").checkpoint_to == "/var/log/notes.txt"
+    assert (
+        given(CHECKPOINT_TO="https://notary.example/notes/").checkpoint_to == "https://notary.example/notes"
+    )
+    for wrong in ("ftp://notary.example", "https://u:hunter2@notary.example"):
+        [problem] = problems(CHECKPOINT_TO=wrong)
+        assert problem.startswith("STREAMPROC_CHECKPOINT_TO must")
+        assert "hunter2" not in problem
+
+
+def test_earlier_public_keys_are_a_list_for_rotation() -> None:
+    assert given(CHECKPOINT_KEYS="a+1+b, c+2+d,\n").checkpoint_keys == ("a+1+b", "c+2+d")
+
+
 def test_webhook_secrets_are_a_list_for_rotation() -> None:
     assert given(RAZORPAY_WEBHOOK_SECRETS="new, old,").razorpay_webhook_secrets == (
         Secret("new"),
@@ -136,6 +158,7 @@ def test_no_way_of_printing_settings_shows_a_secret() -> None:
     secrets = {variable.name: f"hunter{n}" for n, variable in enumerate(VARIABLES) if variable.secret}
     secrets["REDIS_URL"] = "redis://user:hunter2@127.0.0.1:6379/0"
     secrets["POSTGRES_DSN"] = "postgresql://user:hunter3@127.0.0.1/x"
+    secrets["SIGNING_KEY"] = "hunter" + 37 * "A" + "="
     settings = given(**secrets)
     printed = StringIO()
     Console(file=printed, width=2000).print(settings)

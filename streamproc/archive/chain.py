@@ -5,7 +5,7 @@
 A length is 8 bytes, big-endian; partition and seq are decimal text. Length prefixes keep two different entries
 from giving the same input. Only bytes are hashed: no time stamp, whose precision the database could change.
 The chain catches an edited, lost, added or swapped row. It cannot catch a cut tail or a whole new chain:
-that takes a checkpoint which is kept elsewhere.
+that takes a checkpoint which is kept elsewhere (attest.py).
 """
 
 from collections.abc import Iterable

@@ -4,9 +4,11 @@ Raises TryAgain when Postgres is away. Times in and out are aware datetimes, amo
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import NamedTuple
 
 import asyncpg
 from msgspec import Struct
@@ -23,6 +25,8 @@ HISTORY_ENTRIES_MAX = 10_000
 """A payout has some ten entries; the bank could send as many deliveries as it likes."""
 BUDGET_ROWS_MAX = 1_000
 AUDIT_ROWS_MAX = 1_000
+REASON_INDEXED_CHARS = 64
+"""How much of a reason the view's index has; codes are shorter, problems of payloads longer."""
 
 VIEWS_POLL_S = 0.02
 """The views follow the log within milliseconds; this is how soon a waiting reader notices."""
@@ -77,6 +81,7 @@ class AuditFilter(Struct, frozen=True, kw_only=True):
 
     payout: str | None = None
     agent: str | None = None
+    vendor: str | None = None
     kind: str | None = None
     decision: str | None = None
     reason: str | None = None
@@ -150,24 +155,62 @@ async def budgets_of(pool: asyncpg.Pool, agent: str) -> list[BudgetRow]:
     return [BudgetRow(**dict(row)) for row in rows]
 
 
+class AuditPlace(NamedTuple):
+    """Where a line is in the order of time."""
+
+    at: datetime
+    partition: int
+    seq: int
+    place: int
+
+
 async def audit_rows(
-    pool: asyncpg.Pool, wanted: AuditFilter, *, limit: int = AUDIT_ROWS_MAX
+    pool: asyncpg.Pool,
+    wanted: AuditFilter,
+    *,
+    after: AuditPlace | None = None,
+    limit: int = AUDIT_ROWS_MAX,
 ) -> list[AuditRow]:
-    """The audit's lines that match, the newest first, `limit` of them and AUDIT_ROWS_MAX at most."""
+    """The audit's lines that match, the newest first, from the one after a place on.
+
+    `limit` of them, and AUDIT_ROWS_MAX at most.
+    """
+    query, values = audit_query(wanted, after=after)
+    query = f"{query} LIMIT {min(limit, AUDIT_ROWS_MAX):d}"
     async with _bounded(pool) as db:
-        rows = await db.fetch(
-            _SQL["audit_rows"],
-            wanted.payout,
-            wanted.agent,
-            wanted.kind,
-            wanted.decision,
-            wanted.reason,
-            wanted.since,
-            wanted.until,
-            min(limit, AUDIT_ROWS_MAX),
-            timeout=QUERY_TIMEOUT_S,
-        )
+        rows = await db.fetch(query, *values, timeout=QUERY_TIMEOUT_S)
     return [AuditRow(**dict(row)) for row in rows]
+
+
+async def audit_place(pool: asyncpg.Pool, partition: int, entry: str, place: int) -> AuditPlace | None:
+    """Where the line of an event is; None where the audit has no such line."""
+    async with _bounded(pool) as db:
+        row = await db.fetchrow(
+            _SQL["audit_place"], partition, *id_key(entry), place, timeout=QUERY_TIMEOUT_S
+        )
+    return AuditPlace(*row) if row else None
+
+
+def audit_query(
+    wanted: AuditFilter, *, after: AuditPlace | None = None, newest_first: bool = True
+) -> tuple[str, list[object]]:
+    """The query for the lines that match, and its values; without a limit."""
+    asked = {name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None}
+    if wanted.reason is not None and len(wanted.reason) >= REASON_INDEXED_CHARS:
+        asked["long_reason"] = asked.pop("reason")
+    conditions: list[tuple[str, Sequence[object]]] = [(name, [value]) for name, value in asked.items()]
+    if after is not None:
+        conditions.append(("after", after))
+    parts, values = [_SQL["audit_lines"]], list[object]()
+    for name, these in conditions:
+        parts.append(_numbered_after(len(values), _SQL[f"audit_if_{name}"]))
+        values += these
+    parts.append(_SQL["audit_newest_first" if newest_first else "audit_oldest_first"])
+    return "\n".join(parts), values
+
+
+def _numbered_after(count: int, condition: str) -> str:
+    return re.sub(r"\$(\d)", lambda found: f"${int(found[1]) + count}", condition)
 
 
 async def policy_versions(pool: asyncpg.Pool, scope: str) -> list[PolicyRow]:

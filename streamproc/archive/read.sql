@@ -22,17 +22,51 @@ SELECT partition, scope, window_name AS window, limit_paise, reserved, committed
 FROM budgets WHERE scope = $1
 ORDER BY window_name DESC, partition LIMIT $2;
 
--- name: audit_rows
-SELECT id, partition, seq, place, payout, agent, vendor, at, kind, decision, reason, actor, amount
-FROM audit
-WHERE ($1::text IS NULL OR payout = $1)
-  AND ($2::text IS NULL OR agent = $2)
-  AND ($3::text IS NULL OR kind = $3)
-  AND ($4::text IS NULL OR decision = $4)
-  AND ($5::text IS NULL OR reason = $5)
-  AND ($6::timestamptz IS NULL OR at >= $6)
-  AND ($7::timestamptz IS NULL OR at < $7)
-ORDER BY at DESC, id DESC LIMIT $8;
+-- name: audit_lines
+-- What is asked for follows, then an order: only conditions that are there, so that each has its index.
+SELECT id, partition, seq, place, payout, agent, vendor, at, kind, decision, reason, actor, amount FROM audit WHERE true;
+
+-- name: audit_if_payout
+AND payout = $1;
+
+-- name: audit_if_agent
+AND agent = $1;
+
+-- name: audit_if_vendor
+AND vendor = $1;
+
+-- name: audit_if_kind
+AND kind = $1;
+
+-- name: audit_if_decision
+AND decision = $1;
+
+-- name: audit_if_reason
+-- The index has the beginning only; of a shorter one that is all.
+AND left(reason, 64) = $1;
+
+-- name: audit_if_long_reason
+AND left(reason, 64) = left($1, 64) AND reason = $1;
+
+-- name: audit_if_since
+AND at >= $1;
+
+-- name: audit_if_until
+AND at < $1;
+
+-- name: audit_if_after
+AND (at, partition, seq, place) < ($1, $2, $3, $4);
+
+-- name: audit_newest_first
+ORDER BY at DESC, partition DESC, seq DESC, place DESC;
+
+-- name: audit_oldest_first
+ORDER BY at, partition, seq, place;
+
+-- name: audit_place
+SELECT a.at, a.partition, a.seq, a.place
+FROM events e JOIN audit a ON a.partition = e.partition AND a.seq = e.seq
+WHERE e.partition = $1 AND e.entry_ms = $2 AND e.entry_n = $3 AND a.place = $4;
 
 -- name: policy_versions
 SELECT DISTINCT ON (version) scope, version, at, by_whom, why, before, after, effective

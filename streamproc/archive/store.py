@@ -28,6 +28,8 @@ STANDBY_S = 1.0
 """A standby asks this often whether the partition is free."""
 PROJECTOR_LOCK = 0x53505F50
 """First half of the advisory lock's key ('SP_P'); the second is the partition."""
+CHECKPOINT_LOCK = 0x53505F43
+"""The same for the one maker of the partition's signed checkpoints ('SP_C')."""
 ZERO = "0-0"
 
 assert COMMAND_TIMEOUT_S * 1000 > STATEMENT_TIMEOUT_MS > LOCK_TIMEOUT_MS
@@ -116,22 +118,28 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
 
 
 @asynccontextmanager
-async def snapshot(db: asyncpg.Connection) -> AsyncIterator[None]:
-    """One state of the database for a long reading on a job's connection, whatever is written meanwhile."""
-    async with db.transaction(isolation="repeatable_read", readonly=True):
-        yield
+async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """A job's connection that sees one moment of the database, whatever is written meanwhile; it can change nothing."""
+    async with (
+        connection(dsn, name=name, job=True) as db,
+        db.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        yield db
 
 
-async def take_lock(db: asyncpg.Connection, partition: int, stopping: asyncio.Event) -> bool:
+async def take_lock(
+    db: asyncpg.Connection, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
+) -> bool:
     """Become the partition's one writer; stands by while another is. False when stopped before."""
-    while not stopping.is_set():
-        if await db.fetchval(_SQL["take_lock"], PROJECTOR_LOCK, partition):
-            return True
+    while not await db.fetchval(_SQL["take_lock"], lock, partition):
+        if stopping.is_set():
+            return False
         try:
-            await asyncio.wait_for(stopping.wait(), STANDBY_S)
+            async with asyncio.timeout(STANDBY_S):
+                await stopping.wait()
         except TimeoutError:
             continue
-    return False
+    return True
 
 
 async def read_head(db: asyncpg.Connection, partition: int) -> Head:

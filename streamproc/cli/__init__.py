@@ -16,6 +16,7 @@ import click
 
 from streamproc import __version__
 from streamproc.cli import output
+from streamproc.cli.audit import audit
 from streamproc.cli.dead import dead
 from streamproc.cli.doctor import doctor
 from streamproc.cli.explain import explain
@@ -56,7 +57,7 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
-    *(policy, hold, explain, replay, log, groups, dead),
+    *(policy, hold, explain, audit, replay, log, groups, dead),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

@@ -9,7 +9,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import postgres_dsn
-from streamproc.cli.progress import Telling
+from streamproc.cli.telling import Telling
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _rebuild(
 ) -> None:
     from streamproc.operate.replay import replay as job
 
-    with Telling("replay") as telling:
+    with Telling("replay", "events") as telling:
         result = output.run(
             job(dsn, views, verify=verify, restart=restart, jobs=jobs, on_progress=partial(_hear, telling))
         )
@@ -144,7 +144,7 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
 
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
-        with Telling("replay") as telling:
+        with Telling("replay", "events") as telling:
             async with built_as_of(dsn, targets, jobs=jobs, on_progress=partial(_hear, telling)) as place:
                 telling.end()
                 shown: list[list[object]] = []
@@ -164,5 +164,4 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
 
 
 def _hear(telling: Telling, progress: "Progress") -> None:
-    rate = f"{progress.events / progress.seconds:,.0f} events/s" if progress.seconds > 0 else ""
-    telling.hear(progress.stage, progress.done, progress.total, rate)
+    telling.show(progress.stage, progress.done, progress.total, progress.events, progress.seconds)

@@ -116,10 +116,11 @@ def poller() -> None:
 
 @click.command()
 def projector() -> None:
-    """Archive the log in Postgres and keep the views.
+    """Archive the log in Postgres, keep the views, sign checkpoints.
 
     One projector writes each partition; another one stands by. Money waits for it: see
-    STREAMPROC_EXECUTE_AFTER.
+    STREAMPROC_EXECUTE_AFTER. Where checkpoints go and by which key they are signed: STREAMPROC_CHECKPOINT_TO and
+    STREAMPROC_SIGNING_KEY.
 
     \b
     Example:

@@ -79,7 +79,7 @@ def whatif(
         raise InputError("name a policy FILE, or --in-force for the policies of then")
     settings = archive_settings()
     from streamproc.cli.policy import read_policy_file
-    from streamproc.cli.progress import Telling
+    from streamproc.cli.telling import Telling
     from streamproc.domain.whatif.judge import Assumptions
     from streamproc.operate.past import since_of
     from streamproc.operate.whatif import Progress
@@ -88,10 +88,10 @@ def whatif(
     parsed = None if file is None else read_policy_file(file)
     begin = since_of(since, datetime.now(UTC))
     assume = Assumptions(settings.timezone, unknown_reputation, new_holds)  # type: ignore[arg-type]  # click's choices
-    with Telling("whatif") as telling:
+    with Telling("whatif", "payouts") as telling:
 
         def hear(progress: Progress) -> None:
-            telling.hear("judging", progress.done, progress.total, f"{progress.judged:,} payouts")
+            telling.show("judging", progress.done, progress.total, progress.judged)
 
         answer = output.run(
             job(

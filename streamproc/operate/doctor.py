@@ -4,9 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeAlias
-
-from msgspec import Struct
+from typing import Any
 
 import consumers
 from streamproc.archive.lookup import opened_pool, refusals_named, views_behind
@@ -18,6 +16,7 @@ from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.connection import connected
 from streamproc.log.health import group_rows, server_settings
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
+from streamproc.operate.doctor_checkpoints import Check, checkpoint_checks
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
@@ -28,17 +27,6 @@ VIEWS_LATE_S = 60.0
 """Views follow the archive within milliseconds; an entry that waits this long is not just waiting."""
 HARMLESS_URL = "https://example.com/"
 BANK_LOOK_BACK_S = 60
-
-Status: TypeAlias = Literal["ok", "bad", "note"]
-
-
-class Check(Struct, frozen=True):
-    """One line. `note` is a choice that an operator may make and should know of; `todo` says what to do."""
-
-    name: str
-    status: Status
-    detail: str
-    todo: str = ""
 
 
 async def examine(settings: Settings) -> list[Check]:
@@ -152,7 +140,8 @@ async def _postgres(settings: Settings) -> list[Check]:
     at, wanted = await current(dsn), newest()
     checks = [Check("postgres", "ok", "reachable")]
     if at == wanted:
-        return [*checks, Check("schema", "ok", f"at {at}, the newest"), await _views(dsn)]
+        schema = Check("schema", "ok", f"at {at}, the newest")
+        return [*checks, schema, await _views(dsn), *await checkpoint_checks(settings)]
     return [
         *checks,
         Check("schema", "bad", f"at {at or 'nothing'}, the newest is {wanted}", "run `streamproc migrate`"),

@@ -232,7 +232,7 @@ async def _compared(
     if missing:
         progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
     if present and await _caught_up(db, place, present):
-        async with connection(dsn, name="streamproc replay", job=True) as live, snapshot(live):
+        async with snapshot(dsn, name="streamproc replay") as live:
             at = await compare.positions(live, present)
             await _bring_to(db, place, at)
             async with place.transaction():

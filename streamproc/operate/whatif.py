@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from projections.rebuild import Target, archive_ends, target_at_time
 from streamproc.archive.load import Row, rows_after
 from streamproc.archive.lookup import entries_by_id, job_named, policy_entries
-from streamproc.archive.store import connection, snapshot
+from streamproc.archive.store import snapshot
 from streamproc.domain.budget import US
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
@@ -81,7 +81,7 @@ async def whatif(
     """
     overlay = None if file is None else overlay_of(file, prune=prune)
     with job_named("nothing was changed"):
-        async with connection(dsn, name="streamproc whatif", job=True) as db, snapshot(db):
+        async with snapshot(dsn, name="streamproc whatif") as db:
             ends = await archive_ends(db)
             if not ends:
                 raise JobFailed("the archive is empty: there is nothing to judge again")

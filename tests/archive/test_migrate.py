@@ -9,13 +9,16 @@ import pytest
 from projections.loop import months_of
 from projections.schema import prepare
 from projections.views import NAMES
+from streamproc.archive.attest import Maker
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.migrate import current, newest, upgrade
 from streamproc.archive.sql import statements
 from streamproc.archive.store import open_head
 from streamproc.errors import JobFailed
 from streamproc.operate.replay import replay
-from tests.projections.histories import ListedLog, fetch, history, project_all
+from tests.projections.histories import START_MS, ListedLog, fetch, history, log_of, project_all
+from tests.projections.seals import SIGNER, TRUSTED
+from tests.words import observed
 
 
 async def test_the_first_upgrade_applies_every_revision_and_the_second_none(postgres: str):
@@ -107,3 +110,44 @@ async def make_first_schema(dsn: str) -> None:
     finally:
         await db.close()
     assert await current(dsn) == "0001"
+
+
+async def test_a_projector_with_its_grants_alone_can_add_to_the_archive_and_change_nothing(postgres: str):
+    await prepare(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await db.execute("SET ROLE streamproc_projector")
+        await make_ranges(db, [START_MS])
+        rows, _ = await archive(
+            db, 0, await open_head(db, 0), log_of([observed("pout_1")], [observed("pout_2")])
+        )
+        maker = await Maker.open(db, 0, SIGNER, TRUSTED)
+        await maker.make(len(rows))
+        found = await maker.unpublished()
+        assert found is not None
+        await maker.published(found[0])
+        month = await db.fetchval("SELECT events_month($1)", START_MS)
+        for table in ("events", month, "checkpoints"):
+            for attempt in (f"UPDATE {table} SET hash = hash", f"DELETE FROM {table}", f"TRUNCATE {table}"):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await db.execute(attempt)
+        for attempt in ("ALTER TABLE events DISABLE TRIGGER ALL", "SET session_replication_role = replica"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await db.execute(attempt)
+    finally:
+        await db.close()
+
+
+async def test_the_archive_and_its_checkpoints_are_append_only_for_their_owner_too(postgres: str):
+    await prepare(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await make_ranges(db, [START_MS])
+        await archive(db, 0, await open_head(db, 0), log_of([observed("pout_1")]))
+        await (await Maker.open(db, 0, SIGNER, TRUSTED)).make(1)
+        for table in ("events", await db.fetchval("SELECT events_month($1)", START_MS), "checkpoints"):
+            for attempt in (f"UPDATE {table} SET hash = hash", f"DELETE FROM {table}", f"TRUNCATE {table}"):
+                with pytest.raises(asyncpg.RestrictViolationError, match="append only"):
+                    await db.execute(attempt)
+    finally:
+        await db.close()

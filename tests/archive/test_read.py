@@ -10,7 +10,9 @@ from projections.schema import prepare
 from streamproc.archive.read import (
     _SQL,
     AuditFilter,
+    AuditPlace,
     archived_upto,
+    audit_query,
     audit_rows,
     budgets_of,
     entry_archived,
@@ -122,6 +124,52 @@ async def test_a_payouts_history_is_found_by_its_index(dsn: str, pool: asyncpg.P
     text = "\n".join(line[0] for line in plan)
     assert "Index Cond: (payout = 'pout_7'::text)" in text
     assert "Seq Scan on events_y2026m12" not in text, "November holds a handful of rows, December the rest"
+
+
+async def many_lines(pool: asyncpg.Pool) -> None:
+    """Enough lines of many agents, vendors and payouts that a plan shows what the index of each filter is for."""
+    await pool.execute(
+        "INSERT INTO audit SELECT '0:' || n, 0, n, 0, 'pout_' || n / 5, 'agent ' || n % 97, n % 89 || '.example',"
+        " to_timestamp(1796083200 + n), CASE WHEN n % 500 = 0 THEN 'policy' ELSE 'decision' END,"
+        " CASE WHEN n % 50 = 0 THEN 'HELD' WHEN n % 500 = 0 THEN NULL ELSE 'APPROVED' END, 'R' || n % 83, '', 1"
+        " FROM generate_series(1, 20000) n"
+    )
+    await pool.execute("ANALYZE audit")
+
+
+INDEXES: list[tuple[dict[str, object], str]] = [
+    ({}, "audit_at"),
+    ({"payout": "pout_7"}, "audit_payout"),
+    ({"agent": "agent 7"}, "audit_agent"),
+    ({"vendor": "7.example"}, "audit_vendor"),
+    ({"reason": "R7"}, "audit_reason"),
+    ({"reason": "R" * 80}, "audit_reason"),
+    ({"decision": "HELD"}, "audit_decision"),
+    ({"kind": "policy"}, "audit_seldom"),
+    ({"since": datetime(2026, 12, 1, 2, tzinfo=UTC)}, "audit_at"),
+]
+
+
+async def test_a_page_of_the_audit_is_found_by_the_index_of_its_filter(pool: asyncpg.Pool):
+    await many_lines(pool)
+    place = AuditPlace(datetime.fromtimestamp(1_796_083_200 + 15_000, UTC), 0, 15_000, 0)
+    for wanted, index in INDEXES:
+        for after in (None, place):
+            query, values = audit_query(AuditFilter(**wanted), after=after)  # type: ignore[arg-type]
+            plan = "\n".join(row[0] for row in await pool.fetch(f"EXPLAIN {query} LIMIT 50", *values))
+            assert f" {index} " in plan, plan
+            assert "Seq Scan" not in plan
+
+
+async def test_a_long_reason_is_found_by_all_of_it(pool: asyncpg.Pool):
+    for n in range(2):
+        await pool.execute(
+            "INSERT INTO audit VALUES ($1, 0, 1, $2, NULL, '', '', now(), 'alert', NULL, $3, '', NULL)",
+            f"0:1-1:{n}", n, f"{'x' * 100}{n}",
+        )  # fmt: skip
+    assert [row.place for row in await audit_rows(pool, AuditFilter(reason=f"{'x' * 100}1"))] == [1]
+    assert await audit_rows(pool, AuditFilter(reason="x" * 64)) == []
+    assert await audit_rows(pool, AuditFilter(reason="x" * 63)) == []
 
 
 async def test_postgres_being_away_is_to_be_tried_again():

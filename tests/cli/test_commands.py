@@ -100,6 +100,13 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
         ["worker", "--concurrency", "0"],
         ["dead", "show", "not-an-id"],
         ["log", "tail", "--partition", "3"],
+        ["audit", "list", "--since", "yesterday"],
+        ["audit", "list", "--after", "pout_1"],
+        ["audit", "export", "x.txt"],
+        ["audit", "export", "x.zip", "--key", "no-such-key"],
+        ["audit", "verify", "--checkpoints", "no-such-file"],
+        ["audit", "verify", "--key", "streamproc+00000000+AAAA"],
+        ["audit", "key"],
     ],
     ids=" ".join,
 )

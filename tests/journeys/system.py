@@ -12,6 +12,7 @@ import hmac
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -236,6 +237,8 @@ async def running_system(
         api = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0, trust_env=False)
         )
+        data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-journey-"))
+        settings = {"data_dir": data_dir, **settings}
         system = System(
             _environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, redis, pool
         )

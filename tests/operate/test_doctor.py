@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 import consumers
 from projections.schema import prepare
+from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
@@ -16,6 +18,7 @@ from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.operate.words import NOBODY_THERE
 from tests.projections.histories import ListedLog, fetch, history, project_all
+from tests.projections.seals import terms
 
 
 @pytest.fixture
@@ -128,6 +131,51 @@ async def test_views_that_stand_still_behind_the_archive_are_bad(
     assert checks["views"].status == "bad"
     assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
     assert "streamproc replay" in checks["views"].todo
+
+
+async def test_an_archive_that_is_not_signed_or_not_handed_outside_is_bad(
+    redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
+):
+    await prepare(postgres)
+    log = ListedLog(history(seed=1, payouts=3))
+    log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]
+    env = environment(redis_url, postgres, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
+    await project_all(postgres, log)
+    checks = await examined(env)
+    assert checks["checkpoints"].status == "bad"
+    assert checks["checkpoints"].detail == f"partition 0: {len(log.entries)} archived entries are not signed"
+    assert "audit verify" in checks["checkpoints"].todo
+    assert checks["signing key"].status == "note"
+    await project_all(postgres, log, terms=terms(tmp_path / "checkpoints.txt"))
+    assert (await examined(env))["checkpoints"].status == "ok"
+    await fetch(postgres, "DELETE FROM checkpoints_published")
+    assert (await examined(env))["checkpoints"].status == "ok", "it was made a moment ago"
+    await fetch(postgres, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
+    await fetch(postgres, "UPDATE checkpoints SET made_at = made_at - interval '1 hour'")
+    checks = await examined(env)
+    assert checks["checkpoints"].status == "bad"
+    assert "handed outside up to 0" in checks["checkpoints"].detail
+
+
+async def test_where_the_signing_key_is_and_who_may_read_it_is_said(
+    redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
+):
+    await prepare(postgres)
+    env = environment(redis_url, postgres, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
+    key = tmp_path / "checkpoint.key"
+    make_key(key)
+    check = (await examined(env))["signing key"]
+    assert (check.status, "is on this machine" in check.detail) == ("note", True)
+    key.chmod(0o644)
+    assert (await examined(env))["signing key"].todo == f"chmod 600 {key}"
+    secret = key.read_text().strip()
+    checks = await examined(
+        env | {"STREAMPROC_SIGNING_KEY": secret, "STREAMPROC_CHECKPOINT_TO": "https://x.example/n"}
+    )
+    assert checks["signing key"].status == checks["checkpoints outside"].status == "ok"
+    assert not any(secret in check.detail + check.todo for check in checks.values())
+    key.write_text("nonsense")
+    assert (await examined(env))["signing key"].status == "bad"
 
 
 async def test_a_schema_that_was_never_made_a_missing_group_and_another_partition_count_are_bad(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import asyncpg
 
 from projections.loop import OnBatch, project
+from projections.notary import Terms
 from projections.views import NAMES
 from streamproc.archive.load import ArchivedEntry, chained
 from streamproc.archive.store import Head
@@ -181,12 +182,17 @@ def budgets_by_state(records: Sequence[PayoutRecord]) -> dict[tuple[str, str], t
 
 @asynccontextmanager
 async def projecting(
-    dsn: str, view: ListedLog, *, batch_max: int = 2_000, on_batch: OnBatch | None = None
+    dsn: str,
+    view: ListedLog,
+    *,
+    batch_max: int = 2_000,
+    on_batch: OnBatch | None = None,
+    terms: Terms | None = None,
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """A projector of partition 0 at work; stopped at the end."""
     stopping = asyncio.Event()
     task = asyncio.create_task(
-        project(0, view, dsn, stopping=stopping, batch_max=batch_max, on_batch=on_batch)
+        project(0, view, dsn, stopping=stopping, batch_max=batch_max, on_batch=on_batch, terms=terms)
     )
     try:
         yield task
@@ -196,9 +202,11 @@ async def projecting(
         task.cancel()
 
 
-async def project_all(dsn: str, view: ListedLog, *, batch_max: int = 2_000) -> None:
+async def project_all(
+    dsn: str, view: ListedLog, *, batch_max: int = 2_000, terms: Terms | None = None
+) -> None:
     """Project until the last entry of the log is archived."""
-    async with projecting(dsn, view, batch_max=batch_max) as task:
+    async with projecting(dsn, view, batch_max=batch_max, terms=terms) as task:
         await archived(dsn, view.entries[-1].id, task)
 
 

@@ -6,6 +6,7 @@ import logging
 import asyncpg
 import pytest
 
+from projections.outage import heed_cancellation
 from projections.run import Feed, Moved, Runner, catch_up, open_heads
 from projections.schema import make_place, prepare
 from projections.views import NAMES, VIEWS
@@ -199,3 +200,21 @@ def test_the_feed_gives_what_follows_and_forgets_what_nobody_takes():
     assert feed.take(2, 2) == rows[2:4]
     assert feed.take(4, 10) == rows[4:5]
     assert feed.take(5, 10) == []
+
+
+async def test_a_cancellation_that_a_rollback_swallowed_is_heeded_at_the_next_turn():
+    """A transaction cancelled as its connection dies raises what the rollback met, in place of the cancellation."""
+
+    async def waits_out_everything() -> None:
+        while True:
+            heed_cancellation()
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                continue
+
+    task = asyncio.create_task(waits_out_everything())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, DEADLINE_S)

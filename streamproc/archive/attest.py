@@ -1,0 +1,198 @@
+"""Making checkpoints: from the last one, over the rows after it, to the next.
+
+A maker signs nothing that it did not compute. It takes no row's hash from the database on trust: each link is computed
+from the bytes that are stored, so a row that was changed before it was signed is noticed and not signed over. What it
+starts from is the last checkpoint, and that only with a trusted signature. (What lies before that checkpoint is signed;
+whether it is still so is what `audit verify` finds out.)
+"""
+
+from datetime import UTC, datetime
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive import checkpoint
+from streamproc.archive.chain import GENESIS, link_hash
+from streamproc.archive.checkpoint import Checkpoint
+from streamproc.archive.merkle import Frontier
+from streamproc.archive.note import BadNote, Signer, Trusted
+from streamproc.archive.sql import statements
+from streamproc.archive.store import ZERO, Head, id_key, read_head
+from streamproc.errors import ConfigError, LogBroken
+
+ROWS_AT_ONCE = 500
+"""Rows fetched and hashed in one go, some 2 kB each: about 5 ms in which the archive's own task waits."""
+
+_SQL = statements("streamproc.archive", "attest.sql")
+
+
+class Covered(Struct, frozen=True):
+    """Where the last checkpoint of a partition ends, and the tree so far."""
+
+    size: int = 0
+    entry: str = ZERO
+    hash: bytes = GENESIS
+    frontier: bytes = b""
+
+
+async def identity(db: asyncpg.Connection) -> str:
+    """The archive's id, which is in every checkpoint's origin."""
+    found = await db.fetchval(_SQL["identity"])
+    if found is None:
+        raise ConfigError("the table archive_identity is empty: this archive has lost its name")
+    return str(found)
+
+
+class Maker:
+    """Makes the checkpoints of one partition, one at a time, each from the one before it."""
+
+    def __init__(
+        self, db: asyncpg.Connection, partition: int, archive: str, signer: Signer, covered: Covered
+    ) -> None:
+        self._db = db
+        self._partition = partition
+        self._archive = archive
+        self._signer = signer
+        self._covered = covered
+
+    @classmethod
+    async def open(cls, db: asyncpg.Connection, partition: int, signer: Signer, trusted: Trusted) -> "Maker":
+        """Take up the work after the last checkpoint. Raises LogBroken where the archive contradicts it."""
+        archive = await identity(db)
+        row = await db.fetchrow(_SQL["last"], partition)
+        covered = _trusted_row(row, archive, partition, trusted) if row else Covered()
+        maker = cls(db, partition, archive, signer, covered)
+        await maker._check_ground()
+        return maker
+
+    @property
+    def size(self) -> int:
+        """How many entries the last checkpoint covers."""
+        return self._covered.size
+
+    def contradicts(self, other: Checkpoint) -> bool:
+        """Whether another checkpoint of the last one's size states another history."""
+        covered = self._covered
+        return other.size == covered.size and (other.entry, other.hash) != (covered.entry, covered.hash)
+
+    @property
+    def origin(self) -> str:
+        """Whose checkpoints these are."""
+        return f"streamproc/{self._archive}/{self._partition}"
+
+    async def _check_ground(self) -> None:
+        covered, head = self._covered, await read_head(self._db, self._partition)
+        published = await self._db.fetchval(_SQL["published"], self._partition) or 0
+        if published > covered.size:
+            raise self._contradiction(
+                f"a checkpoint of {published} entries was published, and the table's last is of {covered.size}"
+            )
+        if head.seq < covered.size:
+            raise self._contradiction(
+                f"the archive ends at {head.seq}, the last checkpoint covers {covered.size}"
+            )
+        if covered.size == 0:
+            return
+        row = await self._db.fetchrow(_SQL["row_at"], self._partition, covered.size)
+        if row is None or (row["entry_id"], row["hash"]) != (covered.entry, covered.hash):
+            raise self._contradiction(
+                f"row {covered.size} is not the one that was signed, entry {covered.entry}"
+            )
+
+    async def head(self) -> Head:
+        """The end of the archive now."""
+        return await read_head(self._db, self._partition)
+
+    async def make(self, upto: int) -> Checkpoint:
+        """Sign the first `upto` entries, which are archived. Raises LogBroken where a row does not follow."""
+        frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)
+        seq, entry, link = self._covered.size, self._covered.entry, self._covered.hash
+        while seq < upto:
+            rows = await self._db.fetch(_SQL["rows"], self._partition, seq, upto, ROWS_AT_ONCE)
+            for row in rows:
+                seq += 1
+                link = self._linked(row, seq, entry, link)
+                entry = row["id"]
+                frontier.append(link)
+            if not rows:
+                raise self._contradiction(
+                    f"row {seq + 1} is missing, and the archive's head says that it is there"
+                )
+        signed = Checkpoint(
+            self._archive, self._partition, upto, frontier.root(), entry, link, datetime.now(UTC)
+        )
+        await self._keep(signed, frontier.packed())
+        return signed
+
+    def _linked(self, row: asyncpg.Record, seq: int, after: str, link: bytes) -> bytes:
+        """The row's link, as its bytes give it; it must be the stored one, of the next seq and a later id."""
+        computed = link_hash(link, self._partition, seq, row["id"], row["e"], row["m"])
+        if row["seq"] != seq or computed != row["hash"] or id_key(row["id"]) <= id_key(after):
+            raise self._contradiction(
+                f"row {row['seq']}, entry {row['id']}, does not follow row {seq - 1}, entry {after}"
+            )
+        return computed
+
+    async def _keep(self, signed: Checkpoint, frontier: bytes) -> None:
+        note = self._signer.sign(signed.text())
+        try:
+            await self._db.execute(
+                _SQL["insert"],
+                *(signed.partition, signed.size, signed.entry, signed.hash, signed.root, frontier, note),
+            )
+        except asyncpg.UniqueViolationError:
+            raise self._contradiction(
+                f"there is a checkpoint of {signed.size} entries already that was not made here"
+            ) from None
+        self._covered = Covered(signed.size, signed.entry, signed.hash, frontier)
+
+    def _contradiction(self, what: str) -> LogBroken:
+        return LogBroken(f"partition {self._partition}: {what}; run `streamproc audit verify`")
+
+    async def unpublished(self) -> tuple[int, str] | None:
+        """The first checkpoint that was not handed outside yet: its size and its note."""
+        published = await self._db.fetchval(_SQL["published"], self._partition) or 0
+        row = await self._db.fetchrow(_SQL["unpublished"], self._partition, published)
+        return (row["size"], row["note"]) if row else None
+
+    async def published(self, size: int) -> None:
+        """Remember that the checkpoint of that size is outside."""
+        await self._db.execute(_SQL["set_published"], self._partition, size)
+
+
+def _trusted_row(row: asyncpg.Record, archive: str, partition: int, trusted: Trusted) -> Covered:
+    where = f"partition {partition}: the last checkpoint, of {row['size']} entries,"
+    try:
+        signed, _ = checkpoint.opened(row["note"], trusted)
+    except BadNote as problem:
+        hint = "the public key of an earlier signing key belongs into STREAMPROC_CHECKPOINT_KEYS"
+        raise LogBroken(f"{where} is not to be built on: {problem} ({hint})") from problem
+    stored = (archive, partition, row["size"], row["entry_id"], row["hash"], row["root"])
+    if stored != (signed.archive, signed.partition, signed.size, signed.entry, signed.hash, signed.root):
+        raise LogBroken(f"{where} has another content than its signed note; run `streamproc audit verify`")
+    try:
+        grown = Frontier.unpacked(signed.size, row["frontier"])
+    except ValueError as problem:
+        raise LogBroken(f"{where} cannot be built on: {problem}") from problem
+    if grown.root() != signed.root:
+        raise LogBroken(f"{where} has a frontier that is not that of its root; run `streamproc audit verify`")
+    return Covered(signed.size, signed.entry, signed.hash, row["frontier"])
+
+
+class Standing(Struct, frozen=True):
+    """How far a partition's checkpoints are. Times in ms since 1970, None where there is no such thing:
+
+    `waiting_ms` of the first entry that none covers, `unpublished_ms` of the first that was not handed outside.
+    """
+
+    partition: int
+    seq: int
+    covered: int
+    published: int
+    waiting_ms: int | None
+    unpublished_ms: int | None
+
+
+async def standing(db: asyncpg.Connection) -> list[Standing]:
+    """How far the checkpoints of each partition are."""
+    return [Standing(*row) for row in await db.fetch(_SQL["standing"])]

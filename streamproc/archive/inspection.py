@@ -1,0 +1,204 @@
+"""The whole archive against its chain, its checkpoints, and what lies outside the database.
+
+One snapshot; every row of a partition passes once, in the order of seq, and nothing is believed but the keys that the
+caller trusts: links and tree are computed from the stored bytes and compared with each checkpoint on the way. What
+cannot be found out this way is what no checkpoint covers yet, and that is told, not passed over.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive import checkpoint
+from streamproc.archive.attest import identity
+from streamproc.archive.checkpoint import Checkpoint
+from streamproc.archive.merkle import Frontier
+from streamproc.archive.note import BadNote, Trusted
+from streamproc.archive.outside import Damaged, stated_in
+from streamproc.archive.sql import statements
+from streamproc.archive.store import read_head
+from streamproc.archive.walk import FORK, Fault, Part, Walk
+
+ROWS_AT_ONCE = 2_000
+"""Rows in hand, some 2 kB each, and as many on their way."""
+OUTSIDE_MAX = 2_000_000
+"""Checkpoints of a file, some 600 bytes of memory each: four years of one a minute."""
+
+OnRows = Callable[[int, int], None]
+"""Hears rows done and rows in all."""
+
+_SQL = statements("streamproc.archive", "inspection.sql")
+
+
+class ArchiveRow(Struct, gc=False):
+    """A row with everything that is stored of it, but when."""
+
+    seq: int
+    id: str
+    payout: str | None
+    e: bytes
+    m: bytes
+    hash: bytes
+
+
+class OutsideNotes(Struct):
+    """The checkpoints of a file by origin and size, each with the line where it is; and what is wrong with the file."""
+
+    where: str
+    by_origin: dict[str, dict[int, tuple[int, Checkpoint]]]
+    faults: list[Fault]
+
+    def of(self, origin: str) -> Mapping[int, Checkpoint]:
+        """The checkpoints of one partition by size."""
+        return {size: one for size, (_, one) in self.by_origin.get(origin, {}).items()}
+
+
+def read_outside(path: Path, trusted: Trusted) -> OutsideNotes:
+    """Every checkpoint in the file. To be read before the snapshot begins: then it cannot be ahead of that."""
+    found = OutsideNotes(str(path), {}, [])
+    with path.open("rb") as file:
+        for count, stated in enumerate(stated_in(file, trusted)):
+            where = f"{path}, line {stated.line}"
+            if isinstance(stated, Damaged):
+                found.faults.append(Fault(where, f"this is no good checkpoint: {stated.problem}"))
+                continue
+            one = stated.checkpoint
+            line, known = found.by_origin.setdefault(one.origin, {}).setdefault(one.size, (stated.line, one))
+            if not known.says_the_same_as(one):
+                fork = FORK.format(size=one.size, one="this one", other=f"the one in line {line}")
+                found.faults.append(Fault(where, f"{fork} (of {one.origin})"))
+            if count >= OUTSIDE_MAX:
+                problem = f"there are more than {OUTSIDE_MAX} checkpoints, the limit; split the file by time"
+                found.faults.append(Fault(where, problem))
+                break
+    return found
+
+
+async def rows_stream(db: asyncpg.Connection) -> None:
+    """From here on in this transaction, rows in order come by an index, one after the other.
+
+    For a whole partition Postgres may prefer to sort all of it first, which ends in the statement's time limit.
+    """
+    await db.execute("SET LOCAL enable_sort = off")
+
+
+class Inspector:
+    """Inspects partitions in one snapshot."""
+
+    def __init__(
+        self,
+        db: asyncpg.Connection,
+        archive: str,
+        trusted: Trusted,
+        outside: OutsideNotes | None,
+        on_rows: OnRows,
+    ) -> None:
+        self.archive = archive
+        self._db = db
+        self._trusted = trusted
+        self._outside = outside
+        self._on_rows = on_rows
+        self._done = 0
+        self._total = 0
+
+    @classmethod
+    async def open(
+        cls, db: asyncpg.Connection, trusted: Trusted, outside: OutsideNotes | None, on_rows: OnRows
+    ) -> "Inspector":
+        """Learn which archive this is."""
+        return cls(db, await identity(db), trusted, outside, on_rows)
+
+    async def partitions(self) -> list[int]:
+        """Those that the database, or this archive's checkpoints in the file, name."""
+        found = {row["partition"] for row in await self._db.fetch(_SQL["partitions"])}
+        ours = f"streamproc/{self.archive}/"
+        named = self._outside.by_origin if self._outside else {}
+        return sorted(found | {int(origin.removeprefix(ours)) for origin in named if origin.startswith(ours)})
+
+    async def inspect(self, partitions: Sequence[int]) -> list[Part]:
+        """Each partition, up to its end or its first fault."""
+        await rows_stream(self._db)
+        self._total = await self._db.fetchval(_SQL["total"], list(partitions))
+        return [await self._inspect(partition) for partition in partitions]
+
+    async def _inspect(self, partition: int) -> Part:
+        part, origin = Part(partition), f"streamproc/{self.archive}/{partition}"
+        outside = self._outside.of(origin) if self._outside else {}
+        part.outside = len(outside)
+        walk = Walk(part, outside, self._outside.where if self._outside else "")
+        part.fault = await self._follow(walk) or await self._end(walk)
+        return part
+
+    async def _follow(self, walk: Walk) -> Fault | None:
+        """All rows; while a batch is computed in a thread, the next one is on its way."""
+        partition = walk.part.partition
+        cursor = await self._db.cursor(_SQL["rows_of"], partition)
+        rows = [ArchiveRow(*row) for row in await cursor.fetch(ROWS_AT_ONCE)]
+        while rows:
+            marks = await self._marks(partition, walk.seq, rows[-1].seq)
+            fetching = asyncio.create_task(cursor.fetch(ROWS_AT_ONCE))
+            try:
+                fault = await asyncio.to_thread(walk.through, rows, marks)
+            finally:
+                following = await fetching
+            if fault is not None:
+                return fault
+            if walk.stumbled is not None:
+                near = await self._db.fetch(_SQL["rows_from"], partition, walk.stumbled.seq)
+                others = [row for row in (ArchiveRow(*row) for row in near) if row.id != walk.stumbled.id]
+                return walk.explained(others[0] if others else None)
+            self._done += len(rows)
+            self._on_rows(self._done, self._total)
+            rows = [ArchiveRow(*row) for row in following]
+        return None
+
+    async def _marks(self, partition: int, after: int, upto: int) -> dict[int, Checkpoint | Fault]:
+        rows = await self._db.fetch(_SQL["checkpoints_of"], partition, after, upto)
+        return {row["size"]: self._read(partition, row) for row in rows}
+
+    def _read(self, partition: int, row: asyncpg.Record) -> Checkpoint | Fault:
+        """The checkpoint of a row of the table, if its note is good and says what the row says."""
+        size = row["size"]
+        where = f"partition {partition}, checkpoint of {size} entries"
+        try:
+            signed, _ = checkpoint.opened(row["note"], self._trusted)
+            grown = Frontier.unpacked(size, row["frontier"]).root()
+        except (BadNote, ValueError) as bad:
+            return Fault(where, str(bad), partition, size, row["entry_id"])
+        stated = (
+            signed.archive,
+            signed.partition,
+            signed.size,
+            signed.entry,
+            signed.hash,
+            signed.root,
+            grown,
+        )
+        stored = (self.archive, partition, size, row["entry_id"], row["hash"], row["root"], row["root"])
+        wrong = [name for name, one, other in zip(_FIELDS, stated, stored, strict=True) if one != other]
+        if not wrong:
+            return signed
+        problem = f"the row and its signed note do not agree on {', '.join(wrong)}: one of them was changed"
+        return Fault(where, problem, partition, size, row["entry_id"])
+
+    async def _end(self, walk: Walk) -> Fault | None:
+        """What must be so after the last row: no checkpoint reaches beyond it, none is missing, and it is the head."""
+        part, partition = walk.part, walk.part.partition
+        row = await self._db.fetchrow(_SQL["last_beyond"], partition, walk.seq)
+        fault = walk.beyond([self._read(partition, row)] if row else [])
+        if fault is not None:
+            return fault
+        published = await self._db.fetchval(_SQL["published"], partition) or 0
+        if published > part.signed:
+            table = f"the table's last is of {part.signed}: checkpoints were deleted"
+            return walk.at_end(f"a checkpoint of {published} entries was handed outside, and {table}")
+        if self._outside is not None:
+            sizes = list(walk.outside)
+            part.not_outside = await self._db.fetchval(_SQL["missing_outside"], partition, published, sizes)
+        return walk.against_head(await read_head(self._db, partition))
+
+
+_FIELDS = ("the archive", "the partition", "size", "entry_id", "hash", "root", "frontier")

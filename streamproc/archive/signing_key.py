@@ -1,0 +1,88 @@
+"""The key that signs checkpoints, as a file: made once, whole or not at all, and never overwritten."""
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from streamproc.archive.note import PublicKey, Signer, Trusted, new_seed
+from streamproc.errors import ConfigError, InputError
+
+KEY_FILE = "checkpoint.key"
+"""In DATA_DIR, where STREAMPROC_SIGNING_KEY is not set."""
+KEY_FILE_BYTES_MAX = 4_096
+"""A key is 45 bytes; a wrong file that is named by mistake is not read whole."""
+
+
+def read_key(path: Path) -> Signer | None:
+    """The key in a file; None where there is no such file. Raises ConfigError where it holds none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(KEY_FILE_BYTES_MAX).decode("ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise ConfigError(f"the signing key {path} cannot be read: {problem.strerror}") from problem
+    try:
+        return Signer.of_text(text)
+    except ValueError as problem:
+        raise ConfigError(f"the signing key {path} {problem}") from problem
+
+
+def make_key(path: Path) -> Signer:
+    """A new key in a new file that this user alone may read. Raises InputError where there is one, or it cannot be."""
+    seed = new_seed()
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(seed + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(fresh)  # unlike a rename it replaces nothing
+        finally:
+            fresh.unlink()
+        sync_directory(path.parent)
+    except FileExistsError as problem:
+        raise InputError(f"{path} is there already, and a key is never overwritten") from problem
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror}") from problem
+    return Signer.of_text(seed)
+
+
+def read_or_make(path: Path) -> tuple[Signer, bool]:
+    """The key in a file, and whether it was made now. Of two at once one makes it. Raises as the two above."""
+    found = read_key(path)
+    if found is not None:
+        return found, False
+    try:
+        return make_key(path), True
+    except InputError:
+        found = read_key(path)  # somebody was faster
+        if found is None:
+            raise
+        return found, False
+
+
+def trusted_keys(
+    own: Iterable[PublicKey], vkeys: Iterable[str], *, source: str = "STREAMPROC_CHECKPOINT_KEYS"
+) -> Trusted:
+    """Our own key and the earlier ones that `source` names. Raises ConfigError for what is no public key."""
+    earlier = []
+    for number, vkey in enumerate(vkeys, 1):
+        try:
+            earlier.append(PublicKey.parse(vkey))
+        except ValueError as problem:
+            # Not the value: it may be a private key that was named by mistake.
+            raise ConfigError(f"{source}: key {number} {problem}") from problem
+    return Trusted([*own, *earlier])
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a file's new name on disk as well."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,64 @@
+"""Progress of long work on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+import click
+
+SAY_EVERY_S = 5.0
+"""Between two lines of progress where there is no terminal."""
+
+
+class Telling:
+    """Tells how far a job is; `what` is the job and `unit` what it counts."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what = what
+        self._unit = unit
+        self._bar: Any = None
+        self._task: Any = None
+        self._began = time.monotonic()
+        self._next = self._began + SAY_EVERY_S
+
+    def __enter__(self) -> "Telling":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[share]} {task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self._what, total=None, share="", rate="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def show(
+        self, stage: str, done: int, total: int = 0, count: int | None = None, seconds: float | None = None
+    ) -> None:
+        """`done` of `total` (0: nobody knows); the rate is `count` in `seconds`, by default `done` since the start."""
+        count = done if count is None else count
+        seconds = time.monotonic() - self._began if seconds is None else seconds
+        rate = f"{count / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
+        share = f"{min(100, 100 * done // total)} %" if total else f"{done:,} {self._unit}"
+        if self._bar is not None:
+            self._bar.update(
+                self._task, description=stage, total=total or None, completed=done, share=share, rate=rate
+            )
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + SAY_EVERY_S
+            click.echo(f"{self._what}: {stage}, {share}, {rate}", err=True)

@@ -1,0 +1,46 @@
+"""A place for checkpoints that is reached over HTTP: each note is one POST of text/plain."""
+
+from urllib.parse import urlsplit, urlunsplit
+
+from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.errors import TryAgain
+
+TIMEOUT_S = 10.0
+"""A whole POST. Nobody waits for it; the next checkpoint is made meanwhile at the earliest."""
+POSTS_PER_S = 20.0
+"""More than partitions make between them; a place that was away gets what it missed at this rate."""
+POSTS_BURST = 20
+
+
+def open_checkpoint_post(url: str, *, breaker: Breaker | None = None) -> "CheckpointPost":
+    """The place behind an http(s) URL. Close it with `aclose`."""
+    parts = urlsplit(url)
+    http = OutboundClient(
+        "checkpoints",
+        urlunsplit((parts.scheme, parts.netloc, "", "", "")),
+        timeout_s=TIMEOUT_S,
+        limit_per_s=POSTS_PER_S,
+        burst=POSTS_BURST,
+        breaker=breaker or Breaker(),
+    )
+    return CheckpointPost(http, parts.path or "/", url)
+
+
+class CheckpointPost:
+    """The place. A note may come twice: after a lost answer it is sent again."""
+
+    def __init__(self, http: OutboundClient, path: str, url: str) -> None:
+        self._http = http
+        self._path = path
+        self.where = url
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def put(self, note: str) -> None:
+        """Hand a note over. Raises TryAgain for anything but a 2xx."""
+        headers = {"content-type": "text/plain; charset=utf-8"}
+        answer = await self._http.call("POST", self._path, headers=headers, content=note.encode())
+        if answer.status >= 300:
+            raise TryAgain(f"{self.where} answered {answer.status}")

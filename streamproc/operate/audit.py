@@ -1,0 +1,154 @@
+"""The audit trail: is it still what was signed, and what does it say."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from streamproc.archive.inspection import Inspector, OutsideNotes, read_outside
+from streamproc.archive.lookup import job_named
+from streamproc.archive.note import PublicKey, Signer, Trusted
+from streamproc.archive.outside import notes_path
+from streamproc.archive.signing_key import KEY_FILE, read_key, trusted_keys
+from streamproc.archive.store import snapshot
+from streamproc.archive.walk import Fault, Part
+from streamproc.errors import InputError
+from streamproc.settings import Settings
+
+VKEY_FILE_BYTES_MAX = 65_536
+"""A file of public keys, one a line."""
+
+
+class Verified(Struct):
+    """What `audit verify` found. `outside` is the file that was compared, empty where there was none."""
+
+    archive: str
+    outside: str
+    parts: list[Part]
+    faults: list[Fault]
+    """Of the file; those of a partition are in its part."""
+    seconds: float
+    notes: list[str]
+
+    @property
+    def rows(self) -> int:
+        """Rows that were good."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def rows_per_s(self) -> int:
+        """How fast."""
+        return int(self.rows / self.seconds) if self.seconds > 0 else 0
+
+    @property
+    def broken(self) -> list[Fault]:
+        """Every fault, the first of each partition."""
+        return [*self.faults, *(part.fault for part in self.parts if part.fault is not None)]
+
+
+async def verify(
+    dsn: str,
+    trusted: Trusted,
+    outside: Path | None,
+    *,
+    partition: int | None = None,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+) -> Verified:
+    """Compute chain and tree anew from the stored bytes and compare them with every checkpoint, inside and outside.
+
+    Needs Postgres and the file, nothing else. Raises JobFailed where Postgres cannot be asked.
+    """
+    began = time.monotonic()
+    notes = None if outside is None else read_outside(outside, trusted)
+    with job_named():
+        async with snapshot(dsn, name="streamproc audit verify") as db:
+            inspector = await Inspector.open(db, trusted, notes, on_rows)
+            known = await inspector.partitions()
+            if partition is not None and partition not in known:
+                raise InputError(
+                    f"partition {partition}: this archive has {', '.join(map(str, known)) or 'none'}"
+                )
+            parts = await inspector.inspect(known if partition is None else [partition])
+    faults = [*notes.faults, *_of_others(notes, inspector.archive)] if notes else []
+    seconds = time.monotonic() - began
+    found = Verified(inspector.archive, str(outside or ""), parts, faults, seconds, [])
+    found.notes += _notes(found)
+    return found
+
+
+def _of_others(notes: OutsideNotes, archive: str) -> list[Fault]:
+    """The first checkpoint in the file of an archive that is not this one."""
+    for origin, sizes in notes.by_origin.items():
+        if origin.split("/")[1] != archive:
+            line = min(line for line, _ in sizes.values())
+            problem = (
+                f"this is a checkpoint of {origin}, and the database says that it is archive {archive}:"
+                " the file is another archive's, or the database was exchanged"
+            )
+            return [Fault(f"{notes.where}, line {line}", problem)]
+    return []
+
+
+def _notes(found: Verified) -> list[str]:
+    notes = []
+    if not found.outside:
+        notes.append(
+            "nothing outside the database was compared: whoever can delete rows can delete checkpoints too, and that"
+            " would not show; name a copy of the published checkpoints by --checkpoints FILE"
+        )
+    missing = sum(part.not_outside for part in found.parts)
+    if missing:
+        notes.append(f"{missing} checkpoints that were handed outside are not in {found.outside}")
+    return notes
+
+
+# ---- keys and files ---------------------------------------------------------------------
+
+
+def trusted_for(settings: Settings, named: Sequence[str]) -> Trusted:
+    """The keys that are named (a vkey, or a file of them); where none is, our own and STREAMPROC_CHECKPOINT_KEYS.
+
+    Raises InputError where there is none.
+    """
+    if named:
+        vkeys = [vkey for name in named for vkey in _vkeys(name)]
+        return trusted_keys([], vkeys, source=f"--key {' '.join(named)}")
+    own = own_key(settings)
+    found = trusted_keys([own] if own else [], settings.checkpoint_keys)
+    if not found.keys:
+        raise InputError(
+            f"no key to check signatures by: {settings.data_dir / KEY_FILE} is not there, and neither"
+            " STREAMPROC_SIGNING_KEY nor STREAMPROC_CHECKPOINT_KEYS is set; name a public key by --key"
+        )
+    return found
+
+
+def _vkeys(name: str) -> list[str]:
+    if "+" in name and "/" not in name.partition("+")[0]:
+        return [name]
+    path = Path(name)
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(VKEY_FILE_BYTES_MAX).split()
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it is not text"
+        raise InputError(f"--key {name}: no public key, and no file of public keys: {why}") from problem
+
+
+def own_key(settings: Settings) -> PublicKey | None:
+    """The public half of the key that this system signs with; None where it has none yet."""
+    if settings.signing_key:
+        return Signer.of_text(settings.signing_key.reveal()).public
+    signer = read_key(settings.data_dir / KEY_FILE)
+    return signer.public if signer else None
+
+
+def outside_file(settings: Settings, named: Path | None) -> Path | None:
+    """The file of checkpoints to compare with; None where none is named and there is none at its usual place."""
+    path = named or notes_path(settings.checkpoint_to, settings.data_dir)
+    if path.is_file():
+        return path
+    if named is not None:
+        raise InputError(f"--checkpoints {named}: there is no such file")
+    return None

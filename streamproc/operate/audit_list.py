@@ -1,0 +1,85 @@
+"""What the audit says: its lines by agent, payout, vendor, reason, decision, kind and time, page by page."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from msgspec import Struct
+
+from streamproc.archive.lookup import opened_pool, refusals_named
+from streamproc.archive.read import AuditFilter, AuditRow, audit_place, audit_rows
+from streamproc.errors import InputError, JobFailed, TryAgain
+from streamproc.operate.site import iso, us_of
+
+_LINE = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,19}):(\d{1,6})")
+_AGO = re.compile(r"(\d{1,6})(s|m|h|d)")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Page(Struct, frozen=True):
+    """Lines, the newest first; `next` is what to go on after, None where there are no more."""
+
+    items: list[AuditRow]
+    next: str | None
+
+
+async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit: int) -> Page:
+    """A page of the lines that match. Raises JobFailed where Postgres is away or has no line `after`."""
+    place = None if after is None else _place_of(after)
+    try:
+        with refusals_named():
+            async with opened_pool(dsn) as pool:
+                start = None if place is None else await audit_place(pool, *place)
+                if place is not None and start is None:
+                    raise JobFailed(f"--after {after}: the audit has no such line")
+                rows = await audit_rows(pool, wanted, after=start, limit=limit + 1)
+    except TryAgain as problem:
+        raise JobFailed(str(problem)) from problem
+    more = len(rows) > limit
+    return Page(rows[:limit], rows[limit - 1].id if more else None)
+
+
+def _place_of(line: str) -> tuple[int, str, int]:
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise InputError(
+            f"--after {line[:60]!r} is no line's id: partition:entry:index, as the list shows them"
+        )
+    return int(found[1]), found[2], int(found[3])
+
+
+def moment(option: str, text: str | None, now: datetime | None = None) -> datetime | None:
+    """A time: ISO 8601 (UTC where it names no zone), or a time ago such as 90m, 24h or 30d.
+
+    Raises InputError for anything else.
+    """
+    if text is None:
+        return None
+    if found := _AGO.fullmatch(text):
+        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r} is no time: ISO 8601, or a time ago such as 90m, 24h or 30d"
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def line_json(row: AuditRow) -> dict[str, Any]:
+    """A line as scripts see it. The amount is in paise."""
+    return {
+        "id": row.id,
+        "at": iso(us_of(row.at)),
+        "kind": row.kind,
+        "decision": row.decision,
+        "reason": row.reason,
+        "payout": row.payout,
+        "agent": row.agent,
+        "vendor": row.vendor,
+        "amount": row.amount,
+        "actor": row.actor,
+        "partition": row.partition,
+        "seq": row.seq,
+        "place": row.place,
+    }

@@ -1,0 +1,400 @@
+#!/usr/bin/env python3
+"""Check a bundle of `streamproc audit export` against a public key that you got some other way.
+
+    python3 verify.py KEY [BUNDLE]
+
+KEY is the public key as `streamproc audit key` prints it (name+8 hex digits+base64), or a file of keys. BUNDLE is the
+.zip or its directory; by default that of this file. Nothing in a bundle is believed, not even the key that lies in it.
+
+Checked of each entry: its bytes give its hash, and this hash is at its place in the tree whose root the key signed (RFC
+6962, Ed25519 of RFC 8032). Exit code 0: all of it is so. 1: the first thing that is not, by name. 2: wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT = "streamproc-audit-bundle/1"
+
+
+class Wrong(Exception):
+    """Something is not as it must be: where, and what."""
+
+
+# ---- Ed25519 (RFC 8032, section 5.1), verification only ---------------------------------
+
+P = 2**255 - 19
+L = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, P - 2, P) % P
+SQRT_M1 = pow(2, (P - 1) // 4, P)
+Point = tuple[int, int, int, int]
+"""X, Y, Z, T with x = X/Z, y = Y/Z, xy = T/Z."""
+
+
+def point_add(one: Point, other: Point) -> Point:
+    """The sum of two points of the curve."""
+    a = (one[1] - one[0]) * (other[1] - other[0]) % P
+    b = (one[1] + one[0]) * (other[1] + other[0]) % P
+    c = 2 * one[3] * other[3] * D % P
+    d = 2 * one[2] * other[2] % P
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % P, g * h % P, f * g % P, e * h % P
+
+
+def point_times(times: int, point: Point) -> Point:
+    """A point added to itself."""
+    result: Point = (0, 1, 1, 0)
+    while times:
+        if times & 1:
+            result = point_add(result, point)
+        point = point_add(point, point)
+        times >>= 1
+    return result
+
+
+def point_read(raw: bytes) -> Point | None:
+    """The point that 32 bytes encode; None where they encode none."""
+    y = int.from_bytes(raw, "little")
+    sign, y = y >> 255, y & (2**255 - 1)
+    if y >= P:
+        return None
+    square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * SQRT_M1 % P
+    if (x * x - square) % P or (x == 0 and sign):
+        return None
+    if x & 1 != sign:
+        x = P - x
+    return x, y, 1, x * y % P
+
+
+def point_bytes(point: Point) -> bytes:
+    """The 32 bytes that encode a point."""
+    inverse = pow(point[2], P - 2, P)
+    x, y = point[0] * inverse % P, point[1] * inverse % P
+    encoded = y | (x & 1) << 255
+    return encoded.to_bytes(32, "little")
+
+
+BASE = point_read((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
+
+
+def ed25519_verifies(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether the signature of the message is that of the public key."""
+    key = point_read(public) if len(public) == 32 else None
+    if key is None or BASE is None or len(signature) != 64:
+        return False
+    r, s = signature[:32], int.from_bytes(signature[32:], "little")
+    if s >= L:
+        return False
+    k = int.from_bytes(hashlib.sha512(r + public + message).digest(), "little") % L
+    minus_key = (P - key[0], *key[1:3], P - key[3])
+    return point_bytes(point_add(point_times(s, BASE), point_times(k, minus_key))) == r
+
+
+# ---- the archive's chain and tree -------------------------------------------------------
+
+
+def link_hash(before: bytes, partition: int, seq: int, entry: str, e: bytes, m: bytes) -> bytes:
+    """The hash of an entry, chained to that of the entry before it."""
+    whole = b"streamproc/archive/v1" + before
+    for part in (b"%d" % partition, b"%d" % seq, entry.encode(), e, m):
+        whole += len(part).to_bytes(8, "big") + part
+    return hashlib.sha256(whole).digest()
+
+
+def tree_root(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes | None:
+    """The root of a tree of `size` leaves with this leaf at `index`, by its audit path (RFC 6962, 2.1.1)."""
+    node, last = hashlib.sha256(b"\x00" + leaf).digest(), size - 1
+    if not 0 <= index < size:
+        return None
+    for step in path:
+        if last == 0:
+            return None
+        if index & 1 or index == last:
+            node = hashlib.sha256(b"\x01" + step + node).digest()
+            while index and not index & 1:
+                index, last = index >> 1, last >> 1
+        else:
+            node = hashlib.sha256(b"\x01" + node + step).digest()
+        index, last = index >> 1, last >> 1
+    return node if last == 0 else None
+
+
+# ---- checkpoints ------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """A public key, and the start of its hash by which signatures name it."""
+
+    name: str
+    id: bytes
+    public: bytes
+
+
+class Checkpoint(NamedTuple):
+    """What was signed: the first `size` entries of a partition; `entry` and `link` are the last one's."""
+
+    archive: str
+    partition: int
+    size: int
+    root: bytes
+    entry: str
+    link: bytes
+    time: str
+
+
+def read_key(text: str) -> Key:
+    """A public key as one word."""
+    name, _, rest = text.partition("+")
+    key_id, _, encoded = rest.partition("+")
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raw = b""
+    found = hashlib.sha256(name.encode() + b"\n" + raw).digest()[:4]
+    if not name or len(raw) != 33 or raw[:1] != b"\x01" or found.hex() != key_id:
+        raise ValueError("this is no public key as `streamproc audit key` prints it")
+    return Key(name, found, raw[1:])
+
+
+_TEXT = re.compile(
+    r"streamproc/([0-9a-f-]{36})/([0-9]{1,9})\n([1-9][0-9]{0,18})\n([A-Za-z0-9+/]{43}=)\n"
+    r"entry ([0-9]+-[0-9]+)\nchain ([A-Za-z0-9+/]{43}=)\ntime ([0-9T:.-]+Z)\n"
+)
+
+
+def read_checkpoint(where: str, note: str, keys: list[Key]) -> Checkpoint:
+    """The checkpoint of a signed note, if one of the keys signed it."""
+    body, gap, tail = note.rpartition("\n\n")
+    found = _TEXT.fullmatch(body + "\n")
+    if not gap or found is None:
+        raise Wrong(f"{where}: this is no signed checkpoint")
+    signatures = [(name, base64.b64decode(raw)) for name, raw in re.findall(r"(?m)^— (\S+) (\S+)$", tail)]
+    mine = [(key, raw[4:]) for name, raw in signatures for key in keys if (name, raw[:4]) == key[:2]]
+    if not mine:
+        by = ", ".join(f"{name}+{raw[:4].hex()}" for name, raw in signatures) or "nobody"
+        raise Wrong(f"{where}: it is signed by {by}, and not by a key that you named")
+    if not all(ed25519_verifies(key.public, raw, (body + "\n").encode()) for key, raw in mine):
+        raise Wrong(f"{where}: its signature does not fit: checkpoint or signature was changed")
+    archive, partition, size, root, entry, link, time = found.groups()
+    top, end = base64.b64decode(root), base64.b64decode(link)
+    return Checkpoint(archive, int(partition), int(size), top, entry, end, time)
+
+
+# ---- the bundle -------------------------------------------------------------------------
+
+
+class Bundle:
+    """The files of a bundle, in a .zip or a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+
+    def open(self, name: str) -> Any:
+        """One of the files."""
+        try:
+            return self._zip.open(name) if self._zip else (self._path / name).open("rb")
+        except (KeyError, OSError):
+            raise Wrong(f"{name}: it is not in the bundle") from None
+
+    def text(self, name: str) -> str:
+        """All of one of the files."""
+        with self.open(name) as file:
+            return str(file.read().decode("utf-8"))
+
+
+class Findings:
+    """What was proven on the way. A decision is with its entry and partition, a policy version with its scope."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.payouts: set[str] = set()
+        self.decisions: list[tuple[str, int, dict[str, Any]]] = []
+        self.policies: set[tuple[int, str, int]] = set()
+
+
+def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Checkpoint], Findings]:
+    """The manifest, the checkpoints and the findings. Raises Wrong for the first thing that is not as it must be."""
+    manifest = json.loads(bundle.text("manifest.json"))
+    if manifest.get("format") != FORMAT:
+        raise Wrong(f"manifest.json: its format is {manifest.get('format')!r}, this program knows {FORMAT!r}")
+    checkpoints = {}
+    for partition in map(int, manifest["signed"]):
+        file = f"checkpoints/{partition}.txt"
+        found = checkpoints[partition] = read_checkpoint(file, bundle.text(file), keys)
+        if (found.archive, found.partition) != (manifest["archive"], partition):
+            raise Wrong(
+                f"{file}: it is of archive {found.archive}, partition {found.partition}: of another one"
+            )
+    findings = check_entries(bundle, checkpoints)
+    if findings.entries != manifest["entries"]:
+        raise Wrong(f"entries.jsonl: {findings.entries} entries, and the manifest says {manifest['entries']}")
+    check_policies(findings)
+    return manifest, checkpoints, findings
+
+
+def check_entries(bundle: Bundle, checkpoints: dict[int, Checkpoint]) -> Findings:
+    """Every entry against its partition's checkpoint."""
+    findings, last = Findings(), (-1, 0)
+    with bundle.open("entries.jsonl") as file:
+        for number, line in enumerate(file, 1):
+            where = f"entries.jsonl, line {number}"
+            try:
+                one = json.loads(line)
+                place = (int(one["partition"]), int(one["seq"]))
+                where = f"{where} (partition {place[0]}, seq {place[1]}, entry {one['entry']})"
+                if place <= last:
+                    raise Wrong(f"{where}: entries are not in order, or one is there twice")
+                e, m = archived_bytes(one, "e"), archived_bytes(one, "m")
+                check_entry(where, one, e, m, checkpoints.get(place[0]))
+            except (KeyError, TypeError, ValueError, AttributeError) as problem:
+                raise Wrong(f"{where}: it cannot be read: {type(problem).__name__} {problem}") from None
+            last = place
+            findings.entries += 1
+            collect(findings, one, e)
+    return findings
+
+
+def archived_bytes(one: dict[str, Any], name: str) -> bytes:
+    """The bytes of a field: as text, or in base64 where they are no text."""
+    if name in one:
+        return str(one[name]).encode("utf-8")
+    return base64.b64decode(one[f"{name}_base64"], validate=True)
+
+
+def check_entry(where: str, one: dict[str, Any], e: bytes, m: bytes, checkpoint: Checkpoint | None) -> None:
+    """One entry: its bytes, its hash, its place under the signed root."""
+    partition, seq = int(one["partition"]), int(one["seq"])
+    entry, link = str(one["entry"]), bytes.fromhex(one["hash"])
+    if checkpoint is None:
+        raise Wrong(f"{where}: there is no checkpoint of its partition")
+    if link_hash(bytes.fromhex(one["before"]), partition, seq, entry, e, m) != link:
+        raise Wrong(f"{where}: its content does not give its hash: it was changed")
+    if "proof" not in one:
+        raise Wrong(f"{where}: it has no proof")
+    root = tree_root(link, seq - 1, checkpoint.size, [bytes.fromhex(step) for step in one["proof"]])
+    if root != checkpoint.root:
+        raise Wrong(f"{where}: it is not under the signed root: entry, proof or checkpoint is another one's")
+    if seq == checkpoint.size and (entry, link) != (checkpoint.entry, checkpoint.link):
+        raise Wrong(f"{where}: the checkpoint names another last entry, {checkpoint.entry}")
+
+
+def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
+    """What a proven entry says. Bytes that are no events are proven all the same."""
+    try:
+        events = [found for found in json.loads(e) if isinstance(found, dict)]
+    except (ValueError, TypeError):
+        return
+    for event in events:
+        kind = event.get("type")
+        if event.get("payout"):
+            findings.payouts.add(str(event["payout"]))
+        if kind == "payout.decided":
+            findings.decisions.append((str(one["entry"]), int(one["partition"]), event))
+        elif kind == "policy.changed":
+            version = int(event.get("version", 0))
+            findings.policies.add((int(one["partition"]), str(event.get("scope")), version))
+
+
+def check_policies(findings: Findings) -> None:
+    """Each policy version that a decision names is proven as well."""
+    for entry, partition, event in findings.decisions:
+        version = int(event.get("policy_version", 0))
+        wanted = (partition, f"agent:{event.get('agent')}", version)
+        if version and wanted not in findings.policies:
+            where = f"the decision on {event.get('payout')}, partition {partition}, entry {entry}"
+            raise Wrong(
+                f"{where}: version {version} of {wanted[1]}, by which it was made, is not in the bundle"
+            )
+
+
+def report(
+    manifest: Any, checkpoints: dict[int, Checkpoint], findings: Findings, keys: list[Key]
+) -> list[str]:
+    """What is proven, and what is not."""
+    outcomes: dict[str, list[int]] = {}
+    for _, _, event in findings.decisions:
+        outcomes.setdefault(str(event.get("decision")), []).append(int(event.get("amount", 0)))
+    lines = [f"PROVEN against {', '.join(f'{key.name}+{key.id.hex()}' for key in keys)}:"]
+    for one in checkpoints.values():
+        lines.append(f"  archive {one.archive}, partition {one.partition}: {one.size} entries, {one.time}")
+    lines += [
+        f"  {findings.entries} entries about {len(findings.payouts)} payouts are among them, each at its place and with"
+        " the bytes that were archived",
+        f"  {len(findings.policies)} policy versions, among them all that the decisions name",
+        *(f"  decisions {name}: {len(of)}, {sum(of)} paise" for name, of in sorted(outcomes.items())),
+        "NOT PROVEN, and not to be proven by any bundle:",
+        f"  that nothing is missing: the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
+        "  that what the entries say is true: they are what was recorded, at the time of the recorder's clock",
+    ]
+    left = manifest["not_covered"]
+    if left["count"]:
+        lines.append(
+            f"  {left['count']} newer entries that match were left out, since no checkpoint covered them yet:"
+        )
+        lines.append(
+            f"  partition {left['partition']}, seq {left['seq']}, entry {left['entry']} is the first of them"
+        )
+    return lines
+
+
+def decision_lines(findings: Findings) -> Iterator[str]:
+    """Each proven decision: entry, payout, decision, reason, paise, agent, policy version, reviewer."""
+    names = ("payout", "decision", "reason", "amount", "agent", "policy_version", "by")
+    for entry, partition, event in findings.decisions:
+        yield "\t".join([f"{partition}:{entry}", *(str(event.get(name, "")) for name in names)])
+
+
+def say(lines: list[str]) -> None:
+    """Print, without what could steer a terminal: some of it comes from the bundle."""
+    for line in lines:
+        sys.stdout.write("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check a bundle and tell."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="verify.py", description=__doc__, formatter_class=raw)
+    here = str(Path(__file__).parent)
+    parser.add_argument("key", help="the public key, or a file that holds it")
+    parser.add_argument("bundle", nargs="?", default=here, help="the .zip or its directory")
+    parser.add_argument("--decisions", action="store_true", help="also list each proven decision")
+    asked = parser.parse_args(arguments)
+    try:
+        named = asked.key if "+" in asked.key else Path(asked.key).read_text(encoding="utf-8")
+        keys = [read_key(word) for word in named.replace(",", " ").split()]
+    except (OSError, ValueError) as problem:
+        parser.error(f"{asked.key}: {problem}")
+    try:
+        bundle = Bundle(Path(asked.bundle))
+    except (OSError, zipfile.BadZipFile) as problem:
+        parser.error(f"{asked.bundle}: {problem}")
+    try:
+        manifest, checkpoints, findings = check(bundle, keys)
+        told = report(manifest, checkpoints, findings, keys)
+    except Wrong as wrong:
+        say([f"WRONG: {wrong}"])
+        return 1
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, zipfile.BadZipFile) as problem:
+        say([f"WRONG: the bundle cannot be read: {type(problem).__name__} {problem}"])
+        return 1
+    say([*told, *(decision_lines(findings) if asked.decisions else [])])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Exports: the audit's lines that match as CSV, JSON lines or Parquet, streamed from one snapshot into a file.
+
+A file is written under a temporary name beside its place and renamed when it is whole, so there is never half of one.
+"""
+
+import csv
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from streamproc.archive.evidence import lines
+from streamproc.archive.lookup import job_named
+from streamproc.archive.read import AuditFilter, AuditRow
+from streamproc.archive.signing_key import sync_directory
+from streamproc.archive.store import snapshot
+from streamproc.errors import InputError
+from streamproc.operate.audit_list import line_json
+from streamproc.operate.site import iso, us_of
+
+Format: TypeAlias = Literal["csv", "jsonl", "parquet", "bundle"]
+SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".zip": "bundle"}
+COLUMNS = (
+    *("id", "at", "kind", "decision", "reason", "agent", "vendor", "payout"),
+    *("amount_paise", "actor", "partition", "seq", "place"),
+)
+ROW_GROUP = 20_000
+"""Lines of a row group of Parquet, some 5 MB: what a reader takes in at once, and what is held while writing."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What makes a spreadsheet take a cell for a formula. Agents and vendors choose some of the text in here."""
+
+OnLines = Callable[[int], None]
+
+
+class Exported(Struct, frozen=True):
+    """What an export of lines wrote."""
+
+    file: str
+    format: Format
+    lines: int
+
+
+def format_of(path: Path, named: str | None) -> Format:
+    """The format that is named, or that the file's suffix means. Raises InputError where neither says."""
+    if named is not None:
+        return next(known for known in SUFFIXES.values() if known == named)
+    known = SUFFIXES.get(path.suffix.lower())
+    if known is None:
+        raise InputError(
+            f"{path}: the suffix says no format; it is {', '.join(SUFFIXES)}, or name one by --format"
+        )
+    return known
+
+
+async def export_lines(
+    dsn: str, wanted: AuditFilter, path: Path, form: Format, on_lines: OnLines = lambda _: None
+) -> Exported:
+    """Write the lines that match, the oldest first. Raises InputError for a place that cannot be written."""
+    make = _WRITERS[form]()
+    count = 0
+    with job_named(f"{path} was not written"):
+        async with snapshot(dsn, name="streamproc audit export") as db:
+            with written_whole(path) as file:
+                writer = make(file)
+                async for rows in lines(db, wanted):
+                    writer.add([AuditRow(**dict(row)) for row in rows])
+                    count += len(rows)
+                    on_lines(count)
+                writer.close()
+    return Exported(str(path), form, count)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name once it is whole and on disk, readable by this user only. What is there stays."""
+    if path.exists():
+        raise InputError(f"{path} is there already; name another file")
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror}") from problem
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        sync_directory(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+# ---- formats ----------------------------------------------------------------------------
+
+
+class Writer(Protocol):
+    """Writes lines in one format."""
+
+    def add(self, rows: Sequence[AuditRow]) -> None:
+        """More lines."""
+        ...
+
+    def close(self) -> None:
+        """That was the last."""
+        ...
+
+
+class _Csv:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._put([COLUMNS])
+
+    def add(self, rows: Sequence[AuditRow]) -> None:
+        self._put(
+            [[cell if isinstance(cell, int) else safe_cell(cell) for cell in _cells(row)] for row in rows]
+        )
+
+    def _put(self, rows: Sequence[Sequence[object]]) -> None:
+        text = _Lines()
+        csv.writer(text, lineterminator="\r\n").writerows(rows)
+        self._file.write("".join(text.parts).encode())
+
+    def close(self) -> None:
+        pass
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.parts.append(text)
+        return len(text)
+
+
+def safe_cell(text: str | None) -> str:
+    """Text as a spreadsheet must take it: never as a formula."""
+    if text is None:
+        return ""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _cells(row: AuditRow) -> tuple[str | int | None, ...]:
+    """A line in the order of COLUMNS."""
+    about = (row.kind, row.decision, row.reason, row.agent, row.vendor, row.payout)
+    return (row.id, iso(us_of(row.at)), *about, row.amount, row.actor, row.partition, row.seq, row.place)
+
+
+class _JsonLines:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def add(self, rows: Sequence[AuditRow]) -> None:
+        for row in rows:
+            self._file.write(json.dumps(line_json(row), ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        pass
+
+
+class _Parquet:
+    def __init__(self, file: BinaryIO, arrow: Any, parquet: Any) -> None:
+        self._arrow = arrow
+        kinds = {"at": arrow.timestamp("us", tz="UTC"), "partition": arrow.int32(), "place": arrow.int32()}
+        kinds |= {"amount_paise": arrow.int64(), "seq": arrow.int64()}
+        self._schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
+        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._rows: list[AuditRow] = []
+
+    def add(self, rows: Sequence[AuditRow]) -> None:
+        self._rows += rows
+        if len(self._rows) >= ROW_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        cells = [(row.id, row.at, *_cells(row)[2:]) for row in self._rows]
+        columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in COLUMNS]
+        arrays = [
+            self._arrow.array(values, type=field.type)
+            for values, field in zip(columns, self._schema, strict=True)
+        ]
+        self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        if self._rows:
+            self._write()
+        self._writer.close()
+
+
+def _parquet() -> Callable[[BinaryIO], Writer]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as problem:
+        raise InputError("Parquet needs the extra `parquet`: pip install 'streamproc[parquet]'") from problem
+    return lambda file: _Parquet(file, pyarrow, pyarrow.parquet)
+
+
+_WRITERS: dict[Format, Callable[[], Callable[[BinaryIO], Writer]]] = {
+    "csv": lambda: _Csv,
+    "jsonl": lambda: _JsonLines,
+    "parquet": _parquet,
+}
