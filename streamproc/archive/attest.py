@@ -108,7 +108,7 @@ class Maker:
         frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)
         seq, entry, link = self._covered.size, self._covered.entry, self._covered.hash
         while seq < upto:
-            rows = await self._db.fetch(_SQL["rows"], self._partition, seq, upto, ROWS_AT_ONCE)
+            rows = await self._db.fetch(_SQL["rows"], self._partition, seq, min(upto, seq + ROWS_AT_ONCE))
             for row in rows:
                 seq += 1
                 link = self._linked(row, seq, entry, link)

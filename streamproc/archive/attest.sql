@@ -11,7 +11,7 @@ SELECT entry_id, hash FROM events WHERE partition = $1 AND seq = $2;
 -- name: rows
 SELECT seq, entry_id AS id, e, m, hash FROM events
 WHERE partition = $1 AND seq > $2 AND seq <= $3
-ORDER BY seq LIMIT $4;
+ORDER BY seq;
 
 -- name: insert
 INSERT INTO checkpoints (partition, size, entry_id, hash, root, frontier, note) VALUES ($1, $2, $3, $4, $5, $6, $7);

@@ -132,13 +132,6 @@ async def payout_history(pool: asyncpg.Pool, payout: str) -> list[ArchivedEntry]
     return [_entry(row) for row in rows]
 
 
-async def chain_part(pool: asyncpg.Pool, partition: int, after_seq: int, count: int) -> list[ArchivedEntry]:
-    """Up to `count` entries of a partition after a seq, in order: what `chain.verify` follows."""
-    async with _bounded(pool) as db:
-        rows = await db.fetch(_SQL["chain_part"], partition, after_seq, count, timeout=QUERY_TIMEOUT_S)
-    return [_entry(row) for row in rows]
-
-
 async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     """The payout as the view `payouts` has it; None when it was never observed or not archived yet."""
     async with _bounded(pool) as db:

@@ -9,11 +9,6 @@ SELECT partition, seq, entry_id, payout, e, m, hash, archived_at
 FROM events WHERE payout = $1
 ORDER BY entry_ms, entry_n LIMIT $2;
 
--- name: chain_part
-SELECT partition, seq, entry_id, payout, e, m, hash, archived_at
-FROM events WHERE partition = $1 AND seq > $2
-ORDER BY seq LIMIT $3;
-
 -- name: payout_record
 SELECT record FROM payouts WHERE payout = $1 ORDER BY updated_at DESC, partition LIMIT 1;
 
