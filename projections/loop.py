@@ -35,7 +35,7 @@ from streamproc.archive.store import (
     open_head,
     take_lock,
 )
-from streamproc.errors import ConfigError, LogBroken, LogUnavailable, StreamprocError
+from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
 
 BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
@@ -201,16 +201,14 @@ class _Session:
         last = await self._view.last_id()
         if id_key(last) < id_key(head.entry):
             raise LogBroken(
-                f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost."
-                " Stop the workers and restore Redis's data; `streamproc recover` is not in this version yet"
+                f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost; {WHEN_LOST}"
             )
         anchor = await self._view.read(id_before(head.entry), 1, 0)
         if not anchor or anchor[0].id != head.entry:
             found = anchor[0].id if anchor else "nothing"
             raise LogBroken(
                 f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was"
-                " trimmed too far or lost its tail, and entries may be missing. Stop the workers and restore"
-                " Redis's data; `streamproc recover` is not in this version yet"
+                f" trimmed too far or lost its tail, and entries may be missing; {WHEN_LOST}"
             )
         await drop_redelivered(self._db, self._partition, head, anchor)
 

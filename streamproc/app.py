@@ -21,6 +21,7 @@ from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.read import archived_upto, payout_view
+from streamproc.archive.store import archived_heads
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
@@ -39,8 +40,8 @@ from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WAIT_FOR_REDIS_S = 0.5
-"""Between two looks at a Redis that is not there yet."""
+WAIT_TO_OPEN_S = 0.5
+"""Between two looks at a Redis, or an archive, that is not there yet."""
 POSTGRES_CHECK_S = 1.5
 """Less than a probe waits, so that it hears which dependency does not answer."""
 POOL_MAX = 4
@@ -62,22 +63,34 @@ async def stop_signals() -> AsyncIterator[asyncio.Event]:
 
 
 async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
-    """Wait for Redis, then make or check the log. False if we are stopped before Redis is there."""
-    said = False
+    """Wait for Redis, then make or check the log. False if we are stopped before Redis is there.
+
+    Where Redis holds no log the archive decides whether there never was one; while it is away nothing is decided.
+    """
+    said = ""
     while not stopping.is_set():
         try:
             async with connected(settings.redis_url) as client:
-                await open_log(client, partitions=settings.partitions, groups=consumers.GROUPS)
+                await open_log(
+                    client,
+                    partitions=settings.partitions,
+                    groups=consumers.GROUPS,
+                    archived=lambda: _partitions_archived(settings),
+                )
             return True
-        except LogUnavailable as problem:
-            if not said:
-                log.warning("waiting for Redis: %s", problem)
-                said = True
+        except (LogUnavailable, TryAgain) as problem:
+            if said != (said := str(problem)):
+                log.warning("waiting to open the log: %s", problem)
             try:
-                await asyncio.wait_for(stopping.wait(), WAIT_FOR_REDIS_S)
+                await asyncio.wait_for(stopping.wait(), WAIT_TO_OPEN_S)
             except TimeoutError:
                 continue
     return False
+
+
+async def _partitions_archived(settings: Settings) -> set[int]:
+    dsn = settings.postgres_dsn.reveal()
+    return set(await archived_heads(dsn)) if dsn else set()
 
 
 # ---- worker -----------------------------------------------------------------------------

@@ -52,7 +52,7 @@ _append_once, _load, _admit, _commit = (
     Script("commit"),
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
-_change_policy, _close_letter = Script("change_policy"), Script("close_letter")
+_change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
 
 
 class Keys:
@@ -144,9 +144,23 @@ async def append_once(client: Redis, names: Names, deliveries: Sequence[Delivery
     args: list[Any] = [SEEN_TTL_S]
     for delivery in deliveries:
         keys += [names.seen(key) for key in delivery.keys]
-        args += [len(delivery.keys), delivery.e, delivery.m]
+        args += [len(delivery.keys), delivery.e, _with_keys(delivery.m, delivery.keys)]
     reply = await _append_once(client, keys, args)
     return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
+
+
+def _with_keys(m: bytes, keys: Sequence[str]) -> bytes:
+    """The metadata with the delivery's keys: from the archive alone they can be known again (`streamproc recover`)."""
+    return m[:-1] + b',"keys":' + _encode(keys) + b"}" if keys else m
+
+
+async def open_partition(client: Redis, names: Names, groups: Sequence[str], *, made_before: bool) -> str:
+    """Make what is missing at the first start; the name of a group that was made and is gone, or ''.
+
+    Raises LogBroken where the stream was made and is gone, or is being rebuilt.
+    """
+    gone: bytes = await _open(client, [names.log, names.groups, names.recovery], [int(made_before), *groups])
+    return gone.decode()
 
 
 async def load(client: Redis, names: Names, payouts: Sequence[str]) -> tuple[int, bytes, list[Row]]:
@@ -178,7 +192,7 @@ def _admission(kept: bytes, asked: tuple[Window, ...] = ()) -> Admission:
 
 async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:
     """Take rate slots and reserve budget; the recorded answer where a payout was answered before."""
-    keys = Keys(names.number)
+    keys = Keys(names.number, names.log)
     # Told by identity: callers share what payouts have in common, and hashing its contents costs 1 µs a payout.
     numbers: dict[tuple[int, int], int] = {}
     terms: list[Any] = []

@@ -66,7 +66,7 @@ async def test_a_line_says_who_wrote_what_about_which_payout(redis_url: str):
     assert "webhook" in line_text(line)
     assert line_text(line).endswith("pout_1  payout.observed(pending)")
     shown = json.loads(json.dumps(line_json(line)))
-    assert shown["meta"] == {"by": "webhook"}
+    assert shown["meta"] == {"by": "webhook", "keys": ["pout_1"]}
     assert shown["events"][0]["id"] == f"0:{line.entry.id}:0"
 
 
