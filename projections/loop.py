@@ -13,7 +13,7 @@ most the checkpoint, never above. A log that contradicts the archive stops the p
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Protocol, TypeAlias
@@ -21,6 +21,7 @@ from typing import Protocol, TypeAlias
 import asyncpg
 from msgspec import Struct
 
+from projections.janitor import Janitor, keep_trimmed
 from projections.keep import keep_views
 from projections.outage import Outage
 from projections.run import Feed
@@ -82,19 +83,28 @@ async def run_projector(
     make_log_view: Callable[[int], LogView],
     stopping: asyncio.Event,
     on_batch: OnBatch | None = None,
+    janitor: Janitor | None = None,
 ) -> None:
     """Project all partitions until `stopping` is set. One that breaks stops all, by its LogBroken."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for partition in range(partitions):
                 view = make_log_view(partition)
-                running = project(partition, view, dsn, stopping=stopping, on_batch=on_batch)
-                tasks.create_task(running, name=f"project-{partition}")
+                running = project(partition, view, dsn, stopping=stopping, on_batch=on_batch, janitor=janitor)
+                tasks.create_task(_or_stop(running, stopping), name=f"project-{partition}")
     except BaseExceptionGroup as problems:
         named = _first_named(problems)
         if named is None:
             raise
         raise named from problems
+
+
+async def _or_stop(running: Coroutine[None, None, None], stopping: asyncio.Event) -> None:
+    """One that ends ends all: a cancellation alone may be swallowed (wait_for, Python 3.11, inside the clients)."""
+    try:
+        await running
+    finally:
+        stopping.set()
 
 
 def _first_named(problems: BaseExceptionGroup[BaseException]) -> BaseException | None:
@@ -113,6 +123,7 @@ async def project(
     stopping: asyncio.Event,
     on_batch: OnBatch | None = None,
     batch_max: int = BATCH_MAX,
+    janitor: Janitor | None = None,
 ) -> None:
     """Project one partition until `stopping` is set; closes `view`.
 
@@ -124,7 +135,7 @@ async def project(
         while not stopping.is_set():
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
-                    session = _Session(partition, view, db, on_batch, batch_max)
+                    session = _Session(partition, view, db, on_batch, batch_max, janitor)
                     await session.run(dsn, stopping, outage)
             except (*AWAY, LogUnavailable) as problem:
                 await outage.wait(problem, stopping)
@@ -142,13 +153,20 @@ class _Session:
     """One connection's worth of projecting: from taking the lock to losing the connection."""
 
     def __init__(
-        self, partition: int, view: LogView, db: asyncpg.Connection, on_batch: OnBatch | None, batch_max: int
+        self,
+        partition: int,
+        view: LogView,
+        db: asyncpg.Connection,
+        on_batch: OnBatch | None,
+        batch_max: int,
+        janitor: Janitor | None,
     ) -> None:
         self._partition = partition
         self._view = view
         self._db = db
         self._on_batch = on_batch
         self._batch_max = batch_max
+        self._janitor = janitor
         self._head = Head()
         self._feed = Feed()
         self._ranges: set[int] = set()
@@ -160,21 +178,26 @@ class _Session:
         self._head = await open_head(self._db, self._partition)
         await self._check_anchor()
         outage.over()
-        views = asyncio.create_task(keep_views(self._partition, dsn, self._feed, stopping))
+        beside = [asyncio.create_task(keep_views(self._partition, dsn, self._feed, stopping))]
+        if self._janitor is not None:
+            trimming = keep_trimmed(self._partition, self._janitor, lambda: self._head.entry, stopping)
+            beside.append(asyncio.create_task(trimming))
         try:
             while not stopping.is_set():
-                if views.done():
-                    views.result()  # a defect: nothing that can happen ends it
+                for task in beside:
+                    if task.done():
+                        task.result()  # a defect: nothing that can happen ends it
                 entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
                 if entries:
                     await self._take(entries)
                 else:
                     await self._check_anchor()
                 outage.over()
-            await asyncio.wait({views}, timeout=VIEWS_DRAIN_S)
+            await asyncio.wait(beside, timeout=VIEWS_DRAIN_S)
         finally:
-            views.cancel()
-            await asyncio.gather(views, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def _take(self, entries: Sequence[Entry]) -> None:
         entries = await drop_redelivered(self._db, self._partition, self._head, entries)

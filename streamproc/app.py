@@ -16,6 +16,7 @@ import consumers
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
 from consumers.vet import Reputations
+from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
@@ -35,6 +36,7 @@ from streamproc.log.health import server_settings
 from streamproc.log.names import Names, partition_of
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
+from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.settings import Settings
 
@@ -110,7 +112,16 @@ async def run_worker(
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
             for consumer in _consumers(settings, groups, concurrency):
-                tasks.create_task(consumer.run(stopping), name=consumer.name)
+                tasks.create_task(_consume(consumer, stopping), name=consumer.name)
+
+
+async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
+    """A consumer that ends ends all: by the task group's cancellation, and by `stopping`, since redis-py's wait_for
+    (Python 3.11) swallows a cancellation that comes together with what it waits for."""
+    try:
+        await consumer.run(stopping)
+    finally:
+        stopping.set()
 
 
 def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
@@ -295,7 +306,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
 
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
-    """Archive every partition's log and keep the views."""
+    """Archive every partition's log, keep the views, and trim what the archive has."""
     if not await opened(settings, stopping):
         return
     look_less_often()
@@ -304,4 +315,16 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
         settings.partitions,
         lambda partition: LogView(settings.redis_url, partition),
         stopping,
+        janitor=_janitor(settings),
     )
+
+
+def _janitor(settings: Settings) -> Janitor:
+    async def trim(partition: int, anchor: str) -> Round:
+        async with connected(settings.redis_url) as client:
+            done, more = await trim_round(
+                client, Names(partition), anchor=anchor, retention_s=settings.retention_s
+            )
+        return Round(done.removed, more)
+
+    return Janitor(settings.trim_interval_s, trim)

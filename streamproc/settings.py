@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ntfy_topic: str = ""
     timezone: str = "Asia/Kolkata"
     retention_s: float = 30 * 86_400.0
+    trim_interval_s: float = 300.0
     claim_idle_s: float = 60.0
     drain_s: float = 20.0
     workers: int = 2
@@ -220,6 +221,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
+    Variable("TRIM_INTERVAL", "trim_interval_s", _duration(0.1)),
     Variable("CLAIM_IDLE", "claim_idle_s", _duration(0.1)),
     Variable("DRAIN", "drain_s", _duration(0.1)),
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),

@@ -11,3 +11,10 @@ SELECT h.partition, h.seq - v.seq AS behind,
        (SELECT entry_ms FROM events e WHERE e.partition = h.partition AND e.seq = v.seq + 1) AS waiting_ms
 FROM heads h JOIN (SELECT partition, min(seq) AS seq FROM view_heads GROUP BY partition) v USING (partition)
 ORDER BY h.partition;
+
+-- name: entries_between
+-- seq is dense, so two look-ups count the entries from the first id up to the second.
+SELECT coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entry_n) >= ($4, $5)
+                 ORDER BY entry_ms, entry_n LIMIT 1), 0)
+     - coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entry_n) >= ($2, $3)
+                 ORDER BY entry_ms, entry_n LIMIT 1), 0) AS entries;

@@ -1,8 +1,6 @@
 """`streamproc replay`: views built anew from the archive."""
 
 import json
-import sys
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +8,12 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import postgres_dsn
+from streamproc.cli.telling import Telling
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
-    from streamproc.operate.replay import Progress, Result
+    from streamproc.operate.replay import Result
 
-SAY_EVERY_S = 5.0
-"""Between two lines of progress where there is no terminal."""
 ROWS_SHOWN_MAX = 1_000
 """Rows of a table on a terminal; `--json` gives all."""
 VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "vendors")
@@ -78,7 +75,7 @@ def _rebuild(
 ) -> None:
     from streamproc.operate.replay import replay as job
 
-    with _Telling() as telling:
+    with Telling("replay") as telling:
         result = output.run(
             job(dsn, views, verify=verify, restart=restart, jobs=jobs, on_progress=telling.hear)
         )
@@ -146,7 +143,7 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
 
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
-        with _Telling() as telling:
+        with Telling("replay") as telling:
             async with built_as_of(dsn, targets, jobs=jobs, on_progress=telling.hear) as place:
                 telling.end()
                 shown: list[list[object]] = []
@@ -163,54 +160,3 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                     output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 
     output.run(body())
-
-
-class _Telling:
-    """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._next = time.monotonic() + SAY_EVERY_S
-
-    def __enter__(self) -> "_Telling":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task("planning", total=None, rate="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def hear(self, progress: "Progress") -> None:
-        """Show it."""
-        rate = f"{progress.events / progress.seconds:,.0f} events/s" if progress.seconds > 0 else ""
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                description=progress.stage,
-                total=progress.total or None,
-                completed=progress.done,
-                rate=rate,
-            )
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + SAY_EVERY_S
-            share = 100 * progress.done // progress.total if progress.total else 0
-            click.echo(f"replay: {progress.stage}, {share} %, {rate}", err=True)

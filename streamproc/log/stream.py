@@ -104,7 +104,7 @@ async def open_log(
                 await client.hset(META, made, "1")
 
 
-def _check_count(made_with: bytes | None, partitions: int) -> None:
+def _check_count(made_with: bytes | str | None, partitions: int) -> None:
     if made_with and int(made_with) != partitions:
         raise LogBroken(f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {int(made_with)}")
 

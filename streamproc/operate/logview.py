@@ -16,6 +16,7 @@ from streamproc.log.names import Names
 from streamproc.log.stream import ZERO, Entry, LogView, id_key
 from streamproc.operate.explain import event_json
 from streamproc.operate.site import US, Site, iso
+from streamproc.operate.trim import Kept, look
 
 TAIL_MAX = 10_000
 """Entries shown at once."""
@@ -65,9 +66,19 @@ async def _start(view: LogView, partition: int, after: list[Line]) -> str:
     return shown[-1] if shown else await view.last_id() or ZERO
 
 
-async def stats(site: Site) -> list[LogStats]:
-    """The size of every partition."""
-    return [await log_stats(site.client, partition) for partition in range(site.partitions)]
+class Stats(Struct, frozen=True):
+    """The size of a partition, and what holds its beginning; `kept` is None while the archive cannot be asked."""
+
+    size: LogStats
+    kept: Kept | None
+
+
+async def stats(site: Site, retention_s: float) -> list[Stats]:
+    """Every partition."""
+    return [
+        Stats(await log_stats(site.client, partition), await look(site, partition, retention_s))
+        for partition in range(site.partitions)
+    ]
 
 
 def line_json(line: Line) -> dict[str, Any]:

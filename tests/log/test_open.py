@@ -71,7 +71,7 @@ async def nothing_archived() -> set[int]:
 
 async def test_an_empty_redis_is_no_first_start_where_the_archive_has_entries(redis_url: str) -> None:
     async with connected(redis_url) as client:
-        with pytest.raises(LogBroken, match="holds no log.*streamproc recover"):
+        with pytest.raises(LogBroken, match=r"holds no log.*streamproc recover"):
             await open_log(client, partitions=1, groups=GROUPS, archived=archived_partition_0)
         assert await client.dbsize() == 0
         await open_log(client, partitions=1, groups=GROUPS, archived=nothing_archived)
@@ -98,7 +98,7 @@ async def test_a_partition_that_was_made_and_is_gone_is_not_made_again_even_with
     async with connected(redis_url) as client:
         await open_log(client, partitions=2, groups=GROUPS)
         await client.delete(*await client.keys(f"{Names(1).base}:*"))
-        with pytest.raises(LogBroken, match="partition 1 is gone.*streamproc recover"):
+        with pytest.raises(LogBroken, match=r"partition 1 is gone.*streamproc recover"):
             await open_log(client, partitions=2, groups=GROUPS)
         assert not await client.exists(Names(1).log)
 
