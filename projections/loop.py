@@ -25,13 +25,13 @@ from projections.janitor import Janitor, keep_trimmed
 from projections.keep import keep_views
 from projections.outage import Outage
 from projections.run import Feed
+from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import (
     AWAY,
     Entry,
     Head,
     connection,
-    id_before,
     id_key,
     open_head,
     take_lock,
@@ -48,16 +48,8 @@ VIEWS_DRAIN_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class LogView(Protocol):
+class LogView(Log, Protocol):
     """One partition's log, read without a group."""
-
-    async def read(self, after: str, count: int, block_ms: int, /) -> Sequence[Entry]:
-        """Entries after an id; waits up to `block_ms` for the first, 0 does not wait."""
-        ...
-
-    async def last_id(self) -> str:
-        """The newest entry's id; 0-0 when there is none."""
-        ...
 
     async def aclose(self) -> None:
         """Close what reading opened."""
@@ -218,22 +210,9 @@ class _Session:
 
     async def _check_anchor(self) -> None:
         """Raise LogBroken unless the last archived entry is in the log as it was archived."""
-        head, where = self._head, f"the log of partition {self._partition}"
-        if head.seq == 0:
-            return
-        last = await self._view.last_id()
-        if id_key(last) < id_key(head.entry):
-            raise LogBroken(
-                f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost; {WHEN_LOST}"
-            )
-        anchor = await self._view.read(id_before(head.entry), 1, 0)
-        if not anchor or anchor[0].id != head.entry:
-            found = anchor[0].id if anchor else "nothing"
-            raise LogBroken(
-                f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was"
-                f" trimmed too far or lost its tail, and entries may be missing; {WHEN_LOST}"
-            )
-        await drop_redelivered(self._db, self._partition, head, anchor)
+        problem = await lost_from(self._db, self._view, self._partition, self._head)
+        if problem:
+            raise LogBroken(f"{problem}; {WHEN_LOST}")
 
 
 def months_of(entries: Sequence[Entry]) -> list[int]:

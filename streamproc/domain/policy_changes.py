@@ -21,6 +21,7 @@ from streamproc.domain.policy_file import PolicyFile
 from streamproc.domain.policy_report import Report, shown
 from streamproc.errors import InputError, LogBroken
 
+_UNSET = object()
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
 
 
@@ -74,6 +75,22 @@ def patch_scope(
     report.refuse_if_any()
     wanted = {s: state.own for s, state in current.items()} | {scope: merged}
     return _changes(current, wanted, report, at=at, by=by, why=why)
+
+
+def replan(current: Mapping[str, ScopeState], change: PolicyChanged, *, at: int) -> list[PolicyChanged]:
+    """The changes that making *change* once more, on other policies than it was made on, makes now.
+
+    Only what it changed of its scope's own fields is changed: what is in force of the others stays. It gets the next
+    version. InputError where that is inconsistent.
+    """
+    before, now = change.before or {}, current.get(change.scope)
+    own = change.after
+    if own is not None and now is not None and now.own is not None:
+        changed = {field: value for field, value in own.items() if before.get(field, _UNSET) != value}
+        kept = {field: value for field, value in now.own.items() if field in own or field not in before}
+        own = kept | changed
+    wanted = {scope: state.own for scope, state in current.items()} | {change.scope: own}
+    return _changes(current, wanted, Report(change.scope), at=at, by=change.by, why=change.why)
 
 
 def scopes_after(scopes: Mapping[str, ScopeState], *changes: PolicyChanged) -> dict[str, ScopeState]:

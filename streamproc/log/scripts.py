@@ -138,9 +138,14 @@ class Handover:
     timers: list[tuple[int, bytes]] = field(default_factory=list)
 
 
-async def append_once(client: Redis, names: Names, deliveries: Sequence[Delivery]) -> list[tuple[str, bool]]:
-    """Append each delivery unless one of its keys was seen; (entry id, whether it is new) for each."""
-    keys: list[str] = [names.log]
+async def append_once(
+    client: Redis, names: Names, deliveries: Sequence[Delivery], *, log: str = ""
+) -> list[tuple[str, bool]]:
+    """Append each delivery unless one of its keys was seen; (entry id, whether it is new) for each.
+
+    `log` is another stream of the partition than its log: one that is being built.
+    """
+    keys: list[str] = [log or names.log]
     args: list[Any] = [SEEN_TTL_S]
     for delivery in deliveries:
         keys += [names.seen(key) for key in delivery.keys]
@@ -188,6 +193,18 @@ def _admission(kept: bytes, asked: tuple[Window, ...] = ()) -> Admission:
         windows = _decode_windows(recorded) if recorded else asked
         budget_answer = BudgetAnswer(nth, amount, exceeded, windows, before)
     return Admission(rate_answer, budget_answer)
+
+
+def kept_admission(admission: Admission) -> bytes:
+    """An admission as admit.lua keeps it: the inverse of `_admission`."""
+    rate = budget = recorded = b""
+    if (slot := admission.rate) is not None:
+        rate = b"%d %d %d" % (slot.number, slot.used, slot.limited)
+    if (room := admission.budget) is not None:
+        amounts = (amount for pair in room.before for amount in pair)
+        budget = b" ".join(b"%d" % n for n in (room.number, room.amount, room.exceeded, *amounts))
+        recorded = _encode(room.windows)
+    return b"|".join((rate, budget, recorded))
 
 
 async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:
