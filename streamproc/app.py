@@ -22,7 +22,6 @@ from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.read import archived_upto, payout_view
-from streamproc.archive.store import archived_heads
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
@@ -30,14 +29,16 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.group import Consumer
 from streamproc.log.health import server_settings
-from streamproc.log.names import Names, partition_of
+from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
+from streamproc.operate.condition import partitions_archived
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
                     client,
                     partitions=settings.partitions,
                     groups=consumers.GROUPS,
-                    archived=lambda: _partitions_archived(settings),
+                    archived=lambda: partitions_archived(settings),
                 )
             return True
         except (LogUnavailable, TryAgain) as problem:
@@ -88,11 +89,6 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
             except TimeoutError:
                 continue
     return False
-
-
-async def _partitions_archived(settings: Settings) -> set[int]:
-    dsn = settings.postgres_dsn.reveal()
-    return set(await archived_heads(dsn)) if dsn else set()
 
 
 # ---- worker -----------------------------------------------------------------------------
@@ -269,20 +265,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     if not await opened(settings, stopping):
         return
     account = settings.razorpay_account_id
-    names = Names(partition_of(account, settings.partitions))
-    cursor = names.cursor(f"poll:{account}")
-
-    async def load_cursor() -> int | None:
-        async with connected(settings.redis_url) as client:
-            with named_errors():
-                value = await client.get(cursor)
-        return int(value) if value else None
-
-    async def save_cursor(position: int) -> None:
-        async with connected(settings.redis_url) as client:
-            with named_errors():
-                await client.set(cursor, position)
-
+    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="poll")
@@ -299,8 +282,8 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
             account=account,
             account_number=settings.razorpay_account_number,
             interval_s=settings.poll_interval_s,
-            load_cursor=load_cursor,
-            save_cursor=save_cursor,
+            load_cursor=cursor.load,
+            save_cursor=cursor.save,
         )
         await poller.run(stopping)
 

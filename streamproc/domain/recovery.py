@@ -26,6 +26,9 @@ from streamproc.domain.payouts import (
 )
 from streamproc.domain.wire import Meta
 
+US = 1_000_000
+SLOTS_SPARE = 256
+"""Rate slots that are kept of an agent beyond its limit: commits come in another order than admissions."""
 LATEST_ZONE = timedelta(hours=12)
 """A calendar window is named without its zone; nowhere does it end later than this after it ended in UTC."""
 
@@ -155,6 +158,55 @@ def timers_of(
     if record.hold_expires_at in fired:
         return []
     return [TimerFired(at=record.hold_expires_at, payout=record.payout, timer="hold_expiry")]
+
+
+class _Slots(Struct):
+    """One agent's rate slots of late, in the order of their admission numbers."""
+
+    taken: list[tuple[int, str, int]] = []
+    """Number, payout, time received (µs)."""
+    newest: int = 0
+    """The newest time counted among those that are no longer kept."""
+    window_us: int = 0
+    limit: int = 0
+    last_ms: int = 0
+
+
+class Rates:
+    """Rate slots from the log, as admit.lua counts them: a late payout counts as of the newest before it."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, _Slots] = {}
+
+    def add(self, agent: str, event: VelocityChecked, received_at: int, entry_ms: int) -> None:
+        """A payout of `agent` that was checked; it has taken a slot unless there was none, or no limit."""
+        if not event.number or not event.limit or is_limited(event):
+            return
+        slots = self._agents.setdefault(agent, _Slots())
+        slots.taken.append((event.number, event.payout, received_at))
+        slots.window_us, slots.limit = event.window_s * US, event.limit
+        slots.last_ms = max(slots.last_ms, entry_ms)
+        if len(slots.taken) > 2 * (slots.limit + SLOTS_SPARE):
+            self._forget(slots)
+
+    def _forget(self, slots: _Slots) -> None:
+        """No window holds more than its limit, so older ones than that many no longer count."""
+        slots.taken.sort()
+        gone, slots.taken = (
+            slots.taken[: -slots.limit - SLOTS_SPARE],
+            slots.taken[-slots.limit - SLOTS_SPARE :],
+        )
+        slots.newest = max(slots.newest, *(at for _, _, at in gone))
+
+    def agents(self) -> Iterator[tuple[str, dict[str, int], int, int]]:
+        """Each agent, its slots (payout -> time counted, µs), the window (µs), and when the last was recorded (ms)."""
+        for agent, slots in self._agents.items():
+            newest, counted = slots.newest, dict[str, int]()
+            for _, payout, received_at in sorted(slots.taken):
+                newest = max(newest, received_at)
+                counted[payout] = newest
+            live = {payout: at for payout, at in counted.items() if at > newest - slots.window_us}
+            yield agent, live, slots.window_us, slots.last_ms
 
 
 def is_over(record: PayoutRecord) -> bool:

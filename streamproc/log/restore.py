@@ -98,8 +98,8 @@ class Restorer:
     """Writes one partition. Nothing that it wrote counts before `put_in_place`."""
 
     def __init__(self, client: Redis, names: Names, run: int) -> None:
-        self._client = client
-        self._names = names
+        self.client = client
+        self.names = names
         self._run = run
         self._commands: list[tuple[Any, ...]] = []
         self.stamp = str(run).encode()
@@ -109,29 +109,29 @@ class Restorer:
 
     async def set_aside(self) -> bool:
         """Take the log out of everybody's hands; whether there was one."""
-        keys = [self._names.log, self._names.rescued, self._names.recovery]
-        return bool(await _set_aside(self._client, keys, [self._run]) == 1)
+        keys = [self.names.log, self.names.rescued, self.names.recovery]
+        return bool(await _set_aside(self.client, keys, [self._run]) == 1)
 
     async def wipe(self) -> None:
         """Remove what the partition holds, but for the log set aside, the number and the reputations."""
-        names, cursor = self._names, 0
+        names, cursor = self.names, 0
         kept = {names.rescued, names.recovery, names.number}
         while True:
             with named_errors():
-                answer: Any = await self._client.scan(cursor, match=f"{names.base}:*", count=SCAN_COUNT)
+                answer: Any = await self.client.scan(cursor, match=f"{names.base}:*", count=SCAN_COUNT)
                 cursor, found = answer[0], [key.decode() for key in answer[1]]
                 gone = [k for k in found if k not in kept and not k.startswith(names.reputation(""))]
                 if gone:
-                    await self._client.unlink(*gone)
+                    await self.client.unlink(*gone)
             if cursor == 0:
                 return
 
     async def put_in_place(self, *, keep_rescued_s: float) -> None:
         """The log that was built is the log. Raises JobFailed where another run has taken over."""
         await self.flush()
-        names = self._names
+        names = self.names
         keys = [names.staged, names.log, names.rescued, names.recovery]
-        if await _put_in_place(self._client, keys, [self._run, int(keep_rescued_s)]) != 1:
+        if await _put_in_place(self.client, keys, [self._run, int(keep_rescued_s)]) != 1:
             raise JobFailed("another `streamproc recover` has taken over; let that one finish")
 
     async def flush(self) -> None:
@@ -139,9 +139,9 @@ class Restorer:
         if not self._commands:
             return
         with named_errors():
-            if await self._client.hget(self._names.recovery, "run") != self.stamp:
+            if await self.client.hget(self.names.recovery, "run") != self.stamp:
                 raise JobFailed("another `streamproc recover` has taken over; let that one finish")
-            async with self._client.pipeline(transaction=False) as pipe:
+            async with self.client.pipeline(transaction=False) as pipe:
                 for command in self._commands:
                     pipe.execute_command(*command)
                 self._commands.clear()
@@ -158,7 +158,7 @@ class Restorer:
         self, record: PayoutRecord, admission: Admission, *, expires_at_s: int | None = None
     ) -> None:
         """A payout's hash, as commit.lua and admit.lua leave it."""
-        key = self._names.payout(record.payout)
+        key = self.names.payout(record.payout)
         fields: list[Any] = ["v", self.stamp, "s", encode_record(record)]
         if admission.rate is not None or admission.budget is not None:
             fields += ["a", scripts.kept_admission(admission)]
@@ -170,66 +170,66 @@ class Restorer:
 
     async def budget(self, scope: str, window: str, reserved: int, committed: int, expires_at_s: int) -> None:
         """What a window holds."""
-        key = self._names.budget(scope, window)
+        key = self.names.budget(scope, window)
         await self._put("HSET", key, "r", reserved, "c", committed)
         await self._put("EXPIREAT", key, expires_at_s)
 
     async def rate(self, agent: str, slots: Mapping[str, int], expires_at_s: int) -> None:
         """An agent's rate slots: payout -> time counted (µs)."""
-        key, flat = self._names.rate(agent), [x for payout, at in slots.items() for x in (at, payout)]
+        key, flat = self.names.rate(agent), [x for payout, at in slots.items() for x in (at, payout)]
         for start in range(0, len(flat), COMMANDS_MAX):
             await self._put("ZADD", key, *flat[start : start + COMMANDS_MAX])
         await self._put("EXPIREAT", key, expires_at_s)
 
     async def seen(self, key: str, entry: str, expires_at_s: int) -> None:
         """A delivery that is in the log."""
-        await self._put("SET", self._names.seen(key), entry, "EXAT", expires_at_s)
+        await self._put("SET", self.names.seen(key), entry, "EXAT", expires_at_s)
 
     async def timer(self, timer: TimerFired) -> None:
         """Something that is due later."""
-        await self._put("ZADD", self._names.timers, timer.at, encode_events([timer]))
+        await self._put("ZADD", self.names.timers, timer.at, encode_events([timer]))
 
     async def policies(self, scopes: Mapping[str, ScopeState]) -> None:
         """What is in force."""
-        await self._put("HSET", self._names.policy, "rev", self.stamp)
+        await self._put("HSET", self.names.policy, "rev", self.stamp)
         for scope, state in scopes.items():
-            await self._put("HSET", self._names.policy, scope, _encode(state))
+            await self._put("HSET", self.names.policy, scope, _encode(state))
 
     async def letter(self, letter: str, entry: Entry, group: str, problem: str) -> None:
         """A dead letter, in ascending order of its id."""
         fields = ("entry", entry.id, "group", group, "e", entry.e, "m", entry.m, "problem", problem)
-        await self._put("XADD", self._names.dead, letter, *fields)
+        await self._put("XADD", self.names.dead, letter, *fields)
 
     async def entry(self, entry: Entry) -> None:
         """An entry under its own id, in ascending order."""
-        await self._put("XADD", self._names.staged, entry.id, "e", entry.e, "m", entry.m)
+        await self._put("XADD", self.names.staged, entry.id, "e", entry.e, "m", entry.m)
 
     async def groups(self, groups: Iterable[str], at: str, entries: int) -> None:
         """The groups, which have read the `entries` up to the id `at`, the newest restored one."""
         for group in groups:
             await self._put(
-                *("XGROUP", "CREATE", self._names.staged, group, at or ZERO, "MKSTREAM"),
+                *("XGROUP", "CREATE", self.names.staged, group, at or ZERO, "MKSTREAM"),
                 *("ENTRIESREAD", entries),
             )
-            await self._put("HSET", self._names.groups, group, "1")
+            await self._put("HSET", self.names.groups, group, "1")
 
     async def pending(self, group: str, entries: Sequence[str]) -> None:
         """Restored entries that the group may not have handled: a worker takes them up at once."""
         for start in range(0, len(entries), COMMANDS_MAX):
             ids = entries[start : start + COMMANDS_MAX]
-            await self._put("XCLAIM", self._names.staged, group, CONSUMER, 0, *ids, "FORCE", "JUSTID")
-            await self._put("ZADD", self._names.retries(group), *(x for i in ids for x in (0, i)))
+            await self._put("XCLAIM", self.names.staged, group, CONSUMER, 0, *ids, "FORCE", "JUSTID")
+            await self._put("ZADD", self.names.retries(group), *(x for i in ids for x in (0, i)))
 
     async def number(self, highest: int) -> None:
         """The counter of admissions and settlements: after the highest that is known, here or in the archive."""
         with named_errors():
-            known = int(await self._client.get(self._names.number) or 0)
+            known = int(await self.client.get(self.names.number) or 0)
         if max(known, highest):
-            await self._put("SET", self._names.number, max(known, highest))
+            await self._put("SET", self.names.number, max(known, highest))
 
     async def cursor(self, producer: str, position: int) -> None:
         """How far a polling producer has read."""
-        await self._put("SET", self._names.cursor(producer), position)
+        await self._put("SET", self.names.cursor(producer), position)
 
     # ---- what comes after what was restored ----
 
@@ -237,5 +237,5 @@ class Restorer:
         """Append to the log that is built, unless one of the keys is in it already; whether it is new."""
         await self.flush()
         delivery = scripts.Delivery(keys, e, m)
-        [(_, new)] = await scripts.append_once(self._client, self._names, [delivery], log=self._names.staged)
+        [(_, new)] = await scripts.append_once(self.client, self.names, [delivery], log=self.names.staged)
         return new

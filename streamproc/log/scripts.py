@@ -23,6 +23,9 @@ the two big scripts were measured at; a batch is half of it (docs/performance.md
 SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
+RATE_BACKLOG_S = 86_400
+"""How long rate slots outlive their window, as admit.lua has it: a backlog of a day still finds them."""
+
 _encode = msgspec.json.Encoder().encode
 _decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
 

@@ -1,5 +1,6 @@
 """The log held against its archive: is it what it must be, and what is wrong where it is not."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import asyncpg
@@ -7,11 +8,14 @@ from msgspec import Struct
 
 import consumers
 from streamproc.archive.anchor import lost_from
-from streamproc.archive.store import Head, read_head
+from streamproc.archive.store import Head, archived_heads, connection, read_head
+from streamproc.errors import WHEN_LOST, JobFailed
+from streamproc.log.connection import connected
 from streamproc.log.inspect import log_exists
 from streamproc.log.names import Names
-from streamproc.log.restore import groups_gone
+from streamproc.log.restore import groups_gone, read_meta
 from streamproc.log.stream import LogView
+from streamproc.settings import Settings
 
 
 class Condition(Struct, frozen=True):
@@ -38,3 +42,29 @@ async def condition_of(client: Any, redis_url: str, db: asyncpg.Connection, part
     gone = await groups_gone(client, names, consumers.GROUPS)
     problem = f"consumer groups are gone: {', '.join(gone)}" if gone else ""
     return Condition(partition, head, problem, anchored=True)
+
+
+async def conditions(settings: Settings, client: Any, partitions: Iterable[int]) -> list[Condition]:
+    """Look at some partitions."""
+    async with connection(settings.postgres_dsn.reveal(), name="streamproc condition") as db:
+        return [await condition_of(client, settings.redis_url, db, partition) for partition in partitions]
+
+
+async def partitions_archived(settings: Settings) -> set[int]:
+    """The partitions that the archive has entries of. Raises TryAgain while Postgres is away."""
+    dsn = settings.postgres_dsn.reveal()
+    return set(await archived_heads(dsn)) if dsn else set()
+
+
+async def refuse_if_lost(settings: Settings) -> None:
+    """Raise JobFailed, saying what to do, where the archive has what this log has lost. Makes and changes nothing."""
+    archived = await partitions_archived(settings)
+    async with connected(settings.redis_url) as client:
+        meta = await read_meta(client)
+        if meta.recovering:
+            raise JobFailed(
+                "this log is being recovered; if `streamproc recover` was interrupted, run it again"
+            )
+        for one in await conditions(settings, client, sorted(archived)):
+            if one.problem:
+                raise JobFailed(f"partition {one.partition} of the log: {one.problem}; {WHEN_LOST}")
