@@ -8,7 +8,10 @@ WHERE partition = $1
        OR split_part(entry_id, '-', 1)::bigint >= $4);
 
 -- name: budgets
-SELECT scope, window_name, reserved, committed FROM budgets WHERE partition = $1;
+SELECT scope, window_name, reserved, committed, limit_seq FROM budgets WHERE partition = $1;
+
+-- name: times_of_seqs
+SELECT seq, entry_ms FROM events WHERE partition = $1 AND seq = ANY($2::bigint[]);
 
 -- name: policies
 -- The entries with the newest version of each scope.

@@ -97,10 +97,13 @@ async def rows_in_parts(
 
 
 async def restore_budgets(sources: Sources, to: Restorer, counts: Counts) -> None:
-    """Every window that is still kept."""
+    """Every window that is still kept: for the retention time after it ended, or after it was last charged."""
     async for rows in rows_in_parts(sources.place, SQL["budgets"], sources.partition):
+        seqs = [row["limit_seq"] for row in rows]
+        times = dict(await sources.archive.fetch(SQL["times_of_seqs"], sources.partition, seqs))
         for row in rows:
-            expires_s = window_end_s(row["window_name"]) + int(sources.retention_s)
+            ended_s = max(window_end_s(row["window_name"]), times[row["limit_seq"]] // MS)
+            expires_s = ended_s + int(sources.retention_s)
             if expires_s * MS > sources.now_ms:
                 counts.budgets += 1
                 await to.budget(
