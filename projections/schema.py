@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from projections.views import NAMES, VIEWS, View
-from streamproc.archive.migrate import MIGRATE_LOCK, upgrade
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import JobFailed
@@ -25,6 +24,11 @@ async def prepare(dsn: str) -> list[str]:
 
     Safe to repeat and to run twice at once. Returns what was applied and made. Raises JobFailed as `upgrade` does.
     """
+    from streamproc.archive.migrate import (
+        MIGRATE_LOCK,
+        upgrade,
+    )  # Alembic: half a second that builders do without
+
     applied = await upgrade(dsn)
     try:
         async with connection(dsn, name="streamproc migrate") as db, db.transaction():

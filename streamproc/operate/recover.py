@@ -52,6 +52,8 @@ from streamproc.settings import Settings
 
 LOCK_WAIT_S = 15.0
 """For a projector that is just ending: it takes a second to notice that its log is broken."""
+ONE_JOB_MAX = 20_000
+"""Entries that one builder folds in a second; starting another one takes as long."""
 ARCHIVE_AT_ONCE = 2_000
 """Entries archived in one transaction, as a projector does."""
 UNTOUCHED = "nothing was changed"
@@ -140,7 +142,14 @@ async def _rebuild_all(
     dsn = settings.postgres_dsn.reveal()
     targets = [Target(one.partition, one.head.seq, one.head.entry) for one in broken]
     async with (
-        built_as_of(dsn, targets, on_progress=on_progress, views=FOR_RECOVERY, purpose="recover") as place,
+        built_as_of(
+            dsn,
+            targets,
+            jobs=1 if sum(target.seq for target in targets) < ONE_JOB_MAX else 0,
+            on_progress=on_progress,
+            views=FOR_RECOVERY,
+            purpose="recover",
+        ) as place,
         connection(dsn, name="streamproc recover") as source,
     ):
         await source.execute(SQL["wanted_table"])

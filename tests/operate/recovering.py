@@ -1,29 +1,49 @@
 """For the tests of `recover`: all that a partition holds in Redis, decoded, so that two states can be compared."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 
+from projections.loop import months_of
+from projections.schema import prepare
+from streamproc.archive import load
+from streamproc.archive.anchor import lost_from
+from streamproc.archive.load import make_ranges
+from streamproc.archive.store import connection, open_head
 from streamproc.domain.payouts import decode_record
+from streamproc.errors import WHEN_LOST, LogBroken
 from streamproc.log import scripts
 from streamproc.log.names import Names
+from streamproc.log.stream import LogView
 from streamproc.operate.recover import Recovered, look, rebuild
-from streamproc.settings import Settings, load
+from streamproc.settings import Settings
+from streamproc.settings import load as load_settings
 
 
 def settings_of(redis_url: str, dsn: str, **more: str) -> Settings:
     """The settings of a command."""
     given = {"redis_url": redis_url, "postgres_dsn": dsn, **more}
-    return load({f"STREAMPROC_{name.upper()}": value for name, value in given.items()})
+    return load_settings({f"STREAMPROC_{name.upper()}": value for name, value in given.items()})
 
 
 async def recovered(redis_url: str, dsn: str, **more: str) -> Recovered:
     """`streamproc recover --without-bank`."""
     settings = settings_of(redis_url, dsn, **more)
     return await rebuild(settings, await look(settings))
+
+
+async def archive(redis_url: str, dsn: str) -> None:
+    """Archive what is in the log now, without views: a recovery reads none. LogBroken where it has lost something."""
+    await prepare(dsn)
+    async with connection(dsn, name="test") as db, LogView(redis_url, 0) as view:
+        head = await open_head(db, 0)
+        if problem := await lost_from(db, view, 0, head):
+            raise LogBroken(f"{problem}; {WHEN_LOST}")
+        while entries := await view.read(head.entry, 2_000, 0):
+            await make_ranges(db, months_of(entries))
+            _, head = await load.archive(db, 0, head, entries)
 
 
 async def dump(client: Redis, partition: int = 0) -> dict[str, Any]:
@@ -75,10 +95,3 @@ def _payout(row: Mapping[bytes, bytes]) -> dict[str, Any]:
     held = (budget.number, budget.amount, windows) if budget is not None and budget.granted else None
     record = decode_record(row[b"s"]) if b"s" in row else None
     return {"record": record, "held": held, "settled": row.get(b"q", b"").decode()}
-
-
-async def until(condition: Any, what: str) -> None:
-    """Wait for it."""
-    async with asyncio.timeout(60):
-        while not await condition():
-            await asyncio.sleep(0.02)

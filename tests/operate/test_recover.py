@@ -7,9 +7,8 @@ from streamproc.domain import events as e
 from streamproc.log import scripts
 from streamproc.log.names import META
 from streamproc.log.scripts import Committed
-from tests.operate.recovering import dump, recovered
+from tests.operate.recovering import archive, dump, recovered
 from tests.operate.twins import POLICIES, Twin, handled, lived, lived_on, twins
-from tests.operate.words import archive
 from tests.words import ACCOUNT, delivery
 
 

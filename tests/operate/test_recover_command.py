@@ -19,12 +19,13 @@ from streamproc.log.connection import connected
 from streamproc.log.names import META
 from streamproc.log.stream import open_log
 from streamproc.operate import recover as job
+from streamproc.operate import recover_bank
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.recover import look
 from tests.bank import Sandbox, running_sandbox
-from tests.operate.recovering import dump, recovered, settings_of
+from tests.operate.recovering import archive, dump, recovered, settings_of
 from tests.operate.twins import POLICIES, Twin, handled, twins
-from tests.operate.words import NOBODY_THERE, archive
+from tests.operate.words import NOBODY_THERE
 from tests.words import delivery, observed
 
 ACCOUNT = "acc_Sandbox0000001"
@@ -268,6 +269,7 @@ async def test_while_the_bank_is_away_the_recovery_stands_and_the_rest_is_done_l
 ) -> None:
     async with running_sandbox(processing_s=60.0) as bank:
         bank_settings(environment, bank, "http://127.0.0.1:1")
+        environment.setattr(recover_bank, "WAIT_S_MAX", 0.0)
         await lost_while_the_bank_went_on(mine, bank, redis_url, postgres)
 
         assert await run("recover", "--yes") == 1

@@ -10,9 +10,9 @@ from streamproc.domain.wire import decode_events
 from streamproc.errors import LogBroken
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, LogView
-from tests.operate.recovering import dump, recovered
+from tests.operate.recovering import archive, dump, recovered
 from tests.operate.twins import Twin, handled, twins
-from tests.operate.words import archive
+from tests.operate.words import archive as projected
 from tests.words import ACCOUNT, delivery
 
 NAMES = Names(0)
@@ -124,7 +124,7 @@ async def test_a_freeze_on_the_fork_stays_in_force_beside_the_change_that_the_fo
         assert (own["frozen"], own["per_txn_limit"]) == (True, 500_000)
         assert version == 3, "the archive has version 2; the fork's own version 2 is not told again"
         await handled(mine)
-        await archive(redis_url, postgres)  # a version told twice would stop the view
+        await projected(redis_url, postgres)  # a version told twice would stop the view
         await mine.pays("rogue_1", 1_000, "rogue")
         assert (await mine.record("rogue_1")).reason == "FROZEN"
 
@@ -175,11 +175,10 @@ async def test_a_projector_on_such_a_log_stops_and_names_recover_and_goes_on_aft
         await lost_its_tail(mine, redis_url, postgres)
         await grew_on(mine)
         with pytest.raises(LogBroken, match="streamproc recover"):
-            await archive(redis_url, postgres)
+            await projected(redis_url, postgres)
         await recovered(redis_url, postgres)
-        await archive(redis_url, postgres)
         await handled(mine)
-        await archive(redis_url, postgres)
+        await projected(redis_url, postgres)
 
 
 async def test_a_regressed_log_that_did_not_grow_is_recovered_too(redis_url: str, postgres: str) -> None:
