@@ -25,8 +25,11 @@ from streamproc.log.names import META, Names
 from streamproc.log.scripts import Script
 from streamproc.log.stream import ZERO, Entry, entry_of
 
-COMMANDS_MAX = 500
-"""Commands sent at once, some hundred kilobytes: a few ms of the server's one thread."""
+COMMANDS_MAX = 1_000
+ARGUMENTS_MAX = 10_000
+"""Commands sent at once, and what they may have together: some ms of the server's one thread."""
+IDS_MAX = 500
+"""Members or ids in one command."""
 SCAN_COUNT = 1_000
 """Keys that one SCAN looks at: about a millisecond."""
 CONSUMER = "recover"
@@ -102,6 +105,7 @@ class Restorer:
         self.names = names
         self._run = run
         self._commands: list[tuple[Any, ...]] = []
+        self._arguments = 0
         self.stamp = str(run).encode()
         """Version of every payout and revision of the policies: a time in µs, so no earlier number is the same."""
 
@@ -141,15 +145,18 @@ class Restorer:
         with named_errors():
             if await self.client.hget(self.names.recovery, "run") != self.stamp:
                 raise JobFailed("another `streamproc recover` has taken over; let that one finish")
-            async with self.client.pipeline(transaction=False) as pipe:
+            # In one transaction: outside of one the server syncs its file after every few of the commands it has read.
+            async with self.client.pipeline(transaction=True) as pipe:
                 for command in self._commands:
                     pipe.execute_command(*command)
                 self._commands.clear()
+                self._arguments = 0
                 await pipe.execute()
 
     async def _put(self, *command: Any) -> None:
         self._commands.append(command)
-        if len(self._commands) >= COMMANDS_MAX:
+        self._arguments += len(command)
+        if len(self._commands) >= COMMANDS_MAX or self._arguments >= ARGUMENTS_MAX:
             await self.flush()
 
     # ---- what there is to write ----
@@ -177,8 +184,8 @@ class Restorer:
     async def rate(self, agent: str, slots: Mapping[str, int], expires_at_s: int) -> None:
         """An agent's rate slots: payout -> time counted (µs)."""
         key, flat = self.names.rate(agent), [x for payout, at in slots.items() for x in (at, payout)]
-        for start in range(0, len(flat), COMMANDS_MAX):
-            await self._put("ZADD", key, *flat[start : start + COMMANDS_MAX])
+        for start in range(0, len(flat), 2 * IDS_MAX):
+            await self._put("ZADD", key, *flat[start : start + 2 * IDS_MAX])
         await self._put("EXPIREAT", key, expires_at_s)
 
     async def seen(self, key: str, entry: str, expires_at_s: int) -> None:
@@ -215,8 +222,8 @@ class Restorer:
 
     async def pending(self, group: str, entries: Sequence[str]) -> None:
         """Restored entries that the group may not have handled: a worker takes them up at once."""
-        for start in range(0, len(entries), COMMANDS_MAX):
-            ids = entries[start : start + COMMANDS_MAX]
+        for start in range(0, len(entries), IDS_MAX):
+            ids = entries[start : start + IDS_MAX]
             await self._put("XCLAIM", self.names.staged, group, CONSUMER, 0, *ids, "FORCE", "JUSTID")
             await self._put("ZADD", self.names.retries(group), *(x for i in ids for x in (0, i)))
 

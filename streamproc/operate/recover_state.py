@@ -34,6 +34,8 @@ ROWS_AT_ONCE = 2_000
 """Rows of the archive fetched at once, some 2 kB each."""
 PAYOUTS_AT_ONCE = 200
 """Payouts whose histories are fetched at once: some ten entries of 2 kB each."""
+SCAN_TIMEOUT_S = 600.0
+"""For the next rows of a query that may have to look at millions that it does not want."""
 MS = 1_000
 
 SQL = statements("streamproc.operate", "recover.sql")
@@ -92,7 +94,7 @@ async def rows_in_parts(
         await db.execute("SET LOCAL statement_timeout = 0")
         await db.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         cursor = await db.cursor(sql, *arguments)
-        while rows := await cursor.fetch(at_once):
+        while rows := await cursor.fetch(at_once, timeout=SCAN_TIMEOUT_S):
             yield rows
 
 

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+import consumers
 from streamproc.domain import events as e
 from streamproc.domain.wire import decode_events
 from streamproc.errors import LogBroken
 from streamproc.log.names import Names
-from streamproc.log.stream import Append, LogView
+from streamproc.log.stream import Append, LogView, open_log
 from tests.operate.recovering import archive, dump, recovered
 from tests.operate.twins import Twin, handled, twins
 from tests.operate.words import archive as projected
@@ -179,6 +180,32 @@ async def test_a_projector_on_such_a_log_stops_and_names_recover_and_goes_on_aft
         await recovered(redis_url, postgres)
         await handled(mine)
         await projected(redis_url, postgres)
+
+
+async def test_a_log_that_a_role_without_an_archive_began_anew_is_a_fork_from_its_first_entry(
+    redis_url: str, postgres: str
+) -> None:
+    async with twins(redis_url) as (mine, _):
+        await mine.engine.apply(POLICIES)
+        await mine.pays("bot_0", 300_000, "bot")
+        await mine.engine.stop()
+        await archive(redis_url, postgres)
+        await mine.engine.client.flushdb()
+        await open_log(mine.engine.client, partitions=1, groups=consumers.GROUPS)
+        mine.engine.start()
+        await mine.pays("bot_1", 300_000, "bot")  # rejected: there is no policy here
+        await mine.engine.apply(POLICIES.replace("1_000_000", "500_000"))
+        await mine.engine.stop()
+
+        done = await recovered(redis_url, postgres)
+
+        assert done.left == []
+        await handled(mine)
+        outcome = await mine.outcome()
+        version, own = outcome["policies"]["agent:bot"]
+        assert (version, own["daily_limit"]) == (2, 500_000)
+        assert outcome["payouts"]["bot_0"][2] == "APPROVED"
+        assert outcome["payouts"]["bot_1"][3] == "LIMIT_EXCEEDED"
 
 
 async def test_a_regressed_log_that_did_not_grow_is_recovered_too(redis_url: str, postgres: str) -> None:

@@ -12,6 +12,9 @@ from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import TryAgain
 from streamproc.log.stream import Append, Appended
+from streamproc.operate import dead
+from streamproc.operate.site import opened
+from streamproc.settings import load
 from tests.consumers.test_refuted import Bank
 from tests.engine import ZONE, Engine
 from tests.operate.recovering import dump
@@ -165,8 +168,17 @@ async def lived(twin: Twin) -> None:
     await twin.engine.apply(CHANGED)
 
 
+async def redriven(twin: Twin) -> None:
+    """A person gives every dead letter back; what cannot be handled becomes one again."""
+    async with opened(load({"STREAMPROC_REDIS_URL": twin.engine.url})) as site:
+        for letter in await dead.list_letters(site):
+            await dead.redrive(site, letter["id"], by="asha")
+    await twin.engine.settled()
+
+
 async def lived_on(twin: Twin) -> None:
     """What comes after the loss."""
+    await redriven(twin)
     for n in (0, 2):
         await twin.pays(f"edge_{n}", 250_000 + n // 2, "bot")
     await twin.pays("edge_east", 600_001, "east")
