@@ -47,6 +47,8 @@ async def in_flight(twin: Twin) -> None:
     """Decisions that the bank was not told of, and inputs that nobody has looked at."""
     await twin.engine.apply(POLICIES)
     await twin.pays("done_0", 100_000, "bot")
+    await twin.pays("over_0", 1_000, "bot")
+    await twin.shows("over_0", "processed")
     twin.is_open = False
     for n in range(3):
         await twin.pays(f"bot_{n}", 200_000, "bot")
@@ -58,7 +60,6 @@ async def in_flight(twin: Twin) -> None:
     waiting = [
         twin.event("bot_3", 200_000, "bot"),
         twin.event("bot_4", 200_000, "bot"),  # one too many for the day
-        twin.event("bot_4", 200_000, "bot", status="failed"),
         twin.event("careful_2", 200_000, "careful", status="queued"),  # held, and would now pay itself
         twin.event("done_0", 100_000, "bot", status="processed"),
         twin.event("careful_1", 200_000, "careful", status="cancelled"),
@@ -66,7 +67,11 @@ async def in_flight(twin: Twin) -> None:
     for event in waiting:
         await twin.engine.producer.append(delivery(event))
     twin.bank.statuses |= {"careful_2": "queued", "done_0": "processed", "careful_1": "cancelled"}
-    for payout in ("careful_0", "careful_1"):
+    malformed = e.PayoutMalformed(
+        at=twin.base_us, payout="bad_0", account=ACCOUNT, source="webhook", problem="its amount is 7"
+    )
+    await twin.engine.append(ACCOUNT, malformed)
+    for payout in ("careful_0", "careful_1", "over_0"):
         answer = e.ReviewSubmitted(
             at=twin.engine.producer.now_us(),
             payout=payout,
@@ -97,6 +102,10 @@ async def test_what_was_in_flight_is_decided_once_and_executed_once(redis_url: s
         assert await mine.outcome() == await control.outcome()
         assert set(Counter(payout for payout, _ in mine.bank.told).values()) == {1}
         assert ("careful_2", "cancel") in mine.bank.told
+        refused = [
+            ev.payout for entry in await mine.engine.entries() for ev in entry if type(ev) is e.ReviewRefused
+        ]
+        assert "over_0" in refused, "a person waits for an answer, also where nothing is left to decide"
 
 
 async def test_what_was_not_archived_yet_is_lost_from_here_and_taken_when_it_comes_again(
