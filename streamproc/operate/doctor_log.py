@@ -25,7 +25,7 @@ async def examine_log(settings: Settings) -> list[Check]:
         try:
             site = await stack.enter_async_context(opened(settings))
         except JobFailed:
-            return [Check("log", "bad", "the archive has a log, this Redis has none", WHEN_LOST)]
+            return [Check("archive", "bad", "it has a log, this Redis has none: it is lost", WHEN_LOST)]
         found = await conditions(settings, site.client, range(site.partitions))
         checks = [_condition(one) for one in found]
         checks += [await _beginning(settings, site, one.partition) for one in found if not one.problem]
