@@ -26,13 +26,13 @@ from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.errors import WHEN_LOST, InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.group import Consumer
-from streamproc.log.health import server_settings
+from streamproc.log.health import logs_gone, server_settings
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
@@ -252,6 +252,8 @@ async def _redis_check(settings: Settings) -> Check:
     try:
         async with connected(settings.redis_url) as client:
             problems = await server_settings(client)
+            if gone := await logs_gone(client, settings.partitions):
+                problems.append(f"the log of partition {gone[0]} is gone; {WHEN_LOST}")
     except StreamprocError as problem:
         return Check(name="redis", ok=False, detail=str(problem))
     return Check(name="redis", ok=not problems, detail="; ".join(problems))

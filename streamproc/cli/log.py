@@ -81,18 +81,21 @@ def stats(as_json: bool) -> None:
     from streamproc.operate.site import opened
     from streamproc.operate.trim import held_text
 
-    async def body() -> tuple[list[dict[str, Any]], str]:
+    async def body() -> tuple[list[dict[str, Any]], list[str]]:
         async with opened(settings) as site:
             found = await logview.stats(site, settings.retention_s)
-            kept: dict[str, Any] = {"oldest_ms": None, "held_by": None, "held_at": None}
-            rows = []
-            for row in found:
-                if row.kept is not None:
-                    kept = {name: getattr(row.kept, name) for name in kept}
-                rows.append(msgspec.to_builtins(row.size) | kept)
-            return rows, site.postgres_problem
+            unknown = (
+                site.postgres_problem
+                and f"{site.postgres_problem}: what holds the log's beginning is not known"
+            )
+            rows = [
+                msgspec.to_builtins(row.size)
+                | {name: getattr(row.kept, name, None) for name in ("oldest_ms", "held_by", "held_at")}
+                for row in found
+            ]
+            return rows, [unknown, *(row.problem for row in found)]
 
-    rows, problem = output.run(body())
+    rows, notes = output.run(body())
     if as_json:
         output.say_json(rows)
         return
@@ -108,7 +111,8 @@ def stats(as_json: bool) -> None:
     output.say_table(
         [n.upper() for n in names], [output.cells(row, names) for row in shown], empty="no partitions"
     )
-    output.note(f"{problem}: what holds the log's beginning is not known" if problem else "")
+    for note in notes:
+        output.note(note)
 
 
 def _age(ms: int | None) -> str | None:

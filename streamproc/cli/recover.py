@@ -62,9 +62,10 @@ async def _recover(
 
     async with reachable(settings) as found:
         plan, done, asked = await look(found), Recovered(), None
+        if not plan.bank_only:
+            _ask(plan, yes=yes)
         with Telling("recover") as telling:
             if not plan.bank_only:
-                _ask(plan, yes=yes)
                 done = await rebuild(found, plan, on_progress=telling.hear)
             if without_bank:
                 async with connected(found.redis_url) as client:
@@ -86,7 +87,7 @@ def _ask(plan: "Plan", *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise InputError("nobody can be asked here: say --yes to rebuild what Redis holds from the archive")
-    question = f"Are the workers stopped? Rebuild Redis from {plan.entries} archived entries"
+    question = f"Are the workers stopped? Rebuild Redis from {plan.entries} archived entries (a million take minutes)"
     click.confirm(question, abort=True, err=True)
 
 

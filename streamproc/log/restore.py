@@ -142,9 +142,8 @@ class Restorer:
         """Send what waits, if this is still the run that may write."""
         if not self._commands:
             return
+        await self._still_mine()
         with named_errors():
-            if await self.client.hget(self.names.recovery, "run") != self.stamp:
-                raise JobFailed("another `streamproc recover` has taken over; let that one finish")
             # In one transaction: outside of one the server syncs its file after every few of the commands it has read.
             async with self.client.pipeline(transaction=True) as pipe:
                 for command in self._commands:
@@ -152,6 +151,12 @@ class Restorer:
                 self._commands.clear()
                 self._arguments = 0
                 await pipe.execute()
+
+    async def _still_mine(self) -> None:
+        with named_errors():
+            run = await self.client.hget(self.names.recovery, "run")
+        if run != self.stamp:
+            raise JobFailed("another `streamproc recover` has taken over; let that one finish")
 
     async def _put(self, *command: Any) -> None:
         self._commands.append(command)
@@ -243,6 +248,7 @@ class Restorer:
     async def append(self, e: bytes, m: bytes, keys: Sequence[str] = ()) -> bool:
         """Append to the log that is built, unless one of the keys is in it already; whether it is new."""
         await self.flush()
+        await self._still_mine()
         delivery = scripts.Delivery(keys, e, m)
         [(_, new)] = await scripts.append_once(self.client, self.names, [delivery], log=self.names.staged)
         return new

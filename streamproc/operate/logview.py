@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.domain.wire import decode_events, payout_of, type_of
-from streamproc.errors import Unprocessable
+from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
 from streamproc.log.names import Names
@@ -67,18 +67,24 @@ async def _start(view: LogView, partition: int, after: list[Line]) -> str:
 
 
 class Stats(Struct, frozen=True):
-    """The size of a partition, and what holds its beginning; `kept` is None while the archive cannot be asked."""
+    """The size of a partition, and what holds its beginning. `kept` None: the archive cannot be asked, or `problem`."""
 
     size: LogStats
     kept: Kept | None
+    problem: str = ""
 
 
 async def stats(site: Site, retention_s: float) -> list[Stats]:
-    """Every partition."""
-    return [
-        Stats(await log_stats(site.client, partition), await look(site, partition, retention_s))
-        for partition in range(site.partitions)
-    ]
+    """Every partition, also one that is broken."""
+    return [await _stats(site, partition, retention_s) for partition in range(site.partitions)]
+
+
+async def _stats(site: Site, partition: int, retention_s: float) -> Stats:
+    size = await log_stats(site.client, partition)
+    try:
+        return Stats(size, await look(site, partition, retention_s))
+    except LogBroken as problem:
+        return Stats(size, None, str(problem))
 
 
 def line_json(line: Line) -> dict[str, Any]:

@@ -122,21 +122,25 @@ class _Fork:
 
     async def _policies(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
         """The same changes, planned on the policies that the archive has, under their next versions."""
-        done: list[PolicyChanged] = []
-        for event in events:
-            if type(event) is not PolicyChanged:
-                continue
-            try:
-                changes = replan(self.scopes, event, at=self._sources.now_us)
-            except InputError as problem:
-                self._note(
-                    f"the change of {event.scope} by {event.by} ({event.why}) does not fit what was in force: "
-                    f"{problem}; apply it again by hand"
-                )
-                continue
-            self.scopes = scopes_after(self.scopes, *changes)
-            done += changes
+        made = [event for event in events if type(event) is PolicyChanged]
+        try:
+            done = self._replanned(made)
+        except InputError:
+            done = []
+            for change in made:  # one that does not fit must not take a freeze along
+                try:
+                    done += self._replanned([change])
+                except InputError as problem:
+                    self._note(
+                        f"the change of {change.scope} by {change.by} ({change.why}) does not fit what was in"
+                        f" force: {problem}; apply it again by hand"
+                    )
         return bool(done) and await self._append(encode_events(done), entry, meta, ())
+
+    def _replanned(self, made: list[PolicyChanged]) -> list[PolicyChanged]:
+        changes = replan(self.scopes, made, at=self._sources.now_us)
+        self.scopes = scopes_after(self.scopes, *changes)
+        return changes
 
     async def _append(self, e: bytes, entry: Entry, meta: Meta, keys: tuple[str, ...]) -> bool:
         m: Mapping[str, str] = {"by": meta.by, "actor": meta.actor, "rescued": entry.id}

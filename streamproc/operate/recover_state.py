@@ -16,6 +16,7 @@ from consumers.inputs import GOVERNANCE, INPUTS
 from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Head, id_key
+from streamproc.archive.text import text_key
 from streamproc.domain.budget import Admission
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.payouts import (
@@ -148,7 +149,7 @@ async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: O
                 held = budget_answer(record.reservation) if record.reservation is not None else None
                 await _payout(sources, to, counts, record, Admission(None, held), row["last_ms"])
             else:
-                not_over[record.payout] = row["last_ms"]
+                not_over[text_key(record.payout)] = row["last_ms"]
         await _from_histories(sources, to, counts, not_over)
         say("payouts", counts.payouts, 0)
 

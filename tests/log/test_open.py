@@ -10,6 +10,7 @@ from streamproc.domain.budget import Ask
 from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.log import scripts
 from streamproc.log.connection import connected
+from streamproc.log.health import logs_gone
 from streamproc.log.names import META, Names
 from streamproc.log.stream import Producer, open_log
 from tests.words import delivery, observed
@@ -181,3 +182,11 @@ async def test_a_script_that_finds_no_log_writes_nothing(
         left = {NAMES.timers.encode(), NAMES.dead.encode()}  # what this test put there
         assert set(await client.keys("*")) <= left
         assert await client.zcard(NAMES.timers) <= 1
+
+
+async def test_a_probe_is_told_which_partition_has_no_stream(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=3, groups=GROUPS)
+        assert await logs_gone(client, 3) == []
+        await client.delete(Names(1).log)
+        assert await logs_gone(client, 3) == [1]
