@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 
 from streamproc.archive.text import text_key
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, evolve
-from streamproc.domain.wire import decode_events, decode_meta, payout_of
+from streamproc.domain.wire import decode_events, payout_of
 from streamproc.errors import LogBroken, Unprocessable
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -29,6 +30,13 @@ class Archived(Protocol):
     def e(self) -> bytes: ...
     @property
     def m(self) -> bytes: ...
+
+
+class Meta(Struct, frozen=True):
+    """What the views use of an entry's metadata."""
+
+    by: str = ""
+    actor: str = ""
 
 
 class Decoded(Struct, gc=False):
@@ -64,12 +72,15 @@ class Step(Struct, gc=False):
         return f"{self.partition}:{self.entry}:{self.place}"
 
 
+_decode_meta = msgspec.json.Decoder(Meta).decode
+
+
 def decode(partition: int, entry: Archived) -> Decoded:
     """The entry's events. Raises LogBroken, naming the entry, for anything unknown: no fact is skipped."""
     try:
         events = decode_events(entry.e)
-        meta = decode_meta(entry.m)
-    except Unprocessable as problem:
+        meta = _decode_meta(entry.m)
+    except (Unprocessable, msgspec.DecodeError) as problem:
         raise LogBroken(f"entry {partition}:{entry.id}: {problem}") from problem
     payout = ""
     for event in events:

@@ -42,6 +42,8 @@ BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
 BLOCK_MS = 1_000
 """How long a read waits for an entry, and so how soon a stop and a regression of an idle log are noticed."""
+CANCEL_AGAIN_S = 0.2
+"""A cancelled task ends within milliseconds, or has lost its cancellation."""
 VIEWS_DRAIN_S = 5.0
 """How long a stop waits for the views' batch in hand; the rest is folded at the next start."""
 
@@ -187,9 +189,7 @@ class _Session:
                 outage.over()
             await asyncio.wait(beside, timeout=VIEWS_DRAIN_S)
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await _end(beside)
 
     async def _take(self, entries: Sequence[Entry]) -> None:
         entries = await drop_redelivered(self._db, self._partition, self._head, entries)
@@ -213,6 +213,16 @@ class _Session:
         problem = await lost_from(self._db, self._view, self._partition, self._head)
         if problem:
             raise LogBroken(f"{problem}; {WHEN_LOST}")
+
+
+async def _end(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """Cancel tasks until they have ended. Once may not do: where a transaction is given up because of it and the
+    connection is gone as well, the task is told of the connection and takes it for an outage."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def months_of(entries: Sequence[Entry]) -> list[int]:

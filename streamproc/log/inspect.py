@@ -46,7 +46,8 @@ async def partitions_of_log(client: Redis) -> int:
         known = await client.hget(META, "partitions")
     if known is None:
         raise JobFailed(
-            "this Redis holds no log: any role makes it at the first start; if there was one, run `streamproc recover`"
+            "this Redis holds no log yet: any role makes it at the first start;"
+            " if there was one, run `streamproc recover`"
         )
     return int(known)
 
