@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from consumers import decide, settle
+from consumers.inputs import EXECUTION as EXECUTION
+from consumers.inputs import GOVERNANCE as GOVERNANCE
 from consumers.recall import Archived, recall_stage
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
@@ -10,8 +12,6 @@ from consumers.screen import screen_stage
 from consumers.vet import Reputations, reputation_stage
 from streamproc.log.work import Group, Stage
 
-GOVERNANCE = "governance"
-EXECUTION = "execution"
 GROUPS = (GOVERNANCE, EXECUTION)
 """Every group of the default topology; each reads every partition's log."""
 

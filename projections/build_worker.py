@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
 from projections.run import Moved
+from projections.views import BY_NAME, NAMES
 from streamproc.collector import look_less_often
 from streamproc.errors import StreamprocError
 
@@ -24,6 +25,7 @@ class Order(Struct, frozen=True):
     schema: str
     share: Slice
     segment_rows: int = SEGMENT_ROWS
+    views: tuple[str, ...] = NAMES
 
 
 class Said(Struct, frozen=True, omit_defaults=True):
@@ -50,7 +52,10 @@ def main() -> int:
 
     look_less_often()
     try:
-        uvloop.run(build_slice(order.dsn, order.schema, share, say, segment_rows=order.segment_rows))
+        views = [BY_NAME[name] for name in order.views]
+        uvloop.run(
+            build_slice(order.dsn, order.schema, share, say, segment_rows=order.segment_rows, views=views)
+        )
     except (StreamprocError, Moved) as problem:
         say(problem=str(problem))
         return 1

@@ -22,22 +22,23 @@ from typing import Protocol, TypeAlias
 import asyncpg
 from msgspec import Struct
 
+from projections.janitor import Janitor, keep_trimmed
 from projections.keep import keep_views
 from projections.notary import Terms, keep_checkpoints
 from projections.outage import Outage, heed_cancellation
 from projections.run import Feed
+from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import (
     AWAY,
     Entry,
     Head,
     connection,
-    id_before,
     id_key,
     open_head,
     take_lock,
 )
-from streamproc.errors import ConfigError, LogBroken, LogUnavailable, StreamprocError
+from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
 
 BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
@@ -49,16 +50,8 @@ DRAIN_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class LogView(Protocol):
+class LogView(Log, Protocol):
     """One partition's log, read without a group."""
-
-    async def read(self, after: str, count: int, block_ms: int, /) -> Sequence[Entry]:
-        """Entries after an id; waits up to `block_ms` for the first, 0 does not wait."""
-        ...
-
-    async def last_id(self) -> str:
-        """The newest entry's id; 0-0 when there is none."""
-        ...
 
     async def aclose(self) -> None:
         """Close what reading opened."""
@@ -85,16 +78,19 @@ async def run_projector(
     stopping: asyncio.Event,
     on_batch: OnBatch | None = None,
     terms: Terms | None = None,
+    janitor: Janitor | None = None,
 ) -> None:
     """Project all partitions until `stopping` is set. One that breaks stops all, by its LogBroken.
 
-    With `terms` the archive is signed by checkpoints as they say.
+    With `terms` the archive is signed by checkpoints as they say; a `janitor` trims the log behind it.
     """
     try:
         async with asyncio.TaskGroup() as tasks:
             for partition in range(partitions):
                 view = make_log_view(partition)
-                running = project(partition, view, dsn, stopping=stopping, on_batch=on_batch, terms=terms)
+                running = project(
+                    partition, view, dsn, stopping=stopping, on_batch=on_batch, terms=terms, janitor=janitor
+                )
                 tasks.create_task(running, name=f"project-{partition}")
     except BaseExceptionGroup as problems:
         named = _first_named(problems)
@@ -120,6 +116,7 @@ async def project(
     on_batch: OnBatch | None = None,
     batch_max: int = BATCH_MAX,
     terms: Terms | None = None,
+    janitor: Janitor | None = None,
 ) -> None:
     """Project one partition until `stopping` is set; closes `view`.
 
@@ -132,7 +129,7 @@ async def project(
             heed_cancellation()
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
-                    session = _Session(partition, view, db, on_batch, batch_max, terms)
+                    session = _Session(partition, view, db, on_batch, batch_max, terms, janitor)
                     await session.run(dsn, stopping, outage)
             except (*AWAY, LogUnavailable) as problem:
                 await outage.wait(problem, stopping)
@@ -157,6 +154,7 @@ class _Session:
         on_batch: OnBatch | None,
         batch_max: int,
         terms: Terms | None,
+        janitor: Janitor | None,
     ) -> None:
         self._partition = partition
         self._view = view
@@ -164,6 +162,7 @@ class _Session:
         self._on_batch = on_batch
         self._batch_max = batch_max
         self._terms = terms
+        self._janitor = janitor
         self._head = Head()
         self._feed = Feed()
         self._ranges: set[int] = set()
@@ -198,10 +197,13 @@ class _Session:
         self, dsn: str, stopping: asyncio.Event
     ) -> tuple[list["asyncio.Task[None]"], asyncio.Event]:
         """What goes on beside the archive and never holds it up, and the event that says that it has ended."""
-        ended = asyncio.Event()
-        followers = [asyncio.create_task(keep_views(self._partition, dsn, self._feed, stopping))]
+        partition, ended = self._partition, asyncio.Event()
+        followers = [asyncio.create_task(keep_views(partition, dsn, self._feed, stopping))]
         if self._terms is not None:
-            followers.append(asyncio.create_task(keep_checkpoints(self._partition, dsn, self._terms, ended)))
+            followers.append(asyncio.create_task(keep_checkpoints(partition, dsn, self._terms, ended)))
+        if self._janitor is not None:
+            trimming = keep_trimmed(partition, self._janitor, lambda: self._head.entry, stopping)
+            followers.append(asyncio.create_task(trimming))
         return followers, ended
 
     async def _take(self, entries: Sequence[Entry]) -> None:
@@ -223,24 +225,9 @@ class _Session:
 
     async def _check_anchor(self) -> None:
         """Raise LogBroken unless the last archived entry is in the log as it was archived."""
-        head, where = self._head, f"the log of partition {self._partition}"
-        if head.seq == 0:
-            return
-        last = await self._view.last_id()
-        if id_key(last) < id_key(head.entry):
-            raise LogBroken(
-                f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost."
-                " Stop the workers and restore Redis's data; `streamproc recover` is not in this version yet"
-            )
-        anchor = await self._view.read(id_before(head.entry), 1, 0)
-        if not anchor or anchor[0].id != head.entry:
-            found = anchor[0].id if anchor else "nothing"
-            raise LogBroken(
-                f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was"
-                " trimmed too far or lost its tail, and entries may be missing. Stop the workers and restore"
-                " Redis's data; `streamproc recover` is not in this version yet"
-            )
-        await drop_redelivered(self._db, self._partition, head, anchor)
+        problem = await lost_from(self._db, self._view, self._partition, self._head)
+        if problem:
+            raise LogBroken(f"{problem}; {WHEN_LOST}")
 
 
 def months_of(entries: Sequence[Entry]) -> list[int]:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from projections.fold import Archived
 from projections.run import Moved, Records, Runner, speak_micros
 from projections.schema import enter_place, make_indexes, make_place, quote_ident
-from projections.views import NAMES, VERSIONS, VIEWS
+from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import ZERO, connection
@@ -67,13 +67,13 @@ async def archive_ends(db: asyncpg.Connection) -> list[Target]:
 
 
 async def plan_build(
-    db: asyncpg.Connection, schema: str, targets: Sequence[Target], jobs: int
+    db: asyncpg.Connection, schema: str, targets: Sequence[Target], jobs: int, views: Sequence[View] = VIEWS
 ) -> list[Slice]:
-    """Make an empty place with a plan of who builds what; `db` is in it afterwards."""
+    """Make an empty place of these views with a plan of who builds what; `db` is in it afterwards."""
     await drop_place(db, schema)
     per_partition = max(1, -(-jobs // max(1, len(targets))))
     async with db.transaction():
-        await make_place(db, schema, indexes=False)
+        await make_place(db, schema, indexes=False, views=views)
         await db.execute(_SQL["table"])
         for target in targets:
             await db.execute(
@@ -128,6 +128,7 @@ async def build_slice(
     on_segment: Callable[[int, int], None],
     *,
     segment_rows: int = SEGMENT_ROWS,
+    views: Sequence[View] = VIEWS,
 ) -> None:
     """Build one share to its target; `on_segment` hears the seq reached and the events of the segment.
 
@@ -141,7 +142,7 @@ async def build_slice(
         )  # lost in a crash of Postgres: mark and rows together
         await speak_micros(place)
         mark = _Share(share)
-        runner = Runner(place, share.partition, mark, Records(share.partition))
+        runner = Runner(place, share.partition, mark, Records(share.partition), views)
         fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
         try:
             while mark.seq < share.target_seq:

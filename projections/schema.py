@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from projections.views import NAMES, VIEWS, View
-from streamproc.archive.migrate import MIGRATE_LOCK, upgrade
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import JobFailed
@@ -25,6 +24,11 @@ async def prepare(dsn: str) -> list[str]:
 
     Safe to repeat and to run twice at once. Returns what was applied and made. Raises JobFailed as `upgrade` does.
     """
+    from streamproc.archive.migrate import (
+        MIGRATE_LOCK,
+        upgrade,
+    )  # Alembic: half a second that builders do without
+
     applied = await upgrade(dsn)
     try:
         async with connection(dsn, name="streamproc migrate") as db, db.transaction():
@@ -52,17 +56,19 @@ async def make_missing(db: asyncpg.Connection) -> list[str]:
     return [view.name for view in made]
 
 
-async def make_place(db: asyncpg.Connection, schema: str, *, indexes: bool) -> None:
-    """Make a schema with all views, empty, and put it alone in the connection's search path."""
+async def make_place(
+    db: asyncpg.Connection, schema: str, *, indexes: bool, views: Sequence[View] = VIEWS
+) -> None:
+    """Make a schema with these views, empty, and put it alone in the connection's search path."""
     quoted = quote_ident(schema)
     await db.execute(f"CREATE SCHEMA {quoted}")
     await enter_place(db, schema)
     await db.execute(_PLACE["table"])
     await db.execute(_PLACE["comment"])
     await _grant(db, ["view_heads"])
-    await make_tables(db, VIEWS)
+    await make_tables(db, views)
     if indexes:
-        for view in VIEWS:
+        for view in views:
             await make_indexes(db, view)
 
 

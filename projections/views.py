@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import asyncpg
 from msgspec import Struct
 
-from projections import agents, audit, budgets, holds, payouts, policies, vendors
+from projections import agents, audit, budgets, holds, letters, payouts, policies, vendors
 from projections.fold import Step
 from streamproc.archive.sql import statements
 
@@ -27,6 +27,11 @@ VIEWS: tuple[View, ...] = tuple(
     View(module.NAME, module.VERSION, module.write)
     for module in (payouts, audit, budgets, holds, policies, agents, vendors)
 )
+FOR_RECOVERY: tuple[View, ...] = tuple(
+    View(module.NAME, module.VERSION, module.write) for module in (payouts, budgets, policies, letters)
+)
+"""What a recovery reads. It builds these anew and trusts no live view."""
+BY_NAME: dict[str, View] = {view.name: view for view in (*VIEWS, *FOR_RECOVERY)}
 NAMES: tuple[str, ...] = tuple(view.name for view in VIEWS)
 VERSIONS: dict[str, int] = {view.name: view.version for view in VIEWS}
 

@@ -16,6 +16,7 @@ import consumers
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
 from consumers.vet import Reputations
+from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
 from streamproc.api.asgi import create_app
@@ -30,22 +31,25 @@ from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.errors import WHEN_LOST, InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.group import Consumer
-from streamproc.log.health import server_settings
-from streamproc.log.names import Names, partition_of
+from streamproc.log.health import logs_gone, server_settings
+from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
+from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
+from streamproc.operate.condition import partitions_archived
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WAIT_FOR_REDIS_S = 0.5
-"""Between two looks at a Redis that is not there yet."""
+WAIT_TO_OPEN_S = 0.5
+"""Between two looks at a Redis, or an archive, that is not there yet."""
 POSTGRES_CHECK_S = 1.5
 """Less than a probe waits, so that it hears which dependency does not answer."""
 POOL_MAX = 4
@@ -67,19 +71,26 @@ async def stop_signals() -> AsyncIterator[asyncio.Event]:
 
 
 async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
-    """Wait for Redis, then make or check the log. False if we are stopped before Redis is there."""
-    said = False
+    """Wait for Redis, then make or check the log. False if we are stopped before Redis is there.
+
+    Where Redis holds no log the archive decides whether there never was one; while it is away nothing is decided.
+    """
+    said = ""
     while not stopping.is_set():
         try:
             async with connected(settings.redis_url) as client:
-                await open_log(client, partitions=settings.partitions, groups=consumers.GROUPS)
+                await open_log(
+                    client,
+                    partitions=settings.partitions,
+                    groups=consumers.GROUPS,
+                    archived=lambda: partitions_archived(settings),
+                )
             return True
-        except LogUnavailable as problem:
-            if not said:
-                log.warning("waiting for Redis: %s", problem)
-                said = True
+        except (LogUnavailable, TryAgain) as problem:
+            if said != (said := str(problem)):
+                log.warning("waiting to open the log: %s", problem)
             try:
-                await asyncio.wait_for(stopping.wait(), WAIT_FOR_REDIS_S)
+                await asyncio.wait_for(stopping.wait(), WAIT_TO_OPEN_S)
             except TimeoutError:
                 continue
     return False
@@ -102,7 +113,16 @@ async def run_worker(
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
             for consumer in _consumers(settings, groups, concurrency):
-                tasks.create_task(consumer.run(stopping), name=consumer.name)
+                tasks.create_task(_consume(consumer, stopping), name=consumer.name)
+
+
+async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
+    """A consumer that ends ends all: by the task group's cancellation, and by `stopping`, since redis-py's wait_for
+    (Python 3.11) swallows a cancellation that comes together with what it waits for."""
+    try:
+        await consumer.run(stopping)
+    finally:
+        stopping.set()
 
 
 def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
@@ -237,6 +257,8 @@ async def _redis_check(settings: Settings) -> Check:
     try:
         async with connected(settings.redis_url) as client:
             problems = await server_settings(client)
+            if gone := await logs_gone(client, settings.partitions):
+                problems.append(f"the log of partition {gone[0]} is gone; {WHEN_LOST}")
     except StreamprocError as problem:
         return Check(name="redis", ok=False, detail=str(problem))
     return Check(name="redis", ok=not problems, detail="; ".join(problems))
@@ -250,20 +272,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     if not await opened(settings, stopping):
         return
     account = settings.razorpay_account_id
-    names = Names(partition_of(account, settings.partitions))
-    cursor = names.cursor(f"poll:{account}")
-
-    async def load_cursor() -> int | None:
-        async with connected(settings.redis_url) as client:
-            with named_errors():
-                value = await client.get(cursor)
-        return int(value) if value else None
-
-    async def save_cursor(position: int) -> None:
-        async with connected(settings.redis_url) as client:
-            with named_errors():
-                await client.set(cursor, position)
-
+    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="poll")
@@ -280,14 +289,14 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
             account=account,
             account_number=settings.razorpay_account_number,
             interval_s=settings.poll_interval_s,
-            load_cursor=load_cursor,
-            save_cursor=save_cursor,
+            load_cursor=cursor.load,
+            save_cursor=cursor.save,
         )
         await poller.run(stopping)
 
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
-    """Archive every partition's log, keep the views, and sign checkpoints."""
+    """Archive every partition's log, keep the views, sign checkpoints, and trim what the archive has."""
     if not await opened(settings, stopping):
         return
     look_less_often()
@@ -298,6 +307,7 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
             lambda partition: LogView(settings.redis_url, partition),
             stopping,
             terms=_checkpoint_terms(settings, stack),
+            janitor=_janitor(settings),
         )
 
 
@@ -332,3 +342,14 @@ def _signer(settings: Settings) -> Signer:
             signer.public.vkey,
         )
     return signer
+
+
+def _janitor(settings: Settings) -> Janitor:
+    async def trim(partition: int, anchor: str) -> Round:
+        async with connected(settings.redis_url) as client:
+            done, more = await trim_round(
+                client, Names(partition), anchor=anchor, retention_s=settings.retention_s
+            )
+        return Round(done.removed, more)
+
+    return Janitor(settings.trim_interval_s, trim)

@@ -9,6 +9,12 @@ LogUnavailable  Redis did not answer: producers say 503, workers reconnect
 LogBroken       the log is not what it must be (missing group, other partition count): stop, alarm
 """
 
+WHEN_LOST = (
+    "stop the workers, so that nothing more is decided on what is left, and run `streamproc recover`, which rebuilds"
+    " Redis from the archive"
+)
+"""What to do where the log is behind its archive or gone."""
+
 
 class StreamprocError(Exception):
     """Base of every error that streamproc raises on purpose."""

@@ -93,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ntfy_topic: str = ""
     timezone: str = "Asia/Kolkata"
     retention_s: float = 30 * 86_400.0
+    trim_interval_s: float = 300.0
     signing_key: Secret = Secret()
     checkpoint_keys: tuple[str, ...] = ()
     checkpoint_to: str = ""
@@ -247,6 +248,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
+    Variable("TRIM_INTERVAL", "trim_interval_s", _duration(0.1)),
     Variable("SIGNING_KEY", "signing_key", _signing_key, secret=True),
     Variable("CHECKPOINT_KEYS", "checkpoint_keys", _words),
     Variable("CHECKPOINT_TO", "checkpoint_to", _file_or_url),

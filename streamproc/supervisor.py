@@ -17,7 +17,7 @@ from typing import NamedTuple
 from streamproc import embedded, processes
 from streamproc.crew import Crew, Role, say
 from streamproc.embedded import Store
-from streamproc.errors import ConfigError, JobFailed, StreamprocError
+from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.settings import PREFIX, Settings, load, require, write_run_file
 
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
@@ -127,6 +127,7 @@ async def _run(
             await _answering("the bank sandbox", "127.0.0.1", settings.sandbox_port, "/healthz")
         if await crew.once(Role("migrate", [*programs.role, "migrate"], child_env)) != 0:
             raise JobFailed("the schema could not be migrated; the lines of [migrate] say why")
+        await _refuse_if_lost(running)
         for name, arguments in _roles(settings, polls=polls):
             crew.add(Role(name, [*programs.role, *arguments], child_env))
         await _answering("the API", settings.host, settings.port, "/readyz")
@@ -136,6 +137,16 @@ async def _run(
                 return await crew.once(Role("demo", programs.demo, child_env))
             await asyncio.Event().wait()  # until cancelled
             return 0
+
+
+async def _refuse_if_lost(running: Settings) -> None:
+    """A log that lost what its archive has is said at once, not by roles that crash until `up` gives up."""
+    from streamproc.operate.condition import refuse_if_lost
+
+    try:
+        await refuse_if_lost(running)
+    except (TryAgain, LogUnavailable) as problem:
+        say(f"[up] whether the log has what its archive has could not be seen: {problem}")
 
 
 def _roles(settings: Settings, *, polls: bool) -> list[tuple[str, list[str]]]:

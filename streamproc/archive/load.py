@@ -7,6 +7,7 @@ entries, so that the archive, the views and the checkpoint move together or not 
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import takewhile
+from typing import TypeVar
 
 import asyncpg
 import msgspec
@@ -19,6 +20,8 @@ from streamproc.archive.text import text_key
 from streamproc.errors import LogBroken
 
 COLUMNS = ("partition", "seq", "entry_ms", "entry_n", "payout", "e", "m", "hash")
+
+E = TypeVar("E", bound=Entry)
 
 _SQL = statements("streamproc.archive", "load.sql")
 
@@ -156,3 +159,11 @@ async def drop_redelivered(
         if archived[entry.id] != (entry.e, entry.m):
             raise LogBroken(f"entry {partition}:{entry.id} has other bytes in the log than in the archive")
     return entries[len(old) :]
+
+
+async def not_archived(db: asyncpg.Connection, partition: int, entries: Sequence[E]) -> list[E]:
+    """The entries that the archive does not have, or has with other bytes."""
+    keys = [id_key(entry.id) for entry in entries]
+    found = await db.fetch(_SQL["archived_bytes"], partition, [ms for ms, _ in keys], [n for _, n in keys])
+    archived = {row["entry_id"]: (row["e"], row["m"]) for row in found}
+    return [entry for entry in entries if archived.get(entry.id) != (entry.e, entry.m)]

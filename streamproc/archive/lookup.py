@@ -95,3 +95,15 @@ async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> 
     except AWAY as problem:
         raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
     return [decode_record(row["record"]) for row in rows]
+
+
+async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: str) -> int:
+    """How many entries the archive has from `first` up to, without, `end`. Raises TryAgain when Postgres is away."""
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            found: int = await db.fetchval(
+                _SQL["entries_between"], partition, *id_key(first), *id_key(end), timeout=QUERY_TIMEOUT_S
+            )
+    except AWAY as problem:
+        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    return max(0, found)

@@ -23,3 +23,10 @@ SELECT seq, entry_id AS id, e, m
 FROM events
 JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.ms AND entry_n = wanted.n
 WHERE partition = $1;
+
+-- name: entries_between
+-- seq is dense, so two look-ups count the entries from the first id up to the second.
+SELECT coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entry_n) >= ($4, $5)
+                 ORDER BY entry_ms, entry_n LIMIT 1), 0)
+     - coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entry_n) >= ($2, $3)
+                 ORDER BY entry_ms, entry_n LIMIT 1), 0) AS entries;

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from streamproc.archive.chain import GENESIS
 from streamproc.archive.sql import statements
-from streamproc.errors import LogBroken
+from streamproc.errors import LogBroken, TryAgain
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
@@ -146,6 +146,23 @@ async def read_head(db: asyncpg.Connection, partition: int) -> Head:
     """The checkpoint; the beginning for a partition that was never archived."""
     row = await db.fetchrow(_SQL["read_head"], partition)
     return Head(row["seq"], row["entry_id"], row["hash"]) if row else Head()
+
+
+async def archived_heads(dsn: str) -> dict[int, Head]:
+    """The checkpoints of the partitions that the archive has entries of; none where it has no schema yet.
+
+    Raises TryAgain while Postgres is away or refuses: then it is not known.
+    """
+    try:
+        async with connection(dsn, name="streamproc open") as db:
+            rows = await db.fetch(_SQL["archived_heads"])
+    except asyncpg.UndefinedTableError:
+        return {}
+    except (*AWAY, asyncpg.PostgresError) as problem:
+        raise TryAgain(
+            f"Postgres must say whether there was a log before, and is away: {type(problem).__name__}"
+        ) from problem
+    return {row["partition"]: Head(row["seq"], row["entry_id"], row["hash"]) for row in rows}
 
 
 async def open_head(db: asyncpg.Connection, partition: int) -> Head:

@@ -7,6 +7,9 @@ INSERT INTO heads (partition) VALUES ($1) ON CONFLICT DO NOTHING;
 -- name: read_head
 SELECT seq, entry_id, hash FROM heads WHERE partition = $1;
 
+-- name: archived_heads
+SELECT partition, seq, entry_id, hash FROM heads WHERE seq > 0 ORDER BY partition;
+
 -- name: move_head
 -- Compare and set; the row stays locked until the transaction ends, so it also serialises writers.
 UPDATE heads SET seq = $5, entry_id = $6, hash = $7, updated_at = now()

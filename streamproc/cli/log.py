@@ -1,6 +1,7 @@
 """`streamproc log` and `streamproc groups`: the log as it is, and who is how far."""
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,8 +10,8 @@ from streamproc.cli import output
 from streamproc.cli.context import operator_settings
 
 if TYPE_CHECKING:
-    from streamproc.log.inspect import LogStats
     from streamproc.operate.logview import Line
+    from streamproc.operate.trim import Kept
 
 TAIL_MAX = 10_000
 
@@ -68,7 +69,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
 @log.command()
 @output.json_option
 def stats(as_json: bool) -> None:
-    """Show length, memory, first and last entry of each partition.
+    """Show length, memory, first and last entry of each partition, and what holds its beginning.
 
     \b
     Example:
@@ -79,19 +80,103 @@ def stats(as_json: bool) -> None:
 
     from streamproc.operate import logview
     from streamproc.operate.site import opened
+    from streamproc.operate.trim import held_text
 
-    async def body() -> "list[LogStats]":
+    async def body() -> tuple[list[dict[str, Any]], list[str]]:
         async with opened(settings) as site:
-            return await logview.stats(site)
+            found = await logview.stats(site, settings.retention_s)
+            unknown = (
+                site.postgres_problem
+                and f"{site.postgres_problem}: what holds the log's beginning is not known"
+            )
+            rows = [
+                msgspec.to_builtins(row.size)
+                | {name: getattr(row.kept, name, None) for name in ("oldest_ms", "held_by", "held_at")}
+                for row in found
+            ]
+            return rows, [unknown, *(row.problem for row in found)]
 
-    rows: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in output.run(body())]
+    rows, notes = output.run(body())
     if as_json:
         output.say_json(rows)
         return
-    names = ("partition", "length", "memory_bytes", "first", "last", "timers", "dead")
+    shown = [
+        row
+        | {
+            "oldest": _age(row["oldest_ms"]),
+            "held by": held_text(row["held_by"], row["held_at"]) if row["held_by"] else None,
+        }
+        for row in rows
+    ]
+    names = ("partition", "length", "memory_bytes", "first", "last", "timers", "dead", "oldest", "held by")
     output.say_table(
-        [n.upper() for n in names], [output.cells(row, names) for row in rows], empty="no partitions"
+        [n.upper() for n in names], [output.cells(row, names) for row in shown], empty="no partitions"
     )
+    for note in notes:
+        output.note(note)
+
+
+def _age(ms: int | None) -> str | None:
+    """An age for people, in its two largest units."""
+    if ms is None:
+        return None
+    seconds, parts = ms // 1000, list[str]()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        if seconds >= size or (unit == "s" and not parts):
+            parts.append(f"{seconds // size}{unit}")
+            seconds %= size
+    return " ".join(parts[:2])
+
+
+@log.command()
+@_partition
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@output.json_option
+def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
+    """Remove from Redis what the archive has, every group has acknowledged, and the retention time has passed.
+
+    The projector does this by itself every STREAMPROC_TRIM_INTERVAL. What stays is said with what holds it:
+    the archive, STREAMPROC_RETENTION, or a group. While Postgres is away nothing is trimmed: exit code 1.
+
+    \b
+    Example:
+      streamproc log trim --dry-run
+      streamproc log trim --json
+    """
+    settings = operator_settings()
+    import msgspec
+
+    from streamproc.cli.telling import Telling
+    from streamproc.operate.site import opened
+    from streamproc.operate.trim import Kept, trim_log
+
+    async def body() -> list[Kept]:
+        async with opened(settings) as site:
+            with Telling("log trim", "entries") as telling:
+                return await trim_log(
+                    site,
+                    retention_s=settings.retention_s,
+                    partition=partition,
+                    dry_run=dry_run,
+                    on_removed=partial(telling.show, "trimming"),
+                )
+
+    rows = output.run(body())
+    if as_json:
+        output.say_json(msgspec.to_builtins(rows))
+        return
+    for row in rows:
+        click.echo(_trimmed_text(row, dry_run=dry_run))
+
+
+def _trimmed_text(row: "Kept", *, dry_run: bool) -> str:
+    from streamproc.operate.trim import held_text
+
+    done = f"{row.to_go} entries would go" if dry_run else f"{row.removed} entries removed"
+    begins = (
+        f"the log begins {_age(row.oldest_ms)} ago at {row.oldest}" if row.oldest_ms else "the log is empty"
+    )
+    return f"partition {row.partition}: {done}; {begins}; the rest is held by {held_text(row.held_by, row.held_at)}"
 
 
 @click.command()

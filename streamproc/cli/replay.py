@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,7 @@ from streamproc.cli.telling import Telling
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
-    from streamproc.operate.replay import Progress, Result
+    from streamproc.operate.replay import Result
 
 ROWS_SHOWN_MAX = 1_000
 """Rows of a table on a terminal; `--json` gives all."""
@@ -78,7 +77,7 @@ def _rebuild(
 
     with Telling("replay", "events") as telling:
         result = output.run(
-            job(dsn, views, verify=verify, restart=restart, jobs=jobs, on_progress=partial(_hear, telling))
+            job(dsn, views, verify=verify, restart=restart, jobs=jobs, on_progress=telling.hear)
         )
     if as_json:
         output.say_json(_as_json(result))
@@ -145,7 +144,7 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
         with Telling("replay", "events") as telling:
-            async with built_as_of(dsn, targets, jobs=jobs, on_progress=partial(_hear, telling)) as place:
+            async with built_as_of(dsn, targets, jobs=jobs, on_progress=telling.hear) as place:
                 telling.end()
                 shown: list[list[object]] = []
                 names = await columns_of(place, view)
@@ -161,7 +160,3 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                     output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 
     output.run(body())
-
-
-def _hear(telling: Telling, progress: "Progress") -> None:
-    telling.show(progress.stage, progress.done, progress.total, progress.events, progress.seconds)

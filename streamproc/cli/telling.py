@@ -2,12 +2,22 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 SAY_EVERY_S = 5.0
 """Between two lines of progress where there is no terminal."""
+
+
+class Progress(Protocol):
+    """How far a job is: `done` of `total`, and `events` handled in `seconds`."""
+
+    stage: str
+    done: int
+    total: int
+    events: int
+    seconds: float
 
 
 class Telling:
@@ -46,6 +56,10 @@ class Telling:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def hear(self, progress: Progress) -> None:
+        """Show how far a job is that counts events."""
+        self.show(progress.stage, progress.done, progress.total, progress.events, progress.seconds)
 
     def show(
         self, stage: str, done: int, total: int = 0, count: int | None = None, seconds: float | None = None

@@ -1,7 +1,8 @@
 """What a payout asks of the partition's counters: a rate slot, and room in its budget windows. Pure."""
 
-from streamproc.domain.budget import US, RateAsk, Window, windows_of
+from streamproc.domain.budget import US, RateAnswer, RateAsk, Window, windows_of
 from streamproc.domain.domains import vendor_name
+from streamproc.domain.events import VelocityChecked
 from streamproc.domain.governance import Case
 
 
@@ -17,6 +18,11 @@ def rate_ask(case: Case) -> RateAsk | None:
         policy.rate_limit.window_s * US,
         policy.on_rate_limit == "hold",
     )
+
+
+def slot_of(event: VelocityChecked) -> RateAnswer:
+    """What was answered, as the log has it."""
+    return RateAnswer(event.number, event.used, event.used >= event.limit, event.limit, event.window_s * US)
 
 
 def vendor_charged(case: Case) -> str:

@@ -55,9 +55,10 @@ RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
 UNKNOWN_AGENT = "unknown"
 """Who a payout belongs to when nobody is named (rule 3)."""
 
-_TERMINAL: frozenset[State] = frozenset(
+TERMINAL_STATES: frozenset[State] = frozenset(
     {"processed", "failed", "reversed", "cancelled", "declined", "bypassed"}
 )
+"""Beside these a payout has ended that is rejected here and over at the bank."""
 _STATE_OF_DECISION: dict[e.Decision | None, State] = {
     None: "received",
     "APPROVED": "approved",
@@ -118,7 +119,7 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def is_terminal(record: PayoutRecord) -> bool:
     """Nothing but a late reversal is expected; only then may the record leave Redis."""
-    return record.state in _TERMINAL or (
+    return record.state in TERMINAL_STATES or (
         record.state == "rejected" and record.bank_status in RELEASING_STATUSES
     )
 

@@ -5,7 +5,7 @@ versions are dense from 1 and survive its removal. The defaults are part of ever
 changing them gives a new version to each agent whose policy they change, and to no other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -21,6 +21,7 @@ from streamproc.domain.policy_file import PolicyFile
 from streamproc.domain.policy_report import Report, shown
 from streamproc.errors import InputError, LogBroken
 
+_UNSET = object()
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
 
 
@@ -74,6 +75,31 @@ def patch_scope(
     report.refuse_if_any()
     wanted = {s: state.own for s, state in current.items()} | {scope: merged}
     return _changes(current, wanted, report, at=at, by=by, why=why)
+
+
+def replan(
+    current: Mapping[str, ScopeState], changes: Sequence[PolicyChanged], *, at: int
+) -> list[PolicyChanged]:
+    """What making *changes*, which were made together on other policies, once more changes now.
+
+    Only what they changed of their scopes' own fields is changed: what is in force of the others stays. Each gets its
+    scope's next version. InputError where that is inconsistent.
+    """
+    if not changes:
+        return []
+    wanted = {scope: state.own for scope, state in current.items()}
+    wanted |= {change.scope: _rebased(change, wanted.get(change.scope)) for change in changes}
+    names = ", ".join(change.scope for change in changes)
+    return _changes(current, wanted, Report(names), at=at, by=changes[0].by, why=changes[0].why)
+
+
+def _rebased(change: PolicyChanged, own: Fields | None) -> Fields | None:
+    """What *change* makes of a scope's own fields, which are not those that it was made on."""
+    before, after = change.before or {}, change.after
+    if own is None or after is None:
+        return after
+    kept = {field: value for field, value in own.items() if field in after or field not in before}
+    return kept | {field: value for field, value in after.items() if before.get(field, _UNSET) != value}
 
 
 def scopes_after(scopes: Mapping[str, ScopeState], *changes: PolicyChanged) -> dict[str, ScopeState]:

@@ -1,4 +1,5 @@
-"""The bytes of an entry: field `e`, a JSON array of events. Pure, so that the log and the archive share it.
+"""The bytes of an entry: field `e`, a JSON array of events, and field `m`, who wrote it and why. Pure, so that the log
+and the archive share it.
 
 Writers only ever write the newest version of an event. Readers upcast: `UPCASTERS[type, v]` turns the JSON
 object of version `v` into that of `v + 1`, one step at a time, before it is decoded strictly. A type or a
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, get_args
 
 import msgspec
+from msgspec import Struct
 
 from streamproc.domain.events import Event, Fact
 from streamproc.errors import Unprocessable
@@ -25,6 +27,23 @@ def _velocity_checked_1(raw: Raw) -> Raw:
 
 UPCASTERS: Mapping[tuple[str, int], Upcaster] = {("payout.velocity_checked", 1): _velocity_checked_1}
 """(type, v) -> the step from version v to v + 1; it need not touch `v`."""
+
+
+class Meta(Struct, frozen=True):
+    """Field `m` of an entry. Whoever reads only some of it uses this all the same: unknown fields are ignored."""
+
+    by: str = ""
+    """The group, or the producer, that wrote it."""
+    cause: str = ""
+    """The entry that it is the handling of; empty for what came from outside."""
+    actor: str = ""
+    """The person, where one did it."""
+    keys: tuple[str, ...] = ()
+    """The keys by which the delivery is known again. Entries of older versions have none."""
+    settled: int = 0
+    """The number of a settlement, in the order of all admissions and settlements of the partition."""
+    rescued: str = ""
+    """The id that it had in a log that was set aside by `streamproc recover`."""
 
 
 def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
@@ -43,6 +62,7 @@ _VERSION_OF_KIND = {kind: NEWEST[str(kind.__struct_config__.tag)] for kind in EV
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])
 _raw_decoder = msgspec.json.Decoder(list[Raw])
+_meta_decoder = msgspec.json.Decoder(Meta)
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
@@ -63,6 +83,14 @@ def decode_events(e: bytes) -> list[Event]:
         if event.v != _VERSION_OF_KIND[type(event)]:
             return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
     return events
+
+
+def decode_meta(m: bytes) -> Meta:
+    """Field `m` of one entry. Raises Unprocessable where it is not what an entry has."""
+    try:
+        return _meta_decoder.decode(m)
+    except msgspec.DecodeError as problem:
+        raise Unprocessable(f"field m is not an entry's metadata: {problem}") from problem
 
 
 def payout_of(event: Event) -> str:

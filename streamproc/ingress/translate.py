@@ -5,6 +5,7 @@ Everything else is recorded: a payout that cannot be governed becomes `PayoutMal
 not about a payout's state `BankEventIgnored`. So nothing that was signed and answered 2xx is lost.
 """
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 from msgspec import Struct
@@ -111,7 +112,8 @@ def append_of(
             problem=payout.problem,
         )
         # One payout, one problem: one dead letter, however often it is seen.
-        key = f"bad:{payout.payout}:{_hash(payout.problem)}" if payout.payout else f"bad:{payout.fingerprint}"
+        known = payout.payout
+        key = _bad_key(known, payout.problem) if known else f"bad:{payout.fingerprint}"
         return Append(account, (key,), (malformed,))
     observed = PayoutObserved(
         at=now_us,
@@ -131,6 +133,21 @@ def observation_key(payout: BankPayout, bank_event: str = "") -> str:
         return f"st:{payout.id}:{payout.status}"
     changed = (payout.status, payout.utr, str(payout.fees), str(payout.tax), payout.reason)
     return f"up:{payout.id}:{_hash(*changed)}"
+
+
+def keys_in(events: Sequence[Event]) -> tuple[str, ...]:
+    """The keys that a delivery's events tell by themselves; entries of older versions have no others."""
+    keys: list[str] = []
+    for event in events:
+        if type(event) is PayoutObserved:
+            keys.append(observation_key(event.facts, event.bank_event))
+        elif type(event) is PayoutMalformed and event.payout:
+            keys.append(_bad_key(event.payout, event.problem))
+    return tuple(keys)
+
+
+def _bad_key(payout: str, problem: str) -> str:
+    return f"bad:{payout}:{_hash(problem)}"
 
 
 def _envelope(body: bytes) -> Object:

@@ -32,7 +32,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
 
 COMMAND_TIMEOUT_S = 3.0
 """No command takes this long; well under the 5 s in which the bank wants its 2xx."""
@@ -56,6 +56,8 @@ _AWAY = (
 )
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
+_NO_LOG = "NOLOG "
+"""How our scripts begin when they find no log."""
 
 
 class _Ours(AbstractConnection):
@@ -157,8 +159,13 @@ def named_errors() -> Iterator[None]:
         text = str(problem)
         if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
             raise LogUnavailable(f"Redis refuses writes: {text[:120]}") from problem
+        if text.startswith(_NO_LOG):
+            raise LogBroken(f"{text.removeprefix(_NO_LOG)}; {WHEN_LOST}") from problem
         if text.startswith(_BROKEN_CODES):
-            raise LogBroken(f"the log is not what it must be: {text[:200]}") from problem
+            problem_text = (
+                f"the log is not what it must be: {text[:200]}; `streamproc doctor` says what to do"
+            )
+            raise LogBroken(problem_text) from problem
         raise
     except RedisError as problem:
         raise LogUnavailable(f"Redis failed: {type(problem).__name__}") from problem

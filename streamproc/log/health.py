@@ -33,6 +33,16 @@ async def server_settings(client: Redis) -> list[str]:
     return problems
 
 
+async def logs_gone(client: Redis, partitions: int) -> list[int]:
+    """The partitions that have no stream."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for partition in range(partitions):
+                pipe.exists(Names(partition).log)
+            there = await pipe.execute()
+    return [partition for partition, exists in enumerate(there) if not exists]
+
+
 async def replica_count(client: Redis) -> int:
     """Replicas that are connected to the server now."""
     with named_errors():

@@ -1,11 +1,12 @@
 """Looking into the log's Redis without a consumer group: for operators, never for decisions. All reads are bounded."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from msgspec import Struct
 from redis.asyncio import Redis
 
-from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.errors import JobFailed
 from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
@@ -44,7 +45,10 @@ async def partitions_of_log(client: Redis) -> int:
     with named_errors():
         known = await client.hget(META, "partitions")
     if known is None:
-        raise JobFailed("this Redis holds no log yet: `streamproc up`, or any role, makes it")
+        raise JobFailed(
+            "this Redis holds no log yet: any role makes it at the first start;"
+            " if there was one, run `streamproc recover`"
+        )
     return int(known)
 
 
@@ -83,6 +87,27 @@ async def held_records(client: Redis, names: Names, *, limit: int) -> list[Payou
             held += [record for record in records if record.state == "held"]
         if cursor == 0 or len(held) >= limit:
             return held[:limit]
+
+
+async def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIterator[list[PayoutRecord]]:
+    """The payouts of a partition that have not ended, `at_once` of them and in no order. O(keys of Redis).
+
+    A payout may come twice where keys are added meanwhile.
+    """
+    cursor, waiting = 0, list[PayoutRecord]()
+    while True:
+        with named_errors():
+            cursor, keys = await client.scan(cursor, match=names.payout("*"), count=SCAN_COUNT, _type="HASH")
+        for start in range(0, len(keys), RECORDS_AT_ONCE):
+            found = await _records(client, keys[start : start + RECORDS_AT_ONCE])
+            waiting += [record for record in found if not is_terminal(record)]
+        while len(waiting) >= at_once:
+            yield waiting[:at_once]
+            waiting = waiting[at_once:]
+        if cursor == 0:
+            break
+    if waiting:
+        yield waiting
 
 
 async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:

@@ -5,7 +5,9 @@ from functools import lru_cache
 
 PREFIX = "sp"
 META = f"{PREFIX}:meta"
-"""Hash: `partitions`, written at first start; another setting later refuses to start."""
+"""Hash: `partitions`, written at first start; another setting later refuses to start. `made:<p>` once a partition was
+made, so that it is not made again. `recovering` while `streamproc recover` is under way, `unreconciled` until the bank
+was asked after it."""
 
 
 class Names:
@@ -20,6 +22,9 @@ class Names:
         self.dead = f"{self.base}:dead"
         self.number = f"{self.base}:number"
         self.groups = f"{self.base}:groups"
+        self.recovery = f"{self.base}:recovery"
+        self.staged = f"{self.base}:staged"
+        self.rescued = f"{self.base}:rescued"
 
     def seen(self, key: str) -> str:
         """Idempotency of one producer delivery."""

@@ -13,6 +13,8 @@ from streamproc.log import scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
+POLICY_WRITER = "policy"
+"""Who writes changes of policies, by their entries' metadata."""
 CHANGES_MAX = 10
 """Times a change is planned again because somebody else changed a policy meanwhile."""
 
@@ -56,7 +58,7 @@ async def put_in_force(
     states = [
         (c.scope, _encode(ScopeState(version=c.version, own=c.after, effective=c.effective))) for c in changes
     ]
-    meta = _encode({"by": "policy", "actor": actor})
+    meta = _encode({"by": POLICY_WRITER, "actor": actor})
     try:
         return await scripts.change_policy(
             client, names, rev=rev, e=encode_events(changes), m=meta, scopes=states

@@ -23,6 +23,9 @@ the two big scripts were measured at; a batch is half of it (docs/performance.md
 SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
+RATE_BACKLOG_S = 86_400
+"""How long rate slots outlive their window, as admit.lua has it: a backlog of a day still finds them."""
+
 _encode = msgspec.json.Encoder().encode
 _decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
 
@@ -52,7 +55,7 @@ _append_once, _load, _admit, _commit = (
     Script("commit"),
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
-_change_policy, _close_letter = Script("change_policy"), Script("close_letter")
+_change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
 
 
 class Keys:
@@ -138,15 +141,34 @@ class Handover:
     timers: list[tuple[int, bytes]] = field(default_factory=list)
 
 
-async def append_once(client: Redis, names: Names, deliveries: Sequence[Delivery]) -> list[tuple[str, bool]]:
-    """Append each delivery unless one of its keys was seen; (entry id, whether it is new) for each."""
-    keys: list[str] = [names.log]
+async def append_once(
+    client: Redis, names: Names, deliveries: Sequence[Delivery], *, log: str = ""
+) -> list[tuple[str, bool]]:
+    """Append each delivery unless one of its keys was seen; (entry id, whether it is new) for each.
+
+    `log` is another stream of the partition than its log: one that is being built.
+    """
+    keys: list[str] = [log or names.log]
     args: list[Any] = [SEEN_TTL_S]
     for delivery in deliveries:
         keys += [names.seen(key) for key in delivery.keys]
-        args += [len(delivery.keys), delivery.e, delivery.m]
+        args += [len(delivery.keys), delivery.e, _with_keys(delivery.m, delivery.keys)]
     reply = await _append_once(client, keys, args)
     return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
+
+
+def _with_keys(m: bytes, keys: Sequence[str]) -> bytes:
+    """The metadata with the delivery's keys: from the archive alone they can be known again (`streamproc recover`)."""
+    return m[:-1] + b',"keys":' + _encode(keys) + b"}" if keys else m
+
+
+async def open_partition(client: Redis, names: Names, groups: Sequence[str], *, made_before: bool) -> str:
+    """Make what is missing at the first start; the name of a group that was made and is gone, or ''.
+
+    Raises LogBroken where the stream was made and is gone, or is being rebuilt.
+    """
+    gone: bytes = await _open(client, [names.log, names.groups, names.recovery], [int(made_before), *groups])
+    return gone.decode()
 
 
 async def load(client: Redis, names: Names, payouts: Sequence[str]) -> tuple[int, bytes, list[Row]]:
@@ -176,9 +198,22 @@ def _admission(kept: bytes, asked: tuple[Window, ...] = ()) -> Admission:
     return Admission(rate_answer, budget_answer)
 
 
+def kept_admission(admission: Admission) -> bytes:
+    """An admission as admit.lua keeps it: the inverse of `_admission`."""
+    rate = budget = recorded = b""
+    if (slot := admission.rate) is not None:
+        terms = slot.count, slot.window_us
+        rate = b"%d %d %d %d %d" % (slot.number, slot.used, *terms, slot.limited)
+    if (room := admission.budget) is not None:
+        amounts = (amount for pair in room.before for amount in pair)
+        budget = b" ".join(b"%d" % n for n in (room.number, room.amount, room.exceeded, *amounts))
+        recorded = _encode(room.windows)
+    return b"|".join((rate, budget, recorded))
+
+
 async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:
     """Take rate slots and reserve budget; the recorded answer where a payout was answered before."""
-    keys = Keys(names.number)
+    keys = Keys(names.number, names.log)
     # Told by identity: callers share what payouts have in common, and hashing its contents costs 1 µs a payout.
     numbers: dict[tuple[int, int], int] = {}
     terms: list[Any] = []

@@ -8,15 +8,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
-from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors
 from streamproc.log.names import META, Names, partition_of
@@ -69,44 +69,65 @@ def id_key(entry: str) -> tuple[int, int]:
     return int(ms), int(n or 0)
 
 
-async def open_log(client: Redis, *, partitions: int, groups: Iterable[str]) -> None:
+Archived: TypeAlias = Callable[[], Awaitable[Collection[int]]]
+"""Asks the archive for the partitions of which it has entries; raises TryAgain while it is away."""
+
+
+async def _no_archive() -> Collection[int]:
+    return ()
+
+
+async def open_log(
+    client: Redis, *, partitions: int, groups: Iterable[str], archived: Archived = _no_archive
+) -> None:
     """Make the log on first start and check it on every other.
 
     The partition count is written once; another count raises LogBroken, since accounts would change partition.
     A group is created at the beginning of the log when it is first seen; one that was there and is gone is an
-    alarm: at `$` it would skip payouts.
+    alarm: at `$` it would skip payouts. A stream that is not there is made only where it never was: where it was
+    made, or where the archive has entries of it, that is a loss, and LogBroken says what to do.
     """
     with named_errors():
-        await client.hsetnx(META, "partitions", str(partitions))
-        known = int(await client.hget(META, "partitions") or 0)
-        if known != partitions:
-            raise LogBroken(f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {known}")
-        for partition in range(partitions):
-            await _open_partition(client, Names(partition), groups)
-
-
-async def _open_partition(client: Redis, names: Names, groups: Iterable[str]) -> None:
-    # Read before the groups: a mark is set after its group was made, so a marked group that is not there is gone.
-    marked = await client.hkeys(names.groups)
-    present = set()
-    if await client.exists(names.log):
-        present = {row["name"] for row in await client.xinfo_groups(names.log)}
-    for group in groups:
-        name = group.encode()
-        if name in marked and name not in present:
+        meta = await client.hgetall(META)
+        if b"recovering" in meta:
             raise LogBroken(
-                f"consumer group {group} of {names.log} is gone; nothing is re-created, because entries could be"
-                " skipped. Restore Redis's data from its AOF or a replica; `streamproc recover`, which will rebuild it"
-                " from the archive, is not in this version"
+                "this log is being recovered; if `streamproc recover` was interrupted, run it again"
             )
-        if name not in present:
-            try:
-                await client.xgroup_create(names.log, group, id="0", mkstream=True)
-            except Exception as problem:
-                if not str(problem).startswith("BUSYGROUP"):  # another process was faster
-                    raise
-        if name not in marked:
-            await client.hset(names.groups, group, "1")
+        _check_count(meta.get(b"partitions", b""), partitions)
+        await _refuse_if_lost(client, partitions, meta, archived)
+        await client.hsetnx(META, "partitions", str(partitions))
+        _check_count(await client.hget(META, "partitions"), partitions)  # somebody else may have been faster
+        for partition in range(partitions):
+            made = f"made:{partition}"
+            await _open_partition(client, Names(partition), groups, made_before=made.encode() in meta)
+            if made.encode() not in meta:
+                await client.hset(META, made, "1")
+
+
+def _check_count(made_with: bytes | str | None, partitions: int) -> None:
+    if made_with and int(made_with) != partitions:
+        raise LogBroken(f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {int(made_with)}")
+
+
+async def _refuse_if_lost(client: Redis, partitions: int, meta: Any, archived: Archived) -> None:
+    """The archive is asked only where something is missing, which is at a first start or after a loss."""
+    there = {p for p in range(partitions) if await client.exists(Names(p).log)}
+    if len(there) == partitions and meta:
+        return
+    made = {p for p in range(partitions) if f"made:{p}".encode() in meta}
+    gone = made - there or set(await archived()) - there
+    if gone:
+        what = f"the log of partition {min(gone)} is gone" if meta else "this Redis holds no log"
+        raise LogBroken(f"{what}, though it was written before; {WHEN_LOST}")
+
+
+async def _open_partition(client: Redis, names: Names, groups: Iterable[str], *, made_before: bool) -> None:
+    gone = await scripts.open_partition(client, names, list(groups), made_before=made_before)
+    if gone:
+        raise LogBroken(
+            f"consumer group {gone} of {names.log} is gone; it is not made again, because entries could be"
+            f" skipped: {WHEN_LOST}"
+        )
 
 
 class Clock:

@@ -11,12 +11,14 @@ from streamproc.archive.lookup import opened_pool, refusals_named, views_behind
 from streamproc.archive.migrate import current, newest
 from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
-from streamproc.errors import JobFailed, StreamprocError
+from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.connection import connected
 from streamproc.log.health import group_rows, server_settings
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
-from streamproc.operate.doctor_checkpoints import Check, checkpoint_checks
+from streamproc.operate.check import Check
+from streamproc.operate.doctor_checkpoints import checkpoint_checks
+from streamproc.operate.doctor_log import examine_log
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
@@ -34,6 +36,7 @@ async def examine(settings: Settings) -> list[Check]:
     parts = [
         _guarded("redis", settings, _redis),
         _guarded("postgres", settings, _postgres),
+        _guarded("log and archive", settings, examine_log),
         _guarded("bank", settings, _bank),
         _guarded("safe browsing", settings, _safe_browsing),
     ]
@@ -48,9 +51,10 @@ async def _guarded(
         async with asyncio.timeout(CHECK_WAIT_S):
             return await examine_one(settings)
     except StreamprocError as problem:
-        return [Check(name, "bad", str(problem), _TODO[name])]
+        return [Check(name, "bad", str(problem), _TODO[name])] if name in _TODO else []
     except TimeoutError:
-        return [Check(name, "bad", f"no answer within {CHECK_WAIT_S:g} s", _TODO[name])]
+        detail = f"no answer within {CHECK_WAIT_S:g} s"
+        return [Check(name, "bad", detail, _TODO[name])] if name in _TODO else []
 
 
 _TODO = {
@@ -87,7 +91,10 @@ async def _redis(settings: Settings) -> list[Check]:
         try:
             known = await partitions_of_log(client)
         except JobFailed as problem:
-            return [*checks, Check("log", "bad", str(problem), "start the system once")]
+            return [
+                *checks,
+                Check("log", "bad", str(problem), "start the system once, or run `streamproc recover`"),
+            ]
         checks.append(_partitions(known, settings.partitions))
         return checks + [check for partition in range(known) for check in await _groups(client, partition)]
 
@@ -119,14 +126,11 @@ def _partitions(known: int, configured: int) -> Check:
 async def _groups(client: Any, partition: int) -> list[Check]:
     name = f"log {partition}"
     if not await log_exists(client, partition):
-        return [
-            Check(name, "bad", "its stream is gone", "restore Redis's data; nothing is re-created by itself")
-        ]
+        return [Check(name, "bad", "its stream is gone", WHEN_LOST)]
     rows = await group_rows(client, partition, consumers.GROUPS)
     gone = [row["group"] for row in rows if row.get("missing")]
     if gone:
-        todo = "restore Redis's data; a group that is made anew would skip payouts"
-        return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", todo)]
+        return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", WHEN_LOST)]
     idle = [row["group"] for row in rows if not row["consumers"]]
     if idle:
         return [Check(name, "note", f"nobody works for {', '.join(idle)}", "start `streamproc worker`")]

@@ -2,9 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Literal, TypeAlias
-
-from msgspec import Struct
 
 from streamproc.archive.attest import standing
 from streamproc.archive.lookup import job_named
@@ -13,21 +10,11 @@ from streamproc.archive.signing_key import KEY_FILE
 from streamproc.archive.store import connection
 from streamproc.errors import StreamprocError
 from streamproc.operate.audit import own_key
+from streamproc.operate.check import Check
 from streamproc.settings import Settings
 
 LATE_S = 60.0
 """Beyond the interval: an entry that waits longer for a checkpoint is not just waiting."""
-
-Status: TypeAlias = Literal["ok", "bad", "note"]
-
-
-class Check(Struct, frozen=True):
-    """One line. `note` is a choice that an operator may make and should know of; `todo` says what to do."""
-
-    name: str
-    status: Status
-    detail: str
-    todo: str = ""
 
 
 async def checkpoint_checks(settings: Settings) -> list[Check]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import consumers
-from streamproc.errors import LogBroken
+from streamproc.errors import WHEN_LOST, LogBroken
 from streamproc.log.health import group_rows
 from streamproc.log.inspect import log_exists
 from streamproc.operate.site import Site
@@ -17,6 +17,6 @@ async def groups(site: Site) -> list[dict[str, Any]]:
     rows = []
     for partition in range(site.partitions):
         if not await log_exists(site.client, partition):
-            raise LogBroken(f"the stream of partition {partition} is gone; restore Redis's data")
+            raise LogBroken(f"the stream of partition {partition} is gone; {WHEN_LOST}")
         rows += await group_rows(site.client, partition, consumers.GROUPS)
     return rows

@@ -9,13 +9,14 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.domain.wire import decode_events, payout_of, type_of
-from streamproc.errors import Unprocessable
+from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
 from streamproc.log.names import Names
 from streamproc.log.stream import ZERO, Entry, LogView, id_key
 from streamproc.operate.explain import event_json
 from streamproc.operate.site import US, Site, iso
+from streamproc.operate.trim import Kept, look
 
 TAIL_MAX = 10_000
 """Entries shown at once."""
@@ -65,9 +66,25 @@ async def _start(view: LogView, partition: int, after: list[Line]) -> str:
     return shown[-1] if shown else await view.last_id() or ZERO
 
 
-async def stats(site: Site) -> list[LogStats]:
-    """The size of every partition."""
-    return [await log_stats(site.client, partition) for partition in range(site.partitions)]
+class Stats(Struct, frozen=True):
+    """The size of a partition, and what holds its beginning. `kept` None: the archive cannot be asked, or `problem`."""
+
+    size: LogStats
+    kept: Kept | None
+    problem: str = ""
+
+
+async def stats(site: Site, retention_s: float) -> list[Stats]:
+    """Every partition, also one that is broken."""
+    return [await _stats(site, partition, retention_s) for partition in range(site.partitions)]
+
+
+async def _stats(site: Site, partition: int, retention_s: float) -> Stats:
+    size = await log_stats(site.client, partition)
+    try:
+        return Stats(size, await look(site, partition, retention_s))
+    except LogBroken as problem:
+        return Stats(size, None, str(problem))
 
 
 def line_json(line: Line) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from projections.rebuild import (
 from projections.run import Runner, catch_up, open_heads
 from projections.schema import enter_place
 from projections.swap import swap
-from projections.views import NAMES
+from projections.views import NAMES, VIEWS, View
 from streamproc import processes
 from streamproc.archive.lookup import job_named
 from streamproc.archive.store import connection, snapshot
@@ -151,7 +151,13 @@ async def replay(
 
 
 async def _build(
-    dsn: str, schema: str, plan: Sequence[Slice], jobs: int, progress: Progress, on_progress: OnProgress
+    dsn: str,
+    schema: str,
+    plan: Sequence[Slice],
+    jobs: int,
+    progress: Progress,
+    on_progress: OnProgress,
+    views: Sequence[View] = VIEWS,
 ) -> None:
     """Run a builder for each share that is not done, `jobs` at once."""
     progress.stage = "building"
@@ -168,7 +174,7 @@ async def _build(
 
     async def one(share: Slice) -> None:
         async with turns:
-            await _run_builder(Order(dsn, schema, share), hear)
+            await _run_builder(Order(dsn, schema, share, views=tuple(view.name for view in views)), hear)
             hear(Said(share.partition, share.slice, share.target_seq))
 
     try:
@@ -335,18 +341,27 @@ async def go_back(dsn: str) -> list[str]:
 
 @asynccontextmanager
 async def built_as_of(
-    dsn: str, targets: Sequence[Target], *, jobs: int = 0, on_progress: OnProgress = lambda _: None
+    dsn: str,
+    targets: Sequence[Target],
+    *,
+    jobs: int = 0,
+    on_progress: OnProgress = lambda _: None,
+    views: Sequence[View] = VIEWS,
+    purpose: str = "as_of",
 ) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a place that holds all views as they were at `targets`; the place is removed afterwards."""
+    """A connection to a place that holds `views` as they were at `targets`; the place is removed afterwards.
+
+    There is one such place for each `purpose` at a time.
+    """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
     with job_named(UNTOUCHED):
-        async with connection(dsn, name="streamproc as-of", job=True) as place:
+        async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
             home = str(await place.fetchval("SELECT current_schema()"))
-            schema = f"{home}_as_of"
+            schema = f"{home}_{purpose}"
             await take_replay_lock(place, schema)
             try:
-                plan = await plan_build(place, schema, targets, jobs)
-                await _build(dsn, schema, plan, jobs, Progress(), on_progress)
+                plan = await plan_build(place, schema, targets, jobs, views)
+                await _build(dsn, schema, plan, jobs, Progress(), on_progress, views)
                 yield place
             finally:
                 await drop_place(place, schema)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -25,7 +24,7 @@ from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
 from streamproc.domain.whatif.retrial import Overlay, Retrial, Scopes
 from streamproc.domain.whatif.trial import Told
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.operate.site import us_of
 
@@ -37,12 +36,6 @@ _TELLS = re.compile(
     rb'|payout\.budget_reserved|governance\.bypassed)"'
 ).search
 """Entries that a retrial reads; the others are not decoded."""
-
-
-class _Meta(Struct, frozen=True):
-    by: str = ""
-    cause: str = ""
-    settled: int | None = None
 
 
 @dataclass
@@ -63,7 +56,6 @@ class Answer(Struct, frozen=True):
 
 
 OnProgress = Callable[[Progress], None]
-_decode_meta = msgspec.json.Decoder(_Meta).decode
 
 
 async def whatif(
@@ -177,8 +169,8 @@ async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, tol
 def told_of(partition: int, row: Row) -> Told:
     """A row of the archive as a retrial reads it. Raises JobFailed, naming the entry, for what nobody knows here."""
     try:
-        meta = _decode_meta(row.m)
+        meta = decode_meta(row.m)
         events = decode_events(row.e)
-    except (Unprocessable, msgspec.DecodeError) as problem:
+    except Unprocessable as problem:
         raise JobFailed(f"entry {partition}:{row.id} (seq {row.seq}): {problem}") from problem
-    return Told(row.seq, row.id, meta.by, meta.cause, meta.settled, events)
+    return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)

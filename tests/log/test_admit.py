@@ -11,6 +11,7 @@ from streamproc.domain.budget import Ask, Ledger, RateAsk, Window
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
+from streamproc.log.stream import open_log
 
 NAMES = Names(0)
 FAR = 4_000_000_000
@@ -20,6 +21,7 @@ FAR = 4_000_000_000
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[Redis]:
     async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=("g",))
         yield client
 
 
@@ -65,6 +67,7 @@ histories = st.lists(
 @given(history=histories)
 async def test_lua_and_model_agree_on_every_history(client: Redis, history: list) -> None:  # type: ignore[type-arg]
     await client.flushdb()
+    await open_log(client, partitions=1, groups=("g",))
     model = Ledger()
     for step in history:
         if isinstance(step, list):
@@ -83,9 +86,6 @@ async def test_lua_and_model_agree_on_every_history(client: Redis, history: list
 async def settle_in_redis(client: Redis, model: Ledger, payout: str, settlement: str) -> bool:
     """Settle by a commit of an entry of its own; True if it was numbered."""
     before = int(await client.get(NAMES.number) or 0)
-    await client.xgroup_create(NAMES.log, "g", id="$", mkstream=True) if not await client.exists(
-        NAMES.log
-    ) else None
     entry = await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
     await client.xreadgroup("g", "c", {NAMES.log: ">"}, count=1)
     budget = model.admissions[payout].budget if payout in model.admissions else None

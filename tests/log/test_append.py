@@ -15,20 +15,32 @@ from streamproc.log.stream import LogView, Producer, open_log
 from tests.words import delivery, observed
 
 
-async def test_a_delivery_is_appended_once_however_often_it_comes(redis_url: str) -> None:
-    async with Producer(redis_url, partitions=1, name="webhook") as producer:
+@pytest.fixture
+async def log_url(redis_url: str) -> str:
+    """URL of a Valkey that holds an empty log."""
+    await opened(redis_url)
+    return redis_url
+
+
+async def opened(url: str) -> None:
+    async with connected(url) as client:
+        await open_log(client, partitions=1, groups=("governance",))
+
+
+async def test_a_delivery_is_appended_once_however_often_it_comes(log_url: str) -> None:
+    async with Producer(log_url, partitions=1, name="webhook") as producer:
         first = await producer.append(delivery(observed("pout_1")))
         again = await producer.append(delivery(observed("pout_1")))
     assert (first.new, again.new) == (True, False)
     assert first.entry == again.entry
-    async with LogView(redis_url, 0) as view:
+    async with LogView(log_url, 0) as view:
         entries = await view.read("0-0", 10, 0)
     assert [decode_events(entry.e)[0].payout for entry in entries] == ["pout_1"]
-    assert entries[0].m == b'{"by":"webhook"}'
+    assert entries[0].m == b'{"by":"webhook","keys":["st:pout_1:pending"]}'
 
 
-async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(redis_url: str) -> None:
-    async with Producer(redis_url, partitions=1, name="webhook") as producer, connected(redis_url) as client:
+async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(log_url: str) -> None:
+    async with Producer(log_url, partitions=1, name="webhook") as producer, connected(log_url) as client:
         await producer.append(delivery(observed("pout_warm")))
         await client.config_resetstat()
         answers = await asyncio.gather(
@@ -46,6 +58,7 @@ async def test_an_append_while_redis_is_away_says_so_and_what_was_synced_is_ther
     directory = public_dir / "away"
     async with embedded.valkey(directory) as first:
         port = urlsplit(first.url).port
+        await opened(first.url)
         producer = await Producer(first.url, partitions=1, name="webhook").__aenter__()
         assert (await producer.append(delivery(observed("pout_1")))).new
     with pytest.raises(LogUnavailable):
@@ -56,8 +69,8 @@ async def test_an_append_while_redis_is_away_says_so_and_what_was_synced_is_ther
         await producer.__aexit__()
 
 
-async def test_the_server_forgetting_its_scripts_is_not_noticed(redis_url: str) -> None:
-    async with Producer(redis_url, partitions=1, name="webhook") as producer, connected(redis_url) as client:
+async def test_the_server_forgetting_its_scripts_is_not_noticed(log_url: str) -> None:
+    async with Producer(log_url, partitions=1, name="webhook") as producer, connected(log_url) as client:
         await producer.append(delivery(observed("pout_1")))
         await client.script_flush()
         assert (await producer.append(delivery(observed("pout_2")))).new

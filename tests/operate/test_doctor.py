@@ -13,7 +13,8 @@ from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.operate.doctor import Check, examine
+from streamproc.operate.check import Check
+from streamproc.operate.doctor import examine
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.operate.words import NOBODY_THERE

@@ -66,7 +66,7 @@ async def test_a_line_says_who_wrote_what_about_which_payout(redis_url: str):
     assert "webhook" in line_text(line)
     assert line_text(line).endswith("pout_1  payout.observed(pending)")
     shown = json.loads(json.dumps(line_json(line)))
-    assert shown["meta"] == {"by": "webhook"}
+    assert shown["meta"] == {"by": "webhook", "keys": ["pout_1"]}
     assert shown["events"][0]["id"] == f"0:{line.entry.id}:0"
 
 
@@ -85,15 +85,17 @@ async def test_stats_count_entries_timers_and_dead_letters_of_each_partition(red
     async with site_of(redis_url) as site:
         names = Names(0)
         await site.client.zadd(names.timers, {"t": 1})
-        rows = await stats(site)
+        found = await stats(site, retention_s=60)
+    rows = [row.size for row in found]
     assert sorted(row.length for row in rows) == [1, 2]
     assert [row.timers for row in rows] == [1, 0]
     assert all(row.first <= row.last and row.memory_bytes > 0 for row in rows)
+    assert [row.kept for row in found] == [None, None]  # there is no archive to ask
 
 
 async def test_an_empty_log_has_nothing_to_show(redis_url: str):
     await made(redis_url)
     async with site_of(redis_url) as site:
         assert await tail(site, count=5) == []
-        [row] = await stats(site)
-    assert (row.length, row.first, row.last) == (0, "0-0", "0-0")
+        [row] = await stats(site, retention_s=60)
+    assert (row.size.length, row.size.first, row.size.last) == (0, "0-0", "0-0")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
+from streamproc.domain.asks import slot_of
 from streamproc.domain.budget import US, RateAnswer
 from streamproc.domain.events import (
     BudgetReserved,
@@ -146,11 +147,6 @@ def trial_of(events: Sequence[Event], seen: PayoutObserved, books: Books) -> Tri
         elif finding.code == "LIMIT_EXCEEDED":
             trial.full = finding.evidence
     return trial
-
-
-def slot_of(event: VelocityChecked) -> RateAnswer:
-    """A recorded answer to the question for a rate slot."""
-    return RateAnswer(event.number, event.used, event.used >= event.limit, event.limit, event.window_s * US)
 
 
 def _refused_slot(evidence: Mapping[str, object]) -> RateAnswer:

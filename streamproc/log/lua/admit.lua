@@ -1,7 +1,8 @@
 #!lua
 -- Admit payouts: take rate slots and reserve budget, each part once per payout, for good.
 -- KEYS[1]    string  the partition's dense counter of admissions and settlements
--- KEYS[2..]  hash payouts, zset rates, hash budgets; ARGV names them by index
+-- KEYS[2]    stream  the log, which is only asked for
+-- KEYS[3..]  hash payouts, zset rates, hash budgets; ARGV names them by index
 -- ARGV[1]    s       how long a budget is kept after its window ended (or after now, if that is later)
 -- ARGV[2]    number of terms: what payouts of one agent have in common; then for each:
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
@@ -12,9 +13,13 @@
 --   RATE 'number used count window limited' or '', BUDGET 'number amount exceeded reserved committed ...' or '',
 --   WINDOWS the windows JSON; not repeated to whom it was recorded for just now.
 -- One field for all of it: every field is two more arguments to write, to log and to allocate.
+-- NOLOG where there is no log: budgets may be half rebuilt then, and what a worker that was left over takes would be lost.
 -- Why Lua: read, compare and add are one step; everything is read and checked before the first write.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a recorded answer is given again.
 local call, tonumber, format = redis.call, tonumber, string.format
+if call('EXISTS', KEYS[2]) == 0 then
+  return redis.error_reply('NOLOG ' .. KEYS[2] .. ' is gone')
+end
 -- Numbers are doubles, whole and below 2^53, so %d gives every digit; %.0f took three times as long.
 local function int(x) return format('%d', x) end
 

@@ -5,9 +5,13 @@
 -- ARGV[1]      s       how long a delivery is remembered
 -- then for each delivery: number of its seen keys, `e`, `m`
 -- Returns for each delivery: entry id, 1 if appended now or 0 if seen before (any of its keys known).
+-- NOLOG where there is no log: XADD would begin a new one in the place of one that was lost.
 -- O(deliveries). Safe to resend: a second run finds the keys and answers with the same ids.
 if #ARGV < 4 or (#ARGV - 1) % 3 ~= 0 then
   return redis.error_reply('ERR append_once: wrong number of arguments')
+end
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
 local reply, key = {}, 2
 for i = 2, #ARGV, 3 do

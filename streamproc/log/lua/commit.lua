@@ -11,9 +11,13 @@
 --   settle, number of timers, the hashes' indexes, then score (µs) and member of each timer
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
 --   or the policy has and there are outputs: a freeze binds what was being decided when it came.
+-- NOLOG where there is no log: an input that nobody acknowledged is not one that was handled earlier.
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
 local call, tonumber = redis.call, tonumber
+if call('EXISTS', KEYS[1]) == 0 then
+  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
+end
 local function int(x) return string.format('%d', x) end -- as in admit.lua: whole, below 2^53
 
 local function settle(payout, wanted, indexes)

@@ -1,0 +1,37 @@
+"""What each group is given by others, and what always leaves an answer: how a recovery tells what was handled.
+
+An entry that a group handled and answered is named as the cause of what it wrote. One that it acknowledged in silence
+cannot be told from one that it never saw, so it is handled again; every stage is written so that this changes nothing.
+"""
+
+from collections.abc import Mapping
+
+from streamproc.domain.commands import asked_for
+from streamproc.domain.events import (
+    BankCommandAnswered,
+    CancelRequested,
+    Event,
+    Fact,
+    PayoutDecided,
+    PayoutMalformed,
+    PayoutObserved,
+    ReviewSubmitted,
+    TimerFired,
+)
+
+GOVERNANCE = "governance"
+EXECUTION = "execution"
+INPUTS: Mapping[str, frozenset[type[Fact]]] = {
+    GOVERNANCE: frozenset(
+        {PayoutObserved, PayoutMalformed, ReviewSubmitted, TimerFired, BankCommandAnswered}
+    ),
+    EXECUTION: frozenset({PayoutDecided, CancelRequested}),
+}
+"""What a group consumes and does not write itself (its own outputs it handles in the same pass)."""
+
+
+def is_answered(event: Event) -> bool:
+    """Whether handling this input always leaves something in the log, so that without it it was not handled."""
+    if isinstance(event, ReviewSubmitted | PayoutMalformed):
+        return True
+    return isinstance(event, PayoutDecided | CancelRequested) and asked_for(event) is not None

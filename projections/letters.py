@@ -1,0 +1,36 @@
+"""View `letters`: what became dead letters of a group, and what closed them. Built for a recovery only.
+
+A dead letter may be older than everything else that is still open, so it is found by a fold of the whole archive.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import asyncpg
+
+from projections.fold import Step
+from streamproc.archive.text import text_key
+from streamproc.domain import events as e
+
+NAME = "letters"
+VERSION = 1
+COLUMNS = ("partition", "seq", "place", "group_name", "entry_id", "action")
+
+
+def rows_of(steps: Iterable[Step]) -> list[tuple[object, ...]]:
+    """The rows that the steps add, in the order of COLUMNS."""
+    rows: list[tuple[object, ...]] = []
+    for step in steps:
+        event = step.event
+        if type(event) is e.EntrySetAside:
+            rows.append((step.partition, step.seq, step.place, text_key(event.group), event.entry, "aside"))
+        elif type(event) is e.DeadLetterClosed:
+            row = (step.partition, step.seq, step.place, text_key(event.group), event.entry, event.action)
+            rows.append(row)
+    return rows
+
+
+async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
+    """Add the steps' rows."""
+    rows = rows_of(steps)
+    if rows:
+        await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)

@@ -1,0 +1,120 @@
+"""`streamproc recover`: Redis rebuilt from the archive."""
+
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.telling import Telling
+from streamproc.errors import InputError, JobFailed
+from streamproc.settings import PREFIX, Settings, discover, load
+
+if TYPE_CHECKING:
+    from streamproc.operate.recover import Plan, Recovered
+    from streamproc.operate.recover_bank import Reconciled
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--without-bank", is_flag=True, help="Do not ask the bank what happened meanwhile.")
+@output.json_option
+def recover(yes: bool, without_bank: bool, as_json: bool) -> None:
+    """Rebuild what Redis lost from the archive, then ask the bank what happened meanwhile.
+
+    For when roles say that the log is gone or behind its archive. Stop the workers first: what they still decide
+    rests on budgets and policies that have gone back, is dropped here, and a rejection of theirs may have reached the
+    bank. Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back;
+    what a worker may not have handled is handled again. What came in from outside on a log that had lost its tail is
+    kept. It may be killed and run again.
+
+    \b
+    Example:
+      streamproc recover
+      streamproc recover --yes --json
+    """
+    settings = discover(load(os.environ))
+    done, asked = output.run(_recover(settings, yes=yes, without_bank=without_bank))
+    left = [*done.left, *(asked.left if asked is not None else ())]
+    if as_json:
+        output.say_json(_as_json(done, asked, left))
+    else:
+        _print(done, asked)
+    if not without_bank and asked is None:
+        output.note(
+            f"the bank was not asked: {PREFIX}RAZORPAY_KEY_ID is not set here. Run this again where it is; the poller"
+            " lists what was made since the archive's end"
+        )
+    if left:
+        again = " `streamproc recover` asks the bank again." if asked is not None and asked.left else ""
+        raise JobFailed(f"recovered; left to do: {'; '.join(left)}.{again}")
+
+
+async def _recover(
+    settings: Settings, *, yes: bool, without_bank: bool
+) -> "tuple[Recovered, Reconciled | None]":
+    from streamproc.log.connection import connected
+    from streamproc.log.restore import mark_reconciled
+    from streamproc.operate.recover import Recovered, look, rebuild
+    from streamproc.operate.recover_bank import is_configured, reconcile
+    from streamproc.operate.stores import reachable
+
+    async with reachable(settings) as found:
+        plan, done, asked = await look(found), Recovered(), None
+        if not plan.bank_only:
+            _ask(plan, yes=yes)
+        with Telling("recover", "events") as telling:
+            if not plan.bank_only:
+                done = await rebuild(found, plan, on_progress=telling.hear)
+        with Telling("recover", "payouts") as telling:
+            if without_bank:
+                async with connected(found.redis_url) as client:
+                    await mark_reconciled(client)
+            elif is_configured(found):
+                asked = await reconcile(found, on_asked=partial(telling.show, "asking the bank"))
+        return done, asked
+
+
+def _ask(plan: "Plan", *, yes: bool) -> None:
+    """Say what is wrong, and go on only if a person wants it."""
+    for one in plan.broken:
+        click.echo(f"partition {one.partition}: {one.problem}", err=True)
+    if plan.interrupted:
+        click.echo("a recovery was begun and did not come to its end", err=True)
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError("nobody can be asked here: say --yes to rebuild what Redis holds from the archive")
+    question = f"Are the workers stopped? Rebuild Redis from {plan.entries} archived entries (a million take minutes)"
+    click.confirm(question, abort=True, err=True)
+
+
+def _as_json(done: "Recovered", asked: "Reconciled | None", left: list[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    speed = int(done.entries / done.seconds) if done.seconds > 0 else 0
+    return asdict(done) | {
+        "left": left,
+        "entries_per_s": speed,
+        "bank": asdict(asked) if asked is not None else None,
+    }
+
+
+def _print(done: "Recovered", asked: "Reconciled | None") -> None:
+    names = ("partition", "archived", "payouts", "budgets", "policies", "seen", "timers", "letters")
+    rows = [
+        [*(getattr(one, name) for name in names), sum(one.pending.values()), one.rescued]
+        for one in done.partitions
+    ]
+    if rows:
+        columns = [*(name.upper() for name in names), "TO HANDLE AGAIN", "KEPT OF THE OLD LOG"]
+        output.say_table(columns, rows, empty="")
+        click.echo(
+            f"rebuilt from {done.entries} archived entries in {done.seconds:.1f} s; workers may be started"
+        )
+    if asked is not None:
+        click.echo(
+            f"the bank was asked about {asked.asked} open payouts and listed {asked.listed}; {asked.new} were news"
+        )

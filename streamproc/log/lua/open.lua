@@ -1,0 +1,24 @@
+#!lua
+-- Make a partition's stream and groups at the first start, and look at them at every other.
+-- KEYS[1] stream log   KEYS[2] hash groups: a mark for each group that was made   KEYS[3] hash recovery, while one is under way
+-- ARGV[1] 1 if this partition was made before, then the groups
+-- Returns '', or the first group that was made and is gone: then nothing is made, since at `$` or `0` it would skip or repeat.
+-- NOLOG where the stream was made and is gone, or is being rebuilt.  O(groups). Safe to resend.
+local call = redis.call
+if call('EXISTS', KEYS[3]) == 1 then
+  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is being recovered')
+end
+local there, present = call('EXISTS', KEYS[1]) == 1, {}
+if there then
+  for _, group in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do present[group[2]] = true end
+elseif ARGV[1] == '1' then
+  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
+end
+for i = 2, #ARGV do
+  if not present[ARGV[i]] and call('HEXISTS', KEYS[2], ARGV[i]) == 1 then return ARGV[i] end
+end
+for i = 2, #ARGV do
+  if not present[ARGV[i]] then call('XGROUP', 'CREATE', KEYS[1], ARGV[i], '0', 'MKSTREAM') end
+  call('HSET', KEYS[2], ARGV[i], '1')
+end
+return ''

@@ -1,0 +1,12 @@
+#!lua
+-- End the recovery of a partition: the log that was built becomes the log, in one step.
+-- KEYS[1] stream staged   KEYS[2] stream log   KEYS[3] stream rescued   KEYS[4] hash recovery
+-- ARGV[1] this run, ARGV[2] s  how long the log that was set aside is kept for people
+-- Returns 1, or 0 if another run has taken over.  O(1).
+-- Resent after a lost reply it answers 0; the log is then in place, as the next look at it shows.
+local call = redis.call
+if call('HGET', KEYS[4], 'run') ~= ARGV[1] then return 0 end
+call('RENAME', KEYS[1], KEYS[2])
+call('DEL', KEYS[4])
+call('EXPIRE', KEYS[3], ARGV[2])
+return 1

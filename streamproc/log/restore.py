@@ -1,0 +1,254 @@
+"""Rebuilding a partition in Redis: what `streamproc recover` writes. Nothing here decides what that is.
+
+    set_aside -> [ wipe, write everything, the log under another name ] -> put_in_place
+
+Between the two steps the partition has no log, so every script of a worker or producer that still runs answers NOLOG
+and writes nothing. A run that is killed leaves it so; the next one wipes what was written and begins again. Versions
+and the policies' revision are new numbers, so that whatever a worker read before cannot be committed afterwards.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from streamproc.domain.budget import Admission
+from streamproc.domain.events import TimerFired
+from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.domain.policy import ScopeState
+from streamproc.domain.wire import encode_events
+from streamproc.errors import JobFailed
+from streamproc.log import scripts
+from streamproc.log.connection import named_errors
+from streamproc.log.names import META, Names
+from streamproc.log.scripts import Script
+from streamproc.log.stream import ZERO, Entry, entry_of
+
+COMMANDS_MAX = 1_000
+ARGUMENTS_MAX = 10_000
+"""Commands sent at once, and what they may have together: some ms of the server's one thread."""
+IDS_MAX = 500
+"""Members or ids in one command."""
+SCAN_COUNT = 1_000
+"""Keys that one SCAN looks at: about a millisecond."""
+CONSUMER = "recover"
+"""Whom the entries belong to that go back to a group, until a worker takes them up."""
+
+_set_aside, _put_in_place = Script("set_aside"), Script("put_in_place")
+_encode = msgspec.json.Encoder().encode
+
+
+async def mark_recovering(client: Redis, partitions: int, run: int) -> None:
+    """From now on no role opens this log."""
+    with named_errors():
+        await client.hset(META, mapping={"partitions": str(partitions), "recovering": str(run)})
+
+
+async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> None:
+    """Roles may open the log again. What the bank knows is still to be looked at."""
+    marks: Any = {f"made:{p}": "1" for p in partitions} | {"unreconciled": str(run)}
+    with named_errors():
+        await client.hset(META, mapping=marks)
+        await client.hdel(META, "recovering")
+
+
+async def mark_reconciled(client: Redis) -> None:
+    """The bank was asked."""
+    with named_errors():
+        await client.hdel(META, "unreconciled")
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What the log says of itself. `partitions` None: nothing."""
+
+    partitions: int | None
+    recovering: bool
+    unreconciled: bool
+
+
+async def read_meta(client: Redis) -> Meta:
+    """The marks of the log."""
+    with named_errors():
+        found: Any = await client.hgetall(META)
+    known = found.get(b"partitions")
+    return Meta(int(known) if known else None, b"recovering" in found, b"unreconciled" in found)
+
+
+async def groups_gone(client: Redis, names: Names, wanted: Sequence[str]) -> list[str]:
+    """Groups that were made, or that are wanted, and are not there."""
+    with named_errors():
+        present = {row["name"].decode() for row in await client.xinfo_groups(names.log)}
+        marks: Any = await client.hkeys(names.groups)
+    return sorted(({mark.decode() for mark in marks} | set(wanted)) - present)
+
+
+async def rescued_after(client: Redis, names: Names, after: str, count: int) -> list[Entry]:
+    """Entries of the log that was set aside, after an id."""
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.rescued, f"({after}", "+", "COUNT", count)
+    return [entry_of(row) for row in rows]
+
+
+async def rescued_entry(client: Redis, names: Names, entry: str) -> Entry | None:
+    """One entry of the log that was set aside."""
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.rescued, entry, entry)
+    return entry_of(rows[0]) if rows else None
+
+
+class Restorer:
+    """Writes one partition. Nothing that it wrote counts before `put_in_place`."""
+
+    def __init__(self, client: Redis, names: Names, run: int) -> None:
+        self.client = client
+        self.names = names
+        self._run = run
+        self._commands: list[tuple[Any, ...]] = []
+        self._arguments = 0
+        self.stamp = str(run).encode()
+        """Version of every payout and revision of the policies: a time in µs, so no earlier number is the same."""
+
+    # ---- begin and end ----
+
+    async def set_aside(self) -> bool:
+        """Take the log out of everybody's hands; whether there was one."""
+        keys = [self.names.log, self.names.rescued, self.names.recovery]
+        return bool(await _set_aside(self.client, keys, [self._run]) == 1)
+
+    async def wipe(self) -> None:
+        """Remove what the partition holds, but for the log set aside, the number and the reputations."""
+        names, cursor = self.names, 0
+        kept = {names.rescued, names.recovery, names.number}
+        while True:
+            with named_errors():
+                answer: Any = await self.client.scan(cursor, match=f"{names.base}:*", count=SCAN_COUNT)
+                cursor, found = answer[0], [key.decode() for key in answer[1]]
+                gone = [k for k in found if k not in kept and not k.startswith(names.reputation(""))]
+                if gone:
+                    await self.client.unlink(*gone)
+            if cursor == 0:
+                return
+
+    async def put_in_place(self, *, keep_rescued_s: float) -> None:
+        """The log that was built is the log. Raises JobFailed where another run has taken over."""
+        await self.flush()
+        names = self.names
+        keys = [names.staged, names.log, names.rescued, names.recovery]
+        if await _put_in_place(self.client, keys, [self._run, int(keep_rescued_s)]) != 1:
+            raise JobFailed("another `streamproc recover` has taken over; let that one finish")
+
+    async def flush(self) -> None:
+        """Send what waits, if this is still the run that may write."""
+        if not self._commands:
+            return
+        await self._still_mine()
+        with named_errors():
+            # In one transaction: outside of one the server syncs its file after every few of the commands it has read.
+            async with self.client.pipeline(transaction=True) as pipe:
+                for command in self._commands:
+                    pipe.execute_command(*command)
+                self._commands.clear()
+                self._arguments = 0
+                await pipe.execute()
+
+    async def _still_mine(self) -> None:
+        with named_errors():
+            run = await self.client.hget(self.names.recovery, "run")
+        if run != self.stamp:
+            raise JobFailed("another `streamproc recover` has taken over; let that one finish")
+
+    async def _put(self, *command: Any) -> None:
+        self._commands.append(command)
+        self._arguments += len(command)
+        if len(self._commands) >= COMMANDS_MAX or self._arguments >= ARGUMENTS_MAX:
+            await self.flush()
+
+    # ---- what there is to write ----
+
+    async def payout(
+        self, record: PayoutRecord, admission: Admission, *, expires_at_s: int | None = None
+    ) -> None:
+        """A payout's hash, as commit.lua and admit.lua leave it."""
+        key = self.names.payout(record.payout)
+        fields: list[Any] = ["v", self.stamp, "s", encode_record(record)]
+        if admission.rate is not None or admission.budget is not None:
+            fields += ["a", scripts.kept_admission(admission)]
+        if record.reservation is not None and record.reservation.state != "reserved":
+            fields += ["q", record.reservation.state]
+        await self._put("HSET", key, *fields)
+        if expires_at_s is not None:
+            await self._put("EXPIREAT", key, expires_at_s)
+
+    async def budget(self, scope: str, window: str, reserved: int, committed: int, expires_at_s: int) -> None:
+        """What a window holds."""
+        key = self.names.budget(scope, window)
+        await self._put("HSET", key, "r", reserved, "c", committed)
+        await self._put("EXPIREAT", key, expires_at_s)
+
+    async def rate(self, agent: str, slots: Mapping[str, int], expires_at_s: int) -> None:
+        """An agent's rate slots: payout -> time counted (µs)."""
+        key, flat = self.names.rate(agent), [x for payout, at in slots.items() for x in (at, payout)]
+        for start in range(0, len(flat), 2 * IDS_MAX):
+            await self._put("ZADD", key, *flat[start : start + 2 * IDS_MAX])
+        await self._put("EXPIREAT", key, expires_at_s)
+
+    async def seen(self, key: str, entry: str, expires_at_s: int) -> None:
+        """A delivery that is in the log."""
+        await self._put("SET", self.names.seen(key), entry, "EXAT", expires_at_s)
+
+    async def timer(self, timer: TimerFired) -> None:
+        """Something that is due later."""
+        await self._put("ZADD", self.names.timers, timer.at, encode_events([timer]))
+
+    async def policies(self, scopes: Mapping[str, ScopeState]) -> None:
+        """What is in force."""
+        await self._put("HSET", self.names.policy, "rev", self.stamp)
+        for scope, state in scopes.items():
+            await self._put("HSET", self.names.policy, scope, _encode(state))
+
+    async def letter(self, letter: str, entry: Entry, group: str, problem: str) -> None:
+        """A dead letter, in ascending order of its id."""
+        fields = ("entry", entry.id, "group", group, "e", entry.e, "m", entry.m, "problem", problem)
+        await self._put("XADD", self.names.dead, letter, *fields)
+
+    async def entry(self, entry: Entry) -> None:
+        """An entry under its own id, in ascending order."""
+        await self._put("XADD", self.names.staged, entry.id, "e", entry.e, "m", entry.m)
+
+    async def groups(self, groups: Iterable[str], at: str, entries: int) -> None:
+        """The groups, which have read the `entries` up to the id `at`, the newest restored one."""
+        for group in groups:
+            await self._put(
+                *("XGROUP", "CREATE", self.names.staged, group, at or ZERO, "MKSTREAM"),
+                *("ENTRIESREAD", entries),
+            )
+            await self._put("HSET", self.names.groups, group, "1")
+
+    async def pending(self, group: str, entries: Sequence[str]) -> None:
+        """Restored entries that the group may not have handled: a worker takes them up at once."""
+        for start in range(0, len(entries), IDS_MAX):
+            ids = entries[start : start + IDS_MAX]
+            await self._put("XCLAIM", self.names.staged, group, CONSUMER, 0, *ids, "FORCE", "JUSTID")
+            await self._put("ZADD", self.names.retries(group), *(x for i in ids for x in (0, i)))
+
+    async def number(self, highest: int) -> None:
+        """The counter of admissions and settlements: after the highest that is known, here or in the archive."""
+        with named_errors():
+            known = int(await self.client.get(self.names.number) or 0)
+        if max(known, highest):
+            await self._put("SET", self.names.number, max(known, highest))
+
+    async def cursor(self, producer: str, position: int) -> None:
+        """How far a polling producer has read."""
+        await self._put("SET", self.names.cursor(producer), position)
+
+    # ---- what comes after what was restored ----
+
+    async def append(self, e: bytes, m: bytes, keys: Sequence[str] = ()) -> bool:
+        """Append to the log that is built, unless one of the keys is in it already; whether it is new."""
+        await self.flush()
+        await self._still_mine()
+        delivery = scripts.Delivery(keys, e, m)
+        [(_, new)] = await scripts.append_once(self.client, self.names, [delivery], log=self.names.staged)
+        return new

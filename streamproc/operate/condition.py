@@ -1,0 +1,70 @@
+"""The log held against its archive: is it what it must be, and what is wrong where it is not."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import asyncpg
+from msgspec import Struct
+
+import consumers
+from streamproc.archive.anchor import lost_from
+from streamproc.archive.store import Head, archived_heads, connection, read_head
+from streamproc.errors import WHEN_LOST, JobFailed
+from streamproc.log.connection import connected
+from streamproc.log.inspect import log_exists
+from streamproc.log.names import Names
+from streamproc.log.restore import groups_gone, read_meta
+from streamproc.log.stream import LogView
+from streamproc.settings import Settings
+
+
+class Condition(Struct, frozen=True):
+    """One partition. `problem` is empty where all is well.
+
+    `anchored`: the log has the archive's last entry as it was archived, so nothing of the archive is lost from it.
+    """
+
+    partition: int
+    head: Head
+    problem: str
+    anchored: bool
+
+
+async def condition_of(client: Any, redis_url: str, db: asyncpg.Connection, partition: int) -> Condition:
+    """Look at one partition."""
+    names, head = Names(partition), await read_head(db, partition)
+    if not await log_exists(client, partition):
+        return Condition(partition, head, "its stream is gone", anchored=False)
+    async with LogView(redis_url, partition) as view:
+        problem = await lost_from(db, view, partition, head)
+    if problem:
+        return Condition(partition, head, problem, anchored=False)
+    gone = await groups_gone(client, names, consumers.GROUPS)
+    problem = f"consumer groups are gone: {', '.join(gone)}" if gone else ""
+    return Condition(partition, head, problem, anchored=True)
+
+
+async def conditions(settings: Settings, client: Any, partitions: Iterable[int]) -> list[Condition]:
+    """Look at some partitions."""
+    async with connection(settings.postgres_dsn.reveal(), name="streamproc condition") as db:
+        return [await condition_of(client, settings.redis_url, db, partition) for partition in partitions]
+
+
+async def partitions_archived(settings: Settings) -> set[int]:
+    """The partitions that the archive has entries of. Raises TryAgain while Postgres is away."""
+    dsn = settings.postgres_dsn.reveal()
+    return set(await archived_heads(dsn)) if dsn else set()
+
+
+async def refuse_if_lost(settings: Settings) -> None:
+    """Raise JobFailed, saying what to do, where the archive has what this log has lost. Makes and changes nothing."""
+    archived = await partitions_archived(settings)
+    async with connected(settings.redis_url) as client:
+        meta = await read_meta(client)
+        if meta.recovering:
+            raise JobFailed(
+                "this log is being recovered; if `streamproc recover` was interrupted, run it again"
+            )
+        for one in await conditions(settings, client, sorted(archived)):
+            if one.problem:
+                raise JobFailed(f"partition {one.partition} of the log: {one.problem}; {WHEN_LOST}")

@@ -1,0 +1,72 @@
+"""What `doctor` says of the log beside its archive: whether it has all of it, and whether its beginning is trimmed."""
+
+from contextlib import AsyncExitStack
+
+from streamproc.errors import WHEN_LOST, JobFailed
+from streamproc.log.restore import read_meta
+from streamproc.operate.check import Check
+from streamproc.operate.condition import Condition, conditions, partitions_archived
+from streamproc.operate.site import Site, opened
+from streamproc.operate.trim import Kept, held_text, look
+from streamproc.settings import Settings
+
+TRIM_LATE_S = 3600.0
+"""How much older than the retention time the oldest entry may be, beside two looks of the janitor."""
+
+
+async def examine_log(settings: Settings) -> list[Check]:
+    """Nothing where Redis or Postgres is not configured or away: other checks say so."""
+    if not (settings.redis_url and settings.postgres_dsn):
+        return []
+    archived = await partitions_archived(settings)
+    if not archived:
+        return []
+    async with AsyncExitStack() as stack:
+        try:
+            site = await stack.enter_async_context(opened(settings))
+        except JobFailed:
+            return [Check("archive", "bad", "it has a log, this Redis has none: it is lost", WHEN_LOST)]
+        found = await conditions(settings, site.client, range(site.partitions))
+        checks = [_condition(one) for one in found]
+        checks += [await _beginning(settings, site, one.partition) for one in found if not one.problem]
+        return [*checks, *await _marks(site)]
+
+
+def _condition(one: Condition) -> Check:
+    name = f"archive {one.partition}"
+    if one.problem:
+        return Check(name, "bad", one.problem, WHEN_LOST)
+    return Check(name, "ok", f"the log has its last entry, {one.head.entry}")
+
+
+async def _beginning(settings: Settings, site: Site, partition: int) -> Check:
+    name, kept = f"trimming {partition}", await look(site, partition, settings.retention_s)
+    if kept is None or not kept.oldest_ms:
+        return Check(name, "ok", "there is nothing to trim")
+    detail = f"the oldest entry is {kept.oldest_ms // 3_600_000} h old, held by {held_text(kept.held_by, kept.held_at)}"
+    late_s = settings.retention_s + 2 * settings.trim_interval_s + TRIM_LATE_S
+    if kept.oldest_ms <= late_s * 1000:
+        return Check(name, "ok", detail)
+    return Check(name, "bad", f"{detail}: Redis grows", _todo(kept))
+
+
+def _todo(kept: Kept) -> str:
+    kind, _, group = kept.held_by.partition(" ")
+    match kind:
+        case "archive":
+            return "the projector's log says why the archive does not go on"
+        case "retention":
+            return "is the projector running? its janitor trims; `streamproc log trim` does it now"
+        case "pending":
+            return f"`streamproc groups` and the workers' log say why {kept.held_at} is not handled"
+    return f"start a worker for {group}; if nobody needs it, XGROUP DESTROY it"
+
+
+async def _marks(site: Site) -> list[Check]:
+    meta = await read_meta(site.client)
+    if meta.recovering:
+        return [Check("recovery", "bad", "begun, and not at its end", "run `streamproc recover` again")]
+    if meta.unreconciled:
+        todo = "run `streamproc recover` where the bank's keys are set, or with --without-bank"
+        return [Check("recovery", "note", "done, and the bank was not asked what happened meanwhile", todo)]
+    return []

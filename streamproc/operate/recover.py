@@ -1,0 +1,233 @@
+"""`streamproc recover`: Redis lost its data, or the log's tail; what it must hold is rebuilt from the archive.
+
+    look -> lock the archive -> mark -> each broken partition: set aside, rebuild, put in place -> unmark
+    -> ask the bank
+
+The archive alone is the source: no live view is trusted, and of what is left in Redis only what came from outside, and
+the counter of admissions. A run may be killed anywhere; no role opens the log before another run has come to the end.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Struct
+
+import consumers
+from projections.loop import months_of
+from projections.rebuild import Target
+from projections.views import FOR_RECOVERY
+from streamproc.archive.load import archive, drop_redelivered, make_ranges
+from streamproc.archive.lookup import job_named
+from streamproc.archive.store import Head, archived_heads, connection, id_key, take_lock
+from streamproc.errors import JobFailed, TryAgain
+from streamproc.log.connection import connected
+from streamproc.log.cursor import poll_cursor_name
+from streamproc.log.inspect import clock_us
+from streamproc.log.names import Names, partition_of
+from streamproc.log.restore import (
+    Restorer,
+    mark_recovered,
+    mark_recovering,
+    read_meta,
+)
+from streamproc.log.stream import LogView
+from streamproc.operate.condition import Condition, conditions
+from streamproc.operate.recover_fork import carry_over
+from streamproc.operate.recover_log import restore_letters, restore_log
+from streamproc.operate.recover_recent import restore_recent
+from streamproc.operate.recover_state import (
+    SQL,
+    Counts,
+    Sources,
+    policies_of,
+    restore_budgets,
+    restore_payouts,
+)
+from streamproc.operate.replay import Progress, built_as_of
+from streamproc.settings import Settings
+
+LOCK_WAIT_S = 15.0
+"""For a projector that is just ending: it takes a second to notice that its log is broken."""
+ONE_JOB_MAX = 20_000
+"""Entries that one builder folds in a second; starting another one takes as long."""
+ARCHIVE_AT_ONCE = 2_000
+"""Entries archived in one transaction, as a projector does."""
+UNTOUCHED = "nothing was changed"
+
+
+class Plan(Struct, frozen=True):
+    """What there is to do. `broken` partitions are rebuilt; `bank_only`: that is done, the bank was not asked yet."""
+
+    partitions: int
+    broken: list[Condition]
+    entries: int
+    interrupted: bool
+    bank_only: bool
+
+
+@dataclass
+class Recovered:
+    """What was done. `left` says what a person must still do."""
+
+    partitions: list[Counts] = field(default_factory=list)
+    entries: int = 0
+    seconds: float = 0.0
+    left: list[str] = field(default_factory=list)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+async def look(settings: Settings) -> Plan:
+    """What is to be recovered. Raises JobFailed where there is nothing, where all is well, or Postgres is away."""
+    heads = await _heads(settings)
+    if not heads:
+        raise JobFailed("there is nothing to recover from: the archive is empty")
+    async with connected(settings.redis_url) as client:
+        meta = await read_meta(client)
+        known = meta.partitions or max(heads) + 1
+        if meta.partitions not in (None, settings.partitions) or max(heads) >= settings.partitions:
+            raise JobFailed(
+                f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}; {UNTOUCHED}"
+            )
+        broken = await _broken(settings, client, range(settings.partitions))
+    finished = not broken and not meta.recovering and meta.partitions is not None
+    if finished and not meta.unreconciled:
+        raise JobFailed("there is nothing to recover: the log is well, and has what the archive has")
+    entries = sum(one.head.seq for one in broken)
+    return Plan(settings.partitions, broken, entries, interrupted=meta.recovering, bank_only=finished)
+
+
+async def _broken(settings: Settings, client: Any, partitions: Iterable[int]) -> list[Condition]:
+    return [one for one in await conditions(settings, client, partitions) if one.problem]
+
+
+async def _heads(settings: Settings) -> dict[int, Head]:
+    try:
+        return await archived_heads(settings.postgres_dsn.reveal())
+    except TryAgain as problem:
+        raise JobFailed(f"{problem}; {UNTOUCHED}") from problem
+
+
+async def rebuild(settings: Settings, plan: Plan, *, on_progress: OnProgress = lambda _: None) -> Recovered:
+    """Rebuild the broken partitions and let the roles in again. Raises JobFailed where a projector is still at work."""
+    began, done = time.monotonic(), Recovered(entries=plan.entries)
+    dsn = settings.postgres_dsn.reveal()
+    with job_named("the log stays closed until `streamproc recover` has come to its end; run it again"):
+        async with _locked(dsn, plan), connected(settings.redis_url) as client:
+            run = await clock_us(client)
+            await mark_recovering(client, plan.partitions, run)
+            # Looked at again: a projector that was just ending may have moved the archive on.
+            found = await _broken(settings, client, [one.partition for one in plan.broken])
+            broken = [await _archive_rest(settings, condition) for condition in found]
+            if broken:
+                await _rebuild_all(settings, client, run, broken, done, on_progress)
+            await mark_recovered(client, range(plan.partitions), run)
+    done.seconds = time.monotonic() - began
+    return done
+
+
+async def _rebuild_all(
+    settings: Settings,
+    client: Any,
+    run: int,
+    broken: Sequence[Condition],
+    done: Recovered,
+    on_progress: OnProgress,
+) -> None:
+    dsn = settings.postgres_dsn.reveal()
+    targets = [Target(one.partition, one.head.seq, one.head.entry) for one in broken]
+    async with (
+        built_as_of(
+            dsn,
+            targets,
+            jobs=1 if sum(target.seq for target in targets) < ONE_JOB_MAX else 0,
+            on_progress=on_progress,
+            views=FOR_RECOVERY,
+            purpose="recover",
+        ) as place,
+        connection(dsn, name="streamproc recover") as source,
+    ):
+        await source.execute(SQL["wanted_table"])
+        for one in broken:
+            sources = Sources(place, source, one.partition, one.head, run, settings.retention_s)
+            to = Restorer(client, Names(one.partition), run)
+            done.partitions.append(await _rebuild_one(settings, sources, to, done, on_progress))
+
+
+@asynccontextmanager
+async def _locked(dsn: str, plan: Plan) -> AsyncIterator[None]:
+    """Be the only one who may write to the archive of the broken partitions, so that it stands still."""
+    async with connection(dsn, name="streamproc recover locks") as db:
+        for condition in plan.broken:
+            stopping = asyncio.Event()
+            try:
+                async with asyncio.timeout(LOCK_WAIT_S):
+                    await take_lock(db, condition.partition, stopping)
+            except TimeoutError:
+                raise JobFailed(
+                    f"a projector, or another recovery, is at work on partition {condition.partition}; stop it first."
+                    f" {UNTOUCHED.capitalize()}"
+                ) from None
+        yield
+
+
+async def _archive_rest(settings: Settings, condition: Condition) -> Condition:
+    """Where the log goes on after the archive's end, the archive gets the rest: only groups are gone then."""
+    if not condition.anchored:
+        return condition
+    partition, head, ranges = condition.partition, condition.head, set[int]()
+    async with (
+        connection(settings.postgres_dsn.reveal(), name="streamproc recover") as db,
+        LogView(settings.redis_url, partition) as view,
+    ):
+        while entries := await view.read(head.entry, ARCHIVE_AT_ONCE, 0):
+            new = await drop_redelivered(db, partition, head, entries)
+            missing = [at_ms for at_ms in months_of(new) if at_ms not in ranges]
+            await make_ranges(db, missing)
+            ranges.update(missing)
+            _, head = await archive(db, partition, head, new)
+    return Condition(partition, head, condition.problem, anchored=True)
+
+
+async def _rebuild_one(
+    settings: Settings, sources: Sources, to: Restorer, done: Recovered, on_progress: OnProgress
+) -> Counts:
+    counts, partition = Counts(sources.partition, archived=sources.head.seq), sources.partition
+
+    def say(stage: str, at: int, total: int) -> None:
+        on_progress(Progress(f"partition {partition}: {stage}", total, at))
+
+    def note(text: str) -> None:
+        done.left.append(f"partition {partition}: {text}")
+
+    aside = await to.set_aside()
+    say("wiping what is left", 0, 0)
+    await to.wipe()
+    await sources.archive.execute(SQL["empty_wanted"])
+    await sources.want([sources.head.entry] if sources.head.seq else [])
+    await restore_budgets(sources, to, counts)
+    await restore_payouts(sources, to, counts, say)
+    await restore_recent(sources, to, counts, say)
+    await restore_letters(sources, to, counts)
+    await restore_log(sources, to, consumers.GROUPS, counts, say)
+    scopes = await policies_of(sources)
+    if aside:
+        say("what came in on the old log", 0, 0)
+        scopes = await carry_over(sources, to, scopes, counts, note)
+    await to.policies(scopes)
+    counts.policies = len(scopes)
+    await _poll_from_the_archives_end(settings, sources, to)
+    await to.put_in_place(keep_rescued_s=settings.retention_s)
+    return counts
+
+
+async def _poll_from_the_archives_end(settings: Settings, sources: Sources, to: Restorer) -> None:
+    """The poller lists what the bank has made since; what it listed before may be lost again."""
+    account = settings.razorpay_account_id
+    if account and sources.head.seq and partition_of(account, settings.partitions) == sources.partition:
+        await to.cursor(poll_cursor_name(account), id_key(sources.head.entry)[0] // 1000)

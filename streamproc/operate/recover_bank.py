@@ -1,0 +1,149 @@
+"""After a recovery the bank is asked: what it did, or was asked for, in the moments that the archive does not have.
+
+Everything goes in through the one door, with the keys that webhooks and the poller use: what is known changes nothing.
+Governance settles what comes of it, and alarms where a payout moved that was never approved here.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
+from streamproc.ingress.razorpay_poll import Poller
+from streamproc.ingress.translate import append_of
+from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
+from streamproc.log.inspect import open_records
+from streamproc.log.names import Names
+from streamproc.log.restore import mark_reconciled
+from streamproc.log.stream import Producer
+from streamproc.settings import Settings
+
+FETCHES_AT_ONCE = 16
+"""Payouts asked for at once; the client's own limit, 8 a second, comes on top."""
+TRIES_MAX = 3
+"""Tries of one payout while the bank is away; then the rest is left to do."""
+WAIT_S_MAX = 5.0
+"""Between two tries, whatever the bank asks for: a person is waiting."""
+NOTES_MAX = 10
+"""Payouts that the bank does not know, by name; more are counted."""
+
+
+@dataclass
+class Reconciled:
+    """What was asked and learned. `left` says what is still to do; empty: the bank was asked about everything."""
+
+    asked: int = 0
+    listed: int = 0
+    new: int = 0
+    left: list[str] = field(default_factory=list)
+
+
+def is_configured(settings: Settings) -> bool:
+    """Whether the bank can be asked from here."""
+    return bool(settings.razorpay_key_id and settings.razorpay_key_secret)
+
+
+async def reconcile(settings: Settings, *, on_asked: Callable[[int], None] = lambda _: None) -> Reconciled:
+    """Fetch every payout that is open here, then read the list of what the bank has made since."""
+    done = Reconciled()
+    bank = open_razorpay(
+        settings.razorpay_base_url,
+        key_id=settings.razorpay_key_id,
+        key_secret=settings.razorpay_key_secret.reveal(),
+    )
+    try:
+        async with (
+            Producer(settings.redis_url, partitions=settings.partitions, name="recover") as producer,
+            connected(settings.redis_url) as client,
+        ):
+            await _open_payouts(settings, client, bank, producer, done, on_asked)
+            await _list(settings, bank, producer, done)
+            if not done.left:
+                await mark_reconciled(client)
+    finally:
+        await bank.aclose()
+    return done
+
+
+async def _open_payouts(
+    settings: Settings,
+    client: Any,
+    bank: Razorpay,
+    producer: Producer,
+    done: Reconciled,
+    on_asked: Callable[[int], None],
+) -> None:
+    unasked, unknown = 0, list[str]()
+    away = ""
+    for partition in range(settings.partitions):
+        async for records in open_records(client, Names(partition), at_once=FETCHES_AT_ONCE):
+            if away:
+                unasked += len(records)
+                continue
+            answers = await asyncio.gather(
+                *(_ask(bank, producer, record) for record in records), return_exceptions=True
+            )
+            for record, answer in zip(records, answers, strict=True):
+                match answer:
+                    case TryAgain() | LogUnavailable():
+                        away, unasked = str(answer), unasked + 1
+                    case Unprocessable():
+                        unknown.append(f"{record.payout}: {answer}")
+                    case BaseException():
+                        raise answer
+                    case new:
+                        done.asked += 1
+                        done.new += new
+            on_asked(done.asked)
+    if unasked:
+        done.left.append(f"{unasked} open payouts could not be looked up at the bank ({away})")
+    done.left += [f"the bank has no answer for payout {text}" for text in unknown[:NOTES_MAX]]
+    if len(unknown) > NOTES_MAX:
+        done.left.append(f"the bank has no answer for {len(unknown) - NOTES_MAX} more payouts")
+
+
+async def _ask(bank: Razorpay, producer: Producer, record: PayoutRecord) -> bool:
+    """Record where a payout stands, if that is news; whether it was."""
+    for attempt in range(1, TRIES_MAX + 1):
+        try:
+            facts = await bank.fetch(record.payout)
+            break
+        except TryAgain as problem:
+            if attempt == TRIES_MAX:
+                raise
+            await asyncio.sleep(min(problem.after_s, WAIT_S_MAX))
+    if facts.status == record.bank_status:
+        return False
+    append = append_of(facts, account=record.account, source="fetch", now_us=producer.now_us())
+    return (await producer.append(append)).new
+
+
+async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: Reconciled) -> None:
+    """One pass of the poller, from where the archive ends."""
+    account = settings.razorpay_account_id
+    if not account or not settings.razorpay_account_number:
+        done.left.append(
+            "the bank's list was not read: STREAMPROC_RAZORPAY_ACCOUNT_ID and _ACCOUNT_NUMBER are not both set"
+        )
+        return
+    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
+    poller = Poller(
+        bank,
+        producer,
+        account=account,
+        account_number=settings.razorpay_account_number,
+        interval_s=settings.poll_interval_s,
+        load_cursor=cursor.load,
+        save_cursor=cursor.save,
+    )
+    found = await poller.poll_once()
+    done.listed += found.listed
+    done.new += found.new
+    if found.problem:
+        done.left.append(
+            f"the bank's list was not read to its end ({found.problem}); the poller reads it again"
+        )

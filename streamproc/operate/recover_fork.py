@@ -1,0 +1,147 @@
+"""What a log took in after it had lost its tail: kept where it came from outside, decided again where it was decided.
+
+After a failover that lost the newest entries the log may have grown on: other entries than the archive has, a fork.
+What was decided there rests on budgets and policies that had gone back, and no approval was sent on the strength of it,
+since the archive did not have it. So decisions are dropped and made again. What the world said is not dropped: what the
+bank showed and answered, what people reviewed, and changes of policies, a freeze above all.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from consumers.inputs import INPUTS
+from streamproc.archive.load import not_archived, rows_after
+from streamproc.domain.events import (
+    BankCommandAnswered,
+    DeadLetterClosed,
+    Event,
+    PayoutObserved,
+    PolicyChanged,
+)
+from streamproc.domain.policy import ScopeState, scopes_after
+from streamproc.domain.policy_changes import replan
+from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events, payout_of
+from streamproc.errors import InputError, Unprocessable
+from streamproc.ingress.translate import keys_in
+from streamproc.log.policies import POLICY_WRITER
+from streamproc.log.restore import Restorer, rescued_after, rescued_entry
+from streamproc.log.stream import ZERO, Entry
+from streamproc.operate.recover_state import SQL, Counts, Sources
+
+ENTRIES_AT_ONCE = 500
+TIMERS_WRITER = "timers"
+"""Who writes what was due (log/lua/due.lua): what is due is rebuilt, so it comes again."""
+
+Scopes: TypeAlias = dict[str, ScopeState]
+_encode = msgspec.json.Encoder().encode
+
+
+async def carry_over(
+    sources: Sources, to: Restorer, scopes: Scopes, counts: Counts, note: Callable[[str], None]
+) -> Scopes:
+    """Append to the log that is built what came from outside; the policies after it. `note` hears what was not kept."""
+    fork = _Fork(sources, to, scopes, note)
+    after = await _common_end(sources, to)
+    while entries := await rescued_after(to.client, to.names, after, ENTRIES_AT_ONCE):
+        after = entries[-1].id
+        for entry in await not_archived(sources.archive, sources.partition, entries):
+            if await fork.take(entry):
+                counts.rescued += 1
+            else:
+                counts.dropped += 1
+    return fork.scopes
+
+
+async def _common_end(sources: Sources, to: Restorer) -> str:
+    """The last archived entry that the old log has too: what follows it there is the fork.
+
+    Found by halving. Where an earlier recovery left gaps it may be an earlier one: that costs time, no more.
+    """
+    low, high, common = 0, sources.head.seq, ZERO
+    while low < high:
+        middle = (low + high + 1) // 2
+        [row] = await rows_after(sources.archive, sources.partition, middle - 1, 1)
+        found = await rescued_entry(to.client, to.names, row.id)
+        if found is not None and (found.e, found.m) == (row.e, row.m):
+            low, common = middle, row.id
+        else:
+            high = middle - 1
+    return common
+
+
+class _Fork:
+    """Takes the fork's entries in order."""
+
+    def __init__(self, sources: Sources, to: Restorer, scopes: Scopes, note: Callable[[str], None]) -> None:
+        self._sources, self._to, self._note = sources, to, note
+        self.scopes = dict(scopes)
+        self._observed: set[str] = set()
+
+    async def take(self, entry: Entry) -> bool:
+        """Whether something of this entry is kept."""
+        try:
+            meta, events = decode_meta(entry.m), decode_events(entry.e)
+        except Unprocessable as problem:
+            self._note(f"entry {entry.id} of the old log cannot be read and is not kept: {problem}")
+            return False
+        if meta.by == POLICY_WRITER:
+            return await self._policies(entry, meta, events)
+        if meta.by in INPUTS or meta.cause:
+            return await self._facts(entry, meta, events)
+        if meta.by == TIMERS_WRITER:
+            return False
+        for event in events:
+            if type(event) is DeadLetterClosed:
+                self._note(
+                    f"dead letter {event.letter}: its {event.action} by {event.by} is to be done again"
+                )
+                return False
+        self._observed.update(event.payout for event in events if type(event) is PayoutObserved)
+        return await self._append(entry.e, entry, meta, meta.keys or keys_in(events))
+
+    async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
+        """Of what a group wrote, what the bank said."""
+        facts = [
+            event
+            for event in events
+            if type(event) is PayoutObserved
+            or (type(event) is BankCommandAnswered and await self._is_known(payout_of(event)))
+        ]
+        if not facts:
+            return False
+        return await self._append(encode_events(facts), entry, Meta(by=meta.by), ())
+
+    async def _is_known(self, payout: str) -> bool:
+        """Nothing is recorded of a payout before it was observed."""
+        if payout in self._observed:
+            return True
+        known = await self._sources.archive.fetchval(SQL["knows_payout"], self._sources.partition, payout)
+        return bool(known)
+
+    async def _policies(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
+        """The same changes, planned on the policies that the archive has, under their next versions."""
+        made = [event for event in events if type(event) is PolicyChanged]
+        try:
+            done = self._replanned(made)
+        except InputError:
+            done = []
+            for change in made:  # one that does not fit must not take a freeze along
+                try:
+                    done += self._replanned([change])
+                except InputError as problem:
+                    self._note(
+                        f"the change of {change.scope} by {change.by} ({change.why}) does not fit what was in"
+                        f" force: {problem}; apply it again by hand"
+                    )
+        return bool(done) and await self._append(encode_events(done), entry, meta, ())
+
+    def _replanned(self, made: list[PolicyChanged]) -> list[PolicyChanged]:
+        changes = replan(self.scopes, made, at=self._sources.now_us)
+        self.scopes = scopes_after(self.scopes, *changes)
+        return changes
+
+    async def _append(self, e: bytes, entry: Entry, meta: Meta, keys: tuple[str, ...]) -> bool:
+        m: Mapping[str, str] = {"by": meta.by, "actor": meta.actor, "rescued": entry.id}
+        return await self._to.append(e, _encode({k: v for k, v in m.items() if v}), keys)

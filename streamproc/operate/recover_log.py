@@ -1,0 +1,65 @@
+"""The log that a partition gets: the archive's last entry, what a group may not have handled, dead letters' entries.
+
+All of it under the ids that it had, so that event ids, the barrier and the projector find what they know.
+"""
+
+from collections.abc import Sequence
+
+from projections.letters import NAME as LETTERS
+from streamproc.archive.sql import statements
+from streamproc.domain.events import EntrySetAside
+from streamproc.domain.wire import decode_events
+from streamproc.log.restore import Restorer
+from streamproc.log.stream import ZERO, Entry
+from streamproc.operate.recover_state import (
+    SQL,
+    Counts,
+    OnStage,
+    Sources,
+    entries_of,
+    rows_in_parts,
+)
+
+_LETTERS = statements("projections", f"{LETTERS}.sql")
+
+
+async def restore_letters(sources: Sources, to: Restorer, counts: Counts) -> None:
+    """Dead letters that nobody closed. Each gets the id of the entry that says that it was set aside."""
+    async for rows in rows_in_parts(sources.place, _LETTERS["open"], sources.partition):
+        said = {row.seq: row for row in await entries_of(sources, [row["seq"] for row in rows])}
+        await sources.want([row["entry_id"] for row in rows])
+        wanted = [row["entry_id"] for row in rows]
+        originals = {entry.id: entry for entry in await _entries(sources, wanted)}
+        for row in rows:
+            aside = next(
+                event
+                for event in decode_events(said[row["seq"]].e)
+                if type(event) is EntrySetAside and event.entry == row["entry_id"]
+            )
+            original = originals[row["entry_id"]]
+            await to.letter(said[row["seq"]].id, original, aside.group, aside.problem)
+            counts.letters += 1
+
+
+async def _entries(sources: Sources, wanted: Sequence[str]) -> list[Entry]:
+    keys = [entry.partition("-") for entry in wanted]
+    rows = await sources.archive.fetch(
+        SQL["entries_of_ids"], sources.partition, [int(ms) for ms, _, _ in keys], [int(n) for _, _, n in keys]
+    )
+    return [Entry(*row) for row in rows]
+
+
+async def restore_log(
+    sources: Sources, to: Restorer, groups: Sequence[str], counts: Counts, say: OnStage
+) -> None:
+    """The entries, the groups at the newest of them, and to each group what it may not have handled."""
+    async for rows in rows_in_parts(sources.archive, SQL["wanted_entries"], sources.partition):
+        for row in rows:
+            await to.entry(Entry(row["id"], row["e"], row["m"]))
+        counts.entries += len(rows)
+        say("log", counts.entries, 0)
+    await to.groups(groups, sources.head.entry if sources.head.seq else ZERO, counts.entries)
+    for group in groups:
+        async for rows in rows_in_parts(sources.archive, SQL["wanted_pending"], group):
+            await to.pending(group, [row["id"] for row in rows])
+            counts.pending[group] = counts.pending.get(group, 0) + len(rows)

@@ -1,0 +1,115 @@
+"""What the archive's last days tell beside payouts: deliveries seen, rate slots, numbers, unanswered inputs."""
+
+import re
+from collections.abc import Sequence
+
+from consumers.inputs import INPUTS, is_answered
+from projections.rebuild import target_at_time
+from streamproc.archive.load import Row, rows_after
+from streamproc.archive.store import id_key
+from streamproc.domain.events import (
+    BudgetReserved,
+    CancelRequested,
+    DeadLetterClosed,
+    EntrySetAside,
+    Fact,
+    PayoutDecided,
+    PayoutMalformed,
+    ReviewSubmitted,
+    VelocityChecked,
+)
+from streamproc.domain.policy_fields import RATE_WINDOW_S_MAX
+from streamproc.domain.recovery import Rates, Stored, Unhandled
+from streamproc.domain.wire import Meta, decode_events, decode_meta, tag_of
+from streamproc.ingress.translate import keys_in
+from streamproc.log.restore import Restorer
+from streamproc.log.scripts import RATE_BACKLOG_S, SEEN_TTL_S
+from streamproc.operate.recover_state import MS, ROWS_AT_ONCE, SQL, Counts, OnStage, Sources
+
+NUMBERS_WITHIN = 10_000
+"""The highest number is among so many last entries: workers do not commit further out of order than that."""
+RATE_SCAN_S = RATE_WINDOW_S_MAX + RATE_BACKLOG_S
+"""A slot that was recorded longer ago has left the window, also for a payout that comes late."""
+
+_TOLD: tuple[type[Fact], ...] = (
+    *(VelocityChecked, BudgetReserved, PayoutDecided, CancelRequested),
+    *(ReviewSubmitted, PayoutMalformed, EntrySetAside, DeadLetterClosed),
+)
+"""What an entry is decoded for."""
+_of_interest = re.compile(
+    b'"type":"(?:' + b"|".join(re.escape(tag_of(kind).encode()) for kind in _TOLD) + b')"'
+).search
+
+
+async def restore_recent(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
+    """Read the archive from as far back as a delivery is remembered to its end."""
+    scan = _Scan(sources, to, counts)
+    first = await target_at_time(sources.archive, sources.partition, sources.now_ms - SEEN_TTL_S * MS)
+    at = begin = max(0, min(first.seq, sources.head.seq - NUMBERS_WITHIN))
+    while at < sources.head.seq:
+        rows = await rows_after(sources.archive, sources.partition, at, ROWS_AT_ONCE)
+        rows = [row for row in rows if row.seq <= sources.head.seq]
+        await scan.take(rows)
+        at = rows[-1].seq
+        say("recent entries", at - begin, sources.head.seq - begin)
+    await scan.end()
+
+
+class _Scan:
+    """One pass over recent entries, in order."""
+
+    def __init__(self, sources: Sources, to: Restorer, counts: Counts) -> None:
+        self._sources, self._to, self._counts = sources, to, counts
+        self._rates = Rates()
+        self._unanswered = Unhandled(INPUTS, is_answered)
+        self._number = 0
+        self._rates_from_ms = sources.now_ms - RATE_SCAN_S * MS
+
+    async def take(self, rows: Sequence[Row]) -> None:
+        """The next entries."""
+        checked: list[tuple[VelocityChecked, int]] = []
+        for row in rows:
+            meta, entry_ms = decode_meta(row.m), id_key(row.id)[0]
+            told = _of_interest(row.e) is not None
+            entry = Stored(row.id, meta, decode_events(row.e) if told else [])
+            self._number = max(self._number, meta.settled)
+            await self._seen(row, meta, entry_ms)
+            self._unanswered.see(entry)
+            for event in entry.events:
+                if type(event) is BudgetReserved:
+                    self._number = max(self._number, event.number)
+                elif type(event) is VelocityChecked:
+                    self._number = max(self._number, event.number)
+                    if entry_ms >= self._rates_from_ms:
+                        checked.append((event, entry_ms))
+        await self._slots(checked)
+
+    async def _seen(self, row: Row, meta: Meta, entry_ms: int) -> None:
+        expires_s = entry_ms // MS + SEEN_TTL_S
+        if meta.cause or meta.by in INPUTS or expires_s * MS <= self._sources.now_ms:
+            return
+        for key in meta.keys or keys_in(decode_events(row.e)):
+            await self._to.seen(key, row.id, expires_s)
+            self._counts.seen += 1
+
+    async def _slots(self, checked: Sequence[tuple[VelocityChecked, int]]) -> None:
+        if not checked:
+            return
+        payouts = [event.payout for event, _ in checked]
+        rows = await self._sources.place.fetch(SQL["parties"], self._sources.partition, payouts)
+        parties = {row["payout"]: (row["agent"], row["received_us"]) for row in rows}
+        for event, entry_ms in checked:
+            agent, received_at = parties[event.payout]
+            self._rates.add(agent, event, received_at, entry_ms)
+
+    async def end(self) -> None:
+        """Write what only the whole pass tells."""
+        for agent, slots, window_us, last_ms in self._rates.agents():
+            expires_s = last_ms // MS + window_us // 1_000_000 + RATE_BACKLOG_S
+            if slots and expires_s * MS > self._sources.now_ms:
+                await self._to.rate(agent, slots, expires_s)
+                self._counts.rates += len(slots)
+        for group, entries in self._unanswered.by_group().items():
+            await self._sources.want(entries, group)
+        await self._to.number(self._number)
+        self._counts.number = self._number

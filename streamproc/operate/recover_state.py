@@ -1,0 +1,198 @@
+"""One partition's state, from the archive into Redis: budgets, policies, payouts, and what is due later.
+
+Records, budgets and policies come from views that were built for this alone. Of a payout that is over, its record is
+all there is to know; every other one is rebuilt from its own entries, which also tell what each group may not have
+handled.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+from msgspec import Struct
+
+from consumers.inputs import GOVERNANCE, INPUTS
+from streamproc.archive.load import Row
+from streamproc.archive.sql import statements
+from streamproc.archive.store import Head, id_key
+from streamproc.archive.text import text_key
+from streamproc.domain.budget import Admission
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.payouts import (
+    RELEASING_STATUSES,
+    TERMINAL_STATES,
+    PayoutRecord,
+    decode_record,
+    is_terminal,
+)
+from streamproc.domain.policy import ScopeState
+from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild, window_end_s
+from streamproc.domain.wire import decode_events, decode_meta
+from streamproc.log.restore import Restorer
+
+ROWS_AT_ONCE = 2_000
+"""Rows of the archive fetched at once, some 2 kB each."""
+PAYOUTS_AT_ONCE = 200
+"""Payouts whose histories are fetched at once: some ten entries of 2 kB each."""
+SCAN_TIMEOUT_S = 600.0
+"""For the next rows of a query that may have to look at millions that it does not want."""
+MS = 1_000
+
+SQL = statements("streamproc.operate", "recover.sql")
+
+OnStage = Callable[[str, int, int], None]
+"""Hears what is being done, how much of it is done, and how much there is (0: not known)."""
+
+
+@dataclass
+class Counts:
+    """What was written for one partition. `rescued` and `dropped` are entries of the log that was set aside."""
+
+    partition: int
+    archived: int = 0
+    payouts: int = 0
+    budgets: int = 0
+    policies: int = 0
+    rates: int = 0
+    seen: int = 0
+    timers: int = 0
+    letters: int = 0
+    entries: int = 0
+    pending: dict[str, int] = field(default_factory=dict)
+    rescued: int = 0
+    dropped: int = 0
+    number: int = 0
+
+
+class Sources(Struct, frozen=True):
+    """What a partition is rebuilt from: the built views, and the archive up to `head`; `now_us` by Redis's clock."""
+
+    place: asyncpg.Connection
+    archive: asyncpg.Connection
+    partition: int
+    head: Head
+    now_us: int
+    retention_s: float
+
+    @property
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return self.now_us // 1000
+
+    async def want(self, entries: Iterable[str], group: str = "") -> None:
+        """Entries that the new log must hold, for a group that may not have handled them or for none."""
+        keys = [id_key(entry) for entry in entries]
+        if keys:
+            await self.archive.execute(SQL["want"], [ms for ms, _ in keys], [n for _, n in keys], group)
+
+
+async def rows_in_parts(
+    db: asyncpg.Connection, sql: str, *arguments: Any, at_once: int = ROWS_AT_ONCE
+) -> AsyncIterator[list[Any]]:
+    """A query's rows in lists of `at_once`. It may take long, and may wait long for its reader."""
+    async with db.transaction():
+        await db.execute("SET LOCAL statement_timeout = 0")
+        await db.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        cursor = await db.cursor(sql, *arguments)
+        while rows := await cursor.fetch(at_once, timeout=SCAN_TIMEOUT_S):
+            yield rows
+
+
+async def restore_budgets(sources: Sources, to: Restorer, counts: Counts) -> None:
+    """Every window that is still kept: for the retention time after it ended, or after it was last charged."""
+    async for rows in rows_in_parts(sources.place, SQL["budgets"], sources.partition):
+        seqs = [row["limit_seq"] for row in rows]
+        times = dict(await sources.archive.fetch(SQL["times_of_seqs"], sources.partition, seqs))
+        for row in rows:
+            ended_s = max(window_end_s(row["window_name"]), times[row["limit_seq"]] // MS)
+            expires_s = ended_s + int(sources.retention_s)
+            if expires_s * MS > sources.now_ms:
+                counts.budgets += 1
+                await to.budget(
+                    row["scope"], row["window_name"], row["reserved"], row["committed"], expires_s
+                )
+
+
+async def policies_of(sources: Sources) -> dict[str, ScopeState]:
+    """What is in force by the archive. From the events themselves: in the view they are another JSON."""
+    newest = await sources.place.fetch(SQL["policies"], sources.partition)
+    versions = {(row["scope"], row["version"]) for row in newest}
+    seqs = sorted({row["seq"] for row in newest})
+    scopes: dict[str, ScopeState] = {}
+    for start in range(0, len(seqs), ROWS_AT_ONCE):
+        for row in await entries_of(sources, seqs[start : start + ROWS_AT_ONCE]):
+            for change in decode_events(row.e):
+                if type(change) is PolicyChanged and (change.scope, change.version) in versions:
+                    scopes[change.scope] = ScopeState(
+                        version=change.version, own=change.after, effective=change.effective
+                    )
+    return scopes
+
+
+async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
+    """Entries by their numbers, in order."""
+    rows = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
+    return [Row(*row) for row in rows]
+
+
+async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
+    """Every payout that is not over, and what ended within the retention time."""
+    terminal, releasing = sorted(TERMINAL_STATES), sorted(RELEASING_STATUSES)
+    since_ms = sources.now_ms - int(sources.retention_s * MS)
+    arguments = (sources.partition, terminal, releasing, since_ms)
+    async for rows in rows_in_parts(sources.place, SQL["payouts"], *arguments, at_once=PAYOUTS_AT_ONCE):
+        not_over: dict[str, int] = {}
+        for row in rows:
+            record = decode_record(row["record"])
+            if is_over(record):
+                held = budget_answer(record.reservation) if record.reservation is not None else None
+                await _payout(sources, to, counts, record, Admission(None, held), row["last_ms"])
+            else:
+                not_over[text_key(record.payout)] = row["last_ms"]
+        await _from_histories(sources, to, counts, not_over)
+        say("payouts", counts.payouts, 0)
+
+
+async def _payout(
+    sources: Sources, to: Restorer, counts: Counts, record: PayoutRecord, admission: Admission, last_ms: int
+) -> None:
+    expires_s = last_ms // MS + int(sources.retention_s) if is_terminal(record) else None
+    await to.payout(record, admission, expires_at_s=expires_s)
+    counts.payouts += 1
+
+
+async def _from_histories(sources: Sources, to: Restorer, counts: Counts, last_ms: dict[str, int]) -> None:
+    pending: dict[str, list[str]] = {}
+    async for payout, history in _histories(sources, list(last_ms)):
+        built = rebuild(history, INPUTS, GOVERNANCE)
+        if built.record is not None:
+            await _payout(sources, to, counts, built.record, built.admission, last_ms[payout])
+        for timer in built.timers:
+            await to.timer(timer)
+            counts.timers += 1
+        for group, entries in built.pending.items():
+            pending.setdefault(group, []).extend(entries)
+    for group, entries in pending.items():
+        await sources.want(entries, group)
+
+
+async def _histories(sources: Sources, payouts: Sequence[str]) -> AsyncIterator[tuple[str, list[Stored]]]:
+    """All entries of each payout, in order."""
+    owner, history = "", list[Stored]()
+    if not payouts:
+        return
+    async for rows in rows_in_parts(sources.archive, SQL["histories"], sources.partition, payouts):
+        for row in rows:
+            if row["payout"] != owner:
+                if history:
+                    yield owner, history
+                owner, history = row["payout"], []
+            history.append(stored(row))
+    if history:
+        yield owner, history
+
+
+def stored(row: Any) -> Stored:
+    """A row of the archive, understood."""
+    return Stored(row["id"], decode_meta(row["m"]), decode_events(row["e"]))

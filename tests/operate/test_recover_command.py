@@ -1,0 +1,296 @@
+"""`streamproc recover` as a command: when it refuses, what it says, and what it learns from the bank."""
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import AsyncIterator
+
+import click
+import pytest
+from redis.asyncio import Redis
+
+import consumers
+from projections.schema import prepare
+from streamproc.archive.store import connection, take_lock
+from streamproc.cli import run as cli
+from streamproc.errors import JobFailed
+from streamproc.log.connection import connected
+from streamproc.log.names import META
+from streamproc.log.stream import open_log
+from streamproc.operate import recover as job
+from streamproc.operate import recover_bank
+from streamproc.operate.doctor_log import examine_log
+from streamproc.operate.recover import look
+from tests.bank import Sandbox, running_sandbox
+from tests.operate.recovering import archive, dump, recovered, settings_of
+from tests.operate.twins import POLICIES, Twin, handled, twins
+from tests.operate.words import NOBODY_THERE
+from tests.words import delivery, observed
+
+ACCOUNT = "acc_Sandbox0000001"
+
+
+@pytest.fixture
+async def mine(redis_url: str) -> AsyncIterator[Twin]:
+    async with twins(redis_url) as (mine, _):
+        await mine.engine.apply(POLICIES)
+        yield mine
+
+
+@pytest.fixture
+def environment(redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The stores of this test are those of the commands."""
+    monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", postgres)
+    return monkeypatch
+
+
+async def run(*arguments: str) -> int:
+    return await asyncio.to_thread(cli, list(arguments))
+
+
+# ---- when it refuses ----
+
+
+async def test_a_log_that_is_well_is_not_touched(redis_url: str, postgres: str, mine: Twin) -> None:
+    await mine.pays("bot_0", 1_000, "bot")
+    await archive(redis_url, postgres)
+    with pytest.raises(JobFailed, match="nothing to recover: the log is well"):
+        await look(settings_of(redis_url, postgres))
+
+
+async def test_an_empty_archive_gives_nothing_back(redis_url: str, postgres: str) -> None:
+    with pytest.raises(JobFailed, match="the archive is empty"):
+        await look(settings_of(redis_url, postgres))
+    await prepare(postgres)
+    with pytest.raises(JobFailed, match="the archive is empty"):
+        await look(settings_of(redis_url, postgres))
+
+
+async def test_while_postgres_is_away_nothing_is_changed(redis_url: str) -> None:
+    with pytest.raises(JobFailed, match=r"is away.*nothing was changed"):
+        await look(settings_of(redis_url, NOBODY_THERE))
+
+
+async def test_another_partition_count_than_the_log_was_made_with_is_refused(
+    redis_url: str, postgres: str, mine: Twin
+) -> None:
+    await archive(redis_url, postgres)
+    for flushed in (False, True):
+        if flushed:
+            await mine.engine.client.hset(META, "partitions", "2")
+        with pytest.raises(JobFailed, match=r"STREAMPROC_PARTITIONS is \d, but this log was made with \d"):
+            await look(settings_of(redis_url, postgres, partitions="1" if flushed else "3"))
+
+
+async def test_it_waits_for_a_projector_that_is_at_work_and_then_refuses(
+    redis_url: str, postgres: str, mine: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "LOCK_WAIT_S", 0.1)
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+    async with connection(postgres, name="projector") as db:
+        assert await take_lock(db, 0, asyncio.Event())
+        with pytest.raises(JobFailed, match=r"projector.*partition 0; stop it first.*Nothing was changed"):
+            await recovered(redis_url, postgres)
+    assert await mine.engine.client.dbsize() == 0
+
+
+async def test_without_a_person_to_ask_it_wants_yes(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+    assert await run("recover") == 2
+    assert "--yes" in capsys.readouterr().err
+    assert await mine.engine.client.dbsize() == 0
+
+    environment.setattr(sys, "stdin", Terminal())
+    environment.setattr(click, "confirm", _no)
+    assert await run("recover") == 1
+    assert await mine.engine.client.dbsize() == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _no(question: str, **_: object) -> None:
+    assert "Are the workers stopped?" in question
+    raise click.Abort
+
+
+# ---- what it does, and says ----
+
+
+async def test_it_says_what_it_did_to_people_and_to_machines(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for n in range(3):
+        await mine.pays(f"bot_{n}", 1_000, "bot")
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+
+    assert await run("recover", "--yes", "--without-bank", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    [one] = said["partitions"]
+    assert (one["payouts"], one["budgets"] > 0, one["policies"] > 0) == (3, True, True)
+    assert said["entries"] == one["archived"] > 0
+    assert said["bank"] is None
+    assert said["left"] == []
+
+    await mine.engine.client.flushdb()
+    assert await run("recover", "--yes") == 0
+    heard = capsys.readouterr()
+    assert "its stream is gone" in heard.err
+    assert "the bank was not asked" in heard.err
+    assert "workers may be started" in heard.out
+    assert await run("recover", "--yes", "--without-bank") == 0
+    assert await run("recover", "--yes") == 1
+    assert "nothing to recover" in capsys.readouterr().err
+
+
+async def test_doctor_says_what_is_lost_what_to_do_and_what_is_left(
+    redis_url: str, postgres: str, mine: Twin
+) -> None:
+    await mine.pays("bot_0", 1_000, "bot")
+    await archive(redis_url, postgres)
+    settings = settings_of(redis_url, postgres)
+    well = {check.name: check for check in await examine_log(settings)}
+    assert {name: check.status for name, check in well.items()} == {"archive 0": "ok", "trimming 0": "ok"}
+    await mine.engine.stop()
+
+    await mine.engine.client.flushdb()
+    [lost] = await examine_log(settings)
+    assert (lost.status, "streamproc recover" in lost.todo) == ("bad", True)
+
+    await recovered(redis_url, postgres)
+    found = {check.name: check for check in await examine_log(settings)}
+    assert found["archive 0"].status == "ok"
+    assert (found["recovery"].status, "bank" in found["recovery"].detail) == ("note", True)
+
+    await mine.engine.client.hset(META, "recovering", "1")
+    found = {check.name: check for check in await examine_log(settings)}
+    assert (found["recovery"].status, "again" in found["recovery"].todo) == ("bad", True)
+
+
+async def test_a_lost_meta_alone_is_written_again(redis_url: str, postgres: str, mine: Twin) -> None:
+    await archive(redis_url, postgres)
+    before = await dump(mine.engine.client)
+    await mine.engine.client.delete(META)
+    done = await recovered(redis_url, postgres)
+    assert done.partitions == []
+    assert await dump(mine.engine.client) == before
+    await open_log(mine.engine.client, partitions=1, groups=consumers.GROUPS)
+
+
+# ---- the bank ----
+
+
+def bank_settings(environment: pytest.MonkeyPatch, bank: Sandbox, url: str = "") -> None:
+    environment.setenv("STREAMPROC_RAZORPAY_KEY_ID", bank.config.key_id)
+    environment.setenv("STREAMPROC_RAZORPAY_KEY_SECRET", bank.config.key_secret)
+    environment.setenv("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER", bank.config.account_number)
+    environment.setenv("STREAMPROC_RAZORPAY_ACCOUNT_ID", ACCOUNT)
+    environment.setenv("STREAMPROC_RAZORPAY_BASE_URL", url or bank.url)
+
+
+async def lost_while_the_bank_went_on(mine: Twin, bank: Sandbox, redis_url: str, dsn: str) -> dict[str, str]:
+    """Payouts that are open here; meanwhile the bank moves them, and others are made that nobody told us of."""
+    mine.is_open = False
+    made = {
+        name: (await bank.pay(250_000, notes={"agent_id": agent}))["id"] for name, agent in AGENTS.items()
+    }
+    for name, agent in AGENTS.items():
+        event = observed(made[name], 250_000, agent=agent, at=mine.engine.producer.now_us(), account=ACCOUNT)
+        await mine.engine.producer.append(delivery(event))
+    await mine.engine.settled()
+    await mine.engine.stop()
+    await archive(redis_url, dsn)
+    await bank.advance(made["approved"], "processing")
+    await bank.advance(made["approved"], "processed")
+    await bank.advance(made["held"], "rejected")
+    made["bypass"] = (await bank.pay(1_000, status="processing", notes={"agent_id": "bot"}))["id"]
+    made["new"] = (await bank.pay(1_000, notes={"agent_id": "bot"}))["id"]
+    await mine.engine.client.flushdb()
+    return made
+
+
+AGENTS = {"approved": "bot", "held": "careful", "waiting": "careful"}
+
+
+async def test_the_bank_is_asked_what_happened_meanwhile_and_governance_settles_it(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with running_sandbox(processing_s=60.0) as bank:
+        bank_settings(environment, bank)
+        made = await lost_while_the_bank_went_on(mine, bank, redis_url, postgres)
+
+        assert await run("recover", "--yes", "--json") == 0
+
+        said = json.loads(capsys.readouterr().out)["bank"]
+        assert (said["asked"], said["new"], said["left"]) == (3, 4, [])
+        mine.bank.statuses |= {made["approved"]: "processed", made["held"]: "rejected"}
+        await handled(mine)
+        told = (await mine.outcome())["payouts"]
+        assert told[made["approved"]][0] == "processed"
+        assert told[made["approved"]][5][0] == "committed"
+        assert told[made["held"]][0] == "declined"
+        assert told[made["held"]][5][0] == "released"
+        assert told[made["waiting"]][0] == "held"
+        assert told[made["bypass"]][0] == "bypassed"
+        assert told[made["new"]][2] == "APPROVED"
+        assert await mine.engine.client.hget(META, "unreconciled") is None
+
+
+async def test_while_the_bank_is_away_the_recovery_stands_and_the_rest_is_done_later(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with running_sandbox(processing_s=60.0) as bank:
+        bank_settings(environment, bank, "http://127.0.0.1:1")
+        environment.setattr(recover_bank, "WAIT_S_MAX", 0.0)
+        await lost_while_the_bank_went_on(mine, bank, redis_url, postgres)
+
+        assert await run("recover", "--yes") == 1
+
+        assert "3 open payouts could not be looked up" in capsys.readouterr().err
+        async with connected(redis_url) as client:
+            await open_log(client, partitions=1, groups=consumers.GROUPS)  # roles may start
+
+        bank_settings(environment, bank)
+        assert await run("recover", "--json") == 0  # nothing is rebuilt, so nobody has to be asked
+        said = json.loads(capsys.readouterr().out)
+        assert (said["partitions"], said["bank"]["asked"], said["bank"]["new"]) == ([], 3, 4)
+
+
+async def test_the_list_is_read_from_the_archives_end_on(redis_url: str, postgres: str, mine: Twin) -> None:
+    await mine.pays("bot_0", 1_000, "bot")
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    before: Redis = mine.engine.client
+    await before.set("sp:{0}:cursor:poll:" + ACCOUNT, 4_000_000_000)
+    await before.delete(mine.engine.names.log)
+    await recovered(redis_url, postgres, razorpay_account_id=ACCOUNT)
+    at = int(await before.get("sp:{0}:cursor:poll:" + ACCOUNT) or 0)
+    assert abs(at - mine.base_us // 1_000_000) < 60

@@ -1,0 +1,206 @@
+"""`log trim`, the janitor, and `log stats`: what goes, what stays, and who holds it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+import consumers
+from projections import janitor as janitors
+from projections.janitor import Janitor, Round, keep_trimmed
+from projections.schema import prepare
+from streamproc.cli import run as cli
+from streamproc.domain.wire import encode_events
+from streamproc.errors import JobFailed, LogBroken, LogUnavailable
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+from streamproc.operate.logview import stats
+from streamproc.operate.trim import held_text, trim_log
+from tests.operate.words import DEADLINE_S, NOBODY_THERE, archive, site_of
+from tests.words import observed
+
+NAMES = Names(0)
+ENTRIES = 250
+OLD = "1700000000000"
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    """A log of ENTRIES old entries that both groups have acknowledged."""
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+        for n in range(ENTRIES):
+            e = encode_events([observed(f"pout_{n}")])
+            await client.execute_command("XADD", NAMES.log, f"{OLD}-{n}", "e", e, "m", '{"by":"webhook"}')
+        for group in consumers.GROUPS:
+            reply = await client.execute_command(
+                "XREADGROUP", "GROUP", group, "a", "COUNT", ENTRIES, "STREAMS", NAMES.log, ">"
+            )
+            await client.execute_command("XACK", NAMES.log, group, *(row[0] for row in reply[0][1]))
+        yield client
+
+
+@pytest.fixture
+async def dsn(client: Redis, redis_url: str, postgres: str) -> str:
+    """Where all of that is archived."""
+    await archive(redis_url, postgres)
+    return postgres
+
+
+async def test_a_dry_run_says_what_would_go_and_the_run_removes_it(redis_url: str, client: Redis, dsn: str):
+    async with site_of(redis_url, dsn) as site:
+        [would] = await trim_log(site, retention_s=60, dry_run=True)
+        assert (would.removed, would.to_go, would.held_by) == (0, ENTRIES - 1, "archive")
+        assert await client.xlen(NAMES.log) == ENTRIES
+        [done] = await trim_log(site, retention_s=60)
+        assert done.removed + done.to_go == ENTRIES - 1
+        assert done.removed == ENTRIES - await client.xlen(NAMES.log) > 0
+        assert "archive" in held_text(done.held_by, done.held_at)
+
+
+async def test_while_postgres_is_away_nothing_is_trimmed_and_the_job_fails(redis_url: str, client: Redis):
+    async with site_of(redis_url, NOBODY_THERE) as site:
+        with pytest.raises(JobFailed, match=r"Postgres is away.*nothing is trimmed"):
+            await trim_log(site, retention_s=60)
+        [row] = await stats(site, retention_s=60)
+        assert row.kept is None
+    assert await client.xlen(NAMES.log) == ENTRIES
+
+
+async def test_without_an_archive_nothing_is_trimmed(redis_url: str, client: Redis):
+    async with site_of(redis_url) as site:
+        with pytest.raises(JobFailed, match="STREAMPROC_POSTGRES_DSN is not set"):
+            await trim_log(site, retention_s=60)
+
+
+async def test_a_log_that_lost_the_archives_last_entry_is_not_trimmed(
+    redis_url: str, client: Redis, dsn: str
+):
+    await client.execute_command("XDEL", NAMES.log, f"{OLD}-{ENTRIES - 1}")
+    async with site_of(redis_url, dsn) as site:
+        with pytest.raises(LogBroken, match="streamproc recover"):
+            await trim_log(site, retention_s=60)
+    assert await client.xlen(NAMES.log) == ENTRIES - 1
+
+
+async def test_the_commands_say_it_to_people_and_to_machines(
+    redis_url: str,
+    client: Redis,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    await client.xgroup_create(NAMES.log, "somebody", id=f"{OLD}-{ENTRIES - 100}")
+
+    assert await asyncio.to_thread(cli, ["log", "trim", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"{ENTRIES - 100} entries would go" in said
+    assert "held by group somebody, which was given nothing after" in said
+
+    assert await asyncio.to_thread(cli, ["log", "trim", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["removed"] > 0
+    assert row["held_by"] == "read somebody"
+
+    assert await asyncio.to_thread(cli, ["log", "stats", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["held_by"], row["oldest_ms"] > 0) == ("read somebody", True)
+    assert await asyncio.to_thread(cli, ["log", "stats"]) == 0
+    assert "group somebody" in capsys.readouterr().out
+
+
+# ---- the janitor ----
+
+
+class Rounds:
+    """A janitor's rounds: what each does is listed, an error is raised."""
+
+    def __init__(self, *rounds: Round | Exception) -> None:
+        self.rounds = list(rounds)
+        self.anchors: list[str] = []
+        self.over = asyncio.Event()
+
+    async def __call__(self, partition: int, anchor: str) -> Round:
+        self.anchors.append(anchor)
+        if not self.rounds:
+            self.over.set()
+            return Round(0, False)
+        found = self.rounds.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+async def kept(rounds: Rounds, interval_s: float) -> None:
+    """Run a janitor until it has done all of the rounds and one more."""
+    stopping = asyncio.Event()
+    task = asyncio.create_task(keep_trimmed(0, Janitor(interval_s, rounds), lambda: "1-1", stopping))
+    async with asyncio.timeout(DEADLINE_S):
+        await rounds.over.wait()
+        stopping.set()
+        await task
+
+
+async def test_a_janitor_outlives_outages_and_a_broken_log_and_says_each_once(
+    caplog: pytest.LogCaptureFixture,
+):
+    broken = LogBroken("the group is gone")
+    await kept(Rounds(LogUnavailable("Redis is away"), broken, broken, Round(5, False)), 0.001)
+    assert caplog.text.count("Redis is away") == 1
+    assert caplog.text.count("the group is gone") == 1
+
+
+async def test_a_janitor_that_did_not_come_to_the_end_goes_on_soon(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(janitors, "AGAIN_S", 0.001)
+    rounds = Rounds(Round(10, True), Round(3, True))
+    hour_s = 3600.0
+    stopping = asyncio.Event()
+    waits: list[float] = []
+    stopped = janitors._stopped
+
+    async def counted(event: asyncio.Event, within_s: float) -> bool:
+        waits.append(within_s)
+        return len(waits) > 3 or await stopped(event, 0)
+
+    monkeypatch.setattr(janitors, "_stopped", counted)
+    await keep_trimmed(0, Janitor(hour_s, rounds), lambda: "1-1", stopping)
+    assert waits == [hour_s, 0.001, 0.001, hour_s]
+
+
+async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
+    redis_url: str, client: Redis, postgres: str
+):
+    """With a real log: the anchor that the janitor is given is the checkpoint of the projector beside it."""
+    from streamproc.app import run_projection
+    from streamproc.settings import load
+
+    await prepare(postgres)
+    settings = load(
+        {
+            "STREAMPROC_REDIS_URL": redis_url,
+            "STREAMPROC_POSTGRES_DSN": postgres,
+            "STREAMPROC_TRIM_INTERVAL": "100ms",
+        }
+    )
+    stopping = asyncio.Event()
+    task = asyncio.create_task(run_projection(settings, stopping))
+    async with asyncio.timeout(DEADLINE_S):
+        while await client.xlen(NAMES.log) == ENTRIES:
+            assert not task.done()
+            await asyncio.sleep(0.02)
+        stopping.set()
+        await task
+    left = {row[0].decode() for row in await client.execute_command("XRANGE", NAMES.log, "-", "+")}
+    db = await asyncpg.connect(postgres)
+    try:
+        archived = {row["entry_id"] for row in await db.fetch("SELECT entry_id FROM events")}
+    finally:
+        await db.close()
+    assert len(archived) == ENTRIES
+    assert f"{OLD}-{ENTRIES - 1}" in left
