@@ -30,6 +30,15 @@ INPUTS: Mapping[str, frozenset[type[Fact]]] = {
 """What a group consumes and does not write itself (its own outputs it handles in the same pass)."""
 
 
+def comes_again(event: Event) -> bool:
+    """Whether an input that nobody answered is to be handled again.
+
+    A decision that called for no command is not: what the bank did since is seen by governance, under the policies of
+    now, and an old hold must not cancel what they allow.
+    """
+    return not isinstance(event, PayoutDecided | CancelRequested) or asked_for(event) is not None
+
+
 def is_answered(event: Event) -> bool:
     """Whether handling this input always leaves something in the log, so that without it it was not handled."""
     if isinstance(event, ReviewSubmitted | PayoutMalformed):

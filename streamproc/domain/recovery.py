@@ -57,7 +57,7 @@ class Unhandled:
     """Follows a log and keeps, per group, the entries that it has not answered."""
 
     def __init__(self, inputs: Inputs, counts: Callable[[Event], bool] = lambda _: True) -> None:
-        """`counts`: which inputs are followed; those that leave no answer can only be known to be handled by age."""
+        """`counts`: which inputs are followed."""
         self._inputs = inputs
         self._counts = counts
         self._open: dict[tuple[str, str], None] = {}
@@ -84,9 +84,17 @@ class Unhandled:
         return found
 
 
-def rebuild(history: Sequence[Stored], inputs: Inputs, observers: str) -> Rebuilt:
-    """A payout from all its archived entries, in order. `observers` is the group that folds what the bank shows."""
-    unhandled = Unhandled(inputs)
+def rebuild(
+    history: Sequence[Stored],
+    inputs: Inputs,
+    observers: str,
+    counts: Callable[[Event], bool] = lambda _: True,
+) -> Rebuilt:
+    """A payout from all its archived entries, in order.
+
+    `observers` is the group that folds what the bank shows; `counts`: which inputs come again where nobody answered.
+    """
+    unhandled = Unhandled(inputs, counts)
     for entry in history:
         unhandled.see(entry)
     pending = unhandled.by_group()

@@ -2,6 +2,7 @@
 
 from contextlib import AsyncExitStack
 
+import consumers
 from streamproc.errors import WHEN_LOST, JobFailed
 from streamproc.log.restore import read_meta
 from streamproc.operate.check import Check
@@ -59,7 +60,9 @@ def _todo(kept: Kept) -> str:
             return "is the projector running? its janitor trims; `streamproc log trim` does it now"
         case "pending":
             return f"`streamproc groups` and the workers' log say why {kept.held_at} is not handled"
-    return f"start a worker for {group}; if nobody needs it, XGROUP DESTROY it"
+    if group in consumers.GROUPS:
+        return f"start `streamproc worker --groups {group}`"
+    return f"{group} is no group of streamproc: let it read on, or, if nobody needs it, XGROUP DESTROY it"
 
 
 async def _marks(site: Site) -> list[Check]:

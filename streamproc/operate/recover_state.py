@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 from msgspec import Struct
 
-from consumers.inputs import GOVERNANCE, INPUTS
+from consumers.inputs import GOVERNANCE, INPUTS, comes_again
 from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Head, id_key
@@ -165,7 +165,7 @@ async def _payout(
 async def _from_histories(sources: Sources, to: Restorer, counts: Counts, last_ms: dict[str, int]) -> None:
     pending: dict[str, list[str]] = {}
     async for payout, history in _histories(sources, list(last_ms)):
-        built = rebuild(history, INPUTS, GOVERNANCE)
+        built = rebuild(history, INPUTS, GOVERNANCE, comes_again)
         if built.record is not None:
             await _payout(sources, to, counts, built.record, built.admission, last_ms[payout])
         for timer in built.timers:

@@ -190,3 +190,23 @@ async def test_a_lost_group_is_made_again_where_it_was_and_the_log_that_went_on_
         for twin in (mine, control):
             await handled(twin)
         assert await mine.outcome() == await control.outcome()
+
+
+async def test_an_old_hold_does_not_cancel_what_the_policy_of_now_allows(
+    redis_url: str, postgres: str
+) -> None:
+    async with twins(redis_url) as (mine, _):
+        await mine.engine.apply(POLICIES)
+        await mine.pays("careful_0", 200_000, "careful")
+        await mine.engine.apply(POLICIES.replace("hold_ttl: 1h", "hold_ttl: 1h, queued_hold: allow"))
+        await mine.shows("careful_0", "queued", 200_000, "careful")
+        await mine.engine.stop()
+        await archive(redis_url, postgres)
+
+        await mine.engine.client.flushdb()
+        done = await recovered(redis_url, postgres)
+
+        assert "execution" not in done.partitions[0].pending
+        await handled(mine)
+        assert mine.bank.told == []
+        assert (await mine.record("careful_0")).bank_status == "queued"

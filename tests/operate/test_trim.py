@@ -18,8 +18,10 @@ from streamproc.errors import JobFailed, LogBroken, LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
+from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.logview import stats
 from streamproc.operate.trim import held_text, trim_log
+from streamproc.settings import load
 from tests.operate.words import DEADLINE_S, NOBODY_THERE, archive, site_of
 from tests.words import observed
 
@@ -115,6 +117,19 @@ async def test_the_commands_say_it_to_people_and_to_machines(
     assert "group somebody" in capsys.readouterr().out
 
 
+async def test_doctor_names_who_holds_a_log_that_should_have_been_trimmed_and_never_tells_to_destroy_ours(
+    redis_url: str, client: Redis, dsn: str
+):
+    settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_POSTGRES_DSN": dsn})
+    await client.execute_command("XGROUP", "SETID", NAMES.log, "execution", f"{OLD}-9")
+    ours = {check.name: check for check in await examine_log(settings)}["trimming 0"]
+    assert (ours.status, "Redis grows" in ours.detail) == ("bad", True)
+    assert ours.todo == "start `streamproc worker --groups execution`"
+    await client.xgroup_create(NAMES.log, "somebody", id="0")
+    other = {check.name: check for check in await examine_log(settings)}["trimming 0"]
+    assert "somebody is no group of streamproc" in other.todo
+
+
 # ---- the janitor ----
 
 
@@ -178,7 +193,6 @@ async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
 ):
     """With a real log: the anchor that the janitor is given is the checkpoint of the projector beside it."""
     from streamproc.app import run_projection
-    from streamproc.settings import load
 
     await prepare(postgres)
     settings = load(
