@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from projections import loop
 from projections.loop import Progress, months_of, project, run_projector
 from projections.schema import prepare
 from streamproc import embedded
@@ -301,21 +300,6 @@ async def test_text_that_postgres_cannot_hold_does_not_stop_the_projector(dsn: s
 
 
 # ---- one at a time, and coming back ----
-
-
-async def test_a_task_that_takes_its_cancellation_for_an_outage_is_ended_all_the_same():
-    async def stubborn() -> None:
-        for _ in range(3):
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                continue
-
-    task = asyncio.create_task(stubborn())
-    await asyncio.sleep(0)
-    async with asyncio.timeout(DEADLINE_S):
-        await loop._end([task])
-    assert task.done()
 
 
 async def test_a_standby_takes_over_when_the_lock_holders_connection_dies(dsn: str, log: ListedLog):
