@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -18,6 +19,31 @@ from streamproc.embedded import Store
 from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
+
+# Files whose tests share one seeded history, which takes most of a minute to make: one worker runs them all.
+SEEDED_FILES = frozenset(
+    {
+        "tests/operate/test_replay_seeded.py",
+        "tests/operate/test_whatif.py",
+        "tests/projections/test_projector_killed.py",
+    }
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers (`make test`) a file's tests stay together, and so do all that need the seeded history.
+
+    Not `--dist loadgroup`: with pytest 9.2 it forgets the groups (pytest-xdist issue 1386).
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class KeepTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "seeded" if path in SEEDED_FILES else path
+
+    return KeepTogether(config, log)
 
 
 @pytest.fixture(scope="session")
