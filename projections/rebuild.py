@@ -82,13 +82,18 @@ async def plan_build(
     return await slices_of(db)
 
 
-async def resumable(db: asyncpg.Connection, schema: str) -> list[Slice] | None:
-    """The plan of a place that was left half built, entered; None where there is none that fits this code."""
+async def resumable(db: asyncpg.Connection, schema: str, ends: Sequence[Target]) -> list[Slice] | None:
+    """The plan of a place that was left half built, entered, and led on to where the archive ends now.
+
+    None where there is none that fits this code.
+    """
     if not await db.fetchval(_SQL["schemas"], schema):
         return None
     await enter_place(db, schema)
     if not await db.fetchval("SELECT to_regclass('build')"):
         return None
+    for target in ends:
+        await db.execute(_SQL["extend"], target.partition, target.seq, target.entry)
     plan = await slices_of(db)
     return plan if plan and all(part.fingerprint == fingerprint() for part in plan) else None
 

@@ -16,6 +16,11 @@ CREATE TABLE build (
 INSERT INTO build (partition, slice, slices, target_seq, target_entry, fingerprint)
 SELECT $1, slice, $2, $3, $4, $5 FROM generate_series(0, $2::integer - 1) AS slice;
 
+-- name: extend
+-- Not where the rows are all there and the indexes made: then it is the runner that goes on.
+UPDATE build SET target_seq = $2, target_entry = $3
+WHERE partition = $1 AND target_seq < $2 AND NOT EXISTS (SELECT FROM view_heads);
+
 -- name: slices
 SELECT partition, slice, slices, target_seq, target_entry, done_seq, fingerprint
 FROM build ORDER BY partition, slice;

@@ -5,6 +5,7 @@ entry; then tables change schemas. A reader's query waits for that and then sees
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
@@ -13,10 +14,16 @@ from projections.schema import quote_ident
 from streamproc.archive.sql import statements
 from streamproc.errors import JobFailed
 
-LOCK_WAIT_MS = 2_000
-"""How long readers' queries hold a swap up before it steps back and lets those pass that queue behind it."""
-TRIES_MAX = 20
+LOCK_WAIT_MS = 400
+"""How long readers' queries hold a swap up before it steps back and lets those pass that queue behind it. It has some
+tables while it waits for others, and a reader may wait the other way round: it must let go well within Postgres's
+deadlock_timeout (1 s), or Postgres looks for the deadlock and may end the reader."""
+HEADS_WAIT_MS = 2_000
+"""For the projector's transaction, which holds the heads of the live views."""
+TRIES_MAX = 60
 PAUSE_S = 0.5
+OLD_READERS_S = 60.0
+"""For transactions that began before the rebuilt rows were there. Longer ones are somebody's session left open."""
 
 _SQL = statements("projections", "swap.sql")
 
@@ -33,15 +40,16 @@ async def swap(
     `catch_up` brings the source to the positions (by partition) of the live views, which stand still meanwhile.
     Raises JobFailed where readers do not let go of the tables.
     """
+    await _outlast_older_readers(db)
     for _ in range(TRIES_MAX):
         try:
             async with db.transaction():
-                await db.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT_MS}ms'")
+                await db.execute(f"SET LOCAL lock_timeout = '{HEADS_WAIT_MS}ms'")
                 rows = await db.fetch(_SQL["lock_heads"])
                 await catch_up({row["partition"]: row["seq"] for row in rows})
                 await _exchange(db, home, source, views)
             return
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError):
             await asyncio.sleep(PAUSE_S)
     raise JobFailed(
         f"the live views are in use: {TRIES_MAX} tries of {LOCK_WAIT_MS / 1000:g} s to swap them did not succeed;"
@@ -54,6 +62,7 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
     previous = quote_ident(f"{home}_previous")
     fresh = await _heads(db, source, views)
     old = await _heads(db, home, views)
+    await _take(db, home, views)
     await db.execute(f"CREATE SCHEMA {aside}")
     await db.execute(f"CREATE TABLE {aside}.view_heads (LIKE {here}.view_heads INCLUDING ALL)")
     for view in map(quote_ident, views):
@@ -66,6 +75,28 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
     await db.execute(f"ALTER SCHEMA {aside} RENAME TO {previous}")
     if source != f"{home}_previous":
         await db.execute(f"DROP SCHEMA {there} CASCADE")
+
+
+async def _outlast_older_readers(db: asyncpg.Connection) -> None:
+    """Wait until nobody reads by a snapshot that is older than the rebuilt rows: in it the new tables were empty."""
+    mark, deadline = await db.fetchval(_SQL["mark"]), time.monotonic() + OLD_READERS_S
+    while older := [row["pid"] for row in await db.fetch(_SQL["older_readers"], mark)]:
+        if time.monotonic() >= deadline:
+            raise JobFailed(
+                f"Postgres sessions {', '.join(map(str, older))} read by a snapshot older than the rebuilt views, in"
+                " which those are empty; end their transactions and run the replay again, it goes on from here"
+            )
+        await asyncio.sleep(PAUSE_S)
+
+
+async def _take(db: asyncpg.Connection, home: str, views: Sequence[str]) -> None:
+    """Take the live tables from their readers, all within LOCK_WAIT_MS, or raise QueryCanceledError."""
+    names = [f"{quote_ident(home)}.{quote_ident(view)}" for view in views]
+    there = [name for name in names if await db.fetchval(_SQL["exists"], name)]
+    if there:
+        await db.execute(f"SET LOCAL statement_timeout = '{LOCK_WAIT_MS}ms'")
+        await db.execute(f"LOCK TABLE {', '.join(there)} IN ACCESS EXCLUSIVE MODE")
+        await db.execute("SET LOCAL statement_timeout = 0")
 
 
 async def _heads(db: asyncpg.Connection, schema: str, views: Sequence[str]) -> list[asyncpg.Record]:

@@ -37,7 +37,7 @@ from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.group import Consumer
-from streamproc.log.health import logs_gone, server_settings
+from streamproc.log.health import ARCHIVE_LATE_S, logs_gone, server_settings, waiting_ms
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
@@ -89,10 +89,10 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
         except (LogUnavailable, TryAgain) as problem:
             if said != (said := str(problem)):
                 log.warning("waiting to open the log: %s", problem)
-            try:
-                await asyncio.wait_for(stopping.wait(), WAIT_TO_OPEN_S)
-            except TimeoutError:
-                continue
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with what it waits for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WAIT_TO_OPEN_S):
+                    await stopping.wait()
     return False
 
 
@@ -236,6 +236,7 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
         checks = [await _redis_check(settings)]
         if pool is not None:
             checks.append(await _postgres_check(pool))
+            checks.append(await _archive_check(settings, pool))
         return checks
 
     return ready
@@ -251,6 +252,23 @@ async def _postgres_check(pool: asyncpg.Pool) -> Check:
         detail = f"no answer within {POSTGRES_CHECK_S} s"
         return Check(name="postgres", ok=False, detail=detail, required=False)
     return Check(name="postgres", ok=True, detail=f"partition 0 is archived up to {upto}", required=False)
+
+
+async def _archive_check(settings: Settings, pool: asyncpg.Pool) -> Check:
+    """Whether the archive keeps up: while it does not, no approval is sent. Webhooks are taken all the same."""
+    try:
+        async with asyncio.timeout(POSTGRES_CHECK_S), connected(settings.redis_url) as client:
+            upto = {
+                partition: await archived_upto(pool, partition) for partition in range(settings.partitions)
+            }
+            late_ms = max((await waiting_ms(client, upto)).values())
+    except (StreamprocError, TimeoutError) as problem:
+        detail = f"cannot be compared with the log: {str(problem) or 'no answer'}"
+        return Check(name="archive", ok=False, detail=detail, required=False)
+    if late_ms > ARCHIVE_LATE_S * 1000:
+        detail = f"an entry waits for {late_ms // 1000} s to be archived; is the projector running?"
+        return Check(name="archive", ok=False, detail=detail, required=False)
+    return Check(name="archive", ok=True, detail="keeps up with the log", required=False)
 
 
 async def _redis_check(settings: Settings) -> Check:

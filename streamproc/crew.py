@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 
 from streamproc import processes
+from streamproc.errors import WHEN_LOST
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
@@ -24,6 +25,8 @@ KILL_AFTER_DRAIN_S = (
     5.0  # on top of the drain time that the role knows: closing connections, leaving the group
 )
 LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather than held in memory
+LOST_LOG_S = 10.0
+"""Between two starts of a role that refuses a lost log: the stores must stay up for `streamproc recover`."""
 WRONG_SETTINGS = 2  # exit code, by the contract of the command line
 
 
@@ -140,6 +143,9 @@ class Crew:
         if code == WRONG_SETTINGS:
             self.give_up(f"{role.name} refuses its settings: {role.last_line}")
             await role.stop.wait()
+        elif WHEN_LOST in role.last_line:
+            say(f"[up] {role.name} waits for `streamproc recover`; starting it again in {LOST_LOG_S:g} s")
+            await _first(role.stop.wait(), asyncio.sleep(LOST_LOG_S))
         elif role.crashed_too_often(now):
             self.give_up(
                 f"{role.name} ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s,"

@@ -2,6 +2,7 @@
 
 events      one line per thing done: "start ROLE", "stop ROLE" (SIGTERM came), "env ROLE NAME=VALUE"
 crash-ROLE  the role exits with the code in the file at once
+lost-ROLE   the role says that its log is lost, as the roles do, and exits with 1
 deaf-ROLE   the role ignores SIGTERM
 """
 
@@ -11,6 +12,9 @@ import signal
 import sys
 import threading
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from streamproc.errors import WHEN_LOST
 
 HERE = Path(os.environ["FAKE_DIR"])
 ROLE = sys.argv[1]
@@ -50,6 +54,9 @@ def main() -> None:
     if crash.exists():
         print(f"{ROLE} cannot go on", flush=True)
         sys.exit(int(crash.read_text()))
+    if (HERE / f"lost-{ROLE}").exists():
+        print(f"streamproc: partition 0: its stream is gone; {WHEN_LOST}", flush=True)
+        sys.exit(1)
     if ROLE == "migrate":
         return
     port = {"serve": "STREAMPROC_PORT", "sandbox": "SANDBOX_PORT"}.get(ROLE)

@@ -25,7 +25,7 @@ from streamproc.errors import ConfigError, JobFailed
 from streamproc.settings import load
 from streamproc.supervisor import Programs, up
 
-crew.BACKOFF_FIRST_S = 0.01  # a restart, not the waiting, is what the tests see
+crew.BACKOFF_FIRST_S = crew.LOST_LOG_S = 0.01  # a restart, not the waiting, is what the tests see
 fake = (sys.executable, sys.argv[1])
 try:
     programs = Programs(fake, (*fake, "demo"))
@@ -311,6 +311,19 @@ async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path)
         assert await up.ended() == 1
         assert "failed: Valkey ended by itself" in up.text()
     assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_a_lost_log_leaves_the_stores_up_for_its_recovery(tmp_path: Path) -> None:
+    """Roles that refuse a lost log are tried again, without a count: `recover` needs the stores meanwhile."""
+    (tmp_path / "lost-worker").touch()
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await until(lambda: up.text().count("worker-1 waits for `streamproc recover`") > CRASHES_MAX)
+        assert up.process.returncode is None
+        (tmp_path / "lost-worker").unlink()
+        refused = up.text().count("worker-1 waits")
+        await until(lambda: up.text().count("[worker-1] hello from worker") > refused)
+        assert up.process.returncode is None
 
 
 async def test_the_wait_before_a_restart_doubles_up_to_its_limit() -> None:

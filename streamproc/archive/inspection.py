@@ -196,9 +196,15 @@ class Inspector:
             table = f"the table's last is of {part.signed}: checkpoints were deleted"
             return walk.at_end(f"a checkpoint of {published} entries was handed outside, and {table}")
         if self._outside is not None:
-            sizes = list(walk.outside)
-            part.not_outside = await self._db.fetchval(_SQL["missing_outside"], partition, published, sizes)
+            await self.count_missing(part, self._outside)
         return walk.against_head(await read_head(self._db, partition))
+
+    async def count_missing(self, part: Part, outside: OutsideNotes) -> None:
+        """Count what was handed outside, by the snapshot, and is not in `outside`."""
+        sizes = sorted(outside.of(f"streamproc/{self.archive}/{part.partition}"))
+        first, last = (sizes[0], sizes[-1]) if sizes else (0, 0)
+        row = await self._db.fetchrow(_SQL["missing_outside"], part.partition, sizes, first, last)
+        part.not_outside, part.missing_since, part.missing_within = row
 
 
 _FIELDS = ("the archive", "the partition", "size", "entry_id", "hash", "root", "frontier")

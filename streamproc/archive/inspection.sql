@@ -34,4 +34,8 @@ SELECT size FROM checkpoints_published WHERE partition = $1;
 SELECT coalesce(sum(seq), 0)::bigint FROM heads WHERE partition = ANY ($1::integer[]);
 
 -- name: missing_outside
-SELECT count(*) FROM checkpoints WHERE partition = $1 AND size <= $2 AND size <> ALL ($3::bigint[]);
+-- Checkpoints that the outside does not have: all, those after its first ($3), and of these those before its last ($4).
+SELECT count(*) AS missing, count(*) FILTER (WHERE size > $3) AS since, count(*) FILTER (WHERE size > $3 AND size < $4) AS within
+FROM checkpoints
+WHERE partition = $1 AND size <> ALL ($2::bigint[])
+  AND size <= (SELECT p.size FROM checkpoints_published AS p WHERE p.partition = $1);

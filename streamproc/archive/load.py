@@ -56,7 +56,7 @@ def payout_about(e: bytes) -> str | None:
     """
     try:
         about = next((event.payout for event in _decode_about(e) if event.payout), "")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return text_key(about) or None
 

@@ -84,6 +84,12 @@ async def entries_by_id(db: asyncpg.Connection, partition: int, entries: Sequenc
     return [Row(*row) for row in rows]
 
 
+async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Sequence[str]) -> frozenset[str]:
+    """Those of these payouts that were ever decided, as far as it is archived."""
+    rows = await db.fetch(_SQL["decided_payouts"], partition, list(payouts))
+    return frozenset(row["payout"] for row in rows)
+
+
 async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> list[PayoutRecord]:
     """Held payouts, the longest waiting first, from the one after the payout `after` on.
 

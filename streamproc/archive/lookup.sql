@@ -24,6 +24,10 @@ FROM events
 JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.ms AND entry_n = wanted.n
 WHERE partition = $1;
 
+-- name: decided_payouts
+SELECT DISTINCT payout FROM events
+WHERE payout = ANY($2::text[]) AND partition = $1 AND position('"payout.decided"'::bytea IN e) > 0;
+
 -- name: entries_between
 -- seq is dense, so two look-ups count the entries from the first id up to the second.
 SELECT coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entry_n) >= ($4, $5)

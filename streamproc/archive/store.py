@@ -165,6 +165,12 @@ async def archived_heads(dsn: str) -> dict[int, Head]:
     return {row["partition"]: Head(row["seq"], row["entry_id"], row["hash"]) for row in rows}
 
 
+async def partitions_opened(dsn: str) -> int:
+    """How many partitions the archived log has, also those without an entry: a projector opens all of them at once."""
+    async with connection(dsn, name="streamproc open") as db:
+        return int(await db.fetchval(_SQL["partitions_opened"]))
+
+
 async def open_head(db: asyncpg.Connection, partition: int) -> Head:
     """`read_head`, after making the row that `move_head` moves."""
     await db.execute(_SQL["open_head"], partition)

@@ -10,6 +10,10 @@ SELECT seq, entry_id, hash FROM heads WHERE partition = $1;
 -- name: archived_heads
 SELECT partition, seq, entry_id, hash FROM heads WHERE seq > 0 ORDER BY partition;
 
+-- name: partitions_opened
+-- A projector makes a row for every partition of its log before it archives anything.
+SELECT count(*) FROM heads;
+
 -- name: move_head
 -- Compare and set; the row stays locked until the transaction ends, so it also serialises writers.
 UPDATE heads SET seq = $5, entry_id = $6, hash = $7, updated_at = now()

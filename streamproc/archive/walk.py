@@ -57,6 +57,10 @@ class Part(Struct):
     outside: int = 0
     not_outside: int = 0
     """Checkpoints that the table says were handed outside and that are not in the file."""
+    missing_since: int = 0
+    """Of these, those after the file's first: the file was cut, damaged or exchanged."""
+    missing_within: int = 0
+    """Of these, those before the file's last: nor can it be an older copy."""
     signed: int = 0
     signed_at: datetime | None = None
     fault: Fault | None = None

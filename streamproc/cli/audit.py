@@ -10,7 +10,7 @@ import click
 from streamproc.cli import output
 from streamproc.cli.context import postgres_dsn
 from streamproc.cli.telling import Telling
-from streamproc.errors import ConfigError, JobFailed
+from streamproc.errors import ConfigError, InputError, JobFailed
 from streamproc.settings import discover, load
 
 if TYPE_CHECKING:
@@ -67,7 +67,11 @@ def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...
         def hear(done: int, total: int) -> None:
             telling.show("verifying", done, total)
 
-        found = output.run(job.verify(dsn, trusted, outside, partition=partition, on_rows=hear))
+        found = output.run(
+            job.verify(
+                dsn, trusted, outside, partition=partition, is_copy=checkpoints is not None, on_rows=hear
+            )
+        )
     if as_json:
         output.say_json(_as_json(found))
     else:
@@ -150,9 +154,17 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 
 def _wanted(asked: dict[str, str | None]) -> "AuditFilter":
     from streamproc.archive.read import AuditFilter
-    from streamproc.operate.audit_list import moment
+    from streamproc.operate.moments import moment
 
-    since, until = (moment(f"--{name}", asked.pop(name)) for name in ("since", "until"))
+    texts = asked.pop("since"), asked.pop("until")
+    since, until = (
+        None if text is None else moment(option, text)
+        for option, text in zip(("--since", "--until"), texts, strict=True)
+    )
+    if since is not None and until is not None and since >= until:
+        raise InputError(f"--since {texts[0]} is not before --until {texts[1]}: nothing can match")
+    if "." in (asked["vendor"] or ""):  # a host, and not a fund account's id
+        asked["vendor"] = str(asked["vendor"]).lower()
     return AuditFilter(**asked, since=since, until=until)
 
 

@@ -42,6 +42,8 @@ def recover(yes: bool, without_bank: bool, as_json: bool) -> None:
         output.say_json(_as_json(done, asked, left))
     else:
         _print(done, asked)
+        if done.gone_after:
+            output.note(done.gone_after)
     if not without_bank and asked is None:
         output.note(
             f"the bank was not asked: {PREFIX}RAZORPAY_KEY_ID is not set here. Run this again where it is; the poller"
@@ -81,6 +83,8 @@ def _ask(plan: "Plan", *, yes: bool) -> None:
     """Say what is wrong, and go on only if a person wants it."""
     for one in plan.broken:
         click.echo(f"partition {one.partition}: {one.problem}", err=True)
+    if plan.gone_after:
+        click.echo(plan.gone_after, err=True)
     if plan.interrupted:
         click.echo("a recovery was begun and did not come to its end", err=True)
     if yes:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -148,14 +149,15 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                 telling.end()
                 shown: list[list[object]] = []
                 names = await columns_of(place, view)
-                async for row in rows_of(place, view):
-                    if as_json:
-                        click.echo(json.dumps(row, ensure_ascii=False))
-                    elif len(shown) < ROWS_SHOWN_MAX:
-                        shown.append([row[name] for name in names])
-                    else:
-                        output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
-                        break
+                async with aclosing(rows_of(place, view)) as rows:  # a cursor left open would keep the place
+                    async for row in rows:
+                        if as_json:
+                            click.echo(json.dumps(row, ensure_ascii=False))
+                        elif len(shown) < ROWS_SHOWN_MAX:
+                            shown.append([row[name] for name in names])
+                        else:
+                            output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
+                            break
                 if not as_json:
                     output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 

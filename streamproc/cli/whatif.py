@@ -1,6 +1,5 @@
 """`streamproc policy whatif`: the past judged again under other policies."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     type=click.Choice(["wait", "approve"]),
     default="wait",
     show_default=True,
-    help="What nobody was asked then: it waits and keeps its money reserved, or it is approved.",
+    help="A hold of FILE alone, which nobody was asked about: unanswered until it expires, or approved.",
 )
 @click.option(
     "--unknown-reputation",
@@ -81,12 +80,12 @@ def whatif(
     from streamproc.cli.policy import read_policy_file
     from streamproc.cli.telling import Telling
     from streamproc.domain.whatif.judge import Assumptions
-    from streamproc.operate.past import since_of
+    from streamproc.operate.moments import moment
     from streamproc.operate.whatif import Progress
     from streamproc.operate.whatif import whatif as job
 
     parsed = None if file is None else read_policy_file(file)
-    begin = since_of(since, datetime.now(UTC))
+    begin = moment("--since", since)
     assume = Assumptions(settings.timezone, unknown_reputation, new_holds)  # type: ignore[arg-type]  # click's choices
     with Telling("whatif", "payouts") as telling:
 
@@ -113,6 +112,8 @@ def whatif(
 
 def _refuse_change(answer: "Answer") -> None:
     found = answer.found
+    if not found.judged.payouts:
+        raise JobFailed("nothing was judged: the archive has no decision since then, so nothing is shown")
     if found.changed.payouts or found.counters_differing:
         raise JobFailed(
             f"under the policies that were in force {found.changed.payouts} payouts come out otherwise, and"

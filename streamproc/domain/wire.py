@@ -77,7 +77,7 @@ def decode_events(e: bytes) -> list[Event]:
     """
     try:
         events = _decoder.decode(e)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
     for event in events:
         if event.v != _VERSION_OF_KIND[type(event)]:
@@ -89,7 +89,7 @@ def decode_meta(m: bytes) -> Meta:
     """Field `m` of one entry. Raises Unprocessable where it is not what an entry has."""
     try:
         return _meta_decoder.decode(m)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, RecursionError) as problem:
         raise Unprocessable(f"field m is not an entry's metadata: {problem}") from problem
 
 
@@ -129,7 +129,7 @@ def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapp
 def _decode_raw(e: bytes) -> list[Raw]:
     try:
         return _raw_decoder.decode(e)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, RecursionError) as problem:
         raise Unprocessable(f"field e is not a JSON array of events: {problem}") from problem
 
 

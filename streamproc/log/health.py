@@ -1,5 +1,6 @@
 """How the server is set, and how the groups are doing."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from redis.asyncio import Redis
@@ -8,6 +9,8 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
 VERSION_MIN = (7, 0)
+ARCHIVE_LATE_S = 30.0
+"""How long an entry may wait for its archiving: a projector does it within a second, a big batch takes a few."""
 _WANTED = {
     "appendonly": ("yes", "the log is lost when the server stops"),
     "appendfsync": ("always", "the last second of the log may be lost when the machine stops"),
@@ -41,6 +44,21 @@ async def logs_gone(client: Redis, partitions: int) -> list[int]:
                 pipe.exists(Names(partition).log)
             there = await pipe.execute()
     return [partition for partition, exists in enumerate(there) if not exists]
+
+
+async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
+    """Of each partition the age in ms of the first entry after `upto` (an entry id), 0 where there is none."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for partition, entry in upto.items():
+                pipe.execute_command("XRANGE", Names(partition).log, f"({entry}", "+", "COUNT", 1)
+            (seconds, micros), *firsts = await pipe.execute()
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    return {
+        partition: max(0, now_ms - int(_text(first[0][0]).partition("-")[0])) if first else 0
+        for partition, first in zip(upto, firsts, strict=True)
+    }
 
 
 async def replica_count(client: Redis) -> int:

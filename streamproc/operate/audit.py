@@ -53,11 +53,13 @@ async def verify(
     outside: Path | None,
     *,
     partition: int | None = None,
+    is_copy: bool = False,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verified:
     """Compute chain and tree anew from the stored bytes and compare them with every checkpoint, inside and outside.
 
-    Needs Postgres and the file, nothing else. Raises JobFailed where Postgres cannot be asked.
+    Needs Postgres and the file, nothing else. A file that is a copy may lack the newest checkpoints. Raises JobFailed
+    where Postgres cannot be asked.
     """
     began = time.monotonic()
     notes = None if outside is None else read_outside(outside, trusted)
@@ -70,7 +72,13 @@ async def verify(
                     f"partition {partition}: this archive has {', '.join(map(str, known)) or 'none'}"
                 )
             parts = await inspector.inspect(known if partition is None else [partition])
-    faults = [*notes.faults, *_of_others(notes, inspector.archive)] if notes else []
+            if outside is not None and any(part.not_outside for part in parts):
+                late = read_outside(outside, trusted)  # some may have come between the file and the snapshot
+                for part in parts:
+                    await inspector.count_missing(part, late)
+    faults = (
+        [*notes.faults, *_of_others(notes, inspector.archive), *_cut(notes, parts, is_copy)] if notes else []
+    )
     seconds = time.monotonic() - began
     found = Verified(inspector.archive, str(outside or ""), parts, faults, seconds, [])
     found.notes += _notes(found)
@@ -88,6 +96,22 @@ def _of_others(notes: OutsideNotes, archive: str) -> list[Fault]:
             )
             return [Fault(f"{notes.where}, line {line}", problem)]
     return []
+
+
+def _cut(notes: OutsideNotes, parts: Sequence[Part], is_copy: bool) -> list[Fault]:
+    """Where the file lacks what was handed to it. One that begins later is only noted: the place may have changed."""
+    if notes.faults:
+        return []  # what is damaged there is missing too
+    faults = []
+    for part in parts:
+        missing = part.missing_within if is_copy and part.outside else part.missing_since
+        if missing:
+            problem = (
+                f"{missing} checkpoints of partition {part.partition} that were handed outside are not in it:"
+                " it was cut, damaged or exchanged"
+            )
+            faults.append(Fault(notes.where, problem))
+    return faults
 
 
 def _notes(found: Verified) -> list[str]:

@@ -1,7 +1,6 @@
 """What the audit says: its lines by agent, payout, vendor, reason, decision, kind and time, page by page."""
 
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from msgspec import Struct
@@ -11,9 +10,7 @@ from streamproc.archive.read import AuditFilter, AuditRow, audit_place, audit_ro
 from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.operate.site import iso, us_of
 
-_LINE = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,19}):(\d{1,6})")
-_AGO = re.compile(r"(\d{1,6})(s|m|h|d)")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LINE = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18}):(\d{1,6})", re.ASCII)
 
 
 class Page(Struct, frozen=True):
@@ -46,24 +43,6 @@ def _place_of(line: str) -> tuple[int, str, int]:
             f"--after {line[:60]!r} is no line's id: partition:entry:index, as the list shows them"
         )
     return int(found[1]), found[2], int(found[3])
-
-
-def moment(option: str, text: str | None, now: datetime | None = None) -> datetime | None:
-    """A time: ISO 8601 (UTC where it names no zone), or a time ago such as 90m, 24h or 30d.
-
-    Raises InputError for anything else.
-    """
-    if text is None:
-        return None
-    if found := _AGO.fullmatch(text):
-        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[found[2]]: int(found[1])})
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"{option} {text!r} is no time: ISO 8601, or a time ago such as 90m, 24h or 30d"
-        ) from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def line_json(row: AuditRow) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack
 
 import consumers
 from streamproc.errors import WHEN_LOST, JobFailed
+from streamproc.log.health import ARCHIVE_LATE_S, waiting_ms
 from streamproc.log.restore import read_meta
 from streamproc.operate.check import Check
 from streamproc.operate.condition import Condition, conditions, partitions_archived
@@ -28,15 +29,19 @@ async def examine_log(settings: Settings) -> list[Check]:
         except JobFailed:
             return [Check("archive", "bad", "it has a log, this Redis has none: it is lost", WHEN_LOST)]
         found = await conditions(settings, site.client, range(site.partitions))
-        checks = [_condition(one) for one in found]
+        waits = await waiting_ms(site.client, {one.partition: one.head.entry for one in found})
+        checks = [_condition(one, waits[one.partition]) for one in found]
         checks += [await _beginning(settings, site, one.partition) for one in found if not one.problem]
         return [*checks, *await _marks(site)]
 
 
-def _condition(one: Condition) -> Check:
+def _condition(one: Condition, waits_ms: int) -> Check:
     name = f"archive {one.partition}"
     if one.problem:
         return Check(name, "bad", one.problem, WHEN_LOST)
+    if waits_ms > ARCHIVE_LATE_S * 1000:
+        detail = f"an entry after {one.head.entry} waits for {waits_ms // 1000} s to be archived: no approval is sent"
+        return Check(name, "bad", detail, "is `streamproc projector` running? its log says what holds it up")
     return Check(name, "ok", f"the log has its last entry, {one.head.entry}")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,37 +19,22 @@ from projections.schema import quote_ident
 from streamproc.archive.lookup import job_named
 from streamproc.archive.store import connection, id_key
 from streamproc.errors import InputError, JobFailed
+from streamproc.operate.moments import iso_moment
 
 ROWS_AT_ONCE = 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})")
-_BEFORE = re.compile(r"(\d{1,6})([mhd])")
-_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
-_ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,19})(?::\d+)?")
+_SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})", re.ASCII)
+_ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18})(?::\d+)?", re.ASCII)
 
 
 def moment_of(text: str) -> datetime:
     """A time as ISO 8601; without a zone it is UTC. Raises InputError for anything else."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
+    at = iso_moment(text)
+    if at is None:
         raise InputError(
             f"{text!r} is no time (ISO 8601), seq (4711), partition:seq (0:4711) or event id (0:1790000000000-0:2)"
-        ) from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-
-
-def since_of(text: str, now: datetime) -> datetime:
-    """A time as ISO 8601, or as the time before `now`: 12h, 30d. Raises InputError for anything else."""
-    if found := _BEFORE.fullmatch(text):
-        return now - timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"--since {text!r} is neither a time (ISO 8601) nor one before now (12h, 30d)"
-        ) from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        )
+    return at
 
 
 def ms_of(at: datetime) -> int:
@@ -100,7 +85,7 @@ async def columns_of(place: asyncpg.Connection, view: str) -> list[str]:
     return [row["attname"] for row in rows]
 
 
-async def rows_of(place: asyncpg.Connection, view: str) -> AsyncIterator[dict[str, Any]]:
+async def rows_of(place: asyncpg.Connection, view: str) -> AsyncGenerator[dict[str, Any], None]:
     """The view's rows in the order of its key, as JSON would have them: amounts in paise, times ISO 8601."""
     names = ", ".join(quote_ident(name) for name in await columns_of(place, view))
     query = f"SELECT to_jsonb(v)::text AS row FROM (SELECT {names} FROM {quote_ident(view)} ORDER BY 1, 2, 3) AS v"  # noqa: S608  # our own names

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
@@ -22,7 +23,7 @@ from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.lookup import job_named
-from streamproc.archive.store import Head, archived_heads, connection, id_key, take_lock
+from streamproc.archive.store import Head, archived_heads, connection, id_key, partitions_opened, take_lock
 from streamproc.errors import JobFailed, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.cursor import poll_cursor_name
@@ -57,6 +58,7 @@ ONE_JOB_MAX = 20_000
 ARCHIVE_AT_ONCE = 2_000
 """Entries archived in one transaction, as a projector does."""
 UNTOUCHED = "nothing was changed"
+STAYS_CLOSED = "the log stays closed until `streamproc recover` has come to its end; run it again"
 
 
 class Plan(Struct, frozen=True):
@@ -68,6 +70,23 @@ class Plan(Struct, frozen=True):
     interrupted: bool
     bank_only: bool
 
+    @property
+    def gone_after(self) -> str:
+        """What the archive cannot give back, and from when on; empty where nothing of the log is lost."""
+        ends = [one for one in self.broken if not one.anchored]
+        if not ends:
+            return ""
+        at = "; ".join(f"partition {one.partition} at {_moment(one.head)}" for one in ends)
+        return (
+            f"the archive ends in {at}: what people decided and wrote after that (reviews, policies, freezes) is gone"
+            " where the old log does not hold it; look what it was, and do it again. The bank tells its payouts anew"
+        )
+
+
+def _moment(head: Head) -> str:
+    at = datetime.fromtimestamp(id_key(head.entry)[0] / 1000, UTC)
+    return f"{at.isoformat(timespec='milliseconds').replace('+00:00', 'Z')} (entry {head.entry})"
+
 
 @dataclass
 class Recovered:
@@ -77,6 +96,8 @@ class Recovered:
     entries: int = 0
     seconds: float = 0.0
     left: list[str] = field(default_factory=list)
+    gone_after: str = ""
+    """What the archive could not give back."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -89,8 +110,8 @@ async def look(settings: Settings) -> Plan:
         raise JobFailed("there is nothing to recover from: the archive is empty")
     async with connected(settings.redis_url) as client:
         meta = await read_meta(client)
-        known = meta.partitions or max(heads) + 1
-        if meta.partitions not in (None, settings.partitions) or max(heads) >= settings.partitions:
+        known = meta.partitions or await partitions_opened(settings.postgres_dsn.reveal())
+        if known != settings.partitions:
             raise JobFailed(
                 f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}; {UNTOUCHED}"
             )
@@ -115,9 +136,9 @@ async def _heads(settings: Settings) -> dict[int, Head]:
 
 async def rebuild(settings: Settings, plan: Plan, *, on_progress: OnProgress = lambda _: None) -> Recovered:
     """Rebuild the broken partitions and let the roles in again. Raises JobFailed where a projector is still at work."""
-    began, done = time.monotonic(), Recovered(entries=plan.entries)
+    began, done = time.monotonic(), Recovered(entries=plan.entries, gone_after=plan.gone_after)
     dsn = settings.postgres_dsn.reveal()
-    with job_named("the log stays closed until `streamproc recover` has come to its end; run it again"):
+    with job_named(STAYS_CLOSED):
         async with _locked(dsn, plan), connected(settings.redis_url) as client:
             run = await clock_us(client)
             await mark_recovering(client, plan.partitions, run)
@@ -149,6 +170,7 @@ async def _rebuild_all(
             on_progress=on_progress,
             views=FOR_RECOVERY,
             purpose="recover",
+            untouched=STAYS_CLOSED,
         ) as place,
         connection(dsn, name="streamproc recover") as source,
     ):

@@ -119,15 +119,18 @@ async def replay(
             home = str(await db.fetchval("SELECT current_schema()"))
             await take_replay_lock(db, home)
             shadow = f"{home}_shadow"
-            plan = None if restart else await resumable(place, shadow)
+            ends = await archive_ends(db)
+            plan = None if restart else await resumable(place, shadow, ends)
             if plan is None:
-                plan = await plan_build(place, shadow, await archive_ends(db), jobs)
+                plan = await plan_build(place, shadow, ends, jobs)
             elif any(share.done_seq for share in plan):
                 progress.notes.append("went on with a build that was left half done")
             await _build(dsn, shadow, plan, jobs, progress, on_progress)
             progress.stage = "indexes"
             on_progress(progress)
             await finish_build(place)
+            # What came meanwhile too: an entry that cannot be folded fails this, and not only the live views later.
+            await _bring_to(db, place, {end.partition: end.seq for end in await archive_ends(db)})
             progress.stage = "comparing"
             on_progress(progress)
             found, at = await _compared(dsn, db, place, views, progress)
@@ -331,6 +334,8 @@ async def go_back(dsn: str) -> list[str]:
             async def level(at: dict[int, int]) -> None:
                 await _bring_to(db, place, at)
 
+            if gone := [name for name in NAMES if not await db.fetchval("SELECT to_regclass($1)", name)]:
+                raise JobFailed(f"there is no live {', '.join(gone)} to go back from: replay first")
             await level(await compare.positions(db, NAMES))
             await swap(db, home, previous, NAMES, level)
             return kept
@@ -348,13 +353,14 @@ async def built_as_of(
     on_progress: OnProgress = lambda _: None,
     views: Sequence[View] = VIEWS,
     purpose: str = "as_of",
+    untouched: str = "nothing was changed",
 ) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a place that holds `views` as they were at `targets`; the place is removed afterwards.
 
-    There is one such place for each `purpose` at a time.
+    There is one such place for each `purpose` at a time. `untouched` is what a failure says of the rest.
     """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
-    with job_named(UNTOUCHED):
+    with job_named(untouched):
         async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
             home = str(await place.fetchval("SELECT current_schema()"))
             schema = f"{home}_{purpose}"

@@ -4,7 +4,6 @@ Each partition is read once, in one snapshot, in batches; what was observed long
 Nothing is written and nobody is called.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,10 +14,10 @@ from msgspec.structs import replace
 
 from projections.rebuild import Target, archive_ends, target_at_time
 from streamproc.archive.load import Row, rows_after
-from streamproc.archive.lookup import entries_by_id, job_named, policy_entries
+from streamproc.archive.lookup import decided_payouts, entries_by_id, job_named, policy_entries
 from streamproc.archive.store import snapshot
 from streamproc.domain.budget import US
-from streamproc.domain.events import PayoutObserved
+from streamproc.domain.events import GovernanceBypassed, PayoutObserved
 from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
@@ -31,11 +30,6 @@ from streamproc.operate.site import us_of
 ROWS_AT_ONCE = 2_000
 WARM_UP_S = 33 * 86_400
 """Read before `since`: a month's budget window, with a day for time zones. What is older meets no later payout."""
-_TELLS = re.compile(
-    rb'"type":"(?:payout\.observed|payout\.decided|policy\.changed|review\.counted|payout\.settled'
-    rb'|payout\.budget_reserved|governance\.bypassed)"'
-).search
-"""Entries that a retrial reads; the others are not decoded."""
 
 
 @dataclass
@@ -134,7 +128,8 @@ async def _retry(
             _feed(retrial, told_of(start.partition, row))
     after = start.seq
     while after < end.seq and (rows := await rows_after(db, end.partition, after, ROWS_AT_ONCE)):
-        told = [told_of(end.partition, row) for row in rows if _TELLS(row.e)]
+        # All of them, though not all tell something: what nobody knows here must not be passed over.
+        told = [told_of(end.partition, row) for row in rows]
         await _look_up(db, retrial, end.partition, told)
         for one in told:
             _feed(retrial, one)
@@ -156,7 +151,8 @@ def _feed(retrial: Retrial, told: Told) -> None:
 
 
 async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, told: Sequence[Told]) -> None:
-    """Let the retrial know the observations that these decisions were made on, where it does not (any more)."""
+    """Let the retrial know what these entries rest on, where it does not (any more): what decisions were made on, and
+    which bypassed payouts were decided."""
     here = {one.id for one in told}
     wanted = [one.cause for one in told if one.cause and one.cause not in here and retrial.misses(one)]
     for start in range(0, len(wanted), ROWS_AT_ONCE):
@@ -164,6 +160,9 @@ async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, tol
             for event in told_of(partition, row).events:
                 if type(event) is PayoutObserved:
                     retrial.remember(row.id, event)
+    bypassed = [event.payout for one in told for event in one.events if isinstance(event, GovernanceBypassed)]
+    if bypassed:
+        retrial.decided |= await decided_payouts(db, partition, bypassed)
 
 
 def told_of(partition: int, row: Row) -> Told:

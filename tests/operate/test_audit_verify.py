@@ -132,12 +132,50 @@ async def test_without_a_file_outside_it_says_what_that_leaves_open(sealed: Seal
     assert "nothing outside the database was compared" in found.notes[0]
 
 
-async def test_a_file_that_lacks_published_checkpoints_is_a_note_and_no_fault(sealed: Sealed):
-    notes = sealed.file.read_text()
-    sealed.file.write_text(notes[: notes.index("streamproc/", 10)])
+def without_the_first(notes: bytes) -> bytes:
+    return notes[notes.index(b"streamproc/", 10) :]
+
+
+def without_the_last(notes: bytes) -> bytes:
+    return notes[: notes.rindex(b"\n\nstreamproc/") + 2]
+
+
+async def test_a_file_that_begins_later_is_a_note_and_no_fault(sealed: Sealed):
+    """As after CHECKPOINT_TO was set to another file."""
+    sealed.file.write_bytes(without_the_first(sealed.file.read_bytes()))
     found = await sealed.verified()
     assert found.broken == []
-    assert "2 checkpoints that were handed outside are not in" in found.notes[0]
+    assert "1 checkpoints that were handed outside are not in" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("missing", "change"),
+    [
+        (1, without_the_last),
+        (1, lambda notes: notes[:-60]),
+        (1, lambda notes: notes[: notes.index(b"streamproc/", 10)] + notes[notes.rindex(b"\n\nstreamproc/") + 2 :]),
+        (3, lambda notes: b""),
+        (3, lambda notes: bytes(len(notes))),
+        (3, lambda notes: notes.replace(b"\n", b"\r\n")),
+    ],
+    ids=["the last cut", "half of the last", "the middle cut out", "empty", "zeros", "other line ends"],
+)  # fmt: skip
+async def test_a_file_that_lost_checkpoints_is_a_fault(
+    sealed: Sealed, missing: int, change: Callable[[bytes], bytes]
+):
+    sealed.file.write_bytes(change(sealed.file.read_bytes()))
+    [fault, *_] = [fault for fault in await sealed.faults() if "handed outside" in fault]
+    assert f"{missing} checkpoints of partition 0 that were handed outside are not in it" in fault
+
+
+async def test_a_copy_may_be_older_but_not_have_holes_or_nothing(sealed: Sealed):
+    whole = sealed.file.read_bytes()
+    sealed.file.write_bytes(without_the_last(whole))
+    older = await verify(sealed.dsn, TRUSTED, sealed.file, is_copy=True)
+    assert older.broken == []
+    assert "1 checkpoints that were handed outside are not in" in older.notes[0]
+    sealed.file.write_bytes(b"")
+    assert (await verify(sealed.dsn, TRUSTED, sealed.file, is_copy=True)).broken != []
 
 
 async def test_a_projector_that_goes_on_leaves_an_archive_that_is_good_to_its_end(sealed: Sealed):

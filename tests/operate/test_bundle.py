@@ -313,6 +313,23 @@ CHANGES: dict[str, tuple[int, Callable[[dict[str, object]], None], str]] = {
     "another partition": (0, lambda one: one.update(partition=1), "there is no checkpoint of its partition"),
     "another entry id": (1, lambda one: one.update(entry="1-1"), "its content does not give its hash"),
     "nonsense": (1, lambda one: one.update(hash="zz"), "it cannot be read: ValueError"),
+    "a fraction": (1, lambda one: one.update(seq=10.0), "partition and seq are whole numbers"),
+    "a truth for a number": (
+        1,
+        lambda one: one.update(partition=False),
+        "partition and seq are whole numbers",
+    ),
+    "infinity": (1, lambda one: one.update(seq=float("inf")), "partition and seq are whole numbers"),
+    "something unproven beside it": (
+        1,
+        lambda one: one.update(note="paid"),
+        "it has note, which nothing proves",
+    ),
+    "other bytes beside its own": (
+        1,
+        lambda one: one.update(e_base64="e30="),
+        "it has e_base64, which nothing",
+    ),
 }
 
 
@@ -346,7 +363,7 @@ def test_the_policy_that_a_decision_names_is_missed_though_the_manifest_is_edite
     less = rewritten(less, "manifest.json", lambda data: data.replace(b'"entries": 3', b'"entries": 2'))
     code, said = verified(less)
     assert code == 1
-    assert "version 1 of agent:bot, by which it was made, is not in the bundle" in said
+    assert "version 1 of agent:bot, by which it was made, is not in it" in said
 
 
 def test_an_entry_twice_is_named(good: Path):
@@ -402,6 +419,48 @@ def test_another_key_than_the_one_that_signed_proves_nothing_whatever_the_bundle
 def test_what_is_no_key_and_no_bundle_is_wrong_use(good: Path, key: str):
     assert verified(good, key)[0] == 2
     assert verified(good.with_name("none.zip"))[0] == 2
+
+
+def test_a_name_twice_in_an_entry_is_no_way_to_show_readers_another_one(good: Path):
+    def again(data: bytes) -> bytes:
+        return data.replace(b'{"partition"', b'{"e": "[]", "partition"', 1)
+
+    code, said = verified(rewritten(good, "entries.jsonl", again))
+    assert code == 1
+    assert "line 1: it cannot be read: ValueError a name is there twice" in said
+
+
+def test_a_bundle_without_entries_proves_nothing(good: Path):
+    without = rewritten(good, "entries.jsonl", lambda _: b"")
+    emptied = rewritten(
+        without, "manifest.json", lambda data: data.replace(b'"entries": ', b'"entries": 0, "was": ')
+    )
+    code, said = verified(emptied)
+    assert (code, "nothing is proven" in said) == (1, True)
+
+
+def test_a_bundle_that_is_made_to_break_its_reader_is_no_traceback(good: Path, tmp_path: Path):
+    deep = rewritten(good, "entries.jsonl", lambda _: b"[" * 200_000)
+    twice = tmp_path / "twice.zip"
+    twice.write_bytes(good.read_bytes())
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(twice, "a") as file:
+        file.writestr("entries.jsonl", b"")
+    locked = tmp_path / "locked.zip"
+    locked.write_bytes(_encrypted(good.read_bytes()))
+    for hostile in (deep, locked):
+        code, said = verified(hostile)
+        assert (code, said.startswith("WRONG: ")) == (1, True), said
+    assert verified(twice)[0] == 2
+
+
+def _encrypted(data: bytes) -> bytes:
+    """The .zip with every member marked as encrypted in its directory."""
+    marked = bytearray(data)
+    at = marked.find(b"PK\x01\x02")
+    while at >= 0:
+        marked[at + 8] |= 1
+        at = marked.find(b"PK\x01\x02", at + 4)
+    return bytes(marked)
 
 
 def test_a_broken_manifest_is_no_traceback(good: Path):

@@ -13,10 +13,12 @@ from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
+from streamproc.operate import doctor_log
 from streamproc.operate.check import Check
 from streamproc.operate.doctor import examine
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
+from tests.operate.recovering import archive
 from tests.operate.words import NOBODY_THERE
 from tests.projections.histories import ListedLog, fetch, history, project_all
 from tests.projections.seals import terms
@@ -132,6 +134,23 @@ async def test_views_that_stand_still_behind_the_archive_are_bad(
     assert checks["views"].status == "bad"
     assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
     assert "streamproc replay" in checks["views"].todo
+
+
+async def test_an_archive_that_does_not_keep_up_with_the_log_is_bad(
+    redis_url: str, postgres: str, bank: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+        await client.xadd(Names(0).log, {"e": "[]", "m": "{}"})
+        await archive(redis_url, postgres)
+        env = environment(redis_url, postgres, bank)
+        assert (await examined(env))["archive 0"].status == "ok"
+        await client.xadd(Names(0).log, {"e": "[]", "m": "{}"})
+    assert (await examined(env))["archive 0"].status == "ok", "a projector gets some seconds"
+    monkeypatch.setattr(doctor_log, "ARCHIVE_LATE_S", 0.0)
+    check = (await examined(env))["archive 0"]
+    assert (check.status, "no approval is sent" in check.detail) == ("bad", True)
+    assert "projector" in check.todo
 
 
 async def test_an_archive_that_is_not_signed_or_not_handed_outside_is_bad(

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 import consumers
 from projections.schema import prepare
-from streamproc.archive.store import connection, take_lock
+from streamproc.archive.store import connection, open_head, take_lock
 from streamproc.cli import run as cli
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
@@ -82,6 +82,23 @@ async def test_another_partition_count_than_the_log_was_made_with_is_refused(
             await mine.engine.client.hset(META, "partitions", "2")
         with pytest.raises(JobFailed, match=r"STREAMPROC_PARTITIONS is \d, but this log was made with \d"):
             await look(settings_of(redis_url, postgres, partitions="1" if flushed else "3"))
+
+
+@pytest.mark.parametrize("partitions", ["1", "3"])
+async def test_another_partition_count_is_refused_when_redis_does_not_know_it_any_more(
+    redis_url: str, postgres: str, mine: Twin, partitions: str
+) -> None:
+    """The archive knows: a projector opens every partition of its log, also those that nothing is in yet."""
+    await archive(redis_url, postgres)
+    async with connection(postgres, name="projector") as db:
+        await open_head(db, 1)
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+    with pytest.raises(
+        JobFailed, match=rf"STREAMPROC_PARTITIONS is {partitions}, but this log was made with 2"
+    ):
+        await look(settings_of(redis_url, postgres, partitions=partitions))
+    assert await mine.engine.client.dbsize() == 0
 
 
 async def test_it_waits_for_a_projector_that_is_at_work_and_then_refuses(

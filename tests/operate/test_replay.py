@@ -3,8 +3,10 @@
 import asyncio
 import os
 import random
+import re
 import signal
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -138,6 +140,49 @@ async def test_views_are_rebuilt_while_payouts_keep_arriving_and_readers_never_s
     assert swapped["heads"][0][1] == len(entries)
 
 
+async def test_a_reader_that_meets_a_swap_between_two_views_is_neither_ended_nor_waited_for_too_long(
+    dsn: str, log: ListedLog
+):
+    """It has `payouts` and asks for `agents` while the swap has `agents` and asks for `payouts`."""
+    reader, watch = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    reading = reader.transaction()
+    await reading.start()
+    await reader.execute("SELECT count(*) FROM payouts")  # fetchval would keep the snapshot too
+    replaying = asyncio.create_task(replay(dsn))
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+    while not await watch.fetchval(waits):
+        assert not replaying.done()
+        await asyncio.sleep(0)
+    for view in NAMES:
+        await reader.execute(f"SELECT count(*) FROM {view}")
+    assert await watch.fetchval("SELECT count(*) FROM payouts") > 0, "others pass meanwhile"
+    await reading.commit()
+    assert (await replaying).swapped
+    await reader.close()
+    await watch.close()
+
+
+async def test_a_reader_with_an_old_snapshot_never_finds_the_new_views_empty(dsn: str, log: ListedLog):
+    reader = await asyncpg.connect(dsn)
+    reading = reader.transaction(isolation="repeatable_read")
+    await reading.start()
+    await reader.fetchval("SELECT 1")
+    replaying = asyncio.create_task(replay(dsn))
+    watch = await asyncpg.connect(dsn)
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'streamproc replay'"
+        " AND query LIKE '%backend_xmin%' AND pid <> pg_backend_pid()"
+    )
+    while not await watch.fetchval(waiting):
+        assert not replaying.done(), "the swap did not wait"
+        await asyncio.sleep(0.01)
+    assert await reader.fetchval("SELECT count(*) FROM audit") > 0
+    await reading.commit()
+    assert (await replaying).swapped
+    await reader.close()
+    await watch.close()
+
+
 async def test_a_view_that_somebody_dropped_is_back_after_a_replay(dsn: str, log: ListedLog):
     before = await everything(dsn)
     await fetch(dsn, "DROP TABLE audit")
@@ -169,6 +214,13 @@ async def test_the_views_that_were_replaced_come_back_up_to_date(dsn: str):
     assert sorted(await go_back(dsn)) == sorted(NAMES)
     assert await everything(dsn) == expected
     assert sorted(await go_back(dsn)) == sorted(NAMES)
+
+
+async def test_going_back_from_a_view_that_somebody_dropped_says_so(dsn: str, log: ListedLog):
+    await replay(dsn)
+    await fetch(dsn, "DROP TABLE audit")
+    with pytest.raises(JobFailed, match="there is no live audit to go back from"):
+        await go_back(dsn)
 
 
 async def test_without_a_replay_there_is_nothing_to_go_back_to(dsn: str):
@@ -254,7 +306,8 @@ async def test_a_builder_that_is_killed_fails_the_replay_and_the_next_goes_on(ds
         if progress.events and not seen:
             seen.append(progress.stage)
             for pid in builders():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may just have come to its end
+                    os.kill(pid, signal.SIGKILL)
 
     killed = False
     try:
@@ -266,6 +319,26 @@ async def test_a_builder_that_is_killed_fails_the_replay_and_the_next_goes_on(ds
     assert {view.equal for view in result.views} == {True}
     assert killed or result.swapped
     assert await everything(dsn) == before
+
+
+async def test_a_replay_that_goes_on_meets_what_came_since(dsn: str, log: ListedLog):
+    """An entry that cannot be folded and that was not there yet when the first one was killed."""
+
+    def give_up(progress: Progress) -> None:
+        if progress.events:
+            raise JobFailed("enough")
+
+    with pytest.raises(JobFailed, match="enough"):
+        await replay(dsn, jobs=2, on_progress=give_up)
+    assert await fetch(dsn, "SELECT to_regnamespace('public_shadow') IS NOT NULL") == [(True,)]
+    bad = Stored(f"{START_MS + 10**6}-0", b'[{"type":"payout.teleported","v":1,"at":1}]')
+    log.entries.append(bad)
+    async with projecting(dsn, log):
+        async with asyncio.timeout(DEADLINE_S):
+            while not await fetch(dsn, "SELECT 1 FROM heads WHERE entry_id = $1", bad.id):
+                await asyncio.sleep(0.01)
+    with pytest.raises(JobFailed, match=rf"entry 0:{bad.id}: .*payout\.teleported"):
+        await replay(dsn)
 
 
 # ---- as of ----
@@ -318,6 +391,18 @@ async def test_what_is_no_position_or_is_not_there_is_said(dsn: str, log: Listed
         await targets_of(dsn, "999999")
     with pytest.raises(JobFailed, match="no entry 0:5-5"):
         await targets_of(dsn, "0:5-5")
+
+
+async def test_as_of_prints_the_first_rows_of_a_long_view_and_leaves_nothing_behind(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    monkeypatch.setattr(sys.modules["streamproc.cli.replay"], "ROWS_SHOWN_MAX", 5)
+    assert await asyncio.to_thread(cli, ["replay", "payouts", "--as-of", str(len(log.entries))]) == 0
+    said = capsys.readouterr()
+    assert "the first 5 rows; --json prints all" in said.err
+    assert len(re.findall(r"^pout_", said.out, re.MULTILINE)) == 5
+    assert await fetch(dsn, "SELECT to_regnamespace('public_as_of')") == [(None,)]
 
 
 async def test_as_of_prints_the_rows_of_a_view(

@@ -11,6 +11,8 @@ from streamproc.operate.replay import replay
 from tests.projections.histories import ListedLog, archived, fetch, projecting
 from tests.seeded import SeededHistory
 
+pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
+
 READERS = 3
 
 
@@ -32,7 +34,6 @@ async def test_every_view_dropped_and_replayed_equals_the_live_one(seeded_archiv
     assert await checksums(seeded_archive) == live
 
 
-@pytest.mark.timeout(240)
 async def test_while_new_payouts_arrive_and_readers_read_nothing_is_half_built(
     seeded: SeededHistory, seeded_archive: str
 ) -> None:

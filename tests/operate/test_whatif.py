@@ -12,8 +12,11 @@ import pytest
 from projections.schema import prepare
 from streamproc.cli import run as cli
 from streamproc.domain import events as e
+from streamproc.domain.whatif import retrial
 from streamproc.domain.wire import decode_events
 from tests.seeded import PAYOUTS, SeededHistory
+
+pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
 
 EVER = "2000-01-01"
 
@@ -72,11 +75,18 @@ def test_the_seeded_history_has_everything_in_it(seeded: SeededHistory) -> None:
 
 
 async def test_under_the_policies_that_were_in_force_nothing_changes(
-    archive: str, capsys: pytest.CaptureFixture[str]
+    archive: str, seeded: SeededHistory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found, err = await whatif(capsys, "--in-force", "--since", EVER)
     assert code == 0, err
     assert found["judged"]["payouts"] >= PAYOUTS * 0.95
+    events = [event for entry in seeded.entries[: seeded.archived] for event in decode_events(entry.e)]
+    decided = {event.payout for event in events if isinstance(event, e.PayoutDecided)}
+    bypassed = {event.payout for event in events if isinstance(event, e.GovernanceBypassed)}
+    assert found["judged"]["payouts"] == len(decided)
+    assert {left["why"]: left["payouts"] for left in found["not_judged"]} == {
+        retrial.MOVED: len(bypassed - decided)
+    }
     assert found["changed"] == {"payouts": 0, "amount": 0}
     assert (found["moves"], found["payouts"], found["assumptions"]) == ([], [], [])
     assert found["counters_differing"] == 0
@@ -124,6 +134,28 @@ async def test_a_decision_that_somebody_rewrote_in_the_archive_is_found_by_judgi
     ]
 
 
+async def test_an_event_that_nobody_knows_here_ends_it_by_name(
+    archive: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though it is not one that a retrial would have looked at: what it does to budgets is not known."""
+    db = await asyncpg.connect(archive)
+    try:
+        await db.execute("SET session_replication_role = replica")
+        await db.execute(
+            """UPDATE events SET e = '[{"type":"budget.adjusted","v":1,"at":1}]' WHERE seq = 9000"""
+        )
+    finally:
+        await db.close()
+    code, _, err = await whatif(capsys, "--in-force", "--since", EVER)
+    assert code == 1
+    assert "(seq 9000): event type 'budget.adjusted' is not known here" in err
+
+
+async def test_nothing_judged_is_no_proof(archive: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = await whatif(capsys, "--in-force", "--since", "2099-01-01")
+    assert (code, "nothing was judged" in err) == (1, True)
+
+
 async def test_a_candidate_is_answered_with_matrix_moves_payouts_and_assumptions(
     archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +193,8 @@ async def test_a_candidate_is_answered_with_matrix_moves_payouts_and_assumptions
     ("arguments", "problem"),
     [
         ([], "name a policy FILE, or --in-force"),
-        (["--in-force", "--since", "yesterday"], "--since 'yesterday' is neither a time"),
+        (["--in-force", "--since", "999999d"], "--since '999999d' is before the year 1"),
+        (["--in-force", "--since", "yesterday"], "--since 'yesterday' is no time"),
         (["missing.yaml"], "does not exist"),
     ],
 )

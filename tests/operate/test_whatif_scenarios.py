@@ -36,6 +36,9 @@ def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **ass
     if policies is not None:
         overlay = overlay_of(parse_policy_file(policies, name="next.yaml"), prune=False)
     trial = Retrial(overlay, Assumptions(ZONE, **assume), since_us=since_us)
+    trial.decided = frozenset(
+        event.payout for told in log for event in told.events if isinstance(event, e.PayoutDecided)
+    )
     for told in log:
         trial.feed(told)
     return trial.finish()
@@ -202,6 +205,56 @@ async def test_a_hold_that_the_candidate_ends_early_gives_its_money_back(redis_u
     }
 
 
+async def outliving(engine: Engine, policy: str, *, end: str) -> list[Told]:
+    """p1 is held and ended by a reviewer's `end` at once; three hours later p2 asks for what p1 held."""
+    await engine.apply(policy)
+    await engine.deliver(observed("p1", 700))
+    await engine.review("p1", "asha", end, account=ACCOUNT)
+    await engine.deliver(observed("p2", 500))
+    return later(
+        await log_of(engine),
+        3 * HOUR_US,
+        lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events),
+    )
+
+
+@pytest.mark.parametrize("end", ["approve", "reject"])
+@pytest.mark.parametrize("reason", ["a second reviewer is missing", "the reviewer does not count"])
+async def test_a_hold_that_outlives_its_end_expires_in_its_own_time_and_gives_its_money_back(
+    redis_url: str, end: str, reason: str
+) -> None:
+    policy = "policies: {{bot: {{daily_limit: 1000, require_approval_above: 600, hold_ttl: 2h{}}}}}\nreviewers: [{}]"
+    async with Engine(redis_url) as engine:
+        log = await outliving(engine, policy.format("", "asha, ravi"), end=end)
+    assert again(log, None).changed.payouts == 0
+    if reason == "the reviewer does not count":
+        found = again(log, policy.format("", "ravi"))
+    elif end == "approve":
+        found = again(log, policy.format(", dual_approval_above: 600", "asha, ravi"))
+    else:
+        return  # one rejection is enough
+    old = "APPROVED" if end == "approve" else "REJECTED"
+    assert moved(found)["p1"] == f"{old} -> REJECTED HOLD_EXPIRED"
+    assert moved(found).get("p2", "room") in ("room", "REJECTED -> APPROVED POLICY_OK")
+    assert "p2" in moved(found) or end == "reject", "with p1 approved then, p2 found no room"
+
+
+async def test_what_is_held_only_by_the_candidate_expires_in_its_time(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        await engine.deliver(observed("p2", 500))
+        log = await log_of(engine)
+    asked_later = later(
+        log, 3 * HOUR_US, lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events)
+    )
+    held = f"policies: {{bot: {{daily_limit: 1000, require_approval_above: 600, hold_ttl: 2h, {NO_RATE}}}}}"
+    assert moved(again(asked_later, held)) == {
+        "p1": "APPROVED -> REJECTED HOLD_EXPIRED",
+        "p2": "REJECTED -> APPROVED POLICY_OK",
+    }
+
+
 async def test_what_was_decided_before_since_stays_as_it_was_and_keeps_its_room(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
@@ -278,6 +331,17 @@ async def test_money_that_moved_without_a_decision_is_charged_as_it_was_and_not_
     found = again(log, "policies: {bot: {per_txn_limit: 1}}")
     assert found.unjudged[retrial.MOVED].payouts == 1
     assert found.judged.payouts == 1
+
+
+async def test_what_was_rejected_and_moved_all_the_same_is_judged_and_not_left_out(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{per_txn_limit: 100, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 900))
+        await engine.deliver(observed("p1", 900, status="processing"))
+        log = await log_of(engine)
+    assert any(isinstance(event, e.GovernanceBypassed) for told in log for event in told.events)
+    found = again(log, None)
+    assert (found.judged.payouts, dict(found.unjudged)) == (1, {})
 
 
 async def test_forgetting_what_is_long_over_changes_nothing(

@@ -15,6 +15,8 @@ from tests.operate.test_replay_seeded import checksums
 from tests.projections.histories import Stored, archived, fetch
 from tests.seeded import SeededHistory
 
+pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
+
 KILLS = 10
 AT_ONCE = 1_000
 WHOLE = "SELECT seq, entry_id, hash FROM heads"
@@ -31,7 +33,6 @@ async def put_back(redis_url: str, entries: list[Stored]) -> None:
                 await pipe.execute()
 
 
-@pytest.mark.timeout(240)
 async def test_a_projector_that_is_killed_again_and_again_loses_and_doubles_nothing(
     seeded: SeededHistory, seeded_archive: str, redis_url: str, postgres: str
 ) -> None:

@@ -27,7 +27,9 @@ PAYOUTS = 400
 AT_ONCE = 10
 TURNS_MAX = 200
 """Turns of the loop before a worker dies: from before it was given the entries to after it committed them."""
-DEADLINE_S = 30.0
+CLAIM_IDLE_S = 1.0
+"""Longer than a batch takes on a loaded machine: else the living take from the living, and entries are set aside."""
+DEADLINE_S = 60.0
 POLICIES = "policies: {bot: {daily_limit: 100_000_000, rate_limit: {count: 0, window: 60}}}"
 
 Trim: TypeAlias = Callable[[Redis, asyncpg.Connection], Awaitable[None]]
@@ -47,7 +49,10 @@ async def lost_under(redis_url: str, dsn: str, trimmed: Trim) -> list[str]:
     """What is missing after PAYOUTS payouts were decided and archived under steady trimming."""
     await prepare(dsn)
     stopping = asyncio.Event()
-    async with Engine(redis_url, workers=3, claim_idle_s=0.2) as engine, connected(redis_url) as client:
+    async with (
+        Engine(redis_url, workers=3, claim_idle_s=CLAIM_IDLE_S) as engine,
+        connected(redis_url) as client,
+    ):
         await engine.apply(POLICIES)
         projector = asyncio.create_task(run_projector(dsn, 1, lambda p: LogView(redis_url, p), stopping))
         trimmer = asyncio.create_task(_again_and_again(redis_url, dsn, trimmed, stopping))

@@ -55,6 +55,10 @@ class Fate:
     charged: int = 0
     money: Literal["", "reserved", "committed", "released"] = ""
     closed: bool = False
+    timed: bool = False
+    """Its end by the candidate's time is awaited."""
+    passed: bool = False
+    """The log settled it while the candidate had come to another decision: no settlement follows any more."""
 
     def charge(self, windows: tuple[Window, ...], amount: int) -> None:
         """It holds money in these windows."""
@@ -73,7 +77,8 @@ class Fates:
         self._judge, self._assume, self._found = judge, assume, found
         self._open: dict[str, Fate] = {}
         self._expiries: list[tuple[int, str]] = []
-        """Ends (µs) of holds that the log knows no end of: the candidate gives another time to live."""
+        """Ends (µs) of holds that the log knows no end of: the candidate gives another time to live, or they outlive
+        what ended them then."""
 
     # ---- the rules have spoken ----------------------------------------------------------
 
@@ -124,7 +129,12 @@ class Fates:
             hold_expires_at=held_at + ttl_s * US,
         )
         if fate.waits and fate.hold.hold_expires_at != trial.decided.hold_expires_at:
-            heapq.heappush(self._expiries, (fate.hold.hold_expires_at, fate.payout))
+            self._time(fate, fate.hold)
+
+    def _time(self, fate: Fate, hold: PayoutRecord) -> None:
+        if not fate.timed:
+            fate.timed = True
+            heapq.heappush(self._expiries, (hold.hold_expires_at, fate.payout))
 
     # ---- people and time ----------------------------------------------------------------
 
@@ -199,8 +209,8 @@ class Fates:
 
     def _end_hold(self, fate: Fate, end: Outcome) -> None:
         fate.hold, fate.new_end = None, end
-        # Where the log rejects it too, its own release follows, in its own place.
-        if end[0] == "REJECTED" and fate.old_end[0] != "REJECTED":
+        # Where the log rejects it too, its own release follows, in its own place, unless that is over.
+        if end[0] == "REJECTED" and (fate.passed or fate.old_end[0] != "REJECTED"):
             self._move(fate, "released")
 
     # ---- the bank -----------------------------------------------------------------------
@@ -214,6 +224,8 @@ class Fates:
         if not fate.judged or fate.old_end[0] == fate.new_end[0]:
             self._move(fate, event.settlement)
             fate.hold = None
+        else:
+            fate.passed = True
         self._keep(fate)
 
     def _move(self, fate: Fate, settlement: Literal["committed", "released"]) -> None:
@@ -224,6 +236,8 @@ class Fates:
 
     def _keep(self, fate: Fate) -> None:
         """Remember it while something can come of it; tell its end as soon as that is known."""
+        if fate.hold is not None and not fate.waits:
+            self._time(fate, fate.hold)
         waits = fate.waits or fate.hold is not None
         if not waits:
             self._close(fate)
@@ -267,7 +281,7 @@ class Fates:
 
 
 _NEW_HOLDS = {
-    "wait": "taken as still waiting, its money stays reserved",
+    "wait": "taken as never answered, it expires in its time",
     "approve": "taken as approved at once",
 }
 

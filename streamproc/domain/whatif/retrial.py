@@ -64,6 +64,8 @@ class Retrial:
         self._held: set[str] = set()
         """Payouts that were held and of which the end was not read yet."""
         self._decided = 0
+        self.decided: frozenset[str] = frozenset()
+        """Payouts that moved at the bank without an approval and were decided all the same: they are judged."""
 
     def remember(self, entry: str, event: PayoutObserved) -> None:
         """An observation, for the decision that it may cause. Only an open payout is decided."""
@@ -164,8 +166,9 @@ class Retrial:
 
     def _read_bypass(self, told: Told) -> None:
         for event in told.events:
-            if type(event) is GovernanceBypassed and event.at >= self._since_us:
-                self.found.leave_out(MOVED, event.amount)
+            if type(event) is GovernanceBypassed:
+                if event.at >= self._since_us and event.payout not in self.decided:
+                    self.found.leave_out(MOVED, event.amount)
             elif type(event) is BudgetReserved:
                 self._put(event.number, partial(self._take_bypassed, event))
 

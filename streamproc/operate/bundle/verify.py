@@ -20,10 +20,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 FORMAT = "streamproc-audit-bundle/1"
 
@@ -32,14 +29,11 @@ class Wrong(Exception):
     """Something is not as it must be: where, and what."""
 
 
-# ---- Ed25519 (RFC 8032, section 5.1), verification only ---------------------------------
-
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, P - 2, P) % P
 SQRT_M1 = pow(2, (P - 1) // 4, P)
-Point = tuple[int, int, int, int]
-"""X, Y, Z, T with x = X/Z, y = Y/Z, xy = T/Z."""
+Point = tuple[int, int, int, int]  # X, Y, Z, T with x = X/Z, y = Y/Z, xy = T/Z
 
 
 def point_add(one: Point, other: Point) -> Point:
@@ -104,9 +98,6 @@ def ed25519_verifies(public: bytes, signature: bytes, message: bytes) -> bool:
     return point_bytes(point_add(point_times(s, BASE), point_times(k, minus_key))) == r
 
 
-# ---- the archive's chain and tree -------------------------------------------------------
-
-
 def link_hash(before: bytes, partition: int, seq: int, entry: str, e: bytes, m: bytes) -> bytes:
     """The hash of an entry, chained to that of the entry before it."""
     whole = b"streamproc/archive/v1" + before
@@ -131,9 +122,6 @@ def tree_root(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes | 
             node = hashlib.sha256(b"\x01" + node + step).digest()
         index, last = index >> 1, last >> 1
     return node if last == 0 else None
-
-
-# ---- checkpoints ------------------------------------------------------------------------
 
 
 class Key(NamedTuple):
@@ -194,7 +182,15 @@ def read_checkpoint(where: str, note: str, keys: list[Key]) -> Checkpoint:
     return Checkpoint(archive, int(partition), int(size), top, entry, end, time)
 
 
-# ---- the bundle -------------------------------------------------------------------------
+def read_json(text: str | bytes) -> Any:
+    """JSON that says one thing to every reader: no name twice."""
+
+    def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name is there twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=named)
 
 
 class Bundle:
@@ -203,6 +199,9 @@ class Bundle:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+        names = self._zip.namelist() if self._zip else []
+        if len(set(names)) != len(names):
+            raise zipfile.BadZipFile("a file is in it twice")
 
     def open(self, name: str) -> Any:
         """One of the files."""
@@ -229,7 +228,7 @@ class Findings:
 
 def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Checkpoint], Findings]:
     """The manifest, the checkpoints and the findings. Raises Wrong for the first thing that is not as it must be."""
-    manifest = json.loads(bundle.text("manifest.json"))
+    manifest = read_json(bundle.text("manifest.json"))
     if manifest.get("format") != FORMAT:
         raise Wrong(f"manifest.json: its format is {manifest.get('format')!r}, this program knows {FORMAT!r}")
     checkpoints = {}
@@ -237,10 +236,10 @@ def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Ch
         file = f"checkpoints/{partition}.txt"
         found = checkpoints[partition] = read_checkpoint(file, bundle.text(file), keys)
         if (found.archive, found.partition) != (manifest["archive"], partition):
-            raise Wrong(
-                f"{file}: it is of archive {found.archive}, partition {found.partition}: of another one"
-            )
+            raise Wrong(f"{file}: it is of another one: archive {found.archive}, partition {found.partition}")
     findings = check_entries(bundle, checkpoints)
+    if not findings.entries:
+        raise Wrong("entries.jsonl: there are no entries, so nothing is proven")
     if findings.entries != manifest["entries"]:
         raise Wrong(f"entries.jsonl: {findings.entries} entries, and the manifest says {manifest['entries']}")
     check_policies(findings)
@@ -250,22 +249,23 @@ def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Ch
 def check_entries(bundle: Bundle, checkpoints: dict[int, Checkpoint]) -> Findings:
     """Every entry against its partition's checkpoint."""
     findings, last = Findings(), (-1, 0)
-    with bundle.open("entries.jsonl") as file:
-        for number, line in enumerate(file, 1):
-            where = f"entries.jsonl, line {number}"
-            try:
-                one = json.loads(line)
-                place = (int(one["partition"]), int(one["seq"]))
-                where = f"{where} (partition {place[0]}, seq {place[1]}, entry {one['entry']})"
-                if place <= last:
-                    raise Wrong(f"{where}: entries are not in order, or one is there twice")
-                e, m = archived_bytes(one, "e"), archived_bytes(one, "m")
-                check_entry(where, one, e, m, checkpoints.get(place[0]))
-            except (KeyError, TypeError, ValueError, AttributeError) as problem:
-                raise Wrong(f"{where}: it cannot be read: {type(problem).__name__} {problem}") from None
-            last = place
-            findings.entries += 1
-            collect(findings, one, e)
+    for number, line in enumerate(bundle.open("entries.jsonl"), 1):
+        where = f"entries.jsonl, line {number}"
+        try:
+            one = read_json(line)
+            place = (one["partition"], one["seq"])
+            if [type(number) for number in place] != [int, int]:
+                raise ValueError("partition and seq are whole numbers")
+            where = f"{where} (partition {place[0]}, seq {place[1]}, entry {one['entry']})"
+            if place <= last:
+                raise Wrong(f"{where}: entries are not in order, or one is there twice")
+            e, m = archived_bytes(one, "e"), archived_bytes(one, "m")
+            check_entry(where, one, e, m, checkpoints.get(place[0]))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as problem:
+            raise Wrong(f"{where}: it cannot be read: {type(problem).__name__} {problem}") from None
+        last = place
+        findings.entries += 1
+        collect(findings, one, e)
     return findings
 
 
@@ -278,7 +278,10 @@ def archived_bytes(one: dict[str, Any], name: str) -> bytes:
 
 def check_entry(where: str, one: dict[str, Any], e: bytes, m: bytes, checkpoint: Checkpoint | None) -> None:
     """One entry: its bytes, its hash, its place under the signed root."""
-    partition, seq = int(one["partition"]), int(one["seq"])
+    fields = {name if name in one else f"{name}_base64" for name in ("e", "m")}
+    if more := set(one) - fields - {"partition", "seq", "entry", "before", "hash", "proof"}:
+        raise Wrong(f"{where}: it has {', '.join(sorted(more))}, which nothing proves")
+    partition, seq = one["partition"], one["seq"]
     entry, link = str(one["entry"]), bytes.fromhex(one["hash"])
     if checkpoint is None:
         raise Wrong(f"{where}: there is no checkpoint of its partition")
@@ -296,8 +299,8 @@ def check_entry(where: str, one: dict[str, Any], e: bytes, m: bytes, checkpoint:
 def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
     """What a proven entry says. Bytes that are no events are proven all the same."""
     try:
-        events = [found for found in json.loads(e) if isinstance(found, dict)]
-    except (ValueError, TypeError):
+        events = [found for found in read_json(e) if isinstance(found, dict)]
+    except (ValueError, TypeError, RecursionError):
         return
     for event in events:
         kind = event.get("type")
@@ -317,9 +320,7 @@ def check_policies(findings: Findings) -> None:
         wanted = (partition, f"agent:{event.get('agent')}", version)
         if version and wanted not in findings.policies:
             where = f"the decision on {event.get('payout')}, partition {partition}, entry {entry}"
-            raise Wrong(
-                f"{where}: version {version} of {wanted[1]}, by which it was made, is not in the bundle"
-            )
+            raise Wrong(f"{where}: version {version} of {wanted[1]}, by which it was made, is not in it")
 
 
 def report(
@@ -343,20 +344,20 @@ def report(
     ]
     left = manifest["not_covered"]
     if left["count"]:
-        lines.append(
-            f"  {left['count']} newer entries that match were left out, since no checkpoint covered them yet:"
-        )
-        lines.append(
-            f"  partition {left['partition']}, seq {left['seq']}, entry {left['entry']} is the first of them"
-        )
+        lines += [
+            f"  {left['count']} newer entries that match were left out, since no checkpoint covered them yet:",
+            f"  partition {left['partition']}, seq {left['seq']}, entry {left['entry']} is the first of them",
+        ]
     return lines
 
 
-def decision_lines(findings: Findings) -> Iterator[str]:
+def decision_lines(findings: Findings) -> list[str]:
     """Each proven decision: entry, payout, decision, reason, paise, agent, policy version, reviewer."""
     names = ("payout", "decision", "reason", "amount", "agent", "policy_version", "by")
-    for entry, partition, event in findings.decisions:
-        yield "\t".join([f"{partition}:{entry}", *(str(event.get(name, "")) for name in names)])
+    return [
+        "\t".join([f"{partition}:{entry}", *(str(event.get(name, "")) for name in names)])
+        for entry, partition, event in findings.decisions
+    ]
 
 
 def say(lines: list[str]) -> None:
@@ -367,11 +368,12 @@ def say(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check a bundle and tell."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="verify.py", description=__doc__, formatter_class=raw)
-    here = str(Path(__file__).parent)
+    parser = argparse.ArgumentParser(prog="verify.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("key", help="the public key, or a file that holds it")
-    parser.add_argument("bundle", nargs="?", default=here, help="the .zip or its directory")
+    parser.add_argument(
+        "bundle", nargs="?", default=str(Path(__file__).parent), help="the .zip or its directory"
+    )
     parser.add_argument("--decisions", action="store_true", help="also list each proven decision")
     asked = parser.parse_args(arguments)
     try:
@@ -386,13 +388,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         manifest, checkpoints, findings = check(bundle, keys)
         told = report(manifest, checkpoints, findings, keys)
-    except Wrong as wrong:
-        say([f"WRONG: {wrong}"])
+    except Exception as problem:  # noqa: BLE001  # whoever made the bundle may want it to fail
+        unread = f"the bundle cannot be read: {type(problem).__name__} {problem}"
+        say([f"WRONG: {problem if isinstance(problem, Wrong) else unread}"])
         return 1
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, zipfile.BadZipFile) as problem:
-        say([f"WRONG: the bundle cannot be read: {type(problem).__name__} {problem}"])
-        return 1
-    say([*told, *(decision_lines(findings) if asked.decisions else [])])
+    say(told + (decision_lines(findings) if asked.decisions else []))
     return 0
 
 

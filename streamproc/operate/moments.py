@@ -1,0 +1,34 @@
+"""Times as people write them on a command line: ISO 8601, or how long ago."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from streamproc.errors import InputError
+
+_AGO = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def iso_moment(text: str) -> datetime | None:
+    """A time in UTC, which is also its zone where it names none; None where it is none (ISO 8601, years 1 to 9999)."""
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def moment(option: str, text: str, now: datetime | None = None) -> datetime:
+    """A time: ISO 8601 (UTC where it names no zone), or a time ago such as 90m, 24h or 30d.
+
+    Raises InputError for anything else.
+    """
+    at = iso_moment(text)
+    if found := _AGO.fullmatch(text):
+        try:
+            at = (now or datetime.now(UTC)) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+        except OverflowError:
+            raise InputError(f"{option} {text!r} is before the year 1") from None
+    if at is None:
+        raise InputError(f"{option} {text!r} is no time: ISO 8601, or a time ago such as 90m, 24h or 30d")
+    return at
