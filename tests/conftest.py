@@ -46,6 +46,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return KeepTogether(config, log)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_here() -> Iterator[None]:
+    """`make run` after `make test` must find the directory as a fresh clone has it."""
+    was_there = Path("data").exists()
+    yield
+    assert was_there or not Path("data").exists(), "a test wrote to ./data: give it a STREAMPROC_DATA_DIR"
+
+
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
     """A directory that every user may enter: under root Postgres runs as somebody else, and pytest's are private."""

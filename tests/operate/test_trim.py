@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -189,7 +190,7 @@ async def test_a_janitor_that_did_not_come_to_the_end_goes_on_soon(monkeypatch: 
 
 
 async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
-    redis_url: str, client: Redis, postgres: str
+    redis_url: str, client: Redis, postgres: str, tmp_path: Path
 ):
     """With a real log: the anchor that the janitor is given is the checkpoint of the projector beside it."""
     from streamproc.app import run_projection
@@ -200,6 +201,7 @@ async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
             "STREAMPROC_REDIS_URL": redis_url,
             "STREAMPROC_POSTGRES_DSN": postgres,
             "STREAMPROC_TRIM_INTERVAL": "100ms",
+            "STREAMPROC_DATA_DIR": str(tmp_path),
         }
     )
     stopping = asyncio.Event()

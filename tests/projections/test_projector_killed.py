@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,12 +35,13 @@ async def put_back(redis_url: str, entries: list[Stored]) -> None:
 
 
 async def test_a_projector_that_is_killed_again_and_again_loses_and_doubles_nothing(
-    seeded: SeededHistory, seeded_archive: str, redis_url: str, postgres: str
+    seeded: SeededHistory, seeded_archive: str, redis_url: str, postgres: str, tmp_path: Path
 ) -> None:
     entries = seeded.entries[: seeded.archived]
     await prepare(postgres)
     await put_back(redis_url, entries)
-    environment = {**os.environ, "STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_POSTGRES_DSN": postgres}
+    stores = {"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_POSTGRES_DSN": postgres}
+    environment = {**os.environ, **stores, "STREAMPROC_DATA_DIR": str(tmp_path)}
     chance, reached = random.Random(11), []
     for killed in range(KILLS + 1):
         process = await asyncio.create_subprocess_exec(
