@@ -154,7 +154,7 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
         oauth_token=settings.razorpay_oauth_token.reveal(),
     )
     stack.push_async_callback(bank.aclose)
-    return execution(bank, await _barrier(settings, stack))
+    return execution(bank, await _barrier(settings, stack), settings.razorpay_account_number)
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:

@@ -20,6 +20,7 @@ from streamproc.domain.events import (
     PayoutObserved,
     PolicyChanged,
 )
+from streamproc.domain.payouts import ASKED
 from streamproc.domain.policy import ScopeState, scopes_after
 from streamproc.domain.policy_changes import replan
 from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events, payout_of
@@ -98,7 +99,7 @@ class _Fork:
                     f"dead letter {event.letter}: its {event.action} by {event.by} is to be done again"
                 )
                 return False
-        self._observed.update(event.payout for event in events if type(event) is PayoutObserved)
+        self._observed.update(payout_of(event) for event in events if type(event) in ASKED)
         return await self._append(entry.e, entry, meta, meta.keys or keys_in(events))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:

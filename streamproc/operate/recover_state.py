@@ -138,7 +138,7 @@ async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
 
 async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
     """Every payout that is not over, and what ended within the retention time."""
-    terminal, releasing = sorted(TERMINAL_STATES), sorted(RELEASING_STATUSES)
+    terminal, releasing = sorted(TERMINAL_STATES), ["", *sorted(RELEASING_STATUSES)]
     since_ms = sources.now_ms - int(sources.retention_s * MS)
     arguments = (sources.partition, terminal, releasing, since_ms)
     async for rows in rows_in_parts(sources.place, SQL["payouts"], *arguments, at_once=PAYOUTS_AT_ONCE):

@@ -18,7 +18,7 @@ from streamproc.archive.load import Row, rows_after
 from streamproc.archive.lookup import entries_by_id, job_named, policy_entries
 from streamproc.archive.store import snapshot
 from streamproc.domain.budget import US
-from streamproc.domain.events import PayoutObserved
+from streamproc.domain.events import PayoutObserved, PayoutRequested
 from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
@@ -32,7 +32,7 @@ ROWS_AT_ONCE = 2_000
 WARM_UP_S = 33 * 86_400
 """Read before `since`: a month's budget window, with a day for time zones. What is older meets no later payout."""
 _TELLS = re.compile(
-    rb'"type":"(?:payout\.observed|payout\.decided|policy\.changed|review\.counted|payout\.settled'
+    rb'"type":"(?:payout\.observed|payout\.requested|payout\.decided|policy\.changed|review\.counted|payout\.settled'
     rb'|payout\.budget_reserved|governance\.bypassed)"'
 ).search
 """Entries that a retrial reads; the others are not decoded."""
@@ -162,7 +162,7 @@ async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, tol
     for start in range(0, len(wanted), ROWS_AT_ONCE):
         for row in await entries_by_id(db, partition, wanted[start : start + ROWS_AT_ONCE]):
             for event in told_of(partition, row).events:
-                if type(event) is PayoutObserved:
+                if type(event) is PayoutObserved or type(event) is PayoutRequested:
                     retrial.remember(row.id, event)
 
 
