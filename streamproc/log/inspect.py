@@ -119,6 +119,13 @@ async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:
     return [decode_record(record) for record in found if record]
 
 
+async def entry_at(client: Redis, names: Names, entry: str) -> Entry | None:
+    """One entry; None where it has left Redis."""
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.log, entry, entry)
+    return entry_of(rows[0]) if rows else None
+
+
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:
     """The last `count` entries, the oldest of them first."""
     with named_errors():
