@@ -54,11 +54,7 @@ class Gateway(Protocol):
         ...
 
     async def record(self, payout: str) -> PayoutRecord | None:
-        """A payout, from Redis or the archive."""
-        ...
-
-    async def request_at(self, account: str, entry: str) -> PayoutRequested | None:
-        """The request in an entry of the account's log."""
+        """A payout, also one that no worker has looked at yet."""
         ...
 
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
@@ -156,9 +152,8 @@ class Payouts:
         async with asyncio.timeout(APPEND_S_MAX):
             appended = await self._producer.append(Append(token.account, (request_key(payout),), (event,)))
             if not appended.new:
-                # The same key at the same moment: whoever was first is in the log, and perhaps handled by now.
-                first = await self._gateway.request_at(token.account, appended.entry)
-                known = await self._gateway.record(payout) or (None if first is None else fold([first]))
+                # The same key at the same moment: whoever was first is in the log.
+                known = await self._gateway.record(payout)
                 if known is None:
                     raise LogUnavailable(f"entry {appended.entry} has left the log")
                 return _taken(_same(known, wanted))

@@ -119,11 +119,18 @@ async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:
     return [decode_record(record) for record in found if record]
 
 
-async def entry_at(client: Redis, names: Names, entry: str) -> Entry | None:
-    """One entry; None where it has left Redis."""
+async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None:
+    """The entry that a producer's key is known by, whichever partition has it; None where it is not in Redis."""
     with named_errors():
-        rows = await client.execute_command("XRANGE", names.log, entry, entry)
-    return entry_of(rows[0]) if rows else None
+        async with client.pipeline(transaction=False) as pipe:
+            for partition in range(partitions):
+                pipe.get(Names(partition).seen(key))
+            found = await pipe.execute()
+        for partition, entry in enumerate(found):
+            if entry is not None:
+                rows = await client.execute_command("XRANGE", Names(partition).log, entry, entry)
+                return entry_of(rows[0]) if rows else None
+    return None
 
 
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:

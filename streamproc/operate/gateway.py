@@ -6,13 +6,14 @@ from typing import Any
 
 from streamproc.archive.read import payout_view
 from streamproc.domain.events import Event, PayoutRequested
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.intent import is_intent
+from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.tokens import Token
 from streamproc.domain.wire import decode_events
 from streamproc.errors import TryAgain
+from streamproc.ingress.translate import request_key
 from streamproc.log.connection import connected
-from streamproc.log.inspect import entry_at, record_of
-from streamproc.log.names import Names, partition_of
+from streamproc.log.inspect import delivered_as, record_of
 from streamproc.log.tokens import token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
@@ -37,10 +38,13 @@ class SiteGateway:
             return await token_of(client, digest)
 
     async def record(self, payout: str) -> PayoutRecord | None:
-        """A payout. Raises TryAgain where Redis does not know it and the archive cannot be asked: a key that was used
-        long ago must not be taken for a new one."""
+        """A payout, also one that was asked for and that no worker has looked at yet.
+
+        Raises TryAgain where Redis does not know it and the archive cannot be asked: a key that was used long ago must
+        not be taken for a new one.
+        """
         async with self._site() as site:
-            found = await record_of(site.client, site.partitions, payout)
+            found = await record_of(site.client, site.partitions, payout) or await _asked(site, payout)
             if found is not None or site.pool is None:
                 return found
             found = await site.ask_postgres(payout_view, payout)
@@ -48,16 +52,16 @@ class SiteGateway:
                 raise TryAgain(site.postgres_problem)
             return found
 
-    async def request_at(self, account: str, entry: str) -> PayoutRequested | None:
-        """The request in an entry of the account's log; None where it has left Redis."""
-        names = Names(partition_of(account, self._partitions))
-        async with connected(self._redis_url) as client:
-            found = await entry_at(client, names, entry)
-        events = decode_events(found.e) if found is not None else []
-        return next((event for event in events if type(event) is PayoutRequested), None)
-
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
         """A payout's events with their ids."""
         async with self._site() as site:
             found = await history_of(site, payout)
         return [(one.id, one.event) for one in found.events], found.notes
+
+
+async def _asked(site: Site, payout: str) -> PayoutRecord | None:
+    """The payout as its request in the log has it."""
+    if not is_intent(payout):
+        return None
+    entry = await delivered_as(site.client, site.partitions, request_key(payout))
+    return None if entry is None else fold(e for e in decode_events(entry.e) if type(e) is PayoutRequested)
