@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Literal, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from streamproc.domain.copies import agrees, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
@@ -25,6 +26,13 @@ UNREADABLE_AFTER_S = 5.0
 """Until the same call is made again whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
 """A setting is missing: a person must act, the payout must not be lost."""
+
+
+class Debit(Struct, frozen=True):
+    """Who pays what is created here: the account's number at the bank, and the id that its webhooks carry."""
+
+    number: str = ""
+    account: str = ""
 
 
 class Created(Protocol):
@@ -50,30 +58,42 @@ class Creator(Protocol):
 
 
 async def create(
-    work: Work, desk: Desk, bank: Creator, *, decided_at: int, caused_by: str, debit: str
+    work: Work, desk: Desk, bank: Creator, *, decided_at: int, caused_by: str, debit: Debit
 ) -> BankPayout | None:
     """Make sure that the intent is at the bank, and record it. None: the bank refused it, and that is recorded.
 
-    `debit` is the number of the account that pays. Raises Unprocessable where a person must look.
+    Raises Unprocessable where a person must look.
     """
     record = work.known()
-    if not debit:
-        raise TryAgain("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER is not set here", after_s=NOT_SET_AFTER_S)
+    _check_debit(record, debit)
+    found: Sequence[BankPayout] = ()
     if work.taken or record.copies:
-        found = await bank.find(debit, record.payout)
+        found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
             return _bind(work, desk, mine, "already", caused_by)
         _refuse_doubtful(record, found)
     if desk.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
+        there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
         raise Unprocessable(
             f"ALARM: intent {record.payout} was approved more than {CREATE_WITHIN_S // 86_400} days ago and is not"
-            " known to be at the bank. Its idempotency key may be forgotten there, so it is not sent (again). Look for"
-            " the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
+            f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
+            " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
-    answer = await bank.create(order_bytes(record, debit), key_of(caused_by))
+    answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
         return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
-    return await _refused(work, desk, bank, answer, caused_by, debit)
+    return await _refused(work, desk, bank, answer, caused_by, debit.number)
+
+
+def _check_debit(record: PayoutRecord, debit: Debit) -> None:
+    """What was governed as one account's money must not be paid from another's."""
+    if not debit.number:
+        raise TryAgain("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER is not set here", after_s=NOT_SET_AFTER_S)
+    if debit.account and record.account != debit.account:
+        raise Unprocessable(
+            f"ALARM: intent {record.payout} is of account {record.account}, and this installation pays from"
+            f" {debit.account}; it is not created. Its token names the wrong account: revoke it"
+        )
 
 
 def key_of(caused_by: str) -> str:

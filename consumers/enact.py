@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from consumers.create import Creator, create
+from consumers.create import Creator, Debit, create
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
@@ -32,6 +32,8 @@ READ_MAX = 128
 """Entries read at once: what is read waits in this worker's hands at 8 bank calls a second."""
 WORKS_MAX = 32
 """Payouts in one pass: with two calls each, 8 s at the bank's limit, well within a batch's time."""
+
+NOBODY = Debit()
 
 
 class CommandAnswer(Protocol):
@@ -70,8 +72,8 @@ class _Order(Struct, frozen=True):
     caused_by: str
 
 
-def execution(bank: Bank, barrier: Barrier, debit: str = "") -> Group:
-    """The group that calls the bank. `debit` is the number of the account that pays what is created."""
+def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
+    """The group that calls the bank. `debit` pays what is created."""
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(CONCURRENT_MAX)
@@ -96,7 +98,9 @@ def execution(bank: Bank, barrier: Barrier, debit: str = "") -> Group:
     )
 
 
-async def _enact_one(work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: str) -> None:
+async def _enact_one(
+    work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: Debit
+) -> None:
     record = work.known()
     if _is_superseded(cause, record) or (
         asked_for(cause) is None and command_for(cause, record.bank_status) is None
@@ -121,7 +125,7 @@ async def _enact_one(work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: 
     await _send(work, _Order(command, cause, caused_by), desk, bank)
 
 
-async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: str) -> str:
+async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:
     """Where the intent stands at the bank, once it is there, or that it failed."""
     if work.known().failure:
         return "failed"

@@ -13,6 +13,7 @@ import asyncpg
 import uvicorn
 
 import consumers
+from consumers.create import Debit
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
 from consumers.vet import Reputations
@@ -156,7 +157,8 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
         oauth_token=settings.razorpay_oauth_token.reveal(),
     )
     stack.push_async_callback(bank.aclose)
-    return execution(bank, await _barrier(settings, stack), settings.razorpay_account_number)
+    debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
+    return execution(bank, await _barrier(settings, stack), debit)
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:

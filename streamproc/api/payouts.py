@@ -25,7 +25,7 @@ from streamproc.domain.intent import intent_id
 from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.shown import event_json, payout_json
-from streamproc.domain.tokens import Action, Token, digest_of
+from streamproc.domain.tokens import SECRET, Action, Token, digest_of
 from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain
 from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, read_body
 from streamproc.ingress.door import Door
@@ -115,7 +115,7 @@ class Payouts:
         """The request's token, which may do this. Nothing is kept in memory, so a revocation counts at once."""
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         token = None
-        if scheme.lower() == "bearer" and secret.strip():
+        if scheme.lower() == "bearer" and SECRET.fullmatch(secret.strip()):
             async with asyncio.timeout(LOOK_S_MAX):
                 token = await self._gateway.token(digest_of(secret.strip()))
         if token is None or not token.opens(self._producer.now_us()):

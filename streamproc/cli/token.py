@@ -58,7 +58,7 @@ def create(
         async with opened(settings) as site:
             return await tokens.create(
                 site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
-                by=by or getpass.getuser(),
+                by=by or getpass.getuser(), pays_from=settings.razorpay_account_id,
             )  # fmt: skip
 
     made = output.run(body())

@@ -21,6 +21,8 @@ PREFIX = "spt_"
 """So that a token is known by scanners for secrets, and by a person who finds one."""
 TOKENS_MAX = 10_000
 """Tokens that are kept, revoked ones too: they are read whole when one is made. Some 300 bytes each."""
+SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
+"""What a token looks like: 32 bytes in base64 for URLs. Anything else is looked up nowhere."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Action: TypeAlias = Literal["request", "read own", "read all", "review", "administer"]

@@ -72,7 +72,9 @@ async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord
             for partition in range(partitions):
                 pipe.hget(Names(partition).payout(payout), "s")
             found = await pipe.execute()
-    return next((decode_record(record) for record in found if record), None)
+    records = [decode_record(record) for record in found if record]
+    # A payout under an intent's reference may have been shown of another account: the intent is the payout.
+    return next((r for r in records if r.intent is not None), records[0] if records else None)
 
 
 async def held_records(client: Redis, names: Names, *, limit: int) -> list[PayoutRecord]:

@@ -1,5 +1,6 @@
 """What the HTTP API must know: tokens, payouts and their events, from Redis and the archive."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,9 @@ from streamproc.log.tokens import token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
 
+QUESTIONS_MAX = 64
+"""Connections to Redis at once; more questions wait, and the API says 503 when that takes too long."""
+
 
 class SiteGateway:
     """Each question has a connection of its own, so none can hear another's answer. `pool` None: no archive."""
@@ -26,16 +30,17 @@ class SiteGateway:
         self._redis_url = redis_url
         self._partitions = partitions
         self._pool = pool
+        self._turns = asyncio.Semaphore(QUESTIONS_MAX)
 
     @asynccontextmanager
     async def _site(self) -> AsyncIterator[Site]:
-        async with connected(self._redis_url) as client:
+        async with self._turns, connected(self._redis_url) as client:
             yield Site(self._redis_url, client, self._partitions, self._pool)
 
     async def token(self, digest: str) -> Token | None:
         """The token with this hash."""
-        async with connected(self._redis_url) as client:
-            return await token_of(client, digest)
+        async with self._site() as site:
+            return await token_of(site.client, digest)
 
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, also one that was asked for and that no worker has looked at yet.

@@ -41,9 +41,22 @@ def seconds_of(text: str) -> int:
 
 
 async def create(
-    site: Site, name: str, *, scope: TokenScope, agent: str, account: str, expires_s: int, by: str
+    site: Site,
+    name: str,
+    *,
+    scope: TokenScope,
+    agent: str,
+    account: str,
+    expires_s: int,
+    by: str,
+    pays_from: str = "",
 ) -> Made:
-    """Make a token. Raises InputError where it may not be made, JobFailed where others keep changing tokens."""
+    """Make a token; `pays_from` is the one account that this installation pays from, where that is known.
+
+    Raises InputError where it may not be made, JobFailed where others keep changing tokens.
+    """
+    if pays_from and account and account != pays_from:
+        raise InputError(f"--account {account[:64]}: this installation pays from {pays_from} alone")
     secret = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     for _ in range(CHANGES_MAX):
         rev, tokens = await read_tokens(site.client)

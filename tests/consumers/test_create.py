@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 import consumers
 from consumers import create as creating
-from consumers.create import key_of, order_bytes
+from consumers.create import Debit, key_of, order_bytes
 from consumers.enact import execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import Razorpay, open_razorpay
@@ -21,7 +21,7 @@ from streamproc.ingress.translate import append_of
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.engine import ZONE, Engine
-from tests.words import Vendors, copy_of, request, requested
+from tests.words import ACCOUNT, Vendors, copy_of, request, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -85,7 +85,7 @@ async def gateway(redis_url: str, **config: Any) -> AsyncIterator[Gateway]:
         )  # fmt: skip
         groups = [
             consumers.governance(Reputations(Vendors()), zone=ZONE),
-            execution(client, at_once, bank.config.account_number),
+            execution(client, at_once, Debit(bank.config.account_number, ACCOUNT)),
         ]
         try:
             async with Engine(redis_url, groups=groups) as engine:
@@ -290,6 +290,17 @@ async def test_a_key_that_the_bank_may_have_forgotten_is_not_used_again(
             event for event in await gate.engine.story(asked.payout) if isinstance(event, e.EntrySetAside)
         ]
         assert aside.problem.startswith("ALARM")
+        assert await gate.at_bank(asked.payout) == []
+
+
+async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank), account="acc_Another0000001")
+        await gate.ask(asked)
+        [aside] = [
+            event for event in await gate.engine.story(asked.payout) if isinstance(event, e.EntrySetAside)
+        ]
+        assert "acc_Another0000001" in aside.problem
         assert await gate.at_bank(asked.payout) == []
 
 
