@@ -36,7 +36,8 @@ def _headline(record: PayoutRecord) -> Iterator[str]:
     yield f"  vendor {record.vendor_url or '-'}"
     yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
     if record.intent is not None:
-        yield f"  at the bank it is {record.bank_payout or 'not known yet'}"
+        nothing = "not known yet" if record.decision == "APPROVED" and not record.failure else "not there"
+        yield f"  at the bank it is {record.bank_payout or nothing}"
     if record.failure:
         yield f"  it was not created: {record.failure}"
     if record.reservation is not None:

@@ -18,9 +18,11 @@ from streamproc.domain import events as e
 from streamproc.domain.intent import Beneficiary
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.ingress.translate import append_of
+from streamproc.operate.recover_bank import reconcile
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.engine import ZONE, Engine
+from tests.operate.recovering import settings_of
 from tests.words import ACCOUNT, Vendors, copy_of, request, requested
 
 POLICIES = """
@@ -291,6 +293,24 @@ async def test_a_key_that_the_bank_may_have_forgotten_is_not_used_again(
         ]
         assert aside.problem.startswith("ALARM")
         assert await gate.at_bank(asked.payout) == []
+
+
+async def test_after_a_recovery_the_bank_is_asked_for_an_open_intent_by_its_reference(redis_url: str) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.ask(asked)
+        [made] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(made["id"], "processed")  # and nobody tells us
+        config = gate.bank.config
+        settings = settings_of(
+            redis_url, "postgresql://nobody@127.0.0.1:1/x", razorpay_key_id=config.key_id,
+            razorpay_key_secret=config.key_secret, razorpay_account_number=config.account_number,
+            razorpay_account_id=ACCOUNT, razorpay_base_url=f"{gate.bank.url}/v1",
+        )  # fmt: skip
+        done = await reconcile(settings)
+        await gate.engine.settled()
+        record = await gate.ends(asked.payout, "processed")
+        assert (done.asked, done.left, record.bank_payout) == (1, [], made["id"])
 
 
 async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:

@@ -74,6 +74,11 @@ async def test_a_worker_that_dies_between_the_banks_act_and_its_own_record_creat
         await assert_records_agree(system)
         await assert_budgets_agree(system)
 
+        # Long after: Redis has forgotten payout and key, and the archive knows them.
+        await system.redis.delete(system.names.payout(payout), system.names.seen(f"in:{payout}"))
+        again = await ask(system, secret, "inv-1")
+        assert (again["payout"], again["state"]) == (payout, "processed")
+
 
 async def test_pay_waits_for_the_decision_a_person_approves_and_the_money_goes(
     redis_url: str, postgres: str, tmp_path: Path

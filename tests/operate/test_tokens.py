@@ -9,8 +9,10 @@ from streamproc.errors import InputError
 from streamproc.log.tokens import read_tokens
 from streamproc.operate import tokens
 from streamproc.operate.site import Site
+from tests.bank import until
 from tests.engine import Engine
 from tests.operate.recovering import archive, dump, recovered
+from tests.operate.test_recover_fork import failed_over, snapshot
 from tests.operate.test_whatif_scenarios import again, log_of, moved
 from tests.words import ACCOUNT, observed, request, requested
 
@@ -106,3 +108,32 @@ async def test_under_the_policies_of_then_a_history_with_intents_comes_out_as_it
         "bot: {daily_limit: 600_000", "bot: {daily_limit: 600_000, per_txn_limit: 100_000"
     )
     assert requested(key="k0").payout in moved(again(log, stricter))
+
+
+async def test_what_was_made_revoked_and_asked_for_on_a_log_that_had_lost_its_tail_is_kept(
+    redis_url: str, postgres: str
+) -> None:
+    async with Engine(redis_url) as engine:
+        site = Site(engine.url, engine.client, 1)
+        await engine.apply(POLICIES)
+        await made(engine, "old")
+        replica = await snapshot(engine.client)
+        await made(engine, "lost")
+        await engine.stop()
+        await archive(redis_url, postgres)
+        await failed_over(engine.client, replica)
+        await made(engine, "fork")
+        await tokens.revoke(site, "old", by="test")
+        asked = requested(at=engine.producer.now_us())
+        await engine.producer.append(request(asked))
+
+        await recovered(redis_url, postgres)
+
+        found = {token.name: what for token, what in await tokens.listed(site)}
+        assert found == {"old": "revoked", "lost": "good", "fork": "good"}
+        engine.start()  # governance alone: nobody reads for execution, so it never settles
+
+        async def decided() -> bool:
+            return (await engine.record(asked.payout)).decision == "APPROVED"
+
+        await until(decided, what="the request of the fork is decided")
