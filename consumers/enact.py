@@ -3,7 +3,7 @@
 The bank has no idempotency for approve, reject and cancel, but its states are one-way: a command that already
 took effect is refused, and the payout itself tells (but for a workflow of several levels: docs/governance.md). So
 before an entry is tried again the bank is asked where the payout stands, and after every refusal too. Nothing that
-moves money is sent before its decision is archived.
+moves money is sent before its decision is archived. An intent is made at the bank first (consumers/create.py).
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from consumers.create import Creator, Debit, create
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
@@ -32,6 +33,8 @@ READ_MAX = 128
 WORKS_MAX = 32
 """Payouts in one pass: with two calls each, 8 s at the bank's limit, well within a batch's time."""
 
+NOBODY = Debit()
+
 
 class CommandAnswer(Protocol):
     """What the client says to a command (streamproc/clients/razorpay.py)."""
@@ -48,7 +51,7 @@ class CommandAnswer(Protocol):
     def problem(self) -> str: ...
 
 
-class Bank(Protocol):
+class Bank(Creator, Protocol):
     """The calls that execution makes. They raise TryAgain where the bank is away or the outcome unknown."""
 
     async def fetch(self, payout_id: str) -> BankPayout: ...
@@ -69,8 +72,8 @@ class _Order(Struct, frozen=True):
     caused_by: str
 
 
-def execution(bank: Bank, barrier: Barrier) -> Group:
-    """The group that calls the bank."""
+def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
+    """The group that calls the bank. `debit` pays what is created."""
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(CONCURRENT_MAX)
@@ -78,7 +81,7 @@ def execution(bank: Bank, barrier: Barrier) -> Group:
         async def one(work: Work, event: Cause) -> None:
             async with turns:
                 try:
-                    await _enact_one(work, event, desk, bank, barrier)
+                    await _enact_one(work, event, desk, bank, barrier, debit)
                 except LogUnavailable:
                     raise
                 except Exception as problem:  # noqa: BLE001  # this payout's own; the loop puts it off or aside
@@ -95,7 +98,9 @@ def execution(bank: Bank, barrier: Barrier) -> Group:
     )
 
 
-async def _enact_one(work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier) -> None:
+async def _enact_one(
+    work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: Debit
+) -> None:
     record = work.known()
     if _is_superseded(cause, record) or (
         asked_for(cause) is None and command_for(cause, record.bank_status) is None
@@ -104,16 +109,28 @@ async def _enact_one(work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: 
     if asked_for(cause) in MOVES_MONEY:
         # Before anything else: while Postgres is away, waiting must not use up the bank's calls.
         await barrier(desk.partition, work.entry.decode())
+    caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     status = record.bank_status
-    if work.taken and status in OPEN_STATUSES:
+    creates = asked_for(cause) == "create" and not record.created_as
+    if creates:
+        status = await _created(work, cause, desk, bank, caused_by, debit)
+    elif work.taken and status in OPEN_STATUSES:
         # Somebody may have called before: what the bank says now counts.
-        status = _observe(work, desk, await bank.fetch(record.payout))
+        status = _observe(work, desk, await bank.fetch(record.at_bank))
     command = command_for(cause, status)
     if command is None:
-        _moved_on(work, cause, desk, status)
+        if not creates:
+            _moved_on(work, cause, desk, status)
         return
-    caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     await _send(work, _Order(command, cause, caused_by), desk, bank)
+
+
+async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:
+    """Where the intent stands at the bank, once it is there, or that it failed."""
+    if work.known().failure:
+        return "failed"
+    made = await create(work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
+    return "failed" if made is None else made.status
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
@@ -177,7 +194,7 @@ def _remarks(order: _Order) -> str:
 
 
 async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
-    payout = work.known().payout
+    payout = work.known().at_bank
     match order.command:
         case "approve":
             answer = await bank.approve(payout, _remarks(order))
@@ -185,6 +202,8 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
             answer = await bank.reject(payout, _remarks(order))
         case "cancel":
             answer = await bank.cancel(payout)
+        case "create":
+            raise AssertionError("an intent is created before anything else is sent of it")
     if answer.outcome == "done":
         # An answer that could not be read still means that it was taken: ask what came of it.
         facts = answer.payout or await bank.fetch(payout)

@@ -15,6 +15,7 @@ from streamproc.domain.events import (
     PayoutDecided,
     PayoutMalformed,
     PayoutObserved,
+    PayoutRequested,
     ReviewSubmitted,
     TimerFired,
 )
@@ -23,7 +24,7 @@ GOVERNANCE = "governance"
 EXECUTION = "execution"
 INPUTS: Mapping[str, frozenset[type[Fact]]] = {
     GOVERNANCE: frozenset(
-        {PayoutObserved, PayoutMalformed, ReviewSubmitted, TimerFired, BankCommandAnswered}
+        {PayoutObserved, PayoutRequested, PayoutMalformed, ReviewSubmitted, TimerFired, BankCommandAnswered}
     ),
     EXECUTION: frozenset({PayoutDecided, CancelRequested}),
 }
@@ -41,6 +42,6 @@ def comes_again(event: Event) -> bool:
 
 def is_answered(event: Event) -> bool:
     """Whether handling this input always leaves something in the log, so that without it it was not handled."""
-    if isinstance(event, ReviewSubmitted | PayoutMalformed):
+    if isinstance(event, ReviewSubmitted | PayoutMalformed | PayoutRequested):
         return True
     return isinstance(event, PayoutDecided | CancelRequested) and asked_for(event) is not None

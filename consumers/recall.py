@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from streamproc.domain.events import PayoutObserved
+from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.errors import TryAgain
 from streamproc.log.work import Desk, Item, Stage, Work
@@ -49,4 +50,6 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
 def _may_be_forgotten(work: Work, event: object, desk: Desk, young_s: float) -> bool:
     if work.loaded is not None or type(event) is not PayoutObserved:
         return False
+    if is_intent(event.payout):
+        return True  # what it is is in its request, which is older than anything that the bank shows
     return 0 < event.facts.created_at < desk.now_us / 1_000_000 - young_s

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 
 from consumers.verdicts import case_of, is_rejected, record_decision
-from streamproc.domain.events import PayoutMalformed, PayoutObserved, PayoutScreened
+from streamproc.domain.events import Fact, PayoutMalformed, PayoutObserved, PayoutRequested, PayoutScreened
 from streamproc.domain.governance import RULES, find
-from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.domain.intent import is_intent
+from streamproc.domain.payouts import is_open
 from streamproc.errors import Unprocessable
 from streamproc.log.work import Desk, Item, Stage, Work
 
+CONSUMES: frozenset[type[Fact]] = frozenset({PayoutObserved, PayoutRequested, PayoutMalformed})
+
 
 def screen_stage(zone: str) -> Stage:
-    """Rules 1 to 9 for every payout that is open at the bank and not decided yet."""
+    """Rules 1 to 9 for every payout that is open and not decided yet."""
 
     async def screen(items: Sequence[Item], desk: Desk) -> None:
         for work, event in items:
@@ -19,10 +22,12 @@ def screen_stage(zone: str) -> Stage:
                 work.fail(Unprocessable(f"rule 1: {event.problem}"))
                 continue
             record = work.known()
-            if record.decision is None and not record.bypassed and record.bank_status in OPEN_STATUSES:
+            if type(event) is PayoutObserved and is_intent(record.payout):
+                continue  # an intent is decided by its request, and nothing else under its reference ever is
+            if record.decision is None and not record.bypassed and is_open(record):
                 _screen_one(work, desk, zone)
 
-    return Stage(name="screen", consumes=frozenset({PayoutObserved, PayoutMalformed}), handle=screen)
+    return Stage(name="screen", consumes=CONSUMES, handle=screen)
 
 
 def _screen_one(work: Work, desk: Desk, zone: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from consumers.verdicts import record_reservation, record_slot
 from streamproc.domain.budget import RateAnswer
+from streamproc.domain.copies import copy_of
 from streamproc.domain.events import (
     BankCommandAnswered,
     CancelRequested,
@@ -17,7 +18,9 @@ from streamproc.domain.events import (
     PayoutSettled,
     VelocityChecked,
 )
-from streamproc.domain.payouts import MOVING_STATUSES, OPEN_STATUSES, PayoutRecord, settlement_due
+from streamproc.domain.foreign import foreign_copies
+from streamproc.domain.intent import is_intent
+from streamproc.domain.payouts import MOVING_STATUSES, PayoutRecord, is_open, settlement_due
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
@@ -29,7 +32,9 @@ async def settle(items: Sequence[Item], desk: Desk) -> None:
 
 def _settle_one(work: Work, desk: Desk) -> None:
     record = work.known()
-    if _moved(work) and record.decision != "APPROVED" and not record.bypassed:
+    if is_intent(record.payout):
+        _tell_of_foreign(work, desk)
+    elif _moved(work) and record.decision != "APPROVED" and not record.bypassed:
         work.emit(
             GovernanceBypassed(
                 at=desk.now_us,
@@ -53,10 +58,36 @@ def _settle_one(work: Work, desk: Desk) -> None:
             payout=record.payout,
             settlement=due,
             amount=record.reservation.amount,
-            why=record.reason if record.decision == "REJECTED" else f"bank: {record.bank_status}",
+            why=_why(record),
             windows=[[w.scope, w.window] for w in record.reservation.windows],
         )
     )
+
+
+def _why(record: PayoutRecord) -> str:
+    if record.failure:
+        return f"not created: {record.failure}"
+    return record.reason if record.decision == "REJECTED" else f"bank: {record.bank_status}"
+
+
+def _tell_of_foreign(work: Work, desk: Desk) -> None:
+    """Another payout that bears the intent's reference moved: that is a bypass, and nothing of the intent changes."""
+    record = work.known()
+    kept = {copy.id for copy in record.copies}
+    seen = [copy_of(event.facts) for event in work.events if type(event) is PayoutObserved]
+    for copy in (*foreign_copies(record), *(copy for copy in seen if copy.id not in kept)):
+        if not copy.bypassed and (copy.status in MOVING_STATUSES or copy.status == "reversed"):
+            work.emit(
+                GovernanceBypassed(
+                    at=desk.now_us,
+                    payout=record.payout,
+                    account=record.account,
+                    agent=record.agent,
+                    amount=copy.amount,
+                    status=copy.status,
+                    bank_payout=copy.id,
+                )
+            )
 
 
 def _moved(work: Work) -> bool:
@@ -98,7 +129,7 @@ def _adopt(work: Work, desk: Desk) -> None:
 
 
 def _is_over(record: PayoutRecord) -> bool:
-    return record.decision is not None or record.bank_status not in OPEN_STATUSES
+    return record.decision is not None or not (is_open(record) or is_intent(record.payout))
 
 
 def _ended_now(work: Work) -> bool:

@@ -26,6 +26,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
     {
         e.BankEventIgnored,
         e.BankDowntimeReported,
+        e.PayoutRequested,
         e.ReviewSubmitted,  # what came of it is a line
         e.TimerFired,
         e.PayoutScreened,
@@ -61,6 +62,11 @@ def _problem(step: Step, event: e.PayoutMalformed | e.EntrySetAside) -> Said:
     return Said("alert", event.problem, step.by)
 
 
+def _bypass(step: Step, event: e.GovernanceBypassed) -> Said:
+    which = f" ({event.bank_payout} at the bank)" if event.bank_payout else ""
+    return Said("alert", f"governance bypassed: {event.status}{which}", step.by)
+
+
 def _confirmation(step: Step, event: e.PayoutObserved) -> Said | None:
     """A known payout's new status at the bank; what is seen again, late or first is no confirmation."""
     if step.before is None or step.after is None or step.after.bank_status == step.before.bank_status:
@@ -77,7 +83,9 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
     e.PolicyChanged: lambda _, event: Said("policy", event.why, event.by),
-    e.GovernanceBypassed: lambda step, event: Said("alert", f"governance bypassed: {event.status}", step.by),
+    e.TokenCreated: lambda _, event: Said("policy", f"token {event.name} created: {event.scope}", event.by),
+    e.TokenRevoked: lambda _, event: Said("policy", f"token {event.name} revoked", event.by),
+    e.GovernanceBypassed: _bypass,
     e.PayoutMalformed: _problem,
     e.EntrySetAside: _problem,
     e.CancelRequested: lambda step, event: Said("alert", f"cancel requested: {event.why}", step.by),

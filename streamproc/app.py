@@ -13,6 +13,7 @@ import asyncpg
 import uvicorn
 
 import consumers
+from consumers.create import Debit
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
 from consumers.vet import Reputations
@@ -21,6 +22,7 @@ from projections.loop import run_projector
 from projections.notary import Terms
 from streamproc.api.asgi import create_app
 from streamproc.api.health import Check, Ready
+from streamproc.api.payouts import Payouts
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
@@ -44,6 +46,7 @@ from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.operate.condition import partitions_archived
+from streamproc.operate.gateway import SiteGateway
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -154,7 +157,8 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
         oauth_token=settings.razorpay_oauth_token.reveal(),
     )
     stack.push_async_callback(bank.aclose)
-    return execution(bank, await _barrier(settings, stack))
+    debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
+    return execution(bank, await _barrier(settings, stack), debit)
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
@@ -193,21 +197,25 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 
 
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
-    """The HTTP side: webhooks and health."""
+    """The HTTP side: webhooks, intents of agents, and health."""
     async with AsyncExitStack() as stack:
         if not await opened(settings, stopping):
             return
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="webhook")
         )
+        intents = await stack.enter_async_context(
+            Producer(settings.redis_url, partitions=settings.partitions, name="gateway")
+        )
+        pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
+        gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
         app = create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
-            ready=readiness(
-                settings, await postgres_pool(settings, stack) if settings.postgres_dsn else None
-            ),
+            ready=readiness(settings, pool),
+            payouts=Payouts(intents, gateway, body_bytes_max=settings.body_limit),
         )
         config = uvicorn.Config(
             app,

@@ -104,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 2
     sandbox_port: int = 8090
     body_limit: int = 262_144
+    token: Secret = Secret()
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -259,6 +260,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),
     Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
+    Variable("TOKEN", "token", Secret, secret=True),
 )
 
 

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain import events as e
 from streamproc.domain.governance import Reputation
+from streamproc.domain.intent import Beneficiary, Intent, intent_id
 from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force, read_scopes
@@ -80,3 +81,56 @@ class Vendors:
             return Reputation("unavailable", problem="timeout")
         threats = ("MALWARE",) if verdict == "threat" else ()
         return Reputation(verdict, threats, checked_at=NOW, fresh_until=NOW + 3_600_000_000)
+
+
+def requested(
+    amount: int = 250_000,
+    *,
+    key: str = "k1",
+    agent: str = "bot",
+    url: str = "",
+    fund_account: str = "fa_1",
+    payee: Beneficiary | None = None,
+    at: int = NOW,
+    account: str = ACCOUNT,
+) -> e.PayoutRequested:
+    """An agent asks for a payout."""
+    intent = Intent(
+        digest="d" * 64,
+        mode="IMPS" if payee is None or payee.account_type == "bank_account" else "UPI",
+        purpose="payout",
+        fund_account_id="" if payee is not None else fund_account,
+        beneficiary=payee,
+    )
+    return e.PayoutRequested(
+        at=at,
+        payout=intent_id(account, agent, key),
+        account=account,
+        agent=agent,
+        token="test",
+        amount=amount,
+        currency="INR",
+        vendor_url=url,
+        intent=intent,
+    )
+
+
+def request(event: e.PayoutRequested) -> Append:
+    """As the gateway would append it."""
+    return Append(event.account, (f"in:{event.payout}",), (event,))
+
+
+def copy_of(
+    event: e.PayoutRequested, bank_id: str, status: str, *, amount: int | None = None, at: int = NOW + 100
+) -> e.PayoutObserved:
+    """The bank shows a payout under an intent's reference."""
+    facts = e.BankPayout(
+        id=bank_id,
+        amount=event.amount if amount is None else amount,
+        currency="INR",
+        status=status,
+        created_at=at // 1_000_000,
+        fund_account_id=event.intent.fund_account_id or "fa_inline",
+        reference_id=event.payout,
+    )
+    return e.PayoutObserved(at=at, payout=event.payout, account=event.account, source="webhook", facts=facts)

@@ -1,4 +1,4 @@
-"""The HTTP application: the bank's webhook as raw ASGI, and health, inside Starlette."""
+"""The HTTP application: the bank's webhook as raw ASGI, payouts of agents, and health, inside Starlette."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from streamproc.api.health import Check, Ready
+from streamproc.api.payouts import Payouts
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import PROBLEM_JSON, Header, Message, Receive, Scope, Send, problem_body
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
@@ -36,6 +37,7 @@ def create_app(
     body_bytes_max: int,
     fallback_account: str,
     ready: Ready,
+    payouts: Payouts | None = None,
 ) -> "SecurityHeaders":
     """The ASGI application. Raises ConfigError when no secret could verify a webhook."""
     webhook = RazorpayWebhook(
@@ -50,6 +52,7 @@ def create_app(
             Route("/webhooks/razorpay", webhook),
             Route("/healthz", _healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
+            *(payouts.routes if payouts is not None else ()),
         ],
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )

@@ -10,7 +10,8 @@ FROM events WHERE payout = $1
 ORDER BY entry_ms, entry_n LIMIT $2;
 
 -- name: payout_record
-SELECT record FROM payouts WHERE payout = $1 ORDER BY updated_at DESC, partition LIMIT 1;
+-- A reference that the bank showed of another account belongs to nobody there: the intent comes first.
+SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'), updated_at DESC, partition LIMIT 1;
 
 -- name: budgets_of_scope
 SELECT partition, scope, window_name AS window, limit_paise, reserved, committed

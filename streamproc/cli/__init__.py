@@ -24,10 +24,12 @@ from streamproc.cli.hold import hold
 from streamproc.cli.lazy import LazyGroup
 from streamproc.cli.log import groups, log
 from streamproc.cli.logline import log_to_stderr
+from streamproc.cli.pay import pay
 from streamproc.cli.policy import policy
 from streamproc.cli.recover import recover
 from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
+from streamproc.cli.token import token
 from streamproc.errors import ConfigError, InputError, StreamprocError
 
 WRONG_USE, FAILED = 2, 1
@@ -58,7 +60,7 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
-    *(policy, hold, explain, audit, replay, recover, log, groups, dead),
+    *(pay, policy, token, hold, explain, audit, replay, recover, log, groups, dead),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

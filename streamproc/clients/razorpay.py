@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.http import Breaker, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.razorpay_entities import MalformedPayout, clean, id_or_empty, read_payout
 from streamproc.domain.events import BankCommand, BankPayout
@@ -28,6 +28,10 @@ PAGE_COUNT_MAX = 100
 REMARKS_CHARS_MAX = 255
 """Not documented; what a text column usually holds."""
 PROBLEM_CHARS_MAX = 200
+FOUND_MAX = 100
+"""Payouts under one reference that are looked at: there is one, or somebody plays with it."""
+IN_FLIGHT = 409
+"""Not documented; what a bank says while the same key is under way. The outcome of that call is not known."""
 KEYS_REFUSED_AFTER_S = 60.0
 """401 or 403 means keys are wrong or not yet rotated in: a person must act, the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
@@ -112,11 +116,40 @@ class Razorpay:
         query: dict[str, str | int] = {"account_number": account_number, "from": from_s, "to": to_s}
         query |= {"count": count, "skip": skip}
         answer = await self._http.call("GET", "/v1/payouts", params=query, headers=self._by_key)
-        collection = _read_answer("list of payouts", answer.status, answer.body)
-        items = collection.get("items") if isinstance(collection, dict) else None
-        if not isinstance(items, list):
-            raise TryAgain("list of payouts: the bank's answer has no list of items")
+        items = _items(answer.status, answer.body)
         return Page(items=[read_payout(item) for item in items], raw_count=len(items))
+
+    async def create(self, order: bytes, key: str) -> CommandAnswer:
+        """Create a payout. `order` is the whole body, `key` the idempotency key: under the same key and bytes the bank
+        makes one payout, for seven days. Refused keys (401, 403) raise TryAgain: nothing was done."""
+        headers = {**self._by_key, "content-type": "application/json", "x-payout-idempotency": key}
+        answer = await self._http.call("POST", "/v1/payouts", headers=headers, content=order)
+        if answer.status in _KEYS_REFUSED:
+            raise TryAgain(
+                f"create: {answer.status}, {_read_error(answer.body)[1]}", after_s=KEYS_REFUSED_AFTER_S
+            )
+        if answer.status == IN_FLIGHT:
+            raise OutcomeUnknown(f"create: {answer.status}, {_read_error(answer.body)[1]}")
+        if 400 <= answer.status < 500:
+            code, problem = _read_error(answer.body)
+            return CommandAnswer(http_status=answer.status, outcome="refused", code=code, problem=problem)
+        payout, problem = _read_done("", answer.body)
+        return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
+
+    async def find(self, account_number: str, reference: str) -> list[BankPayout]:
+        """The payouts under a reference. Raises as `fetch` does; what cannot be read there is Unprocessable."""
+        query: dict[str, str | int] = {"account_number": account_number, "reference_id": reference}
+        answer = await self._http.call(
+            "GET", "/v1/payouts", params=query | {"count": FOUND_MAX}, headers=self._by_key
+        )
+        found: list[BankPayout] = []
+        for item in _items(answer.status, answer.body):
+            payout = read_payout(item)
+            if isinstance(payout, MalformedPayout):
+                raise Unprocessable(f"payouts under {reference}: {payout.problem}")
+            if payout.reference_id == reference:  # whatever the bank makes of the filter
+                found.append(payout)
+        return found
 
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
         """Approve a `pending` payout, by the OAuth token; without one by key and secret, which the bank
@@ -178,6 +211,14 @@ def _read_answer(what: str, status: int, body: bytes) -> object:
         raise TryAgain(f"{what}: the bank's answer cannot be read, {error}") from error
 
 
+def _items(status: int, body: bytes) -> list[object]:
+    collection = _read_answer("list of payouts", status, body)
+    items = collection.get("items") if isinstance(collection, dict) else None
+    if not isinstance(items, list):
+        raise TryAgain("list of payouts: the bank's answer has no list of items")
+    return items
+
+
 def _read_done(payout_id: str, body: bytes) -> tuple[BankPayout | None, str]:
     try:
         payout = read_payout(decode_json(body))
@@ -185,7 +226,7 @@ def _read_done(payout_id: str, body: bytes) -> tuple[BankPayout | None, str]:
         return None, f"the bank's answer cannot be read, {error}"
     if isinstance(payout, MalformedPayout):
         return None, payout.problem
-    if payout.id != payout_id:
+    if payout_id and payout.id != payout_id:
         return None, f"the bank answered with payout {payout.id}"
     return payout, ""
 

@@ -5,6 +5,9 @@ from streamproc.domain.domains import vendor_name
 from streamproc.domain.events import VelocityChecked
 from streamproc.domain.governance import Case
 
+INLINE = "inline"
+"""The vendor whose window is charged where the beneficiary came inline and without a URL."""
+
 
 def rate_ask(case: Case) -> RateAsk | None:
     """The rate slot to take; None where the policy limits no rate."""
@@ -30,7 +33,9 @@ def vendor_charged(case: Case) -> str:
     assert case.agent is not None
     if case.agent.policy.vendor_daily_limit is None:
         return ""
-    return vendor_name(case.payout.vendor_url, case.payout.fund_account)
+    # Payees that came inline and without a URL share one window: an account number makes no name.
+    inline = INLINE if case.payout.intent is not None else ""
+    return vendor_name(case.payout.vendor_url, case.payout.fund_account) or inline
 
 
 def charged_windows(case: Case, vendor: str, zone: str) -> tuple[Window, ...]:

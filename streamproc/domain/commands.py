@@ -3,14 +3,16 @@
 from typing import TypeAlias
 
 from streamproc.domain.events import BankCommand, CancelRequested, PayoutDecided
+from streamproc.domain.states import BANK_RANK
 
 Cause: TypeAlias = PayoutDecided | CancelRequested
 """What execution acts on."""
 
-MOVES_MONEY: frozenset[BankCommand] = frozenset({"approve"})
+MOVES_MONEY: frozenset[BankCommand] = frozenset({"create", "approve"})
 """Commands that wait at the barrier until their decision is archived."""
 
 REACHED: dict[BankCommand, frozenset[str]] = {
+    "create": frozenset(BANK_RANK),
     "approve": frozenset({"queued", "scheduled", "processing", "processed", "reversed", "failed"}),
     "reject": frozenset({"rejected", "cancelled", "failed"}),
     "cancel": frozenset({"cancelled", "rejected", "failed"}),
@@ -26,12 +28,15 @@ def asked_for(cause: Cause) -> BankCommand | None:
 def command_for(cause: Cause, bank_status: str) -> BankCommand | None:
     """The command that a decision calls for while the bank says `bank_status`; None: nothing to tell.
 
-    A `pending` payout waits for us; a `queued` one pays itself unless it is cancelled. Only a `scheduled` one
-    has no way back by API: cancelling is tried, and what the bank says is recorded.
+    Of an intent the bank says nothing (`""`) before it is created. A `pending` payout waits for us; a `queued` one pays
+    itself unless it is cancelled. Only a `scheduled` one has no way back by API: cancelling is tried, and what the bank
+    says is recorded.
     """
     if isinstance(cause, CancelRequested):
         return "cancel" if bank_status == "queued" else None
     match cause.decision, bank_status:
+        case "APPROVED", "":
+            return "create"
         case "APPROVED", "pending":
             return "approve"
         case "REJECTED", "pending":

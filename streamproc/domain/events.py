@@ -11,10 +11,13 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from streamproc.domain.intent import Intent
+
 Decision: TypeAlias = Literal["APPROVED", "REJECTED", "HELD"]
 Source: TypeAlias = Literal["webhook", "poll", "fetch"]
 Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
-BankCommand: TypeAlias = Literal["approve", "reject", "cancel"]
+BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
+TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
 Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
 
 
@@ -61,6 +64,22 @@ class PayoutObserved(Fact, frozen=True, kw_only=True, tag="payout.observed"):
     delivery: str = ""
     """The bank's event id of this delivery, or empty."""
     facts: BankPayout
+
+
+class PayoutRequested(Fact, frozen=True, kw_only=True, tag="payout.requested"):
+    """An agent asked us to make a payout. Nothing is at the bank before it is approved."""
+
+    payout: str
+    """`spi_…`: the same for every request under the same Idempotency-Key, and for good (ADR 13)."""
+    account: str
+    agent: str
+    """Who the token says it is."""
+    token: str
+    """The token's name."""
+    amount: int
+    currency: str
+    vendor_url: str = ""
+    intent: Intent
 
 
 class PayoutMalformed(Fact, frozen=True, kw_only=True, tag="payout.malformed"):
@@ -124,6 +143,27 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
     """With the defaults filled in: what `decide` gets. For agents; else the same as `after`."""
     by: str
     why: str
+
+
+class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
+    """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex."""
+
+    name: str
+    scope: TokenScope
+    agent: str = ""
+    """Whose intents it may submit and read; only where the scope is `agent`."""
+    account: str = ""
+    digest: str
+    expires_at: int
+    """µs; 0: never."""
+    by: str
+
+
+class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
+    """A token does not open anything any more."""
+
+    name: str
+    by: str
 
 
 # ---- what each stage found --------------------------------------------------------------
@@ -247,11 +287,14 @@ class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
 class GovernanceBypassed(Fact, frozen=True, kw_only=True, tag="governance.bypassed"):
     """The bank moved, or is moving, a payout that was never approved here."""
 
+    v: int = 2
     payout: str
     account: str
     agent: str
     amount: int
     status: str
+    bank_payout: str = ""
+    """The bank's id of a foreign payout that bears the intent's reference; else the payout itself is meant."""
 
 
 # ---- what the bank did ------------------------------------------------------------------
@@ -268,9 +311,11 @@ class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_ans
     """The bank answered a command, or its state shows that nothing is left to command.
 
     `done`: it took effect now. `already`: the bank was there before the call. `refused`: a 4xx, and the
-    bank's state is the truth. `not_needed`: the payout had moved on before it was asked.
+    bank's state is the truth. `not_needed`: the payout had moved on before it was asked. A `create` that was
+    refused leaves nothing at the bank: then `bank_status` is `failed`.
     """
 
+    v: int = 2
     payout: str
     command: BankCommand
     outcome: Literal["done", "already", "refused", "not_needed"]
@@ -280,6 +325,8 @@ class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_ans
     problem: str = ""
     caused_by: str = ""
     """Event id of the decision that caused the command."""
+    bank_payout: str = ""
+    """What a `create` made: the bank's id of this intent from now on."""
 
 
 class PayoutSettled(Fact, frozen=True, kw_only=True, tag="payout.settled"):
@@ -319,12 +366,15 @@ class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"
 
 Event: TypeAlias = (
     PayoutObserved
+    | PayoutRequested
     | PayoutMalformed
     | BankEventIgnored
     | BankDowntimeReported
     | ReviewSubmitted
     | TimerFired
     | PolicyChanged
+    | TokenCreated
+    | TokenRevoked
     | PayoutScreened
     | VelocityChecked
     | ReputationChecked

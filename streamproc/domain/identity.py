@@ -1,7 +1,8 @@
 """Who asked for a payout, how sure we are, and whose policies hold for it.
 
 A payout seen at the bank only claims its agent in `notes.agent_id`. The claim is `verified` where the
-fund account is bound to that agent in the policy file's `agents:`; otherwise it stays `claimed`.
+fund account is bound to that agent in the policy file's `agents:`; otherwise it stays `claimed`. Of an intent the
+agent is who its token says.
 """
 
 from msgspec import Struct
@@ -29,6 +30,8 @@ def party_of(record: PayoutRecord, book: PolicyBook) -> Party:
 
 def identity_of(record: PayoutRecord, book: PolicyBook) -> Identity:
     """How far the agent named on a payout can be believed."""
+    if record.intent is not None:
+        return "verified"
     if record.agent == UNKNOWN_AGENT:
         return "unknown"
     if book.bindings.verified_agent(record.agent, record.fund_account):

@@ -2,69 +2,31 @@
 
 The bank's webhooks come late, twice and out of order, so an observation counts only when it moves the
 payout forward: `BANK_RANK` says what is forward. Two payouts with the same history have the same record.
-
-    ours:  received -> held -> approved | rejected -> confirmed -> processed -> reversed
-                                                              \\-> failed, cancelled, declined, bypassed
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from streamproc.domain import events as e
-
-State: TypeAlias = Literal[
-    "received",  # seen, not decided
-    "held",  # decided: a person must say
-    "approved",  # decided, the bank not told yet (or, for queued, nothing to tell)
-    "rejected",  # decided, the bank not told yet
-    "confirmed",  # approved, and the bank is moving it
-    "processed",
-    "failed",
-    "reversed",
-    "cancelled",
-    "declined",  # the bank's own `rejected`
-    "bypassed",  # moved at the bank without an approval here
-]
-
-BANK_RANK: dict[str, int] = {
-    "pending": 1,
-    "scheduled": 2,
-    "queued": 3,
-    "processing": 4,
-    "processed": 5,
-    "cancelled": 6,
-    "rejected": 7,
-    "failed": 8,
-    "reversed": 9,
-}
-"""Forward is a higher rank, and no two are equal, so that the order of arrival cannot matter. `failed` after
-`processed` and `reversed` after either are documented moves; `reversed` ends everything.
-Source: RazorpayX docs, states and life cycle."""
-
-OPEN_STATUSES = frozenset({"pending", "scheduled", "queued"})
-"""No money has moved: governance can still say no."""
-MOVING_STATUSES = frozenset({"processing", "processed"})
-"""Money is on its way or there."""
-RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
-"""The money is, or stays, ours: the reservation is released."""
+from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, with_copy
+from streamproc.domain.intent import Intent, is_intent, without_beneficiary
+from streamproc.domain.states import BANK_RANK as BANK_RANK
+from streamproc.domain.states import MOVING_STATUSES as MOVING_STATUSES
+from streamproc.domain.states import OPEN_STATUSES as OPEN_STATUSES
+from streamproc.domain.states import RELEASING_STATUSES as RELEASING_STATUSES
+from streamproc.domain.states import TERMINAL_STATES as TERMINAL_STATES
+from streamproc.domain.states import State as State
+from streamproc.domain.states import state_of as state_of
 
 UNKNOWN_AGENT = "unknown"
 """Who a payout belongs to when nobody is named (rule 3)."""
 
-TERMINAL_STATES: frozenset[State] = frozenset(
-    {"processed", "failed", "reversed", "cancelled", "declined", "bypassed"}
-)
-"""Beside these a payout has ended that is rejected here and over at the bank."""
-_STATE_OF_DECISION: dict[e.Decision | None, State] = {
-    None: "received",
-    "APPROVED": "approved",
-    "REJECTED": "rejected",
-    "HELD": "held",
-}
+ASKED: frozenset[type[e.Fact]] = frozenset({e.PayoutObserved, e.PayoutRequested})
+"""What a payout begins with. Producers append it without touching the record, so whoever handles it folds it."""
 
 
 class Reservation(Struct, frozen=True, kw_only=True):
@@ -115,13 +77,33 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reviews: list[Review] = []
     bypassed: bool = False
     updated_at: int = 0
+    intent: Intent | None = None
+    """What an agent asked us to make; None: the payout was made at the bank."""
+    bank_payout: str = ""
+    """An intent's own id at the bank, as far as it is known; empty otherwise: there it is `payout`."""
+    created_as: str = ""
+    """The same, once the answer to our own call has told it."""
+    copies: list[BankCopy] = []
+    """What the bank has under an intent's reference; the one that is `bank_payout` is ours."""
+    failure: str = ""
+    """Why the bank refused to create it."""
+
+    @property
+    def at_bank(self) -> str:
+        """The id that the bank knows it by."""
+        return self.bank_payout or self.payout
 
 
 def is_terminal(record: PayoutRecord) -> bool:
     """Nothing but a late reversal is expected; only then may the record leave Redis."""
     return record.state in TERMINAL_STATES or (
-        record.state == "rejected" and record.bank_status in RELEASING_STATUSES
+        record.state == "rejected" and (record.bank_status in RELEASING_STATUSES or not record.bank_status)
     )
+
+
+def is_open(record: PayoutRecord) -> bool:
+    """Whether nothing has moved, so that governance can still say no."""
+    return record.bank_status in OPEN_STATUSES or (record.intent is not None and not record.bank_status)
 
 
 def moves_forward(record: PayoutRecord | None, status: str) -> bool:
@@ -135,10 +117,13 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
 
     Observations commute with everything else: workers handle entries in another order than the log's, and
     the log's readers must still come to the same record. So a status only moves forward, the earliest
-    observation gives the facts, and `state` is derived from decision, bank status and bypass alone.
+    observation gives the facts, and `state` is derived from decision, bank status and bypass alone. Of an intent
+    the request gives the facts, and every payout under its reference is kept apart.
     """
     if type(event) is e.PayoutObserved:
-        return _observed(record, event)
+        return _sighted(record, event) if is_intent(event.payout) else _observed(record, event)
+    if type(event) is e.PayoutRequested:
+        return _requested(record, event)
     kind = type(event)
     step = _STEPS.get(kind)
     if step is None:
@@ -199,24 +184,73 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
     )
 
 
-def state_of(decision: e.Decision | None, bank_status: str, bypassed: bool) -> State:
-    """Our state: what the bank says once money moved or came back, else what was decided."""
-    decided: State = _STATE_OF_DECISION[decision]
-    match bank_status:
-        case "processed":
-            return "bypassed" if bypassed else "processed"
-        case "processing":
-            return "bypassed" if bypassed else "confirmed" if decision == "APPROVED" else decided
-        case "failed":
-            return "failed"
-        case "reversed":
-            return "reversed"
-        case "cancelled":
-            return "rejected" if decision == "REJECTED" else "cancelled"
-        case "rejected":
-            return "rejected" if decision == "REJECTED" else "declined"
-        case _:
-            return decided
+def _requested(record: PayoutRecord | None, event: e.PayoutRequested) -> PayoutRecord:
+    if record is not None and record.intent is not None:
+        return record
+    asked = PayoutRecord(
+        payout=event.payout,
+        account=event.account,
+        received_at=event.at,
+        amount=event.amount,
+        currency=event.currency,
+        agent=event.agent,
+        identity="verified",
+        vendor_url=event.vendor_url,
+        fund_account=event.intent.fund_account_id,
+        updated_at=event.at,
+        intent=event.intent,
+    )
+    if record is None:
+        return asked
+    # Somebody had made a payout under this reference before: it stays a copy.
+    return _bound(replace(asked, copies=record.copies, updated_at=max(event.at, record.updated_at)))
+
+
+def _sighted(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRecord:
+    """The bank showed a payout under an intent's reference. Without an intent it is nobody's."""
+    at = event.at
+    if record is None:
+        record = PayoutRecord(
+            payout=event.payout, account=event.account, received_at=at, agent=UNKNOWN_AGENT, updated_at=at
+        )
+    return _bound(
+        replace(
+            record,
+            copies=with_copy(record.copies, copy_of(event.facts)),
+            received_at=record.received_at if record.intent is not None else min(at, record.received_at),
+            updated_at=max(at, record.updated_at),
+        )
+    )
+
+
+def _bound(record: PayoutRecord) -> PayoutRecord:
+    """The record with what follows from an intent's copies: which one is ours, and where that stands.
+
+    Ours is what the answer to our call named. Until that answer is here, of an approved one, the oldest that agrees.
+    """
+    if record.intent is None:
+        return record
+    mine = None
+    if record.created_as:
+        mine = next((copy for copy in record.copies if copy.id == record.created_as), None)
+    elif record.decision == "APPROVED" and not record.failure:
+        mine = first_of(
+            copy
+            for copy in record.copies
+            if not copy.bypassed and agrees(copy, record.amount, record.currency, record.fund_account)
+        )
+    status = mine.status if mine is not None else "failed" if record.failure else ""
+    over = record.created_as or record.failure or record.decision == "REJECTED"
+    return replace(
+        record,
+        intent=without_beneficiary(record.intent) if over else record.intent,
+        state=state_of(record.decision, status, record.bypassed),
+        bank_payout=mine.id if mine is not None else "",
+        bank_status=status,
+        utr=mine.utr if mine is not None else "",
+        fees=mine.fees if mine is not None else 0,
+        tax=mine.tax if mine is not None else 0,
+    )
 
 
 # ---- what each event changes, in one copy of the record, since copies cost. `at`: when it was last updated then ----
@@ -248,7 +282,7 @@ def _reserved(record: PayoutRecord, event: e.BudgetReserved, at: int) -> PayoutR
 
 
 def _decided(record: PayoutRecord, event: e.PayoutDecided, at: int) -> PayoutRecord:
-    return replace(
+    decided = replace(
         record,
         state=state_of(event.decision, record.bank_status, record.bypassed),
         agent=event.agent,
@@ -262,6 +296,7 @@ def _decided(record: PayoutRecord, event: e.PayoutDecided, at: int) -> PayoutRec
         hold_expires_at=event.hold_expires_at,
         updated_at=at,
     )
+    return decided if decided.intent is None else _bound(decided)
 
 
 def _counted(record: PayoutRecord, event: e.ReviewCounted, at: int) -> PayoutRecord:
@@ -270,6 +305,10 @@ def _counted(record: PayoutRecord, event: e.ReviewCounted, at: int) -> PayoutRec
 
 
 def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> PayoutRecord:
+    if event.bank_payout:
+        flagged = BankCopy(id=event.bank_payout, bypassed=True)
+        copies = with_copy(record.copies, flagged)
+        return _bound(replace(record, copies=copies, updated_at=at))
     return replace(
         record,
         state=state_of(record.decision, record.bank_status, True),
@@ -281,10 +320,23 @@ def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> Pay
 
 def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
     status = event.bank_status
+    if record.intent is not None:
+        return _answered_of_intent(record, event, at)
     if not moves_forward(record, status):
         return record if at == record.updated_at else replace(record, updated_at=at)
     state = state_of(record.decision, status, record.bypassed)
     return replace(record, state=state, bank_status=status, updated_at=at)
+
+
+def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
+    if event.command == "create" and event.outcome == "refused":
+        failure = ": ".join(part for part in (event.code, event.problem) if part) or "the bank refused it"
+        return _bound(replace(record, failure=failure, updated_at=at))
+    created_as = event.bank_payout or record.created_as
+    if not created_as:
+        return replace(record, updated_at=at)
+    copies = with_copy(record.copies, BankCopy(id=created_as, status=event.bank_status), ours=True)
+    return _bound(replace(record, created_as=created_as, copies=copies, updated_at=at))
 
 
 def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRecord:
@@ -311,6 +363,8 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.BankEventIgnored,
         e.BankDowntimeReported,
         e.PolicyChanged,
+        e.TokenCreated,
+        e.TokenRevoked,
         e.ReviewSubmitted,
         e.ReviewRefused,
         e.TimerFired,

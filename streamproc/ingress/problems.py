@@ -15,10 +15,11 @@ Header: TypeAlias = tuple[bytes, bytes]
 PROBLEM_JSON = b"application/problem+json"
 
 
-def problem_body(status: int, detail: str) -> bytes:
-    """The body of a problem; `detail` is for the caller's eyes and holds no secret."""
+def problem_body(status: int, detail: str, **more: object) -> bytes:
+    """The body of a problem; `detail` is for the caller's eyes and holds no secret. `more`: extension members."""
     title = HTTPStatus(status).phrase
-    return msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    said: dict[str, object] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return msgspec.json.encode(said | more)
 
 
 async def send_problem(send: Send, status: int, detail: str, headers: Sequence[Header] = ()) -> None:

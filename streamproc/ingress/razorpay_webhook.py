@@ -17,13 +17,12 @@ from typing import Final
 import msgspec
 
 from streamproc.errors import ConfigError, InputError, LogUnavailable
+from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, header, read_body
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Header, Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.translate import Delivery, translate
 from streamproc.log.stream import Appended
 
-BODY_READ_S_MAX = 10.0
-"""A sender slower than this holds a connection for nothing; the bank itself gives up after 5 s."""
 APPEND_S_MAX = 4.0
 """Below the bank's 5 s, so that it hears 503 and not silence."""
 RETRY_AFTER_S = 5
@@ -73,18 +72,18 @@ class RazorpayWebhook:
             return
         try:
             async with asyncio.timeout(BODY_READ_S_MAX):
-                body = await _read_body(scope, receive, self._body_bytes_max)
+                body = await read_body(scope, receive, self._body_bytes_max)
         except TimeoutError:
             await send_problem(send, 408, f"the body did not arrive within {BODY_READ_S_MAX:g} s", [_CLOSE])
             return
-        except _TooLarge:
+        except TooLarge:
             await send_problem(send, 413, f"the body is over {self._body_bytes_max} bytes", [_CLOSE])
             return
         if body is not None:
             await self._answer(scope, body, send)
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
-        if not verify(body, _header(scope, b"x-razorpay-signature"), self._secrets):
+        if not verify(body, header(scope, b"x-razorpay-signature"), self._secrets):
             _log.warning("webhook refused: missing or wrong signature, %d bytes", len(body))
             await send_problem(send, 401, "x-razorpay-signature is missing or is not this body's")
             return
@@ -103,40 +102,13 @@ class RazorpayWebhook:
             await send_body(send, 200, _accepted(delivery, appended), _JSON)
 
     def _translate(self, scope: Scope, body: bytes) -> Delivery:
-        event_id = _header(scope, b"x-razorpay-event-id") or b""
+        event_id = header(scope, b"x-razorpay-event-id") or b""
         return translate(
             body,
             delivery=event_id.decode("ascii") if _EVENT_ID.fullmatch(event_id) else "",
             fallback_account=self._fallback_account,
             now_us=self._producer.now_us(),
         )
-
-
-class _TooLarge(Exception):
-    """The body is over the limit."""
-
-
-async def _read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes | None:
-    """The whole body, or None when the sender has gone. Raises _TooLarge as soon as that is known."""
-    announced = _header(scope, b"content-length") or b""
-    if announced.isdigit() and int(announced[:20]) > bytes_max:
-        raise _TooLarge
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > bytes_max:
-            raise _TooLarge
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _header(scope: Scope, name: bytes) -> bytes | None:
-    """The header's value; None if it is absent, or there twice and so says nothing."""
-    values: list[bytes] = [value for key, value in scope["headers"] if key == name]
-    return values[0] if len(values) == 1 else None
 
 
 def _accepted(delivery: Delivery, appended: Appended) -> bytes:

@@ -27,8 +27,10 @@ from streamproc.domain.events import (
     Event,
     PayoutMalformed,
     PayoutObserved,
+    PayoutRequested,
     Source,
 )
+from streamproc.domain.intent import is_intent
 from streamproc.errors import InputError
 from streamproc.log.stream import Append
 
@@ -117,7 +119,8 @@ def append_of(
         return Append(account, (key,), (malformed,))
     observed = PayoutObserved(
         at=now_us,
-        payout=payout.id,
+        # The reference of an intent is its name here; the bank's own id stays in the facts, and in the keys.
+        payout=payout.reference_id if is_intent(payout.reference_id) else payout.id,
         account=account,
         source=source,
         bank_event=bank_event,
@@ -135,12 +138,19 @@ def observation_key(payout: BankPayout, bank_event: str = "") -> str:
     return f"up:{payout.id}:{_hash(*changed)}"
 
 
+def request_key(payout: str) -> str:
+    """What makes two requests one: the payout's id, which account, agent and Idempotency-Key make."""
+    return f"in:{payout}"
+
+
 def keys_in(events: Sequence[Event]) -> tuple[str, ...]:
     """The keys that a delivery's events tell by themselves; entries of older versions have no others."""
     keys: list[str] = []
     for event in events:
         if type(event) is PayoutObserved:
             keys.append(observation_key(event.facts, event.bank_event))
+        elif type(event) is PayoutRequested:
+            keys.append(request_key(event.payout))
         elif type(event) is PayoutMalformed and event.payout:
             keys.append(_bad_key(event.payout, event.problem))
     return tuple(keys)

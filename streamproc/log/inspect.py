@@ -72,7 +72,9 @@ async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord
             for partition in range(partitions):
                 pipe.hget(Names(partition).payout(payout), "s")
             found = await pipe.execute()
-    return next((decode_record(record) for record in found if record), None)
+    records = [decode_record(record) for record in found if record]
+    # A payout under an intent's reference may have been shown of another account: the intent is the payout.
+    return next((r for r in records if r.intent is not None), records[0] if records else None)
 
 
 async def held_records(client: Redis, names: Names, *, limit: int) -> list[PayoutRecord]:
@@ -117,6 +119,20 @@ async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:
                 pipe.hget(key, "s")
             found = await pipe.execute()
     return [decode_record(record) for record in found if record]
+
+
+async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None:
+    """The entry that a producer's key is known by, whichever partition has it; None where it is not in Redis."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for partition in range(partitions):
+                pipe.get(Names(partition).seen(key))
+            found = await pipe.execute()
+        for partition, entry in enumerate(found):
+            if entry is not None:
+                rows = await client.execute_command("XRANGE", Names(partition).log, entry, entry)
+                return entry_of(rows[0]) if rows else None
+    return None
 
 
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:

@@ -18,6 +18,7 @@ class Names:
         self.base = f"{PREFIX}:{{{partition}}}"
         self.log = f"{self.base}:log"
         self.policy = f"{self.base}:policy"
+        self.tokens = f"{self.base}:tokens"
         self.timers = f"{self.base}:timers"
         self.dead = f"{self.base}:dead"
         self.number = f"{self.base}:number"

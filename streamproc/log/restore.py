@@ -17,6 +17,7 @@ from streamproc.domain.budget import Admission
 from streamproc.domain.events import TimerFired
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.domain.policy import ScopeState
+from streamproc.domain.tokens import Token
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import scripts
@@ -24,6 +25,7 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
 from streamproc.log.scripts import Script
 from streamproc.log.stream import ZERO, Entry, entry_of
+from streamproc.log.tokens import kept
 
 COMMANDS_MAX = 1_000
 ARGUMENTS_MAX = 10_000
@@ -206,6 +208,13 @@ class Restorer:
         await self._put("HSET", self.names.policy, "rev", self.stamp)
         for scope, state in scopes.items():
             await self._put("HSET", self.names.policy, scope, _encode(state))
+
+    async def tokens(self, tokens: Sequence[Token]) -> None:
+        """Who may use the HTTP API."""
+        if tokens:
+            await self._put("HSET", self.names.tokens, "rev", self.stamp)
+        for field, value in kept(tokens):
+            await self._put("HSET", self.names.tokens, field, value)
 
     async def letter(self, letter: str, entry: Entry, group: str, problem: str) -> None:
         """A dead letter, in ascending order of its id."""

@@ -307,6 +307,15 @@ async def change_policy(
     return answer.decode() if done == 1 else None
 
 
+async def change_tokens(
+    client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, tokens: Sequence[tuple[str, bytes]]
+) -> str | None:
+    """Append a token's event and put it in force; None when `rev` is no longer current."""
+    flat = [x for pair in tokens for x in pair]
+    done, answer = await _change_policy(client, [names.log, names.tokens], [rev, e, m, *flat])
+    return answer.decode() if done == 1 else None
+
+
 async def close_letter(
     client: Redis, names: Names, letter: str, *, group: str, entry: str, action: str, e: bytes, m: bytes
 ) -> str | None:

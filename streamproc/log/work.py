@@ -12,9 +12,9 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
-from streamproc.domain.events import Event, Fact, PayoutObserved, TimerFired
+from streamproc.domain.events import Event, Fact, TimerFired
 from streamproc.domain.identity import Party, party_of
-from streamproc.domain.payouts import PayoutRecord, evolve, fold
+from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
 from streamproc.log.cache import Cache
 
@@ -44,8 +44,8 @@ class Work:
     def open(self, version: bytes, record: PayoutRecord | None, admission: Admission, *, keep: bool) -> None:
         """Start from what Redis knows. `keep` leaves earlier outputs: they are facts, only the fold is new."""
         self.loaded, self.version, self.admission, self.problem = record, version, admission, None
-        # Producers append without touching the record: an observation is folded by whoever handles it.
-        self.record = fold((e for e in self.events if type(e) is PayoutObserved), record)
+        # Producers append without touching the record: what they saw is folded by whoever handles it.
+        self.record = fold((e for e in self.events if type(e) in ASKED), record)
         if keep:
             self.record = fold(self.out, self.record)
         else:
@@ -80,11 +80,11 @@ class Desk:
     book: PolicyBook
     admit: Callable[[Sequence[Ask]], Awaitable[list[Admission]]]
     cache: Cache
-    _parties: dict[tuple[str, str, str], Party] = field(default_factory=dict)
+    _parties: dict[tuple[str, str, str, bool], Party] = field(default_factory=dict)
 
     def party(self, record: PayoutRecord) -> Party:
         """Whose payout this is under the policies in force; looked up once a batch, since every stage asks."""
-        key = (record.agent, record.fund_account, record.account)
+        key = (record.agent, record.fund_account, record.account, record.intent is None)
         known = self._parties.get(key)
         if known is None:
             known = self._parties[key] = party_of(record, self.book)

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
-from streamproc.domain.events import Event, Finding, PayoutObserved
+from streamproc.domain.events import Finding, PayoutObserved, PayoutRequested
+from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
-from streamproc.domain.wire import type_of
+from streamproc.domain.shown import event_json as event_json
+from streamproc.domain.shown import finding_json as finding_json
+from streamproc.domain.shown import payout_json
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import record_of
 from streamproc.operate.history import StoryEvent, history_of, history_until
 from streamproc.operate.past import targets_of
-from streamproc.operate.site import Site, iso
+from streamproc.operate.site import Site
 
 
 class Story(Struct, frozen=True):
@@ -27,7 +29,8 @@ async def explain(site: Site, payout: str) -> Story:
     """The story of a payout. Raises JobFailed for one that nobody has seen."""
     history = await history_of(site, payout)
     notes = list(history.notes)
-    if history.events and isinstance(history.events[0].event, PayoutObserved):
+    begins_with = PayoutRequested if is_intent(payout) else PayoutObserved
+    if history.events and type(history.events[0].event) is begins_with:
         record = fold(found.event for found in history.events)
     else:
         record = await record_of(site.client, site.partitions, payout)
@@ -64,69 +67,9 @@ def findings_of(story: Story) -> list[Finding]:
 
 def as_json(story: Story) -> dict[str, Any]:
     """What `explain --json` prints: a contract that scripts rely on. Amounts in paise, times ISO 8601."""
-    record = story.record
     return {
-        "payout": record.payout,
-        "account": record.account,
-        "agent": record.agent,
-        "identity": record.identity,
-        "amount": record.amount,
-        "currency": record.currency,
-        "vendor_url": record.vendor_url,
-        "received_at": iso(record.received_at),
-        "decision": record.decision,
-        "reason": record.reason,
-        "reasons": record.reasons,
+        **payout_json(story.record),
         "findings": [finding_json(finding) for finding in findings_of(story)],
-        "policy_version": record.policy_version,
-        "state": record.state,
-        "bank_status": record.bank_status,
-        "reservation": _reservation_json(record),
-        "reviews": [
-            {"by": r.by, "action": r.action, "why": r.why, "channel": r.channel, "at": iso(r.at)}
-            for r in record.reviews
-        ],
         "events": [event_json(told.id, told.event) for told in story.events],
         "notes": story.notes,
-    }
-
-
-def finding_json(finding: Finding) -> dict[str, Any]:
-    """A rule that fired, with every field written out."""
-    return {
-        "stage": finding.stage,
-        "code": finding.code,
-        "outcome": finding.outcome,
-        "evidence": finding.evidence,
-    }
-
-
-def event_json(identity: str, event: Event) -> dict[str, Any]:
-    """An event as scripts see it: `data` is everything but its type and its time."""
-    data = msgspec.to_builtins(event)
-    return {"id": identity, "type": type_of(event), "at": iso(data.pop("at")), "data": _without_type(data)}
-
-
-def _without_type(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if name != "type"}
-
-
-def _reservation_json(record: PayoutRecord) -> dict[str, Any] | None:
-    held = record.reservation
-    if held is None:
-        return None
-    return {
-        "state": held.state,
-        "amount": held.amount,
-        "number": held.number,
-        "windows": [
-            {
-                "scope": use.scope,
-                "window": use.window,
-                "limit": use.limit,
-                "reserved": use.reserved,
-                "committed": use.committed,
-            }
-            for use in held.windows
-        ],
     }

@@ -47,6 +47,7 @@ from streamproc.operate.recover_state import (
     policies_of,
     restore_budgets,
     restore_payouts,
+    tokens_of,
 )
 from streamproc.operate.replay import Progress, built_as_of
 from streamproc.settings import Settings
@@ -237,11 +238,12 @@ async def _rebuild_one(
     await restore_recent(sources, to, counts, say)
     await restore_letters(sources, to, counts)
     await restore_log(sources, to, consumers.GROUPS, counts, say)
-    scopes = await policies_of(sources)
+    scopes, tokens = await policies_of(sources), await tokens_of(sources)
     if aside:
         say("what came in on the old log", 0, 0)
-        scopes = await carry_over(sources, to, scopes, counts, note)
+        scopes, tokens = await carry_over(sources, to, scopes, tokens, counts, note)
     await to.policies(scopes)
+    await to.tokens(list(tokens.values()))
     counts.policies = len(scopes)
     await _poll_from_the_archives_end(settings, sources, to)
     await to.put_in_place(keep_rescued_s=settings.retention_s)

@@ -17,6 +17,12 @@ SELECT seq, entry_ms FROM events WHERE partition = $1 AND seq = ANY($2::bigint[]
 -- The entries with the newest version of each scope.
 SELECT DISTINCT ON (scope) scope, version, seq FROM policies WHERE partition = $1 ORDER BY scope, version DESC;
 
+-- name: token_entries
+-- A token is about no payout; the tag is looked for in the bytes.
+SELECT entry_id AS id, e, m FROM events
+WHERE partition = $1 AND seq <= $2 AND payout IS NULL AND position('"type":"token.'::bytea IN e) > 0
+ORDER BY seq;
+
 -- name: parties
 SELECT payout, agent, (extract(epoch FROM received_at) * 1000000)::bigint AS received_us FROM payouts
 WHERE partition = $1 AND payout = ANY($2::text[]);

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.domain.events import BankPayout
+from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.ingress.razorpay_poll import Poller
@@ -85,7 +87,7 @@ async def _open_payouts(
                 unasked += len(records)
                 continue
             answers = await asyncio.gather(
-                *(_ask(bank, producer, record) for record in records), return_exceptions=True
+                *(_ask(settings, bank, producer, record) for record in records), return_exceptions=True
             )
             for record, answer in zip(records, answers, strict=True):
                 match answer:
@@ -106,20 +108,29 @@ async def _open_payouts(
         done.left.append(f"the bank has no answer for {len(unknown) - NOTES_MAX} more payouts")
 
 
-async def _ask(bank: Razorpay, producer: Producer, record: PayoutRecord) -> bool:
+async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: PayoutRecord) -> bool:
     """Record where a payout stands, if that is news; whether it was."""
     for attempt in range(1, TRIES_MAX + 1):
         try:
-            facts = await bank.fetch(record.payout)
+            found = await _found(settings, bank, record)
             break
         except TryAgain as problem:
             if attempt == TRIES_MAX:
                 raise
             await asyncio.sleep(min(problem.after_s, WAIT_S_MAX))
-    if facts.status == record.bank_status:
-        return False
-    append = append_of(facts, account=record.account, source="fetch", now_us=producer.now_us())
-    return (await producer.append(append)).new
+    new = False
+    for facts in found:
+        if facts.status != record.bank_status or facts.id != record.at_bank:
+            append = append_of(facts, account=record.account, source="fetch", now_us=producer.now_us())
+            new = (await producer.append(append)).new or new
+    return new
+
+
+async def _found(settings: Settings, bank: Razorpay, record: PayoutRecord) -> list[BankPayout]:
+    """The payout at the bank; of an intent, what is there under its reference, which may be nothing yet."""
+    if is_intent(record.payout):
+        return await bank.find(settings.razorpay_account_number, record.payout)
+    return [await bank.fetch(record.payout)]
 
 
 async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: Reconciled) -> None:

@@ -3,7 +3,7 @@
 After a failover that lost the newest entries the log may have grown on: other entries than the archive has, a fork.
 What was decided there rests on budgets and policies that had gone back, and no approval was sent on the strength of it,
 since the archive did not have it. So decisions are dropped and made again. What the world said is not dropped: what the
-bank showed and answered, what people reviewed, and changes of policies, a freeze above all.
+bank showed and answered, what people reviewed, changes of policies, a freeze above all, and tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +20,10 @@ from streamproc.domain.events import (
     PayoutObserved,
     PolicyChanged,
 )
+from streamproc.domain.payouts import ASKED
 from streamproc.domain.policy import ScopeState, scopes_after
 from streamproc.domain.policy_changes import replan
+from streamproc.domain.tokens import Token, tokens_after
 from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events, payout_of
 from streamproc.errors import InputError, Unprocessable
 from streamproc.ingress.translate import keys_in
@@ -35,14 +37,23 @@ TIMERS_WRITER = "timers"
 """Who writes what was due (log/lua/due.lua): what is due is rebuilt, so it comes again."""
 
 Scopes: TypeAlias = dict[str, ScopeState]
+Tokens: TypeAlias = dict[str, Token]
 _encode = msgspec.json.Encoder().encode
 
 
 async def carry_over(
-    sources: Sources, to: Restorer, scopes: Scopes, counts: Counts, note: Callable[[str], None]
-) -> Scopes:
-    """Append to the log that is built what came from outside; the policies after it. `note` hears what was not kept."""
-    fork = _Fork(sources, to, scopes, note)
+    sources: Sources,
+    to: Restorer,
+    scopes: Scopes,
+    tokens: Tokens,
+    counts: Counts,
+    note: Callable[[str], None],
+) -> tuple[Scopes, Tokens]:
+    """Append to the log that is built what came from outside; policies and tokens after it.
+
+    `note` hears what was not kept.
+    """
+    fork = _Fork(sources, to, scopes, tokens, note)
     after = await _common_end(sources, to)
     while entries := await rescued_after(to.client, to.names, after, ENTRIES_AT_ONCE):
         after = entries[-1].id
@@ -51,7 +62,7 @@ async def carry_over(
                 counts.rescued += 1
             else:
                 counts.dropped += 1
-    return fork.scopes
+    return fork.scopes, fork.tokens
 
 
 async def _common_end(sources: Sources, to: Restorer) -> str:
@@ -74,9 +85,12 @@ async def _common_end(sources: Sources, to: Restorer) -> str:
 class _Fork:
     """Takes the fork's entries in order."""
 
-    def __init__(self, sources: Sources, to: Restorer, scopes: Scopes, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, sources: Sources, to: Restorer, scopes: Scopes, tokens: Tokens, note: Callable[[str], None]
+    ) -> None:
         self._sources, self._to, self._note = sources, to, note
         self.scopes = dict(scopes)
+        self.tokens = dict(tokens)
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:
@@ -98,7 +112,8 @@ class _Fork:
                     f"dead letter {event.letter}: its {event.action} by {event.by} is to be done again"
                 )
                 return False
-        self._observed.update(event.payout for event in events if type(event) is PayoutObserved)
+        self.tokens = tokens_after(self.tokens, events)
+        self._observed.update(payout_of(event) for event in events if type(event) in ASKED)
         return await self._append(entry.e, entry, meta, meta.keys or keys_in(events))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:

@@ -15,6 +15,7 @@ from streamproc.domain.events import (
     Fact,
     PayoutDecided,
     PayoutMalformed,
+    PayoutRequested,
     ReviewSubmitted,
     VelocityChecked,
 )
@@ -33,7 +34,7 @@ RATE_SCAN_S = RATE_WINDOW_S_MAX + RATE_BACKLOG_S
 
 _TOLD: tuple[type[Fact], ...] = (
     *(VelocityChecked, BudgetReserved, PayoutDecided, CancelRequested),
-    *(ReviewSubmitted, PayoutMalformed, EntrySetAside, DeadLetterClosed),
+    *(PayoutRequested, ReviewSubmitted, PayoutMalformed, EntrySetAside, DeadLetterClosed),
 )
 """What an entry is decoded for."""
 _of_interest = re.compile(

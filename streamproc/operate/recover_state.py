@@ -28,8 +28,10 @@ from streamproc.domain.payouts import (
 )
 from streamproc.domain.policy import ScopeState
 from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild, window_end_s
+from streamproc.domain.tokens import Token, tokens_after
 from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.log.restore import Restorer
+from streamproc.log.tokens import TOKEN_PARTITION
 
 ROWS_AT_ONCE = 2_000
 """Rows of the archive fetched at once, some 2 kB each."""
@@ -130,6 +132,17 @@ async def policies_of(sources: Sources) -> dict[str, ScopeState]:
     return scopes
 
 
+async def tokens_of(sources: Sources) -> dict[str, Token]:
+    """The tokens by the archive: all of their events are in one partition."""
+    tokens: dict[str, Token] = {}
+    if sources.partition == TOKEN_PARTITION:
+        asked = (SQL["token_entries"], sources.partition, sources.head.seq)
+        async for rows in rows_in_parts(sources.archive, *asked):
+            for row in rows:
+                tokens = tokens_after(tokens, decode_events(row["e"]))
+    return tokens
+
+
 async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
     """Entries by their numbers, in order."""
     rows = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
@@ -138,7 +151,7 @@ async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
 
 async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
     """Every payout that is not over, and what ended within the retention time."""
-    terminal, releasing = sorted(TERMINAL_STATES), sorted(RELEASING_STATUSES)
+    terminal, releasing = sorted(TERMINAL_STATES), ["", *sorted(RELEASING_STATUSES)]
     since_ms = sources.now_ms - int(sources.retention_s * MS)
     arguments = (sources.partition, terminal, releasing, since_ms)
     async for rows in rows_in_parts(sources.place, SQL["payouts"], *arguments, at_once=PAYOUTS_AT_ONCE):

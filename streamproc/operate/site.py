@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from streamproc.archive.lookup import opened_pool, refusals_named
+from streamproc.domain.shown import iso as iso
+from streamproc.domain.shown import iso_or_none as iso_or_none
 from streamproc.errors import InputError, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.inspect import partitions_of_log
@@ -75,16 +77,6 @@ async def opened(settings: Settings) -> AsyncIterator[Site]:
         yield Site(settings.redis_url, client, partitions, pool)
 
 
-def iso(at_us: int) -> str:
-    """µs since 1970 as ISO 8601 in UTC with µs: 2026-11-22T12:00:00.000001Z."""
-    return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_us % US:06d}Z"
-
-
 def us_of(at: datetime) -> int:
     """An aware datetime as µs since 1970, exactly: a float of seconds would round."""
     return (at - _EPOCH) // timedelta(microseconds=1)
-
-
-def iso_or_none(at_us: int) -> str | None:
-    """As `iso`; None for 0, which means never."""
-    return iso(at_us) if at_us else None

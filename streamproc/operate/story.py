@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from streamproc.domain import events as e
+from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.operate.explain import Story
@@ -34,6 +35,11 @@ def _headline(record: PayoutRecord) -> Iterator[str]:
     yield f"  agent {record.agent or '-'} ({record.identity}), policy version {record.policy_version or '-'}"
     yield f"  vendor {record.vendor_url or '-'}"
     yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
+    if record.intent is not None:
+        nothing = "not known yet" if record.decision == "APPROVED" and not record.failure else "not there"
+        yield f"  at the bank it is {record.bank_payout or nothing}"
+    if record.failure:
+        yield f"  it was not created: {record.failure}"
     if record.reservation is not None:
         yield f"  budget: {rupees(record.reservation.amount)} {record.reservation.state}"
 
@@ -42,6 +48,8 @@ def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
     match event:
         case e.PayoutObserved():
             return _observed(event)
+        case e.PayoutRequested():
+            return _requested(event)
         case e.PayoutScreened() | e.VelocityChecked() | e.ReputationChecked() | e.BudgetReserved():
             return _stage(event, said)
         case e.PayoutDecided():
@@ -57,10 +65,24 @@ def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
             return [_other(event)]
 
 
+def _requested(event: e.PayoutRequested) -> Iterator[str]:
+    intent = event.intent
+    yield f"agent {event.agent} asks for {rupees(event.amount)} {event.currency} (token {event.token})"
+    payee = intent.beneficiary
+    to = intent.fund_account_id
+    if payee is not None:
+        to = f"{payee.account_type} {masked(payee.account_number or payee.vpa)}"
+    yield f"to {to} by {intent.mode}, purpose {intent.purpose}, vendor {event.vendor_url or '-'}"
+    notes = ", ".join(f"{name}={value}" for name, value in intent.notes.items())
+    if notes:
+        yield f"notes: {notes}"
+
+
 def _observed(event: e.PayoutObserved) -> Iterator[str]:
     facts = event.facts
     via = f"{event.source} {event.bank_event}".strip()
-    yield f"the bank shows it {facts.status} (by {via}): {rupees(facts.amount)} {facts.currency}"
+    what = "it" if facts.id == event.payout else facts.id
+    yield f"the bank shows {what} {facts.status} (by {via}): {rupees(facts.amount)} {facts.currency}"
     notes = ", ".join(f"{name}={value}" for name, value in facts.notes.items())
     if notes:
         yield f"notes: {notes}"
@@ -148,7 +170,12 @@ def _answered(event: e.BankCommandAnswered) -> str:
     status = f" with HTTP {event.http_status}" if event.http_status else ""
     problem = " ".join(part for part in (event.code, event.problem) if part)
     said = f" ({problem})" if problem else ""
-    return f"bank command {event.command}: {event.outcome}{status}{said}; the bank says {event.bank_status}"
+    where = f"the bank says {event.bank_status}"
+    if event.bank_payout:
+        where = f"it is {event.bank_payout} there, and {event.bank_status}"
+    if event.command == "create" and event.outcome == "refused":
+        where = "nothing is there, so it failed"
+    return f"bank command {event.command}: {event.outcome}{status}{said}; {where}"
 
 
 def _other(event: e.Event) -> str:
@@ -156,6 +183,11 @@ def _other(event: e.Event) -> str:
         case e.TimerFired():
             return f"timer {event.timer} is due"
         case e.GovernanceBypassed():
+            if event.bank_payout:
+                return (
+                    f"BYPASSED: {event.bank_payout}, another payout under this reference, of {rupees(event.amount)}, is"
+                    f" {event.status} at the bank"
+                )
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"

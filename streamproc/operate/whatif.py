@@ -17,7 +17,7 @@ from streamproc.archive.load import Row, rows_after
 from streamproc.archive.lookup import decided_payouts, entries_by_id, job_named, policy_entries
 from streamproc.archive.store import snapshot
 from streamproc.domain.budget import US
-from streamproc.domain.events import GovernanceBypassed, PayoutObserved
+from streamproc.domain.events import GovernanceBypassed, PayoutObserved, PayoutRequested
 from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
@@ -158,7 +158,7 @@ async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, tol
     for start in range(0, len(wanted), ROWS_AT_ONCE):
         for row in await entries_by_id(db, partition, wanted[start : start + ROWS_AT_ONCE]):
             for event in told_of(partition, row).events:
-                if type(event) is PayoutObserved:
+                if type(event) is PayoutObserved or type(event) is PayoutRequested:
                     retrial.remember(row.id, event)
     bypassed = [event.payout for one in told for event in one.events if isinstance(event, GovernanceBypassed)]
     if bypassed:

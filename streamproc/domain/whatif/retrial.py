@@ -14,11 +14,12 @@ from streamproc.domain.events import (
     GovernanceBypassed,
     PayoutDecided,
     PayoutObserved,
+    PayoutRequested,
     PayoutSettled,
     PolicyChanged,
     ReviewCounted,
 )
-from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.domain.payouts import ASKED, OPEN_STATUSES
 from streamproc.domain.policy import ScopeState, build_book, scopes_after
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.fates import Fates
@@ -60,16 +61,16 @@ class Retrial:
         self._order: InOrder[Callable[[], None]] = InOrder(first_number)
         self._scopes: Scopes = {}
         self._books = self._books_of(self._scopes)
-        self._observed: dict[str, PayoutObserved] = {}
+        self._observed: dict[str, PayoutObserved | PayoutRequested] = {}
         self._held: set[str] = set()
         """Payouts that were held and of which the end was not read yet."""
         self._decided = 0
         self.decided: frozenset[str] = frozenset()
         """Payouts that moved at the bank without an approval and were decided all the same: they are judged."""
 
-    def remember(self, entry: str, event: PayoutObserved) -> None:
-        """An observation, for the decision that it may cause. Only an open payout is decided."""
-        if event.facts.status in OPEN_STATUSES:
+    def remember(self, entry: str, event: PayoutObserved | PayoutRequested) -> None:
+        """An observation or a request, for the decision that it may cause. Only an open payout is decided."""
+        if not isinstance(event, PayoutObserved) or event.facts.status in OPEN_STATUSES:
             self._observed[entry] = event
             if len(self._observed) > OBSERVED_MAX:
                 for old in list(self._observed)[: OBSERVED_MAX // 10]:
@@ -93,9 +94,9 @@ class Retrial:
             changes = [event for event in told.events if type(event) is PolicyChanged]
             self._scopes = scopes_after(self._scopes, *changes)
             self._books = self._books_of(self._scopes)
-        if PayoutObserved in kinds:
+        if not ASKED.isdisjoint(kinds):
             for event in told.events:
-                if type(event) is PayoutObserved:
+                if type(event) is PayoutObserved or type(event) is PayoutRequested:
                     self.remember(told.id, event)
         if PayoutDecided in kinds:
             self._read_decision(told)

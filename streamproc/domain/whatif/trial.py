@@ -1,7 +1,7 @@
 """A decision as the log has it, taken apart: what was asked, on what evidence, in what order. Pure.
 
 A replay must decide on what the decision saw, not on what came later. That is the entry that caused it: an
-observation that is handled leads to a decision in the same pass, so a decided payout had no earlier one.
+observation, or a request, that is handled leads to a decision in the same pass, so a decided payout had no earlier one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from streamproc.domain.events import (
     Finding,
     PayoutDecided,
     PayoutObserved,
+    PayoutRequested,
     ReputationChecked,
     VelocityChecked,
 )
@@ -48,13 +49,13 @@ class Books:
 
     def __init__(self, real: PolicyBook, candidate: PolicyBook) -> None:
         self.real, self.candidate = real, candidate
-        self._same: dict[tuple[str, str, str], bool] = {}
+        self._same: dict[tuple[str, str, str, bool], bool] = {}
 
     def same_for(self, record: PayoutRecord) -> bool:
         """Whether the candidate changes nothing for this payout's agent, team and account."""
         if self.real is self.candidate:
             return True
-        key = (record.agent, record.fund_account, record.account)
+        key = (record.agent, record.fund_account, record.account, record.intent is None)
         known = self._same.get(key)
         if known is None:
             real, candidate = party_of(record, self.real), party_of(record, self.candidate)
@@ -125,7 +126,7 @@ def reputation_of(checked: ReputationChecked, problem: str = "") -> Reputation:
     )
 
 
-def trial_of(events: Sequence[Event], seen: PayoutObserved, books: Books) -> Trial:
+def trial_of(events: Sequence[Event], seen: PayoutObserved | PayoutRequested, books: Books) -> Trial:
     """The trial that the entry `events` tells of, decided on `seen`. The entry holds a first decision."""
     decided = next(event for event in events if type(event) is PayoutDecided)
     record = fold([seen])

@@ -1,7 +1,7 @@
 #!lua
--- Change policies: the events and the state that decisions read, in one step.
--- KEYS[1] stream log   KEYS[2] hash policy (field `rev`, and a field for each scope)
--- ARGV[1] revision that the change was planned on, ARGV[2] `e`, ARGV[3] `m`, then scope and its JSON ('' removes)
+-- Change policies, or tokens: the events and the state that decisions read, in one step.
+-- KEYS[1] stream log   KEYS[2] hash policy (field `rev`, and a field for each scope), or tokens (for each hash)
+-- ARGV[1] revision that the change was planned on, ARGV[2] `e`, ARGV[3] `m`, then field and its JSON ('' removes)
 -- Returns {1, entry id} or {0, current revision} if somebody was faster; NOLOG where there is no log.  O(scopes).
 -- Resent after a lost reply it answers 0: the caller plans again and finds nothing left to change.
 if redis.call('EXISTS', KEYS[1]) == 0 then

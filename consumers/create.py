@@ -1,0 +1,232 @@
+"""Creating an approved intent at the bank: once, whatever is lost on the way.
+
+The bank keeps an idempotency key for seven days: the same key and bytes give the same payout. So the key is made of the
+decision's event id and the bytes of what the log holds, both for good. Before a second attempt the bank's list is asked
+for the reference. What is found there is taken for ours only where that is certain, by its fund account; of an inline
+beneficiary only the key itself tells. After CREATE_WITHIN_S the key may be forgotten, so then nothing is sent any more.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Literal, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain.copies import agrees, copy_of
+from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
+from streamproc.domain.intent import Beneficiary
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import TryAgain, Unprocessable
+from streamproc.log.work import Desk, Work
+
+CREATE_WITHIN_S = 6 * 86_400
+"""After the decision. The bank promises a key for 7 days; a day is for clocks and for calls under way."""
+UNREADABLE_AFTER_S = 5.0
+"""Until the same call is made again whose answer could not be read."""
+NOT_SET_AFTER_S = 60.0
+"""A setting is missing: a person must act, the payout must not be lost."""
+
+
+class Debit(Struct, frozen=True):
+    """Who pays what is created here: the account's number at the bank, and the id that its webhooks carry."""
+
+    number: str = ""
+    account: str = ""
+
+
+class Created(Protocol):
+    """What the client says to a create (streamproc/clients/razorpay.py)."""
+
+    @property
+    def http_status(self) -> int: ...
+    @property
+    def outcome(self) -> Literal["done", "refused"]: ...
+    @property
+    def payout(self) -> BankPayout | None: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def problem(self) -> str: ...
+
+
+class Creator(Protocol):
+    """The calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
+
+    async def create(self, order: bytes, key: str) -> Created: ...
+    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]: ...
+
+
+async def create(
+    work: Work, desk: Desk, bank: Creator, *, decided_at: int, caused_by: str, debit: Debit
+) -> BankPayout | None:
+    """Make sure that the intent is at the bank, and record it. None: the bank refused it, and that is recorded.
+
+    Raises Unprocessable where a person must look.
+    """
+    record = work.known()
+    _check_debit(record, debit)
+    found: Sequence[BankPayout] = ()
+    if work.taken or record.copies:
+        found = await bank.find(debit.number, record.payout)
+        if (mine := _ours(record, found)) is not None:
+            return _bind(work, desk, mine, "already", caused_by)
+        _refuse_doubtful(record, found)
+    if desk.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
+        there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
+        raise Unprocessable(
+            f"ALARM: intent {record.payout} was approved more than {CREATE_WITHIN_S // 86_400} days ago and is not"
+            f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
+            " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
+        )
+    answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
+    if answer.outcome == "done":
+        return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
+    return await _refused(work, desk, bank, answer, caused_by, debit.number)
+
+
+def _check_debit(record: PayoutRecord, debit: Debit) -> None:
+    """What was governed as one account's money must not be paid from another's."""
+    if not debit.number:
+        raise TryAgain("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER is not set here", after_s=NOT_SET_AFTER_S)
+    if debit.account and record.account != debit.account:
+        raise Unprocessable(
+            f"ALARM: intent {record.payout} is of account {record.account}, and this installation pays from"
+            f" {debit.account}; it is not created. Its token names the wrong account: revoke it"
+        )
+
+
+def key_of(caused_by: str) -> str:
+    """`X-Payout-Idempotency`: 35 of at most 36 characters, from the event id of the decision."""
+    return f"sp-{sha256(caused_by.encode()).hexdigest()[:32]}"
+
+
+def order_bytes(record: PayoutRecord, debit: str) -> bytes:
+    """The body of the call. The same record gives the same bytes, also in a later release: the bank compares them."""
+    intent = record.intent
+    assert intent is not None
+    order: dict[str, object] = {"account_number": debit}
+    if intent.beneficiary is None:
+        order["fund_account_id"] = intent.fund_account_id
+    order |= {"amount": record.amount, "currency": record.currency, "mode": intent.mode}
+    order |= {"purpose": intent.purpose, "queue_if_low_balance": False, "reference_id": record.payout}
+    if intent.narration:
+        order["narration"] = intent.narration
+    if intent.notes:
+        order["notes"] = intent.notes
+    if intent.beneficiary is not None:
+        order["fund_account"] = _fund_account(intent.beneficiary)
+    return msgspec.json.encode(order)
+
+
+def _fund_account(payee: Beneficiary) -> dict[str, object]:
+    if payee.account_type == "vpa":
+        details: dict[str, str] = {"address": payee.vpa}
+    else:
+        details = {"name": payee.name, "ifsc": payee.ifsc, "account_number": payee.account_number}
+    contact = {"name": payee.contact_name, "type": payee.contact_type}
+    contact |= {"email": payee.email, "contact": payee.phone}
+    return {
+        "account_type": payee.account_type,
+        payee.account_type: details,
+        "contact": {name: value for name, value in contact.items() if value},
+    }
+
+
+def _ours(record: PayoutRecord, found: Sequence[BankPayout]) -> BankPayout | None:
+    """The oldest that pays the same to the same fund account: whoever made it, it is what was asked for."""
+    if not record.fund_account:
+        return None
+    same = [p for p in found if _pays_the_same(record, p) and p.fund_account_id == record.fund_account]
+    return min(same, key=lambda payout: (payout.created_at, payout.id), default=None)
+
+
+def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
+    return agrees(copy_of(payout), record.amount, record.currency, record.fund_account)
+
+
+def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:
+    """Before a call under our key: what moved here without us may be this very payment, made around us."""
+    around_us = {copy.id for copy in record.copies if copy.bypassed}
+    doubtful = [payout.id for payout in found if payout.id in around_us and _pays_the_same(record, payout)]
+    if doubtful:
+        raise Unprocessable(
+            f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
+            " but was not made here; the intent is not created, since that may pay it twice"
+        )
+
+
+def _checked(record: PayoutRecord, answer: Created) -> BankPayout:
+    payout = answer.payout
+    if payout is None:
+        raise TryAgain(f"intent {record.payout} was taken, but {answer.problem}", after_s=UNREADABLE_AFTER_S)
+    if payout.reference_id != record.payout or payout.amount != record.amount:
+        raise Unprocessable(
+            f"ALARM: asked for intent {record.payout} of {record.amount} paise, the bank answered with payout"
+            f" {payout.id} of {payout.amount} paise under the reference {payout.reference_id or '-'}"
+        )
+    return payout
+
+
+async def _refused(
+    work: Work, desk: Desk, bank: Creator, answer: Created, caused_by: str, debit: str
+) -> BankPayout | None:
+    """A 4xx: once, and then what the bank's list says is the truth."""
+    record = work.known()
+    found = await bank.find(debit, record.payout)
+    if (mine := _ours(record, found)) is not None:
+        return _bind(work, desk, mine, "already", caused_by, answer.http_status)
+    said = f"{answer.http_status} {answer.code} ({answer.problem})"
+    if any(_pays_the_same(record, payout) for payout in found):
+        raise Unprocessable(
+            f"ALARM: the bank refused to create intent {record.payout} with {said}, and yet has"
+            f" {', '.join(payout.id for payout in found)} under its reference; whether that is ours cannot be told"
+        )
+    if "idempotency" in answer.problem.lower():
+        raise Unprocessable(
+            f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
+            " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
+        )
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=record.payout,
+            command="create",
+            outcome="refused",
+            http_status=answer.http_status,
+            bank_status="failed",
+            code=answer.code,
+            problem=answer.problem,
+            caused_by=caused_by,
+        )
+    )
+    return None
+
+
+def _bind(
+    work: Work,
+    desk: Desk,
+    payout: BankPayout,
+    outcome: Literal["done", "already"],
+    caused_by: str,
+    http_status: int = 0,
+) -> BankPayout:
+    record = work.known()
+    work.emit(
+        PayoutObserved(
+            at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=payout
+        )
+    )
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=record.payout,
+            command="create",
+            outcome=outcome,
+            http_status=http_status,
+            bank_status=payout.status,
+            caused_by=caused_by,
+            bank_payout=payout.id,
+        )
+    )
+    return payout

@@ -1,0 +1,116 @@
+"""`streamproc pay`: ask for a payout through the gateway."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamproc.cli import output
+from streamproc.errors import ConfigError, InputError, JobFailed
+
+if TYPE_CHECKING:
+    from streamproc.operate.pay import Taken
+
+FILE_BYTES_MAX = 65_536
+"""A beneficiary's file has some hundred bytes."""
+
+
+@click.command()
+@click.option("--amount", required=True, type=int, metavar="PAISE", help="In paise: 800000 is ₹8,000.00.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FA|FILE",
+    help="A fund account (fa_…), or a JSON file: the bank's `fund_account`.",
+)
+@click.option("--mode", default="IMPS", show_default=True, help="IMPS, NEFT, RTGS or UPI.")
+@click.option("--purpose", default="payout", show_default=True, help="As the bank account has them.")
+@click.option("--vendor-url", default="", metavar="URL", help="Who is paid.")
+@click.option(
+    "--narration", default="", metavar="TEXT", help="What the bank prints: 30 of A-Z a-z 0-9 and blanks."
+)
+@click.option("--note", "notes", multiple=True, metavar="NAME=TEXT", help="May be given several times.")
+@click.option("--key", default="", metavar="KEY", help="Idempotency-Key: the same key is the same payout.")
+@click.option(
+    "--token",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file with the token; or STREAMPROC_TOKEN.",
+)
+@click.option(
+    "--url", default="", metavar="URL", help="The API; by default the system that the settings name."
+)
+@click.option("--wait", is_flag=True, help="Until it is decided.")
+@output.json_option
+def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bool, **given: Any) -> None:
+    """Ask for a payout, as an agent does. Nothing is at the bank before it is approved.
+
+    Exit code 0 where it is taken (with --wait: approved or held), 1 where it is refused, 2 for wrong use. Without
+    --key each call is another payout: after a lost answer give the key that was printed.
+
+    \b
+    Example:
+      streamproc pay --amount 800000 --to fa_00000000000001 --token token.txt --wait
+    """
+    from streamproc.operate import pay as job
+    from streamproc.settings import discover, load
+
+    settings = discover(load(os.environ))
+    secret = _small_text(token, "--token").strip() if token is not None else settings.token.reveal()
+    if not secret:
+        raise ConfigError("no token: give --token FILE, STREAMPROC_TOKEN or STREAMPROC_TOKEN_FILE")
+    where = url or f"http://{settings.host}:{settings.port}"
+    key = key or job.new_key()
+    order = _order(to, **given)
+
+    async def body() -> "Taken":
+        return await job.pay(where, secret, order, key=key, wait=wait)
+
+    taken = output.run(body())
+    shown = taken.payout
+    if as_json:
+        output.say_json({**shown, "key": key})
+    else:
+        decided = f"{shown['decision']} {shown['reason']}" if shown["decision"] else "taken, not decided yet"
+        click.echo(f"{shown['payout']}: {decided} (key {key})")
+    if shown["decision"] == "REJECTED":
+        raise JobFailed(f"{shown['payout']} is rejected: {', '.join(shown['reasons'])}")
+
+
+def _order(
+    to: str, amount: int, mode: str, purpose: str, vendor_url: str, narration: str, notes: tuple[str, ...]
+) -> dict[str, Any]:
+    order: dict[str, Any] = {"amount": amount, "currency": "INR", "mode": mode, "purpose": purpose}
+    order |= {name: text for name, text in (("vendor_url", vendor_url), ("narration", narration)) if text}
+    pairs = [note.partition("=") for note in notes]
+    if any(not name or not equals for name, equals, _ in pairs):
+        raise InputError("--note must be NAME=TEXT")
+    if pairs:
+        order["notes"] = {name: text for name, _, text in pairs}
+    if to.startswith("fa_"):
+        return {**order, "fund_account_id": to}
+    return {**order, "fund_account": _beneficiary(Path(to))}
+
+
+def _beneficiary(path: Path) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(_small_text(path, "--to"), type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise InputError(
+            f"--to {path}: the file is no JSON object, as the bank's `fund_account` is"
+        ) from None
+
+
+def _small_text(path: Path, option: str) -> str:
+    try:
+        with path.open("rb") as file:
+            found = file.read(FILE_BYTES_MAX + 1)
+        if len(found) > FILE_BYTES_MAX:
+            raise InputError(f"{option} {path} is over {FILE_BYTES_MAX} bytes")
+        return found.decode()
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
+        raise InputError(f"{option} {path} cannot be read: {why}") from None

@@ -1,0 +1,120 @@
+"""`streamproc token`: who may use the HTTP API, for what, and for how long."""
+
+import getpass
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+
+if TYPE_CHECKING:
+    from streamproc.domain.events import TokenScope
+    from streamproc.domain.tokens import Token
+    from streamproc.operate.tokens import Made
+
+_by = click.option("--by", default=None, metavar="NAME", help="Who does it; your login name by default.")
+
+
+@click.group()
+def token() -> None:
+    """Tokens of the HTTP API: for agents, viewers, approvers and admins."""
+
+
+@token.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    required=True,
+    type=click.Choice(["agent", "viewer", "approver", "admin"]),
+    help="agent: ask for payouts and see its own. viewer: see all. approver: and review. admin: and policies.",
+)
+@click.option("--agent", default="", metavar="ID", help="Whose token it is; for scope agent.")
+@click.option(
+    "--account", default="", metavar="ACC", help="Whose money; STREAMPROC_RAZORPAY_ACCOUNT_ID by default."
+)
+@click.option("--expires", default="90d", show_default=True, metavar="TIME", help="As 30m, 12h or 90d.")
+@_by
+@output.json_option
+def create(
+    name: str, scope: str, agent: str, account: str, expires: str, by: str | None, as_json: bool
+) -> None:
+    """Make a token NAME and print it, once: only its hash is kept.
+
+    \b
+    Example:
+      streamproc token create procurement --scope agent --agent procurement-bot > token.txt
+    """
+    settings = operator_settings()
+    from streamproc.operate import tokens
+    from streamproc.operate.site import iso, opened
+
+    expires_s = tokens.seconds_of(expires)
+    kind = cast("TokenScope", scope)
+    if kind == "agent":
+        account = account or settings.razorpay_account_id
+
+    async def body() -> "Made":
+        async with opened(settings) as site:
+            return await tokens.create(
+                site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
+                by=by or getpass.getuser(), pays_from=settings.razorpay_account_id,
+            )  # fmt: skip
+
+    made = output.run(body())
+    if as_json:
+        output.say_json({"name": name, "token": made.secret, "expires_at": iso(made.event.expires_at)})
+        return
+    click.echo(made.secret)
+    click.echo(f"token {name} is good until {iso(made.event.expires_at)}; it is not shown again", err=True)
+
+
+@token.command("list")
+@output.json_option
+def list_(as_json: bool) -> None:
+    """List the tokens, revoked and expired ones too.
+
+    \b
+    Example:
+      streamproc token list
+    """
+    settings = operator_settings()
+    from streamproc.operate import tokens
+    from streamproc.operate.site import iso_or_none, opened
+
+    async def body() -> "list[tuple[Token, str]]":
+        async with opened(settings) as site:
+            return await tokens.listed(site)
+
+    found = output.run(body())
+    if as_json:
+        output.say_json({"items": [tokens.token_json(one, what) for one, what in found]})
+        return
+    rows: list[tuple[Any, ...]] = [
+        (one.name, one.scope, one.agent or "-", one.account or "-", what, iso_or_none(one.expires_at))
+        for one, what in found
+    ]
+    output.say_table(
+        ("NAME", "SCOPE", "AGENT", "ACCOUNT", "STATE", "EXPIRES"), rows, empty="there are no tokens"
+    )
+
+
+@token.command()
+@click.argument("name")
+@_by
+def revoke(name: str, by: str | None) -> None:
+    """Revoke the token NAME: the next request with it is refused.
+
+    \b
+    Example:
+      streamproc token revoke procurement
+    """
+    settings = operator_settings()
+    from streamproc.operate import tokens
+    from streamproc.operate.site import opened
+
+    async def body() -> bool:
+        async with opened(settings) as site:
+            return await tokens.revoke(site, name, by=by or getpass.getuser())
+
+    click.echo(f"token {name} {'is revoked' if output.run(body()) else 'was revoked already'}")

@@ -1,0 +1,21 @@
+"""Payouts at the bank that bear an intent's reference and are not the intent's. Pure."""
+
+from streamproc.domain.copies import BankCopy, agrees
+from streamproc.domain.payouts import PayoutRecord
+
+
+def could_be(record: PayoutRecord, copy: BankCopy) -> bool:
+    """Whether a copy may be what the intent asks for."""
+    return agrees(copy, record.amount, record.currency, record.fund_account)
+
+
+def foreign_copies(record: PayoutRecord) -> list[BankCopy]:
+    """Payouts under an intent's reference that are not the intent's, as far as that can be known by now."""
+    awaited = record.intent is not None and record.decision == "APPROVED"
+    if record.created_as or record.failure:
+        awaited = False
+    return [
+        copy
+        for copy in record.copies
+        if copy.id != record.bank_payout and not (awaited and could_be(record, copy))
+    ]

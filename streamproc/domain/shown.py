@@ -1,0 +1,104 @@
+"""Payouts and events as scripts see them, by `explain --json` and by HTTP. Amounts in paise, times in ISO 8601. Pure.
+
+Where an intent's money goes is shown by its last four characters: the log alone has it whole, for the bank.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from streamproc.domain.events import Event, Finding, PayoutRequested
+from streamproc.domain.intent import Beneficiary, masked
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.wire import type_of
+
+US = 1_000_000
+_OPEN_FIELDS = frozenset({"account_type", "contact_type"})
+"""Fields of a beneficiary that say nothing of the person."""
+
+
+def iso(at_us: int) -> str:
+    """µs since 1970 as ISO 8601 in UTC with µs: 2026-11-22T12:00:00.000001Z."""
+    return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_us % US:06d}Z"
+
+
+def iso_or_none(at_us: int) -> str | None:
+    """As `iso`; None for 0, which means never."""
+    return iso(at_us) if at_us else None
+
+
+def payout_json(record: PayoutRecord) -> dict[str, Any]:
+    """A payout: a contract that scripts rely on. `bank_payout` is null while nothing is known to be at the bank."""
+    return {
+        "payout": record.payout,
+        "account": record.account,
+        "agent": record.agent,
+        "identity": record.identity,
+        "amount": record.amount,
+        "currency": record.currency,
+        "vendor_url": record.vendor_url,
+        "received_at": iso(record.received_at),
+        "decision": record.decision,
+        "reason": record.reason,
+        "reasons": record.reasons,
+        "findings": [finding_json(finding) for finding in record.findings],
+        "policy_version": record.policy_version,
+        "state": record.state,
+        "bank_status": record.bank_status,
+        "bank_payout": record.at_bank if record.intent is None else record.bank_payout or None,
+        "failure": record.failure or None,
+        "reservation": _reservation_json(record),
+        "reviews": [
+            {"by": r.by, "action": r.action, "why": r.why, "channel": r.channel, "at": iso(r.at)}
+            for r in record.reviews
+        ],
+    }
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """A rule that fired, with every field written out."""
+    return {
+        "stage": finding.stage,
+        "code": finding.code,
+        "outcome": finding.outcome,
+        "evidence": finding.evidence,
+    }
+
+
+def event_json(identity: str, event: Event) -> dict[str, Any]:
+    """An event as scripts see it: `data` is everything but its type and its time."""
+    data = msgspec.to_builtins(event)
+    if type(event) is PayoutRequested and event.intent.beneficiary is not None:
+        data["intent"]["beneficiary"] = _masked(event.intent.beneficiary)
+    return {"id": identity, "type": type_of(event), "at": iso(data.pop("at")), "data": _without_type(data)}
+
+
+def _masked(payee: Beneficiary) -> dict[str, str]:
+    fields: dict[str, str] = msgspec.to_builtins(payee)
+    return {name: value if name in _OPEN_FIELDS else masked(value) for name, value in fields.items()}
+
+
+def _without_type(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "type"}
+
+
+def _reservation_json(record: PayoutRecord) -> dict[str, Any] | None:
+    held = record.reservation
+    if held is None:
+        return None
+    return {
+        "state": held.state,
+        "amount": held.amount,
+        "number": held.number,
+        "windows": [
+            {
+                "scope": use.scope,
+                "window": use.window,
+                "limit": use.limit,
+                "reserved": use.reserved,
+                "committed": use.committed,
+            }
+            for use in held.windows
+        ],
+    }

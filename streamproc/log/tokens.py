@@ -1,0 +1,62 @@
+"""Tokens as the log's Redis holds them: found by their hash, changed in one commit with their event.
+
+They belong to no account, so all of them are in partition 0. Nothing is cached: a revocation counts for the next
+request.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from streamproc.domain.events import TokenCreated, TokenRevoked
+from streamproc.domain.tokens import Token, tokens_after
+from streamproc.domain.wire import encode_events
+from streamproc.errors import LogUnavailable
+from streamproc.log import scripts
+from streamproc.log.connection import named_errors
+from streamproc.log.names import Names
+
+TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
+"""Who writes changes of tokens, by their entries' metadata."""
+TOKEN_PARTITION = 0
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Token).decode
+
+
+async def token_of(client: Redis, digest: str) -> Token | None:
+    """The token with this hash, whether it still opens anything or not."""
+    with named_errors():
+        found = await client.hget(Names(TOKEN_PARTITION).tokens, digest)
+    return None if found is None else _decode(found)
+
+
+async def read_tokens(client: Redis) -> tuple[bytes, dict[str, Token]]:
+    """The revision, and every token by its name."""
+    with named_errors():
+        rows = cast("dict[bytes, bytes]", await client.hgetall(Names(TOKEN_PARTITION).tokens))
+    rev = rows.pop(b"rev", b"0")
+    return rev, {token.name: token for token in map(_decode, rows.values())}
+
+
+async def change_token(
+    client: Redis, rev: bytes, tokens: Mapping[str, Token], event: TokenCreated | TokenRevoked
+) -> str | None:
+    """Append the event, planned on `tokens` at `rev`, and put it in force; None when `rev` is no longer current."""
+    token = tokens_after(tokens, [event])[event.name]
+    meta = _encode({"by": TOKEN_WRITER, "actor": event.by})
+    try:
+        return await scripts.change_tokens(
+            client, Names(TOKEN_PARTITION), rev=rev, e=encode_events([event]), m=meta, tokens=kept([token])
+        )
+    except LogUnavailable as problem:
+        raise LogUnavailable(
+            f"{problem}; whether the token changed is not known: `streamproc token list` tells"
+        ) from problem
+
+
+def kept(tokens: Sequence[Token]) -> list[tuple[str, bytes]]:
+    """Each token's field and value in Redis."""
+    return [(token.digest, _encode(token)) for token in tokens]

@@ -1,0 +1,72 @@
+"""What the HTTP API must know: tokens, payouts and their events, from Redis and the archive."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from streamproc.archive.read import payout_view
+from streamproc.domain.events import Event, PayoutRequested
+from streamproc.domain.intent import is_intent
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.tokens import Token
+from streamproc.domain.wire import decode_events
+from streamproc.errors import TryAgain
+from streamproc.ingress.translate import request_key
+from streamproc.log.connection import connected
+from streamproc.log.inspect import delivered_as, record_of
+from streamproc.log.tokens import token_of
+from streamproc.operate.history import history_of
+from streamproc.operate.site import Site
+
+QUESTIONS_MAX = 64
+"""Connections to Redis at once; more questions wait, and the API says 503 when that takes too long."""
+
+
+class SiteGateway:
+    """Each question has a connection of its own, so none can hear another's answer. `pool` None: no archive."""
+
+    def __init__(self, redis_url: str, partitions: int, pool: Any) -> None:
+        self._redis_url = redis_url
+        self._partitions = partitions
+        self._pool = pool
+        self._turns = asyncio.Semaphore(QUESTIONS_MAX)
+
+    @asynccontextmanager
+    async def _site(self) -> AsyncIterator[Site]:
+        async with self._turns, connected(self._redis_url) as client:
+            yield Site(self._redis_url, client, self._partitions, self._pool)
+
+    async def token(self, digest: str) -> Token | None:
+        """The token with this hash."""
+        async with self._site() as site:
+            return await token_of(site.client, digest)
+
+    async def record(self, payout: str) -> PayoutRecord | None:
+        """A payout, also one that was asked for and that no worker has looked at yet.
+
+        Raises TryAgain where Redis does not know it and the archive cannot be asked: a key that was used long ago must
+        not be taken for a new one.
+        """
+        async with self._site() as site:
+            found = await record_of(site.client, site.partitions, payout) or await _asked(site, payout)
+            if found is not None or site.pool is None:
+                return found
+            found = await site.ask_postgres(payout_view, payout)
+            if found is None and site.postgres_problem:
+                raise TryAgain(site.postgres_problem)
+            return found
+
+    async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
+        """A payout's events with their ids."""
+        async with self._site() as site:
+            found = await history_of(site, payout)
+        return [(one.id, one.event) for one in found.events], found.notes
+
+
+async def _asked(site: Site, payout: str) -> PayoutRecord | None:
+    """The payout as its request in the log has it."""
+    if not is_intent(payout):
+        return None
+    entry = await delivered_as(site.client, site.partitions, request_key(payout))
+    return None if entry is None else fold(e for e in decode_events(entry.e) if type(e) is PayoutRequested)

@@ -1,0 +1,92 @@
+"""`streamproc pay`: an agent's request, sent to the HTTP API as any other client sends it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from streamproc.errors import InputError, JobFailed
+
+CALL_S_MAX = 15.0
+"""One request; the API itself answers within 10 s, if only to say 503."""
+POLL_S = 0.1
+"""Between two looks at a payout whose decision is waited for; it mostly comes within milliseconds."""
+WAIT_S_MAX = 60.0
+"""For the decision. A payout that waits for a person is decided too: it is HELD."""
+KEY_BYTES = 16
+
+
+class Taken(Struct, frozen=True):
+    """The payout as the API shows it, and the key that names it."""
+
+    payout: dict[str, Any]
+    key: str
+
+
+def new_key() -> str:
+    """An Idempotency-Key for somebody who gives none."""
+    return secrets.token_hex(KEY_BYTES)
+
+
+async def pay(url: str, token: str, order: dict[str, Any], *, key: str, wait: bool) -> Taken:
+    """Ask for a payout; with `wait` until it is decided.
+
+    Raises InputError with each field's problem where the request is wrong, JobFailed where it is not taken.
+    """
+    async with _client(url, token) as http:
+        answer = await _call(http, "POST", "/v1/payouts", key=key, json=order)
+        shown = _read(answer, 202, key)
+        if not wait:
+            return Taken(shown, key)
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                while shown["decision"] is None:
+                    await asyncio.sleep(POLL_S)
+                    shown = _read(await _call(http, "GET", f"/v1/payouts/{shown['payout']}"), 200, key)
+        except TimeoutError:
+            raise JobFailed(
+                f"{shown['payout']} is taken, but was not decided within {WAIT_S_MAX:g} s; `streamproc groups` shows"
+                " the workers. The same command with the same --key asks again"
+            ) from None
+        return Taken(shown, key)
+
+
+@asynccontextmanager
+async def _client(url: str, token: str) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"authorization": f"Bearer {token}", "user-agent": "streamproc pay"}
+    try:
+        http = httpx.AsyncClient(base_url=url, headers=headers, timeout=CALL_S_MAX, trust_env=False)
+    except (httpx.InvalidURL, UnicodeEncodeError) as problem:
+        raise InputError(f"--url or the token cannot be sent: {type(problem).__name__}") from None
+    async with http:
+        yield http
+
+
+async def _call(
+    http: httpx.AsyncClient, method: str, path: str, *, key: str = "", json: object = None
+) -> httpx.Response:
+    try:
+        return await http.request(method, path, headers={"idempotency-key": key} if key else {}, json=json)
+    except httpx.HTTPError as problem:
+        again = f"; whether it was taken is not known: ask again with --key {key}" if key else ""
+        raise JobFailed(f"{http.base_url} gave no answer: {type(problem).__name__}{again}") from None
+
+
+def _read(answer: httpx.Response, wanted: int, key: str) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(answer.content, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise JobFailed(f"HTTP {answer.status_code}, and no JSON: is that streamproc's API?") from None
+    if answer.status_code == wanted:
+        return body
+    detail = str(body.get("detail", "no detail"))
+    lines = [f"  {error['field']}: {error['problem']}" for error in body.get("errors", ())]
+    if answer.status_code in (400, 413, 422):
+        raise InputError("\n".join([detail, *lines]))
+    again = f"; --key {key}" if answer.status_code == 503 else ""
+    raise JobFailed(f"HTTP {answer.status_code}: {detail}{again}")

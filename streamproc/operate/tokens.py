@@ -1,0 +1,114 @@
+"""Tokens: make one, list them, revoke one. The token itself is shown once and kept nowhere."""
+
+import re
+import secrets
+from typing import Any
+
+from msgspec import Struct
+
+from streamproc.domain.events import TokenCreated, TokenScope
+from streamproc.domain.tokens import PREFIX, Token, digest_of, plan_creation, plan_revocation
+from streamproc.errors import InputError, JobFailed
+from streamproc.log.inspect import clock_us
+from streamproc.log.tokens import change_token, read_tokens
+from streamproc.operate.site import US, Site, iso, iso_or_none
+
+TOKEN_BYTES = 32
+"""256 bits of chance."""
+CHANGES_MAX = 10
+"""Times a change is planned again because somebody else changed a token meanwhile."""
+EXPIRES_S_MAX = 3_650 * 86_400
+_EXPIRES = re.compile(r"([1-9][0-9]{0,5})([mhd])")
+_UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+class Made(Struct, frozen=True):
+    """A token that was just made, with what opens it."""
+
+    secret: str
+    event: TokenCreated
+
+
+def seconds_of(text: str) -> int:
+    """`90d`, `12h`, `30m` as seconds. Raises InputError."""
+    found = _EXPIRES.fullmatch(text)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 0 < seconds <= EXPIRES_S_MAX:
+        raise InputError(
+            f"--expires {text[:40]}: give minutes, hours or days, as 30m, 12h or 90d; 3650d at most"
+        )
+    return seconds
+
+
+async def create(
+    site: Site,
+    name: str,
+    *,
+    scope: TokenScope,
+    agent: str,
+    account: str,
+    expires_s: int,
+    by: str,
+    pays_from: str = "",
+) -> Made:
+    """Make a token; `pays_from` is the one account that this installation pays from, where that is known.
+
+    Raises InputError where it may not be made, JobFailed where others keep changing tokens.
+    """
+    if pays_from and account and account != pays_from:
+        raise InputError(f"--account {account[:64]}: this installation pays from {pays_from} alone")
+    secret = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+    for _ in range(CHANGES_MAX):
+        rev, tokens = await read_tokens(site.client)
+        at = await clock_us(site.client)
+        wanted = TokenCreated(
+            at=at,
+            name=name,
+            scope=scope,
+            agent=agent,
+            account=account,
+            digest=digest_of(secret),
+            expires_at=at + expires_s * US,
+            by=by,
+        )
+        event = plan_creation(tokens, wanted)
+        if await change_token(site.client, rev, tokens, event) is not None:
+            return Made(secret, event)
+    raise JobFailed(f"tokens changed {CHANGES_MAX} times under our hands; nothing was made, try again")
+
+
+async def revoke(site: Site, name: str, *, by: str) -> bool:
+    """Revoke a token: the next request with it is refused. False where it was revoked already."""
+    for _ in range(CHANGES_MAX):
+        rev, tokens = await read_tokens(site.client)
+        event = plan_revocation(tokens, name, at=await clock_us(site.client), by=by)
+        if event is None:
+            return False
+        if await change_token(site.client, rev, tokens, event) is not None:
+            return True
+    raise JobFailed(f"tokens changed {CHANGES_MAX} times under our hands; {name} is not revoked, try again")
+
+
+async def listed(site: Site) -> list[tuple[Token, str]]:
+    """Every token with what it is: `good`, `expired` or `revoked`."""
+    _, tokens = await read_tokens(site.client)
+    now = await clock_us(site.client)
+    return [
+        (token, "revoked" if token.revoked_at else "good" if token.opens(now) else "expired")
+        for token in sorted(tokens.values(), key=lambda token: token.name)
+    ]
+
+
+def token_json(token: Token, what: str) -> dict[str, Any]:
+    """A token as scripts see it; nothing that opens anything."""
+    return {
+        "name": token.name,
+        "scope": token.scope,
+        "agent": token.agent or None,
+        "account": token.account or None,
+        "state": what,
+        "created_at": iso(token.created_at),
+        "expires_at": iso_or_none(token.expires_at),
+        "revoked_at": iso_or_none(token.revoked_at),
+        "by": token.by,
+    }

@@ -1,0 +1,265 @@
+"""Agents over HTTP: what is taken, what is refused and why, and who may see what."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from streamproc.api.asgi import create_app
+from streamproc.api.health import Check
+from streamproc.api.payouts import Payouts
+from streamproc.domain.events import PayoutRequested
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import TryAgain
+from streamproc.log.stream import Producer
+from streamproc.operate import tokens
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.site import Site
+from tests.bank import free_port
+from tests.engine import Engine
+from tests.words import ACCOUNT, observed
+
+POLICIES = """
+policies:
+  bot: {daily_limit: 10_000_000}
+  rival: {daily_limit: 10_000_000}
+"""
+BODY_BYTES_MAX = 4_000
+ORDER = {"amount": 250_000, "mode": "IMPS", "purpose": "payout", "fund_account_id": "fa_00000000000001"}
+PAYEE = {
+    "account_type": "bank_account",
+    "bank_account": {"name": "Some Body", "ifsc": "HDFC0000001", "account_number": "000011112222"},
+    "contact": {"name": "Some Body", "type": "vendor", "email": "some.body@example.com"},
+}
+
+
+class Api:
+    """The application over the engine's Valkey."""
+
+    def __init__(self, http: httpx.AsyncClient, engine: Engine) -> None:
+        self.http, self.engine = http, engine
+        self.site = Site(engine.url, engine.client, 1)
+
+    async def token(self, name: str, scope: str = "agent", agent: str = "bot", expires_s: int = 3600) -> str:
+        is_agent = scope == "agent"
+        made = await tokens.create(
+            self.site, name, scope=scope, agent=agent if is_agent else "",  # type: ignore[arg-type]
+            account=ACCOUNT if is_agent else "", expires_s=expires_s, by="test",
+        )  # fmt: skip
+        return made.secret
+
+    async def ask(
+        self, token: str, order: Any = ORDER, *, key: str | None = "k", **more: Any
+    ) -> httpx.Response:
+        headers = {"authorization": f"Bearer {token}", **({} if key is None else {"idempotency-key": key})}
+        return await self.http.post("/v1/payouts", json=order, headers=headers, **more)
+
+    async def get(self, token: str, path: str) -> httpx.Response:
+        return await self.http.get(f"/v1/payouts/{path}", headers={"authorization": f"Bearer {token}"})
+
+
+async def ready() -> list[Check]:
+    return []
+
+
+@asynccontextmanager
+async def serving(producer: Producer, gateway: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(
+        producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
+        payouts=Payouts(producer, gateway, body_bytes_max=BODY_BYTES_MAX),
+    )  # fmt: skip
+    transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http
+
+
+@pytest.fixture
+async def api(redis_url: str) -> AsyncIterator[Api]:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        async with serving(engine.producer, SiteGateway(redis_url, 1, None)) as http:
+            yield Api(http, engine)
+
+
+def problem(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == answer.status_code
+    return body
+
+
+async def requests_in(engine: Engine) -> list[PayoutRequested]:
+    return [
+        event for entry in await engine.entries() for event in entry if isinstance(event, PayoutRequested)
+    ]
+
+
+async def test_a_request_is_taken_under_its_own_id_and_decided(api: Api) -> None:
+    token = await api.token("t")
+    answer = await api.ask(token, {**ORDER, "vendor_url": "https://vendor.example.com/"})
+    assert answer.status_code == 202
+    shown = answer.json()
+    assert (shown["agent"], shown["identity"], shown["amount"]) == ("bot", "verified", 250_000)
+    assert answer.headers["location"] == f"/v1/payouts/{shown['payout']}"
+    await api.engine.settled()
+    later = (await api.get(token, shown["payout"])).json()
+    assert (later["decision"], later["reason"]) == ("APPROVED", "POLICY_OK")
+    assert later["bank_payout"] is None
+
+
+async def test_the_same_key_and_body_is_the_same_payout_for_good_and_another_body_is_refused(
+    api: Api,
+) -> None:
+    token = await api.token("t")
+    answers = await asyncio.gather(*(api.ask(token) for _ in range(4)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["payout"] for answer in answers}) == 1
+    refused = await api.ask(token, {**ORDER, "amount": 250_001})  # not handled yet, perhaps
+    await api.engine.settled()
+    spaced = dict(reversed(ORDER.items()))
+    again, other = await api.ask(token, spaced), await api.ask(token, {**ORDER, "amount": 250_001})
+    assert (again.status_code, again.json()["decision"]) == (202, "APPROVED")
+    assert problem(refused)["status"] == problem(other)["status"] == 409
+    assert len(await requests_in(api.engine)) == 1
+
+
+async def test_keys_belong_to_the_tokens_agent_and_not_to_the_token(api: Api) -> None:
+    one, two, rival = await api.token("a"), await api.token("b"), await api.token("c", agent="rival")
+    payouts = [(await api.ask(token)).json()["payout"] for token in (one, two, rival)]
+    assert payouts[0] == payouts[1] != payouts[2]
+
+
+async def test_an_agents_token_sees_its_own_payouts_and_others_see_all(api: Api) -> None:
+    mine, rival = await api.token("a"), await api.token("b", agent="rival")
+    payout = (await api.ask(mine)).json()["payout"]
+    await api.engine.deliver(observed("pout_1", agent="somebody"))
+    for path in (payout, f"{payout}/events"):
+        assert (await api.get(mine, path)).status_code == 200
+        assert problem(await api.get(rival, path)) == problem(
+            await api.get(rival, path.replace(payout, "spi_no"))
+        )
+    assert (await api.get(mine, "pout_1")).status_code == 404
+    for scope in ("viewer", "approver", "admin"):
+        token = await api.token(scope, scope)
+        assert (await api.get(token, payout)).status_code == 200
+        assert (await api.get(token, "pout_1")).json()["agent"] == "somebody"
+        assert problem(await api.ask(token))["status"] == 403
+
+
+async def test_a_token_that_is_unknown_revoked_or_expired_opens_nothing(api: Api) -> None:
+    good, expired = await api.token("good"), await api.token("expired", expires_s=0)
+    assert (await api.ask(good)).status_code == 202
+    assert await tokens.revoke(api.site, "good", by="test")
+    assert not await tokens.revoke(api.site, "good", by="test")
+    for wrong in (good, expired, good + "x", "", "spt_"):
+        answer = await api.ask(wrong, key="other")
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), wrong
+    assert (await api.http.get("/v1/payouts/x", headers={"authorization": "Basic eDp5"})).status_code == 401
+
+
+async def test_neither_log_nor_redis_holds_a_token(api: Api) -> None:
+    secret = await api.token("t")
+    dumped = str(await api.engine.client.hgetall(api.engine.names.tokens)) + str(await api.engine.entries())
+    assert secret not in dumped
+    assert secret.removeprefix("spt_") not in dumped
+
+
+async def test_every_wrong_field_is_named_at_once_and_no_value_is_repeated(api: Api) -> None:
+    token = await api.token("t")
+    wrong = {
+        **ORDER, "amount": 99.5, "mode": "UPI", "narration": "inv/7", "refernce": 1,
+        "fund_account": {**PAYEE, "bank_account": {**PAYEE["bank_account"], "ifsc": "12345"}},  # type: ignore[dict-item]
+    }  # fmt: skip
+    del wrong["fund_account_id"]
+    answer = await api.ask(token, wrong)
+    fields = {error["field"] for error in problem(answer)["errors"]}
+    assert answer.status_code == 422
+    assert fields == {
+        "amount", "narration", "refernce", "fund_account.account_type", "fund_account.bank_account.ifsc",
+    }  # fmt: skip
+    for personal in ("000011112222", "Some Body", "some.body@example.com", "12345"):
+        assert personal not in answer.text
+    assert await requests_in(api.engine) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "status"),
+    [
+        ({"content": b"{}", "headers": {"content-type": "text/plain"}}, "k", 415),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, "k", 400),
+        ({"content": b"[]", "headers": {"content-type": "application/json"}}, "k", 400),
+        (
+            {"content": b'{"amount":' + b"9" * 3_900 + b"}", "headers": {"content-type": "application/json"}},
+            "k",
+            422,
+        ),
+        ({"content": b" " * (BODY_BYTES_MAX + 1), "headers": {"content-type": "application/json"}}, "k", 413),
+        ({"json": ORDER}, None, 422),
+        ({"json": ORDER}, "two words", 422),
+        ({"json": ORDER}, "k" * 129, 422),
+    ],
+)
+async def test_what_is_no_request_is_refused_by_name(
+    api: Api, more: dict[str, Any], key: str | None, status: int
+) -> None:
+    token = await api.token("t")
+    headers = {"authorization": f"Bearer {token}", **more.pop("headers", {})}
+    headers |= {} if key is None else {"idempotency-key": key}
+    answer = await api.http.post("/v1/payouts", headers=headers, **more)
+    assert problem(answer)["status"] == status
+    assert await requests_in(api.engine) == []
+
+
+async def test_the_beneficiary_is_masked_wherever_it_is_shown(api: Api) -> None:
+    token = await api.token("t")
+    order = {**ORDER, "fund_account": PAYEE}
+    del order["fund_account_id"]
+    answer = await api.ask(token, order)
+    events = await api.get(token, f"{answer.json()['payout']}/events")
+    [asked] = await requests_in(api.engine)
+    assert asked.intent.beneficiary is not None
+    assert asked.intent.beneficiary.account_number == "000011112222"  # the bank needs it
+    for text in (answer.text, events.text):
+        for personal in ("000011112222", "Some Body", "some.body"):
+            assert personal not in text
+    assert "2222" in events.text
+
+
+async def test_a_reference_that_the_bank_shows_without_a_request_is_no_ones_key(api: Api) -> None:
+    token = await api.token("t")
+    payout = (await api.ask(token)).json()["payout"]
+    await api.engine.stop()
+    await api.engine.client.delete(api.engine.names.payout(payout), api.engine.names.seen(f"in:{payout}"))
+    stub = PayoutRecord(payout=payout, account=ACCOUNT, received_at=1)
+    from streamproc.domain.payouts import encode_record
+
+    await api.engine.client.hset(api.engine.names.payout(payout), "s", encode_record(stub))
+    assert problem(await api.ask(token))["status"] == 409
+
+
+async def test_while_the_log_is_away_every_answer_is_503_with_a_time_to_ask_again(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        dead = SiteGateway(f"redis://127.0.0.1:{free_port()}/0", 1, None)
+        async with serving(engine.producer, dead) as http:
+            api = Api(http, engine)
+            token = "spt_" + "x" * 43
+            for answer in (await api.ask(token), await api.get(token, "spi_x")):
+                assert problem(answer)["status"] == 503
+                assert int(answer.headers["retry-after"]) > 0
+
+
+class NoArchive(SiteGateway):
+    """Redis does not know the payout, and Postgres does not answer."""
+
+    async def record(self, payout: str) -> PayoutRecord | None:
+        raise TryAgain("Postgres is away")
+
+
+async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one(redis_url: str) -> None:
+    async with Engine(redis_url) as engine, serving(engine.producer, NoArchive(redis_url, 1, None)) as http:
+        api = Api(http, engine)
+        assert problem(await api.ask(await api.token("t")))["status"] == 503
+        assert await requests_in(engine) == []

@@ -1,0 +1,337 @@
+"""Approved intents are created at the bank, once, whatever is lost; what is foreign changes nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+import consumers
+from consumers import create as creating
+from consumers.create import Debit, key_of, order_bytes
+from consumers.enact import execution
+from consumers.vet import Reputations
+from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.domain import events as e
+from streamproc.domain.intent import Beneficiary
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.ingress.translate import append_of
+from streamproc.operate.recover_bank import reconcile
+from tests.bank import Sandbox, running_sandbox, until
+from tests.consumers.test_refuted import at_once
+from tests.engine import ZONE, Engine
+from tests.operate.recovering import settings_of
+from tests.words import ACCOUNT, Vendors, copy_of, request, requested
+
+POLICIES = """
+defaults: {rate_limit: {count: 0, window: 60}}
+policies:
+  bot: {daily_limit: 10_000_000, require_verified_identity: true}
+  careful: {daily_limit: 10_000_000, require_approval_above: 100_000, hold_ttl: 1h}
+  small: {per_txn_limit: 100}
+reviewers: [asha]
+"""
+PAYEE = Beneficiary(
+    contact_name="Some Body", account_type="bank_account", name="Some Body", ifsc="HDFC0000001",
+    account_number="000011112222",
+)  # fmt: skip
+
+
+class Gateway:
+    """The engine with both groups against a real sandbox; the bank's webhooks are this test's to deliver."""
+
+    def __init__(self, engine: Engine, bank: Sandbox, client: Razorpay) -> None:
+        self.engine, self.bank, self.client = engine, bank, client
+
+    async def ask(self, event: e.PayoutRequested) -> None:
+        await self.engine.producer.append(request(event))
+        await self.engine.settled()
+
+    async def ends(self, payout: str, *states: str) -> PayoutRecord:
+        """Wait until the fold of the log has the payout in one of these states."""
+
+        async def there() -> PayoutRecord | None:
+            record = fold(await self.engine.story(payout))
+            return record if record is not None and record.state in states else None
+
+        record = await until(there, what=f"{payout} is {states}", deadline_s=40.0)
+        assert record is not None
+        return record
+
+    async def at_bank(self, payout: str) -> list[dict[str, Any]]:
+        """What the bank has under the reference."""
+        return [shown for shown in await self.bank.show("payouts") if shown["reference_id"] == payout]
+
+    async def tells(self, payout: str) -> None:
+        """The bank's webhooks about it, as they stand now."""
+        for facts in await self.client.find(self.bank.config.account_number, payout):
+            await self.engine.producer.append(
+                append_of(
+                    facts, account=requested().account, source="poll", now_us=self.engine.producer.now_us()
+                )
+            )
+        await self.engine.settled()
+
+    async def commands(self) -> list[str]:
+        return [line["command"] for line in await self.bank.record(effect="true")]
+
+
+@asynccontextmanager
+async def gateway(redis_url: str, **config: Any) -> AsyncIterator[Gateway]:
+    async with running_sandbox(**config) as bank:
+        client = open_razorpay(
+            bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
+            oauth_token=bank.config.oauth_token,
+        )  # fmt: skip
+        groups = [
+            consumers.governance(Reputations(Vendors()), zone=ZONE),
+            execution(client, at_once, Debit(bank.config.account_number, ACCOUNT)),
+        ]
+        try:
+            async with Engine(redis_url, groups=groups) as engine:
+                await engine.apply(POLICIES)
+                yield Gateway(engine, bank, client)
+        finally:
+            await client.aclose()
+
+
+async def fund_account(bank: Sandbox) -> str:
+    """A fund account that the bank knows."""
+    contact = (await bank.call("POST", "/v1/contacts", {"name": "Some Body", "type": "vendor"})).json()["id"]
+    details = {"name": "Some Body", "ifsc": "HDFC0000001", "account_number": "000011112222"}
+    made = await bank.call(
+        "POST",
+        "/v1/fund_accounts",
+        {"contact_id": contact, "account_type": "bank_account", "bank_account": details},
+    )
+    identity: str = made.json()["id"]
+    return identity
+
+
+async def test_an_approved_intent_is_created_approved_at_the_bank_and_committed_when_it_is_processed(
+    redis_url: str,
+) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.ask(asked)
+        [made] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(made["id"], "processed")
+        await gate.tells(asked.payout)
+        record = await gate.ends(asked.payout, "processed")
+        assert (record.bank_payout, record.identity, record.decision) == (made["id"], "verified", "APPROVED")
+        assert record.reservation is not None
+        assert record.reservation.state == "committed"
+        assert (await gate.commands())[-2:] == ["payout.create", "payout.approve"]
+        assert made["amount"] == asked.amount
+
+
+async def test_an_inline_beneficiary_goes_to_the_bank_and_is_kept_no_longer_than_that(redis_url: str) -> None:
+    async with gateway(redis_url, workflow="off") as gate:
+        asked = requested(payee=PAYEE)
+        await gate.ask(asked)
+        record = await gate.ends(asked.payout, "confirmed")
+        [made] = await gate.at_bank(asked.payout)
+        assert record.bank_payout == made["id"]
+        known = await gate.engine.client.hget(gate.engine.names.payout(asked.payout), "s")
+        assert known is not None
+        assert PAYEE.account_number.encode() not in known
+
+
+@pytest.mark.parametrize("payee", [None, PAYEE])
+async def test_when_the_answer_is_lost_after_the_bank_acted_there_is_one_payout_and_it_is_found(
+    redis_url: str, payee: Beneficiary | None
+) -> None:
+    async with gateway(redis_url, workflow="off") as gate:
+        account = await fund_account(gate.bank)
+        await gate.bank.faults(
+            api=[{"kind": "502", "path": "/v1/payouts", "method": "GET", "count": 1},
+                 {"kind": "timeout", "path": "/v1/payouts", "method": "POST", "count": 1}]
+        )  # fmt: skip
+        gate.client._http._timeout_s = 1.0  # the bank never answers; ten seconds would prove no more
+        asked = requested(payee=payee, fund_account=account)
+        await gate.engine.producer.append(request(asked))
+        record = await gate.ends(asked.payout, "confirmed", "processed")
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [record.bank_payout]
+        keys = {line["idempotency_key"] for line in await gate.bank.record(command="payout.create")}
+        assert len(keys) == 1
+        assert len(await gate.bank.record(command="payout.create", effect="true")) == 1
+
+
+async def test_a_webhook_that_comes_before_our_answer_is_recorded_is_no_bypass(redis_url: str) -> None:
+    async with gateway(redis_url, workflow="off") as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        release, sent = asyncio.Event(), asyncio.Event()
+        call = gate.client.create
+
+        async def slow(order: bytes, key: str) -> Any:
+            answer = await call(order, key)
+            sent.set()
+            await release.wait()
+            return answer
+
+        gate.client.create = slow  # type: ignore[method-assign]
+        await gate.engine.producer.append(request(asked))
+        await sent.wait()
+        [made] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(made["id"], "processed")
+        for facts in await gate.client.find(gate.bank.config.account_number, asked.payout):
+            await gate.engine.producer.append(
+                append_of(
+                    facts, account=asked.account, source="webhook", now_us=gate.engine.producer.now_us()
+                )
+            )
+        before = await gate.ends(asked.payout, "processed")
+        release.set()
+        await gate.engine.settled()
+        story = await gate.engine.story(asked.payout)
+        after = fold(story)
+    assert before.bank_payout == made["id"]
+    assert after is not None
+    assert (after.state, after.created_as) == ("processed", made["id"])
+    assert not [event for event in story if isinstance(event, e.GovernanceBypassed)]
+    assert len([event for event in story if isinstance(event, e.PayoutSettled)]) == 1
+
+
+async def test_a_refused_creation_fails_the_payout_says_why_and_gives_the_budget_back(redis_url: str) -> None:
+    async with gateway(redis_url, workflow="off", balance=100) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.ask(asked)
+        record = await gate.ends(asked.payout, "failed")
+        assert record.reservation is not None
+        assert record.reservation.state == "released"
+        assert "balance" in record.failure
+        assert await gate.at_bank(asked.payout) == []
+        assert await gate.engine.client.xlen(gate.engine.names.dead) == 0
+
+
+async def test_nothing_is_at_the_bank_of_an_intent_that_is_held_or_rejected(redis_url: str) -> None:
+    async with gateway(redis_url, workflow="off") as gate:
+        account = await fund_account(gate.bank)
+        small = requested(agent="small", fund_account=account)
+        held = requested(agent="careful", fund_account=account)
+        await gate.ask(small)
+        await gate.ask(held)
+        assert (await gate.ends(small.payout, "rejected")).reason == "TXN_LIMIT_EXCEEDED"
+        waiting = await gate.ends(held.payout, "held")
+        assert waiting.reservation is not None
+        assert "payout.create" not in await gate.commands()
+
+        await gate.engine.review(held.payout, "asha", "approve", account=held.account)
+
+        await gate.ends(held.payout, "confirmed")
+        [made] = await gate.at_bank(held.payout)
+        assert made["amount"] == held.amount
+        assert await gate.at_bank(small.payout) == []
+
+
+async def test_a_foreign_payout_under_the_reference_is_a_bypass_when_it_moves_and_is_never_approved(
+    redis_url: str,
+) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.ask(asked)
+        [ours] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(ours["id"], "processed")
+        foreign = await gate.bank.pay(asked.amount, reference_id=asked.payout)
+        dear = await gate.bank.pay(asked.amount + 1, reference_id=asked.payout, status="processing")
+        await gate.bank.reaches(dear["id"], "processed")
+        await gate.tells(asked.payout)
+        record = await gate.ends(asked.payout, "processed")
+        bypasses = [
+            event
+            for event in await gate.engine.story(asked.payout)
+            if isinstance(event, e.GovernanceBypassed)
+        ]
+        assert (record.bank_payout, record.amount) == (ours["id"], asked.amount)
+        assert [(event.bank_payout, event.amount) for event in bypasses] == [(dear["id"], asked.amount + 1)]
+        assert (await gate.bank.payout(foreign["id"]))["status"] == "pending"
+        assert await gate.bank.record(payout=foreign["id"], command="payout.approve") == []
+
+
+async def test_a_reference_that_nobody_asked_for_is_never_decided(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        asked = requested()
+        pending = copy_of(asked, "pout_1", "pending")
+        await engine.deliver(replace(pending, facts=replace(pending.facts, notes={"agent_id": "bot"})))
+        await engine.deliver(copy_of(asked, "pout_1", "processing"))
+        story = await engine.story(asked.payout)
+    assert [type(event).__name__ for event in story] == [
+        "PayoutObserved",
+        "PayoutObserved",
+        "GovernanceBypassed",
+    ]
+
+
+async def test_an_intent_that_moved_around_us_while_it_was_held_is_not_created_on_top(redis_url: str) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(agent="careful", payee=PAYEE)
+        await gate.ask(asked)
+        around = await gate.bank.pay(asked.amount, reference_id=asked.payout, status="processing")
+        await gate.bank.reaches(around["id"], "processed")
+        await gate.tells(asked.payout)
+        await gate.engine.review(asked.payout, "asha", "approve", account=asked.account)
+        await gate.engine.settled()
+        [aside] = [
+            event for event in await gate.engine.story(asked.payout) if isinstance(event, e.EntrySetAside)
+        ]
+        assert around["id"] in aside.problem
+        assert "payout.create" not in await gate.commands()
+
+
+async def test_a_key_that_the_bank_may_have_forgotten_is_not_used_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creating, "CREATE_WITHIN_S", -1)
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.ask(asked)
+        [aside] = [
+            event for event in await gate.engine.story(asked.payout) if isinstance(event, e.EntrySetAside)
+        ]
+        assert aside.problem.startswith("ALARM")
+        assert await gate.at_bank(asked.payout) == []
+
+
+async def test_after_a_recovery_the_bank_is_asked_for_an_open_intent_by_its_reference(redis_url: str) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.ask(asked)
+        [made] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(made["id"], "processed")  # and nobody tells us
+        config = gate.bank.config
+        settings = settings_of(
+            redis_url, "postgresql://nobody@127.0.0.1:1/x", razorpay_key_id=config.key_id,
+            razorpay_key_secret=config.key_secret, razorpay_account_number=config.account_number,
+            razorpay_account_id=ACCOUNT, razorpay_base_url=f"{gate.bank.url}/v1",
+        )  # fmt: skip
+        done = await reconcile(settings)
+        await gate.engine.settled()
+        record = await gate.ends(asked.payout, "processed")
+        assert (done.asked, done.left, record.bank_payout) == (1, [], made["id"])
+
+
+async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:
+    async with gateway(redis_url) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank), account="acc_Another0000001")
+        await gate.ask(asked)
+        [aside] = [
+            event for event in await gate.engine.story(asked.payout) if isinstance(event, e.EntrySetAside)
+        ]
+        assert "acc_Another0000001" in aside.problem
+        assert await gate.at_bank(asked.payout) == []
+
+
+def test_the_key_fits_the_bank_and_the_same_intent_always_gives_the_same_bytes() -> None:
+    asked = requested(amount=123_456, payee=PAYEE)
+    record = fold([asked])
+    assert record is not None
+    assert len(key_of("0:1790000000000-0:4")) <= 36
+    assert order_bytes(record, "7878780080316316") == (
+        b'{"account_number":"7878780080316316","amount":123456,"currency":"INR","mode":"IMPS","purpose":"payout",'
+        b'"queue_if_low_balance":false,"reference_id":"' + asked.payout.encode() + b'",'
+        b'"fund_account":{"account_type":"bank_account","bank_account":{"name":"Some Body","ifsc":"HDFC0000001",'
+        b'"account_number":"000011112222"},"contact":{"name":"Some Body"}}}'
+    )
