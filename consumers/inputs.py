@@ -15,6 +15,7 @@ from streamproc.domain.events import (
     PayoutDecided,
     PayoutMalformed,
     PayoutObserved,
+    PayoutStopped,
     ReviewSubmitted,
     TimerFired,
 )
@@ -23,7 +24,7 @@ GOVERNANCE = "governance"
 EXECUTION = "execution"
 INPUTS: Mapping[str, frozenset[type[Fact]]] = {
     GOVERNANCE: frozenset(
-        {PayoutObserved, PayoutMalformed, ReviewSubmitted, TimerFired, BankCommandAnswered}
+        {PayoutObserved, PayoutMalformed, ReviewSubmitted, TimerFired, BankCommandAnswered, PayoutStopped}
     ),
     EXECUTION: frozenset({PayoutDecided, CancelRequested}),
 }

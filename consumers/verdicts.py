@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
 from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired, VelocityChecked
-from streamproc.domain.governance import Case, Reputation, Verdict, conclude, uses
+from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
+from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.work import Desk, Work
 
@@ -31,7 +32,17 @@ def case_of(
         party.team,
         admission,
         reputation,
+        party.freeze,
     )
+
+
+async def objection(record: PayoutRecord, desk: Desk) -> Finding | None:
+    """What stands against moving a payout's money by the policies of this very moment: a freeze. Asked right before
+    every call that moves money; what comes between this answer and the bank's is not seen by anybody."""
+    party = party_of(record, await desk.book_now())
+    case = Case(record, party.identity, party.agent, "", party.account, party.team, freeze=party.freeze)
+    found = find(BEFORE_MONEY_MOVES, case)
+    return found[0] if found else None
 
 
 def is_rejected(findings: Sequence[Finding]) -> bool:

@@ -80,6 +80,9 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.GovernanceBypassed: lambda step, event: Said("alert", f"governance bypassed: {event.status}", step.by),
     e.PayoutMalformed: _problem,
     e.EntrySetAside: _problem,
+    e.PayoutStopped: lambda step, event: Said(
+        "alert", f"{event.command} not sent: {event.finding.code}", step.by
+    ),
     e.CancelRequested: lambda step, event: Said("alert", f"cancel requested: {event.why}", step.by),
     e.DeadLetterClosed: lambda _, event: Said(
         "alert", f"dead letter {event.letter}: {event.action}", event.by
@@ -108,8 +111,9 @@ def _row(step: Step, what: Said) -> tuple[object, ...]:
         agent = agent or record.agent
         amount = record.amount if amount is None else amount
         vendor = text_key(vendor_name(record.vendor_url, record.fund_account))
-    elif type(event) is e.PolicyChanged and event.scope.startswith("agent:"):
-        agent = event.scope.removeprefix("agent:")
+    elif type(event) is e.PolicyChanged:
+        scope = event.scope.removeprefix("freeze:")
+        agent = scope.removeprefix("agent:") if scope.startswith("agent:") else ""
     return (
         step.id,
         step.partition,

@@ -87,7 +87,14 @@ CHANGES = (
     "policies: {one: {daily_limit: 100000}, two: {team: desk, daily_limit: 500000, per_txn_limit: 30000}}",
     "policies: {stranger: {per_txn_limit: 10000}}",
     "agents: {known: {fund_accounts: [fa_1]}}",
+    ("agent:one", True),
+    (f"account:{ACCOUNT}", True),
+    (f"account:{ACCOUNT}", False),
+    ("agent:one", False),
+    ("team:desk", True),
+    ("team:desk", False),
 )
+"""Files that are applied, and freezes by command: a scope, and whether it is frozen from then on."""
 AGENTS = (
     *("plain", "small", "held", "held", "night", "bursty", "patient", "listed", "strict", "known"),
     *("foreign", "one", "two", "stranger", None),
@@ -126,14 +133,21 @@ class Seeded:
                 await asyncio.sleep(self.rng.random() * 0.1)  # somewhere in a batch
                 await self.engine.crash()
             if self.rng.random() < 0.5:
-                await self.engine.apply(CHANGES[self._changed % len(CHANGES)])  # while they are being decided
-                self._changed += 1
+                await self._change()  # while they are being decided
             await arriving
             await self.engine.settled()
             await self._read()
             happens = [*self._people(), *self._bank()]
             await asyncio.gather(*(self._append(event) for event in happens))
             await self.engine.settled()
+
+    async def _change(self) -> None:
+        change = CHANGES[self._changed % len(CHANGES)]
+        self._changed += 1
+        if isinstance(change, str):
+            await self.engine.apply(change)
+        else:
+            await self.engine.freeze(change[0], frozen=change[1])
 
     def _ask(self) -> e.PayoutObserved:
         rng = self.rng
@@ -197,11 +211,26 @@ class Seeded:
             if rng.random() < 0.05:
                 yield self._seen(record, "reversed")
         for record in self._in_state("approved"):
+            if record.bank_status == "pending" and rng.random() < 0.01:
+                yield self._stopped(record)
+                continue
             for status in rng.choice(OUTCOMES):
                 yield self._seen(record, status)
 
     def _in_state(self, state: str) -> list[PayoutRecord]:
         return [self.records[payout] for payout in self.open if self.records[payout].state == state]
+
+    def _stopped(self, record: PayoutRecord) -> e.PayoutStopped:
+        """What execution says of a payout that it finds frozen right before the call."""
+        evidence: e.Evidence = {"scope": f"agent:{record.agent}", "by": "seed", "why": "seeded"}
+        return e.PayoutStopped(
+            at=self.engine.producer.now_us(),
+            payout=record.payout,
+            command="approve",
+            finding=e.Finding(stage="screening", code="FROZEN", outcome="REJECTED", evidence=evidence),
+            maybe_sent=self.rng.random() < 0.3,
+            caused_by="",
+        )
 
     def _seen(self, record: PayoutRecord, status: str) -> e.PayoutObserved:
         return observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)

@@ -20,6 +20,7 @@ from streamproc.cli.audit import audit
 from streamproc.cli.dead import dead
 from streamproc.cli.doctor import doctor
 from streamproc.cli.explain import explain
+from streamproc.cli.freeze import freeze, unfreeze
 from streamproc.cli.hold import hold
 from streamproc.cli.lazy import LazyGroup
 from streamproc.cli.log import groups, log
@@ -58,7 +59,7 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
-    *(policy, hold, explain, audit, replay, recover, log, groups, dead),
+    *(policy, freeze, unfreeze, hold, explain, audit, replay, recover, log, groups, dead),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

@@ -114,7 +114,8 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
     """One scope's policy became another. `own` and `effective` are what is in force afterwards."""
 
     scope: str
-    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents`."""
+    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, or `freeze:` before one of the
+    first three: what `streamproc freeze` says of it, whatever its policy says."""
     version: int
     """Dense per scope, from 1."""
     before: dict[str, object] | None
@@ -264,6 +265,19 @@ class CancelRequested(Fact, frozen=True, kw_only=True, tag="payout.cancel_reques
     why: str
 
 
+class PayoutStopped(Fact, frozen=True, kw_only=True, tag="payout.stopped"):
+    """An approved payout was not sent to the bank: right before the call it was found frozen. Governance rejects it."""
+
+    payout: str
+    command: BankCommand
+    """What was not sent."""
+    finding: Finding
+    maybe_sent: bool
+    """An earlier attempt may have reached the bank: the reservation stays until the bank says that nothing moved."""
+    caused_by: str
+    """Event id of the decision that was not carried out."""
+
+
 class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_answered"):
     """The bank answered a command, or its state shows that nothing is left to command.
 
@@ -334,6 +348,7 @@ Event: TypeAlias = (
     | ReviewRefused
     | GovernanceBypassed
     | CancelRequested
+    | PayoutStopped
     | BankCommandAnswered
     | PayoutSettled
     | EntrySetAside

@@ -16,7 +16,7 @@ from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import UrlProblem, VendorUrl, parse_vendor_url
 from streamproc.domain.events import Decision, Evidence, Finding, Identity, WindowUse
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.policy import AgentPolicy, ScopeLimits
+from streamproc.domain.policy import AgentPolicy, Freeze, ScopeLimits
 
 
 class Reputation(Struct, frozen=True):
@@ -45,6 +45,7 @@ class Case(Struct, frozen=True):
     team: ScopeLimits | None = None
     admission: Admission = Admission()
     reputation: Reputation | None = None
+    freeze: Freeze | None = None
 
 
 class Verdict(Struct, frozen=True):
@@ -76,7 +77,10 @@ def _held(stage: str, code: str, **evidence: str | int | bool | list[str] | None
 
 
 def frozen(case: Case) -> Finding | None:
-    """Rule 2."""
+    """Rule 2: by a person's freeze, or by what the policy says."""
+    if case.freeze is not None:
+        freeze = case.freeze
+        return _rejected("screening", "FROZEN", scope=freeze.scope, by=freeze.by, why=freeze.why)
     scopes = (
         ("agent", case.agent is not None and case.agent.policy.frozen),
         ("account", case.account is not None and case.account.frozen),
@@ -266,6 +270,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "approval": (approval,),
 }
 
+BEFORE_MONEY_MOVES: tuple[Rule, ...] = (frozen,)
+"""What is looked at once more right before a call that moves money."""
 RECHECKED: tuple[Rule, ...] = (frozen, no_policy, transaction_limit, vendor_url, domain, threat)
 """What may have changed while a person thought about it (GOVERNANCE "Holds")."""
 

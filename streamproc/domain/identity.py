@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from streamproc.domain.events import Identity
 from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord
-from streamproc.domain.policy import AgentPolicy, PolicyBook, ScopeLimits
+from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimits
 
 
 class Party(Struct, frozen=True):
@@ -18,13 +18,16 @@ class Party(Struct, frozen=True):
     agent: AgentPolicy | None
     account: ScopeLimits | None
     team: ScopeLimits | None
+    freeze: Freeze | None = None
 
 
 def party_of(record: PayoutRecord, book: PolicyBook) -> Party:
     """Whose payout this is, under the policies of *book*."""
     agent = None if record.agent == UNKNOWN_AGENT else book.agent(record.agent)
-    team = book.team(agent.policy.team) if agent is not None and agent.policy.team else None
-    return Party(identity_of(record, book), agent, book.account(record.account), team)
+    named = agent.policy.team if agent is not None else None
+    team = book.team(named) if named else None
+    freeze = book.freeze(record.agent, record.account, named)
+    return Party(identity_of(record, book), agent, book.account(record.account), team, freeze)
 
 
 def identity_of(record: PayoutRecord, book: PolicyBook) -> Identity:

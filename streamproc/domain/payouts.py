@@ -114,6 +114,8 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reservation: Reservation | None = None
     reviews: list[Review] = []
     bypassed: bool = False
+    maybe_sent: bool = False
+    """It was stopped after an attempt to send it: only the bank can say that nothing moved."""
     updated_at: int = 0
 
 
@@ -279,6 +281,10 @@ def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> Pay
     )
 
 
+def _stopped(record: PayoutRecord, event: e.PayoutStopped, at: int) -> PayoutRecord:
+    return replace(record, maybe_sent=record.maybe_sent or event.maybe_sent, updated_at=at)
+
+
 def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
     status = event.bank_status
     if not moves_forward(record, status):
@@ -301,6 +307,7 @@ _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] 
     e.PayoutDecided: _decided,
     e.ReviewCounted: _counted,
     e.GovernanceBypassed: _bypassed,
+    e.PayoutStopped: _stopped,
     e.BankCommandAnswered: _answered,
     e.PayoutSettled: _settled,
 }
@@ -333,7 +340,8 @@ def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | N
     if held == "reserved":
         if record.bank_status == "processed":
             return "committed"
-        if record.decision == "REJECTED" and record.bank_status not in MOVING_STATUSES:
+        stays = record.maybe_sent or record.bank_status in MOVING_STATUSES
+        if record.decision == "REJECTED" and not stays:
             return "released"
     return None
 

@@ -10,7 +10,14 @@ from typing import cast
 from msgspec import Struct
 
 from streamproc.domain.domains import DomainSet, compile_domains
-from streamproc.domain.policy_changes import ScopeState, patch_scope, plan_changes, scopes_after
+from streamproc.domain.policy_changes import (
+    FREEZE,
+    ScopeState,
+    patch_scope,
+    plan_changes,
+    plan_freeze,
+    scopes_after,
+)
 from streamproc.domain.policy_fields import (
     Policy,
     RateLimit,
@@ -25,6 +32,7 @@ from streamproc.domain.policy_report import Report
 __all__ = [
     "AgentPolicy",
     "Bindings",
+    "Freeze",
     "Policy",
     "PolicyBook",
     "PolicyFile",
@@ -37,6 +45,7 @@ __all__ = [
     "parse_policy_file",
     "patch_scope",
     "plan_changes",
+    "plan_freeze",
     "scopes_after",
 ]
 
@@ -48,6 +57,14 @@ class AgentPolicy(Struct, frozen=True):
     policy: Policy
     allowed: DomainSet
     blocked: DomainSet
+
+
+class Freeze(Struct, frozen=True):
+    """What `streamproc freeze` put in force: on which scope, by whom, why."""
+
+    scope: str
+    by: str
+    why: str
 
 
 class Bindings:
@@ -96,6 +113,14 @@ class PolicyBook:
     def team(self, team: str) -> ScopeLimits | None:
         """The team's limits, or None where it has none."""
         return self._scope_limits(f"team:{team}")
+
+    def freeze(self, agent: str, account: str, team: str | None) -> Freeze | None:
+        """The freeze that binds a payout of these, the first of agent, account and team; None where there is none."""
+        for scope in (f"agent:{agent}", f"account:{account}", f"team:{team}"):
+            own = self._own(FREEZE + scope)
+            if own is not None:
+                return Freeze(scope, str(own.get("by", "")), str(own.get("why", "")))
+        return None
 
     def _own(self, scope: str) -> dict[str, object] | None:
         state = self._scopes.get(scope)

@@ -47,6 +47,8 @@ class Handler:
         self.group, self.partition, self.limits = group, partition, limits
         self.names = Names(partition)
         self._policies = Policies(self.names)
+        self._policies_now = Policies(self.names)
+        """Apart, since a commit names the revision that `_policies` decided under."""
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(b'"type":"(?:' + tags + b')"').search
@@ -115,7 +117,14 @@ class Handler:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         cache = Cache(client, self.names)
-        return Desk(now_us=now_us, partition=self.partition, book=book, admit=admit, cache=cache)
+        return Desk(
+            now_us=now_us,
+            partition=self.partition,
+            book=book,
+            admit=admit,
+            cache=cache,
+            book_now=lambda: self._policies_now.now(client),
+        )
 
     def _open(self, work: Work, row: scripts.Row | None) -> None:
         """Start a work from its payout's row. A row that cannot be read stops this entry, not the worker."""

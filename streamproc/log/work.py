@@ -80,6 +80,8 @@ class Desk:
     book: PolicyBook
     admit: Callable[[Sequence[Ask]], Awaitable[list[Admission]]]
     cache: Cache
+    book_now: Callable[[], Awaitable[PolicyBook]]
+    """The policies in force at this moment, which may be newer than `book`: a batch may wait long at the barrier."""
     _parties: dict[tuple[str, str, str], Party] = field(default_factory=dict)
 
     def party(self, record: PayoutRecord) -> Party:

@@ -159,6 +159,9 @@ def _other(event: e.Event) -> str:
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
+        case e.PayoutStopped():
+            sent = "an earlier attempt may have reached it" if event.maybe_sent else "it was never sent"
+            return f"not sent to the bank: {event.finding.code}{_evidence(event.finding)}; {event.command}: {sent}"
         case e.CancelRequested():
             return f"to be cancelled: {event.why}"
         case e.DeadLetterClosed():

@@ -33,7 +33,7 @@ WARM_UP_S = 33 * 86_400
 """Read before `since`: a month's budget window, with a day for time zones. What is older meets no later payout."""
 _TELLS = re.compile(
     rb'"type":"(?:payout\.observed|payout\.decided|policy\.changed|review\.counted|payout\.settled'
-    rb'|payout\.budget_reserved|governance\.bypassed)"'
+    rb'|payout\.budget_reserved|payout\.stopped|governance\.bypassed)"'
 ).search
 """Entries that a retrial reads; the others are not decoded."""
 

@@ -67,7 +67,14 @@ def test_the_seeded_history_has_everything_in_it(seeded: SeededHistory) -> None:
             "REJECTED HOLD_EXPIRED",
         ),
     )
-    events = ("PolicyChanged", "ReviewRefused", "GovernanceBypassed", "committed", "released")
+    events = (
+        "PolicyChanged",
+        "PayoutStopped",
+        "ReviewRefused",
+        "GovernanceBypassed",
+        "committed",
+        "released",
+    )
     assert [what for what in (*rules, *events) if not found[what]] == []
 
 

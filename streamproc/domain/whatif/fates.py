@@ -174,6 +174,7 @@ class Fates:
             party.account,
             party.team,
             reputation=fate.reputation,
+            freeze=party.freeze,
         )
         found = recheck(case)
         if found:
@@ -202,6 +203,16 @@ class Fates:
         # Where the log rejects it too, its own release follows, in its own place.
         if end[0] == "REJECTED" and fate.old_end[0] != "REJECTED":
             self._move(fate, "released")
+
+    def stop(self, decided: PayoutDecided) -> None:
+        """What was approved was frozen before it was sent. That was an incident and no rule: it stays so."""
+        fate = self._open.get(decided.payout)
+        if fate is None:
+            return
+        fate.old_end = (decided.decision, decided.reason)
+        if fate.new_end[0] == "APPROVED":
+            fate.new_end = fate.old_end
+        self._keep(fate)
 
     # ---- the bank -----------------------------------------------------------------------
 

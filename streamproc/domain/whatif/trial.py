@@ -65,7 +65,7 @@ class Books:
 def _terms(party: Party) -> tuple[object, ...]:
     """Without the version, which is a name and no rule."""
     policy = party.agent.policy if party.agent is not None else None
-    return (party.identity, policy, party.account, party.team)
+    return (party.identity, policy, party.account, party.team, party.freeze)
 
 
 @dataclass(slots=True)
@@ -105,7 +105,15 @@ class Trial:
     def case(self, zone: str) -> Case:
         """The case under the candidate's policies."""
         party = party_of(self.record, self.books.candidate)
-        return Case(self.record, party.identity, party.agent, zone, party.account, party.team)
+        return Case(
+            self.record,
+            party.identity,
+            party.agent,
+            zone,
+            party.account,
+            party.team,
+            freeze=party.freeze,
+        )
 
     def reputation(self) -> Reputation | None:
         """What was known of the vendor then; None where nobody asked."""
