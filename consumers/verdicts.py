@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from streamproc.domain.beneficiaries import note, pair_of, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
 from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired, VelocityChecked
 from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
@@ -110,5 +111,8 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
             by=by,
         )
     )
+    pair = pair_of(record.account, record.fund_account, record.vendor_url)
+    if verdict.decision == "APPROVED" and to_note(pair, record.beneficiary):
+        work.emit(note(pair, record.payout, desk.now_us))
     if held:
         work.later(TimerFired(at=expires_at, payout=record.payout, timer="hold_expiry"))

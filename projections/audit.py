@@ -32,6 +32,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.VelocityChecked,
         e.ReputationChecked,
         e.BudgetReserved,
+        e.BeneficiaryNoted,
     }
 )
 """Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""

@@ -53,7 +53,8 @@ defaults: {blocked_domains: [bad.example.com, '*.xyz'], rate_limit: {count: 40, 
 policies:
   plain: {daily_limit: 900000}
   small: {daily_limit: 300000, per_txn_limit: 40000, weekly_limit: 1200000, monthly_limit: 4000000}
-  held: {daily_limit: 2000000, require_approval_above: 20000, dual_approval_above: 80000, hold_ttl: 1h}
+  held: {daily_limit: 2000000, require_approval_above: 20000, hold_ttl: 1h,
+         dual_approval_above: 80000, new_beneficiary: hold}
   night: {hours: '09:00-18:00', days: [mon, tue, wed, thu, fri], timezone: Europe/Berlin}
   bursty: {rate_limit: {count: 3, window: 3600}}
   patient: {rate_limit: {count: 3, window: 3600}, on_rate_limit: hold, daily_limit: 500000}
@@ -62,7 +63,7 @@ policies:
   known: {require_verified_identity: true, daily_limit: 400000}
   foreign: {currencies: [INR, USD]}
   one: {team: desk, daily_limit: 500000}
-  two: {team: desk, daily_limit: 500000}
+  two: {team: desk, daily_limit: 500000, changed_beneficiary: hold}
 accounts:
   acc_Test0000000001: {daily_limit: 6000000, monthly_limit: 90000000}
 teams:
@@ -91,6 +92,7 @@ CHANGES = (
     (f"account:{ACCOUNT}", True),
     (f"account:{ACCOUNT}", False),
     ("agent:one", False),
+    "policies: {small: {daily_limit: 300000, new_beneficiary: hold, changed_beneficiary: hold}}",
     ("team:desk", True),
     ("team:desk", False),
 )
@@ -161,7 +163,7 @@ class Seeded:
             url=rng.choice(URLS) if rng.random() < 0.7 else rng.choice((None, URLS[0])),
             status=rng.choices(("pending", "queued", "processing"), (88, 10, 2))[0],
             currency="USD" if rng.random() < 0.05 else "INR",
-            fund_account=rng.choice(("fa_1", "fa_2", "fa_known")),
+            fund_account=rng.choice(("fa_1", "fa_2", "fa_known", f"fa_{rng.randrange(300)}")),
             at=self.now,
         )
 

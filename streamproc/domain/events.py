@@ -140,14 +140,30 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     evidence: Evidence = {}
 
 
-class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
-    """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it."""
+class BeneficiarySeen(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the registry knew of a payout's fund account and vendor on its account, before the payout was decided."""
 
+    known: bool = False
+    """A payout to this fund account was approved before."""
+    noted: bool = False
+    """For this vendor, and not long ago: there is nothing to note when it is approved."""
+    other_vendors: list[str] = []
+    """Hosts that the fund account was approved for, where the payout's own is not among them."""
+    other_accounts: list[str] = []
+    """Fund accounts that the vendor was approved with, where the payout's own is not among them."""
+
+
+class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
+    """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it. Version 1 did not look at the beneficiary."""
+
+    v: int = 2
     payout: str
     agent: str
     identity: Identity
     policy_version: int
     findings: list[Finding]
+    beneficiary: BeneficiarySeen | None = None
+    """What rule 13 looks at; None: nobody looked."""
 
 
 class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked"):
@@ -168,7 +184,7 @@ class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_chec
 
 
 class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_checked"):
-    """Rules 11 and 12. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
+    """Rules 11 to 13. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
 
     payout: str
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
@@ -243,6 +259,16 @@ class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
     action: Literal["approve", "reject"]
     channel: str
     problem: str
+
+
+class BeneficiaryNoted(Fact, frozen=True, kw_only=True, tag="beneficiary.noted"):
+    """A payout to this fund account was approved, for this vendor: from now on it is known on the account (rule 13)."""
+
+    payout: str
+    account: str
+    fund_account: str
+    vendor: str
+    """The host of the vendor's URL; empty where the payout named none."""
 
 
 class GovernanceBypassed(Fact, frozen=True, kw_only=True, tag="governance.bypassed"):
@@ -346,6 +372,7 @@ Event: TypeAlias = (
     | PayoutDecided
     | ReviewCounted
     | ReviewRefused
+    | BeneficiaryNoted
     | GovernanceBypassed
     | CancelRequested
     | PayoutStopped

@@ -222,6 +222,32 @@ def reputation_unavailable(case: Case) -> Finding | None:
     return outcome("reputation", "REPUTATION_UNAVAILABLE", problem=reputation.problem)
 
 
+def beneficiary_new(case: Case) -> Finding | None:
+    """Rule 13, first half: no payout to this fund account was approved on this account before."""
+    assert case.agent is not None
+    seen = case.payout.beneficiary
+    if case.agent.policy.new_beneficiary == "ignore" or (seen is not None and seen.known):
+        return None
+    return _held("reputation", "BENEFICIARY_NEW", fund_account=case.payout.fund_account)
+
+
+def beneficiary_changed(case: Case) -> Finding | None:
+    """Rule 13, second half: the fund account is another vendor's, or the vendor's own was another."""
+    assert case.agent is not None
+    seen = case.payout.beneficiary
+    if case.agent.policy.changed_beneficiary == "ignore" or seen is None:
+        return None
+    if not seen.other_vendors and not seen.other_accounts:
+        return None
+    return _held(
+        "reputation",
+        "BENEFICIARY_CHANGED",
+        fund_account=case.payout.fund_account,
+        paid_for=seen.other_vendors,
+        vendor_paid_at=seen.other_accounts,
+    )
+
+
 def window_limit(case: Case) -> Finding | None:
     """Rule 16: equal passes; names the first window without room."""
     answer = case.admission.budget
@@ -265,7 +291,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         outside_hours,
     ),
     "velocity": (rate,),
-    "reputation": (threat, reputation_unavailable),
+    "reputation": (threat, reputation_unavailable, beneficiary_new, beneficiary_changed),
     "budget": (window_limit,),
     "approval": (approval,),
 }

@@ -109,6 +109,7 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasons: list[str] = []
     findings: list[e.Finding] = []
     policy_version: int = 0
+    beneficiary: e.BeneficiarySeen | None = None
     hold_expires_at: int = 0
     reputation_fresh_until: int = 0
     reservation: Reservation | None = None
@@ -230,6 +231,7 @@ def _screened(record: PayoutRecord, event: e.PayoutScreened, at: int) -> PayoutR
         agent=event.agent,
         identity=event.identity,
         policy_version=event.policy_version,
+        beneficiary=event.beneficiary,
         updated_at=at,
     )
 
@@ -320,6 +322,7 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.PolicyChanged,
         e.ReviewSubmitted,
         e.ReviewRefused,
+        e.BeneficiaryNoted,
         e.TimerFired,
         e.EntrySetAside,
         e.DeadLetterClosed,

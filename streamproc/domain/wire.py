@@ -25,7 +25,15 @@ def _velocity_checked_1(raw: Raw) -> Raw:
     return raw if raw.get("number") else {**raw, "limit": 0, "window_s": 0}
 
 
-UPCASTERS: Mapping[tuple[str, int], Upcaster] = {("payout.velocity_checked", 1): _velocity_checked_1}
+def _payout_screened_1(raw: Raw) -> Raw:
+    """Version 1 did not look whether the beneficiary is known."""
+    return raw
+
+
+UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
+    ("payout.velocity_checked", 1): _velocity_checked_1,
+    ("payout.screened", 1): _payout_screened_1,
+}
 """(type, v) -> the step from version v to v + 1; it need not touch `v`."""
 
 

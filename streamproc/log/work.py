@@ -12,7 +12,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
-from streamproc.domain.events import Event, Fact, PayoutObserved, TimerFired
+from streamproc.domain.events import BeneficiarySeen, Event, Fact, PayoutObserved, TimerFired
 from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
@@ -38,6 +38,8 @@ class Work:
     out: list[Event] = field(default_factory=list)
     timers: list[TimerFired] = field(default_factory=list)
     settle: Settlement = ""
+    beneficiary: BeneficiarySeen | None = None
+    """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
     stale_times: int = 0
 

@@ -13,7 +13,7 @@ _MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"}
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
     e.PayoutScreened: "screening, rules 2 to 9: nothing against it",
     e.VelocityChecked: "velocity, rule 10: passes",
-    e.ReputationChecked: "reputation, rules 11 and 12: nothing against it",
+    e.ReputationChecked: "reputation, rules 11 to 13: nothing against it",
     e.BudgetReserved: "budget, rule 16: there is room in every window",
 }
 
@@ -164,6 +164,9 @@ def _other(event: e.Event) -> str:
             return f"not sent to the bank: {event.finding.code}{_evidence(event.finding)}; {event.command}: {sent}"
         case e.CancelRequested():
             return f"to be cancelled: {event.why}"
+        case e.BeneficiaryNoted():
+            vendor = f" for {event.vendor}" if event.vendor else ""
+            return f"fund account {event.fund_account} is known on this account from now on{vendor}"
         case e.DeadLetterClosed():
             done = "gave back to its group" if event.action == "redrive" else "discarded"
             return f"{event.by} {done} dead letter {event.letter} ({event.group})"

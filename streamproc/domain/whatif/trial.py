@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamproc.domain.asks import slot_of
 from streamproc.domain.budget import US, RateAnswer
@@ -18,6 +19,7 @@ from streamproc.domain.events import (
     Finding,
     PayoutDecided,
     PayoutObserved,
+    PayoutScreened,
     ReputationChecked,
     VelocityChecked,
 )
@@ -149,6 +151,8 @@ def trial_of(events: Sequence[Event], seen: PayoutObserved, books: Books) -> Tri
             trial.room, trial.stray = event, trial.stray or over
         elif type(event) is ReputationChecked:
             trial.checked = event
+        elif type(event) is PayoutScreened and event.beneficiary is not None:
+            trial.record = replace(record, beneficiary=event.beneficiary)
     for finding in decided.findings:
         if finding.code == "RATE_LIMITED" and trial.slot is None:
             trial.slot = _refused_slot(finding.evidence)
