@@ -112,7 +112,8 @@ def unverified_identity(case: Case) -> Finding | None:
     """Rule 5."""
     assert case.agent is not None
     if case.agent.policy.require_verified_identity and case.identity != "verified":
-        return _held("screening", "IDENTITY_UNVERIFIED", identity=case.identity)
+        sig = "does not verify" if case.payout.agent_sig else "none"
+        return _held("screening", "IDENTITY_UNVERIFIED", identity=case.identity, agent_sig=sig)
     return None
 
 

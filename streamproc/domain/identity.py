@@ -1,11 +1,13 @@
 """Who asked for a payout, how sure we are, and whose policies hold for it.
 
-A payout seen at the bank only claims its agent in `notes.agent_id`. The claim is `verified` where the
-fund account is bound to that agent in the policy file's `agents:`; otherwise it stays `claimed`.
+A payout seen at the bank only claims its agent in `notes.agent_id`. The claim is `verified` where the fund account is
+bound to that agent in the policy file's `agents:`, or where the payout carries that agent's signature; otherwise it
+stays `claimed`.
 """
 
 from msgspec import Struct
 
+from streamproc.domain.agent_note import message
 from streamproc.domain.events import Identity
 from streamproc.domain.payouts import UNKNOWN_AGENT, PayoutRecord
 from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimits
@@ -36,4 +38,17 @@ def identity_of(record: PayoutRecord, book: PolicyBook) -> Identity:
         return "unknown"
     if book.bindings.verified_agent(record.agent, record.fund_account):
         return "verified"
+    if record.agent_sig and record.reference_id and record.fund_account and _is_signed(record, book):
+        return "verified"
     return "claimed"
+
+
+def _is_signed(record: PayoutRecord, book: PolicyBook) -> bool:
+    signed = message(
+        agent=record.agent,
+        amount=record.amount,
+        currency=record.currency,
+        fund_account=record.fund_account,
+        reference_id=record.reference_id,
+    )
+    return book.bindings.signed_by(record.agent, signed, record.agent_sig)

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from streamproc.domain import events as e
+from streamproc.domain.agent_note import NOTE
 
 State: TypeAlias = Literal[
     "received",  # seen, not decided
@@ -98,6 +99,9 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     identity: e.Identity = "unknown"
     vendor_url: str = ""
     fund_account: str = ""
+    reference_id: str = ""
+    agent_sig: str = ""
+    """The agent's signed note, as it was written (domain/agent_note.py)."""
     state: State = "received"
     bank_status: str = ""
     utr: str = ""
@@ -173,6 +177,8 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             currency=facts.currency,
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
+            reference_id=facts.reference_id,
+            agent_sig=facts.notes.get(NOTE, ""),
             agent=facts.notes.get("agent_id", "") or UNKNOWN_AGENT,
             state=state_of(None, facts.status, False),
             bank_status=facts.status,
@@ -189,6 +195,8 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             currency=facts.currency,
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
+            reference_id=facts.reference_id,
+            agent_sig=facts.notes.get(NOTE, ""),
         )
     status = facts.status if moves_forward(record, facts.status) else record.bank_status
     return replace(

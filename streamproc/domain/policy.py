@@ -9,6 +9,7 @@ from typing import cast
 
 from msgspec import Struct
 
+from streamproc.domain.agent_note import is_signed
 from streamproc.domain.domains import DomainSet, compile_domains
 from streamproc.domain.policy_changes import (
     FREEZE,
@@ -68,7 +69,7 @@ class Freeze(Struct, frozen=True):
 
 
 class Bindings:
-    """Which fund accounts and API keys are known to be an agent's."""
+    """Which fund accounts and signing keys are known to be an agent's."""
 
     def __init__(self, own: Mapping[str, object]) -> None:
         self._bound = {
@@ -77,14 +78,18 @@ class Bindings:
             for field, values in fields.items()
             for value in values
         }
+        self._keys: dict[str, list[str]] = {}
+        for agent, field, value in self._bound:
+            if field == "public_keys":
+                self._keys.setdefault(agent, []).append(value)
 
     def verified_agent(self, agent: str, fund_account: str) -> bool:
         """Whether *fund_account* is bound to *agent*."""
         return (agent, "fund_accounts", fund_account) in self._bound
 
-    def verified_key(self, agent: str, api_key: str) -> bool:
-        """Whether the API key id is bound to *agent*."""
-        return (agent, "api_keys", api_key) in self._bound
+    def signed_by(self, agent: str, signed: bytes, signature: str) -> bool:
+        """Whether *signature* over *signed* is by one of the agent's keys."""
+        return any(is_signed(key, signed, signature) for key in self._keys.get(agent, ()))
 
 
 class PolicyBook:

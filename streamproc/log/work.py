@@ -84,11 +84,12 @@ class Desk:
     cache: Cache
     book_now: Callable[[], Awaitable[PolicyBook]]
     """The policies in force at this moment, which may be newer than `book`: a batch may wait long at the barrier."""
-    _parties: dict[tuple[str, str, str], Party] = field(default_factory=dict)
+    _parties: dict[tuple[str, str, str, str], Party] = field(default_factory=dict)
 
     def party(self, record: PayoutRecord) -> Party:
         """Whose payout this is under the policies in force; looked up once a batch, since every stage asks."""
-        key = (record.agent, record.fund_account, record.account)
+        # A signature is about one payout.
+        key = (record.agent, record.fund_account, record.account, record.payout if record.agent_sig else "")
         known = self._parties.get(key)
         if known is None:
             known = self._parties[key] = party_of(record, self.book)

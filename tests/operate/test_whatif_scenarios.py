@@ -17,6 +17,7 @@ from streamproc.domain.whatif.trial import Told
 from streamproc.errors import InputError
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
+from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, Vendors, observed
 
@@ -355,3 +356,16 @@ async def test_an_approved_payout_that_was_stopped_gives_its_money_back_in_the_r
     found = again(log, None)
     assert (found.changes, found.counters_differing, found.assumed, found.unjudged) == ([], 0, {}, {})
     assert found.judged.payouts == 2
+
+
+async def test_a_signature_of_then_is_checked_again_with_the_keys_of_the_candidate(redis_url: str) -> None:
+    notes = BOT["agent_notes"](**FACTS)
+    policies = f"{{bot: {{require_verified_identity: true, {NO_RATE}}}}}"
+    keys = f'agents: {{bot: {{public_keys: ["{BOT["public_key"]}"]}}}}'
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {policies}\n{keys}")
+        await engine.deliver(paid(notes))
+        assert (await engine.record("pout_1")).identity == "verified"
+        log = await log_of(engine)
+    assert moved(again(log, None)) == {}
+    assert moved(again(log, "agents: {}")) == {"pout_1": "APPROVED -> HELD IDENTITY_UNVERIFIED"}

@@ -57,10 +57,12 @@ class Books:
         if self.real is self.candidate:
             return True
         key = (record.agent, record.fund_account, record.account)
-        known = self._same.get(key)
+        known = None if record.agent_sig else self._same.get(key)
         if known is None:
             real, candidate = party_of(record, self.real), party_of(record, self.candidate)
-            known = self._same[key] = _terms(real) == _terms(candidate)
+            known = _terms(real) == _terms(candidate)
+            if not record.agent_sig:  # a signature is about one payout
+                self._same[key] = known
         return known
 
 
