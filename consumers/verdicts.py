@@ -68,6 +68,7 @@ def record_slot(work: Work, desk: Desk, answer: RateAnswer | None, findings: Seq
 
 def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: Sequence[Finding]) -> None:
     """Record what was admitted: that amount, in those windows, whatever is known of the payout by now."""
+    agent = desk.book.agent(work.known().agent)
     work.emit(
         BudgetReserved(
             at=desk.now_us,
@@ -76,6 +77,7 @@ def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: S
             number=answer.number,
             windows=uses(answer.windows, answer.before),
             findings=list(findings),
+            count_fees=agent is not None and agent.policy.count_fees,
         )
     )
 

@@ -58,10 +58,11 @@ policies:
   night: {hours: '09:00-18:00', days: [mon, tue, wed, thu, fri], timezone: Europe/Berlin}
   bursty: {rate_limit: {count: 3, window: 3600}}
   patient: {rate_limit: {count: 3, window: 3600}, on_rate_limit: hold, daily_limit: 500000}
-  listed: {allowed_domains: [vendor.example.net, 127.0.0.1, malware.example.net], daily_limit: 700000}
+  listed: {allowed_domains: [vendor.example.net, 127.0.0.1, malware.example.net], daily_limit: 700000,
+           count_fees: true}
   strict: {on_reputation_unavailable: reject, require_vendor_url: true, vendor_daily_limit: 250000}
   known: {require_verified_identity: true, daily_limit: 400000}
-  foreign: {currencies: [INR, USD]}
+  foreign: {currencies: [INR, USD], count_fees: true}
   one: {team: desk, daily_limit: 500000}
   two: {team: desk, daily_limit: 500000, changed_beneficiary: hold}
 accounts:
@@ -212,6 +213,8 @@ class Seeded:
             del self.open[record.payout]  # most stay so
             if rng.random() < 0.05:
                 yield self._seen(record, "reversed")
+            elif rng.random() < 0.1:
+                yield self._seen(record, "processed", fees=708)
         for record in self._in_state("approved"):
             if record.bank_status == "pending" and rng.random() < 0.01:
                 yield self._stopped(record)
@@ -234,8 +237,10 @@ class Seeded:
             caused_by="",
         )
 
-    def _seen(self, record: PayoutRecord, status: str) -> e.PayoutObserved:
-        return observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
+    def _seen(self, record: PayoutRecord, status: str, fees: int | None = None) -> e.PayoutObserved:
+        event = observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
+        told = self.rng.choice((0, 590)) if fees is None else fees
+        return replace(event, facts=replace(event.facts, fees=told))
 
 
 # ---- once for the session -----------------------------------------------------------------

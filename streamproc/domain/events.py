@@ -207,11 +207,14 @@ class WindowUse(Struct, frozen=True, kw_only=True):
 class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved"):
     """Rule 16 found room and the amount is reserved. `number` orders all admissions of the partition."""
 
+    v: int = 2
     payout: str
     amount: int
     number: int
     windows: list[WindowUse]
     findings: list[Finding]
+    count_fees: bool = False
+    """Whether the bank's fees are charged to the windows too, once they are known; in version 1 they never were."""
 
 
 # ---- what was decided -------------------------------------------------------------------
@@ -323,14 +326,20 @@ class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_ans
 
 
 class PayoutSettled(Fact, frozen=True, kw_only=True, tag="payout.settled"):
-    """The reservation was committed or released, once, to the windows it was charged to."""
+    """The reservation was committed or released, once, to the windows it was charged to.
 
+    Committed a second time: `fees` that the bank named later, where they count. `fees` are those known by then, with
+    tax; whether they are charged (and, released, given back) is said by the reservation.
+    """
+
+    v: int = 2
     payout: str
     settlement: Literal["committed", "released"]
     amount: int
     why: str
     windows: list[list[str]]
     """Pairs of scope and window."""
+    fees: int = 0
 
 
 # ---- what went wrong --------------------------------------------------------------------

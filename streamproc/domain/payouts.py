@@ -68,13 +68,16 @@ _STATE_OF_DECISION: dict[e.Decision | None, State] = {
 }
 
 
-class Reservation(Struct, frozen=True, kw_only=True):
+class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
 
     state: Literal["reserved", "committed", "released"]
     amount: int
     number: int
     windows: list[e.WindowUse]
+    count_fees: bool = False
+    fees: int = 0
+    """Charged beside the amount, while it is committed."""
 
 
 class Review(Struct, frozen=True, kw_only=True):
@@ -254,7 +257,11 @@ def _vetted(record: PayoutRecord, event: e.ReputationChecked, at: int) -> Payout
 
 def _reserved(record: PayoutRecord, event: e.BudgetReserved, at: int) -> PayoutRecord:
     reservation = Reservation(
-        state="reserved", amount=event.amount, number=event.number, windows=event.windows
+        state="reserved",
+        amount=event.amount,
+        number=event.number,
+        windows=event.windows,
+        count_fees=event.count_fees,
     )
     return replace(record, reservation=reservation, updated_at=at)
 
@@ -306,7 +313,9 @@ def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> Pa
 def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRecord:
     if record.reservation is None:
         raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
-    return replace(record, reservation=replace(record.reservation, state=event.settlement), updated_at=at)
+    charged = event.fees if record.reservation.count_fees and event.settlement == "committed" else 0
+    reservation = replace(record.reservation, state=event.settlement, fees=charged)
+    return replace(record, reservation=reservation, updated_at=at)
 
 
 _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] = {
@@ -340,7 +349,10 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
 
 
 def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:
-    """What must happen to the reservation now, by the bank's status and our decision; None: nothing."""
+    """What must happen to the reservation now, by the bank's status and our decision; None: nothing.
+
+    What is committed is committed once more where fees count and the bank has named more of them.
+    """
     if record.reservation is None:
         return None
     held = record.reservation.state
@@ -348,6 +360,8 @@ def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | N
         return None
     if record.bank_status in RELEASING_STATUSES:
         return "released"
+    if held == "committed" and record.reservation.count_fees and record.fees > record.reservation.fees:
+        return "committed"
     if held == "reserved":
         if record.bank_status == "processed":
             return "committed"

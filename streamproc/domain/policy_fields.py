@@ -76,6 +76,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     currencies: tuple[str, ...] = ("INR",)
     team: str | None = None
     queued_hold: Literal["cancel", "allow"] = "cancel"
+    count_fees: bool = False
+    """Whether the bank's fees count in the budget windows, once they are known."""
     frozen: bool = False
 
 
@@ -280,6 +282,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "currencies": _list_of(_currency, least=1),
     "team": _optional(identifier),
     "queued_hold": _one_of("cancel", "allow"),
+    "count_fees": _flag,
 }
 _ATTRIBUTE = {"hold_ttl": "hold_ttl_s"}
 _RISING = (

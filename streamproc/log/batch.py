@@ -225,6 +225,7 @@ class Handler:
             handover.m = self._mine + b',"cause":"' + work.entry + b'"'
         if work.settle and work.admission.budget is not None:
             handover.settle, handover.windows = work.settle, work.admission.budget.windows
+            handover.fees = work.fees
         handover.notes = self._notes(work)
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover

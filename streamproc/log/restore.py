@@ -177,6 +177,8 @@ class Restorer:
             fields += ["a", scripts.kept_admission(admission)]
         if record.reservation is not None and record.reservation.state != "reserved":
             fields += ["q", record.reservation.state]
+            if record.reservation.fees:
+                fields += ["f", record.reservation.fees]
         await self._put("HSET", key, *fields)
         if expires_at_s is not None:
             await self._put("EXPIREAT", key, expires_at_s)

@@ -135,6 +135,7 @@ class Handover:
     e: bytes = b""
     m: bytes = b"{"
     settle: str = ""
+    fees: int = 0
     windows: Sequence[Window] = ()
     taken: bool = False
     problem: str = ""
@@ -279,7 +280,7 @@ def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
     timers = [x for timer in h.timers for x in timer]
     notes = [x for key, name, at in h.notes for x in (keys.index(key), name, at)]
     counts = len(indexes), len(h.timers), len(h.notes)
-    return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, *indexes, *timers, *notes]
+    return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, h.fees, *indexes, *timers, *notes]
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:

@@ -38,6 +38,8 @@ class Work:
     out: list[Event] = field(default_factory=list)
     timers: list[TimerFired] = field(default_factory=list)
     settle: Settlement = ""
+    fees: int = 0
+    """Charged in all with what is committed."""
     beneficiary: BeneficiarySeen | None = None
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
@@ -51,7 +53,7 @@ class Work:
         if keep:
             self.record = fold(self.out, self.record)
         else:
-            self.out, self.timers, self.settle = [], [], ""
+            self.out, self.timers, self.settle, self.fees = [], [], "", 0
 
     def emit(self, event: Event) -> None:
         """Record `event` with this entry's commit; later stages of the chain see it."""

@@ -35,7 +35,9 @@ def _headline(record: PayoutRecord) -> Iterator[str]:
     yield f"  vendor {record.vendor_url or '-'}"
     yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
     if record.reservation is not None:
-        yield f"  budget: {rupees(record.reservation.amount)} {record.reservation.state}"
+        held = record.reservation
+        fees = f" with fees {rupees(held.fees)}" if held.fees else ""
+        yield f"  budget: {rupees(held.amount)} {held.state}{fees}"
 
 
 def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
@@ -52,7 +54,8 @@ def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
             return [_answered(event)]
         case e.PayoutSettled():
             places = ", ".join(f"{scope} {window}" for scope, window in event.windows)
-            return [f"budget {event.settlement}: {rupees(event.amount)} in {places} ({event.why})"]
+            fees = f", the bank's fees {rupees(event.fees)}" if event.fees else ""
+            return [f"budget {event.settlement}: {rupees(event.amount)} in {places} ({event.why}{fees})"]
         case _:
             return [_other(event)]
 

@@ -21,16 +21,18 @@ SAID: dict[str, dict[str, Any]] = {
     "pending": {},
     "queued": {},
     "processing": {"fees": FEES, "tax": TAX},
-    "processed": {"fees": FEES, "tax": TAX, "utr": "UTR1"},
+    "processed": {"utr": "UTR1"},
     "failed": {"fees": FEES, "tax": TAX},
     "reversed": {"fees": FEES, "tax": TAX, "utr": "UTR1"},
     "rejected": {},
     "cancelled": {},
     "updated": {"fees": FEES, "tax": TAX, "utr": "UTR2"},
 }
-"""What the bank can say, `cancelled` by fetching only, and what comes with it. An update is of a processed payout."""
+"""What the bank can say, `cancelled` by fetching only, and what comes with it. An update is of a processed payout, and
+tells of fees that nobody told of before."""
 PAIRS = list(itertools.product(SAID, SAID))
 AMOUNTS = {"APPROVED": 1_000, "HELD": 600_000, "REJECTED": 800_000}
+COUNT_FEES = "count_fees: true, "
 POLICY = (
     "{{daily_limit: 5000000, require_approval_above: 500000, per_txn_limit: 700000, {more}"
     "rate_limit: {{count: 0}}}}"
@@ -89,14 +91,16 @@ class Seen:
         return found
 
 
-@pytest.mark.parametrize("decision", sorted(AMOUNTS))
+@pytest.mark.parametrize(
+    ("decision", "more"), [*((decision, "") for decision in sorted(AMOUNTS)), ("APPROVED", COUNT_FEES)]
+)
 async def test_every_two_things_that_the_bank_says_come_to_the_same_in_both_orders(
-    redis_url: str, decision: str
+    redis_url: str, decision: str, more: str
 ) -> None:
     names = {f"{first}-{second}": (first, second) for first, second in PAIRS}
     async with Engine(redis_url, workers=2) as engine:
         payouts = Seen(engine)
-        await payouts.ask(list(names), AMOUNTS[decision])
+        await payouts.ask(list(names), AMOUNTS[decision], more)
         for place in (0, 1):
             await payouts.say({name: pair[place] for name, pair in names.items()})
         outcomes = await payouts.outcomes()
@@ -107,7 +111,15 @@ async def test_every_two_things_that_the_bank_says_come_to_the_same_in_both_orde
         if outcomes[name] != outcomes[f"{second}-{first}"]
     }
     assert differing == {}
-    assert outcomes["processed-reversed"][1] == outcomes["processed-failed"][1] == (0, 0)
+    if decision == "APPROVED":
+        assert outcomes["processed-updated"][1] == (0, 1_000 + (FEES if more else 0))
+        assert outcomes["processed-processed"][1] == (0, 1_000)
+    assert (
+        outcomes["updated-reversed"][1]
+        == outcomes["processed-reversed"][1]
+        == outcomes["processed-failed"][1]
+        == (0, 0)
+    )
 
 
 async def test_an_approved_payout_is_settled_as_the_last_word_says_with_fees_tax_and_utr(
@@ -136,3 +148,38 @@ async def test_an_approved_payout_is_settled_as_the_last_word_says_with_fees_tax
         assert [told.get(field) for field in ("fees", "tax", "utr")] == [
             said.get(field) for field in ("fees", "tax", "utr")
         ], name
+
+
+async def test_fees_that_count_fill_the_window_after_the_payout_and_the_next_payout_finds_it_so(
+    redis_url: str,
+) -> None:
+    limit = "{daily_limit: 2000, weekly_limit: 5000, count_fees: true, rate_limit: {count: 0}}"
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {limit}, other: {limit.replace('true', 'false')}}}")
+
+        async def outcome(payout: str, amount: int, agent: str) -> str:
+            await engine.deliver(observed(payout, amount, agent=agent))
+            return (await engine.record(payout)).reason
+
+        async def committed(agent: str) -> list[int]:
+            keys = [engine.names.budget(f"agent:{agent}", window) for window in ("2026-09-21", "2026-W39")]
+            return [int(await engine.client.hget(key, "c") or 0) for key in keys]
+
+        for agent in ("bot", "other"):
+            assert await outcome(f"{agent}-1", 2_000, agent) == "POLICY_OK"
+            for what in ("processed", "updated", "updated"):
+                await engine.append(ACCOUNT, seen(f"{agent}-1", agent, 2_000, what))
+            await engine.settled()
+        # Over the limit by the fees, which nobody knew before: what is not refused is what comes next.
+        assert (await committed("bot"), await committed("other")) == ([2_118, 2_118], [2_000, 2_000])
+        settled = [event for event in await engine.story("bot-1") if isinstance(event, e.PayoutSettled)]
+        assert [(event.settlement, event.fees) for event in settled] == [
+            ("committed", 0),
+            ("committed", FEES),
+        ]
+        assert await outcome("bot-2", 1, "bot") == "LIMIT_EXCEEDED"
+        for agent in ("bot", "other"):
+            await engine.append(ACCOUNT, seen(f"{agent}-1", agent, 2_000, "reversed"))
+        await engine.settled()
+        assert (await committed("bot"), await committed("other")) == ([0, 0], [0, 0])
+        assert await outcome("bot-3", 2_000, "bot") == "POLICY_OK"

@@ -55,6 +55,7 @@ class Judgement(Struct, frozen=True):
     reputation: Reputation = NO_URL
     windows: tuple[Window, ...] = ()
     amount: int = 0
+    count_fees: bool = False
 
 
 class Judge:
@@ -96,9 +97,12 @@ class Judge:
                 trial.findings += find(rules, replace(case, admission=Admission(budget=answer)))
         verdict = conclude(trial.findings)
         if trial.stray and trial.room is not None:
-            return Judgement(verdict, reputation, recorded_windows(trial.room), trial.room.amount)
+            room = trial.room
+            return Judgement(verdict, reputation, recorded_windows(room), room.amount, room.count_fees)
         if answer is not None and answer.granted:
-            return Judgement(verdict, reputation, answer.windows, answer.amount)
+            agent = trial.books.candidate.agent(trial.record.agent)
+            counts = agent is not None and agent.policy.count_fees
+            return Judgement(verdict, reputation, answer.windows, answer.amount, counts)
         return Judgement(verdict, reputation)
 
     def _slot(self, trial: Trial, case: Case) -> RateAnswer | None:
@@ -196,9 +200,11 @@ class Judge:
         self._remember_ends(windows)
         self._counters.reserve([replace(window, limit=None) for window in windows], room.amount)
 
-    def settle(self, windows: Sequence[Window], amount: int, held: str, settlement: str) -> bool:
-        """Commit or release; False where that cannot be."""
-        return self._counters.settle(windows, amount, held, settlement)
+    def settle(
+        self, windows: Sequence[Window], amount: int, held: str, settlement: str, *, charged: int, fees: int
+    ) -> bool:
+        """Commit or release; False where that cannot be. Fees as `Counters.settle` has them."""
+        return self._counters.settle(windows, amount, held, settlement, charged=charged, fees=fees)
 
     def _remember_ends(self, windows: Sequence[Window]) -> None:
         for window in windows:

@@ -8,7 +8,7 @@
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
---   settle, number of timers, number of notes, the hashes' indexes, then score (µs) and member of each timer,
+--   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes, then score (µs) and member of each timer,
 --   then of each note the index of a beneficiary's hash, the name to note there, and when (µs)
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
 --   or the policy has and there are outputs: a freeze binds what was being decided when it came.
@@ -21,21 +21,25 @@ if call('EXISTS', KEYS[1]) == 0 then
 end
 local function int(x) return string.format('%d', x) end -- as in admit.lua: whole, below 2^53
 
-local function settle(payout, wanted, indexes)
-  -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled.
-  local f = call('HMGET', payout, 'q', 'a')
-  local amount, exceeded = string.match(f[2] or '', '|%d+ (%d+) (%-?%d+)')
-  local held = f[1] or (exceeded == '-1' and 'reserved')
-  local allowed = held == 'reserved' or (held == 'committed' and wanted == 'released')
+local function settle(payout, wanted, fees, indexes)
+  -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled; `f` are fees charged since.
+  local f = call('HMGET', payout, 'q', 'a', 'f')
+  local text, exceeded = string.match(f[2] or '', '|%d+ (%d+) (%-?%d+)')
+  local held, amount, charged = f[1] or (exceeded == '-1' and 'reserved'), tonumber(text), tonumber(f[3] or '0')
+  local allowed = held == 'reserved' or (held == 'committed' and (wanted == 'released' or fees > charged))
   if not allowed then return false end
+  if wanted == 'released' then fees = 0 end
+  local reserved, committed = 0, wanted == 'committed' and amount + fees or 0
+  if held == 'reserved' then reserved = -amount else committed = committed - amount - charged end
   for _, index in ipairs(indexes) do
     local key = KEYS[index]
     if call('EXISTS', key) == 1 then
-      call('HINCRBY', key, held == 'reserved' and 'r' or 'c', int(-tonumber(amount)))
-      if wanted == 'committed' then call('HINCRBY', key, 'c', amount) end
+      if reserved ~= 0 then call('HINCRBY', key, 'r', int(reserved)) end
+      if committed ~= 0 then call('HINCRBY', key, 'c', int(committed)) end
     end
   end
   call('HSET', payout, 'q', wanted)
+  if fees ~= charged then call('HSET', payout, 'f', int(fees)) end
   return true
 end
 
@@ -76,11 +80,11 @@ end
 -- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
 local function rare(at, id, payout, m)
   local windows, timers, notes = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
-  local first = at + 7
+  local first = at + 8
   if ARGV[at + 1] ~= '' then
     local indexes = {}
     for w = 1, windows do indexes[w] = tonumber(ARGV[first + w - 1]) end
-    if settle(KEYS[payout], ARGV[at + 1], indexes) then m = m .. ',"settled":' .. int(call('INCR', KEYS[2])) end
+    if settle(KEYS[payout], ARGV[at + 1], tonumber(ARGV[at + 7]), indexes) then m = m .. ',"settled":' .. int(call('INCR', KEYS[2])) end
   end
   first = first + windows
   for k = first, first + 2 * timers - 1, 2 do call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
