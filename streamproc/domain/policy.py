@@ -31,6 +31,7 @@ from streamproc.domain.policy_file import PolicyFile, parse_policy_file
 from streamproc.domain.policy_report import Report
 
 __all__ = [
+    "FREEZE",
     "AgentPolicy",
     "Bindings",
     "Freeze",

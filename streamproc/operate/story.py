@@ -71,6 +71,8 @@ def _observed(event: e.PayoutObserved) -> Iterator[str]:
     said = ", ".join(f"{name} {value}" for name, value in details if value)
     if said:
         yield said
+    if facts.fees:
+        yield f"fees {rupees(facts.fees)}, of which tax {rupees(facts.tax)}"
 
 
 def _stage(
