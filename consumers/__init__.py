@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from consumers import decide, settle
+from consumers import decide, settle, stop
 from consumers.inputs import EXECUTION as EXECUTION
 from consumers.inputs import GOVERNANCE as GOVERNANCE
 from consumers.recall import Archived, recall_stage
@@ -32,6 +32,7 @@ def governance_chain(
         budget_stage(zone),
         decide.STAGE,
         review_stage(reputations),
+        stop.STAGE,
         settle.STAGE,
     )
 

@@ -6,7 +6,7 @@ for the reference. What is found there is taken for ours only where that is cert
 beneficiary only the key itself tells. After CREATE_WITHIN_S the key may be forgotten, so then nothing is sent any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from typing import Literal, Protocol
 
@@ -58,10 +58,18 @@ class Creator(Protocol):
 
 
 async def create(
-    work: Work, desk: Desk, bank: Creator, *, decided_at: int, caused_by: str, debit: Debit
-) -> BankPayout | None:
-    """Make sure that the intent is at the bank, and record it. None: the bank refused it, and that is recorded.
+    work: Work,
+    desk: Desk,
+    bank: Creator,
+    *,
+    decided_at: int,
+    caused_by: str,
+    debit: Debit,
+    is_stopped: Callable[[], Awaitable[bool]],
+) -> BankPayout | Literal["", "failed"]:
+    """Make sure that the intent is at the bank, and record it.
 
+    `failed`: the bank refused it, and that is recorded. Empty: `is_stopped` said so, right before it was to be sent.
     Raises Unprocessable where a person must look.
     """
     record = work.known()
@@ -79,6 +87,8 @@ async def create(
             f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
+    if await is_stopped():
+        return ""
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
         return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
@@ -170,7 +180,7 @@ def _checked(record: PayoutRecord, answer: Created) -> BankPayout:
 
 async def _refused(
     work: Work, desk: Desk, bank: Creator, answer: Created, caused_by: str, debit: str
-) -> BankPayout | None:
+) -> BankPayout | Literal["failed"]:
     """A 4xx: once, and then what the bank's list says is the truth."""
     record = work.known()
     found = await bank.find(debit, record.payout)
@@ -200,7 +210,7 @@ async def _refused(
             caused_by=caused_by,
         )
     )
-    return None
+    return "failed"
 
 
 def _bind(

@@ -3,7 +3,8 @@
 The bank has no idempotency for approve, reject and cancel, but its states are one-way: a command that already
 took effect is refused, and the payout itself tells (but for a workflow of several levels: docs/governance.md). So
 before an entry is tried again the bank is asked where the payout stands, and after every refusal too. Nothing that
-moves money is sent before its decision is archived. An intent is made at the bank first (consumers/create.py).
+moves money is sent before its decision is archived, nor while its agent, account or team is frozen. An intent is made
+at the bank first (consumers/create.py).
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from consumers.create import Creator, Debit, create
+from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
@@ -21,6 +23,7 @@ from streamproc.domain.events import (
     CancelRequested,
     PayoutDecided,
     PayoutObserved,
+    PayoutStopped,
 )
 from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
 from streamproc.errors import LogUnavailable, Unprocessable
@@ -122,15 +125,44 @@ async def _enact_one(
         if not creates:
             _moved_on(work, cause, desk, status)
         return
+    if command in MOVES_MONEY and await stopped(work, command, caused_by, desk):
+        return
     await _send(work, _Order(command, cause, caused_by), desk, bank)
 
 
 async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:
-    """Where the intent stands at the bank, once it is there, or that it failed."""
+    """Where the intent stands at the bank, once it is there, or that it failed; empty where it was stopped."""
     if work.known().failure:
         return "failed"
-    made = await create(work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
-    return "failed" if made is None else made.status
+
+    async def is_stopped() -> bool:
+        return await stopped(work, "create", caused_by, desk)
+
+    made = await create(
+        work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit, is_stopped=is_stopped
+    )
+    return made if isinstance(made, str) else made.status
+
+
+async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) -> bool:
+    """Whether the payout may not be sent any more, because it was frozen since it was approved; that is recorded.
+
+    To be asked right before each call that moves money. A frozen payout is governance's again: it rejects it, and the
+    bank is told so in the usual way.
+    """
+    found = await objection(work.known(), desk)
+    if found is not None:
+        work.emit(
+            PayoutStopped(
+                at=desk.now_us,
+                payout=work.payout,
+                command=command,
+                finding=found,
+                maybe_sent=work.taken,
+                caused_by=caused_by,
+            )
+        )
+    return found is not None
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:

@@ -16,6 +16,7 @@ from streamproc.domain.events import (
     PayoutMalformed,
     PayoutObserved,
     PayoutRequested,
+    PayoutStopped,
     ReviewSubmitted,
     TimerFired,
 )
@@ -24,7 +25,15 @@ GOVERNANCE = "governance"
 EXECUTION = "execution"
 INPUTS: Mapping[str, frozenset[type[Fact]]] = {
     GOVERNANCE: frozenset(
-        {PayoutObserved, PayoutRequested, PayoutMalformed, ReviewSubmitted, TimerFired, BankCommandAnswered}
+        {
+            PayoutObserved,
+            PayoutRequested,
+            PayoutMalformed,
+            PayoutStopped,
+            ReviewSubmitted,
+            TimerFired,
+            BankCommandAnswered,
+        }
     ),
     EXECUTION: frozenset({PayoutDecided, CancelRequested}),
 }

@@ -46,5 +46,6 @@ def _screen_one(work: Work, desk: Desk, zone: str) -> None:
             identity=case.identity,
             policy_version=case.agent.version,
             findings=findings,
+            beneficiary=work.beneficiary,
         )
     )

@@ -52,6 +52,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
     if due is None or record.reservation is None:
         return
     work.settle = due
+    work.fees = record.fees if record.reservation.count_fees else 0
     work.emit(
         PayoutSettled(
             at=desk.now_us,
@@ -60,6 +61,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
             amount=record.reservation.amount,
             why=_why(record),
             windows=[[w.scope, w.window] for w in record.reservation.windows],
+            fees=record.fees,
         )
     )
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from streamproc.domain.beneficiaries import note, pair_of, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
 from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired, VelocityChecked
-from streamproc.domain.governance import Case, Reputation, Verdict, conclude, uses
+from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
+from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.work import Desk, Work
 
@@ -31,7 +33,17 @@ def case_of(
         party.team,
         admission,
         reputation,
+        party.freeze,
     )
+
+
+async def objection(record: PayoutRecord, desk: Desk) -> Finding | None:
+    """What stands against moving a payout's money by the policies of this very moment: a freeze. Asked right before
+    every call that moves money; what comes between this answer and the bank's is not seen by anybody."""
+    party = party_of(record, await desk.book_now())
+    case = Case(record, party.identity, party.agent, "", party.account, party.team, freeze=party.freeze)
+    found = find(BEFORE_MONEY_MOVES, case)
+    return found[0] if found else None
 
 
 def is_rejected(findings: Sequence[Finding]) -> bool:
@@ -56,6 +68,7 @@ def record_slot(work: Work, desk: Desk, answer: RateAnswer | None, findings: Seq
 
 def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: Sequence[Finding]) -> None:
     """Record what was admitted: that amount, in those windows, whatever is known of the payout by now."""
+    agent = desk.book.agent(work.known().agent)
     work.emit(
         BudgetReserved(
             at=desk.now_us,
@@ -64,6 +77,7 @@ def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: S
             number=answer.number,
             windows=uses(answer.windows, answer.before),
             findings=list(findings),
+            count_fees=agent is not None and agent.policy.count_fees,
         )
     )
 
@@ -99,5 +113,8 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
             by=by,
         )
     )
+    pair = pair_of(record.account, record.fund_account, record.vendor_url)
+    if verdict.decision == "APPROVED" and to_note(pair, record.beneficiary):
+        work.emit(note(pair, record.payout, desk.now_us))
     if held:
         work.later(TimerFired(at=expires_at, payout=record.payout, timer="hold_expiry"))

@@ -1,4 +1,4 @@
-"""Reputation: rules 11 and 12. What Safe Browsing says of the vendor, asked at most once while it is fresh.
+"""Reputation: rules 11 to 13. What Safe Browsing says of the vendor, asked at most once while it is fresh.
 
 Three places are looked at in turn: this process's memory, Redis, the service. All URLs of a batch that nobody
 knows go out in one request, so one slow lookup costs the batch its own timeout and no more.
@@ -93,7 +93,7 @@ def cache_key(href: str) -> str:
 
 
 def reputation_stage(reputations: Reputations) -> Stage:
-    """Rules 11 and 12 for payouts that have a rate slot."""
+    """Rules 11 to 13 for payouts that have a rate slot."""
 
     async def vet(items: Sequence[Item], desk: Desk) -> None:
         urls = {work.known().vendor_url for work, _ in items}

@@ -33,6 +33,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.VelocityChecked,
         e.ReputationChecked,
         e.BudgetReserved,
+        e.BeneficiaryNoted,
     }
 )
 """Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""
@@ -88,6 +89,9 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.GovernanceBypassed: _bypass,
     e.PayoutMalformed: _problem,
     e.EntrySetAside: _problem,
+    e.PayoutStopped: lambda step, event: Said(
+        "alert", f"{event.command} not sent: {event.finding.code}", step.by
+    ),
     e.CancelRequested: lambda step, event: Said("alert", f"cancel requested: {event.why}", step.by),
     e.DeadLetterClosed: lambda _, event: Said(
         "alert", f"dead letter {event.letter}: {event.action}", event.by
@@ -116,8 +120,9 @@ def _row(step: Step, what: Said) -> tuple[object, ...]:
         agent = agent or record.agent
         amount = record.amount if amount is None else amount
         vendor = text_key(vendor_name(record.vendor_url, record.fund_account))
-    elif type(event) is e.PolicyChanged and event.scope.startswith("agent:"):
-        agent = event.scope.removeprefix("agent:")
+    elif type(event) is e.PolicyChanged:
+        scope = event.scope.removeprefix("freeze:")
+        agent = scope.removeprefix("agent:") if scope.startswith("agent:") else ""
     return (
         step.id,
         step.partition,

@@ -64,14 +64,18 @@ def _of(found: dict[Key, Change], named: dict[Key, Change], scope: str, window: 
 
 def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
     """What a settlement adds to reserved and to committed; it depends on what the reservation was before."""
-    held = step.before.reservation.state if step.before and step.before.reservation else "nothing"
+    before = step.before.reservation if step.before else None
+    held = before.state if before else "nothing"
+    charged, fees = (before.fees, event.fees if before.count_fees else 0) if before else (0, 0)
     match held, event.settlement:
         case "reserved", "committed":
-            return -event.amount, event.amount
+            return -event.amount, event.amount + fees
         case "reserved", "released":
             return -event.amount, 0
         case "committed", "released":  # reversed after it was processed
-            return 0, -event.amount
+            return 0, -event.amount - charged
+        case "committed", "committed" if fees > charged:  # the bank named fees later
+            return 0, fees - charged
     raise LogBroken(
         f"event {step.id}: payout {step.payout} is {event.settlement}, but what was held is {held}"
     )

@@ -30,10 +30,10 @@ SELECT count(*) FROM budgets WHERE reserved < 0 OR committed < 0;
 WITH held AS (
     SELECT p.partition, w.scope, w."window" AS window_name,
            sum(r.amount) FILTER (WHERE r.state = 'reserved') AS reserved,
-           sum(r.amount) FILTER (WHERE r.state = 'committed') AS committed
+           sum(r.amount + coalesce(r.fees, 0)) FILTER (WHERE r.state = 'committed') AS committed
     FROM payouts AS p
     CROSS JOIN LATERAL json_to_record(convert_from(p.record, 'UTF8')::json -> 'reservation')
-        AS r (state text, amount bigint, windows json)
+        AS r (state text, amount bigint, fees bigint, windows json)
     CROSS JOIN LATERAL json_to_recordset(r.windows) AS w (scope text, "window" text)
     WHERE r.state IN ('reserved', 'committed')
     GROUP BY 1, 2, 3

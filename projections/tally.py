@@ -76,9 +76,10 @@ def _add_decision(tally: Tally, event: e.PayoutDecided) -> None:
 
 
 def _add_settlement(tally: Tally, step: Step, event: e.PayoutSettled) -> None:
+    held = step.before.reservation.state if step.before and step.before.reservation else ""
     if event.settlement == "committed":
-        tally.processed_amount += event.amount
-    elif step.before and step.before.reservation and step.before.reservation.state == "committed":
+        tally.processed_amount += event.amount if held == "reserved" else 0  # else it is fees that came later
+    elif held == "committed":
         tally.processed_amount -= event.amount  # reversed after it was processed
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import asyncpg
 from msgspec import Struct
 
-from projections import agents, audit, budgets, holds, letters, payouts, policies, vendors
+from projections import agents, audit, beneficiaries, budgets, holds, letters, payouts, policies, vendors
 from projections.fold import Step
 from streamproc.archive.sql import statements
 
@@ -25,10 +25,11 @@ class View(Struct, frozen=True):
 
 VIEWS: tuple[View, ...] = tuple(
     View(module.NAME, module.VERSION, module.write)
-    for module in (payouts, audit, budgets, holds, policies, agents, vendors)
+    for module in (payouts, audit, budgets, holds, policies, agents, vendors, beneficiaries)
 )
 FOR_RECOVERY: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write) for module in (payouts, budgets, policies, letters)
+    View(module.NAME, module.VERSION, module.write)
+    for module in (payouts, budgets, policies, beneficiaries, letters)
 )
 """What a recovery reads. It builds these anew and trusts no live view."""
 BY_NAME: dict[str, View] = {view.name: view for view in (*VIEWS, *FOR_RECOVERY)}

@@ -13,11 +13,13 @@ from consumers.recall import Archived
 from consumers.vet import Reputations
 from streamproc.domain.events import Event, PayoutObserved, ReviewSubmitted
 from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.policy import plan_freeze
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
+from streamproc.log.policies import put_in_force, read_scopes
 from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from streamproc.log.work import Group
 from tests.words import Vendors, apply_policies, delivery
@@ -93,6 +95,20 @@ class Engine:
     async def apply(self, text: str) -> None:
         """Put a policy file in force."""
         await apply_policies(self.client, text)
+
+    async def freeze(self, scope: str, *, frozen: bool = True) -> None:
+        """Freeze a scope, or lift that, as `streamproc freeze` does."""
+        rev, scopes = await read_scopes(self.client, self.names)
+        changes = plan_freeze(scopes, scope, frozen=frozen, at=self.producer.now_us(), by="test", why="test")
+        if changes:
+            assert await put_in_force(self.client, self.names, rev, changes, actor="test") is not None
+
+    async def until(self, payout: str, kind: str) -> None:
+        """Until an event of that name is in the payout's story, and everything is handled."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not any(type(event).__name__ == kind for event in await self.story(payout)):
+                await asyncio.sleep(0.01)
+        await self.settled()
 
     async def deliver(self, *events: PayoutObserved) -> None:
         """Append what the bank showed, as the webhook does, and wait until it is handled."""

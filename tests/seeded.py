@@ -53,16 +53,18 @@ defaults: {blocked_domains: [bad.example.com, '*.xyz'], rate_limit: {count: 40, 
 policies:
   plain: {daily_limit: 900000}
   small: {daily_limit: 300000, per_txn_limit: 40000, weekly_limit: 1200000, monthly_limit: 4000000}
-  held: {daily_limit: 2000000, require_approval_above: 20000, dual_approval_above: 80000, hold_ttl: 1h}
+  held: {daily_limit: 2000000, require_approval_above: 20000, hold_ttl: 1h,
+         dual_approval_above: 80000, new_beneficiary: hold}
   night: {hours: '09:00-18:00', days: [mon, tue, wed, thu, fri], timezone: Europe/Berlin}
   bursty: {rate_limit: {count: 3, window: 3600}}
   patient: {rate_limit: {count: 3, window: 3600}, on_rate_limit: hold, daily_limit: 500000}
-  listed: {allowed_domains: [vendor.example.net, 127.0.0.1, malware.example.net], daily_limit: 700000}
+  listed: {allowed_domains: [vendor.example.net, 127.0.0.1, malware.example.net], daily_limit: 700000,
+           count_fees: true}
   strict: {on_reputation_unavailable: reject, require_vendor_url: true, vendor_daily_limit: 250000}
   known: {require_verified_identity: true, daily_limit: 400000}
-  foreign: {currencies: [INR, USD]}
+  foreign: {currencies: [INR, USD], count_fees: true}
   one: {team: desk, daily_limit: 500000}
-  two: {team: desk, daily_limit: 500000}
+  two: {team: desk, daily_limit: 500000, changed_beneficiary: hold}
 accounts:
   acc_Test0000000001: {daily_limit: 6000000, monthly_limit: 90000000}
 teams:
@@ -87,7 +89,15 @@ CHANGES = (
     "policies: {one: {daily_limit: 100000}, two: {team: desk, daily_limit: 500000, per_txn_limit: 30000}}",
     "policies: {stranger: {per_txn_limit: 10000}}",
     "agents: {known: {fund_accounts: [fa_1]}}",
+    ("agent:one", True),
+    (f"account:{ACCOUNT}", True),
+    (f"account:{ACCOUNT}", False),
+    ("agent:one", False),
+    "policies: {small: {daily_limit: 300000, new_beneficiary: hold, changed_beneficiary: hold}}",
+    ("team:desk", True),
+    ("team:desk", False),
 )
+"""Files that are applied, and freezes by command: a scope, and whether it is frozen from then on."""
 AGENTS = (
     *("plain", "small", "held", "held", "night", "bursty", "patient", "listed", "strict", "known"),
     *("foreign", "one", "two", "stranger", None),
@@ -126,14 +136,21 @@ class Seeded:
                 await asyncio.sleep(self.rng.random() * 0.1)  # somewhere in a batch
                 await self.engine.crash()
             if self.rng.random() < 0.5:
-                await self.engine.apply(CHANGES[self._changed % len(CHANGES)])  # while they are being decided
-                self._changed += 1
+                await self._change()  # while they are being decided
             await arriving
             await self.engine.settled()
             await self._read()
             happens = [*self._people(), *self._bank()]
             await asyncio.gather(*(self._append(event) for event in happens))
             await self.engine.settled()
+
+    async def _change(self) -> None:
+        change = CHANGES[self._changed % len(CHANGES)]
+        self._changed += 1
+        if isinstance(change, str):
+            await self.engine.apply(change)
+        else:
+            await self.engine.freeze(change[0], frozen=change[1])
 
     def _ask(self) -> e.PayoutObserved:
         rng = self.rng
@@ -147,7 +164,7 @@ class Seeded:
             url=rng.choice(URLS) if rng.random() < 0.7 else rng.choice((None, URLS[0])),
             status=rng.choices(("pending", "queued", "processing"), (88, 10, 2))[0],
             currency="USD" if rng.random() < 0.05 else "INR",
-            fund_account=rng.choice(("fa_1", "fa_2", "fa_known")),
+            fund_account=rng.choice(("fa_1", "fa_2", "fa_known", f"fa_{rng.randrange(300)}")),
             at=self.now,
         )
 
@@ -196,15 +213,34 @@ class Seeded:
             del self.open[record.payout]  # most stay so
             if rng.random() < 0.05:
                 yield self._seen(record, "reversed")
+            elif rng.random() < 0.1:
+                yield self._seen(record, "processed", fees=708)
         for record in self._in_state("approved"):
+            if record.bank_status == "pending" and rng.random() < 0.01:
+                yield self._stopped(record)
+                continue
             for status in rng.choice(OUTCOMES):
                 yield self._seen(record, status)
 
     def _in_state(self, state: str) -> list[PayoutRecord]:
         return [self.records[payout] for payout in self.open if self.records[payout].state == state]
 
-    def _seen(self, record: PayoutRecord, status: str) -> e.PayoutObserved:
-        return observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
+    def _stopped(self, record: PayoutRecord) -> e.PayoutStopped:
+        """What execution says of a payout that it finds frozen right before the call."""
+        evidence: e.Evidence = {"scope": f"agent:{record.agent}", "by": "seed", "why": "seeded"}
+        return e.PayoutStopped(
+            at=self.engine.producer.now_us(),
+            payout=record.payout,
+            command="approve",
+            finding=e.Finding(stage="screening", code="FROZEN", outcome="REJECTED", evidence=evidence),
+            maybe_sent=self.rng.random() < 0.3,
+            caused_by="",
+        )
+
+    def _seen(self, record: PayoutRecord, status: str, fees: int | None = None) -> e.PayoutObserved:
+        event = observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
+        told = self.rng.choice((0, 590)) if fees is None else fees
+        return replace(event, facts=replace(event.facts, fees=told))
 
 
 # ---- once for the session -----------------------------------------------------------------

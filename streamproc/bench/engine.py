@@ -92,7 +92,7 @@ class _Lookup:
 async def worker(url: str) -> None:
     """Compete: CONSUMERS of the governance group in this process."""
     async with connected(url) as client:
-        now_us, _, _ = await scripts.load(client, NAMES, [])
+        now_us, *_ = await scripts.load(client, NAMES, [])
         lookup = _Lookup(now_us)
         reputations = Reputations(lookup)
         await reputations.of(job.vendor_urls(), Cache(client, NAMES), now_us)

@@ -20,6 +20,7 @@ from streamproc.cli.audit import audit
 from streamproc.cli.dead import dead
 from streamproc.cli.doctor import doctor
 from streamproc.cli.explain import explain
+from streamproc.cli.freeze import freeze, unfreeze
 from streamproc.cli.hold import hold
 from streamproc.cli.lazy import LazyGroup
 from streamproc.cli.log import groups, log
@@ -60,7 +61,7 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
-    *(pay, policy, token, hold, explain, audit, replay, recover, log, groups, dead),
+    *(pay, policy, token, freeze, unfreeze, hold, explain, audit, replay, recover, log, groups, dead),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

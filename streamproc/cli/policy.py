@@ -131,17 +131,19 @@ def show(agent: str | None, as_json: bool) -> None:
         async with opened(settings) as site:
             if agent is None:
                 return await policies.in_force(site)
-            return {f"agent:{agent}": await policies.policy_of(site, agent)}
+            return await policies.policy_of(site, agent)
 
     scopes = output.run(body())
     if as_json:
         rows = [_state_json(scope, state) for scope, state in sorted(scopes.items())]
-        output.say_json({"policies": rows} if agent is None else rows[0])
+        frozen = scopes.get(f"freeze:agent:{agent}")
+        one = {**rows[0], "freeze": None if frozen is None else frozen.own} if agent is not None else {}
+        output.say_json({"policies": rows} if agent is None else one)
         return
     if not scopes:
         click.echo("no policies: every payout is REJECTED NO_POLICY; see `streamproc policy apply --help`")
     for scope, state in sorted(scopes.items()):
-        for line in _state_lines(scope, state, effective=agent is not None):
+        for line in _state_lines(scope, state, effective=scope == f"agent:{agent}"):
             click.echo(line)
 
 

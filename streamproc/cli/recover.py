@@ -107,7 +107,17 @@ def _as_json(done: "Recovered", asked: "Reconciled | None", left: list[str]) -> 
 
 
 def _print(done: "Recovered", asked: "Reconciled | None") -> None:
-    names = ("partition", "archived", "payouts", "budgets", "policies", "seen", "timers", "letters")
+    names = (
+        "partition",
+        "archived",
+        "payouts",
+        "budgets",
+        "beneficiaries",
+        "policies",
+        "seen",
+        "timers",
+        "letters",
+    )
     rows = [
         [*(getattr(one, name) for name in names), sum(one.pending.values()), one.rescued]
         for one in done.partitions

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN_MAX = 1_000
 """Rows of a table on a terminal; `--json` gives all."""
-VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "vendors")
+VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "vendors", "beneficiaries")
 
 
 @click.command()

@@ -174,9 +174,22 @@ class Counters:
             self.budgets[window.scope, window.window] = (reserved + amount, committed)
         return -1, before
 
-    def settle(self, windows: Sequence[Window], amount: int, held: str, settlement: str) -> bool:
-        """Commit or release what is `held` ('reserved' or 'committed'); False where that cannot be."""
-        if held != "reserved" and (held, settlement) != ("committed", "released"):
+    def settle(
+        self,
+        windows: Sequence[Window],
+        amount: int,
+        held: str,
+        settlement: str,
+        *,
+        charged: int = 0,
+        fees: int = 0,
+    ) -> bool:
+        """Commit or release what is `held` ('reserved' or 'committed'); False where that cannot be.
+
+        `charged`: fees that are committed with the amount; `fees`: those that are to be.
+        """
+        may = settlement == "released" or fees > charged
+        if held != "reserved" and not (held == "committed" and may):
             return False
         for window in windows:
             if (window.scope, window.window) not in self.budgets:
@@ -185,9 +198,9 @@ class Counters:
             if held == "reserved":
                 reserved -= amount
             else:
-                committed -= amount
+                committed -= amount + charged
             if settlement == "committed":
-                committed += amount
+                committed += amount + fees
             self.budgets[window.scope, window.window] = (reserved, committed)
         return True
 
@@ -200,6 +213,7 @@ class Ledger:
     counters: Counters = field(default_factory=Counters)
     admissions: dict[str, Admission] = field(default_factory=dict)
     settled: dict[str, str] = field(default_factory=dict)
+    fees: dict[str, int] = field(default_factory=dict)
 
     @property
     def budgets(self) -> dict[tuple[str, str], tuple[int, int]]:
@@ -225,13 +239,15 @@ class Ledger:
             self.admissions[ask.payout] = admission
         return admission
 
-    def settle(self, payout: str, settlement: str) -> bool:
+    def settle(self, payout: str, settlement: str, fees: int = 0) -> bool:
         """Commit or release a reservation; False when there is none or it is settled that way already."""
         budget = self.admissions.get(payout, Admission()).budget
+        held, charged = self.settled.get(payout, ""), self.fees.get(payout, 0)
         if budget is None or not self.counters.settle(
-            budget.windows, budget.amount, self.settled.get(payout, ""), settlement
+            budget.windows, budget.amount, held, settlement, charged=charged, fees=fees
         ):
             return False
         self.number += 1
         self.settled[payout] = settlement
+        self.fees[payout] = fees if settlement == "committed" else 0
         return True

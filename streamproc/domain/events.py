@@ -133,7 +133,8 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
     """One scope's policy became another. `own` and `effective` are what is in force afterwards."""
 
     scope: str
-    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents`."""
+    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, or `freeze:` before one of the
+    first three: what `streamproc freeze` says of it, whatever its policy says."""
     version: int
     """Dense per scope, from 1."""
     before: dict[str, object] | None
@@ -179,14 +180,30 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     evidence: Evidence = {}
 
 
-class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
-    """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it."""
+class BeneficiarySeen(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the registry knew of a payout's fund account and vendor on its account, before the payout was decided."""
 
+    known: bool = False
+    """A payout to this fund account was approved before."""
+    noted: bool = False
+    """For this vendor, and not long ago: there is nothing to note when it is approved."""
+    other_vendors: list[str] = []
+    """Hosts that the fund account was approved for, where the payout's own is not among them."""
+    other_accounts: list[str] = []
+    """Fund accounts that the vendor was approved with, where the payout's own is not among them."""
+
+
+class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
+    """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it. Version 1 did not look at the beneficiary."""
+
+    v: int = 2
     payout: str
     agent: str
     identity: Identity
     policy_version: int
     findings: list[Finding]
+    beneficiary: BeneficiarySeen | None = None
+    """What rule 13 looks at; None: nobody looked."""
 
 
 class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked"):
@@ -207,7 +224,7 @@ class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_chec
 
 
 class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_checked"):
-    """Rules 11 and 12. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
+    """Rules 11 to 13. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
 
     payout: str
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
@@ -230,11 +247,14 @@ class WindowUse(Struct, frozen=True, kw_only=True):
 class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved"):
     """Rule 16 found room and the amount is reserved. `number` orders all admissions of the partition."""
 
+    v: int = 2
     payout: str
     amount: int
     number: int
     windows: list[WindowUse]
     findings: list[Finding]
+    count_fees: bool = False
+    """Whether the bank's fees are charged to the windows too, once they are known; in version 1 they never were."""
 
 
 # ---- what was decided -------------------------------------------------------------------
@@ -284,6 +304,16 @@ class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
     problem: str
 
 
+class BeneficiaryNoted(Fact, frozen=True, kw_only=True, tag="beneficiary.noted"):
+    """A payout to this fund account was approved, for this vendor: from now on it is known on the account (rule 13)."""
+
+    payout: str
+    account: str
+    fund_account: str
+    vendor: str
+    """The host of the vendor's URL; empty where the payout named none."""
+
+
 class GovernanceBypassed(Fact, frozen=True, kw_only=True, tag="governance.bypassed"):
     """The bank moved, or is moving, a payout that was never approved here."""
 
@@ -305,6 +335,19 @@ class CancelRequested(Fact, frozen=True, kw_only=True, tag="payout.cancel_reques
 
     payout: str
     why: str
+
+
+class PayoutStopped(Fact, frozen=True, kw_only=True, tag="payout.stopped"):
+    """An approved payout was not sent to the bank: right before the call it was found frozen. Governance rejects it."""
+
+    payout: str
+    command: BankCommand
+    """What was not sent."""
+    finding: Finding
+    maybe_sent: bool
+    """An earlier attempt may have reached the bank: the reservation stays until the bank says that nothing moved."""
+    caused_by: str
+    """Event id of the decision that was not carried out."""
 
 
 class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_answered"):
@@ -330,14 +373,20 @@ class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_ans
 
 
 class PayoutSettled(Fact, frozen=True, kw_only=True, tag="payout.settled"):
-    """The reservation was committed or released, once, to the windows it was charged to."""
+    """The reservation was committed or released, once, to the windows it was charged to.
 
+    Committed a second time: `fees` that the bank named later, where they count. `fees` are those known by then, with
+    tax; whether they are charged (and, released, given back) is said by the reservation.
+    """
+
+    v: int = 2
     payout: str
     settlement: Literal["committed", "released"]
     amount: int
     why: str
     windows: list[list[str]]
     """Pairs of scope and window."""
+    fees: int = 0
 
 
 # ---- what went wrong --------------------------------------------------------------------
@@ -382,8 +431,10 @@ Event: TypeAlias = (
     | PayoutDecided
     | ReviewCounted
     | ReviewRefused
+    | BeneficiaryNoted
     | GovernanceBypassed
     | CancelRequested
+    | PayoutStopped
     | BankCommandAnswered
     | PayoutSettled
     | EntrySetAside

@@ -16,7 +16,7 @@ from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import UrlProblem, VendorUrl, parse_vendor_url
 from streamproc.domain.events import Decision, Evidence, Finding, Identity, WindowUse
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.policy import AgentPolicy, ScopeLimits
+from streamproc.domain.policy import AgentPolicy, Freeze, ScopeLimits
 
 
 class Reputation(Struct, frozen=True):
@@ -45,6 +45,7 @@ class Case(Struct, frozen=True):
     team: ScopeLimits | None = None
     admission: Admission = Admission()
     reputation: Reputation | None = None
+    freeze: Freeze | None = None
 
 
 class Verdict(Struct, frozen=True):
@@ -76,7 +77,10 @@ def _held(stage: str, code: str, **evidence: str | int | bool | list[str] | None
 
 
 def frozen(case: Case) -> Finding | None:
-    """Rule 2."""
+    """Rule 2: by a person's freeze, or by what the policy says."""
+    if case.freeze is not None:
+        freeze = case.freeze
+        return _rejected("screening", "FROZEN", scope=freeze.scope, by=freeze.by, why=freeze.why)
     scopes = (
         ("agent", case.agent is not None and case.agent.policy.frozen),
         ("account", case.account is not None and case.account.frozen),
@@ -108,7 +112,8 @@ def unverified_identity(case: Case) -> Finding | None:
     """Rule 5."""
     assert case.agent is not None
     if case.agent.policy.require_verified_identity and case.identity != "verified":
-        return _held("screening", "IDENTITY_UNVERIFIED", identity=case.identity)
+        sig = "does not verify" if case.payout.agent_sig else "none"
+        return _held("screening", "IDENTITY_UNVERIFIED", identity=case.identity, agent_sig=sig)
     return None
 
 
@@ -218,6 +223,32 @@ def reputation_unavailable(case: Case) -> Finding | None:
     return outcome("reputation", "REPUTATION_UNAVAILABLE", problem=reputation.problem)
 
 
+def beneficiary_new(case: Case) -> Finding | None:
+    """Rule 13, first half: no payout to this fund account was approved on this account before."""
+    assert case.agent is not None
+    seen = case.payout.beneficiary
+    if case.agent.policy.new_beneficiary == "ignore" or (seen is not None and seen.known):
+        return None
+    return _held("reputation", "BENEFICIARY_NEW", fund_account=case.payout.fund_account)
+
+
+def beneficiary_changed(case: Case) -> Finding | None:
+    """Rule 13, second half: the fund account is another vendor's, or the vendor's own was another."""
+    assert case.agent is not None
+    seen = case.payout.beneficiary
+    if case.agent.policy.changed_beneficiary == "ignore" or seen is None:
+        return None
+    if not seen.other_vendors and not seen.other_accounts:
+        return None
+    return _held(
+        "reputation",
+        "BENEFICIARY_CHANGED",
+        fund_account=case.payout.fund_account,
+        paid_for=seen.other_vendors,
+        vendor_paid_at=seen.other_accounts,
+    )
+
+
 def window_limit(case: Case) -> Finding | None:
     """Rule 16: equal passes; names the first window without room."""
     answer = case.admission.budget
@@ -261,11 +292,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
         outside_hours,
     ),
     "velocity": (rate,),
-    "reputation": (threat, reputation_unavailable),
+    "reputation": (threat, reputation_unavailable, beneficiary_new, beneficiary_changed),
     "budget": (window_limit,),
     "approval": (approval,),
 }
 
+BEFORE_MONEY_MOVES: tuple[Rule, ...] = (frozen,)
+"""What is looked at once more right before a call that moves money."""
 RECHECKED: tuple[Rule, ...] = (frozen, no_policy, transaction_limit, vendor_url, domain, threat)
 """What may have changed while a person thought about it (GOVERNANCE "Holds")."""
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from streamproc.domain import events as e
+from streamproc.domain.agent_note import NOTE
 from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, with_copy
 from streamproc.domain.intent import Intent, is_intent, without_beneficiary
 from streamproc.domain.states import BANK_RANK as BANK_RANK
@@ -29,13 +30,16 @@ ASKED: frozenset[type[e.Fact]] = frozenset({e.PayoutObserved, e.PayoutRequested}
 """What a payout begins with. Producers append it without touching the record, so whoever handles it folds it."""
 
 
-class Reservation(Struct, frozen=True, kw_only=True):
+class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
 
     state: Literal["reserved", "committed", "released"]
     amount: int
     number: int
     windows: list[e.WindowUse]
+    count_fees: bool = False
+    fees: int = 0
+    """Charged beside the amount, while it is committed."""
 
 
 class Review(Struct, frozen=True, kw_only=True):
@@ -60,6 +64,9 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     identity: e.Identity = "unknown"
     vendor_url: str = ""
     fund_account: str = ""
+    reference_id: str = ""
+    agent_sig: str = ""
+    """The agent's signed note, as it was written (domain/agent_note.py)."""
     state: State = "received"
     bank_status: str = ""
     utr: str = ""
@@ -71,11 +78,14 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasons: list[str] = []
     findings: list[e.Finding] = []
     policy_version: int = 0
+    beneficiary: e.BeneficiarySeen | None = None
     hold_expires_at: int = 0
     reputation_fresh_until: int = 0
     reservation: Reservation | None = None
     reviews: list[Review] = []
     bypassed: bool = False
+    maybe_sent: bool = False
+    """It was stopped after an attempt to send it: only the bank can say that nothing moved."""
     updated_at: int = 0
     intent: Intent | None = None
     """What an agent asked us to make; None: the payout was made at the bank."""
@@ -155,6 +165,8 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             currency=facts.currency,
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
+            reference_id=facts.reference_id,
+            agent_sig=facts.notes.get(NOTE, ""),
             agent=facts.notes.get("agent_id", "") or UNKNOWN_AGENT,
             state=state_of(None, facts.status, False),
             bank_status=facts.status,
@@ -171,6 +183,8 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             currency=facts.currency,
             fund_account=facts.fund_account_id,
             vendor_url=facts.notes.get("vendor_url", ""),
+            reference_id=facts.reference_id,
+            agent_sig=facts.notes.get(NOTE, ""),
         )
     status = facts.status if moves_forward(record, facts.status) else record.bank_status
     return replace(
@@ -262,6 +276,7 @@ def _screened(record: PayoutRecord, event: e.PayoutScreened, at: int) -> PayoutR
         agent=event.agent,
         identity=event.identity,
         policy_version=event.policy_version,
+        beneficiary=event.beneficiary,
         updated_at=at,
     )
 
@@ -276,7 +291,11 @@ def _vetted(record: PayoutRecord, event: e.ReputationChecked, at: int) -> Payout
 
 def _reserved(record: PayoutRecord, event: e.BudgetReserved, at: int) -> PayoutRecord:
     reservation = Reservation(
-        state="reserved", amount=event.amount, number=event.number, windows=event.windows
+        state="reserved",
+        amount=event.amount,
+        number=event.number,
+        windows=event.windows,
+        count_fees=event.count_fees,
     )
     return replace(record, reservation=reservation, updated_at=at)
 
@@ -318,6 +337,10 @@ def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> Pay
     )
 
 
+def _stopped(record: PayoutRecord, event: e.PayoutStopped, at: int) -> PayoutRecord:
+    return replace(record, maybe_sent=record.maybe_sent or event.maybe_sent, updated_at=at)
+
+
 def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
     status = event.bank_status
     if record.intent is not None:
@@ -342,7 +365,9 @@ def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: 
 def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRecord:
     if record.reservation is None:
         raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
-    return replace(record, reservation=replace(record.reservation, state=event.settlement), updated_at=at)
+    charged = event.fees if record.reservation.count_fees and event.settlement == "committed" else 0
+    reservation = replace(record.reservation, state=event.settlement, fees=charged)
+    return replace(record, reservation=reservation, updated_at=at)
 
 
 _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] = {
@@ -353,6 +378,7 @@ _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] 
     e.PayoutDecided: _decided,
     e.ReviewCounted: _counted,
     e.GovernanceBypassed: _bypassed,
+    e.PayoutStopped: _stopped,
     e.BankCommandAnswered: _answered,
     e.PayoutSettled: _settled,
 }
@@ -367,6 +393,7 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.TokenRevoked,
         e.ReviewSubmitted,
         e.ReviewRefused,
+        e.BeneficiaryNoted,
         e.TimerFired,
         e.EntrySetAside,
         e.DeadLetterClosed,
@@ -376,7 +403,10 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
 
 
 def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:
-    """What must happen to the reservation now, by the bank's status and our decision; None: nothing."""
+    """What must happen to the reservation now, by the bank's status and our decision; None: nothing.
+
+    What is committed is committed once more where fees count and the bank has named more of them.
+    """
     if record.reservation is None:
         return None
     held = record.reservation.state
@@ -384,10 +414,13 @@ def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | N
         return None
     if record.bank_status in RELEASING_STATUSES:
         return "released"
+    if held == "committed" and record.reservation.count_fees and record.fees > record.reservation.fees:
+        return "committed"
     if held == "reserved":
         if record.bank_status == "processed":
             return "committed"
-        if record.decision == "REJECTED" and record.bank_status not in MOVING_STATUSES:
+        stays = record.maybe_sent or record.bank_status in MOVING_STATUSES
+        if record.decision == "REJECTED" and not stays:
             return "released"
     return None
 

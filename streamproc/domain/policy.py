@@ -9,8 +9,16 @@ from typing import cast
 
 from msgspec import Struct
 
+from streamproc.domain.agent_note import is_signed
 from streamproc.domain.domains import DomainSet, compile_domains
-from streamproc.domain.policy_changes import ScopeState, patch_scope, plan_changes, scopes_after
+from streamproc.domain.policy_changes import (
+    FREEZE,
+    ScopeState,
+    patch_scope,
+    plan_changes,
+    plan_freeze,
+    scopes_after,
+)
 from streamproc.domain.policy_fields import (
     Policy,
     RateLimit,
@@ -23,8 +31,10 @@ from streamproc.domain.policy_file import PolicyFile, parse_policy_file
 from streamproc.domain.policy_report import Report
 
 __all__ = [
+    "FREEZE",
     "AgentPolicy",
     "Bindings",
+    "Freeze",
     "Policy",
     "PolicyBook",
     "PolicyFile",
@@ -37,6 +47,7 @@ __all__ = [
     "parse_policy_file",
     "patch_scope",
     "plan_changes",
+    "plan_freeze",
     "scopes_after",
 ]
 
@@ -50,8 +61,16 @@ class AgentPolicy(Struct, frozen=True):
     blocked: DomainSet
 
 
+class Freeze(Struct, frozen=True):
+    """What `streamproc freeze` put in force: on which scope, by whom, why."""
+
+    scope: str
+    by: str
+    why: str
+
+
 class Bindings:
-    """Which fund accounts and API keys are known to be an agent's."""
+    """Which fund accounts and signing keys are known to be an agent's."""
 
     def __init__(self, own: Mapping[str, object]) -> None:
         self._bound = {
@@ -60,14 +79,18 @@ class Bindings:
             for field, values in fields.items()
             for value in values
         }
+        self._keys: dict[str, list[str]] = {}
+        for agent, field, value in self._bound:
+            if field == "public_keys":
+                self._keys.setdefault(agent, []).append(value)
 
     def verified_agent(self, agent: str, fund_account: str) -> bool:
         """Whether *fund_account* is bound to *agent*."""
         return (agent, "fund_accounts", fund_account) in self._bound
 
-    def verified_key(self, agent: str, api_key: str) -> bool:
-        """Whether the API key id is bound to *agent*."""
-        return (agent, "api_keys", api_key) in self._bound
+    def signed_by(self, agent: str, signed: bytes, signature: str) -> bool:
+        """Whether *signature* over *signed* is by one of the agent's keys."""
+        return any(is_signed(key, signed, signature) for key in self._keys.get(agent, ()))
 
 
 class PolicyBook:
@@ -96,6 +119,14 @@ class PolicyBook:
     def team(self, team: str) -> ScopeLimits | None:
         """The team's limits, or None where it has none."""
         return self._scope_limits(f"team:{team}")
+
+    def freeze(self, agent: str, account: str, team: str | None) -> Freeze | None:
+        """The freeze that binds a payout of these, the first of agent, account and team; None where there is none."""
+        for scope in (f"agent:{agent}", f"account:{account}", f"team:{team}"):
+            own = self._own(FREEZE + scope)
+            if own is not None:
+                return Freeze(scope, str(own.get("by", "")), str(own.get("why", "")))
+        return None
 
     def _own(self, scope: str) -> dict[str, object] | None:
         state = self._scopes.get(scope)

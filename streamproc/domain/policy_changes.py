@@ -1,8 +1,9 @@
 """How policies become others: versions, and the `policy.changed` events that a file or a command makes.
 
-A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents` (bindings). Its
-versions are dense from 1 and survive its removal. The defaults are part of every agent's policy, so
-changing them gives a new version to each agent whose policy they change, and to no other.
+A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents` (bindings), or a freeze of
+one of the first three, `freeze:agent:<id>`, which no file names and so no file lifts. Its versions are dense from 1 and
+survive its removal. The defaults are part of every agent's policy, so changing them gives a new version to each agent
+whose policy they change, and to no other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from streamproc.domain.policy_report import Report, shown
 from streamproc.errors import InputError, LogBroken
 
 _UNSET = object()
+FREEZE = "freeze:"
+"""Before the scope that is frozen: a scope of its own, so that a file's `frozen` and a person's freeze do not meet."""
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
 
 
@@ -43,10 +46,35 @@ def plan_changes(
     """
     named = _named(file)
     wanted = {
-        scope: None if prune and ":" in scope and scope not in named else state.own
+        scope: None if prune and _is_prunable(scope) and scope not in named else state.own
         for scope, state in current.items()
     }
     return _changes(current, wanted | named, Report(file.name, file.lines), at=at, by=by, why=why)
+
+
+def _is_prunable(scope: str) -> bool:
+    return ":" in scope and not scope.startswith(FREEZE)
+
+
+def plan_freeze(
+    current: Mapping[str, ScopeState], scope: str, *, frozen: bool, at: int, by: str, why: str
+) -> list[PolicyChanged]:
+    """The change that freezes *scope* (`agent:<id>`, `account:<id>`, `team:<id>`) or lifts its freeze; none where it
+    is so already. The scope need not have a policy. InputError for what cannot be frozen.
+    """
+    kind, _, name = scope.partition(":")
+    if kind not in _SECTION:
+        raise InputError(f"{scope}: only agent:<id>, account:<id> and team:<id> can be frozen")
+    try:
+        identifier(name)
+    except ValueError as problem:
+        raise InputError(f"{kind} {problem}") from problem
+    state = current.get(FREEZE + scope)
+    if frozen == (state is not None and state.own is not None):
+        return []
+    own: Fields | None = {"frozen": True, "by": by, "why": why} if frozen else None
+    wanted = {one: state.own for one, state in current.items()} | {FREEZE + scope: own}
+    return _changes(current, wanted, Report(FREEZE + scope), at=at, by=by, why=why)
 
 
 def patch_scope(

@@ -65,6 +65,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     on_reputation_unavailable: Literal["hold", "reject"] = "hold"
     require_verified_identity: bool = False
     new_beneficiary: Literal["ignore", "hold"] = "ignore"
+    changed_beneficiary: Literal["ignore", "hold"] = "ignore"
     require_entity: bool = False
     anomaly: bool = False
     hours: tuple[int, int] | None = None
@@ -75,6 +76,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     currencies: tuple[str, ...] = ("INR",)
     team: str | None = None
     queued_hold: Literal["cancel", "allow"] = "cancel"
+    count_fees: bool = False
+    """Whether the bank's fees count in the budget windows, once they are known."""
     frozen: bool = False
 
 
@@ -270,7 +273,8 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "on_rate_limit": _one_of("reject", "hold"),
     "on_reputation_unavailable": _one_of("hold", "reject"),
     "require_verified_identity": _flag,
-    "new_beneficiary": _not_enforced(_one_of("ignore", "hold"), "ignore"),
+    "new_beneficiary": _one_of("ignore", "hold"),
+    "changed_beneficiary": _one_of("ignore", "hold"),
     "require_entity": _not_enforced(_flag, False),
     "anomaly": _not_enforced(_flag, False),
     "hours": _optional(_hours),
@@ -278,6 +282,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "currencies": _list_of(_currency, least=1),
     "team": _optional(identifier),
     "queued_hold": _one_of("cancel", "allow"),
+    "count_fees": _flag,
 }
 _ATTRIBUTE = {"hold_ttl": "hold_ttl_s"}
 _RISING = (

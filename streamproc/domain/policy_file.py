@@ -13,6 +13,7 @@ from typing import Any, cast
 import yaml
 from msgspec import Struct
 
+from streamproc.domain.agent_note import public_key
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
@@ -28,7 +29,7 @@ FILE_CHARS_MAX = 1_048_576
 DEPTH_MAX = 8
 """Deepest nesting of a file; the format needs 4."""
 BOUND_MAX = 10_000
-"""Most fund accounts, or API keys, bound to one agent."""
+"""Most fund accounts, or public keys, bound to one agent."""
 
 SECTIONS = ("defaults", "policies", "accounts", "teams", "reviewers", "agents")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
@@ -55,7 +56,7 @@ class PolicyFile(Struct, frozen=True, kw_only=True):
     reviewers: dict[str, Fields] | None = None
     """Name -> {} or {slack: user id}."""
     agents: dict[str, Fields] | None = None
-    """Agent -> {fund_accounts: [...], api_keys: [...]}."""
+    """Agent -> {fund_accounts: [...], public_keys: [...]}."""
     lines: dict[Path, int] = {}
     """Where each path was written; empty for TOML."""
 
@@ -169,7 +170,13 @@ def _fund_account(value: object) -> str:
     return value
 
 
-_BINDINGS = {"fund_accounts": _fund_account, "api_keys": identifier}
+def _api_key(value: object) -> str:
+    raise ValueError(
+        "cannot be checked: the bank does not show which API key made a payout; bind fund_accounts or public_keys"
+    )
+
+
+_BINDINGS = {"fund_accounts": _fund_account, "public_keys": public_key, "api_keys": _api_key}
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:

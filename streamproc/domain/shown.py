@@ -90,6 +90,7 @@ def _reservation_json(record: PayoutRecord) -> dict[str, Any] | None:
     return {
         "state": held.state,
         "amount": held.amount,
+        "fees": held.fees,
         "number": held.number,
         "windows": [
             {

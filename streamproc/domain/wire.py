@@ -25,15 +25,18 @@ def _velocity_checked_1(raw: Raw) -> Raw:
     return raw if raw.get("number") else {**raw, "limit": 0, "window_s": 0}
 
 
-def _nothing_to_add(raw: Raw) -> Raw:
-    """The next version has a new field, whose default is what version 1 meant."""
+def _as_it_was(raw: Raw) -> Raw:
+    """The next version only says more, and what it says by default is what was so."""
     return raw
 
 
 UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.velocity_checked", 1): _velocity_checked_1,
-    ("governance.bypassed", 1): _nothing_to_add,
-    ("bank.command_answered", 1): _nothing_to_add,
+    ("governance.bypassed", 1): _as_it_was,
+    ("bank.command_answered", 1): _as_it_was,
+    ("payout.screened", 1): _as_it_was,
+    ("payout.budget_reserved", 1): _as_it_was,
+    ("payout.settled", 1): _as_it_was,
 }
 """(type, v) -> the step from version v to v + 1; it need not touch `v`."""
 

@@ -9,8 +9,9 @@ from typing import Any
 from msgspec import Struct
 from redis.asyncio import Redis
 
-from streamproc.domain.events import EntrySetAside
-from streamproc.domain.payouts import decode_record, encode_record, is_terminal
+from streamproc.domain.beneficiaries import Pair, look, pair_of
+from streamproc.domain.events import BeneficiaryNoted, EntrySetAside, PayoutObserved
+from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
 from streamproc.domain.wire import decode_events, encode_events, payout_of, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import scripts
@@ -47,6 +48,8 @@ class Handler:
         self.group, self.partition, self.limits = group, partition, limits
         self.names = Names(partition)
         self._policies = Policies(self.names)
+        self._policies_now = Policies(self.names)
+        """Apart, since a commit names the revision that `_policies` decided under."""
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(b'"type":"(?:' + tags + b')"').search
@@ -105,17 +108,44 @@ class Handler:
 
     async def _load(self, client: Redis, works: list[Work]) -> Desk:
         payouts = [w.payout for w in works if w.payout]
-        now_us, rev, rows = await scripts.load(client, self.names, payouts)
-        row = iter(rows)
+        pairs = [] if self.group.outputs_are_facts else [(w, p) for w in works if (p := _pair_of(w))]
+        keys = list(dict.fromkeys(key for _, pair in pairs for key in self._keys_of(pair)))
+        now_us, rev, rows, found = await scripts.load(client, self.names, payouts, keys)
+        row, kept = iter(rows), dict(zip(keys, found, strict=True))
         for work in works:
             self._open(work, next(row) if work.payout else None)
+        for work, pair in pairs:
+            by_account, by_vendor = self._keys_of(pair)
+            work.beneficiary = look(pair, kept[by_account], kept[by_vendor], now_us)
         book = await self._policies.refresh(client, rev)
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         cache = Cache(client, self.names)
-        return Desk(now_us=now_us, partition=self.partition, book=book, admit=admit, cache=cache)
+        return Desk(
+            now_us=now_us,
+            partition=self.partition,
+            book=book,
+            admit=admit,
+            cache=cache,
+            book_now=lambda: self._policies_now.now(client),
+        )
+
+    def _keys_of(self, pair: Pair) -> tuple[str, str]:
+        account = pair.account
+        return self.names.paid_for(account, pair.fund_account), self.names.paid_at(account, pair.vendor)
+
+    def _notes(self, work: Work) -> list[tuple[str, str, int]]:
+        """What the registry of beneficiaries is told by what is emitted."""
+        notes = []
+        for event in work.out:
+            if type(event) is BeneficiaryNoted:
+                by_account, by_vendor = self._keys_of(Pair(event.account, event.fund_account, event.vendor))
+                notes.append((by_account, event.vendor, event.at))
+                if event.vendor:
+                    notes.append((by_vendor, event.fund_account, event.at))
+        return notes
 
     def _open(self, work: Work, row: scripts.Row | None) -> None:
         """Start a work from its payout's row. A row that cannot be read stops this entry, not the worker."""
@@ -195,6 +225,8 @@ class Handler:
             handover.m = self._mine + b',"cause":"' + work.entry + b'"'
         if work.settle and work.admission.budget is not None:
             handover.settle, handover.windows = work.settle, work.admission.budget.windows
+            handover.fees = work.fees
+        handover.notes = self._notes(work)
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover
 
@@ -244,7 +276,7 @@ class Handler:
 
     async def _set_aside(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
         """Dead letters, with a reason, in the log too."""
-        now_us, _, _ = await scripts.load(client, self.names, [])
+        now_us, *_ = await scripts.load(client, self.names, [])
         handovers = []
         for work, why in works:
             log.error(
@@ -268,6 +300,15 @@ class Handler:
                 )
             )
         await self._send(client, handovers)
+
+
+def _pair_of(work: Work) -> Pair | None:
+    """Whom an open payout is for, where the entry shows one: it may be the first look at it."""
+    for event in work.events:
+        if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
+            facts = event.facts
+            return pair_of(event.account, facts.fund_account_id, facts.notes.get("vendor_url", ""))
+    return None
 
 
 def _named(problem: Exception | None) -> str:

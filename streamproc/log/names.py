@@ -47,6 +47,14 @@ class Names:
         """A cached Safe Browsing answer, by the hash of the canonical URL."""
         return f"{self.base}:reputation:{digest}"
 
+    def paid_for(self, account: str, fund_account: str) -> str:
+        """Hosts that payouts to a fund account of an account were approved for: host -> when last noted (µs)."""
+        return f"{self.base}:paid:{account}:f:{fund_account}"
+
+    def paid_at(self, account: str, vendor: str) -> str:
+        """Fund accounts of an account that payouts for a host were approved to, likewise."""
+        return f"{self.base}:paid:{account}:v:{vendor}"
+
     def retries(self, group: str) -> str:
         """Entries of a group that wait for their next attempt: score µs."""
         return f"{self.base}:retries:{group}"

@@ -45,6 +45,12 @@ class Policies:
             self.book = build_book(scopes)
         return self.book
 
+    async def now(self, client: Redis) -> PolicyBook:
+        """The book in force at this moment: one look at the revision, more only where it has moved."""
+        with named_errors():
+            rev = cast("bytes | None", await client.hget(self._names.policy, "rev"))
+        return await self.refresh(client, rev or b"0")
+
     @property
     def rev(self) -> bytes:
         """The revision that `book` was built from."""

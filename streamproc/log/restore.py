@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from streamproc.domain.budget import Admission
+from streamproc.domain.beneficiaries import KEPT_S, NAMES_MAX
+from streamproc.domain.budget import US, Admission
 from streamproc.domain.events import TimerFired
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.domain.policy import ScopeState
@@ -178,6 +179,8 @@ class Restorer:
             fields += ["a", scripts.kept_admission(admission)]
         if record.reservation is not None and record.reservation.state != "reserved":
             fields += ["q", record.reservation.state]
+            if record.reservation.fees:
+                fields += ["f", record.reservation.fees]
         await self._put("HSET", key, *fields)
         if expires_at_s is not None:
             await self._put("EXPIREAT", key, expires_at_s)
@@ -187,6 +190,23 @@ class Restorer:
         key = self.names.budget(scope, window)
         await self._put("HSET", key, "r", reserved, "c", committed)
         await self._put("EXPIREAT", key, expires_at_s)
+
+    async def beneficiary(
+        self, account: str, fund_account: str, vendors: Mapping[str, int], now_us: int
+    ) -> None:
+        """What a fund account was paid for: host -> when last noted (µs)."""
+        await self._names(self.names.paid_for(account, fund_account), vendors, now_us)
+
+    async def vendor(self, account: str, vendor: str, accounts: Mapping[str, int], now_us: int) -> None:
+        """Where a vendor was paid: fund account -> when last noted (µs)."""
+        await self._names(self.names.paid_at(account, vendor), accounts, now_us)
+
+    async def _names(self, key: str, names: Mapping[str, int], now_us: int) -> None:
+        newest = sorted(names.items(), key=lambda one: (one[1], one[0]))[-NAMES_MAX:]
+        expires_at_s = newest[-1][1] // US + KEPT_S
+        if expires_at_s * US > now_us:
+            await self._put("HSET", key, *(x for one in newest for x in one))
+            await self._put("EXPIREAT", key, expires_at_s)
 
     async def rate(self, agent: str, slots: Mapping[str, int], expires_at_s: int) -> None:
         """An agent's rate slots: payout -> time counted (µs)."""

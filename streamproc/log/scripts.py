@@ -135,10 +135,13 @@ class Handover:
     e: bytes = b""
     m: bytes = b"{"
     settle: str = ""
+    fees: int = 0
     windows: Sequence[Window] = ()
     taken: bool = False
     problem: str = ""
     timers: list[tuple[int, bytes]] = field(default_factory=list)
+    notes: list[tuple[str, str, int]] = field(default_factory=list)
+    """Key of a beneficiary, name to note there, and when (µs)."""
 
 
 async def append_once(
@@ -171,10 +174,19 @@ async def open_partition(client: Redis, names: Names, groups: Sequence[str], *, 
     return gone.decode()
 
 
-async def load(client: Redis, names: Names, payouts: Sequence[str]) -> tuple[int, bytes, list[Row]]:
-    """Redis's clock (µs), the policy revision, and what is known of each payout, for `loaded` to read."""
-    reply = await _load(client, [names.policy, *(names.payout(p) for p in payouts)], ())
-    return int(reply[0]), reply[1], reply[2:]
+async def load(
+    client: Redis, names: Names, payouts: Sequence[str], beneficiaries: Sequence[str] = ()
+) -> tuple[int, bytes, list[Row], list[dict[str, int]]]:
+    """Redis's clock (µs), the policy revision, what is known of each payout, for `loaded` to read, and what is under
+    each of these keys of beneficiaries."""
+    keys = [names.policy, *(names.payout(p) for p in payouts), *beneficiaries]
+    reply = await _load(client, keys, [len(payouts)])
+    rows, found = reply[2 : 2 + len(payouts)], reply[2 + len(payouts) :]
+    return int(reply[0]), reply[1], rows, [_noted(flat) for flat in found]
+
+
+def _noted(flat: list[bytes]) -> dict[str, int]:
+    return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
 
 def loaded(row: Row) -> Loaded:
@@ -262,11 +274,13 @@ async def commit(
 
 def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
     """What few inputs have; nothing at all for the others, since every argument costs."""
-    if not (h.keep_s or h.settle or h.taken or h.problem or h.timers):
+    if not (h.keep_s or h.settle or h.taken or h.problem or h.timers or h.notes):
         return []
     indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
-    flat = [x for timer in h.timers for x in timer]
-    return [h.keep_s, h.settle, int(h.taken), h.problem, len(indexes), len(h.timers), *indexes, *flat]
+    timers = [x for timer in h.timers for x in timer]
+    notes = [x for key, name, at in h.notes for x in (keys.index(key), name, at)]
+    counts = len(indexes), len(h.timers), len(h.notes)
+    return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, h.fees, *indexes, *timers, *notes]
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:

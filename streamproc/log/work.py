@@ -12,7 +12,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
-from streamproc.domain.events import Event, Fact, TimerFired
+from streamproc.domain.events import BeneficiarySeen, Event, Fact, TimerFired
 from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
@@ -38,6 +38,10 @@ class Work:
     out: list[Event] = field(default_factory=list)
     timers: list[TimerFired] = field(default_factory=list)
     settle: Settlement = ""
+    fees: int = 0
+    """Charged in all with what is committed."""
+    beneficiary: BeneficiarySeen | None = None
+    """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
     stale_times: int = 0
 
@@ -49,7 +53,7 @@ class Work:
         if keep:
             self.record = fold(self.out, self.record)
         else:
-            self.out, self.timers, self.settle = [], [], ""
+            self.out, self.timers, self.settle, self.fees = [], [], "", 0
 
     def emit(self, event: Event) -> None:
         """Record `event` with this entry's commit; later stages of the chain see it."""
@@ -80,11 +84,15 @@ class Desk:
     book: PolicyBook
     admit: Callable[[Sequence[Ask]], Awaitable[list[Admission]]]
     cache: Cache
-    _parties: dict[tuple[str, str, str, bool], Party] = field(default_factory=dict)
+    book_now: Callable[[], Awaitable[PolicyBook]]
+    """The policies in force at this moment, which may be newer than `book`: a batch may wait long at the barrier."""
+    _parties: dict[tuple[str, str, str, bool, str], Party] = field(default_factory=dict)
 
     def party(self, record: PayoutRecord) -> Party:
         """Whose payout this is under the policies in force; looked up once a batch, since every stage asks."""
-        key = (record.agent, record.fund_account, record.account, record.intent is None)
+        # A signature is about one payout.
+        signed = record.payout if record.agent_sig else ""
+        key = (record.agent, record.fund_account, record.account, record.intent is None, signed)
         known = self._parties.get(key)
         if known is None:
             known = self._parties[key] = party_of(record, self.book)

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
 from streamproc.domain.events import PolicyChanged
-from streamproc.domain.policy import PolicyFile, ScopeState, plan_changes
+from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, plan_changes
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import clock_us
@@ -100,7 +100,7 @@ async def in_force(site: Site) -> dict[str, ScopeState]:
         if different:
             raise JobFailed(
                 f"partitions 0 and {partition} have other policies for {', '.join(sorted(different))};"
-                " apply the policy file again"
+                " apply the policy file, or freeze and unfreeze, again"
             )
     return {scope: state for scope, state in first.items() if state.own is not None}
 
@@ -109,34 +109,40 @@ def _same(one: ScopeState | None, other: ScopeState | None) -> bool:
     return (one.own if one else None) == (other.own if other else None)
 
 
-async def policy_of(site: Site, agent: str) -> ScopeState:
-    """An agent's policy. Raises JobFailed where it has none."""
+async def policy_of(site: Site, agent: str) -> dict[str, ScopeState]:
+    """An agent's policy and its freeze, as far as there are such. Raises JobFailed where it has no policy."""
     scopes = await in_force(site)
-    state = scopes.get(f"agent:{agent}")
-    if state is None or state.effective is None:
-        raise JobFailed(f"agent {agent} has no policy: its payouts are REJECTED NO_POLICY")
-    return state
+    found = {scope: scopes[scope] for scope in _scopes_of(agent) if scope in scopes}
+    if f"agent:{agent}" not in found:
+        frozen = ", and it is frozen" if found else ""
+        raise JobFailed(f"agent {agent} has no policy: its payouts are REJECTED NO_POLICY{frozen}")
+    return found
+
+
+def _scopes_of(agent: str) -> tuple[str, str]:
+    return f"{FREEZE}agent:{agent}", f"agent:{agent}"
 
 
 async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
-    """An agent's policy changes, the oldest first, and a note where some may be missing.
+    """An agent's policy changes and freezes, the oldest first, and a note where some may be missing.
 
     Each partition keeps the policy for its accounts; the same version is told once.
     """
-    scope = f"agent:{agent}"
+    scopes = _scopes_of(agent)
     ends = [await site.ask_postgres(views_upto, partition) for partition in range(site.partitions)]
-    rows = await site.ask_postgres(policy_versions, scope)
+    answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
+    rows = None if None in answers else [row for answer in answers for row in answer or ()]
     changes = [_changed(row) for row in rows or ()]
     for partition, end in enumerate(ends):
         after = ZERO if rows is None or end is None else end
         _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
         for entry in entries:
             changes += [event for event in decode_events(entry.e) if isinstance(event, PolicyChanged)]
-    by_version = {change.version: change for change in changes if change.scope == scope}
+    by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
         raise JobFailed(f"agent {agent} never had a policy here")
     note = "" if rows is not None else f"{site.postgres_problem}; these are the changes still in Redis"
-    return [by_version[version] for version in sorted(by_version)], note
+    return sorted(by_version.values(), key=lambda change: (change.at, change.version)), note
 
 
 def _changed(row: PolicyRow) -> PolicyChanged:

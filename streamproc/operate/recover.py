@@ -45,6 +45,7 @@ from streamproc.operate.recover_state import (
     Counts,
     Sources,
     policies_of,
+    restore_beneficiaries,
     restore_budgets,
     restore_payouts,
     tokens_of,
@@ -234,6 +235,7 @@ async def _rebuild_one(
     await sources.archive.execute(SQL["empty_wanted"])
     await sources.want([sources.head.entry] if sources.head.seq else [])
     await restore_budgets(sources, to, counts)
+    await restore_beneficiaries(sources, to, counts)
     await restore_payouts(sources, to, counts, say)
     await restore_recent(sources, to, counts, say)
     await restore_letters(sources, to, counts)

@@ -10,6 +10,16 @@ WHERE partition = $1
 -- name: budgets
 SELECT scope, window_name, reserved, committed, limit_seq FROM budgets WHERE partition = $1;
 
+-- name: beneficiaries
+-- Each fund account's vendors together.
+SELECT account, fund_account AS name, vendor AS other, (extract(epoch FROM last_at) * 1000000)::bigint AS at_us
+FROM beneficiaries WHERE partition = $1 ORDER BY account, fund_account;
+
+-- name: vendors_paid
+-- Each vendor's fund accounts together.
+SELECT account, vendor AS name, fund_account AS other, (extract(epoch FROM last_at) * 1000000)::bigint AS at_us
+FROM beneficiaries WHERE partition = $1 AND vendor <> '' ORDER BY account, vendor;
+
 -- name: times_of_seqs
 SELECT seq, entry_ms FROM events WHERE partition = $1 AND seq = ANY($2::bigint[]);
 

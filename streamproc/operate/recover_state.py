@@ -55,6 +55,7 @@ class Counts:
     archived: int = 0
     payouts: int = 0
     budgets: int = 0
+    beneficiaries: int = 0
     policies: int = 0
     rates: int = 0
     seen: int = 0
@@ -114,6 +115,22 @@ async def restore_budgets(sources: Sources, to: Restorer, counts: Counts) -> Non
                 await to.budget(
                     row["scope"], row["window_name"], row["reserved"], row["committed"], expires_s
                 )
+
+
+async def restore_beneficiaries(sources: Sources, to: Restorer, counts: Counts) -> None:
+    """Who was approved to be paid, as far as it is still remembered."""
+    for sql, write in (("beneficiaries", to.beneficiary), ("vendors_paid", to.vendor)):
+        owner, names = ("", ""), dict[str, int]()
+        async for rows in rows_in_parts(sources.place, SQL[sql], sources.partition):
+            for row in rows:
+                if owner != (row["account"], row["name"]):
+                    if names:
+                        await write(*owner, names, sources.now_us)
+                    owner, names = (row["account"], row["name"]), {}
+                names[row["other"]] = row["at_us"]
+                counts.beneficiaries += sql == "beneficiaries"
+        if names:
+            await write(*owner, names, sources.now_us)
 
 
 async def policies_of(sources: Sources) -> dict[str, ScopeState]:

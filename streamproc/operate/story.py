@@ -14,7 +14,7 @@ _MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"}
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
     e.PayoutScreened: "screening, rules 2 to 9: nothing against it",
     e.VelocityChecked: "velocity, rule 10: passes",
-    e.ReputationChecked: "reputation, rules 11 and 12: nothing against it",
+    e.ReputationChecked: "reputation, rules 11 to 13: nothing against it",
     e.BudgetReserved: "budget, rule 16: there is room in every window",
 }
 
@@ -41,7 +41,9 @@ def _headline(record: PayoutRecord) -> Iterator[str]:
     if record.failure:
         yield f"  it was not created: {record.failure}"
     if record.reservation is not None:
-        yield f"  budget: {rupees(record.reservation.amount)} {record.reservation.state}"
+        held = record.reservation
+        fees = f" with fees {rupees(held.fees)}" if held.fees else ""
+        yield f"  budget: {rupees(held.amount)} {held.state}{fees}"
 
 
 def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
@@ -60,7 +62,8 @@ def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
             return [_answered(event)]
         case e.PayoutSettled():
             places = ", ".join(f"{scope} {window}" for scope, window in event.windows)
-            return [f"budget {event.settlement}: {rupees(event.amount)} in {places} ({event.why})"]
+            fees = f", the bank's fees {rupees(event.fees)}" if event.fees else ""
+            return [f"budget {event.settlement}: {rupees(event.amount)} in {places} ({event.why}{fees})"]
         case _:
             return [_other(event)]
 
@@ -90,6 +93,8 @@ def _observed(event: e.PayoutObserved) -> Iterator[str]:
     said = ", ".join(f"{name} {value}" for name, value in details if value)
     if said:
         yield said
+    if facts.fees:
+        yield f"fees {rupees(facts.fees)}, of which tax {rupees(facts.tax)}"
 
 
 def _stage(
@@ -191,8 +196,14 @@ def _other(event: e.Event) -> str:
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
+        case e.PayoutStopped():
+            sent = "an earlier attempt may have reached it" if event.maybe_sent else "it was never sent"
+            return f"not sent to the bank: {event.finding.code}{_evidence(event.finding)}; {event.command}: {sent}"
         case e.CancelRequested():
             return f"to be cancelled: {event.why}"
+        case e.BeneficiaryNoted():
+            vendor = f" for {event.vendor}" if event.vendor else ""
+            return f"fund account {event.fund_account} is known on this account from now on{vendor}"
         case e.DeadLetterClosed():
             done = "gave back to its group" if event.action == "redrive" else "discarded"
             return f"{event.by} {done} dead letter {event.letter} ({event.group})"

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from tests.engine import Engine
 from tests.words import ACCOUNT, Vendors, observed
@@ -198,3 +199,24 @@ async def test_a_malformed_payout_becomes_a_dead_letter_with_its_reason(redis_ur
     assert len(letters) == 1
     assert b"amount 99 is too small" in repr(letters).encode()
     assert isinstance(story[-1], EntrySetAside)
+
+
+async def test_a_signed_note_verifies_its_own_payout_and_not_the_next_of_the_same_agent(
+    redis_url: str,
+) -> None:
+    from tests.domain.test_agent_note import BOT, FACTS, paid
+
+    facts = FACTS | {"agent": "verified"}
+    notes = BOT["agent_notes"](**facts)
+    good, stolen = paid(notes), paid(notes, amount_paise=250_001)
+    stolen = replace(stolen, payout="pout_2", facts=replace(stolen.facts, id="pout_2"))
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.apply(f'agents: {{verified: {{public_keys: ["{BOT["public_key"]}"]}}}}')
+        await engine.deliver(good, stolen)
+        records = await engine.records()
+    assert [(records[p].identity, records[p].reason) for p in ("pout_1", "pout_2")] == [
+        ("verified", "POLICY_OK"),
+        ("claimed", "IDENTITY_UNVERIFIED"),
+    ]
+    assert records["pout_2"].findings[0].evidence == {"identity": "claimed", "agent_sig": "does not verify"}

@@ -25,7 +25,7 @@ policies:
 accounts: {acc_1: {daily_limit: 5000}}
 teams: {finance: {monthly_limit: 9000}}
 reviewers: {asha: {slack: U0ASHA}, vikram: {}}
-agents: {plain: {fund_accounts: [fa_1], api_keys: [key_1]}}
+agents: {plain: {fund_accounts: [fa_1], public_keys: ["ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]}}
 """
 
 
@@ -179,7 +179,6 @@ def test_the_book_answers_every_question_of_a_decision() -> None:
 def test_a_fund_account_verifies_only_the_agent_it_is_bound_to() -> None:
     bindings = build_book(applied(TWO)).bindings
     assert bindings.verified_agent("plain", "fa_1")
-    assert bindings.verified_key("plain", "key_1")
     assert not bindings.verified_agent("own", "fa_1")
     assert not bindings.verified_agent("plain", "fa_2")
     assert not bindings.verified_agent("plain", "key_1")

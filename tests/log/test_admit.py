@@ -57,7 +57,11 @@ asks = st.builds(
 histories = st.lists(
     st.one_of(
         st.lists(asks, min_size=1, max_size=5, unique_by=lambda a: a.payout),
-        st.tuples(st.integers(0, 12).map("pout_{}".format), st.sampled_from(["committed", "released"])),
+        st.tuples(
+            st.integers(0, 12).map("pout_{}".format),
+            st.sampled_from(["committed", "released"]),
+            st.sampled_from([0, 0, 7, 9]),
+        ),
     ),
     max_size=12,
 )
@@ -74,16 +78,16 @@ async def test_lua_and_model_agree_on_every_history(client: Redis, history: list
             answers = await scripts.admit(client, NAMES, step, keep_budgets_s=60)
             assert answers == [model.admit(ask) for ask in step]
         else:
-            payout, settlement = step
-            settled = await settle_in_redis(client, model, payout, settlement)
-            assert settled == model.settle(payout, settlement)
+            payout, settlement, fees = step
+            settled = await settle_in_redis(client, model, payout, settlement, fees)
+            assert settled == model.settle(payout, settlement, fees)
     for (scope, window), (reserved, committed) in model.budgets.items():
         row = await client.hmget(NAMES.budget(scope, window), "r", "c")
         assert [int(value or 0) for value in row] == [reserved, committed]
     assert int(await client.get(NAMES.number) or 0) == model.number
 
 
-async def settle_in_redis(client: Redis, model: Ledger, payout: str, settlement: str) -> bool:
+async def settle_in_redis(client: Redis, model: Ledger, payout: str, settlement: str, fees: int) -> bool:
     """Settle by a commit of an entry of its own; True if it was numbered."""
     before = int(await client.get(NAMES.number) or 0)
     entry = await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
@@ -94,6 +98,7 @@ async def settle_in_redis(client: Redis, model: Ledger, payout: str, settlement:
         payout=payout,
         record=b"{}",
         settle=settlement,
+        fees=fees,
         windows=budget.windows if budget else (),
         m=b'{"by":"g"',
     )

@@ -53,7 +53,7 @@ async def dump(client: Redis, partition: int = 0) -> dict[str, Any]:
     consumers are; of an admission only what is reserved; timers and retries are told apart from the groups' own.
     """
     names = Names(partition)
-    found: dict[str, Any] = {"payouts": {}, "budgets": {}, "rates": {}, "seen": {}, "timers": {}}
+    found: dict[str, Any] = {"payouts": {}, "budgets": {}, "rates": {}, "seen": {}, "timers": {}, "paid": {}}
     async for key in client.scan_iter(match=f"{names.base}:*", count=1000):
         kind, _, rest = key.decode().removeprefix(f"{names.base}:").partition(":")
         match kind:
@@ -75,6 +75,8 @@ async def dump(client: Redis, partition: int = 0) -> dict[str, Any]:
                 found["policies"] = {
                     k.decode(): msgspec.json.decode(v) for k, v in rows.items() if k != b"rev"
                 }
+            case "paid":
+                found["paid"][rest] = {k.decode(): int(v) for k, v in (await client.hgetall(key)).items()}
             case "dead":
                 rows = await client.execute_command("XRANGE", key, "-", "+")
                 found["dead"] = [dict(zip(f[::2], f[1::2], strict=True)) for _, f in rows]

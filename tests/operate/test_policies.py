@@ -84,7 +84,7 @@ async def test_one_agents_policy_is_shown_with_the_defaults_filled_in(redis_url:
     await made(redis_url)
     async with site_of(redis_url) as site:
         await put(site, "defaults: {weekly_limit: 9_000}\npolicies: {bot: {daily_limit: 1_000}}")
-        state = await policy_of(site, "bot")
+        state = (await policy_of(site, "bot"))["agent:bot"]
     assert state.own == {"daily_limit": 1_000}
     assert state.effective is not None
     assert (state.effective["daily_limit"], state.effective["weekly_limit"]) == (1_000, 9_000)

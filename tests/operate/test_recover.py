@@ -156,7 +156,7 @@ async def test_a_worker_that_was_frozen_through_it_all_cannot_commit_what_it_had
             "XREADGROUP", "GROUP", "governance", "frozen", "STREAMS", names.log, ">"
         )
         [first, second] = [row[0] for row in reply[0][1]]
-        _, rev, rows = await scripts.load(client, names, ["bot_1", "bot_0"])
+        _, rev, rows, _ = await scripts.load(client, names, ["bot_1", "bot_0"])
         await archive(redis_url, postgres)
         await client.flushdb()
         await recovered(redis_url, postgres)

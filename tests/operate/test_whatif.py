@@ -60,6 +60,8 @@ def test_the_seeded_history_has_everything_in_it(seeded: SeededHistory) -> None:
             "HELD VENDOR_URL_SUSPICIOUS",
             "HELD OUTSIDE_HOURS",
             "REJECTED RATE_LIMITED",
+            "HELD BENEFICIARY_NEW",
+            "HELD BENEFICIARY_CHANGED",
         ),
         *("HELD RATE_LIMITED", "REJECTED RISK_HIGH", "HELD REPUTATION_UNAVAILABLE"),
         *("REJECTED REPUTATION_UNAVAILABLE", "REJECTED LIMIT_EXCEEDED", "HELD APPROVAL_REQUIRED"),
@@ -70,7 +72,15 @@ def test_the_seeded_history_has_everything_in_it(seeded: SeededHistory) -> None:
             "REJECTED HOLD_EXPIRED",
         ),
     )
-    events = ("PolicyChanged", "ReviewRefused", "GovernanceBypassed", "committed", "released")
+    events = (
+        "PolicyChanged",
+        "BeneficiaryNoted",
+        "PayoutStopped",
+        "ReviewRefused",
+        "GovernanceBypassed",
+        "committed",
+        "released",
+    )
     assert [what for what in (*rules, *events) if not found[what]] == []
 
 

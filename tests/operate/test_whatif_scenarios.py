@@ -17,6 +17,7 @@ from streamproc.domain.whatif.trial import Told
 from streamproc.errors import InputError
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
+from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, Vendors, observed
 
@@ -370,3 +371,65 @@ async def test_forgetting_what_is_long_over_changes_nothing(
     assert len(trial._judge._counters.budgets) < 4
     found = trial.finish()
     assert (found.judged.payouts, found.changed.payouts, found.counters_differing) == (24, 0, 0)
+
+
+async def test_a_candidate_for_beneficiaries_is_judged_by_what_was_known_then(redis_url: str) -> None:
+    candidate = "policies: {bot: {new_beneficiary: hold, changed_beneficiary: hold, " + NO_RATE + "}}"
+    shop, other = "https://shop.example/", "https://other.example/"
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}, blocked_domains: [evil.example]}}}}")
+        await engine.deliver(observed("new", 100, url=shop))
+        await engine.deliver(observed("known", 100, url=shop))
+        await engine.deliver(observed("changed", 100, url=other))
+        await engine.deliver(observed("blocked", 100, url="https://evil.example/", fund_account="fa_2"))
+        log = await log_of(engine)
+    assert again(log, None).assumed == {}
+    found = again(log, candidate.replace(NO_RATE, f"{NO_RATE}, blocked_domains: []"))
+    assert moved(found) == {
+        "new": "APPROVED -> HELD BENEFICIARY_NEW",
+        "changed": "APPROVED -> HELD BENEFICIARY_CHANGED",
+        "blocked": "REJECTED -> APPROVED POLICY_OK",
+    }
+    assert found.assumed[judge.KNOWN_THEN].payouts == 3
+    # It was rejected before anybody looked.
+    assert found.assumed[judge.UNKNOWN_BENEFICIARY].payouts == 1
+
+
+async def test_an_approved_payout_that_was_stopped_gives_its_money_back_in_the_replay_too(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        await engine.deliver(observed("stopped", 800))
+        finding = e.Finding(stage="screening", code="FROZEN", outcome="REJECTED")
+        await engine.append(
+            ACCOUNT,
+            e.PayoutStopped(
+                at=engine.producer.now_us(),
+                payout="stopped",
+                command="approve",
+                finding=finding,
+                maybe_sent=False,
+                caused_by="",
+            ),
+        )
+        await engine.settled()
+        await engine.deliver(observed("next", 900))
+        log = await log_of(engine)
+        assert (await engine.record("next")).decision == "APPROVED"
+    found = again(log, None)
+    assert (found.changes, found.counters_differing, found.assumed, found.unjudged) == ([], 0, {}, {})
+    assert found.judged.payouts == 2
+
+
+async def test_a_signature_of_then_is_checked_again_with_the_keys_of_the_candidate(redis_url: str) -> None:
+    notes = BOT["agent_notes"](**FACTS)
+    policies = f"{{bot: {{require_verified_identity: true, {NO_RATE}}}}}"
+    keys = f'agents: {{bot: {{public_keys: ["{BOT["public_key"]}"]}}}}'
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {policies}\n{keys}")
+        await engine.deliver(paid(notes))
+        assert (await engine.record("pout_1")).identity == "verified"
+        log = await log_of(engine)
+    assert moved(again(log, None)) == {}
+    assert moved(again(log, "agents: {}")) == {"pout_1": "APPROVED -> HELD IDENTITY_UNVERIFIED"}

@@ -32,6 +32,7 @@ policies:
   careful: {daily_limit: 10_000_000, require_approval_above: 100_000, dual_approval_above: 500_000, hold_ttl: 1h}
   waits: {daily_limit: 10_000_000, require_approval_above: 100_000, queued_hold: allow}
   small: {per_txn_limit: 100}
+  wary: {daily_limit: 10_000_000, new_beneficiary: hold, changed_beneficiary: hold}
 teams: {red: {daily_limit: 600_000}}
 accounts: {acc_Test0000000001: {daily_limit: 20_000_000}}
 reviewers: [asha, vikram]
@@ -101,6 +102,7 @@ class Twin:
             "rates": found["rates"],
             "due": sorted(payout for payout in due if payouts[payout][0] == "held"),
             "policies": policies,
+            "paid": {key: sorted(names) for key, names in found["paid"].items()},
             "dead": [(letter[b"group"], letter[b"problem"]) for letter in found.get("dead", [])],
             "told": sorted(self.bank.told),
         }
@@ -160,6 +162,10 @@ async def lived(twin: Twin) -> None:
     await twin.pays("small_0", 101, "small")
     await twin.shows("small_0", "queued", 101, "small")
     await twin.pays("nobody_0", 1_000, "unlisted")
+    await twin.pays("wary_0", 1_000, "wary", fund_account="fa_7", url="https://seven.example.com/1")
+    await twin.review("wary_0", "asha", "approve")
+    await twin.pays("wary_1", 1_000, "wary", fund_account="fa_8", url="https://eight.example.com/1")
+    await twin.engine.freeze("agent:small")
     malformed = e.PayoutMalformed(
         at=twin.base_us, payout="bad_0", account=ACCOUNT, source="webhook", problem="its amount is 7"
     )
@@ -187,6 +193,10 @@ async def lived_on(twin: Twin) -> None:
     await twin.pays("web_9", 99_999, "web", url="https://shop.example.com/9")
     await twin.pays("web_8", 200_001, "web", url="https://shop.example.com/8")
     await twin.pays("member_9", 1, "member")
+    await twin.pays("wary_7", 1_000, "wary", fund_account="fa_7", url="https://seven.example.com/2")
+    await twin.pays("wary_8", 1_000, "wary", fund_account="fa_8", url="https://eight.example.com/2")
+    await twin.pays("wary_9", 1_000, "wary", fund_account="fa_9", url="https://seven.example.com/3")
+    await twin.pays("small_9", 50, "small")
     for payout in ("careful_0", "slow_1"):
         held = await twin.record(payout)
         expiry = e.TimerFired(at=held.hold_expires_at, payout=payout, timer="hold_expiry")

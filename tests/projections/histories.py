@@ -246,6 +246,7 @@ VIEWS = {
     "policies": "SELECT * FROM policies ORDER BY partition, scope, version",
     "agents": "SELECT * FROM agents ORDER BY agent",
     "vendors": "SELECT * FROM vendors ORDER BY vendor",
+    "beneficiaries": "SELECT * FROM beneficiaries ORDER BY account, fund_account, vendor",
     "view_heads": "SELECT view, partition, seq, entry_id, version FROM view_heads ORDER BY view, partition",
 }
 

@@ -2,9 +2,11 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain import payouts
+from streamproc.domain.budget import Counters, Window
 from streamproc.domain.payouts import ASKED, BANK_RANK, evolve, fold, settlement_due, state_of
 from streamproc.domain.wire import EVENT_KINDS
 from tests.words import NOW, observed
@@ -120,3 +122,54 @@ def test_the_state_is_always_the_one_of_decision_bank_and_bypass(
         record = fold(history[:until])
         assert record is not None
         assert record.state == state_of(record.decision, record.bank_status, record.bypassed)
+
+
+def lived(said: list[tuple[str, int]], *, count_fees: bool) -> tuple[object, object]:
+    """What an approved payout's record and its window come to, after the bank said all of this, settled as it goes."""
+    counters, window = Counters(), Window("agent:bot", "d", None, 0)
+    counters.reserve([window], 100)
+    reserved = e.BudgetReserved(
+        at=NOW + 1,
+        payout="pout_1",
+        amount=100,
+        number=1,
+        windows=[WINDOW],
+        findings=[],
+        count_fees=count_fees,
+    )
+    record = fold([observed(amount=100, at=NOW), reserved, decided("APPROVED")])
+    for status, fees in said:
+        event = observed(status=status, amount=100, at=NOW + 10)
+        record = evolve(record, replace(event, facts=replace(event.facts, fees=fees)))
+        assert record is not None
+        assert record.reservation is not None
+        due = settlement_due(record)
+        if due is not None:
+            held = record.reservation
+            charged = record.fees if count_fees and due == "committed" else 0
+            assert counters.settle([window], 100, held.state, due, charged=held.fees, fees=charged)
+            settled = e.PayoutSettled(
+                at=NOW + 10,
+                payout="pout_1",
+                settlement=due,
+                amount=100,
+                why="",
+                windows=[],
+                fees=record.fees,
+            )
+            record = evolve(record, settled)
+            assert record is not None
+            assert settlement_due(record) is None
+    return record, counters.budgets
+
+
+@given(
+    said=st.lists(st.tuples(statuses, st.sampled_from([0, 118, 590])), max_size=8),
+    count_fees=st.booleans(),
+    data=st.data(),
+)
+def test_a_life_comes_to_the_same_record_and_budget_in_every_order_and_however_often_it_is_told(
+    said: list[tuple[str, int]], count_fees: bool, data: st.DataObject
+) -> None:
+    again = data.draw(st.permutations([*said, *said[: data.draw(st.integers(0, len(said)))]]))
+    assert lived(said, count_fees=count_fees) == lived(again, count_fees=count_fees)

@@ -53,6 +53,9 @@ class Fate:
     reputation: Reputation = NO_URL
     windows: tuple[Window, ...] = ()
     charged: int = 0
+    count_fees: bool = False
+    fees: int = 0
+    """Committed beside what is charged."""
     money: Literal["", "reserved", "committed", "released"] = ""
     closed: bool = False
     timed: bool = False
@@ -60,9 +63,9 @@ class Fate:
     passed: bool = False
     """The log settled it while the candidate had come to another decision: no settlement follows any more."""
 
-    def charge(self, windows: tuple[Window, ...], amount: int) -> None:
+    def charge(self, windows: tuple[Window, ...], amount: int, *, count_fees: bool) -> None:
         """It holds money in these windows."""
-        self.windows, self.charged, self.money = windows, amount, "reserved"
+        self.windows, self.charged, self.money, self.count_fees = windows, amount, "reserved", count_fees
 
     @property
     def ends_at(self) -> int:
@@ -89,7 +92,7 @@ class Fates:
         fate.new_rules = fate.new_end = (verdict.decision, verdict.reason)
         fate.reputation = judgement.reputation
         if judgement.windows:
-            fate.charge(judgement.windows, judgement.amount)
+            fate.charge(judgement.windows, judgement.amount, count_fees=judgement.count_fees)
         if verdict.decision == "HELD":
             self._hold(fate, trial, judgement)
         self._keep(fate)
@@ -99,14 +102,15 @@ class Fates:
         fate = _fate_of(trial, judged=False)
         fate.new_rules = fate.new_end = fate.old_end
         if trial.room is not None:
-            fate.charge(recorded_windows(trial.room), trial.room.amount)
+            room = trial.room
+            fate.charge(recorded_windows(room), room.amount, count_fees=room.count_fees)
         self._keep(fate)
 
     def bypass(self, room: BudgetReserved) -> None:
         """Money that a payout holds which was never decided."""
         nothing = ("", "")
         fate = Fate(room.payout, "", "", room.amount, room.at, False, nothing, nothing)
-        fate.charge(recorded_windows(room), room.amount)
+        fate.charge(recorded_windows(room), room.amount, count_fees=room.count_fees)
         self._keep(fate)
 
     def _hold(self, fate: Fate, trial: Trial, judgement: Judgement) -> None:
@@ -184,6 +188,7 @@ class Fates:
             party.account,
             party.team,
             reputation=fate.reputation,
+            freeze=party.freeze,
         )
         found = recheck(case)
         if found:
@@ -213,6 +218,16 @@ class Fates:
         if end[0] == "REJECTED" and (fate.passed or fate.old_end[0] != "REJECTED"):
             self._move(fate, "released")
 
+    def stop(self, decided: PayoutDecided) -> None:
+        """What was approved was frozen before it was sent. That was an incident and no rule: it stays so."""
+        fate = self._open.get(decided.payout)
+        if fate is None:
+            return
+        fate.old_end = (decided.decision, decided.reason)
+        if fate.new_end[0] == "APPROVED":
+            fate.new_end = fate.old_end
+        self._keep(fate)
+
     # ---- the bank -----------------------------------------------------------------------
 
     def settle(self, event: PayoutSettled) -> None:
@@ -222,15 +237,18 @@ class Fates:
             return
         fate.waits = False  # the bank ends a hold as well
         if not fate.judged or fate.old_end[0] == fate.new_end[0]:
-            self._move(fate, event.settlement)
+            self._move(fate, event.settlement, event.fees)
             fate.hold = None
         else:
             fate.passed = True
         self._keep(fate)
 
-    def _move(self, fate: Fate, settlement: Literal["committed", "released"]) -> None:
-        if self._judge.settle(fate.windows, fate.charged, fate.money, settlement):
-            fate.money = settlement
+    def _move(self, fate: Fate, settlement: Literal["committed", "released"], known_fees: int = 0) -> None:
+        fees = known_fees if fate.count_fees and settlement == "committed" else 0
+        if self._judge.settle(
+            fate.windows, fate.charged, fate.money, settlement, charged=fate.fees, fees=fees
+        ):
+            fate.money, fate.fees = settlement, fees
 
     # ---- keeping and forgetting ---------------------------------------------------------
 

@@ -21,7 +21,7 @@ from streamproc.domain.budget import (
     RateAsk,
     Window,
 )
-from streamproc.domain.events import BudgetReserved, Evidence
+from streamproc.domain.events import BeneficiarySeen, BudgetReserved, Evidence
 from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, Verdict, conclude, find, vendor_of
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.trial import Books, Trial
@@ -34,6 +34,8 @@ WINDOW_S_MAX = 32 * 86_400
 """A month and a time zone: no window ends later after its payout was received."""
 
 SAME_VENDOR = "the vendor's reputation is what another payout's look-up found"
+KNOWN_THEN = "the beneficiary is known or new as it was then, whoever the candidate lets be paid before"
+UNKNOWN_BENEFICIARY = "nobody looked whether the beneficiary was known: taken as known"
 UNKNOWN_VENDOR = "the vendor's reputation was never asked for"
 
 
@@ -53,6 +55,7 @@ class Judgement(Struct, frozen=True):
     reputation: Reputation = NO_URL
     windows: tuple[Window, ...] = ()
     amount: int = 0
+    count_fees: bool = False
 
 
 class Judge:
@@ -85,7 +88,7 @@ class Judge:
         answer: BudgetAnswer | None = None
         reputation = NO_URL
         if not _is_rejected(trial):
-            case = trial.case(self._assume.zone)
+            case = self._with_beneficiary(trial, trial.case(self._assume.zone))
             reputation = self._reputation(trial)
             trial.findings += find(RULES["reputation"], replace(case, reputation=reputation))
             if not _is_rejected(trial):
@@ -94,9 +97,12 @@ class Judge:
                 trial.findings += find(rules, replace(case, admission=Admission(budget=answer)))
         verdict = conclude(trial.findings)
         if trial.stray and trial.room is not None:
-            return Judgement(verdict, reputation, recorded_windows(trial.room), trial.room.amount)
+            room = trial.room
+            return Judgement(verdict, reputation, recorded_windows(room), room.amount, room.count_fees)
         if answer is not None and answer.granted:
-            return Judgement(verdict, reputation, answer.windows, answer.amount)
+            agent = trial.books.candidate.agent(trial.record.agent)
+            counts = agent is not None and agent.policy.count_fees
+            return Judgement(verdict, reputation, answer.windows, answer.amount, counts)
         return Judgement(verdict, reputation)
 
     def _slot(self, trial: Trial, case: Case) -> RateAnswer | None:
@@ -148,6 +154,19 @@ class Judge:
             self._remember_ends(known)
         return known
 
+    def _with_beneficiary(self, trial: Trial, case: Case) -> Case:
+        """With what was known of the beneficiary then: what the candidate lets pass makes nobody known."""
+        assert case.agent is not None
+        policy = case.agent.policy
+        if policy.new_beneficiary == policy.changed_beneficiary == "ignore":
+            return case
+        if case.payout.beneficiary is None:
+            self._found.assume(UNKNOWN_BENEFICIARY, case.payout.amount)
+            return replace(case, payout=replace(case.payout, beneficiary=BeneficiarySeen(known=True)))
+        if not trial.books.same_for(case.payout):
+            self._found.assume(KNOWN_THEN, case.payout.amount)
+        return case
+
     def _reputation(self, trial: Trial) -> Reputation:
         url = vendor_of(trial.record.vendor_url)
         if url is None:
@@ -181,9 +200,11 @@ class Judge:
         self._remember_ends(windows)
         self._counters.reserve([replace(window, limit=None) for window in windows], room.amount)
 
-    def settle(self, windows: Sequence[Window], amount: int, held: str, settlement: str) -> bool:
-        """Commit or release; False where that cannot be."""
-        return self._counters.settle(windows, amount, held, settlement)
+    def settle(
+        self, windows: Sequence[Window], amount: int, held: str, settlement: str, *, charged: int, fees: int
+    ) -> bool:
+        """Commit or release; False where that cannot be. Fees as `Counters.settle` has them."""
+        return self._counters.settle(windows, amount, held, settlement, charged=charged, fees=fees)
 
     def _remember_ends(self, windows: Sequence[Window]) -> None:
         for window in windows:

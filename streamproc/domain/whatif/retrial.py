@@ -16,6 +16,7 @@ from streamproc.domain.events import (
     PayoutObserved,
     PayoutRequested,
     PayoutSettled,
+    PayoutStopped,
     PolicyChanged,
     ReviewCounted,
 )
@@ -64,6 +65,8 @@ class Retrial:
         self._observed: dict[str, PayoutObserved | PayoutRequested] = {}
         self._held: set[str] = set()
         """Payouts that were held and of which the end was not read yet."""
+        self._stopped: set[str] = set()
+        """Payouts that execution found frozen, until the decision that follows from that."""
         self._decided = 0
         self.decided: frozenset[str] = frozenset()
         """Payouts that moved at the bank without an approval and were decided all the same: they are judged."""
@@ -79,7 +82,10 @@ class Retrial:
     def misses(self, told: Told) -> bool:
         """Whether the entry is a first decision whose cause is not remembered: then it must be looked up."""
         return told.cause not in self._observed and any(
-            type(event) is PayoutDecided and event.payout not in self._held for event in told.events
+            type(event) is PayoutDecided
+            and event.payout not in self._held
+            and event.payout not in self._stopped
+            for event in told.events
         )
 
     def feed(self, told: Told) -> None:
@@ -98,6 +104,8 @@ class Retrial:
             for event in told.events:
                 if type(event) is PayoutObserved or type(event) is PayoutRequested:
                     self.remember(told.id, event)
+        if PayoutStopped in kinds:
+            self._stopped.update(event.payout for event in told.events if type(event) is PayoutStopped)
         if PayoutDecided in kinds:
             self._read_decision(told)
         elif ReviewCounted in kinds:
@@ -138,6 +146,10 @@ class Retrial:
         if decided.payout in self._held:
             self._held.discard(decided.payout)
             self._read_answer(told)
+            return
+        if decided.payout in self._stopped:
+            self._stopped.discard(decided.payout)
+            self._put(told.settled, partial(self._fates.stop, decided))
             return
         seen = self._observed.pop(told.cause, None)
         if seen is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamproc.domain.asks import slot_of
 from streamproc.domain.budget import US, RateAnswer
@@ -19,6 +20,7 @@ from streamproc.domain.events import (
     PayoutDecided,
     PayoutObserved,
     PayoutRequested,
+    PayoutScreened,
     ReputationChecked,
     VelocityChecked,
 )
@@ -56,17 +58,19 @@ class Books:
         if self.real is self.candidate:
             return True
         key = (record.agent, record.fund_account, record.account, record.intent is None)
-        known = self._same.get(key)
+        known = None if record.agent_sig else self._same.get(key)
         if known is None:
             real, candidate = party_of(record, self.real), party_of(record, self.candidate)
-            known = self._same[key] = _terms(real) == _terms(candidate)
+            known = _terms(real) == _terms(candidate)
+            if not record.agent_sig:  # a signature is about one payout
+                self._same[key] = known
         return known
 
 
 def _terms(party: Party) -> tuple[object, ...]:
     """Without the version, which is a name and no rule."""
     policy = party.agent.policy if party.agent is not None else None
-    return (party.identity, policy, party.account, party.team)
+    return (party.identity, policy, party.account, party.team, party.freeze)
 
 
 @dataclass(slots=True)
@@ -106,7 +110,15 @@ class Trial:
     def case(self, zone: str) -> Case:
         """The case under the candidate's policies."""
         party = party_of(self.record, self.books.candidate)
-        return Case(self.record, party.identity, party.agent, zone, party.account, party.team)
+        return Case(
+            self.record,
+            party.identity,
+            party.agent,
+            zone,
+            party.account,
+            party.team,
+            freeze=party.freeze,
+        )
 
     def reputation(self) -> Reputation | None:
         """What was known of the vendor then; None where nobody asked."""
@@ -142,6 +154,8 @@ def trial_of(events: Sequence[Event], seen: PayoutObserved | PayoutRequested, bo
             trial.room, trial.stray = event, trial.stray or over
         elif type(event) is ReputationChecked:
             trial.checked = event
+        elif type(event) is PayoutScreened and event.beneficiary is not None:
+            trial.record = replace(record, beneficiary=event.beneficiary)
     for finding in decided.findings:
         if finding.code == "RATE_LIMITED" and trial.slot is None:
             trial.slot = _refused_slot(finding.evidence)

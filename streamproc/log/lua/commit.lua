@@ -2,13 +2,14 @@
 -- Hand over: acknowledge inputs and append their outputs, each input exactly once.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] zset timers   KEYS[4] stream dead letters
 -- KEYS[5] zset retries of the group   KEYS[6] hash tries of the group
--- KEYS[7] hash policy   KEYS[8..] hash payouts and budgets; ARGV names them by index
+-- KEYS[7] hash policy   KEYS[8..] hash payouts, budgets and beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] number of inputs   ARGV[3] policy revision that decided them, or '' for none; then for each:
 --   entry id, index of its payout's hash or 0, version seen (or -1: write without a check),
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
---   settle, number of timers, the hashes' indexes, then score (µs) and member of each timer
+--   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes, then score (µs) and member of each timer,
+--   then of each note the index of a beneficiary's hash, the name to note there, and when (µs)
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
 --   or the policy has and there are outputs: a freeze binds what was being decided when it came.
 -- NOLOG where there is no log: an input that nobody acknowledged is not one that was handled earlier.
@@ -20,21 +21,25 @@ if call('EXISTS', KEYS[1]) == 0 then
 end
 local function int(x) return string.format('%d', x) end -- as in admit.lua: whole, below 2^53
 
-local function settle(payout, wanted, indexes)
-  -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled.
-  local f = call('HMGET', payout, 'q', 'a')
-  local amount, exceeded = string.match(f[2] or '', '|%d+ (%d+) (%-?%d+)')
-  local held = f[1] or (exceeded == '-1' and 'reserved')
-  local allowed = held == 'reserved' or (held == 'committed' and wanted == 'released')
+local function settle(payout, wanted, fees, indexes)
+  -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled; `f` are fees charged since.
+  local f = call('HMGET', payout, 'q', 'a', 'f')
+  local text, exceeded = string.match(f[2] or '', '|%d+ (%d+) (%-?%d+)')
+  local held, amount, charged = f[1] or (exceeded == '-1' and 'reserved'), tonumber(text), tonumber(f[3] or '0')
+  local allowed = held == 'reserved' or (held == 'committed' and (wanted == 'released' or fees > charged))
   if not allowed then return false end
+  if wanted == 'released' then fees = 0 end
+  local reserved, committed = 0, wanted == 'committed' and amount + fees or 0
+  if held == 'reserved' then reserved = -amount else committed = committed - amount - charged end
   for _, index in ipairs(indexes) do
     local key = KEYS[index]
     if call('EXISTS', key) == 1 then
-      call('HINCRBY', key, held == 'reserved' and 'r' or 'c', int(-tonumber(amount)))
-      if wanted == 'committed' then call('HINCRBY', key, 'c', amount) end
+      if reserved ~= 0 then call('HINCRBY', key, 'r', int(reserved)) end
+      if committed ~= 0 then call('HINCRBY', key, 'c', int(committed)) end
     end
   end
   call('HSET', payout, 'q', wanted)
+  if fees ~= charged then call('HSET', payout, 'f', int(fees)) end
   return true
 end
 
@@ -45,6 +50,21 @@ local function dead_letter(id, problem)
     e, m = entry[2][2] or e, entry[2][4] or m -- an entry without our fields is kept as it is
   end
   call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
+end
+
+-- Beneficiaries, as domain/beneficiaries.py has it: few names each, gone a while after they were last noted.
+local KEPT_S, NAMES_MAX = 34560000, 8
+local function note(key, name, at)
+  if tonumber(call('HGET', key, name) or '0') < tonumber(at) then call('HSET', key, name, at) end
+  if call('HLEN', key) > NAMES_MAX then
+    local all, oldest = call('HGETALL', key), 1
+    for k = 3, #all, 2 do
+      local mine, least = tonumber(all[k + 1]), tonumber(all[oldest + 1])
+      if mine < least or (mine == least and all[k] < all[oldest]) then oldest = k end
+    end
+    call('HDEL', key, all[oldest])
+  end
+  call('EXPIRE', key, KEPT_S)
 end
 
 -- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
@@ -59,15 +79,17 @@ end
 
 -- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
 local function rare(at, id, payout, m)
-  local windows, timers = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  local first = at + 6
+  local windows, timers, notes = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+  local first = at + 8
   if ARGV[at + 1] ~= '' then
     local indexes = {}
     for w = 1, windows do indexes[w] = tonumber(ARGV[first + w - 1]) end
-    if settle(KEYS[payout], ARGV[at + 1], indexes) then m = m .. ',"settled":' .. int(call('INCR', KEYS[2])) end
+    if settle(KEYS[payout], ARGV[at + 1], tonumber(ARGV[at + 7]), indexes) then m = m .. ',"settled":' .. int(call('INCR', KEYS[2])) end
   end
   first = first + windows
   for k = first, first + 2 * timers - 1, 2 do call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
+  first = first + 2 * timers
+  for k = first, first + 3 * notes - 1, 3 do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
   if ARGV[at + 2] == '1' then
     call('ZREM', KEYS[5], id)
     call('HDEL', KEYS[6], id, id .. ':waits')

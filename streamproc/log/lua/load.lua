@@ -1,16 +1,20 @@
 #!lua flags=no-writes
 -- Read what a batch needs: the clock, the policy revision, and each payout's state and recorded admission.
 -- KEYS[1]    hash  policy
--- KEYS[2..]  hash  payouts
--- ARGV       none
--- Returns {now µs, policy revision, {version, record, admission} per payout}.
--- O(payouts). Changes nothing.
+-- KEYS[2..]  hash  payouts, and after them the beneficiaries that are asked for
+-- ARGV[1]    number of payouts
+-- Returns {now µs, policy revision, {version, record, admission} per payout, {name, µs, ...} per beneficiary}.
+-- O(payouts + beneficiaries, each of which holds few names). Changes nothing.
 local time = redis.call('TIME')
 local reply = {
   string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2])),
   redis.call('HGET', KEYS[1], 'rev') or '0',
 }
-for i = 2, #KEYS do
+local payouts = tonumber(ARGV[1])
+for i = 2, payouts + 1 do
   reply[#reply + 1] = redis.call('HMGET', KEYS[i], 'v', 's', 'a')
+end
+for i = payouts + 2, #KEYS do
+  reply[#reply + 1] = redis.call('HGETALL', KEYS[i])
 end
 return reply

@@ -1,0 +1,29 @@
+"""Stop: an approved payout that execution found frozen before it was sent is rejected.
+
+Execution only says what it did not do. That the payout is rejected is a decision like any other: it is recorded here,
+and execution tells the bank of it in the usual way.
+"""
+
+from collections.abc import Sequence
+
+from consumers.verdicts import decide_as
+from streamproc.domain.events import PayoutStopped
+from streamproc.domain.governance import Verdict
+from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.log.work import Desk, Item, Stage
+
+
+async def stop(items: Sequence[Item], desk: Desk) -> None:
+    """Reject what still waits for its approval at the bank; what moved meanwhile is past that."""
+    for work, event in items:
+        record = work.known()
+        if (
+            type(event) is PayoutStopped
+            and record.decision == "APPROVED"
+            and record.bank_status in OPEN_STATUSES
+        ):
+            finding = event.finding
+            decide_as(work, desk, Verdict("REJECTED", finding.code, (*record.findings, finding)))
+
+
+STAGE = Stage(name="stop", consumes=frozenset({PayoutStopped}), handle=stop)

@@ -1,0 +1,84 @@
+"""`streamproc freeze` and `unfreeze`: stop an agent, an account or a team at once, whatever its policy says."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+from streamproc.errors import InputError, JobFailed
+
+if TYPE_CHECKING:
+    from streamproc.operate.freezes import Frozen
+
+WHY_CHARS_MAX = 500
+"""Longest --why, as it goes into every rejection's evidence."""
+
+_kind = click.argument("kind", type=click.Choice(["agent", "account", "team"]))
+_id = click.argument("name", metavar="ID")
+_by = click.option("--by", required=True, metavar="NAME", help="Who does it, for the audit.")
+_why = click.option("--why", required=True, metavar="TEXT", help="Why, for the audit.")
+
+
+@click.command()
+@_kind
+@_id
+@_by
+@_why
+@output.json_option
+def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
+    """Freeze an agent, an account or a team: its payouts are REJECTED FROZEN.
+
+    It binds the next decision, reviewers' approvals, and what is approved and not sent to the bank yet: that is
+    rejected there. What the bank has been told already, or pays by itself (`queued`), is not called back. No policy
+    file lifts a freeze; only `streamproc unfreeze` does.
+
+    \b
+    Example:
+      streamproc freeze agent procurement-bot --by asha --why "pays the same invoice again and again"
+    """
+    _freeze(kind, name, by, why, frozen=True, as_json=as_json)
+
+
+@click.command()
+@_kind
+@_id
+@_by
+@_why
+@output.json_option
+def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
+    """Lift the freeze of an agent, an account or a team.
+
+    What was rejected meanwhile stays rejected. Exit code 1 where its policy says `frozen: true` by itself.
+
+    \b
+    Example:
+      streamproc unfreeze agent procurement-bot --by asha --why "fixed in release 12"
+    """
+    _freeze(kind, name, by, why, frozen=False, as_json=as_json)
+
+
+def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: bool) -> None:
+    if len(why) > WHY_CHARS_MAX:
+        raise InputError(f"--why has {len(why)} characters, the limit is {WHY_CHARS_MAX}")
+    settings = operator_settings()
+    from streamproc.operate import freezes
+    from streamproc.operate.site import opened
+
+    async def body() -> "Frozen":
+        async with opened(settings) as site:
+            return await freezes.freeze(site, f"{kind}:{name}", frozen=frozen, by=by, why=why)
+
+    done = output.run(body())
+    if as_json:
+        output.say_json(
+            {"scope": done.scope, "frozen": frozen, "changed": bool(done.changed), "notes": done.notes}
+        )
+    elif done.changed:
+        click.echo(f"{done.scope} is {'frozen' if frozen else 'not frozen any more'}")
+    else:
+        click.echo(f"nothing to change: {done.scope} {'is frozen already' if frozen else 'has no freeze'}")
+    for note in done.notes:
+        if not frozen:
+            raise JobFailed(note)
+        output.note(note)

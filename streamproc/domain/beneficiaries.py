@@ -1,0 +1,76 @@
+"""Who was paid before: fund accounts and vendors that go together, by what was approved on an account. Pure.
+
+The registry remembers pairs. Under a fund account it keeps the hosts that were paid there, under a host the fund
+accounts that it was paid at, each with the time when that was last noted. So each question of rule 13 is one look.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.budget import US
+from streamproc.domain.domains import VendorUrl, parse_vendor_url
+from streamproc.domain.events import BeneficiaryNoted, BeneficiarySeen
+
+KEPT_S = 400 * 86_400
+"""A pair is forgotten this long after it was last noted: a yearly invoice still finds it. Then it is new again."""
+RENEW_S = 30 * 86_400
+"""A pair is noted again when that is longer ago: one event a month, not one a payout."""
+NAMES_MAX = 8
+"""Hosts under a fund account, or fund accounts under a host, some 50 bytes each; the one noted longest ago goes."""
+
+Names: TypeAlias = Mapping[str, int]
+"""Name -> when it was last noted (µs)."""
+
+
+class Pair(Struct, frozen=True):
+    """A fund account on an account, and the vendor's host; empty where there is no usable URL."""
+
+    account: str
+    fund_account: str
+    vendor: str
+
+
+def pair_of(account: str, fund_account: str, vendor_url: str) -> Pair:
+    """Whom a payout is for."""
+    url = parse_vendor_url(vendor_url) if vendor_url else None
+    return Pair(account, fund_account, url.host if type(url) is VendorUrl else "")
+
+
+def look(pair: Pair, vendors: Names, accounts: Names, now_us: int) -> BeneficiarySeen:
+    """What is known: `vendors` are those under the pair's fund account, `accounts` those under its host."""
+    vendors, accounts = _live(vendors, now_us), _live(accounts, now_us)
+    hosts = sorted(name for name in vendors if name)
+    fresh = now_us - RENEW_S * US
+    return BeneficiarySeen(
+        known=bool(vendors),
+        noted=vendors.get(pair.vendor, 0) > fresh
+        and (not pair.vendor or accounts.get(pair.fund_account, 0) > fresh),
+        other_vendors=hosts if pair.vendor and pair.vendor not in vendors else [],
+        other_accounts=sorted(accounts) if pair.fund_account not in accounts else [],
+    )
+
+
+def _live(names: Names, now_us: int) -> Names:
+    return {name: at for name, at in names.items() if at > now_us - KEPT_S * US}
+
+
+def with_name(names: Names, name: str, at: int) -> dict[str, int]:
+    """The names after one more was noted, as commit.lua keeps them."""
+    after = {**names, name: max(at, names.get(name, 0))}
+    if len(after) > NAMES_MAX:
+        del after[min(after, key=lambda one: (after[one], one))]
+    return after
+
+
+def to_note(pair: Pair, seen: BeneficiarySeen | None) -> bool:
+    """Whether an approval of a payout for which this was seen has something to tell the registry."""
+    return bool(pair.fund_account) and (seen is None or not seen.noted)
+
+
+def note(pair: Pair, payout: str, at: int) -> BeneficiaryNoted:
+    """The event of an approval."""
+    return BeneficiaryNoted(
+        at=at, payout=payout, account=pair.account, fund_account=pair.fund_account, vendor=pair.vendor
+    )

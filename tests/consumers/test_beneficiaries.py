@@ -1,0 +1,163 @@
+"""Rule 13: who was paid before on this account, by what was approved; kept in Redis as the log tells it."""
+
+import random
+
+import pytest
+
+from streamproc.domain import events as e
+from streamproc.domain.beneficiaries import KEPT_S, NAMES_MAX, RENEW_S, Pair, look, with_name
+from streamproc.domain.budget import US
+from streamproc.log import scripts
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.scripts import Handover
+from streamproc.log.stream import open_log
+from tests.engine import Engine
+from tests.words import ACCOUNT, NOW, Vendors, observed
+
+POLICIES = """
+defaults: {rate_limit: {count: 0}}
+policies:
+  bot: {new_beneficiary: hold, changed_beneficiary: hold}
+  new: {new_beneficiary: hold}
+  changed: {changed_beneficiary: hold}
+  free: {}
+  careful: {new_beneficiary: hold, require_approval_above: 0}
+reviewers: [asha]
+"""
+SHOP, OTHER = "https://shop.example/inv/1", "https://other.example/inv/2"
+PAIR = Pair(ACCOUNT, "fa_1", "shop.example")
+
+
+async def outcome(engine: Engine, payout: str, *, account: str = ACCOUNT, **facts: object) -> str:
+    await engine.deliver(observed(payout, 1_000, account=account, **facts))  # type: ignore[arg-type]
+    record = await engine.record(payout)
+    assert record.decision is not None
+    return " ".join((record.decision, *record.reasons))
+
+
+async def test_a_fund_account_is_new_until_a_payout_to_it_was_approved_on_this_account(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        assert await outcome(engine, "pout_1", url=SHOP) == "HELD BENEFICIARY_NEW"
+        assert await outcome(engine, "pout_2", url=SHOP) == "HELD BENEFICIARY_NEW"
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        assert await outcome(engine, "pout_3", url=SHOP) == "APPROVED POLICY_OK"
+        assert await outcome(engine, "pout_4", url=SHOP, account="acc_Other") == "HELD BENEFICIARY_NEW"
+        await engine.deliver(observed("pout_2", 1_000, url=SHOP, status="processed"))
+        assert (await engine.record("pout_2")).state == "bypassed"
+        story = await engine.story("pout_1")
+    assert story[-1] == e.BeneficiaryNoted(
+        at=story[-1].at, payout="pout_1", account=ACCOUNT, fund_account="fa_1", vendor="shop.example"
+    )
+
+
+async def test_what_was_rejected_or_paid_without_approval_makes_nobody_known(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        assert await outcome(engine, "pout_1", url=SHOP) == "HELD BENEFICIARY_NEW"
+        await engine.review("pout_1", "asha", "reject", account=ACCOUNT)
+        await engine.deliver(observed("pout_2", 1_000, agent="free", url=SHOP, status="processing"))
+        assert await outcome(engine, "pout_3", url=SHOP) == "HELD BENEFICIARY_NEW"
+
+
+@pytest.mark.parametrize(
+    ("expected", "agent", "fund_account", "url"),
+    [
+        ("APPROVED POLICY_OK", "bot", "fa_1", SHOP),
+        ("APPROVED POLICY_OK", "bot", "fa_1", "https://SHOP.example:443/other/page"),
+        ("APPROVED POLICY_OK", "bot", "fa_1", None),
+        ("HELD BENEFICIARY_CHANGED", "bot", "fa_1", OTHER),
+        ("HELD BENEFICIARY_NEW BENEFICIARY_CHANGED", "bot", "fa_2", SHOP),
+        ("HELD BENEFICIARY_NEW", "bot", "fa_2", OTHER),
+        ("HELD BENEFICIARY_NEW", "bot", "fa_2", None),
+        ("HELD BENEFICIARY_NEW", "bot", "", SHOP),
+        ("APPROVED POLICY_OK", "new", "fa_1", OTHER),
+        ("HELD BENEFICIARY_NEW", "new", "fa_2", SHOP),
+        ("HELD BENEFICIARY_CHANGED", "changed", "fa_1", OTHER),
+        ("HELD BENEFICIARY_CHANGED", "changed", "fa_2", SHOP),
+        ("APPROVED POLICY_OK", "changed", "fa_2", OTHER),
+        ("APPROVED POLICY_OK", "free", "fa_2", SHOP),
+        ("HELD BENEFICIARY_NEW APPROVAL_REQUIRED", "careful", "fa_2", OTHER),
+    ],
+)
+async def test_after_a_payout_to_fa_1_for_the_shop(
+    redis_url: str, expected: str, agent: str, fund_account: str, url: str | None
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        assert await outcome(engine, "pout_1", agent="free", url=SHOP) == "APPROVED POLICY_OK"
+        found = await outcome(engine, "pout_2", agent=agent, fund_account=fund_account, url=url)
+    # A fund account that the bank did not name is new, and for a known vendor it is another one than its own.
+    expected += " BENEFICIARY_CHANGED" if not fund_account else ""
+    assert found == expected
+
+
+async def test_a_changed_pair_that_a_reviewer_approved_is_known_from_then_on(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await outcome(engine, "pout_1", agent="free", url=SHOP)
+        assert await outcome(engine, "pout_2", fund_account="fa_2", url=SHOP) == (
+            "HELD BENEFICIARY_NEW BENEFICIARY_CHANGED"
+        )
+        evidence = (await engine.record("pout_2")).findings[-1].evidence
+        assert evidence == {"fund_account": "fa_2", "paid_for": [], "vendor_paid_at": ["fa_1"]}
+        await engine.review("pout_2", "asha", "approve", account=ACCOUNT)
+        assert await outcome(engine, "pout_3", fund_account="fa_2", url=SHOP) == "APPROVED POLICY_OK"
+        assert await outcome(engine, "pout_4", fund_account="fa_1", url=SHOP) == "APPROVED POLICY_OK"
+
+
+async def test_a_hold_for_the_beneficiary_goes_on_and_a_threat_still_rejects(redis_url: str) -> None:
+    async with Engine(redis_url, vendors=Vendors({"malware": "threat"})) as engine:
+        await engine.apply(POLICIES)
+        found = await outcome(engine, "pout_1", url="https://malware.example/")
+    assert found == "REJECTED RISK_HIGH"
+
+
+async def test_a_pair_is_noted_once_and_not_with_every_payout(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        for i in range(3):
+            await outcome(engine, f"pout_{i}", agent="free", url=SHOP)
+        noted = [
+            event
+            for entry in await engine.entries()
+            for event in entry
+            if isinstance(event, e.BeneficiaryNoted)
+        ]
+        assert [event.payout for event in noted] == ["pout_0"]
+        names = engine.names
+        by_account = await engine.client.hgetall(names.paid_for(ACCOUNT, "fa_1"))
+        by_vendor = await engine.client.hgetall(names.paid_at(ACCOUNT, "shop.example"))
+        ttl = await engine.client.ttl(names.paid_for(ACCOUNT, "fa_1"))
+    at = str(noted[0].at).encode()
+    assert (by_account, by_vendor) == ({b"shop.example": at}, {b"fa_1": at})
+    assert KEPT_S - 60 <= ttl <= KEPT_S
+
+
+def test_a_pair_is_forgotten_after_its_time_and_noted_again_before() -> None:
+    def seen(age_s: int) -> e.BeneficiarySeen:
+        at = NOW - age_s * US
+        return look(PAIR, {"shop.example": at}, {"fa_1": at}, NOW)
+
+    assert seen(0) == seen(RENEW_S - 1) == e.BeneficiarySeen(known=True, noted=True)
+    assert seen(RENEW_S) == seen(KEPT_S - 1) == e.BeneficiarySeen(known=True)
+    assert seen(KEPT_S) == e.BeneficiarySeen()
+
+
+async def test_the_script_keeps_the_names_that_the_model_keeps(redis_url: str) -> None:
+    rng, names, model = random.Random(13), Names(0), dict[str, int]()
+    key = names.paid_for(ACCOUNT, "fa_1")
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["g"])
+        for _ in range(60):
+            name, at = f"host-{rng.randrange(12)}", NOW + rng.randrange(20)
+            entry = await client.xadd(names.log, {"e": "[]", "m": "{}"})
+            await client.xreadgroup("g", "c", {names.log: ">"})
+            await scripts.commit(client, names, "g", [Handover(entry=entry, notes=[(key, name, at)])])
+            model = with_name(model, name, at)
+            kept = await client.hgetall(key)
+            assert {k.decode(): int(v) for k, v in kept.items()} == model
+    assert len(model) == NAMES_MAX
