@@ -27,15 +27,12 @@ from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.read import archived_upto, payout_view
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.checkpoint_post import open_checkpoint_post
-from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import WHEN_LOST, InputError, LogUnavailable, StreamprocError, TryAgain
-from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
-from streamproc.log.cursor import PollCursor
 from streamproc.log.group import Consumer
 from streamproc.log.health import logs_gone, server_settings
 from streamproc.log.names import Names
@@ -43,7 +40,10 @@ from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
+from streamproc.operate.bank import opened_bank
 from streamproc.operate.condition import partitions_archived
+from streamproc.operate.poller_role import poll_until
+from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -127,13 +127,18 @@ async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
 
 def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
     limits = Limits(claim_idle_s=settings.claim_idle_s, retention_s=settings.retention_s)
-    me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    me = _me()
     return [
         Consumer(settings.redis_url, partition, group, name=f"{me}-{n}", limits=limits)
         for partition in range(settings.partitions)
         for group in groups
         for n in range(concurrency)
     ]
+
+
+def _me() -> str:
+    """This process, for people and for Redis."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
@@ -147,13 +152,7 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
             archived=archived,
             retention_s=settings.retention_s,
         )
-    bank = open_razorpay(
-        settings.razorpay_base_url,
-        key_id=settings.razorpay_key_id,
-        key_secret=settings.razorpay_key_secret.reveal(),
-        oauth_token=settings.razorpay_oauth_token.reveal(),
-    )
-    stack.push_async_callback(bank.aclose)
+    bank = await stack.enter_async_context(opened_bank(settings))
     return execution(bank, await _barrier(settings, stack))
 
 
@@ -234,6 +233,8 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
 
     async def ready() -> list[Check]:
         checks = [await _redis_check(settings)]
+        if settings.razorpay_account_id:
+            checks.append(await _poller_check(settings))
         if pool is not None:
             checks.append(await _postgres_check(pool))
         return checks
@@ -264,35 +265,23 @@ async def _redis_check(settings: Settings) -> Check:
     return Check(name="redis", ok=not problems, detail="; ".join(problems))
 
 
+async def _poller_check(settings: Settings) -> Check:
+    """Webhooks are taken whether or not somebody polls; but who reads this learns of it."""
+    try:
+        view = await poller_view(settings)
+    except LogUnavailable as problem:
+        return Check(name="poller", ok=False, detail=str(problem), required=False)
+    return Check(name="poller", ok=view.ok, detail=view.detail, required=False)
+
+
 # ---- poller, projector ------------------------------------------------------------------
 
 
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
-    """List the bank's payouts every POLL_INTERVAL and append what is new."""
-    if not await opened(settings, stopping):
-        return
-    account = settings.razorpay_account_id
-    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
-    async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(
-            Producer(settings.redis_url, partitions=settings.partitions, name="poll")
-        )
-        bank = open_razorpay(
-            settings.razorpay_base_url,
-            key_id=settings.razorpay_key_id,
-            key_secret=settings.razorpay_key_secret.reveal(),
-        )
-        stack.push_async_callback(bank.aclose)
-        poller = Poller(
-            bank,
-            producer,
-            account=account,
-            account_number=settings.razorpay_account_number,
-            interval_s=settings.poll_interval_s,
-            load_cursor=cursor.load,
-            save_cursor=cursor.save,
-        )
-        await poller.run(stopping)
+    """Read the bank's list every POLL_INTERVAL and append what is new."""
+    if await opened(settings, stopping):
+        look_less_often()
+        await poll_until(settings, _me(), stopping)
 
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:

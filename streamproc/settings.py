@@ -27,6 +27,7 @@ PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as many again
 SIGNING_KEY_BYTES = 32
+CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
 RUN_FILE = "run.json"
 
@@ -80,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     razorpay_account_number: str = ""
     razorpay_account_id: str = ""
     razorpay_base_url: str = "https://api.razorpay.com/v1"
+    razorpay_calls_per_s: int = 8
     poll_interval_s: float = 10.0
     execute_after: ExecuteAfter = "archived"
     safe_browsing_key: Secret = Secret()
@@ -235,6 +237,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("RAZORPAY_ACCOUNT_NUMBER", "razorpay_account_number", _text),
     Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _text),
     Variable("RAZORPAY_BASE_URL", "razorpay_base_url", _http_url("/v1")),
+    Variable("RAZORPAY_CALLS_PER_S", "razorpay_calls_per_s", _whole(1, CALLS_PER_S_MAX)),
     Variable("POLL_INTERVAL", "poll_interval_s", _duration(0.1)),
     Variable("EXECUTE_AFTER", "execute_after", _execute_after),
     Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from streamproc.clients.http import Breaker, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.limiter import Turns
 from streamproc.clients.razorpay_entities import MalformedPayout, clean, id_or_empty, read_payout
 from streamproc.domain.events import BankCommand, BankPayout
 from streamproc.errors import TryAgain, Unprocessable
@@ -54,9 +55,18 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 def open_razorpay(
-    base_url: str, *, key_id: str, key_secret: str, oauth_token: str = "", breaker: Breaker | None = None
+    base_url: str,
+    *,
+    key_id: str,
+    key_secret: str,
+    oauth_token: str = "",
+    breaker: Breaker | None = None,
+    turns: Turns | None = None,
 ) -> "Razorpay":
-    """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`."""
+    """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`.
+
+    `turns` counts the calls of all processes together; without it this client keeps CALLS_PER_S by itself.
+    """
     http = OutboundClient(
         "razorpay",
         _without_version(base_url),
@@ -64,6 +74,7 @@ def open_razorpay(
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
         breaker=breaker or Breaker(),
+        turns=turns,
     )
     return Razorpay(http, key_id=key_id, key_secret=key_secret, oauth_token=oauth_token)
 
