@@ -10,6 +10,7 @@ from consumers.verdicts import record_reservation, record_slot
 from streamproc.domain.budget import RateAnswer
 from streamproc.domain.events import (
     BankCommandAnswered,
+    BankFeeRecorded,
     CancelRequested,
     GovernanceBypassed,
     PayoutDecided,
@@ -29,9 +30,10 @@ async def settle(items: Sequence[Item], desk: Desk) -> None:
 
 def _settle_one(work: Work, desk: Desk) -> None:
     record = work.known()
-    if _moved(work) and record.decision != "APPROVED" and not record.bypassed:
+    if _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
         work.emit(
-            GovernanceBypassed(
+            _fee(work, desk)
+            or GovernanceBypassed(
                 at=desk.now_us,
                 payout=record.payout,
                 account=record.account,
@@ -56,6 +58,21 @@ def _settle_one(work: Work, desk: Desk) -> None:
             why=record.reason if record.decision == "REJECTED" else f"bank: {record.bank_status}",
             windows=[[w.scope, w.window] for w in record.reservation.windows],
         )
+    )
+
+
+def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
+    """The bank's own collection of fees: only to where the account's policy says, which no agent can write."""
+    record = work.known()
+    limits = desk.book.account(record.account)
+    if record.decision is not None or limits is None or record.fund_account not in limits.fee_fund_accounts:
+        return None
+    return BankFeeRecorded(
+        at=desk.now_us,
+        payout=record.payout,
+        account=record.account,
+        amount=record.amount,
+        fund_account=record.fund_account,
     )
 
 

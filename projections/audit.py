@@ -32,6 +32,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.VelocityChecked,
         e.ReputationChecked,
         e.BudgetReserved,
+        e.ReconcileDone,  # its mismatches are lines
     }
 )
 """Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""
@@ -61,6 +62,13 @@ def _problem(step: Step, event: e.PayoutMalformed | e.EntrySetAside) -> Said:
     return Said("alert", event.problem, step.by)
 
 
+def _mismatch(event: e.ReconcileMismatch) -> str:
+    subject = f" of {event.subject}" if event.subject else ""
+    return (
+        f"mismatch {event.kind}{subject}: ours {event.ours or 'nothing'}, theirs {event.theirs or 'nothing'}"
+    )
+
+
 def _confirmation(step: Step, event: e.PayoutObserved) -> Said | None:
     """A known payout's new status at the bank; what is seen again, late or first is no confirmation."""
     if step.before is None or step.after is None or step.after.bank_status == step.before.bank_status:
@@ -78,6 +86,8 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
     e.PolicyChanged: lambda _, event: Said("policy", event.why, event.by),
     e.GovernanceBypassed: lambda step, event: Said("alert", f"governance bypassed: {event.status}", step.by),
+    e.BankFeeRecorded: lambda step, _: Said("alert", "bank fee", step.by),
+    e.ReconcileMismatch: lambda step, event: Said("alert", _mismatch(event), step.by),
     e.PayoutMalformed: _problem,
     e.EntrySetAside: _problem,
     e.CancelRequested: lambda step, event: Said("alert", f"cancel requested: {event.why}", step.by),

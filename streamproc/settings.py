@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     razorpay_base_url: str = "https://api.razorpay.com/v1"
     razorpay_calls_per_s: int = 8
     poll_interval_s: float = 10.0
+    reconcile_interval_s: float = 86_400.0
     execute_after: ExecuteAfter = "archived"
     safe_browsing_key: Secret = Secret()
     safe_browsing_url: str = "https://safebrowsing.googleapis.com/v4/threatMatches:find"
@@ -239,6 +240,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("RAZORPAY_BASE_URL", "razorpay_base_url", _http_url("/v1")),
     Variable("RAZORPAY_CALLS_PER_S", "razorpay_calls_per_s", _whole(1, CALLS_PER_S_MAX)),
     Variable("POLL_INTERVAL", "poll_interval_s", _duration(0.1)),
+    Variable("RECONCILE_INTERVAL", "reconcile_interval_s", _duration(1.0)),
     Variable("EXECUTE_AFTER", "execute_after", _execute_after),
     Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),
     Variable("SAFE_BROWSING_URL", "safe_browsing_url", _http_url("/v4/threatMatches:find")),

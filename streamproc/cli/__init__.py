@@ -25,6 +25,7 @@ from streamproc.cli.lazy import LazyGroup
 from streamproc.cli.log import groups, log
 from streamproc.cli.logline import log_to_stderr
 from streamproc.cli.policy import policy
+from streamproc.cli.reconcile import reconcile
 from streamproc.cli.recover import recover
 from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
@@ -58,7 +59,7 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
-    *(policy, hold, explain, audit, replay, recover, log, groups, dead),
+    *(policy, hold, explain, audit, replay, recover, reconcile, log, groups, dead),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

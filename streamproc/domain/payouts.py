@@ -114,6 +114,7 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reservation: Reservation | None = None
     reviews: list[Review] = []
     bypassed: bool = False
+    bank_fee: bool = False
     updated_at: int = 0
 
 
@@ -279,6 +280,10 @@ def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> Pay
     )
 
 
+def _fee(record: PayoutRecord, event: e.BankFeeRecorded, at: int) -> PayoutRecord:
+    return replace(record, bank_fee=True, updated_at=at)
+
+
 def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
     status = event.bank_status
     if not moves_forward(record, status):
@@ -301,6 +306,7 @@ _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] 
     e.PayoutDecided: _decided,
     e.ReviewCounted: _counted,
     e.GovernanceBypassed: _bypassed,
+    e.BankFeeRecorded: _fee,
     e.BankCommandAnswered: _answered,
     e.PayoutSettled: _settled,
 }
@@ -314,6 +320,8 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.ReviewSubmitted,
         e.ReviewRefused,
         e.TimerFired,
+        e.ReconcileMismatch,
+        e.ReconcileDone,
         e.EntrySetAside,
         e.DeadLetterClosed,
         e.CancelRequested,

@@ -16,6 +16,7 @@ from msgspec import Struct
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
+    fund_account,
     identifier,
     items,
     read_limits,
@@ -37,7 +38,6 @@ _FLOAT = re.compile(
 )
 _INTEGER_CHARS_MAX = 40
 _SLACK_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
-_FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -87,7 +87,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
         read_policy(fields, report, ("policies", agent))
     for section, scopes in (("accounts", accounts), ("teams", teams)):
         for scope, fields in scopes.items():
-            read_limits(fields, report, (section, scope))
+            read_limits(fields, report, (section, scope), of_account=section == "accounts")
     defaults = _or_empty(sections["defaults"]) if "defaults" in sections else None
     if defaults is not None:
         read_policy(defaults, report, ("defaults",))
@@ -163,13 +163,7 @@ def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], re
         taken[user] = str(path[1])
 
 
-def _fund_account(value: object) -> str:
-    if not isinstance(value, str) or not _FUND_ACCOUNT.fullmatch(value):
-        raise ValueError(f"must be a fund account id like fa_00000000000001, not {shown(value)}")
-    return value
-
-
-_BINDINGS = {"fund_accounts": _fund_account, "api_keys": identifier}
+_BINDINGS = {"fund_accounts": fund_account, "api_keys": identifier}
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:

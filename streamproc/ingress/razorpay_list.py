@@ -6,6 +6,7 @@ SPLIT_S seconds, and such a list is read again until a reading shows nothing new
 is read up to a second stays read, whatever happens later.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -18,6 +19,10 @@ from streamproc.errors import TryAgain
 
 SPLIT_S = 3
 """Seconds. A shorter window is not cut: its halves, which share a second, would be no shorter."""
+TRIES_MAX = 3
+"""Calls for one page; beyond that the bank is away, and the next pass goes on."""
+TRY_WAIT_S_MAX = 5.0
+"""Longest wait between them. An open breaker or a bank that asks for more ends the reading."""
 READINGS_MAX = 5
 """Readings of one crowded window; one that shows something new each time is not a list of the past."""
 
@@ -44,7 +49,7 @@ async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int
     waiting = [(from_s, to_s)]
     while waiting:
         start, end = waiting.pop()
-        page = await bank.list_page(account_number, from_s=start, to_s=end, skip=0)
+        page = await _page(bank, account_number, start, end, 0)
         if page.raw_count < PAGE_COUNT_MAX:
             yield Part(items=page.items, upto=end)
             continue
@@ -58,12 +63,24 @@ async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int
                 yield part
 
 
+async def _page(bank: Lister, account_number: str, start: int, end: int, skip: int) -> Page:
+    """One page, asked for again a few times: of hundreds of calls one fails, and the others need not be made anew."""
+    for attempt in range(1, TRIES_MAX + 1):
+        try:
+            return await bank.list_page(account_number, from_s=start, to_s=end, skip=skip)
+        except TryAgain as problem:
+            if attempt == TRIES_MAX or problem.after_s > TRY_WAIT_S_MAX:
+                raise
+            await asyncio.sleep(problem.after_s)
+    raise AssertionError("the last try returns or raises")
+
+
 async def _crowded(bank: Lister, account_number: str, start: int, end: int) -> AsyncIterator[Part]:
     seen: set[str] = set()
     for _ in range(READINGS_MAX):
         before, skip, last = len(seen), 0, False
         while not last:
-            page = await bank.list_page(account_number, from_s=start, to_s=end, skip=skip)
+            page = await _page(bank, account_number, start, end, skip)
             seen |= {_name(item) for item in page.items}
             skip += page.raw_count
             last = page.raw_count < PAGE_COUNT_MAX

@@ -1,5 +1,7 @@
 """Where a polling producer is and how it does: kept in Redis, for the next poller and for operators."""
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
 
@@ -32,6 +34,14 @@ class PollState(Struct, frozen=True, kw_only=True):
     """Open payouts that the bank says it does not know, with its words."""
 
 
+class ReconcileState(Struct, frozen=True, kw_only=True):
+    """When a scheduled reconciliation began and ended last, Unix seconds, and what it found."""
+
+    tried_at: int = 0
+    done_at: int = 0
+    mismatches: int = 0
+
+
 def poll_cursor_name(account: str) -> str:
     """What the cursor of an account's poller is called."""
     return f"poll:{account}"
@@ -45,6 +55,7 @@ class PollCursor:
         names = Names(partition_of(account, partitions))
         self._key = names.cursor(poll_cursor_name(account))
         self._state = names.cursor(f"poller:{account}")
+        self._reconciled = names.cursor(f"reconcile:{account}")
 
     async def load(self) -> int | None:
         """None where it was never read."""
@@ -71,3 +82,16 @@ class PollCursor:
             with named_errors():
                 value = await client.get(self._state)
         return msgspec.json.decode(value, type=PollState) if value else None
+
+    async def reconciled(self) -> ReconcileState:
+        """When the bank was last compared with us by schedule."""
+        async with connected(self._url) as client:
+            with named_errors():
+                found: dict[Any, Any] = await client.hgetall(self._reconciled)
+        return ReconcileState(**{name.decode(): int(value) for name, value in found.items()})
+
+    async def save_reconciled(self, **state: int) -> None:
+        """Keep some fields of a ReconcileState."""
+        async with connected(self._url) as client:
+            with named_errors():
+                await client.hset(self._reconciled, mapping=dict[Any, Any](state))

@@ -1,11 +1,11 @@
-"""What the role `poller` is made of: the list, the open payouts, the lease, and word of each pass for operators."""
+"""What the role `poller` is made of: the list, the open payouts, the lease, word of each pass, and reconciliation."""
 
 import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack, suppress
 
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogUnavailable, StreamprocError
 from streamproc.ingress.razorpay_poll import Pass, Poller, Tell
 from streamproc.ingress.razorpay_watch import Watcher, seeds
 from streamproc.log.cursor import PollCursor, PollState
@@ -14,10 +14,17 @@ from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Producer
 from streamproc.log.watch import Watched
 from streamproc.operate.bank import opened_bank
+from streamproc.operate.reconcile import reconcile
 from streamproc.settings import Settings
 
 SEED_AGAIN_S = 0.5
 """Between two looks at a Redis that is away."""
+LOOK_WHETHER_DUE_S = 60.0
+"""Between two looks whether it is time to reconcile."""
+RECONCILE_AGAIN_S = 900.0
+"""After a run that failed, or was cut off."""
+RECONCILE_SINCE_S = 7 * 86_400
+"""Longer than a processed payout may be reversed: three working days."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +53,7 @@ async def poll_until(settings: Settings, owner: str, stopping: asyncio.Event) ->
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(stopping), name="lease")
             tasks.create_task(_poll(poller, lease, watched, stopping), name="poller")
+            tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
 
 
 async def _poll(poller: Poller, lease: Lease, watched: Watched, stopping: asyncio.Event) -> None:
@@ -98,3 +106,42 @@ def _teller(cursor: PollCursor, lease: Lease) -> Tell:
         await cursor.tell(state)
 
     return tell
+
+
+async def _reconcile_now_and_then(
+    settings: Settings, lease: Lease, cursor: PollCursor, stopping: asyncio.Event
+) -> None:
+    """Every RECONCILE_INTERVAL, by who has the lease; a run that fails is tried again, and one that is cut off too."""
+    look_s = min(LOOK_WHETHER_DUE_S, settings.reconcile_interval_s)
+    while not stopping.is_set():
+        if lease.held:
+            running = asyncio.create_task(_reconcile_if_due(settings, cursor), name="reconciling")
+            stopped = asyncio.create_task(stopping.wait())
+            try:
+                await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    running.result()
+            finally:
+                for task in (running, stopped):
+                    task.cancel()
+                await asyncio.wait({running, stopped})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), look_s)
+
+
+async def _reconcile_if_due(settings: Settings, cursor: PollCursor) -> None:
+    try:
+        before, now_s = await cursor.reconciled(), time.time()
+        wanted_s = settings.reconcile_interval_s if before.done_at >= before.tried_at else RECONCILE_AGAIN_S
+        if now_s < before.tried_at + min(wanted_s, settings.reconcile_interval_s):
+            return
+        await cursor.save_reconciled(tried_at=int(now_s))
+        done = await reconcile(settings, since_s=RECONCILE_SINCE_S)
+        log.info(
+            "reconciled %d payouts and %d windows: %d mismatches%s",
+            *(done.listed, done.windows, len(done.mismatches)),
+            f"; left: {'; '.join(done.left)}" if done.left else "",
+        )
+        await cursor.save_reconciled(done_at=int(time.time()), mismatches=len(done.mismatches))
+    except StreamprocError as problem:
+        log.error("reconcile failed, it is tried again: %s", problem)

@@ -157,6 +157,11 @@ def _other(event: e.Event) -> str:
             return f"timer {event.timer} is due"
         case e.GovernanceBypassed():
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
+        case e.BankFeeRecorded():
+            return f"a fee that the bank collects itself, to {event.fund_account}: not governed, not charged"
+        case e.ReconcileMismatch():
+            ours, theirs = event.ours or "nothing", event.theirs or "nothing"
+            return f"MISMATCH {event.kind}: we had {ours}, the bank shows {theirs} (found by reconcile)"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
         case e.CancelRequested():

@@ -195,6 +195,13 @@ async def test_a_failure_is_counted_and_the_cursor_stays_at_what_was_read_whole(
     assert len(seen(desk)) == 150
 
 
+async def test_a_page_that_fails_now_and_then_is_asked_for_again_within_the_pass() -> None:
+    desk = Desk(*[payout(number, ago_s=number) for number in range(500)])
+    desk.bank.failure = lambda call: TryAgain("500", after_s=0.001) if call % 3 else None
+    done = await desk.poller.poll_once()
+    assert (done.problem, len(seen(desk))) == ("", 500)
+
+
 async def test_while_the_log_is_away_the_cursor_stays() -> None:
     desk = Desk(payout(1))
     desk.door.is_away = True
@@ -218,7 +225,7 @@ async def test_a_pass_that_is_too_long_is_a_failure_and_the_next_one_goes_on(
 
 async def test_after_failures_it_never_polls_faster_than_the_interval() -> None:
     desk = Desk(interval_s=60)
-    desk.bank.failure = lambda _call: TryAgain("away", after_s=5)
+    desk.bank.failure = lambda _call: TryAgain("away", after_s=50)
     for _ in range(20):
         assert desk.poller._wait_s(await desk.poller.poll_once()) >= 60
 
