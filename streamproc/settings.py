@@ -77,6 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     razorpay_key_id: str = ""
     razorpay_key_secret: Secret = Secret()
     razorpay_oauth_token: Secret = Secret()
+    razorpay_oauth_client_id: str = ""
+    razorpay_oauth_client_secret: Secret = Secret()
+    razorpay_oauth_refresh_token: Secret = Secret()
+    razorpay_auth_url: str = "https://auth.razorpay.com"
     razorpay_webhook_secrets: tuple[Secret, ...] = ()
     razorpay_account_number: str = ""
     razorpay_account_id: str = ""
@@ -234,6 +238,10 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("RAZORPAY_KEY_ID", "razorpay_key_id", _text),
     Variable("RAZORPAY_KEY_SECRET", "razorpay_key_secret", Secret, secret=True),
     Variable("RAZORPAY_OAUTH_TOKEN", "razorpay_oauth_token", Secret, secret=True),
+    Variable("RAZORPAY_OAUTH_CLIENT_ID", "razorpay_oauth_client_id", _text),
+    Variable("RAZORPAY_OAUTH_CLIENT_SECRET", "razorpay_oauth_client_secret", Secret, secret=True),
+    Variable("RAZORPAY_OAUTH_REFRESH_TOKEN", "razorpay_oauth_refresh_token", Secret, secret=True),
+    Variable("RAZORPAY_AUTH_URL", "razorpay_auth_url", _http_url()),
     Variable("RAZORPAY_WEBHOOK_SECRETS", "razorpay_webhook_secrets", _secrets, secret=True),
     Variable("RAZORPAY_ACCOUNT_NUMBER", "razorpay_account_number", _text),
     Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _text),
@@ -328,6 +336,8 @@ def require(settings: Settings, role: Role) -> None:
     if role == "poller":
         # Without it, polled and pushed payouts would belong to different accounts: other limits, other freezes.
         needed.append("razorpay_account_id")
+    if role == "worker" and settings.razorpay_oauth_refresh_token:
+        needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:
         raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")

@@ -64,6 +64,14 @@ class Names:
         """Who does a job that one process at a time does."""
         return f"{self.base}:lease:{job}"
 
+    def vault(self, name: str) -> str:
+        """A sealed text that processes share."""
+        return f"{self.base}:vault:{name}"
+
+    def word(self, process: str) -> str:
+        """What a process says of itself now and then."""
+        return f"{self.base}:word:{process}"
+
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""
         return f"{self.base}:pace:{system}"

@@ -72,6 +72,7 @@ async def test_two_thousand_payouts_through_chaos_have_one_story_each(redis_url:
         roles=("serve", "projector", "poller-1", "poller-2"),
         sandbox={"seed": SEED, "balance": 10 * AMOUNT * PAYOUTS},
         claim_idle="5s",
+        poll_interval="3s",
         razorpay_calls_per_s=str(CALLS_PER_S),
     ) as system:
         await system.apply(POLICIES)
