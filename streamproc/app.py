@@ -26,6 +26,7 @@ from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.read import archived_upto, payout_view
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
+from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
@@ -41,6 +42,7 @@ from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.operate.bank import opened_bank
+from streamproc.operate.breakers import open_breakers, say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.polling import poller_view
@@ -109,9 +111,11 @@ async def run_worker(
     if not await opened(settings, stopping):
         return
     async with AsyncExitStack() as stack:
-        groups = [await _group(name, settings, stack) for name in names]
+        breakers: dict[str, Breaker] = {}
+        groups = [await _group(name, settings, stack, breakers) for name in names]
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(say_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
 
@@ -141,10 +145,11 @@ def _me() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
+async def _group(name: str, settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Group:
     if name == consumers.GOVERNANCE:
         client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
         stack.push_async_callback(client.aclose)
+        breakers["safe browsing"] = client.breaker
         archived = await _archived(settings, stack) if settings.postgres_dsn else None
         return consumers.governance(
             Reputations(client.lookup),
@@ -153,6 +158,7 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
             retention_s=settings.retention_s,
         )
     bank = await stack.enter_async_context(opened_bank(settings))
+    breakers["razorpay"] = bank.breaker
     return execution(bank, await _barrier(settings, stack))
 
 
@@ -235,6 +241,7 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
         checks = [await _redis_check(settings)]
         if settings.razorpay_account_id:
             checks.append(await _poller_check(settings))
+        checks.append(await _breaker_check(settings))
         if pool is not None:
             checks.append(await _postgres_check(pool))
         return checks
@@ -272,6 +279,15 @@ async def _poller_check(settings: Settings) -> Check:
     except LogUnavailable as problem:
         return Check(name="poller", ok=False, detail=str(problem), required=False)
     return Check(name="poller", ok=view.ok, detail=view.detail, required=False)
+
+
+async def _breaker_check(settings: Settings) -> Check:
+    """The workers' breakers: while one is open, work waits."""
+    try:
+        found = await open_breakers(settings.redis_url)
+    except LogUnavailable as problem:
+        return Check(name="breakers", ok=False, detail=str(problem), required=False)
+    return Check(name="breakers", ok=not found.detail, detail=found.detail, required=False)
 
 
 # ---- poller, projector ------------------------------------------------------------------

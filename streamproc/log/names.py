@@ -27,6 +27,7 @@ class Names:
         self.rescued = f"{self.base}:rescued"
         self.watched = f"{self.base}:watched"
         self.terms = f"{self.base}:terms"
+        self.words = f"{self.base}:words"
 
     def seen(self, key: str) -> str:
         """Idempotency of one producer delivery."""
@@ -67,10 +68,6 @@ class Names:
     def vault(self, name: str) -> str:
         """A sealed text that processes share."""
         return f"{self.base}:vault:{name}"
-
-    def word(self, process: str) -> str:
-        """What a process says of itself now and then."""
-        return f"{self.base}:word:{process}"
 
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""

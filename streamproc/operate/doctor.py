@@ -14,10 +14,12 @@ from streamproc.archive.migrate import current, newest
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
+from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.health import group_rows, server_settings
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
+from streamproc.operate.breakers import open_breakers
 from streamproc.operate.check import Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import examine_log
@@ -42,6 +44,7 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("log and archive", settings, examine_log),
         _guarded("bank", settings, _bank),
         _guarded("poller", settings, _poller),
+        _guarded("breakers", settings, _breakers),
         _guarded("safe browsing", settings, _safe_browsing),
     ]
     found = [check for checks in await asyncio.gather(*parts) for check in checks]
@@ -135,6 +138,12 @@ async def _groups(client: Any, partition: int) -> list[Check]:
     gone = [row["group"] for row in rows if row.get("missing")]
     if gone:
         return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", WHEN_LOST)]
+    late = [row for row in rows if row["group"] == consumers.EXECUTION and row["oldest_ms"] > LATE_S * 1000]
+    if late:
+        minutes, waiting = late[0]["oldest_ms"] // 60_000, late[0]["pending"]
+        detail = f"the bank was not told of a decision for {minutes} min, {waiting} wait"
+        todo = "the workers' log says why (bank, token, or archive away); it is tried until it is told"
+        return [Check(name, "bad", detail, todo)]
     idle = [row["group"] for row in rows if not row["consumers"]]
     if idle:
         return [Check(name, "note", f"nobody works for {', '.join(idle)}", "start `streamproc worker`")]
@@ -207,6 +216,18 @@ async def _poller(settings: Settings) -> list[Check]:
         return [Check("poller", "note", view.detail, "start `streamproc poller`")]
     todo = "the poller's log says more; is it running, and does the bank answer?"
     return [Check("poller", "ok" if view.ok else "bad", view.detail, todo)]
+
+
+async def _breakers(settings: Settings) -> list[Check]:
+    if not settings.redis_url:
+        return []
+    found = await open_breakers(settings.redis_url)
+    if found.detail:
+        todo = (
+            "the system answers with errors or not at all; work waits and goes on by itself when it is back"
+        )
+        return [Check("breakers", "bad", found.detail, todo)]
+    return [Check("breakers", "ok", f"{found.heard} heard of, all closed")] if found.heard else []
 
 
 async def _safe_browsing(settings: Settings) -> list[Check]:
