@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamproc.archive.lookup import opened_pool
+from streamproc.archive.lookup import job_named, opened_pool
 from streamproc.archive.read import payout_view
 from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
@@ -87,6 +87,13 @@ async def reconcile(
     list could not be read to its end: then no comparison was made, and that is not the same as nothing found.
     """
     _check(settings, since_s)
+    with job_named():
+        return await _reconcile(settings, since_s, grace_s, on_seen)
+
+
+async def _reconcile(
+    settings: Settings, since_s: float, grace_s: float, on_seen: Callable[[int], None]
+) -> Reconciled:
     async with _running(settings, since_s, on_seen) as run:
         suspects, listed = await _suspects_of_list(run)
         suspects |= await _suspects_of_ours(run, listed)
@@ -216,7 +223,12 @@ async def _judge(
     if found is None:
         return
     if found.kind in ("unknown_here", "behind"):
-        run.done.appended += await _append(run, answer)
+        if not await _append(run, answer):
+            run.done.left.append(
+                f"payout {payout}: the log has that the bank shows it {answer.status}, and no worker has handled that"
+            )
+            return
+        run.done.appended += 1
     await _record(run, found)
 
 
