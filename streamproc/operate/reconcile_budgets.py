@@ -18,7 +18,9 @@ from streamproc.log.inspect import counted_budgets, log_stats
 from streamproc.log.names import Names
 from streamproc.log.stream import id_key
 
-LOOK_AGAIN_S = 0.5
+LOOK_AGAIN_S = 2.0
+"""Between two looks at all counters and all windows."""
+VIEWS_POLL_S = 0.1
 VIEWS_WAIT_S = 30.0
 """For the view to show what is in the log; it follows within milliseconds where it is well."""
 
@@ -78,4 +80,4 @@ async def _folded_upto(pool: Any, partition: int, last: str) -> Any:
             return folded
         if loop.time() > end:
             raise TryAgain(f"the views show partition {partition} up to {upto}, not {last}")
-        await asyncio.sleep(LOOK_AGAIN_S)
+        await asyncio.sleep(VIEWS_POLL_S)
