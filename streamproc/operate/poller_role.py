@@ -132,6 +132,9 @@ async def _reconcile_now_and_then(
 async def _reconcile_if_due(settings: Settings, cursor: PollCursor) -> None:
     try:
         before, now_s = await cursor.reconciled(), time.time()
+        if not before.tried_at:  # at a first start there is nothing to compare yet
+            await cursor.save_reconciled(tried_at=int(now_s), done_at=int(now_s))
+            return
         wanted_s = settings.reconcile_interval_s if before.done_at >= before.tried_at else RECONCILE_AGAIN_S
         if now_s < before.tried_at + min(wanted_s, settings.reconcile_interval_s):
             return

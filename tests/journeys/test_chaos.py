@@ -84,6 +84,8 @@ async def test_two_thousand_payouts_through_chaos_have_one_story_each(redis_url:
         await breaking
         await all_over(system, set().union(*made.values()))
         await until(lambda: nothing_under_way(system), what="no webhook is to come", deadline_s=REST_MAX_S)
+        for name in [name for name in system.roles if name.startswith("poller")]:
+            assert await system.drain(name) == 0  # nothing new comes while we look
         await system.settled(REST_MAX_S)
 
         await assert_all_is_well(system, made)
