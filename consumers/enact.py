@@ -26,15 +26,18 @@ from streamproc.domain.events import (
     PayoutStopped,
 )
 from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
-from streamproc.errors import LogUnavailable, Unprocessable
+from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 
 CONCURRENT_MAX = 16
 """Bank calls of one worker at once; the client's own limit per second comes on top."""
-READ_MAX = 128
-"""Entries read at once: what is read waits in this worker's hands at 8 bank calls a second."""
+READ_MAX = 32
+"""Entries read at once: what is read waits in this worker's hands, while all workers together make 8 calls a second."""
 WORKS_MAX = 32
-"""Payouts in one pass: with two calls each, 8 s at the bank's limit, well within a batch's time."""
+"""Payouts in one pass: with two calls each, 8 s at the bank's limit where this worker has it for itself."""
+PASS_S = 18.0
+"""After this a pass ends with what it has, well within a batch's time: where many processes share the bank's limit, a
+batch that is cut off whole would never come to its end."""
 
 NOBODY = Debit()
 
@@ -80,15 +83,18 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(CONCURRENT_MAX)
+        end = asyncio.get_running_loop().time() + PASS_S
 
         async def one(work: Work, event: Cause) -> None:
-            async with turns:
-                try:
+            try:
+                async with asyncio.timeout_at(end), turns:
                     await _enact_one(work, event, desk, bank, barrier, debit)
-                except LogUnavailable:
-                    raise
-                except Exception as problem:  # noqa: BLE001  # this payout's own; the loop puts it off or aside
-                    work.fail(problem)
+            except LogUnavailable:
+                raise
+            except TimeoutError:
+                work.fail(TryAgain(f"its turn at the bank did not come, or end, within {PASS_S:g} s"))
+            except Exception as problem:  # noqa: BLE001  # this payout's own; the loop puts it off or aside
+                work.fail(problem)
 
         async with asyncio.TaskGroup() as tasks:
             for work, event in items:

@@ -11,6 +11,7 @@ from streamproc.domain.budget import RateAnswer
 from streamproc.domain.copies import copy_of
 from streamproc.domain.events import (
     BankCommandAnswered,
+    BankFeeRecorded,
     CancelRequested,
     GovernanceBypassed,
     PayoutDecided,
@@ -34,9 +35,10 @@ def _settle_one(work: Work, desk: Desk) -> None:
     record = work.known()
     if is_intent(record.payout):
         _tell_of_foreign(work, desk)
-    elif _moved(work) and record.decision != "APPROVED" and not record.bypassed:
+    elif _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
         work.emit(
-            GovernanceBypassed(
+            _fee(work, desk)
+            or GovernanceBypassed(
                 at=desk.now_us,
                 payout=record.payout,
                 account=record.account,
@@ -90,6 +92,21 @@ def _tell_of_foreign(work: Work, desk: Desk) -> None:
                     bank_payout=copy.id,
                 )
             )
+
+
+def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
+    """The bank's own collection of fees: only to where the account's policy says, which no agent can write."""
+    record = work.known()
+    limits = desk.book.account(record.account)
+    if record.decision is not None or limits is None or record.fund_account not in limits.fee_fund_accounts:
+        return None
+    return BankFeeRecorded(
+        at=desk.now_us,
+        payout=record.payout,
+        account=record.account,
+        amount=record.amount,
+        fund_account=record.fund_account,
+    )
 
 
 def _moved(work: Work) -> bool:

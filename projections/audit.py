@@ -34,6 +34,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.ReputationChecked,
         e.BudgetReserved,
         e.BeneficiaryNoted,
+        e.ReconcileDone,  # its mismatches are lines
     }
 )
 """Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""
@@ -68,6 +69,13 @@ def _bypass(step: Step, event: e.GovernanceBypassed) -> Said:
     return Said("alert", f"governance bypassed: {event.status}{which}", step.by)
 
 
+def _mismatch(event: e.ReconcileMismatch) -> str:
+    subject = f" of {event.subject}" if event.subject else ""
+    return (
+        f"mismatch {event.kind}{subject}: ours {event.ours or 'nothing'}, theirs {event.theirs or 'nothing'}"
+    )
+
+
 def _confirmation(step: Step, event: e.PayoutObserved) -> Said | None:
     """A known payout's new status at the bank; what is seen again, late or first is no confirmation."""
     if step.before is None or step.after is None or step.after.bank_status == step.before.bank_status:
@@ -87,6 +95,8 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.TokenCreated: lambda _, event: Said("policy", f"token {event.name} created: {event.scope}", event.by),
     e.TokenRevoked: lambda _, event: Said("policy", f"token {event.name} revoked", event.by),
     e.GovernanceBypassed: _bypass,
+    e.BankFeeRecorded: lambda step, _: Said("alert", "bank fee", step.by),
+    e.ReconcileMismatch: lambda step, event: Said("alert", _mismatch(event), step.by),
     e.PayoutMalformed: _problem,
     e.EntrySetAside: _problem,
     e.PayoutStopped: lambda step, event: Said(

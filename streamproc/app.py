@@ -28,16 +28,14 @@ from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.read import archived_upto, payout_view
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
+from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
-from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import WHEN_LOST, InputError, LogUnavailable, StreamprocError, TryAgain
-from streamproc.ingress.razorpay_poll import Poller
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
-from streamproc.log.cursor import PollCursor
 from streamproc.log.group import Consumer
 from streamproc.log.health import ARCHIVE_LATE_S, logs_gone, server_settings, waiting_ms
 from streamproc.log.names import Names
@@ -45,8 +43,12 @@ from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
+from streamproc.operate.bank import opened_bank
+from streamproc.operate.breakers import open_breakers, say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.poller_role import poll_until
+from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -112,9 +114,11 @@ async def run_worker(
     if not await opened(settings, stopping):
         return
     async with AsyncExitStack() as stack:
-        groups = [await _group(name, settings, stack) for name in names]
+        breakers: dict[str, Breaker] = {}
+        groups = [await _group(name, settings, stack, breakers) for name in names]
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(say_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
 
@@ -130,7 +134,7 @@ async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
 
 def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
     limits = Limits(claim_idle_s=settings.claim_idle_s, retention_s=settings.retention_s)
-    me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    me = _me()
     return [
         Consumer(settings.redis_url, partition, group, name=f"{me}-{n}", limits=limits)
         for partition in range(settings.partitions)
@@ -139,10 +143,16 @@ def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) ->
     ]
 
 
-async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
+def _me() -> str:
+    """This process, for people and for Redis."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+async def _group(name: str, settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Group:
     if name == consumers.GOVERNANCE:
         client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
         stack.push_async_callback(client.aclose)
+        breakers["safe browsing"] = client.breaker
         archived = await _archived(settings, stack) if settings.postgres_dsn else None
         return consumers.governance(
             Reputations(client.lookup),
@@ -150,13 +160,8 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack) -> Group:
             archived=archived,
             retention_s=settings.retention_s,
         )
-    bank = open_razorpay(
-        settings.razorpay_base_url,
-        key_id=settings.razorpay_key_id,
-        key_secret=settings.razorpay_key_secret.reveal(),
-        oauth_token=settings.razorpay_oauth_token.reveal(),
-    )
-    stack.push_async_callback(bank.aclose)
+    bank = await stack.enter_async_context(opened_bank(settings))
+    breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
     return execution(bank, await _barrier(settings, stack), debit)
 
@@ -242,6 +247,9 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
 
     async def ready() -> list[Check]:
         checks = [await _redis_check(settings)]
+        if settings.razorpay_account_id:
+            checks.append(await _poller_check(settings))
+        checks.append(await _breaker_check(settings))
         if pool is not None:
             checks.append(await _postgres_check(pool))
             checks.append(await _archive_check(settings, pool))
@@ -290,35 +298,32 @@ async def _redis_check(settings: Settings) -> Check:
     return Check(name="redis", ok=not problems, detail="; ".join(problems))
 
 
+async def _poller_check(settings: Settings) -> Check:
+    """Webhooks are taken whether or not somebody polls; but who reads this learns of it."""
+    try:
+        view = await poller_view(settings)
+    except LogUnavailable as problem:
+        return Check(name="poller", ok=False, detail=str(problem), required=False)
+    return Check(name="poller", ok=view.ok, detail=view.detail, required=False)
+
+
+async def _breaker_check(settings: Settings) -> Check:
+    """The workers' breakers: while one is open, work waits."""
+    try:
+        found = await open_breakers(settings.redis_url)
+    except LogUnavailable as problem:
+        return Check(name="breakers", ok=False, detail=str(problem), required=False)
+    return Check(name="breakers", ok=not found.detail, detail=found.detail, required=False)
+
+
 # ---- poller, projector ------------------------------------------------------------------
 
 
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
-    """List the bank's payouts every POLL_INTERVAL and append what is new."""
-    if not await opened(settings, stopping):
-        return
-    account = settings.razorpay_account_id
-    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
-    async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(
-            Producer(settings.redis_url, partitions=settings.partitions, name="poll")
-        )
-        bank = open_razorpay(
-            settings.razorpay_base_url,
-            key_id=settings.razorpay_key_id,
-            key_secret=settings.razorpay_key_secret.reveal(),
-        )
-        stack.push_async_callback(bank.aclose)
-        poller = Poller(
-            bank,
-            producer,
-            account=account,
-            account_number=settings.razorpay_account_number,
-            interval_s=settings.poll_interval_s,
-            load_cursor=cursor.load,
-            save_cursor=cursor.save,
-        )
-        await poller.run(stopping)
+    """Read the bank's list every POLL_INTERVAL and append what is new."""
+    if await opened(settings, stopping):
+        look_less_often()
+        await poll_until(settings, _me(), stopping)
 
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:

@@ -27,6 +27,7 @@ PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as many again
 SIGNING_KEY_BYTES = 32
+CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
 RUN_FILE = "run.json"
 
@@ -76,11 +77,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     razorpay_key_id: str = ""
     razorpay_key_secret: Secret = Secret()
     razorpay_oauth_token: Secret = Secret()
+    razorpay_oauth_client_id: str = ""
+    razorpay_oauth_client_secret: Secret = Secret()
+    razorpay_oauth_refresh_token: Secret = Secret()
+    razorpay_auth_url: str = "https://auth.razorpay.com"
     razorpay_webhook_secrets: tuple[Secret, ...] = ()
     razorpay_account_number: str = ""
     razorpay_account_id: str = ""
     razorpay_base_url: str = "https://api.razorpay.com/v1"
+    razorpay_calls_per_s: int = 8
     poll_interval_s: float = 10.0
+    reconcile_interval_s: float = 86_400.0
     execute_after: ExecuteAfter = "archived"
     safe_browsing_key: Secret = Secret()
     safe_browsing_url: str = "https://safebrowsing.googleapis.com/v4/threatMatches:find"
@@ -232,11 +239,17 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("RAZORPAY_KEY_ID", "razorpay_key_id", _text),
     Variable("RAZORPAY_KEY_SECRET", "razorpay_key_secret", Secret, secret=True),
     Variable("RAZORPAY_OAUTH_TOKEN", "razorpay_oauth_token", Secret, secret=True),
+    Variable("RAZORPAY_OAUTH_CLIENT_ID", "razorpay_oauth_client_id", _text),
+    Variable("RAZORPAY_OAUTH_CLIENT_SECRET", "razorpay_oauth_client_secret", Secret, secret=True),
+    Variable("RAZORPAY_OAUTH_REFRESH_TOKEN", "razorpay_oauth_refresh_token", Secret, secret=True),
+    Variable("RAZORPAY_AUTH_URL", "razorpay_auth_url", _http_url()),
     Variable("RAZORPAY_WEBHOOK_SECRETS", "razorpay_webhook_secrets", _secrets, secret=True),
     Variable("RAZORPAY_ACCOUNT_NUMBER", "razorpay_account_number", _text),
     Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _text),
     Variable("RAZORPAY_BASE_URL", "razorpay_base_url", _http_url("/v1")),
+    Variable("RAZORPAY_CALLS_PER_S", "razorpay_calls_per_s", _whole(1, CALLS_PER_S_MAX)),
     Variable("POLL_INTERVAL", "poll_interval_s", _duration(0.1)),
+    Variable("RECONCILE_INTERVAL", "reconcile_interval_s", _duration(1.0)),
     Variable("EXECUTE_AFTER", "execute_after", _execute_after),
     Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),
     Variable("SAFE_BROWSING_URL", "safe_browsing_url", _http_url("/v4/threatMatches:find")),
@@ -325,6 +338,8 @@ def require(settings: Settings, role: Role) -> None:
     if role == "poller":
         # Without it, polled and pushed payouts would belong to different accounts: other limits, other freezes.
         needed.append("razorpay_account_id")
+    if role == "worker" and settings.razorpay_oauth_refresh_token:
+        needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:
         raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")

@@ -230,7 +230,7 @@ def _route(method: str, path: str) -> tuple[str, Handler, str]:
 def _authenticated(world: World, header: str) -> Auth:
     scheme, _, credentials = header.partition(" ")
     if scheme == "Bearer":
-        if not _same(credentials, world.config.oauth_token):
+        if not world.tokens.fits(credentials):
             raise bad_token("The OAuth token used in the request was invalid or has expired")
         if world.oauth_scope != APPROVAL_SCOPE:
             raise bad_token("The OAuth token used does not have sufficient permissions for this request")

@@ -22,6 +22,11 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     key_secret: str = "sandbox_key_secret"  # noqa: S105 - public default of a simulator
     oauth_token: str = "sandbox_oauth_token"  # noqa: S105 - public default of a simulator
     oauth_scope: str = "rx_partner_read_write"
+    oauth_client_id: str = "sandbox_client"
+    oauth_client_secret: str = "sandbox_client_secret"  # noqa: S105 - public default of a simulator
+    oauth_refresh_token: str = "sandbox_refresh_token"  # noqa: S105 - public default of a simulator
+    oauth_expires_s: int = 7_862_400
+    """The life of an access token that a refresh token gave; it is said, and `expire_token` ends it."""
     webhook_secret: str = "sandbox_webhook_secret"  # noqa: S105 - public default of a simulator
     webhook_url: str = ""
     """Where events are posted; empty: nowhere."""

@@ -54,6 +54,7 @@ class BehaviourChange(Struct, kw_only=True, forbid_unknown_fields=True):
     next_outcomes: list[str] | None = None
     expand_pending: bool | None = None
     oauth_scope: str | None = None
+    expire_token: bool | None = None
 
 
 class SubscriptionChange(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -124,6 +125,8 @@ async def change_behaviour(world: World, body: BehaviourChange) -> Json:
     """`POST /_control/bank`."""
     given = {name: value for name, value in msgspec.to_builtins(body).items() if value is not None}
     world.oauth_scope = given.pop("oauth_scope", world.oauth_scope)
+    if given.pop("expire_token", False):
+        world.tokens.expire()
     merged = {**msgspec.to_builtins(world.behaviour), **given}
     world.behaviour = world.bank.behaviour = msgspec.convert(merged, Behaviour)
     return {**msgspec.to_builtins(world.behaviour), "oauth_scope": world.oauth_scope}

@@ -52,6 +52,7 @@ def _routes() -> list[Route | Mount]:
         Route("/v1/{path:path}", api.answer, methods=METHODS),
         Route("/safebrowsing/v4/threatMatches:find", safebrowsing, methods=["POST"]),
         Route("/gleif/api/v1/lei-records", gleif),
+        Route("/oauth/token", token, methods=["POST"]),
         Route("/slack/api/{method}", slack, methods=["GET", "POST"]),
         Route("/ntfy/", ntfy, methods=["POST", "PUT"]),
         Route("/ntfy/{topic}", ntfy, methods=["POST", "PUT"]),
@@ -75,6 +76,12 @@ async def gleif(request: Request) -> Response:
     """GLEIF's search."""
     world: World = request.app.state.world
     return await world.registry.find(request, world.clock.now())
+
+
+async def token(request: Request) -> Response:
+    """The bank's authorization server: a new access token for a refresh token."""
+    world: World = request.app.state.world
+    return await world.tokens.answer(request)
 
 
 async def slack(request: Request) -> Response:

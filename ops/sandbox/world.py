@@ -19,6 +19,7 @@ from ops.sandbox.messaging import Messages
 from ops.sandbox.registry import Registry
 from ops.sandbox.reputation import Reputation
 from ops.sandbox.store import Store
+from ops.sandbox.tokens import Tokens
 from ops.sandbox.webhooks import Courier, Delivery, Subscription
 
 HEARTBEAT_MAX_S = 60.0
@@ -56,6 +57,7 @@ class World:
         ledger = Ledger(account_number=config.account_number, balance=config.balance)
         self.bank = Bank(config.account_id, ledger, self.directory, self.behaviour, rng)
         self.oauth_scope = config.oauth_scope
+        self.tokens = Tokens(config, rng)
         self.courier = self._courier(rng)
         self.reputation = Reputation(config.safebrowsing_key)
         self.registry = Registry()

@@ -9,10 +9,12 @@ from msgspec import Struct
 from streamproc.archive.load import Row
 from streamproc.archive.read import QUERY_TIMEOUT_S
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY, id_key
+from streamproc.archive.store import AWAY, ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import JobFailed, LogBroken, TryAgain
 
+JOB_TIMEOUT_S = 30.0
+"""For a question of a job that reads a whole view."""
 POOL_MAX = 2
 """Connections of one command."""
 
@@ -113,3 +115,23 @@ async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: s
     except AWAY as problem:
         raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
     return max(0, found)
+
+
+async def folded_budgets(
+    pool: asyncpg.Pool, partition: int
+) -> tuple[str, dict[tuple[str, str], tuple[int, int]]]:
+    """The view `budgets` of a partition, (scope, window) -> paise reserved, committed, and the entry it shows.
+
+    One row per window that ever was: some hundreds of thousands in years. Raises TryAgain when Postgres is away.
+    """
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            rows = await db.fetch(_SQL["folded_budgets"], partition, timeout=JOB_TIMEOUT_S)
+    except AWAY as problem:
+        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    windows = {
+        (row["scope"], row["window_name"]): (row["reserved"], row["committed"])
+        for row in rows
+        if row["scope"] is not None
+    }
+    return (rows[0]["entry_id"] if rows else ZERO), windows

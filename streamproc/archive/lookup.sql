@@ -34,3 +34,9 @@ SELECT coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entr
                  ORDER BY entry_ms, entry_n LIMIT 1), 0)
      - coalesce((SELECT seq FROM events WHERE partition = $1 AND (entry_ms, entry_n) >= ($2, $3)
                  ORDER BY entry_ms, entry_n LIMIT 1), 0) AS entries;
+
+-- name: folded_budgets
+-- With the entry that the view shows, in one snapshot.
+SELECT h.entry_id, b.scope, b.window_name, b.reserved, b.committed
+FROM view_heads h LEFT JOIN budgets b ON b.partition = h.partition
+WHERE h.partition = $1 AND h.view = 'budgets';

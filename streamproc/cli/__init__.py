@@ -27,6 +27,7 @@ from streamproc.cli.log import groups, log
 from streamproc.cli.logline import log_to_stderr
 from streamproc.cli.pay import pay
 from streamproc.cli.policy import policy
+from streamproc.cli.reconcile import reconcile
 from streamproc.cli.recover import recover
 from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
@@ -61,7 +62,22 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
-    *(pay, policy, token, freeze, unfreeze, hold, explain, audit, replay, recover, log, groups, dead),
+    *(
+        pay,
+        policy,
+        token,
+        freeze,
+        unfreeze,
+        hold,
+        explain,
+        audit,
+        replay,
+        recover,
+        reconcile,
+        log,
+        groups,
+        dead,
+    ),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

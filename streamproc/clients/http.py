@@ -21,7 +21,7 @@ import httpx
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.limiter import QUEUE_MAX, Limiter
+from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
 from streamproc.errors import TryAgain
 
 __all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "backoff_s", "retry_after_s"]
@@ -87,6 +87,8 @@ class _Call:
 class OutboundClient:
     """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included.
 
+    `turns` counts calls together with other processes; without it this client counts its own.
+
     Messages of failures name the system, the method and the path, never the query, headers or body.
     """
 
@@ -101,11 +103,12 @@ class OutboundClient:
         breaker: Breaker,
         body_bytes_max: int = BODY_BYTES_MAX,
         unix_clock: Callable[[], float] = time.time,
+        turns: Turns | None = None,
     ) -> None:
         self.name = name
         self.breaker = breaker
         self._timeout_s = timeout_s
-        self._limiter = Limiter(limit_per_s, burst)
+        self._limiter = turns or Limiter(limit_per_s, burst)
         self._body_bytes_max = body_bytes_max
         self._unix_clock = unix_clock
         self._http = httpx.AsyncClient(

@@ -1,14 +1,87 @@
-"""A token bucket for calls to one outside system: first come, first served, with a lane for urgent calls.
+"""Turns for calls to one outside system: first come, first served, with a lane for urgent calls.
 
-An urgent call (cancelling a queued payout races the bank) overtakes waiting calls, but at most every
-second token goes to the urgent lane while others wait, so nobody starves.
+An urgent call (rejecting or cancelling races the bank) overtakes waiting calls, but at most every second turn goes
+to the urgent lane while others wait, so nobody starves. `Limiter` counts for this process alone; `SharedLimiter` gets
+each turn from a counter that all processes share, one at a time, so that they take turns too.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+from streamproc.errors import LogUnavailable, TryAgain
 
 QUEUE_MAX = 1_000
 """Waiting calls: at the bank's advised 8 a second that is two minutes, longer than any caller waits."""
+Reserve: TypeAlias = Callable[[], Awaitable[float]]
+"""Takes the next turn that all processes share, and gives the seconds until it has come. Raises LogUnavailable."""
+
+
+class Turns(Protocol):
+    """What a client needs of a limiter."""
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a turn."""
+        ...
+
+    def wait_s(self, *, urgent: bool = False) -> float:
+        """About how long a call that came now would wait, in seconds."""
+        ...
+
+    async def take(self, *, urgent: bool = False) -> None:
+        """Wait for a turn. Raises TryAgain where none can be had."""
+        ...
+
+
+class _Lanes:
+    """Who waits, in which order."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._urgent_was_last = False
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._urgent)
+
+    def ahead(self, *, urgent: bool) -> int:
+        """How many would be served before one that came now."""
+        return min(2 * len(self._urgent), len(self)) if urgent else len(self)
+
+    def join(self, *, urgent: bool) -> asyncio.Future[None]:
+        """A place at the end of a lane."""
+        place = asyncio.get_running_loop().create_future()
+        (self._urgent if urgent else self._waiting).append(place)
+        return place
+
+    def leave(self, place: asyncio.Future[None]) -> bool:
+        """Give the place up; False where it had its turn already."""
+        for lane in (self._urgent, self._waiting):
+            if place in lane:
+                lane.remove(place)
+                return True
+        return False
+
+    def serve(self) -> bool:
+        """Give a turn to whoever is next; False where nobody waits."""
+        while len(self):
+            urgent = bool(self._urgent) and not (self._urgent_was_last and self._waiting)
+            place = (self._urgent if urgent else self._waiting).popleft()
+            self._urgent_was_last = urgent
+            if not place.done():
+                place.set_result(None)
+                return True
+        return False
+
+    def refuse(self, problem: Exception) -> None:
+        """Nobody gets a turn."""
+        for lane in (self._urgent, self._waiting):
+            while lane:
+                place = lane.popleft()
+                if not place.done():
+                    place.set_exception(problem)
 
 
 class Limiter:
@@ -21,21 +94,18 @@ class Limiter:
         self._burst = burst
         self._tokens = float(burst)
         self._refilled: float | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._urgent_was_last = False
+        self._lanes = _Lanes()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def queued(self) -> int:
         """Calls that wait for a token."""
-        return len(self._waiting) + len(self._urgent)
+        return len(self._lanes)
 
     def wait_s(self, *, urgent: bool = False) -> float:
         """About how long a call that came now would wait, in seconds."""
         self._refill()
-        ahead = min(2 * len(self._urgent), self.queued) if urgent else self.queued
-        return max(0.0, (ahead + 1 - self._tokens) / self._per_s)
+        return max(0.0, (self._lanes.ahead(urgent=urgent) + 1 - self._tokens) / self._per_s)
 
     async def take(self, *, urgent: bool = False) -> None:
         """Wait for a token. Cancelling gives up the place, and gives back a token that was just given."""
@@ -43,22 +113,15 @@ class Limiter:
         if self._tokens >= 1 and not self.queued:
             self._tokens -= 1
             return
-        place = asyncio.get_running_loop().create_future()
-        lane = self._urgent if urgent else self._waiting
-        lane.append(place)
+        place = self._lanes.join(urgent=urgent)
         self._schedule()
         try:
             await place
         except asyncio.CancelledError:
-            self._give_up(place, lane)
+            if not self._lanes.leave(place):
+                self._tokens = min(self._burst, self._tokens + 1)
+                self._serve()
             raise
-
-    def _give_up(self, place: asyncio.Future[None], lane: deque[asyncio.Future[None]]) -> None:
-        if place in lane:
-            lane.remove(place)
-            return
-        self._tokens = min(self._burst, self._tokens + 1)
-        self._serve()
 
     def _refill(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -68,13 +131,8 @@ class Limiter:
 
     def _serve(self) -> None:
         self._refill()
-        while self._tokens >= 1 and self.queued:
-            urgent = bool(self._urgent) and not (self._urgent_was_last and self._waiting)
-            place = (self._urgent if urgent else self._waiting).popleft()
-            self._urgent_was_last = urgent
-            if not place.done():
-                self._tokens -= 1
-                place.set_result(None)
+        while self._tokens >= 1 and self._lanes.serve():
+            self._tokens -= 1
         self._schedule()
 
     def _schedule(self) -> None:
@@ -87,3 +145,58 @@ class Limiter:
     def _tick(self) -> None:
         self._timer = None
         self._serve()
+
+
+class SharedLimiter:
+    """Turns of a rate that all processes share. For one event loop.
+
+    It reserves one turn at a time and gives it, when it has come, to the most urgent call that waits then. So a
+    process never holds more than one turn, processes that wait take turns, and an urgent call overtakes what waits
+    here at once and is one turn per process behind the others.
+    """
+
+    def __init__(self, reserve: Reserve, per_s: float) -> None:
+        self._reserve = reserve
+        self._least_s = 1 / per_s
+        self._spacing_s = self._least_s
+        self._lanes = _Lanes()
+        self._pump: asyncio.Task[None] | None = None
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a turn here; other processes have queues of their own."""
+        return len(self._lanes)
+
+    def wait_s(self, *, urgent: bool = False) -> float:
+        """About how long a call that came now would wait, as turns were spaced lately; 0 where nobody waits."""
+        return self._lanes.ahead(urgent=urgent) * self._spacing_s
+
+    async def take(self, *, urgent: bool = False) -> None:
+        """Wait for a turn. Cancelling gives up the place; a turn that was just given passes to the next.
+
+        Raises TryAgain where turns cannot be counted now: uncounted calls could be too many.
+        """
+        place = self._lanes.join(urgent=urgent)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._serve(), name="turns")
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not self._lanes.leave(place):
+                self._lanes.serve()
+            raise
+
+    async def _serve(self) -> None:
+        while self.queued:
+            try:
+                wait_s = await self._reserve()
+            except LogUnavailable as problem:
+                self._lanes.refuse(TryAgain(f"no turn for a call can be counted: {problem}"))
+                return
+            except BaseException:
+                self._lanes.refuse(TryAgain("no turn for a call can be counted now"))
+                raise
+            self._spacing_s = max(self._least_s, wait_s)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            self._lanes.serve()

@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from streamproc.clients.http import Breaker, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.limiter import Turns
+from streamproc.clients.oauth import TokenKeeper
 from streamproc.clients.razorpay_entities import MalformedPayout, clean, id_or_empty, read_payout
 from streamproc.domain.events import BankCommand, BankPayout
 from streamproc.errors import TryAgain, Unprocessable
@@ -58,9 +60,19 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 def open_razorpay(
-    base_url: str, *, key_id: str, key_secret: str, oauth_token: str = "", breaker: Breaker | None = None
+    base_url: str,
+    *,
+    key_id: str,
+    key_secret: str,
+    oauth_token: str = "",
+    breaker: Breaker | None = None,
+    turns: Turns | None = None,
+    tokens: TokenKeeper | None = None,
 ) -> "Razorpay":
-    """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`."""
+    """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`.
+
+    `turns` counts the calls of all processes together; without it this client keeps CALLS_PER_S by itself.
+    """
     http = OutboundClient(
         "razorpay",
         _without_version(base_url),
@@ -68,19 +80,30 @@ def open_razorpay(
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
         breaker=breaker or Breaker(),
+        turns=turns,
     )
-    return Razorpay(http, key_id=key_id, key_secret=key_secret, oauth_token=oauth_token)
+    return Razorpay(http, key_id=key_id, key_secret=key_secret, oauth_token=oauth_token, tokens=tokens)
 
 
 class Razorpay:
     """The bank. Every call raises TryAgain when nothing was done, and OutcomeUnknown (a TryAgain) when that
     cannot be known: 5xx, an answer that was lost. Commands are safe to repeat: the bank refuses the second."""
 
-    def __init__(self, http: OutboundClient, *, key_id: str, key_secret: str, oauth_token: str = "") -> None:
+    def __init__(
+        self,
+        http: OutboundClient,
+        *,
+        key_id: str,
+        key_secret: str,
+        oauth_token: str = "",
+        tokens: TokenKeeper | None = None,
+    ) -> None:
+        """`tokens` keeps the token fresh; without it `oauth_token` is used as long as it lasts."""
         self._http = http
+        self._tokens = tokens
         pair = f"{key_id}:{key_secret}".encode()
         self._by_key = {"authorization": "Basic " + base64.b64encode(pair).decode("ascii")}
-        self._by_token = {"authorization": "Bearer " + oauth_token} if oauth_token else self._by_key
+        self._by_token = _bearer(oauth_token) if oauth_token else self._by_key
 
     @property
     def breaker(self) -> Breaker:
@@ -154,11 +177,12 @@ class Razorpay:
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
         """Approve a `pending` payout, by the OAuth token; without one by key and secret, which the bank
         documents as not enough: expect a refusal (401), and a person who approves in the dashboard."""
-        return await self._command(payout_id, "approve", self._by_token, _remarks(remarks))
+        return await self._by_partner(payout_id, "approve", _remarks(remarks))
 
     async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
-        """Reject a `pending` payout, by the OAuth token if there is one (the docs show both ways)."""
-        return await self._command(payout_id, "reject", self._by_token, _remarks(remarks))
+        """Reject a `pending` payout, by the OAuth token if there is one (the docs show both ways). Urgent: somebody
+        else may approve it at the bank meanwhile."""
+        return await self._by_partner(payout_id, "reject", _remarks(remarks), urgent=True)
 
     async def cancel(self, payout_id: str) -> CommandAnswer:
         """Cancel a `queued` payout; the bank refuses it in any other state. Urgent: it races the payment.
@@ -166,6 +190,19 @@ class Razorpay:
         POST, not PATCH as one page of the docs says, and without a body: none is documented.
         """
         return await self._command(payout_id, "cancel", self._by_key, None, urgent=True)
+
+    async def _by_partner(
+        self, payout_id: str, command: BankCommand, body: bytes, *, urgent: bool = False
+    ) -> CommandAnswer:
+        """By the OAuth token; where the bank refuses it, once more by a new one."""
+        if self._tokens is None:
+            return await self._command(payout_id, command, self._by_token, body, urgent)
+        token = await self._tokens.token()
+        answer = await self._command(payout_id, command, _bearer(token), body, urgent)
+        if answer.http_status == 401:
+            token = await self._tokens.token(refused=token)
+            answer = await self._command(payout_id, command, _bearer(token), body, urgent)
+        return answer
 
     async def _command(
         self,
@@ -183,6 +220,10 @@ class Razorpay:
             return CommandAnswer(http_status=answer.status, outcome="refused", code=code, problem=problem)
         payout, problem = _read_done(payout_id, answer.body)
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"authorization": "Bearer " + token}
 
 
 def _path(payout_id: str) -> str:

@@ -18,6 +18,7 @@ Source: TypeAlias = Literal["webhook", "poll", "fetch"]
 Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
 BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
 TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
+MismatchKind: TypeAlias = Literal["unknown_here", "unknown_at_bank", "amount", "behind", "ahead", "budget"]
 Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
 
 
@@ -389,6 +390,43 @@ class PayoutSettled(Fact, frozen=True, kw_only=True, tag="payout.settled"):
     fees: int = 0
 
 
+class BankFeeRecorded(Fact, frozen=True, kw_only=True, tag="bank.fee_recorded"):
+    """The bank collects its fees by a payout of its own, to a fund account that the account's policy names."""
+
+    payout: str
+    account: str
+    amount: int
+    fund_account: str
+
+
+class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch"):
+    """The bank, or the fold of the log, says otherwise than we do. An alarm: nothing is mended because of it.
+
+    `unknown_here`, `behind`: neither webhook nor poller told us; it was appended now. `ahead`: we were told more than
+    the bank shows. `budget`: `ours` is the counter, `theirs` its fold, `payout` is empty, `subject` names the window.
+    """
+
+    payout: str
+    account: str
+    kind: MismatchKind
+    ours: str
+    theirs: str
+    subject: str = ""
+
+
+class ReconcileDone(Fact, frozen=True, kw_only=True, tag="reconcile.done"):
+    """A comparison of bank, log and budgets came to its end. Times are Unix seconds; `left`: what was not compared."""
+
+    account: str
+    since: int
+    until: int
+    listed: int
+    fetched: int
+    windows: int
+    mismatches: int
+    left: list[str] = []
+
+
 # ---- what went wrong --------------------------------------------------------------------
 
 
@@ -437,6 +475,9 @@ Event: TypeAlias = (
     | PayoutStopped
     | BankCommandAnswered
     | PayoutSettled
+    | BankFeeRecorded
+    | ReconcileMismatch
+    | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
 )

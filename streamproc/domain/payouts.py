@@ -86,6 +86,7 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bypassed: bool = False
     maybe_sent: bool = False
     """It was stopped after an attempt to send it: only the bank can say that nothing moved."""
+    bank_fee: bool = False
     updated_at: int = 0
     intent: Intent | None = None
     """What an agent asked us to make; None: the payout was made at the bank."""
@@ -341,6 +342,10 @@ def _stopped(record: PayoutRecord, event: e.PayoutStopped, at: int) -> PayoutRec
     return replace(record, maybe_sent=record.maybe_sent or event.maybe_sent, updated_at=at)
 
 
+def _fee(record: PayoutRecord, event: e.BankFeeRecorded, at: int) -> PayoutRecord:
+    return replace(record, bank_fee=True, updated_at=at)
+
+
 def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
     status = event.bank_status
     if record.intent is not None:
@@ -379,6 +384,7 @@ _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] 
     e.ReviewCounted: _counted,
     e.GovernanceBypassed: _bypassed,
     e.PayoutStopped: _stopped,
+    e.BankFeeRecorded: _fee,
     e.BankCommandAnswered: _answered,
     e.PayoutSettled: _settled,
 }
@@ -395,6 +401,8 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.ReviewRefused,
         e.BeneficiaryNoted,
         e.TimerFired,
+        e.ReconcileMismatch,
+        e.ReconcileDone,
         e.EntrySetAside,
         e.DeadLetterClosed,
         e.CancelRequested,

@@ -147,7 +147,7 @@ class PolicyBook:
         if own is None:
             return known
         report = Report(scope)
-        limits = read_limits(own, report, ())
+        limits = read_limits(own, report, (), of_account=scope.startswith("account:"))
         report.refuse_if_any()
         self._limits[scope] = limits
         return limits

@@ -245,4 +245,4 @@ def _check_own(kind: str, name: str, own: Fields, report: Report) -> None:
     if kind == "agent":
         read_policy(own, report, ())
     else:
-        read_limits(own, report, ())
+        read_limits(own, report, (), of_account=kind == "account")

@@ -33,6 +33,7 @@ RULES_MAX = 10_000
 """Most domain rules in one list."""
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,63}")
+_FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_S}
 _DURATION = re.compile(r"(\d{1,9})([smhd]?)")
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
@@ -89,6 +90,8 @@ class ScopeLimits(Struct, frozen=True, kw_only=True):
     monthly_limit: int | None = None
     timezone: str | None = None
     frozen: bool = False
+    fee_fund_accounts: tuple[str, ...] = ()
+    """Accounts only: where the bank's own payouts of fees go."""
 
 
 class _Problems(ValueError):
@@ -124,6 +127,13 @@ def identifier(value: object) -> str:
         raise ValueError(
             f"{shown(value)}: an id is 1 to 64 of A-Z a-z 0-9 . _ @ : / - and starts with one of A-Z a-z 0-9"
         )
+    return value
+
+
+def fund_account(value: object) -> str:
+    """The bank's id of a fund account."""
+    if not isinstance(value, str) or not _FUND_ACCOUNT.fullmatch(value):
+        raise ValueError(f"must be a fund account id like fa_00000000000001, not {shown(value)}")
     return value
 
 
@@ -284,6 +294,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "queued_hold": _one_of("cancel", "allow"),
     "count_fees": _flag,
 }
+ACCOUNT_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {"fee_fund_accounts": _list_of(fund_account)}
 _ATTRIBUTE = {"hold_ttl": "hold_ttl_s"}
 _RISING = (
     ("per_txn_limit", "daily_limit", "weekly_limit", "monthly_limit"),
@@ -298,9 +309,10 @@ def read_policy(fields: object, report: Report, path: Path) -> Policy:
     return Policy(**{_ATTRIBUTE.get(name, name): value for name, value in values.items()})  # type: ignore[arg-type]
 
 
-def read_limits(fields: object, report: Report, path: Path) -> ScopeLimits:
+def read_limits(fields: object, report: Report, path: Path, *, of_account: bool = False) -> ScopeLimits:
     """An account's or a team's limits; problems go to *report*, and then the answer means nothing."""
-    return ScopeLimits(**_read(fields, SCOPE_FIELDS, report, path))  # type: ignore[arg-type]
+    readers = ACCOUNT_FIELDS if of_account else SCOPE_FIELDS
+    return ScopeLimits(**_read(fields, readers, report, path))  # type: ignore[arg-type]
 
 
 def _read(fields: object, readers: Mapping[str, Reader], report: Report, path: Path) -> Fields:

@@ -17,6 +17,7 @@ from streamproc.domain.agent_note import public_key
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
+    fund_account,
     identifier,
     items,
     read_limits,
@@ -38,7 +39,6 @@ _FLOAT = re.compile(
 )
 _INTEGER_CHARS_MAX = 40
 _SLACK_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
-_FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -88,7 +88,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
         read_policy(fields, report, ("policies", agent))
     for section, scopes in (("accounts", accounts), ("teams", teams)):
         for scope, fields in scopes.items():
-            read_limits(fields, report, (section, scope))
+            read_limits(fields, report, (section, scope), of_account=section == "accounts")
     defaults = _or_empty(sections["defaults"]) if "defaults" in sections else None
     if defaults is not None:
         read_policy(defaults, report, ("defaults",))
@@ -164,19 +164,13 @@ def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], re
         taken[user] = str(path[1])
 
 
-def _fund_account(value: object) -> str:
-    if not isinstance(value, str) or not _FUND_ACCOUNT.fullmatch(value):
-        raise ValueError(f"must be a fund account id like fa_00000000000001, not {shown(value)}")
-    return value
-
-
 def _api_key(value: object) -> str:
     raise ValueError(
         "cannot be checked: the bank does not show which API key made a payout; bind fund_accounts or public_keys"
     )
 
 
-_BINDINGS = {"fund_accounts": _fund_account, "public_keys": public_key, "api_keys": _api_key}
+_BINDINGS = {"fund_accounts": fund_account, "public_keys": public_key, "api_keys": _api_key}
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:

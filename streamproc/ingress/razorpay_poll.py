@@ -1,59 +1,71 @@
-"""The poller: pages through the bank's list and appends what it sees, through the same door as webhooks.
+"""The poller: reads the bank's list and appends what it sees, through the same door as webhooks.
 
-First form. Each pass lists the payouts created since a cursor, less an overlap, in every status. The keys are
-those of the webhook, so a payout that was delivered is not appended again. The list filters by creation time:
-a payout older than the overlap that changes later is seen by its webhooks only.
+Each pass lists the payouts created since a cursor, less an overlap, in every status, and looks again at some that are
+open and older. The keys are those of the webhook, so a payout that was delivered is not appended again. The cursor
+moves with each part of the list that was read whole, so a pass that fails has not been for nothing.
+
+One poller of an account is active, the others stand by (streamproc/log/lease.py). Two that are active for a moment, as
+after a freeze, do no harm: both append the same keys, and whichever cursor is saved last, up to it all was read.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from msgspec import Struct
 
 from streamproc.clients.http import backoff_s
-from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
 from streamproc.clients.razorpay_entities import MalformedPayout
+from streamproc.domain.events import BankPayout
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.ingress.door import Door
+from streamproc.ingress.razorpay_list import Lister, read_list
+from streamproc.ingress.razorpay_watch import Looked
 from streamproc.ingress.translate import append_of
 
 OVERLAP_S = 15 * 60
 """Listed again each pass: the bank's list is said to lag minutes behind."""
 FIRST_LOOK_S = 24 * 3600
 """How far back the first pass looks: as long as the bank keeps trying to deliver a webhook."""
-PAGES_MAX = 1_000
-"""100,000 payouts in one pass. Beyond that the pass fails and says so: its window must be made smaller."""
+CALLS_MAX = 1_000
+"""Pages in one pass: two minutes of the bank's advised limit. The next pass goes on from there."""
 WAIT_S_MAX = 15 * 60.0
 """Longest wait after failures in a row; below it a repaired bank would be noticed too late."""
 
 _log = logging.getLogger(__name__)
 
 
-class Lister(Protocol):
-    """The part of the bank's client that is used here."""
+class Watch(Protocol):
+    """Open payouts that are looked at again (`razorpay_watch.Watcher`)."""
 
-    async def list_page(
-        self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
-    ) -> Page:
-        """One page of payouts created in [from_s, to_s], Unix seconds."""
-        ...
+    async def note(self, items: Iterable[BankPayout | MalformedPayout]) -> None: ...
+    async def look(self) -> Looked: ...
 
 
-class Pass(Struct, frozen=True, kw_only=True):
-    """What one pass did. `problem` is empty when it reached the end of the list."""
+class Pass(Struct, kw_only=True):
+    """What one pass did. `problem` is empty when it came to its end."""
 
-    from_s: int
+    from_s: int = 0
     to_s: int
     pages: int = 0
     listed: int = 0
+    """Items that the pages had; a payout may be on several."""
     new: int = 0
     malformed: int = 0
+    looked: Looked = Looked()
     problem: str = ""
     after_s: float = 0.0
     """The least wait in seconds that the failure asks for."""
+
+
+Tell = Callable[[Pass, int, float], Awaitable[None]]
+"""Leaves word of a pass, of the failures in a row, and of the seconds until the next one."""
+
+
+async def _tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
+    return
 
 
 class Poller:
@@ -72,6 +84,9 @@ class Poller:
         interval_s: float,
         load_cursor: Callable[[], Awaitable[int | None]],
         save_cursor: Callable[[int], Awaitable[None]],
+        watch: Watch | None = None,
+        is_active: Callable[[], bool] = lambda: True,
+        tell: Tell = _tell_nobody,
     ) -> None:
         self._bank = bank
         self._producer = producer
@@ -80,39 +95,54 @@ class Poller:
         self._interval_s = interval_s
         self._load_cursor = load_cursor
         self._save_cursor = save_cursor
+        self._watch = watch
+        self._is_active = is_active
+        self._tell = tell
         self.failures_in_a_row = 0
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Poll until `stopping` is set; a pass that is under way then is given up, which loses nothing."""
         while not stopping.is_set():
-            done = asyncio.create_task(self.poll_once(), name="poll")
+            done = asyncio.create_task(self._turn(), name="poll")
             stopped = asyncio.create_task(stopping.wait(), name="poll-stopping")
             try:
                 await asyncio.wait({done, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if not done.done():
                     return
-                await asyncio.wait({stopped}, timeout=self._wait_s(done.result()))
+                await asyncio.wait({stopped}, timeout=done.result())
             finally:
                 for task in (done, stopped):
                     task.cancel()
                 await asyncio.wait({done, stopped})
 
-    async def poll_once(self) -> Pass:
-        """One pass. Failures of the bank or the log are in `problem`, and the cursor stays where it was."""
-        to_s = self._producer.now_us() // 1_000_000
-        cursor = None
+    async def _turn(self) -> float:
+        """One pass, if it is ours to do; the seconds to wait after it."""
+        if not self._is_active():
+            return self._interval_s
+        done = await self.poll_once()
+        wait_s = self._wait_s(done)
         try:
-            cursor = await self._load_cursor()
-            done = await self._read_list(_from_s(cursor, to_s), to_s)
-            if not done.problem:
-                await self._save_cursor(to_s)
+            await self._tell(done, self.failures_in_a_row, wait_s)
+        except LogUnavailable as problem:
+            _log.warning("what the poller did could not be told: %s", problem)
+        return wait_s
+
+    async def poll_once(self) -> Pass:
+        """One pass. Failures of the bank or the log are in `problem`, and the cursor stays at what was read."""
+        done = Pass(to_s=self._producer.now_us() // 1_000_000)
+        try:
+            await self._read_list(done)
+            if self._watch is not None:
+                done.looked = await self._watch.look()
         except (TryAgain, Unprocessable, LogUnavailable) as problem:
-            after_s = problem.after_s if isinstance(problem, TryAgain) else 0.0
-            done = Pass(from_s=_from_s(cursor, to_s), to_s=to_s, problem=str(problem), after_s=after_s)
+            done.problem = str(problem)
+            done.after_s = problem.after_s if isinstance(problem, TryAgain) else 0.0
         self.failures_in_a_row = self.failures_in_a_row + 1 if done.problem else 0
         if done.problem:
             _log.warning("poll failed, %d in a row: %s", self.failures_in_a_row, done.problem)
+        for unknown in done.looked.unknown:
+            _log.error("the bank does not know a payout that is open here: %s", unknown)
         return done
 
     def _wait_s(self, done: Pass) -> float:
@@ -122,32 +152,38 @@ class Poller:
         backoff = backoff_s(self.failures_in_a_row, self._interval_s, WAIT_S_MAX, random.random)
         return max(self._interval_s, done.after_s, backoff)
 
-    async def _read_list(self, from_s: int, to_s: int) -> Pass:
-        listed = new = malformed = 0
-        for number in range(1, PAGES_MAX + 1):
-            page = await self._bank.list_page(self._account_number, from_s=from_s, to_s=to_s, skip=listed)
-            new += await self._append(page)
-            listed += page.raw_count
-            malformed += sum(isinstance(item, MalformedPayout) for item in page.items)
-            if page.raw_count < PAGE_COUNT_MAX:
-                return Pass(
-                    from_s=from_s, to_s=to_s, pages=number, listed=listed, new=new, malformed=malformed
+    async def _read_list(self, done: Pass) -> None:
+        cursor = await self._load_cursor()
+        done.from_s, read_to = _from_s(cursor, done.to_s), cursor or 0
+        if read_to > done.to_s:
+            read_to = 0
+        parts = read_list(self._bank, self._account_number, from_s=done.from_s, to_s=done.to_s)
+        async for part in parts:
+            done.pages += 1
+            done.listed += len(part.items)
+            done.malformed += sum(isinstance(item, MalformedPayout) for item in part.items)
+            done.new += await self._append(part.items)
+            if part.upto is not None and part.upto > read_to:
+                read_to = part.upto
+                await self._save_cursor(read_to)
+            if done.pages >= CALLS_MAX and read_to < done.to_s:
+                raise TryAgain(
+                    f"after {CALLS_MAX} pages the list from {done.from_s} to {done.to_s} is read up to {read_to}"
+                    " only; the next pass goes on"
                 )
-        problem = f"the list from {from_s} to {to_s} has more than {PAGES_MAX} pages of {PAGE_COUNT_MAX}"
-        return Pass(from_s=from_s, to_s=to_s, pages=PAGES_MAX, listed=listed, new=new, problem=problem)
 
-    async def _append(self, page: Page) -> int:
+    async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
         """Append a page's payouts together, so that the door coalesces them; how many were new."""
         now_us = self._producer.now_us()
-        appends = [
-            append_of(item, account=self._account, source="poll", now_us=now_us) for item in page.items
-        ]
+        appends = [append_of(item, account=self._account, source="poll", now_us=now_us) for item in items]
         answers = await asyncio.gather(
             *(self._producer.append(append) for append in appends), return_exceptions=True
         )
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
+        if self._watch is not None:
+            await self._watch.note(items)
         return sum(not isinstance(answer, BaseException) and answer.new for answer in answers)
 
 

@@ -30,6 +30,9 @@ BACKOFF = scripts.Backoff(first_s=0.5, longest_s=60.0, longest_wait_s=10.0)
 """A dependency that is back is noticed within `longest_wait_s`; an entry that fails by itself can wait longer."""
 BATCH_TIMEOUT_S = 25.0
 """The whole chain over one batch. Every outside call has a shorter limit of its own."""
+LATE_S = 600.0
+"""An entry that still waits for a dependency at this age is an alarm: a rejection that the bank was not told of may be
+paid by somebody else's approval."""
 STALE_MAX = 20
 """Times in a row that a payout moved on under our hands before the entry is put off."""
 
@@ -249,18 +252,28 @@ class Handler:
                     )
                     off.append((work, 0.0, True))
         if off:
-            first = off[0][0]
-            log.warning(
-                "%s/%d: %d entries put off; the first, %s: %s",
-                self.group.name,
-                self.partition,
-                len(off),
-                first.entry.decode(),
-                _named(first.problem),
-            )
+            await self._tell_of(client, [work for work, _, _ in off])
             await self._put_off(client, off)
         if aside:
             await self._set_aside(client, aside)
+
+    async def _tell_of(self, client: Redis, works: list[Work]) -> None:
+        """What is put off; an alarm where it has waited too long."""
+        now_us, *_ = await scripts.load(client, self.names, [])
+        oldest = min(works, key=lambda work: _ms_of(work.entry))
+        late_s = now_us / 1e6 - _ms_of(oldest.entry) / 1e3
+        level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
+        log.log(
+            level,
+            "%s%s/%d: %d entries put off; the oldest, %s, waits for %d s: %s",
+            alarm,
+            self.group.name,
+            self.partition,
+            len(works),
+            oldest.entry.decode(),
+            late_s,
+            _named(oldest.problem),
+        )
 
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
         deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
@@ -315,3 +328,8 @@ def _named(problem: Exception | None) -> str:
     if isinstance(problem, StreamprocError):
         return str(problem)
     return f"{type(problem).__name__}: {problem}"[:300]
+
+
+def _ms_of(entry: bytes) -> int:
+    """When an entry was written."""
+    return int(entry.partition(b"-")[0])

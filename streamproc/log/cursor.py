@@ -1,7 +1,45 @@
-"""Where a polling producer is: kept in Redis, so that the next poller goes on from there."""
+"""Where a polling producer is and how it does: kept in Redis, for the next poller and for operators."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from streamproc.log.connection import connected, named_errors
 from streamproc.log.names import Names, partition_of
+
+
+class PollState(Struct, frozen=True, kw_only=True):
+    """What an account's poller did last. Times are Unix seconds, 0 for never."""
+
+    holder: str
+    """The process that polls: host, process id."""
+    term: int
+    pass_at: int
+    """When the last pass ended, well or not,"""
+    next_at: int
+    """and when the next one is to begin."""
+    good_at: int = 0
+    """When the last pass that came to its end did."""
+    failures: int = 0
+    """Passes that failed in a row,"""
+    failing_since: int = 0
+    problem: str = ""
+    """and why the last of them did."""
+    listed: int = 0
+    new: int = 0
+    malformed: int = 0
+    looked_at: int = 0
+    unknown: tuple[str, ...] = ()
+    """Open payouts that the bank says it does not know, with its words."""
+
+
+class ReconcileState(Struct, frozen=True, kw_only=True):
+    """When a scheduled reconciliation began and ended last, Unix seconds, and what it found."""
+
+    tried_at: int = 0
+    done_at: int = 0
+    mismatches: int = 0
 
 
 def poll_cursor_name(account: str) -> str:
@@ -10,11 +48,14 @@ def poll_cursor_name(account: str) -> str:
 
 
 class PollCursor:
-    """The Unix second up to which the bank's list of an account was read."""
+    """The Unix second up to which the bank's list of an account was read, and the state of who reads it."""
 
     def __init__(self, url: str, *, account: str, partitions: int) -> None:
         self._url = url
-        self._key = Names(partition_of(account, partitions)).cursor(poll_cursor_name(account))
+        names = Names(partition_of(account, partitions))
+        self._key = names.cursor(poll_cursor_name(account))
+        self._state = names.cursor(f"poller:{account}")
+        self._reconciled = names.cursor(f"reconcile:{account}")
 
     async def load(self) -> int | None:
         """None where it was never read."""
@@ -28,3 +69,29 @@ class PollCursor:
         async with connected(self._url) as client:
             with named_errors():
                 await client.set(self._key, position)
+
+    async def tell(self, state: PollState) -> None:
+        """Leave word of how the poller does."""
+        async with connected(self._url) as client:
+            with named_errors():
+                await client.set(self._state, msgspec.json.encode(state))
+
+    async def told(self) -> PollState | None:
+        """What it left word of; None where no poller ever ended a pass."""
+        async with connected(self._url) as client:
+            with named_errors():
+                value = await client.get(self._state)
+        return msgspec.json.decode(value, type=PollState) if value else None
+
+    async def reconciled(self) -> ReconcileState:
+        """When the bank was last compared with us by schedule."""
+        async with connected(self._url) as client:
+            with named_errors():
+                found: dict[Any, Any] = await client.hgetall(self._reconciled)
+        return ReconcileState(**{name.decode(): int(value) for name, value in found.items()})
+
+    async def save_reconciled(self, **state: int) -> None:
+        """Keep some fields of a ReconcileState."""
+        async with connected(self._url) as client:
+            with named_errors():
+                await client.hset(self._reconciled, mapping=dict[Any, Any](state))

@@ -1,6 +1,6 @@
 """Looking into the log's Redis without a consumer group: for operators, never for decisions. All reads are bounded."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -91,8 +91,15 @@ async def held_records(client: Redis, names: Names, *, limit: int) -> list[Payou
             return held[:limit]
 
 
-async def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIterator[list[PayoutRecord]]:
-    """The payouts of a partition that have not ended, `at_once` of them and in no order. O(keys of Redis).
+def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIterator[list[PayoutRecord]]:
+    """The payouts of a partition that have not ended, as `records_where` gives them."""
+    return records_where(client, names, lambda record: not is_terminal(record), at_once=at_once)
+
+
+async def records_where(
+    client: Redis, names: Names, wanted: Callable[[PayoutRecord], bool], *, at_once: int
+) -> AsyncIterator[list[PayoutRecord]]:
+    """The payouts of a partition that are wanted, `at_once` of them and in no order. O(keys of Redis).
 
     A payout may come twice where keys are added meanwhile.
     """
@@ -102,7 +109,7 @@ async def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIte
             cursor, keys = await client.scan(cursor, match=names.payout("*"), count=SCAN_COUNT, _type="HASH")
         for start in range(0, len(keys), RECORDS_AT_ONCE):
             found = await _records(client, keys[start : start + RECORDS_AT_ONCE])
-            waiting += [record for record in found if not is_terminal(record)]
+            waiting += [record for record in found if wanted(record)]
         while len(waiting) >= at_once:
             yield waiting[:at_once]
             waiting = waiting[at_once:]
@@ -110,6 +117,43 @@ async def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIte
             break
     if waiting:
         yield waiting
+
+
+async def known_records(
+    client: Redis, names: Names, payouts: Sequence[str]
+) -> dict[str, PayoutRecord | None]:
+    """What Redis knows of these payouts of a partition."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for payout in payouts:
+                pipe.hget(names.payout(payout), "s")
+            found = await pipe.execute()
+    return {
+        payout: decode_record(record) if record else None
+        for payout, record in zip(payouts, found, strict=True)
+    }
+
+
+async def counted_budgets(client: Redis, names: Names) -> dict[tuple[str, str], tuple[int, int]]:
+    """Every budget counter of a partition: (scope, window) -> paise reserved, committed. O(keys of Redis)."""
+    prefix, cursor = names.budget("", "").removesuffix(":"), 0
+    counted: dict[tuple[str, str], tuple[int, int]] = {}
+    while True:
+        with named_errors():
+            cursor, keys = await client.scan(cursor, match=f"{prefix}*", count=SCAN_COUNT, _type="HASH")
+            async with client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hmget(key, "r", "c")
+                found = await pipe.execute()
+        for key, (reserved, committed) in zip(keys, found, strict=True):
+            scope, _, window = _text(key).removeprefix(prefix).rpartition(":")
+            counted[scope, window] = (int(reserved or 0), int(committed or 0))
+        if cursor == 0:
+            return counted
+
+
+def _text(key: Any) -> str:
+    return str(key.decode())
 
 
 async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:

@@ -26,6 +26,9 @@ class Names:
         self.recovery = f"{self.base}:recovery"
         self.staged = f"{self.base}:staged"
         self.rescued = f"{self.base}:rescued"
+        self.watched = f"{self.base}:watched"
+        self.terms = f"{self.base}:terms"
+        self.words = f"{self.base}:words"
 
     def seen(self, key: str) -> str:
         """Idempotency of one producer delivery."""
@@ -66,6 +69,18 @@ class Names:
     def cursor(self, producer: str) -> str:
         """Where a polling producer is."""
         return f"{self.base}:cursor:{producer}"
+
+    def lease(self, job: str) -> str:
+        """Who does a job that one process at a time does."""
+        return f"{self.base}:lease:{job}"
+
+    def vault(self, name: str) -> str:
+        """A sealed text that processes share."""
+        return f"{self.base}:vault:{name}"
+
+    def pace(self, system: str) -> str:
+        """When the next call to an outside system may be made, by whichever process."""
+        return f"{self.base}:pace:{system}"
 
 
 @lru_cache(maxsize=4096)

@@ -56,6 +56,7 @@ _append_once, _load, _admit, _commit = (
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
 _change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
+_take_turn, _lease = Script("take_turn"), Script("lease")
 
 
 class Keys:
@@ -344,3 +345,15 @@ async def close_letter(
             f"entry {entry} has left Redis with the retention time; it cannot be handled again"
         )
     return answer.decode() or None
+
+
+async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, longest_us: int) -> int:
+    """Take the next turn of a shared rate; the µs until it has come."""
+    return int(await _take_turn(client, [key], [between_us, burst, longest_us]))
+
+
+async def lease(client: Redis, names: Names, job: str, owner: str, *, lasts_s: float) -> tuple[int, str]:
+    """Take or renew a job's lease (`lasts_s` 0: give it back): our term, 0 where we have none, and who has it."""
+    keys = [names.lease(job), names.terms]
+    term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000)])
+    return int(term), holder.decode()

@@ -6,19 +6,24 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 import consumers
 from streamproc.archive.lookup import opened_pool, refusals_named, views_behind
 from streamproc.archive.migrate import current, newest
-from streamproc.clients.razorpay import open_razorpay
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
+from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.health import group_rows, server_settings
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
+from streamproc.operate.bank import opened_bank
+from streamproc.operate.breakers import open_breakers
 from streamproc.operate.check import Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import examine_log
+from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
@@ -38,6 +43,8 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("postgres", settings, _postgres),
         _guarded("log and archive", settings, examine_log),
         _guarded("bank", settings, _bank),
+        _guarded("poller", settings, _poller),
+        _guarded("breakers", settings, _breakers),
         _guarded("safe browsing", settings, _safe_browsing),
     ]
     found = [check for checks in await asyncio.gather(*parts) for check in checks]
@@ -131,6 +138,12 @@ async def _groups(client: Any, partition: int) -> list[Check]:
     gone = [row["group"] for row in rows if row.get("missing")]
     if gone:
         return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", WHEN_LOST)]
+    late = [row for row in rows if row["group"] == consumers.EXECUTION and row["oldest_ms"] > LATE_S * 1000]
+    if late:
+        minutes, waiting = late[0]["oldest_ms"] // 60_000, late[0]["pending"]
+        detail = f"the bank was not told of a decision for {minutes} min, {waiting} wait"
+        todo = "the workers' log says why (bank, token, or archive away); it is tried until it is told"
+        return [Check(name, "bad", detail, todo)]
     idle = [row["group"] for row in rows if not row["consumers"]]
     if idle:
         return [Check(name, "note", f"nobody works for {', '.join(idle)}", "start `streamproc worker`")]
@@ -180,19 +193,41 @@ async def _bank(settings: Settings) -> list[Check]:
     ):
         if not value:
             return _missing("bank", variable)
-    bank = open_razorpay(
-        settings.razorpay_base_url,
-        key_id=settings.razorpay_key_id,
-        key_secret=settings.razorpay_key_secret.reveal(),
-    )
-    try:
-        now_s = int(time.time())
+    now_s = int(time.time())
+    # By itself: whether the keys are right must show while Redis is away too.
+    async with opened_bank(msgspec.structs.replace(settings, redis_url="")) as bank:
         await bank.list_page(
             settings.razorpay_account_number, from_s=now_s - BANK_LOOK_BACK_S, to_s=now_s, skip=0, count=1
         )
-    finally:
-        await bank.aclose()
     return [Check("bank", "ok", f"{settings.razorpay_base_url} lists payouts with these keys")]
+
+
+async def _poller(settings: Settings) -> list[Check]:
+    """Nothing where Redis is away: that is a line of its own."""
+    if not settings.redis_url:
+        return []
+    if not settings.razorpay_account_id:
+        detail = (
+            "STREAMPROC_RAZORPAY_ACCOUNT_ID is not set: nothing is polled, and missed webhooks stay missed"
+        )
+        return [Check("poller", "note", detail, "set it, and start `streamproc poller`")]
+    view = await poller_view(settings)
+    if not view.seen:
+        return [Check("poller", "note", view.detail, "start `streamproc poller`")]
+    todo = "the poller's log says more; is it running, and does the bank answer?"
+    return [Check("poller", "ok" if view.ok else "bad", view.detail, todo)]
+
+
+async def _breakers(settings: Settings) -> list[Check]:
+    if not settings.redis_url:
+        return []
+    found = await open_breakers(settings.redis_url)
+    if found.detail:
+        todo = (
+            "the system answers with errors or not at all; work waits and goes on by itself when it is back"
+        )
+        return [Check("breakers", "bad", found.detail, todo)]
+    return [Check("breakers", "ok", f"{found.heard} heard of, all closed")] if found.heard else []
 
 
 async def _safe_browsing(settings: Settings) -> list[Check]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.clients.razorpay import Razorpay
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
@@ -22,6 +22,7 @@ from streamproc.log.inspect import open_records
 from streamproc.log.names import Names
 from streamproc.log.restore import mark_reconciled
 from streamproc.log.stream import Producer
+from streamproc.operate.bank import opened_bank
 from streamproc.settings import Settings
 
 FETCHES_AT_ONCE = 16
@@ -52,22 +53,15 @@ def is_configured(settings: Settings) -> bool:
 async def reconcile(settings: Settings, *, on_asked: Callable[[int], None] = lambda _: None) -> Reconciled:
     """Fetch every payout that is open here, then read the list of what the bank has made since."""
     done = Reconciled()
-    bank = open_razorpay(
-        settings.razorpay_base_url,
-        key_id=settings.razorpay_key_id,
-        key_secret=settings.razorpay_key_secret.reveal(),
-    )
-    try:
-        async with (
-            Producer(settings.redis_url, partitions=settings.partitions, name="recover") as producer,
-            connected(settings.redis_url) as client,
-        ):
-            await _open_payouts(settings, client, bank, producer, done, on_asked)
-            await _list(settings, bank, producer, done)
-            if not done.left:
-                await mark_reconciled(client)
-    finally:
-        await bank.aclose()
+    async with (
+        opened_bank(settings) as bank,
+        Producer(settings.redis_url, partitions=settings.partitions, name="recover") as producer,
+        connected(settings.redis_url) as client,
+    ):
+        await _open_payouts(settings, client, bank, producer, done, on_asked)
+        await _list(settings, bank, producer, done)
+        if not done.left:
+            await mark_reconciled(client)
     return done
 
 

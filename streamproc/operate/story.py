@@ -194,6 +194,11 @@ def _other(event: e.Event) -> str:
                     f" {event.status} at the bank"
                 )
             return f"BYPASSED: the bank says {event.status}, and it was never approved here"
+        case e.BankFeeRecorded():
+            return f"a fee that the bank collects itself, to {event.fund_account}: not governed, not charged"
+        case e.ReconcileMismatch():
+            ours, theirs = event.ours or "nothing", event.theirs or "nothing"
+            return f"MISMATCH {event.kind}: we had {ours}, the bank shows {theirs} (found by reconcile)"
         case e.EntrySetAside():
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
         case e.PayoutStopped():

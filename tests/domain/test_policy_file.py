@@ -73,7 +73,7 @@ agent: {}
         "p.yaml: line 4, policies.bot.dayly_limit: 'dayly_limit' is not known; did you mean 'daily_limit'?",
         "p.yaml: line 7, policies.bot.allowed_domains[1]: http://bad: a rule is a host, without a scheme",
         "p.yaml: line 10, accounts.acc_1.per_txn_limit: 'per_txn_limit' is a field of agents only; "
-        "here are daily_limit, weekly_limit, monthly_limit, timezone, frozen",
+        "here are daily_limit, weekly_limit, monthly_limit, timezone, frozen, fee_fund_accounts",
     ]
 
 

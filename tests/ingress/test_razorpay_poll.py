@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import Callable
 
 import pytest
@@ -14,27 +15,39 @@ from tests.ingress.recorder import Recorder
 Item = BankPayout | MalformedPayout
 
 
-def payout(number: int, status: str = "pending") -> BankPayout:
-    return BankPayout(id=f"pout_{number}", amount=1_000, currency="INR", status=status)
+NOW_S = Recorder().now_s
+
+
+def payout(number: int, status: str = "pending", *, ago_s: int = 60) -> BankPayout:
+    return BankPayout(
+        id=f"pout_{number}", amount=1_000, currency="INR", status=status, created_at=NOW_S - ago_s
+    )
 
 
 class Bank:
-    """A list that answers page by page, or fails when told to."""
+    """A list by creation time, newest first, that answers page by page, or fails when told to."""
 
     def __init__(self, *items: Item) -> None:
         self.items = list(items)
         self.asked: list[tuple[int, int, int]] = []
         self.failure: Callable[[int], Exception | None] = lambda _call: None
+        self.before_call: Callable[[int], None] = lambda _call: None
 
     async def list_page(
         self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
     ) -> Page:
         assert (account_number, count) == ("7878780080316316", PAGE_COUNT_MAX)
+        self.before_call(len(self.asked))
         self.asked.append((from_s, to_s, skip))
         if failure := self.failure(len(self.asked)):
             raise failure
-        items = self.items[skip : skip + count]
+        fitting = [item for item in self.items if from_s <= created(item) <= to_s]
+        items = sorted(fitting, key=created, reverse=True)[skip : skip + count]
         return Page(items=items, raw_count=len(items))
+
+
+def created(item: Item) -> int:
+    return item.created_at if isinstance(item, BankPayout) else NOW_S - 60
 
 
 class Desk:
@@ -97,19 +110,66 @@ async def test_payouts_of_every_status_are_observed_once_with_the_webhooks_keys(
     assert len(desk.door.events) == 2
 
 
-@pytest.mark.parametrize(
-    ("total", "skips"),
-    [
-        (PAGE_COUNT_MAX - 1, [0]),
-        (PAGE_COUNT_MAX, [0, PAGE_COUNT_MAX]),
-        (PAGE_COUNT_MAX + 1, [0, PAGE_COUNT_MAX]),
-    ],
-)
-async def test_pages_are_read_until_one_is_not_full(total: int, skips: list[int]) -> None:
-    desk = Desk(*[payout(number) for number in range(total)])
+def seen(desk: Desk) -> set[str]:
+    return {event.payout for event in desk.door.events if isinstance(event, PayoutObserved)}
+
+
+@pytest.mark.parametrize("total", [PAGE_COUNT_MAX - 1, PAGE_COUNT_MAX, PAGE_COUNT_MAX + 1, 1_000])
+async def test_a_list_of_any_length_is_read_whole(total: int) -> None:
+    desk = Desk(*[payout(number, ago_s=number) for number in range(total)])
     done = await desk.poller.poll_once()
-    assert [skip for _, _, skip in desk.bank.asked] == skips
-    assert (done.listed, done.new) == (total, total)
+    assert (done.problem, done.new, len(seen(desk))) == ("", total, total)
+    assert desk.cursor == desk.door.now_s
+
+
+async def test_a_list_in_no_order_that_is_shuffled_between_calls_loses_nothing() -> None:
+    chance = random.Random(7)
+    desk = Desk(*[payout(number, ago_s=chance.randrange(3_000)) for number in range(800)])
+    places = {number: chance.random() for number in range(10_000)}
+
+    def shuffle(_call: int) -> None:
+        places.update({number: chance.random() for number in places})
+
+    desk.bank.before_call = shuffle
+
+    async def in_any_order(
+        _number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
+    ) -> Page:
+        shuffle(0)
+        fitting = [item for item in desk.bank.items if from_s <= created(item) <= to_s]
+        fitting.sort(key=lambda item: places[int(name(item))])
+        return Page(items=fitting[skip : skip + count], raw_count=len(fitting[skip : skip + count]))
+
+    desk.bank.list_page = in_any_order  # type: ignore[method-assign]
+    done = await desk.poller.poll_once()
+    assert (done.problem, len(seen(desk))) == ("", 800)
+
+
+def name(item: Item) -> str:
+    assert isinstance(item, BankPayout)
+    return item.id.removeprefix("pout_")
+
+
+async def test_payouts_made_between_two_pages_lose_none_of_those_before() -> None:
+    """Newest first, all in one second: what is made meanwhile pushes the others to the next page."""
+    desk = Desk(*[payout(number) for number in range(250)])
+
+    def make(call: int) -> None:
+        if 2 <= call <= 4:
+            desk.bank.items += [payout(1_000 + 10 * call + number) for number in range(10)]
+
+    desk.bank.before_call = make
+    done = await desk.poller.poll_once()
+    assert (done.problem, len(seen(desk))) == ("", len(desk.bank.items))
+
+
+async def test_a_second_whose_list_never_stands_still_fails_and_keeps_the_cursor_before_it() -> None:
+    desk = Desk(*[payout(number) for number in range(PAGE_COUNT_MAX)])
+    desk.bank.before_call = lambda call: desk.bank.items.append(payout(1_000 + call))
+    done = await desk.poller.poll_once()
+    assert "showed other payouts at each of" in done.problem
+    assert desk.cursor is not None
+    assert desk.cursor < NOW_S - 50
 
 
 async def test_a_bad_item_is_recorded_alone_and_once_and_the_page_goes_on() -> None:
@@ -122,15 +182,24 @@ async def test_a_bad_item_is_recorded_alone_and_once_and_the_page_goes_on() -> N
 
 
 @pytest.mark.parametrize("failure", [TryAgain("bank is away", after_s=7), Unprocessable("400 count")])
-async def test_a_failure_on_any_page_leaves_the_cursor_and_is_counted(failure: Exception) -> None:
-    desk = Desk(*[payout(number) for number in range(PAGE_COUNT_MAX)])
-    desk.cursor = 1_700_000_000
-    desk.bank.failure = lambda call: failure if call == 2 else None
+async def test_a_failure_is_counted_and_the_cursor_stays_at_what_was_read_whole(failure: Exception) -> None:
+    desk = Desk(*[payout(number, ago_s=1 + number) for number in range(150)])
+    desk.cursor = before = NOW_S - 3_000
+    desk.bank.failure = lambda call: failure if call == 3 else None
     done = await desk.poller.poll_once()
     assert done.problem == str(failure)
-    assert (desk.cursor, desk.poller.failures_in_a_row) == (1_700_000_000, 1)
+    assert desk.poller.failures_in_a_row == 1
+    assert before <= desk.cursor <= desk.bank.asked[2][0] + 1  # where the window that failed begins
     assert (await desk.poller.poll_once()).problem == ""
     assert (desk.cursor, desk.poller.failures_in_a_row) == (desk.door.now_s, 0)
+    assert len(seen(desk)) == 150
+
+
+async def test_a_page_that_fails_now_and_then_is_asked_for_again_within_the_pass() -> None:
+    desk = Desk(*[payout(number, ago_s=number) for number in range(500)])
+    desk.bank.failure = lambda call: TryAgain("500", after_s=0.001) if call % 3 else None
+    done = await desk.poller.poll_once()
+    assert (done.problem, len(seen(desk))) == ("", 500)
 
 
 async def test_while_the_log_is_away_the_cursor_stays() -> None:
@@ -142,18 +211,21 @@ async def test_while_the_log_is_away_the_cursor_stays() -> None:
     assert (await desk.poller.poll_once()).new == 1
 
 
-async def test_a_list_beyond_the_page_bound_is_a_failure_not_a_success(
+async def test_a_pass_that_is_too_long_is_a_failure_and_the_next_one_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(razorpay_poll, "PAGES_MAX", 1)
-    desk = Desk(*[payout(number) for number in range(PAGE_COUNT_MAX)])
-    assert "more than 1 pages" in (await desk.poller.poll_once()).problem
-    assert desk.cursor is None
+    monkeypatch.setattr(razorpay_poll, "CALLS_MAX", 12)
+    desk = Desk(*[payout(number, ago_s=20 * number) for number in range(900)])
+    desk.cursor = NOW_S - 20 * 900
+    problems = [(await desk.poller.poll_once()).problem for _ in range(4)]
+    assert "after 12 pages" in problems[0]
+    assert problems[-1] == ""
+    assert len(seen(desk)) == 900
 
 
 async def test_after_failures_it_never_polls_faster_than_the_interval() -> None:
     desk = Desk(interval_s=60)
-    desk.bank.failure = lambda _call: TryAgain("away", after_s=5)
+    desk.bank.failure = lambda _call: TryAgain("away", after_s=50)
     for _ in range(20):
         assert desk.poller._wait_s(await desk.poller.poll_once()) >= 60
 

@@ -1,0 +1,81 @@
+"""`streamproc reconcile`: the bank, the log and the budgets held against each other."""
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+from streamproc.cli.telling import Telling
+from streamproc.errors import InputError, JobFailed
+
+if TYPE_CHECKING:
+    from streamproc.operate.reconcile import Reconciled
+
+_PERIOD = re.compile(r"([0-9]{1,9})([smhd])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@click.command()
+@click.option(
+    "--since", default="7d", show_default=True, metavar="TIME", help="How far back, as 90m, 24h or 7d."
+)
+@output.json_option
+def reconcile(since: str, as_json: bool) -> None:
+    """Compare the bank's payouts, ours, and the budgets; record what does not agree.
+
+    Every payout that the bank made in the period is held against what is known here; those that are open or moved
+    here and that the list does not show are fetched; each budget counter is held against its fold. A payout that is
+    unknown here goes in as if its webhook had come. Each mismatch becomes an event (`audit list --kind alert`), once.
+    Nothing else is mended. Exit code 1 if anything does not agree. A poller does this by itself every
+    STREAMPROC_RECONCILE_INTERVAL.
+
+    \b
+    Example:
+      streamproc reconcile --since 24h
+      streamproc reconcile --json | jq .mismatches
+    """
+    found = _PERIOD.fullmatch(since)
+    if found is None:
+        raise InputError(f"--since {since}: write a number and s, m, h or d, as 24h")
+    settings = operator_settings()
+    from streamproc.operate.reconcile import reconcile as job
+
+    with Telling("reconcile", "payouts") as telling:
+        done = output.run(
+            job(
+                settings,
+                since_s=int(found[1]) * _UNIT_S[found[2]],
+                on_seen=lambda n: telling.show("comparing", n),
+            )
+        )
+    if as_json:
+        from dataclasses import asdict
+
+        import msgspec
+
+        output.say_json(asdict(done) | {"mismatches": msgspec.to_builtins(done.mismatches)})
+    else:
+        _print(done)
+    for text in done.left:
+        output.note(text)
+    if done.mismatches:
+        raise JobFailed(f"{len(done.mismatches)} mismatches; each is an event of kind reconcile.mismatch")
+    if done.left:
+        raise JobFailed("what was compared agrees, but not everything was compared")
+
+
+def _print(done: "Reconciled") -> None:
+    from streamproc.operate.site import iso
+
+    rows = [
+        [m.kind, m.payout or m.subject, m.ours or "nothing", m.theirs or "nothing"] for m in done.mismatches
+    ]
+    if rows:
+        output.say_table(("KIND", "PAYOUT OR WINDOW", "OURS", "THEIRS"), rows, empty="")
+    begin, end = iso(done.since * 1_000_000), iso(done.until * 1_000_000)
+    click.echo(
+        f"{begin} to {end}: {done.listed} payouts listed, {done.fetched} fetched, {done.windows} budget windows;"
+        f" {len(done.mismatches)} mismatches, {done.appended} payouts were news"
+    )

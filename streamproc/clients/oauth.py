@@ -1,0 +1,166 @@
+"""The bank's OAuth token, kept fresh: a new one before the old expires, and once when the bank refuses it.
+
+The bank may give a new refresh token with each access token and void the old one, so the newest pair has to outlive a
+restart and be known to every process. It is kept in a vault that all share, sealed (AES-GCM) by a key made of the
+client's secret, which is not in the vault: who reads only the vault has nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+from urllib.parse import urlencode
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from msgspec import Struct
+
+from streamproc.clients.http import OutboundClient
+from streamproc.errors import LogUnavailable, TryAgain
+
+REFRESH_BEFORE_S = 86_400
+"""A token is exchanged so long before it expires, or in the last tenth of a shorter life."""
+REFUSED_AFTER_S = 60.0
+"""The bank refuses the refresh token: a person must authorize anew; payouts wait for that."""
+NONCE_BYTES = 12
+
+log = logging.getLogger(__name__)
+
+
+class Vault(Protocol):
+    """Keeps one sealed text for all processes (streamproc/log/vault.py). Raises LogUnavailable."""
+
+    async def load(self) -> bytes | None: ...
+    async def save(self, sealed: bytes) -> None: ...
+    def turn(self) -> AbstractAsyncContextManager[bool]:
+        """One process at a time; False: it is somebody else's."""
+        ...
+
+
+class Pair(Struct, frozen=True):
+    """What the bank gave. Times are Unix seconds."""
+
+    access: str
+    refresh: str
+    given_at: int
+    expires_at: int
+
+    def is_old(self, now_s: float) -> bool:
+        """Whether it is time to exchange it."""
+        life_s = self.expires_at - self.given_at
+        return now_s > self.expires_at - min(REFRESH_BEFORE_S, life_s / 10)
+
+
+class _Given(Struct):
+    access_token: str
+    expires_in: int
+    refresh_token: str = ""
+
+
+class TokenKeeper:
+    """Gives the access token of now. `first` is the one that was configured, or empty."""
+
+    def __init__(
+        self,
+        http: OutboundClient,
+        vault: Vault,
+        *,
+        client_id: str,
+        client_secret: str,
+        refresh_token: str,
+        first: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._http = http
+        self._vault = vault
+        self._client = {"client_id": client_id, "client_secret": client_secret}
+        self._configured = refresh_token
+        self._first = first
+        self._clock = clock
+        self._pair: Pair | None = None
+        self._has_looked = False
+        self._busy = asyncio.Lock()
+        key = HKDF(SHA256(), 32, salt=None, info=b"streamproc oauth token").derive(client_secret.encode())
+        self._cipher = AESGCM(key)
+        self._bound_to = client_id.encode()
+
+    async def token(self, *, refused: str = "") -> str:
+        """The token to send. `refused`: the bank did not take this one. Raises TryAgain where none can be had."""
+        async with self._busy:
+            if not self._is_good(self._pair, refused):
+                try:
+                    await self._renew(refused)
+                except LogUnavailable as problem:
+                    raise TryAgain(f"the bank's token cannot be looked up: {problem}") from problem
+        return self._pair.access if self._pair is not None else self._first
+
+    def _is_good(self, pair: Pair | None, refused: str) -> bool:
+        """The configured token is good, until it is refused, where the vault has none."""
+        if pair is None:
+            return self._has_looked and bool(self._first) and not refused
+        return pair.access != refused and not pair.is_old(self._clock())
+
+    async def _renew(self, refused: str) -> None:
+        """Take over what another process got, or get a new one."""
+        self._pair = self._open(await self._vault.load())
+        self._has_looked = True
+        if self._is_good(self._pair, refused):
+            return
+        async with self._vault.turn() as is_ours:
+            if not is_ours:
+                raise TryAgain("another process is getting a new token from the bank", after_s=1.0)
+            self._pair = self._open(await self._vault.load())
+            if not self._is_good(self._pair, refused):
+                self._pair = await self._exchange(self._pair)
+
+    async def _exchange(self, pair: Pair | None) -> Pair:
+        refresh = pair.refresh if pair is not None else self._configured
+        form = urlencode({"grant_type": "refresh_token", "refresh_token": refresh, **self._client}).encode()
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        answer = await self._http.call("POST", "/token", headers=headers, content=form)
+        if answer.status >= 400:
+            log.error(
+                "the bank refuses the OAuth refresh token (%d): authorize streamproc anew", answer.status
+            )
+            raise TryAgain(
+                f"the bank refuses the OAuth refresh token with {answer.status}; authorize anew and set"
+                " STREAMPROC_RAZORPAY_OAUTH_REFRESH_TOKEN",
+                after_s=REFUSED_AFTER_S,
+            )
+        try:
+            given = msgspec.json.decode(answer.body, type=_Given)
+        except msgspec.MsgspecError as problem:
+            raise TryAgain("the bank's answer to a refresh token cannot be read") from problem
+        now_s = int(self._clock())
+        fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + given.expires_in)
+        # At once: where this is lost, the refresh token of before may be void and a person has to authorize anew.
+        await self._vault.save(self._seal(fresh))
+        log.info("a new OAuth token of the bank, good for %d s", given.expires_in)
+        return fresh
+
+    def _seal(self, pair: Pair) -> bytes:
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, msgspec.json.encode(pair), self._bound_to)
+
+    def _open(self, sealed: bytes | None) -> Pair | None:
+        """None where there is nothing, or what another client's secret sealed."""
+        if not sealed:
+            return None
+        try:
+            plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._bound_to)
+            return msgspec.json.decode(plain, type=Pair)
+        except (InvalidTag, ValueError):
+            log.warning("the OAuth token that is kept was sealed by another client secret; it is not used")
+            return None
+
+
+def vault_name(refresh_token: str) -> str:
+    """What the vault is called: another configured refresh token begins anew."""
+    return hashlib.sha256(refresh_token.encode()).hexdigest()[:16]

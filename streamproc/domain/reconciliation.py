@@ -1,0 +1,49 @@
+"""Where the bank and we do not agree on a payout, or counters and their fold on a window. Pure."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.events import BankPayout, MismatchKind
+from streamproc.domain.payouts import PayoutRecord, moves_forward
+
+Counted: TypeAlias = Mapping[tuple[str, str], tuple[int, int]]
+"""(scope, window) -> paise reserved, committed."""
+_LATER_ALL_THE_SAME = frozenset({("reversed", "failed")})
+"""Ours and the bank's. On current accounts a reversed payout may become failed: the money is ours either way."""
+
+
+class Mismatch(Struct, frozen=True):
+    """`payout` is empty where a window does not agree; `subject` then names it."""
+
+    payout: str
+    kind: MismatchKind
+    ours: str
+    theirs: str
+    subject: str = ""
+
+
+def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
+    """What the bank shows of a payout beside what we have; None where they agree."""
+    if record is None:
+        return Mismatch(facts.id, "unknown_here", "", f"{facts.status}, {facts.amount} paise")
+    if record.amount != facts.amount:
+        return Mismatch(facts.id, "amount", f"{record.amount} paise", f"{facts.amount} paise")
+    ours, theirs = record.bank_status, facts.status
+    if ours == theirs or (ours, theirs) in _LATER_ALL_THE_SAME:
+        return None
+    return Mismatch(facts.id, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
+
+
+def windows_apart(counters: Counted, folded: Counted) -> dict[tuple[str, str], Mismatch]:
+    """Windows whose counter is not what its fold says. Counters of windows that ended long ago are gone."""
+    return {
+        window: Mismatch("", "budget", _paise(held), _paise(folded.get(window, (0, 0))), " ".join(window))
+        for window, held in counters.items()
+        if held != folded.get(window, (0, 0))
+    }
+
+
+def _paise(held: tuple[int, int]) -> str:
+    return f"{held[0]} reserved, {held[1]} committed"

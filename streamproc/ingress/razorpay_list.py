@@ -1,0 +1,94 @@
+"""The bank's list of payouts, read whole: neither its order nor that it stands still while it is read is promised.
+
+One page is one answer of the bank, taken at one moment. So a window of time that does not fit on a page is cut in two
+until each part does; a skip over pages, which misses what moves between two calls, is left for what was created within
+SPLIT_S seconds, and such a list is read again until a reading shows nothing new. Parts come in the order of time: what
+is read up to a second stays read, whatever happens later.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
+from streamproc.clients.razorpay_entities import MalformedPayout
+from streamproc.domain.events import BankPayout
+from streamproc.errors import TryAgain
+
+SPLIT_S = 3
+"""Seconds. A shorter window is not cut: its halves, which share a second, would be no shorter."""
+TRIES_MAX = 3
+"""Calls for one page; beyond that the bank is away, and the next pass goes on."""
+TRY_WAIT_S_MAX = 5.0
+"""Longest wait between them. An open breaker or a bank that asks for more ends the reading."""
+READINGS_MAX = 5
+"""Readings of one crowded window; one that shows something new each time is not a list of the past."""
+
+
+class Lister(Protocol):
+    """The part of the bank's client that is used here."""
+
+    async def list_page(
+        self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
+    ) -> Page:
+        """One page of payouts created in [from_s, to_s], Unix seconds."""
+        ...
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """One page; its items may come again. `upto`: everything created up to that second was shown; None: not yet."""
+
+    items: list[BankPayout | MalformedPayout]
+    upto: int | None
+
+
+async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int) -> AsyncIterator[Part]:
+    """Every payout created in [from_s, to_s] at least once, a part for each call. Raises as the bank's client does."""
+    waiting = [(from_s, to_s)]
+    while waiting:
+        start, end = waiting.pop()
+        page = await _page(bank, account_number, start, end, 0)
+        if page.raw_count < PAGE_COUNT_MAX:
+            yield Part(items=page.items, upto=end)
+            continue
+        yield Part(items=page.items, upto=None)
+        if end - start >= SPLIT_S:
+            middle = (start + end) // 2
+            # They share two seconds, since it is not said whether `from` and `to` are included.
+            waiting += [(middle, end), (start, middle + 1)]
+        else:
+            async for part in _crowded(bank, account_number, start, end):
+                yield part
+
+
+async def _page(bank: Lister, account_number: str, start: int, end: int, skip: int) -> Page:
+    """One page, asked for again a few times: of hundreds of calls one fails, and the others need not be made anew."""
+    for attempt in range(1, TRIES_MAX + 1):
+        try:
+            return await bank.list_page(account_number, from_s=start, to_s=end, skip=skip)
+        except TryAgain as problem:
+            if attempt == TRIES_MAX or problem.after_s > TRY_WAIT_S_MAX:
+                raise
+            await asyncio.sleep(problem.after_s)
+    raise AssertionError("the last try returns or raises")
+
+
+async def _crowded(bank: Lister, account_number: str, start: int, end: int) -> AsyncIterator[Part]:
+    seen: set[str] = set()
+    for _ in range(READINGS_MAX):
+        before, skip, last = len(seen), 0, False
+        while not last:
+            page = await _page(bank, account_number, start, end, skip)
+            seen |= {_name(item) for item in page.items}
+            skip += page.raw_count
+            last = page.raw_count < PAGE_COUNT_MAX
+            yield Part(items=page.items, upto=end if last and before and len(seen) == before else None)
+        if before and len(seen) == before:
+            return
+    raise TryAgain(f"the list from {start} to {end} showed other payouts at each of {READINGS_MAX} readings")
+
+
+def _name(item: BankPayout | MalformedPayout) -> str:
+    return item.id if isinstance(item, BankPayout) else item.payout or item.fingerprint

@@ -1,0 +1,135 @@
+"""Payouts that are open are looked at again, however old: the bank's list goes by creation time, and some moves
+(cancelled, for one) send no webhook at all.
+
+What the poller lists as open is put on a list of its own, by when it is to be looked at next. Each pass looks at the
+LOOKS_MAX that are due for longest; the older a payout, the more seldom. What is final leaves the list: a reversal that
+comes later is seen by its webhook, or by `reconcile`.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from streamproc.clients.razorpay_entities import MalformedPayout
+from streamproc.domain.events import BankPayout
+from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
+from streamproc.errors import Unprocessable
+from streamproc.ingress.door import Door
+from streamproc.ingress.translate import append_of
+
+LOOKS_MAX = 16
+"""Payouts fetched in one pass: two seconds of the bank's advised limit, in each poll interval."""
+FIRST_LOOK_S = 15 * 60
+"""A younger payout is in the part of the list that each pass reads."""
+AGE_SHARE = 8
+"""Between two looks lies an eighth of the payout's age,"""
+BETWEEN_S_MIN, BETWEEN_S_MAX = 60, 6 * 3600
+"""but at least a minute, and at most six hours: that late is seen what was cancelled at the bank after two months."""
+WATCHED_STATUSES = OPEN_STATUSES | {"processing"}
+
+
+class Fetcher(Protocol):
+    """The part of the bank's client that is used here."""
+
+    async def fetch(self, payout_id: str) -> BankPayout:
+        """The payout as it is now."""
+        ...
+
+
+class WatchList(Protocol):
+    """Who is to be looked at, and when (streamproc/log/watch.py)."""
+
+    async def add(self, when: Mapping[str, int]) -> None:
+        """Put payouts on the list, unless they are."""
+        ...
+
+    async def due(self, now_s: int, limit: int) -> list[tuple[str, PayoutRecord | None]]:
+        """Those whose time has come, the longest due first, with what is known of them here."""
+        ...
+
+    async def move(self, when: Mapping[str, int | None]) -> None:
+        """Look at them again then; None: no more."""
+        ...
+
+
+class Looked(Struct, frozen=True):
+    """How many were looked at and how many had moved; `unknown` to the bank, by name."""
+
+    looks: int = 0
+    moved: int = 0
+    unknown: tuple[str, ...] = ()
+
+
+class Watcher:
+    """Looks at open payouts of one account."""
+
+    def __init__(self, bank: Fetcher, door: Door, watched: WatchList, *, account: str) -> None:
+        self._bank = bank
+        self._door = door
+        self._watched = watched
+        self._account = account
+
+    async def note(self, items: Iterable[BankPayout | MalformedPayout]) -> None:
+        """Watch those of a page that are open."""
+        when = {
+            item.id: item.created_at + FIRST_LOOK_S
+            for item in items
+            if isinstance(item, BankPayout) and item.status in WATCHED_STATUSES
+        }
+        if when:
+            await self._watched.add(when)
+
+    async def look(self) -> Looked:
+        """Look at what is due. Raises TryAgain or LogUnavailable; what was not looked at stays due."""
+        now_s = self._door.now_us() // 1_000_000
+        due = await self._watched.due(now_s, LOOKS_MAX)
+        answers = await asyncio.gather(
+            *(self._look_at(payout, record) for payout, record in due), return_exceptions=True
+        )
+        moves: dict[str, int | None] = {}
+        moved, unknown, problem = 0, list[str](), None
+        for (payout, record), answer in zip(due, answers, strict=True):
+            match answer:
+                case Unprocessable():
+                    unknown.append(f"{payout}: {answer}")
+                    moves[payout] = now_s + BETWEEN_S_MAX
+                case BaseException():
+                    problem = problem or answer
+                case (facts, new):
+                    moved += new
+                    moves[payout] = next_look_s(facts, record, now_s)
+        if moves:
+            await self._watched.move(moves)
+        if problem is not None:
+            raise problem
+        return Looked(len(due), moved, tuple(unknown))
+
+    async def _look_at(self, payout: str, record: PayoutRecord | None) -> tuple[BankPayout | None, bool]:
+        """The bank's answer, or None where nothing has to be asked; and whether it was news."""
+        if record is not None and record.bank_status not in WATCHED_STATUSES:
+            return None, False
+        facts = await self._bank.fetch(payout)
+        if record is not None and facts.status == record.bank_status:
+            return facts, False
+        account = record.account if record is not None else self._account
+        append = append_of(facts, account=account, source="fetch", now_us=self._door.now_us())
+        return facts, (await self._door.append(append)).new
+
+
+def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: int) -> int | None:
+    """When to look again, Unix seconds; None: it is final."""
+    if facts is None or facts.status not in WATCHED_STATUSES:
+        return None
+    since_s = facts.created_at or (record.received_at // 1_000_000 if record is not None else now_s)
+    return now_s + min(BETWEEN_S_MAX, max(BETWEEN_S_MIN, (now_s - since_s) // AGE_SHARE))
+
+
+def seeds(records: Sequence[PayoutRecord]) -> dict[str, int]:
+    """Payouts that are open here and on no list, as after a recovery: due at once, the oldest first."""
+    return {
+        record.payout: record.received_at // 1_000_000
+        for record in records
+        if record.bank_status in WATCHED_STATUSES
+    }

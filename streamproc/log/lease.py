@@ -1,0 +1,62 @@
+"""A lease: of several processes that could do a job, one does it and the others stand by.
+
+For jobs that two may do at once for a moment without harm, as a process that was frozen does after its lease ran out.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from streamproc.errors import LogUnavailable
+from streamproc.log import scripts
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+
+LEASE_S = 15.0
+"""A process that dies is followed within this time and a third of it."""
+RENEW_S = LEASE_S / 3
+"""Two renewals may be lost."""
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Held or not, as of the last answer of Redis. `term` counts the holders: a new one has a higher term."""
+
+    def __init__(self, url: str, names: Names, job: str, owner: str) -> None:
+        self._url, self._names, self._job, self.owner = url, names, job, owner
+        self.term = 0
+        self.holder = ""
+        self._asked = asyncio.Event()
+
+    @property
+    def held(self) -> bool:
+        """Whether the job is ours."""
+        return self.term > 0
+
+    async def keep(self, stopping: asyncio.Event) -> None:
+        """Take it when it is free and renew it while it is ours, until `stopping`; then give it back."""
+        while not stopping.is_set():
+            await self._take()
+            self._asked.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), RENEW_S)
+        with suppress(LogUnavailable):
+            await self._ask(0.0)
+
+    async def asked(self) -> None:
+        """Wait for the first answer."""
+        await self._asked.wait()
+
+    async def _take(self) -> None:
+        held = self.held
+        try:
+            self.term, self.holder = await self._ask(LEASE_S)
+        except LogUnavailable:
+            self.term = 0
+        if self.held != held:
+            log.info("%s: %s", self._job, f"ours, term {self.term}" if self.held else "standing by")
+
+    async def _ask(self, lasts_s: float) -> tuple[int, str]:
+        async with connected(self._url) as client:
+            return await scripts.lease(client, self._names, self._job, self.owner, lasts_s=lasts_s)

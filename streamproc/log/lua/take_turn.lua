@@ -1,0 +1,14 @@
+#!lua
+-- Take the next turn of a rate that all processes share: each caller is told how long it has to wait for its own.
+-- KEYS[1] string  when the first turn that nobody has taken comes (µs)
+-- ARGV[1] µs between two turns   ARGV[2] turns that may be taken at once after a rest
+-- ARGV[3] µs: a longer wait cannot be, since no process holds more than one turn; the clock went back
+-- Returns the wait in µs.  O(1). Resent after a lost reply it takes another turn: one is wasted, none is given twice.
+local now = redis.call('TIME')
+now = tonumber(now[1]) * 1000000 + tonumber(now[2])
+local between, burst, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now - (burst - 1) * between)
+if turn - now > longest then turn = now end
+local after = turn + between
+redis.call('SET', KEYS[1], string.format('%d', after), 'PX', math.ceil((math.max(0, after - now) + burst * between) / 1000) + 1)
+return math.max(0, turn - now)

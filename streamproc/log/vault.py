@@ -1,0 +1,47 @@
+"""A sealed text that all processes share: Redis keeps bytes that only their writers can read."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from streamproc.log import scripts
+from streamproc.log.connection import connected, named_errors
+from streamproc.log.names import Names
+from streamproc.log.pace import HOME
+
+TURN_S = 20.0
+"""Longer than a call outside takes; a process that dies meanwhile is followed after this."""
+
+
+class Vault:
+    """One text by name. `owner` is this process."""
+
+    def __init__(self, url: str, *, name: str, owner: str) -> None:
+        self._url, self._name, self._owner = url, name, owner
+        self._names = Names(HOME)
+        self._key = self._names.vault(name)
+
+    async def load(self) -> bytes | None:
+        """None where nothing was saved."""
+        async with connected(self._url) as client:
+            with named_errors():
+                found = await client.get(self._key)
+        return found if isinstance(found, bytes) else None
+
+    async def save(self, sealed: bytes) -> None:
+        """In the place of what was there."""
+        async with connected(self._url) as client:
+            with named_errors():
+                await client.set(self._key, sealed)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        """One process at a time; False: it is somebody else's."""
+        job = f"vault:{self._name}"
+        async with connected(self._url) as client:
+            term, _ = await scripts.lease(client, self._names, job, self._owner, lasts_s=TURN_S)
+        try:
+            yield term > 0
+        finally:
+            if term > 0:
+                async with connected(self._url) as client:
+                    await scripts.lease(client, self._names, job, self._owner, lasts_s=0.0)

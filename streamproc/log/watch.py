@@ -1,0 +1,72 @@
+"""The payouts that a poller looks at again: a sorted set by when, in the account's partition."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.log.connection import connected, named_errors
+from streamproc.log.inspect import RECORDS_AT_ONCE, open_records
+from streamproc.log.names import Names, partition_of
+
+Seeds = Callable[[Sequence[PayoutRecord]], Mapping[str, int]]
+
+
+class Watched:
+    """Members are payout ids, scores Unix seconds. It holds what is open at the bank, so the bank bounds it."""
+
+    def __init__(self, url: str, *, account: str, partitions: int) -> None:
+        self._url = url
+        self._names = Names(partition_of(account, partitions))
+        self._key = self._names.watched
+        self._mark = self._names.cursor("watch_seeded")
+
+    async def add(self, when: Mapping[str, int]) -> None:
+        """Put payouts on the list, unless they are."""
+        async with connected(self._url) as client:
+            with named_errors():
+                await client.zadd(self._key, dict(when), nx=True)
+
+    async def due(self, now_s: int, limit: int) -> list[tuple[str, PayoutRecord | None]]:
+        """Those whose time has come, the longest due first, with their records."""
+        async with connected(self._url) as client:
+            with named_errors():
+                found = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
+                payouts = [_text(member) for member in found]
+                async with client.pipeline(transaction=False) as pipe:
+                    for payout in payouts:
+                        pipe.hget(self._names.payout(payout), "s")
+                    records = await pipe.execute()
+        return [
+            (payout, decode_record(record) if record else None)
+            for payout, record in zip(payouts, records, strict=True)
+        ]
+
+    async def move(self, when: Mapping[str, int | None]) -> None:
+        """Look at them again then; None: no more."""
+        async with connected(self._url) as client:
+            with named_errors():
+                async with client.pipeline(transaction=False) as pipe:
+                    for payout, at in when.items():
+                        if at is None:
+                            pipe.zrem(self._key, payout)
+                        else:
+                            pipe.zadd(self._key, {payout: at}, xx=True)
+                    await pipe.execute()
+
+    async def seed(self, seeds: Seeds) -> None:
+        """Put on the list what is open here already; once, and again where Redis was rebuilt. O(keys of Redis)."""
+        async with connected(self._url) as client:
+            with named_errors():
+                if await client.exists(self._mark):
+                    return
+            async for records in open_records(client, self._names, at_once=RECORDS_AT_ONCE):
+                when = seeds(records)
+                if when:
+                    with named_errors():
+                        await client.zadd(self._key, dict(when), nx=True)
+            with named_errors():
+                await client.set(self._mark, 1)
+
+
+def _text(member: Any) -> str:
+    return str(member.decode())

@@ -1,0 +1,68 @@
+"""The bank's client as every process and command opens it: one pace for all and one OAuth token, both in Redis."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import SharedLimiter
+from streamproc.clients.oauth import TokenKeeper, vault_name
+from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.log.pace import Pace
+from streamproc.log.vault import Vault
+from streamproc.settings import Settings
+
+PACE = "razorpay"
+"""What the pace is called in Redis. One installation has one key, and the bank limits by key."""
+AUTH_TIMEOUT_S = 8.0
+"""For a new token; less than the vault's turn lasts."""
+
+
+@asynccontextmanager
+async def opened_bank(settings: Settings) -> AsyncIterator[Razorpay]:
+    """The bank. Without a Redis in the settings this process keeps the pace for itself, and a token as it is."""
+    async with AsyncExitStack() as stack:
+        turns = tokens = None
+        if settings.redis_url:
+            per_s = settings.razorpay_calls_per_s
+            pace = Pace(settings.redis_url, name=PACE, per_s=per_s, burst=per_s)
+            stack.push_async_callback(pace.aclose)
+            turns = SharedLimiter(pace.reserve, per_s)
+            tokens = _tokens(settings, stack)
+        bank = open_razorpay(
+            settings.razorpay_base_url,
+            key_id=settings.razorpay_key_id,
+            key_secret=settings.razorpay_key_secret.reveal(),
+            oauth_token=settings.razorpay_oauth_token.reveal(),
+            turns=turns,
+            tokens=tokens,
+        )
+        stack.push_async_callback(bank.aclose)
+        yield bank
+
+
+def _tokens(settings: Settings, stack: AsyncExitStack) -> TokenKeeper | None:
+    """None where no refresh token is configured: then the token is used as long as it lasts."""
+    refresh_token = settings.razorpay_oauth_refresh_token.reveal()
+    if not refresh_token:
+        return None
+    http = OutboundClient(
+        "razorpay-auth",
+        settings.razorpay_auth_url,
+        timeout_s=AUTH_TIMEOUT_S,
+        limit_per_s=1.0,
+        burst=2,
+        breaker=Breaker(),
+    )
+    stack.push_async_callback(http.aclose)
+    owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return TokenKeeper(
+        http,
+        Vault(settings.redis_url, name=vault_name(refresh_token), owner=owner),
+        client_id=settings.razorpay_oauth_client_id,
+        client_secret=settings.razorpay_oauth_client_secret.reveal(),
+        refresh_token=refresh_token,
+        first=settings.razorpay_oauth_token.reveal(),
+    )

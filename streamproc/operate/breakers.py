@@ -1,0 +1,43 @@
+"""Every process's breakers where one operator sees them: said by who has them, heard by doctor and `/readyz`."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+from streamproc.clients.breaker import Breaker
+from streamproc.errors import LogUnavailable
+from streamproc.log.word import SAY_EVERY_S, BreakerWord, heard_breakers, say_breakers
+
+
+class Open(NamedTuple):
+    """The breakers that are not closed, in words, and how many were heard of."""
+
+    detail: str
+    heard: int
+
+
+async def say_until(url: str, process: str, breakers: Mapping[str, Breaker], stopping: asyncio.Event) -> None:
+    """Say how these breakers are, by the name of the system, until `stopping`."""
+    while not stopping.is_set():
+        now_s = int(time.time())
+        words = [
+            BreakerWord(process, system, breaker.state, int(breaker.opened_for_s), now_s)
+            for system, breaker in breakers.items()
+        ]
+        with suppress(LogUnavailable):
+            await say_breakers(url, process, words)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), SAY_EVERY_S)
+
+
+async def open_breakers(url: str) -> Open:
+    """Raises LogUnavailable."""
+    heard = await heard_breakers(url)
+    texts = [
+        f"{word.system} {word.state} since {word.opened_for_s} s in {word.process}"
+        for word in heard
+        if word.state != "closed"
+    ]
+    return Open("; ".join(texts), len(heard))

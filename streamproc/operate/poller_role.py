@@ -1,0 +1,150 @@
+"""What the role `poller` is made of: the list, the open payouts, the lease, word of each pass, and reconciliation."""
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack, suppress
+
+from streamproc.errors import LogUnavailable, StreamprocError
+from streamproc.ingress.razorpay_poll import Pass, Poller, Tell
+from streamproc.ingress.razorpay_watch import Watcher, seeds
+from streamproc.log.cursor import PollCursor, PollState
+from streamproc.log.lease import Lease
+from streamproc.log.names import Names, partition_of
+from streamproc.log.stream import Producer
+from streamproc.log.watch import Watched
+from streamproc.operate.bank import opened_bank
+from streamproc.operate.reconcile import reconcile
+from streamproc.settings import Settings
+
+SEED_AGAIN_S = 0.5
+"""Between two looks at a Redis that is away."""
+LOOK_WHETHER_DUE_S = 60.0
+"""Between two looks whether it is time to reconcile."""
+RECONCILE_AGAIN_S = 900.0
+"""After a run that failed, or was cut off."""
+RECONCILE_SINCE_S = 7 * 86_400
+"""Longer than a processed payout may be reversed: three working days."""
+
+log = logging.getLogger(__name__)
+
+
+async def poll_until(settings: Settings, owner: str, stopping: asyncio.Event) -> None:
+    """Poll the settings' account until `stopping`, or stand by while another process does. `owner` is this process."""
+    account, url, partitions = settings.razorpay_account_id, settings.redis_url, settings.partitions
+    cursor = PollCursor(url, account=account, partitions=partitions)
+    watched = Watched(url, account=account, partitions=partitions)
+    lease = Lease(url, Names(partition_of(account, partitions)), f"poll:{account}", owner)
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(Producer(url, partitions=partitions, name="poll"))
+        bank = await stack.enter_async_context(opened_bank(settings))
+        poller = Poller(
+            bank,
+            producer,
+            account=account,
+            account_number=settings.razorpay_account_number,
+            interval_s=settings.poll_interval_s,
+            load_cursor=cursor.load,
+            save_cursor=cursor.save,
+            watch=Watcher(bank, producer, watched, account=account),
+            is_active=lambda: lease.held,
+            tell=_teller(cursor, lease),
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(lease.keep(stopping), name="lease")
+            tasks.create_task(_poll(poller, lease, watched, stopping), name="poller")
+            tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
+
+
+async def _poll(poller: Poller, lease: Lease, watched: Watched, stopping: asyncio.Event) -> None:
+    """Poll while the lease is ours. An end by itself ends the role."""
+    try:
+        await lease.asked()
+        await _seeded(watched, stopping)
+        await poller.run(stopping)
+    finally:
+        stopping.set()
+
+
+async def _seeded(watched: Watched, stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        try:
+            await watched.seed(seeds)
+            return
+        except LogUnavailable as problem:
+            log.warning("which payouts are open could not be read: %s", problem)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), SEED_AGAIN_S)
+
+
+def _teller(cursor: PollCursor, lease: Lease) -> Tell:
+    """Leaves word of each pass for operators; keeps since when they fail and when the last good one was."""
+    failing_since, good_at = 0, 0
+
+    async def tell(done: Pass, failures: int, wait_s: float) -> None:
+        nonlocal failing_since, good_at
+        now_s = int(time.time())
+        if not good_at and (before := await cursor.told()) is not None:
+            good_at = before.good_at
+        failing_since = 0 if not failures else failing_since or now_s
+        good_at = now_s if not failures else good_at
+        state = PollState(
+            holder=lease.owner,
+            term=lease.term,
+            pass_at=now_s,
+            next_at=now_s + int(wait_s),
+            good_at=good_at,
+            failures=failures,
+            failing_since=failing_since,
+            problem=done.problem,
+            listed=done.listed,
+            new=done.new,
+            malformed=done.malformed,
+            looked_at=done.looked.looks,
+            unknown=done.looked.unknown,
+        )
+        await cursor.tell(state)
+
+    return tell
+
+
+async def _reconcile_now_and_then(
+    settings: Settings, lease: Lease, cursor: PollCursor, stopping: asyncio.Event
+) -> None:
+    """Every RECONCILE_INTERVAL, by who has the lease; a run that fails is tried again, and one that is cut off too."""
+    look_s = min(LOOK_WHETHER_DUE_S, settings.reconcile_interval_s)
+    while not stopping.is_set():
+        if lease.held:
+            running = asyncio.create_task(_reconcile_if_due(settings, cursor), name="reconciling")
+            stopped = asyncio.create_task(stopping.wait())
+            try:
+                await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    running.result()
+            finally:
+                for task in (running, stopped):
+                    task.cancel()
+                await asyncio.wait({running, stopped})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), look_s)
+
+
+async def _reconcile_if_due(settings: Settings, cursor: PollCursor) -> None:
+    try:
+        before, now_s = await cursor.reconciled(), time.time()
+        if not before.tried_at:  # at a first start there is nothing to compare yet
+            await cursor.save_reconciled(tried_at=int(now_s), done_at=int(now_s))
+            return
+        wanted_s = settings.reconcile_interval_s if before.done_at >= before.tried_at else RECONCILE_AGAIN_S
+        if now_s < before.tried_at + min(wanted_s, settings.reconcile_interval_s):
+            return
+        await cursor.save_reconciled(tried_at=int(now_s))
+        done = await reconcile(settings, since_s=RECONCILE_SINCE_S)
+        log.info(
+            "reconciled %d payouts and %d windows: %d mismatches%s",
+            *(done.listed, done.windows, len(done.mismatches)),
+            f"; left: {'; '.join(done.left)}" if done.left else "",
+        )
+        await cursor.save_reconciled(done_at=int(time.time()), mismatches=len(done.mismatches))
+    except StreamprocError as problem:
+        log.error("reconcile failed, it is tried again: %s", problem)

@@ -1,0 +1,54 @@
+"""How the poller does, for operators: `doctor` and `/readyz` ask the same question."""
+
+import time
+from typing import NamedTuple
+
+from streamproc.log.cursor import PollCursor, PollState
+from streamproc.settings import Settings
+
+FAILING_S_MAX = 120.0
+"""Failures for longer than this are shown as bad: one page that timed out mends itself with the next pass."""
+LATE_S = 120.0
+"""How much later than announced the next pass may come: a pass may take two minutes at the bank's limit."""
+
+
+class PollerView(NamedTuple):
+    """`ok` is False where an operator must act; `seen`: whether a poller ever polled."""
+
+    ok: bool
+    seen: bool
+    detail: str
+
+
+async def poller_view(settings: Settings) -> PollerView:
+    """How the poller of the settings' account does. Raises LogUnavailable."""
+    cursor = PollCursor(
+        settings.redis_url, account=settings.razorpay_account_id, partitions=settings.partitions
+    )
+    state = await cursor.told()
+    if state is None:
+        return PollerView(False, False, "no poller has polled this account yet")
+    return view_of(state, time.time())
+
+
+def view_of(state: PollState, now_s: float) -> PollerView:
+    """In words."""
+    good = f"last good pass {_ago(now_s - state.good_at)} ago" if state.good_at else "no pass was good yet"
+    if now_s > state.next_at + LATE_S:
+        return PollerView(False, True, f"nobody polls since {_ago(now_s - state.pass_at)}; {good}")
+    if state.failures:
+        for_s = now_s - state.failing_since
+        detail = f"fails since {_ago(for_s)}, {state.failures} in a row; {good}; the last: {state.problem}"
+        return PollerView(for_s <= FAILING_S_MAX, True, detail)
+    detail = f"{good}, {state.listed} listed, {state.new} new, {state.looked_at} older ones looked at"
+    if state.malformed:
+        detail += f", {state.malformed} malformed (see `streamproc dead list`)"
+    if state.unknown:
+        return PollerView(False, True, f"{detail}; the bank does not know {'; '.join(state.unknown)}")
+    return PollerView(True, True, f"{detail}; {state.holder} polls (term {state.term})")
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

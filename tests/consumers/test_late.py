@@ -1,0 +1,102 @@
+"""A decision that cannot be told to the bank is tried until it can, and cries out when that takes too long."""
+
+import asyncio
+import logging
+
+import pytest
+
+import consumers
+from consumers import enact
+from consumers.enact import execution
+from consumers.vet import Reputations
+from streamproc.clients.razorpay import CommandAnswer
+from streamproc.domain.events import BankCommandAnswered
+from streamproc.errors import TryAgain
+from streamproc.log import batch, scripts
+from tests.consumers.test_refuted import Bank, at_once
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, observed
+
+POLICIES = "policies: {small: {per_txn_limit: 100}}"
+
+
+class BankAway(Bank):
+    """Takes no rejection while it is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_away = True
+        self.tries = 0
+
+    async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
+        self.tries += 1
+        if self.is_away:
+            raise TryAgain("the bank answered 503", after_s=0.0)
+        return await super().reject(payout_id, remarks)
+
+
+@pytest.mark.parametrize("ended_meanwhile", [False, True])
+async def test_a_rejection_is_retried_until_it_is_told_or_the_payout_is_final(
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ended_meanwhile: bool,
+) -> None:
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(batch, "LATE_S", -60.0)  # every age is too old
+    bank = BankAway()
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
+    with caplog.at_level(logging.ERROR):
+        async with Engine(redis_url, groups=groups) as engine:
+            await engine.apply(POLICIES)
+            await engine.append(ACCOUNT, observed("pout_1", 1000, agent="small"))
+            async with asyncio.timeout(30):
+                while bank.tries < 2:
+                    await asyncio.sleep(0.01)
+            if ended_meanwhile:
+                bank.statuses["pout_1"] = "cancelled"  # by a person at the bank
+            bank.is_away = False
+            async with asyncio.timeout(30):
+                while not [a for a in await engine.story("pout_1") if isinstance(a, BankCommandAnswered)]:
+                    await asyncio.sleep(0.01)
+            (answer,) = [a for a in await engine.story("pout_1") if isinstance(a, BankCommandAnswered)]
+    assert (answer.outcome, answer.bank_status) == (
+        ("already", "cancelled") if ended_meanwhile else ("done", "rejected")
+    )
+    alarms = [record.getMessage() for record in caplog.records if "ALARM" in record.getMessage()]
+    assert alarms
+    assert "the bank answered 503" in alarms[0]
+
+
+class BankStuck(Bank):
+    """Never answers about one payout."""
+
+    async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
+        if payout_id == "pout_stuck":
+            await asyncio.get_running_loop().create_future()
+        return await super().reject(payout_id, remarks)
+
+
+async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enact, "PASS_S", 0.5)
+    bank = BankStuck()
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
+    async with Engine(redis_url, groups=groups) as engine:
+        await engine.apply(POLICIES)
+        payouts = ["pout_stuck", *(f"pout_{n}" for n in range(5))]
+        for payout in payouts:
+            await engine.append(ACCOUNT, observed(payout, 1000, agent="small"))
+        async with asyncio.timeout(30):
+            while sum(bank.statuses.get(payout) == "rejected" for payout in payouts) < 5:
+                await asyncio.sleep(0.01)
+            while not await engine.client.zcard(engine.names.retries("execution")):
+                await asyncio.sleep(0.01)
+        answered = {
+            event.payout
+            for entry in await engine.entries()
+            for event in entry
+            if isinstance(event, BankCommandAnswered)
+        }
+    assert answered == set(payouts) - {"pout_stuck"}

@@ -1,0 +1,165 @@
+"""Open payouts are looked at again, however old; real Redis, and the bank as a real process."""
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.domain.events import BankPayout, PayoutObserved
+from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.errors import TryAgain
+from streamproc.ingress.razorpay_watch import (
+    BETWEEN_S_MAX,
+    BETWEEN_S_MIN,
+    FIRST_LOOK_S,
+    LOOKS_MAX,
+    Watcher,
+    next_look_s,
+    seeds,
+)
+from streamproc.log.names import Names
+from streamproc.log.watch import Watched
+from tests.bank import Sandbox, running_sandbox
+from tests.ingress.recorder import Recorder
+
+ACCOUNT = "acc_1"
+NAMES = Names(0)
+DAY_S = 86_400
+
+
+@pytest.fixture
+async def bank() -> AsyncIterator[Sandbox]:
+    async with running_sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def client(bank: Sandbox) -> AsyncIterator[Razorpay]:
+    opened = open_razorpay(bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret)
+    yield opened
+    await opened.aclose()
+
+
+class Watch:
+    """A watcher with its door and its list."""
+
+    def __init__(self, redis_url: str, client: Razorpay) -> None:
+        self.door = Recorder()
+        self.door.now_s = int(time.time())
+        self.list = Watched(redis_url, account=ACCOUNT, partitions=1)
+        self.watcher = Watcher(client, self.door, self.list, account=ACCOUNT)
+        self.redis = Redis.from_url(redis_url)
+
+    async def know(self, payout: str, status: str, *, days_ago: float = 0) -> None:
+        received_at = int((self.door.now_s - days_ago * DAY_S) * 1e6)
+        record = PayoutRecord(payout=payout, account=ACCOUNT, received_at=received_at, bank_status=status)
+        await self.redis.hset(NAMES.payout(payout), "s", encode_record(record))
+
+    async def watched(self) -> set[str]:
+        return {member.decode() for member in await self.redis.zrange(NAMES.watched, 0, -1)}
+
+    def shown(self) -> list[tuple[str, str, str]]:
+        return [
+            (event.payout, event.source, event.facts.status)
+            for event in self.door.events
+            if isinstance(event, PayoutObserved)
+        ]
+
+
+async def test_a_payout_held_for_60_days_is_seen_when_it_is_cancelled_at_the_bank(
+    redis_url: str, bank: Sandbox, client: Razorpay
+) -> None:
+    watch, made = Watch(redis_url, client), await bank.pay(250_000)
+    await watch.know(made["id"], "pending", days_ago=60)
+    await watch.list.seed(seeds)
+    assert (await watch.watcher.look()).moved == 0
+    assert watch.shown() == []  # it is as we know it: nothing is appended, nothing governed again
+
+    await bank.advance(made["id"], "cancelled")  # there is no webhook for that
+    assert (await watch.watcher.look()).looks == 0  # not before its time
+    watch.door.now_s += BETWEEN_S_MAX
+    assert (await watch.watcher.look()).moved == 1
+    assert watch.shown() == [(made["id"], "fetch", "cancelled")]
+    assert await watch.watched() == set()
+
+
+async def test_each_pass_looks_at_a_few_the_longest_due_first(
+    redis_url: str, bank: Sandbox, client: Razorpay
+) -> None:
+    watch = Watch(redis_url, client)
+    payouts = [item["id"] for item in (await bank.pay(1_000, count=LOOKS_MAX + 4))["items"]]
+    for days_ago, payout in enumerate(payouts, 1):
+        await watch.know(payout, "pending", days_ago=days_ago)
+        await bank.advance(payout, "cancelled")
+    await watch.list.seed(seeds)
+    assert (await watch.watcher.look()).looks == LOOKS_MAX
+    assert await watch.watched() == set(payouts[:4])  # the youngest
+    assert (await watch.watcher.look()).looks == 4
+
+
+async def test_what_is_final_here_costs_no_call(redis_url: str, bank: Sandbox, client: Razorpay) -> None:
+    watch, made = Watch(redis_url, client), await bank.pay(1_000)
+    await watch.watcher.note([BankPayout(id=made["id"], amount=1_000, currency="INR", status="pending")])
+    await watch.know(made["id"], "rejected")  # by a webhook
+    await bank.faults(api=[{"kind": "500"}])
+    watch.door.now_s += FIRST_LOOK_S + 1
+    assert (await watch.watcher.look()).moved == 0
+    assert await watch.watched() == set()
+
+
+async def test_while_the_bank_is_away_what_is_due_stays_due(
+    redis_url: str, bank: Sandbox, client: Razorpay
+) -> None:
+    watch, made = Watch(redis_url, client), await bank.pay(1_000)
+    await watch.know(made["id"], "pending", days_ago=1)
+    await watch.list.seed(seeds)
+    await bank.faults(api=[{"kind": "500", "count": 1}])
+    with pytest.raises(TryAgain):
+        await watch.watcher.look()
+    assert (await watch.watcher.look()).looks == 1
+
+
+async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
+    redis_url: str, bank: Sandbox, client: Razorpay
+) -> None:
+    watch, made = Watch(redis_url, client), await bank.pay(1_000)
+    for payout in ("pout_Ghost000000001", made["id"]):
+        await watch.know(payout, "pending", days_ago=2)
+    await bank.advance(made["id"], "cancelled")
+    await watch.list.seed(seeds)
+    looked = await watch.watcher.look()
+    assert (looked.looks, looked.moved) == (2, 1)
+    (unknown,) = looked.unknown
+    assert unknown.startswith("pout_Ghost000000001: ")
+
+
+async def test_only_what_is_open_is_watched_and_seeding_is_done_once(
+    redis_url: str, client: Razorpay
+) -> None:
+    watch = Watch(redis_url, client)
+    for status in ("pending", "queued", "scheduled", "processing", "processed", "rejected", "reversed"):
+        await watch.know(f"pout_{status}", status)
+    await watch.list.seed(seeds)
+    assert await watch.watched() == {"pout_pending", "pout_queued", "pout_scheduled", "pout_processing"}
+    await watch.know("pout_later", "pending")
+    await watch.list.seed(seeds)
+    assert "pout_later" not in await watch.watched()
+
+
+def test_the_older_a_payout_the_more_seldom_it_is_looked_at() -> None:
+    now_s = 1_790_000_000
+
+    def wait_s(age_s: int) -> int:
+        facts = BankPayout(id="p", amount=1, currency="INR", status="pending", created_at=now_s - age_s)
+        at = next_look_s(facts, None, now_s)
+        assert at is not None
+        return at - now_s
+
+    assert [wait_s(age) for age in (10, 3_600, DAY_S, 60 * DAY_S)] == [
+        BETWEEN_S_MIN,
+        450,
+        DAY_S // 8,
+        BETWEEN_S_MAX,
+    ]

@@ -1,0 +1,150 @@
+"""`reconcile` finds what neither webhook nor poller told, says so once, and mends nothing but its own ignorance.
+
+There is no poller here and webhooks are dropped at will, so that there is something to find.
+"""
+
+import pytest
+
+from streamproc.domain import events as e
+from streamproc.domain.events import BankPayout
+from streamproc.errors import JobFailed
+from streamproc.ingress.translate import append_of
+from streamproc.log.stream import Producer
+from streamproc.operate.reconcile import Reconciled, reconcile
+from streamproc.settings import load
+from tests.bank import until
+from tests.journeys.conftest import POLICIES
+from tests.journeys.system import ACCOUNT, System
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NOTES = {"agent_id": "bot"}
+
+
+async def run(system: System) -> Reconciled:
+    await system.settled()
+    return await reconcile(load(system.env), since_s=3_600, grace_s=0)
+
+
+async def found(system: System, payout: str) -> list[tuple[str, str, str]]:
+    done = await run(system)
+    return [(m.kind, m.ours, m.theirs) for m in done.mismatches if m.payout == payout]
+
+
+async def test_where_all_agree_nothing_is_found_and_the_run_is_in_the_log(system: System) -> None:
+    made = await system.bank.pay(250_000, notes=NOTES)
+    await system.reaches(made["id"], "processed")
+    done = await run(system)
+    assert (done.mismatches, done.left, done.appended) == ([], [], 0)
+    assert done.listed >= 1
+    assert done.windows >= 1
+    last = (await system.events())[-1]
+    assert isinstance(last, e.ReconcileDone)
+    assert (last.mismatches, last.listed, last.windows) == (0, done.listed, done.windows)
+
+
+async def test_a_payout_that_nobody_told_us_of_is_found_and_governed(system: System) -> None:
+    await system.bank.faults(webhooks=[{"kind": "drop"}])
+    made = await system.bank.pay(250_000, notes=NOTES)
+    assert await found(system, made["id"]) == [("unknown_here", "", "pending, 250000 paise")]
+    await system.bank.faults(webhooks=[])
+    record = await system.reaches(made["id"], "confirmed", "processed")
+    assert record.decision == "APPROVED"
+    await system.bank.reaches(made["id"], "processed")
+    await run(system)  # its own webhooks may have been dropped: that is news once more
+    assert await found(system, made["id"]) == []
+
+
+async def test_one_that_paid_itself_unseen_is_a_bypass(system: System) -> None:
+    await system.bank.faults(webhooks=[{"kind": "drop"}])
+    made = await system.bank.pay(250_000, status="processing", notes=NOTES)
+    await system.bank.reaches(made["id"], "processed")
+    assert [kind for kind, _, _ in await found(system, made["id"])] == ["unknown_here"]
+    await system.bank.faults(webhooks=[])
+    await system.reaches(made["id"], "bypassed")
+
+
+async def test_a_held_payout_that_somebody_cancelled_at_the_bank_gives_its_budget_back_once(
+    system: System,
+) -> None:
+    made = await system.bank.pay(800_000, notes={"agent_id": "careful"})
+    await system.reaches(made["id"], "held")
+    await system.bank.advance(made["id"], "cancelled")  # the bank has no event for it
+    assert await found(system, made["id"]) == [("behind", "pending", "cancelled")]
+    record = await system.reaches(made["id"], "cancelled")
+    assert record.reservation is not None
+    assert record.reservation.state == "released"
+    assert await found(system, made["id"]) == []
+    story = await system.story(made["id"])
+    assert sum(isinstance(event, e.PayoutSettled) for event in story) == 1
+    assert sum(isinstance(event, e.PayoutDecided) for event in story) == 1
+    code, out, _ = await system.cli("explain", made["id"])
+    assert code == 0
+    assert "MISMATCH behind: we had pending, the bank shows cancelled" in out
+
+
+async def test_a_payout_that_the_bank_does_not_know_is_named_once_however_often_it_is_found(
+    system: System,
+) -> None:
+    ghost = BankPayout(id="pout_Ghost000000001", amount=1_000, currency="INR", status="processing")
+    async with Producer(system.redis_url, partitions=1, name="test") as producer:
+        await producer.append(append_of(ghost, account=ACCOUNT, source="webhook", now_us=producer.now_us()))
+    await system.reaches(ghost.id, "received", "bypassed")
+    for _ in range(2):
+        (mismatch,) = await found(system, ghost.id)
+        assert mismatch[:2] == ("unknown_at_bank", "processing")
+    story = await system.story(ghost.id)
+    assert sum(isinstance(event, e.ReconcileMismatch) for event in story) == 1
+
+
+async def test_a_counter_that_differs_from_its_fold_is_an_alarm_and_is_left_as_it_is(system: System) -> None:
+    await system.settled()
+    (key, *_) = [key async for key in system.redis.scan_iter(match=f"{system.names.base}:budget:agent:bot:*")]
+    await system.redis.hincrby(key, "r", 5_000)
+    try:
+        (mismatch,) = [m for m in (await run(system)).mismatches if m.kind == "budget"]
+        assert mismatch.subject.startswith("agent:bot ")
+        assert int(mismatch.ours.split()[0]) == int(mismatch.theirs.split()[0]) + 5_000
+        assert int(await system.redis.hget(key, "r") or 0) == int(mismatch.ours.split()[0])
+    finally:
+        await system.redis.hincrby(key, "r", -5_000)
+    assert [m for m in (await run(system)).mismatches if m.kind == "budget"] == []
+
+
+async def test_the_banks_own_fees_are_no_bypass_and_charged_to_nobody(system: System) -> None:
+    first = await system.bank.pay(11_800, status="processing", vendor={"name": "Fee Collection"})
+    await system.reaches(first["id"], "bypassed")  # until the policy says where fees go
+    await system.apply(
+        f"{POLICIES}\naccounts: {{{ACCOUNT}: {{fee_fund_accounts: [{first['fund_account_id']}]}}}}"
+    )
+    fee = await system.bank.pay(11_800, status="processing", fund_account_id=first["fund_account_id"])
+    record = await system.reaches(fee["id"], "processed")
+    assert (record.bank_fee, record.bypassed, record.reservation) == (True, False, None)
+    story = await system.story(fee["id"])
+    assert sum(isinstance(event, e.BankFeeRecorded) for event in story) == 1
+    other = await system.bank.pay(11_800, status="processing", vendor={"name": "Not The Bank"})
+    await system.reaches(other["id"], "bypassed")
+
+
+async def test_a_list_that_cannot_be_read_is_a_failure_and_not_agreement(system: System) -> None:
+    await system.bank.faults(api=[{"kind": "429", "retry_after": 60}])
+    with pytest.raises(JobFailed, match="could not be read to its end"):
+        await run(system)
+    await system.bank.faults(api=[])
+
+
+async def test_the_command_says_what_it_found_and_exits_1(system: System) -> None:
+    code, _, err = await system.cli("reconcile", "--since", "week")
+    assert (code, "write a number and s, m, h or d" in err) == (2, True)
+    code, _, err = await system.cli("reconcile", "--since", "10000d")
+    assert (code, "it is 60 s to 90 days" in err) == (2, True)
+    # The ghost of above is still there, and nothing else.
+    await until(lambda: only_the_ghost(system), what="all webhooks are in")
+    code, out, err = await system.cli("reconcile", "--since", "1h")
+    assert code == 1
+    assert "unknown_at_bank" in out
+    assert "1 mismatches" in err
+
+
+async def only_the_ghost(system: System) -> bool:
+    return [m.kind for m in (await run(system)).mismatches] == ["unknown_at_bank"]
