@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from streamproc.domain.events import BankPayout
+from streamproc.domain.intent import is_intent
 from streamproc.domain.states import BANK_RANK
 
 COPIES_MAX = 8
@@ -29,6 +30,11 @@ class BankCopy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tax: int = 0
     bypassed: bool = False
     """It moved although it is not ours, and that is recorded."""
+
+
+def name_here(facts: BankPayout) -> str:
+    """What a payout is called here: an intent's reference is its name, everything else bears the bank's own id."""
+    return facts.reference_id if is_intent(facts.reference_id) else facts.id
 
 
 def copy_of(facts: BankPayout) -> BankCopy:

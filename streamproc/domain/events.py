@@ -9,49 +9,25 @@ Amounts are paise. No floats. No bank account numbers, names, e-mails or phones 
 
 from typing import Literal, TypeAlias
 
-from msgspec import Struct
-
+from streamproc.domain.facts import BankCommand as BankCommand
+from streamproc.domain.facts import BankPayout as BankPayout
+from streamproc.domain.facts import BeneficiarySeen as BeneficiarySeen
+from streamproc.domain.facts import Decision as Decision
+from streamproc.domain.facts import Evidence as Evidence
+from streamproc.domain.facts import Fact as Fact
+from streamproc.domain.facts import Finding as Finding
+from streamproc.domain.facts import Identity as Identity
+from streamproc.domain.facts import MismatchKind as MismatchKind
+from streamproc.domain.facts import Source as Source
+from streamproc.domain.facts import TokenScope as TokenScope
+from streamproc.domain.facts import WindowUse as WindowUse
+from streamproc.domain.housekeeping import DeadLetterClosed as DeadLetterClosed
+from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
+from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
+from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
 from streamproc.domain.intent import Intent
 
-Decision: TypeAlias = Literal["APPROVED", "REJECTED", "HELD"]
-Source: TypeAlias = Literal["webhook", "poll", "fetch"]
-Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
-BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
-TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
-MismatchKind: TypeAlias = Literal["unknown_here", "unknown_at_bank", "amount", "behind", "ahead", "budget"]
-Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
-
-
-class Fact(Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What every event has. `at` is µs since 1970 by the clock of Redis."""
-
-    v: int = 1
-    at: int
-
-
 # ---- what came in -----------------------------------------------------------------------
-
-
-class BankPayout(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A payout as the bank showed it, without bank account details. Times are Unix seconds."""
-
-    id: str
-    amount: int
-    currency: str
-    status: str
-    created_at: int = 0
-    fund_account_id: str = ""
-    mode: str = ""
-    purpose: str = ""
-    reference_id: str = ""
-    narration: str = ""
-    utr: str = ""
-    fees: int = 0
-    tax: int = 0
-    reason: str = ""
-    """`status_details.reason`, for example `low_balance`."""
-    notes: dict[str, str] = {}
-    """Keys and values as text, cut to the bank's own limits."""
 
 
 class PayoutObserved(Fact, frozen=True, kw_only=True, tag="payout.observed"):
@@ -172,28 +148,6 @@ class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
 # `findings` are those of all stages so far, so that a stage can run in a group of its own.
 
 
-class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One rule that fired, and on what evidence. `outcome` NOTED never changes a decision."""
-
-    stage: str
-    code: str
-    outcome: Literal["REJECTED", "HELD", "NOTED"]
-    evidence: Evidence = {}
-
-
-class BeneficiarySeen(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the registry knew of a payout's fund account and vendor on its account, before the payout was decided."""
-
-    known: bool = False
-    """A payout to this fund account was approved before."""
-    noted: bool = False
-    """For this vendor, and not long ago: there is nothing to note when it is approved."""
-    other_vendors: list[str] = []
-    """Hosts that the fund account was approved for, where the payout's own is not among them."""
-    other_accounts: list[str] = []
-    """Fund accounts that the vendor was approved with, where the payout's own is not among them."""
-
-
 class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
     """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it. Version 1 did not look at the beneficiary."""
 
@@ -233,16 +187,6 @@ class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_
     checked_at: int = 0
     fresh_until: int = 0
     findings: list[Finding]
-
-
-class WindowUse(Struct, frozen=True, kw_only=True):
-    """One budget window before a payout was charged to it. Paise; `limit` None is no limit."""
-
-    scope: str
-    window: str
-    limit: int | None
-    reserved: int
-    committed: int
 
 
 class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved"):
@@ -397,58 +341,6 @@ class BankFeeRecorded(Fact, frozen=True, kw_only=True, tag="bank.fee_recorded"):
     account: str
     amount: int
     fund_account: str
-
-
-class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch"):
-    """The bank, or the fold of the log, says otherwise than we do. An alarm: nothing is mended because of it.
-
-    `unknown_here`, `behind`: neither webhook nor poller told us; it was appended now. `ahead`: we were told more than
-    the bank shows. `budget`: `ours` is the counter, `theirs` its fold, `payout` is empty, `subject` names the window.
-    """
-
-    payout: str
-    account: str
-    kind: MismatchKind
-    ours: str
-    theirs: str
-    subject: str = ""
-
-
-class ReconcileDone(Fact, frozen=True, kw_only=True, tag="reconcile.done"):
-    """A comparison of bank, log and budgets came to its end. Times are Unix seconds; `left`: what was not compared."""
-
-    account: str
-    since: int
-    until: int
-    listed: int
-    fetched: int
-    windows: int
-    mismatches: int
-    left: list[str] = []
-
-
-# ---- what went wrong --------------------------------------------------------------------
-
-
-class EntrySetAside(Fact, frozen=True, kw_only=True, tag="entry.set_aside"):
-    """A group could not handle an entry; it is a dead letter now."""
-
-    payout: str
-    group: str
-    entry: str
-    stage: str
-    problem: str
-
-
-class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"):
-    """A person gave a dead letter's entry back to its group, or discarded it."""
-
-    payout: str
-    group: str
-    entry: str
-    letter: str
-    action: Literal["redrive", "discard"]
-    by: str
 
 
 Event: TypeAlias = (

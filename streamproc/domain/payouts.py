@@ -7,14 +7,17 @@ payout forward: `BANK_RANK` says what is forward. Two payouts with the same hist
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain.agent_note import NOTE
 from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, with_copy
-from streamproc.domain.intent import Intent, is_intent, without_beneficiary
+from streamproc.domain.intent import is_intent, without_beneficiary
+from streamproc.domain.record import PayoutRecord as PayoutRecord
+from streamproc.domain.record import Reservation as Reservation
+from streamproc.domain.record import Review as Review
+from streamproc.domain.record import decode_record as decode_record
+from streamproc.domain.record import encode_record as encode_record
 from streamproc.domain.states import BANK_RANK as BANK_RANK
 from streamproc.domain.states import MOVING_STATUSES as MOVING_STATUSES
 from streamproc.domain.states import OPEN_STATUSES as OPEN_STATUSES
@@ -28,81 +31,6 @@ UNKNOWN_AGENT = "unknown"
 
 ASKED: frozenset[type[e.Fact]] = frozenset({e.PayoutObserved, e.PayoutRequested})
 """What a payout begins with. Producers append it without touching the record, so whoever handles it folds it."""
-
-
-class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
-
-    state: Literal["reserved", "committed", "released"]
-    amount: int
-    number: int
-    windows: list[e.WindowUse]
-    count_fees: bool = False
-    fees: int = 0
-    """Charged beside the amount, while it is committed."""
-
-
-class Review(Struct, frozen=True, kw_only=True):
-    """One reviewer's valid answer. `at` is µs."""
-
-    by: str
-    action: Literal["approve", "reject"]
-    why: str
-    channel: str
-    at: int
-
-
-class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything known of one payout; the fold of its events. Amounts in paise, times in µs."""
-
-    payout: str
-    account: str
-    received_at: int
-    amount: int = 0
-    currency: str = ""
-    agent: str = ""
-    identity: e.Identity = "unknown"
-    vendor_url: str = ""
-    fund_account: str = ""
-    reference_id: str = ""
-    agent_sig: str = ""
-    """The agent's signed note, as it was written (domain/agent_note.py)."""
-    state: State = "received"
-    bank_status: str = ""
-    utr: str = ""
-    fees: int = 0
-    tax: int = 0
-    decision: e.Decision | None = None
-    decided_at: int = 0
-    reason: str = ""
-    reasons: list[str] = []
-    findings: list[e.Finding] = []
-    policy_version: int = 0
-    beneficiary: e.BeneficiarySeen | None = None
-    hold_expires_at: int = 0
-    reputation_fresh_until: int = 0
-    reservation: Reservation | None = None
-    reviews: list[Review] = []
-    bypassed: bool = False
-    maybe_sent: bool = False
-    """It was stopped after an attempt to send it: only the bank can say that nothing moved."""
-    bank_fee: bool = False
-    updated_at: int = 0
-    intent: Intent | None = None
-    """What an agent asked us to make; None: the payout was made at the bank."""
-    bank_payout: str = ""
-    """An intent's own id at the bank, as far as it is known; empty otherwise: there it is `payout`."""
-    created_as: str = ""
-    """The same, once the answer to our own call has told it."""
-    copies: list[BankCopy] = []
-    """What the bank has under an intent's reference; the one that is `bank_payout` is ours."""
-    failure: str = ""
-    """Why the bank refused to create it."""
-
-    @property
-    def at_bank(self) -> str:
-        """The id that the bank knows it by."""
-        return self.bank_payout or self.payout
 
 
 def is_terminal(record: PayoutRecord) -> bool:
@@ -431,8 +359,3 @@ def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | N
         if record.decision == "REJECTED" and not stays:
             return "released"
     return None
-
-
-encode_record = msgspec.json.Encoder().encode
-"""The record as Redis and Postgres keep it."""
-decode_record = msgspec.json.Decoder(PayoutRecord).decode

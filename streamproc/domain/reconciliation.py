@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout, MismatchKind
 from streamproc.domain.payouts import PayoutRecord, moves_forward
 
@@ -25,15 +26,23 @@ class Mismatch(Struct, frozen=True):
 
 
 def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
-    """What the bank shows of a payout beside what we have; None where they agree."""
+    """What the bank shows of a payout beside what we have; None where they agree.
+
+    Of an intent only the payout that it is bound to is compared: another one under its reference is never its own, and
+    is found out where it moves (GovernanceBypassed).
+    """
+    name = name_here(facts)
     if record is None:
-        return Mismatch(facts.id, "unknown_here", "", f"{facts.status}, {facts.amount} paise")
+        return Mismatch(name, "unknown_here", "", f"{facts.status}, {facts.amount} paise")
+    if record.intent is not None and record.bank_payout != facts.id:
+        known = any(copy.id == facts.id and copy.status == facts.status for copy in record.copies)
+        return None if known else Mismatch(name, "behind", "", f"{facts.id}, {facts.status}")
     if record.amount != facts.amount:
-        return Mismatch(facts.id, "amount", f"{record.amount} paise", f"{facts.amount} paise")
+        return Mismatch(name, "amount", f"{record.amount} paise", f"{facts.amount} paise")
     ours, theirs = record.bank_status, facts.status
     if ours == theirs or (ours, theirs) in _LATER_ALL_THE_SAME:
         return None
-    return Mismatch(facts.id, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
+    return Mismatch(name, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
 
 
 def windows_apart(counters: Counted, folded: Counted) -> dict[tuple[str, str], Mismatch]:

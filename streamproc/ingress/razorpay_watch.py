@@ -13,7 +13,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from streamproc.clients.razorpay_entities import MalformedPayout
+from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout
+from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
 from streamproc.errors import Unprocessable
 from streamproc.ingress.door import Door
@@ -74,7 +76,7 @@ class Watcher:
     async def note(self, items: Iterable[BankPayout | MalformedPayout]) -> None:
         """Watch those of a page that are open."""
         when = {
-            item.id: item.created_at + FIRST_LOOK_S
+            name_here(item): item.created_at + FIRST_LOOK_S
             for item in items
             if isinstance(item, BankPayout) and item.status in WATCHED_STATUSES
         }
@@ -110,7 +112,9 @@ class Watcher:
         """The bank's answer, or None where nothing has to be asked; and whether it was news."""
         if record is not None and record.bank_status not in WATCHED_STATUSES:
             return None, False
-        facts = await self._bank.fetch(payout)
+        if record is None and is_intent(payout):
+            return None, False  # nobody asked for it here: what the list shows of it is all there is
+        facts = await self._bank.fetch(record.at_bank if record is not None else payout)
         if record is not None and facts.status == record.bank_status:
             return facts, False
         account = record.account if record is not None else self._account

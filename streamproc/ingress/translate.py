@@ -20,6 +20,7 @@ from streamproc.clients.razorpay_entities import (
     read_payout,
     shown,
 )
+from streamproc.domain.copies import name_here
 from streamproc.domain.events import (
     BankDowntimeReported,
     BankEventIgnored,
@@ -30,7 +31,6 @@ from streamproc.domain.events import (
     PayoutRequested,
     Source,
 )
-from streamproc.domain.intent import is_intent
 from streamproc.errors import InputError
 from streamproc.log.stream import Append
 
@@ -119,8 +119,7 @@ def append_of(
         return Append(account, (key,), (malformed,))
     observed = PayoutObserved(
         at=now_us,
-        # The reference of an intent is its name here; the bank's own id stays in the facts, and in the keys.
-        payout=payout.reference_id if is_intent(payout.reference_id) else payout.id,
+        payout=name_here(payout),  # the bank's own id stays in the facts, and in the keys
         account=account,
         source=source,
         bank_event=bank_event,

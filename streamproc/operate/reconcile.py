@@ -11,12 +11,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from streamproc.archive.lookup import job_named, opened_pool
 from streamproc.archive.read import payout_view
 from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
+from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout, ReconcileDone, ReconcileMismatch
 from streamproc.domain.payouts import MOVING_STATUSES, OPEN_STATUSES, PayoutRecord
 from streamproc.domain.reconciliation import Mismatch, compared
@@ -133,18 +134,25 @@ async def _running(settings: Settings, since_s: float, on_seen: Callable[[int], 
 
 # ---- first look: what does not agree at this moment -------------------------------------
 
+Suspects: TypeAlias = dict[str, str]
+"""The bank's id of a payout, and what it is called here."""
 
-async def _suspects_of_list(run: _Run) -> tuple[set[str], set[str]]:
-    """The payouts that the list shows otherwise than we have them, and all that it shows."""
-    suspects, listed, done = set[str](), set[str](), run.done
+
+async def _suspects_of_list(run: _Run) -> tuple[Suspects, set[str]]:
+    """The payouts that the list shows otherwise than we have them, and the bank's ids of all that it shows."""
+    suspects, listed, done = Suspects(), set[str](), run.done
     number = run.settings.razorpay_account_number
     try:
         async for part in read_list(run.bank, number, from_s=done.since, to_s=done.until):
             fresh = {i.id: i for i in part.items if isinstance(i, BankPayout) and i.id not in listed}
             listed |= fresh.keys()
             await _append_malformed(run, part.items)
-            records = await _records(run, list(fresh))
-            suspects |= {p for p, facts in fresh.items() if compared(records[p], facts) is not None}
+            records = await _records(run, [name_here(facts) for facts in fresh.values()])
+            suspects |= {
+                facts.id: name_here(facts)
+                for facts in fresh.values()
+                if compared(records[name_here(facts)], facts) is not None
+            }
             done.listed = len(listed)
             run.on_seen(done.listed)
             if len(listed) > PAYOUTS_MAX:
@@ -179,32 +187,32 @@ async def _records(run: _Run, payouts: Sequence[str]) -> dict[str, PayoutRecord 
     return found
 
 
-async def _suspects_of_ours(run: _Run, listed: set[str]) -> set[str]:
+async def _suspects_of_ours(run: _Run, listed: set[str]) -> Suspects:
     """The payouts that are open or moved here, came in the period, and are not on the list."""
     wanted = OPEN_STATUSES | MOVING_STATUSES
     since_us, until_us = run.done.since * 1_000_000, (run.done.until + 1) * 1_000_000
-    found: set[str] = set()
+    found = Suspects()
 
     def is_ours(record: PayoutRecord) -> bool:
         return record.bank_status in wanted and since_us <= record.received_at <= until_us
 
     async for records in records_where(run.client, run.names, is_ours, at_once=FETCHES_AT_ONCE):
-        found |= {record.payout for record in records} - listed
+        found |= {record.at_bank: record.payout for record in records if record.at_bank not in listed}
     return found
 
 
 # ---- second look: what still does not -----------------------------------------------------
 
 
-async def _confirm(run: _Run, suspects: set[str]) -> None:
+async def _confirm(run: _Run, suspects: Suspects) -> None:
     waiting = sorted(suspects)
     for start in range(0, len(waiting), FETCHES_AT_ONCE):
         some = waiting[start : start + FETCHES_AT_ONCE]
         answers = await asyncio.gather(*(_fetch(run, payout) for payout in some))
-        records = await _records(run, some)
-        for payout, answer in zip(some, answers, strict=True):
+        records = await _records(run, [suspects[at_bank] for at_bank in some])
+        for at_bank, answer in zip(some, answers, strict=True):
             run.done.fetched += 1
-            await _judge(run, payout, records[payout], answer)
+            await _judge(run, suspects[at_bank], records[suspects[at_bank]], answer)
         run.on_seen(run.done.listed + run.done.fetched)
 
 

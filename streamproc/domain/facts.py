@@ -1,0 +1,74 @@
+"""What the events of the log are made of: what every event has, and the parts that several of them share."""
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+Decision: TypeAlias = Literal["APPROVED", "REJECTED", "HELD"]
+Source: TypeAlias = Literal["webhook", "poll", "fetch"]
+Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
+BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
+TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
+MismatchKind: TypeAlias = Literal["unknown_here", "unknown_at_bank", "amount", "behind", "ahead", "budget"]
+Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
+
+
+class Fact(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every event has. `at` is µs since 1970 by the clock of Redis."""
+
+    v: int = 1
+    at: int
+
+
+class BankPayout(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A payout as the bank showed it, without bank account details. Times are Unix seconds."""
+
+    id: str
+    amount: int
+    currency: str
+    status: str
+    created_at: int = 0
+    fund_account_id: str = ""
+    mode: str = ""
+    purpose: str = ""
+    reference_id: str = ""
+    narration: str = ""
+    utr: str = ""
+    fees: int = 0
+    tax: int = 0
+    reason: str = ""
+    """`status_details.reason`, for example `low_balance`."""
+    notes: dict[str, str] = {}
+    """Keys and values as text, cut to the bank's own limits."""
+
+
+class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One rule that fired, and on what evidence. `outcome` NOTED never changes a decision."""
+
+    stage: str
+    code: str
+    outcome: Literal["REJECTED", "HELD", "NOTED"]
+    evidence: Evidence = {}
+
+
+class BeneficiarySeen(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the registry knew of a payout's fund account and vendor on its account, before the payout was decided."""
+
+    known: bool = False
+    """A payout to this fund account was approved before."""
+    noted: bool = False
+    """For this vendor, and not long ago: there is nothing to note when it is approved."""
+    other_vendors: list[str] = []
+    """Hosts that the fund account was approved for, where the payout's own is not among them."""
+    other_accounts: list[str] = []
+    """Fund accounts that the vendor was approved with, where the payout's own is not among them."""
+
+
+class WindowUse(Struct, frozen=True, kw_only=True):
+    """One budget window before a payout was charged to it. Paise; `limit` None is no limit."""
+
+    scope: str
+    window: str
+    limit: int | None
+    reserved: int
+    committed: int

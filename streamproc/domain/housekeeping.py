@@ -1,0 +1,54 @@
+"""Events about the running of it all, and not about what one payout went through: comparisons, and dead letters."""
+
+from typing import Literal
+
+from streamproc.domain.facts import Fact, MismatchKind
+
+
+class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch"):
+    """The bank, or the fold of the log, says otherwise than we do. An alarm: nothing is mended because of it.
+
+    `unknown_here`, `behind`: neither webhook nor poller told us; it was appended now. `ahead`: we were told more than
+    the bank shows. `budget`: `ours` is the counter, `theirs` its fold, `payout` is empty, `subject` names the window.
+    """
+
+    payout: str
+    account: str
+    kind: MismatchKind
+    ours: str
+    theirs: str
+    subject: str = ""
+
+
+class ReconcileDone(Fact, frozen=True, kw_only=True, tag="reconcile.done"):
+    """A comparison of bank, log and budgets came to its end. Times are Unix seconds; `left`: what was not compared."""
+
+    account: str
+    since: int
+    until: int
+    listed: int
+    fetched: int
+    windows: int
+    mismatches: int
+    left: list[str] = []
+
+
+class EntrySetAside(Fact, frozen=True, kw_only=True, tag="entry.set_aside"):
+    """A group could not handle an entry; it is a dead letter now."""
+
+    payout: str
+    group: str
+    entry: str
+    stage: str
+    problem: str
+
+
+class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"):
+    """A person gave a dead letter's entry back to its group, or discarded it."""
+
+    payout: str
+    group: str
+    entry: str
+    letter: str
+    action: Literal["redrive", "discard"]
+    by: str

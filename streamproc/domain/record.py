@@ -1,0 +1,91 @@
+"""Everything known of one payout: what `evolve` makes of its events (payouts.py), and Redis and Postgres keep."""
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain import facts as e
+from streamproc.domain.copies import BankCopy
+from streamproc.domain.intent import Intent
+from streamproc.domain.states import State
+
+
+class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
+
+    state: Literal["reserved", "committed", "released"]
+    amount: int
+    number: int
+    windows: list[e.WindowUse]
+    count_fees: bool = False
+    fees: int = 0
+    """Charged beside the amount, while it is committed."""
+
+
+class Review(Struct, frozen=True, kw_only=True):
+    """One reviewer's valid answer. `at` is µs."""
+
+    by: str
+    action: Literal["approve", "reject"]
+    why: str
+    channel: str
+    at: int
+
+
+class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything known of one payout; the fold of its events. Amounts in paise, times in µs."""
+
+    payout: str
+    account: str
+    received_at: int
+    amount: int = 0
+    currency: str = ""
+    agent: str = ""
+    identity: e.Identity = "unknown"
+    vendor_url: str = ""
+    fund_account: str = ""
+    reference_id: str = ""
+    agent_sig: str = ""
+    """The agent's signed note, as it was written (domain/agent_note.py)."""
+    state: State = "received"
+    bank_status: str = ""
+    utr: str = ""
+    fees: int = 0
+    tax: int = 0
+    decision: e.Decision | None = None
+    decided_at: int = 0
+    reason: str = ""
+    reasons: list[str] = []
+    findings: list[e.Finding] = []
+    policy_version: int = 0
+    beneficiary: e.BeneficiarySeen | None = None
+    hold_expires_at: int = 0
+    reputation_fresh_until: int = 0
+    reservation: Reservation | None = None
+    reviews: list[Review] = []
+    bypassed: bool = False
+    maybe_sent: bool = False
+    """It was stopped after an attempt to send it: only the bank can say that nothing moved."""
+    bank_fee: bool = False
+    updated_at: int = 0
+    intent: Intent | None = None
+    """What an agent asked us to make; None: the payout was made at the bank."""
+    bank_payout: str = ""
+    """An intent's own id at the bank, as far as it is known; empty otherwise: there it is `payout`."""
+    created_as: str = ""
+    """The same, once the answer to our own call has told it."""
+    copies: list[BankCopy] = []
+    """What the bank has under an intent's reference; the one that is `bank_payout` is ours."""
+    failure: str = ""
+    """Why the bank refused to create it."""
+
+    @property
+    def at_bank(self) -> str:
+        """The id that the bank knows it by."""
+        return self.bank_payout or self.payout
+
+
+encode_record = msgspec.json.Encoder().encode
+"""The record as Redis and Postgres keep it."""
+decode_record = msgspec.json.Decoder(PayoutRecord).decode
