@@ -123,6 +123,8 @@ async def _enact_one(
     creates = asked_for(cause) == "create" and not record.created_as
     if creates:
         status = await _created(work, cause, desk, bank, caused_by, debit)
+        if not status:
+            return
     elif work.taken and status in OPEN_STATUSES:
         # Somebody may have called before: what the bank says now counts.
         status = _observe(work, desk, await bank.fetch(record.at_bank))

@@ -10,7 +10,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import Pair, look, pair_of
-from streamproc.domain.events import BeneficiaryNoted, EntrySetAside, PayoutObserved
+from streamproc.domain.events import BeneficiaryNoted, EntrySetAside, PayoutObserved, PayoutRequested
 from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
 from streamproc.domain.wire import decode_events, encode_events, payout_of, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
@@ -321,6 +321,8 @@ def _pair_of(work: Work) -> Pair | None:
         if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
             facts = event.facts
             return pair_of(event.account, facts.fund_account_id, facts.notes.get("vendor_url", ""))
+        if type(event) is PayoutRequested:
+            return pair_of(event.account, event.intent.fund_account_id, event.vendor_url)
     return None
 
 

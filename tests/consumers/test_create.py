@@ -11,7 +11,7 @@ from msgspec.structs import replace
 import consumers
 from consumers import create as creating
 from consumers.create import Debit, key_of, order_bytes
-from consumers.enact import execution
+from consumers.enact import Barrier, execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.domain import events as e
@@ -79,7 +79,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(redis_url: str, **config: Any) -> AsyncIterator[Gateway]:
+async def gateway(redis_url: str, *, barrier: Barrier = at_once, **config: Any) -> AsyncIterator[Gateway]:
     async with running_sandbox(**config) as bank:
         client = open_razorpay(
             bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
@@ -87,7 +87,7 @@ async def gateway(redis_url: str, **config: Any) -> AsyncIterator[Gateway]:
         )  # fmt: skip
         groups = [
             consumers.governance(Reputations(Vendors()), zone=ZONE),
-            execution(client, at_once, Debit(bank.config.account_number, ACCOUNT)),
+            execution(client, barrier, Debit(bank.config.account_number, ACCOUNT)),
         ]
         try:
             async with Engine(redis_url, groups=groups) as engine:
@@ -335,3 +335,49 @@ def test_the_key_fits_the_bank_and_the_same_intent_always_gives_the_same_bytes()
         b'"fund_account":{"account_type":"bank_account","bank_account":{"name":"Some Body","ifsc":"HDFC0000001",'
         b'"account_number":"000011112222"},"contact":{"name":"Some Body"}}}'
     )
+
+
+async def test_an_intent_of_an_agent_that_was_frozen_after_its_approval_is_not_created(
+    redis_url: str,
+) -> None:
+    """The barrier holds the call while a person freezes: what counts is the moment of the call."""
+    held, opened = asyncio.Event(), asyncio.Event()
+
+    async def barrier(partition: int, entry: str) -> None:
+        held.set()
+        await opened.wait()
+
+    async with gateway(redis_url, barrier=barrier) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.engine.producer.append(request(asked))
+        await asyncio.wait_for(held.wait(), 30)
+        await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
+        opened.set()
+        record = await gate.ends(asked.payout, "rejected")
+        await gate.engine.settled()
+        record = await gate.ends(asked.payout, "rejected")
+        assert await gate.at_bank(asked.payout) == []
+        assert record.reason == "FROZEN"
+        assert record.reservation is not None
+        assert record.reservation.state == "released"
+        stopped = [one for one in await gate.engine.story(asked.payout) if isinstance(one, e.PayoutStopped)]
+        assert [(one.command, one.maybe_sent) for one in stopped] == [("create", False)]
+
+
+async def test_an_intent_to_a_new_fund_account_is_held_and_the_next_to_it_is_not(redis_url: str) -> None:
+    async with gateway(redis_url) as gate:
+        await gate.engine.apply(POLICIES.replace("bot: {", "bot: {new_beneficiary: hold, "))
+        payee = await fund_account(gate.bank)
+        first, second = (
+            requested(fund_account=payee, key="first"),
+            requested(fund_account=payee, key="second"),
+        )
+        await gate.ask(first)
+        assert (await gate.ends(first.payout, "held")).reason == "BENEFICIARY_NEW"
+        await gate.engine.review(first.payout, "asha", "approve", account=ACCOUNT)
+        await gate.ends(first.payout, "confirmed", "processed")
+        await gate.ask(second)
+        assert (await gate.ends(second.payout, "confirmed", "processed")).decision == "APPROVED"
+        inline = requested(payee=PAYEE, key="inline")
+        await gate.ask(inline)
+        assert (await gate.ends(inline.payout, "held")).reason == "BENEFICIARY_NEW", "it has no id yet"
