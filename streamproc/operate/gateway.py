@@ -49,11 +49,11 @@ class SiteGateway:
         not be taken for a new one.
         """
         async with self._site() as site:
-            found = await record_of(site.client, site.partitions, payout) or await _asked(site, payout)
-            if found is not None or site.pool is None:
-                return found
-            found = await site.ask_postgres(payout_view, payout)
-            if found is None and site.postgres_problem:
+            found = await record_of(site.client, site.partitions, payout)
+            if found is None and site.pool is not None:
+                found = await site.ask_postgres(payout_view, payout)
+            found = found or await _asked(site, payout)
+            if found is None and site.pool is not None and site.postgres_problem:
                 raise TryAgain(site.postgres_problem)
             return found
 

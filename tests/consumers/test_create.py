@@ -16,13 +16,14 @@ from consumers.vet import Reputations
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.domain import events as e
 from streamproc.domain.intent import Beneficiary
-from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.payouts import PayoutRecord, decode_record, fold
+from streamproc.errors import TryAgain
 from streamproc.ingress.translate import append_of
 from streamproc.operate.recover_bank import reconcile
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.engine import ZONE, Engine
-from tests.operate.recovering import settings_of
+from tests.operate.recovering import archive, recovered, settings_of
 from tests.words import ACCOUNT, Vendors, copy_of, request, requested
 
 POLICIES = """
@@ -79,7 +80,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(redis_url: str, *, barrier: Barrier = at_once, **config: Any) -> AsyncIterator[Gateway]:
+async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> AsyncIterator[Gateway]:
     async with running_sandbox(**config) as bank:
         client = open_razorpay(
             bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
@@ -311,6 +312,36 @@ async def test_after_a_recovery_the_bank_is_asked_for_an_open_intent_by_its_refe
         await gate.engine.settled()
         record = await gate.ends(asked.payout, "processed")
         assert (done.asked, done.left, record.bank_payout) == (1, [], made["id"])
+
+
+async def test_what_was_approved_and_not_created_when_redis_was_lost_is_created_once(
+    redis_url: str, postgres: str
+) -> None:
+    is_open = False
+
+    async def barrier(partition: int, entry: str) -> None:
+        if not is_open:
+            raise TryAgain("the barrier is closed", after_s=0.1)
+
+    async with gateway(redis_url, barrier, workflow="off") as gate:
+        asked = requested(payee=PAYEE)
+        await gate.ask(asked)
+        await gate.engine.stop()
+        await archive(redis_url, postgres)
+        await gate.engine.client.flushdb()
+        await recovered(redis_url, postgres)
+        is_open = True
+        gate.engine.start()
+
+        async def created() -> PayoutRecord | None:  # from Redis: the log's beginning is in the archive alone
+            known = await gate.engine.client.hget(gate.engine.names.payout(asked.payout), "s")
+            record = decode_record(known) if known is not None else None
+            return record if record is not None and record.created_as else None
+
+        record = await until(created, what="the intent is created")
+        assert record is not None
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [record.created_as]
+        assert len(await gate.bank.record(command="payout.create")) == 1
 
 
 async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:
