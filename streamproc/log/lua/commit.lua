@@ -55,8 +55,9 @@ end
 -- Beneficiaries, as domain/beneficiaries.py has it: few names each, gone a while after they were last noted.
 local KEPT_S, NAMES_MAX = 34560000, 8
 local function note(key, name, at)
-  if tonumber(call('HGET', key, name) or '0') < tonumber(at) then call('HSET', key, name, at) end
-  if call('HLEN', key) > NAMES_MAX then
+  local known = call('HGET', key, name)
+  if tonumber(known or '0') < tonumber(at) then call('HSET', key, name, at) end
+  if not known and call('HLEN', key) > NAMES_MAX then
     local all, oldest = call('HGETALL', key), 1
     for k = 3, #all, 2 do
       local mine, least = tonumber(all[k + 1]), tonumber(all[oldest + 1])
