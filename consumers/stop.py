@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from consumers.verdicts import decide_as
 from streamproc.domain.events import PayoutStopped
 from streamproc.domain.governance import Verdict
-from streamproc.domain.payouts import is_open
+from streamproc.domain.payouts import MOVING_STATUSES, RELEASING_STATUSES
 from streamproc.log.work import Desk, Item, Stage
 
 
@@ -17,7 +17,11 @@ async def stop(items: Sequence[Item], desk: Desk) -> None:
     """Reject what still waits for its approval at the bank; what moved meanwhile is past that."""
     for work, event in items:
         record = work.known()
-        if type(event) is PayoutStopped and record.decision == "APPROVED" and is_open(record):
+        if (
+            type(event) is PayoutStopped
+            and record.decision == "APPROVED"
+            and record.bank_status not in MOVING_STATUSES | RELEASING_STATUSES
+        ):
             finding = event.finding
             decide_as(work, desk, Verdict("REJECTED", finding.code, (*record.findings, finding)))
 

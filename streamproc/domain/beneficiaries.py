@@ -20,6 +20,9 @@ RENEW_S = 30 * 86_400
 NAMES_MAX = 8
 """Hosts under a fund account, or fund accounts under a host, some 50 bytes each; the one noted longest ago goes."""
 
+TOLD_MAX = 2
+"""Names that a decision tells of, those noted last: they are in its events and its record, and two are evidence."""
+
 Names: TypeAlias = Mapping[str, int]
 """Name -> when it was last noted (µs)."""
 
@@ -41,15 +44,19 @@ def pair_of(account: str, fund_account: str, vendor_url: str) -> Pair:
 def look(pair: Pair, vendors: Names, accounts: Names, now_us: int) -> BeneficiarySeen:
     """What is known: `vendors` are those under the pair's fund account, `accounts` those under its host."""
     vendors, accounts = _live(vendors, now_us), _live(accounts, now_us)
-    hosts = sorted(name for name in vendors if name)
+    hosts = {name: at for name, at in vendors.items() if name}
     fresh = now_us - RENEW_S * US
     return BeneficiarySeen(
         known=bool(vendors),
         noted=vendors.get(pair.vendor, 0) > fresh
         and (not pair.vendor or accounts.get(pair.fund_account, 0) > fresh),
-        other_vendors=hosts if pair.vendor and pair.vendor not in vendors else [],
-        other_accounts=sorted(accounts) if pair.fund_account not in accounts else [],
+        other_vendors=_newest(hosts) if pair.vendor and pair.vendor not in vendors else [],
+        other_accounts=_newest(accounts) if pair.fund_account not in accounts else [],
     )
+
+
+def _newest(names: Names) -> list[str]:
+    return sorted(names, key=lambda name: (-names[name], name))[:TOLD_MAX]
 
 
 def _live(names: Names, now_us: int) -> Names:

@@ -59,9 +59,9 @@ class BeneficiarySeen(Struct, frozen=True, kw_only=True, omit_defaults=True):
     noted: bool = False
     """For this vendor, and not long ago: there is nothing to note when it is approved."""
     other_vendors: list[str] = []
-    """Hosts that the fund account was approved for, where the payout's own is not among them."""
+    """Hosts that the fund account was approved for, the last two, where the payout's own is not among them."""
     other_accounts: list[str] = []
-    """Fund accounts that the vendor was approved with, where the payout's own is not among them."""
+    """Fund accounts that the vendor was approved with, the last two, where the payout's own is not among them."""
 
 
 class WindowUse(Struct, frozen=True, kw_only=True):

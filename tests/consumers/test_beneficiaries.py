@@ -161,3 +161,9 @@ async def test_the_script_keeps_the_names_that_the_model_keeps(redis_url: str) -
             kept = await client.hgetall(key)
             assert {k.decode(): int(v) for k, v in kept.items()} == model
     assert len(model) == NAMES_MAX
+
+
+def test_of_many_others_the_two_that_were_noted_last_are_told() -> None:
+    others = {f"fa_{n}": NOW - n for n in range(2, 9)}
+    seen = look(PAIR, {}, others, NOW)
+    assert seen == e.BeneficiarySeen(other_accounts=["fa_2", "fa_3"])

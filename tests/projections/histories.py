@@ -105,6 +105,18 @@ def decided(
     )
 
 
+def noted(payout: str) -> e.BeneficiaryNoted:
+    """One of a few fund accounts, for one of a few vendors, is known from then on."""
+    n = len(payout) + ord(payout[-1])
+    return e.BeneficiaryNoted(
+        at=NOW + 2 + n,
+        payout=payout,
+        account=ACCOUNT,
+        fund_account=f"fa_{n % 3}",
+        vendor=f"shop{n % 2}.example" if n % 5 else "",
+    )
+
+
 def settled(reservation: e.BudgetReserved, settlement: str) -> e.PayoutSettled:
     """The reservation is committed or released."""
     return e.PayoutSettled(
@@ -137,6 +149,8 @@ def life(payout: str, chance: random.Random) -> list[list[e.Event]]:
             at=NOW + 2, payout=payout, by="asha", action="approve", why="known", channel="cli", needed=0
         )
         commit = [review, decided(payout, amount)]
+    if decision != "REJECTED":
+        commit.append(noted(payout))
     entries.append(commit)
     for status in sorted(
         chance.sample(["processing", "processed", "failed", "reversed"], k=chance.randint(0, 3))

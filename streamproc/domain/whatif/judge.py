@@ -158,13 +158,14 @@ class Judge:
         """With what was known of the beneficiary then: what the candidate lets pass makes nobody known."""
         assert case.agent is not None
         policy = case.agent.policy
-        if policy.new_beneficiary == policy.changed_beneficiary == "ignore":
+        if policy.new_beneficiary == policy.changed_beneficiary == "ignore" or trial.books.same_for(
+            case.payout
+        ):
             return case
         if case.payout.beneficiary is None:
             self._found.assume(UNKNOWN_BENEFICIARY, case.payout.amount)
             return replace(case, payout=replace(case.payout, beneficiary=BeneficiarySeen(known=True)))
-        if not trial.books.same_for(case.payout):
-            self._found.assume(KNOWN_THEN, case.payout.amount)
+        self._found.assume(KNOWN_THEN, case.payout.amount)
         return case
 
     def _reputation(self, trial: Trial) -> Reputation:

@@ -8,8 +8,8 @@
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
---   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes, then score (µs) and member of each timer,
---   then of each note the index of a beneficiary's hash, the name to note there, and when (µs)
+--   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes,
+--   then score (µs) and member of each timer, then of each note the index of a beneficiary's hash, the name to note there, and when (µs)
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
 --   or the policy has and there are outputs: a freeze binds what was being decided when it came.
 -- NOLOG where there is no log: an input that nobody acknowledged is not one that was handled earlier.
@@ -55,8 +55,9 @@ end
 -- Beneficiaries, as domain/beneficiaries.py has it: few names each, gone a while after they were last noted.
 local KEPT_S, NAMES_MAX = 34560000, 8
 local function note(key, name, at)
-  if tonumber(call('HGET', key, name) or '0') < tonumber(at) then call('HSET', key, name, at) end
-  if call('HLEN', key) > NAMES_MAX then
+  local known = call('HGET', key, name)
+  if tonumber(known or '0') < tonumber(at) then call('HSET', key, name, at) end
+  if not known and call('HLEN', key) > NAMES_MAX then
     local all, oldest = call('HGETALL', key), 1
     for k = 3, #all, 2 do
       local mine, least = tonumber(all[k + 1]), tonumber(all[oldest + 1])
