@@ -235,7 +235,7 @@ class Courier:
             status = answer.status_code
         except TimeoutError:
             error = f"no answer within {self._timeout_s} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as problem:
+        except Exception as problem:  # noqa: BLE001 - a peer that dies while it is connected to: anyio's AttributeError
             error = f"{type(problem).__name__}: {problem}"
         took_ms = int((self._clock.now() - started) * 1000)
         return Attempt(at=started, status=status, error=error, ms=took_ms, copy=copy)

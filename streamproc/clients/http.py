@@ -178,7 +178,13 @@ class OutboundClient:
 
     async def _send(self, request: httpx.Request) -> tuple[httpx.Response, bytes | None]:
         """The response and its body; None for a body beyond the cap."""
-        response = await self._http.send(request, stream=True)
+        try:
+            response = await self._http.send(request, stream=True)
+        except (httpx.HTTPError, asyncio.CancelledError, TimeoutError):
+            raise
+        except Exception as error:
+            # A peer that dies as soon as it is connected shows as AttributeError from below httpx (anyio, uvloop).
+            raise httpx.TransportError(f"{type(error).__name__} in the transport") from error
         try:
             body = bytearray()
             async for chunk in response.aiter_raw():

@@ -3,6 +3,7 @@ import logging
 import socket
 from email.utils import formatdate
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +46,21 @@ async def failure(script: Script, *, timeout_s: float = 20) -> TryAgain:
         with pytest.raises(TryAgain) as caught:
             await client.call("POST", "/pay", content=b"{}")
     return caught.value
+
+
+class Broken(httpx.AsyncBaseTransport):
+    """What comes from below httpx where the peer is gone as soon as it is connected."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+
+
+async def test_a_peer_that_is_gone_as_soon_as_it_is_connected_is_no_defect_of_the_payout() -> None:
+    async with client_of("http://127.0.0.1:1") as client:
+        client._http = httpx.AsyncClient(base_url="http://127.0.0.1:1", transport=Broken())
+        with pytest.raises(TryAgain) as caught:
+            await client.call("GET", "/x")
+    assert not isinstance(caught.value, OutcomeUnknown)  # nothing was sent
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 400, 401, 404, 422])

@@ -81,6 +81,7 @@ async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enact, "PASS_S", 0.5)
+    monkeypatch.setattr(batch, "BATCH_TIMEOUT_S", 3_600.0)  # it is not what ends the pass
     bank = BankStuck()
     groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
     async with Engine(redis_url, groups=groups) as engine:

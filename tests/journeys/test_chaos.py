@@ -60,7 +60,7 @@ REST_MAX_S = 240.0
 LOOK_S = 0.5
 """Between two looks at thousands of rows, which would else keep a core busy."""
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(600)
 
 
 async def test_two_thousand_payouts_through_chaos_have_one_story_each(redis_url: str, postgres: str) -> None:
