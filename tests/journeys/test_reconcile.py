@@ -71,7 +71,10 @@ async def test_a_held_payout_that_somebody_cancelled_at_the_bank_gives_its_budge
     await system.reaches(made["id"], "held")
     await system.bank.advance(made["id"], "cancelled")  # the bank has no event for it
     assert await found(system, made["id"]) == [("behind", "pending", "cancelled")]
-    record = await system.reaches(made["id"], "cancelled")
+    await system.reaches(made["id"], "cancelled")
+    await system.settled()
+    record = await system.view(made["id"])
+    assert record is not None
     assert record.reservation is not None
     assert record.reservation.state == "released"
     assert await found(system, made["id"]) == []
