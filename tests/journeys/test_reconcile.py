@@ -71,7 +71,10 @@ async def test_a_held_payout_that_somebody_cancelled_at_the_bank_gives_its_budge
     await system.reaches(made["id"], "held")
     await system.bank.advance(made["id"], "cancelled")  # the bank has no event for it
     assert await found(system, made["id"]) == [("behind", "pending", "cancelled")]
-    record = await system.reaches(made["id"], "cancelled")
+    await system.reaches(made["id"], "cancelled")
+    await system.settled()
+    record = await system.view(made["id"])
+    assert record is not None
     assert record.reservation is not None
     assert record.reservation.state == "released"
     assert await found(system, made["id"]) == []
@@ -118,7 +121,10 @@ async def test_the_banks_own_fees_are_no_bypass_and_charged_to_nobody(system: Sy
         f"{POLICIES}\naccounts: {{{ACCOUNT}: {{fee_fund_accounts: [{first['fund_account_id']}]}}}}"
     )
     fee = await system.bank.pay(11_800, status="processing", fund_account_id=first["fund_account_id"])
-    record = await system.reaches(fee["id"], "processed")
+    await system.reaches(fee["id"], "processed")
+    await system.settled()
+    record = await system.view(fee["id"])
+    assert record is not None
     assert (record.bank_fee, record.bypassed, record.reservation) == (True, False, None)
     story = await system.story(fee["id"])
     assert sum(isinstance(event, e.BankFeeRecorded) for event in story) == 1
