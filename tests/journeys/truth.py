@@ -1,6 +1,10 @@
 """What must hold of the whole system whenever it has come to rest, whatever was killed on the way."""
 
+import asyncio
+import functools
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec
 
 from streamproc.archive import chain
 from streamproc.archive.load import ArchivedEntry
@@ -9,7 +13,29 @@ from streamproc.domain.payouts import RELEASING_STATUSES, decode_record
 from streamproc.domain.wire import decode_events
 from tests.journeys.system import System
 
+AT_REST_S = 20.0
+"""A delivery that comes late, or a projector that is a moment behind, is not what these look for."""
+P = ParamSpec("P")
 
+
+def at_rest(check: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """Look again while it does not hold: something may come between two reads. What stays so for AT_REST_S is wrong."""
+
+    @functools.wraps(check)
+    async def looked_again(*args: P.args, **kwargs: P.kwargs) -> None:
+        end = asyncio.get_running_loop().time() + AT_REST_S
+        while True:
+            try:
+                return await check(*args, **kwargs)
+            except AssertionError:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(0.5)
+
+    return looked_again
+
+
+@at_rest
 async def assert_one_story(system: System) -> None:
     """The archive is the log, entry for entry; its seq is dense and its chain holds."""
     log = [(entry.id, entry.e, entry.m) for entry in await system.entries()]
@@ -23,6 +49,7 @@ async def assert_one_story(system: System) -> None:
     assert isinstance(end, chain.Position), end
 
 
+@at_rest
 async def assert_decided_once(system: System, payouts: set[str]) -> None:
     """Each of these payouts was observed, decided once, reserved and settled at most once, and audited once."""
     decided: Counter[str] = Counter()
@@ -57,6 +84,7 @@ async def assert_told_once(system: System, expected: dict[str, str]) -> None:
     assert effects == {payout: [command] for payout, command in expected.items()}
 
 
+@at_rest
 async def assert_budgets_agree(system: System) -> None:
     """Redis, Postgres and the fold of the log hold the same reserved and committed paise in every window."""
     folded = await _budgets_of_log(system)
@@ -65,6 +93,7 @@ async def assert_budgets_agree(system: System) -> None:
     assert {(r["scope"], r["window_name"]): (r["reserved"], r["committed"]) for r in rows} == folded
 
 
+@at_rest
 async def assert_records_agree(system: System) -> None:
     """Redis's record of each payout and the view's are the fold of the log."""
     folds = await system.folds()
