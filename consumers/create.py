@@ -22,6 +22,10 @@ from streamproc.log.work import Desk, Work
 
 CREATE_WITHIN_S = 6 * 86_400
 """After the decision. The bank promises a key for 7 days; a day is for clocks and for calls under way."""
+LOST_FOR_GOOD_S = 3_600
+"""A payout may turn up so long after a call that was lost: the bank advises to look for it for up to an hour."""
+LOOK_AGAIN_S = 5.0
+"""Least time between two looks for it; later ones are rarer."""
 UNREADABLE_AFTER_S = 5.0
 """Until the same call is made again whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
@@ -88,11 +92,41 @@ async def create(
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
     if await is_stopped():
+        for seen in found:  # an attempt of ours may have made it: then it is rejected there too
+            if _pays_the_same(record, seen):
+                work.emit(_sighting(record, desk, seen))
         return ""
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
         return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
     return await _refused(work, desk, bank, answer, caused_by, debit.number)
+
+
+async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: int, debit: Debit) -> None:
+    """Find out about an attempt whose answer was lost before its intent was stopped: it may still turn up at the bank.
+
+    What is found is governance's: it has it rejected. What is not found within LOST_FOR_GOOD_S is not there, and its
+    money is free.
+    """
+    record = work.known()
+    _check_debit(record, debit)
+    seen = [one for one in await bank.find(debit.number, record.payout) if _pays_the_same(record, one)]
+    for payout in seen:
+        work.emit(_sighting(record, desk, payout))
+    if seen:
+        return
+    waited_s = (desk.now_us - decided_at) / 1_000_000
+    if waited_s < LOST_FOR_GOOD_S:
+        raise TryAgain(
+            f"intent {record.payout} was stopped after an attempt whose answer is lost; it is looked for at the bank"
+            f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
+            after_s=max(LOOK_AGAIN_S, waited_s / 4),
+        )
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us, payout=record.payout, command="create", outcome="not_needed", bank_status=""
+        )
+    )
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
@@ -222,11 +256,7 @@ def _bind(
     http_status: int = 0,
 ) -> BankPayout:
     record = work.known()
-    work.emit(
-        PayoutObserved(
-            at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=payout
-        )
-    )
+    work.emit(_sighting(record, desk, payout))
     work.emit(
         BankCommandAnswered(
             at=desk.now_us,
@@ -240,3 +270,9 @@ def _bind(
         )
     )
     return payout
+
+
+def _sighting(record: PayoutRecord, desk: Desk, payout: BankPayout) -> PayoutObserved:
+    return PayoutObserved(
+        at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=payout
+    )

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from consumers.create import Creator, Debit, create
+from consumers.create import Creator, Debit, create, look_for_lost
 from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
@@ -111,9 +111,12 @@ async def _enact_one(
     work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: Debit
 ) -> None:
     record = work.known()
-    if _is_superseded(cause, record) or (
-        asked_for(cause) is None and command_for(cause, record.bank_status) is None
-    ):
+    if _is_superseded(cause, record):
+        return
+    if record.intent is not None and record.maybe_sent and not record.bank_payout:
+        await look_for_lost(work, desk, bank, decided_at=cause.at, debit=debit)
+        return
+    if asked_for(cause) is None and command_for(cause, record.bank_status) is None:
         return
     if asked_for(cause) in MOVES_MONEY:
         # Before anything else: while Postgres is away, waiting must not use up the bank's calls.

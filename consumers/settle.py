@@ -35,7 +35,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
     record = work.known()
     if is_intent(record.payout):
         _tell_of_foreign(work, desk)
-    elif _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
+    if _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
         work.emit(
             _fee(work, desk)
             or GovernanceBypassed(
@@ -47,7 +47,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
                 status=record.bank_status,
             )
         )
-    _recall_queued(work, desk)
+    _recall(work, desk)
     _adopt(work, desk)
     record = work.known()
     due = settlement_due(record)
@@ -111,24 +111,29 @@ def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
 
 def _moved(work: Work) -> bool:
     """Whether the bank shows, or showed, money on its way: a late webhook tells of what was as well."""
+    if is_intent(work.payout):  # others may bear its reference: what counts is the one that is bound
+        status = work.known().bank_status
+        return status in MOVING_STATUSES or status == "reversed"
     seen = [event.facts.status for event in work.events if type(event) is PayoutObserved]
     return any(
         status in MOVING_STATUSES or status == "reversed" for status in (*seen, work.known().bank_status)
     )
 
 
-def _recall_queued(work: Work, desk: Desk) -> None:
-    """A payout that was rejected or held while pending, and that somebody moved to `queued`, would pay itself."""
+def _recall(work: Work, desk: Desk) -> None:
+    """A payout that was rejected or held while pending, and that somebody moved to `queued`, would pay itself. And an
+    intent that was stopped may turn up later: an attempt had reached the bank after all."""
     record = work.known()
     before = work.loaded.bank_status if work.loaded is not None else ""
-    if record.bank_status != "queued" or before == "queued":
+    waits = record.bank_status == "pending" and record.intent is not None and record.maybe_sent
+    if not (record.bank_status == "queued" or waits) or before == record.bank_status:
         return
     if any(type(event) is PayoutDecided for event in work.out):
         return  # decided in this pass: the decision itself is acted on
     agent = desk.book.agent(record.agent)
     unheld = record.decision == "HELD" and (agent is None or agent.policy.queued_hold == "cancel")
     if record.decision == "REJECTED" or unheld:
-        why = f"{record.decision} ({record.reason}), and the bank has it queued now"
+        why = f"{record.decision} ({record.reason}), and the bank has it {record.bank_status} now"
         work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why))
 
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Annotated, Protocol
 from urllib.parse import urlencode
 
 import msgspec
@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from streamproc.clients.http import OutboundClient
 from streamproc.errors import LogUnavailable, TryAgain
@@ -29,6 +29,8 @@ REFRESH_BEFORE_S = 86_400
 """A token is exchanged so long before it expires, or in the last tenth of a shorter life."""
 REFUSED_AFTER_S = 60.0
 """The bank refuses the refresh token: a person must authorize anew; payouts wait for that."""
+LIFE_S = 3600
+"""Of a token whose answer names no life. A token that is refused earlier is exchanged then."""
 NONCE_BYTES = 12
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,11 @@ class Pair(Struct, frozen=True):
 
 
 class _Given(Struct):
-    access_token: str
-    expires_in: int
-    refresh_token: str = ""
+    """Read without strictness: the refresh token was used, so what can be understood must not be lost."""
+
+    access_token: Annotated[str, Meta(min_length=1)]
+    expires_in: int = 0
+    refresh_token: str | None = None
 
 
 class TokenKeeper:
@@ -135,14 +139,15 @@ class TokenKeeper:
                 after_s=REFUSED_AFTER_S,
             )
         try:
-            given = msgspec.json.decode(answer.body, type=_Given)
+            given = msgspec.json.decode(answer.body, type=_Given, strict=False)
         except msgspec.MsgspecError as problem:
             raise TryAgain("the bank's answer to a refresh token cannot be read") from problem
         now_s = int(self._clock())
-        fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + given.expires_in)
+        life_s = given.expires_in if given.expires_in > 0 else LIFE_S
+        fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + life_s)
         # At once: where this is lost, the refresh token of before may be void and a person has to authorize anew.
         await self._vault.save(self._seal(fresh))
-        log.info("a new OAuth token of the bank, good for %d s", given.expires_in)
+        log.info("a new OAuth token of the bank, good for %d s", life_s)
         return fresh
 
     def _seal(self, pair: Pair) -> bytes:

@@ -7,7 +7,7 @@ holds them together). A what-if counts with its `Counters` alone. Amounts are pa
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -19,6 +19,9 @@ US = 1_000_000
 QUARTER_US = 15 * 60 * US
 """Every zone's offset in use is a multiple of 15 minutes, so a window's names can be cached by the quarter."""
 _ZONES_CACHED = 4096
+
+FIRST_ZONE_S = 14 * 3600
+"""A day begins, and ends, so long before UTC's where it begins first."""
 
 
 class Window(Struct, frozen=True, array_like=True):
@@ -102,6 +105,17 @@ def _calendar(zone: str, quarter: int) -> tuple[tuple[str, int], tuple[str, int]
         (f"{year}-W{week:02d}", int((midnight + timedelta(days=8 - weekday)).timestamp())),
         (moment.strftime("%Y-%m"), int(next_month.timestamp())),
     )
+
+
+def runs_everywhere(window: str, now_s: float) -> bool:
+    """Whether a window, by its name alone, has not ended in any zone yet: its counter must be there."""
+    if len(window) == len("2026-11-26"):
+        end = datetime.strptime(window, "%Y-%m-%d") + timedelta(days=1)
+    elif "W" in window:
+        end = datetime.strptime(f"{window}-1", "%G-W%V-%u") + timedelta(days=7)
+    else:
+        end = (datetime.strptime(window, "%Y-%m") + timedelta(days=32)).replace(day=1)
+    return now_s < end.replace(tzinfo=UTC).timestamp() - FIRST_ZONE_S
 
 
 def windows_of(

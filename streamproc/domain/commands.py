@@ -33,7 +33,7 @@ def command_for(cause: Cause, bank_status: str) -> BankCommand | None:
     says is recorded.
     """
     if isinstance(cause, CancelRequested):
-        return "cancel" if bank_status == "queued" else None
+        return {"queued": "cancel", "pending": "reject"}.get(bank_status)  # type: ignore[return-value]
     match cause.decision, bank_status:
         case "APPROVED", "":
             return "create"

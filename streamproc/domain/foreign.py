@@ -11,7 +11,7 @@ def could_be(record: PayoutRecord, copy: BankCopy) -> bool:
 
 def foreign_copies(record: PayoutRecord) -> list[BankCopy]:
     """Payouts under an intent's reference that are not the intent's, as far as that can be known by now."""
-    awaited = record.intent is not None and record.decision == "APPROVED"
+    awaited = record.intent is not None and (record.decision == "APPROVED" or record.maybe_sent)
     if record.created_as or record.failure:
         awaited = False
     return [

@@ -84,7 +84,9 @@ class _Reading:
     def only(self, *known: str) -> None:
         """Nothing else may be there: what is misspelt would be lost."""
         for field in sorted(self._fields.keys() - set(known))[:NOTES_MAX]:
-            self._problems.append(Problem(f"{self._path}{field}"[:80], "is no field of this object"))
+            self._problems.append(
+                Problem(_sayable(f"{self._path}{field}"[:80]), "is no field of this object")
+            )
 
     def text(self, field: str, shape: re.Pattern[str], must: str, *, default: str | None = None) -> str:
         """A text of a shape; `default` None: it must be there."""
@@ -140,6 +142,11 @@ def read_request(body: Mapping[str, Any]) -> Wanted | list[Problem]:
     return problems or Wanted(amount=amount, currency=currency, vendor_url=url, intent=intent)
 
 
+def _sayable(name: str) -> str:
+    """A name from outside, without what no JSON text can hold: a lone surrogate."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def _digest(body: Mapping[str, Any]) -> str:
     """The same for the same JSON, however it is spaced and in whatever order its fields stand."""
     return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -187,7 +194,7 @@ def _notes(top: _Reading) -> dict[str, str]:
     if len(value) > NOTES_MAX:
         top.wrong("notes", f"has {len(value)} pairs, the limit is {NOTES_MAX}")
     for name, note in list(value.items())[: NOTES_MAX + 1]:
-        shown = f"notes.{name[:40]}"
+        shown = _sayable(f"notes.{name[:40]}")
         if name in RESERVED_NOTES:
             top.wrong(shown, "is reserved: the token says who asks, and `vendor_url` is a field of its own")
         elif not isinstance(note, str) or max(len(name), len(note)) > NOTE_CHARS_MAX:

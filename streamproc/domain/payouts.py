@@ -169,14 +169,15 @@ def _sighted(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutReco
 def _bound(record: PayoutRecord) -> PayoutRecord:
     """The record with what follows from an intent's copies: which one is ours, and where that stands.
 
-    Ours is what the answer to our call named. Until that answer is here, of an approved one, the oldest that agrees.
+    Ours is what the answer to our call named. Until that answer is here, of an approved one, or of one that was stopped
+    when an attempt may have reached the bank, the oldest that agrees.
     """
     if record.intent is None:
         return record
     mine = None
     if record.created_as:
         mine = next((copy for copy in record.copies if copy.id == record.created_as), None)
-    elif record.decision == "APPROVED" and not record.failure:
+    elif (record.decision == "APPROVED" or record.maybe_sent) and not record.failure:
         mine = first_of(
             copy
             for copy in record.copies
@@ -267,7 +268,7 @@ def _bypassed(record: PayoutRecord, event: e.GovernanceBypassed, at: int) -> Pay
 
 
 def _stopped(record: PayoutRecord, event: e.PayoutStopped, at: int) -> PayoutRecord:
-    return replace(record, maybe_sent=record.maybe_sent or event.maybe_sent, updated_at=at)
+    return _bound(replace(record, maybe_sent=record.maybe_sent or event.maybe_sent, updated_at=at))
 
 
 def _fee(record: PayoutRecord, event: e.BankFeeRecorded, at: int) -> PayoutRecord:
@@ -288,6 +289,8 @@ def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: 
     if event.command == "create" and event.outcome == "refused":
         failure = ": ".join(part for part in (event.code, event.problem) if part) or "the bank refused it"
         return _bound(replace(record, failure=failure, updated_at=at))
+    if event.command == "create" and event.outcome == "not_needed":
+        return _bound(replace(record, maybe_sent=False, updated_at=at))  # it was looked for, long enough
     created_as = event.bank_payout or record.created_as
     if not created_as:
         return replace(record, updated_at=at)

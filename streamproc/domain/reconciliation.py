@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from streamproc.domain.budget import runs_everywhere
 from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout, MismatchKind
 from streamproc.domain.payouts import PayoutRecord, moves_forward
@@ -45,11 +46,12 @@ def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
     return Mismatch(name, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
 
 
-def windows_apart(counters: Counted, folded: Counted) -> dict[tuple[str, str], Mismatch]:
-    """Windows whose counter is not what its fold says. Counters of windows that ended long ago are gone."""
+def windows_apart(counters: Counted, folded: Counted, now_s: float) -> dict[tuple[str, str], Mismatch]:
+    """Windows whose counter is not what its fold says. None that still runs may be missing; ended ones are dropped."""
+    lost = {window: (0, 0) for window in folded.keys() - counters.keys() if runs_everywhere(window[1], now_s)}
     return {
         window: Mismatch("", "budget", _paise(held), _paise(folded.get(window, (0, 0))), " ".join(window))
-        for window, held in counters.items()
+        for window, held in {**counters, **lost}.items()
         if held != folded.get(window, (0, 0))
     }
 

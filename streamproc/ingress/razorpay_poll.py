@@ -26,7 +26,11 @@ from streamproc.ingress.razorpay_watch import Looked
 from streamproc.ingress.translate import append_of
 
 OVERLAP_S = 15 * 60
-"""Listed again each pass: the bank's list is said to lag minutes behind."""
+"""Listed again at each long look back: the bank's list is said to lag minutes behind."""
+LONG_LOOK_EVERY_S = 120
+"""Between two of them: at some hundred payouts a minute one costs dozens of calls, more than an interval has."""
+SHORT_OVERLAP_S = 60
+"""Listed again by the passes between."""
 FIRST_LOOK_S = 24 * 3600
 """How far back the first pass looks: as long as the bank keeps trying to deliver a webhook."""
 CALLS_MAX = 1_000
@@ -98,6 +102,7 @@ class Poller:
         self._watch = watch
         self._is_active = is_active
         self._tell = tell
+        self._long_look_s: int | None = None
         self.failures_in_a_row = 0
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
 
@@ -143,6 +148,9 @@ class Poller:
             _log.warning("poll failed, %d in a row: %s", self.failures_in_a_row, done.problem)
         for unknown in done.looked.unknown:
             _log.error("the bank does not know a payout that is open here: %s", unknown)
+        if done.looked.failed:
+            count, first = len(done.looked.failed), done.looked.failed[0]
+            _log.warning("%d of %d open payouts got no answer; %s", count, done.looked.looks, first)
         return done
 
     def _wait_s(self, done: Pass) -> float:
@@ -154,7 +162,9 @@ class Poller:
 
     async def _read_list(self, done: Pass) -> None:
         cursor = await self._load_cursor()
-        done.from_s, read_to = _from_s(cursor, done.to_s), cursor or 0
+        is_long = self._long_look_s is None or done.to_s >= self._long_look_s + LONG_LOOK_EVERY_S
+        overlap_s = OVERLAP_S if is_long else SHORT_OVERLAP_S
+        done.from_s, read_to = _from_s(cursor, done.to_s, overlap_s), cursor or 0
         if read_to > done.to_s:
             read_to = 0
         parts = read_list(self._bank, self._account_number, from_s=done.from_s, to_s=done.to_s)
@@ -171,6 +181,8 @@ class Poller:
                     f"after {CALLS_MAX} pages the list from {done.from_s} to {done.to_s} is read up to {read_to}"
                     " only; the next pass goes on"
                 )
+        if is_long:
+            self._long_look_s = done.to_s
 
     async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
         """Append a page's payouts together, so that the door coalesces them; how many were new."""
@@ -187,7 +199,7 @@ class Poller:
         return sum(not isinstance(answer, BaseException) and answer.new for answer in answers)
 
 
-def _from_s(cursor: int | None, to_s: int) -> int:
+def _from_s(cursor: int | None, to_s: int, overlap_s: int) -> int:
     """Where a pass begins. A cursor in the future (a clock was wrong) is none."""
-    start = to_s - FIRST_LOOK_S if cursor is None else min(cursor, to_s) - OVERLAP_S
+    start = to_s - FIRST_LOOK_S if cursor is None else min(cursor, to_s) - overlap_s
     return max(0, start)

@@ -17,7 +17,7 @@ from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
-from streamproc.errors import Unprocessable
+from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.door import Door
 from streamproc.ingress.translate import append_of
 
@@ -29,7 +29,12 @@ AGE_SHARE = 8
 """Between two looks lies an eighth of the payout's age,"""
 BETWEEN_S_MIN, BETWEEN_S_MAX = 60, 6 * 3600
 """but at least a minute, and at most six hours: that late is seen what was cancelled at the bank after two months."""
+UNKNOWN_AGAIN_S = 600
+"""Until one is looked at again that the bank did not know."""
 WATCHED_STATUSES = OPEN_STATUSES | {"processing"}
+
+
+UNKNOWN_SHOWN_MAX = 8
 
 
 class Fetcher(Protocol):
@@ -57,11 +62,13 @@ class WatchList(Protocol):
 
 
 class Looked(Struct, frozen=True):
-    """How many were looked at and how many had moved; `unknown` to the bank, by name."""
+    """How many were looked at and how many had moved; `unknown` to the bank, by name, until it knows them."""
 
     looks: int = 0
     moved: int = 0
     unknown: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    """Of these the bank gave no answer; the others, and the list, are not held up by that."""
 
 
 class Watcher:
@@ -72,6 +79,7 @@ class Watcher:
         self._door = door
         self._watched = watched
         self._account = account
+        self._unknown: dict[str, str] = {}
 
     async def note(self, items: Iterable[BankPayout | MalformedPayout]) -> None:
         """Watch those of a page that are open."""
@@ -84,29 +92,36 @@ class Watcher:
             await self._watched.add(when)
 
     async def look(self) -> Looked:
-        """Look at what is due. Raises TryAgain or LogUnavailable; what was not looked at stays due."""
+        """Look at what is due. Raises LogUnavailable.
+
+        Who gets no answer is looked at again in a minute: it may be the bank, or this payout alone, for good.
+        """
         now_s = self._door.now_us() // 1_000_000
         due = await self._watched.due(now_s, LOOKS_MAX)
         answers = await asyncio.gather(
             *(self._look_at(payout, record) for payout, record in due), return_exceptions=True
         )
         moves: dict[str, int | None] = {}
-        moved, unknown, problem = 0, list[str](), None
+        moved, failed, problem = 0, list[str](), None
         for (payout, record), answer in zip(due, answers, strict=True):
             match answer:
                 case Unprocessable():
-                    unknown.append(f"{payout}: {answer}")
-                    moves[payout] = now_s + BETWEEN_S_MAX
+                    self._unknown[payout] = f"{payout}: {answer}"
+                    moves[payout] = now_s + UNKNOWN_AGAIN_S
+                case TryAgain():
+                    failed.append(f"{payout}: {answer}")
+                    moves[payout] = now_s + BETWEEN_S_MIN
                 case BaseException():
                     problem = problem or answer
                 case (facts, new):
                     moved += new
+                    self._unknown.pop(payout, None)
                     moves[payout] = next_look_s(facts, record, now_s)
         if moves:
             await self._watched.move(moves)
         if problem is not None:
             raise problem
-        return Looked(len(due), moved, tuple(unknown))
+        return Looked(len(due), moved, tuple(self._unknown.values())[:UNKNOWN_SHOWN_MAX], tuple(failed))
 
     async def _look_at(self, payout: str, record: PayoutRecord | None) -> tuple[BankPayout | None, bool]:
         """The bank's answer, or None where nothing has to be asked; and whether it was news."""

@@ -12,7 +12,7 @@ from streamproc.log.word import SAY_EVERY_S, BreakerWord, heard_breakers, say_br
 
 
 class Open(NamedTuple):
-    """The breakers that are not closed, in words, and how many were heard of."""
+    """The breakers that are open, in words, and how many were heard of."""
 
     detail: str
     heard: int
@@ -29,7 +29,8 @@ async def say_until(url: str, process: str, breakers: Mapping[str, Breaker], sto
         with suppress(LogUnavailable):
             await say_breakers(url, process, words)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), SAY_EVERY_S)
+            async with asyncio.timeout(SAY_EVERY_S):
+                await stopping.wait()
 
 
 async def open_breakers(url: str) -> Open:
@@ -38,6 +39,6 @@ async def open_breakers(url: str) -> Open:
     texts = [
         f"{word.system} {word.state} since {word.opened_for_s} s in {word.process}"
         for word in heard
-        if word.state != "closed"
+        if word.state == "open"  # half open: the next call tries it, and nothing has to wait
     ]
     return Open("; ".join(texts), len(heard))

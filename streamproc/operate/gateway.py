@@ -11,11 +11,11 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.tokens import Token
 from streamproc.domain.wire import decode_events
-from streamproc.errors import TryAgain
+from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
 from streamproc.ingress.translate import request_key
 from streamproc.log.connection import connected
-from streamproc.log.inspect import delivered_as, record_of
-from streamproc.log.tokens import token_of
+from streamproc.log.inspect import delivered_as, log_exists, record_of
+from streamproc.log.tokens import TOKEN_PARTITION, token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
 
@@ -38,9 +38,12 @@ class SiteGateway:
             yield Site(self._redis_url, client, self._partitions, self._pool)
 
     async def token(self, digest: str) -> Token | None:
-        """The token with this hash."""
+        """The token with this hash. Raises LogUnavailable where the log is lost: then nobody knows any token."""
         async with self._site() as site:
-            return await token_of(site.client, digest)
+            found = await token_of(site.client, digest)
+            if found is None and not await log_exists(site.client, TOKEN_PARTITION):
+                raise LogUnavailable(f"the log is gone; {WHEN_LOST}")
+            return found
 
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, also one that was asked for and that no worker has looked at yet.

@@ -14,7 +14,7 @@ from streamproc.domain.reconciliation import Mismatch, windows_apart
 from streamproc.errors import TryAgain
 from streamproc.log.batch import BATCH_TIMEOUT_S
 from streamproc.log.health import group_rows
-from streamproc.log.inspect import counted_budgets, log_stats
+from streamproc.log.inspect import clock_us, counted_budgets, log_stats
 from streamproc.log.names import Names
 from streamproc.log.stream import id_key
 
@@ -43,7 +43,7 @@ async def windows_that_differ(client: Any, pool: Any, names: Names, claim_idle_s
         # As the view stores names: without what Postgres cannot hold.
         counters = {(text_key(scope), text_key(window)): held for (scope, window), held in counted.items()}
         folded = await _folded_upto(pool, names.partition, last)
-        apart = windows_apart(counters, folded)
+        apart = windows_apart(counters, folded, await clock_us(client) / 1e6)
         if is_quiet and (await _is_quiet(client, names)) == (True, last):
             return Seen(len(counters), list(apart.values()))
         same = {w: m for w, m in apart.items() if suspects is None or _gap(suspects.get(w)) == _gap(m)}

@@ -178,6 +178,8 @@ def _answered(event: e.BankCommandAnswered) -> str:
     where = f"the bank says {event.bank_status}"
     if event.bank_payout:
         where = f"it is {event.bank_payout} there, and {event.bank_status}"
+    if event.command == "create" and event.outcome == "not_needed":
+        where = "it was looked for at the bank, long enough: nothing is there"
     if event.command == "create" and event.outcome == "refused":
         where = "nothing is there, so it failed"
     return f"bank command {event.command}: {event.outcome}{status}{said}; {where}"

@@ -197,6 +197,12 @@ async def test_every_wrong_field_is_named_at_once_and_no_value_is_repeated(api: 
             422,
         ),
         ({"content": b" " * (BODY_BYTES_MAX + 1), "headers": {"content-type": "application/json"}}, "k", 413),
+        ({"content": b'{"\\ud800":1}', "headers": {"content-type": "application/json"}}, "k", 422),
+        (
+            {"content": b'{"notes":{"\\ud800":"x"}}', "headers": {"content-type": "application/json"}},
+            "k",
+            422,
+        ),
         ({"json": ORDER}, None, 422),
         ({"json": ORDER}, "two words", 422),
         ({"json": ORDER}, "k" * 129, 422),
@@ -263,3 +269,12 @@ async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one
         api = Api(http, engine)
         assert problem(await api.ask(await api.token("t")))["status"] == 503
         assert await requests_in(engine) == []
+
+
+async def test_while_the_log_is_lost_nobodys_token_is_called_unknown(api: Api) -> None:
+    """An agent takes 401 for an end; what is lost comes back by `recover`."""
+    token = await api.token("t")
+    await api.engine.stop()
+    await api.engine.client.flushdb()
+    answer = await api.get(token, "spi_00000000000000000000000000")
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)

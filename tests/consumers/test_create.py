@@ -412,3 +412,88 @@ async def test_an_intent_to_a_new_fund_account_is_held_and_the_next_to_it_is_not
         inline = requested(payee=PAYEE, key="inline")
         await gate.ask(inline)
         assert (await gate.ends(inline.payout, "held")).reason == "BENEFICIARY_NEW", "it has no id yet"
+
+
+@pytest.mark.parametrize("payee", [None, PAYEE])
+@pytest.mark.parametrize("seen", ["by the look before the second attempt", "later, by its webhook"])
+async def test_a_freeze_after_a_lost_answer_rejects_at_the_bank_what_was_made_there(
+    redis_url: str, payee: Beneficiary | None, seen: str
+) -> None:
+    """The bank made it, its answer was lost, the agent is frozen: what is there must not wait for an approver."""
+    again = asyncio.Event()
+    calls = 0
+
+    async def barrier(partition: int, entry: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            again.set()
+            await opened.wait()
+
+    opened = asyncio.Event()
+    async with gateway(redis_url, barrier=barrier) as gate:
+        account = await fund_account(gate.bank)
+        await gate.bank.faults(api=[{"kind": "timeout", "path": "/v1/payouts", "method": "POST", "count": 1}])
+        gate.client._http._timeout_s = 1.0
+        asked = requested(payee=payee, fund_account=account)
+        await gate.engine.producer.append(request(asked))
+        await asyncio.wait_for(again.wait(), 40)
+        await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
+        if seen == "later, by its webhook":
+            find, gate.client.find = gate.client.find, _nothing_there  # type: ignore[method-assign]
+        opened.set()
+        await gate.ends(asked.payout, "rejected")
+        if seen == "later, by its webhook":
+            gate.client.find = find  # type: ignore[method-assign]
+            await gate.tells(asked.payout)
+
+        async def rejected() -> bool:
+            await gate.tells(asked.payout)
+            return [shown["status"] for shown in await gate.at_bank(asked.payout)] == ["rejected"]
+
+        await until(rejected, what="it is rejected at the bank", deadline_s=40.0)
+        await gate.tells(asked.payout)
+        record = await gate.ends(asked.payout, "rejected", "declined")
+        assert record.reservation is not None
+        assert (record.reason, record.reservation.state) == ("FROZEN", "released")
+        assert not record.bypassed
+
+
+async def _nothing_there(account_number: str, reference: str) -> list[e.BankPayout]:
+    return []
+
+
+async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_money_back(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt was made, and may have reached the bank: its money is kept as long as it may turn up, no longer."""
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(creating, "LOST_FOR_GOOD_S", 3)
+    again, opened, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def barrier(partition: int, entry: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            again.set()
+            await opened.wait()
+
+    async with gateway(redis_url, barrier=barrier) as gate:
+        await gate.bank.faults(api=[{"kind": "500", "path": "/v1/payouts", "method": "POST", "count": 1}])
+        asked = requested(payee=PAYEE)
+        await gate.engine.producer.append(request(asked))
+        await asyncio.wait_for(again.wait(), 40)
+        await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
+        opened.set()
+        record = await gate.ends(asked.payout, "rejected")
+        assert record.reservation is not None
+        assert record.reservation.state == "reserved"
+
+        async def free() -> bool:
+            record = fold(await gate.engine.story(asked.payout))
+            assert record is not None
+            assert record.reservation is not None
+            return record.reservation.state == "released"
+
+        await until(free, what="the money is free", deadline_s=40.0)
+        assert await gate.at_bank(asked.payout) == []

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from msgspec.structs import replace
 
-from streamproc.domain.budget import windows_of
+from streamproc.domain.budget import runs_everywhere, windows_of
 from streamproc.domain.governance import Case, decide
 from streamproc.domain.policy import Policy, ScopeLimits
 from tests.domain.test_governance import bare
@@ -163,3 +163,18 @@ def test_each_scope_counts_in_its_own_zone() -> None:
         ("agent:bot", "2026-09-21"),
         (f"account:{ACCOUNT}", "2026-09-20"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("window", "end"),
+    [
+        ("2026-12-31", "2027-01-01"),
+        ("2026-W53", "2027-01-04"),
+        ("2026-12", "2027-01-01"),
+        ("2028-02-29", "2028-03-01"),
+    ],
+)
+def test_a_window_runs_until_its_end_comes_where_days_begin_first(window: str, end: str) -> None:
+    first = datetime.fromisoformat(f"{end}T00:00:00+14:00").timestamp()
+    assert runs_everywhere(window, first - 1)
+    assert not runs_everywhere(window, first)

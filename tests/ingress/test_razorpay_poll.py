@@ -9,7 +9,13 @@ from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout, PayoutMalformed, PayoutObserved
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress import razorpay_poll
-from streamproc.ingress.razorpay_poll import FIRST_LOOK_S, OVERLAP_S, Poller
+from streamproc.ingress.razorpay_poll import (
+    FIRST_LOOK_S,
+    LONG_LOOK_EVERY_S,
+    OVERLAP_S,
+    SHORT_OVERLAP_S,
+    Poller,
+)
 from tests.ingress.recorder import Recorder
 
 Item = BankPayout | MalformedPayout
@@ -87,7 +93,10 @@ async def test_the_next_pass_begins_an_overlap_before_the_cursor() -> None:
     before = desk.door.now_s
     desk.door.now_s += 60
     await desk.poller.poll_once()
-    assert desk.bank.asked[-1] == (before - OVERLAP_S, before + 60, 0)
+    assert desk.bank.asked[-1] == (before - SHORT_OVERLAP_S, before + 60, 0)
+    desk.door.now_s += LONG_LOOK_EVERY_S
+    await desk.poller.poll_once()
+    assert desk.bank.asked[-1] == (before + 60 - OVERLAP_S, before + 60 + LONG_LOOK_EVERY_S, 0)
 
 
 async def test_a_cursor_in_the_future_does_not_turn_the_window_around() -> None:

@@ -9,7 +9,6 @@ from redis.asyncio import Redis
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.domain.events import BankPayout, PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, encode_record
-from streamproc.errors import TryAgain
 from streamproc.ingress.razorpay_watch import (
     BETWEEN_S_MAX,
     BETWEEN_S_MIN,
@@ -109,16 +108,22 @@ async def test_what_is_final_here_costs_no_call(redis_url: str, bank: Sandbox, c
     assert await watch.watched() == set()
 
 
-async def test_while_the_bank_is_away_what_is_due_stays_due(
+async def test_one_that_the_bank_gives_no_answer_about_holds_up_nobody_and_is_looked_at_again(
     redis_url: str, bank: Sandbox, client: Razorpay
 ) -> None:
-    watch, made = Watch(redis_url, client), await bank.pay(1_000)
-    await watch.know(made["id"], "pending", days_ago=1)
+    watch, bad, made = Watch(redis_url, client), await bank.pay(1_000), await bank.pay(1_000)
+    for payout in (bad["id"], made["id"]):
+        await watch.know(payout, "pending", days_ago=1)
+    await bank.advance(made["id"], "rejected")
     await watch.list.seed(seeds)
-    await bank.faults(api=[{"kind": "500", "count": 1}])
-    with pytest.raises(TryAgain):
-        await watch.watcher.look()
-    assert (await watch.watcher.look()).looks == 1
+    await bank.faults(api=[{"kind": "500", "path": f"/v1/payouts/{bad['id']}"}])
+    looked = await watch.watcher.look()
+    assert (looked.looks, looked.moved, len(looked.failed)) == (2, 1, 1)
+    assert (await watch.watcher.look()).looks == 0, "it is not asked about again and again"
+    await bank.faults(api=[])
+    watch.door.now_s += BETWEEN_S_MIN
+    looked = await watch.watcher.look()
+    assert (looked.looks, looked.failed) == (1, ())
 
 
 async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
@@ -133,6 +138,7 @@ async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
     assert (looked.looks, looked.moved) == (2, 1)
     (unknown,) = looked.unknown
     assert unknown.startswith("pout_Ghost000000001: ")
+    assert (await watch.watcher.look()).unknown == (unknown,), "it stays so until the bank knows it"
 
 
 async def test_only_what_is_open_is_watched_and_seeding_is_done_once(

@@ -114,6 +114,21 @@ async def test_a_counter_that_differs_from_its_fold_is_an_alarm_and_is_left_as_i
     assert [m for m in (await run(system)).mismatches if m.kind == "budget"] == []
 
 
+async def test_a_counter_that_is_gone_is_an_alarm_too(system: System) -> None:
+    """Its limit would begin anew."""
+    await system.settled()
+    (key, *_) = [key async for key in system.redis.scan_iter(match=f"{system.names.base}:budget:agent:bot:*")]
+    kept = await system.redis.dump(key)
+    assert kept is not None
+    await system.redis.delete(key)
+    try:
+        (mismatch,) = [m for m in (await run(system)).mismatches if m.kind == "budget"]
+        assert mismatch.ours == "0 reserved, 0 committed"
+        assert mismatch.theirs != mismatch.ours
+    finally:
+        await system.redis.restore(key, 0, kept)
+
+
 async def test_the_banks_own_fees_are_no_bypass_and_charged_to_nobody(system: System) -> None:
     first = await system.bank.pay(11_800, status="processing", vendor={"name": "Fee Collection"})
     await system.reaches(first["id"], "bypassed")  # until the policy says where fees go

@@ -23,7 +23,9 @@ async def appended(redis_url: str, partitions: int, *payouts: str) -> None:
     async with Producer(redis_url, partitions=partitions, name="webhook") as producer:
         for n, payout in enumerate(payouts):
             account = ACCOUNTS[n % len(ACCOUNTS)]
-            await producer.append(Append(account, (payout,), (observed(payout, account=account),)))
+            appended = await producer.append(Append(account, (payout,), (observed(payout, account=account),)))
+            while producer.now_us() // 1000 <= int(appended.entry.split("-")[0]):
+                await asyncio.sleep(0)  # so that no two of them have one time
 
 
 async def test_the_newest_entries_of_all_partitions_come_in_the_order_of_time(redis_url: str):
