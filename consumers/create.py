@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from streamproc.domain.copies import agrees, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
-from streamproc.domain.intent import Beneficiary
+from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Work
@@ -217,10 +217,12 @@ async def _refused(
 ) -> BankPayout | Literal["failed"]:
     """A 4xx: once, and then what the bank's list says is the truth."""
     record = work.known()
+    assert record.intent is not None
+    problem = without_personal(answer.problem, record.intent.beneficiary)
     found = await bank.find(debit, record.payout)
     if (mine := _ours(record, found)) is not None:
         return _bind(work, desk, mine, "already", caused_by, answer.http_status)
-    said = f"{answer.http_status} {answer.code} ({answer.problem})"
+    said = f"{answer.http_status} {answer.code} ({problem})"
     if any(_pays_the_same(record, payout) for payout in found):
         raise Unprocessable(
             f"ALARM: the bank refused to create intent {record.payout} with {said}, and yet has"
@@ -240,7 +242,7 @@ async def _refused(
             http_status=answer.http_status,
             bank_status="failed",
             code=answer.code,
-            problem=answer.problem,
+            problem=problem,
             caused_by=caused_by,
         )
     )

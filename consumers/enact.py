@@ -111,6 +111,9 @@ async def _enact_one(
     work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: Debit
 ) -> None:
     record = work.known()
+    if isinstance(cause, CancelRequested) and cause.bank_payout:
+        await _end_copy(work, cause, desk, bank)
+        return
     if _is_superseded(cause, record):
         return
     if record.intent is not None and record.maybe_sent and not record.bank_payout:
@@ -139,6 +142,40 @@ async def _enact_one(
     if command in MOVES_MONEY and await stopped(work, command, caused_by, desk):
         return
     await _send(work, _Order(command, cause, caused_by), desk, bank)
+
+
+async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) -> None:
+    """Reject or cancel a payout that bears the reference of another one. It may have ended, or moved, by itself."""
+    payout, sent = cause.bank_payout, False
+    caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+    facts = await bank.fetch(payout)
+    command = command_for(cause, facts.status)
+    if command is not None:
+        order = _Order(command, cause, caused_by)
+        answer = await (bank.reject(payout, _remarks(order)) if command == "reject" else bank.cancel(payout))
+        sent = answer.outcome == "done"
+        facts = (answer.payout if sent else None) or await bank.fetch(payout)
+        if not sent and command_for(cause, facts.status) is not None:
+            raise Unprocessable(
+                f"the bank refused to {command} {payout} with {answer.http_status} {answer.code} ({answer.problem}),"
+                f" which bears the reference {work.payout}, and it is still {facts.status}: end it in the dashboard"
+            )
+    work.emit(
+        PayoutObserved(
+            at=desk.now_us, payout=work.payout, account=work.known().account, source="fetch", facts=facts
+        )
+    )
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=work.payout,
+            command=command or "cancel",
+            outcome="done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed",
+            bank_status=facts.status,
+            caused_by=caused_by,
+            bank_payout=payout,
+        )
+    )
 
 
 async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:

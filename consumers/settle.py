@@ -75,8 +75,15 @@ def _why(record: PayoutRecord) -> str:
 
 
 def _tell_of_foreign(work: Work, desk: Desk) -> None:
-    """Another payout that bears the intent's reference moved: that is a bypass, and nothing of the intent changes."""
+    """Other payouts that bear the intent's reference, or one that no intent has. What moved is a bypass, and nothing of
+    the intent changes. What waits, or would pay itself, nobody decided or ever will: the bank is to end it.
+    """
     record = work.known()
+    before = {(copy.id, copy.status) for copy in foreign_copies(work.loaded)} if work.loaded else set()
+    for copy in foreign_copies(record):
+        if copy.status in ("pending", "queued") and (copy.id, copy.status) not in before:
+            why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
+            work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why, bank_payout=copy.id))
     kept = {copy.id for copy in record.copies}
     seen = [copy_of(event.facts) for event in work.events if type(event) is PayoutObserved]
     for copy in (*foreign_copies(record), *(copy for copy in seen if copy.id not in kept)):

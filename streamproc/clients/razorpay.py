@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import Breaker, OutboundClient, OutcomeUnknown
+from streamproc.clients.http import Answer, Breaker, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.limiter import Turns
 from streamproc.clients.oauth import TokenKeeper
@@ -38,6 +38,8 @@ KEYS_REFUSED_AFTER_S = 60.0
 """401 or 403 means keys are wrong or not yet rotated in: a person must act, the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
 _NO_REASON = frozenset({"", "null", "NA"})
+_SAY_NOTHING = frozenset({408, 425})
+_NO_ENVELOPE = ("the error body is not JSON", "the error body has no `error`")
 
 
 class CommandAnswer(Struct, frozen=True, kw_only=True):
@@ -154,7 +156,7 @@ class Razorpay:
         if answer.status == IN_FLIGHT:
             raise OutcomeUnknown(f"create: {answer.status}, {_read_error(answer.body)[1]}")
         if 400 <= answer.status < 500:
-            code, problem = _read_error(answer.body)
+            code, problem = _refusal("create", answer)
             return CommandAnswer(http_status=answer.status, outcome="refused", code=code, problem=problem)
         payout, problem = _read_done("", answer.body)
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
@@ -216,7 +218,7 @@ class Razorpay:
         path = f"{_path(payout_id)}/{command}"
         answer = await self._http.call("POST", path, headers=headers, content=body, urgent=urgent)
         if 400 <= answer.status < 500:
-            code, problem = _read_error(answer.body)
+            code, problem = _refusal(f"{command} {payout_id}", answer)
             return CommandAnswer(http_status=answer.status, outcome="refused", code=code, problem=problem)
         payout, problem = _read_done(payout_id, answer.body)
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
@@ -272,15 +274,25 @@ def _read_done(payout_id: str, body: bytes) -> tuple[BankPayout | None, str]:
     return payout, ""
 
 
+def _refusal(what: str, answer: Answer) -> tuple[str, str]:
+    """Code and description of the bank's own refusal. Raises OutcomeUnknown where that cannot be told: 408 and 425 say
+    nothing of what was done, and an error without the bank's envelope comes from something in between."""
+    code, problem = _read_error(answer.body)
+    from_between = problem in _NO_ENVELOPE and answer.status not in _KEYS_REFUSED
+    if answer.status in _SAY_NOTHING or from_between:
+        raise OutcomeUnknown(f"{what}: {answer.status} that is not the bank's refusal, {problem}")
+    return code, problem
+
+
 def _read_error(body: bytes) -> tuple[str, str]:
     """Code and description of an error body, whatever it is: the envelope, another JSON text, HTML, nothing."""
     try:
         answer = decode_json(body)
     except NotJson:
-        return "", "the error body is not JSON"
+        return "", _NO_ENVELOPE[0]
     error = answer.get("error") if isinstance(answer, dict) else None
     if not isinstance(error, dict):
-        return "", "the error body has no `error`"
+        return "", _NO_ENVELOPE[1]
     named = [value for value in (error.get("reason"), error.get("code")) if isinstance(value, str)]
     code = next((value for value in named if value not in _NO_REASON), "")
     description = error.get("description")

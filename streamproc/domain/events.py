@@ -276,10 +276,13 @@ class GovernanceBypassed(Fact, frozen=True, kw_only=True, tag="governance.bypass
 
 
 class CancelRequested(Fact, frozen=True, kw_only=True, tag="payout.cancel_requested"):
-    """The bank moved a payout that is rejected or held here to `queued`, where it would pay itself."""
+    """The bank moved a payout that is rejected or held here to `queued`, where it would pay itself; or, with
+    `bank_payout`, it has another one under an intent's reference, which nobody decided. Version 1 knew no others."""
 
+    v: int = 2
     payout: str
     why: str
+    bank_payout: str = ""
 
 
 class PayoutStopped(Fact, frozen=True, kw_only=True, tag="payout.stopped"):

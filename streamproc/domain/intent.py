@@ -66,6 +66,16 @@ def without_beneficiary(intent: Intent) -> Intent:
     return intent if intent.beneficiary is None else replace(intent, beneficiary=None)
 
 
+def without_personal(text: str, payee: Beneficiary | None) -> str:
+    """A text of somebody else, the bank's for one, without what it repeats of the beneficiary."""
+    if payee is None:
+        return text
+    values = (payee.account_number, payee.vpa, payee.email, payee.phone, payee.name, payee.contact_name)
+    for value in sorted({value for value in values if value}, key=len, reverse=True):
+        text = text.replace(value, masked(value))
+    return text
+
+
 MASK_SHOWS = 4
 """Last characters that a masked value shows."""
 

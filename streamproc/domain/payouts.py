@@ -277,7 +277,7 @@ def _fee(record: PayoutRecord, event: e.BankFeeRecorded, at: int) -> PayoutRecor
 
 def _answered(record: PayoutRecord, event: e.BankCommandAnswered, at: int) -> PayoutRecord:
     status = event.bank_status
-    if record.intent is not None:
+    if is_intent(record.payout):
         return _answered_of_intent(record, event, at)
     if not moves_forward(record, status):
         return record if at == record.updated_at else replace(record, updated_at=at)
@@ -291,6 +291,10 @@ def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: 
         return _bound(replace(record, failure=failure, updated_at=at))
     if event.command == "create" and event.outcome == "not_needed":
         return _bound(replace(record, maybe_sent=False, updated_at=at))  # it was looked for, long enough
+    if event.command != "create" and event.bank_payout not in ("", record.created_as):
+        return replace(
+            record, updated_at=at
+        )  # of another one under the reference; its sighting tells where it stands
     created_as = event.bank_payout or record.created_as
     if not created_as:
         return replace(record, updated_at=at)

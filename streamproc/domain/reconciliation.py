@@ -8,6 +8,7 @@ from msgspec import Struct
 from streamproc.domain.budget import runs_everywhere
 from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout, MismatchKind
+from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, moves_forward
 
 Counted: TypeAlias = Mapping[tuple[str, str], tuple[int, int]]
@@ -35,7 +36,7 @@ def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
     name = name_here(facts)
     if record is None:
         return Mismatch(name, "unknown_here", "", f"{facts.status}, {facts.amount} paise")
-    if record.intent is not None and record.bank_payout != facts.id:
+    if is_intent(name) and record.bank_payout != facts.id:
         known = any(copy.id == facts.id and copy.status == facts.status for copy in record.copies)
         return None if known else Mismatch(name, "behind", "", f"{facts.id}, {facts.status}")
     if record.amount != facts.amount:

@@ -33,6 +33,7 @@ def _as_it_was(raw: Raw) -> Raw:
 UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.velocity_checked", 1): _velocity_checked_1,
     ("governance.bypassed", 1): _as_it_was,
+    ("payout.cancel_requested", 1): _as_it_was,
     ("bank.command_answered", 1): _as_it_was,
     ("payout.screened", 1): _as_it_was,
     ("payout.budget_reserved", 1): _as_it_was,

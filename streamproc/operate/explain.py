@@ -29,8 +29,10 @@ async def explain(site: Site, payout: str) -> Story:
     """The story of a payout. Raises JobFailed for one that nobody has seen."""
     history = await history_of(site, payout)
     notes = list(history.notes)
-    begins_with = PayoutRequested if is_intent(payout) else PayoutObserved
-    if history.events and type(history.events[0].event) is begins_with:
+    begins = {PayoutRequested, PayoutObserved}
+    if is_intent(payout) and any(type(found.event) is PayoutRequested for found in history.events):
+        begins = {PayoutRequested}  # else nobody asked for it: somebody used such a reference
+    if history.events and type(history.events[0].event) in begins:
         record = fold(found.event for found in history.events)
     else:
         record = await record_of(site.client, site.partitions, payout)

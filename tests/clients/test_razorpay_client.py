@@ -233,7 +233,7 @@ async def test_the_account_number_is_in_no_message() -> None:
 
 
 async def test_five_failures_open_the_bank_s_breaker_and_refusals_do_not() -> None:
-    async with bank(in_turn(*[response(400)] * 6, response(500))) as (client, server):
+    async with bank(in_turn(*[response(400, refusal())] * 6, response(500))) as (client, server):
         for _ in range(6):
             await client.reject(PAYOUT, "x")
         assert client.breaker.state == "closed"
@@ -244,3 +244,15 @@ async def test_five_failures_open_the_bank_s_breaker_and_refusals_do_not() -> No
         with pytest.raises(TryAgain):
             await client.reject(PAYOUT, "x")
         assert len(server.asked) == 11
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(408, refusal()), (404, b"<html>no route</html>"), (400, {}), (400, b"")]
+)
+async def test_a_refusal_that_is_not_the_banks_own_leaves_the_outcome_open(status: int, body: object) -> None:
+    """A proxy says such things, also after the bank has acted."""
+    async with bank(always(status, body)) as (client, _):
+        with pytest.raises(OutcomeUnknown, match=f"{status} that is not the bank's refusal"):
+            await client.create(b"{}", "sp-key")
+        with pytest.raises(OutcomeUnknown, match=f"{status} that is not the bank's refusal"):
+            await client.approve(PAYOUT, "yes")

@@ -15,7 +15,7 @@ from consumers.enact import Barrier, execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.domain import events as e
-from streamproc.domain.intent import Beneficiary
+from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.errors import TryAgain
 from streamproc.ingress.translate import append_of
@@ -247,8 +247,32 @@ async def test_a_foreign_payout_under_the_reference_is_a_bypass_when_it_moves_an
         ]
         assert (record.bank_payout, record.amount) == (ours["id"], asked.amount)
         assert [(event.bank_payout, event.amount) for event in bypasses] == [(dear["id"], asked.amount + 1)]
-        assert (await gate.bank.payout(foreign["id"]))["status"] == "pending"
         assert await gate.bank.record(payout=foreign["id"], command="payout.approve") == []
+
+        async def ended() -> bool:
+            return bool((await gate.bank.payout(foreign["id"]))["status"] == "rejected")
+
+        await until(ended, what="nobody decided it, so it is rejected")
+        assert (await gate.bank.payout(ours["id"]))["status"] == "processed"
+
+
+@pytest.mark.parametrize(("status", "end"), [("pending", "rejected"), ("queued", "cancelled")])
+async def test_a_payout_with_a_reference_that_no_intent_has_is_ended_at_the_bank(
+    redis_url: str, status: str, end: str
+) -> None:
+    """Else such a reference would be a way around governance: one that is queued pays itself."""
+    async with gateway(redis_url) as gate:
+        reference = requested(key="never asked").payout
+        made = [await gate.bank.pay(1_000, reference_id=reference, status=status) for _ in range(2)]
+        await gate.tells(reference)
+
+        async def ended() -> bool:
+            return [(await gate.bank.payout(one["id"]))["status"] for one in made] == [end, end]
+
+        await until(ended, what=f"both are {end}")
+        await gate.tells(reference)
+        story = await gate.engine.story(reference)
+        assert not [event for event in story if isinstance(event, e.PayoutDecided | e.GovernanceBypassed)]
 
 
 async def test_a_reference_that_nobody_asked_for_is_never_decided(redis_url: str) -> None:
@@ -261,6 +285,7 @@ async def test_a_reference_that_nobody_asked_for_is_never_decided(redis_url: str
         story = await engine.story(asked.payout)
     assert [type(event).__name__ for event in story] == [
         "PayoutObserved",
+        "CancelRequested",
         "PayoutObserved",
         "GovernanceBypassed",
     ]
@@ -497,3 +522,9 @@ async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_m
 
         await until(free, what="the money is free", deadline_s=40.0)
         assert await gate.at_bank(asked.payout) == []
+
+
+def test_what_the_bank_repeats_of_a_beneficiary_is_masked() -> None:
+    said = "The account number 000011112222 of Some Body is invalid"
+    assert without_personal(said, PAYEE) == "The account number ********2222 of *****Body is invalid"
+    assert without_personal(said, None) == said
