@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from msgspec.json import decode
+from msgspec.json import decode, encode
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient, OutcomeUnknown
@@ -233,7 +233,7 @@ async def test_the_account_number_is_in_no_message() -> None:
 
 
 async def test_five_failures_open_the_bank_s_breaker_and_refusals_do_not() -> None:
-    async with bank(in_turn(*[response(400, refusal())] * 6, response(500))) as (client, server):
+    async with bank(in_turn(*[response(400, encode(refusal()))] * 6, response(500))) as (client, server):
         for _ in range(6):
             await client.reject(PAYOUT, "x")
         assert client.breaker.state == "closed"
