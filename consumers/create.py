@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from streamproc.domain.copies import agrees, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
+from streamproc.domain.foreign import could_be
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import TryAgain, Unprocessable
@@ -223,10 +224,12 @@ async def _refused(
     if (mine := _ours(record, found)) is not None:
         return _bind(work, desk, mine, "already", caused_by, answer.http_status)
     said = f"{answer.http_status} {answer.code} ({problem})"
-    if any(_pays_the_same(record, payout) for payout in found):
+    known = [copy.id for copy in record.copies if not copy.bypassed and could_be(record, copy)]
+    if known or any(_pays_the_same(record, payout) for payout in found):
         raise Unprocessable(
             f"ALARM: the bank refused to create intent {record.payout} with {said}, and yet has"
-            f" {', '.join(payout.id for payout in found)} under its reference; whether that is ours cannot be told"
+            f" {', '.join(sorted({*known, *(payout.id for payout in found)}))} under its reference; whether that is"
+            " ours cannot be told"
         )
     if "idempotency" in answer.problem.lower():
         raise Unprocessable(

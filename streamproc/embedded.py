@@ -48,6 +48,7 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
     """
     home = data_dir.absolute() / "valkey"
     home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)  # the log holds what agents were asked to pay to
     port = _port(port)
     config = home / "valkey.conf"
     config.write_text(_valkey_config(home, port), encoding="utf-8")

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.json_text import NotJson, decode_json, names_are_unique
 from streamproc.clients.razorpay_entities import id_or_empty
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import intent_id
@@ -113,7 +113,8 @@ class Payouts:
 
     async def _allowed(self, request: Request, action: Action) -> Token:
         """The request's token, which may do this. Nothing is kept in memory, so a revocation counts at once."""
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        given = request.headers.getlist("authorization")
+        scheme, _, secret = (given[0] if len(given) == 1 else "").partition(" ")
         token = None
         if scheme.lower() == "bearer" and SECRET.fullmatch(secret.strip()):
             async with asyncio.timeout(LOOK_S_MAX):
@@ -225,6 +226,8 @@ def _wanted(body: bytes) -> Wanted:
         raise _Refusal(400, "the body is no request: it holds a number too long to write") from problem
     if found is None:
         raise _Refusal(400, "the body is no request: it is not a JSON object")
+    if not names_are_unique(body):
+        raise _Refusal(400, "the body is no request: it names a field twice")
     if isinstance(found, list):
         raise _Refusal(
             422, f"{len(found)} problems with the request", errors=[msgspec.to_builtins(one) for one in found]

@@ -61,6 +61,8 @@ def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
 def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: bool) -> None:
     if len(why) > WHY_CHARS_MAX:
         raise InputError(f"--why has {len(why)} characters, the limit is {WHY_CHARS_MAX}")
+    if not by.strip() or not why.strip():
+        raise InputError("--by and --why must say who and why: the audit keeps them")
     settings = operator_settings()
     from streamproc.operate import freezes
     from streamproc.operate.site import opened

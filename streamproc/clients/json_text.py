@@ -30,6 +30,18 @@ def decode_json(body: bytes) -> object:
     return value
 
 
+def names_are_unique(body: bytes) -> bool:
+    """Whether no object in a JSON text names a field twice; of those readers take one or the other."""
+    unique = True
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        nonlocal unique
+        unique = unique and len({name for name, _ in pairs}) == len(pairs)
+
+    json.loads(body, object_pairs_hook=look)
+    return unique
+
+
 def _decode_leniently(body: bytes) -> object:
     try:
         value: object = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)

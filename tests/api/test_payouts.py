@@ -203,6 +203,11 @@ async def test_every_wrong_field_is_named_at_once_and_no_value_is_repeated(api: 
             "k",
             422,
         ),
+        (
+            {"content": b'{"amount":100,"amount":20000}', "headers": {"content-type": "application/json"}},
+            "k",
+            400,
+        ),
         ({"json": ORDER}, None, 422),
         ({"json": ORDER}, "two words", 422),
         ({"json": ORDER}, "k" * 129, 422),
