@@ -40,7 +40,8 @@ class Lease:
             await self._take()
             self._asked.set()
             with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), RENEW_S)
+                async with asyncio.timeout(RENEW_S):
+                    await stopping.wait()
         with suppress(LogUnavailable):
             await self._ask(0.0)
 

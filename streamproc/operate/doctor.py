@@ -16,6 +16,7 @@ from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.health import group_rows, server_settings
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
@@ -24,6 +25,7 @@ from streamproc.operate.check import Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.polling import poller_view
+from streamproc.operate.site import iso
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
@@ -32,6 +34,8 @@ CLOCK_OFFSET_S_MAX = 2.0
 """Further apart, the times people compare (logs of hosts, events of Redis) mislead them."""
 VIEWS_LATE_S = 60.0
 """Views follow the archive within milliseconds; an entry that waits this long is not just waiting."""
+RECONCILE_LATE_S = 3600.0
+"""A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
 BANK_LOOK_BACK_S = 60
 
@@ -44,6 +48,7 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("log and archive", settings, examine_log),
         _guarded("bank", settings, _bank),
         _guarded("poller", settings, _poller),
+        _guarded("reconciliation", settings, _reconciliation),
         _guarded("breakers", settings, _breakers),
         _guarded("safe browsing", settings, _safe_browsing),
     ]
@@ -216,6 +221,28 @@ async def _poller(settings: Settings) -> list[Check]:
         return [Check("poller", "note", view.detail, "start `streamproc poller`")]
     todo = "the poller's log says more; is it running, and does the bank answer?"
     return [Check("poller", "ok" if view.ok else "bad", view.detail, todo)]
+
+
+async def _reconciliation(settings: Settings) -> list[Check]:
+    """What the poller's last comparison of bank, log and budgets found. Nothing before the first."""
+    if not (settings.redis_url and settings.razorpay_account_id):
+        return []
+    account, partitions = settings.razorpay_account_id, settings.partitions
+    last = await PollCursor(settings.redis_url, account=account, partitions=partitions).reconciled()
+    if not last.tried_at:
+        return []
+    begun = iso(last.tried_at * 1_000_000)
+    if last.done_at < last.tried_at < time.time() - RECONCILE_LATE_S:
+        detail = f"begun at {begun}, and not at its end"
+        return [
+            Check("reconciliation", "bad", detail, "the poller's log says why; run `streamproc reconcile`")
+        ]
+    if last.mismatches:
+        detail = f"that of {begun} found {last.mismatches} mismatches of bank, log and budgets"
+        return [
+            Check("reconciliation", "bad", detail, "`streamproc reconcile` shows them; `explain` each payout")
+        ]
+    return [Check("reconciliation", "ok", f"that of {begun} found no mismatch")]
 
 
 async def _breakers(settings: Settings) -> list[Check]:

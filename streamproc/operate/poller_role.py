@@ -74,7 +74,8 @@ async def _seeded(watched: Watched, stopping: asyncio.Event) -> None:
         except LogUnavailable as problem:
             log.warning("which payouts are open could not be read: %s", problem)
             with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), SEED_AGAIN_S)
+                async with asyncio.timeout(SEED_AGAIN_S):
+                    await stopping.wait()
 
 
 def _teller(cursor: PollCursor, lease: Lease) -> Tell:
@@ -126,7 +127,8 @@ async def _reconcile_now_and_then(
                     task.cancel()
                 await asyncio.wait({running, stopped})
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), look_s)
+            async with asyncio.timeout(look_s):
+                await stopping.wait()
 
 
 async def _reconcile_if_due(settings: Settings, cursor: PollCursor) -> None:

@@ -1,6 +1,7 @@
 """`doctor` finds what is wrong, says what to do, and is quiet where all is well."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import consumers
 from projections.schema import prepare
 from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import doctor_log
@@ -134,6 +136,22 @@ async def test_views_that_stand_still_behind_the_archive_are_bad(
     assert checks["views"].status == "bad"
     assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
     assert "streamproc replay" in checks["views"].todo
+
+
+async def test_what_the_scheduled_comparison_found_or_that_it_does_not_end_is_bad(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    env = environment(redis_url, postgres, bank) | {"STREAMPROC_RAZORPAY_ACCOUNT_ID": "acc_1"}
+    cursor = PollCursor(redis_url, account="acc_1", partitions=1)
+    assert "reconciliation" not in await examined(env)
+    now_s = int(time.time())
+    await cursor.save_reconciled(tried_at=now_s - 60, done_at=now_s, mismatches=0)
+    assert (await examined(env))["reconciliation"].status == "ok"
+    await cursor.save_reconciled(mismatches=2)
+    assert "found 2 mismatches" in (await examined(env))["reconciliation"].detail
+    await cursor.save_reconciled(tried_at=now_s - 7200, done_at=now_s - 90_000, mismatches=0)
+    check = (await examined(env))["reconciliation"]
+    assert (check.status, "not at its end" in check.detail) == ("bad", True)
 
 
 async def test_an_archive_that_does_not_keep_up_with_the_log_is_bad(
