@@ -35,7 +35,7 @@ demo: venv  ## run the demo scenarios to the end; fails if one comes out otherwi
 	    $(BIN)/streamproc up --demo
 
 test: venv  ## run all tests, against a real Valkey and Postgres
-	$(BIN)/pytest -n auto --maxprocesses 4
+	$(BIN)/pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
 lint: venv  ## check style and formatting
 	$(BIN)/ruff check .
