@@ -40,8 +40,8 @@ class Debit(Struct, frozen=True):
     account: str = ""
 
 
-class Created(Protocol):
-    """What the client says to a create (streamproc/clients/razorpay.py)."""
+class CommandAnswer(Protocol):
+    """What the client says to a command, `create` among them (streamproc/clients/razorpay.py)."""
 
     @property
     def http_status(self) -> int: ...
@@ -58,7 +58,7 @@ class Created(Protocol):
 class Creator(Protocol):
     """The calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
 
-    async def create(self, order: bytes, key: str) -> Created: ...
+    async def create(self, order: bytes, key: str) -> CommandAnswer: ...
     async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]: ...
 
 
@@ -201,7 +201,7 @@ def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:
         )
 
 
-def _checked(record: PayoutRecord, answer: Created) -> BankPayout:
+def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
     payout = answer.payout
     if payout is None:
         raise TryAgain(f"intent {record.payout} was taken, but {answer.problem}", after_s=UNREADABLE_AFTER_S)
@@ -214,7 +214,7 @@ def _checked(record: PayoutRecord, answer: Created) -> BankPayout:
 
 
 async def _refused(
-    work: Work, desk: Desk, bank: Creator, answer: Created, caused_by: str, debit: str
+    work: Work, desk: Desk, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
 ) -> BankPayout | Literal["failed"]:
     """A 4xx: once, and then what the bank's list says is the truth."""
     record = work.known()

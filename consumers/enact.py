@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from consumers.create import Creator, Debit, create, look_for_lost
+from consumers.create import CommandAnswer, Creator, Debit, create, look_for_lost
 from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
@@ -40,21 +40,6 @@ PASS_S = 18.0
 batch that is cut off whole would never come to its end."""
 
 NOBODY = Debit()
-
-
-class CommandAnswer(Protocol):
-    """What the client says to a command (streamproc/clients/razorpay.py)."""
-
-    @property
-    def http_status(self) -> int: ...
-    @property
-    def outcome(self) -> Literal["done", "refused"]: ...
-    @property
-    def payout(self) -> BankPayout | None: ...
-    @property
-    def code(self) -> str: ...
-    @property
-    def problem(self) -> str: ...
 
 
 class Bank(Creator, Protocol):
