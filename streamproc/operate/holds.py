@@ -19,13 +19,14 @@ from streamproc.domain.events import (
     ReviewSubmitted,
 )
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.shown import payout_json
 from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import clock_us, held_records, record_of
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Append, Entry, LogView, Producer
-from streamproc.operate.site import Site, iso, iso_or_none
+from streamproc.operate.site import Site, iso_or_none
 
 LIST_MAX = 1_000
 """Holds in one answer: more than a person looks at, little enough for one query."""
@@ -58,6 +59,13 @@ class Outcome(Struct, frozen=True):
     reason: str
 
 
+HOLD_SHOWS = (
+    *("payout", "account", "agent", "identity", "amount", "currency", "vendor_url"),
+    *("reason", "reasons", "received_at"),
+)
+"""What a hold shows of its payout, as everywhere."""
+
+
 async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
     """Held payouts from the view, or from Redis while Postgres is away (then without paging)."""
     limit = min(limit, LIST_MAX)
@@ -76,17 +84,8 @@ async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_
 
 def hold_json(record: PayoutRecord) -> dict[str, Any]:
     """A hold as scripts see it. Amounts in paise, times ISO 8601."""
-    return {
-        "payout": record.payout,
-        "account": record.account,
-        "agent": record.agent,
-        "identity": record.identity,
-        "amount": record.amount,
-        "currency": record.currency,
-        "vendor_url": record.vendor_url,
-        "reason": record.reason,
-        "reasons": record.reasons,
-        "received_at": iso(record.received_at),
+    shown = payout_json(record)
+    return {name: shown[name] for name in HOLD_SHOWS} | {
         "expires_at": iso_or_none(record.hold_expires_at),
         "approved_by": [review.by for review in record.reviews if review.action == "approve"],
     }

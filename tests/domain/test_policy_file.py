@@ -15,7 +15,7 @@ from streamproc.domain.policy import (
     parse_policy_file,
     plan_changes,
 )
-from streamproc.domain.policy_file import FILE_CHARS_MAX
+from streamproc.domain.policy_file import FILE_CHARS_MAX, PolicyFile
 from streamproc.errors import InputError
 
 DEMO = Path(__file__).parents[2] / "ops" / "demo" / "policies.yaml"
@@ -110,9 +110,10 @@ def test_a_text_that_is_no_policy_file_is_refused(text: str, reason: str) -> Non
 def test_any_text_is_a_file_or_an_input_error(text: str, name: str) -> None:
     for written in (text, f"policies:\n  a: {text}", f"policies: {{a: {{team: {text}}}}}"):
         try:
-            parse_policy_file(written, name=name)
+            parsed = parse_policy_file(written, name=name)
         except InputError:
             continue
+        assert isinstance(parsed, PolicyFile)
 
 
 @pytest.mark.parametrize("field", ["daily_limit", "weekly_limit", "per_txn_limit", "require_approval_above"])

@@ -271,6 +271,8 @@ async def test_stopping_ends_a_pass_that_hangs_and_a_long_wait() -> None:
         await asyncio.sleep(0)
         stopping.set()
         await asyncio.wait_for(running, 20)
+        assert desk.poller.failures_in_a_row == 0, "what is given up has not failed"
+        assert len(desk.bank.asked) <= 1
 
 
 async def hang(*_: object, **__: object) -> Page:
