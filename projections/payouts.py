@@ -11,10 +11,20 @@ from streamproc.domain.domains import vendor_name
 from streamproc.domain.payouts import PayoutRecord, decode_record, encode_record
 
 NAME = "payouts"
-VERSION = 1
+VERSION = 2
 COLUMNS = (
     *("payout", "partition", "account", "agent", "identity", "amount", "currency", "vendor", "vendor_url"),
-    *("state", "decision", "reason", "bank_status", "received_at", "updated_at", "entry_id", "record"),
+    *(
+        "state",
+        "decision",
+        "reason",
+        "bank_status",
+        "received_at",
+        "updated_at",
+        "entry_id",
+        "record",
+        "at_bank",
+    ),
 )
 
 _SQL = statements("projections", "payouts.sql")
@@ -76,4 +86,5 @@ def _row(payout: str, step: Step) -> tuple[object, ...]:
         moment(record.updated_at),
         step.entry,
         encode_record(record),
+        text_key(record.bank_payout),
     )

@@ -17,14 +17,18 @@ CREATE TABLE payouts (
     updated_at  timestamptz NOT NULL,
     entry_id    text        NOT NULL,
     record      bytea       NOT NULL,
+    at_bank     text        NOT NULL,
     PRIMARY KEY (payout, partition)
 );
 
 -- name: comment
-COMMENT ON TABLE payouts IS 'A payout as the fold of its events; record is the whole of it as JSON bytes; amount in paise';
+COMMENT ON TABLE payouts IS 'A payout as the fold of its events; record is the whole of it as JSON bytes; amount in paise; at_bank is what the bank calls an intent of ours';
 
 -- name: index_agent
 CREATE INDEX payouts_agent ON payouts (agent, received_at);
+
+-- name: index_at_bank
+CREATE INDEX payouts_at_bank ON payouts (at_bank) WHERE at_bank <> '';
 
 -- name: index_state
 CREATE INDEX payouts_state ON payouts (state, received_at);

@@ -139,6 +139,13 @@ async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     return decode_record(record) if record is not None else None
 
 
+async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
+    """What we call the intent that the bank has under its own id `bank_payout`; None where there is none."""
+    async with _bounded(pool) as db:
+        found: str | None = await db.fetchval(_SQL["payout_at_bank"], bank_payout, timeout=QUERY_TIMEOUT_S)
+    return found
+
+
 async def budgets_of(pool: asyncpg.Pool, agent: str) -> list[BudgetRow]:
     """The agent's own windows, the newest first."""
     async with _bounded(pool) as db:

@@ -13,6 +13,9 @@ ORDER BY entry_ms, entry_n LIMIT $2;
 -- A reference that the bank showed of another account belongs to nobody there: the intent comes first.
 SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'), updated_at DESC, partition LIMIT 1;
 
+-- name: payout_at_bank
+SELECT payout FROM payouts WHERE at_bank = $1 AND at_bank <> '' ORDER BY partition LIMIT 1;
+
 -- name: budgets_of_scope
 SELECT partition, scope, window_name AS window, limit_paise, reserved, committed
 FROM budgets WHERE scope = $1

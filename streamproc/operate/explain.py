@@ -12,7 +12,7 @@ from streamproc.domain.shown import finding_json as finding_json
 from streamproc.domain.shown import payout_json
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import record_of
-from streamproc.operate.history import StoryEvent, history_of, history_until
+from streamproc.operate.history import StoryEvent, history_of, history_until, name_at_bank
 from streamproc.operate.past import targets_of
 from streamproc.operate.site import Site
 
@@ -26,8 +26,10 @@ class Story(Struct, frozen=True):
 
 
 async def explain(site: Site, payout: str) -> Story:
-    """The story of a payout. Raises JobFailed for one that nobody has seen."""
+    """The story of a payout, by our name for it or the bank's. Raises JobFailed for one that nobody has seen."""
     history = await history_of(site, payout)
+    if not history.events and (name := await name_at_bank(site, payout)):
+        payout, history = name, await history_of(site, name)
     notes = list(history.notes)
     begins = {PayoutRequested, PayoutObserved}
     if is_intent(payout) and any(type(found.event) is PayoutRequested for found in history.events):
@@ -50,6 +52,7 @@ async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
     Raises JobFailed where nothing was known of it.
     """
     targets = await targets_of(dsn, when)
+    payout = await name_at_bank(site, payout) or payout
     history = await history_until(site, payout, {target.partition: target.seq for target in targets})
     record = fold(found.event for found in history.events)
     if record is None:

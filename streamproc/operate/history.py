@@ -9,7 +9,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from streamproc.archive import read
-from streamproc.domain.events import Event
+from streamproc.domain.events import BankCommandAnswered, Event, PayoutObserved
+from streamproc.domain.intent import is_intent
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.errors import JobFailed
 from streamproc.log.stream import ZERO, Entry, LogView, id_key
@@ -61,6 +62,24 @@ async def history_of(site: Site, payout: str) -> History:
         if seen >= limit:
             notes.append(f"the log of partition {partition} was looked through for {limit} entries only")
     return History([event for key in sorted(found) for event in found[key]], notes)
+
+
+async def name_at_bank(site: Site, bank_payout: str) -> str | None:
+    """What we call the intent that the bank calls `bank_payout`; None where it is no intent's."""
+    name = await site.ask_postgres(read.payout_at_bank, bank_payout)
+    if name is not None:
+        return name
+    for partition in range(site.partitions):
+        end = await site.ask_postgres(read.views_upto, partition)
+        limit = SCAN_ENTRIES_MAX if end is None else TAIL_ENTRIES_MAX
+        _, entries = await log_after(site, partition, end or ZERO, bank_payout.encode(), limit=limit)
+        for event in (event for entry in entries for event in decode_events(entry.e)):
+            if type(event) is BankCommandAnswered and event.command == "create":
+                if event.bank_payout == bank_payout:
+                    return event.payout
+            elif type(event) is PayoutObserved and is_intent(event.payout) and event.facts.id == bank_payout:
+                return event.payout
+    return None
 
 
 async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> History:

@@ -11,7 +11,7 @@ from streamproc.operate.explain import as_json, explain, explain_as_of
 from streamproc.operate.story import tell
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, Vendors, copy_of, observed, request, requested
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -47,6 +47,25 @@ async def test_as_of_a_moment_the_story_is_what_was_known_then(redis_url: str, p
         async with site_of(redis_url, NOBODY_THERE) as site:
             with pytest.raises(JobFailed, match="Postgres"):
                 await explain_as_of(site, NOBODY_THERE, "pout_1", held.id)
+
+
+@pytest.mark.parametrize("postgres_there", [True, False])
+async def test_an_intent_is_found_by_what_the_bank_calls_it(
+    redis_url: str, postgres: str, postgres_there: bool
+):
+    asked = requested()
+    made = copy_of(asked, "pout_at_bank", "processing")
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.producer.append(request(asked))
+        await engine.deliver(made)
+        if postgres_there:
+            await archive(redis_url, postgres)
+        told, text = await story_of(redis_url, "pout_at_bank", postgres if postgres_there else NOBODY_THERE)
+        with pytest.raises(JobFailed, match="pout_at_bankrupt is not known here"):
+            await story_of(redis_url, "pout_at_bankrupt", postgres if postgres_there else NOBODY_THERE)
+    assert (told["payout"], told["bank_payout"]) == (asked.payout, "pout_at_bank")
+    assert asked.payout in text
 
 
 async def test_a_held_and_approved_payout_shows_request_rules_budget_reviewer_and_decision(redis_url: str):
