@@ -1,16 +1,18 @@
 """How policies become others: versions, and the `policy.changed` events that a file or a command makes.
 
-A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents` (bindings), or a freeze of
-one of the first three, `freeze:agent:<id>`, which no file names and so no file lifts. Its versions are dense from 1 and
-survive its removal. The defaults are part of every agent's policy, so changing them gives a new version to each agent
-whose policy they change, and to no other.
+A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents` (bindings) or `changes` (who may
+make them), or a freeze of one of the first three, `freeze:agent:<id>`, which no file names and so no file lifts. Its
+versions are dense from 1 and survive its removal. The defaults are part of every agent's policy, so changing them gives
+a new version to each agent whose policy they change, and to no other.
 """
 
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from streamproc.domain.events import PolicyChanged
+from streamproc.domain.payouts import UNKNOWN_AGENT
+from streamproc.domain.policy_events import PolicyChanged, ScopeChange
 from streamproc.domain.policy_fields import (
     Fields,
     fields_of,
@@ -105,8 +107,28 @@ def patch_scope(
     return _changes(current, wanted, report, at=at, by=by, why=why)
 
 
+def put_policy(
+    current: Mapping[str, ScopeState], agent: str, fields: Fields, *, at: int, by: str, why: str
+) -> list[PolicyChanged]:
+    """The changes that a PUT of an agent's policy makes: *fields* instead of its own. InputError for a wrong one."""
+    report = Report(f"agent:{agent}")
+    if agent == UNKNOWN_AGENT:
+        report.add((), f"{agent} is who a payout belongs to that names no agent: it can have no policy")
+    _check_own("agent", agent, fields, report)
+    report.refuse_if_any()
+    wanted = {scope: state.own for scope, state in current.items()} | {f"agent:{agent}": fields}
+    return _changes(current, wanted, report, at=at, by=by, why=why)
+
+
 def replan(
-    current: Mapping[str, ScopeState], changes: Sequence[PolicyChanged], *, at: int
+    current: Mapping[str, ScopeState],
+    changes: Sequence[PolicyChanged] | Sequence[ScopeChange],
+    *,
+    at: int,
+    by: str,
+    why: str,
+    confirmed_by: str = "",
+    proposal: str = "",
 ) -> list[PolicyChanged]:
     """What making *changes*, which were made together on other policies, once more changes now.
 
@@ -117,11 +139,12 @@ def replan(
         return []
     wanted = {scope: state.own for scope, state in current.items()}
     wanted |= {change.scope: _rebased(change, wanted.get(change.scope)) for change in changes}
-    names = ", ".join(change.scope for change in changes)
-    return _changes(current, wanted, Report(names), at=at, by=changes[0].by, why=changes[0].why)
+    report = Report(", ".join(change.scope for change in changes))
+    made = _changes(current, wanted, report, at=at, by=by, why=why)
+    return [replace(change, confirmed_by=confirmed_by, proposal=proposal) for change in made]
 
 
-def _rebased(change: PolicyChanged, own: Fields | None) -> Fields | None:
+def _rebased(change: PolicyChanged | ScopeChange, own: Fields | None) -> Fields | None:
     """What *change* makes of a scope's own fields, which are not those that it was made on."""
     before, after = change.before or {}, change.after
     if own is None or after is None:
@@ -151,6 +174,8 @@ def _named(file: PolicyFile) -> dict[str, Fields | None]:
         named["reviewers"] = dict(file.reviewers)
     if file.agents is not None:
         named["agents"] = dict(file.agents)
+    if file.changes is not None:
+        named["changes"] = file.changes
     return named
 
 

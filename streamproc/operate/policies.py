@@ -84,6 +84,7 @@ def change_json(change: PolicyChanged) -> dict[str, Any]:
         "at": iso(change.at),
         "by": change.by,
         "why": change.why,
+        "confirmed_by": change.confirmed_by or None,
         "removed": change.after is None,
         "fields": [msgspec.to_builtins(field) for field in changed_fields(change)],
     }
@@ -156,6 +157,7 @@ def _changed(row: PolicyRow) -> PolicyChanged:
         effective=_fields(row.effective),
         by=row.by_whom,
         why=row.why,
+        confirmed_by=row.confirmed_by,
     )
 
 

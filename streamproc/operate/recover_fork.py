@@ -153,7 +153,13 @@ class _Fork:
         return bool(done) and await self._append(encode_events(done), entry, meta, ())
 
     def _replanned(self, made: list[PolicyChanged]) -> list[PolicyChanged]:
-        changes = replan(self.scopes, made, at=self._sources.now_us)
+        if not made:
+            return []
+        first, at = made[0], self._sources.now_us
+        changes = replan(
+            self.scopes, made, at=at, by=first.by, why=first.why,
+            confirmed_by=first.confirmed_by, proposal=first.proposal,
+        )  # fmt: skip
         self.scopes = scopes_after(self.scopes, *changes)
         return changes
 
