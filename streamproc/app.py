@@ -21,8 +21,9 @@ from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
 from streamproc.api.asgi import create_app
+from streamproc.api.auth import Doorkeeper
 from streamproc.api.health import Check, Ready
-from streamproc.api.payouts import Payouts
+from streamproc.api.payouts import payout_operations
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
@@ -220,7 +221,8 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            payouts=Payouts(intents, gateway, body_bytes_max=settings.body_limit),
+            operations=payout_operations(intents, gateway),
+            doorkeeper=Doorkeeper(gateway, intents.now_us),
         )
         config = uvicorn.Config(
             app,

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from streamproc.api.asgi import create_app
+from streamproc.api.auth import Doorkeeper
 from streamproc.api.health import Check
-from streamproc.api.payouts import Payouts
+from streamproc.api.payouts import payout_operations
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import TryAgain
@@ -69,7 +70,7 @@ async def ready() -> list[Check]:
 async def serving(producer: Producer, gateway: Any) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
         producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
-        payouts=Payouts(producer, gateway, body_bytes_max=BODY_BYTES_MAX),
+        operations=payout_operations(producer, gateway), doorkeeper=Doorkeeper(gateway, producer.now_us),
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
