@@ -1,6 +1,6 @@
 """The value of a button in Slack: a payout's id with a MAC, so that a click can only name what we offered. Pure.
 
-Slack signs what it sends us, also a value that somebody changed on the way to Slack; only the MAC tells that it is ours.
+Slack signs what it sends us, also a value that was changed on the way to Slack; only the MAC tells that it is ours.
 """
 
 import hmac
