@@ -76,6 +76,11 @@ def _mismatch(event: e.ReconcileMismatch) -> str:
     )
 
 
+def _refusal(event: e.AccessRefused) -> str:
+    times = f" ({event.count} times)" if event.count > 1 else ""
+    return f"refused by {event.channel}, {event.what}: {event.problem}{times}"
+
+
 def _confirmation(step: Step, event: e.PayoutObserved) -> Said | None:
     """A known payout's new status at the bank; what is seen again, late or first is no confirmation."""
     if step.before is None or step.after is None or step.after.bank_status == step.before.bank_status:
@@ -106,6 +111,7 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.DeadLetterClosed: lambda _, event: Said(
         "alert", f"dead letter {event.letter}: {event.action}", event.by
     ),
+    e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),
 }
 
 
@@ -123,6 +129,7 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
 
 def _row(step: Step, what: Said) -> tuple[object, ...]:
     event, record = step.event, step.after
+    payout = step.payout
     agent: str = getattr(event, "agent", "")
     amount: int | None = getattr(event, "amount", None)
     vendor = ""
@@ -133,12 +140,14 @@ def _row(step: Step, what: Said) -> tuple[object, ...]:
     elif type(event) is e.PolicyChanged:
         scope = event.scope.removeprefix("freeze:")
         agent = scope.removeprefix("agent:") if scope.startswith("agent:") else ""
+    elif type(event) is e.AccessRefused:
+        payout = text_key(event.payout_named)
     return (
         step.id,
         step.partition,
         step.seq,
         step.place,
-        step.payout or None,
+        payout or None,
         text_key(agent),
         vendor,
         moment(event.at),

@@ -21,6 +21,7 @@ from streamproc.domain.facts import MismatchKind as MismatchKind
 from streamproc.domain.facts import Source as Source
 from streamproc.domain.facts import TokenScope as TokenScope
 from streamproc.domain.facts import WindowUse as WindowUse
+from streamproc.domain.housekeeping import AccessRefused as AccessRefused
 from streamproc.domain.housekeeping import DeadLetterClosed as DeadLetterClosed
 from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
@@ -375,4 +376,5 @@ Event: TypeAlias = (
     | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
+    | AccessRefused
 )

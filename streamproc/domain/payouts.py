@@ -341,6 +341,7 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.EntrySetAside,
         e.DeadLetterClosed,
         e.CancelRequested,
+        e.AccessRefused,
     }
 )
 
