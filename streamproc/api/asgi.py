@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -63,10 +65,11 @@ def create_app(
     ready: Ready,
     operations: Sequence[Operation] = (),
     doorkeeper: Doorkeeper | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> "SecurityHeaders":
     """The ASGI application: `operations`, and the bank's webhook and health, which need no token.
 
-    Raises ConfigError when no secret could verify a webhook.
+    Only pages of `cors_origins` may call it from a browser. Raises ConfigError when no secret could verify a webhook.
     """
     webhook = RazorpayWebhook(
         producer, secrets, body_bytes_max=body_bytes_max, fallback_account=fallback_account
@@ -76,9 +79,25 @@ def create_app(
     app = Starlette(
         routes=routes_of(table, doorkeeper, body_bytes_max=body_bytes_max),
         exception_handlers={HTTPException: _refused, Exception: _failed},
+        middleware=_cors(cors_origins),
     )
     app.router.redirect_slashes = False  # a redirected POST would lose its body
     return SecurityHeaders(app)
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """For pages of these origins alone. No cookies: a page sends its token itself."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match"],
+            expose_headers=["ETag", "Location", "Retry-After"],
+        )
+    ]
 
 
 def _webhook(webhook: RazorpayWebhook) -> Operation:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from streamproc.api.answers import answered
+from streamproc.api.answers import Refusal, answered
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.operations import Call, Operation
 from streamproc.api.reading import read_json, read_parameters
@@ -57,9 +57,14 @@ async def _handled(
     if operation.action is None:
         return await operation.handle(Call(request, None, {}))
     assert doorkeeper is not None, f"{operation.name} needs somebody who knows tokens"
-    token = await doorkeeper.admitted(request, operation.action)
-    given = read_parameters(request, operation)
-    body = None
-    if operation.body is not None:
-        body = await read_json(request, operation, body_bytes_max)
-    return await operation.handle(Call(request, token, given, body))
+    token = await doorkeeper.admitted(request, operation)
+    try:
+        given = read_parameters(request, operation)
+        body = None
+        if operation.body is not None:
+            body = await read_json(request, operation, body_bytes_max)
+        return await operation.handle(Call(request, token, given, body))
+    except Refusal as refusal:
+        if refusal.status == 403:
+            doorkeeper.note(token, operation, request, refusal.detail)
+        raise

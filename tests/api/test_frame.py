@@ -37,6 +37,16 @@ class OneToken:
         good = digest == digest_of(SECRET)
         return Token(name="t", scope="approver", digest=digest, created_at=1) if good else None
 
+    async def request_wait_us(self, token: str, *, per_min: int) -> int:
+        raise AssertionError("no rate is set")
+
+
+class Nobody:
+    """Writes nothing."""
+
+    def note(self, **_: str) -> None:
+        return None
+
 
 async def echo(call: Call) -> Response:
     body = (
@@ -70,7 +80,7 @@ async def served() -> AsyncIterator[httpx.AsyncClient]:
     async def refused(request: Request, error: Exception) -> Response:
         return await asgi._refused(request, error)
 
-    routes = routes_of(TABLE, Doorkeeper(OneToken(), lambda: 2), body_bytes_max=200)
+    routes = routes_of(TABLE, Doorkeeper(OneToken(), lambda: 2, Nobody()), body_bytes_max=200)
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
     headers = {"authorization": f"Bearer {SECRET}"}
     transport = httpx.ASGITransport(app=app)
