@@ -233,10 +233,15 @@ class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
 
 
 class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
-    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided)."""
+    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided). Version 1 knew names
+    alone."""
 
+    v: int = 2
     payout: str
     by: str
+    """The reviewer's name, also where he answered by an account of his."""
+    via: str = ""
+    """That account, `slack:U…`; empty: under the name itself."""
     action: Literal["approve", "reject"]
     why: str
     channel: str
