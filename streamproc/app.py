@@ -22,6 +22,8 @@ from projections.loop import run_projector
 from projections.notary import Terms
 from streamproc.api.asgi import create_app
 from streamproc.api.auth import Doorkeeper
+from streamproc.api.holds import hold_operations
+from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
@@ -34,6 +36,7 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.ingress.door import Door
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -47,6 +50,7 @@ from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.hold_desk import HoldDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.settings import Settings
@@ -219,7 +223,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            operations=payout_operations(intents, gateway),
+            operations=operations_of(intents, gateway),
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
@@ -241,6 +245,14 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         server.should_exit = True
         waiting.cancel()
         await serving
+
+
+def operations_of(producer: Door, gateway: SiteGateway) -> list[Operation]:
+    """Every route that needs a token, of every module that has some."""
+    return [
+        *payout_operations(producer, gateway),
+        *hold_operations(HoldDesk(gateway, producer), gateway, producer.now_us),
+    ]
 
 
 # ---- poller, projector ------------------------------------------------------------------
