@@ -18,9 +18,11 @@ from streamproc.domain.facts import Fact as Fact
 from streamproc.domain.facts import Finding as Finding
 from streamproc.domain.facts import Identity as Identity
 from streamproc.domain.facts import MismatchKind as MismatchKind
+from streamproc.domain.facts import RefusalKind as RefusalKind
 from streamproc.domain.facts import Source as Source
 from streamproc.domain.facts import TokenScope as TokenScope
 from streamproc.domain.facts import WindowUse as WindowUse
+from streamproc.domain.housekeeping import AccessRefused as AccessRefused
 from streamproc.domain.housekeeping import DeadLetterClosed as DeadLetterClosed
 from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
@@ -113,6 +115,7 @@ class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
 class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex."""
 
+    v: int = 2
     name: str
     scope: TokenScope
     agent: str = ""
@@ -122,6 +125,8 @@ class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     expires_at: int
     """µs; 0: never."""
     by: str
+    reviewer: str = ""
+    """Who answers holds by it, as the policy's `reviewers` has the name; empty: the token's own name."""
 
 
 class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
@@ -216,10 +221,15 @@ class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
 
 
 class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
-    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided)."""
+    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided). Version 1 knew names
+    alone."""
 
+    v: int = 2
     payout: str
     by: str
+    """The reviewer's name, also where he answered by an account of his."""
+    via: str = ""
+    """That account, `slack:U…`; empty: under the name itself."""
     action: Literal["approve", "reject"]
     why: str
     channel: str
@@ -227,13 +237,15 @@ class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
 
 
 class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
-    """A reviewer's answer did not count; `problem` says why in one line."""
+    """A reviewer's answer did not count; `problem` says why in one line, `kind` for machines (version 1 did not)."""
 
+    v: int = 2
     payout: str
     by: str
     action: Literal["approve", "reject"]
     channel: str
     problem: str
+    kind: RefusalKind = ""
 
 
 class BeneficiaryNoted(Fact, frozen=True, kw_only=True, tag="beneficiary.noted"):
@@ -365,4 +377,5 @@ Event: TypeAlias = (
     | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
+    | AccessRefused
 )

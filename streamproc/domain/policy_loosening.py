@@ -162,6 +162,12 @@ OF_LIMITS: Mapping[str, Looser] = {
 """By field of Policy and of ScopeLimits. A field that is missing here is looser whenever it differs."""
 
 
+_COUNTS_AS = frozenset({"fund_accounts", "public_keys"})
+"""Bindings by which a payout counts as an agent's own: more of them loosen."""
+_KEEPS_OUT = frozenset({"slack", "owners"})
+"""Bindings of people who may not decide an agent's holds: fewer of them loosen."""
+
+
 def loosened(current: Mapping[str, ScopeState], changes: Iterable[PolicyChanged]) -> list[Loosening]:
     """Everything by which *changes*, planned on *current*, may let more through; empty where they only tighten."""
     return [one for change in changes for one in _of_change(current.get(change.scope), change)]
@@ -233,14 +239,18 @@ def _slack(reviewer: object) -> object:
 
 
 def _of_bindings(old: Fields, new: Fields) -> Iterator[Loosening]:
-    for agent, will in new.items():
-        was = cast("dict[str, list[str]]", old.get(agent) or {})
-        for field, values in cast("dict[str, list[str]]", will).items():
-            more = sorted(set(values) - set(was.get(field, ())))
-            if more:
+    for agent in sorted(old.keys() | new.keys()):
+        was, will = (cast("dict[str, list[str]]", bound.get(agent) or {}) for bound in (old, new))
+        for field in sorted(was.keys() | will.keys()):
+            before, after = set(was.get(field, ())), set(will.get(field, ()))
+            why = ""
+            if field not in _KEEPS_OUT and after - before:
                 why = "more counts as this agent's"
-                name = f"{agent}.{field}"
-                yield Loosening(scope="agents", field=name, before=was.get(field), after=values, why=why)
+            elif field not in _COUNTS_AS and before - after:
+                why = "who was the agent's own may decide its holds"
+            if why:
+                lists = {"before": was.get(field), "after": will.get(field)}
+                yield Loosening(scope="agents", field=f"{agent}.{field}", why=why, **lists)
 
 
 def _policy(own: Fields) -> Policy:

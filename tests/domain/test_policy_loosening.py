@@ -338,6 +338,9 @@ ON = "changes: {loosening: two_people}"
         ("{}", ON, []),
         ("reviewers: {asha: {slack: U1A}, ravi: {}}", "reviewers: [asha]", []),
         ("agents: {bot: {fund_accounts: [fa_1]}}", "agents: {}", []),
+        ("agents: {bot: {owners: [asha]}}", "agents: {}", [("agents", "bot.owners")]),
+        ("agents: {bot: {slack: [U1A, U2A]}}", "agents: {bot: {slack: [U1A]}}", [("agents", "bot.slack")]),
+        ("agents: {bot: {owners: [asha]}}", "agents: {bot: {owners: [asha, ravi]}}", []),
     ],
 )  # fmt: skip
 def test_what_a_file_loosens_is_named_by_scope_and_field(
