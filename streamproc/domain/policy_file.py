@@ -71,12 +71,24 @@ def parse_policy_file(text: str, *, name: str) -> PolicyFile:
     Raises InputError with every problem found, each with its line (YAML) and its field.
     """
     report = Report(name)
+    return _checked(_document(text, report), report)
+
+
+def parse_fields(text: str, *, name: str) -> Fields:
+    """Read the fields of one policy, as a PATCH has them; what they mean is checked when they are merged."""
+    report = Report(name)
+    document = _document(text, report)
+    if not isinstance(document, dict) or not document:
+        report.add((), "must be a mapping of fields, like {daily_limit: 500000}")
+    report.refuse_if_any()
+    return cast("Fields", document)
+
+
+def _document(text: str, report: Report) -> object:
     if len(text) > FILE_CHARS_MAX:
         report.add((), f"the file has {len(text)} characters, the limit is {FILE_CHARS_MAX}")
         report.refuse_if_any()
-    if name.lower().endswith(".toml"):
-        return _checked(_toml(text, report), report)
-    return _checked(_yaml(text, report), report)
+    return _toml(text, report) if report.name.lower().endswith(".toml") else _yaml(text, report)
 
 
 def _checked(document: object, report: Report) -> PolicyFile:

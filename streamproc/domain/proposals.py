@@ -5,6 +5,7 @@ policy.proposed -> waiting --(24 h)--> expired
                       '-> policy.proposal_withdrawn
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
@@ -24,6 +25,7 @@ from streamproc.domain.policy_events import (
     ScopeChange,
 )
 from streamproc.domain.policy_loosening import loosened
+from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 
 US = 1_000_000
@@ -36,7 +38,21 @@ PROPOSALS_MAX = 100
 PROPOSAL_BYTES_MAX = 1_048_576
 """Largest proposal, as it is written: some hundreds of agents. A larger file is to be split."""
 
+ID = re.compile(r"prop_[0-9a-f]{16}")
+
 State: TypeAlias = Literal["waiting", "expired", "confirmed", "withdrawn"]
+
+
+class NotThere(JobFailed):
+    """Nobody proposed this, or it was long ago."""
+
+
+class Refused(JobFailed):
+    """It cannot be confirmed or withdrawn any more, or not as it is."""
+
+
+class SamePerson(Refused):
+    """Who proposed it cannot be the second person."""
 
 
 class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,19 +121,29 @@ def _folded(name: str) -> str:
 
 
 def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: int) -> None:
-    """Raise JobFailed unless this person may confirm it now."""
-    name, state = proposal.id, proposal.state(now_us)
-    if state in ("expired", "withdrawn"):
-        by_whom = f" by {proposal.withdrawn_by}" if state == "withdrawn" else ""
-        raise JobFailed(f"proposal {name} is {state}{by_whom}; propose the change anew")
+    """Raise Refused unless this person may confirm it now. (Who confirmed it already may be told so again.)"""
+    name = proposal.id
+    refuse_closed(proposal, now_us)
     if not _folded(by):
-        raise JobFailed(f"proposal {name} is confirmed by somebody with a name")
+        raise SamePerson(f"proposal {name} is confirmed by somebody with a name")
     if is_same_person(by, proposal.by):
-        raise JobFailed(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
+        raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
     if proposal.channel == "api" and channel != "api":
-        raise JobFailed(
+        raise SamePerson(
             f"proposal {name} was made over HTTP by a token's owner; another token's owner confirms it there"
         )
+
+
+def refuse_closed(proposal: Proposal, now_us: int) -> None:
+    """Raise Refused, naming by whom and when, where it is over."""
+    state = proposal.state(now_us)
+    if state == "waiting":
+        return
+    by = proposal.confirmed_by or proposal.withdrawn_by
+    by_whom = f" by {by}" if by else ""
+    raise Refused(
+        f"proposal {proposal.id} is {state}{by_whom}, at {iso(proposal.closed_at or proposal.expires_at)}"
+    )
 
 
 def plan_confirmed(
@@ -125,7 +151,7 @@ def plan_confirmed(
 ) -> list[PolicyChanged]:
     """What the proposal changes of one partition's policies by now.
 
-    Raises JobFailed where by now it would loosen what the proposal did not tell, and so nobody confirmed; InputError
+    Raises Refused where by now it would loosen what the proposal did not tell, and so nobody confirmed; InputError
     where it is inconsistent with what is in force.
     """
     changes = replan(
@@ -136,7 +162,7 @@ def plan_confirmed(
     for one in loosened(scopes, changes):
         if (one.scope, one.field, repr(one.before), repr(one.after)) not in told:
             where = f"{one.scope} {one.field}".strip()
-            raise JobFailed(
+            raise Refused(
                 f"proposal {proposal.id} no longer fits: policies have changed since, and now it would loosen {where}"
                 " otherwise than it said; withdraw it and propose the change anew"
             )
