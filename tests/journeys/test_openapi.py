@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import nullcontext, suppress
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests.journeys.system import ACCOUNT, System, running_system
 
-EXAMPLES = 30
+EXAMPLES = 20
 """For each operation, and each of the two ways to make requests."""
 CALL_MAX_S = 30.0
 POLICIES = """
@@ -55,6 +56,7 @@ def ask_everything(url: str, secrets: dict[str, str], payouts: list[str]) -> Cou
     checks = [CHECKS.get_one(name) for name in PROMISES]
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     schema.config.base_url = url
+    schema.config.generation.with_security_parameters = False  # the tokens are ours
     said: Counter[tuple[str, int]] = Counter()
 
     def ask(case: Case, secret: str, payout: str | None) -> None:
@@ -67,7 +69,7 @@ def ask_everything(url: str, secrets: dict[str, str], payouts: list[str]) -> Cou
         case.validate_response(response, checks=checks, headers=headers)
         said[case.operation.definition.raw["operationId"], response.status_code] += 1
 
-    for found in schema.get_all_operations():
+    for number, found in enumerate(schema.get_all_operations()):
         operation = found.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             limited = settings(
@@ -75,15 +77,16 @@ def ask_everything(url: str, secrets: dict[str, str], payouts: list[str]) -> Cou
             )
             arguments: dict[str, Any] = {
                 "case": operation.as_strategy(mode),
-                "secret": st.sampled_from(list(secrets.values())),
+                "secret": st.sampled_from([secrets["approver"], *secrets.values()]),
                 "payout": st.sampled_from([None, *payouts]),
             }
             # What reads nothing cannot be asked wrongly.
             with suppress(Unsatisfiable) if mode is GenerationMode.NEGATIVE else nullcontext():
-                seed(20_261_126)(limited(given(**arguments)(ask)))()
+                seed(number)(limited(given(**arguments)(ask)))()
     return said
 
 
+@pytest.mark.timeout(300)  # some 40 s of CPU in three processes
 async def test_no_request_is_answered_by_500_or_by_what_the_document_does_not_say(
     redis_url: str, postgres: str
 ) -> None:
@@ -92,7 +95,8 @@ async def test_no_request_is_answered_by_500_or_by_what_the_document_does_not_sa
         secrets, payouts = await secrets_of(system), await held(system)
         said = await asyncio.to_thread(ask_everything, str(system.api.base_url), secrets, payouts)
     # It did reach what is behind the checks of form, and not only these.
-    for reached in (("showPayout", 200), ("listHolds", 200), ("rejectHold", 200), ("approveHold", 409)):
-        assert said[reached], (reached, said)
-    for refused in (("requestPayout", 422), ("rejectHold", 422), ("listHolds", 422), ("approveHold", 401)):
-        assert said[refused], (refused, said)
+    for name in ("showPayout", "listPayoutEvents", "listHolds", "approveHold", "rejectHold"):
+        assert said[name, 200] or said[name, 409], (name, dict(said))
+    for name in ("requestPayout", "listHolds", "rejectHold"):
+        assert said[name, 422], (name, dict(said))
+    assert sum(count for (_, status), count in said.items() if status == 401)
