@@ -198,7 +198,7 @@ def show(agent: str | None, as_json: bool) -> None:
 
     scopes = output.run(body())
     if as_json:
-        rows = [_state_json(scope, state) for scope, state in sorted(scopes.items())]
+        rows = [policies.state_json(scope, state) for scope, state in sorted(scopes.items())]
         frozen = scopes.get(f"freeze:agent:{agent}")
         one = {**rows[0], "freeze": None if frozen is None else frozen.own} if agent is not None else {}
         output.say_json({"policies": rows} if agent is None else one)
@@ -208,12 +208,6 @@ def show(agent: str | None, as_json: bool) -> None:
     for scope, state in sorted(scopes.items()):
         for line in _state_lines(scope, state, effective=scope == f"agent:{agent}"):
             click.echo(line)
-
-
-def _state_json(scope: str, state: "ScopeState") -> dict[str, object]:
-    kind, _, name = scope.partition(":")
-    named = {"agent": name} if kind == "agent" else {}
-    return {"scope": scope, **named, "version": state.version, "own": state.own, "effective": state.effective}
 
 
 def _state_lines(scope: str, state: "ScopeState", *, effective: bool) -> list[str]:

@@ -23,12 +23,20 @@ from streamproc.domain.policy_fields import (
 from streamproc.domain.policy_file import PolicyFile
 from streamproc.domain.policy_report import Report, shown
 from streamproc.domain.reviewers import conflicts
-from streamproc.errors import InputError, LogBroken
+from streamproc.errors import InputError, JobFailed, LogBroken
 
 _UNSET = object()
 FREEZE = "freeze:"
 """Before the scope that is frozen: a scope of its own, so that a file's `frozen` and a person's freeze do not meet."""
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
+
+
+class NoPolicy(InputError):
+    """The agent has no policy that could be changed by field."""
+
+
+class Stale(JobFailed):
+    """The policy is at another version than it was thought to be at."""
 
 
 class ScopeState(Struct, frozen=True, kw_only=True):
@@ -96,7 +104,7 @@ def patch_scope(
     state = current.get(scope)
     own = None if state is None else state.own
     if own is None and kind == "agent":
-        raise InputError(f"agent {name} has no policy to change; write one first")
+        raise NoPolicy(f"agent {name} has no policy to change; write one first")
     report = Report(scope)
     merged = _merged(own or {}, fields)
     if scope == "defaults":
@@ -119,6 +127,15 @@ def put_policy(
     report.refuse_if_any()
     wanted = {scope: state.own for scope, state in current.items()} | {f"agent:{agent}": fields}
     return _changes(current, wanted, report, at=at, by=by, why=why)
+
+
+def check_version(current: Mapping[str, ScopeState], scope: str, version: int) -> None:
+    """Raise Stale unless the scope is there and at this version."""
+    state = current.get(scope)
+    if state is None or state.own is None:
+        raise Stale(f"{scope} has no policy, and so no version {version}")
+    if state.version != version:
+        raise Stale(f"{scope} is at version {state.version}, not {version}")
 
 
 def replan(

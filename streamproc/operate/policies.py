@@ -16,11 +16,16 @@ from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.log.stream import ZERO
 from streamproc.operate.changes import Plan, make
+from streamproc.operate.changes import Scopes as Scopes
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after
 from streamproc.operate.proposals import Applied as Applied
 from streamproc.operate.site import Site, iso, us_of
 
 _TAG = b'"policy.changed"'
+
+
+class NeverHad(JobFailed):
+    """The agent never had a policy."""
 
 
 class FieldChange(Struct, frozen=True):
@@ -74,6 +79,13 @@ def change_json(change: PolicyChanged) -> dict[str, Any]:
     }
 
 
+def state_json(scope: str, state: ScopeState) -> dict[str, object]:
+    """A scope as scripts see it."""
+    kind, _, name = scope.partition(":")
+    named = {"agent": name} if kind == "agent" else {}
+    return {"scope": scope, **named, "version": state.version, "own": state.own, "effective": state.effective}
+
+
 async def in_force(site: Site) -> dict[str, ScopeState]:
     """Every scope that has a policy. Raises JobFailed where the partitions do not agree."""
     _, first = await read_scopes(site.client, Names(0))
@@ -125,7 +137,7 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
             changes += [event for event in decode_events(entry.e) if isinstance(event, PolicyChanged)]
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
-        raise JobFailed(f"agent {agent} never had a policy here")
+        raise NeverHad(f"agent {agent} never had a policy here")
     note = "" if rows is not None else f"{site.postgres_problem}; these are the changes still in Redis"
     return sorted(by_version.values(), key=lambda change: (change.at, change.version)), note
 
