@@ -31,9 +31,12 @@ from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.clients.slack import open_slack
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import WHEN_LOST, InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.ingress.refusals import Refusals
+from streamproc.ingress.slack_review import MODAL_S_MAX, SlackReview
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
@@ -49,6 +52,7 @@ from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.polling import poller_view
+from streamproc.operate.slack_holds import SiteHolds
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -221,6 +225,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
             payouts=Payouts(intents, gateway, body_bytes_max=settings.body_limit),
+            slack=await _slack_review(settings, pool, stack) if settings.slack_signing_secret else None,
         )
         config = uvicorn.Config(
             app,
@@ -240,6 +245,21 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         server.should_exit = True
         waiting.cancel()
         await serving
+
+
+async def _slack_review(settings: Settings, pool: asyncpg.Pool | None, stack: AsyncExitStack) -> SlackReview:
+    """Slack's webhook, with the client that opens its modals."""
+    clicks = Producer(settings.redis_url, partitions=settings.partitions, name="slack")
+    producer = await stack.enter_async_context(clicks)
+    modals = open_slack(settings.slack_base_url, settings.slack_bot_token.reveal(), timeout_s=MODAL_S_MAX)
+    return SlackReview(
+        producer,
+        SiteHolds(settings.redis_url, settings.partitions, pool),
+        await stack.enter_async_context(modals),
+        await stack.enter_async_context(Refusals(producer)),
+        secret=settings.slack_signing_secret.reveal(),
+        body_bytes_max=settings.body_limit,
+    )
 
 
 def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:

@@ -16,6 +16,8 @@ from streamproc.api.payouts import Payouts
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import PROBLEM_JSON, Header, Message, Receive, Scope, Send, problem_body
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
+from streamproc.ingress.slack_review import PATH as SLACK_PATH
+from streamproc.ingress.slack_review import NotConfigured, SlackReview
 
 READY_S_MAX = 3.0
 """A probe that takes longer says as much as one that fails."""
@@ -38,6 +40,7 @@ def create_app(
     fallback_account: str,
     ready: Ready,
     payouts: Payouts | None = None,
+    slack: SlackReview | None = None,
 ) -> "SecurityHeaders":
     """The ASGI application. Raises ConfigError when no secret could verify a webhook."""
     webhook = RazorpayWebhook(
@@ -50,6 +53,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/webhooks/razorpay", webhook),
+            Route(SLACK_PATH, slack or NotConfigured()),
             Route("/healthz", _healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
             *(payouts.routes if payouts is not None else ()),

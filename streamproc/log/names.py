@@ -78,6 +78,10 @@ class Names:
         """A sealed text that processes share."""
         return f"{self.base}:vault:{name}"
 
+    def once(self, key: str) -> str:
+        """That something was done which may be done once within some time."""
+        return f"{self.base}:once:{key}"
+
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""
         return f"{self.base}:pace:{system}"
