@@ -127,6 +127,7 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
 class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex."""
 
+    v: int = 2
     name: str
     scope: TokenScope
     agent: str = ""
@@ -136,6 +137,8 @@ class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     expires_at: int
     """µs; 0: never."""
     by: str
+    reviewer: str = ""
+    """Who answers holds by it, as the policy's `reviewers` has the name; empty: the token's own name."""
 
 
 class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):

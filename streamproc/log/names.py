@@ -82,6 +82,10 @@ class Names:
         """That something was done which may be done once within some time."""
         return f"{self.base}:once:{key}"
 
+    def asked(self, token: str) -> str:
+        """When a token's latest requests were taken (µs)."""
+        return f"{self.base}:asked:{token}"
+
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""
         return f"{self.base}:pace:{system}"

@@ -1,22 +1,52 @@
-"""What Slack's webhook must know: whether a request came before, and the payout that an answer is about."""
+"""Slack's webhook as this installation runs it, and what it must know of requests and payouts."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from streamproc.archive.read import payout_view
+from streamproc.clients.slack import open_slack
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.review import why_refused
 from streamproc.errors import TryAgain
-from streamproc.ingress.slack_review import Hold
+from streamproc.ingress.refusals import Refusals
+from streamproc.ingress.slack_review import MODAL_S_MAX, Hold, NotConfigured, SlackReview
 from streamproc.log.connection import connected
 from streamproc.log.inspect import record_of
 from streamproc.log.names import Names, partition_of
 from streamproc.log.once import first_time
 from streamproc.log.policies import Policies
+from streamproc.log.stream import Producer
 from streamproc.operate.site import Site
+from streamproc.settings import Settings
 
 QUESTIONS_MAX = 16
 """Connections to Redis at once; people click, so more would be somebody else."""
+
+
+@asynccontextmanager
+async def opened_slack_review(
+    settings: Settings, pool: Any, refusals: Refusals
+) -> AsyncIterator[SlackReview | NotConfigured]:
+    """What answers POST /webhooks/slack, with the client that opens its modals."""
+    if not settings.slack_signing_secret:
+        yield NotConfigured()
+        return
+    url, partitions = settings.redis_url, settings.partitions
+    token = settings.slack_bot_token.reveal()
+    async with (
+        Producer(url, partitions=partitions, name="slack") as producer,
+        open_slack(settings.slack_base_url, token, timeout_s=MODAL_S_MAX) as modals,
+    ):
+        yield SlackReview(
+            producer,
+            SiteHolds(url, partitions, pool),
+            modals,
+            refusals,
+            secret=settings.slack_signing_secret.reveal(),
+            body_bytes_max=settings.body_limit,
+        )
 
 
 class SiteHolds:
