@@ -19,7 +19,6 @@ from streamproc.api.shapes import HoldPage, Recorded
 from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import (
-    REASON_CHARS_MAX,
     Action,
     Answered,
     HeldPage,
@@ -31,6 +30,7 @@ from streamproc.domain.holds import (
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy_fields import IDENTIFIER
+from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json, iso
 
 PAGE_MAX = 500
