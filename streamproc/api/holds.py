@@ -68,8 +68,8 @@ class HoldDesk(Protocol):
         """Holds behind a place, of an account and an agent where these are given."""
         ...
 
-    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered | None:
-        """Record an answer, once for its key, and wait for what becomes of it. None: the key was another's."""
+    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
+        """Record an answer, once for its key, and wait for what becomes of it."""
         ...
 
 
@@ -154,10 +154,6 @@ class _Holds:
         key = _append_key(token.name, record.payout, call.text("Idempotency-Key") or token_hex(16))
         found = await self._desk.answered(record.account, answer, key)
         match found:
-            case None:
-                raise Refusal(
-                    409, "this Idempotency-Key was used for another answer to this payout; use another"
-                )
             case Outcome():
                 return json_answer(200, found)
             case NotHandled():
