@@ -20,13 +20,14 @@ from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
-from streamproc.api.asgi import create_app
+from streamproc.api.asgi import SecurityHeaders, create_app
 from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.holds import hold_operations
 from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.policies import freeze_operations, policy_operations
+from streamproc.api.slack import slack_operation
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
@@ -57,6 +58,7 @@ from streamproc.operate.hold_desk import HoldDesk
 from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
+from streamproc.operate.slack_holds import opened_slack_review
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -207,11 +209,10 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 # ---- serve ------------------------------------------------------------------------------
 
 
-async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
-    """The HTTP side: webhooks, intents of agents, and health."""
+@asynccontextmanager
+async def opened_api(settings: Settings) -> AsyncIterator[SecurityHeaders]:
+    """The HTTP application: webhooks, the routes that need a token, and health, with all that they hold open."""
     async with AsyncExitStack() as stack:
-        if not await opened(settings, stopping):
-            return
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="webhook")
         )
@@ -221,18 +222,29 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
         gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
         refusals = await stack.enter_async_context(Refusals(intents))
-        app = create_app(
+        slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
+        yield create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            operations=operations_of(
-                intents, gateway, zone=settings.timezone, account=settings.razorpay_account_id
-            ),
+            operations=[
+                *operations_of(
+                    intents, gateway, zone=settings.timezone, account=settings.razorpay_account_id
+                ),
+                slack_operation(slack),
+            ],
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
+
+
+async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
+    """The HTTP side."""
+    if not await opened(settings, stopping):
+        return
+    async with opened_api(settings) as app:
         config = uvicorn.Config(
             app,
             host=settings.host,

@@ -333,6 +333,9 @@ def require(settings: Settings, role: Role) -> None:
         needed.append("razorpay_account_id")
     if role == "worker" and settings.razorpay_oauth_refresh_token:
         needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
+    if role == "serve" and (settings.slack_signing_secret or settings.slack_bot_token):
+        # A button that nobody listens to, or a rejection whose reason nobody can be asked for.
+        needed += ["slack_bot_token", "slack_signing_secret"]
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:
         raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")

@@ -19,7 +19,6 @@ from streamproc.api.shapes import HoldPage, Recorded
 from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import (
-    REASON_CHARS_MAX,
     Action,
     Answered,
     HeldPage,
@@ -31,6 +30,7 @@ from streamproc.domain.holds import (
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy_fields import IDENTIFIER
+from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json, iso
 
 PAGE_MAX = 500
@@ -68,8 +68,8 @@ class HoldDesk(Protocol):
         """Holds behind a place, of an account and an agent where these are given."""
         ...
 
-    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered | None:
-        """Record an answer, once for its key, and wait for what becomes of it. None: the key was another's."""
+    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
+        """Record an answer, once for its key, and wait for what becomes of it."""
         ...
 
 
@@ -154,10 +154,6 @@ class _Holds:
         key = _append_key(token.name, record.payout, call.text("Idempotency-Key") or token_hex(16))
         found = await self._desk.answered(record.account, answer, key)
         match found:
-            case None:
-                raise Refusal(
-                    409, "this Idempotency-Key was used for another answer to this payout; use another"
-                )
             case Outcome():
                 return json_answer(200, found)
             case NotHandled():

@@ -10,8 +10,6 @@ from msgspec import Struct
 from streamproc.domain.facts import Decision, RefusalKind
 from streamproc.domain.payouts import PayoutRecord
 
-REASON_CHARS_MAX = 500
-"""What a person writes as the reason is kept in the log for ever and shown in messages."""
 Action: TypeAlias = Literal["approve", "reject"]
 
 _PLACE = re.compile(r"([0-9]{1,16}):([A-Za-z0-9_]{1,64})")

@@ -19,6 +19,8 @@ WAITS_MAX = 64
 TURN_S_MAX = 10.0
 """For a turn among them; then it is 503, and nothing was recorded."""
 APPEND_S_MAX = 10.0
+ATTEMPTS_MAX = 20
+"""Times that one key may ask again what could not be decided then."""
 HELD_MAX = 10_000
 """Holds of a partition that are looked at while Postgres is away: some 20 MB of records for one answer."""
 
@@ -55,34 +57,41 @@ class HoldDesk:
                 note += f", of the first {HELD_MAX} that were found"
             return _page(sorted(found or [], key=place_of), limit, note)
 
-    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered | None:
-        """Record an answer, once for its key, and wait for what becomes of it. None: the key was another answer's.
+    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
+        """Record an answer, once for its key, and wait for what becomes of it.
 
         Raises LogUnavailable, and TimeoutError where nothing was recorded, as far as is known.
         """
         async with asyncio.timeout(TURN_S_MAX):
             await self._turns.acquire()
         try:
-            async with asyncio.timeout(APPEND_S_MAX):
-                appended = await self._producer.append(Append(account, (key,), (answer,)))
-            if not appended.new:
-                earlier = await self._earlier(key)
-                if earlier is None:
-                    problem = "this Idempotency-Key was used before, and what came of it has left the log"
-                    return NotCounted(answer.payout, appended.entry, "over", problem)
-                if not _same(earlier, answer):
-                    return None
-            partition = partition_of(account, self._gateway.partitions)
-            return await outcome_of(self._gateway.redis_url, partition, appended.entry, answer.payout)
+            for attempt in range(ATTEMPTS_MAX):
+                this = f"{key}:{attempt}"
+                async with asyncio.timeout(APPEND_S_MAX):
+                    appended = await self._producer.append(Append(account, (this,), (answer,)))
+                if not appended.new and (wrong := await self._why_not_again(answer, this, appended.entry)):
+                    return wrong
+                partition = partition_of(account, self._gateway.partitions)
+                found = await outcome_of(self._gateway.redis_url, partition, appended.entry, answer.payout)
+                # "Not now" was the earlier one's answer, and this asks again.
+                if appended.new or not (isinstance(found, NotCounted) and found.kind == "unavailable"):
+                    break
+            return found
         finally:
             self._turns.release()
 
-    async def _earlier(self, key: str) -> ReviewSubmitted | None:
+    async def _why_not_again(self, answer: ReviewSubmitted, key: str, entry: str) -> NotCounted | None:
+        """Why an answer whose key is known is not the same answer again; None where it is."""
         async with self._gateway.site() as site:
-            entry = await delivered_as(site.client, site.partitions, key)
-        if entry is None:
+            found = await delivered_as(site.client, site.partitions, key)
+        if found is None:
+            problem = "this Idempotency-Key was used before, and what came of it has left the log"
+            return NotCounted(answer.payout, entry, "over", problem)
+        earlier = [event for event in decode_events(found.e) if type(event) is ReviewSubmitted]
+        if any(_same(one, answer) for one in earlier):
             return None
-        return next((event for event in decode_events(entry.e) if type(event) is ReviewSubmitted), None)
+        problem = "this Idempotency-Key was used for another answer to this payout; use another"
+        return NotCounted(answer.payout, entry, "over", problem)
 
 
 def _same(one: ReviewSubmitted, other: ReviewSubmitted) -> bool:

@@ -17,8 +17,9 @@ from streamproc.domain.events import (
     ReviewRefused,
     ReviewSubmitted,
 )
-from streamproc.domain.holds import REASON_CHARS_MAX, Action, Answered, NotCounted, NotHandled, Outcome
+from streamproc.domain.holds import Action, Answered, NotCounted, NotHandled, Outcome
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError, JobFailed

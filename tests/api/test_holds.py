@@ -1,22 +1,24 @@
 """Holds over HTTP: pages that stay in order while holds come and go, and an answer that is told what became of it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from streamproc.api.shapes import HoldPage
 from streamproc.domain.events import AccessRefused, ReviewCounted, ReviewRefused, ReviewSubmitted
+from streamproc.domain.governance import Reputation
 from streamproc.domain.holds import Outcome, Place, place_at
 from streamproc.operate import holds
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
 from tests.engine import Engine
 from tests.operate.words import archive, opened_pool
-from tests.words import NOW, observed
+from tests.words import NOW, Vendors, observed
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -246,3 +248,31 @@ async def test_a_cursor_is_one_that_was_given(api: Api) -> None:
         said = await api.http.get(f"/v1/holds?limit={limit}", headers={"authorization": f"Bearer {token}"})
         assert said.status_code == 422
     assert ids(await listed(api, token, after=good)) == []
+
+
+class Forgotten(Vendors):
+    """Answers that are fresh for no time at all, so that they are asked for at every look."""
+
+    async def __call__(self, urls: Sequence[str]) -> dict[str, Reputation]:
+        found = await super().__call__(urls)
+        return {url: replace(one, fresh_until=one.checked_at) for url, one in found.items()}
+
+
+async def test_what_cannot_be_decided_now_is_503_and_the_same_key_asks_again(redis_url: str) -> None:
+    vendors = Forgotten()
+    async with Engine(redis_url, vendors=vendors) as engine:
+        await engine.apply(POLICIES)
+        url = "https://shop.example.com/"
+        await engine.deliver(observed("pout_1", 600_000, agent="bot", url=url, at=NOW))
+        async with serving(engine.producer, SiteGateway(redis_url, 1, None)) as http:
+            api = Api(http, engine)
+            token = await api.token("asha", "approver")
+            vendors.verdicts["shop"] = "unavailable"
+            for _ in range(2):
+                said = await answer(api, token, "pout_1", key="k")
+                assert (said.status_code, "retry-after" in said.headers) == (503, True)
+                assert "reputation cannot be asked" in problem(said)["detail"]
+            del vendors.verdicts["shop"]
+            assert (await answer(api, token, "pout_1", key="k")).json()["decision"] == "APPROVED"
+            assert (await answer(api, token, "pout_1", key="k")).json()["decision"] == "APPROVED"
+        assert len(await of_type(engine, ReviewCounted)) == 1

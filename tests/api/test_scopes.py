@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from streamproc.app import opened_api
 from streamproc.domain.tokens import ALLOWED
 from streamproc.operate import tokens
-from streamproc.operate.gateway import SiteGateway
-from tests.api.served import ORDER, Api, serving
+from streamproc.settings import load
+from tests.api.served import ORDER, Api
 from tests.engine import Engine
 from tests.words import NOW, observed
 
@@ -59,8 +60,8 @@ EXPECTED = {
     "listAudit": Line(403, 403, 503, 503, 503),  # there is no Postgres here
 }
 """By operationId. What a foreign agent may ask for is its own: 202 and 200 there show nothing of another's."""
-OPEN = {"isAlive": 200, "isReady": 200, "showOpenapi": 200, "deliverWebhook": 401}
-"""What needs no token, and what it says to anybody; a webhook has its signature instead."""
+OPEN = {"isAlive": 200, "isReady": 200, "showOpenapi": 200, "deliverWebhook": 401, "deliverClick": 401}
+"""What needs no token, and what it says to anybody; webhooks have their signatures instead."""
 WRITES_OF_AGENTS = {"requestPayout"}
 
 
@@ -124,8 +125,11 @@ class Asking:
 async def api(redis_url: str) -> AsyncIterator[Api]:
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
-        async with serving(engine.producer, SiteGateway(redis_url, 1, None)) as http:
-            yield Api(http, engine)
+        env = {"REDIS_URL": redis_url, "RAZORPAY_WEBHOOK_SECRETS": "whsec", "SLACK_SIGNING_SECRET": "s"}
+        async with opened_api(load({f"STREAMPROC_{name}": value for name, value in env.items()})) as app:
+            transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                yield Api(http, engine)
 
 
 async def test_every_operation_has_its_line_and_no_line_is_of_none(api: Api) -> None:

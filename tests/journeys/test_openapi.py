@@ -17,7 +17,7 @@ from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests.journeys.system import ACCOUNT, System, running_system
 
-EXAMPLES = 20
+EXAMPLES = 12
 """For each operation, and each of the two ways to make requests."""
 CALL_MAX_S = 30.0
 POLICIES = """
@@ -27,10 +27,12 @@ policies:
 reviewers: [approver]
 """
 PROMISES = (
-    *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
+    *("status_code_conformance", "content_type_conformance"),
     *("response_headers_conformance", "response_schema_conformance"),
 )
 """Not that what the schema allows is taken: it says less than the rules (ADR 20)."""
+MAY_BE_503 = {"isReady", "deliverClick"}
+"""Readiness, and a system without Slack. All others have what they need here."""
 
 
 async def secrets_of(system: System) -> dict[str, str]:
@@ -64,10 +66,11 @@ def ask_everything(url: str, secrets: dict[str, str], payouts: list[str]) -> Cou
             case.path_parameters["payout"] = payout
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         response = case.call(headers=headers, timeout=CALL_MAX_S)
-        is_health = case.operation.definition.raw["operationId"] == "isReady"
-        assert response.status_code < 500 or is_health, (case.as_curl_command(), response.text)
+        name = case.operation.definition.raw["operationId"]
+        assert response.status_code < 500 or name in MAY_BE_503, (case.as_curl_command(), response.text)
+        assert response.status_code != 500
         case.validate_response(response, checks=checks, headers=headers)
-        said[case.operation.definition.raw["operationId"], response.status_code] += 1
+        said[name, response.status_code] += 1
 
     for number, found in enumerate(schema.get_all_operations()):
         operation = found.ok()
