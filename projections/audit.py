@@ -73,6 +73,10 @@ def _of_reviewer(event: e.TokenCreated) -> str:
     return f" of {event.reviewer}" if event.reviewer else ""
 
 
+def _why_changed(event: e.PolicyChanged) -> str:
+    return f"{event.why} (confirmed by {event.confirmed_by})" if event.confirmed_by else event.why
+
+
 def _mismatch(event: e.ReconcileMismatch) -> str:
     subject = f" of {event.subject}" if event.subject else ""
     return (
@@ -100,7 +104,7 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.PayoutSettled: lambda step, event: Said("settlement", event.settlement, step.by),
     e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
-    e.PolicyChanged: lambda _, event: Said("policy", event.why, event.by),
+    e.PolicyChanged: lambda _, event: Said("policy", _why_changed(event), event.by),
     e.PolicyProposed: lambda _, event: Said("policy", f"proposed {event.proposal}: {event.why}", event.by),
     e.ProposalConfirmed: lambda _, event: Said("policy", f"confirmed {event.proposal}", event.by),
     e.ProposalWithdrawn: lambda _, event: Said(

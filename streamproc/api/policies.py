@@ -42,6 +42,9 @@ ACCOUNT = Text(
 )
 
 
+FULL = Says("It would wait for a second person, and too many changes do so already")
+
+
 class Made(Struct, frozen=True):
     """What a change came to, as scripts see it: what is in force now, or the proposal that waits."""
 
@@ -100,6 +103,7 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
         200: Says("In force", shapes.Changes, {"ETag": "The version that is in force"}),
         202: Says("It loosens something: nothing is in force until somebody else confirms it", shapes.Waits,
                   {"Location": "Where it is listed"}),
+        409: FULL,
         412: Says("Another version is in force than If-Match names"),
     }  # fmt: skip
     page = (Number("limit", "how many", 1, PAGE_MAX, PAGE),
@@ -164,7 +168,7 @@ def freeze_operations(desk: PolicyDesk) -> list[Operation]:
         Operation(
             method="DELETE", path="/v1/freezes/{scope:path}", name="unfreeze", summary="Lift a freeze",
             action="administer", reads=(SCOPE, Text(WHY.name, WHY.means, WHY.pattern, required=True)),
-            handle=it.unfreeze, says={200: Says("What is in force", shapes.Frozen), 202: waits},
+            handle=it.unfreeze, says={200: Says("What is in force", shapes.Frozen), 202: waits, 409: FULL},
         ),
         Operation(
             method="GET", path="/v1/agents/{agent:path}/budget", name="showBudget",
@@ -206,6 +210,8 @@ class _Policies:
             _no_policy(agent)
         except Stale as stale:
             raise Refusal(412, str(stale)) from stale
+        except Refused as full:
+            raise Refusal(409, str(full)) from full
         except InputError as problem:
             raise _by_field(problem, f"policies.{agent}.") from problem
         return _made(made)
@@ -251,7 +257,12 @@ class _Policies:
         if not why:
             raise wrong_fields([{"field": "why", "problem": "must say why, for the audit"}])
         scope, by = call.text("scope"), call.token.person
-        shown, made = await self._desk.freeze(scope, frozen=frozen, by=by, why=why)
+        try:
+            shown, made = await self._desk.freeze(scope, frozen=frozen, by=by, why=why)
+        except Refused as full:
+            raise Refusal(409, str(full)) from full
+        except InputError as problem:
+            raise wrong_fields([{"field": "scope", "problem": str(problem)}]) from problem
         return _made(made) if made.proposal is not None else json_answer(200, shown)
 
     async def budget(self, call: Call) -> Response:

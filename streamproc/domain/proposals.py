@@ -34,7 +34,7 @@ EXPIRES_S = 86_400
 KEPT_S = 7 * 86_400
 """How long one that is over is kept, so that who comes late hears what became of it."""
 PROPOSALS_MAX = 100
-"""Most that are kept at once: they are read whole when one is made."""
+"""Most that wait at once, and most that are kept when they are over: they are read whole when one is made."""
 PROPOSAL_BYTES_MAX = 1_048_576
 """Largest proposal, as it is written: some hundreds of agents. A larger file is to be split."""
 
@@ -48,7 +48,7 @@ class NotThere(JobFailed):
 
 
 class Refused(JobFailed):
-    """It cannot be confirmed or withdrawn any more, or not as it is."""
+    """It cannot be confirmed or withdrawn any more, or not as it is; or cannot be proposed, since too many wait."""
 
 
 class SamePerson(Refused):
@@ -109,6 +109,13 @@ def proposals_after(proposals: Mapping[str, Proposal], events: Iterable[Event]) 
                 ended = replace(proposal, withdrawn_by=event.by, closed_at=event.at)
             known[event.proposal] = ended
     return known
+
+
+def forgotten(proposals: Mapping[str, Proposal], now_us: int) -> list[str]:
+    """Ids of those that are over, and long ago or before PROPOSALS_MAX others."""
+    over = [one for one in proposals.values() if one.state(now_us) != "waiting"]
+    over.sort(key=lambda one: -(one.closed_at or one.expires_at))
+    return [one.id for n, one in enumerate(over) if n >= PROPOSALS_MAX or not one.is_kept(now_us)]
 
 
 def is_same_person(one: str, other: str) -> bool:

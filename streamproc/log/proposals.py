@@ -10,7 +10,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PolicyProposed, ProposalConfirmed, ProposalWithdrawn
-from streamproc.domain.proposals import Proposal, proposals_after
+from streamproc.domain.proposals import Proposal, forgotten, proposals_after
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
@@ -44,7 +44,7 @@ async def change_proposal(
     What nobody may ask about any more is forgotten on the way.
     """
     proposal = proposals_after(proposals, [event])[event.proposal]
-    gone = [(one.id, b"") for one in proposals.values() if not one.is_kept(event.at)]
+    gone = [(name, b"") for name in forgotten(proposals, event.at) if name != event.proposal]
     meta = _encode({"by": PROPOSAL_WRITER, "actor": event.by})
     try:
         return await scripts.change_proposals(

@@ -15,6 +15,7 @@ from streamproc.domain.proposals import (
     PROPOSALS_MAX,
     NotThere,
     Proposal,
+    Refused,
     base_of,
     is_same_person,
     plan_confirmed,
@@ -59,7 +60,10 @@ async def propose(
     why: str,
     channel: Channel,
 ) -> Proposal:
-    """Record what somebody wants; nothing of it is in force. InputError where it is too much for one proposal."""
+    """Record what somebody wants; nothing of it is in force.
+
+    Raises InputError where it is too much for one proposal, Refused where too many wait.
+    """
     if not by.strip():
         raise InputError("who proposes a change must have a name")
     name = f"prop_{secrets.token_hex(ID_BYTES)}"
@@ -82,11 +86,9 @@ async def propose(
                 f"the change has {size} bytes, the limit of what waits for a second person is"
                 f" {PROPOSAL_BYTES_MAX}: split it, or turn `changes: {{loosening: two_people}}` off first"
             )
-        many = sum(proposal.is_kept(at) for proposal in proposals.values())
+        many = sum(proposal.state(at) == "waiting" for proposal in proposals.values())
         if many >= PROPOSALS_MAX:
-            raise JobFailed(
-                f"there are {many} proposals of the last week, the limit is {PROPOSALS_MAX}; wait or confirm"
-            )
+            raise Refused(f"{many} proposals wait, the limit is {PROPOSALS_MAX}: confirm or withdraw some")
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after({}, [event])[name]
     raise JobFailed(f"proposals changed {CHANGES_MAX} times under our hands; nothing is recorded, try again")

@@ -13,6 +13,7 @@ from streamproc.archive.lookup import opened_pool
 from streamproc.domain.budget import windows_of
 from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyProposed, ProposalConfirmed
 from streamproc.domain.policy import Policy, ScopeLimits
+from streamproc.operate import proposals
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
 from tests.engine import Engine
@@ -215,6 +216,20 @@ async def test_what_tightens_is_in_force_at_once_and_a_proposal_can_be_withdrawn
     stale = await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": 30}, match='"1"')
     assert stale.status_code == 412
     assert len(await of_type(api.engine, PolicyProposed)) == 1
+
+
+async def test_where_too_many_wait_already_it_is_409(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "PROPOSALS_MAX", 1)
+    await api.engine.apply(TWO_PEOPLE)
+    admin = await api.token("admin", "admin")
+    await ask(api, admin, "PUT", "freezes/team:red", {"why": "audit"})
+    assert (await ask(api, admin, "DELETE", "freezes/team:red", why="done")).status_code == 202
+    for refused in (
+        await ask(api, admin, "DELETE", "freezes/team:red", why="done"),
+        await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": 2_000_000}),
+    ):
+        assert problem(refused)["detail"] == "1 proposals wait, the limit is 1: confirm or withdraw some"
+        assert refused.status_code == 409
 
 
 # ---- freezes ----

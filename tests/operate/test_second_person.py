@@ -254,6 +254,22 @@ async def test_what_is_too_much_for_one_proposal_is_refused_with_the_limit(
     assert rules.PROPOSAL_BYTES_MAX >= 100_000
 
 
+async def test_so_many_wait_and_no_more_and_what_is_over_makes_room(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "PROPOSALS_MAX", 2)
+    monkeypatch.setattr(rules, "PROPOSALS_MAX", 2)
+    async with guarded(redis_url) as site:
+        ended = []
+        for _ in range(4):
+            ended.append((await proposed(site)).id)
+            await proposals.withdraw(site, ended[-1], by="asha", why="")
+        waiting = [(await proposed(site)).id for _ in range(2)]
+        with pytest.raises(Refused, match="2 proposals wait, the limit is 2"):
+            await proposed(site)
+        assert {one["id"] for one in await proposals.listed(site)} == {*ended[-2:], *waiting}
+
+
 async def test_a_rebuilt_redis_knows_what_waits_and_what_is_over(redis_url: str, postgres: str) -> None:
     async with guarded(redis_url) as site:
         done, gone, waits = [await proposed(site, by=by) for by in ("asha", "meera", "ravi")]
