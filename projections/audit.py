@@ -101,6 +101,11 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
     e.PolicyChanged: lambda _, event: Said("policy", event.why, event.by),
+    e.PolicyProposed: lambda _, event: Said("policy", f"proposed {event.proposal}: {event.why}", event.by),
+    e.ProposalConfirmed: lambda _, event: Said("policy", f"confirmed {event.proposal}", event.by),
+    e.ProposalWithdrawn: lambda _, event: Said(
+        "policy", f"withdrawn {event.proposal}: {event.why}", event.by
+    ),
     e.TokenCreated: lambda _, event: Said(
         "policy", f"token {event.name} created: {event.scope}{_of_reviewer(event)}", event.by
     ),

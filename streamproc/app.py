@@ -21,10 +21,12 @@ from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
 from streamproc.api.asgi import SecurityHeaders, create_app
+from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.holds import hold_operations
 from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
+from streamproc.api.policies import freeze_operations, policy_operations
 from streamproc.api.slack import slack_operation
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
@@ -47,11 +49,13 @@ from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
+from streamproc.operate.audit_desk import AuditDesk
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
+from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.operate.slack_holds import opened_slack_review
@@ -225,7 +229,12 @@ async def opened_api(settings: Settings) -> AsyncIterator[SecurityHeaders]:
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            operations=[*operations_of(intents, gateway), slack_operation(slack)],
+            operations=[
+                *operations_of(
+                    intents, gateway, zone=settings.timezone, account=settings.razorpay_account_id
+                ),
+                slack_operation(slack),
+            ],
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
@@ -256,11 +265,20 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         await serving
 
 
-def operations_of(producer: Door, gateway: SiteGateway) -> list[Operation]:
-    """Every route that needs a token, of every module that has some."""
+def operations_of(
+    producer: Door, gateway: SiteGateway, *, zone: str = "Asia/Kolkata", account: str = ""
+) -> list[Operation]:
+    """Every route that needs a token, of every module that has some.
+
+    `zone` is for policies that name none, `account` that which this installation pays from, where it is known.
+    """
+    desk = PolicyDesk(gateway, zone=zone, account=account)
     return [
         *payout_operations(producer, gateway),
         *hold_operations(HoldDesk(gateway, producer), gateway, producer.now_us),
+        *policy_operations(desk),
+        *freeze_operations(desk),
+        *audit_operations(AuditDesk(gateway)),
     ]
 
 

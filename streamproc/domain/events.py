@@ -28,6 +28,10 @@ from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
 from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
 from streamproc.domain.intent import Intent
+from streamproc.domain.policy_events import PolicyChanged as PolicyChanged
+from streamproc.domain.policy_events import PolicyProposed as PolicyProposed
+from streamproc.domain.policy_events import ProposalConfirmed as ProposalConfirmed
+from streamproc.domain.policy_events import ProposalWithdrawn as ProposalWithdrawn
 
 # ---- what came in -----------------------------------------------------------------------
 
@@ -106,23 +110,6 @@ class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
 
     payout: str
     timer: Literal["hold_expiry"]
-
-
-class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
-    """One scope's policy became another. `own` and `effective` are what is in force afterwards."""
-
-    scope: str
-    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, or `freeze:` before one of the
-    first three: what `streamproc freeze` says of it, whatever its policy says."""
-    version: int
-    """Dense per scope, from 1."""
-    before: dict[str, object] | None
-    after: dict[str, object] | None
-    """The fields as they were written for this scope; None where the scope does not exist."""
-    effective: dict[str, object] | None
-    """With the defaults filled in: what `decide` gets. For agents; else the same as `after`."""
-    by: str
-    why: str
 
 
 class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
@@ -367,6 +354,9 @@ Event: TypeAlias = (
     | ReviewSubmitted
     | TimerFired
     | PolicyChanged
+    | PolicyProposed
+    | ProposalConfirmed
+    | ProposalWithdrawn
     | TokenCreated
     | TokenRevoked
     | PayoutScreened

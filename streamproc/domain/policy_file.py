@@ -34,7 +34,7 @@ DEPTH_MAX = 8
 BOUND_MAX = 10_000
 """Most fund accounts, or public keys, bound to one agent."""
 
-SECTIONS = ("defaults", "policies", "accounts", "teams", "reviewers", "agents")
+SECTIONS = ("defaults", "policies", "accounts", "teams", "reviewers", "agents", "changes")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(
     r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?\.(inf|nan)", re.IGNORECASE
@@ -59,6 +59,8 @@ class PolicyFile(Struct, frozen=True, kw_only=True):
     """Name -> {} or {slack: user id}."""
     agents: dict[str, Fields] | None = None
     """Agent -> {fund_accounts: [...], public_keys: [...], slack: [...], owners: [...]}."""
+    changes: Fields | None = None
+    """{loosening: one_person | two_people}: whether what loosens waits for a second person (ADR 23)."""
     lines: dict[Path, int] = {}
     """Where each path was written; empty for TOML."""
 
@@ -69,12 +71,24 @@ def parse_policy_file(text: str, *, name: str) -> PolicyFile:
     Raises InputError with every problem found, each with its line (YAML) and its field.
     """
     report = Report(name)
+    return _checked(_document(text, report), report)
+
+
+def parse_fields(text: str, *, name: str) -> Fields:
+    """Read the fields of one policy, as a PATCH has them; what they mean is checked when they are merged."""
+    report = Report(name)
+    document = _document(text, report)
+    if not isinstance(document, dict) or not document:
+        report.add((), "must be a mapping of fields, like {daily_limit: 500000}")
+    report.refuse_if_any()
+    return cast("Fields", document)
+
+
+def _document(text: str, report: Report) -> object:
     if len(text) > FILE_CHARS_MAX:
         report.add((), f"the file has {len(text)} characters, the limit is {FILE_CHARS_MAX}")
         report.refuse_if_any()
-    if name.lower().endswith(".toml"):
-        return _checked(_toml(text, report), report)
-    return _checked(_yaml(text, report), report)
+    return _toml(text, report) if report.name.lower().endswith(".toml") else _yaml(text, report)
 
 
 def _checked(document: object, report: Report) -> PolicyFile:
@@ -96,6 +110,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
         read_policy(defaults, report, ("defaults",))
     reviewers = _reviewers(sections["reviewers"], report) if "reviewers" in sections else None
     agents = _bindings(sections, report) if "agents" in sections else None
+    changes = _of_changes(sections["changes"], report) if "changes" in sections else None
     report.refuse_if_any()
     return PolicyFile(
         name=report.name,
@@ -105,6 +120,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
         defaults=cast("Fields | None", defaults),
         reviewers=reviewers,
         agents=agents,
+        changes=changes,
         lines=dict(report.lines),
     )
 
@@ -211,6 +227,19 @@ def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:
             except ValueError as problem:
                 report.add(path, str(problem))
     return cast("dict[str, Fields]", agents)
+
+
+def _of_changes(value: object, report: Report) -> Fields:
+    fields, words = _or_empty(value), ("one_person", "two_people")
+    if not isinstance(fields, dict):
+        report.add(("changes",), f"must be like {{loosening: two_people}}, not {shown(fields)}")
+        return {}
+    for field, wanted in fields.items():
+        if field != "loosening":
+            report.add(("changes", field), unknown(field, ("loosening",)))
+        elif wanted not in words:
+            report.add(("changes", field), f"must be {' or '.join(words)}, not {shown(wanted)}")
+    return cast("Fields", fields)
 
 
 def _toml(text: str, report: Report) -> object:

@@ -19,6 +19,7 @@ class Names:
         self.log = f"{self.base}:log"
         self.policy = f"{self.base}:policy"
         self.tokens = f"{self.base}:tokens"
+        self.proposals = f"{self.base}:proposals"
         self.timers = f"{self.base}:timers"
         self.dead = f"{self.base}:dead"
         self.number = f"{self.base}:number"

@@ -331,6 +331,15 @@ async def change_tokens(
     return answer.decode() if done == 1 else None
 
 
+async def change_proposals(
+    client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, proposals: Sequence[tuple[str, bytes]]
+) -> str | None:
+    """Append a proposal's event and keep what it made of it (b'': forget it); None when `rev` is no longer current."""
+    flat = [x for pair in proposals for x in pair]
+    done, answer = await _change_policy(client, [names.log, names.proposals], [rev, e, m, *flat])
+    return answer.decode() if done == 1 else None
+
+
 async def close_letter(
     client: Redis, names: Names, letter: str, *, group: str, entry: str, action: str, e: bytes, m: bytes
 ) -> str | None:

@@ -38,6 +38,7 @@ class Line(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012  # a NamedTuple's default, never changed
 
 
+AS_IT_IS = {"daily_limit": 1_000_000_000, "require_approval_above": 500_000}
 EXPECTED = {
     "requestPayout": Line(202, 202, 403, 403, 403, ORDER, {"idempotency-key": "k"}),
     "showPayout": Line(200, 404, 200, 200, 200),
@@ -45,6 +46,18 @@ EXPECTED = {
     "listHolds": Line(200, 200, 200, 200, 200),
     "approveHold": Line(403, 403, 403, 200, 200, {"reason": "seen"}),
     "rejectHold": Line(403, 403, 403, 200, 200, {"reason": "seen"}),
+    "showPolicy": Line(200, 404, 200, 200, 200),
+    "listPolicyChanges": Line(200, 404, 200, 200, 200),
+    "showBudget": Line(200, 404, 200, 200, 200),
+    "replacePolicy": Line(403, 403, 403, 403, 200, AS_IT_IS),
+    "changePolicy": Line(403, 403, 403, 403, 200, AS_IT_IS),
+    "listProposals": Line(403, 403, 200, 200, 200),
+    "confirmProposal": Line(403, 403, 403, 403, 404),
+    "withdrawProposal": Line(403, 403, 403, 403, 404),
+    "listFreezes": Line(403, 403, 200, 200, 200),
+    "freeze": Line(403, 403, 403, 403, 200, {"why": "a drill"}),
+    "unfreeze": Line(403, 403, 403, 403, 200),
+    "listAudit": Line(403, 403, 503, 503, 503),  # there is no Postgres here
 }
 """By operationId. What a foreign agent may ask for is its own: 202 and 200 there show nothing of another's."""
 OPEN = {"isAlive": 200, "isReady": 200, "showOpenapi": 200, "deliverWebhook": 401, "deliverClick": 401}
@@ -94,6 +107,9 @@ class Asking:
         path = asked.path
         if "{payout}" in path:
             path = path.replace("{payout}", await self.held(of))
+        for name, value in {"agent": of, "scope": "team:nobody", "proposal": "prop_" + "0" * 16}.items():
+            path = path.replace(f"{{{name}}}", value)
+        path += "?why=over" if asked.name == "unfreeze" else ""
         assert "{" not in path, f"say what stands for the parameters of {path}"
         headers = dict(line.headers) if line else {}
         if secret:
