@@ -6,7 +6,7 @@ The review stage and a what-if ask the same functions, so a replayed answer cann
 from datetime import UTC, datetime
 
 from streamproc.domain.budget import US
-from streamproc.domain.events import Finding, ReviewCounted, ReviewSubmitted
+from streamproc.domain.events import Finding, RefusalKind, ReviewCounted, ReviewSubmitted
 from streamproc.domain.governance import RECHECKED, Case, find, reputation_unavailable
 from streamproc.domain.payouts import PayoutRecord, Review
 from streamproc.domain.reviewers import Reviewers
@@ -42,6 +42,19 @@ def why_refused(
     if any(_is_by(review, name, said_by) and review.action == answer.action for review in record.reviews):
         return f"{name} has approved already; another reviewer must approve too"
     return ""
+
+
+def refusal_kind(
+    record: PayoutRecord | None, answer: ReviewSubmitted | ReviewCounted, people: Reviewers
+) -> RefusalKind:
+    """The kind of what `why_refused` says; empty where it says nothing."""
+    if record is None:
+        return "unknown"
+    if people.why_not(_said_by(answer), record.agent):
+        return "forbidden"
+    if record.state != "held" or answer.at >= record.hold_expires_at:
+        return "over"
+    return "again" if why_refused(record, answer, people) else ""
 
 
 def _is_by(review: Review, name: str, account: str) -> bool:
