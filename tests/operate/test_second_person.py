@@ -206,17 +206,15 @@ async def test_a_crash_between_partitions_is_mended_by_confirming_again_and_undo
         with pytest.raises(ConnectionResetError):
             await confirmed(site, proposal.id)
         assert [len(await told(site, PolicyChanged, p)) for p in range(3)] == [4, 3, 3]
-        # Meanwhile somebody tightens what the first partition has already.
+        # Meanwhile somebody takes back what the first partition has already.
         rev, scopes = await policies.read_scopes(site.client, site.names_of(0))
-        tighter = policies.of_patch(
-            "agent:bot", {"daily_limit": 10, "per_txn_limit": 10}, by="meera", why=""
-        )(0, scopes, 1)
+        tighter = policies.of_patch("agent:bot", {"daily_limit": 1_000}, by="meera", why="")(0, scopes, 1)
         assert await whole(site.client, site.names_of(0), rev, tighter, actor="meera")
         again = await confirmed(site, proposal.id)
         assert [len(one.changes) for one in again.applied] == [0, 1, 1]
         assert (await confirmed(site, proposal.id)).applied == [Applied(p, None, []) for p in range(3)]
         _, scopes = await policies.read_scopes(site.client, site.names_of(0))
-        assert (scopes["agent:bot"].own or {})["daily_limit"] == 10
+        assert (scopes["agent:bot"].own or {})["daily_limit"] == 1_000
 
 
 async def test_what_is_confirmed_loosens_nothing_that_was_not_told(redis_url: str) -> None:
