@@ -62,6 +62,7 @@ class Refusals:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="refusals")
+        self._task.add_done_callback(_loud)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -74,7 +75,8 @@ class Refusals:
             async with asyncio.timeout(LEAVE_S_MAX):
                 await self._write_due()
         except TimeoutError:
-            _log.warning("refusals are left unwritten: the log did not answer within %g s", LEAVE_S_MAX)
+            left = {kind: seen.count for kind, seen in self._kinds.items() if seen.count}
+            _log.warning("the log did not answer within %g s; refusals not written: %s", LEAVE_S_MAX, left)
 
     def note(self, *, channel: Channel, subject: str, what: str, problem: str, payout: str = "") -> None:
         """Somebody was refused. Returns at once and never fails.
@@ -140,6 +142,12 @@ class Refusals:
             _log.warning("%d refusals are not in the log yet (%s): %s", count, why, _said(event))
             return False
         return True
+
+
+def _loud(task: asyncio.Task[None]) -> None:
+    """A defect that ended the writer is told at once: until then refusals are only counted."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("ALARM, refusals are not written to the log any more", exc_info=task.exception())
 
 
 def _cut(text: str) -> str:

@@ -284,9 +284,9 @@ class SlackReview:
 
     async def _reject(self, said: Rejection, claim: str) -> bytes:
         why = clean(said.reason.strip(), len(said.reason))
+        answer = self._submission(said, "reject", why)
         if not why or len(why) > REASON_CHARS_MAX:
             limit = f"a reason has 1 to {REASON_CHARS_MAX} characters, not {len(why)}"
             return msgspec.json.encode({"response_action": "errors", "errors": {REASON: limit}})
-        answer = self._submission(said, "reject", why)
         await self._append(answer, await self._hold(answer), claim)
         return b""

@@ -9,6 +9,7 @@ from streamproc.domain.events import AccessRefused
 from streamproc.ingress import refusals
 from streamproc.ingress.refusals import INTERVAL_S, KINDS_MAX, TEXT_CHARS_MAX, Refusals
 from streamproc.log.names import partition_of
+from streamproc.log.stream import Append, Appended
 from tests.ingress.recorder import Recorder
 
 
@@ -110,6 +111,22 @@ async def test_while_the_log_is_away_nobody_waits_and_nothing_is_lost(caplog: py
             await until(door, 1)
     assert [row[-1] for row in written(door)] == [2]
     assert "wrong signature" in caplog.text
+
+
+async def test_a_defect_of_the_log_is_an_alarm_and_no_request_fails_for_it(caplog: pytest.LogCaptureFixture):
+    class Broken(Recorder):
+        async def append(self, what: Append, /) -> Appended:
+            raise RuntimeError("a defect")
+
+    with caplog.at_level(logging.ERROR, logger=refusals.__name__):
+        to = Refusals(Broken(), clock=Clock())
+        await to.__aenter__()
+        refuse(to)
+        async with asyncio.timeout(10):
+            while not caplog.records:
+                await asyncio.sleep(0)
+        refuse(to)
+    assert "ALARM" in caplog.text
 
 
 async def test_texts_are_cut_and_clean():

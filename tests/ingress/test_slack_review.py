@@ -376,6 +376,7 @@ async def test_the_same_request_twenty_times_at_one_moment_is_one_answer(slack: 
         block_actions("U0ASHA", "hold.approve", VALUE.replace(PAYOUT, "pout_2")),
         block_actions("U0ASHA", "hold.reject", VALUE.replace(PAYOUT, "pout_2")),
         view_submission("U0ASHA", VALUE.replace(PAYOUT, "pout_2"), "no"),
+        view_submission("U0ASHA", VALUE.replace(PAYOUT, "pout_2"), ""),
         block_actions("U0ASHA", "hold.approve", "pout_2"),
     ],
 )
@@ -503,6 +504,34 @@ async def test_while_redis_or_the_archive_is_away_nothing_is_pretended(problem: 
     assert answer.status_code == 503
     assert "click again" in answer.json()["detail"]
     assert door.events == []
+
+
+class Slow(Away):
+    """A system that takes its time."""
+
+    async def find(self, answer: ReviewSubmitted) -> Hold | None:
+        await asyncio.get_running_loop().create_future()
+        return None
+
+
+async def test_more_requests_than_are_taken_at_once_are_refused_and_a_slow_system_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slack_review, "AT_ONCE_MAX", 3)
+    monkeypatch.setattr(slack_review, "ANSWER_S_MAX", 0.5)
+    door, slow = Recorder(), Slow(AssertionError("it never answers"))
+    door.now_s = int(time.time())
+    async with Refusals(door) as refusals:
+        review = SlackReview(door, slow, slow, refusals, secret=SECRET, body_bytes_max=BODY_BYTES_MAX)
+        transport = httpx.ASGITransport(app=review)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            body = form(CLICK)
+            posts = [http.post(PATH, content=body, headers=headers(body, time.time())) for _ in range(5)]
+            answers = await asyncio.gather(*posts)
+    details = sorted(answer.json()["detail"] for answer in answers)
+    assert {answer.status_code for answer in answers} == {503}
+    assert details[:2] == ["3 requests are in hand, the limit is 3"] * 2
+    assert all("click again" in detail for detail in details[2:])
 
 
 async def test_without_a_signing_secret_it_says_so() -> None:

@@ -47,6 +47,7 @@ async def test_a_request_leaves_the_window_by_its_own_age_and_not_at_the_turn_of
     assert 0 < await take(client) <= 1_000_000
     await moved(client, 2, -1_000_000)
     assert [await take(client), await take(client) > 0] == [0, True]
+    assert len(await times(client)) == 3
 
 
 async def test_tokens_do_not_wait_for_each_other(client: Redis):
