@@ -69,11 +69,24 @@ def _bypass(step: Step, event: e.GovernanceBypassed) -> Said:
     return Said("alert", f"governance bypassed: {event.status}{which}", step.by)
 
 
+def _of_reviewer(event: e.TokenCreated) -> str:
+    return f" of {event.reviewer}" if event.reviewer else ""
+
+
+def _why_changed(event: e.PolicyChanged) -> str:
+    return f"{event.why} (confirmed by {event.confirmed_by})" if event.confirmed_by else event.why
+
+
 def _mismatch(event: e.ReconcileMismatch) -> str:
     subject = f" of {event.subject}" if event.subject else ""
     return (
         f"mismatch {event.kind}{subject}: ours {event.ours or 'nothing'}, theirs {event.theirs or 'nothing'}"
     )
+
+
+def _refusal(event: e.AccessRefused) -> str:
+    times = f" ({event.count} times)" if event.count > 1 else ""
+    return f"refused by {event.channel}, {event.what}: {event.problem}{times}"
 
 
 def _confirmation(step: Step, event: e.PayoutObserved) -> Said | None:
@@ -91,8 +104,15 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.PayoutSettled: lambda step, event: Said("settlement", event.settlement, step.by),
     e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
-    e.PolicyChanged: lambda _, event: Said("policy", event.why, event.by),
-    e.TokenCreated: lambda _, event: Said("policy", f"token {event.name} created: {event.scope}", event.by),
+    e.PolicyChanged: lambda _, event: Said("policy", _why_changed(event), event.by),
+    e.PolicyProposed: lambda _, event: Said("policy", f"proposed {event.proposal}: {event.why}", event.by),
+    e.ProposalConfirmed: lambda _, event: Said("policy", f"confirmed {event.proposal}", event.by),
+    e.ProposalWithdrawn: lambda _, event: Said(
+        "policy", f"withdrawn {event.proposal}: {event.why}", event.by
+    ),
+    e.TokenCreated: lambda _, event: Said(
+        "policy", f"token {event.name} created: {event.scope}{_of_reviewer(event)}", event.by
+    ),
     e.TokenRevoked: lambda _, event: Said("policy", f"token {event.name} revoked", event.by),
     e.GovernanceBypassed: _bypass,
     e.BankFeeRecorded: lambda step, _: Said("alert", "bank fee", step.by),
@@ -106,6 +126,7 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.DeadLetterClosed: lambda _, event: Said(
         "alert", f"dead letter {event.letter}: {event.action}", event.by
     ),
+    e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),
 }
 
 
@@ -123,6 +144,7 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
 
 def _row(step: Step, what: Said) -> tuple[object, ...]:
     event, record = step.event, step.after
+    payout = step.payout
     agent: str = getattr(event, "agent", "")
     amount: int | None = getattr(event, "amount", None)
     vendor = ""
@@ -133,12 +155,14 @@ def _row(step: Step, what: Said) -> tuple[object, ...]:
     elif type(event) is e.PolicyChanged:
         scope = event.scope.removeprefix("freeze:")
         agent = scope.removeprefix("agent:") if scope.startswith("agent:") else ""
+    elif type(event) is e.AccessRefused:
+        payout = text_key(event.payout_named)
     return (
         step.id,
         step.partition,
         step.seq,
         step.place,
-        step.payout or None,
+        payout or None,
         text_key(agent),
         vendor,
         moment(event.at),

@@ -11,8 +11,22 @@ from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 
 NAME = "policies"
-VERSION = 1
-COLUMNS = (*("partition", "scope", "version", "at", "by_whom", "why", "before", "after", "effective", "seq"),)
+VERSION = 2
+COLUMNS = (
+    *(
+        "partition",
+        "scope",
+        "version",
+        "at",
+        "by_whom",
+        "why",
+        "before",
+        "after",
+        "effective",
+        "seq",
+        "confirmed_by",
+    ),
+)
 
 _NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 _encode = msgspec.json.Encoder().encode
@@ -42,6 +56,7 @@ def _row(step: Step, event: e.PolicyChanged) -> tuple[object, ...]:
         _json(event.after),
         _json(event.effective),
         step.seq,
+        text(event.confirmed_by),
     )
 
 

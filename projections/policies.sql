@@ -10,6 +10,7 @@ CREATE TABLE policies (
     after     jsonb,
     effective jsonb,
     seq       bigint      NOT NULL,
+    confirmed_by text     NOT NULL,
     PRIMARY KEY (partition, scope, version)
 );
 

@@ -226,6 +226,18 @@ def test_a_worker_needs_postgres_only_for_the_barrier_that_asks_it() -> None:
         require(given(**without, EXECUTE_AFTER="archived"), "worker")
 
 
+@pytest.mark.parametrize(
+    ("given_one", "missing"),
+    [("SLACK_BOT_TOKEN", "SLACK_SIGNING_SECRET"), ("SLACK_SIGNING_SECRET", "SLACK_BOT_TOKEN")],
+)
+def test_slack_is_configured_whole_where_clicks_come_in_or_not_at_all(given_one: str, missing: str) -> None:
+    without = {name: value for name, value in COMPLETE.items() if not name.startswith("SLACK_")}
+    require(given(**without), "serve")
+    require(given(**without, **{given_one: "x", missing: "y"}), "serve")
+    with pytest.raises(ConfigError, match=f"STREAMPROC_{missing}"):
+        require(given(**without, **{given_one: "x"}), "serve")
+
+
 def test_a_running_system_is_found_but_what_was_set_stays(tmp_path: Path) -> None:
     settings = given(DATA_DIR=str(tmp_path), POSTGRES_DSN="postgresql://mine/x")
     write_run_file(
@@ -274,3 +286,15 @@ def test_the_example_marks_exactly_the_secrets() -> None:
 
 def test_the_variables_fill_every_field_in_order() -> None:
     assert tuple(variable.field for variable in VARIABLES) == Settings.__struct_fields__
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "console.example.com", "https://a.example/", "https://a.example/x", "ftp://a"]
+)
+def test_other_sites_are_named_by_their_exact_origin(text: str) -> None:
+    with pytest.raises(ConfigError, match="STREAMPROC_CORS_ORIGINS must be origins"):
+        given(CORS_ORIGINS=f"https://good.example,{text}")
+    assert given(CORS_ORIGINS="https://a.example, http://localhost:3000").cors_origins == (
+        "https://a.example",
+        "http://localhost:3000",
+    )

@@ -103,6 +103,11 @@ class Maker:
         """The end of the archive now."""
         return await read_head(self._db, self._partition)
 
+    async def waited_s(self) -> float:
+        """How long the first entry that no checkpoint covers has been archived; 0 where there is none."""
+        found = await self._db.fetchval(_SQL["waited_s"], self._partition, self._covered.size + 1)
+        return float(found or 0.0)
+
     async def make(self, upto: int) -> Checkpoint:
         """Sign the first `upto` entries, which are archived. Raises LogBroken where a row does not follow."""
         frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)

@@ -13,6 +13,10 @@ SELECT seq, entry_id AS id, e, m, hash FROM events
 WHERE partition = $1 AND seq > $2 AND seq <= $3
 ORDER BY seq;
 
+-- name: waited_s
+-- By Postgres's clock, which no start or stop of ours sets back.
+SELECT extract(epoch FROM clock_timestamp() - archived_at)::float8 FROM events WHERE partition = $1 AND seq = $2;
+
 -- name: insert
 INSERT INTO checkpoints (partition, size, entry_id, hash, root, frontier, note) VALUES ($1, $2, $3, $4, $5, $6, $7);
 

@@ -74,6 +74,7 @@ class PolicyRow(Struct, frozen=True, kw_only=True):
     before: str | None
     after: str | None
     effective: str | None
+    confirmed_by: str
 
 
 class AuditFilter(Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, proposal
 from streamproc.cli.context import operator_settings
 from streamproc.errors import InputError, JobFailed
 
@@ -49,7 +49,8 @@ def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
 def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
     """Lift the freeze of an agent, an account or a team.
 
-    What was rejected meanwhile stays rejected. Exit code 1 where its policy says `frozen: true` by itself.
+    What was rejected meanwhile stays rejected. Exit code 1 where its policy says `frozen: true` by itself. Where the
+    policies say `changes: {loosening: two_people}` somebody else must confirm it first (`policy confirm`).
 
     \b
     Example:
@@ -72,6 +73,9 @@ def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: b
             return await freezes.freeze(site, f"{kind}:{name}", frozen=frozen, by=by, why=why)
 
     done = output.run(body())
+    if done.proposal is not None:
+        proposal.say_waits(done.proposal, as_json)
+        return
     if as_json:
         output.say_json(
             {"scope": done.scope, "frozen": frozen, "changed": bool(done.changed), "notes": done.notes}

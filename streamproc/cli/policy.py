@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, proposal
 from streamproc.cli.context import operator_settings
 from streamproc.cli.whatif import whatif
 from streamproc.errors import InputError
@@ -16,6 +16,8 @@ from streamproc.errors import InputError
 if TYPE_CHECKING:
     from streamproc.domain.events import PolicyChanged
     from streamproc.domain.policy import PolicyFile, ScopeState
+    from streamproc.domain.proposals import Proposal
+    from streamproc.operate.changes import Plan, Preview
     from streamproc.operate.policies import Applied
 
 
@@ -24,7 +26,8 @@ def policy() -> None:
     """Policies of agents: limits, domains, approvals."""
 
 
-policy.add_command(whatif)
+for command in (whatif, proposal.proposals, proposal.confirm, proposal.withdraw):
+    policy.add_command(command)
 
 
 @policy.command()
@@ -32,41 +35,100 @@ policy.add_command(whatif)
 @click.option("--prune", is_flag=True, help="Remove agents, accounts and teams that FILE does not name.")
 @click.option("--by", default=None, metavar="NAME", help="Who changes it; your login name by default.")
 @click.option("--why", default="", metavar="TEXT", help="Why, for the audit.")
+@click.option("--dry-run", is_flag=True, help="Say what would change and what of it loosens; change nothing.")
 @output.json_option
-def apply(file: Path, prune: bool, by: str | None, why: str, as_json: bool) -> None:
+def apply(file: Path, prune: bool, by: str | None, why: str, dry_run: bool, as_json: bool) -> None:
     """Put the policies of FILE (YAML or TOML, - for stdin) in force.
 
     The next decision uses them. A file with a mistake is refused whole, with each mistake's line. What is in
-    force already changes nothing.
+    force already changes nothing. Where the policies in force say `changes: {loosening: two_people}` and the file
+    loosens anything, all of it waits until somebody else confirms it (`policy confirm`).
 
     \b
     Example:
       streamproc policy apply ops/demo/policies.yaml --why "new vendor list"
     """
-    settings = operator_settings()
     from streamproc.operate import policies
+
+    parsed, who = read_policy_file(file), by or getpass.getuser()
+    _make(policies.of_file(parsed, prune=prune, by=who, why=why), who, why, dry_run, as_json)
+
+
+@policy.command()
+@click.argument("agent")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
+@click.option("--by", default=None, metavar="NAME", help="Who changes it; your login name by default.")
+@click.option("--why", default="", metavar="TEXT", help="Why, for the audit.")
+@click.option("--dry-run", is_flag=True, help="Say what would change and what of it loosens; change nothing.")
+@output.json_option
+def patch(agent: str, file: Path, by: str | None, why: str, dry_run: bool, as_json: bool) -> None:
+    """Change the fields of one AGENT's policy that FILE (YAML or TOML, - for stdin) names, and nothing else.
+
+    A field that is null is taken away, so that the default counts again. The agent must have a policy.
+
+    \b
+    Example:
+      echo '{daily_limit: 900000, hours: null}' | streamproc policy patch procurement-bot -
+    """
+    from streamproc.domain.policy_file import parse_fields
+    from streamproc.operate import policies
+
+    fields, who = parse_fields(_read(file), name=str(file)), by or getpass.getuser()
+    _make(policies.of_patch(f"agent:{agent}", fields, by=who, why=why), who, why, dry_run, as_json)
+
+
+def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None:
+    settings = operator_settings()
+    from streamproc.operate import changes
     from streamproc.operate.site import opened
 
-    parsed = read_policy_file(file)
-
-    async def body() -> "list[Applied]":
+    async def body() -> "list[Applied] | Proposal | Preview":
         async with opened(settings) as site:
-            return await policies.apply(site, parsed, prune=prune, by=by or getpass.getuser(), why=why)
+            if dry_run:
+                return await changes.preview(site, plan)
+            return await changes.make(site, plan, by=by, why=why)
 
-    applied = output.run(body())
+    made = output.run(body())
+    if isinstance(made, list):
+        _say_applied(made, as_json)
+    elif isinstance(made, changes.Preview):
+        _say_preview(made, as_json)
+    else:
+        proposal.say_waits(made, as_json)
+
+
+def _say_applied(applied: "list[Applied]", as_json: bool) -> None:
     if as_json:
-        rows = [
-            {
-                "partition": one.partition,
-                "entry": one.entry,
-                "changes": [policies.change_json(c) for c in one.changes],
-            }
-            for one in applied
-        ]
-        output.say_json({"changed": any(one.changes for one in applied), "partitions": rows})
+        output.say_json(
+            {"changed": any(one.changes for one in applied), "partitions": partitions_json(applied)}
+        )
         return
-    for line in _applied_lines(applied):
+    for line in applied_lines(applied):
         click.echo(line)
+
+
+def _say_preview(seen: "Preview", as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        loosens = msgspec.to_builtins(seen.loosens)
+        rows = partitions_json(seen.changes)
+        output.say_json({"changed": False, "waits": seen.waits, "loosens": loosens, "partitions": rows})
+        return
+    for line in (*applied_lines(seen.changes), *proposal.loosens_lines(seen.loosens)):
+        click.echo(line)
+    waits = "; it would wait for a second person" if seen.waits else ""
+    output.note(f"nothing was changed{waits}")
+
+
+def partitions_json(applied: "list[Applied]") -> list[dict[str, object]]:
+    """What each partition needed, for scripts."""
+    from streamproc.operate.policies import change_json
+
+    return [
+        {"partition": one.partition, "entry": one.entry, "changes": [change_json(c) for c in one.changes]}
+        for one in applied
+    ]
 
 
 def read_policy_file(file: Path) -> "PolicyFile":
@@ -86,7 +148,8 @@ def _read(file: Path) -> str:
         raise InputError(f"{file} cannot be read: {why}") from problem
 
 
-def _applied_lines(applied: "list[Applied]") -> list[str]:
+def applied_lines(applied: "list[Applied]") -> list[str]:
+    """What changed, for people."""
     lines: list[str] = []
     told: list[tuple[Any, ...]] = []
     for one in applied:
@@ -135,7 +198,7 @@ def show(agent: str | None, as_json: bool) -> None:
 
     scopes = output.run(body())
     if as_json:
-        rows = [_state_json(scope, state) for scope, state in sorted(scopes.items())]
+        rows = [policies.state_json(scope, state) for scope, state in sorted(scopes.items())]
         frozen = scopes.get(f"freeze:agent:{agent}")
         one = {**rows[0], "freeze": None if frozen is None else frozen.own} if agent is not None else {}
         output.say_json({"policies": rows} if agent is None else one)
@@ -145,12 +208,6 @@ def show(agent: str | None, as_json: bool) -> None:
     for scope, state in sorted(scopes.items()):
         for line in _state_lines(scope, state, effective=scope == f"agent:{agent}"):
             click.echo(line)
-
-
-def _state_json(scope: str, state: "ScopeState") -> dict[str, object]:
-    kind, _, name = scope.partition(":")
-    named = {"agent": name} if kind == "agent" else {}
-    return {"scope": scope, **named, "version": state.version, "own": state.own, "effective": state.effective}
 
 
 def _state_lines(scope: str, state: "ScopeState", *, effective: bool) -> list[str]:
@@ -190,5 +247,6 @@ def history(agent: str, as_json: bool) -> None:
     output.note(note)
     for change in changes:
         head, *fields = _change_lines(change)
-        why = f": {change.why}" if change.why else ""
+        why = f", confirmed by {change.confirmed_by}" if change.confirmed_by else ""
+        why += f": {change.why}" if change.why else ""
         click.echo("\n".join([f"{iso(change.at)}  {head} by {change.by}{why}", *fields]))

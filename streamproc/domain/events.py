@@ -18,14 +18,20 @@ from streamproc.domain.facts import Fact as Fact
 from streamproc.domain.facts import Finding as Finding
 from streamproc.domain.facts import Identity as Identity
 from streamproc.domain.facts import MismatchKind as MismatchKind
+from streamproc.domain.facts import RefusalKind as RefusalKind
 from streamproc.domain.facts import Source as Source
 from streamproc.domain.facts import TokenScope as TokenScope
 from streamproc.domain.facts import WindowUse as WindowUse
+from streamproc.domain.housekeeping import AccessRefused as AccessRefused
 from streamproc.domain.housekeeping import DeadLetterClosed as DeadLetterClosed
 from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
 from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
 from streamproc.domain.intent import Intent
+from streamproc.domain.policy_events import PolicyChanged as PolicyChanged
+from streamproc.domain.policy_events import PolicyProposed as PolicyProposed
+from streamproc.domain.policy_events import ProposalConfirmed as ProposalConfirmed
+from streamproc.domain.policy_events import ProposalWithdrawn as ProposalWithdrawn
 
 # ---- what came in -----------------------------------------------------------------------
 
@@ -106,26 +112,10 @@ class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
     timer: Literal["hold_expiry"]
 
 
-class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
-    """One scope's policy became another. `own` and `effective` are what is in force afterwards."""
-
-    scope: str
-    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, or `freeze:` before one of the
-    first three: what `streamproc freeze` says of it, whatever its policy says."""
-    version: int
-    """Dense per scope, from 1."""
-    before: dict[str, object] | None
-    after: dict[str, object] | None
-    """The fields as they were written for this scope; None where the scope does not exist."""
-    effective: dict[str, object] | None
-    """With the defaults filled in: what `decide` gets. For agents; else the same as `after`."""
-    by: str
-    why: str
-
-
 class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex."""
 
+    v: int = 2
     name: str
     scope: TokenScope
     agent: str = ""
@@ -135,6 +125,8 @@ class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     expires_at: int
     """µs; 0: never."""
     by: str
+    reviewer: str = ""
+    """Who answers holds by it, as the policy's `reviewers` has the name; empty: the token's own name."""
 
 
 class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
@@ -229,10 +221,15 @@ class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
 
 
 class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
-    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided)."""
+    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided). Version 1 knew names
+    alone."""
 
+    v: int = 2
     payout: str
     by: str
+    """The reviewer's name, also where he answered by an account of his."""
+    via: str = ""
+    """That account, `slack:U…`; empty: under the name itself."""
     action: Literal["approve", "reject"]
     why: str
     channel: str
@@ -240,13 +237,15 @@ class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
 
 
 class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
-    """A reviewer's answer did not count; `problem` says why in one line."""
+    """A reviewer's answer did not count; `problem` says why in one line, `kind` for machines (version 1 did not)."""
 
+    v: int = 2
     payout: str
     by: str
     action: Literal["approve", "reject"]
     channel: str
     problem: str
+    kind: RefusalKind = ""
 
 
 class BeneficiaryNoted(Fact, frozen=True, kw_only=True, tag="beneficiary.noted"):
@@ -355,6 +354,9 @@ Event: TypeAlias = (
     | ReviewSubmitted
     | TimerFired
     | PolicyChanged
+    | PolicyProposed
+    | ProposalConfirmed
+    | ProposalWithdrawn
     | TokenCreated
     | TokenRevoked
     | PayoutScreened
@@ -375,4 +377,5 @@ Event: TypeAlias = (
     | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
+    | AccessRefused
 )

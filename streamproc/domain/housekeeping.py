@@ -1,4 +1,5 @@
-"""Events about the running of it all, and not about what one payout went through: comparisons, and dead letters."""
+"""Events about the running of it all, and not about what one payout went through: comparisons, dead letters, and who
+was refused."""
 
 from typing import Literal
 
@@ -52,3 +53,21 @@ class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"
     letter: str
     action: Literal["redrive", "discard"]
     by: str
+
+
+class AccessRefused(Fact, frozen=True, kw_only=True, tag="access.refused"):
+    """Somebody asked for what is not theirs, or not genuinely. Like refusals of ten seconds are one event.
+
+    It is in partition 0, and about no payout: whoever is refused may name any, so `payout_named` finds it in the
+    audit and nowhere else.
+    """
+
+    channel: Literal["slack", "api"]
+    subject: str
+    """A token's name, `slack:U…`, or empty where nobody was known."""
+    what: str
+    """The route or action."""
+    payout_named: str = ""
+    problem: str
+    count: int
+    """Like refusals since the last such event, this one with them."""

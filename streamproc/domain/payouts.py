@@ -249,7 +249,9 @@ def _decided(record: PayoutRecord, event: e.PayoutDecided, at: int) -> PayoutRec
 
 
 def _counted(record: PayoutRecord, event: e.ReviewCounted, at: int) -> PayoutRecord:
-    review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
+    review = Review(
+        by=event.by, via=event.via, action=event.action, why=event.why, channel=event.channel, at=event.at
+    )
     return replace(record, reviews=[*record.reviews, review], updated_at=at)
 
 
@@ -330,6 +332,9 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.BankEventIgnored,
         e.BankDowntimeReported,
         e.PolicyChanged,
+        e.PolicyProposed,
+        e.ProposalConfirmed,
+        e.ProposalWithdrawn,
         e.TokenCreated,
         e.TokenRevoked,
         e.ReviewSubmitted,
@@ -341,6 +346,7 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
         e.EntrySetAside,
         e.DeadLetterClosed,
         e.CancelRequested,
+        e.AccessRefused,
     }
 )
 

@@ -1,16 +1,18 @@
 """How policies become others: versions, and the `policy.changed` events that a file or a command makes.
 
-A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers` or `agents` (bindings), or a freeze of
-one of the first three, `freeze:agent:<id>`, which no file names and so no file lifts. Its versions are dense from 1 and
-survive its removal. The defaults are part of every agent's policy, so changing them gives a new version to each agent
-whose policy they change, and to no other.
+A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents` (bindings) or `changes` (who may
+make them), or a freeze of one of the first three, `freeze:agent:<id>`, which no file names and so no file lifts. Its
+versions are dense from 1 and survive its removal. The defaults are part of every agent's policy, so changing them gives
+a new version to each agent whose policy they change, and to no other.
 """
 
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from streamproc.domain.events import PolicyChanged
+from streamproc.domain.payouts import UNKNOWN_AGENT
+from streamproc.domain.policy_events import PolicyChanged, ScopeChange
 from streamproc.domain.policy_fields import (
     Fields,
     fields_of,
@@ -20,12 +22,21 @@ from streamproc.domain.policy_fields import (
 )
 from streamproc.domain.policy_file import PolicyFile
 from streamproc.domain.policy_report import Report, shown
-from streamproc.errors import InputError, LogBroken
+from streamproc.domain.reviewers import conflicts
+from streamproc.errors import InputError, JobFailed, LogBroken
 
 _UNSET = object()
 FREEZE = "freeze:"
 """Before the scope that is frozen: a scope of its own, so that a file's `frozen` and a person's freeze do not meet."""
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
+
+
+class NoPolicy(InputError):
+    """The agent has no policy that could be changed by field."""
+
+
+class Stale(JobFailed):
+    """The policy is at another version than it was thought to be at."""
 
 
 class ScopeState(Struct, frozen=True, kw_only=True):
@@ -93,7 +104,7 @@ def patch_scope(
     state = current.get(scope)
     own = None if state is None else state.own
     if own is None and kind == "agent":
-        raise InputError(f"agent {name} has no policy to change; write one first")
+        raise NoPolicy(f"agent {name} has no policy to change; write one first")
     report = Report(scope)
     merged = _merged(own or {}, fields)
     if scope == "defaults":
@@ -105,8 +116,37 @@ def patch_scope(
     return _changes(current, wanted, report, at=at, by=by, why=why)
 
 
+def put_policy(
+    current: Mapping[str, ScopeState], agent: str, fields: Fields, *, at: int, by: str, why: str
+) -> list[PolicyChanged]:
+    """The changes that a PUT of an agent's policy makes: *fields* instead of its own. InputError for a wrong one."""
+    report = Report(f"agent:{agent}")
+    if agent == UNKNOWN_AGENT:
+        report.add((), f"{agent} is who a payout belongs to that names no agent: it can have no policy")
+    _check_own("agent", agent, fields, report)
+    report.refuse_if_any()
+    wanted = {scope: state.own for scope, state in current.items()} | {f"agent:{agent}": fields}
+    return _changes(current, wanted, report, at=at, by=by, why=why)
+
+
+def check_version(current: Mapping[str, ScopeState], scope: str, version: int) -> None:
+    """Raise Stale unless the scope is there and at this version."""
+    state = current.get(scope)
+    if state is None or state.own is None:
+        raise Stale(f"{scope} has no policy, and so no version {version}")
+    if state.version != version:
+        raise Stale(f"{scope} is at version {state.version}, not {version}")
+
+
 def replan(
-    current: Mapping[str, ScopeState], changes: Sequence[PolicyChanged], *, at: int
+    current: Mapping[str, ScopeState],
+    changes: Sequence[PolicyChanged] | Sequence[ScopeChange],
+    *,
+    at: int,
+    by: str,
+    why: str,
+    confirmed_by: str = "",
+    proposal: str = "",
 ) -> list[PolicyChanged]:
     """What making *changes*, which were made together on other policies, once more changes now.
 
@@ -117,11 +157,12 @@ def replan(
         return []
     wanted = {scope: state.own for scope, state in current.items()}
     wanted |= {change.scope: _rebased(change, wanted.get(change.scope)) for change in changes}
-    names = ", ".join(change.scope for change in changes)
-    return _changes(current, wanted, Report(names), at=at, by=changes[0].by, why=changes[0].why)
+    report = Report(", ".join(change.scope for change in changes))
+    made = _changes(current, wanted, report, at=at, by=by, why=why)
+    return [replace(change, confirmed_by=confirmed_by, proposal=proposal) for change in made]
 
 
-def _rebased(change: PolicyChanged, own: Fields | None) -> Fields | None:
+def _rebased(change: PolicyChanged | ScopeChange, own: Fields | None) -> Fields | None:
     """What *change* makes of a scope's own fields, which are not those that it was made on."""
     before, after = change.before or {}, change.after
     if own is None or after is None:
@@ -151,6 +192,8 @@ def _named(file: PolicyFile) -> dict[str, Fields | None]:
         named["reviewers"] = dict(file.reviewers)
     if file.agents is not None:
         named["agents"] = dict(file.agents)
+    if file.changes is not None:
+        named["changes"] = file.changes
     return named
 
 
@@ -188,6 +231,7 @@ def _changes(
             )
         )
     _check_teams(current, wanted, changes, report)
+    _check_reviewers(current, wanted, report)
     report.refuse_if_any()
     return changes
 
@@ -206,6 +250,21 @@ def _check_teams(
         team = fields.get("team") if kind == "agent" and fields is not None else None
         if team is not None and wanted.get(f"team:{team}") is None:
             report.add(("policies", name, "team"), f"there is no {shown(team)} under teams")
+
+
+def _check_reviewers(
+    current: Mapping[str, ScopeState], wanted: Mapping[str, Fields | None], report: Report
+) -> None:
+    """No change makes an agent a reviewer. What was so before does not stand in the way of another change."""
+
+    def own_now(scope: str) -> Fields | None:
+        return current[scope].own if scope in current else None
+
+    before = conflicts(own_now)
+    for conflict in conflicts(wanted.get):
+        if conflict not in before:
+            written = (path for path in conflict.paths if path in report.lines)
+            report.add(next(written, conflict.paths[0]), conflict.problem)
 
 
 def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report) -> Fields | None:

@@ -296,6 +296,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
 }
 ACCOUNT_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {"fee_fund_accounts": _list_of(fund_account)}
 _ATTRIBUTE = {"hold_ttl": "hold_ttl_s"}
+_FIELD = {attribute: field for field, attribute in _ATTRIBUTE.items()}
 _RISING = (
     ("per_txn_limit", "daily_limit", "weekly_limit", "monthly_limit"),
     ("require_approval_above", "dual_approval_above"),
@@ -354,11 +355,16 @@ def effective_policy(defaults: Mapping[str, object], own: Mapping[str, object]) 
 
 def fields_of(policy: Policy) -> Fields:
     """Every field of *policy* as a file would write it: what `policy.changed` records as effective."""
-    fields: Fields = {}
-    for name in POLICY_FIELDS:
-        value = getattr(policy, _ATTRIBUTE.get(name, name))
-        fields[name] = list(value) if isinstance(value, tuple) else value
-    fields["rate_limit"] = {"count": policy.rate_limit.count, "window": policy.rate_limit.window_s}
-    if policy.hours is not None:
-        fields["hours"] = "-".join(f"{at // 60:02d}:{at % 60:02d}" for at in policy.hours)
-    return fields
+    attributes = (_ATTRIBUTE.get(name, name) for name in POLICY_FIELDS)
+    return dict(written(attribute, getattr(policy, attribute)) for attribute in attributes)
+
+
+def written(attribute: str, value: object) -> tuple[str, object]:
+    """An attribute of a policy as a file would write it: the field's name and value."""
+    if isinstance(value, RateLimit):
+        value = {"count": value.count, "window": value.window_s}
+    elif attribute == "hours" and value is not None:
+        value = "-".join(f"{at // 60:02d}:{at % 60:02d}" for at in cast("tuple[int, int]", value))
+    elif isinstance(value, tuple):
+        value = list(value)
+    return _FIELD.get(attribute, attribute), value

@@ -17,6 +17,7 @@ from streamproc.domain.agent_note import public_key
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
+    Reader,
     fund_account,
     identifier,
     items,
@@ -24,6 +25,7 @@ from streamproc.domain.policy_fields import (
     read_policy,
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
+from streamproc.domain.reviewers import SLACK
 
 FILE_CHARS_MAX = 1_048_576
 """Longest policy file, in characters: some ten thousand agents."""
@@ -32,7 +34,7 @@ DEPTH_MAX = 8
 BOUND_MAX = 10_000
 """Most fund accounts, or public keys, bound to one agent."""
 
-SECTIONS = ("defaults", "policies", "accounts", "teams", "reviewers", "agents")
+SECTIONS = ("defaults", "policies", "accounts", "teams", "reviewers", "agents", "changes")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(
     r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?\.(inf|nan)", re.IGNORECASE
@@ -56,7 +58,9 @@ class PolicyFile(Struct, frozen=True, kw_only=True):
     reviewers: dict[str, Fields] | None = None
     """Name -> {} or {slack: user id}."""
     agents: dict[str, Fields] | None = None
-    """Agent -> {fund_accounts: [...], public_keys: [...]}."""
+    """Agent -> {fund_accounts: [...], public_keys: [...], slack: [...], owners: [...]}."""
+    changes: Fields | None = None
+    """{loosening: one_person | two_people}: whether what loosens waits for a second person (ADR 23)."""
     lines: dict[Path, int] = {}
     """Where each path was written; empty for TOML."""
 
@@ -67,12 +71,24 @@ def parse_policy_file(text: str, *, name: str) -> PolicyFile:
     Raises InputError with every problem found, each with its line (YAML) and its field.
     """
     report = Report(name)
+    return _checked(_document(text, report), report)
+
+
+def parse_fields(text: str, *, name: str) -> Fields:
+    """Read the fields of one policy, as a PATCH has them; what they mean is checked when they are merged."""
+    report = Report(name)
+    document = _document(text, report)
+    if not isinstance(document, dict) or not document:
+        report.add((), "must be a mapping of fields, like {daily_limit: 500000}")
+    report.refuse_if_any()
+    return cast("Fields", document)
+
+
+def _document(text: str, report: Report) -> object:
     if len(text) > FILE_CHARS_MAX:
         report.add((), f"the file has {len(text)} characters, the limit is {FILE_CHARS_MAX}")
         report.refuse_if_any()
-    if name.lower().endswith(".toml"):
-        return _checked(_toml(text, report), report)
-    return _checked(_yaml(text, report), report)
+    return _toml(text, report) if report.name.lower().endswith(".toml") else _yaml(text, report)
 
 
 def _checked(document: object, report: Report) -> PolicyFile:
@@ -94,6 +110,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
         read_policy(defaults, report, ("defaults",))
     reviewers = _reviewers(sections["reviewers"], report) if "reviewers" in sections else None
     agents = _bindings(sections, report) if "agents" in sections else None
+    changes = _of_changes(sections["changes"], report) if "changes" in sections else None
     report.refuse_if_any()
     return PolicyFile(
         name=report.name,
@@ -103,6 +120,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
         defaults=cast("Fields | None", defaults),
         reviewers=reviewers,
         agents=agents,
+        changes=changes,
         lines=dict(report.lines),
     )
 
@@ -144,6 +162,10 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
     slack_users: dict[str, str] = {}
     for name, fields in reviewers.items():
         path = ("reviewers", name)
+        if name.startswith(SLACK):
+            report.add(
+                path, f"begins with {SLACK!r}, as an answer from Slack does; give a name, with {{slack: U…}}"
+            )
         if not isinstance(fields, dict):
             report.add(path, f"must be like {{slack: U012ABCDEF}}, not {shown(fields)}")
             continue
@@ -155,13 +177,23 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
 def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], report: Report) -> None:
     if field != "slack":
         report.add(path, unknown(field, ("slack",)))
-    elif not isinstance(user, str) or not _SLACK_USER.fullmatch(user):
-        report.add(path, f"must be a Slack user id like U012ABCDEF, not {shown(user)}")
-    elif user in taken:
+        return
+    try:
+        user = _slack_user(user)
+    except ValueError as problem:
+        report.add(path, str(problem))
+        return
+    if user in taken:
         # One person under two names could give both halves of a dual approval.
         report.add(path, f"Slack user {user} is already the reviewer {taken[user]!r}")
     else:
         taken[user] = str(path[1])
+
+
+def _slack_user(value: object) -> str:
+    if not isinstance(value, str) or not _SLACK_USER.fullmatch(value):
+        raise ValueError(f"must be a Slack user id like U012ABCDEF, not {shown(value)}")
+    return value
 
 
 def _api_key(value: object) -> str:
@@ -170,7 +202,13 @@ def _api_key(value: object) -> str:
     )
 
 
-_BINDINGS = {"fund_accounts": fund_account, "public_keys": public_key, "api_keys": _api_key}
+_BINDINGS: dict[str, Reader] = {
+    "fund_accounts": fund_account,
+    "public_keys": public_key,
+    "api_keys": _api_key,
+    "slack": _slack_user,
+    "owners": identifier,
+}
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:
@@ -189,6 +227,19 @@ def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:
             except ValueError as problem:
                 report.add(path, str(problem))
     return cast("dict[str, Fields]", agents)
+
+
+def _of_changes(value: object, report: Report) -> Fields:
+    fields, words = _or_empty(value), ("one_person", "two_people")
+    if not isinstance(fields, dict):
+        report.add(("changes",), f"must be like {{loosening: two_people}}, not {shown(fields)}")
+        return {}
+    for field, wanted in fields.items():
+        if field != "loosening":
+            report.add(("changes", field), unknown(field, ("loosening",)))
+        elif wanted not in words:
+            report.add(("changes", field), f"must be {' or '.join(words)}, not {shown(wanted)}")
+    return cast("Fields", fields)
 
 
 def _toml(text: str, report: Report) -> object:

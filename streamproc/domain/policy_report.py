@@ -12,6 +12,14 @@ PROBLEMS_SHOWN_MAX = 50
 """Problems listed in one error; the rest are counted."""
 
 
+class WrongFields(InputError):
+    """What is wrong, by field: pairs of the path as `path_text` writes it and the problem, without lines."""
+
+    def __init__(self, message: str, errors: list[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+
 class Report:
     """The problems of one text, collected. `lines` says on which line a path was written."""
 
@@ -19,6 +27,7 @@ class Report:
         self.name = name
         self.lines = lines or {}
         self._problems: list[str] = []
+        self._errors: list[tuple[str, str]] = []
 
     def add(self, path: Path, problem: str) -> None:
         """Note a problem at *path*; the line is that of the nearest written parent."""
@@ -28,19 +37,21 @@ class Report:
 
     def add_line(self, line: int | None, path: Path, problem: str) -> None:
         """Note a problem on a line that the caller knows."""
+        self._errors.append((path_text(path), problem))
         places = [] if line is None else [f"line {line}"]
         if path:
             places.append(path_text(path))
         self._problems.append(f"{', '.join(places)}: {problem}" if places else problem)
 
     def refuse_if_any(self) -> None:
-        """Raise one InputError with every problem noted so far."""
+        """Raise one WrongFields with every problem noted so far."""
         if not self._problems:
             return
         shown = list(dict.fromkeys(self._problems))
         rest = len(shown) - PROBLEMS_SHOWN_MAX
         lines = shown[:PROBLEMS_SHOWN_MAX] + ([f"and {rest} more"] if rest > 0 else [])
-        raise InputError("\n".join(f"{self.name}: {line}" for line in lines))
+        errors = list(dict.fromkeys(self._errors))[:PROBLEMS_SHOWN_MAX]
+        raise WrongFields("\n".join(f"{self.name}: {line}" for line in lines), errors)
 
 
 def path_text(path: Path) -> str:

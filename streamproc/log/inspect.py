@@ -134,6 +134,20 @@ async def known_records(
     }
 
 
+async def counted_in(
+    client: Redis, names: Names, windows: Sequence[tuple[str, str]]
+) -> list[tuple[int, int]]:
+    """What these windows (scope, window) hold now: paise reserved, committed; 0 where nothing was charged yet."""
+    if not windows:
+        return []
+    with named_errors():
+        async with client.pipeline(transaction=True) as pipe:
+            for window in windows:
+                pipe.hmget(names.budget(*window), "r", "c")
+            rows = await pipe.execute()
+    return [(int(reserved or 0), int(committed or 0)) for reserved, committed in rows]
+
+
 async def counted_budgets(client: Redis, names: Names) -> dict[tuple[str, str], tuple[int, int]]:
     """Every budget counter of a partition: (scope, window) -> paise reserved, committed. O(keys of Redis)."""
     prefix, cursor = names.budget("", "").removesuffix(":"), 0

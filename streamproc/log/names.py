@@ -19,6 +19,7 @@ class Names:
         self.log = f"{self.base}:log"
         self.policy = f"{self.base}:policy"
         self.tokens = f"{self.base}:tokens"
+        self.proposals = f"{self.base}:proposals"
         self.timers = f"{self.base}:timers"
         self.dead = f"{self.base}:dead"
         self.number = f"{self.base}:number"
@@ -77,6 +78,14 @@ class Names:
     def vault(self, name: str) -> str:
         """A sealed text that processes share."""
         return f"{self.base}:vault:{name}"
+
+    def once(self, key: str) -> str:
+        """That something was done which may be done once within some time."""
+        return f"{self.base}:once:{key}"
+
+    def asked(self, token: str) -> str:
+        """When a token's latest requests were taken (µs)."""
+        return f"{self.base}:asked:{token}"
 
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""

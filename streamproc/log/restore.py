@@ -18,12 +18,14 @@ from streamproc.domain.budget import US, Admission
 from streamproc.domain.events import TimerFired
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.domain.policy import ScopeState
+from streamproc.domain.proposals import Proposal
 from streamproc.domain.tokens import Token
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
+from streamproc.log.proposals import kept as proposals_kept
 from streamproc.log.scripts import Script
 from streamproc.log.stream import ZERO, Entry, entry_of
 from streamproc.log.tokens import kept
@@ -235,6 +237,13 @@ class Restorer:
             await self._put("HSET", self.names.tokens, "rev", self.stamp)
         for field, value in kept(tokens):
             await self._put("HSET", self.names.tokens, field, value)
+
+    async def proposals(self, proposals: Sequence[Proposal]) -> None:
+        """Changes of policies that wait for a second person."""
+        if proposals:
+            await self._put("HSET", self.names.proposals, "rev", self.stamp)
+        for field, value in proposals_kept(proposals):
+            await self._put("HSET", self.names.proposals, field, value)
 
     async def letter(self, letter: str, entry: Entry, group: str, problem: str) -> None:
         """A dead letter, in ascending order of its id."""

@@ -22,7 +22,7 @@ class Page(Struct, frozen=True):
 
 async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit: int) -> Page:
     """A page of the lines that match. Raises JobFailed where Postgres is away or has no line `after`."""
-    place = None if after is None else _place_of(after)
+    place = None if after is None else place_of(after)
     try:
         with refusals_named():
             async with opened_pool(dsn) as pool:
@@ -32,11 +32,16 @@ async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit:
                 rows = await audit_rows(pool, wanted, after=start, limit=limit + 1)
     except TryAgain as problem:
         raise JobFailed(str(problem)) from problem
-    more = len(rows) > limit
-    return Page(rows[:limit], rows[limit - 1].id if more else None)
+    return page_of(rows, limit)
 
 
-def _place_of(line: str) -> tuple[int, str, int]:
+def page_of(rows: list[AuditRow], limit: int) -> Page:
+    """A page of `limit` lines, of which one more was asked for."""
+    return Page(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
+
+
+def place_of(line: str) -> tuple[int, str, int]:
+    """Partition, entry and index of a line's id. Raises InputError for what is none."""
     found = _LINE.fullmatch(line)
     if found is None:
         raise InputError(

@@ -1,51 +1,65 @@
 """Freezing: nothing of an agent, an account or a team is paid any more, from the next decision and the next call on."""
 
+from typing import Any
+
 from msgspec import Struct
 
-from streamproc.domain.policy import ScopeState, plan_freeze
-from streamproc.errors import JobFailed
-from streamproc.log.inspect import clock_us
+from streamproc.domain.policy import FREEZE, ScopeState, plan_freeze
+from streamproc.domain.policy_events import Channel
+from streamproc.domain.proposals import Proposal
 from streamproc.log.names import Names
-from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
+from streamproc.log.policies import read_scopes
+from streamproc.operate.changes import make
+from streamproc.operate.policies import in_force
 from streamproc.operate.site import Site
 
 
 class Frozen(Struct, frozen=True):
-    """What freezing, or lifting it, came to. `changed`: partitions that were otherwise before."""
+    """What freezing, or lifting it, came to. `changed`: partitions that were otherwise before.
+
+    `proposal`: nothing is lifted, since that waits for a second person.
+    """
 
     scope: str
     frozen: bool
     changed: list[int]
     notes: list[str]
+    proposal: Proposal | None = None
 
 
-async def freeze(site: Site, scope: str, *, frozen: bool, by: str, why: str) -> Frozen:
+async def freeze(
+    site: Site, scope: str, *, frozen: bool, by: str, why: str, channel: Channel = "cli"
+) -> Frozen:
     """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat.
 
     Raises InputError for what cannot be frozen, LogUnavailable where Redis went away half way: run it again.
     """
-    changed: list[int] = []
-    scopes: dict[str, ScopeState] = {}
-    for partition in range(site.partitions):
-        did, scopes = await _freeze_on(site, partition, scope, frozen=frozen, by=by, why=why)
-        if did:
-            changed.append(partition)
+    made = await make(
+        site,
+        lambda _, scopes, at: plan_freeze(scopes, scope, frozen=frozen, at=at, by=by, why=why),
+        by=by,
+        why=why,
+        channel=channel,
+    )
+    if isinstance(made, Proposal):
+        return Frozen(scope, True, [], [], made)
+    _, scopes = await read_scopes(site.client, Names(site.partitions - 1))
+    changed = [one.partition for one in made if one.changes]
     return Frozen(scope, frozen, changed, _notes(scope, scopes, frozen=frozen))
 
 
-async def _freeze_on(
-    site: Site, partition: int, scope: str, *, frozen: bool, by: str, why: str
-) -> tuple[bool, dict[str, ScopeState]]:
-    names = Names(partition)
-    for _ in range(CHANGES_MAX):
-        rev, scopes = await read_scopes(site.client, names)
-        at = await clock_us(site.client)
-        changes = plan_freeze(scopes, scope, frozen=frozen, at=at, by=by, why=why)
-        if not changes or await put_in_force(site.client, names, rev, changes, actor=by) is not None:
-            return bool(changes), scopes
-    raise JobFailed(
-        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; run the command again"
-    )
+async def frozen_now(site: Site) -> list[dict[str, Any]]:
+    """Every freeze that is in force, by scope. Raises JobFailed where the partitions do not agree."""
+    scopes = await in_force(site)
+    return [
+        {
+            "scope": name.removeprefix(FREEZE),
+            "by": (state.own or {}).get("by"),
+            "why": (state.own or {}).get("why"),
+        }
+        for name, state in sorted(scopes.items())
+        if name.startswith(FREEZE)
+    ]
 
 
 def _notes(scope: str, scopes: dict[str, ScopeState], *, frozen: bool) -> list[str]:

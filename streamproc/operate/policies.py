@@ -1,5 +1,6 @@
 """Policies: put a file in force on every partition, show what is in force, and how it came to be."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -7,25 +8,24 @@ from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
 from streamproc.domain.events import PolicyChanged
-from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, plan_changes
+from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
+from streamproc.domain.proposals import Proposal
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
-from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
+from streamproc.log.policies import read_scopes
 from streamproc.log.stream import ZERO
+from streamproc.operate.changes import Plan, make
+from streamproc.operate.changes import Scopes as Scopes
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after
+from streamproc.operate.proposals import Applied as Applied
 from streamproc.operate.site import Site, iso, us_of
 
 _TAG = b'"policy.changed"'
 
 
-class Applied(Struct, frozen=True):
-    """The changes that one partition needed. `entry` is where they are in its log; None: there were none."""
-
-    partition: int
-    entry: str | None
-    changes: list[PolicyChanged]
+class NeverHad(JobFailed):
+    """The agent never had a policy."""
 
 
 class FieldChange(Struct, frozen=True):
@@ -36,34 +36,23 @@ class FieldChange(Struct, frozen=True):
     after: object
 
 
-async def apply(site: Site, file: PolicyFile, *, prune: bool, by: str, why: str) -> list[Applied]:
-    """Put a policy file in force on every partition. Safe to repeat: what is in force already changes nothing.
+async def apply(site: Site, file: PolicyFile, *, prune: bool, by: str, why: str) -> list[Applied] | Proposal:
+    """Put a policy file in force on every partition; or propose it, where it loosens and that takes two people.
 
-    Each partition changes in one step. Raises InputError for an inconsistent policy and JobFailed where others keep
-    changing policies at the same time.
+    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy and JobFailed
+    where others keep changing policies at the same time.
     """
-    return [
-        await _apply_to(site, partition, file, prune=prune, by=by, why=why)
-        for partition in range(site.partitions)
-    ]
+    return await make(site, of_file(file, prune=prune, by=by, why=why), by=by, why=why)
 
 
-async def _apply_to(
-    site: Site, partition: int, file: PolicyFile, *, prune: bool, by: str, why: str
-) -> Applied:
-    names = Names(partition)
-    for _ in range(CHANGES_MAX):
-        rev, scopes = await read_scopes(site.client, names)
-        at = await clock_us(site.client)
-        changes = plan_changes(scopes, file, prune=prune, at=at, by=by, why=why)
-        if not changes:
-            return Applied(partition, None, [])
-        entry = await put_in_force(site.client, names, rev, changes, actor=by)
-        if entry is not None:
-            return Applied(partition, entry, changes)
-    raise JobFailed(
-        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; apply the file again"
-    )
+def of_file(file: PolicyFile, *, prune: bool, by: str, why: str) -> Plan:
+    """What a policy file changes."""
+    return lambda _, scopes, at: plan_changes(scopes, file, prune=prune, at=at, by=by, why=why)
+
+
+def of_patch(scope: str, fields: Mapping[str, object], *, by: str, why: str) -> Plan:
+    """What naming some fields of an agent, account, team or the defaults changes."""
+    return lambda _, scopes, at: patch_scope(scopes, scope, fields, at=at, by=by, why=why)
 
 
 def changed_fields(change: PolicyChanged) -> list[FieldChange]:
@@ -84,9 +73,17 @@ def change_json(change: PolicyChanged) -> dict[str, Any]:
         "at": iso(change.at),
         "by": change.by,
         "why": change.why,
+        "confirmed_by": change.confirmed_by or None,
         "removed": change.after is None,
         "fields": [msgspec.to_builtins(field) for field in changed_fields(change)],
     }
+
+
+def state_json(scope: str, state: ScopeState) -> dict[str, object]:
+    """A scope as scripts see it."""
+    kind, _, name = scope.partition(":")
+    named = {"agent": name} if kind == "agent" else {}
+    return {"scope": scope, **named, "version": state.version, "own": state.own, "effective": state.effective}
 
 
 async def in_force(site: Site) -> dict[str, ScopeState]:
@@ -140,7 +137,7 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
             changes += [event for event in decode_events(entry.e) if isinstance(event, PolicyChanged)]
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
-        raise JobFailed(f"agent {agent} never had a policy here")
+        raise NeverHad(f"agent {agent} never had a policy here")
     note = "" if rows is not None else f"{site.postgres_problem}; these are the changes still in Redis"
     return sorted(by_version.values(), key=lambda change: (change.at, change.version)), note
 
@@ -156,6 +153,7 @@ def _changed(row: PolicyRow) -> PolicyChanged:
         effective=_fields(row.effective),
         by=row.by_whom,
         why=row.why,
+        confirmed_by=row.confirmed_by,
     )
 
 

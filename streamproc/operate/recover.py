@@ -37,7 +37,7 @@ from streamproc.log.restore import (
 )
 from streamproc.log.stream import LogView
 from streamproc.operate.condition import Condition, conditions
-from streamproc.operate.recover_fork import carry_over
+from streamproc.operate.recover_fork import Said, carry_over
 from streamproc.operate.recover_log import restore_letters, restore_log
 from streamproc.operate.recover_recent import restore_recent
 from streamproc.operate.recover_state import (
@@ -45,6 +45,7 @@ from streamproc.operate.recover_state import (
     Counts,
     Sources,
     policies_of,
+    proposals_of,
     restore_beneficiaries,
     restore_budgets,
     restore_payouts,
@@ -240,13 +241,14 @@ async def _rebuild_one(
     await restore_recent(sources, to, counts, say)
     await restore_letters(sources, to, counts)
     await restore_log(sources, to, consumers.GROUPS, counts, say)
-    scopes, tokens = await policies_of(sources), await tokens_of(sources)
+    said = Said(await policies_of(sources), await tokens_of(sources), await proposals_of(sources))
     if aside:
         say("what came in on the old log", 0, 0)
-        scopes, tokens = await carry_over(sources, to, scopes, tokens, counts, note)
-    await to.policies(scopes)
-    await to.tokens(list(tokens.values()))
-    counts.policies = len(scopes)
+        said = await carry_over(sources, to, said, counts, note)
+    await to.policies(said.scopes)
+    await to.tokens(list(said.tokens.values()))
+    await to.proposals(list(said.proposals.values()))
+    counts.policies = len(said.scopes)
     await _poll_from_the_archives_end(settings, sources, to)
     await to.put_in_place(keep_rescued_s=settings.retention_s)
     return counts

@@ -33,6 +33,12 @@ SELECT entry_id AS id, e, m FROM events
 WHERE partition = $1 AND seq <= $2 AND payout IS NULL AND position('"type":"token.'::bytea IN e) > 0
 ORDER BY seq;
 
+-- name: proposal_entries
+-- A proposal is about no payout either.
+SELECT entry_id AS id, e, m FROM events
+WHERE partition = $1 AND seq <= $2 AND payout IS NULL AND position('"type":"policy.propos'::bytea IN e) > 0
+ORDER BY seq;
+
 -- name: parties
 SELECT payout, agent, (extract(epoch FROM received_at) * 1000000)::bigint AS received_us FROM payouts
 WHERE partition = $1 AND payout = ANY($2::text[]);

@@ -3,13 +3,15 @@
 After a failover that lost the newest entries the log may have grown on: other entries than the archive has, a fork.
 What was decided there rests on budgets and policies that had gone back, and no approval was sent on the strength of it,
 since the archive did not have it. So decisions are dropped and made again. What the world said is not dropped: what the
-bank showed and answered, what people reviewed, changes of policies, a freeze above all, and tokens.
+bank showed and answered, what people reviewed, changes of policies, a freeze above all, tokens, and what waits for a
+second person.
 """
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
+from msgspec import Struct
 
 from consumers.inputs import INPUTS
 from streamproc.archive.load import not_archived, rows_after
@@ -23,6 +25,7 @@ from streamproc.domain.events import (
 from streamproc.domain.payouts import ASKED
 from streamproc.domain.policy import ScopeState, scopes_after
 from streamproc.domain.policy_changes import replan
+from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.tokens import Token, tokens_after
 from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events, payout_of
 from streamproc.errors import InputError, Unprocessable
@@ -38,22 +41,26 @@ TIMERS_WRITER = "timers"
 
 Scopes: TypeAlias = dict[str, ScopeState]
 Tokens: TypeAlias = dict[str, Token]
+Proposals: TypeAlias = dict[str, Proposal]
 _encode = msgspec.json.Encoder().encode
 
 
+class Said(Struct, frozen=True):
+    """What people said and is in force: policies by scope, tokens by name, proposals by id."""
+
+    scopes: Scopes
+    tokens: Tokens
+    proposals: Proposals
+
+
 async def carry_over(
-    sources: Sources,
-    to: Restorer,
-    scopes: Scopes,
-    tokens: Tokens,
-    counts: Counts,
-    note: Callable[[str], None],
-) -> tuple[Scopes, Tokens]:
-    """Append to the log that is built what came from outside; policies and tokens after it.
+    sources: Sources, to: Restorer, said: Said, counts: Counts, note: Callable[[str], None]
+) -> Said:
+    """Append to the log that is built what came from outside; what people had said after it.
 
     `note` hears what was not kept.
     """
-    fork = _Fork(sources, to, scopes, tokens, note)
+    fork = _Fork(sources, to, said, note)
     after = await _common_end(sources, to)
     while entries := await rescued_after(to.client, to.names, after, ENTRIES_AT_ONCE):
         after = entries[-1].id
@@ -62,7 +69,7 @@ async def carry_over(
                 counts.rescued += 1
             else:
                 counts.dropped += 1
-    return fork.scopes, fork.tokens
+    return Said(fork.scopes, fork.tokens, fork.proposals)
 
 
 async def _common_end(sources: Sources, to: Restorer) -> str:
@@ -85,12 +92,11 @@ async def _common_end(sources: Sources, to: Restorer) -> str:
 class _Fork:
     """Takes the fork's entries in order."""
 
-    def __init__(
-        self, sources: Sources, to: Restorer, scopes: Scopes, tokens: Tokens, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, sources: Sources, to: Restorer, said: Said, note: Callable[[str], None]) -> None:
         self._sources, self._to, self._note = sources, to, note
-        self.scopes = dict(scopes)
-        self.tokens = dict(tokens)
+        self.scopes = dict(said.scopes)
+        self.tokens = dict(said.tokens)
+        self.proposals = dict(said.proposals)
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:
@@ -113,6 +119,7 @@ class _Fork:
                 )
                 return False
         self.tokens = tokens_after(self.tokens, events)
+        self.proposals = proposals_after(self.proposals, events)
         self._observed.update(payout_of(event) for event in events if type(event) in ASKED)
         return await self._append(entry.e, entry, meta, meta.keys or keys_in(events))
 
@@ -153,7 +160,13 @@ class _Fork:
         return bool(done) and await self._append(encode_events(done), entry, meta, ())
 
     def _replanned(self, made: list[PolicyChanged]) -> list[PolicyChanged]:
-        changes = replan(self.scopes, made, at=self._sources.now_us)
+        if not made:
+            return []
+        first, at = made[0], self._sources.now_us
+        changes = replan(
+            self.scopes, made, at=at, by=first.by, why=first.why,
+            confirmed_by=first.confirmed_by, proposal=first.proposal,
+        )  # fmt: skip
         self.scopes = scopes_after(self.scopes, *changes)
         return changes
 

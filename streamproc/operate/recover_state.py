@@ -27,9 +27,11 @@ from streamproc.domain.payouts import (
     is_terminal,
 )
 from streamproc.domain.policy import ScopeState
+from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild, window_end_s
 from streamproc.domain.tokens import Token, tokens_after
 from streamproc.domain.wire import decode_events, decode_meta
+from streamproc.log.proposals import PROPOSAL_PARTITION
 from streamproc.log.restore import Restorer
 from streamproc.log.tokens import TOKEN_PARTITION
 
@@ -158,6 +160,18 @@ async def tokens_of(sources: Sources) -> dict[str, Token]:
             for row in rows:
                 tokens = tokens_after(tokens, decode_events(row["e"]))
     return tokens
+
+
+async def proposals_of(sources: Sources) -> dict[str, Proposal]:
+    """Changes of policies that wait for a second person, by the archive: all of their events are in one partition."""
+    proposals: dict[str, Proposal] = {}
+    if sources.partition == PROPOSAL_PARTITION:
+        asked = (SQL["proposal_entries"], sources.partition, sources.head.seq)
+        async for rows in rows_in_parts(sources.archive, *asked):
+            for row in rows:
+                proposals = proposals_after(proposals, decode_events(row["e"]))
+                proposals = {name: one for name, one in proposals.items() if one.is_kept(sources.now_us)}
+    return proposals
 
 
 async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:

@@ -140,6 +140,16 @@ async def test_a_checkpoint_is_made_after_a_time_if_there_is_something_new_and_e
     assert await sizes(dsn) == [30, 35]
 
 
+async def test_what_was_due_stays_due_when_the_projector_begins_anew(
+    dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection
+):
+    """An outage of the log ends the rounds and begins them anew; the time that an entry has waited is not forgotten."""
+    await archive_only(dsn, log)
+    await superuser.execute("UPDATE events SET archived_at = archived_at - interval '1 h'")
+    async with projecting(dsn, log, terms=terms(file, every_s=NEVER_S)):
+        await has(dsn, 10, 20, 30, 35)
+
+
 async def test_an_archive_far_ahead_is_signed_in_steps_of_a_bounded_size(
     dsn: str, log: ListedLog, file: Path
 ):

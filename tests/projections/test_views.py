@@ -132,9 +132,10 @@ def test_the_same_status_seen_again_or_late_is_no_confirmation():
 def test_every_kind_of_event_has_its_place_in_the_audit_or_is_silent_by_name():
     spoken = {
         e.PayoutObserved, e.PayoutMalformed, e.PolicyChanged, e.PayoutDecided, e.ReviewCounted, e.ReviewRefused,
-        e.TokenCreated, e.TokenRevoked,
+        e.TokenCreated, e.TokenRevoked, e.PolicyProposed, e.ProposalConfirmed, e.ProposalWithdrawn,
         e.GovernanceBypassed, e.BankCommandAnswered, e.PayoutSettled, e.EntrySetAside,
         e.DeadLetterClosed, e.CancelRequested, e.PayoutStopped, e.BankFeeRecorded, e.ReconcileMismatch,
+        e.AccessRefused,
     }  # fmt: skip
     assert spoken | set(audit.SILENT) == set(EVENT_KINDS)
     assert not spoken & set(audit.SILENT)

@@ -1,6 +1,6 @@
 #!lua
--- Change policies, or tokens: the events and the state that decisions read, in one step.
--- KEYS[1] stream log   KEYS[2] hash policy (field `rev`, and a field for each scope), or tokens (for each hash)
+-- Change policies, tokens or proposals: the events and the state that decisions read, in one step.
+-- KEYS[1] stream log   KEYS[2] hash policy (field `rev`, and a field for each scope), tokens (for each hash) or proposals (for each id)
 -- ARGV[1] revision that the change was planned on, ARGV[2] `e`, ARGV[3] `m`, then field and its JSON ('' removes)
 -- Returns {1, entry id} or {0, current revision} if somebody was faster; NOLOG where there is no log.  O(scopes).
 -- Resent after a lost reply it answers 0: the caller plans again and finds nothing left to change.
@@ -13,7 +13,11 @@ if rev ~= ARGV[1] then
 end
 local id = redis.call('XADD', KEYS[1], '*', 'e', ARGV[2], 'm', ARGV[3])
 for i = 4, #ARGV, 2 do
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', KEYS[2], ARGV[i])
+  else
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  end
 end
 redis.call('HINCRBY', KEYS[2], 'rev', 1)
 return { 1, id }

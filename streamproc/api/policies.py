@@ -1,0 +1,328 @@
+"""`/v1/policies`, `/v1/freezes`, `/v1/agents/{agent}/budget`: what agents may do, and who changes it: an admin.
+
+200 in force    202 it loosens, and waits for a second person    404 no such policy, or another agent's
+412 another version is in force    422 fields, each with its problem    409 a proposal that is over, and by whom
+"""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn, Protocol
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from streamproc.api import policy_shapes as shapes
+from streamproc.api.answers import Refusal, json_answer, wrong_fields
+from streamproc.api.operations import Call, Number, Operation, Says, Text
+from streamproc.clients.razorpay_entities import clean
+from streamproc.domain.policy_changes import NoPolicy, Stale
+from streamproc.domain.policy_fields import IDENTIFIER
+from streamproc.domain.policy_report import WrongFields
+from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
+from streamproc.errors import InputError
+
+PAGE_MAX = 500
+"""Changes in one answer: a change may have a list of domains before and after."""
+PAGE = 100
+HISTORY_MAX = 1_000_000
+
+AGENT = Text("agent", "an agent's id", IDENTIFIER.pattern, where="path")
+SCOPE = Text(
+    "scope",
+    "agent:<id>, account:<id> or team:<id>",
+    f"(agent|account|team):{IDENTIFIER.pattern}",
+    where="path",
+)
+PROPOSAL = Text("proposal", "a proposal's id", ID.pattern, where="path")
+WHY = Text("why", f"1 to {shapes.WHY_CHARS_MAX} characters", rf"[\s\S]{{1,{shapes.WHY_CHARS_MAX}}}")
+IF_MATCH = Text(
+    "If-Match", 'the ETag of the version that is to be changed, like "3"', r'\*|"[0-9]{1,9}"', where="header"
+)
+ACCOUNT = Text(
+    "account", "an account's id; without it that which this installation pays from", IDENTIFIER.pattern
+)
+
+
+FULL = Says("It would wait for a second person, and too many changes do so already")
+
+
+class Made(Struct, frozen=True):
+    """What a change came to, as scripts see it: what is in force now, or the proposal that waits."""
+
+    version: int = 0
+    changes: list[dict[str, Any]] = []
+    left: list[str] = []
+    proposal: dict[str, Any] | None = None
+
+
+class PolicyDesk(Protocol):
+    """What these routes need (streamproc/operate/policy_desk.py). Raises InputError, JobFailed and LogUnavailable."""
+
+    async def policy(self, agent: str) -> dict[str, Any] | None:
+        """An agent's policy; None: it has none."""
+        ...
+
+    async def change(
+        self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
+    ) -> Made:
+        """Put fields in force, instead of or into an agent's own; `version` None: whichever it is at."""
+        ...
+
+    async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
+        """Its changes, the oldest first, and what may be missing; None: it never had a policy."""
+        ...
+
+    async def proposals(self) -> list[dict[str, Any]]:
+        """Those that are kept, the newest first."""
+        ...
+
+    async def confirm(self, proposal: str, *, by: str) -> Made:
+        """Put it in force, as its second person."""
+        ...
+
+    async def withdraw(self, proposal: str, *, by: str, why: str) -> dict[str, Any]:
+        """End it."""
+        ...
+
+    async def freezes(self) -> list[dict[str, Any]]:
+        """Those that are in force."""
+        ...
+
+    async def freeze(self, scope: str, *, frozen: bool, by: str, why: str) -> tuple[dict[str, Any], Made]:
+        """Freeze a scope or lift that: what is in force now, and the proposal where that waits."""
+        ...
+
+    async def budget(self, agent: str, account: str) -> list[dict[str, Any]] | None:
+        """The windows that limit the agent now; None: it has no policy. InputError where it must name an account."""
+        ...
+
+
+def policy_operations(desk: PolicyDesk) -> list[Operation]:
+    """The routes of policies and of what waits for a second person."""
+    it = _Policies(desk)
+    changed = {
+        200: Says("In force", shapes.Changes, {"ETag": "The version that is in force"}),
+        202: Says("It loosens something: nothing is in force until somebody else confirms it", shapes.Waits,
+                  {"Location": "Where it is listed"}),
+        409: FULL,
+        412: Says("Another version is in force than If-Match names"),
+    }  # fmt: skip
+    page = (Number("limit", "how many", 1, PAGE_MAX, PAGE),
+            Number("after", "the `next` of another answer", 0, HISTORY_MAX, 0))  # fmt: skip
+    over = {409: Says("It is over, by whom and when; or no longer fits what is in force")}
+    return [
+        Operation(
+            method="GET", path="/v1/policies/{agent:path}", name="showPolicy", summary="An agent's policy in force",
+            action="read own", reads=(AGENT,), handle=it.show,
+            says={200: Says("The policy", shapes.PolicyShown, {"ETag": "Its version"})},
+        ),
+        Operation(
+            method="PUT", path="/v1/policies/{agent:path}", name="replacePolicy",
+            summary="Replace an agent's own fields, or give it a policy", action="administer",
+            reads=(AGENT, IF_MATCH), body=shapes.POLICY, handle=it.put, says=changed,
+        ),
+        Operation(
+            method="PATCH", path="/v1/policies/{agent:path}", name="changePolicy",
+            summary="Change the fields that are named and no others; null takes one away", action="administer",
+            reads=(AGENT, IF_MATCH), body=shapes.POLICY, handle=it.patch, says=changed,
+        ),
+        Operation(
+            method="GET", path="/v1/policies/{agent:path}/history", name="listPolicyChanges",
+            summary="Every change of an agent's policy and its freezes: what, who, why", action="read own",
+            reads=(AGENT, *page), handle=it.history, says={200: Says("A page", shapes.History)},
+        ),
+        Operation(
+            method="GET", path="/v1/policies/proposals", name="listProposals",
+            summary="Changes that wait for a second person, or did in the last week", action="read all",
+            handle=it.proposals, says={200: Says("All of them", shapes.Proposals)},
+        ),
+        Operation(
+            method="POST", path="/v1/policies/proposals/{proposal}/confirm", name="confirmProposal",
+            summary="Put a proposed change in force, as its second person", action="administer", reads=(PROPOSAL,),
+            handle=it.confirm, says=over | {
+                200: Says("In force", shapes.Changes),
+                403: Says("Not this token, or not this person: who proposed it cannot confirm it"),
+            },
+        ),
+        Operation(
+            method="DELETE", path="/v1/policies/proposals/{proposal}", name="withdrawProposal",
+            summary="End a proposed change that waits", action="administer", reads=(PROPOSAL, WHY),
+            handle=it.withdraw, says=over | {200: Says("Withdrawn", shapes.ProposalShown)},
+        ),
+    ]  # fmt: skip
+
+
+def freeze_operations(desk: PolicyDesk) -> list[Operation]:
+    """The routes of freezes and budgets."""
+    it = _Policies(desk)
+    waits = Says("Lifting it waits for a second person", shapes.Waits, {"Location": "Where it is listed"})
+    return [
+        Operation(
+            method="GET", path="/v1/freezes", name="listFreezes", summary="Every freeze that is in force",
+            action="read all", handle=it.freezes, says={200: Says("All of them", shapes.Freezes)},
+        ),
+        Operation(
+            method="PUT", path="/v1/freezes/{scope:path}", name="freeze",
+            summary="Stop every payout of an agent, an account or a team, now", action="administer",
+            reads=(SCOPE,), body=shapes.Freeze, handle=it.freeze, says={200: Says("Frozen", shapes.Frozen)},
+        ),
+        Operation(
+            method="DELETE", path="/v1/freezes/{scope:path}", name="unfreeze", summary="Lift a freeze",
+            action="administer", reads=(SCOPE, Text(WHY.name, WHY.means, WHY.pattern, required=True)),
+            handle=it.unfreeze, says={200: Says("What is in force", shapes.Frozen), 202: waits, 409: FULL},
+        ),
+        Operation(
+            method="GET", path="/v1/agents/{agent:path}/budget", name="showBudget",
+            summary="What an agent may still spend, now", action="read own", reads=(AGENT, ACCOUNT),
+            handle=it.budget, says={200: Says("Its windows", shapes.Budget)},
+        ),
+    ]  # fmt: skip
+
+
+class _Policies:
+    """The handlers."""
+
+    def __init__(self, desk: PolicyDesk) -> None:
+        self._desk = desk
+
+    async def show(self, call: Call) -> Response:
+        agent = _own_or_all(call)
+        found = await self._desk.policy(agent)
+        if found is None:
+            _no_policy(agent)
+        return json_answer(200, found, {"etag": f'"{found["version"]}"'})
+
+    async def put(self, call: Call) -> Response:
+        return await self._change(call, replaces=True)
+
+    async def patch(self, call: Call) -> Response:
+        return await self._change(call, replaces=False)
+
+    async def _change(self, call: Call, *, replaces: bool) -> Response:
+        fields = dict(call.body)
+        why = _why(fields.pop("why", ""))
+        agent, match = call.text("agent"), call.text("If-Match")
+        try:
+            made = await self._desk.change(
+                agent, fields, replaces=replaces, by=call.token.person, why=why,
+                version=int(match.strip('"')) if match not in ("", "*") else None,
+            )  # fmt: skip
+        except NoPolicy:
+            _no_policy(agent)
+        except Stale as stale:
+            raise Refusal(412, str(stale)) from stale
+        except Refused as full:
+            raise Refusal(409, str(full)) from full
+        except InputError as problem:
+            raise _by_field(problem, f"policies.{agent}.") from problem
+        return _made(made)
+
+    async def history(self, call: Call) -> Response:
+        agent = _own_or_all(call)
+        found = await self._desk.history(agent)
+        if found is None:
+            _no_policy(agent)
+        changes, note = found
+        first, last = call.number("after"), call.number("after") + call.number("limit")
+        more = last if last < len(changes) else None
+        return json_answer(200, {"items": changes[first:last], "next": more, "notes": [note] if note else []})
+
+    async def proposals(self, _call: Call) -> Response:
+        return json_answer(200, {"items": await self._desk.proposals()})
+
+    async def confirm(self, call: Call) -> Response:
+        try:
+            return _made(await self._desk.confirm(call.text("proposal"), by=call.token.person))
+        except (NotThere, Refused, InputError) as problem:
+            raise _not_now(problem) from problem
+
+    async def withdraw(self, call: Call) -> Response:
+        why = clean(call.text("why"), shapes.WHY_CHARS_MAX)
+        try:
+            ended = await self._desk.withdraw(call.text("proposal"), by=call.token.person, why=why)
+        except (NotThere, Refused) as problem:
+            raise _not_now(problem) from problem
+        return json_answer(200, ended)
+
+    async def freezes(self, _call: Call) -> Response:
+        return json_answer(200, {"items": await self._desk.freezes()})
+
+    async def freeze(self, call: Call) -> Response:
+        return await self._freeze(call, call.body.why, frozen=True)
+
+    async def unfreeze(self, call: Call) -> Response:
+        return await self._freeze(call, call.text("why"), frozen=False)
+
+    async def _freeze(self, call: Call, why: str, *, frozen: bool) -> Response:
+        why = clean(why.strip(), shapes.WHY_CHARS_MAX)
+        if not why:
+            raise wrong_fields([{"field": "why", "problem": "must say why, for the audit"}])
+        scope, by = call.text("scope"), call.token.person
+        try:
+            shown, made = await self._desk.freeze(scope, frozen=frozen, by=by, why=why)
+        except Refused as full:
+            raise Refusal(409, str(full)) from full
+        except InputError as problem:
+            raise wrong_fields([{"field": "scope", "problem": str(problem)}]) from problem
+        return _made(made) if made.proposal is not None else json_answer(200, shown)
+
+    async def budget(self, call: Call) -> Response:
+        agent, account = _own_or_all(call), call.text("account")
+        if not call.token.may("read all"):
+            if account not in ("", call.token.account):
+                _no_policy(agent)
+            account = call.token.account
+        try:
+            windows = await self._desk.budget(agent, account)
+        except InputError as problem:
+            raise wrong_fields([{"field": "account", "problem": str(problem)}]) from problem
+        if windows is None:
+            _no_policy(agent)
+        return json_answer(200, {"agent": agent, "windows": windows})
+
+
+def _own_or_all(call: Call) -> str:
+    """The agent that is asked about, if this token may see it."""
+    agent, token = call.text("agent"), call.token
+    if not token.may("read all") and agent != token.agent:
+        _no_policy(agent)
+    return agent
+
+
+def _no_policy(agent: str) -> NoReturn:
+    raise Refusal(404, f"there is no policy of agent {agent}")
+
+
+def _why(given: object) -> str:
+    if not isinstance(given, str) or len(given) > shapes.WHY_CHARS_MAX:
+        problem = f"must be text of at most {shapes.WHY_CHARS_MAX} characters"
+        raise wrong_fields([{"field": "why", "problem": problem}])
+    return clean(given.strip(), shapes.WHY_CHARS_MAX)
+
+
+def _by_field(problem: InputError, prefix: str) -> Refusal:
+    errors = problem.errors if isinstance(problem, WrongFields) else [("", str(problem))]
+    shown = [
+        {"field": _safe(path.removeprefix(prefix)) or "agent", "problem": _safe(text)}
+        for path, text in errors
+    ]
+    return wrong_fields(list({(one["field"], one["problem"]): one for one in shown}.values()))
+
+
+def _safe(text: str) -> str:
+    """A name that was sent may hold what no answer can."""
+    return clean(text, 500)
+
+
+def _not_now(problem: Exception) -> Refusal:
+    if isinstance(problem, NotThere):
+        return Refusal(404, "there is no such proposal")
+    return Refusal(403 if isinstance(problem, SamePerson) else 409, str(problem))
+
+
+def _made(made: Made) -> Response:
+    if made.proposal is not None:
+        return json_answer(202, {"proposal": made.proposal}, {"location": "/v1/policies/proposals"})
+    headers = {"etag": f'"{made.version}"'} if made.version else {}
+    return json_answer(
+        200, {"changed": bool(made.changes), "changes": made.changes, "left": made.left}, headers
+    )

@@ -1,0 +1,209 @@
+"""What the routes of policies, freezes, budgets and the audit show and take, as types for `/openapi.json`."""
+
+from typing import Annotated, Any, Final
+
+from msgspec import Meta, Struct
+
+from streamproc.domain.money import AMOUNT_MAX_PAISE
+from streamproc.domain.policy_fields import POLICY_FIELDS
+
+WHY_CHARS_MAX = 500
+"""Longest reason of a change, as the audit keeps it."""
+Why = Annotated[str, Meta(min_length=1, max_length=WHY_CHARS_MAX, pattern=r"\S")]
+
+
+class PolicyShown(Struct, frozen=True):
+    """An agent's policy: `own` as it was written, `effective` with the defaults; `freeze`: who froze it and why."""
+
+    scope: str
+    agent: str
+    version: int
+    own: dict[str, Any]
+    effective: dict[str, Any]
+    freeze: dict[str, Any] | None
+
+
+class FieldChange(Struct, frozen=True):
+    """One field of a scope; null: not set."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class Change(Struct, frozen=True):
+    """One version of a scope, and what made it."""
+
+    scope: str
+    version: int
+    at: str
+    by: str
+    why: str
+    confirmed_by: str | None
+    removed: bool
+    fields: list[FieldChange]
+
+
+class Changes(Struct, frozen=True):
+    """What is in force now that was not before; none where it was so already. `left`: what a person must look at."""
+
+    changed: bool
+    changes: list[Change]
+    left: list[str] = []
+
+
+class History(Struct, frozen=True):
+    """Changes, the oldest first; `next` is what to ask `after` for more. `notes` say what may be missing."""
+
+    items: list[Change]
+    next: int | None
+    notes: list[str]
+
+
+class Loosens(Struct, frozen=True):
+    """One field by which a change lets more through. An empty `field` is the scope as a whole."""
+
+    scope: str
+    field: str
+    before: Any
+    after: Any
+    why: str
+
+
+class ProposalShown(Struct, frozen=True):
+    """A change that waits, or waited, for a second person."""
+
+    id: str
+    state: str
+    by: str
+    why: str
+    channel: str
+    proposed_at: str
+    expires_at: str
+    confirmed_by: str | None
+    withdrawn_by: str | None
+    closed_at: str | None
+    loosens: list[Loosens]
+    changes: list[Any]
+
+
+class Waits(Struct, frozen=True):
+    """Nothing is in force: somebody else must confirm it."""
+
+    proposal: ProposalShown
+
+
+class Proposals(Struct, frozen=True):
+    """Proposals, the newest first."""
+
+    items: list[ProposalShown]
+
+
+class Freeze(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why, for the audit and for every rejection's evidence."""
+
+    why: Why
+
+
+class FreezeShown(Struct, frozen=True):
+    """A freeze that is in force."""
+
+    scope: str
+    by: str
+    why: str
+
+
+class Freezes(Struct, frozen=True):
+    """Every freeze that is in force."""
+
+    items: list[FreezeShown]
+
+
+class Frozen(Struct, frozen=True):
+    """What is in force now. `notes`: what a person may not expect."""
+
+    scope: str
+    frozen: bool
+    changed: bool
+    notes: list[str]
+
+
+class BudgetWindow(Struct, frozen=True):
+    """One window, now. Paise; `remaining` is never below 0."""
+
+    scope: str
+    window: str
+    limit: int
+    reserved: int
+    committed: int
+    remaining: int
+
+
+class Budget(Struct, frozen=True):
+    """The windows that limit an agent now. A vendor's own window is known only of a payout, and is not here."""
+
+    agent: str
+    windows: list[BudgetWindow]
+
+
+class AuditLine(Struct, frozen=True):
+    """One line of the audit; `id` is the event's."""
+
+    id: str
+    at: str
+    kind: str
+    decision: str | None
+    reason: str
+    payout: str | None
+    agent: str
+    vendor: str
+    amount: int | None
+    actor: str
+    partition: int
+    seq: int
+    place: int
+
+
+class AuditPage(Struct, frozen=True):
+    """Lines, the newest first; `next` is what to ask `after` for more."""
+
+    items: list[AuditLine]
+    next: str | None
+
+
+_LIMIT: Final = {"type": ["integer", "null"], "minimum": 0, "maximum": AMOUNT_MAX_PAISE}
+_FLAG: Final = {"type": ["boolean", "null"]}
+_TEXTS: Final = {"type": ["array", "null"], "items": {"type": "string"}}
+_SECONDS: Final = {"type": ["integer", "string", "null"]}
+_TEXT: Final = {"type": ["string", "null"]}
+_KINDS: Final[dict[str, Any]] = {
+    "hold_ttl": _SECONDS,
+    "rate_limit": {
+        "type": ["object", "null"],
+        "properties": {"count": {"type": "integer"}, "window": _SECONDS},
+        "additionalProperties": False,
+    },
+    "allowed_domains": _TEXTS,
+    "blocked_domains": _TEXTS,
+    "days": _TEXTS,
+    "currencies": _TEXTS,
+}
+
+
+def _kind(field: str) -> Any:
+    if field.endswith(("_limit", "_above")) and field not in _KINDS | {"on_rate_limit": 0}:
+        return _LIMIT
+    if field.startswith("require_") or field in ("frozen", "anomaly", "count_fees"):
+        return _FLAG
+    return _KINDS.get(field, _TEXT)
+
+
+POLICY: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        **{field: _kind(field) for field in POLICY_FIELDS},
+        "why": {"type": "string", "minLength": 1, "maxLength": WHY_CHARS_MAX},
+    },
+    "additionalProperties": False,
+}
+"""A policy's fields at top level, and why; docs/governance.md has what each may be."""

@@ -1,0 +1,142 @@
+"""`streamproc policy proposals`, `confirm`, `withdraw`: changes that loosen something and wait for a second person."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+from streamproc.errors import JobFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamproc.domain.policy_events import Loosening
+    from streamproc.domain.proposals import Proposal
+    from streamproc.operate.proposals import Confirmed
+
+_id = click.argument("proposal_id", metavar="ID")
+_by = click.option("--by", required=True, metavar="NAME", help="Who does it, for the audit.")
+
+
+def say_waits(proposal: "Proposal", as_json: bool) -> None:
+    """Nothing is in force: what was proposed waits."""
+    from streamproc.operate.proposals import proposal_json
+
+    if as_json:
+        # What was just proposed waits: no clock is needed to say so.
+        output.say_json({"changed": False, "proposal": proposal_json(proposal, proposal.proposed_at)})
+        return
+    click.echo(f"{proposal.id} waits for a second person; nothing is in force yet. It loosens:")
+    for line in loosens_lines(proposal.loosens):
+        click.echo(line)
+    click.echo(f"within 24 hours somebody else says: streamproc policy confirm {proposal.id} --by NAME")
+
+
+def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:
+    """What lets more through, for people."""
+    return [
+        f"  loosens {one.scope} {one.field}".rstrip()
+        + f": {_value(one.before)} -> {_value(one.after)} ({one.why})"
+        for one in loosens
+    ]
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+@click.command()
+@output.json_option
+def proposals(as_json: bool) -> None:
+    """Show changes that wait, or waited in the last week, for a second person.
+
+    \b
+    Example:
+      streamproc policy proposals
+    """
+    settings = operator_settings()
+    from streamproc.operate import proposals
+    from streamproc.operate.site import opened
+
+    async def body() -> list[dict[str, Any]]:
+        async with opened(settings) as site:
+            return await proposals.listed(site)
+
+    found = output.run(body())
+    if as_json:
+        output.say_json({"items": found})
+        return
+    if not found:
+        click.echo("no proposals")
+    for one in found:
+        ended = one["confirmed_by"] or one["withdrawn_by"]
+        by = f" by {ended}" if ended else f", until {one['expires_at']}" if one["state"] == "waiting" else ""
+        why = f": {one['why']}" if one["why"] else ""
+        click.echo(f"{one['id']}  {one['state']}{by}; proposed by {one['by']} at {one['proposed_at']}{why}")
+        for loose in one["loosens"]:
+            what = f"{loose['scope']} {loose['field']}".rstrip()
+            click.echo(f"  {what}: {_value(loose['before'])} -> {_value(loose['after'])} ({loose['why']})")
+
+
+@click.command()
+@_id
+@_by
+@output.json_option
+def confirm(proposal_id: str, by: str, as_json: bool) -> None:
+    """Confirm a proposed change, as its second person: it is in force from then on.
+
+    Not who proposed it; and of several people one. Run it again after a crash: nothing is done twice. Names on the
+    command line are claimed, so what was proposed over HTTP is confirmed there, by another token's owner.
+
+    \b
+    Example:
+      streamproc policy confirm prop_0123456789abcdef --by vikram
+    """
+    settings = operator_settings()
+    from streamproc.cli.policy import applied_lines, partitions_json
+    from streamproc.operate import proposals
+    from streamproc.operate.site import opened
+
+    async def body() -> "Confirmed":
+        async with opened(settings) as site:
+            return await proposals.confirm(site, proposal_id, by=by, channel="cli")
+
+    done = output.run(body())
+    if as_json:
+        changed = any(one.changes for one in done.applied)
+        rows = partitions_json(done.applied)
+        output.say_json({"changed": changed, "partitions": rows, "left": done.left})
+    else:
+        for line in applied_lines(done.applied):
+            click.echo(line)
+    if done.left:
+        raise JobFailed("; ".join(done.left))
+
+
+@click.command()
+@_id
+@_by
+@click.option("--why", default="", metavar="TEXT", help="Why, for the audit.")
+@output.json_option
+def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
+    """End a proposed change that waits, whoever made it; nothing of it comes into force.
+
+    \b
+    Example:
+      streamproc policy withdraw prop_0123456789abcdef --by asha --why "the season is over"
+    """
+    settings = operator_settings()
+    from streamproc.operate import proposals
+    from streamproc.operate.site import opened
+
+    async def body() -> "Proposal":
+        async with opened(settings) as site:
+            return await proposals.withdraw(site, proposal_id, by=by, why=why)
+
+    ended = output.run(body())
+    if as_json:
+        output.say_json(proposals.proposal_json(ended, ended.closed_at))
+    else:
+        click.echo(f"{ended.id} is withdrawn")

@@ -1,0 +1,181 @@
+"""Changes of policies that wait for a second person: what events make of them, and who may confirm one. Pure (ADR 23).
+
+policy.proposed -> waiting --(24 h)--> expired
+                      |-> policy.proposal_confirmed -> policy.changed on every partition
+                      '-> policy.proposal_withdrawn
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from streamproc.domain.events import Event
+from streamproc.domain.policy_changes import ScopeState, replan
+from streamproc.domain.policy_events import (
+    Channel,
+    Loosening,
+    PolicyChanged,
+    PolicyProposed,
+    ProposalConfirmed,
+    ProposalWithdrawn,
+    ScopeChange,
+)
+from streamproc.domain.policy_loosening import loosened
+from streamproc.domain.shown import iso
+from streamproc.errors import JobFailed
+
+US = 1_000_000
+EXPIRES_S = 86_400
+"""How long a proposal waits: a working day in every zone. Longer, and what it was proposed on would be forgotten."""
+KEPT_S = 7 * 86_400
+"""How long one that is over is kept, so that who comes late hears what became of it."""
+PROPOSALS_MAX = 100
+"""Most that wait at once, and most that are kept when they are over: they are read whole when one is made."""
+PROPOSAL_BYTES_MAX = 1_048_576
+"""Largest proposal, as it is written: some hundreds of agents. A larger file is to be split."""
+
+ID = re.compile(r"prop_[0-9a-f]{16}")
+
+State: TypeAlias = Literal["waiting", "expired", "confirmed", "withdrawn"]
+
+
+class NotThere(JobFailed):
+    """Nobody proposed this, or it was long ago."""
+
+
+class Refused(JobFailed):
+    """It cannot be confirmed or withdrawn any more, or not as it is; or cannot be proposed, since too many wait."""
+
+
+class SamePerson(Refused):
+    """Who proposed it cannot be the second person."""
+
+
+class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A proposed change and what became of it. Times in µs; `closed_at` 0: it is neither confirmed nor withdrawn."""
+
+    id: str
+    changes: list[ScopeChange]
+    loosens: list[Loosening]
+    by: str
+    why: str
+    channel: Channel
+    proposed_at: int
+    expires_at: int
+    confirmed_by: str = ""
+    withdrawn_by: str = ""
+    closed_at: int = 0
+    base: list[dict[str, int]] = []
+
+    def state(self, now_us: int) -> State:
+        """Where it is now."""
+        if self.confirmed_by:
+            return "confirmed"
+        if self.withdrawn_by:
+            return "withdrawn"
+        return "waiting" if now_us < self.expires_at else "expired"
+
+    def is_kept(self, now_us: int) -> bool:
+        """Whether anybody may still ask about it."""
+        return now_us < (self.closed_at or self.expires_at) + KEPT_S * US
+
+
+def proposals_after(proposals: Mapping[str, Proposal], events: Iterable[Event]) -> dict[str, Proposal]:
+    """The proposals by id, after what happened. What is over stays as it ended."""
+    known = dict(proposals)
+    for event in events:
+        if type(event) is PolicyProposed:
+            known[event.proposal] = Proposal(
+                id=event.proposal,
+                changes=event.changes,
+                loosens=event.loosens,
+                by=event.by,
+                why=event.why,
+                channel=event.channel,
+                proposed_at=event.at,
+                expires_at=event.expires_at,
+            )
+        elif type(event) is ProposalConfirmed or type(event) is ProposalWithdrawn:
+            proposal = known.get(event.proposal)
+            if proposal is None or proposal.closed_at:
+                continue
+            if type(event) is ProposalConfirmed:
+                ended = replace(proposal, confirmed_by=event.by, base=event.base, closed_at=event.at)
+            else:
+                ended = replace(proposal, withdrawn_by=event.by, closed_at=event.at)
+            known[event.proposal] = ended
+    return known
+
+
+def forgotten(proposals: Mapping[str, Proposal], now_us: int) -> list[str]:
+    """Ids of those that are over, and long ago or before PROPOSALS_MAX others."""
+    over = [one for one in proposals.values() if one.state(now_us) != "waiting"]
+    over.sort(key=lambda one: -(one.closed_at or one.expires_at))
+    return [one.id for n, one in enumerate(over) if n >= PROPOSALS_MAX or not one.is_kept(now_us)]
+
+
+def is_same_person(one: str, other: str) -> bool:
+    """Names as people mean them: `Asha` is `asha`."""
+    return _folded(one) == _folded(other)
+
+
+def _folded(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: int) -> None:
+    """Raise Refused unless this person may confirm it now. (Who confirmed it already may be told so again.)"""
+    name = proposal.id
+    refuse_closed(proposal, now_us)
+    if not _folded(by):
+        raise SamePerson(f"proposal {name} is confirmed by somebody with a name")
+    if is_same_person(by, proposal.by):
+        raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
+    if proposal.channel == "api" and channel != "api":
+        raise SamePerson(
+            f"proposal {name} was made over HTTP by a token's owner; another token's owner confirms it there"
+        )
+
+
+def refuse_closed(proposal: Proposal, now_us: int) -> None:
+    """Raise Refused, naming by whom and when, where it is over."""
+    state = proposal.state(now_us)
+    if state == "waiting":
+        return
+    by = proposal.confirmed_by or proposal.withdrawn_by
+    by_whom = f" by {by}" if by else ""
+    raise Refused(
+        f"proposal {proposal.id} is {state}{by_whom}, at {iso(proposal.closed_at or proposal.expires_at)}"
+    )
+
+
+def plan_confirmed(
+    scopes: Mapping[str, ScopeState], proposal: Proposal, *, confirmed_by: str, at: int
+) -> list[PolicyChanged]:
+    """What the proposal changes of one partition's policies by now.
+
+    Raises Refused where by now it would loosen what the proposal did not tell, and so nobody confirmed; InputError
+    where it is inconsistent with what is in force.
+    """
+    changes = replan(
+        scopes, proposal.changes, at=at, by=proposal.by, why=proposal.why,
+        confirmed_by=confirmed_by, proposal=proposal.id,
+    )  # fmt: skip
+    told = {(one.scope, one.field, repr(one.before), repr(one.after)) for one in proposal.loosens}
+    for one in loosened(scopes, changes):
+        if (one.scope, one.field, repr(one.before), repr(one.after)) not in told:
+            where = f"{one.scope} {one.field}".strip()
+            raise Refused(
+                f"proposal {proposal.id} no longer fits: policies have changed since, and now it would loosen {where}"
+                " otherwise than it said; withdraw it and propose the change anew"
+            )
+    return changes
+
+
+def base_of(scopes: Mapping[str, ScopeState], changes: Sequence[ScopeChange]) -> dict[str, int]:
+    """The versions of the scopes that are changed."""
+    return {one.scope: scopes[one.scope].version if one.scope in scopes else 0 for one in changes}

@@ -1,0 +1,66 @@
+"""Changes that wait for a second person, as the log's Redis holds them: each written in one commit with its event.
+
+They are about every partition's policies, so like tokens all of them are in partition 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PolicyProposed, ProposalConfirmed, ProposalWithdrawn
+from streamproc.domain.proposals import Proposal, forgotten, proposals_after
+from streamproc.domain.wire import encode_events
+from streamproc.errors import LogUnavailable
+from streamproc.log import scripts
+from streamproc.log.connection import named_errors
+from streamproc.log.names import Names
+
+PROPOSAL_WRITER = "proposal"
+"""Who writes what becomes of proposals, by their entries' metadata."""
+PROPOSAL_PARTITION = 0
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Proposal).decode
+
+
+async def read_proposals(client: Redis) -> tuple[bytes, dict[str, Proposal]]:
+    """The revision, and every proposal that is kept, by its id."""
+    with named_errors():
+        rows = cast("dict[bytes, bytes]", await client.hgetall(Names(PROPOSAL_PARTITION).proposals))
+    rev = rows.pop(b"rev", b"0")
+    return rev, {proposal.id: proposal for proposal in map(_decode, rows.values())}
+
+
+async def change_proposal(
+    client: Redis,
+    rev: bytes,
+    proposals: Mapping[str, Proposal],
+    event: PolicyProposed | ProposalConfirmed | ProposalWithdrawn,
+) -> str | None:
+    """Append the event, planned on `proposals` at `rev`; None when `rev` is no longer current.
+
+    What nobody may ask about any more is forgotten on the way.
+    """
+    proposal = proposals_after(proposals, [event])[event.proposal]
+    gone = [(name, b"") for name in forgotten(proposals, event.at) if name != event.proposal]
+    meta = _encode({"by": PROPOSAL_WRITER, "actor": event.by})
+    try:
+        return await scripts.change_proposals(
+            client,
+            Names(PROPOSAL_PARTITION),
+            rev=rev,
+            e=encode_events([event]),
+            m=meta,
+            proposals=[*gone, *kept([proposal])],
+        )
+    except LogUnavailable as problem:
+        raise LogUnavailable(
+            f"{problem}; whether it is recorded is not known: `streamproc policy proposals` tells"
+        ) from problem
+
+
+def kept(proposals: Sequence[Proposal]) -> list[tuple[str, bytes]]:
+    """Each proposal's field and value in Redis."""
+    return [(proposal.id, _encode(proposal)) for proposal in proposals]

@@ -1,0 +1,99 @@
+"""A change of policies, from a file or by a field: put in force on every partition, or proposed to a second person."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.policy import ScopeState
+from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
+from streamproc.domain.policy_loosening import loosened, two_people
+from streamproc.domain.proposals import Proposal
+from streamproc.errors import JobFailed
+from streamproc.log.inspect import clock_us
+from streamproc.log.names import Names
+from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
+from streamproc.operate.proposals import Applied, propose
+from streamproc.operate.site import Site
+
+Scopes: TypeAlias = Mapping[str, ScopeState]
+Plan: TypeAlias = Callable[[int, Scopes, int], list[PolicyChanged]]
+"""What is to change of a partition's policies, at a time (µs): asked again where others change them meanwhile."""
+
+
+class Preview(Struct, frozen=True):
+    """What a change would do now, and what of it loosens. `waits`: it would wait for a second person."""
+
+    changes: list[Applied]
+    loosens: list[Loosening]
+    waits: bool
+
+
+async def preview(site: Site, plan: Plan) -> Preview:
+    """Look, and change nothing. Raises InputError for an inconsistent policy."""
+    planned: list[Applied] = []
+    loosens: dict[tuple[str, str], Loosening] = {}
+    guarded = False
+    for partition in range(site.partitions):
+        _, scopes = await read_scopes(site.client, Names(partition))
+        changes = plan(partition, scopes, await clock_us(site.client))
+        planned.append(Applied(partition, None, changes))
+        # Partitions that agree, as they nearly always do, say each thing once.
+        loosens |= {
+            (one.scope, one.field): one
+            for one in loosened(scopes, changes)
+            if (one.scope, one.field) not in loosens
+        }
+        guarded = guarded or _guarded(scopes)
+    return Preview(planned, list(loosens.values()), guarded and bool(loosens))
+
+
+def _guarded(scopes: Scopes) -> bool:
+    state = scopes.get("changes")
+    return state is not None and two_people(state.own)
+
+
+async def make(
+    site: Site, plan: Plan, *, by: str, why: str, channel: Channel = "cli"
+) -> list[Applied] | Proposal:
+    """Put a change in force on every partition; or, where it loosens and the policies want two people, propose it.
+
+    The whole change waits then, also what of it tightens. Safe to repeat: what is in force already changes nothing.
+    Raises InputError for an inconsistent policy, JobFailed where others keep changing policies at the same time.
+    """
+    seen = await preview(site, plan)
+    if seen.waits:
+        return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
+    return [await _make_on(site, partition, plan, by=by) for partition in range(site.partitions)]
+
+
+def _wanted(seen: Preview) -> list[ScopeChange]:
+    """What every partition is to become, without what follows from the defaults alone."""
+    wanted: dict[str, ScopeChange] = {}
+    for one in seen.changes:
+        for change in one.changes:
+            if change.before != change.after:
+                changed = ScopeChange(scope=change.scope, before=change.before, after=change.after)
+                wanted.setdefault(change.scope, changed)
+    return list(wanted.values())
+
+
+async def _make_on(site: Site, partition: int, plan: Plan, *, by: str) -> Applied:
+    names = Names(partition)
+    for _ in range(CHANGES_MAX):
+        rev, scopes = await read_scopes(site.client, names)
+        changes = plan(partition, scopes, await clock_us(site.client))
+        if not changes:
+            return Applied(partition, None, [])
+        if _guarded(scopes) and loosened(scopes, changes):
+            raise JobFailed(
+                f"partition {partition}: policies changed under our hands, and by now this waits for a second"
+                " person; do it again"
+            )
+        entry = await put_in_force(site.client, names, rev, changes, actor=by)
+        if entry is not None:
+            return Applied(partition, entry, changes)
+    raise JobFailed(
+        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; do it again"
+    )

@@ -1,0 +1,103 @@
+"""Holds for the HTTP API: pages of them, and a reviewer's answer with what becomes of it, many at a time."""
+
+import asyncio
+
+from streamproc.archive.lookup import held_page
+from streamproc.domain.events import ReviewSubmitted
+from streamproc.domain.holds import Answered, HeldPage, NotCounted, Place, place_of
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.wire import decode_events
+from streamproc.ingress.door import Door
+from streamproc.log.inspect import delivered_as, held_records
+from streamproc.log.names import Names, partition_of
+from streamproc.log.stream import Append
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.holds import outcome_of
+
+WAITS_MAX = 64
+"""Answers that are waited for at once, each with a connection that reads the log; others wait, unrecorded."""
+TURN_S_MAX = 10.0
+"""For a turn among them; then it is 503, and nothing was recorded."""
+APPEND_S_MAX = 10.0
+ATTEMPTS_MAX = 20
+"""Times that one key may ask again what could not be decided then."""
+HELD_MAX = 10_000
+"""Holds of a partition that are looked at while Postgres is away: some 20 MB of records for one answer."""
+
+
+class HoldDesk:
+    """`producer` writes the answers."""
+
+    def __init__(self, gateway: SiteGateway, producer: Door) -> None:
+        self._gateway = gateway
+        self._producer = producer
+        self._turns = asyncio.Semaphore(WAITS_MAX)
+
+    async def page(self, *, after: Place | None, limit: int, account: str, agent: str) -> HeldPage:
+        """Holds behind a place, of an account and an agent where these are given. From the view, or from Redis while
+        Postgres is away."""
+        async with self._gateway.site() as site:
+            found = await site.ask_postgres(
+                held_page, after=after, account=account, agent=agent, limit=limit + 1
+            )
+            if found is not None:
+                return _page(found, limit, "")
+            note, seen = f"{site.postgres_problem}; listed from Redis", 0
+            for partition in range(site.partitions):
+                records = await held_records(site.client, Names(partition), limit=HELD_MAX)
+                seen = max(seen, len(records))
+                found = (found or []) + [
+                    record
+                    for record in records
+                    if (after is None or place_of(record) > after)
+                    and account in ("", record.account)
+                    and agent in ("", record.agent)
+                ]
+            if seen >= HELD_MAX:
+                note += f", of the first {HELD_MAX} that were found"
+            return _page(sorted(found or [], key=place_of), limit, note)
+
+    async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
+        """Record an answer, once for its key, and wait for what becomes of it.
+
+        Raises LogUnavailable, and TimeoutError where nothing was recorded, as far as is known.
+        """
+        async with asyncio.timeout(TURN_S_MAX):
+            await self._turns.acquire()
+        try:
+            for attempt in range(ATTEMPTS_MAX):
+                this = f"{key}:{attempt}"
+                async with asyncio.timeout(APPEND_S_MAX):
+                    appended = await self._producer.append(Append(account, (this,), (answer,)))
+                if not appended.new and (wrong := await self._why_not_again(answer, this, appended.entry)):
+                    return wrong
+                partition = partition_of(account, self._gateway.partitions)
+                found = await outcome_of(self._gateway.redis_url, partition, appended.entry, answer.payout)
+                # "Not now" was the earlier one's answer, and this asks again.
+                if appended.new or not (isinstance(found, NotCounted) and found.kind == "unavailable"):
+                    break
+            return found
+        finally:
+            self._turns.release()
+
+    async def _why_not_again(self, answer: ReviewSubmitted, key: str, entry: str) -> NotCounted | None:
+        """Why an answer whose key is known is not the same answer again; None where it is."""
+        async with self._gateway.site() as site:
+            found = await delivered_as(site.client, site.partitions, key)
+        if found is None:
+            problem = "this Idempotency-Key was used before, and what came of it has left the log"
+            return NotCounted(answer.payout, entry, "over", problem)
+        earlier = [event for event in decode_events(found.e) if type(event) is ReviewSubmitted]
+        if any(_same(one, answer) for one in earlier):
+            return None
+        problem = "this Idempotency-Key was used for another answer to this payout; use another"
+        return NotCounted(answer.payout, entry, "over", problem)
+
+
+def _same(one: ReviewSubmitted, other: ReviewSubmitted) -> bool:
+    return (one.payout, one.by, one.action, one.why) == (other.payout, other.by, other.action, other.why)
+
+
+def _page(found: list[PayoutRecord], limit: int, note: str) -> HeldPage:
+    more = len(found) > limit
+    return HeldPage(found[:limit], place_of(found[limit - 1]) if more else None, note)

@@ -1,0 +1,123 @@
+"""Policies, freezes and budgets for the HTTP API: what the command line does, for a caller that a token names."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamproc.api.policies import Made
+from streamproc.domain.policy_changes import check_version, patch_scope, put_policy
+from streamproc.domain.proposals import Proposal
+from streamproc.errors import InputError
+from streamproc.operate import freezes, policies, proposals
+from streamproc.operate.budget_now import windows_now
+from streamproc.operate.changes import Plan, make
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.policies import Applied, NeverHad, change_json, state_json
+
+CHANGE_S_MAX = 20.0
+"""For a change on every partition. Broken off it is safe to repeat, and says 503."""
+
+
+class PolicyDesk:
+    """`zone` is for policies that name none; `account` is that which this installation pays from, where it is known."""
+
+    def __init__(self, gateway: SiteGateway, *, zone: str, account: str) -> None:
+        self._gateway = gateway
+        self._zone = zone
+        self._account = account
+
+    async def policy(self, agent: str) -> dict[str, Any] | None:
+        """An agent's policy in force; None: it has none."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            scopes = await policies.in_force(site)
+        state, frozen = scopes.get(f"agent:{agent}"), scopes.get(f"freeze:agent:{agent}")
+        if state is None:
+            return None
+        return {**state_json(f"agent:{agent}", state), "freeze": None if frozen is None else frozen.own}
+
+    async def change(
+        self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
+    ) -> Made:
+        """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
+        scope = f"agent:{agent}"
+
+        def plan(partition: int, scopes: policies.Scopes, at: int) -> list[Any]:
+            # Versions are each partition's own; that of the first is the one that is shown.
+            if version is not None and partition == 0:
+                check_version(scopes, scope, version)
+            if replaces:
+                return put_policy(scopes, agent, dict(fields), at=at, by=by, why=why)
+            return patch_scope(scopes, scope, fields, at=at, by=by, why=why)
+
+        made = await self._make(plan, by=by, why=why)
+        if made.proposal is not None or made.version:
+            return made
+        shown = await self.policy(agent)
+        return Made(version=0 if shown is None else shown["version"])
+
+    async def _make(self, plan: Plan, *, by: str, why: str) -> Made:
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            made = await make(site, plan, by=by, why=why, channel="api")
+        if isinstance(made, Proposal):
+            return Made(proposal=proposals.proposal_json(made, made.proposed_at))
+        return _told(made)
+
+    async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
+        """Its changes, the oldest first, and what may be missing; None: it never had a policy."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            try:
+                changes, note = await policies.history(site, agent)
+            except NeverHad:
+                return None
+        return [change_json(change) for change in changes], note
+
+    async def proposals(self) -> list[dict[str, Any]]:
+        """Those that are kept, the newest first."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            return await proposals.listed(site)
+
+    async def confirm(self, proposal: str, *, by: str) -> Made:
+        """Put it in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            done = await proposals.confirm(site, proposal, by=by, channel="api")
+        return _told(done.applied, done.left)
+
+    async def withdraw(self, proposal: str, *, by: str, why: str) -> dict[str, Any]:
+        """End it. Raises NotThere, Refused."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            ended = await proposals.withdraw(site, proposal, by=by, why=why)
+        return proposals.proposal_json(ended, ended.closed_at)
+
+    async def freezes(self) -> list[dict[str, Any]]:
+        """Those that are in force."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            return await freezes.frozen_now(site)
+
+    async def freeze(self, scope: str, *, frozen: bool, by: str, why: str) -> tuple[dict[str, Any], Made]:
+        """Freeze a scope or lift that."""
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            done = await freezes.freeze(site, scope, frozen=frozen, by=by, why=why, channel="api")
+        shown = {
+            "scope": done.scope, "frozen": done.frozen, "changed": bool(done.changed), "notes": done.notes,
+        }  # fmt: skip
+        waits = done.proposal
+        if waits is None:
+            return shown, Made()
+        return shown, Made(proposal=proposals.proposal_json(waits, waits.proposed_at))
+
+    async def budget(self, agent: str, account: str) -> list[dict[str, Any]] | None:
+        """The windows that limit the agent now; None: it has no policy."""
+        account = account or self._account
+        async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
+            if not account and site.partitions > 1:
+                raise InputError("is missing: an agent's budget is counted for each account")
+            return await windows_now(site, agent, account, zone=self._zone)
+
+
+def _told(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
+    """What changed, told once: partitions agree, but for one that a crash had left behind."""
+    changes = next((one.changes for one in applied if one.changes), [])
+    first = applied[0].changes
+    agents = [change.version for change in first if change.scope.startswith("agent:")]
+    version = agents[0] if len(agents) == 1 else 0
+    return Made(version=version, changes=[change_json(one) for one in changes], left=list(left))

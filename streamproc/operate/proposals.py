@@ -1,0 +1,202 @@
+"""Changes that loosen policies and wait for a second person: proposed, confirmed, withdrawn (ADR 23)."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
+from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
+from streamproc.domain.proposals import (
+    EXPIRES_S,
+    PROPOSAL_BYTES_MAX,
+    PROPOSALS_MAX,
+    NotThere,
+    Proposal,
+    Refused,
+    base_of,
+    is_same_person,
+    plan_confirmed,
+    proposals_after,
+    refuse_closed,
+    refuse_confirmation,
+)
+from streamproc.domain.wire import encode_events
+from streamproc.errors import InputError, JobFailed
+from streamproc.log.inspect import clock_us
+from streamproc.log.names import Names
+from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
+from streamproc.log.proposals import change_proposal, read_proposals
+from streamproc.operate.site import US, Site, iso
+
+ID_BYTES = 8
+"""Chance in an id: it is known to who may see it, and opens nothing."""
+
+
+class Applied(Struct, frozen=True):
+    """The changes that one partition needed. `entry` is where they are in its log; None: there were none."""
+
+    partition: int
+    entry: str | None
+    changes: list[PolicyChanged]
+
+
+class Confirmed(Struct, frozen=True):
+    """What a confirmation came to. `left` names partitions that were overtaken by another change meanwhile."""
+
+    proposal: Proposal
+    applied: list[Applied]
+    left: list[str]
+
+
+async def propose(
+    site: Site,
+    changes: Sequence[ScopeChange],
+    loosens: Sequence[Loosening],
+    *,
+    by: str,
+    why: str,
+    channel: Channel,
+) -> Proposal:
+    """Record what somebody wants; nothing of it is in force.
+
+    Raises InputError where it is too much for one proposal, Refused where too many wait.
+    """
+    if not by.strip():
+        raise InputError("who proposes a change must have a name")
+    name = f"prop_{secrets.token_hex(ID_BYTES)}"
+    for _ in range(CHANGES_MAX):
+        rev, proposals = await read_proposals(site.client)
+        at = await clock_us(site.client)
+        event = PolicyProposed(
+            at=at,
+            proposal=name,
+            changes=list(changes),
+            loosens=list(loosens),
+            by=by,
+            why=why,
+            channel=channel,
+            expires_at=at + EXPIRES_S * US,
+        )
+        size = len(encode_events([event]))
+        if size > PROPOSAL_BYTES_MAX:
+            raise InputError(
+                f"the change has {size} bytes, the limit of what waits for a second person is"
+                f" {PROPOSAL_BYTES_MAX}: split it, or turn `changes: {{loosening: two_people}}` off first"
+            )
+        many = sum(proposal.state(at) == "waiting" for proposal in proposals.values())
+        if many >= PROPOSALS_MAX:
+            raise Refused(f"{many} proposals wait, the limit is {PROPOSALS_MAX}: confirm or withdraw some")
+        if await change_proposal(site.client, rev, proposals, event) is not None:
+            return proposals_after({}, [event])[name]
+    raise JobFailed(f"proposals changed {CHANGES_MAX} times under our hands; nothing is recorded, try again")
+
+
+async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confirmed:
+    """Confirm a proposal and put it in force on every partition.
+
+    Of several people one wins; the others raise Refused, which names that one. Safe to repeat after a crash, by the
+    winner: a partition that has it, or was overtaken, is left alone. Raises NotThere, SamePerson, Refused; InputError
+    where it no longer fits what is in force: then nothing is confirmed.
+    """
+    for _ in range(CHANGES_MAX):
+        rev, proposals = await read_proposals(site.client)
+        proposal, at = _known(proposals, name), await clock_us(site.client)
+        if proposal.confirmed_by:
+            done = await _put_in_force(site, proposal)
+            if not is_same_person(by, proposal.confirmed_by):
+                refuse_closed(proposal, at)
+            return done
+        refuse_confirmation(proposal, by, channel, at)
+        base = []
+        for partition in range(site.partitions):
+            _, scopes = await read_scopes(site.client, Names(partition))
+            plan_confirmed(scopes, proposal, confirmed_by=by, at=at)
+            base.append(base_of(scopes, proposal.changes))
+        event = ProposalConfirmed(at=at, proposal=name, by=by, channel=channel, base=base)
+        if await change_proposal(site.client, rev, proposals, event) is not None:
+            return await _put_in_force(site, proposals_after(proposals, [event])[name])
+    raise JobFailed(
+        f"proposals changed {CHANGES_MAX} times under our hands; {name} is not confirmed, try again"
+    )
+
+
+async def _put_in_force(site: Site, proposal: Proposal) -> Confirmed:
+    applied: list[Applied] = []
+    left: list[str] = []
+    for partition in range(site.partitions):
+        done, problem = await _put_on(site, partition, proposal)
+        applied.append(done)
+        left += [f"partition {partition}: {problem}"] if problem else []
+    return Confirmed(proposal, applied, left)
+
+
+async def _put_on(site: Site, partition: int, proposal: Proposal) -> tuple[Applied, str]:
+    """One partition's changes; or why they do not fit there any more."""
+    names, nothing = Names(partition), Applied(partition, None, [])
+    base = proposal.base[partition] if partition < len(proposal.base) else {}
+    for _ in range(CHANGES_MAX):
+        rev, scopes = await read_scopes(site.client, names)
+        if base_of(scopes, proposal.changes) != base:
+            return nothing, ""
+        at = await clock_us(site.client)
+        try:
+            changes = plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=at)
+        except (InputError, JobFailed) as problem:
+            return nothing, str(problem)
+        if not changes:
+            return nothing, ""
+        entry = await put_in_force(site.client, names, rev, changes, actor=proposal.confirmed_by)
+        if entry is not None:
+            return Applied(partition, entry, changes), ""
+    raise JobFailed(
+        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; run it again"
+    )
+
+
+async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
+    """End a proposal that waits, whoever made it. Raises NotThere, or Refused where it is over."""
+    for _ in range(CHANGES_MAX):
+        rev, proposals = await read_proposals(site.client)
+        proposal, at = _known(proposals, name), await clock_us(site.client)
+        refuse_closed(proposal, at)
+        event = ProposalWithdrawn(at=at, proposal=name, by=by, why=why)
+        if await change_proposal(site.client, rev, proposals, event) is not None:
+            return proposals_after(proposals, [event])[name]
+    raise JobFailed(
+        f"proposals changed {CHANGES_MAX} times under our hands; {name} is not withdrawn, try again"
+    )
+
+
+def _known(proposals: dict[str, Proposal], name: str) -> Proposal:
+    if name not in proposals:
+        raise NotThere(f"there is no proposal {name[:60]!r}; `streamproc policy proposals` lists them")
+    return proposals[name]
+
+
+async def listed(site: Site) -> list[dict[str, Any]]:
+    """Every proposal that is kept, the newest first, as scripts see it."""
+    _, proposals = await read_proposals(site.client)
+    now_us = await clock_us(site.client)
+    newest = sorted(proposals.values(), key=lambda one: (-one.proposed_at, one.id))
+    return [proposal_json(proposal, now_us) for proposal in newest if proposal.is_kept(now_us)]
+
+
+def proposal_json(proposal: Proposal, now_us: int) -> dict[str, Any]:
+    """A proposal as scripts see it."""
+    return {
+        "id": proposal.id,
+        "state": proposal.state(now_us),
+        "by": proposal.by,
+        "why": proposal.why,
+        "channel": proposal.channel,
+        "proposed_at": iso(proposal.proposed_at),
+        "expires_at": iso(proposal.expires_at),
+        "confirmed_by": proposal.confirmed_by or None,
+        "withdrawn_by": proposal.withdrawn_by or None,
+        "closed_at": iso(proposal.closed_at) if proposal.closed_at else None,
+        "loosens": [msgspec.to_builtins(one) for one in proposal.loosens],
+        "changes": [msgspec.to_builtins(one) for one in proposal.changes],
+    }

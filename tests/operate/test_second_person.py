@@ -1,0 +1,373 @@
+"""What loosens a policy waits for a second person where the policies say so: once, on every partition, for good."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from streamproc.cli import run as cli
+from streamproc.domain import proposals as rules
+from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
+from streamproc.domain.policy import parse_policy_file
+from streamproc.domain.proposals import Proposal, Refused, SamePerson
+from streamproc.domain.wire import decode_events
+from streamproc.errors import InputError
+from streamproc.log.connection import connected
+from streamproc.log.proposals import read_proposals
+from streamproc.log.stream import LogView, open_log
+from streamproc.operate import policies, proposals
+from streamproc.operate.freezes import freeze
+from streamproc.operate.policies import Applied, apply, in_force
+from streamproc.operate.site import Site
+from tests.operate.recovering import archive, recovered
+from tests.operate.test_recover_fork import failed_over, snapshot
+from tests.operate.words import site_of
+
+START = """
+policies: {bot: {daily_limit: 1_000, per_txn_limit: 900}}
+reviewers: [asha]
+changes: {loosening: two_people}
+"""
+LOOSER = "policies: {bot: {daily_limit: 2_000, per_txn_limit: 100}}"
+
+
+@asynccontextmanager
+async def guarded(redis_url: str, *, partitions: int = 1, postgres: str = "") -> AsyncIterator[Site]:
+    """A log whose policies want two people for what loosens."""
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=partitions, groups=["governance", "execution"])
+    async with site_of(redis_url, postgres) as site:
+        await put(site, START)
+        yield site
+
+
+async def put(site: Site, text: str, *, by: str = "asha") -> list[Applied] | Proposal:
+    return await apply(site, parse_policy_file(text, name="test.yaml"), prune=False, by=by, why="season")
+
+
+async def proposed(site: Site, text: str = LOOSER, *, by: str = "asha") -> Proposal:
+    made = await put(site, text, by=by)
+    assert isinstance(made, Proposal)
+    return made
+
+
+async def confirmed(site: Site, name: str, by: str = "vikram") -> proposals.Confirmed:
+    return await proposals.confirm(site, name, by=by, channel="cli")
+
+
+async def bot(site: Site) -> dict[str, Any]:
+    own = (await in_force(site))["agent:bot"].own
+    assert own is not None
+    return own
+
+
+async def log_of(site: Site, partition: int = 0) -> list[Any]:
+    async with LogView(site.redis_url, partition) as view:
+        rows = await view.read("0-0", 10_000, 0)
+    return [event for row in rows for event in decode_events(row.e)]
+
+
+async def told(site: Site, kind: type[Any], partition: int = 0) -> list[Any]:
+    return [event for event in await log_of(site, partition) if type(event) is kind]
+
+
+WAS = {"daily_limit": 1_000, "per_txn_limit": 900}
+IS = {"daily_limit": 2_000, "per_txn_limit": 100}
+
+
+async def test_the_whole_file_waits_and_is_in_force_once_somebody_else_confirms_it(redis_url: str) -> None:
+    async with guarded(redis_url, partitions=3) as site:
+        proposal = await proposed(site)
+        assert [(one.field, one.before, one.after) for one in proposal.loosens] == [
+            ("daily_limit", 1_000, 2_000)
+        ]
+        assert await bot(site) == WAS
+        done = await confirmed(site, proposal.id)
+        assert await bot(site) == IS
+        assert [len(one.changes) for one in done.applied] == [1, 1, 1]
+        for partition in range(3):
+            change = (await told(site, PolicyChanged, partition))[-1]
+            assert (change.by, change.confirmed_by, change.why, change.proposal) == (
+                "asha", "vikram", "season", proposal.id,
+            )  # fmt: skip
+
+
+async def test_what_only_tightens_is_in_force_at_once(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        assert isinstance(await put(site, "policies: {bot: {daily_limit: 500, per_txn_limit: 100}}"), list)
+        frozen = await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        assert (frozen.changed, frozen.proposal) == ([0], None)
+        assert await told(site, PolicyProposed) == []
+
+
+async def test_lifting_a_freeze_and_turning_the_switch_off_wait_too(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        lifted = await freeze(site, "agent:bot", frozen=False, by="asha", why="fixed")
+        assert lifted.proposal is not None
+        assert "freeze:agent:bot" in await in_force(site)
+        await confirmed(site, lifted.proposal.id)
+        assert "freeze:agent:bot" not in await in_force(site)
+        off = await proposed(site, "changes: {loosening: one_person}")
+        await confirmed(site, off.id)
+        assert isinstance(await put(site, LOOSER), list)
+
+
+async def test_without_the_switch_nothing_waits(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["governance"])
+    async with site_of(redis_url) as site:
+        await put(site, "policies: {bot: {daily_limit: 1_000}}")
+        assert isinstance(await put(site, LOOSER), list)
+
+
+@pytest.mark.parametrize("same", ["asha", "Asha", " ASHA ", "ａｓｈａ"])
+async def test_who_proposed_it_cannot_confirm_it_however_the_name_is_written(
+    redis_url: str, same: str
+) -> None:
+    async with guarded(redis_url) as site:
+        proposal = await proposed(site)
+        for name in (same, " "):
+            with pytest.raises(SamePerson):
+                await confirmed(site, proposal.id, name)
+        assert await told(site, ProposalConfirmed) == []
+        assert await bot(site) == WAS
+
+
+async def test_what_was_proposed_over_http_is_not_confirmed_by_a_claimed_name(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        made = await proposals.propose(site, [], [], by="asha", why="", channel="api")
+        with pytest.raises(SamePerson, match="over HTTP"):
+            await confirmed(site, made.id)
+        assert (await proposals.confirm(site, made.id, by="vikram", channel="api")).left == []
+
+
+async def test_after_a_day_it_is_expired_and_withdrawn_it_is_over(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(redis_url) as site:
+        gone = await proposed(site)
+        await proposals.withdraw(site, gone.id, by="meera", why="not needed")
+        with pytest.raises(Refused, match="withdrawn by meera"):
+            await confirmed(site, gone.id)
+        with pytest.raises(Refused, match="withdrawn by meera"):
+            await proposals.withdraw(site, gone.id, by="asha", why="")
+        [event] = await told(site, ProposalWithdrawn)
+        assert (event.by, event.why) == ("meera", "not needed")
+        old = await proposed(site)
+        late_us = old.expires_at
+
+        async def late(_client: Any) -> int:
+            return late_us
+
+        monkeypatch.setattr(proposals, "clock_us", late)
+        with pytest.raises(Refused, match="expired"):
+            await confirmed(site, old.id)
+        late_us -= 1
+        assert (await confirmed(site, old.id)).left == []
+        late_us = old.expires_at + 8 * 86_400 * 1_000_000
+        assert await proposals.listed(site) == []
+
+
+async def test_of_two_who_confirm_at_once_one_wins_and_the_other_is_told_by_whom(redis_url: str) -> None:
+    async with guarded(redis_url, partitions=2) as one, site_of(redis_url) as two:
+        proposal = await proposed(one)
+        answers = await asyncio.gather(
+            confirmed(one, proposal.id, "vikram"),
+            confirmed(two, proposal.id, "meera"),
+            return_exceptions=True,
+        )
+        [won] = await told(one, ProposalConfirmed)
+        [lost] = [answer for answer in answers if isinstance(answer, Refused)]
+        assert f"confirmed by {won.by}" in str(lost)
+        for partition in range(2):
+            assert [c.confirmed_by for c in await told(one, PolicyChanged, partition)][-1:] == [won.by]
+            assert len(await told(one, PolicyChanged, partition)) == 4
+
+
+async def test_a_crash_between_partitions_is_mended_by_confirming_again_and_undoes_nothing_later(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(redis_url, partitions=3) as site:
+        proposal = await proposed(site)
+        whole, calls = proposals.put_in_force, 0
+
+        async def dies(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise ConnectionResetError("crash")
+            return await whole(*arguments, **named)
+
+        monkeypatch.setattr(proposals, "put_in_force", dies)
+        with pytest.raises(ConnectionResetError):
+            await confirmed(site, proposal.id)
+        assert [len(await told(site, PolicyChanged, p)) for p in range(3)] == [4, 3, 3]
+        # Meanwhile somebody takes back what the first partition has already.
+        rev, scopes = await policies.read_scopes(site.client, site.names_of(0))
+        tighter = policies.of_patch("agent:bot", {"daily_limit": 1_000}, by="meera", why="")(0, scopes, 1)
+        assert await whole(site.client, site.names_of(0), rev, tighter, actor="meera")
+        again = await confirmed(site, proposal.id)
+        assert [len(one.changes) for one in again.applied] == [0, 1, 1]
+        assert (await confirmed(site, proposal.id)).applied == [Applied(p, None, []) for p in range(3)]
+        _, scopes = await policies.read_scopes(site.client, site.names_of(0))
+        assert (scopes["agent:bot"].own or {})["daily_limit"] == 1_000
+
+
+async def test_what_is_confirmed_loosens_nothing_that_was_not_told(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        proposal = await proposed(site)
+        await put(site, "policies: {bot: {daily_limit: 5, per_txn_limit: 5}}", by="meera")
+        with pytest.raises(Refused, match="no longer fits"):
+            await confirmed(site, proposal.id)
+        assert await told(site, ProposalConfirmed) == []
+        assert await bot(site) == {"daily_limit": 5, "per_txn_limit": 5}
+
+
+async def test_what_changed_beside_it_stays(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        proposal = await proposed(site)
+        tighter = {**WAS, "weekly_limit": 1_500}
+        await put(site, f"policies: {{bot: {json.dumps(tighter)}}}", by="meera")
+        with pytest.raises(InputError, match="daily_limit 2000 is above weekly_limit 1500"):
+            await confirmed(site, proposal.id)
+        await put(site, f"policies: {{bot: {json.dumps({**WAS, 'vendor_daily_limit': 7})}}}", by="meera")
+        waits = await proposals.listed(site)
+        for one in waits:  # removing the weekly limit loosens, and waits in its turn
+            if one["state"] == "waiting" and one["id"] != proposal.id:
+                await confirmed(site, one["id"])
+        await confirmed(site, proposal.id)
+        assert await bot(site) == {**IS, "vendor_daily_limit": 7}
+
+
+async def test_what_is_too_much_for_one_proposal_is_refused_with_the_limit(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(redis_url) as site:
+        monkeypatch.setattr(proposals, "PROPOSAL_BYTES_MAX", 100)
+        with pytest.raises(InputError, match="the limit of what waits"):
+            await proposed(site)
+        assert await told(site, PolicyProposed) == []
+    assert rules.PROPOSAL_BYTES_MAX >= 100_000
+
+
+async def test_so_many_wait_and_no_more_and_what_is_over_makes_room(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "PROPOSALS_MAX", 2)
+    monkeypatch.setattr(rules, "PROPOSALS_MAX", 2)
+    async with guarded(redis_url) as site:
+        ended = []
+        for _ in range(4):
+            ended.append((await proposed(site)).id)
+            await proposals.withdraw(site, ended[-1], by="asha", why="")
+        waiting = [(await proposed(site)).id for _ in range(2)]
+        with pytest.raises(Refused, match="2 proposals wait, the limit is 2"):
+            await proposed(site)
+        assert {one["id"] for one in await proposals.listed(site)} == {*ended[-2:], *waiting}
+
+
+async def test_a_rebuilt_redis_knows_what_waits_and_what_is_over(redis_url: str, postgres: str) -> None:
+    async with guarded(redis_url) as site:
+        done, gone, waits = [await proposed(site, by=by) for by in ("asha", "meera", "ravi")]
+        await confirmed(site, done.id)
+        await proposals.withdraw(site, gone.id, by="asha", why="")
+        before = (await read_proposals(site.client))[1]
+        await archive(redis_url, postgres)
+        await site.client.flushdb()
+
+        await recovered(redis_url, postgres)
+
+        assert (await read_proposals(site.client))[1] == before
+        assert {name: one.state(waits.proposed_at) for name, one in before.items()} == {
+            done.id: "confirmed", gone.id: "withdrawn", waits.id: "waiting",
+        }  # fmt: skip
+        assert await bot(site) == IS
+        assert [one.changes for one in (await confirmed(site, done.id)).applied] == [[]]
+
+
+async def test_what_was_proposed_and_confirmed_on_a_log_that_had_lost_its_tail_is_kept(
+    redis_url: str, postgres: str
+) -> None:
+    async with guarded(redis_url) as site:
+        first = await proposed(site)
+        replica = await snapshot(site.client)
+        await freeze(site, "agent:other", frozen=True, by="asha", why="lost with the tail")
+        await archive(redis_url, postgres)
+        await failed_over(site.client, replica)
+        await confirmed(site, first.id)
+        second = await proposed(site, "policies: {bot: {daily_limit: 3_000, per_txn_limit: 100}}")
+
+        await recovered(redis_url, postgres)
+
+        found = {one["id"]: one["state"] for one in await proposals.listed(site)}
+        assert found == {first.id: "confirmed", second.id: "waiting"}
+        assert await bot(site) == IS
+        assert (await told(site, PolicyChanged))[-1].confirmed_by == "vikram"
+        assert "freeze:agent:other" in await in_force(site)
+
+
+async def test_history_names_both_people_from_the_log_and_from_the_archive(
+    redis_url: str, postgres: str
+) -> None:
+    from tests.operate.words import archive as fold_into_views
+
+    async with guarded(redis_url, postgres=postgres) as site:
+        await confirmed(site, (await proposed(site)).id)
+        async with site_of(redis_url) as without_archive:
+            changes, _ = await policies.history(without_archive, "bot")
+        await fold_into_views(redis_url, postgres)
+        from_views, note = await policies.history(site, "bot")
+    assert [(c.by, c.confirmed_by) for c in changes] == [("asha", ""), ("asha", "vikram")]
+    assert [(c.by, c.confirmed_by) for c in from_views] == [("asha", ""), ("asha", "vikram")]
+    assert note == ""
+
+
+async def test_the_commands_propose_list_confirm_and_withdraw(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+    file = tmp_path / "next.yaml"
+    file.write_text("{daily_limit: 2_000}")
+
+    async def said(*arguments: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(cli, list(arguments))
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    async with guarded(redis_url) as site:
+        who = ("--by", "asha", "--why", "season")
+        code, out, err = await said("policy", "patch", "bot", str(file), *who, "--dry-run")
+        assert (code, "daily_limit: 1000 -> 2000" in out, "would wait" in err) == (0, True, True)
+        assert await told(site, PolicyProposed) == []
+        code, out, _ = await said("policy", "patch", "bot", str(file), *who)
+        [event] = await told(site, PolicyProposed)
+        assert code == 0
+        assert (
+            out.splitlines()[0]
+            == f"{event.proposal} waits for a second person; nothing is in force yet. It loosens:"
+        )
+        assert "  loosens agent:bot daily_limit: 1000 -> 2000 (the limit is raised)" in out.splitlines()
+        assert f"{event.proposal}  waiting, until " in (await said("policy", "proposals"))[1]
+        code, _, err = await said("policy", "confirm", event.proposal, "--by", "asha")
+        assert (code, "somebody else must confirm it" in err) == (1, True)
+        code, out, _ = await said("policy", "confirm", event.proposal, "--by", "vikram")
+        assert (code, out.splitlines()) == (
+            0,
+            ["agent:bot changed, version 2", "  daily_limit: 1000 -> 2000"],
+        )
+        assert await bot(site) == {**WAS, "daily_limit": 2_000} | {"per_txn_limit": 900}
+        code, out, _ = await said("policy", "history", "bot")
+        assert "version 2 by asha, confirmed by vikram: season" in out
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        code, out, _ = await said("unfreeze", "agent", "bot", *who, "--json")
+        waits = json.loads(out)["proposal"]
+        assert (code, waits["state"], waits["loosens"][0]["scope"]) == (0, "waiting", "freeze:agent:bot")
+        code, out, _ = await said("policy", "withdraw", waits["id"], "--by", "meera")
+        assert (code, out) == (0, f"{waits['id']} is withdrawn\n")
+        rows = json.loads((await said("policy", "proposals", "--json"))[1])["items"]
+        assert {row["state"] for row in rows} == {"confirmed", "withdrawn"}
+        assert (await said("policy", "confirm", "prop_nothing", "--by", "x"))[0] == 1
