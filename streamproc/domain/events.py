@@ -27,6 +27,8 @@ from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
 from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
 from streamproc.domain.intent import Intent
+from streamproc.domain.notified import NotificationFailed as NotificationFailed
+from streamproc.domain.notified import NotificationSent as NotificationSent
 
 # ---- what came in -----------------------------------------------------------------------
 
@@ -104,7 +106,7 @@ class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
     """Something that had to happen later is due."""
 
     payout: str
-    timer: Literal["hold_expiry"]
+    timer: Literal["hold_expiry", "hold_reminder", "hold_escalation"]
 
 
 class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
@@ -376,5 +378,7 @@ Event: TypeAlias = (
     | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
+    | NotificationSent
+    | NotificationFailed
     | AccessRefused
 )

@@ -10,6 +10,10 @@ made, so that it is not made again. `recovering` while `streamproc recover` is u
 was asked after it."""
 
 
+LATE = "late"
+"""The mark of a group that began at the end of a log that was there: nobody has looked yet at what is held since before."""
+
+
 class Names:
     """Keys of one partition. Ids in keys are validated where they enter (policy ids, bank ids)."""
 
@@ -29,6 +33,8 @@ class Names:
         self.watched = f"{self.base}:watched"
         self.terms = f"{self.base}:terms"
         self.words = f"{self.base}:words"
+        self.untold = f"{self.base}:untold"
+        self.digests = f"{self.base}:digests"
 
     def seen(self, key: str) -> str:
         """Idempotency of one producer delivery."""
@@ -77,6 +83,14 @@ class Names:
     def vault(self, name: str) -> str:
         """A sealed text that processes share."""
         return f"{self.base}:vault:{name}"
+
+    def digest(self, name: str) -> str:
+        """What alerts of one kind have in common, counted."""
+        return f"{self.base}:digest:{name}"
+
+    def digested(self, name: str) -> str:
+        """What was counted already."""
+        return f"{self.base}:digest:{name}:seen"
 
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""
