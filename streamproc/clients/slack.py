@@ -1,0 +1,124 @@
+"""Slack's Web API: one call, and failures named by what to do next.
+
+    the answer       Slack did it: `ok: true`
+    SlackRefused     Slack says no, `ok: false` with its own word for why (`channel_not_found`, `expired_trigger_id`)
+    TryAgain         nothing was done: 429 (Retry-After is in `after_s`), no connection, the breaker is open
+    OutcomeUnknown   it may have been done: no answer in time, 5xx, or Slack's own `internal_error` (a TryAgain)
+
+No call is repeated here, and none of those that post is idempotent: who repeats one may say a thing twice.
+The token travels in a header; no message here shows it, nor what was said.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import BACKOFF_BASE_S, Answer, OutboundClient, OutcomeUnknown
+from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.errors import StreamprocError, TryAgain
+
+TIMEOUT_S = 5.0
+"""A whole call of a worker, which has nobody waiting."""
+CALLS_PER_S = 1.0
+"""What Slack asks of those who post to a channel."""
+CALLS_BURST = 20
+"""Slack lets short bursts pass; beyond them it answers 429, which is honoured."""
+BODY_BYTES_MAX = 1024 * 1024
+"""An answer repeats the message that was sent, some 50 kB at Slack's own limits."""
+
+_NOT_DONE = frozenset(
+    {"ratelimited", "rate_limited", "service_unavailable", "request_timeout", "team_added_to_org"}
+)
+"""`ok: false`, and the same call later may be done."""
+_PERHAPS_DONE = frozenset({"internal_error", "fatal_error"})
+"""Slack's documentation: some of it may have happened before the error."""
+_METHOD = re.compile(r"[a-z]+(\.[A-Za-z]+)+")
+_WORD = re.compile(r"[a-z0-9_]{1,64}")
+
+
+class SlackRefused(StreamprocError):
+    """Slack will not do it. `error` is its own word for why; the same call again gets the same answer."""
+
+    def __init__(self, method: str, error: str) -> None:
+        super().__init__(f"slack {method}: refused, {error}")
+        self.error = error
+
+
+def open_slack(
+    base_url: str, token: str, *, breaker: Breaker | None = None, timeout_s: float = TIMEOUT_S
+) -> "Slack":
+    """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`."""
+    http = OutboundClient(
+        "slack",
+        base_url,
+        timeout_s=timeout_s,
+        limit_per_s=CALLS_PER_S,
+        burst=CALLS_BURST,
+        breaker=breaker or Breaker(),
+        body_bytes_max=BODY_BYTES_MAX,
+    )
+    return Slack(http, token)
+
+
+class Slack:
+    """Calls the Web API as one app."""
+
+    def __init__(self, http: OutboundClient, token: str) -> None:
+        self._http = http
+        self._headers = {
+            "authorization": f"Bearer {token}",
+            "content-type": "application/json; charset=utf-8",
+        }
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def breaker(self) -> Breaker:
+        """For the metric and `/readyz`."""
+        return self._http.breaker
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def call(self, method: str, body: Mapping[str, object]) -> dict[str, object]:
+        """Call `method` (`chat.postMessage`) and give Slack's answer. Raises SlackRefused, TryAgain, OutcomeUnknown."""
+        if not _METHOD.fullmatch(method):
+            raise ValueError(f"{method!r} is no method of the Web API")
+        # Escaped as ASCII, so that no text can fail to be encoded.
+        content = json.dumps(body, separators=(",", ":")).encode("ascii")
+        answer = await self._http.call("POST", f"/{method}", headers=self._headers, content=content)
+        return _read(method, answer)
+
+    async def open_view(self, trigger: str, view: Mapping[str, object]) -> None:
+        """Show a modal to whoever clicked; the trigger is good for 3 s and once."""
+        await self.call("views.open", {"trigger_id": trigger, "view": view})
+
+
+def _read(method: str, answer: Answer) -> dict[str, object]:
+    if answer.status >= 400:
+        raise SlackRefused(method, f"http_{answer.status}")
+    try:
+        said = decode_json(answer.body)
+    except NotJson as problem:
+        raise OutcomeUnknown(f"slack {method}: the answer cannot be read, {problem}") from problem
+    if not isinstance(said, dict) or not isinstance(said.get("ok"), bool):
+        raise OutcomeUnknown(f"slack {method}: the answer does not say whether it is ok")
+    if said["ok"]:
+        return said
+    error = said.get("error")
+    word = error if isinstance(error, str) and _WORD.fullmatch(error) else "no word that can be shown"
+    if word in _NOT_DONE:
+        raise TryAgain(f"slack {method}: {word}", after_s=BACKOFF_BASE_S)
+    if word in _PERHAPS_DONE:
+        raise OutcomeUnknown(f"slack {method}: {word}", after_s=BACKOFF_BASE_S)
+    raise SlackRefused(method, word)
