@@ -39,9 +39,9 @@ INPUTS: Mapping[str, frozenset[type[Fact]]] = {
     EXECUTION: frozenset({PayoutDecided, CancelRequested}),
     NOTIFICATION: frozenset(),
 }
-"""What a group consumes and does not write itself (its own outputs it handles in the same pass). To notification nothing
-comes again after a recovery: of what is held and was told to nobody a reminder is due (`reminders.overdue`), and old
-alerts are in the audit."""
+"""What a group consumes and does not write itself (its own outputs it handles in the same pass). To notification
+nothing comes again after a recovery: of what is held and was told to nobody a reminder is due (`reminders.overdue`),
+and old alerts are in the audit."""
 
 
 def comes_again(event: Event) -> bool:

@@ -88,6 +88,7 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
                     client,
                     partitions=settings.partitions,
                     groups=consumers.GROUPS,
+                    from_end=consumers.FROM_THE_END,
                     archived=lambda: partitions_archived(settings),
                 )
             return True

@@ -98,6 +98,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slack_base_url: str = "https://slack.com/api"
     ntfy_url: str = "https://ntfy.sh"
     ntfy_topic: str = ""
+    ntfy_token: Secret = Secret()
+    public_url: str = ""
     timezone: str = "Asia/Kolkata"
     retention_s: float = 30 * 86_400.0
     trim_interval_s: float = 300.0
@@ -260,6 +262,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SLACK_BASE_URL", "slack_base_url", _http_url()),
     Variable("NTFY_URL", "ntfy_url", _http_url()),
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
+    Variable("NTFY_TOKEN", "ntfy_token", Secret, secret=True),
+    Variable("PUBLIC_URL", "public_url", _http_url()),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
     Variable("TRIM_INTERVAL", "trim_interval_s", _duration(0.1)),

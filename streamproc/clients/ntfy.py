@@ -1,4 +1,4 @@
-"""ntfy: a message to a topic, with title, priority, tags and a link. The topic is a secret where the server is public."""
+"""ntfy: a message to a topic, with title, priority, tags and a link. Where the server is public the topic is a secret."""
 
 from collections.abc import Sequence
 

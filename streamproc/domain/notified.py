@@ -1,12 +1,10 @@
-"""Events about what people were told, and could not be told. What a message said follows from the payout's own events."""
+"""Events about what people were told, and could not be told. What was said follows from the payout's own events."""
 
 from typing import Literal, TypeAlias
 
 from streamproc.domain.facts import Fact
 
-NoticeKind: TypeAlias = Literal[
-    "hold", "reminder", "escalation", "outcome", "alert", "digest", "private"
-]
+NoticeKind: TypeAlias = Literal["hold", "reminder", "escalation", "outcome", "alert", "digest", "private"]
 """`hold`, `reminder` and `escalation` ask for a decision; `outcome` says in such a message how it ended."""
 Channel: TypeAlias = Literal["slack", "ntfy"]
 ASKING: frozenset[NoticeKind] = frozenset({"hold", "reminder", "escalation"})
@@ -29,7 +27,7 @@ class NotificationSent(Fact, frozen=True, kw_only=True, tag="notification.sent")
 
 
 class NotificationFailed(Fact, frozen=True, kw_only=True, tag="notification.failed"):
-    """Nobody could be told: no channel took the message. Once for a payout and kind, and once more where it is given up."""
+    """Nobody could be told: no channel took it. Once for a payout and kind, and once more where it is given up."""
 
     payout: str = ""
     kind: NoticeKind

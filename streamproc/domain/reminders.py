@@ -1,7 +1,7 @@
 """When people are reminded of a hold, and what is due of one. Pure.
 
 In shares of the time that a hold has, since what is long for one policy is short for another: at half of it there is
-time enough for whoever overlooked the message; at three quarters somebody else, on another channel, still has a quarter.
+time enough for whoever overlooked the message; at three quarters others, on another channel, still have a quarter.
 """
 
 from streamproc.domain.events import TimerFired

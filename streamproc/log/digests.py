@@ -20,7 +20,7 @@ from streamproc.log.scripts import BATCH_MAX, Keys, Script
 GATHER_S = 60.0
 """One message a minute and kind: often enough to see that it goes on, seldom enough to be read."""
 OPEN_MAX = 50
-"""Kinds of alerts that are told apart at once, on a partition: agents' names are what somebody wrote. More are one kind."""
+"""Kinds of alerts of a partition that are told apart at once: agents' names are what somebody wrote. More are one."""
 EXACT_MAX = 10_000
 """Alerts of a digest that are counted exactly: their ids take some 600 kB meanwhile. Then it is `more than`."""
 EXAMPLES_MAX = 5
@@ -37,7 +37,7 @@ _count, _take, _close = Script("count_alerts"), Script("take_digest"), Script("c
 
 
 class Alert(NamedTuple):
-    """What is counted. `kind` is what alerts have in common, `about` its words, `subject` tells this one from others."""
+    """What is counted. `kind` is what alerts have in common, `about` its words, `subject` this one's id."""
 
     kind: str
     about: str
@@ -46,10 +46,12 @@ class Alert(NamedTuple):
 
 
 class Digest(Struct, frozen=True):
-    """A digest in hand. `more`: there were more than could be counted."""
+    """A digest in hand since `at` (µs). `more`: there were more than could be counted."""
 
+    partition: int
     name: str
     lease: str
+    at: int
     about: str
     count: int
     paise: int
@@ -87,30 +89,48 @@ class Digests:
                 answers += [told == 1 for told in await _count(client, keys.list, args)]
         return answers
 
-    async def take(self, partition: int) -> list[Digest]:
-        """Those that are due, each leased to the caller. Raises LogUnavailable."""
-        names, found = Names(partition), list[Digest]()
+    async def take(self, partitions: int) -> list[Digest]:
+        """Those of all partitions that are due, each leased to the caller. Raises LogUnavailable."""
+        found: list[Digest] = []
         async with connected(self._url) as client:
             with named_errors():
                 seconds, micros = await client.time()
                 now = f"{int(seconds) * 1_000_000 + int(micros)}"
-                due = await client.zrangebyscore(names.digests, "-inf", now, start=0, num=DUE_AT_ONCE)
-            for member in due:
-                name = member.decode()
-                keys = [names.digests, names.digest(name), names.digested(name)]
-                reply = await _take(client, keys, [name, self._lease_us, EXAMPLES_MAX])
-                if reply:
-                    lease, about, count, paise, more, *examples = (part.decode() for part in reply)
-                    found.append(
-                        Digest(name, lease, about, int(count), int(paise), more == "1", tuple(examples))
-                    )
+                async with client.pipeline(transaction=False) as pipe:
+                    for partition in range(partitions):
+                        pipe.zrangebyscore(Names(partition).digests, "-inf", now, start=0, num=DUE_AT_ONCE)
+                    due = await pipe.execute()
+            for partition, members in enumerate(due):
+                for member in members[: DUE_AT_ONCE - len(found)]:
+                    digest = await self._take_one(client, partition, member.decode())
+                    found += [digest] if digest is not None else []
         return found
 
-    async def close(self, partition: int, digest: Digest, event: NotificationSent, writer: str) -> bool:
-        """Record that a digest was told; False where it took longer than the lease. Raises LogUnavailable."""
+    async def _take_one(self, client: Any, partition: int, name: str) -> Digest | None:
         names = Names(partition)
+        keys = [names.digests, names.digest(name), names.digested(name)]
+        reply = await _take(client, keys, [name, self._lease_us, EXAMPLES_MAX])
+        if not reply:
+            return None
+        lease, about, count, paise, more, *examples = (part.decode() for part in reply)
+        return Digest(
+            partition=partition,
+            name=name,
+            lease=lease,
+            at=int(lease) - self._lease_us,
+            about=about,
+            count=int(count),
+            paise=int(paise),
+            more=more == "1",
+            examples=tuple(examples),
+        )
+
+    async def close(self, digest: Digest, event: NotificationSent, writer: str) -> bool:
+        """Record that a digest was told; False where it took longer than the lease. Raises LogUnavailable."""
+        names = Names(digest.partition)
         keys = [names.log, names.digests, names.digest(digest.name), names.digested(digest.name)]
         m = b'{"by":"' + writer.encode() + b'"}'
-        args = [digest.name, digest.lease, digest.count, digest.paise, self._gather_us, encode_events([event]), m]
+        told = digest.name, digest.lease, digest.count, digest.paise
+        args = [*told, self._gather_us, encode_events([event]), m]
         async with connected(self._url) as client:
             return bool(await _close(client, keys, args) == 1)

@@ -11,7 +11,7 @@ was asked after it."""
 
 
 LATE = "late"
-"""The mark of a group that began at the end of a log that was there: nobody has looked yet at what is held since before."""
+"""The mark of a group that began at the end of a log that was there: nobody has looked yet at what was held then."""
 
 
 class Names:

@@ -245,7 +245,9 @@ class Restorer:
         """An entry under its own id, in ascending order."""
         await self._put("XADD", self.names.staged, entry.id, "e", entry.e, "m", entry.m)
 
-    async def groups(self, groups: Iterable[str], at: str, entries: int, *, late: Collection[str] = ()) -> None:
+    async def groups(
+        self, groups: Iterable[str], at: str, entries: int, *, late: Collection[str] = ()
+    ) -> None:
         """The groups, which have read the `entries` up to the id `at`, the newest restored one. `late`: those that are
         marked as begun after a log that was there, since they get nothing of it again."""
         for group in groups:

@@ -88,9 +88,10 @@ async def open_log(
     """Make the log on first start and check it on every other.
 
     The partition count is written once; another count raises LogBroken, since accounts would change partition.
-    A group is created at the beginning of the log when it is first seen (one of `from_end` at the end of a log that was
-    there before it); one that was there and is gone is an alarm: at `$` it would skip payouts. A stream that is not there is made only where it never was: where it was
-    made, or where the archive has entries of it, that is a loss, and LogBroken says what to do.
+    A group is created at the beginning of the log when it is first seen (one of `from_end` at the end of a log that
+    was there before it); one that was there and is gone is an alarm: at `$` it would skip payouts. A stream that is
+    not there is made only where it never was: where it was made, or where the archive has entries of it, that is a
+    loss, and LogBroken says what to do.
     """
     with named_errors():
         meta = await client.hgetall(META)

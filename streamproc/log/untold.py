@@ -1,4 +1,4 @@
-"""Held payouts that nobody could be told of: noted where they are seen at once, since a look through all records is slow.
+"""Held payouts that nobody could be told of: noted where they are seen at once, as a look through all records is slow.
 
 The note is only a hint: whoever reads it looks at the record. What is missing of it, after a recovery for one, is noted
 again at the next attempt to tell.
@@ -9,10 +9,12 @@ from typing import Any
 
 from msgspec import Struct
 
+from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.recovery import timers_of
 from streamproc.domain.reminders import overdue
 from streamproc.domain.wire import encode_events
+from streamproc.log import scripts
 from streamproc.log.connection import connected, named_errors
 from streamproc.log.inspect import records_where
 from streamproc.log.names import LATE, Names
@@ -27,6 +29,14 @@ class Untold(Struct, frozen=True):
 
     count: int
     oldest_at: int
+
+
+async def record_once(url: str, partition: int, key: str, writer: str, event: Event) -> None:
+    """Append an event unless one with this key is there. Raises LogUnavailable."""
+    m = b'{"by":"' + writer.encode() + b'"}'
+    async with connected(url) as client:
+        delivery = scripts.Delivery([key], encode_events([event]), m)
+        await scripts.append_once(client, Names(partition), [delivery])
 
 
 async def note_untold(url: str, partition: int, held: Sequence[tuple[str, int]]) -> None:

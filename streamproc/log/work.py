@@ -115,8 +115,8 @@ class Group(Struct, frozen=True):
     """A chain of stages with one consumer group.
 
     `outputs_are_facts`: what the chain emits happened in the world (the bank answered), so a commit that comes
-    too late only needs a new fold; the handlers are not run again, unless `looks_again`: then they see what they emitted
-    (`Work.out`) beside the newer record, and may add to it.
+    too late only needs a new fold; the handlers are not run again, unless `looks_again`: then they see what they
+    emitted (`Work.out`) beside the newer record, and may add to it.
     """
 
     name: str
