@@ -1,4 +1,4 @@
-"""Digests that are due are told, by whichever worker comes first; one that dies with a digest is followed by another."""
+"""Digests that are due are told, by whichever worker comes first; one that dies with one is followed by another."""
 
 import asyncio
 import logging

@@ -2,7 +2,8 @@
 
 A hold is decided once. Two answers at the same moment are two entries; the commit of the slower one is refused
 because the payout moved on, and when it is handled again it finds who was first. An approval looks again at what
-may have changed meanwhile. An agent is nobody's reviewer, least of all its own.
+may have changed meanwhile. An agent is nobody's reviewer, least of all its own. Whose a Slack account is, is looked up
+here: what is recorded names the reviewer, and the account that he answered by.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.governance import NO_URL, Reputation, Verdict
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.review import approvals_missing, recheck, why_refused
+from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_refused
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
@@ -64,7 +65,8 @@ def _reject(work: Work, desk: Desk, code: str, reviewer: str, evidence: Evidence
 
 
 def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
-    problem = why_refused(work.record, event, desk.book.reviewers) or _why_not_now(
+    name = reviewer_of(event, desk.book.people)
+    problem = why_refused(work.record, event, desk.book.people) or _why_not_now(
         work.record, event, reputation
     )
     if problem:
@@ -72,7 +74,7 @@ def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Repu
             ReviewRefused(
                 at=desk.now_us,
                 payout=event.payout,
-                by=event.by,
+                by=name,
                 action=event.action,
                 channel=event.channel,
                 problem=problem,
@@ -80,7 +82,7 @@ def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Repu
         )
     elif event.action == "reject":
         _count(work, event, desk, needed=0)
-        _reject(work, desk, "REVIEW_REJECTED", event.by, {"by": event.by, "why": event.why})
+        _reject(work, desk, "REVIEW_REJECTED", name, {"by": name, "why": event.why})
     else:
         _approve(work, event, desk, reputation)
 
@@ -97,11 +99,13 @@ def _why_not_now(record: PayoutRecord | None, event: ReviewSubmitted, reputation
 
 
 def _count(work: Work, event: ReviewSubmitted, desk: Desk, *, needed: int) -> None:
+    name = reviewer_of(event, desk.book.people)
     work.emit(
         ReviewCounted(
             at=desk.now_us,
             payout=event.payout,
-            by=event.by,
+            by=name,
+            via=event.by if event.by != name else "",
             action=event.action,
             why=event.why,
             channel=event.channel,
@@ -112,6 +116,7 @@ def _count(work: Work, event: ReviewSubmitted, desk: Desk, *, needed: int) -> No
 
 def _approve(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
     record = work.known()
+    name = reviewer_of(event, desk.book.people)
     case = case_of(record, desk, reputation=reputation)
     found = recheck(case)
     if reputation.fresh_until != record.reputation_fresh_until and reputation.verdict != "no_url":
@@ -120,9 +125,9 @@ def _approve(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputat
         )
     if found:
         _count(work, event, desk, needed=0)
-        decide_as(work, desk, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=event.by)
+        decide_as(work, desk, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=name)
         return
-    missing = approvals_missing(case, desk.book.reviewers)
+    missing = approvals_missing(case, desk.book.people)
     _count(work, event, desk, needed=missing)
     if not missing:
-        decide_as(work, desk, Verdict("APPROVED", "REVIEW_APPROVED", tuple(record.findings)), by=event.by)
+        decide_as(work, desk, Verdict("APPROVED", "REVIEW_APPROVED", tuple(record.findings)), by=name)

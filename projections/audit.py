@@ -70,6 +70,10 @@ def _bypass(step: Step, event: e.GovernanceBypassed) -> Said:
     return Said("alert", f"governance bypassed: {event.status}{which}", step.by)
 
 
+def _of_reviewer(event: e.TokenCreated) -> str:
+    return f" of {event.reviewer}" if event.reviewer else ""
+
+
 def _mismatch(event: e.ReconcileMismatch) -> str:
     subject = f" of {event.subject}" if event.subject else ""
     return (
@@ -98,7 +102,9 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
     e.PolicyChanged: lambda _, event: Said("policy", event.why, event.by),
-    e.TokenCreated: lambda _, event: Said("policy", f"token {event.name} created: {event.scope}", event.by),
+    e.TokenCreated: lambda _, event: Said(
+        "policy", f"token {event.name} created: {event.scope}{_of_reviewer(event)}", event.by
+    ),
     e.TokenRevoked: lambda _, event: Said("policy", f"token {event.name} revoked", event.by),
     e.GovernanceBypassed: _bypass,
     e.BankFeeRecorded: lambda step, _: Said("alert", "bank fee", step.by),

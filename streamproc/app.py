@@ -16,47 +16,48 @@ import consumers
 from consumers.create import Debit
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
+from consumers.telling import Channels
 from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
 from streamproc.api.asgi import create_app
-from streamproc.api.health import Check, Ready
-from streamproc.api.payouts import Payouts
+from streamproc.api.auth import Doorkeeper
+from streamproc.api.payouts import payout_operations
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
-from streamproc.archive.read import archived_upto, payout_view
+from streamproc.archive.read import payout_view
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import WHEN_LOST, InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
+from streamproc.log.digests import Digests
 from streamproc.log.group import Consumer
-from streamproc.log.health import ARCHIVE_LATE_S, logs_gone, server_settings, waiting_ms
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.operate.bank import opened_bank
-from streamproc.operate.breakers import open_breakers, say_until
+from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.people import notification_over, opened_channels, people_until
 from streamproc.operate.poller_role import poll_until
-from streamproc.operate.polling import poller_view
+from streamproc.operate.readiness import readiness
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
 WAIT_TO_OPEN_S = 0.5
 """Between two looks at a Redis, or an archive, that is not there yet."""
-POSTGRES_CHECK_S = 1.5
-"""Less than a probe waits, so that it hears which dependency does not answer."""
 POOL_MAX = 4
 """Connections to Postgres for one process that only reads positions."""
 
@@ -116,9 +117,13 @@ async def run_worker(
         return
     async with AsyncExitStack() as stack:
         breakers: dict[str, Breaker] = {}
-        groups = [await _group(name, settings, stack, breakers) for name in names]
+        tells = consumers.NOTIFICATION in names
+        channels = opened_channels(settings, stack, breakers) if tells else Channels()
+        groups = [await _group(name, settings, stack, breakers, channels) for name in names]
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
+            if tells:
+                tasks.create_task(people_until(settings, channels, stopping), name="people")
             tasks.create_task(say_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
@@ -149,7 +154,13 @@ def _me() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-async def _group(name: str, settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Group:
+async def _group(
+    name: str,
+    settings: Settings,
+    stack: AsyncExitStack,
+    breakers: dict[str, Breaker],
+    channels: Channels,
+) -> Group:
     if name == consumers.GOVERNANCE:
         client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
         stack.push_async_callback(client.aclose)
@@ -161,6 +172,8 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack, breakers:
             archived=archived,
             retention_s=settings.retention_s,
         )
+    if name == consumers.NOTIFICATION:
+        return notification_over(settings.redis_url, channels, Digests(settings.redis_url))
     bank = await stack.enter_async_context(opened_bank(settings))
     breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
@@ -215,13 +228,16 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         )
         pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
         gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
+        refusals = await stack.enter_async_context(Refusals(intents))
         app = create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            payouts=Payouts(intents, gateway, body_bytes_max=settings.body_limit),
+            operations=payout_operations(intents, gateway),
+            doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
+            cors_origins=settings.cors_origins,
         )
         config = uvicorn.Config(
             app,
@@ -241,80 +257,6 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         server.should_exit = True
         waiting.cancel()
         await serving
-
-
-def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
-    """Each dependency with what is wrong with it. Postgres away does not stop the taking of webhooks."""
-
-    async def ready() -> list[Check]:
-        checks = [await _redis_check(settings)]
-        if settings.razorpay_account_id:
-            checks.append(await _poller_check(settings))
-        checks.append(await _breaker_check(settings))
-        if pool is not None:
-            checks.append(await _postgres_check(pool))
-            checks.append(await _archive_check(settings, pool))
-        return checks
-
-    return ready
-
-
-async def _postgres_check(pool: asyncpg.Pool) -> Check:
-    try:
-        async with asyncio.timeout(POSTGRES_CHECK_S):
-            upto = await archived_upto(pool, 0)
-    except TryAgain as problem:
-        return Check(name="postgres", ok=False, detail=str(problem), required=False)
-    except TimeoutError:
-        detail = f"no answer within {POSTGRES_CHECK_S} s"
-        return Check(name="postgres", ok=False, detail=detail, required=False)
-    return Check(name="postgres", ok=True, detail=f"partition 0 is archived up to {upto}", required=False)
-
-
-async def _archive_check(settings: Settings, pool: asyncpg.Pool) -> Check:
-    """Whether the archive keeps up: while it does not, no approval is sent. Webhooks are taken all the same."""
-    try:
-        async with asyncio.timeout(POSTGRES_CHECK_S), connected(settings.redis_url) as client:
-            upto = {
-                partition: await archived_upto(pool, partition) for partition in range(settings.partitions)
-            }
-            late_ms = max((await waiting_ms(client, upto)).values())
-    except (StreamprocError, TimeoutError) as problem:
-        detail = f"cannot be compared with the log: {str(problem) or 'no answer'}"
-        return Check(name="archive", ok=False, detail=detail, required=False)
-    if late_ms > ARCHIVE_LATE_S * 1000:
-        detail = f"an entry waits for {late_ms // 1000} s to be archived; is the projector running?"
-        return Check(name="archive", ok=False, detail=detail, required=False)
-    return Check(name="archive", ok=True, detail="keeps up with the log", required=False)
-
-
-async def _redis_check(settings: Settings) -> Check:
-    try:
-        async with connected(settings.redis_url) as client:
-            problems = await server_settings(client)
-            if gone := await logs_gone(client, settings.partitions):
-                problems.append(f"the log of partition {gone[0]} is gone; {WHEN_LOST}")
-    except StreamprocError as problem:
-        return Check(name="redis", ok=False, detail=str(problem))
-    return Check(name="redis", ok=not problems, detail="; ".join(problems))
-
-
-async def _poller_check(settings: Settings) -> Check:
-    """Webhooks are taken whether or not somebody polls; but who reads this learns of it."""
-    try:
-        view = await poller_view(settings)
-    except LogUnavailable as problem:
-        return Check(name="poller", ok=False, detail=str(problem), required=False)
-    return Check(name="poller", ok=view.ok, detail=view.detail, required=False)
-
-
-async def _breaker_check(settings: Settings) -> Check:
-    """The workers' breakers: while one is open, work waits."""
-    try:
-        found = await open_breakers(settings.redis_url)
-    except LogUnavailable as problem:
-        return Check(name="breakers", ok=False, detail=str(problem), required=False)
-    return Check(name="breakers", ok=not found.detail, detail=found.detail, required=False)
 
 
 # ---- poller, projector ------------------------------------------------------------------

@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from streamproc.errors import ConfigError
+from streamproc.secret import Secret as Secret
 
 PREFIX = "STREAMPROC_"
 PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
@@ -28,6 +29,7 @@ WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the set
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as many again
 SIGNING_KEY_BYTES = 32
 CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
+API_RATE_MAX = 60_000  # requests a minute; a token's list of times in Redis is some 10 bytes for each
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
 RUN_FILE = "run.json"
 
@@ -35,31 +37,6 @@ ExecuteAfter = Literal["archived", "replicated", "synced"]
 Role = Literal["serve", "worker", "poller", "projector", "migrate"]
 
 _log = logging.getLogger(__name__)
-
-
-class Secret:
-    """A value that no repr, log line or traceback shows; `reveal` gives it to the call that needs it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str = "") -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The value itself. Call it where it is sent, not earlier, so that nothing else holds it."""
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "Secret(set)" if self._value else "Secret(empty)"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 2
     sandbox_port: int = 8090
     body_limit: int = 262_144
+    api_rate: int = 600
+    cors_origins: tuple[str, ...] = ()
     token: Secret = Secret()
 
     def __repr__(self) -> str:
@@ -218,6 +197,18 @@ def _words(raw: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in raw.replace("\n", ",").split(",") if part.strip())
 
 
+def _origins(raw: str) -> tuple[str, ...]:
+    for origin in (found := _words(raw)):
+        parts = urlsplit(origin)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.netloc
+            or origin != f"{parts.scheme}://{parts.netloc}"
+        ):
+            raise ValueError("must be origins as https://console.example.com, comma separated")
+    return found
+
+
 def _file_or_url(raw: str) -> str:
     return _http_url()(raw) if "://" in raw else raw
 
@@ -277,6 +268,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),
     Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
+    Variable("API_RATE", "api_rate", _whole(0, API_RATE_MAX)),
+    Variable("CORS_ORIGINS", "cors_origins", _origins),
     Variable("TOKEN", "token", Secret, secret=True),
 )
 
@@ -344,6 +337,8 @@ def require(settings: Settings, role: Role) -> None:
         needed.append("razorpay_account_id")
     if role == "worker" and settings.razorpay_oauth_refresh_token:
         needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
+    if role == "worker" and settings.slack_bot_token:
+        needed.append("slack_channel_id")
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:
         raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")

@@ -274,3 +274,15 @@ def test_the_example_marks_exactly_the_secrets() -> None:
 
 def test_the_variables_fill_every_field_in_order() -> None:
     assert tuple(variable.field for variable in VARIABLES) == Settings.__struct_fields__
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "console.example.com", "https://a.example/", "https://a.example/x", "ftp://a"]
+)
+def test_other_sites_are_named_by_their_exact_origin(text: str) -> None:
+    with pytest.raises(ConfigError, match="STREAMPROC_CORS_ORIGINS must be origins"):
+        given(CORS_ORIGINS=f"https://good.example,{text}")
+    assert given(CORS_ORIGINS="https://a.example, http://localhost:3000").cors_origins == (
+        "https://a.example",
+        "http://localhost:3000",
+    )

@@ -1,20 +1,26 @@
-"""The HTTP application: the bank's webhook as raw ASGI, payouts of agents, and health, inside Starlette."""
+"""The HTTP application: the route table inside Starlette, with what every answer carries."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from streamproc.api.answers import JSON, json_answer, problem
+from streamproc.api.auth import Doorkeeper
 from streamproc.api.health import Check, Ready
-from streamproc.api.payouts import Payouts
+from streamproc.api.openapi import document
+from streamproc.api.operations import Call, Operation, Says
+from streamproc.api.routing import routes_of
 from streamproc.ingress.door import Door
-from streamproc.ingress.problems import PROBLEM_JSON, Header, Message, Receive, Scope, Send, problem_body
+from streamproc.ingress.problems import Header, Message, Receive, Scope, Send
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 
 READY_S_MAX = 3.0
@@ -30,6 +36,26 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
 )
 
 
+class Alive(Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Readiness(Struct, frozen=True):
+    """Each dependency by name."""
+
+    status: Literal["ready", "not ready"]
+    checks: list[Check]
+
+
+class Taken(Struct, frozen=True):
+    """What became of a webhook."""
+
+    status: Literal["accepted", "duplicate", "ignored"]
+    entry: str
+
+
 def create_app(
     producer: Door,
     secrets: Sequence[str],
@@ -37,27 +63,88 @@ def create_app(
     body_bytes_max: int,
     fallback_account: str,
     ready: Ready,
-    payouts: Payouts | None = None,
+    operations: Sequence[Operation] = (),
+    doorkeeper: Doorkeeper | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> "SecurityHeaders":
-    """The ASGI application. Raises ConfigError when no secret could verify a webhook."""
+    """The ASGI application: `operations`, and the bank's webhook and health, which need no token.
+
+    Only pages of `cors_origins` may call it from a browser. Raises ConfigError when no secret could verify a webhook.
+    """
     webhook = RazorpayWebhook(
         producer, secrets, body_bytes_max=body_bytes_max, fallback_account=fallback_account
     )
-
-    async def readyz(_request: Request) -> Response:
-        return _readiness(await _asked(ready))
-
+    table = [_webhook(webhook), *_health(ready), *operations]
+    table.append(_openapi(table))
     app = Starlette(
-        routes=[
-            Route("/webhooks/razorpay", webhook),
-            Route("/healthz", _healthz, methods=["GET"]),
-            Route("/readyz", readyz, methods=["GET"]),
-            *(payouts.routes if payouts is not None else ()),
-        ],
+        routes=routes_of(table, doorkeeper, body_bytes_max=body_bytes_max),
         exception_handlers={HTTPException: _refused, Exception: _failed},
+        middleware=_cors(cors_origins),
     )
     app.router.redirect_slashes = False  # a redirected POST would lose its body
     return SecurityHeaders(app)
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """For pages of these origins alone. No cookies: a page sends its token itself."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match"],
+            expose_headers=["ETag", "Location", "Retry-After"],
+        )
+    ]
+
+
+def _webhook(webhook: RazorpayWebhook) -> Operation:
+    return Operation(
+        method="POST", path="/webhooks/razorpay", name="deliverWebhook", summary="The bank tells of a payout",
+        action=None, raw=webhook,
+        says={
+            200: Says("It is in the log, or needs not be", Taken),
+            400: Says("Signed, but no payload"),
+            401: Says("`X-Razorpay-Signature` is missing or is not this body's"),
+            408: Says("The body did not arrive in time"),
+            413: Says("The body is over the limit"),
+            503: Says("The log cannot be written now; deliver again", headers={"Retry-After": "Seconds"}),
+        },
+    )  # fmt: skip
+
+
+def _health(ready: Ready) -> list[Operation]:
+    async def alive(_call: Call) -> Response:
+        return Response(b'{"status":"alive"}', media_type=JSON)
+
+    async def readyz(_call: Call) -> Response:
+        return _readiness(await _asked(ready))
+
+    return [
+        Operation(
+            method="GET", path="/healthz", name="isAlive", summary="The process is alive; nothing else is asked",
+            action=None, handle=alive, says={200: Says("Alive", Alive)},
+        ),
+        Operation(
+            method="GET", path="/readyz", name="isReady", summary="Each dependency, asked now",
+            action=None, handle=readyz,
+            says={200: Says("Ready", Readiness), 503: Says("Not ready", Readiness)},
+        ),
+    ]  # fmt: skip
+
+
+def _openapi(table: Sequence[Operation]) -> Operation:
+    async def openapi(_call: Call) -> Response:
+        return Response(described, media_type=JSON)
+
+    operation = Operation(
+        method="GET", path="/openapi.json", name="showOpenapi", summary="This document",
+        action=None, handle=openapi, says={200: Says("The document", {"type": "object"})},
+    )  # fmt: skip
+    described = msgspec.json.encode(document([*table, operation]))
+    return operation
 
 
 class SecurityHeaders:
@@ -82,11 +169,6 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-async def _healthz(_request: Request) -> Response:
-    """The process is alive; nothing else is asked."""
-    return Response(b'{"status":"alive"}', media_type="application/json")
-
-
 async def _asked(ready: Ready) -> list[Check]:
     try:
         async with asyncio.timeout(READY_S_MAX):
@@ -97,25 +179,16 @@ async def _asked(ready: Ready) -> list[Check]:
 
 def _readiness(checks: list[Check]) -> Response:
     is_ready = all(check.ok or not check.required for check in checks)
-    body = msgspec.json.encode({"status": "ready" if is_ready else "not ready", "checks": checks})
-    return Response(body, status_code=200 if is_ready else 503, media_type="application/json")
+    said: dict[str, Any] = {"status": "ready" if is_ready else "not ready", "checks": checks}
+    return json_answer(200 if is_ready else 503, said)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         return await _failed(request, error)
     detail = "there is nothing at this path" if error.status_code == 404 else error.detail
-    return _problem(error.status_code, detail, dict(error.headers or {}))
+    return problem(error.status_code, detail, error.headers)
 
 
 async def _failed(_request: Request, _error: Exception) -> Response:
-    return _problem(500, "the request failed here; the reason is in the log", {})
-
-
-def _problem(status: int, detail: str, headers: dict[str, str]) -> Response:
-    return Response(
-        problem_body(status, detail),
-        status_code=status,
-        headers=headers,
-        media_type=PROBLEM_JSON.decode("ascii"),
-    )
+    return problem(500, "the request failed here; the reason is in the log")

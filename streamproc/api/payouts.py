@@ -1,57 +1,47 @@
-"""`/v1/payouts`: an agent asks for a payout, and sees what became of it. Answers are problems (RFC 9457) or JSON.
-
-    202 taken, or taken before under the same key      401 no good token     403 its scope does not allow it
-    404 no such payout, or another agent's             408 413 415 400 body  409 the key was used for another body
-    422 fields, each with its problem                  503 log or archive away: ask again, under the same key
+"""`/v1/payouts`: an agent asks for a payout, and sees what became of it.
 
 Nothing is decided here: what is asked for is appended to the log, once, and the governance chain decides.
 """
 
 import asyncio
-import logging
-import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from streamproc.clients.json_text import NotJson, decode_json, names_are_unique
-from streamproc.clients.razorpay_entities import id_or_empty
+from streamproc.api.answers import Refusal, json_answer, wrong_fields
+from streamproc.api.auth import LOOK_S_MAX, sees
+from streamproc.api.operations import Call, Operation, Says, Text
+from streamproc.api.shapes import ORDER, Payout, Story
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import intent_id
 from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.shown import event_json, payout_json
-from streamproc.domain.tokens import SECRET, Action, Token, digest_of
-from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain
-from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, read_body
+from streamproc.errors import LogUnavailable
 from streamproc.ingress.door import Door
-from streamproc.ingress.problems import PROBLEM_JSON, problem_body
 from streamproc.ingress.translate import request_key
 from streamproc.log.stream import Append
 
 APPEND_S_MAX = 10.0
 """An agent waits longer than the bank does; then it hears 503 and asks again under the same key."""
-LOOK_S_MAX = 10.0
-"""For everything that is looked up to answer one request."""
-RETRY_AFTER_S = 5
 KEY_CHARS_MAX = 128
 
-_KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_CHARS_MAX}}}")
-_JSON = "application/json"
-_log = logging.getLogger(__name__)
+PAYOUT_ID = Text("payout", "a payout's id, ours or the bank's", r"[A-Za-z0-9_]{1,64}", where="path")
+KEY = rf"[\x21-\x7e]{{1,{KEY_CHARS_MAX}}}"
+_KEY = Text(
+    "Idempotency-Key",
+    f"1 to {KEY_CHARS_MAX} visible ASCII characters, new for each payout",
+    KEY,
+    where="header",
+    required=True,
+)
 
 
 class Gateway(Protocol):
     """What these routes need to know (streamproc/operate/gateway.py). Raises LogUnavailable, or TryAgain where
     only the archive would know and is away."""
-
-    async def token(self, digest: str) -> Token | None:
-        """The token with this hash."""
-        ...
 
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, also one that no worker has looked at yet."""
@@ -62,79 +52,52 @@ class Gateway(Protocol):
         ...
 
 
-class _Refusal(Exception):
-    """The request ends with a problem."""
+def payout_operations(producer: Door, gateway: Gateway) -> list[Operation]:
+    """The routes."""
+    payouts = _Payouts(producer, gateway)
+    taken = Says(
+        "Taken, or taken before under the same key and body; it is decided next",
+        Payout,
+        {"Location": "Where it is shown"},
+    )
+    return [
+        Operation(
+            method="POST", path="/v1/payouts", name="requestPayout", summary="Ask for a payout",
+            action="request", reads=(_KEY,), body=ORDER, handle=payouts.submit,
+            says={202: taken, 409: Says("The key was used for another body, or its reference is the bank's")},
+        ),
+        Operation(
+            method="GET", path="/v1/payouts/{payout}", name="showPayout", summary="What became of a payout",
+            action="read own", reads=(PAYOUT_ID,), handle=payouts.show,
+            says={200: Says("The payout", Payout)},
+        ),
+        Operation(
+            method="GET", path="/v1/payouts/{payout}/events", name="listPayoutEvents",
+            summary="Every event of a payout, in log order", action="read own", reads=(PAYOUT_ID,),
+            handle=payouts.events, says={200: Says("The events", Story)},
+        ),
+    ]  # fmt: skip
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers, self.more = status, detail, headers or {}, more
 
-    def response(self) -> Response:
-        """As it is sent."""
-        body = problem_body(self.status, self.detail, **self.more)
-        return Response(body, self.status, self.headers, media_type=PROBLEM_JSON.decode("ascii"))
+async def visible(call: Call, gateway: Gateway) -> PayoutRecord:
+    """The payout of the path, if this token may see it. Another agent's is as if it were not there."""
+    async with asyncio.timeout(LOOK_S_MAX):
+        record = await gateway.record(call.text("payout"))
+    if record is None or not sees(call.token, account=record.account, agent=record.agent):
+        raise Refusal(404, "there is no such payout")
+    return record
 
 
-class Payouts:
-    """The routes. `body_bytes_max` limits a request's body."""
+class _Payouts:
+    """The handlers."""
 
-    def __init__(self, producer: Door, gateway: Gateway, *, body_bytes_max: int) -> None:
+    def __init__(self, producer: Door, gateway: Gateway) -> None:
         self._producer = producer
         self._gateway = gateway
-        self._body_bytes_max = body_bytes_max
 
-    @property
-    def routes(self) -> list[Route]:
-        """Where each is."""
-        return [
-            Route("/v1/payouts", self._answered(self._submit), methods=["POST"]),
-            Route("/v1/payouts/{payout}", self._answered(self._show), methods=["GET"]),
-            Route("/v1/payouts/{payout}/events", self._answered(self._events), methods=["GET"]),
-        ]
-
-    def _answered(
-        self, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def answered(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except _Refusal as refusal:
-                return refusal.response()
-            except (LogUnavailable, LogBroken, TryAgain, JobFailed, TimeoutError) as problem:
-                _log.warning("a request was not answered: %s", str(problem) or type(problem).__name__)
-                what = "the archive" if isinstance(problem, TryAgain) else "the log"
-                return _Refusal(
-                    503,
-                    f"{what} cannot be asked now; ask again, with the same Idempotency-Key where there was one",
-                    {"retry-after": str(RETRY_AFTER_S)},
-                ).response()
-
-        return answered
-
-    async def _allowed(self, request: Request, action: Action) -> Token:
-        """The request's token, which may do this. Nothing is kept in memory, so a revocation counts at once."""
-        given = request.headers.getlist("authorization")
-        scheme, _, secret = (given[0] if len(given) == 1 else "").partition(" ")
-        token = None
-        if scheme.lower() == "bearer" and SECRET.fullmatch(secret.strip()):
-            async with asyncio.timeout(LOOK_S_MAX):
-                token = await self._gateway.token(digest_of(secret.strip()))
-        if token is None or not token.opens(self._producer.now_us()):
-            raise _Refusal(
-                401, "a bearer token is needed that is known, not expired and not revoked",
-                {"www-authenticate": "Bearer"},
-            )  # fmt: skip
-        if not token.may(action):
-            raise _Refusal(403, f"a token of scope {token.scope} may not do this")
-        return token
-
-    # ---- asking for a payout ----
-
-    async def _submit(self, request: Request) -> Response:
-        token = await self._allowed(request, "request")
-        key = _key_of(request)
-        wanted = _wanted(await self._body(request))
-        payout = intent_id(token.account, token.agent, key)
+    async def submit(self, call: Call) -> Response:
+        token, wanted = call.token, _wanted(call.body)
+        payout = intent_id(token.account, token.agent, call.text("Idempotency-Key"))
         async with asyncio.timeout(LOOK_S_MAX):
             known = await self._gateway.record(payout)
         if known is not None:
@@ -162,88 +125,36 @@ class Payouts:
         assert made is not None
         return _taken(made)
 
-    async def _body(self, request: Request) -> bytes:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != _JSON:
-            raise _Refusal(415, f"content-type must be {_JSON}")
-        try:
-            async with asyncio.timeout(BODY_READ_S_MAX):
-                body = await read_body(request.scope, request.receive, self._body_bytes_max)
-        except TimeoutError:
-            detail = f"the body did not arrive within {BODY_READ_S_MAX:g} s"
-            raise _Refusal(408, detail, {"connection": "close"}) from None
-        except TooLarge:
-            detail = f"the body is over {self._body_bytes_max} bytes"
-            raise _Refusal(413, detail, {"connection": "close"}) from None
-        if body is None:
-            raise _Refusal(400, "the sender has gone")
-        return body
+    async def show(self, call: Call) -> Response:
+        return json_answer(200, payout_json(await visible(call, self._gateway)))
 
-    # ---- looking at one ----
-
-    async def _show(self, request: Request) -> Response:
-        return _json(200, payout_json(await self._visible(request)))
-
-    async def _events(self, request: Request) -> Response:
-        record = await self._visible(request)
+    async def events(self, call: Call) -> Response:
+        record = await visible(call, self._gateway)
         async with asyncio.timeout(LOOK_S_MAX):
             found, notes = await self._gateway.history(record.payout)
-        return _json(200, {"items": [event_json(name, event) for name, event in found], "notes": notes})
-
-    async def _visible(self, request: Request) -> PayoutRecord:
-        """The payout, if this token may see it. Another agent's is as if it were not there."""
-        token = await self._allowed(request, "read own")
-        payout = id_or_empty(request.path_params["payout"])
-        record = None
-        if payout:
-            async with asyncio.timeout(LOOK_S_MAX):
-                record = await self._gateway.record(payout)
-        if record is not None and not token.may("read all"):
-            record = record if (record.account, record.agent) == (token.account, token.agent) else None
-        if record is None:
-            raise _Refusal(404, "there is no such payout")
-        return record
+        items = [event_json(name, event) for name, event in found]
+        return json_answer(200, {"items": items, "notes": notes})
 
 
-def _key_of(request: Request) -> str:
-    keys = request.headers.getlist("idempotency-key")
-    if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
-        problem = f"must be there once: 1 to {KEY_CHARS_MAX} visible ASCII characters, new for each payout"
-        raise _Refusal(
-            422, "the header Idempotency-Key is missing or wrong",
-            errors=[{"field": "Idempotency-Key", "problem": problem}],
-        )  # fmt: skip
-    return keys[0]
-
-
-def _wanted(body: bytes) -> Wanted:
+def _wanted(body: dict[str, Any]) -> Wanted:
     try:
-        decoded = decode_json(body)
-        found = read_request(decoded) if isinstance(decoded, dict) else None
-    except NotJson as problem:
-        raise _Refusal(400, f"the body is no request: {problem}") from problem
+        found = read_request(body)
     except ValueError as problem:  # an integer of thousands of digits
-        raise _Refusal(400, "the body is no request: it holds a number too long to write") from problem
-    if found is None:
-        raise _Refusal(400, "the body is no request: it is not a JSON object")
-    if not names_are_unique(body):
-        raise _Refusal(400, "the body is no request: it names a field twice")
+        raise Refusal(400, "the body is no request: it holds a number too long to write") from problem
     if isinstance(found, list):
-        raise _Refusal(
-            422, f"{len(found)} problems with the request", errors=[msgspec.to_builtins(one) for one in found]
-        )
+        raise wrong_fields([msgspec.to_builtins(one) for one in found])
     return found
 
 
 def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
     """The payout that this key made before, if it was asked for with the same body."""
     if known.intent is None:
-        raise _Refusal(
+        raise Refusal(
             409,
             f"the bank has a payout under the reference {known.payout} that nobody asked for here; use another key",
         )
     if known.intent.digest != wanted.intent.digest:
-        raise _Refusal(
+        raise Refusal(
             409,
             f"this Idempotency-Key was used with another body, for payout {known.payout}; use another key",
         )
@@ -251,8 +162,4 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
 
 
 def _taken(record: PayoutRecord) -> Response:
-    return _json(202, payout_json(record), {"location": f"/v1/payouts/{record.payout}"})
-
-
-def _json(status: int, value: object, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, media_type=_JSON)
+    return json_answer(202, payout_json(record), {"location": f"/v1/payouts/{record.payout}"})

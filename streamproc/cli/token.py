@@ -33,17 +33,31 @@ def token() -> None:
 @click.option(
     "--account", default="", metavar="ACC", help="Whose money; STREAMPROC_RAZORPAY_ACCOUNT_ID by default."
 )
+@click.option(
+    "--reviewer",
+    default="",
+    metavar="NAME",
+    help="Who answers holds by it, as the policy's reviewers; its own name by default. For approver and admin.",
+)
 @click.option("--expires", default="90d", show_default=True, metavar="TIME", help="As 30m, 12h or 90d.")
 @_by
 @output.json_option
 def create(
-    name: str, scope: str, agent: str, account: str, expires: str, by: str | None, as_json: bool
+    name: str,
+    scope: str,
+    agent: str,
+    account: str,
+    reviewer: str,
+    expires: str,
+    by: str | None,
+    as_json: bool,
 ) -> None:
     """Make a token NAME and print it, once: only its hash is kept.
 
     \b
     Example:
       streamproc token create procurement --scope agent --agent procurement-bot > token.txt
+      streamproc token create asha-laptop --scope approver --reviewer asha > token.txt
     """
     settings = operator_settings()
     from streamproc.operate import tokens
@@ -58,7 +72,7 @@ def create(
         async with opened(settings) as site:
             return await tokens.create(
                 site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
-                by=by or getpass.getuser(), pays_from=settings.razorpay_account_id,
+                by=by or getpass.getuser(), pays_from=settings.razorpay_account_id, reviewer=reviewer,
             )  # fmt: skip
 
     made = output.run(body())
@@ -91,11 +105,16 @@ def list_(as_json: bool) -> None:
         output.say_json({"items": [tokens.token_json(one, what) for one, what in found]})
         return
     rows: list[tuple[Any, ...]] = [
-        (one.name, one.scope, one.agent or "-", one.account or "-", what, iso_or_none(one.expires_at))
+        (
+            *(one.name, one.scope, one.agent or "-", one.account or "-"),
+            *(one.person if one.may("review") else "-", what, iso_or_none(one.expires_at)),
+        )
         for one, what in found
     ]
     output.say_table(
-        ("NAME", "SCOPE", "AGENT", "ACCOUNT", "STATE", "EXPIRES"), rows, empty="there are no tokens"
+        ("NAME", "SCOPE", "AGENT", "ACCOUNT", "REVIEWER", "STATE", "EXPIRES"),
+        rows,
+        empty="there are no tokens",
     )
 
 

@@ -1,4 +1,4 @@
-"""ntfy: a message to a topic, with title, priority, tags and a link. Where the server is public the topic is a secret."""
+"""ntfy: a message to a topic, with title, priority, tags and a link. On a public server the topic is a secret."""
 
 from collections.abc import Sequence
 

@@ -129,6 +129,7 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
 class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex."""
 
+    v: int = 2
     name: str
     scope: TokenScope
     agent: str = ""
@@ -138,6 +139,8 @@ class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
     expires_at: int
     """µs; 0: never."""
     by: str
+    reviewer: str = ""
+    """Who answers holds by it, as the policy's `reviewers` has the name; empty: the token's own name."""
 
 
 class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
@@ -232,10 +235,15 @@ class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
 
 
 class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
-    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided)."""
+    """A reviewer's answer was valid. `needed` more approvals are still wanted (0: it is decided). Version 1 knew names
+    alone."""
 
+    v: int = 2
     payout: str
     by: str
+    """The reviewer's name, also where he answered by an account of his."""
+    via: str = ""
+    """That account, `slack:U…`; empty: under the name itself."""
     action: Literal["approve", "reject"]
     why: str
     channel: str

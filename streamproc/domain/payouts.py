@@ -253,7 +253,9 @@ def _decided(record: PayoutRecord, event: e.PayoutDecided, at: int) -> PayoutRec
 
 
 def _counted(record: PayoutRecord, event: e.ReviewCounted, at: int) -> PayoutRecord:
-    review = Review(by=event.by, action=event.action, why=event.why, channel=event.channel, at=event.at)
+    review = Review(
+        by=event.by, via=event.via, action=event.action, why=event.why, channel=event.channel, at=event.at
+    )
     return replace(record, reviews=[*record.reviews, review], updated_at=at)
 
 

@@ -29,6 +29,7 @@ from streamproc.domain.policy_fields import (
 )
 from streamproc.domain.policy_file import PolicyFile, parse_policy_file
 from streamproc.domain.policy_report import Report
+from streamproc.domain.reviewers import Reviewers
 
 __all__ = [
     "FREEZE",
@@ -70,7 +71,7 @@ class Freeze(Struct, frozen=True):
 
 
 class Bindings:
-    """Which fund accounts and signing keys are known to be an agent's."""
+    """Which fund accounts and signing keys are known to be an agent's. Its people are in `Reviewers`."""
 
     def __init__(self, own: Mapping[str, object]) -> None:
         self._bound = {
@@ -100,10 +101,8 @@ class PolicyBook:
         self._scopes = dict(scopes)
         self._agents: dict[str, AgentPolicy] = {}
         self._limits: dict[str, ScopeLimits] = {}
-        self.reviewers: Mapping[str, str] = {
-            name: str(cast("dict[str, object]", fields).get("slack", ""))
-            for name, fields in (self._own("reviewers") or {}).items()
-        }
+        self.people = Reviewers(self._own)
+        self.reviewers: Mapping[str, str] = self.people.slack
         """Name -> Slack user id, or empty."""
         self.bindings = Bindings(self._own("agents") or {})
 

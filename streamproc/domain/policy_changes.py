@@ -20,6 +20,7 @@ from streamproc.domain.policy_fields import (
 )
 from streamproc.domain.policy_file import PolicyFile
 from streamproc.domain.policy_report import Report, shown
+from streamproc.domain.reviewers import conflicts
 from streamproc.errors import InputError, LogBroken
 
 _UNSET = object()
@@ -188,6 +189,7 @@ def _changes(
             )
         )
     _check_teams(current, wanted, changes, report)
+    _check_reviewers(current, wanted, report)
     report.refuse_if_any()
     return changes
 
@@ -206,6 +208,21 @@ def _check_teams(
         team = fields.get("team") if kind == "agent" and fields is not None else None
         if team is not None and wanted.get(f"team:{team}") is None:
             report.add(("policies", name, "team"), f"there is no {shown(team)} under teams")
+
+
+def _check_reviewers(
+    current: Mapping[str, ScopeState], wanted: Mapping[str, Fields | None], report: Report
+) -> None:
+    """No change makes an agent a reviewer. What was so before does not stand in the way of another change."""
+
+    def own_now(scope: str) -> Fields | None:
+        return current[scope].own if scope in current else None
+
+    before = conflicts(own_now)
+    for conflict in conflicts(wanted.get):
+        if conflict not in before:
+            written = (path for path in conflict.paths if path in report.lines)
+            report.add(next(written, conflict.paths[0]), conflict.problem)
 
 
 def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report) -> Fields | None:

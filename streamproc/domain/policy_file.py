@@ -17,6 +17,7 @@ from streamproc.domain.agent_note import public_key
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
+    Reader,
     fund_account,
     identifier,
     items,
@@ -24,6 +25,7 @@ from streamproc.domain.policy_fields import (
     read_policy,
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
+from streamproc.domain.reviewers import SLACK
 
 FILE_CHARS_MAX = 1_048_576
 """Longest policy file, in characters: some ten thousand agents."""
@@ -56,7 +58,7 @@ class PolicyFile(Struct, frozen=True, kw_only=True):
     reviewers: dict[str, Fields] | None = None
     """Name -> {} or {slack: user id}."""
     agents: dict[str, Fields] | None = None
-    """Agent -> {fund_accounts: [...], public_keys: [...]}."""
+    """Agent -> {fund_accounts: [...], public_keys: [...], slack: [...], owners: [...]}."""
     lines: dict[Path, int] = {}
     """Where each path was written; empty for TOML."""
 
@@ -144,6 +146,10 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
     slack_users: dict[str, str] = {}
     for name, fields in reviewers.items():
         path = ("reviewers", name)
+        if name.startswith(SLACK):
+            report.add(
+                path, f"begins with {SLACK!r}, as an answer from Slack does; give a name, with {{slack: U…}}"
+            )
         if not isinstance(fields, dict):
             report.add(path, f"must be like {{slack: U012ABCDEF}}, not {shown(fields)}")
             continue
@@ -155,13 +161,23 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
 def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], report: Report) -> None:
     if field != "slack":
         report.add(path, unknown(field, ("slack",)))
-    elif not isinstance(user, str) or not _SLACK_USER.fullmatch(user):
-        report.add(path, f"must be a Slack user id like U012ABCDEF, not {shown(user)}")
-    elif user in taken:
+        return
+    try:
+        user = _slack_user(user)
+    except ValueError as problem:
+        report.add(path, str(problem))
+        return
+    if user in taken:
         # One person under two names could give both halves of a dual approval.
         report.add(path, f"Slack user {user} is already the reviewer {taken[user]!r}")
     else:
         taken[user] = str(path[1])
+
+
+def _slack_user(value: object) -> str:
+    if not isinstance(value, str) or not _SLACK_USER.fullmatch(value):
+        raise ValueError(f"must be a Slack user id like U012ABCDEF, not {shown(value)}")
+    return value
 
 
 def _api_key(value: object) -> str:
@@ -170,7 +186,13 @@ def _api_key(value: object) -> str:
     )
 
 
-_BINDINGS = {"fund_accounts": fund_account, "public_keys": public_key, "api_keys": _api_key}
+_BINDINGS: dict[str, Reader] = {
+    "fund_accounts": fund_account,
+    "public_keys": public_key,
+    "api_keys": _api_key,
+    "slack": _slack_user,
+    "owners": identifier,
+}
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:

@@ -24,10 +24,11 @@ class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Charged beside the amount, while it is committed."""
 
 
-class Review(Struct, frozen=True, kw_only=True):
-    """One reviewer's valid answer. `at` is µs."""
+class Review(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One reviewer's valid answer. `at` is µs; `via` the account that it came by, or empty."""
 
     by: str
+    via: str = ""
     action: Literal["approve", "reject"]
     why: str
     channel: str

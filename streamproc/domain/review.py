@@ -3,40 +3,55 @@
 The review stage and a what-if ask the same functions, so a replayed answer cannot mean something else.
 """
 
-from collections.abc import Container
 from datetime import UTC, datetime
 
 from streamproc.domain.budget import US
 from streamproc.domain.events import Finding, ReviewCounted, ReviewSubmitted
 from streamproc.domain.governance import RECHECKED, Case, find, reputation_unavailable
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import PayoutRecord, Review
+from streamproc.domain.reviewers import Reviewers
+
+
+def _said_by(answer: ReviewSubmitted | ReviewCounted) -> str:
+    """A name, or the account that it came by: of an answer that counted, whose account it was may be asked again."""
+    return answer.via or answer.by if type(answer) is ReviewCounted else answer.by
+
+
+def reviewer_of(answer: ReviewSubmitted | ReviewCounted, people: Reviewers) -> str:
+    """The name of whoever answered; an account that is nobody's stays what it is."""
+    return people.name_of(_said_by(answer))
 
 
 def why_refused(
-    record: PayoutRecord | None, answer: ReviewSubmitted | ReviewCounted, reviewers: Container[str]
+    record: PayoutRecord | None, answer: ReviewSubmitted | ReviewCounted, people: Reviewers
 ) -> str:
     """Why an answer does not count, in one line; empty when it does."""
     if record is None:
         return f"payout {answer.payout} is not known here"
-    if answer.by not in reviewers:
-        return f"{answer.by} is not in the list of reviewers"
-    if answer.by == record.agent:
-        return f"{answer.by} asked for this payout and cannot review it"
+    said_by = _said_by(answer)
+    if problem := people.why_not(said_by, record.agent):
+        return problem
     if record.state != "held":
         return _already(record)
     if answer.at >= record.hold_expires_at:
         return f"the hold ran out at {_moment(record.hold_expires_at)}"
-    if any(r.by == answer.by and r.action == answer.action for r in record.reviews):
-        return f"{answer.by} has approved already; another reviewer must approve too"
+    name = people.name_of(said_by)
+    if any(_is_by(review, name, said_by) and review.action == answer.action for review in record.reviews):
+        return f"{name} has approved already; another reviewer must approve too"
     return ""
+
+
+def _is_by(review: Review, name: str, account: str) -> bool:
+    """The same name or the same account: a person stays one where the list was changed in between."""
+    return review.by == name or (review.via != "" and review.via == account)
 
 
 def _already(record: PayoutRecord) -> str:
     if record.decision is None:
         return f"payout {record.payout} is not held: it is {record.state}"
     when = _moment(record.decided_at)
-    if record.reviews and record.decision != "HELD":
-        last = record.reviews[-1]
+    last = record.reviews[-1] if record.reviews else None
+    if last is not None and last.at == record.decided_at and record.decision != "HELD":
         return f"already {record.decision} by {last.by} at {when}"
     if record.decision == "HELD":
         return f"the hold is over: the bank says {record.bank_status}"
@@ -57,9 +72,12 @@ def recheck(case: Case) -> list[Finding]:
     return found
 
 
-def approvals_missing(case: Case, reviewers: Container[str]) -> int:
-    """How many more reviewers must approve after the one who does now."""
+def approvals_missing(case: Case, people: Reviewers) -> int:
+    """How many more reviewers must approve after the one who does now. Earlier ones count who may review still."""
     dual = case.agent.policy.dual_approval_above if case.agent is not None else None
     wanted = 2 if dual is not None and case.payout.amount > dual else 1
-    given = 1 + sum(r.action == "approve" and r.by in reviewers for r in case.payout.reviews)
+    given = 1 + sum(
+        review.action == "approve" and not people.why_not(review.by, case.payout.agent)
+        for review in case.payout.reviews
+    )
     return max(0, wanted - given)

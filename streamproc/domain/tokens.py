@@ -25,6 +25,9 @@ SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 """What a token looks like: 32 bytes in base64 for URLs. Anything else is looked up nowhere."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+ELSEWHERE = "slack:"
+"""How an account at another system begins; who it is says the policy, and no token may claim to be one."""
+
 Action: TypeAlias = Literal["request", "read own", "read all", "review", "administer"]
 ALLOWED: Mapping[TokenScope, frozenset[Action]] = {
     "agent": frozenset({"request", "read own"}),
@@ -47,6 +50,12 @@ class Token(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: int = 0
     revoked_at: int = 0
     by: str = ""
+    reviewer: str = ""
+
+    @property
+    def person(self) -> str:
+        """Who acts by it: its reviewer, or its own name. Two tokens of one reviewer are one person."""
+        return self.reviewer or self.name
 
     def opens(self, now_us: int) -> bool:
         """Whether it is good now."""
@@ -76,6 +85,7 @@ def tokens_after(tokens: Mapping[str, Token], events: Iterable[Event]) -> dict[s
                 created_at=event.at,
                 expires_at=event.expires_at,
                 by=event.by,
+                reviewer=event.reviewer,
             )
         elif type(event) is TokenRevoked and event.name in known:
             token = known[event.name]
@@ -96,6 +106,8 @@ def plan_creation(tokens: Mapping[str, Token], wanted: TokenCreated) -> TokenCre
         raise InputError(f"token {wanted.name} {was}; choose another name")
     if len(tokens) >= TOKENS_MAX:
         raise InputError(f"there are {len(tokens)} tokens, the limit is {TOKENS_MAX}")
+    if wanted.reviewer:
+        _check_reviewer(wanted)
     if wanted.scope == "agent":
         _check_agent(wanted)
     elif wanted.agent or wanted.account:
@@ -103,6 +115,19 @@ def plan_creation(tokens: Mapping[str, Token], wanted: TokenCreated) -> TokenCre
             f"only a token of scope agent belongs to an agent and an account, not {wanted.scope}"
         )
     return wanted
+
+
+def _check_reviewer(wanted: TokenCreated) -> None:
+    if "review" not in ALLOWED[wanted.scope]:
+        raise InputError(f"a token of scope {wanted.scope} answers no holds, so it has no --reviewer")
+    if wanted.reviewer.startswith(ELSEWHERE):
+        raise InputError(
+            f"--reviewer {wanted.reviewer[:80]!r}: give the reviewer's name, not an account elsewhere"
+        )
+    try:
+        identifier(wanted.reviewer)
+    except ValueError as problem:
+        raise InputError(str(problem)) from problem
 
 
 def _check_agent(wanted: TokenCreated) -> None:

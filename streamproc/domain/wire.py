@@ -38,6 +38,8 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.screened", 1): _as_it_was,
     ("payout.budget_reserved", 1): _as_it_was,
     ("payout.settled", 1): _as_it_was,
+    ("token.created", 1): _as_it_was,
+    ("review.counted", 1): _as_it_was,
 }
 """(type, v) -> the step from version v to v + 1; it need not touch `v`."""
 

@@ -92,6 +92,10 @@ class Names:
         """What was counted already."""
         return f"{self.base}:digest:{name}:seen"
 
+    def asked(self, token: str) -> str:
+        """When a token's latest requests were taken (µs)."""
+        return f"{self.base}:asked:{token}"
+
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by whichever process."""
         return f"{self.base}:pace:{system}"

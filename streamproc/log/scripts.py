@@ -56,7 +56,7 @@ _append_once, _load, _admit, _commit = (
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
 _change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
-_take_turn, _lease = Script("take_turn"), Script("lease")
+_take_turn, _lease, _take_request = Script("take_turn"), Script("lease"), Script("take_request")
 
 
 class Keys:
@@ -356,6 +356,11 @@ async def close_letter(
 async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, longest_us: int) -> int:
     """Take the next turn of a shared rate; the µs until it has come."""
     return int(await _take_turn(client, [key], [between_us, burst, longest_us]))
+
+
+async def take_request(client: Redis, names: Names, token: str, *, number: int, window_s: int) -> int:
+    """Take a request of a token's rate: 0, or the µs until there is one."""
+    return int(await _take_request(client, [names.asked(token)], [number, window_s * 1_000_000]))
 
 
 async def lease(client: Redis, names: Names, job: str, owner: str, *, lasts_s: float) -> tuple[int, str]:

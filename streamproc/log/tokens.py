@@ -21,6 +21,8 @@ from streamproc.log.names import Names
 TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
 """Who writes changes of tokens, by their entries' metadata."""
 TOKEN_PARTITION = 0
+RATE_WINDOW_S = 60
+"""STREAMPROC_API_RATE is requests in such a time."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Token).decode
@@ -31,6 +33,13 @@ async def token_of(client: Redis, digest: str) -> Token | None:
     with named_errors():
         found = await client.hget(Names(TOKEN_PARTITION).tokens, digest)
     return None if found is None else _decode(found)
+
+
+async def take_request(client: Redis, token: str, *, per_min: int) -> int:
+    """Take a request of a token's rate, a window that slides: 0, or the µs until there is one."""
+    return await scripts.take_request(
+        client, Names(TOKEN_PARTITION), token, number=per_min, window_s=RATE_WINDOW_S
+    )
 
 
 async def read_tokens(client: Redis) -> tuple[bytes, dict[str, Token]]:

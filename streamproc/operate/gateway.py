@@ -15,7 +15,7 @@ from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
 from streamproc.ingress.translate import request_key
 from streamproc.log.connection import connected
 from streamproc.log.inspect import delivered_as, log_exists, record_of
-from streamproc.log.tokens import TOKEN_PARTITION, token_of
+from streamproc.log.tokens import TOKEN_PARTITION, take_request, token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
 
@@ -44,6 +44,11 @@ class SiteGateway:
             if found is None and not await log_exists(site.client, TOKEN_PARTITION):
                 raise LogUnavailable(f"the log is gone; {WHEN_LOST}")
             return found
+
+    async def request_wait_us(self, token: str, *, per_min: int) -> int:
+        """Take a request of this token's rate: 0, or the µs until there is one."""
+        async with self._site() as site:
+            return await take_request(site.client, token, per_min=per_min)
 
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, also one that was asked for and that no worker has looked at yet.

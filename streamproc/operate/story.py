@@ -165,10 +165,10 @@ def _review(event: e.ReviewSubmitted | e.ReviewCounted | e.ReviewRefused) -> str
             return f"{event.by} says {event.action} by {event.channel}: {event.why}"
         case e.ReviewRefused():
             return f"the {event.action} of {event.by} does not count: {event.problem}"
-        case e.ReviewCounted(needed=0):
-            return f"the {event.action} of {event.by} counts: {event.why}"
         case e.ReviewCounted():
-            return f"the {event.action} of {event.by} counts, {event.needed} more needed: {event.why}"
+            who = f"{event.by} ({event.via})" if event.via else event.by
+            more = f", {event.needed} more needed" if event.needed else ""
+            return f"the {event.action} of {who} counts{more}: {event.why}"
 
 
 def _answered(event: e.BankCommandAnswered) -> str:

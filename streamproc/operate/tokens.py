@@ -50,6 +50,7 @@ async def create(
     expires_s: int,
     by: str,
     pays_from: str = "",
+    reviewer: str = "",
 ) -> Made:
     """Make a token; `pays_from` is the one account that this installation pays from, where that is known.
 
@@ -70,6 +71,7 @@ async def create(
             digest=digest_of(secret),
             expires_at=at + expires_s * US,
             by=by,
+            reviewer=reviewer,
         )
         event = plan_creation(tokens, wanted)
         if await change_token(site.client, rev, tokens, event) is not None:
@@ -106,6 +108,7 @@ def token_json(token: Token, what: str) -> dict[str, Any]:
         "scope": token.scope,
         "agent": token.agent or None,
         "account": token.account or None,
+        "reviewer": token.person if token.may("review") else None,
         "state": what,
         "created_at": iso(token.created_at),
         "expires_at": iso_or_none(token.expires_at),

@@ -4,15 +4,21 @@ import asyncio
 
 import pytest
 
-from streamproc.domain.events import PayoutDecided, ReviewRefused, ReviewSubmitted, TimerFired
+from streamproc.domain.events import PayoutDecided, ReviewCounted, ReviewRefused, ReviewSubmitted, TimerFired
 from tests.engine import Engine
 from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
 policies:
   bot: {daily_limit: 10000000, require_approval_above: 100000, dual_approval_above: 500000, hold_ttl: 1h}
-  asha: {require_approval_above: 0}
-reviewers: [asha, vikram]
+  helper: {require_approval_above: 0}
+reviewers:
+  asha: {slack: U0ASHA}
+  vikram: {slack: U0VIKRAM}
+  meera: {slack: U0MEERA}
+agents:
+  bot: {slack: [U0BOT], owners: [meera]}
+  helper: {slack: [U0HELPER]}
 """
 VENDOR = "https://vendor.example.com/"
 
@@ -36,7 +42,22 @@ async def test_an_approval_by_a_reviewer_approves(redis_url: str) -> None:
     [
         ("mallory", "bot", "mallory is not in the list of reviewers"),
         ("bot", "bot", "bot is not in the list of reviewers"),
-        ("asha", "asha", "asha asked for this payout and cannot review it"),
+        ("helper", "bot", "helper is not in the list of reviewers"),
+        ("slack:U0EVE", "bot", "Slack user U0EVE is not in the list of reviewers"),
+        ("slack:", "bot", "slack: is not in the list of reviewers"),
+        ("slack:u0asha", "bot", "Slack user u0asha is not in the list of reviewers"),
+        (
+            "slack:U0BOT",
+            "bot",
+            "Slack user U0BOT is the agent bot's own account, and an agent never reviews",
+        ),
+        (
+            "slack:U0HELPER",
+            "bot",
+            "Slack user U0HELPER is the agent helper's own account, and an agent never reviews",
+        ),
+        ("meera", "bot", "meera acts for the agent bot and cannot review its payouts"),
+        ("slack:U0MEERA", "bot", "meera acts for the agent bot and cannot review its payouts"),
     ],
 )
 async def test_who_may_not_review_is_refused_and_the_refusal_is_recorded(
@@ -49,6 +70,109 @@ async def test_who_may_not_review_is_refused_and_the_refusal_is_recorded(
         assert (await engine.record("pout_1")).state == "held"
     assert isinstance(story[-1], ReviewRefused)
     assert story[-1].problem == problem
+
+
+async def test_a_click_in_slack_counts_in_the_name_of_the_reviewer_whose_account_it_is(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine)
+        await engine.review("pout_1", "slack:U0ASHA", "approve", account=ACCOUNT)
+        story = await engine.story("pout_1")
+    [counted] = [event for event in story if isinstance(event, ReviewCounted)]
+    assert (counted.by, counted.via) == ("asha", "slack:U0ASHA")
+    assert [event.by for event in story if isinstance(event, PayoutDecided)] == ["", "asha"]
+
+
+async def test_a_rejection_from_slack_names_the_reviewer(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine)
+        await engine.review("pout_1", "slack:U0ASHA", "reject", account=ACCOUNT)
+        record = await engine.record("pout_1")
+    assert (record.reason, record.findings[-1].evidence["by"]) == ("REVIEW_REJECTED", "asha")
+
+
+async def test_who_owns_one_agent_reviews_anothers_payouts(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine, agent="helper")
+        await engine.review("pout_1", "slack:U0MEERA", "approve", account=ACCOUNT)
+        assert (await engine.record("pout_1")).decision == "APPROVED"
+
+
+async def test_whose_account_it_is_says_the_list_of_the_moment_of_the_decision(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine)
+        await engine.stop()
+        click = ReviewSubmitted(
+            at=engine.producer.now_us(),
+            payout="pout_1",
+            by="slack:U0ASHA",
+            action="approve",
+            why="",
+            channel="slack",
+        )
+        await engine.append(ACCOUNT, click)
+        await engine.apply("reviewers: {vikram: {slack: U0VIKRAM}}")
+        engine.start()
+        await engine.settled()
+        story = await engine.story("pout_1")
+    assert isinstance(story[-1], ReviewRefused)
+    assert story[-1].problem == "Slack user U0ASHA is not in the list of reviewers"
+
+
+@pytest.mark.parametrize("again", ["asha", "slack:U0ASHA"])
+@pytest.mark.parametrize("first", ["asha", "slack:U0ASHA"])
+async def test_by_slack_and_by_name_a_person_is_one_reviewer(redis_url: str, first: str, again: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine, amount=500_001)
+        await engine.review("pout_1", first, "approve", account=ACCOUNT)
+        await engine.review("pout_1", again, "approve", account=ACCOUNT)
+        story = await engine.story("pout_1")
+        assert (await engine.record("pout_1")).state == "held"
+        await engine.review("pout_1", "slack:U0VIKRAM", "approve", account=ACCOUNT)
+        assert (await engine.record("pout_1")).decision == "APPROVED"
+    assert isinstance(story[-1], ReviewRefused)
+    assert (story[-1].by, story[-1].problem) == (
+        "asha",
+        "asha has approved already; another reviewer must approve too",
+    )
+
+
+async def test_an_account_that_got_another_name_in_between_gives_no_second_approval(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine, amount=500_001)
+        await engine.review("pout_1", "slack:U0ASHA", "approve", account=ACCOUNT)
+        await engine.apply("reviewers: {asha: {}, vikram: {slack: U0ASHA}}")
+        await engine.review("pout_1", "slack:U0ASHA", "approve", account=ACCOUNT)
+        record, story = await engine.record("pout_1"), await engine.story("pout_1")
+    assert record.state == "held"
+    assert isinstance(story[-1], ReviewRefused)
+
+
+async def test_an_approval_by_who_became_the_agents_owner_does_not_count_any_more(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine, amount=500_001)
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        await engine.apply("agents: {bot: {owners: [asha]}}")
+        await engine.review("pout_1", "vikram", "approve", account=ACCOUNT)
+        assert (await engine.record("pout_1")).state == "held"
+        await engine.review("pout_1", "meera", "approve", account=ACCOUNT)
+        assert (await engine.record("pout_1")).decision == "APPROVED"
+
+
+async def test_who_comes_after_the_expiry_is_told_of_that_and_of_no_winner(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await held(engine, amount=500_001)
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        [timer] = await engine.client.zrange(engine.names.timers, 0, -1)
+        await engine.client.zadd(engine.names.timers, {timer: 0})
+        async with asyncio.timeout(30):
+            while (await engine.record("pout_1")).decision != "REJECTED":
+                await asyncio.sleep(0.01)
+        await engine.review("pout_1", "vikram", "approve", account=ACCOUNT)
+        story = await engine.story("pout_1")
+    assert isinstance(story[-1], ReviewRefused)
+    assert story[-1].problem.startswith("already REJECTED (HOLD_EXPIRED) at ")
 
 
 async def test_of_twenty_approvals_and_twenty_rejections_one_wins_and_the_others_are_told_who(

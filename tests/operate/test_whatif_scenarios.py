@@ -170,6 +170,23 @@ async def test_reviewers_answer_as_they_did_and_are_checked_by_the_candidate(red
     assert without_asha.assumed[fates.REFUSED].payouts == 2
 
 
+async def test_a_click_in_slack_is_whose_the_candidate_says_the_account_is(redis_url: str) -> None:
+    policy = f"policies: {{bot: {{daily_limit: 9000, require_approval_above: 100, {NO_RATE}}}}}\n"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy + "reviewers: {asha: {slack: U0ASHA}}")
+        await engine.deliver(observed("p1", 500))
+        await engine.review("p1", "slack:U0ASHA", "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
+    assert moved(again(log, policy + "reviewers: {ravi: {slack: U0ASHA}}")) == {}
+    for nobody in ("{asha: {slack: U0OTHER}}", "{asha: {}}", "{}"):
+        assert moved(again(log, policy + f"reviewers: {nobody}")) == {
+            "p1": "APPROVED -> HELD APPROVAL_REQUIRED"
+        }
+    agents = "reviewers: {asha: {slack: U0ASHA}}\nagents: {bot: {owners: [asha]}}"
+    assert moved(again(log, policy + agents)) == {"p1": "APPROVED -> HELD APPROVAL_REQUIRED"}
+
+
 async def test_a_hold_ends_by_the_candidates_own_time_to_live(redis_url: str) -> None:
     policy = "policies: {{bot: {{require_approval_above: 100, hold_ttl: {}}}}}\nreviewers: [asha]"
     async with Engine(redis_url) as engine:

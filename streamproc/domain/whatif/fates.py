@@ -22,7 +22,7 @@ from streamproc.domain.governance import NO_URL, Case, Reputation
 from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord, Review
 from streamproc.domain.policy import PolicyBook
-from streamproc.domain.review import approvals_missing, recheck, why_refused
+from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_refused
 from streamproc.domain.whatif.comparison import Change, Comparison, Outcome
 from streamproc.domain.whatif.judge import Assumptions, Judge, Judgement, recorded_windows
 from streamproc.domain.whatif.trial import Books, Told, Trial, reputation_of
@@ -170,7 +170,7 @@ class Fates:
         book: PolicyBook,
         zone: str,
     ) -> None:
-        if why_refused(hold, counted, book.reviewers):
+        if why_refused(hold, counted, book.people):
             self._found.assume(REFUSED, fate.amount)
             return
         if counted.action == "reject":
@@ -193,8 +193,10 @@ class Fates:
         found = recheck(case)
         if found:
             self._end_hold(fate, ("REJECTED", found[-1].code))
-        elif approvals_missing(case, book.reviewers):
-            fate.hold = replace(hold, reviews=[*hold.reviews, _review_of(counted)])
+        elif approvals_missing(case, book.people):
+            fate.hold = replace(
+                hold, reviews=[*hold.reviews, _review_of(counted, reviewer_of(counted, book.people))]
+            )
         else:
             self._end_hold(fate, ("APPROVED", "REVIEW_APPROVED"))
 
@@ -319,7 +321,12 @@ def _expired_at(decided: PayoutDecided) -> int:
     return at if isinstance(at, int) else decided.at
 
 
-def _review_of(counted: ReviewCounted) -> Review:
+def _review_of(counted: ReviewCounted, name: str) -> Review:
     return Review(
-        by=counted.by, action=counted.action, why=counted.why, channel=counted.channel, at=counted.at
+        by=name,
+        via=counted.via,
+        action=counted.action,
+        why=counted.why,
+        channel=counted.channel,
+        at=counted.at,
     )

@@ -1,0 +1,63 @@
+"""What the API says: JSON, or a problem (RFC 9457). A handler that cannot answer raises Refusal."""
+
+import logging
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain
+from streamproc.ingress.problems import PROBLEM_JSON, problem_body
+
+RETRY_AFTER_S = 5
+"""What a 503 asks for."""
+JSON = "application/json"
+_log = logging.getLogger(__name__)
+
+
+class Refusal(Exception):
+    """The request ends with a problem. `more`: extension members, as `errors` by field."""
+
+    def __init__(
+        self, status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers, self.more = status, detail, dict(headers or {}), more
+
+    def response(self) -> Response:
+        """As it is sent."""
+        return problem(self.status, self.detail, self.headers, **self.more)
+
+
+def wrong_fields(errors: list[dict[str, str]]) -> Refusal:
+    """422, with every wrong field by name."""
+    many = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
+    return Refusal(422, f"{many} with the request", errors=errors)
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
+    """A problem as a response."""
+    body = problem_body(status, detail, **more)
+    return Response(body, status, headers, media_type=PROBLEM_JSON.decode("ascii"))
+
+
+def json_answer(status: int, value: object, headers: Mapping[str, str] | None = None) -> Response:
+    """A value as JSON."""
+    return Response(msgspec.json.encode(value), status, headers, media_type=JSON)
+
+
+async def answered(handling: Awaitable[Response]) -> Response:
+    """The answer; a refusal as its problem, and 503 while the log or the archive cannot be asked."""
+    try:
+        return await handling
+    except Refusal as refusal:
+        return refusal.response()
+    except (LogUnavailable, LogBroken, TryAgain, JobFailed, TimeoutError) as trouble:
+        _log.warning("a request was not answered: %s", str(trouble) or type(trouble).__name__)
+        what = "the archive" if isinstance(trouble, TryAgain) else "the log"
+        return problem(
+            503,
+            f"{what} cannot be asked now; ask again, with the same Idempotency-Key where there was one",
+            {"retry-after": str(RETRY_AFTER_S)},
+        )

@@ -1,0 +1,137 @@
+"""What the API shows, as types: for `/openapi.json`. The values themselves are made in domain/shown.py; tests hold them
+against these."""
+
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+from streamproc.domain.facts import Decision, Identity
+from streamproc.domain.intent_rules import MODES, NARRATION_CHARS_MAX, NOTES_MAX, URL_CHARS_MAX
+from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
+
+
+class Finding(Struct, frozen=True):
+    """A rule that fired."""
+
+    stage: str
+    code: str
+    outcome: Literal["REJECTED", "HELD", "NOTED"]
+    evidence: dict[str, Any]
+
+
+class Window(Struct, frozen=True):
+    """A budget window that the payout is charged to, as it was right after. Paise."""
+
+    scope: str
+    window: str
+    limit: int
+    reserved: int
+    committed: int
+
+
+class Reservation(Struct, frozen=True):
+    """What the payout holds of its budgets. Paise."""
+
+    state: str
+    amount: int
+    fees: int
+    number: int
+    windows: list[Window]
+
+
+class Review(Struct, frozen=True):
+    """A reviewer's answer that counted."""
+
+    by: str
+    action: Literal["approve", "reject"]
+    why: str
+    channel: str
+    at: str
+
+
+class Payout(Struct, frozen=True):
+    """A payout. `bank_payout` is null while nothing is known to be at the bank."""
+
+    payout: str
+    account: str
+    agent: str
+    identity: Identity
+    amount: int
+    currency: str
+    vendor_url: str
+    received_at: str
+    decision: Decision | None
+    reason: str
+    reasons: list[str]
+    findings: list[Finding]
+    policy_version: int
+    state: str
+    bank_status: str
+    bank_payout: str | None
+    failure: str | None
+    reservation: Reservation | None
+    reviews: list[Review]
+
+
+class StoryEvent(Struct, frozen=True):
+    """An event of the log. `data` depends on `type`."""
+
+    id: str
+    type: str
+    at: str
+    data: dict[str, Any]
+
+
+class Story(Struct, frozen=True):
+    """Events in log order; `notes` say what may be missing."""
+
+    items: list[StoryEvent]
+    notes: list[str]
+
+
+_TEXT: Final = {"type": "string"}
+_PAYEE: Final = {
+    "type": "object",
+    "properties": {
+        "account_type": {"enum": ["bank_account", "vpa"]},
+        "contact": {
+            "type": "object",
+            "properties": {"name": _TEXT, "type": _TEXT, "email": _TEXT, "contact": _TEXT},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+        "bank_account": {
+            "type": "object",
+            "properties": {"name": _TEXT, "ifsc": _TEXT, "account_number": _TEXT},
+            "required": ["name", "ifsc", "account_number"],
+            "additionalProperties": False,
+        },
+        "vpa": {
+            "type": "object",
+            "properties": {"address": _TEXT},
+            "required": ["address"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["account_type", "contact"],
+    "additionalProperties": False,
+}
+
+ORDER: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "amount": {"type": "integer", "minimum": AMOUNT_MIN_PAISE, "maximum": AMOUNT_MAX_PAISE},
+        "currency": {"const": "INR"},
+        "mode": {"enum": list(MODES)},
+        "purpose": _TEXT,
+        "narration": {"type": "string", "maxLength": NARRATION_CHARS_MAX, "pattern": "^[A-Za-z0-9 ]*$"},
+        "notes": {"type": "object", "additionalProperties": _TEXT, "maxProperties": NOTES_MAX},
+        "vendor_url": {"type": "string", "maxLength": URL_CHARS_MAX},
+        "fund_account_id": {"type": "string", "pattern": "^fa_[A-Za-z0-9]{1,40}$"},
+        "fund_account": _PAYEE,
+    },
+    "required": ["amount", "mode", "purpose"],
+    "oneOf": [{"required": ["fund_account_id"]}, {"required": ["fund_account"]}],
+    "additionalProperties": False,
+}
+"""A request for a payout, as far as a schema can say it; domain/intent_rules.py has every rule."""

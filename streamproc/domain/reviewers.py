@@ -1,0 +1,99 @@
+"""Who may answer holds, and in whose name: reviewers, their Slack accounts, and agents, who never may. Pure.
+
+A click in Slack is only a claim by an account, `slack:U…`. Whose account it is, is looked up in the policies in force
+when the answer is decided, so that a reviewer who was taken from the list meanwhile has no say (ADR 21).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias, cast
+
+from msgspec import Struct
+
+from streamproc.domain.payouts import UNKNOWN_AGENT
+from streamproc.domain.policy_report import Path
+
+SLACK = "slack:"
+"""Before a Slack user's id, where an answer came from Slack. No reviewer's name begins so."""
+
+Own: TypeAlias = Callable[[str], Mapping[str, object] | None]
+"""A scope's fields as they were written (`reviewers`, `agents`, `agent:<id>`); None where there is none."""
+
+
+class Conflict(Struct, frozen=True):
+    """A reviewer who is an agent: where a file may say so, the likeliest first, and what is wrong."""
+
+    paths: tuple[Path, ...]
+    problem: str
+
+
+class Reviewers:
+    """The people of one policy book."""
+
+    def __init__(self, own: Own) -> None:
+        self.slack: Mapping[str, str] = _slack_users(own)
+        """Name -> Slack user id, or empty."""
+        times = Counter(self.slack.values())
+        # An id that two have is nobody's: one person under two names could give both halves of a dual approval.
+        self._names = {user: name for name, user in self.slack.items() if user and times[user] == 1}
+        self._agents = {user: agent for agent, user in _listed(own, "slack")}
+        self._owners = set(_listed(own, "owners"))
+        self._own = own
+
+    def name_of(self, by: str) -> str:
+        """The name of whoever answered `by` an account of his; `by` itself where it is nobody's, or a name."""
+        return self._names.get(by.removeprefix(SLACK), by) if by.startswith(SLACK) else by
+
+    def why_not(self, by: str, agent: str) -> str:
+        """Why `by`, a name or `slack:U…`, may not answer for a payout of `agent`, in one line; empty: may."""
+        name = self.name_of(by)
+        user = by.removeprefix(SLACK) if by.startswith(SLACK) else ""
+        if user in self._agents:
+            return f"Slack user {user} is the agent {self._agents[user]}'s own account, and an agent never reviews"
+        if name not in self.slack or name.startswith(SLACK):
+            return f"{f'Slack user {user}' if user else name} is not in the list of reviewers"
+        if name == agent:
+            return f"{name} asked for this payout and cannot review it"
+        if is_agent(self._own, name):
+            return f"{name} is an agent, and an agent never reviews"
+        if self.slack[name] in self._agents:
+            agent = self._agents[self.slack[name]]
+            return f"the Slack account of {name} is the agent {agent}'s own, and an agent never reviews"
+        if (agent, name) in self._owners:
+            return f"{name} acts for the agent {agent} and cannot review its payouts"
+        return ""
+
+
+def is_agent(own: Own, name: str) -> bool:
+    """Whether a policy or a binding makes the name an agent's."""
+    return name == UNKNOWN_AGENT or own(f"agent:{name}") is not None or name in (own("agents") or {})
+
+
+def conflicts(own: Own) -> list[Conflict]:
+    """Every reviewer who is an agent, by name or by Slack account: it would be one that nobody is told of."""
+    agents = {user: agent for agent, user in _listed(own, "slack")}
+    found: list[Conflict] = []
+    for name, user in _slack_users(own).items():
+        if is_agent(own, name):
+            paths: tuple[Path, ...] = (("reviewers", name), ("policies", name), ("agents", name))
+            found.append(Conflict(paths, f"{name!r} is an agent's id, and an agent can never review"))
+        if user in agents:
+            paths = (("reviewers", name, "slack"), ("agents", agents[user], "slack"))
+            whose = f"the agent {agents[user]}'s own account"
+            found.append(
+                Conflict(paths, f"Slack user {user} of reviewer {name!r} is {whose}: it can never review")
+            )
+    return found
+
+
+def _slack_users(own: Own) -> dict[str, str]:
+    reviewers = cast("Mapping[str, Mapping[str, object]]", own("reviewers") or {})
+    return {name: str(fields.get("slack", "")) for name, fields in reviewers.items()}
+
+
+def _listed(own: Own, field: str) -> Iterator[tuple[str, str]]:
+    """Each agent with each value of a list among its bindings."""
+    agents = cast("Mapping[str, Mapping[str, list[str]]]", own("agents") or {})
+    for agent, fields in agents.items():
+        for value in fields.get(field, ()):
+            yield agent, value

@@ -1,0 +1,21 @@
+#!lua
+-- Take one request of a token's rate, or say how long until there is one: no more than a number in any window that ends now.
+-- KEYS[1] list  times (µs) of the requests that were taken, the newest first, no more than the number
+-- ARGV[1] requests in a window, > 0   ARGV[2] µs of the window
+-- Returns 0 where it was taken, else the µs until the next one is.
+-- O(1) but for a walk along the list's nodes of 8 KB. Resent after a lost reply it takes another: one request is wasted.
+local number, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = redis.call('TIME')
+now = tonumber(now[1]) * 1000000 + tonumber(now[2])
+local newest = tonumber(redis.call('LINDEX', KEYS[1], 0) or '0')
+if newest > now + window then
+  redis.call('DEL', KEYS[1])  -- the clock went back by more than a window
+elseif newest > now then
+  now = newest
+end
+local oldest = tonumber(redis.call('LINDEX', KEYS[1], number - 1) or '0')
+if oldest > now - window then return oldest + window - now end
+redis.call('LPUSH', KEYS[1], string.format('%.0f', now))
+redis.call('LTRIM', KEYS[1], 0, number - 1)
+redis.call('PEXPIRE', KEYS[1], math.ceil(window / 1000))
+return 0

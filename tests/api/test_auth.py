@@ -1,0 +1,115 @@
+"""Who asks: refusals of known tokens are in the log, of unknown ones not; a rate; pages of other sites."""
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+
+from streamproc.api.asgi import create_app
+from streamproc.domain.events import AccessRefused
+from streamproc.errors import InputError
+from streamproc.ingress.refusals import Refusals
+from streamproc.operate import tokens
+from streamproc.operate.gateway import SiteGateway
+from tests.api.served import ORDER, POLICIES, Api, api, problem, ready, serving
+from tests.engine import Engine
+from tests.words import ACCOUNT
+
+__all__ = ["api"]
+
+
+async def refused(engine: Engine, count: int) -> list[AccessRefused]:
+    async with asyncio.timeout(20):
+        while True:
+            found = [e for entry in await engine.entries() for e in entry if isinstance(e, AccessRefused)]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.01)
+
+
+async def test_who_is_refused_by_name_is_in_the_log_and_a_made_up_token_writes_nothing(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    viewer, agent = await api.token("v", "viewer"), await api.token("a")
+    expired = await api.token("old", "viewer", expires_s=0)
+    assert await tokens.revoke(api.site, "a", by="test")
+    with caplog.at_level(logging.WARNING):
+        assert (await api.get("spt_" + "x" * 43, "pout_9")).status_code == 401
+    assert "requests with a token that nobody knows: 1" in caplog.text
+    assert (await api.ask(viewer)).status_code == 403
+    assert (await api.get(agent, "pout_1")).status_code == 401
+    assert (await api.get(expired, "pout_2")).status_code == 401
+    found = {(e.subject, e.what, e.problem, e.payout_named) for e in await refused(api.engine, 3)}
+    assert found == {
+        ("v", "POST /v1/payouts", "scope viewer does not allow it", ""),
+        ("a", "GET /v1/payouts/{payout}", "revoked token", "pout_1"),
+        ("old", "GET /v1/payouts/{payout}", "expired token", "pout_2"),
+    }
+
+
+async def test_a_token_that_asks_too_often_is_told_when_to_ask_again_and_others_are_not_slowed(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        async with serving(engine.producer, SiteGateway(redis_url, 1, None), per_min=3) as http:
+            api = Api(http, engine)
+            one, other = await api.token("one"), await api.token("other")
+            answers = await asyncio.gather(*(api.ask(one, key=f"k{n}") for n in range(5)))
+            assert sorted(answer.status_code for answer in answers) == [202, 202, 202, 429, 429]
+            late = await api.get(one, "spi_x")
+            assert "one may ask 3 times a minute" in problem(late)["detail"]
+            assert 0 < int(late.headers["retry-after"]) <= 60
+            assert (await api.ask(other, ORDER)).status_code == 202
+            assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_a_token_of_a_reviewer_says_who_answers_by_it(api: Api) -> None:
+    async def make(name: str, scope: str, reviewer: str) -> None:
+        of = {"agent": "bot", "account": ACCOUNT} if scope == "agent" else {"agent": "", "account": ""}
+        await tokens.create(
+            api.site, name, scope=scope, expires_s=60, by="test", reviewer=reviewer, **of,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    await make("laptop", "approver", "asha")
+    await make("phone", "admin", "asha")
+    await make("vikram", "approver", "")
+    shown = {token.name: tokens.token_json(token, what) for token, what in await tokens.listed(api.site)}
+    assert {name: one["reviewer"] for name, one in shown.items()} == {
+        "laptop": "asha", "phone": "asha", "vikram": "vikram",
+    }  # fmt: skip
+    for scope, reviewer in (
+        ("viewer", "asha"),
+        ("agent", "asha"),
+        ("approver", "two words"),
+        ("admin", "slack:U1"),
+    ):
+        with pytest.raises(InputError):
+            await make("wrong", scope, reviewer)
+
+
+@pytest.mark.parametrize("origins", [(), ("https://console.example.com",)])
+async def test_pages_of_other_sites_may_call_only_where_a_setting_names_them(
+    redis_url: str, origins: tuple[str, ...]
+) -> None:
+    async with Engine(redis_url) as engine, Refusals(engine.producer):
+        app = create_app(
+            engine.producer,
+            ["whsec"],
+            body_bytes_max=100,
+            fallback_account="acc",
+            ready=ready,
+            cors_origins=origins,
+        )
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            for origin in ("https://console.example.com", "https://evil.example", "null"):
+                asked = {"origin": origin, "access-control-request-method": "GET"}
+                plain = await http.get("/healthz", headers={"origin": origin})
+                before = await http.options("/healthz", headers=asked)
+                for answer in (plain, before):
+                    allowed = answer.headers.get("access-control-allow-origin")
+                    assert allowed == (origin if origin in origins else None)
+                    assert "access-control-allow-credentials" not in answer.headers
+                    assert "content-security-policy" in answer.headers
