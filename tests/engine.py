@@ -110,6 +110,12 @@ class Engine:
                 await asyncio.sleep(0.01)
         await self.settled()
 
+    async def until_state(self, payout: str, state: str) -> None:
+        """Until the fold of the payout's story has that state."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (record := fold(await self.story(payout))) is None or record.state != state:
+                await asyncio.sleep(0.01)
+
     async def deliver(self, *events: PayoutObserved) -> None:
         """Append what the bank showed, as the webhook does, and wait until it is handled."""
         await asyncio.gather(*(self.producer.append(delivery(event)) for event in events))

@@ -14,12 +14,14 @@ MESSAGES_MAX = 50_000
 SLACK_NEEDS = {
     "chat.postMessage": ("channel",),
     "chat.update": ("channel", "ts"),
+    "chat.postEphemeral": ("channel", "user"),
     "views.open": ("trigger_id", "view"),
     "auth.test": (),
 }
 SLACK_COMPLAINT = {
     "channel": "channel_not_found",
     "ts": "message_not_found",
+    "user": "user_not_found",
     "trigger_id": "invalid_trigger_id",
     "view": "invalid_arguments",
 }
@@ -121,5 +123,7 @@ def _slack_answer(method: str, body: dict[str, Any], ts: str) -> dict[str, Any]:
         return {"ok": True, "url": "https://sandbox.slack.com/", **who, "bot_id": "B0SANDBOX"}
     if method == "views.open":
         return {"ok": True, "view": {"id": "V0SANDBOX", "type": "modal"}}
+    if method == "chat.postEphemeral":
+        return {"ok": True, "message_ts": ts}
     shown = {"type": "message", "text": body.get("text", ""), "ts": ts}
     return {"ok": True, "channel": body["channel"], "ts": ts, "message": shown}
