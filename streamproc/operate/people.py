@@ -93,4 +93,5 @@ def untold_text(found: Untold) -> str:
     """In words; empty where everybody was told."""
     if not found.count:
         return ""
-    return f"{found.count} held payouts that nobody could be told of, the oldest since {iso(found.oldest_at)}"
+    held = "1 held payout" if found.count == 1 else f"{found.count} held payouts"
+    return f"{held} that nobody could be told of, the oldest since {iso(found.oldest_at)}"

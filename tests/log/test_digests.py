@@ -1,10 +1,10 @@
-"""Of many alerts alike the first is told at once and the rest are counted, once each, and told together by one worker."""
+"""Of many alerts alike the first is told at once; the rest are counted, once each, and told together by one worker."""
 
 import asyncio
 
 import pytest
 
-from streamproc.domain.events import Event, NotificationSent
+from streamproc.domain.events import NotificationSent
 from streamproc.domain.wire import decode_events
 from streamproc.log import digests
 from streamproc.log.connection import connect
@@ -19,10 +19,9 @@ def alert(n: int, kind: str = "LIMIT", paise: int = 100) -> Alert:
     return Alert(kind, f"{kind}, agent bot", f"pout_{n}", paise)
 
 
-def told(digest: Digest) -> Event:
-    return NotificationSent(
-        at=digest.at, kind="digest", channel="ntfy", ref="r", count=digest.count, about=digest.about
-    )
+def told(digest: Digest) -> NotificationSent:
+    about, count = digest.about, digest.count
+    return NotificationSent(at=digest.at, kind="digest", channel="ntfy", ref="r", count=count, about=about)
 
 
 async def due(redis_url: str) -> None:
@@ -62,7 +61,6 @@ async def test_a_digest_is_in_one_hand_and_is_recorded_once(redis_url: str, coun
     takers = await asyncio.gather(*(Digests(redis_url).take(1) for _ in range(4)))
     (digest,) = [digest for taken in takers for digest in taken]
     event = told(digest)
-    assert isinstance(event, NotificationSent)
     assert [await counting.close(digest, event, "notification") for _ in range(2)] == [True, False]
     async with LogView(redis_url, 0) as view:
         entries = await view.read("0-0", 10, 0)
@@ -78,7 +76,6 @@ async def test_a_digest_of_a_worker_that_died_is_told_by_another(redis_url: str,
     (again,) = await counting.take(1)
     assert (again.count, again.paise) == (lost.count, lost.paise)
     event = told(again)
-    assert isinstance(event, NotificationSent)
     assert not await counting.close(lost, event, "notification")
     assert await counting.close(again, event, "notification")
 
@@ -91,14 +88,12 @@ async def test_what_comes_while_a_digest_is_told_is_in_the_next_one_and_silence_
     (digest,) = await counting.take(1)
     assert await counting.count(0, [alert(5), alert(6)]) == [False, False]
     event = told(digest)
-    assert isinstance(event, NotificationSent)
     await counting.close(digest, event, "notification")
     assert await counting.count(0, [alert(7)]) == [False]
     await due(redis_url)
     (following,) = await counting.take(1)
     assert following.count == 3
     following_event = told(following)
-    assert isinstance(following_event, NotificationSent)
     await counting.close(following, following_event, "notification")
     await due(redis_url)
     assert await counting.take(1) == []
