@@ -24,6 +24,7 @@ from projections.notary import Terms
 from streamproc.api.asgi import create_app
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.payouts import payout_operations
+from streamproc.api.slack import slack_operation
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
@@ -52,6 +53,7 @@ from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.people import notification_over, opened_channels, people_until
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
+from streamproc.operate.slack_holds import opened_slack_review
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -229,13 +231,14 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
         gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
         refusals = await stack.enter_async_context(Refusals(intents))
+        slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
         app = create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            operations=payout_operations(intents, gateway),
+            operations=[*payout_operations(intents, gateway), slack_operation(slack)],
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )

@@ -339,6 +339,9 @@ def require(settings: Settings, role: Role) -> None:
         needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
     if role == "worker" and settings.slack_bot_token:
         needed.append("slack_channel_id")
+    if role == "serve" and (settings.slack_signing_secret or settings.slack_bot_token):
+        # A button that nobody listens to, or a rejection whose reason nobody can be asked for.
+        needed += ["slack_bot_token", "slack_signing_secret"]
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:
         raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")
@@ -392,8 +395,6 @@ def discover(settings: Settings) -> Settings:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as problem:
+        return not isinstance(problem, ProcessLookupError)  # somebody else's is alive too
     return True

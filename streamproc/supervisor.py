@@ -124,7 +124,7 @@ async def _run(
             say(f"[up] no poller: {PREFIX}RAZORPAY_ACCOUNT_ID is not set, so missed webhooks stay missed")
         stack.push_async_callback(_drain, crew, settings)
         if sandbox:
-            crew.add(_sandbox_role(running, env, programs))
+            crew.add(_sandbox_role(settings, running, env, programs))
             await _answering("the bank sandbox", "127.0.0.1", settings.sandbox_port, "/healthz")
         if await crew.once(Role("migrate", [*programs.role, "migrate"], child_env)) != 0:
             raise JobFailed("the schema could not be migrated; the lines of [migrate] say why")
@@ -205,13 +205,17 @@ def _sandbox_overlay(settings: Settings) -> dict[str, str]:
         "razorpay_account_id": SANDBOX_ACCOUNT_ID,
         "razorpay_base_url": f"{base}/v1",
         "gleif_url": f"{base}/gleif/api/v1",
-        "slack_base_url": f"{base}/slack/api",
     }
     if not settings.ntfy_topic:
         filled |= {"ntfy_url": f"{base}/ntfy", "ntfy_topic": SANDBOX_NTFY_TOPIC}
     if not settings.safe_browsing_key:
         filled["safe_browsing_key"] = secrets.token_urlsafe(18)
         filled["safe_browsing_url"] = f"{base}/safebrowsing/v4/threatMatches:find"
+    if not _has_slack(settings):
+        filled["slack_base_url"] = f"{base}/slack/api"
+        filled["slack_channel_id"] = "C0SANDBOX"
+        filled["slack_bot_token"] = f"xoxb-{secrets.token_urlsafe(18)}"
+        filled["slack_signing_secret"] = secrets.token_hex(16)
     return {
         f"{PREFIX}{field.upper()}": value
         for field, value in filled.items()
@@ -219,7 +223,23 @@ def _sandbox_overlay(settings: Settings) -> dict[str, str]:
     }
 
 
-def _sandbox_role(running: Settings, env: Mapping[str, str], programs: Programs) -> Role:
+def _has_slack(settings: Settings) -> bool:
+    """Whether the operator has a Slack of his own, which then is not the sandbox's."""
+    return bool(settings.slack_bot_token or settings.slack_signing_secret)
+
+
+def _slack_of_sandbox(settings: Settings, running: Settings) -> dict[str, str]:
+    """What makes the sandbox's Slack post clicks to us. An operator's own secrets do not go there."""
+    if _has_slack(settings):
+        return {}
+    return {
+        "SANDBOX_SLACK_TOKEN": running.slack_bot_token.reveal(),
+        "SANDBOX_SLACK_SIGNING_SECRET": running.slack_signing_secret.reveal(),
+        "SANDBOX_SLACK_WEBHOOK_URL": f"http://{_authority(running.host, running.port)}/webhooks/slack",
+    }
+
+
+def _sandbox_role(settings: Settings, running: Settings, env: Mapping[str, str], programs: Programs) -> Role:
     told = {
         "SANDBOX_HOST": "127.0.0.1",
         "SANDBOX_PORT": str(running.sandbox_port),
@@ -231,6 +251,7 @@ def _sandbox_role(running: Settings, env: Mapping[str, str], programs: Programs)
         "SANDBOX_ACCOUNT_ID": running.razorpay_account_id,
         "SANDBOX_ACCOUNT_NUMBER": running.razorpay_account_number,
         "SANDBOX_DATA_FILE": str(running.data_dir / "sandbox.db"),
+        **_slack_of_sandbox(settings, running),
         "PYTHONUNBUFFERED": "1",
     }
     of_system = {name: value for name, value in env.items() if not name.startswith(PREFIX)}

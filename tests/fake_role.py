@@ -47,6 +47,12 @@ def main() -> None:
         "STREAMPROC_RAZORPAY_KEY_SECRET",
         "SANDBOX_KEY_SECRET",
         "SANDBOX_WEBHOOK_URL",
+        "STREAMPROC_SLACK_BOT_TOKEN",
+        "STREAMPROC_SLACK_SIGNING_SECRET",
+        "STREAMPROC_SLACK_BASE_URL",
+        "SANDBOX_SLACK_TOKEN",
+        "SANDBOX_SLACK_SIGNING_SECRET",
+        "SANDBOX_SLACK_WEBHOOK_URL",
     ):
         note(f"env {ROLE} {name}={os.environ.get(name, '')}")
     print(f"hello from {ROLE}", flush=True)

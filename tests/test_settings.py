@@ -226,6 +226,18 @@ def test_a_worker_needs_postgres_only_for_the_barrier_that_asks_it() -> None:
         require(given(**without, EXECUTE_AFTER="archived"), "worker")
 
 
+@pytest.mark.parametrize(
+    ("given_one", "missing"),
+    [("SLACK_BOT_TOKEN", "SLACK_SIGNING_SECRET"), ("SLACK_SIGNING_SECRET", "SLACK_BOT_TOKEN")],
+)
+def test_slack_is_configured_whole_where_clicks_come_in_or_not_at_all(given_one: str, missing: str) -> None:
+    without = {name: value for name, value in COMPLETE.items() if not name.startswith("SLACK_")}
+    require(given(**without), "serve")
+    require(given(**without, **{given_one: "x", missing: "y"}), "serve")
+    with pytest.raises(ConfigError, match=f"STREAMPROC_{missing}"):
+        require(given(**without, **{given_one: "x"}), "serve")
+
+
 def test_a_running_system_is_found_but_what_was_set_stays(tmp_path: Path) -> None:
     settings = given(DATA_DIR=str(tmp_path), POSTGRES_DSN="postgresql://mine/x")
     write_run_file(

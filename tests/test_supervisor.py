@@ -145,6 +145,38 @@ async def test_roles_get_the_sandboxs_keys_and_the_sandbox_the_same(tmp_path: Pa
         assert all(secret not in Path(f"/proc/{pid}/cmdline").read_text() for pid in up.pids() if alive(pid))
 
 
+async def test_the_sandbox_is_the_roles_slack_too_and_its_secrets_are_new_and_shown_nowhere(
+    tmp_path: Path,
+) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: any(line.startswith("env serve SANDBOX_SLACK_WEBHOOK") for line in up.events()))
+        told = dict(line.split(" ", 1)[1].split("=", 1) for line in up.events() if line.startswith("env "))
+        for ours, theirs in (("BOT_TOKEN", "TOKEN"), ("SIGNING_SECRET", "SIGNING_SECRET")):
+            secret = told[f"serve STREAMPROC_SLACK_{ours}"]
+            assert len(secret) > 20
+            assert told[f"sandbox SANDBOX_SLACK_{theirs}"] == secret
+            assert secret not in up.text()
+        base = f"http://127.0.0.1:{up.env['STREAMPROC_SANDBOX_PORT']}/slack/api"
+        assert told["serve STREAMPROC_SLACK_BASE_URL"] == base
+        clicks = told["sandbox SANDBOX_SLACK_WEBHOOK_URL"]
+        assert clicks.endswith(f":{up.env['STREAMPROC_PORT']}/webhooks/slack")
+
+
+async def test_an_operators_own_slack_is_left_alone_and_its_secrets_stay_here(tmp_path: Path) -> None:
+    own = {"SLACK_BOT_TOKEN": "xoxb-own", "SLACK_SIGNING_SECRET": "own", "SLACK_CHANNEL_ID": "C1"}
+    async with made_up(tmp_path, **own) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: any(line.startswith("env serve SANDBOX_SLACK_WEBHOOK") for line in up.events()))
+        events = up.events()
+        assert "env serve STREAMPROC_SLACK_BOT_TOKEN=xoxb-own" in events
+        assert "env serve STREAMPROC_SLACK_BASE_URL=" in events  # the default: Slack itself
+        for name in ("TOKEN", "SIGNING_SECRET", "WEBHOOK_URL"):
+            assert f"env sandbox SANDBOX_SLACK_{name}=" in events
+
+
 async def test_no_sandbox_is_started_where_the_operator_has_keys(tmp_path: Path) -> None:
     operator = {
         "RAZORPAY_KEY_ID": "rzp_live_x",

@@ -54,6 +54,9 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     """The only key that is valid; empty: any key."""
     slack_token: str = ""
     """The only valid bot token; empty: any token."""
+    slack_webhook_url: str = ""
+    """Where clicks are posted (Slack calls it the request URL); empty: nowhere."""
+    slack_signing_secret: str = "sandbox_signing_secret"  # noqa: S105 - public default of a simulator
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "SandboxConfig":

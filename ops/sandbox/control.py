@@ -23,6 +23,7 @@ from ops.sandbox.outsider import OutsiderPayout, make_payouts
 from ops.sandbox.refusals import Refused
 from ops.sandbox.registry import RegistryKnobs
 from ops.sandbox.reputation import ReputationKnobs
+from ops.sandbox.slack_people import SlackClick, SlackSubmit
 from ops.sandbox.world import World
 
 T = TypeVar("T")
@@ -178,6 +179,16 @@ async def set_messaging(world: World, body: MessagingKnobs) -> Json:
     return {"slack": world.messages.slack_mood, "ntfy": world.messages.ntfy_mood}
 
 
+async def click(world: World, body: SlackClick) -> Json:
+    """`POST /_control/slack/click`."""
+    return await world.people.click(body, world.messages.sent.copy(), world.clock.now())
+
+
+async def submit(world: World, body: SlackSubmit) -> Json:
+    """`POST /_control/slack/submit`."""
+    return await world.people.submit(body, world.clock.now())
+
+
 async def advance_payout(request: Request) -> Response:
     """`POST /_control/payouts/{id}/advance`."""
     payout_id = request.path_params["id"]
@@ -274,6 +285,8 @@ ROUTES = [
     _post("/safebrowsing", ReputationKnobs, set_safebrowsing),
     _post("/gleif", RegistryKnobs, set_registry),
     _post("/messaging", MessagingKnobs, set_messaging),
+    _post("/slack/click", SlackClick, click),
+    _post("/slack/submit", SlackSubmit, submit),
     Route("/deliveries/{id}/resend", resend, methods=["POST"]),
     Route("/reset", reset, methods=["POST"]),
     Route("/{what}", show, methods=["GET"]),

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.sandbox.neighbours import Mood, suffer
+from ops.sandbox.slack_people import People
 
 MESSAGES_MAX = 50_000
 SLACK_NEEDS = {
@@ -21,7 +22,7 @@ SLACK_NEEDS = {
 SLACK_COMPLAINT = {
     "channel": "channel_not_found",
     "ts": "message_not_found",
-    "user": "user_not_found",
+    "user": "user_not_in_channel",
     "trigger_id": "invalid_trigger_id",
     "view": "invalid_arguments",
 }
@@ -41,13 +42,14 @@ class MessagingKnobs(Struct, kw_only=True, forbid_unknown_fields=True):
 class Messages:
     """What was sent, oldest first."""
 
-    def __init__(self, slack_token: str) -> None:
+    def __init__(self, slack_token: str, people: People) -> None:
         self.sent: deque[dict[str, Any]] = deque(maxlen=MESSAGES_MAX)
         self.slack_mood: Mood = "ok"
         self.slack_error = ""
         self.ntfy_mood: Mood = "ok"
         self.slow_ms = 0
         self._slack_token = slack_token
+        self._people = people
         self._number = 0
 
     def apply(self, knobs: MessagingKnobs) -> None:
@@ -66,11 +68,16 @@ class Messages:
         body = await _slack_body(request)
         if error := self._slack_refusal(method, request.headers.get("Authorization", ""), body):
             return JSONResponse({"ok": False, "error": error})
+        view_id = ""
+        if method == "views.open":
+            view_id, error = self._people.open_view(str(body["trigger_id"]), _view_in(body), now)
+            if error:
+                return JSONResponse({"ok": False, "error": error})
         self._number += 1
         ts = str(body.get("ts") or f"{int(now)}.{self._number:06d}")
         if method != "auth.test":
             self.sent.append({"at": now, "to": "slack", "method": method, "ts": ts, "body": body})
-        return JSONResponse(_slack_answer(method, body, ts))
+        return JSONResponse(_slack_answer(method, body, ts, view_id))
 
     def _slack_refusal(self, method: str, authorization: str, body: dict[str, Any]) -> str:
         if not authorization.startswith("Bearer "):
@@ -117,12 +124,22 @@ async def _slack_body(request: Request) -> dict[str, Any]:
     return {key: str(value) for key, value in (await request.form()).items()} if raw else {}
 
 
-def _slack_answer(method: str, body: dict[str, Any], ts: str) -> dict[str, Any]:
+def _view_in(body: dict[str, Any]) -> Any:
+    """The view: an object in a JSON body, JSON text in a form."""
+    if not isinstance(body["view"], str):
+        return body["view"]
+    try:
+        return json.loads(body["view"])
+    except ValueError:
+        return None
+
+
+def _slack_answer(method: str, body: dict[str, Any], ts: str, view_id: str) -> dict[str, Any]:
     if method == "auth.test":
         who = {"team": "Sandbox", "user": "streamproc", "team_id": "T0SANDBOX", "user_id": "U0SANDBOX"}
         return {"ok": True, "url": "https://sandbox.slack.com/", **who, "bot_id": "B0SANDBOX"}
     if method == "views.open":
-        return {"ok": True, "view": {"id": "V0SANDBOX", "type": "modal"}}
+        return {"ok": True, "view": {"id": view_id, "type": "modal"}}
     if method == "chat.postEphemeral":
         return {"ok": True, "message_ts": ts}
     shown = {"type": "message", "text": body.get("text", ""), "ts": ts}

@@ -18,6 +18,7 @@ from ops.sandbox.ledger import Ledger
 from ops.sandbox.messaging import Messages
 from ops.sandbox.registry import Registry
 from ops.sandbox.reputation import Reputation
+from ops.sandbox.slack_people import People
 from ops.sandbox.store import Store
 from ops.sandbox.tokens import Tokens
 from ops.sandbox.webhooks import Courier, Delivery, Subscription
@@ -61,7 +62,8 @@ class World:
         self.courier = self._courier(rng)
         self.reputation = Reputation(config.safebrowsing_key)
         self.registry = Registry()
-        self.messages = Messages(config.slack_token)
+        self.people = People(config, rng)
+        self.messages = Messages(config.slack_token, self.people)
         self._load(kept)
 
     def _courier(self, rng: random.Random) -> Courier:

@@ -92,6 +92,10 @@ class Names:
         """What was counted already."""
         return f"{self.base}:digest:{name}:seen"
 
+    def once(self, key: str) -> str:
+        """That something was done which may be done once within some time."""
+        return f"{self.base}:once:{key}"
+
     def asked(self, token: str) -> str:
         """When a token's latest requests were taken (µs)."""
         return f"{self.base}:asked:{token}"

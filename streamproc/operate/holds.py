@@ -19,6 +19,7 @@ from streamproc.domain.events import (
     ReviewSubmitted,
 )
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import payout_json
 from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError, JobFailed
@@ -35,8 +36,6 @@ ANSWER_WAIT_S = 10.0
 ENTRIES_AT_ONCE = 500
 NAME_CHARS_MAX = 64
 """A reviewer's name; longer ones are in no list."""
-REASON_CHARS_MAX = 500
-"""What a person writes as the reason is kept in the log for ever and shown in messages."""
 
 Action = Literal["approve", "reject"]
 

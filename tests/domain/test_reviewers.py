@@ -31,10 +31,13 @@ def book(text: str = PEOPLE) -> PolicyBook:
     return build_book(scopes_after({}, *policies(text)))
 
 
+def apply(text: str, current: Mapping[str, ScopeState]) -> None:
+    plan_changes(current, parse_policy_file(text, name="p.yaml"), prune=False, at=1, by="ann", why="why")
+
+
 def refusal(text: str, current: Mapping[str, ScopeState] | None = None) -> list[str]:
     with pytest.raises(InputError) as caught:
-        file = parse_policy_file(text, name="p.yaml")
-        plan_changes(current or {}, file, prune=False, at=1, by="ann", why="why")
+        apply(text, current or {})
     return str(caught.value).splitlines()
 
 

@@ -1,11 +1,15 @@
 """Safe Browsing, GLEIF, Slack and ntfy beside the bank."""
 
+import json
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
 
 from tests.bank import Sandbox
+from tests.clients.loopback import Asked, loopback, response
+from tests.slack import signature
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -86,6 +90,90 @@ async def test_slack_keeps_what_was_posted_and_refuses_in_its_own_way(bank: Sand
     assert (await slack("auth.test", {}, headers={}))["error"] == "not_authed"
     sent = [(each["method"], each["body"]["text"]) for each in await bank.messages("slack")]
     assert sent == [("chat.postMessage", "held"), ("chat.update", "done")]
+
+
+BUTTONS = [
+    {"type": "section", "text": {"type": "mrkdwn", "text": "held"}},
+    {
+        "type": "actions",
+        "block_id": "answer",
+        "elements": [
+            {
+                "type": "button",
+                "action_id": "hold.approve",
+                "text": {"type": "plain_text", "text": "Approve"},
+                "value": "v1.mac.pout_1",
+            }
+        ],
+    },
+]
+MODAL = {
+    "type": "modal",
+    "callback_id": "hold.reject",
+    "private_metadata": "v1.mac.pout_1",
+    "blocks": [
+        {
+            "type": "input",
+            "block_id": "reason",
+            "element": {"type": "plain_text_input", "action_id": "reason"},
+        }
+    ],
+}
+
+
+async def test_a_click_in_slack_is_posted_signed_and_opens_one_modal_that_can_be_submitted(
+    bank: Sandbox,
+) -> None:
+    headers = {"Authorization": "Bearer xoxb-test"}
+    clicked: list[tuple[dict[str, str], bytes]] = []
+    answers: list[str] = []
+
+    async def app(asked: Asked) -> bytes:
+        clicked.append((asked.headers, asked.body))
+        payload = json.loads(parse_qs(asked.body.decode())["payload"][0])
+        for _ in range(2):
+            body = {"trigger_id": payload["trigger_id"], "view": MODAL}
+            opened = await bank.http.post("/slack/api/views.open", json=body, headers=headers)
+            answers.append(opened.json().get("error", "ok"))
+        return response(200)
+
+    message = {"channel": "C1", "text": "held", "blocks": BUTTONS}
+    posted = (await bank.http.post("/slack/api/chat.postMessage", json=message, headers=headers)).json()
+    async with loopback(app) as server:
+        click = {"user": "U0ASHA", "ts": posted["ts"], "action_id": "hold.approve", "url": server.url}
+        said = await bank.control("slack/click", **click)
+        assert (said["status"], answers) == (200, ["ok", "exchanged_trigger_id"])
+        submit = {"user": "U0ASHA", "view": said["view"], "values": {"reason": "no"}, "url": server.url}
+        assert (await bank.control("slack/submit", **submit))["status"] == 200
+    payloads = [json.loads(parse_qs(body.decode())["payload"][0]) for _, body in clicked]
+    assert [payload["type"] for payload in payloads] == ["block_actions", "view_submission"]
+    assert (payloads[0]["actions"][0]["value"], payloads[0]["user"]["id"]) == ("v1.mac.pout_1", "U0ASHA")
+    view = payloads[1]["view"]
+    assert view["private_metadata"] == "v1.mac.pout_1"
+    assert view["state"]["values"] == {"reason": {"reason": {"type": "plain_text_input", "value": "no"}}}
+    for sent, body in clicked:
+        stamp = sent["x-slack-request-timestamp"]
+        assert sent["x-slack-signature"] == signature(body, stamp, bank.config.slack_signing_secret)
+
+
+async def test_a_trigger_that_slack_did_not_give_opens_nothing(bank: Sandbox) -> None:
+    body = {"trigger_id": "1.2.x", "view": MODAL}
+    answer = await bank.http.post(
+        "/slack/api/views.open", json=body, headers={"Authorization": "Bearer xoxb-test"}
+    )
+    assert answer.json() == {"ok": False, "error": "invalid_trigger_id"}
+
+
+async def test_an_ephemeral_message_needs_somebody_who_sees_it(bank: Sandbox) -> None:
+    headers = {"Authorization": "Bearer xoxb-test"}
+    body = {"channel": "C1", "user": "U0EVE", "text": "no"}
+    answer = await bank.http.post("/slack/api/chat.postEphemeral", json=body, headers=headers)
+    assert answer.json()["ok"]
+    body.pop("user")
+    answer = await bank.http.post("/slack/api/chat.postEphemeral", json=body, headers=headers)
+    assert answer.json()["error"] == "user_not_in_channel"
+    [sent] = await bank.messages("slack")
+    assert sent["body"]["user"] == "U0EVE"
 
 
 async def test_ntfy_takes_text_to_a_topic_and_json_without_one(bank: Sandbox) -> None:

@@ -1,0 +1,27 @@
+"""`POST /webhooks/slack` in the route table. What it does is in `streamproc/ingress/slack_review.py`."""
+
+from starlette.types import ASGIApp
+
+from streamproc.api.operations import Operation, Says
+from streamproc.ingress.slack_review import PATH
+
+
+def slack_operation(app: ASGIApp) -> Operation:
+    """Slack tells of a click. No token: Slack signs."""
+    return Operation(
+        method="POST", path=PATH, name="deliverClick", summary="Slack tells of a click on a hold's message",
+        action=None, raw=app,
+        says={
+            200: Says("Taken, or nothing for us; with `response_action` where the reason cannot be taken", {}),
+            400: Says("Signed, but it cannot be read"),
+            401: Says("The signature is missing or is not this request's, or its time is too far from now"),
+            403: Says("Not a button of ours"),
+            404: Says("The button's payout is not known here"),
+            408: Says("The body did not arrive in time"),
+            409: Says("The same request came before"),
+            413: Says("The body is over the limit"),
+            429: Says("An answer that cannot count came again"),
+            502: Says("Slack did not open the form for the reason"),
+            503: Says("It cannot be recorded now, or Slack is not configured; click again"),
+        },
+    )  # fmt: skip

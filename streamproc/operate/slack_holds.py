@@ -1,0 +1,82 @@
+"""Slack's webhook as this installation runs it, and what it must know of requests and payouts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from streamproc.archive.read import payout_view
+from streamproc.clients.slack import open_slack
+from streamproc.domain.events import ReviewSubmitted
+from streamproc.domain.review import why_refused
+from streamproc.errors import TryAgain
+from streamproc.ingress.refusals import Refusals
+from streamproc.ingress.slack_review import MODAL_S_MAX, Hold, NotConfigured, SlackReview
+from streamproc.log.connection import connected
+from streamproc.log.inspect import record_of
+from streamproc.log.names import Names, partition_of
+from streamproc.log.once import first_time
+from streamproc.log.policies import Policies
+from streamproc.log.stream import Producer
+from streamproc.operate.site import Site
+from streamproc.settings import Settings
+
+QUESTIONS_MAX = 16
+"""Connections to Redis at once; people click, so more would be somebody else."""
+
+
+@asynccontextmanager
+async def opened_slack_review(
+    settings: Settings, pool: Any, refusals: Refusals
+) -> AsyncIterator[SlackReview | NotConfigured]:
+    """What answers POST /webhooks/slack, with the client that opens its modals."""
+    if not settings.slack_signing_secret:
+        yield NotConfigured()
+        return
+    url, partitions = settings.redis_url, settings.partitions
+    token = settings.slack_bot_token.reveal()
+    async with (
+        Producer(url, partitions=partitions, name="slack") as producer,
+        open_slack(settings.slack_base_url, token, timeout_s=MODAL_S_MAX) as modals,
+    ):
+        yield SlackReview(
+            producer,
+            SiteHolds(url, partitions, pool),
+            modals,
+            refusals,
+            secret=settings.slack_signing_secret.reveal(),
+            body_bytes_max=settings.body_limit,
+        )
+
+
+class SiteHolds:
+    """Redis first, which has every payout that is held; `pool` asks the archive for older ones (None: none)."""
+
+    def __init__(self, redis_url: str, partitions: int, pool: Any) -> None:
+        self._redis_url = redis_url
+        self._partitions = partitions
+        self._pool = pool
+        self._policies: dict[int, Policies] = {}
+        self._turns = asyncio.Semaphore(QUESTIONS_MAX)
+
+    async def first_time(self, key: str, remembered_s: int) -> bool:
+        """Whether the key is new; known from now on, to all processes. Raises LogUnavailable."""
+        async with self._turns:
+            return await first_time(self._redis_url, key, remembered_s=remembered_s)
+
+    async def find(self, answer: ReviewSubmitted) -> Hold | None:
+        """The payout, and whether the answer would count now. Raises LogUnavailable; TryAgain where Redis does not
+        know the payout and the archive cannot be asked."""
+        async with self._turns, connected(self._redis_url) as client:
+            site = Site(self._redis_url, client, self._partitions, self._pool)
+            record = await record_of(client, self._partitions, answer.payout)
+            if record is None and self._pool is not None:
+                record = await site.ask_postgres(payout_view, answer.payout)
+                if record is None and site.postgres_problem:
+                    raise TryAgain(site.postgres_problem)
+            if record is None:
+                return None
+            partition = partition_of(record.account, self._partitions)
+            policies = self._policies.setdefault(partition, Policies(Names(partition)))
+            people = (await policies.now(client)).people
+            return Hold(record.account, record.amount, why_refused(record, answer, people))
