@@ -177,8 +177,9 @@ class Telling:
             else:
                 await close_messages(self.channels, work, desk)
         except Untellable:
-            at = desk.now_us + int(AGAIN_S * _US)
-            work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
+            if work.known().state != "held":  # else the next answer shows it too
+                at = desk.now_us + int(AGAIN_S * _US)
+                work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
 
     async def _remind(self, work: Work, event: TimerFired, desk: Desk) -> None:
         record = work.record
@@ -193,7 +194,9 @@ class Telling:
         kind: NoticeKind = "reminder" if event.timer == "hold_reminder" else "escalation"
         if not record.told:
             await self._ask(work, "hold", desk)
-        elif all(notice.at < event.at and notice.kind != kind for notice in record.notices):
+        elif not any(
+            notice.kind == kind or (kind == "reminder" and notice.at >= event.at) for notice in record.notices
+        ):
             await self._ask(work, kind, desk)
 
     async def _ask(self, work: Work, kind: NoticeKind, desk: Desk) -> None:

@@ -1,7 +1,7 @@
 """Notices as Slack's Block Kit. What a stranger wrote is `plain_text`, where no markup, mention or link works.
 
-`mrkdwn` is used in one place, for the time, in which no text of others can be. Slack's limits are for what is sent, so
-they are kept after `&`, `<` and `>` are written as entities.
+`mrkdwn` is used for a time and for a link to us, in which no text of others can be. Slack's limits are for what is
+sent, so they are kept after `&`, `<` and `>` are written as entities.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,8 @@ HEADER_MAX, SECTION_MAX, FIELD_MAX, TEXT_MAX = 150, 3_000, 2_000, 3_000
 """Characters (UTF-16 units) of a header, a section, a field of a section, and of what stands in for the blocks."""
 BLOCKS_MAX = 50
 FIELDS_MAX = 10
+_QUOTED = {"&": "&amp;", "<": "%3C", ">": "%3E", "|": "%7C", " ": "%20"}
+"""What would end a link, or a part of it."""
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -50,7 +52,8 @@ def outcome_message(notice: HoldNotice, outcome: Outcome) -> Mapping[str, Any]:
 
 def notice_message(notice: Notice) -> Mapping[str, Any]:
     """An alert, or a digest."""
-    return _message(notice.title, [_plain("\n".join(notice.lines)), *_link(notice.link)])
+    link = [_markup(_link(notice.link))] if notice.link else []
+    return _message(notice.title, [_plain("\n".join(notice.lines)), *link])
 
 
 def _message(title: str, blocks: Sequence[Block]) -> Mapping[str, Any]:
@@ -83,9 +86,8 @@ def _facts(notice: HoldNotice) -> list[Block]:
     return [
         {"type": "section", "fields": shown},
         _plain(f"Held because\n{reasons or '-'}"),
-        _expiry(notice.expires_at),
+        _expiry(notice),
         *_untrusted(notice),
-        *_link(notice.link),
     ]
 
 
@@ -96,17 +98,20 @@ def _untrusted(notice: HoldNotice) -> list[Block]:
     return [{"type": "divider"}, _plain(f"Untrusted, as the agent wrote it\n{lines}")]
 
 
-def _expiry(expires_at: int) -> Block:
-    iso = moment(expires_at)
-    shown = f"Expires <!date^{expires_at // US}^{{date_short_pretty}} {{time}}|{iso}> ({iso})"
-    return {"type": "section", "text": {"type": "mrkdwn", "text": shown, "verbatim": True}}
+def _expiry(notice: HoldNotice) -> Block:
+    iso, seconds = moment(notice.expires_at), notice.expires_at // US
+    shown = f"Expires <!date^{seconds}^{{date_short_pretty}} {{time}}|{iso}> ({iso})"
+    return _markup(f"{shown} {_link(notice.link)}".rstrip())
 
 
-def _link(url: str) -> list[Block]:
-    if not url:
-        return []
-    button = {"type": "button", "text": _plain_text("Details", 75), "url": url, "action_id": "hold.link"}
-    return [{"type": "actions", "elements": [button]}]
+def _link(url: str) -> str:
+    """Not a button: a click on one, even with a URL, is sent to the app as well."""
+    quoted = "".join(_QUOTED.get(char, char) for char in url)
+    return f"<{quoted}|Details>" if url else ""
+
+
+def _markup(text: str) -> Block:
+    return {"type": "section", "text": {"type": "mrkdwn", "text": text, "verbatim": True}}
 
 
 def _by_command(notice: HoldNotice) -> str:

@@ -1,6 +1,7 @@
 """What a stranger wrote shows in Slack as the harmless text that it is, within Slack's limits."""
 
 import json
+import re
 import unicodedata
 from typing import Any
 
@@ -21,6 +22,10 @@ from tests.words import ACCOUNT, NOW
 EVIL = (
     "*bold* _it_ ~no~ `code` <!channel> <!here> <@U0BOSS> @here @channel <https://evil.example|your bank> "
     "https://evil.example & \u202eesrever\u202c zero\u200bwidth\u2066 nul\0 bell\a line\nbreak "
+)
+MARKUP = re.compile(
+    r"(Expires <!date\^[0-9]+\^\{date_short_pretty\} \{time\}\|[0-9TZ:-]+> \([0-9TZ:-]+\))? ?"
+    r"(<https://pay\.example[^<>| ]*\|Details>)?"
 )
 LIMITS = {"header": 150, "section": 3000, "field": 2000}
 
@@ -57,7 +62,7 @@ def harmless(body: dict[str, Any]) -> None:
         assert block["type"] in ("header", "section", "divider", "actions")
         for text in texts(block):
             if text["type"] == "mrkdwn":
-                assert "Expires <!date^" in text["text"]
+                assert MARKUP.fullmatch(text["text"])
                 continue
             assert text["emoji"] is False
         if block["type"] in ("header", "section") and "text" in block:
