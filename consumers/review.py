@@ -20,7 +20,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.governance import NO_URL, Reputation, Verdict
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_refused
+from streamproc.domain.review import approvals_missing, recheck, refusal_kind, reviewer_of, why_refused
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
@@ -78,6 +78,7 @@ def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Repu
                 action=event.action,
                 channel=event.channel,
                 problem=problem,
+                kind=refusal_kind(work.record, event, desk.book.people) or "unavailable",
             )
         )
     elif event.action == "reject":

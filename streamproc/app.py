@@ -21,8 +21,10 @@ from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
-from streamproc.api.asgi import create_app
+from streamproc.api.asgi import SecurityHeaders, create_app
 from streamproc.api.auth import Doorkeeper
+from streamproc.api.holds import hold_operations
+from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.slack import slack_operation
 from streamproc.archive.barrier import ArchiveBarrier
@@ -36,6 +38,7 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.ingress.door import Door
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -50,6 +53,7 @@ from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.hold_desk import HoldDesk
 from streamproc.operate.people import notification_over, opened_channels, people_until
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
@@ -217,11 +221,10 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 # ---- serve ------------------------------------------------------------------------------
 
 
-async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
-    """The HTTP side: webhooks, intents of agents, and health."""
+@asynccontextmanager
+async def opened_api(settings: Settings) -> AsyncIterator[SecurityHeaders]:
+    """The HTTP application: webhooks, the routes that need a token, and health, with all that they hold open."""
     async with AsyncExitStack() as stack:
-        if not await opened(settings, stopping):
-            return
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="webhook")
         )
@@ -232,16 +235,23 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
         refusals = await stack.enter_async_context(Refusals(intents))
         slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
-        app = create_app(
+        yield create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
             ready=readiness(settings, pool),
-            operations=[*payout_operations(intents, gateway), slack_operation(slack)],
+            operations=[*operations_of(intents, gateway), slack_operation(slack)],
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
+
+
+async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
+    """The HTTP side."""
+    if not await opened(settings, stopping):
+        return
+    async with opened_api(settings) as app:
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -260,6 +270,14 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         server.should_exit = True
         waiting.cancel()
         await serving
+
+
+def operations_of(producer: Door, gateway: SiteGateway) -> list[Operation]:
+    """Every route that needs a token, of every module that has some."""
+    return [
+        *payout_operations(producer, gateway),
+        *hold_operations(HoldDesk(gateway, producer), gateway, producer.now_us),
+    ]
 
 
 # ---- poller, projector ------------------------------------------------------------------

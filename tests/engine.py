@@ -127,8 +127,9 @@ class Engine:
 
     async def review(self, payout: str, by: str, action: str, *, account: str) -> None:
         """A reviewer answers."""
+        channel = "slack" if by.startswith("slack:") else "test"
         event = ReviewSubmitted(
-            at=self.producer.now_us(), payout=payout, by=by, action=action, why="because", channel="test"
+            at=self.producer.now_us(), payout=payout, by=by, action=action, why="because", channel=channel
         )
         await self.append(account, event)
         await self.settled()

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Literal, NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol, TypeAlias
 
 from starlette.requests import Request
 
@@ -23,6 +23,10 @@ LOOK_S_MAX = 10.0
 UNKNOWN_SAID_S = 10.0
 """Tokens that nobody knows are one line of this process's log in such a time, with their number."""
 _log = logging.getLogger(__name__)
+
+
+Clock: TypeAlias = Callable[[], int]
+"""µs since 1970 by Redis's clock."""
 
 
 class Tokens(Protocol):
@@ -50,9 +54,7 @@ class Noted(Protocol):
 class Doorkeeper:
     """Admits requests. `now_us` is Redis's clock; `per_min` requests of a token in any minute, 0: any number."""
 
-    def __init__(
-        self, tokens: Tokens, now_us: Callable[[], int], refusals: Noted, *, per_min: int = 0
-    ) -> None:
+    def __init__(self, tokens: Tokens, now_us: Clock, refusals: Noted, *, per_min: int = 0) -> None:
         self._tokens = tokens
         self._now_us = now_us
         self._refusals = refusals

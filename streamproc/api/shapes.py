@@ -89,6 +89,41 @@ class Story(Struct, frozen=True):
     notes: list[str]
 
 
+class Hold(Struct, frozen=True):
+    """A payout that waits for a person."""
+
+    payout: str
+    account: str
+    agent: str
+    identity: Identity
+    amount: int
+    currency: str
+    vendor_url: str
+    reason: str
+    reasons: list[str]
+    received_at: str
+    expires_at: str | None
+    approved_by: list[str]
+    notified: bool
+    """Whether anybody was told of it."""
+
+
+class HoldPage(Struct, frozen=True):
+    """`next` is what to ask `after` for more; null: there are no more. `notes` say what may be missing."""
+
+    items: list[Hold]
+    next: str | None
+    notes: list[str]
+
+
+class Recorded(Struct, frozen=True):
+    """An answer that is in the log."""
+
+    payout: str
+    entry: str
+    detail: str
+
+
 _TEXT: Final = {"type": "string"}
 _PAYEE: Final = {
     "type": "object",

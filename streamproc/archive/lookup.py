@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from msgspec import Struct
@@ -10,6 +11,7 @@ from streamproc.archive.load import Row
 from streamproc.archive.read import QUERY_TIMEOUT_S
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, ZERO, id_key
+from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import JobFailed, LogBroken, TryAgain
 
@@ -18,6 +20,7 @@ JOB_TIMEOUT_S = 30.0
 POOL_MAX = 2
 """Connections of one command."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SQL = statements("streamproc.archive", "lookup.sql")
 
 
@@ -100,6 +103,22 @@ async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> 
     try:
         async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
             rows = await db.fetch(_SQL["held_payouts"], after, limit, timeout=QUERY_TIMEOUT_S)
+    except AWAY as problem:
+        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    return [decode_record(row["record"]) for row in rows]
+
+
+async def held_page(
+    pool: asyncpg.Pool, *, after: Place | None, account: str, agent: str, limit: int
+) -> list[PayoutRecord]:
+    """Held payouts behind a place, of an account and an agent where these are given. Raises TryAgain as above."""
+    at = None if after is None else _EPOCH + timedelta(microseconds=after.received_at)
+    payout = "" if after is None else after.payout
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            rows = await db.fetch(
+                _SQL["held_page"], at, payout, account or None, agent or None, limit, timeout=QUERY_TIMEOUT_S
+            )
     except AWAY as problem:
         raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
     return [decode_record(row["record"]) for row in rows]

@@ -5,6 +5,13 @@ WHERE state = 'held'
        OR (received_at, payout) > (SELECT received_at, payout FROM payouts WHERE payout = $1))
 ORDER BY received_at, payout LIMIT $2;
 
+-- name: held_page
+SELECT record FROM payouts
+WHERE state = 'held'
+  AND ($1::timestamptz IS NULL OR (received_at, payout) > ($1, $2::text))
+  AND ($3::text IS NULL OR account = $3) AND ($4::text IS NULL OR agent = $4)
+ORDER BY received_at, payout LIMIT $5;
+
 -- name: views_behind
 -- The rows that the views of a partition have not folded, and the entry time (ms) of the first of them.
 SELECT h.partition, h.seq - v.seq AS behind,

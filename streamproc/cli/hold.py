@@ -9,7 +9,8 @@ from streamproc.cli.context import operator_settings
 from streamproc.errors import JobFailed
 
 if TYPE_CHECKING:
-    from streamproc.operate.holds import Holds, Outcome
+    from streamproc.domain.holds import Outcome
+    from streamproc.operate.holds import Holds
 
 LIMIT_MAX = 1_000
 

@@ -18,6 +18,7 @@ from streamproc.domain.facts import Fact as Fact
 from streamproc.domain.facts import Finding as Finding
 from streamproc.domain.facts import Identity as Identity
 from streamproc.domain.facts import MismatchKind as MismatchKind
+from streamproc.domain.facts import RefusalKind as RefusalKind
 from streamproc.domain.facts import Source as Source
 from streamproc.domain.facts import TokenScope as TokenScope
 from streamproc.domain.facts import WindowUse as WindowUse
@@ -251,13 +252,15 @@ class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
 
 
 class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
-    """A reviewer's answer did not count; `problem` says why in one line."""
+    """A reviewer's answer did not count; `problem` says why in one line, `kind` for machines (version 1 did not)."""
 
+    v: int = 2
     payout: str
     by: str
     action: Literal["approve", "reject"]
     channel: str
     problem: str
+    kind: RefusalKind = ""
 
 
 class BeneficiaryNoted(Fact, frozen=True, kw_only=True, tag="beneficiary.noted"):

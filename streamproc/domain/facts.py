@@ -9,6 +9,9 @@ Source: TypeAlias = Literal["webhook", "poll", "fetch"]
 Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
 BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
 TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
+RefusalKind: TypeAlias = Literal["", "unknown", "forbidden", "over", "again", "unavailable"]
+"""Why a reviewer's answer did not count: nobody knows the payout; he may not; there is no hold (any more); he has
+approved already; the approval's own look-up could not be made now."""
 MismatchKind: TypeAlias = Literal["unknown_here", "unknown_at_bank", "amount", "behind", "ahead", "budget"]
 Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
 

@@ -6,10 +6,10 @@ The review stage and a what-if ask the same functions, so a replayed answer cann
 from datetime import UTC, datetime
 
 from streamproc.domain.budget import US
-from streamproc.domain.events import Finding, ReviewCounted, ReviewSubmitted
+from streamproc.domain.events import Finding, RefusalKind, ReviewCounted, ReviewSubmitted
 from streamproc.domain.governance import RECHECKED, Case, find, reputation_unavailable
 from streamproc.domain.payouts import PayoutRecord, Review
-from streamproc.domain.reviewers import Reviewers
+from streamproc.domain.reviewers import SLACK, Reviewers
 
 REASON_CHARS_MAX = 500
 """What a person writes as the reason is kept in the log for ever and shown in messages."""
@@ -22,7 +22,19 @@ def _said_by(answer: ReviewSubmitted | ReviewCounted) -> str:
 
 def reviewer_of(answer: ReviewSubmitted | ReviewCounted, people: Reviewers) -> str:
     """The name of whoever answered; an account that is nobody's stays what it is."""
-    return people.name_of(_said_by(answer))
+    said_by = _said_by(answer)
+    return said_by if _is_misplaced(answer) else people.name_of(said_by)
+
+
+def _is_misplaced(answer: ReviewSubmitted | ReviewCounted) -> bool:
+    """Whether somebody who does not come from Slack says that he is an account there."""
+    return type(answer) is ReviewSubmitted and answer.by.startswith(SLACK) and answer.channel != "slack"
+
+
+def _why_not(answer: ReviewSubmitted | ReviewCounted, agent: str, people: Reviewers) -> str:
+    if _is_misplaced(answer):
+        return f"{answer.by} is an account in Slack, and this answer did not come from there; give a name"
+    return people.why_not(_said_by(answer), agent)
 
 
 def why_refused(
@@ -31,17 +43,36 @@ def why_refused(
     """Why an answer does not count, in one line; empty when it does."""
     if record is None:
         return f"payout {answer.payout} is not known here"
-    said_by = _said_by(answer)
-    if problem := people.why_not(said_by, record.agent):
+    if problem := _why_not(answer, record.agent, people):
         return problem
     if record.state != "held":
         return _already(record)
     if answer.at >= record.hold_expires_at:
         return f"the hold ran out at {_moment(record.hold_expires_at)}"
-    name = people.name_of(said_by)
-    if any(_is_by(review, name, said_by) and review.action == answer.action for review in record.reviews):
+    name, account = reviewer_of(answer, people), _said_by(answer)
+    given = [review for review in record.reviews if _counts(review, record.agent, people)]
+    if any(_is_by(review, name, account) and review.action == answer.action for review in given):
         return f"{name} has approved already; another reviewer must approve too"
     return ""
+
+
+def refusal_kind(
+    record: PayoutRecord | None, answer: ReviewSubmitted | ReviewCounted, people: Reviewers
+) -> RefusalKind:
+    """The kind of what `why_refused` says; empty where it says nothing."""
+    if record is None:
+        return "unknown"
+    if _why_not(answer, record.agent, people):
+        return "forbidden"
+    if record.state != "held" or answer.at >= record.hold_expires_at:
+        return "over"
+    return "again" if why_refused(record, answer, people) else ""
+
+
+def _counts(review: Review, agent: str, people: Reviewers) -> bool:
+    """Whether an earlier answer counts still: its reviewer may review, and its account is his."""
+    is_his = not review.via or people.name_of(review.via) == review.by
+    return is_his and not people.why_not(review.by, agent)
 
 
 def _is_by(review: Review, name: str, account: str) -> bool:
@@ -80,7 +111,7 @@ def approvals_missing(case: Case, people: Reviewers) -> int:
     dual = case.agent.policy.dual_approval_above if case.agent is not None else None
     wanted = 2 if dual is not None and case.payout.amount > dual else 1
     given = 1 + sum(
-        review.action == "approve" and not people.why_not(review.by, case.payout.agent)
+        review.action == "approve" and _counts(review, case.payout.agent, people)
         for review in case.payout.reviews
     )
     return max(0, wanted - given)

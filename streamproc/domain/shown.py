@@ -56,6 +56,23 @@ def payout_json(record: PayoutRecord) -> dict[str, Any]:
     }
 
 
+HOLD_SHOWS = (
+    *("payout", "account", "agent", "identity", "amount", "currency", "vendor_url"),
+    *("reason", "reasons", "received_at"),
+)
+"""What a hold shows of its payout, as everywhere."""
+
+
+def hold_json(record: PayoutRecord) -> dict[str, Any]:
+    """A hold as scripts see it. Amounts in paise, times ISO 8601."""
+    shown = payout_json(record)
+    return {name: shown[name] for name in HOLD_SHOWS} | {
+        "expires_at": iso_or_none(record.hold_expires_at),
+        "approved_by": [review.by for review in record.reviews if review.action == "approve"],
+        "notified": record.told,
+    }
+
+
 def finding_json(finding: Finding) -> dict[str, Any]:
     """A rule that fired, with every field written out."""
     return {

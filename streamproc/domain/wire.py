@@ -40,6 +40,7 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.settled", 1): _as_it_was,
     ("token.created", 1): _as_it_was,
     ("review.counted", 1): _as_it_was,
+    ("review.refused", 1): _as_it_was,
 }
 """(type, v) -> the step from version v to v + 1; it need not touch `v`."""
 

@@ -27,19 +27,20 @@ class SiteGateway:
     """Each question has a connection of its own, so none can hear another's answer. `pool` None: no archive."""
 
     def __init__(self, redis_url: str, partitions: int, pool: Any) -> None:
-        self._redis_url = redis_url
-        self._partitions = partitions
+        self.redis_url = redis_url
+        self.partitions = partitions
         self._pool = pool
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
 
     @asynccontextmanager
-    async def _site(self) -> AsyncIterator[Site]:
-        async with self._turns, connected(self._redis_url) as client:
-            yield Site(self._redis_url, client, self._partitions, self._pool)
+    async def site(self) -> AsyncIterator[Site]:
+        """What an operator's command asks, for one question."""
+        async with self._turns, connected(self.redis_url) as client:
+            yield Site(self.redis_url, client, self.partitions, self._pool)
 
     async def token(self, digest: str) -> Token | None:
         """The token with this hash. Raises LogUnavailable where the log is lost: then nobody knows any token."""
-        async with self._site() as site:
+        async with self.site() as site:
             found = await token_of(site.client, digest)
             if found is None and not await log_exists(site.client, TOKEN_PARTITION):
                 raise LogUnavailable(f"the log is gone; {WHEN_LOST}")
@@ -47,7 +48,7 @@ class SiteGateway:
 
     async def request_wait_us(self, token: str, *, per_min: int) -> int:
         """Take a request of this token's rate: 0, or the µs until there is one."""
-        async with self._site() as site:
+        async with self.site() as site:
             return await take_request(site.client, token, per_min=per_min)
 
     async def record(self, payout: str) -> PayoutRecord | None:
@@ -56,7 +57,7 @@ class SiteGateway:
         Raises TryAgain where Redis does not know it and the archive cannot be asked: a key that was used long ago must
         not be taken for a new one.
         """
-        async with self._site() as site:
+        async with self.site() as site:
             found = await record_of(site.client, site.partitions, payout)
             if found is None and site.pool is not None:
                 found = await site.ask_postgres(payout_view, payout)
@@ -67,7 +68,7 @@ class SiteGateway:
 
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
         """A payout's events with their ids."""
-        async with self._site() as site:
+        async with self.site() as site:
             found = await history_of(site, payout)
         return [(one.id, one.event) for one in found.events], found.notes
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -18,16 +17,17 @@ from streamproc.domain.events import (
     ReviewRefused,
     ReviewSubmitted,
 )
+from streamproc.domain.holds import Action, Answered, NotCounted, NotHandled, Outcome
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.review import REASON_CHARS_MAX
-from streamproc.domain.shown import payout_json
+from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import clock_us, held_records, record_of
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Append, Entry, LogView, Producer
-from streamproc.operate.site import Site, iso_or_none
+from streamproc.operate.site import Site
 
 LIST_MAX = 1_000
 """Holds in one answer: more than a person looks at, little enough for one query."""
@@ -37,8 +37,6 @@ ENTRIES_AT_ONCE = 500
 NAME_CHARS_MAX = 64
 """A reviewer's name; longer ones are in no list."""
 
-Action = Literal["approve", "reject"]
-
 
 class Holds(Struct, frozen=True):
     """Held payouts, the longest waiting first. `next` is what to ask `after` for more; None: there are no more."""
@@ -46,23 +44,6 @@ class Holds(Struct, frozen=True):
     items: list[PayoutRecord]
     next: str | None
     note: str = ""
-
-
-class Outcome(Struct, frozen=True):
-    """What became of a reviewer's answer. `needed` more approvals are wanted where nothing is decided yet."""
-
-    payout: str
-    entry: str
-    needed: int
-    decision: str | None
-    reason: str
-
-
-HOLD_SHOWS = (
-    *("payout", "account", "agent", "identity", "amount", "currency", "vendor_url"),
-    *("reason", "reasons", "received_at"),
-)
-"""What a hold shows of its payout, as everywhere."""
 
 
 async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
@@ -81,35 +62,32 @@ async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_
     return Holds(records[:limit], None, f"{site.postgres_problem}; listed from Redis")
 
 
-def hold_json(record: PayoutRecord) -> dict[str, Any]:
-    """A hold as scripts see it. Amounts in paise, times ISO 8601."""
-    shown = payout_json(record)
-    return {name: shown[name] for name in HOLD_SHOWS} | {
-        "expires_at": iso_or_none(record.hold_expires_at),
-        "approved_by": [review.by for review in record.reviews if review.action == "approve"],
-        "notified": record.told,
-    }
-
-
 async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) -> Outcome:
     """Record a reviewer's answer and wait for what becomes of it.
 
     Raises JobFailed where it does not count (with the reason), where the payout is unknown, and where no worker
     handles it within ANSWER_WAIT_S; then it stays in the log and is handled later.
     """
+    at = await clock_us(site.client)
+    event = submission(payout, action, by=by, why=why, channel="cli", at=at)
+    account = await _account_of(site, payout)
+    key = f"review:cli:{secrets.token_hex(16)}"
+    async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
+        appended = await producer.append(Append(account, (key,), (event,)))
+    found = await outcome_of(site.redis_url, partition_of(account, site.partitions), appended.entry, payout)
+    if not isinstance(found, Outcome):
+        raise JobFailed(found.problem)
+    return found
+
+
+def submission(payout: str, action: Action, *, by: str, why: str, channel: str, at: int) -> ReviewSubmitted:
+    """A reviewer's answer as an event. Raises InputError without a name or a reason, or with a long one."""
     by, why = clean(by.strip(), NAME_CHARS_MAX), clean(why.strip(), len(why))
     if not by or not why:
         raise InputError("a review needs a name and a reason")
     if len(why) > REASON_CHARS_MAX:
         raise InputError(f"the reason has {len(why)} characters, the limit is {REASON_CHARS_MAX}")
-    account = await _account_of(site, payout)
-    event = ReviewSubmitted(
-        at=await clock_us(site.client), payout=payout, by=by, action=action, why=why, channel="cli"
-    )
-    key = f"review:cli:{secrets.token_hex(16)}"
-    async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
-        appended = await producer.append(Append(account, (key,), (event,)))
-    return await _outcome(site, partition_of(account, site.partitions), appended.entry, payout)
+    return ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
 
 
 async def _account_of(site: Site, payout: str) -> str:
@@ -121,8 +99,9 @@ async def _account_of(site: Site, payout: str) -> str:
     return record.account
 
 
-async def _outcome(site: Site, partition: int, entry: str, payout: str) -> Outcome:
-    view, after = LogView(site.redis_url, partition), entry
+async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) -> Answered:
+    """What became of the answer in this entry, waited for as long as ANSWER_WAIT_S."""
+    view, after = LogView(redis_url, partition), entry
     try:
         async with asyncio.timeout(ANSWER_WAIT_S):
             while True:
@@ -132,24 +111,26 @@ async def _outcome(site: Site, partition: int, entry: str, payout: str) -> Outco
                     if outcome is not None:
                         return outcome
     except TimeoutError:
-        raise JobFailed(
+        return NotHandled(
+            payout,
+            entry,
             f"the answer is recorded as {partition}:{entry}, but no worker handled it within {ANSWER_WAIT_S:g} s;"
-            f" `streamproc groups` shows the workers, `streamproc explain {payout}` what came of it"
-        ) from None
+            f" `streamproc groups` shows the workers, `streamproc explain {payout}` what came of it",
+        )
     finally:
         await view.aclose()
 
 
-def _outcome_in(found: Entry, entry: str, payout: str) -> Outcome | None:
+def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:
     """The outcome, if this is the entry that handled `entry`."""
     if entry.encode() not in found.m or msgspec.json.decode(found.m).get("cause") != entry:
         return None
     events = decode_events(found.e)
     for event in events:
         if isinstance(event, ReviewRefused):
-            raise JobFailed(event.problem)
+            return NotCounted(payout, entry, event.kind, event.problem)
         if isinstance(event, EntrySetAside):
-            raise JobFailed(f"the answer could not be handled: {event.problem}")
+            return NotHandled(payout, entry, f"the answer could not be handled: {event.problem}")
     return _counted(events, entry, payout)
 
 
@@ -164,4 +145,5 @@ def _counted(events: list[Event], entry: str, payout: str) -> Outcome | None:
         needed=counted.needed if counted is not None else 0,
         decision=decided.decision if decided is not None else None,
         reason=decided.reason if decided is not None else "",
+        by=counted.by if counted is not None else "",
     )

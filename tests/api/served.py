@@ -10,7 +10,7 @@ import pytest
 from streamproc.api.asgi import create_app
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.health import Check
-from streamproc.api.payouts import payout_operations
+from streamproc.app import operations_of
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.stream import Producer
 from streamproc.operate import tokens
@@ -40,11 +40,20 @@ class Api:
         self.http, self.engine = http, engine
         self.site = Site(engine.url, engine.client, 1)
 
-    async def token(self, name: str, scope: str = "agent", agent: str = "bot", expires_s: int = 3600) -> str:
+    async def token(
+        self,
+        name: str,
+        scope: str = "agent",
+        agent: str = "bot",
+        expires_s: int = 3600,
+        *,
+        account: str = ACCOUNT,
+        reviewer: str = "",
+    ) -> str:
         is_agent = scope == "agent"
         made = await tokens.create(
             self.site, name, scope=scope, agent=agent if is_agent else "",  # type: ignore[arg-type]
-            account=ACCOUNT if is_agent else "", expires_s=expires_s, by="test",
+            account=account if is_agent else "", expires_s=expires_s, by="test", reviewer=reviewer,
         )  # fmt: skip
         return made.secret
 
@@ -74,7 +83,7 @@ async def _served(
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
         producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
-        operations=payout_operations(producer, gateway),
+        operations=operations_of(producer, gateway),
         doorkeeper=Doorkeeper(gateway, producer.now_us, refusals, per_min=per_min),
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]

@@ -74,6 +74,7 @@ async def test_a_rebuilt_redis_knows_every_intent_and_every_token(redis_url: str
         await lived(engine)
         await made(engine, "good")
         await made(engine, "gone")
+        await made(engine, "laptop", scope="approver", agent="", account="", reviewer="asha")
         await tokens.revoke(Site(engine.url, engine.client, 1), "gone", by="test")
         await engine.stop()
         before, known = await dump(engine.client), await read_tokens(engine.client)

@@ -1,0 +1,84 @@
+"""Holds as people meet them: pages of them, a place in their order, and what became of an answer. Pure."""
+
+import base64
+import binascii
+import re
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from streamproc.domain.facts import Decision, RefusalKind
+from streamproc.domain.payouts import PayoutRecord
+
+Action: TypeAlias = Literal["approve", "reject"]
+
+_PLACE = re.compile(r"([0-9]{1,16}):([A-Za-z0-9_]{1,64})")
+
+
+class Place(Struct, frozen=True, order=True):
+    """Where a hold is among all, the longest waiting first. It stays where it is when that hold has ended. µs."""
+
+    received_at: int
+    payout: str
+
+    def cursor(self) -> str:
+        """As a caller gets it: opaque, safe in a URL."""
+        return base64.urlsafe_b64encode(f"{self.received_at}:{self.payout}".encode()).decode().rstrip("=")
+
+
+def place_of(record: PayoutRecord) -> Place:
+    """A payout's place."""
+    return Place(record.received_at, record.payout)
+
+
+def place_at(cursor: str) -> Place:
+    """The place of a cursor. Raises ValueError where it is none of ours."""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode(
+            "ascii"
+        )
+    except (binascii.Error, ValueError):
+        text = ""
+    found = _PLACE.fullmatch(text)
+    if found is None or (place := Place(int(found[1]), found[2])).cursor() != cursor:
+        raise ValueError("is no cursor that an answer gave as `next`")
+    return place
+
+
+class HeldPage(Struct, frozen=True):
+    """Held payouts in their order. `next` None: there are no more. `note`: what may be missing, and why."""
+
+    items: list[PayoutRecord]
+    next: Place | None
+    note: str = ""
+
+
+class Outcome(Struct, frozen=True):
+    """A reviewer's answer counted. `needed` more approvals are wanted where nothing is decided yet."""
+
+    payout: str
+    entry: str
+    needed: int
+    decision: Decision | None
+    reason: str
+    by: str = ""
+
+
+class NotCounted(Struct, frozen=True):
+    """It did not, and `problem` says why."""
+
+    payout: str
+    entry: str
+    kind: RefusalKind
+    problem: str
+
+
+class NotHandled(Struct, frozen=True):
+    """It is recorded, and no worker has handled it yet."""
+
+    payout: str
+    entry: str
+    problem: str
+
+
+Answered: TypeAlias = Outcome | NotCounted | NotHandled
