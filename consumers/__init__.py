@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from consumers import decide, settle, stop
 from consumers.inputs import EXECUTION as EXECUTION
 from consumers.inputs import GOVERNANCE as GOVERNANCE
+from consumers.inputs import NOTIFICATION as NOTIFICATION
 from consumers.recall import Archived, recall_stage
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
@@ -12,8 +13,10 @@ from consumers.screen import screen_stage
 from consumers.vet import Reputations, reputation_stage
 from streamproc.log.work import Group, Stage
 
-GROUPS = (GOVERNANCE, EXECUTION)
+GROUPS = (GOVERNANCE, EXECUTION, NOTIFICATION)
 """Every group of the default topology; each reads every partition's log."""
+FROM_THE_END = (NOTIFICATION,)
+"""Those that begin at the end of a log that was there before them: nobody is told of what is long over."""
 
 
 def governance_chain(

@@ -23,6 +23,7 @@ from streamproc.domain.events import (
 
 GOVERNANCE = "governance"
 EXECUTION = "execution"
+NOTIFICATION = "notification"
 INPUTS: Mapping[str, frozenset[type[Fact]]] = {
     GOVERNANCE: frozenset(
         {
@@ -36,8 +37,11 @@ INPUTS: Mapping[str, frozenset[type[Fact]]] = {
         }
     ),
     EXECUTION: frozenset({PayoutDecided, CancelRequested}),
+    NOTIFICATION: frozenset(),
 }
-"""What a group consumes and does not write itself (its own outputs it handles in the same pass)."""
+"""What a group consumes and does not write itself (its own outputs it handles in the same pass). To notification
+nothing comes again after a recovery: of what is held and was told to nobody a reminder is due (`reminders.overdue`),
+and old alerts are in the audit."""
 
 
 def comes_again(event: Event) -> bool:

@@ -52,7 +52,9 @@ def _is_live_approval(work: Work, event: object) -> bool:
 
 def _expire(work: Work, event: TimerFired, desk: Desk) -> None:
     record = work.record
-    if record is None or record.state != "held" or record.hold_expires_at > event.at:
+    if event.timer != "hold_expiry" or record is None:
+        return
+    if record.state != "held" or record.hold_expires_at > event.at:
         return
     _reject(work, desk, "HOLD_EXPIRED", "", {"expired_at": event.at})
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from streamproc.domain.beneficiaries import note, pair_of, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
-from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, TimerFired, VelocityChecked
+from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, VelocityChecked
 from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
 from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.reminders import hold_timers
 from streamproc.log.work import Desk, Work
 
 DEFAULT_ZONE = "Asia/Kolkata"
@@ -117,4 +118,5 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
     if verdict.decision == "APPROVED" and to_note(pair, record.beneficiary):
         work.emit(note(pair, record.payout, desk.now_us))
     if held:
-        work.later(TimerFired(at=expires_at, payout=record.payout, timer="hold_expiry"))
+        for timer in hold_timers(record.payout, desk.now_us, expires_at):
+            work.later(timer)

@@ -35,6 +35,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.BudgetReserved,
         e.BeneficiaryNoted,
         e.ReconcileDone,  # its mismatches are lines
+        e.NotificationSent,
     }
 )
 """Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""
@@ -118,6 +119,9 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.BankFeeRecorded: lambda step, _: Said("alert", "bank fee", step.by),
     e.ReconcileMismatch: lambda step, event: Said("alert", _mismatch(event), step.by),
     e.PayoutMalformed: _problem,
+    e.NotificationFailed: lambda step, event: Said(
+        "alert", f"nobody could be told ({event.kind}): {event.problem}", step.by
+    ),
     e.EntrySetAside: _problem,
     e.PayoutStopped: lambda step, event: Said(
         "alert", f"{event.command} not sent: {event.finding.code}", step.by

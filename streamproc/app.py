@@ -16,6 +16,7 @@ import consumers
 from consumers.create import Debit
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
+from consumers.telling import Channels
 from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
 from projections.loop import run_projector
@@ -43,6 +44,7 @@ from streamproc.ingress.door import Door
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
+from streamproc.log.digests import Digests
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
@@ -55,6 +57,7 @@ from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
+from streamproc.operate.people import notification_over, opened_channels, people_until
 from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
@@ -96,6 +99,7 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
                     client,
                     partitions=settings.partitions,
                     groups=consumers.GROUPS,
+                    from_end=consumers.FROM_THE_END,
                     archived=lambda: partitions_archived(settings),
                 )
             return True
@@ -123,9 +127,13 @@ async def run_worker(
         return
     async with AsyncExitStack() as stack:
         breakers: dict[str, Breaker] = {}
-        groups = [await _group(name, settings, stack, breakers) for name in names]
+        tells = consumers.NOTIFICATION in names
+        channels = opened_channels(settings, stack, breakers) if tells else Channels()
+        groups = [await _group(name, settings, stack, breakers, channels) for name in names]
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
+            if tells:
+                tasks.create_task(people_until(settings, channels, stopping), name="people")
             tasks.create_task(say_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
@@ -156,7 +164,13 @@ def _me() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-async def _group(name: str, settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Group:
+async def _group(
+    name: str,
+    settings: Settings,
+    stack: AsyncExitStack,
+    breakers: dict[str, Breaker],
+    channels: Channels,
+) -> Group:
     if name == consumers.GOVERNANCE:
         client = open_safe_browsing(settings.safe_browsing_url, key=settings.safe_browsing_key.reveal())
         stack.push_async_callback(client.aclose)
@@ -168,6 +182,8 @@ async def _group(name: str, settings: Settings, stack: AsyncExitStack, breakers:
             archived=archived,
             retention_s=settings.retention_s,
         )
+    if name == consumers.NOTIFICATION:
+        return notification_over(settings.redis_url, channels, Digests(settings.redis_url))
     bank = await stack.enter_async_context(opened_bank(settings))
     breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)

@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slack_base_url: str = "https://slack.com/api"
     ntfy_url: str = "https://ntfy.sh"
     ntfy_topic: str = ""
+    ntfy_token: Secret = Secret()
+    public_url: str = ""
     timezone: str = "Asia/Kolkata"
     retention_s: float = 30 * 86_400.0
     trim_interval_s: float = 300.0
@@ -251,6 +253,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SLACK_BASE_URL", "slack_base_url", _http_url()),
     Variable("NTFY_URL", "ntfy_url", _http_url()),
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
+    Variable("NTFY_TOKEN", "ntfy_token", Secret, secret=True),
+    Variable("PUBLIC_URL", "public_url", _http_url()),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
     Variable("TRIM_INTERVAL", "trim_interval_s", _duration(0.1)),
@@ -333,6 +337,8 @@ def require(settings: Settings, role: Role) -> None:
         needed.append("razorpay_account_id")
     if role == "worker" and settings.razorpay_oauth_refresh_token:
         needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
+    if role == "worker" and settings.slack_bot_token:
+        needed.append("slack_channel_id")
     if role == "serve" and (settings.slack_signing_secret or settings.slack_bot_token):
         # A button that nobody listens to, or a rejection whose reason nobody can be asked for.
         needed += ["slack_bot_token", "slack_signing_secret"]
@@ -389,8 +395,6 @@ def discover(settings: Settings) -> Settings:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as problem:
+        return not isinstance(problem, ProcessLookupError)  # somebody else's is alive too
     return True

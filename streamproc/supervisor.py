@@ -26,6 +26,7 @@ PROBE_WAIT_S = 5.0  # for one answer: /readyz asks every dependency
 SANDBOX_KEY_ID = "rzp_test_sandbox"
 SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
 SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # stays the same for ever: the account decides the partition
+SANDBOX_NTFY_TOPIC = "streamproc"
 PROGRAM = (sys.executable, "-m", "streamproc")
 DEMO_PROGRAM = (sys.executable, "-m", "ops.demo")
 
@@ -204,8 +205,9 @@ def _sandbox_overlay(settings: Settings) -> dict[str, str]:
         "razorpay_account_id": SANDBOX_ACCOUNT_ID,
         "razorpay_base_url": f"{base}/v1",
         "gleif_url": f"{base}/gleif/api/v1",
-        "ntfy_url": f"{base}/ntfy",
     }
+    if not settings.ntfy_topic:
+        filled |= {"ntfy_url": f"{base}/ntfy", "ntfy_topic": SANDBOX_NTFY_TOPIC}
     if not settings.safe_browsing_key:
         filled["safe_browsing_key"] = secrets.token_urlsafe(18)
         filled["safe_browsing_url"] = f"{base}/safebrowsing/v4/threatMatches:find"

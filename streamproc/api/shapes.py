@@ -104,6 +104,8 @@ class Hold(Struct, frozen=True):
     received_at: str
     expires_at: str | None
     approved_by: list[str]
+    notified: bool
+    """Whether anybody was told of it."""
 
 
 class HoldPage(Struct, frozen=True):

@@ -58,11 +58,12 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
             ", ".join(r.reasons),
             r.vendor_url or "-",
             iso_or_none(r.hold_expires_at),
+            "yes" if r.told else "NO",
         )
         for r in found.items
     ]
     output.say_table(
-        ("PAYOUT", "AGENT", "AMOUNT", "REASONS", "VENDOR", "EXPIRES"), rows, empty="nothing is held"
+        ("PAYOUT", "AGENT", "AMOUNT", "REASONS", "VENDOR", "EXPIRES", "TOLD"), rows, empty="nothing is held"
     )
     if found.next:
         output.note(f"there are more: --after {found.next}")

@@ -28,6 +28,8 @@ from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
 from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
 from streamproc.domain.intent import Intent
+from streamproc.domain.notified import NotificationFailed as NotificationFailed
+from streamproc.domain.notified import NotificationSent as NotificationSent
 from streamproc.domain.policy_events import PolicyChanged as PolicyChanged
 from streamproc.domain.policy_events import PolicyProposed as PolicyProposed
 from streamproc.domain.policy_events import ProposalConfirmed as ProposalConfirmed
@@ -109,7 +111,7 @@ class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
     """Something that had to happen later is due."""
 
     payout: str
-    timer: Literal["hold_expiry"]
+    timer: Literal["hold_expiry", "hold_reminder", "hold_escalation"]
 
 
 class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
@@ -377,5 +379,7 @@ Event: TypeAlias = (
     | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
+    | NotificationSent
+    | NotificationFailed
     | AccessRefused
 )

@@ -8,6 +8,7 @@ from msgspec import Struct
 from streamproc.domain import facts as e
 from streamproc.domain.copies import BankCopy
 from streamproc.domain.intent import Intent
+from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.states import State
 
 
@@ -32,6 +33,15 @@ class Review(Struct, frozen=True, kw_only=True, omit_defaults=True):
     why: str
     channel: str
     at: int
+
+
+class Notice(Struct, frozen=True, kw_only=True, order=True):
+    """A message about a hold. `at` is µs; `ref` is Slack's `channel:ts`, or ntfy's message id."""
+
+    at: int
+    channel: Channel
+    ref: str
+    kind: NoticeKind
 
 
 class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,6 +90,13 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the bank has under an intent's reference; the one that is `bank_payout` is ours."""
     failure: str = ""
     """Why the bank refused to create it."""
+    notices: list[Notice] = []
+    """What people were told of the hold, oldest first."""
+
+    @property
+    def told(self) -> bool:
+        """Whether anybody was told that the payout waits for a decision."""
+        return any(notice.kind in ASKING for notice in self.notices)
 
     @property
     def at_bank(self) -> str:

@@ -25,6 +25,7 @@ from streamproc.domain.payouts import (
     is_terminal,
     settlement_due,
 )
+from streamproc.domain.reminders import hold_timers
 from streamproc.domain.wire import Meta
 
 SLOTS_SPARE = 256
@@ -155,12 +156,11 @@ def budget_answer(reservation: Reservation) -> BudgetAnswer:
 def timers_of(
     record: PayoutRecord | None, fired: frozenset[int] | set[int] = frozenset()
 ) -> list[TimerFired]:
-    """What must still happen later: the expiry of a hold that is open and has not come."""
+    """What must still happen later of a hold that is open: reminders and expiry that have not come (`fired`: µs)."""
     if record is None or record.state != "held" or not record.hold_expires_at:
         return []
-    if record.hold_expires_at in fired:
-        return []
-    return [TimerFired(at=record.hold_expires_at, payout=record.payout, timer="hold_expiry")]
+    timers = hold_timers(record.payout, record.decided_at, record.hold_expires_at)
+    return [timer for timer in timers if timer.at not in fired]
 
 
 class _Slots(Struct):

@@ -69,6 +69,7 @@ def hold_json(record: PayoutRecord) -> dict[str, Any]:
     return {name: shown[name] for name in HOLD_SHOWS} | {
         "expires_at": iso_or_none(record.hold_expires_at),
         "approved_by": [review.by for review in record.reviews if review.action == "approve"],
+        "notified": record.told,
     }
 
 

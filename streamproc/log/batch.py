@@ -55,7 +55,7 @@ class Handler:
         """Apart, since a commit names the revision that `_policies` decided under."""
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
-        self._consumed = re.compile(b'"type":"(?:' + tags + b')"').search
+        self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
     async def handle(self, client: Redis, entries: Sequence[Raw], *, taken: bool) -> None:
         """Handle entries to the end: committed, put off, or set aside."""
@@ -99,7 +99,8 @@ class Handler:
     async def _round(self, client: Redis, works: list[Work]) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
         desk = await self._load(client, works)
-        fresh = [w for w in works if not (self.group.outputs_are_facts and w.stale_times)]
+        done = self.group.outputs_are_facts and not self.group.looks_again
+        fresh = [w for w in works if not (done and w.stale_times)]
         await self._run(client, fresh, desk)
         stale = await self._commit(client, [w for w in works if w.problem is None])
         await self._settle_problems(client, [w for w in works if w.problem is not None])

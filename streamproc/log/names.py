@@ -10,6 +10,10 @@ made, so that it is not made again. `recovering` while `streamproc recover` is u
 was asked after it."""
 
 
+LATE = "late"
+"""The mark of a group that began at the end of a log that was there: nobody has looked yet at what was held then."""
+
+
 class Names:
     """Keys of one partition. Ids in keys are validated where they enter (policy ids, bank ids)."""
 
@@ -30,6 +34,8 @@ class Names:
         self.watched = f"{self.base}:watched"
         self.terms = f"{self.base}:terms"
         self.words = f"{self.base}:words"
+        self.untold = f"{self.base}:untold"
+        self.digests = f"{self.base}:digests"
 
     def seen(self, key: str) -> str:
         """Idempotency of one producer delivery."""
@@ -78,6 +84,14 @@ class Names:
     def vault(self, name: str) -> str:
         """A sealed text that processes share."""
         return f"{self.base}:vault:{name}"
+
+    def digest(self, name: str) -> str:
+        """What alerts of one kind have in common, counted."""
+        return f"{self.base}:digest:{name}"
+
+    def digested(self, name: str) -> str:
+        """What was counted already."""
+        return f"{self.base}:digest:{name}:seen"
 
     def once(self, key: str) -> str:
         """That something was done which may be done once within some time."""

@@ -7,7 +7,7 @@ and writes nothing. A run that is killed leaves it so; the next one wipes what w
 and the policies' revision are new numbers, so that whatever a worker read before cannot be committed afterwards.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
-from streamproc.log.names import META, Names
+from streamproc.log.names import LATE, META, Names
 from streamproc.log.proposals import kept as proposals_kept
 from streamproc.log.scripts import Script
 from streamproc.log.stream import ZERO, Entry, entry_of
@@ -254,14 +254,17 @@ class Restorer:
         """An entry under its own id, in ascending order."""
         await self._put("XADD", self.names.staged, entry.id, "e", entry.e, "m", entry.m)
 
-    async def groups(self, groups: Iterable[str], at: str, entries: int) -> None:
-        """The groups, which have read the `entries` up to the id `at`, the newest restored one."""
+    async def groups(
+        self, groups: Iterable[str], at: str, entries: int, *, late: Collection[str] = ()
+    ) -> None:
+        """The groups, which have read the `entries` up to the id `at`, the newest restored one. `late`: those that are
+        marked as begun after a log that was there, since they get nothing of it again."""
         for group in groups:
             await self._put(
                 *("XGROUP", "CREATE", self.names.staged, group, at or ZERO, "MKSTREAM"),
                 *("ENTRIESREAD", entries),
             )
-            await self._put("HSET", self.names.groups, group, "1")
+            await self._put("HSET", self.names.groups, group, LATE if group in late else "1")
 
     async def pending(self, group: str, entries: Sequence[str]) -> None:
         """Restored entries that the group may not have handled: a worker takes them up at once."""

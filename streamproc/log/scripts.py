@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from importlib.resources import files
@@ -166,12 +166,18 @@ def _with_keys(m: bytes, keys: Sequence[str]) -> bytes:
     return m[:-1] + b',"keys":' + _encode(keys) + b"}" if keys else m
 
 
-async def open_partition(client: Redis, names: Names, groups: Sequence[str], *, made_before: bool) -> str:
+async def open_partition(
+    client: Redis, names: Names, groups: Sequence[str], *, made_before: bool, from_end: Collection[str] = ()
+) -> str:
     """Make what is missing at the first start; the name of a group that was made and is gone, or ''.
 
-    Raises LogBroken where the stream was made and is gone, or is being rebuilt.
+    Those `from_end` begin at the end of a log that others have read. Raises LogBroken where the stream was made and is
+    gone, or is being rebuilt.
     """
-    gone: bytes = await _open(client, [names.log, names.groups, names.recovery], [int(made_before), *groups])
+    at_end = [group for group in groups if group in from_end]
+    others = [group for group in groups if group not in from_end]
+    args = [int(made_before), len(at_end), *at_end, *others]
+    gone: bytes = await _open(client, [names.log, names.groups, names.recovery], args)
     return gone.decode()
 
 

@@ -78,14 +78,20 @@ async def _no_archive() -> Collection[int]:
 
 
 async def open_log(
-    client: Redis, *, partitions: int, groups: Iterable[str], archived: Archived = _no_archive
+    client: Redis,
+    *,
+    partitions: int,
+    groups: Iterable[str],
+    from_end: Collection[str] = (),
+    archived: Archived = _no_archive,
 ) -> None:
     """Make the log on first start and check it on every other.
 
     The partition count is written once; another count raises LogBroken, since accounts would change partition.
-    A group is created at the beginning of the log when it is first seen; one that was there and is gone is an
-    alarm: at `$` it would skip payouts. A stream that is not there is made only where it never was: where it was
-    made, or where the archive has entries of it, that is a loss, and LogBroken says what to do.
+    A group is created at the beginning of the log when it is first seen (one of `from_end` at the end of a log that
+    was there before it); one that was there and is gone is an alarm: at `$` it would skip payouts. A stream that is
+    not there is made only where it never was: where it was made, or where the archive has entries of it, that is a
+    loss, and LogBroken says what to do.
     """
     with named_errors():
         meta = await client.hgetall(META)
@@ -99,7 +105,9 @@ async def open_log(
         _check_count(await client.hget(META, "partitions"), partitions)  # somebody else may have been faster
         for partition in range(partitions):
             made = f"made:{partition}"
-            await _open_partition(client, Names(partition), groups, made_before=made.encode() in meta)
+            await _open_partition(
+                client, Names(partition), groups, made_before=made.encode() in meta, from_end=from_end
+            )
             if made.encode() not in meta:
                 await client.hset(META, made, "1")
 
@@ -121,8 +129,12 @@ async def _refuse_if_lost(client: Redis, partitions: int, meta: Any, archived: A
         raise LogBroken(f"{what}, though it was written before; {WHEN_LOST}")
 
 
-async def _open_partition(client: Redis, names: Names, groups: Iterable[str], *, made_before: bool) -> None:
-    gone = await scripts.open_partition(client, names, list(groups), made_before=made_before)
+async def _open_partition(
+    client: Redis, names: Names, groups: Iterable[str], *, made_before: bool, from_end: Collection[str]
+) -> None:
+    gone = await scripts.open_partition(
+        client, names, list(groups), made_before=made_before, from_end=from_end
+    )
     if gone:
         raise LogBroken(
             f"consumer group {gone} of {names.log} is gone; it is not made again, because entries could be"

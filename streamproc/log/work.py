@@ -115,16 +115,20 @@ class Group(Struct, frozen=True):
     """A chain of stages with one consumer group.
 
     `outputs_are_facts`: what the chain emits happened in the world (the bank answered), so a commit that comes
-    too late only needs a new fold; the handlers are not run again.
+    too late only needs a new fold; the handlers are not run again, unless `looks_again`: then they see what they
+    emitted (`Work.out`) beside the newer record, and may add to it.
     """
 
     name: str
     stages: tuple[Stage, ...]
     outputs_are_facts: bool = False
+    looks_again: bool = False
     read_max: int = 256
     """Entries read at once: as many as the floor reads. Other sizes have not been measured."""
     works_max: int = 256
     """Entries in one pass of the chain, of those read: as many as it surely does within the batch's time."""
+    wanted: bytes = b""
+    """A pattern over an entry's bytes, where not every event of a consumed type matters: the rest is not decoded."""
 
     @property
     def consumes(self) -> frozenset[type[Fact]]:

@@ -24,6 +24,7 @@ from streamproc.operate.breakers import open_breakers
 from streamproc.operate.check import Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import examine_log
+from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.polling import poller_view
 from streamproc.operate.site import iso
 from streamproc.settings import Settings
@@ -51,6 +52,7 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("reconciliation", settings, _reconciliation),
         _guarded("breakers", settings, _breakers),
         _guarded("safe browsing", settings, _safe_browsing),
+        _guarded("notifications", settings, examine_people),
     ]
     found = [check for checks in await asyncio.gather(*parts) for check in checks]
     return [*found, *_webhook_secrets(settings), _execute_after(settings), _approval_token(settings)]
@@ -140,7 +142,11 @@ async def _groups(client: Any, partition: int) -> list[Check]:
     if not await log_exists(client, partition):
         return [Check(name, "bad", "its stream is gone", WHEN_LOST)]
     rows = await group_rows(client, partition, consumers.GROUPS)
-    gone = [row["group"] for row in rows if row.get("missing")]
+    missing = [row["group"] for row in rows if row.get("missing")]
+    gone = [group for group in missing if group not in consumers.FROM_THE_END]
+    if missing and not gone:
+        todo = "start `streamproc worker`: it makes them, and they begin at the end of the log"
+        return [Check(name, "note", f"not made yet: {', '.join(missing)}", todo)]
     if gone:
         return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", WHEN_LOST)]
     late = [row for row in rows if row["group"] == consumers.EXECUTION and row["oldest_ms"] > LATE_S * 1000]

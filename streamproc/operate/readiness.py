@@ -10,6 +10,7 @@ from streamproc.errors import WHEN_LOST, LogUnavailable, StreamprocError, TryAga
 from streamproc.log.connection import connected
 from streamproc.log.health import ARCHIVE_LATE_S, logs_gone, server_settings, waiting_ms
 from streamproc.operate.breakers import open_breakers
+from streamproc.operate.people import untold_holds, untold_text
 from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
 
@@ -25,6 +26,7 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
         if settings.razorpay_account_id:
             checks.append(await _poller_check(settings))
         checks.append(await _breaker_check(settings))
+        checks.append(await _people_check(settings))
         if pool is not None:
             checks.append(await _postgres_check(pool))
             checks.append(await _archive_check(settings, pool))
@@ -89,3 +91,12 @@ async def _breaker_check(settings: Settings) -> Check:
     except LogUnavailable as problem:
         return Check(name="breakers", ok=False, detail=str(problem), required=False)
     return Check(name="breakers", ok=not found.detail, detail=found.detail, required=False)
+
+
+async def _people_check(settings: Settings) -> Check:
+    """Whether somebody was told of every hold. A hold that nobody knows of waits until it expires."""
+    try:
+        text = untold_text(await untold_holds(settings))
+    except LogUnavailable as problem:
+        return Check(name="notifications", ok=False, detail=str(problem), required=False)
+    return Check(name="notifications", ok=not text, detail=text, required=False)

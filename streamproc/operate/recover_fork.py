@@ -19,6 +19,7 @@ from streamproc.domain.events import (
     BankCommandAnswered,
     DeadLetterClosed,
     Event,
+    NotificationSent,
     PayoutObserved,
     PolicyChanged,
 )
@@ -36,6 +37,8 @@ from streamproc.log.stream import ZERO, Entry
 from streamproc.operate.recover_state import SQL, Counts, Sources
 
 ENTRIES_AT_ONCE = 500
+_OUTSIDE = (BankCommandAnswered, NotificationSent)
+"""What a group wrote that happened in the world: the bank answered, a message is there."""
 TIMERS_WRITER = "timers"
 """Who writes what was due (log/lua/due.lua): what is due is rebuilt, so it comes again."""
 
@@ -124,12 +127,12 @@ class _Fork:
         return await self._append(entry.e, entry, meta, meta.keys or keys_in(events))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
-        """Of what a group wrote, what the bank said."""
+        """Of what a group wrote, what happened outside."""
         facts = [
             event
             for event in events
             if type(event) is PayoutObserved
-            or (type(event) is BankCommandAnswered and await self._is_known(payout_of(event)))
+            or (type(event) in _OUTSIDE and await self._is_known(payout_of(event)))
         ]
         if not facts:
             return False

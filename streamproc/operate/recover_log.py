@@ -5,6 +5,7 @@ All of it under the ids that it had, so that event ids, the barrier and the proj
 
 from collections.abc import Sequence
 
+from consumers import FROM_THE_END
 from projections.letters import NAME as LETTERS
 from streamproc.archive.sql import statements
 from streamproc.domain.events import EntrySetAside
@@ -58,7 +59,8 @@ async def restore_log(
             await to.entry(Entry(row["id"], row["e"], row["m"]))
         counts.entries += len(rows)
         say("log", counts.entries, 0)
-    await to.groups(groups, sources.head.entry if sources.head.seq else ZERO, counts.entries)
+    at = sources.head.entry if sources.head.seq else ZERO
+    await to.groups(groups, at, counts.entries, late=FROM_THE_END)
     for group in groups:
         async for rows in rows_in_parts(sources.archive, SQL["wanted_pending"], group):
             await to.pending(group, [row["id"] for row in rows])

@@ -216,6 +216,12 @@ def _other(event: e.Event) -> str:
             return f"{event.by} {done} dead letter {event.letter} ({event.group})"
         case e.AccessRefused():
             return f"refused by {event.channel}, {event.what}: {event.problem}"
+        case e.NotificationSent():
+            many = f" for {event.count} alerts" if event.count != 1 else ""
+            return f"told by {event.channel} ({event.kind}{many}): {event.ref}"
+        case e.NotificationFailed():
+            then = "given up" if event.given_up else "it is tried again"
+            return f"nobody could be told ({event.kind}), {then}: {event.problem}"
         case e.PayoutMalformed():
             return f"malformed: {event.problem}"
         case _:

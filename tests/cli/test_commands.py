@@ -36,7 +36,7 @@ def system(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s
 
     async def make() -> None:
         async with connected(redis_url) as client:
-            await open_log(client, partitions=1, groups=["governance", "execution"])
+            await open_log(client, partitions=1, groups=["governance", "execution", "notification"])
 
     asyncio.run(make())
     monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
@@ -156,7 +156,8 @@ def test_json_is_one_document_on_stdout(system: str, asking: list[str], capsys: 
 def test_groups_json_has_the_fields_that_scripts_rely_on(system: str, capsys: pytest.CaptureFixture[str]):
     assert run(["groups", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["partition"], row["group"]) for row in rows] == [(0, "governance"), (0, "execution")]
+    groups = ["governance", "execution", "notification"]
+    assert [(row["partition"], row["group"]) for row in rows] == [(0, group) for group in groups]
     assert all({"lag", "pending", "oldest_ms", "consumers"} <= row.keys() for row in rows)
 
 

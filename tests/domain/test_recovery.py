@@ -150,10 +150,12 @@ def test_a_hold_is_due_until_its_timer_has_fired() -> None:
         | {"hold_expires_at": NOW + 5}
     )
     history = [entry(1, observed()), entry(2, held, by="governance", cause=1)]
-    assert [timer.at for timer in rebuild(history, INPUTS, "governance").timers] == [NOW + 5]
+    due = rebuild(history, INPUTS, "governance").timers
+    assert [timer.timer for timer in due] == ["hold_reminder", "hold_escalation", "hold_expiry"]
+    assert due[-1].at == NOW + 5
     fired = e.TimerFired(at=NOW + 5, payout="pout_1", timer="hold_expiry")
     built = rebuild([*history, entry(3, fired, by="timers")], INPUTS, "governance")
-    assert built.timers == []
+    assert [timer.timer for timer in built.timers] == ["hold_reminder", "hold_escalation"]
     assert built.pending["governance"] == ["1-3"]
 
 

@@ -132,5 +132,5 @@ async def test_a_resting_system_has_no_lag_and_nothing_pending(system: System) -
 
     groups = await told_by(system, "groups")
 
-    assert {group["group"] for group in groups} == {"governance", "execution"}
+    assert {group["group"] for group in groups} == {"governance", "execution", "notification"}
     assert all(group["lag"] == 0 and group["pending"] == 0 for group in groups)

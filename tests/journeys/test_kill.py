@@ -227,8 +227,8 @@ async def test_a_drain_leaves_no_entry_in_anybodys_hands(redis_url: str, postgre
 
         assert {await system.drain("worker-1"), await system.drain("worker-2")} == {0}
 
-        assert await system.pending() == {"governance": 0, "execution": 0}
-        for group in ("governance", "execution"):
+        assert await system.pending() == {"governance": 0, "execution": 0, "notification": 0}
+        for group in ("governance", "execution", "notification"):
             assert await system.redis.xinfo_consumers(system.names.log, group) == []
 
         await system.start("worker-3")

@@ -190,3 +190,28 @@ async def test_a_probe_is_told_which_partition_has_no_stream(redis_url: str) -> 
         assert await logs_gone(client, 3) == []
         await client.delete(Names(1).log)
         assert await logs_gone(client, 3) == [1]
+
+
+async def test_a_group_that_is_new_on_a_log_that_others_have_read_begins_at_its_end_and_is_marked(
+    redis_url: str,
+) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=GROUPS)
+        await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
+        both = (*GROUPS, "notification")
+        for _ in range(2):
+            await open_log(client, partitions=1, groups=both, from_end=["notification"])
+        rows = {row["name"].decode(): row for row in await client.xinfo_groups(NAMES.log)}
+        last = (await client.xinfo_stream(NAMES.log))["last-generated-id"]
+        assert rows["notification"]["last-delivered-id"] == last
+        assert rows["governance"]["last-delivered-id"] == b"0-0"
+        marks = await client.hgetall(NAMES.groups)
+        assert marks == {b"governance": b"1", b"execution": b"1", b"notification": b"late"}
+
+
+async def test_a_group_of_the_end_begins_at_the_beginning_of_a_log_that_is_new(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=(*GROUPS, "notification"), from_end=["notification"])
+        rows = await client.xinfo_groups(NAMES.log)
+        assert {row["last-delivered-id"] for row in rows} == {b"0-0"}
+        assert (await client.hgetall(NAMES.groups))[b"notification"] == b"1"

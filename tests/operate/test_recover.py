@@ -34,6 +34,8 @@ async def test_a_rebuilt_redis_holds_what_the_lost_one_held_and_decides_what_it_
         for kind in before.keys() - {"timers"}:
             assert after[kind] == before[kind], kind
         assert b"recovering" not in await mine.engine.client.hgetall(META)
+        marks = await mine.engine.client.hgetall(mine.engine.names.groups)
+        assert marks[b"notification"] == b"late"  # nothing comes again to it: what is held is looked for
 
         await handled(mine)
         again = [await mine.again(event) for event in mine.delivered]

@@ -173,3 +173,29 @@ def test_a_life_comes_to_the_same_record_and_budget_in_every_order_and_however_o
 ) -> None:
     again = data.draw(st.permutations([*said, *said[: data.draw(st.integers(0, len(said)))]]))
     assert lived(said, count_fees=count_fees) == lived(again, count_fees=count_fees)
+
+
+def told(n: int, kind: str, channel: str = "slack") -> e.NotificationSent:
+    return e.NotificationSent(at=NOW + n, payout="pout_1", kind=kind, channel=channel, ref=f"C:{n}")  # type: ignore[arg-type]
+
+
+@given(
+    kinds=st.lists(
+        st.sampled_from(["hold", "reminder", "escalation", "outcome", "alert", "private"]), max_size=24
+    ),
+    drawn=st.lists(statuses, max_size=3),
+    data=st.data(),
+)
+def test_messages_commute_with_each_other_and_with_observations(
+    kinds: list[str], drawn: list[str], data: st.DataObject
+) -> None:
+    first: list[e.Event] = [observed(amount=100, at=NOW), decided("HELD")]
+    later: list[e.Event] = [*(told(n, kind) for n, kind in enumerate(kinds)), *observations(drawn)]
+    record = fold([*first, *later])
+    assert record == fold([*first, *data.draw(st.permutations(later))])
+    assert record is not None
+    assert record.told == any(notice.kind in ("hold", "reminder", "escalation") for notice in record.notices)
+
+
+def test_an_alert_about_what_was_never_observed_leaves_nothing() -> None:
+    assert fold([told(1, "alert")]) is None

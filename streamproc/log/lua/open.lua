@@ -1,7 +1,8 @@
 #!lua
 -- Make a partition's stream and groups at the first start, and look at them at every other.
 -- KEYS[1] stream log   KEYS[2] hash groups: a mark for each group that was made   KEYS[3] hash recovery, while one is under way
--- ARGV[1] 1 if this partition was made before, then the groups
+-- ARGV[1] 1 if this partition was made before, ARGV[2] number of groups that begin at the end of a log which other groups
+--   have read, and then have the mark 'late'; then these groups, then the others
 -- Returns '', or the first group that was made and is gone: then nothing is made, since at `$` or `0` it would skip or repeat.
 -- NOLOG where the stream was made and is gone, or is being rebuilt.  O(groups). Safe to resend.
 local call = redis.call
@@ -14,11 +15,13 @@ if there then
 elseif ARGV[1] == '1' then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
-for i = 2, #ARGV do
+for i = 3, #ARGV do
   if not present[ARGV[i]] and call('HEXISTS', KEYS[2], ARGV[i]) == 1 then return ARGV[i] end
 end
-for i = 2, #ARGV do
-  if not present[ARGV[i]] then call('XGROUP', 'CREATE', KEYS[1], ARGV[i], '0', 'MKSTREAM') end
-  call('HSET', KEYS[2], ARGV[i], '1')
+local read = there and call('HLEN', KEYS[2]) > 0
+for i = 3, #ARGV do
+  local late = read and i < 3 + tonumber(ARGV[2])
+  if not present[ARGV[i]] then call('XGROUP', 'CREATE', KEYS[1], ARGV[i], late and '$' or '0', 'MKSTREAM') end
+  call('HSETNX', KEYS[2], ARGV[i], not present[ARGV[i]] and late and 'late' or '1')
 end
 return ''

@@ -1,0 +1,57 @@
+"""Digests that are due are told, by whichever worker comes first; one that dies with one is followed by another."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Protocol
+
+from consumers.inputs import NOTIFICATION
+from consumers.telling import Channels, Untellable, notice_letter, tell
+from streamproc.domain.events import NotificationSent
+from streamproc.domain.notice import digest_notice
+from streamproc.errors import LogUnavailable
+from streamproc.log.digests import Digest
+
+LOOK_S = 1.0
+"""Between two looks at what is due: a digest comes at most this much later than its minute."""
+
+log = logging.getLogger(__name__)
+
+
+class Due(Protocol):
+    """The digests (streamproc/log/digests.py)."""
+
+    async def take(self, partitions: int) -> list[Digest]: ...
+    async def close(self, digest: Digest, event: NotificationSent, writer: str) -> bool: ...
+
+
+async def tell_digests(
+    due: Due, channels: Channels, partitions: int, stopping: asyncio.Event, *, look_s: float = LOOK_S
+) -> None:
+    """Tell digests until `stopping`. What no channel takes is due again when its lease is over."""
+    while not stopping.is_set():
+        try:
+            for digest in await due.take(partitions):
+                await tell_one(due, channels, digest)
+        except LogUnavailable as problem:
+            log.warning("digests wait: %s", problem)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(look_s):
+                await stopping.wait()
+
+
+async def tell_one(due: Due, channels: Channels, digest: Digest) -> None:
+    """Tell one digest and record it. Where the record fails it is told again: at least once."""
+    notice = digest_notice(
+        digest.about, count=digest.count, paise=digest.paise, more=digest.more, examples=digest.examples
+    )
+    try:
+        channel, ref = await tell(channels, notice_letter(channels, notice))
+    except Untellable as problem:
+        log.warning("a digest of %d alerts cannot be told: %s", digest.count, problem)
+        return
+    event = NotificationSent(
+        at=digest.at, kind="digest", channel=channel, ref=ref, count=digest.count, about=digest.about
+    )
+    if not await due.close(digest, event, NOTIFICATION):
+        log.warning("a digest of %d alerts took longer than its lease and may be told twice", digest.count)

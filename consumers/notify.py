@@ -1,0 +1,314 @@
+"""Notification: people are told. The log is the outbox: an entry is acknowledged when somebody was told of it.
+
+Telling is at least once. Slack and ntfy have no idempotency, so a worker that dies between a message and its commit
+tells again; both messages have the same buttons, and the one that the log knows is the one that is updated. A hold that
+was answered while its message was on its way is seen at the commit, which is refused because the payout moved on: then
+the message is closed at once (`Group.looks_again`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from consumers.inputs import NOTIFICATION
+from consumers.telling import (
+    Channels,
+    Untellable,
+    alert_letter,
+    close_messages,
+    hold_letter,
+    show_progress,
+    tell,
+)
+from streamproc.domain.alerts import ALERTED, Alarm, alarm_of
+from streamproc.domain.events import (
+    EntrySetAside,
+    Event,
+    Fact,
+    GovernanceBypassed,
+    NotificationFailed,
+    NotificationSent,
+    PayoutDecided,
+    ReconcileMismatch,
+    ReviewCounted,
+    ReviewRefused,
+    TimerFired,
+)
+from streamproc.domain.notice import alert_about
+from streamproc.domain.notified import NoticeKind
+from streamproc.errors import LogBroken, LogUnavailable, TryAgain
+from streamproc.log.digests import Alert
+from streamproc.log.work import Desk, Group, Item, Stage, Work
+
+CONCURRENT_MAX = 8
+"""Messages of one worker on their way at once; Slack takes one a second in a channel."""
+READ_MAX = 64
+"""Entries read at once: what is read is told within two passes, before another worker takes it over."""
+WORKS_MAX = 32
+PASS_S = 18.0
+"""After this a pass ends with what it has, well within a batch's time."""
+ALERT_OLD_S = 3_600.0
+"""An alert, or an outcome, that nobody could be told of for so long is given up; the audit has it."""
+PRIVATE_OLD_S = 120.0
+"""Who clicked does not wait longer for an answer."""
+AGAIN_S = 60.0
+"""When a message is looked at again that could not be closed in the pass that sent it."""
+_US = 1_000_000
+
+CONSUMES: frozenset[type[Fact]] = frozenset(
+    {
+        *(PayoutDecided, ReviewCounted, ReviewRefused, TimerFired),
+        *(GovernanceBypassed, EntrySetAside, ReconcileMismatch),
+    }
+)
+WANTED = (
+    rb'"type":"(?:governance\.bypassed|entry\.set_aside|reconcile\.mismatch|review\.counted|review\.refused)"'
+    rb'|"decision":"HELD"|"decision":"REJECTED","reason":"(?:HOLD_EXPIRED|'
+    + "|".join(sorted(ALERTED)).encode()
+    + rb')"|"timer":"hold_(?:reminder|escalation)"'
+)
+"""Over the bytes of an entry: an approval that no person gave, and whatever else concerns nobody, is not decoded."""
+
+
+class Counting(Protocol):
+    """Says of each alert whether it is told now; the others are counted (streamproc/log/digests.py)."""
+
+    async def count(self, partition: int, alerts: Sequence[Alert]) -> list[bool]: ...
+
+
+Once = Callable[[int, str, Event], Awaitable[None]]
+"""Records an event of a partition unless one with this key was."""
+NoteUntold = Callable[[int, Sequence[tuple[str, int]]], Awaitable[None]]
+"""Notes held payouts, and since when (µs), that nobody could be told of."""
+
+
+class Telling:
+    """What the stage works with."""
+
+    def __init__(self, channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> None:
+        self.channels, self.counting, self.once, self.note_untold = channels, counting, once, note_untold
+
+    async def handle(self, items: Sequence[Item], desk: Desk) -> None:
+        """Tell of a batch."""
+        works: dict[Work, list[Event]] = {}
+        for work, event in items:
+            works.setdefault(work, []).append(event)
+        now = await self._first_alarms(works, desk)
+        turns = asyncio.Semaphore(CONCURRENT_MAX)
+        end = asyncio.get_running_loop().time() + PASS_S
+
+        async def one(work: Work, events: Sequence[Event]) -> None:
+            try:
+                async with asyncio.timeout_at(end), turns:
+                    await self._one(work, events, now.get(work, []), desk)
+            except (LogUnavailable, LogBroken):
+                raise
+            except TimeoutError:
+                work.fail(TryAgain(f"its turn to be told did not come, or end, within {PASS_S:g} s"))
+            except Exception as problem:  # noqa: BLE001  # this entry's own; the loop puts it off or aside
+                work.fail(problem)
+
+        async with asyncio.TaskGroup() as tasks:
+            for work, events in works.items():
+                tasks.create_task(one(work, events))
+
+    async def _first_alarms(self, works: dict[Work, list[Event]], desk: Desk) -> dict[Work, list[Alarm]]:
+        """The alarms that are told now. A pass over the same work again has counted them before."""
+        found = [
+            (work, alarm)
+            for work, events in works.items()
+            if not work.stale_times
+            for event in events
+            if (alarm := alarm_of(event, f"{desk.partition}:{work.entry.decode()}")) is not None
+        ]
+        if not found or not self.channels.any:
+            return {}
+        alerts = [
+            Alert(
+                kind="\0".join((alarm.code, alarm.agent, alarm.account)),
+                about=alert_about(alarm.code, alarm.agent, alarm.account),
+                subject=alarm.subject,
+                paise=alarm.amount,
+            )
+            for _, alarm in found
+        ]
+        now: dict[Work, list[Alarm]] = {}
+        answers = await self.counting.count(desk.partition, alerts)
+        for (work, alarm), first in zip(found, answers, strict=True):
+            if first:
+                now.setdefault(work, []).append(alarm)
+        return now
+
+    async def _one(self, work: Work, events: Sequence[Event], alarms: Sequence[Alarm], desk: Desk) -> None:
+        for event in events:
+            if type(event) is PayoutDecided:
+                if event.decision == "HELD":
+                    await self._hold(work, event, desk)
+                else:
+                    await self._outcome(work, desk)
+            elif type(event) is TimerFired:
+                await self._remind(work, event, desk)
+            elif type(event) is ReviewCounted and event.needed:
+                await self._progress(work, desk)
+            elif type(event) is ReviewRefused and event.channel == "slack":
+                await self._private(work, event, desk)
+            if work.problem is not None:
+                return
+        for alarm in alarms:
+            await self._alert(work, alarm, desk)
+
+    # ---- holds --------------------------------------------------------------------------
+
+    async def _hold(self, work: Work, event: PayoutDecided, desk: Desk) -> None:
+        record = work.known()
+        if work.stale_times and _has_sent(work):
+            await self._look_again(work, desk)
+        elif record.state != "held" or record.decided_at != event.at:
+            if work.taken and not record.told and self.channels.any:
+                self._given_up(work, desk, "hold", "it was over before anybody could be told")
+        elif not record.told:
+            await self._ask(work, "hold", desk)
+
+    async def _look_again(self, work: Work, desk: Desk) -> None:
+        """The payout moved on while its message was on its way. What was sent is recorded in any case."""
+        try:
+            if work.known().state == "held":
+                await show_progress(self.channels, work, desk)
+            else:
+                await close_messages(self.channels, work, desk)
+        except Untellable:
+            if work.known().state != "held":  # else the next answer shows it too
+                at = desk.now_us + int(AGAIN_S * _US)
+                work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
+
+    async def _remind(self, work: Work, event: TimerFired, desk: Desk) -> None:
+        record = work.record
+        if event.timer == "hold_expiry" or record is None:
+            return
+        if work.stale_times and _has_sent(work):
+            await self._look_again(work, desk)
+            return
+        if record.state != "held":
+            await self._outcome(work, desk)
+            return
+        kind: NoticeKind = "reminder" if event.timer == "hold_reminder" else "escalation"
+        if not record.told:
+            await self._ask(work, "hold", desk)
+        elif not any(
+            notice.kind == kind or (kind == "reminder" and notice.at >= event.at) for notice in record.notices
+        ):
+            await self._ask(work, kind, desk)
+
+    async def _ask(self, work: Work, kind: NoticeKind, desk: Desk) -> None:
+        record = work.known()
+        try:
+            sent = await tell(self.channels, hold_letter(self.channels, record, kind, desk))
+        except Untellable as problem:
+            if not record.told:
+                await self.note_untold(desk.partition, [(record.payout, record.decided_at)])
+            if self.channels.any:
+                await self._put_off(work, desk, kind, problem, record.payout)
+            return
+        _emit_sent(work, desk, kind, *sent)
+
+    async def _outcome(self, work: Work, desk: Desk) -> None:
+        """Close what is open of a hold. Nothing where there is no message, or it is closed."""
+        if work.record is None or work.record.state == "held":
+            return
+        try:
+            await close_messages(self.channels, work, desk)
+        except Untellable as problem:
+            await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
+
+    async def _progress(self, work: Work, desk: Desk) -> None:
+        if work.record is None or work.record.state != "held":
+            return
+        try:
+            await show_progress(self.channels, work, desk)
+        except Untellable as problem:
+            await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
+
+    # ---- alerts, and answers to one person ----------------------------------------------
+
+    async def _alert(self, work: Work, alarm: Alarm, desk: Desk) -> None:
+        try:
+            sent = await tell(self.channels, alert_letter(self.channels, alarm))
+        except Untellable as problem:
+            await self._until_old(work, desk, "alert", problem, alarm.subject, ALERT_OLD_S)
+            return
+        _emit_sent(work, desk, "alert", *sent, about=alert_about(alarm.code, alarm.agent, alarm.account))
+
+    async def _private(self, work: Work, event: ReviewRefused, desk: Desk) -> None:
+        named = event.by.startswith("slack:")
+        user = event.by.removeprefix("slack:") if named else desk.book.reviewers.get(event.by, "")
+        if not user or self.channels.slack is None or _has_sent(work):
+            return
+        text = f"Your {event.action} of {event.payout} does not count: {event.problem}"
+        try:
+            ref = await self.channels.slack.answer(user, text)
+        except TryAgain as problem:
+            untold = Untellable(f"slack: {problem}", after_s=problem.after_s)
+            subject = f"{desk.partition}:{work.entry.decode()}"
+            await self._until_old(work, desk, "private", untold, subject, PRIVATE_OLD_S)
+            return
+        _emit_sent(work, desk, "private", "slack", ref)
+
+    # ---- nobody could be told -----------------------------------------------------------
+
+    async def _until_old(
+        self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str, old_s: float
+    ) -> None:
+        """Put the entry off, unless it is so old that nobody wants to be told any more."""
+        written_us = int(work.entry.partition(b"-")[0]) * 1_000
+        if desk.now_us - written_us > old_s * _US:
+            self._given_up(work, desk, kind, str(problem))
+        else:
+            await self._put_off(work, desk, kind, problem, subject)
+
+    async def _put_off(
+        self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str
+    ) -> None:
+        event = NotificationFailed(at=desk.now_us, payout=work.payout, kind=kind, problem=str(problem))
+        await self.once(desk.partition, f"untold:{subject}:{kind}", event)
+        work.fail(TryAgain(f"nobody could be told ({kind}): {problem}", after_s=problem.after_s))
+
+    def _given_up(self, work: Work, desk: Desk, kind: NoticeKind, problem: str) -> None:
+        if not any(type(event) is NotificationFailed for event in work.out):  # else in an earlier pass
+            work.emit(
+                NotificationFailed(
+                    at=desk.now_us, payout=work.payout, kind=kind, problem=problem, given_up=True
+                )
+            )
+
+
+def notification(channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> Group:
+    """The group that tells people."""
+    telling = Telling(channels, counting, once, note_untold)
+    stage = Stage(name="notify", consumes=CONSUMES, handle=telling.handle)
+    return Group(
+        name=NOTIFICATION,
+        stages=(stage,),
+        outputs_are_facts=True,
+        looks_again=True,
+        read_max=READ_MAX,
+        works_max=WORKS_MAX,
+        wanted=WANTED,
+    )
+
+
+def _has_sent(work: Work) -> bool:
+    """Whether this work sent something in an earlier pass, or asked in it."""
+    return any(type(event) is NotificationSent for event in work.out)
+
+
+def _emit_sent(work: Work, desk: Desk, kind: NoticeKind, channel: str, ref: str, *, about: str = "") -> None:
+    work.emit(
+        NotificationSent(
+            at=desk.now_us,
+            payout=work.payout,
+            kind=kind,
+            channel="slack" if channel == "slack" else "ntfy",
+            ref=ref,
+            about=about,
+        )
+    )

@@ -1,0 +1,232 @@
+"""How people are told: which channel first, which one else, and what is said where.
+
+Holds go to Slack, which has buttons, alerts to ntfy, which rings; where the one is not configured or does not take it,
+the other gets it.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX, Push
+from streamproc.domain.alerts import Alarm
+from streamproc.domain.events import NotificationSent
+from streamproc.domain.notice import (
+    HoldNotice,
+    Notice,
+    Outcome,
+    alert_about,
+    alert_notice,
+    amount_text,
+    hold_notice,
+    moment,
+    name,
+    outcome_of,
+)
+from streamproc.domain.notified import ASKING, Channel, NoticeKind
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import StreamprocError, TryAgain
+from streamproc.log.work import Desk, Work
+
+PRIORITY_LOW = 2
+"""Nobody has to do anything about an outcome."""
+HEADINGS = {"hold": "Approve", "reminder": "Reminder: approve", "escalation": "Nobody has decided: approve"}
+UNTELLABLE_AFTER_S_MAX = 60.0
+"""A channel that asks for a longer pause than this is asked again all the same: a payout waits, and a call is cheap."""
+
+
+class Untellable(StreamprocError):
+    """No channel took it; what each one said. `after_s` is the least wait in seconds."""
+
+    def __init__(self, problem: str, *, after_s: float = 1.0) -> None:
+        super().__init__(problem)
+        self.after_s = min(after_s, UNTELLABLE_AFTER_S_MAX)
+
+
+class Room(Protocol):
+    """A Slack channel (streamproc/clients/slack_room.py). Every call raises TryAgain where it is not done."""
+
+    async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str: ...
+    async def tell(self, notice: Notice) -> str: ...
+    async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None: ...
+    async def close(self, ref: str, notice: HoldNotice, outcome: Outcome) -> None: ...
+    async def answer(self, user: str, text: str) -> str: ...
+
+
+class Topic(Protocol):
+    """An ntfy topic. Raises TryAgain where it does not take a message."""
+
+    async def publish(self, push: Push) -> str: ...
+
+
+class Channels(Struct, frozen=True):
+    """What is configured. `public_url` is where people reach our API, or empty."""
+
+    slack: Room | None = None
+    ntfy: Topic | None = None
+    public_url: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether anybody can be told at all."""
+        return self.slack is not None or self.ntfy is not None
+
+    def link(self, payout: str) -> str:
+        """Where a payout is seen, or empty."""
+        return f"{self.public_url}/v1/payouts/{quote(payout, safe='')}" if self.public_url and payout else ""
+
+
+Send: TypeAlias = Callable[[], Awaitable[str]]
+
+
+class Letter(Struct, frozen=True):
+    """A message as each channel would send it, in the order in which they are asked; sending gives its ref there."""
+
+    ways: tuple[tuple[Channel, Send], ...]
+
+
+async def tell(channels: Channels, letter: Letter) -> tuple[Channel, str]:
+    """By which channel it went, and its ref there. Raises Untellable."""
+    problems: list[TryAgain] = []
+    for channel, send in letter.ways:
+        try:
+            return channel, await send()
+        except TryAgain as problem:
+            problems.append(problem)
+    if not problems:
+        raise Untellable("no channel is configured")
+    wait_s = min(problem.after_s for problem in problems)
+    raise Untellable("; ".join(str(problem) for problem in problems), after_s=wait_s)
+
+
+def hold_letter(channels: Channels, record: PayoutRecord, kind: NoticeKind, desk: Desk) -> Letter:
+    """Asks for a decision: a reminder where the hold was told first, an escalation elsewhere."""
+    notice = notice_of(channels, record, desk)
+    first: Channel = next((n.channel for n in record.notices if n.kind in ASKING), "slack")
+    other: Channel = "ntfy" if first == "slack" else "slack"
+    order = (other, first) if kind == "escalation" else (first, other)
+    thread = next((n.ref for n in record.notices if n.channel == "slack" and n.kind in ASKING), "")
+    heading = HEADINGS[kind]
+    room, topic = channels.slack, channels.ntfy
+    ways: dict[Channel, Send] = {}
+    if room is not None:
+        ways["slack"] = lambda: room.ask(notice, heading=heading, thread=thread)
+    if topic is not None:
+        priority = PRIORITY_MAX if kind == "escalation" else PRIORITY_HIGH
+        push = _hold_push(notice, heading, priority, record)
+        ways["ntfy"] = lambda: topic.publish(push)
+    return _ordered(ways, order)
+
+
+def alert_letter(channels: Channels, alarm: Alarm) -> Letter:
+    """One alert."""
+    facts = list(alarm.facts)
+    if alarm.amount:
+        facts.insert(1, ("amount", amount_text(alarm.amount, "")))
+    about = alert_about(alarm.code, alarm.agent, alarm.account)
+    return notice_letter(channels, alert_notice(about, alarm.code, facts, link=channels.link(alarm.payout)))
+
+
+def notice_letter(channels: Channels, notice: Notice) -> Letter:
+    """An alert or a digest: ntfy first."""
+    room, topic = channels.slack, channels.ntfy
+    ways: dict[Channel, Send] = {}
+    if topic is not None:
+        push = Push(
+            title=notice.title,
+            message="\n".join(notice.lines),
+            priority=PRIORITY_HIGH if notice.urgent else PRIORITY_DEFAULT,
+            tags=("rotating_light",) if notice.urgent else ("warning",),
+            click=notice.link,
+        )
+        ways["ntfy"] = lambda: topic.publish(push)
+    if room is not None:
+        ways["slack"] = lambda: room.tell(notice)
+    return _ordered(ways, ("ntfy", "slack"))
+
+
+def notice_of(channels: Channels, record: PayoutRecord, desk: Desk) -> HoldNotice:
+    """What a hold's message says by what is known now."""
+    agent = desk.book.agent(record.agent)
+    dual = agent.policy.dual_approval_above if agent is not None else None
+    wanted = 2 if dual is not None and record.amount > dual else 1
+    return hold_notice(record, wanted=wanted, link=channels.link(record.payout))
+
+
+async def show_progress(channels: Channels, work: Work, desk: Desk) -> None:
+    """Bring the hold's open messages in Slack up to date: somebody has approved, and more must. Raises Untellable."""
+    record = work.known()
+    if channels.slack is None:
+        return
+    notice = notice_of(channels, record, desk)
+    for open_one in _open_messages(record, "slack"):
+        try:
+            await channels.slack.progress(open_one.ref, notice, heading=HEADINGS[open_one.kind])
+        except TryAgain as problem:
+            raise Untellable(f"slack: {problem}", after_s=problem.after_s) from problem
+
+
+async def close_messages(channels: Channels, work: Work, desk: Desk) -> None:
+    """Say in the hold's open messages how it ended, and record it of each. ntfy cannot change a message, so there a
+    last one is sent. Raises Untellable."""
+    record = work.known()
+    notice, outcome = notice_of(channels, record, desk), outcome_of(record)
+    try:
+        for open_one in _open_messages(record, "slack") if channels.slack is not None else ():
+            assert channels.slack is not None
+            await channels.slack.close(open_one.ref, notice, outcome)
+            _closed(work, desk, "slack", open_one.ref)
+        pushed = _open_messages(record, "ntfy") if channels.ntfy is not None else ()
+        if pushed and channels.ntfy is not None:
+            title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
+            push = Push(title=title, message=f"{record.payout}: {outcome.text}", priority=PRIORITY_LOW)
+            await channels.ntfy.publish(push)
+            for open_one in pushed:
+                _closed(work, desk, "ntfy", open_one.ref)
+    except TryAgain as problem:
+        raise Untellable(str(problem), after_s=problem.after_s) from problem
+
+
+class _Open(Struct, frozen=True):
+    ref: str
+    kind: NoticeKind
+
+
+def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
+    closed = {n.ref for n in record.notices if n.channel == channel and n.kind == "outcome"}
+    return [
+        _Open(n.ref, n.kind)
+        for n in record.notices
+        if n.channel == channel and n.kind in ASKING and n.ref not in closed
+    ]
+
+
+def _closed(work: Work, desk: Desk, channel: Channel, ref: str) -> None:
+    work.emit(NotificationSent(at=desk.now_us, payout=work.payout, kind="outcome", channel=channel, ref=ref))
+
+
+def _ordered(ways: dict[Channel, Send], order: Sequence[Channel]) -> Letter:
+    return Letter(tuple((channel, ways[channel]) for channel in order if channel in ways))
+
+
+def _hold_push(notice: HoldNotice, heading: str, priority: int, record: PayoutRecord) -> Push:
+    """No text of strangers but names: phones make links of what looks like one."""
+    reasons = [f"- {code}{': ' if meaning else ''}{meaning}" for code, meaning in notice.reasons]
+    lines = [
+        f"{notice.amount} for agent {notice.agent} ({notice.identity})",
+        f"vendor host {notice.host or 'none'}, to {notice.payee or '-'}",
+        *reasons,
+        f"expires {moment(notice.expires_at)}",
+        *([notice.approvals] if notice.approvals else []),
+        f"streamproc hold approve {name(record.payout)} --by NAME --reason TEXT",
+        f"streamproc hold reject {name(record.payout)} --by NAME --reason TEXT",
+    ]
+    return Push(
+        title=f"{heading} {notice.amount} for {notice.agent}?",
+        message="\n".join(lines),
+        priority=priority,
+        tags=("hourglass",),
+        click=notice.link,
+    )

@@ -1,0 +1,93 @@
+"""ntfy: a message to a topic, with title, priority, tags and a link. On a public server the topic is a secret."""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.domain.plain import cut_bytes
+from streamproc.errors import TryAgain
+
+TIMEOUT_S = 5.0
+"""A whole call. Where it takes longer the other channel is asked, while a payout waits."""
+CALLS_PER_S = 1.0
+"""A public server lets a client send some dozens at once and then one in a few seconds; 429 says when to go on."""
+CALLS_BURST = 20
+MESSAGE_BYTES_MAX = 4_000
+"""Beyond 4,096 bytes ntfy makes an attachment of it."""
+TITLE_BYTES_MAX = 200
+ID_CHARS_MAX = 64
+PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX = 3, 4, 5
+
+
+class Push(Struct, frozen=True, omit_defaults=True):
+    """What is published. `message` is shown as it is, not as Markdown; `click` is a URL, or empty."""
+
+    title: str
+    message: str
+    priority: int = PRIORITY_DEFAULT
+    tags: Sequence[str] = ()
+    click: str = ""
+
+
+def open_ntfy(url: str, *, topic: str, token: str = "", breaker: Breaker | None = None) -> "Ntfy":
+    """The topic on the server at `url`. `token` is an access token, or empty. Close it with `aclose`."""
+    http = OutboundClient(
+        "ntfy",
+        url.rstrip("/") + "/",
+        timeout_s=TIMEOUT_S,
+        limit_per_s=CALLS_PER_S,
+        burst=CALLS_BURST,
+        breaker=breaker or Breaker(),
+    )
+    return Ntfy(http, topic, token)
+
+
+class Ntfy:
+    """One topic. Publishing is not idempotent: a message whose answer was lost comes twice."""
+
+    def __init__(self, http: OutboundClient, topic: str, token: str) -> None:
+        self._http = http
+        self._topic = topic
+        self._headers = {"content-type": "application/json"}
+        if token:
+            self._headers["authorization"] = f"Bearer {token}"
+
+    @property
+    def breaker(self) -> Breaker:
+        """For those who show how it is."""
+        return self._http.breaker
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def publish(self, push: Push) -> str:
+        """Publish, and give the message's id. Raises TryAgain where the server does not take it, also for a 4xx: a
+        topic or token that is wrong is put right while the message waits."""
+        body = {
+            "topic": self._topic,
+            "title": cut_bytes(push.title, TITLE_BYTES_MAX),
+            "message": cut_bytes(push.message, MESSAGE_BYTES_MAX),
+            "priority": push.priority,
+            "tags": list(push.tags),
+        }
+        if push.click:
+            body["click"] = push.click
+        content = msgspec.json.encode(body)
+        answer = await self._http.call("POST", "", headers=self._headers, content=content)
+        if answer.status >= 300:
+            raise TryAgain(f"ntfy answered {answer.status}", after_s=5.0)
+        return _id_in(answer.body)
+
+
+def _id_in(body: bytes) -> str:
+    """What was taken was taken, whatever the answer looks like."""
+    try:
+        said = decode_json(body)
+    except NotJson:
+        return ""
+    found = said.get("id") if isinstance(said, dict) else None
+    return found[:ID_CHARS_MAX] if isinstance(found, str) and found.isascii() and found.isprintable() else ""

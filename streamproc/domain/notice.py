@@ -1,0 +1,219 @@
+"""What people are told: of a hold, of how it ended, of an alert. Words, which each channel puts into its markup. Pure.
+
+What an agent or a vendor wrote is a stranger's text: it is kept apart from what we say (`untrusted`), is one line of
+visible characters, and shows of a long number, which may be an account's, the last four digits.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from msgspec import Struct
+
+from streamproc.domain.budget import US
+from streamproc.domain.governance import vendor_of
+from streamproc.domain.intent import Beneficiary, masked, without_personal
+from streamproc.domain.money import rupees
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.plain import cut, plain
+
+NAME_CHARS_MAX = 80
+"""An agent's or a reviewer's name, an id: a longer one would hide what stands beside it."""
+HOST_CHARS_MAX = 253
+"""A host name's own limit."""
+TEXT_CHARS_MAX = 600
+"""One text of a stranger. Six of them and ours stay below what Slack takes as one message, some 10,000 characters."""
+UNTRUSTED_MAX = 6
+NOTES_MAX = 15
+"""The bank's own limit."""
+WHY_CHARS_MAX = 500
+
+MEANINGS: Mapping[str, str] = {
+    "FROZEN": "the agent, its account or its team is frozen",
+    "NO_POLICY": "the agent has no policy",
+    "CURRENCY_NOT_ALLOWED": "the policy does not allow this currency",
+    "IDENTITY_UNVERIFIED": "who asks is only claimed, and the policy wants it verified",
+    "TXN_LIMIT_EXCEEDED": "the amount is above the policy's limit for one payout",
+    "VENDOR_URL_INVALID": "the vendor's URL is not a web address",
+    "VENDOR_URL_REQUIRED": "there is no vendor URL, and the policy wants one",
+    "VENDOR_URL_SUSPICIOUS": "the vendor's host mixes scripts: it may imitate another one",
+    "DOMAIN_BLOCKED": "the vendor's host is blocked, or not among those allowed",
+    "OUTSIDE_HOURS": "it came outside the hours or days of the policy",
+    "RATE_LIMITED": "the agent asks too often",
+    "RISK_HIGH": "Safe Browsing knows the vendor's URL as a threat",
+    "REPUTATION_UNAVAILABLE": "Safe Browsing could not be asked about the vendor",
+    "BENEFICIARY_NEW": "nobody was paid there from this account before",
+    "BENEFICIARY_CHANGED": "the money goes elsewhere than it did for this vendor, or this payee was another vendor's",
+    "ENTITY_UNVERIFIED": "the vendor is not found as a legal entity",
+    "ANOMALY_DETECTED": "the payout is unlike what the agent usually pays",
+    "LIMIT_EXCEEDED": "a budget has no room for it",
+    "APPROVAL_REQUIRED": "the amount is above what the policy lets pass without a person",
+    "BYPASSED": "money moved at the bank that was never approved here",
+    "SET_ASIDE": "something could not be handled and is a dead letter now; `streamproc dead list`",
+    "MISMATCH": "the bank, or the fold of the log, says otherwise than we do; `streamproc reconcile`",
+}
+URGENT = frozenset({"BYPASSED"})
+"""Alerts about money that has moved."""
+_LONG_NUMBER = re.compile(r"[0-9](?:[ .-]?[0-9]){8,}")
+"""Nine digits and more: India's account numbers have 9 to 18."""
+
+
+class Said(Struct, frozen=True):
+    """A stranger's text, and what it is."""
+
+    label: str
+    text: str
+
+
+class HoldNotice(Struct, frozen=True):
+    """A hold. `host` is the vendor's as a browser would open it, or empty; `expires_at` is µs; `link` may be empty."""
+
+    payout: str
+    amount: str
+    agent: str
+    identity: str
+    host: str
+    payee: str
+    reasons: tuple[tuple[str, str], ...]
+    """Codes with what they mean."""
+    policy_version: int
+    expires_at: int
+    untrusted: tuple[Said, ...]
+    approvals: str
+    """Who has approved and how many more are wanted; empty where one approval is enough and none is there."""
+    link: str
+
+
+class Outcome(Struct, frozen=True):
+    """How a hold ended."""
+
+    decision: str
+    text: str
+
+
+class Notice(Struct, frozen=True):
+    """An alert, or a digest of many. `lines` are ours, with strangers' names in them made plain."""
+
+    title: str
+    lines: tuple[str, ...]
+    urgent: bool = False
+    link: str = ""
+
+
+def name(text: str) -> str:
+    """A stranger's name or id among our own words."""
+    return cut(_numbers_masked(plain(text)), NAME_CHARS_MAX) or "-"
+
+
+def amount_text(paise: int, currency: str) -> str:
+    """₹1,50,000.00; of another currency its hundredths too."""
+    if currency in ("INR", ""):
+        return rupees(paise)
+    return f"{rupees(paise).replace('₹', '')} {name(currency)}"
+
+
+def hold_notice(record: PayoutRecord, *, wanted: int, link: str) -> HoldNotice:
+    """What a person has to know of a hold. `wanted`: approvals that the policy in force asks for."""
+    vendor = vendor_of(record.vendor_url)
+    payee = record.intent.beneficiary if record.intent is not None else None
+    account = masked(payee.account_number or payee.vpa) if payee is not None else name(record.fund_account)
+    return HoldNotice(
+        payout=record.payout,
+        amount=amount_text(record.amount, record.currency),
+        agent=name(record.agent),
+        identity=record.identity,
+        host=cut(plain(vendor.host), HOST_CHARS_MAX) if vendor is not None else "",
+        payee=cut(plain(account), NAME_CHARS_MAX),
+        reasons=tuple((code, MEANINGS.get(code, "")) for code in record.reasons),
+        policy_version=record.policy_version,
+        expires_at=record.hold_expires_at,
+        untrusted=_untrusted(record),
+        approvals=_approvals(record, wanted),
+        link=link,
+    )
+
+
+def _approvals(record: PayoutRecord, wanted: int) -> str:
+    given = [name(review.by) for review in record.reviews if review.action == "approve"]
+    if wanted < 2 and not given:
+        return ""
+    by = f", by {', '.join(given)}" if given else ""
+    return f"{len(given)} of {max(wanted, len(given))} approvals{by}"
+
+
+def _untrusted(record: PayoutRecord) -> tuple[Said, ...]:
+    texts: list[tuple[str, str]] = [("vendor URL", record.vendor_url)]
+    payee = None
+    if record.intent is not None:
+        payee = record.intent.beneficiary
+        texts += [
+            ("payee", payee.contact_name if payee is not None else ""),
+            ("purpose", record.intent.purpose),
+            ("narration", record.intent.narration),
+            (
+                "notes",
+                "; ".join(f"{key}: {value}" for key, value in [*record.intent.notes.items()][:NOTES_MAX]),
+            ),
+        ]
+    texts.append(("reference", record.reference_id))
+    said = [Said(label, _text(text, payee if label != "payee" else None)) for label, text in texts if text]
+    return tuple(one for one in said if one.text)[:UNTRUSTED_MAX]
+
+
+def _text(text: str, payee: Beneficiary | None) -> str:
+    return cut(_numbers_masked(plain(without_personal(text, payee))), TEXT_CHARS_MAX)
+
+
+def _numbers_masked(text: str) -> str:
+    return _LONG_NUMBER.sub(lambda found: masked(found[0]), text)
+
+
+def outcome_of(record: PayoutRecord) -> Outcome:
+    """How a hold ended, as the record has it; for one that the bank ended by itself too."""
+    if record.decision in ("APPROVED", "REJECTED"):
+        when = moment(record.decided_at)
+        last = record.reviews[-1] if record.reviews else None
+        if record.reason == "HOLD_EXPIRED":
+            return Outcome("REJECTED", f"nobody decided it in time; rejected at {when}")
+        by = f" by {_names(record)}" if last is not None else ""
+        found = MEANINGS.get(record.reason, "")
+        then = f" ({record.reason}: {found})" if found else ""
+        why = f": {cut(plain(last.why), WHY_CHARS_MAX)}" if last is not None else ""
+        return Outcome(record.decision, f"{record.decision.lower()}{by} at {when}{then}{why}")
+    return Outcome("OVER", f"the hold is over: the bank says {name(record.bank_status)}")
+
+
+def _names(record: PayoutRecord) -> str:
+    action = "approve" if record.decision == "APPROVED" else record.reviews[-1].action
+    deciding = [review.by for review in record.reviews if review.action == action]
+    return ", ".join(name(by) for by in dict.fromkeys(deciding)) or name(record.reviews[-1].by)
+
+
+def moment(at_us: int) -> str:
+    """ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def alert_about(code: str, agent: str, account: str) -> str:
+    """What alerts of one digest have in common."""
+    parts = [code, f"agent {name(agent)}" if agent else "", f"account {name(account)}" if account else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def alert_notice(about: str, code: str, facts: Sequence[tuple[str, str]], *, link: str = "") -> Notice:
+    """An alert. `facts` are labelled; each is made plain here."""
+    said = [f"{label}: {_text(text, None)}" for label, text in facts if text]
+    lines = tuple(line for line in (MEANINGS.get(code, ""), *said) if line)
+    return Notice(f"Alert: {about}", lines, code in URGENT, link)
+
+
+def digest_notice(about: str, *, count: int, paise: int, more: bool, examples: Sequence[str]) -> Notice:
+    """Many alerts that are alike. `more`: there were more than could be counted."""
+    number = f"more than {count}" if more else str(count)
+    of = about or "alerts of many kinds"
+    lines = [f"{number} more alerts within a minute, of {rupees(paise)} in all"]
+    if examples:
+        lines.append(f"for example {', '.join(name(example) for example in examples)}")
+    lines.append("`streamproc audit list` shows every one")
+    code = about.partition(",")[0]
+    return Notice(f"{number} alerts: {of}", tuple(lines), code in URGENT)

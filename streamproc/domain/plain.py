@@ -1,0 +1,58 @@
+"""Text of strangers, made fit to be shown to a person: nothing in it is invisible, reorders what stands near it, or is
+longer than its place. Pure."""
+
+import unicodedata
+
+CUT = "…"
+_BLANK = frozenset({"Zs", "Zl", "Zp"})
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+"""Control characters; zero-width ones, and those that turn the direction of writing; halves of a pair; private ones;
+what is not assigned. Of the last two nobody knows what a reader's device shows."""
+_ALSO_UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5")
+"""Letters and marks that show nothing."""
+MARKS_MAX = 2
+"""Combining marks on one letter: more are a way to write over the lines above and below."""
+
+
+def plain(text: str) -> str:
+    """The text in one line of visible characters, with single blanks between words."""
+    shown: list[str] = []
+    marks = 0
+    for char in text:
+        kind = unicodedata.category(char)
+        if kind in _BLANK or char in "\t\n\r\v\f\x85":
+            marks = 0
+            shown.append(" ")
+        elif kind in _UNSEEN or char in _ALSO_UNSEEN or "\ufe00" <= char <= "\ufe0f":
+            continue
+        else:
+            marks = marks + 1 if kind in ("Mn", "Me") else 0
+            if marks <= MARKS_MAX:
+                shown.append(char)
+    return " ".join("".join(shown).split())
+
+
+def units(text: str) -> int:
+    """Length in UTF-16 code units, as Slack counts: what is beyond the basic plane is two."""
+    return len(text) + sum(char > "\uffff" for char in text)
+
+
+def cut(text: str, units_max: int) -> str:
+    """The text, or its beginning and `…`, within so many UTF-16 code units."""
+    if units(text) <= units_max:
+        return text
+    left, kept = units_max - units(CUT), list[str]()
+    for char in text:
+        left -= units(char)
+        if left < 0:
+            break
+        kept.append(char)
+    return "".join(kept) + CUT
+
+
+def cut_bytes(text: str, bytes_max: int) -> str:
+    """The text, or its beginning and `…`, within so many bytes of UTF-8; a lone surrogate becomes `?`."""
+    whole = text.encode("utf-8", "replace")
+    if len(whole) <= bytes_max:
+        return whole.decode()
+    return whole[: bytes_max - len(CUT.encode())].decode("utf-8", "ignore") + CUT

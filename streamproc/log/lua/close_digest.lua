@@ -1,0 +1,21 @@
+#!lua
+-- A digest was told: record that, and begin to gather anew what came meanwhile.
+-- KEYS[1] stream log   KEYS[2] zset digests that are open   KEYS[3] hash digest   KEYS[4] set of what it counted
+-- ARGV[1] name of the digest   ARGV[2] lease, as take_digest gave it   ARGV[3] number and ARGV[4] sum (paise) that were told
+-- ARGV[5] time that a digest gathers (µs)   ARGV[6] `e` and ARGV[7] `m` of the entry that records it
+-- Returns 1, or 0 where the lease has gone to somebody else, who tells it again. NOLOG where there is no log.
+-- O(what was counted). Safe to resend: the lease is over then.
+local call = redis.call
+if call('EXISTS', KEYS[1]) == 0 then
+  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
+end
+if call('ZSCORE', KEYS[2], ARGV[1]) ~= ARGV[2] or call('EXISTS', KEYS[3]) == 0 then return 0 end
+local time = call('TIME')
+local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[5]))
+call('HINCRBY', KEYS[3], 'n', '-' .. ARGV[3])
+call('HINCRBY', KEYS[3], 'sum', '-' .. ARGV[4])
+call('HSET', KEYS[3], 'first', '', 'more', '0', 'examples', '0')
+call('UNLINK', KEYS[4])
+call('ZADD', KEYS[2], due, ARGV[1])
+call('XADD', KEYS[1], '*', 'e', ARGV[6], 'm', ARGV[7])
+return 1

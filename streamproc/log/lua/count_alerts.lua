@@ -1,0 +1,43 @@
+#!lua
+-- Count alerts, so that of many alike one is told at once and the others together when their time is over.
+-- KEYS[1] zset digests that are open (score µs: when it is due)   KEYS[2] hash, KEYS[3] set of the one that takes what is too many
+-- KEYS[4..] hash and set of each digest that an alert may belong to; ARGV names the hash by index, the set follows it
+-- ARGV[1] time that a digest gathers (µs)   ARGV[2] most digests that are open   ARGV[3] most alerts counted exactly
+-- ARGV[4] most examples kept   ARGV[5] ms after which an untold digest is forgotten   ARGV[6] name of the one for what is too many
+-- then for each alert: index of its hash, name of its digest, what the digest is about, what the alert is about (its id), paise
+-- Returns for each alert 1 (tell it now) or 0 (it is counted, or was before).
+-- O(alerts). Safe to resend: the first one is the first again, and what was counted is known.
+local call, tonumber = redis.call, tonumber
+local time = call('TIME')
+local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[1]))
+local open_max, exact_max, examples_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local reply = {}
+for i = 7, #ARGV, 5 do
+  local index, name, about, id, paise = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local hash, seen = KEYS[index], KEYS[index + 1]
+  if call('EXISTS', hash) == 0 and call('ZCARD', KEYS[1]) >= open_max then
+    hash, seen, name, about = KEYS[2], KEYS[3], ARGV[6], ''
+  end
+  local tell = 0
+  if call('EXISTS', hash) == 0 then
+    call('HSET', hash, 'about', about, 'first', id, 'n', '0', 'sum', '0', 'more', '0', 'examples', '0')
+    call('ZADD', KEYS[1], due, name)
+    tell = 1
+  elseif call('HGET', hash, 'first') == id then
+    tell = 1
+  elseif call('SISMEMBER', seen, id) == 1 then
+    tell = 0
+  elseif call('SCARD', seen) >= exact_max then
+    call('HSET', hash, 'more', '1')
+  else
+    call('SADD', seen, id)
+    call('HINCRBY', hash, 'n', 1)
+    call('HINCRBY', hash, 'sum', paise)
+    local kept = tonumber(call('HGET', hash, 'examples'))
+    if kept < examples_max then call('HSET', hash, 'examples', kept + 1, 'example' .. (kept + 1), id) end
+  end
+  call('PEXPIRE', hash, ARGV[5])
+  if call('EXISTS', seen) == 1 then call('PEXPIRE', seen, ARGV[5]) end
+  reply[#reply + 1] = tell
+end
+return reply

@@ -1,0 +1,23 @@
+#!lua
+-- Take up a digest that is due, for as long as the lease lasts; one that has counted nothing is closed.
+-- KEYS[1] zset digests that are open   KEYS[2] hash digest   KEYS[3] set of what it counted
+-- ARGV[1] name of the digest   ARGV[2] lease (µs)   ARGV[3] most examples
+-- Returns {} where nothing is to be told (not due, taken by somebody else, nothing counted), else
+--   {lease, about, number counted, sum in paise, 1 if there were more than could be counted, examples...}.
+-- O(what was counted), where it is closed. Safe to resend: at worst a lease is spent.
+local call = redis.call
+local time = call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local due = call('ZSCORE', KEYS[1], ARGV[1])
+if not due or tonumber(due) > now then return {} end
+local found = call('HMGET', KEYS[2], 'about', 'n', 'sum', 'more', 'examples')
+if not found[1] or (found[2] == '0' and found[4] == '0') then
+  call('ZREM', KEYS[1], ARGV[1])
+  call('UNLINK', KEYS[2], KEYS[3])
+  return {}
+end
+local lease = string.format('%.0f', now + tonumber(ARGV[2]))
+call('ZADD', KEYS[1], lease, ARGV[1])
+local reply = { lease, found[1], found[2], found[3], found[4] }
+for k = 1, math.min(tonumber(found[5]), tonumber(ARGV[3])) do reply[#reply + 1] = call('HGET', KEYS[2], 'example' .. k) end
+return reply

@@ -1,0 +1,100 @@
+"""Held payouts that nobody could be told of: noted where they are seen at once, as a look through all records is slow.
+
+The note is only a hint: whoever reads it looks at the record. What is missing of it, after a recovery for one, is noted
+again at the next attempt to tell.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from streamproc.domain.events import Event
+from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.recovery import timers_of
+from streamproc.domain.reminders import overdue
+from streamproc.domain.wire import encode_events
+from streamproc.log import scripts
+from streamproc.log.connection import connected, named_errors
+from streamproc.log.inspect import records_where
+from streamproc.log.names import LATE, Names
+
+LOOK_MAX = 1_000
+"""Notes that are looked at, the oldest first: more untold holds than that are told of as so many."""
+RECORDS_AT_ONCE = 200
+
+
+class Untold(Struct, frozen=True):
+    """How many held payouts nobody was told of, and since when the oldest is held (µs; 0: there is none)."""
+
+    count: int
+    oldest_at: int
+
+
+async def record_once(url: str, partition: int, key: str, writer: str, event: Event) -> None:
+    """Append an event unless one with this key is there. Raises LogUnavailable."""
+    m = b'{"by":"' + writer.encode() + b'"}'
+    async with connected(url) as client:
+        delivery = scripts.Delivery([key], encode_events([event]), m)
+        await scripts.append_once(client, Names(partition), [delivery])
+
+
+async def note_untold(url: str, partition: int, held: Sequence[tuple[str, int]]) -> None:
+    """Note payouts, each with when it was held (µs). Raises LogUnavailable."""
+    async with connected(url) as client:
+        with named_errors():
+            await client.zadd(Names(partition).untold, dict(held))
+
+
+async def untold(client: Any, partitions: int) -> Untold:
+    """The held payouts that nobody was told of. Notes that are no longer true are removed. Raises LogUnavailable."""
+    count, oldest = 0, 0
+    for partition in range(partitions):
+        names = Names(partition)
+        with named_errors():
+            rows = await client.zrange(names.untold, 0, LOOK_MAX - 1, withscores=True)
+            noted = {row[0].decode(): int(row[1]) for row in rows}
+            records = await _records(client, names, list(noted))
+            gone = [payout for payout in noted if not _is_untold(records.get(payout))]
+            if gone:
+                await client.zrem(names.untold, *gone)
+        left = [at for payout, at in noted.items() if payout not in gone]
+        count += len(left)
+        oldest = min([oldest or left[0], *left]) if left else oldest
+    return Untold(count, oldest)
+
+
+async def _records(client: Any, names: Names, payouts: Sequence[str]) -> dict[str, PayoutRecord]:
+    found: dict[str, PayoutRecord] = {}
+    for start in range(0, len(payouts), RECORDS_AT_ONCE):
+        part = payouts[start : start + RECORDS_AT_ONCE]
+        async with client.pipeline(transaction=False) as pipe:
+            for payout in part:
+                pipe.hget(names.payout(payout), "s")
+            rows = await pipe.execute()
+        found |= {payout: decode_record(row) for payout, row in zip(part, rows, strict=True) if row}
+    return found
+
+
+def _is_untold(record: PayoutRecord | None) -> bool:
+    return record is not None and record.state == "held" and not record.told
+
+
+async def look_for_held(url: str, partition: int, group: str) -> int:
+    """Once for a group that began at the end of the log: what is held since before gets its timers, and one that is due
+    where nobody was told. How many there were. May be repeated: the same timers are the same. Raises LogUnavailable."""
+    names, found = Names(partition), 0
+    async with connected(url) as client:
+        with named_errors():
+            if await client.hget(names.groups, group) != LATE.encode():
+                return 0
+        async for records in records_where(
+            client, names, lambda record: record.state == "held", at_once=RECORDS_AT_ONCE
+        ):
+            timers = [timer for record in records for timer in (overdue(record), *timers_of(record)) if timer]
+            with named_errors():
+                await client.zadd(names.timers, {encode_events([timer]): timer.at for timer in timers})
+            found += len(records)
+        with named_errors():
+            await client.hset(names.groups, group, "1")
+    return found

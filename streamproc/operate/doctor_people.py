@@ -1,0 +1,47 @@
+"""What `doctor` says of how people are reached."""
+
+import msgspec
+
+from streamproc.clients.slack import SlackRefused, open_slack
+from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.operate.check import Check
+from streamproc.operate.people import HOW, NOBODY, untold_holds, untold_text
+from streamproc.settings import Settings
+
+
+async def examine_people(settings: Settings) -> list[Check]:
+    """Whether Slack takes our token, whether buttons work, and whether a hold waits that nobody was told of."""
+    has_slack = bool(settings.slack_bot_token and settings.slack_channel_id)
+    checks = [await _slack(settings)] if has_slack else []
+    if has_slack and not settings.slack_signing_secret:
+        detail = "STREAMPROC_SLACK_SIGNING_SECRET is not set: messages have no buttons"
+        checks.append(
+            Check("slack buttons", "note", detail, "set it; holds are decided by command until then")
+        )
+    if not has_slack and not settings.ntfy_topic:
+        checks.append(Check("notifications", "note", NOBODY, HOW))
+    return [*checks, *await _untold(settings)]
+
+
+async def _slack(settings: Settings) -> Check:
+    todo = "check STREAMPROC_SLACK_BOT_TOKEN and STREAMPROC_SLACK_BASE_URL"
+    async with open_slack(settings.slack_base_url, settings.slack_bot_token.reveal()) as slack:
+        try:
+            await slack.call("auth.test", {})
+        except (SlackRefused, TryAgain) as problem:
+            return Check("slack", "bad", str(problem), todo)
+    return Check("slack", "ok", f"{settings.slack_base_url} knows the token")
+
+
+async def _untold(settings: Settings) -> list[Check]:
+    """Nothing where Redis is away: that is a line of its own."""
+    if not settings.redis_url:
+        return []
+    try:
+        found = await untold_holds(settings)
+    except (LogUnavailable, msgspec.MsgspecError):
+        return []
+    if text := untold_text(found):
+        todo = "`streamproc hold list` shows them; the workers' log says why Slack and ntfy do not take them"
+        return [Check("untold holds", "bad", text, todo)]
+    return [Check("untold holds", "ok", "somebody was told of every hold")]

@@ -1,0 +1,97 @@
+"""How people are reached, by the settings: Slack, ntfy, both or nobody; and how many holds nobody was told of."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+
+from consumers.digest import tell_digests
+from consumers.inputs import NOTIFICATION
+from consumers.notify import notification
+from consumers.telling import Channels
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.ntfy import open_ntfy
+from streamproc.clients.slack import open_slack
+from streamproc.clients.slack_room import SlackRoom
+from streamproc.domain.events import Event
+from streamproc.domain.shown import iso
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connected
+from streamproc.log.digests import Digests
+from streamproc.log.untold import Untold, look_for_held, note_untold, record_once, untold
+from streamproc.log.work import Group
+from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 1.0
+"""Between two attempts while Redis is away."""
+NOBODY = "neither Slack nor ntfy is set: nobody is told of holds and alerts"
+HOW = (
+    "set STREAMPROC_SLACK_BOT_TOKEN and STREAMPROC_SLACK_CHANNEL_ID, or STREAMPROC_NTFY_TOPIC, or both;"
+    " `streamproc hold list` shows what waits"
+)
+
+
+def opened_channels(settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Channels:
+    """The channels that are set; the stack closes them. Their breakers are added under `slack` and `ntfy`."""
+    room, topic = None, None
+    if settings.slack_bot_token and settings.slack_channel_id:
+        slack = open_slack(settings.slack_base_url, settings.slack_bot_token.reveal())
+        stack.push_async_callback(slack.aclose)
+        breakers["slack"] = slack.breaker
+        room = SlackRoom(slack, settings.slack_channel_id, settings.slack_signing_secret.reveal())
+    if settings.ntfy_topic:
+        topic = open_ntfy(settings.ntfy_url, topic=settings.ntfy_topic, token=settings.ntfy_token.reveal())
+        stack.push_async_callback(topic.aclose)
+        breakers["ntfy"] = topic.breaker
+    return Channels(slack=room, ntfy=topic, public_url=settings.public_url)
+
+
+def notification_over(redis_url: str, channels: Channels, digests: Digests) -> Group:
+    """The group that tells people, with what it keeps in Redis."""
+
+    async def once(partition: int, key: str, event: Event) -> None:
+        await record_once(redis_url, partition, key, NOTIFICATION, event)
+
+    async def note(partition: int, held: Sequence[tuple[str, int]]) -> None:
+        await note_untold(redis_url, partition, held)
+
+    return notification(channels, digests, once, note)
+
+
+async def people_until(settings: Settings, channels: Channels, stopping: asyncio.Event) -> None:
+    """What telling is beside entries, until `stopping`: holds of a log that was there before the group, and digests."""
+    if not channels.any:
+        log.warning("%s; %s", NOBODY, HOW)
+    await _look_for_held(settings, stopping)
+    if channels.any:
+        await tell_digests(Digests(settings.redis_url), channels, settings.partitions, stopping)
+
+
+async def _look_for_held(settings: Settings, stopping: asyncio.Event) -> None:
+    for partition in range(settings.partitions):
+        while not stopping.is_set():
+            try:
+                if found := await look_for_held(settings.redis_url, partition, NOTIFICATION):
+                    log.info("partition %d: %d payouts were held before anybody was told", partition, found)
+                break
+            except LogUnavailable as problem:
+                log.warning("what is held cannot be looked for: %s", problem)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await stopping.wait()
+
+
+async def untold_holds(settings: Settings) -> Untold:
+    """The held payouts that nobody could be told of, and since when the oldest is held. Raises LogUnavailable."""
+    async with connected(settings.redis_url) as client:
+        return await untold(client, settings.partitions)
+
+
+def untold_text(found: Untold) -> str:
+    """In words; empty where everybody was told."""
+    if not found.count:
+        return ""
+    held = "1 held payout" if found.count == 1 else f"{found.count} held payouts"
+    return f"{held} that nobody could be told of, the oldest since {iso(found.oldest_at)}"

@@ -1,0 +1,169 @@
+"""What a stranger wrote shows in Slack as the harmless text that it is, within Slack's limits."""
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamproc.clients.slack_blocks import escaped, hold_message, notice_message, outcome_message
+from streamproc.domain.button import button_value
+from streamproc.domain.intent import Beneficiary, Intent
+from streamproc.domain.notice import Outcome, alert_about, alert_notice, hold_notice, outcome_of
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.plain import cut, cut_bytes, plain, units
+from streamproc.domain.record import Review
+from tests.people import texts
+from tests.words import ACCOUNT, NOW
+
+EVIL = (
+    "*bold* _it_ ~no~ `code` <!channel> <!here> <@U0BOSS> @here @channel <https://evil.example|your bank> "
+    "https://evil.example & \u202eesrever\u202c zero\u200bwidth\u2066 nul\0 bell\a line\nbreak "
+)
+MARKUP = re.compile(
+    r"(Expires <!date\^[0-9]+\^\{date_short_pretty\} \{time\}\|[0-9TZ:-]+> \([0-9TZ:-]+\))? ?"
+    r"(<https://pay\.example[^<>| ]*\|Details>)?"
+)
+LIMITS = {"header": 150, "section": 3000, "field": 2000}
+
+
+def record(agent: str = "bot", text: str = EVIL, **more: Any) -> PayoutRecord:
+    intent = Intent(
+        digest="d" * 64, mode="IMPS", purpose=text, narration=text, notes={text[:30]: text, "invoice": text},
+        beneficiary=Beneficiary(
+            contact_name=text, account_type="bank_account", name="Asha", ifsc="HDFC0000001",
+            account_number="50100123456789",
+        ),
+    )  # fmt: skip
+    given = {
+        "payout": "spi_" + "0" * 26, "account": ACCOUNT, "received_at": NOW, "amount": 15_000_000, "currency": "INR",
+        "agent": agent, "identity": "claimed", "vendor_url": "https://user:pw@vendor.example/" + "x" * 100,
+        "state": "held", "decision": "HELD", "decided_at": NOW, "reason": "APPROVAL_REQUIRED",
+        "reasons": ["APPROVAL_REQUIRED", "BENEFICIARY_NEW"], "policy_version": 7,
+        "hold_expires_at": NOW + 3_600_000_000, "intent": intent, "reference_id": text,
+    }  # fmt: skip
+    return PayoutRecord(**{**given, **more})
+
+
+def message(one: PayoutRecord) -> dict[str, Any]:
+    value = button_value(one.payout, "secret")
+    return dict(
+        hold_message(hold_notice(one, wanted=2, link="https://pay.example"), value=value, heading="Approve")
+    )
+
+
+def harmless(body: dict[str, Any]) -> None:
+    """Nothing of a stranger is markup, nothing is invisible, and everything is within Slack's limits."""
+    assert len(body["blocks"]) <= 50
+    for block in body["blocks"]:
+        assert block["type"] in ("header", "section", "divider", "actions")
+        for text in texts(block):
+            if text["type"] == "mrkdwn":
+                assert MARKUP.fullmatch(text["text"])
+                continue
+            assert text["emoji"] is False
+        if block["type"] in ("header", "section") and "text" in block:
+            assert 0 < units(block["text"]["text"]) <= LIMITS[block["type"]]
+        for field in block.get("fields", ()):
+            assert units(field["text"]) <= LIMITS["field"]
+    for text in [body["text"], *(t["text"] for t in texts(body["blocks"]) if t["type"] == "plain_text")]:
+        assert "<" not in text
+        assert ">" not in text
+        assert all(unicodedata.category(char) not in ("Cf", "Cs", "Co") for char in text)
+        assert all(char == "\n" or unicodedata.category(char) != "Cc" for char in text)
+    assert body["parse"] == "none"
+    assert body["link_names"] is False
+    # All text of a message counts together too; beyond some 10,000 Slack refuses the whole.
+    assert sum(units(text["text"]) for text in texts(body["blocks"])) < 9_500
+    json.dumps(body).encode("ascii")
+
+
+def test_a_name_of_five_thousand_characters_with_markup_and_mentions_is_harmless_text() -> None:
+    body = message(record(agent=EVIL * 40, text=EVIL * 40))
+    harmless(body)
+    untrusted = next(t["text"] for t in texts(body["blocks"]) if t["text"].startswith("Untrusted"))
+    assert "&lt;!channel&gt;" in untrusted
+    assert "…" in untrusted
+    assert "payee: *bold*" in untrusted
+
+
+@given(st.text(max_size=400), st.text(max_size=3000))
+def test_no_text_of_a_stranger_is_markup_or_too_long(agent: str, text: str) -> None:
+    one = record(agent=agent, text=text, vendor_url=text)
+    harmless(message(one))
+    review = Review(by=agent or "x", action="reject", why=text, channel="cli", at=NOW)
+    over = record(
+        agent=agent,
+        text=text,
+        decision="REJECTED",
+        state="rejected",
+        reason="REVIEW_REJECTED",
+        reviews=[review],
+    )
+    harmless(dict(outcome_message(hold_notice(over, wanted=1, link=""), outcome_of(over))))
+    alert = alert_notice(
+        alert_about("NO_POLICY", agent, text), "NO_POLICY", [("agent", agent), ("found", text)]
+    )
+    harmless(dict(notice_message(alert)))
+
+
+def test_the_host_stands_apart_from_the_rest_of_the_url_and_has_no_user_name() -> None:
+    body = message(record(vendor_url="https://bank.example@evil.example/bank.example/login"))
+    fields = [text["text"] for block in body["blocks"] for text in block.get("fields", ())]
+    assert "Vendor host\nevil.example" in fields
+
+
+def test_of_a_bank_account_number_the_last_four_digits_are_shown_wherever_it_stands() -> None:
+    text = "pay 50100123456789 or 5010 0123 4567 89"
+    body = json.dumps(message(record(text=text)))
+    assert "50100123456789" not in body
+    assert "5010 0123" not in body
+    assert "6789" in body
+
+
+def test_amounts_are_grouped_as_in_india_and_other_currencies_are_named() -> None:
+    assert "₹1,50,000.00" in json.dumps(message(record()), ensure_ascii=False)
+    assert "1,50,000.00 USD" in json.dumps(message(record(currency="USD")))
+
+
+def test_without_a_secret_there_are_no_buttons_but_the_command() -> None:
+    body = hold_message(hold_notice(record(), wanted=1, link=""), value="", heading="Approve")
+    assert not [block for block in body["blocks"] if block["type"] == "actions"]
+    assert any("streamproc hold approve spi_" in text["text"] for text in texts(body["blocks"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "wanted"),
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "ab…"),
+        ("a&b", 7, "a&amp;b"),
+        ("a&b", 6, "a…"),
+        ("😀😀", 4, "😀😀"),
+        ("😀😀", 3, "😀…"),
+    ],
+)
+def test_text_is_cut_after_it_is_escaped_and_never_within_a_character(
+    text: str, limit: int, wanted: str
+) -> None:
+    assert escaped(text, limit) == wanted
+    assert units(escaped(text, limit)) <= limit
+
+
+def test_plain_text_is_one_visible_line() -> None:
+    assert (
+        plain("a\u202eb\u200b\r\n\tc\ud800 \u2800 d" + "e\u0301\u0301\u0301\u0301") == "ab c de\u0301\u0301"
+    )
+    assert plain("  a \n\n b\u00a0c ") == "a b c"
+    assert plain("x\U000e0041\ufe0f\u00ad") == "x"
+    assert units(cut("😀" * 10, 5)) <= 5
+    assert cut_bytes("₹" * 10, 10) == "₹₹…"
+    assert cut_bytes("a\ud800", 10) == "a?"
+
+
+def test_an_outcome_without_a_decision_is_the_banks() -> None:
+    over = record(decision="HELD", state="cancelled", bank_status="cancelled")
+    assert outcome_of(over) == Outcome("OVER", "the hold is over: the bank says cancelled")

@@ -1,0 +1,76 @@
+"""A storm of alerts is two messages: one at once, and one with the number when its minute is over."""
+
+import asyncio
+
+import consumers
+from consumers.digest import tell_digests
+from streamproc.domain.events import PayoutDecided
+from streamproc.domain.wire import encode_events
+from streamproc.log.connection import connect
+from streamproc.log.digests import Digests
+from streamproc.log.names import Names
+from streamproc.log.scripts import Delivery, append_once
+from tests.people import people, telling_engine
+from tests.words import ACCOUNT, NOW
+
+STORM = 5_000
+
+
+def rejected(n: int) -> PayoutDecided:
+    return PayoutDecided(
+        at=NOW + n, payout=f"pout_{n}", account=ACCOUNT, agent="bot", amount=250_000, decision="REJECTED",
+        reason="LIMIT_EXCEEDED", reasons=["LIMIT_EXCEEDED"], findings=[], policy_version=1, bank_status="pending",
+    )  # fmt: skip
+
+
+async def test_five_thousand_rejections_in_a_minute_are_two_messages(redis_url: str) -> None:
+    async with people() as told:
+        engine = telling_engine(redis_url, told, workers=2)
+        engine.groups = engine.groups[1:]
+        async with engine:
+            for start in range(0, STORM, 500):
+                rows = [
+                    Delivery((), encode_events([rejected(n)]), b'{"by":"governance"}')
+                    for n in range(start, start + 500)
+                ]
+                await append_once(engine.client, Names(0), rows)
+            await engine.settled()
+            assert len(await told.ntfy()) == 1
+            assert len(await told.slack()) == 0
+            for name in await engine.client.zrange(engine.names.digests, 0, -1):
+                await engine.client.zadd(engine.names.digests, {name: 1})
+            stopping = asyncio.Event()
+            tellers = [
+                asyncio.create_task(tell_digests(Digests(redis_url), told.channels, 1, stopping, look_s=0.01))
+                for _ in range(3)
+            ]
+            _, digest = await told.ntfy_has(2)
+            stopping.set()
+            await asyncio.gather(*tellers)
+            assert len(await told.ntfy()) == 2
+            assert await told.slack() == []
+            *_, (event,) = await engine.entries()
+    assert "4999 alerts" in digest["title"]
+    assert "₹1,24,97,500.00" in digest["message"]
+    assert "pout_1" in digest["message"]
+    assert (type(event).__name__, event.kind, event.count) == ("NotificationSent", "digest", 4999)
+
+
+async def test_a_digest_that_no_channel_takes_waits_for_the_next_lease(redis_url: str) -> None:
+    async with people() as told:
+        client = connect(redis_url)
+        await client.xgroup_create(Names(0).log, consumers.NOTIFICATION, mkstream=True)
+        from streamproc.log.digests import Alert
+
+        due = Digests(redis_url, gather_s=0.0, lease_s=0.0)
+        await due.count(0, [Alert("k", "FROZEN, agent bot", f"p{n}", 1) for n in range(3)])
+        await told.mood(slack="500", ntfy="500")
+        stopping = asyncio.Event()
+        telling = asyncio.create_task(tell_digests(due, told.channels, 1, stopping, look_s=0.01))
+        for breaker in told.breakers.values():
+            breaker._open_s = 0.0
+        await told.mood(slack="ok", ntfy="ok")
+        await told.ntfy_has(1)
+        stopping.set()
+        await telling
+        await client.aclose()

@@ -1,0 +1,128 @@
+"""People are told by the running system, over its processes' deaths, and its operators see of whom nobody was told."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from streamproc.domain.events import NotificationSent
+from tests.bank import free_port, until
+from tests.journeys.system import System, running_system
+from tests.people import CHANNEL, SECRET, TOPIC
+
+POLICIES = """
+policies: {buyer: {require_approval_above: 100000, hold_ttl: 1h}}
+reviewers: {asha: {slack: U0ASHA}}
+"""
+
+
+@asynccontextmanager
+async def told_system(
+    redis_url: str, dsn: str, *, workers: int = 1, **settings: str
+) -> AsyncIterator[System]:
+    """The system with the sandbox's Slack and ntfy."""
+    port = free_port()
+    given = {
+        "slack_bot_token": "xoxb-journey",
+        "slack_signing_secret": SECRET,
+        "slack_channel_id": CHANNEL,
+        "slack_base_url": f"http://127.0.0.1:{port}/slack/api",
+        "ntfy_url": f"http://127.0.0.1:{port}/ntfy",
+        "ntfy_topic": TOPIC,
+    }
+    sandbox = {"port": port}
+    async with running_system(
+        redis_url, dsn, workers=workers, sandbox=sandbox, **{**given, **settings}
+    ) as system:
+        await system.apply(POLICIES)
+        yield system
+
+
+async def slack(system: System, count: int, method: str) -> list[dict[str, Any]]:
+    async def there() -> list[dict[str, Any]] | None:
+        found = [one for one in await system.bank.messages("slack") if one["method"] == method]
+        return found if len(found) >= count else None
+
+    return await until(there, what=f"{count} of {method}", deadline_s=30.0) or []
+
+
+def holds(story: list[Any]) -> list[NotificationSent]:
+    return [event for event in story if type(event) is NotificationSent and event.kind == "hold"]
+
+
+async def test_a_hold_is_told_approved_by_command_and_its_message_says_so(
+    redis_url: str, postgres: str
+) -> None:
+    async with told_system(redis_url, postgres) as system:
+        made = await system.bank.pay(250_000, notes={"agent_id": "buyer"})
+        (message,) = await slack(system, 1, "chat.postMessage")
+        assert made["id"] in json.dumps(message["body"])
+
+        code, _, err = await system.cli("hold", "approve", made["id"], "--by", "asha", "--reason", "seen")
+
+        assert (code, err) == (0, "")
+        (update,) = await slack(system, 1, "chat.update")
+        assert update["ts"] == message["ts"]
+        assert "approved by asha" in json.dumps(update["body"])
+        await system.reaches(made["id"], "processed")
+        await system.settled()
+        ready = {check["name"]: check for check in (await system.api.get("/readyz")).json()["checks"]}
+        assert ready["notifications"]["ok"] is True
+
+
+async def test_a_worker_that_dies_while_it_tells_is_followed_and_the_known_message_is_updated(
+    redis_url: str, postgres: str
+) -> None:
+    async with told_system(redis_url, postgres, claim_idle="2s") as system:
+        await system.bank.control("messaging", slow_ms=1_500)
+        made = await system.bank.pay(250_000, notes={"agent_id": "buyer"})
+
+        async def in_hand() -> bool:
+            return (await system.pending())["notification"] > 0
+
+        await until(in_hand, what="a worker tells", deadline_s=30.0)
+        await system.kill("worker-1")
+        await system.bank.control("messaging", slow_ms=0)
+        await system.start("worker-2")
+        await until(lambda: _told(system, made["id"]), what="the hold is told", deadline_s=60.0)
+        posted = await slack(system, 1, "chat.postMessage")
+        assert len(posted) <= 2  # at least once: the first may have arrived after the worker's death
+        (event,) = holds(await system.story(made["id"]))
+        await system.review(made["id"], by="asha", action="reject")
+        (update,) = await slack(system, 1, "chat.update")
+        assert f"{CHANNEL}:{update['ts']}" == event.ref
+        assert update["ts"] in {one["ts"] for one in posted}
+        await system.settled()
+        assert len(holds(await system.story(made["id"]))) == 1
+
+
+async def _told(system: System, payout: str) -> bool:
+    system.check_alive()
+    return bool(holds(await system.story(payout)))
+
+
+async def test_operators_see_of_which_hold_nobody_could_be_told(redis_url: str, postgres: str) -> None:
+    async with told_system(redis_url, postgres, slack_channel_id=CHANNEL) as system:
+        await system.bank.control("messaging", slack="500", ntfy="500")
+        made = await system.bank.pay(250_000, notes={"agent_id": "buyer"})
+
+        async def bad() -> dict[str, Any] | None:
+            checks = (await system.api.get("/readyz")).json()["checks"]
+            line = next(check for check in checks if check["name"] == "notifications")
+            return line if not line["ok"] else None
+
+        line = await until(bad, what="readyz tells", deadline_s=30.0)
+        assert line is not None
+        assert line["detail"].startswith("1 held payout that nobody could be told of, the oldest since 20")
+        assert (await system.api.get("/readyz")).status_code == 200
+        await system.reaches(made["id"], "held")
+        _, out, _ = await system.cli("hold", "list", "--json")
+        assert [item["notified"] for item in json.loads(out)["items"]] == [False]
+        _, out, _ = await system.cli("doctor", "--json")
+        found = {check["name"]: check for check in json.loads(out)["checks"]}
+        assert found["untold holds"]["status"] == "bad"
+        await system.bank.control("messaging", slack="ok", ntfy="ok")
+        await until(lambda: _told(system, made["id"]), what="the hold is told", deadline_s=60.0)
+        await system.settled()
+        _, out, _ = await system.cli("hold", "list", "--json")
+        assert [item["notified"] for item in json.loads(out)["items"]] == [True]
