@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from streamproc.domain.events import Event, TokenCreated, TokenRevoked, TokenScope
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import identifier
+from streamproc.domain.reviewers import SLACK
 from streamproc.errors import InputError
 
 PREFIX = "spt_"
@@ -24,9 +25,6 @@ TOKENS_MAX = 10_000
 SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 """What a token looks like: 32 bytes in base64 for URLs. Anything else is looked up nowhere."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-ELSEWHERE = "slack:"
-"""How an account at another system begins; who it is says the policy, and no token may claim to be one."""
 
 Action: TypeAlias = Literal["request", "read own", "read all", "review", "administer"]
 ALLOWED: Mapping[TokenScope, frozenset[Action]] = {
@@ -120,9 +118,9 @@ def plan_creation(tokens: Mapping[str, Token], wanted: TokenCreated) -> TokenCre
 def _check_reviewer(wanted: TokenCreated) -> None:
     if "review" not in ALLOWED[wanted.scope]:
         raise InputError(f"a token of scope {wanted.scope} answers no holds, so it has no --reviewer")
-    if wanted.reviewer.startswith(ELSEWHERE):
+    if wanted.reviewer.startswith(SLACK):
         raise InputError(
-            f"--reviewer {wanted.reviewer[:80]!r}: give the reviewer's name, not an account elsewhere"
+            f"--reviewer {wanted.reviewer[:80]!r}: give the reviewer's name, not the account in Slack"
         )
     try:
         identifier(wanted.reviewer)

@@ -17,7 +17,7 @@ from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests.journeys.system import ACCOUNT, System, running_system
 
-EXAMPLES = 12
+EXAMPLES = 8
 """For each operation, and each of the two ways to make requests."""
 CALL_MAX_S = 30.0
 POLICIES = """
