@@ -36,6 +36,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.notice import alert_about
 from streamproc.domain.notified import NoticeKind
+from streamproc.domain.wire import decode_meta
 from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.log.digests import Alert
 from streamproc.log.work import Desk, Group, Item, Stage, Work
@@ -167,7 +168,7 @@ class Telling:
             if work.taken and not record.told and self.channels.any:
                 self._given_up(work, desk, "hold", "it was over before anybody could be told")
         elif not record.told:
-            await self._ask(work, "hold", desk)
+            await self._ask(work, "hold", desk, shown_in=decode_meta(work.m).cause)
 
     async def _look_again(self, work: Work, desk: Desk) -> None:
         """The payout moved on while its message was on its way. What was sent is recorded in any case."""
@@ -199,17 +200,18 @@ class Telling:
         ):
             await self._ask(work, kind, desk)
 
-    async def _ask(self, work: Work, kind: NoticeKind, desk: Desk) -> None:
+    async def _ask(self, work: Work, kind: NoticeKind, desk: Desk, *, shown_in: str = "") -> None:
         record = work.known()
         try:
-            sent = await tell(self.channels, hold_letter(self.channels, record, kind, desk))
+            letter = await hold_letter(self.channels, record, kind, desk, shown_in)
+            sent = await tell(self.channels, letter)
         except Untellable as problem:
             if not record.told:
                 await self.note_untold(desk.partition, [(record.payout, record.decided_at)])
             if self.channels.any:
                 await self._put_off(work, desk, kind, problem, record.payout)
             return
-        _emit_sent(work, desk, kind, *sent)
+        _emit_sent(work, desk, kind, *sent, shown_in=shown_in)
 
     async def _outcome(self, work: Work, desk: Desk) -> None:
         """Close what is open of a hold. Nothing where there is no message, or it is closed."""
@@ -301,7 +303,16 @@ def _has_sent(work: Work) -> bool:
     return any(type(event) is NotificationSent for event in work.out)
 
 
-def _emit_sent(work: Work, desk: Desk, kind: NoticeKind, channel: str, ref: str, *, about: str = "") -> None:
+def _emit_sent(
+    work: Work,
+    desk: Desk,
+    kind: NoticeKind,
+    channel: str,
+    ref: str,
+    *,
+    about: str = "",
+    shown_in: str = "",
+) -> None:
     work.emit(
         NotificationSent(
             at=desk.now_us,
@@ -310,5 +321,6 @@ def _emit_sent(work: Work, desk: Desk, kind: NoticeKind, channel: str, ref: str,
             channel="slack" if channel == "slack" else "ntfy",
             ref=ref,
             about=about,
+            shown_in=shown_in,
         )
     )

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX, Push
 from streamproc.domain.alerts import Alarm
-from streamproc.domain.events import NotificationSent
+from streamproc.domain.events import NotificationSent, PayoutObserved
 from streamproc.domain.notice import (
     HoldNotice,
     Notice,
@@ -101,9 +101,11 @@ async def tell(channels: Channels, letter: Letter) -> tuple[Channel, str]:
     raise Untellable("; ".join(str(problem) for problem in problems), after_s=wait_s)
 
 
-def hold_letter(channels: Channels, record: PayoutRecord, kind: NoticeKind, desk: Desk) -> Letter:
+async def hold_letter(
+    channels: Channels, record: PayoutRecord, kind: NoticeKind, desk: Desk, shown_in: str
+) -> Letter:
     """Asks for a decision: a reminder where the hold was told first, an escalation elsewhere."""
-    notice = notice_of(channels, record, desk)
+    notice = await notice_of(channels, record, desk, shown_in)
     first: Channel = next((n.channel for n in record.notices if n.kind in ASKING), "slack")
     other: Channel = "ntfy" if first == "slack" else "slack"
     order = (other, first) if kind == "escalation" else (first, other)
@@ -147,12 +149,16 @@ def notice_letter(channels: Channels, notice: Notice) -> Letter:
     return _ordered(ways, ("ntfy", "slack"))
 
 
-def notice_of(channels: Channels, record: PayoutRecord, desk: Desk) -> HoldNotice:
-    """What a hold's message says by what is known now."""
+async def notice_of(channels: Channels, record: PayoutRecord, desk: Desk, shown_in: str = "") -> HoldNotice:
+    """What a hold's message says by what is known now. `shown_in` is the entry in which the payout was shown; where it
+    is not given it is the one that an earlier message of the hold names."""
+    entry = shown_in or next((notice.shown_in for notice in record.notices if notice.shown_in), "")
+    events = await desk.entry(entry) if entry else []
+    shown = next((event.facts for event in events if type(event) is PayoutObserved), None)
     agent = desk.book.agent(record.agent)
     dual = agent.policy.dual_approval_above if agent is not None else None
     wanted = 2 if dual is not None and record.amount > dual else 1
-    return hold_notice(record, wanted=wanted, link=channels.link(record.payout))
+    return hold_notice(record, wanted=wanted, link=channels.link(record.payout), shown=shown)
 
 
 async def show_progress(channels: Channels, work: Work, desk: Desk) -> None:
@@ -160,7 +166,7 @@ async def show_progress(channels: Channels, work: Work, desk: Desk) -> None:
     record = work.known()
     if channels.slack is None:
         return
-    notice = notice_of(channels, record, desk)
+    notice = await notice_of(channels, record, desk)
     for open_one in _open_messages(record, "slack"):
         try:
             await channels.slack.progress(open_one.ref, notice, heading=HEADINGS[open_one.kind])
@@ -172,7 +178,9 @@ async def close_messages(channels: Channels, work: Work, desk: Desk) -> None:
     """Say in the hold's open messages how it ended, and record it of each. ntfy cannot change a message, so there a
     last one is sent. Raises Untellable."""
     record = work.known()
-    notice, outcome = notice_of(channels, record, desk), outcome_of(record)
+    if not any(_open_messages(record, channel) for channel in ("slack", "ntfy")):
+        return
+    notice, outcome = await notice_of(channels, record, desk), outcome_of(record)
     try:
         for open_one in _open_messages(record, "slack") if channels.slack is not None else ():
             assert channels.slack is not None

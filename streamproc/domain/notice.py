@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
+from streamproc.domain.agent_note import NOTE
 from streamproc.domain.budget import US
+from streamproc.domain.facts import BankPayout
 from streamproc.domain.governance import vendor_of
 from streamproc.domain.intent import Beneficiary, masked, without_personal
 from streamproc.domain.money import rupees
@@ -54,6 +56,8 @@ MEANINGS: Mapping[str, str] = {
 }
 URGENT = frozenset({"BYPASSED"})
 """Alerts about money that has moved."""
+_NOTES_SHOWN = frozenset({"agent_id", "vendor_url", NOTE})
+"""Notes that are shown elsewhere, or say nothing to a person."""
 _LONG_NUMBER = re.compile(r"[0-9](?:[ .-]?[0-9]){8,}")
 """Nine digits and more: India's account numbers have 9 to 18."""
 
@@ -112,8 +116,11 @@ def amount_text(paise: int, currency: str) -> str:
     return f"{rupees(paise).replace('₹', '')} {name(currency)}"
 
 
-def hold_notice(record: PayoutRecord, *, wanted: int, link: str) -> HoldNotice:
-    """What a person has to know of a hold. `wanted`: approvals that the policy in force asks for."""
+def hold_notice(
+    record: PayoutRecord, *, wanted: int, link: str, shown: BankPayout | None = None
+) -> HoldNotice:
+    """What a person has to know of a hold. `wanted`: approvals that the policy in force asks for; `shown`: the payout
+    as the bank showed it, with what the record does not keep."""
     vendor = vendor_of(record.vendor_url)
     payee = record.intent.beneficiary if record.intent is not None else None
     account = masked(payee.account_number or payee.vpa) if payee is not None else name(record.fund_account)
@@ -127,7 +134,7 @@ def hold_notice(record: PayoutRecord, *, wanted: int, link: str) -> HoldNotice:
         reasons=tuple((code, MEANINGS.get(code, "")) for code in record.reasons),
         policy_version=record.policy_version,
         expires_at=record.hold_expires_at,
-        untrusted=_untrusted(record),
+        untrusted=_untrusted(record, shown),
         approvals=_approvals(record, wanted),
         link=link,
     )
@@ -141,19 +148,17 @@ def _approvals(record: PayoutRecord, wanted: int) -> str:
     return f"{len(given)} of {max(wanted, len(given))} approvals{by}"
 
 
-def _untrusted(record: PayoutRecord) -> tuple[Said, ...]:
+def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[Said, ...]:
     texts: list[tuple[str, str]] = [("vendor URL", record.vendor_url)]
-    payee = None
-    if record.intent is not None:
-        payee = record.intent.beneficiary
+    said_in = record.intent or shown
+    payee = record.intent.beneficiary if record.intent is not None else None
+    if said_in is not None:
+        notes = [(key, value) for key, value in said_in.notes.items() if key not in _NOTES_SHOWN]
         texts += [
             ("payee", payee.contact_name if payee is not None else ""),
-            ("purpose", record.intent.purpose),
-            ("narration", record.intent.narration),
-            (
-                "notes",
-                "; ".join(f"{key}: {value}" for key, value in [*record.intent.notes.items()][:NOTES_MAX]),
-            ),
+            ("notes", "; ".join(f"{key}: {value}" for key, value in notes[:NOTES_MAX])),
+            ("narration", said_in.narration),
+            ("purpose", said_in.purpose),
         ]
     texts.append(("reference", record.reference_id))
     said = [Said(label, _text(text, payee if label != "payee" else None)) for label, text in texts if text]

@@ -24,6 +24,8 @@ class NotificationSent(Fact, frozen=True, kw_only=True, tag="notification.sent")
     """How many alerts the message stands for; a digest has counted them."""
     about: str = ""
     """Of alerts and digests: reason, agent and account."""
+    shown_in: str = ""
+    """Of a hold: the entry in which the payout was shown, with the notes that the record does not keep."""
 
 
 class NotificationFailed(Fact, frozen=True, kw_only=True, tag="notification.failed"):

@@ -324,7 +324,9 @@ def _told(record: PayoutRecord, event: e.NotificationSent, at: int) -> PayoutRec
     """Messages about the hold. Kept in order and the first so many, so that it does not matter who is folded first."""
     if event.kind not in ASKING and event.kind != "outcome":
         return record
-    notice = Notice(at=event.at, channel=event.channel, ref=event.ref, kind=event.kind)
+    notice = Notice(
+        at=event.at, channel=event.channel, ref=event.ref, kind=event.kind, shown_in=event.shown_in
+    )
     notices = sorted({*record.notices, notice})[:NOTICES_MAX]
     return replace(record, notices=notices, updated_at=at)
 

@@ -35,13 +35,15 @@ class Review(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: int
 
 
-class Notice(Struct, frozen=True, kw_only=True, order=True):
+class Notice(Struct, frozen=True, kw_only=True, order=True, omit_defaults=True):
     """A message about a hold. `at` is µs; `ref` is Slack's `channel:ts`, or ntfy's message id."""
 
     at: int
     channel: Channel
     ref: str
     kind: NoticeKind
+    shown_in: str = ""
+    """The entry in which the payout was shown, as far as it is known."""
 
 
 class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):

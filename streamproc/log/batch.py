@@ -10,7 +10,13 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import Pair, look, pair_of
-from streamproc.domain.events import BeneficiaryNoted, EntrySetAside, PayoutObserved, PayoutRequested
+from streamproc.domain.events import (
+    BeneficiaryNoted,
+    EntrySetAside,
+    Event,
+    PayoutObserved,
+    PayoutRequested,
+)
 from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
 from streamproc.domain.wire import decode_events, encode_events, payout_of, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
@@ -94,7 +100,7 @@ class Handler:
         payout = ""
         for event in events:
             payout = payout or payout_of(event)
-        return Work(entry[0], events, payout, taken)
+        return Work(entry[0], events, payout, taken, m=entry[1][3])
 
     async def _round(self, client: Redis, works: list[Work]) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
@@ -134,7 +140,13 @@ class Handler:
             admit=admit,
             cache=cache,
             book_now=lambda: self._policies_now.now(client),
+            entry=lambda entry: self._entry(client, entry),
         )
+
+    async def _entry(self, client: Redis, entry: str) -> list[Event]:
+        with named_errors():
+            rows = await client.execute_command("XRANGE", self.names.log, entry, entry, "COUNT", 1)
+        return decode_events(rows[0][1][1]) if rows and len(rows[0][1]) >= 4 else []
 
     def _keys_of(self, pair: Pair) -> tuple[str, str]:
         account = pair.account

@@ -44,6 +44,8 @@ class Work:
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
     stale_times: int = 0
+    m: bytes = b"{}"
+    """The entry's metadata, as it was read."""
 
     def open(self, version: bytes, record: PayoutRecord | None, admission: Admission, *, keep: bool) -> None:
         """Start from what Redis knows. `keep` leaves earlier outputs: they are facts, only the fold is new."""
@@ -86,6 +88,8 @@ class Desk:
     cache: Cache
     book_now: Callable[[], Awaitable[PolicyBook]]
     """The policies in force at this moment, which may be newer than `book`: a batch may wait long at the barrier."""
+    entry: Callable[[str], Awaitable[list[Event]]]
+    """The events of another entry of this log; none where it has left Redis."""
     _parties: dict[tuple[str, str, str, bool, str], Party] = field(default_factory=dict)
 
     def party(self, record: PayoutRecord) -> Party:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from streamproc.domain.button import APPROVE, REJECT, payout_of
 from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch, ReviewSubmitted
@@ -78,6 +79,7 @@ async def test_a_hold_is_a_slack_message_with_buttons_that_name_this_payout_only
     ):
         assert fact in shown
     assert f"<!date^{record.hold_expires_at // 1_000_000}^" in shown
+    assert record.notices[0].shown_in
     assert [(n.kind, n.channel, n.ref) for n in record.notices] == [
         ("hold", "slack", f"{CHANNEL}:{message['ts']}")
     ]
@@ -121,6 +123,26 @@ async def test_the_first_of_two_approvals_is_shown_and_the_buttons_stay(redis_ur
         *_, last = await told.slack_has(3)
         assert APPROVE not in buttons(last)
         assert any("approved by asha, vikram" in text["text"] for text in texts(last["body"]["blocks"]))
+
+
+async def test_notes_of_a_payout_made_at_the_bank_are_shown_as_plain_text_also_in_later_messages(
+    redis_url: str,
+) -> None:
+    hostile = "*Acme* <!channel> @here <https://evil.example|bank> " * 100
+    seen = observed("pout_1", 600_000, url=VENDOR)
+    notes = {**seen.facts.notes, "vendor_name": hostile}
+    facts = replace(seen.facts, notes=notes, narration="invoice 7", purpose="vendor bill")
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(replace(seen, facts=facts))
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        for message in await told.slack_has(2):
+            shown = [text for text in texts(message["body"]["blocks"]) if "vendor_name" in text["text"]]
+            assert [text["type"] for text in shown] == ["plain_text"]
+            assert "*Acme* &lt;!channel&gt; @here" in shown[0]["text"]
+            assert "…" in shown[0]["text"]
+            assert "purpose: vendor bill" in shown[0]["text"]
+            assert "agent_id" not in shown[0]["text"]
 
 
 async def test_a_hold_that_expires_says_so_in_its_message(redis_url: str) -> None:
