@@ -77,7 +77,7 @@ def serve() -> None:
     help="Consumers of each group on each partition.",
 )
 def worker(groups: str, concurrency: int) -> None:
-    """Run the stages: decide payouts, and tell the bank.
+    """Run the stages: decide payouts, tell the bank, and tell people of holds and alerts.
 
     Start as many workers as you like, on as many machines: they share the entries of each group. SIGTERM
     finishes the batch at hand and leaves.
