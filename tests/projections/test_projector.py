@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from projections.loop import Progress, months_of, project, run_projector
+from projections.payouts import COLUMNS
 from projections.schema import prepare
 from streamproc import embedded
 from streamproc.archive.chain import Position, verify
@@ -81,7 +82,8 @@ async def test_archive_and_views_are_the_same_whatever_the_batch_size(
 ):
     await project_all(dsn, log, batch_max=batch_max)
     seen = await everything(dsn)
-    records = [decode_record(row[-1]) for row in seen["payouts"]]  # type: ignore[arg-type]
+    record = COLUMNS.index("record")
+    records = [decode_record(row[record]) for row in seen["payouts"]]  # type: ignore[arg-type]
     assert {(row[1], row[2]): (row[5], row[6]) for row in seen["budgets"]} == budgets_by_state(records)
     assert len(seen["payouts"]) == 12
     assert [row[:3] for row in seen["heads"]] == [(0, len(log.entries), log.entries[-1].id)]
