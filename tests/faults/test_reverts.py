@@ -1,0 +1,42 @@
+"""Each known bug, brought back by patching the roles, is found by a run of seconds.
+
+And by the invariant that is about it, under the faults that bring it out.
+"""
+
+import pytest
+
+from tests.faults.driver import run
+from tests.faults.plan import Kind, plan_of
+from tests.faults.reverts import REVERTS
+
+SEED = 7
+SECONDS = 14.0
+REST_MAX_S = 20.0
+"""What was lost would be waited for without an end."""
+
+CAUGHT: dict[str, tuple[tuple[Kind, ...], str]] = {
+    "acknowledge_before_commit": (("crash",), "what_was_answered_is_decided_once"),
+    "release_to_today": (("reset",), "reserved_is_what_is_open"),
+    "other_keys_for_the_poller": (("reset",), "no_delivery_counts_twice"),
+    "no_barrier": (("postgres_stop",), "money_moves_after_the_archive"),
+    "new_key_for_each_try": (("bank",), "one_command_takes_effect"),
+    "trim_before_archive": (("postgres_stop",), "the_archive_is_the_log"),
+}
+"""Which faults bring it out, and which invariant finds it."""
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+
+def test_every_known_bug_is_looked_for() -> None:
+    assert CAUGHT.keys() == REVERTS.keys()
+
+
+@pytest.mark.parametrize("bug", CAUGHT)
+async def test_a_known_bug_is_found(bug: str) -> None:
+    kinds, invariant = CAUGHT[bug]
+    plan = plan_of(SEED, SECONDS, every_s=2.0, per_s=5.0, kinds=kinds)
+
+    report = await run(plan, reverts=(bug,), rest_max_s=REST_MAX_S)
+
+    print(report)
+    assert invariant in {found.invariant for found in report.violations}, f"{plan}\n{report}"

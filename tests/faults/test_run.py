@@ -1,0 +1,27 @@
+"""The short run of `make faults`: real processes, real stores, and every kind of fault, by a plan that has a seed.
+
+A run that fails prints its plan; `python -m tests.faults --seed N --minutes M` runs the same again.
+"""
+
+import pytest
+
+from tests.faults.driver import run
+from tests.faults.plan import KINDS, plan_of
+
+SEED = 20261126
+SECONDS = 55.0
+EVERY_S = 3.6
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(420)]
+
+
+async def test_whatever_is_broken_every_payout_has_one_story() -> None:
+    plan = plan_of(SEED, SECONDS, every_s=EVERY_S)
+    assert {fault.kind for fault in plan.faults} == set(KINDS)
+
+    report = await run(plan)
+
+    print(report)
+    assert report.violations == [], f"{plan}\n{report}"
+    assert len(report.evidence.bank) >= len(plan.payments) - 10
+    assert report.injected.keys() == set(KINDS)
