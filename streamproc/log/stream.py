@@ -238,6 +238,11 @@ class Producer:
             # A reply may still be on its way on this connection: never use it again.
             await client.aclose()
             return connect(self._url)
+        except Exception:  # a writer that ended would leave every later append without an answer
+            log.exception("ALARM, an append failed in a way that nobody named; whoever waits for it hears so")
+            _refuse(batch, LogUnavailable("the append failed"))
+            await client.aclose()
+            return connect(self._url)
         except BaseException:
             _refuse(batch, LogUnavailable("the append was interrupted"))
             raise

@@ -77,7 +77,7 @@ class Proxy:
             finally:
                 self._writers.discard(back)
                 _reset(back)
-        except* OSError:
+        except* (OSError, RuntimeError):
             pass  # either end has gone, which is what this is about
         finally:
             self._writers.discard(writer)
@@ -95,7 +95,7 @@ class Proxy:
                 await asyncio.sleep(self.late_s)
             writer.write(data)
             await writer.drain()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # uvloop says RuntimeError of a closed transport
             if writer.can_write_eof():
                 writer.write_eof()
 
