@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from tests.faults.gather import evidence, rest
 from tests.faults.invariants import Evidence, Violation, violations
+from tests.faults.lives import Life, table, watch_lives
 from tests.faults.load import Load
 from tests.faults.plan import Fault, Plan
 from tests.faults.stand import Stand, ready, standing
@@ -46,6 +47,7 @@ class Report(Struct, frozen=True, kw_only=True):
     evidence: Evidence
     starts: int
     rest_s: float
+    lives: list[Life]
 
     def __str__(self) -> str:
         seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
@@ -54,6 +56,7 @@ class Report(Struct, frozen=True, kw_only=True):
             f"{self.starts} starts of roles, {len(seen.bank)} payouts, {len(seen.log)} entries,"
             f" {len(seen.answered)} webhooks answered 2xx, {len(seen.told)} commands at the bank,"
             f" {len(seen.letters)} dead letters; at rest after {self.rest_s:.0f} s",
+            *table(self.lives),
             *map(str, self.violations),
         ]
         return "\n".join(lines)
@@ -80,6 +83,7 @@ async def run(
         await stand.bank.faults(webhooks=WEBHOOK_FAULTS)
         say("all roles run")
         reviewing = asyncio.create_task(load.review())
+        watching = asyncio.create_task(watch_lives(stand))
         injected: Counter[str] = Counter()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -90,9 +94,10 @@ async def run(
             say("all is well again")
             waits = await rest(stand, load, rest_max_s)
         finally:
-            reviewing.cancel()
-            with suppress(asyncio.CancelledError):
-                await reviewing
+            for task in (reviewing, watching):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         rest_s = time.monotonic() - began
         seen = await look(stand, waits)
         for name in (*first[::-1], "poller"):
@@ -104,6 +109,7 @@ async def run(
         violations=violations(seen),
         evidence=seen,
         starts=stand.starts,
+        lives=list(stand.lives.values()),
         rest_s=rest_s,
     )
 
@@ -140,6 +146,8 @@ async def inject(stand: Stand, fault: Fault) -> None:
     match fault.kind:
         case "kill":
             stand.kill(fault.slot)
+        case "drain":
+            stand.restart(fault.slot)
         case "crash":
             stand.kill(fault.slot, "--crash", fault.detail)
         case "skew":

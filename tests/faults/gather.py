@@ -54,6 +54,7 @@ async def waiting(stand: Stand, load: Load) -> dict[str, int]:
     bank = {shown["id"]: shown["status"] for shown in await stand.bank.show("payouts")}
     found["payouts that are not over at the bank"] = sum(status not in ENDED for status in bank.values())
     found["payouts of which the log says otherwise"] = sum(known.get(p) != s for p, s in bank.items())
+    found["intents that the gateway never took"] = load.untaken
     found["intents without an end"] = sum(
         not _over(folds.get(name)) for name in load.asked | {n for n in folds if is_intent(n)}
     )

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 Kind: TypeAlias = Literal[
     "kill",  # SIGKILL of a role; it is started again
+    "drain",  # SIGTERM: it finishes what it has and ends with 0; it is started again, as in a rolling restart
     "crash",  # started again so that it kills itself at a named point
     "freeze",  # SIGSTOP for longer than the claim time, then SIGCONT
     "skew",  # started again with a clock that is an hour wrong
@@ -137,7 +138,7 @@ def _fault(chance: random.Random, kind: Kind, at_s: float) -> Fault:
     slot = chance.choice(SLOTS)
     role = slot.partition("-")[0]
     match kind:
-        case "kill":
+        case "kill" | "drain":
             return Fault(at_s, kind, slot=slot)
         case "crash":
             when, nth = chance.choice(("before", "after")), chance.randint(1, 4)

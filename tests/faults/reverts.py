@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec.structs import replace
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 ZONE = ZoneInfo("Asia/Kolkata")
 
@@ -107,7 +108,7 @@ def trim_before_archive() -> None:
     async def trimming(settings: Any, *rest: Any) -> None:
         async def again() -> None:
             while True:
-                with suppress(LogUnavailable):
+                with suppress(LogUnavailable, ResponseError):  # at a first start there is no log yet
                     await cut(settings.redis_url)
                 await asyncio.sleep(0.1)
 

@@ -68,11 +68,11 @@ def crash(point: str, when: str, nth: int) -> None:
 
         return counted
 
-    for holder, name in _places(point):
+    for holder, name in places_of(point):
         setattr(holder, name, around(getattr(holder, name)))
 
 
-def _places(point: str) -> list[tuple[Any, str]]:
+def places_of(point: str) -> list[tuple[Any, str]]:
     """What a point is in the code."""
     match point:
         case "append" | "admit" | "commit":

@@ -26,6 +26,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect
 from streamproc.log.stream import Entry, LogView
 from tests.bank import Sandbox, free_port, running_sandbox, until
+from tests.faults.lives import Life
 from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
 from tests.faults.proxy import Proxy
 from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environment
@@ -81,6 +82,7 @@ class Slot:
     armed: bool = False
     """It may kill itself."""
     killed: bool = False
+    restarting: bool = False
     ending: bool = False
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -103,6 +105,8 @@ class Stand:
     home: Path
     exits: list[str] = field(default_factory=list)
     starts: int = 0
+    lives: dict[int, Life] = field(default_factory=dict)
+    """Every process that there was, by its pid."""
     keepers: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     redis_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     postgres_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -126,10 +130,11 @@ class Stand:
             if slot.ending:
                 return
             by_us = slot.killed or (slot.armed and status == -signal.SIGKILL)
+            by_us = by_us or (slot.restarting and status == 0)
             if not by_us:
                 said = processes.last_line(slot.output)
                 self.exits.append(f"{slot.name} ended by itself with {status}: {said[:300]}")
-            slot.killed = False
+            slot.killed = slot.restarting = False
             await asyncio.sleep(AGAIN_S)
 
     async def _start(self, slot: Slot) -> None:
@@ -148,6 +153,12 @@ class Stand:
         slot = self.slots[name]
         slot.wrong, slot.killed = wrong, True
         self._signal(slot, signal.SIGKILL)
+
+    def restart(self, name: str) -> None:
+        """SIGTERM: it ends by itself, with 0, when it has finished what it had."""
+        slot = self.slots[name]
+        slot.restarting = True
+        self._signal(slot, signal.SIGTERM)
 
     async def freeze(self, name: str, seconds: float) -> None:
         """SIGSTOP, and SIGCONT to the same process."""

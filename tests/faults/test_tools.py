@@ -1,6 +1,10 @@
 """A plan is drawn from its seed alone, and the tools that carry it out do what they say."""
 
 import asyncio
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,6 +12,7 @@ import pytest
 
 from tests.faults.plan import KINDS, LINKS, POINTS, SLOTS, plan_of
 from tests.faults.proxy import Proxy
+from tests.faults.role import places_of, skew
 
 SECONDS_MAX = 5.0
 
@@ -25,6 +30,46 @@ def test_every_kind_of_fault_comes_before_any_comes_again() -> None:
 
 def test_every_role_has_wires_and_points() -> None:
     assert LINKS.keys() == POINTS.keys() == {slot.partition("-")[0] for slot in SLOTS}
+
+
+CRASHING = """
+import asyncio
+from streamproc.log import scripts
+from tests.faults.role import crash
+
+async def append_once():
+    print("appended", flush=True)
+
+scripts.append_once = append_once
+crash("append", "WHEN", 2)
+for _ in range(3):
+    asyncio.run(scripts.append_once())
+"""
+
+
+@pytest.mark.parametrize(("when", "appended"), [("before", 1), ("after", 2)])
+def test_a_crash_point_kills_before_or_after_the_nth_time(when: str, appended: int) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", CRASHING.replace("WHEN", when)], capture_output=True, check=False, timeout=60
+    )
+    assert (ran.returncode, ran.stdout.split()) == (-signal.SIGKILL, appended * [b"appended"]), ran.stderr
+
+
+@pytest.mark.parametrize("point", sorted({point for points in POINTS.values() for point in points}))
+def test_every_crash_point_is_in_the_code(point: str) -> None:
+    places = places_of(point)
+    assert places
+    assert all(asyncio.iscoroutinefunction(getattr(holder, name)) for holder, name in places)
+
+
+def test_a_skewed_clock_is_wrong_and_the_monotonic_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("time", "time_ns"):
+        monkeypatch.setattr(time, name, getattr(time, name))  # put back at the end
+    before, ticks = time.time(), time.monotonic()
+    skew(3600)
+    assert 3600 <= time.time() - before < 3660
+    assert 3600 <= time.time_ns() / 1e9 - before < 3660
+    assert time.monotonic() - ticks < 60
 
 
 @asynccontextmanager
