@@ -88,7 +88,7 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> Evidence:
     shown = {payout["id"]: payout for payout in await stand.bank.show("payouts")}
     names = {payout: _name(each) for payout, each in shown.items()}
     async with connected(stand.system.redis_url) as client:
-        letters = await client.xrange(stand.system.names.dead)
+        letters = [_letter(fields) for _, fields in await client.xrange(stand.system.names.dead)]
     return Evidence(
         log=list(stand.witness.entries),
         archive=await _archive(stand),
@@ -97,12 +97,15 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> Evidence:
         bank={names[payout]: each["status"] for payout, each in shown.items()},
         counters=await budgets_of_redis(stand.system),
         waiting=waits,
-        letters=[
-            Letter(f[b"entry"].decode(), f[b"group"].decode(), f[b"problem"].decode()) for _, f in letters
-        ],
+        letters=letters,
         views=await _views(stand),
         exits=list(stand.exits),
     )
+
+
+def _letter(fields: list[bytes]) -> Letter:
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Letter(*(values[name].decode() for name in (b"entry", b"group", b"problem")))
 
 
 def _name(shown: dict[str, Any]) -> str:

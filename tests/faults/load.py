@@ -14,12 +14,14 @@ from streamproc.errors import LogUnavailable
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.stream import Producer
+from streamproc.operate.site import Site
+from streamproc.operate.tokens import create as create_token
 from tests.faults.plan import AMOUNT, CROWDED_ROOM, OUTCOMES, Payment, Plan
 from tests.faults.stand import Stand
 from tests.journeys.system import ACCOUNT
 from tests.words import apply_policies
 
-DAY_US = 86_400_000_000
+DAY_S = 86_400
 AGAIN_S = 0.4
 GIVE_UP_S = 60.0
 """For one request or change while the servers come and go."""
@@ -61,15 +63,13 @@ class Load:
     async def prepare(self) -> None:
         """Policies, tokens and a fund account, while all is well."""
         await apply_policies(self._stand.system.redis, policies())
-        made = await asyncio.gather(
-            *(
-                self._stand.system.cli("token", "create", agent, "--scope", "agent", "--agent", agent)
-                for agent in GATEWAY_AGENTS
+        system = self._stand.system
+        site = Site(system.redis_url, system.redis, 1, system.pool)
+        for agent in GATEWAY_AGENTS:
+            made = await create_token(
+                site, agent, scope="agent", agent=agent, account=ACCOUNT, expires_s=DAY_S, by="test"
             )
-        )
-        for agent, (code, out, err) in zip(GATEWAY_AGENTS, made, strict=True):
-            assert code == 0, err
-            self._tokens[agent] = out.strip()
+            self._tokens[agent] = made.secret
         bank = self._stand.bank
         contact = (await bank.call("POST", "/v1/contacts", {"name": "Asha Paper", "type": "vendor"})).json()
         wanted = {"contact_id": contact["id"], "account_type": "vpa", "vpa": {"address": "asha@ybl"}}
@@ -90,7 +90,7 @@ class Load:
                         payout,
                         account=ACCOUNT,
                         source="webhook",
-                        now_us=producer.now_us() - DAY_US,
+                        now_us=producer.now_us() - DAY_S * 1_000_000,
                         bank_event="payout.pending",
                     )
                 )

@@ -77,8 +77,8 @@ class Proxy:
             finally:
                 self._writers.discard(back)
                 _reset(back)
-        except* (OSError, RuntimeError):
-            pass  # either end has gone, which is what this is about
+        except* (OSError, RuntimeError, asyncio.CancelledError):
+            pass  # either end has gone, which is what this is about, or we are closing
         finally:
             self._writers.discard(writer)
             self._tasks.discard(task)

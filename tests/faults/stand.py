@@ -25,7 +25,7 @@ from streamproc.domain.wire import decode_events
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect
 from streamproc.log.stream import Entry, LogView
-from tests.bank import Sandbox, free_port, running_sandbox, until
+from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.faults.lives import Life
 from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
 from tests.faults.proxy import Proxy
@@ -36,6 +36,8 @@ START_MAX_S = 60.0
 AGAIN_S = 0.3
 """Until a role that ended is started again."""
 READ_MAX = 500
+API_S = 5.0
+"""For an answer of our own API, which says 503 earlier."""
 CALLS_PER_S = 100
 """At the bank's pace of 8 the run would wait for that alone."""
 
@@ -263,9 +265,8 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
         stack.push_async_callback(client.aclose)
         pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=20.0)
         stack.callback(pool.terminate)
-        api = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=5.0, trust_env=False)
-        )
+        api = await stack.enter_async_context(_http(f"http://127.0.0.1:{port}", API_S))
+        bank.http = await stack.enter_async_context(_http(bank.url, CALL_MAX_S))
         settings = {
             "data_dir": str(home / "data"),
             "claim_idle": f"{CLAIM_IDLE_S:g}s",
@@ -283,6 +284,12 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
         watching = asyncio.create_task(witness.watch(), name="witness")
         stack.callback(watching.cancel)
         yield stand
+
+
+def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
+    """One connection for each call: a server may close an idle one just as the next call takes it."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
 
 
 async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) -> Slot:
