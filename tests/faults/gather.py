@@ -4,11 +4,12 @@ import asyncio
 import json
 from typing import Any
 
+import asyncpg
+
 from streamproc.archive.load import ArchivedEntry
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
-from streamproc.errors import TryAgain
 from streamproc.log.connection import connected
 from tests.faults.invariants import Answered, Evidence, Letter, Told
 from tests.faults.load import Load
@@ -69,8 +70,8 @@ async def _behind(stand: Stand, last: str) -> int:
     try:
         async with stand.system.pool.acquire(timeout=3.0) as db:
             heads = await db.fetch("SELECT entry_id FROM view_heads WHERE partition = 0")
-    except (OSError, TryAgain, Exception):  # noqa: BLE001  # Postgres may be on its way back
-        return 1
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return 1  # on its way back
     return int(not heads) + sum(row["entry_id"] != last for row in heads)
 
 
