@@ -48,14 +48,17 @@ class Report(Struct, frozen=True, kw_only=True):
     starts: int
     rest_s: float
     lives: list[Life]
+    crashed: list[str]
+    """Crash points that a role came by, and killed itself."""
 
     def __str__(self) -> str:
         seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
         lines = [
             f"seed {self.plan.seed}: {len(self.plan.faults)} faults in {self.plan.seconds:g} s: {done}",
-            f"{self.starts} starts of roles, {len(seen.bank)} payouts, {len(seen.log)} entries,"
-            f" {len(seen.answered)} webhooks answered 2xx, {len(seen.told)} commands at the bank,"
-            f" {len(seen.letters)} dead letters; at rest after {self.rest_s:.0f} s",
+            f"{self.starts} starts of roles, {len(self.crashed)} crashes at a named point, {len(seen.bank)} payouts,"
+            f" {len(seen.log)} entries, {len(seen.answered)} webhooks answered 2xx,"
+            f" {len(seen.told)} commands at the bank, {len(seen.letters)} dead letters;"
+            f" at rest after {self.rest_s:.0f} s",
             *table(self.lives),
             *map(str, self.violations),
         ]
@@ -88,7 +91,8 @@ async def run(
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(load.run())
-                tasks.create_task(break_it(stand, plan, injected, say))
+                breaking = tasks.create_task(break_it(stand, plan, injected, say))
+                tasks.create_task(load.go_on_until(breaking))
             began = time.monotonic()
             await heal(stand)
             say("all is well again")
@@ -110,6 +114,7 @@ async def run(
         evidence=seen,
         starts=stand.starts,
         lives=list(stand.lives.values()),
+        crashed=list(stand.crashed),
         rest_s=rest_s,
     )
 
@@ -149,7 +154,7 @@ async def inject(stand: Stand, fault: Fault) -> None:
         case "drain":
             stand.restart(fault.slot)
         case "crash":
-            stand.kill(fault.slot, "--crash", fault.detail)
+            await stand.crash(fault.slot, fault.detail, fault.for_s)
         case "skew":
             stand.kill(fault.slot, "--skew", fault.detail)
         case "freeze":

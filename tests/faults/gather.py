@@ -145,7 +145,10 @@ async def _archive(stand: Stand) -> list[ArchivedEntry]:
 
 
 async def _views(stand: Stand) -> list[str]:
-    code, out, err = await stand.system.cli("replay", "--verify", "--json")
+    try:
+        code, out, err = await stand.system.cli("replay", "--verify", "--json")
+    except TimeoutError:
+        return ["replay --verify did not end: the views do not follow"]
     if not out:
         return [f"replay --verify ended with {code}: {err[-300:]}"]
     return [

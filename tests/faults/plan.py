@@ -4,6 +4,7 @@ A plan is data: payments that are made, faults that are injected, changes of pol
 not the same twice, and must not matter.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -45,6 +46,8 @@ POINTS: dict[str, tuple[str, ...]] = {
 """Where a role can be made to kill itself, before or after (tests/faults/role.py)."""
 
 CLAIM_IDLE_S = 2.0
+COME_BY_S = 60.0
+"""For a role to come by the point where it kills itself, on a busy machine."""
 FREEZE_S = 3.0
 """Longer than the claim time: others take over what the frozen worker holds, and then it comes back."""
 AMOUNT = 10_000
@@ -113,7 +116,7 @@ def plan_of(
     chance = random.Random(seed)
     payments = sorted((_payment(chance, seconds) for _ in range(int(per_s * seconds))), key=lambda p: p.at_s)
     faults, deck, at_s = list[Fault](), list[Kind](), chance.uniform(1.0, 3.0)
-    while at_s < seconds:
+    while kinds and at_s < seconds:
         if not deck:
             deck = list(kinds)
             chance.shuffle(deck)
@@ -124,6 +127,28 @@ def plan_of(
         Limit(round(seconds * 2 / 3, 1), CROWDED_ROOM - 3),
     )
     return Plan(seed, seconds, tuple(payments), tuple(faults), limits, overnight=6)
+
+
+def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
+    """Every crash point once, before and after; the payments are those of the seed."""
+    points = [(slot, point, when) for slot, point in _points() for when in ("before", "after")]
+    random.Random(seed).shuffle(points)
+    faults = tuple(
+        Fault(round(1.0 + n * every_s, 1), "crash", COME_BY_S, slot, detail=f"{point}:{when}:1")
+        for n, (slot, point, when) in enumerate(points)
+    )
+    plan = plan_of(seed, 1.0 + len(points) * every_s, per_s=per_s, kinds=())
+    return Plan(seed, plan.seconds, plan.payments, faults, plan.limits, plan.overnight)
+
+
+def _points() -> list[tuple[str, str]]:
+    """Each point with a slot of its role; the two workers take turns."""
+    workers = itertools.cycle(slot for slot in SLOTS if slot.startswith("worker"))
+    return [
+        (next(workers) if role == "worker" else role, point)
+        for role, points in POINTS.items()
+        for point in points
+    ]
 
 
 def _payment(chance: random.Random, seconds: float) -> Payment:

@@ -81,8 +81,8 @@ class Slot:
     output: Path
     process: asyncio.subprocess.Process | None = None
     wrong: tuple[str, ...] = ()
-    armed: bool = False
-    """It may kill itself."""
+    armed: str = ""
+    """Where it kills itself when it comes by."""
     killed: bool = False
     restarting: bool = False
     ending: bool = False
@@ -106,6 +106,8 @@ class Stand:
     reverts: tuple[str, ...]
     home: Path
     exits: list[str] = field(default_factory=list)
+    crashed: list[str] = field(default_factory=list)
+    """Crash points that were come by."""
     starts: int = 0
     lives: dict[int, Life] = field(default_factory=dict)
     """Every process that there was, by its pid."""
@@ -131,9 +133,10 @@ class Stand:
             status = await slot.process.wait()
             if slot.ending:
                 return
-            by_us = slot.killed or (slot.armed and status == -signal.SIGKILL)
-            by_us = by_us or (slot.restarting and status == 0)
-            if not by_us:
+            crashed = bool(slot.armed) and status == -signal.SIGKILL and not slot.killed
+            if crashed:
+                self.crashed.append(f"{slot.name} {slot.armed}")
+            if not (slot.killed or crashed or (slot.restarting and status == 0)):
                 said = processes.last_line(slot.output)
                 self.exits.append(f"{slot.name} ended by itself with {status}: {said[:300]}")
             slot.killed = slot.restarting = False
@@ -141,7 +144,7 @@ class Stand:
 
     async def _start(self, slot: Slot) -> None:
         wrong, slot.wrong = slot.wrong, ()
-        slot.armed = "--crash" in wrong
+        slot.armed = wrong[wrong.index("--crash") + 1] if "--crash" in wrong else ""
         reverts = [part for revert in self.reverts for part in ("--revert", revert)]
         command = [sys.executable, "-m", "tests.faults.role", *wrong, *reverts, slot.role]
         with slot.output.open("ab") as output:
@@ -155,6 +158,17 @@ class Stand:
         slot = self.slots[name]
         slot.wrong, slot.killed = wrong, True
         self._signal(slot, signal.SIGKILL)
+
+    async def crash(self, name: str, point: str, within_s: float) -> None:
+        """SIGKILL; the next one kills itself at a point. Waits for that for `within_s`."""
+        slot = self.slots[name]
+        async with slot.busy:
+            before = len(self.crashed)
+            self.kill(name, "--crash", point)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    while f"{name} {point}" not in self.crashed[before:]:
+                        await asyncio.sleep(AGAIN_S)
 
     def restart(self, name: str) -> None:
         """SIGTERM: it ends by itself, with 0, when it has finished what it had."""

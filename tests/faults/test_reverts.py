@@ -4,6 +4,7 @@ And by the invariant that is about it, under the faults that bring it out.
 """
 
 import pytest
+from msgspec.structs import replace
 
 from tests.faults.driver import run
 from tests.faults.plan import Kind, plan_of
@@ -34,7 +35,13 @@ def test_every_known_bug_is_looked_for() -> None:
 @pytest.mark.parametrize("bug", CAUGHT)
 async def test_a_known_bug_is_found(bug: str) -> None:
     kinds, invariant, rest_max_s = CAUGHT[bug]
-    plan = plan_of(SEED, SECONDS, every_s=4.0 if "bank" in kinds else 2.0, per_s=5.0, kinds=kinds)
+    plan = plan_of(SEED, SECONDS, every_s=2.0, per_s=5.0, kinds=kinds)
+    if (
+        bug == "new_key_for_each_try"
+    ):  # only an intent whose beneficiary has no id at the bank rests on its key alone
+        plan = replace(
+            plan, payments=tuple(replace(each, how="inline", agent="free") for each in plan.payments)
+        )
 
     report = await run(plan, reverts=(bug,), rest_max_s=rest_max_s)
 

@@ -6,7 +6,7 @@ A run that fails prints its plan; `python -m tests.faults --seed N --minutes M` 
 import pytest
 
 from tests.faults.driver import run
-from tests.faults.plan import KINDS, plan_of
+from tests.faults.plan import KINDS, plan_of, sweep_of
 
 SEED = 20261126
 SECONDS = 55.0
@@ -25,3 +25,14 @@ async def test_whatever_is_broken_every_payout_has_one_story() -> None:
     assert report.violations == [], f"{plan}\n{report}"
     assert len(report.evidence.bank) >= len(plan.payments) - 10
     assert report.injected.keys() == set(KINDS)
+
+
+async def test_a_role_that_dies_at_any_named_point_loses_and_doubles_nothing() -> None:
+    plan = sweep_of(SEED)
+
+    report = await run(plan)
+
+    print(report)
+    assert report.violations == [], f"{plan}\n{report}"
+    wanted = {f"{fault.slot} {fault.detail}" for fault in plan.faults}
+    assert set(report.crashed) == wanted, f"never came by: {wanted - set(report.crashed)}"

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.faults.plan import KINDS, LINKS, POINTS, SLOTS, plan_of
+from tests.faults.plan import KINDS, LINKS, POINTS, SLOTS, plan_of, sweep_of
 from tests.faults.proxy import Proxy
 from tests.faults.role import places_of, skew
 
@@ -26,6 +26,14 @@ def test_every_kind_of_fault_comes_before_any_comes_again() -> None:
     kinds = [fault.kind for fault in plan_of(1, 600).faults]
     assert set(kinds[: len(KINDS)]) == set(KINDS)
     assert set(kinds[len(KINDS) : 2 * len(KINDS)]) == set(KINDS)
+
+
+def test_a_sweep_has_every_crash_point_before_and_after() -> None:
+    points = [fault.detail.rpartition(":")[0] for fault in sweep_of(1).faults]
+    wanted = [
+        f"{point}:{when}" for points in POINTS.values() for point in points for when in ("before", "after")
+    ]
+    assert sorted(points) == sorted(wanted)
 
 
 def test_every_role_has_wires_and_points() -> None:
