@@ -139,11 +139,11 @@ class Stand:
             if not (slot.killed or crashed or (slot.restarting and status == 0)):
                 said = processes.last_line(slot.output)
                 self.exits.append(f"{slot.name} ended by itself with {status}: {said[:300]}")
-            slot.killed = slot.restarting = False
             await asyncio.sleep(AGAIN_S)
 
     async def _start(self, slot: Slot) -> None:
         wrong, slot.wrong = slot.wrong, ()
+        slot.killed = slot.restarting = False
         slot.armed = wrong[wrong.index("--crash") + 1] if "--crash" in wrong else ""
         reverts = [part for revert in self.reverts for part in ("--revert", revert)]
         command = [sys.executable, "-m", "tests.faults.role", *wrong, *reverts, slot.role]
@@ -152,6 +152,8 @@ class Stand:
                 command, env=slot.env, on_parent_death=signal.SIGKILL, output=output.fileno()
             )
         self.starts += 1
+        if slot.killed:  # while it was being started
+            self._signal(slot, signal.SIGKILL)
 
     def kill(self, name: str, *wrong: str) -> None:
         """SIGKILL; the next one has this wrong with it."""
