@@ -1,11 +1,14 @@
 """One run: start everything, load and break it by the plan, let it come to rest, look."""
 
 import asyncio
+import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -48,6 +51,8 @@ class Report(Struct, frozen=True, kw_only=True):
     starts: int
     rest_s: float
     lives: list[Life]
+    logs: str
+    """Where the roles' own logs are kept; empty where everything held."""
     crashed: list[str]
     """Crash points that a role came by, and killed itself."""
 
@@ -61,6 +66,7 @@ class Report(Struct, frozen=True, kw_only=True):
             f" at rest after {self.rest_s:.0f} s",
             *table(self.lives),
             *map(str, self.violations),
+            *([f"the roles' logs are in {self.logs}"] if self.logs else []),
         ]
         return "\n".join(lines)
 
@@ -106,17 +112,31 @@ async def run(
         seen = await look(stand, waits)
         for name in (*first[::-1], "poller"):
             await stand.drain(name)
+        logs = keep_logs(stand)
     seen = Evidence(**{f: getattr(seen, f) for f in seen.__struct_fields__} | {"exits": list(stand.exits)})
+    found = violations(seen)
+    if not found:
+        shutil.rmtree(logs, ignore_errors=True)
     return Report(
         plan=plan,
         injected=dict(injected),
-        violations=violations(seen),
+        violations=found,
+        logs=str(logs) if found else "",
         evidence=seen,
         starts=stand.starts,
         lives=list(stand.lives.values()),
         crashed=list(stand.crashed),
         rest_s=rest_s,
     )
+
+
+def keep_logs(stand: Stand) -> Path:
+    """Copies of what the roles said, since their directory goes with them."""
+    place = Path(tempfile.mkdtemp(prefix="streamproc-faults-logs-"))
+    for slot in stand.slots.values():
+        if slot.output.exists():
+            shutil.copy(slot.output, place)
+    return place
 
 
 async def look(stand: Stand, waits: dict[str, int]) -> Evidence:

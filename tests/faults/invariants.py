@@ -320,9 +320,14 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
     created: Counter[str] = Counter()
     commands: dict[str, list[str]] = defaultdict(list)
     last: dict[str, str] = {}
+    ended: set[str] = set()
     for _, _, event, _ in history(seen.log):
         if isinstance(event, e.PayoutDecided):
             last[event.payout] = event.decision
+            if event.decision == "REJECTED" or event.cancel_held:
+                ended.add(event.payout)
+        elif isinstance(event, e.CancelRequested):
+            ended.add(event.payout)
     for told in seen.told:
         if not told.effect:
             continue
@@ -330,7 +335,8 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
             created[told.name] += 1
         else:
             commands[told.payout].append(told.command)
-        if (told.command in MOVES_MONEY) != (last.get(told.name) == "APPROVED"):
+        # A held payout that the bank has queued is cancelled, and a person may approve it before that is known here.
+        if told.name not in ended if told.command not in MOVES_MONEY else last.get(told.name) != "APPROVED":
             yield f"{told.command} of {told.payout} took effect; {told.name} is {last.get(told.name, 'not decided')}"
     for name, count in created.items():
         if count > 1:

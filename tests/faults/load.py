@@ -23,6 +23,7 @@ from tests.words import apply_policies
 
 DAY_S = 86_400
 AGAIN_S = 0.4
+AGAIN_S_MAX = 4.0
 GIVE_UP_S = 60.0
 """For one request or change while the servers come and go."""
 GATEWAY_AGENTS = ("free", "crowded", "small", "careful")
@@ -140,14 +141,16 @@ class Load:
         else:
             order |= {"mode": "UPI", "fund_account_id": self._fund_account}
         headers = {"authorization": f"Bearer {self._tokens[payment.agent]}", "idempotency-key": key}
-        end = asyncio.get_running_loop().time() + GIVE_UP_S
+        end, wait_s = asyncio.get_running_loop().time() + GIVE_UP_S, AGAIN_S
         while asyncio.get_running_loop().time() < end:
             answer = await self._post(order, headers)
             if answer is not None and answer.status_code == 202:
                 self.asked.add(answer.json()["payout"])
                 return
             assert answer is None or answer.status_code == 503, answer.text
-            await asyncio.sleep(AGAIN_S)
+            # As a good client does: many that ask again at once would be a load of their own.
+            await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
+            wait_s = min(2 * wait_s, AGAIN_S_MAX)
         self.untaken += 1
 
     async def _post(self, order: Mapping[str, Any], headers: Mapping[str, str]) -> httpx.Response | None:

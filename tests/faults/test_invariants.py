@@ -189,6 +189,25 @@ def test_a_hold_that_a_person_approves_and_a_reversal_after_the_commitment_are_s
     assert violations(evidence) == []
 
 
+def test_a_queued_payout_that_is_held_is_cancelled_and_may_be_approved_too_late() -> None:
+    held = msgspec.structs.replace(decided(decision="HELD"), bank_status="queued", cancel_held=True)
+    log = (
+        Log()
+        .add(observed(status="queued"))
+        .add(reserved(), held)
+        .add(decided())
+        .add(observed(status="cancelled"), settled(settlement="released"), number=2)
+    )
+    evidence = seen(
+        log,
+        told=[Told(LATER_S, "cancel", "pout_1", "pout_1")],
+        answered=[],
+        bank={"pout_1": "cancelled"},
+        counters={("agent:bot", DAY): (0, 0)},
+    )
+    assert violations(evidence) == []
+
+
 def test_a_limit_that_was_lowered_later_does_not_condemn_what_was_reserved_before() -> None:
     log = (
         Log()
