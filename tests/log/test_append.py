@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvloop
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc import embedded
 from streamproc.domain.wire import decode_events
@@ -100,6 +102,28 @@ def test_a_connection_that_is_reset_between_two_appends_is_replaced(valkey: str)
     first, *rest = uvloop.run(body())
     assert isinstance(first, Appended)
     assert [type(answer) for answer in rest] == 3 * [LogUnavailable, Appended]
+
+
+async def test_a_connection_that_cannot_be_closed_costs_its_own_append_and_not_the_producer(
+    log_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aclose, append_once = Redis.aclose, scripts.append_once
+
+    async def is_away(*_: object, **__: object) -> None:
+        monkeypatch.setattr(scripts, "append_once", append_once)
+        raise LogUnavailable("away")
+
+    async def hears_nothing(_: Redis) -> None:
+        monkeypatch.setattr(Redis, "aclose", aclose)
+        raise RedisTimeoutError("Timed out closing connection")
+
+    async with Producer(log_url, partitions=1, name="webhook") as producer:
+        monkeypatch.setattr(scripts, "append_once", is_away)
+        monkeypatch.setattr(Redis, "aclose", hears_nothing)
+        with pytest.raises(LogUnavailable, match="away"):
+            await producer.append(delivery(observed("pout_1")))
+        async with asyncio.timeout(5):
+            assert (await producer.append(delivery(observed("pout_1")))).new
 
 
 async def test_an_error_that_nobody_named_costs_its_own_append_and_not_the_producer(
