@@ -268,6 +268,7 @@ def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
     reserved: dict[str, e.BudgetReserved] = {}
     settled: dict[str, list[str]] = defaultdict(list)
     decision: dict[str, str] = {}
+    bypassed: set[str] = set()
     for _, _, event, _ in history(seen.log):
         match event:
             case e.BudgetReserved():
@@ -276,6 +277,8 @@ def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
                 reserved[event.payout] = event
             case e.PayoutDecided():
                 decision[event.payout] = event.decision
+            case e.GovernanceBypassed():
+                bypassed.add(event.payout)  # it was rejected, and what the bank did all the same is on record
             case e.PayoutSettled():
                 settled[event.payout].append(event.settlement)
                 mine = reserved.get(event.payout)
@@ -290,7 +293,7 @@ def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
         last = steps[-1] if steps else "reserved"
         over = status in RELEASED or (decision.get(payout) == "REJECTED" and status != "processed")
         wanted = "released" if over else "committed" if status == "processed" else last
-        if last != wanted:
+        if last != wanted and payout not in bypassed:
             yield f"{payout} is {last}, and the bank has it {status or 'nowhere'}"
 
 

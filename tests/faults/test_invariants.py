@@ -208,6 +208,20 @@ def test_a_queued_payout_that_is_held_is_cancelled_and_may_be_approved_too_late(
     assert violations(evidence) == []
 
 
+def test_a_rejected_payout_that_the_bank_pays_all_the_same_is_released_and_must_be_on_record() -> None:
+    log = Log().add(observed(status="queued")).add(reserved(), decided(decision="HELD"))
+    log.add(decided(decision="REJECTED"), settled(settlement="released"), number=2)
+    log.add(observed(status="processed"))
+    shown = {"told": [], "answered": [], "counters": {("agent:bot", DAY): (0, 0)}}
+    assert broken(seen(log, **shown)) == {"each_reservation_is_settled_once"}
+    log.add(
+        e.GovernanceBypassed(
+            at=NOW, payout="pout_1", account=ACCOUNT, agent="bot", amount=100, status="processed"
+        )
+    )
+    assert violations(seen(log, **shown)) == []
+
+
 def test_a_limit_that_was_lowered_later_does_not_condemn_what_was_reserved_before() -> None:
     log = (
         Log()
