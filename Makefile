@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := streamproc consumers projections ops
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test lint format types contracts check lock clean bench
+.PHONY: help venv run demo test lint format types contracts check lock clean bench faults soak
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,14 @@ contracts: venv  ## check that imports go one way
 	$(BIN)/lint-imports
 
 check: lint types contracts test  ## everything that must be green before a commit
+
+faults: venv  ## break the real system for some minutes: every kind of fault once, every known bug found
+	$(BIN)/pytest -m faults -n 0 tests/faults
+
+SEED ?= 1
+MINUTES ?= 10
+soak: venv  ## break it for longer; SEED=… MINUTES=…
+	$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
 
 bench: venv  ## measure the engine against the hand-written floor
 	$(BIN)/streamproc bench floor

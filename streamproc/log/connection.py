@@ -87,7 +87,8 @@ class _Ours(AbstractConnection):
         except TimeoutError as problem:
             await self.disconnect(nowait=True)
             raise RedisTimeoutError("Timeout writing to socket") from problem
-        except OSError as problem:
+        except (OSError, RuntimeError) as problem:
+            # RuntimeError: uvloop's word for a transport that its peer has reset since the last answer.
             await self.disconnect(nowait=True)
             raise RedisConnectionError(f"{type(problem).__name__} while writing to socket") from problem
         except BaseException:

@@ -9,10 +9,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from msgspec import Struct
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
@@ -247,9 +249,11 @@ class Producer:
             answers = await scripts.append_once(client, names, [w.delivery for w in batch])
         except (LogUnavailable, LogBroken) as problem:
             _refuse(batch, LogUnavailable(str(problem)))
-            # A reply may still be on its way on this connection: never use it again.
-            await client.aclose()
-            return connect(self._url)
+            return await self._instead_of(client)
+        except Exception:  # a writer that ended would leave every later append without an answer
+            log.exception("ALARM, an append failed in a way that nobody named; whoever waits for it hears so")
+            _refuse(batch, LogUnavailable("the append failed"))
+            return await self._instead_of(client)
         except BaseException:
             _refuse(batch, LogUnavailable("the append was interrupted"))
             raise
@@ -257,6 +261,12 @@ class Producer:
             if not waiting.done.done():
                 waiting.done.set_result(Appended(entry, new))
         return client
+
+    async def _instead_of(self, client: Redis) -> Redis:
+        """A new client: a reply may still be on its way on the old one's connection, which is never used again."""
+        with suppress(RedisError, OSError):  # a peer that hears nothing is not waited for
+            await client.aclose()
+        return connect(self._url)
 
 
 def _refuse(batch: list[_Waiting], problem: LogUnavailable) -> None:

@@ -240,7 +240,7 @@ async def running_system(
         data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-journey-"))
         settings = {"data_dir": data_dir, **settings}
         system = System(
-            _environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, redis, pool
+            environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, redis, pool
         )
         try:
             for name in (*roles, *(f"worker-{n}" for n in range(1, workers + 1))):
@@ -256,7 +256,7 @@ async def running_system(
                     await process.wait()
 
 
-def _environment(
+def environment(
     redis_url: str, dsn: str, port: int, bank: Sandbox, settings: Mapping[str, str]
 ) -> dict[str, str]:
     clean = {

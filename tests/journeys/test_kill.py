@@ -4,8 +4,6 @@ import asyncio
 import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 
 from streamproc import embedded
 from streamproc.domain.events import PayoutDecided
-from streamproc.embedded import Store
 from tests.bank import free_port, until
 from tests.journeys.system import System, running_system
 from tests.journeys.truth import (
@@ -24,6 +21,7 @@ from tests.journeys.truth import (
     assert_told_once,
     overspent,
 )
+from tests.restartable import restartable
 
 BATCH = {"free": 150, "small": 100, "crowded": 50}
 """Payouts of each agent where a worker is killed."""
@@ -154,39 +152,6 @@ async def archived_more(system: System) -> None:
         return await count() > before
 
     await until(grown, what="the archive grows", deadline_s=60.0)
-
-
-class Restartable:
-    """A store that a test stops, and starts again on the same port with the same data."""
-
-    def __init__(self, start: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
-        self._start = start
-        self._running = AsyncExitStack()
-
-    async def up(self) -> str:
-        """Start it; its URL."""
-        self._store = await self._running.enter_async_context(self._start())
-        return self._store.url
-
-    async def down(self) -> None:
-        """Stop it; harmless when it is not running."""
-        await self._running.aclose()
-
-    async def kill(self) -> None:
-        """SIGKILL, then wait until it is gone."""
-        self._store.process.kill()
-        await self._store.process.wait()
-        await self.down()
-
-
-@asynccontextmanager
-async def restartable(start: Callable[[], AbstractAsyncContextManager[Store]]) -> AsyncIterator[Restartable]:
-    """A store that is not running yet, and is stopped at the end."""
-    store = Restartable(start)
-    try:
-        yield store
-    finally:
-        await store.down()
 
 
 async def test_money_waits_while_postgres_is_away_and_goes_on_when_it_is_back(

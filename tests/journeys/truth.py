@@ -88,7 +88,7 @@ async def assert_told_once(system: System, expected: dict[str, str]) -> None:
 async def assert_budgets_agree(system: System) -> None:
     """Redis, Postgres and the fold of the log hold the same reserved and committed paise in every window."""
     folded = await _budgets_of_log(system)
-    assert await _budgets_of_redis(system) == folded
+    assert await budgets_of_redis(system) == folded
     rows = await system.pool.fetch("SELECT scope, window_name, reserved, committed FROM budgets")
     assert {(r["scope"], r["window_name"]): (r["reserved"], r["committed"]) for r in rows} == folded
 
@@ -105,7 +105,7 @@ async def assert_records_agree(system: System) -> None:
         assert decode_record(kept) == record
 
 
-async def _budgets_of_redis(system: System) -> dict[tuple[str, str], tuple[int, int]]:
+async def budgets_of_redis(system: System) -> dict[tuple[str, str], tuple[int, int]]:
     found = {}
     prefix = f"{system.names.base}:budget:"
     async for key in system.redis.scan_iter(match=f"{prefix}*", count=1000):

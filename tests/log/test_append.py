@@ -5,13 +5,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc import embedded
 from streamproc.domain.wire import decode_events
 from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
-from streamproc.log.stream import LogView, Producer, open_log
+from streamproc.log.stream import Appended, LogView, Producer, open_log
+from tests.faults.proxy import Proxy
 from tests.words import delivery, observed
 
 
@@ -67,6 +72,76 @@ async def test_an_append_while_redis_is_away_says_so_and_what_was_synced_is_ther
         assert not (await producer.append(delivery(observed("pout_1")))).new
         assert (await producer.append(delivery(observed("pout_2")))).new
         await producer.__aexit__()
+
+
+def test_a_connection_that_is_reset_between_two_appends_is_replaced(valkey: str) -> None:
+    """Under uvloop, as roles run: it says RuntimeError where a write meets a transport that is gone."""
+
+    async def body() -> list[Appended | LogUnavailable]:
+        async with connected(valkey) as client:
+            await client.flushall()
+        await opened(valkey)
+        where = urlsplit(valkey)
+        assert where.port is not None
+        async with (
+            Proxy("127.0.0.1", where.port).listening() as wire,
+            Producer(f"redis://127.0.0.1:{wire.port}/0", partitions=1, name="webhook") as producer,
+        ):
+            answers: list[Appended | LogUnavailable] = [await producer.append(delivery(observed("pout_0")))]
+            for n in range(1, 4):
+                wire.reset()
+                await asyncio.sleep(0.01)  # until our end has heard of it
+                for _ in range(2):
+                    try:
+                        async with asyncio.timeout(5):
+                            answers.append(await producer.append(delivery(observed(f"pout_{n}"))))
+                    except LogUnavailable as problem:
+                        answers.append(problem)
+            return answers
+
+    first, *rest = uvloop.run(body())
+    assert isinstance(first, Appended)
+    assert [type(answer) for answer in rest] == 3 * [LogUnavailable, Appended]
+
+
+async def test_a_connection_that_cannot_be_closed_costs_its_own_append_and_not_the_producer(
+    log_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aclose, append_once = Redis.aclose, scripts.append_once
+
+    async def is_away(*_: object, **__: object) -> None:
+        monkeypatch.setattr(scripts, "append_once", append_once)
+        raise LogUnavailable("away")
+
+    async def hears_nothing(_: Redis) -> None:
+        monkeypatch.setattr(Redis, "aclose", aclose)
+        raise RedisTimeoutError("Timed out closing connection")
+
+    async with Producer(log_url, partitions=1, name="webhook") as producer:
+        monkeypatch.setattr(scripts, "append_once", is_away)
+        monkeypatch.setattr(Redis, "aclose", hears_nothing)
+        with pytest.raises(LogUnavailable, match="away"):
+            await producer.append(delivery(observed("pout_1")))
+        async with asyncio.timeout(5):
+            assert (await producer.append(delivery(observed("pout_1")))).new
+
+
+async def test_an_error_that_nobody_named_costs_its_own_append_and_not_the_producer(
+    log_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    append_once = scripts.append_once
+
+    async def fails_once(*_: object, **__: object) -> None:
+        monkeypatch.setattr(scripts, "append_once", append_once)
+        raise ZeroDivisionError
+
+    async with Producer(log_url, partitions=1, name="webhook") as producer:
+        monkeypatch.setattr(scripts, "append_once", fails_once)
+        with pytest.raises(LogUnavailable, match="the append failed"):
+            await producer.append(delivery(observed("pout_1")))
+        async with asyncio.timeout(5):
+            assert (await producer.append(delivery(observed("pout_1")))).new
+    assert "ALARM" in caplog.text
 
 
 async def test_the_server_forgetting_its_scripts_is_not_noticed(log_url: str) -> None:

@@ -1,0 +1,45 @@
+"""python -m tests.faults --seed N --minutes M: break the real system by a plan, and look whether it held.
+
+The plan is printed, and is the same for the same seed and length. Exit 1 where an invariant does not hold.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+
+from tests.faults.driver import run
+from tests.faults.plan import plan_of, sweep_of
+from tests.faults.reverts import REVERTS
+
+
+def main() -> int:
+    """Run; 0 where everything held."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="what the plan is drawn from (1)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long it is loaded and broken (1)")
+    parser.add_argument("--every", type=float, default=4.0, help="seconds between two faults, about (4)")
+    parser.add_argument("--rate", type=float, default=3.0, help="payouts a second (3)")
+    parser.add_argument("--revert", choices=sorted(REVERTS), action="append", default=[], help="a known bug")
+    parser.add_argument("--sweep", action="store_true", help="every crash point once, and nothing else")
+    parser.add_argument("--plan", action="store_true", help="print the plan alone")
+    given = parser.parse_args()
+    plan = plan_of(given.seed, given.minutes * 60, every_s=given.every, per_s=given.rate)
+    if given.sweep:
+        plan = sweep_of(given.seed)
+    print(plan, flush=True)
+    if given.plan:
+        return 0
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f}] {text}", flush=True)
+
+    report = asyncio.run(run(plan, reverts=tuple(given.revert), say=say))
+    print(report)
+    print("everything held" if not report.violations else f"{len(report.violations)} findings")
+    return int(bool(report.violations))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""One run: start everything, load and break it by the plan, let it come to rest, look."""
+
+import asyncio
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+from tests.faults.gather import evidence, rest
+from tests.faults.invariants import Evidence, Violation, violations
+from tests.faults.lives import Life, table, watch_lives
+from tests.faults.load import Load
+from tests.faults.plan import Fault, Plan
+from tests.faults.stand import Stand, ready, standing
+
+REST_MAX_S = 120.0
+"""For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
+LATE_S = 0.3
+"""How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""
+BANK_FAULTS = [
+    {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 2, "rate": 0.3},
+    {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 1, "rate": 0.3},
+    {"kind": "timeout", "path": "/v1/payouts", "method": "POST", "count": 2, "rate": 0.5},
+    {"kind": "429", "retry_after": 1, "count": 10, "rate": 0.2},
+    {"kind": "500", "count": 10, "rate": 0.2},
+    {"kind": "502", "count": 10, "rate": 0.2},
+]
+"""429, 500 as JSON, 502 as HTML, and calls that are acted on and never answered."""
+WEBHOOK_FAULTS = [
+    {"kind": "drop", "rate": 0.1},
+    {"kind": "duplicate", "rate": 0.3, "copies": 2},
+    {"kind": "reorder", "rate": 0.3, "ms": 500},
+    {"kind": "delay", "rate": 0.2, "ms": 400},
+    {"kind": "bad_signature", "rate": 0.05},
+]
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What a run did and found. Seconds."""
+
+    plan: Plan
+    injected: dict[str, int]
+    violations: list[Violation]
+    evidence: Evidence
+    starts: int
+    rest_s: float
+    lives: list[Life]
+    logs: str
+    """Where the roles' own logs are kept; empty where everything held."""
+    crashed: list[str]
+    """Crash points that a role came by, and killed itself."""
+
+    def __str__(self) -> str:
+        seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
+        lines = [
+            f"seed {self.plan.seed}: {len(self.plan.faults)} faults in {self.plan.seconds:g} s: {done}",
+            f"{self.starts} starts of roles, {len(self.crashed)} crashes at a named point, {len(seen.bank)} payouts,"
+            f" {len(seen.log)} entries, {len(seen.answered)} webhooks answered 2xx,"
+            f" {len(seen.told)} commands at the bank, {len(seen.letters)} dead letters;"
+            f" at rest after {self.rest_s:.0f} s",
+            *table(self.lives),
+            *map(str, self.violations),
+            *([f"the roles' logs are in {self.logs}"] if self.logs else []),
+        ]
+        return "\n".join(lines)
+
+
+async def run(
+    plan: Plan,
+    *,
+    reverts: tuple[str, ...] = (),
+    rest_max_s: float = REST_MAX_S,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """A run of `plan` from first start to last look."""
+    balance = 1000 * len(plan.payments) * 10_000
+    async with standing(plan.seed, reverts=reverts, balance=balance) as stand:
+        load = Load(stand, plan)
+        first = ("serve", "projector", "worker-1", "worker-2")
+        for name in first:
+            stand.keep(name)
+        await ready(stand)
+        await load.prepare()
+        await load.overnight()
+        stand.keep("poller")
+        await stand.bank.faults(webhooks=WEBHOOK_FAULTS)
+        say("all roles run")
+        reviewing = asyncio.create_task(load.review())
+        watching = asyncio.create_task(watch_lives(stand))
+        injected: Counter[str] = Counter()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(load.run())
+                breaking = tasks.create_task(break_it(stand, plan, injected, say))
+                tasks.create_task(load.go_on_until(breaking))
+            began = time.monotonic()
+            await heal(stand)
+            say("all is well again")
+            waits = await rest(stand, load, rest_max_s)
+        finally:
+            for task in (reviewing, watching):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        rest_s = time.monotonic() - began
+        seen = await look(stand, waits)
+        for name in (*first[::-1], "poller"):
+            await stand.drain(name)
+        logs = keep_logs(stand)
+    seen = Evidence(**{f: getattr(seen, f) for f in seen.__struct_fields__} | {"exits": list(stand.exits)})
+    found = violations(seen)
+    if not found:
+        shutil.rmtree(logs, ignore_errors=True)
+    return Report(
+        plan=plan,
+        injected=dict(injected),
+        violations=found,
+        logs=str(logs) if found else "",
+        evidence=seen,
+        starts=stand.starts,
+        lives=list(stand.lives.values()),
+        crashed=list(stand.crashed),
+        rest_s=rest_s,
+    )
+
+
+def keep_logs(stand: Stand) -> Path:
+    """Copies of what the roles said, since their directory goes with them."""
+    place = Path(tempfile.mkdtemp(prefix="streamproc-faults-logs-"))
+    for slot in stand.slots.values():
+        if slot.output.exists():
+            shutil.copy(slot.output, place)
+    return place
+
+
+async def look(stand: Stand, waits: dict[str, int]) -> Evidence:
+    """The evidence, with nobody appending any more."""
+    await stand.fresh_connections()
+    return await evidence(stand, waits)
+
+
+async def heal(stand: Stand) -> None:
+    """End every fault that still lasts."""
+    await stand.bank.faults(api=[], webhooks=[])
+    for slot in stand.slots.values():
+        for wire in slot.wires.values():
+            wire.flow()
+    await stand.fresh_connections()
+
+
+async def break_it(stand: Stand, plan: Plan, injected: Counter[str], say: Callable[[str], None]) -> None:
+    """Every fault of the plan, in its order, none before its time; returns when the last is over."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.TaskGroup() as tasks:
+        for fault in plan.faults:
+            await asyncio.sleep(max(0.0, began + fault.at_s - loop.time()))
+            say(str(fault))
+            injected[fault.kind] += 1
+            tasks.create_task(inject(stand, fault), name=str(fault))
+
+
+async def inject(stand: Stand, fault: Fault) -> None:
+    """One fault, until it is over."""
+    match fault.kind:
+        case "kill":
+            stand.kill(fault.slot)
+        case "drain":
+            stand.restart(fault.slot)
+        case "crash":
+            await stand.crash(fault.slot, fault.detail, fault.for_s)
+        case "skew":
+            stand.kill(fault.slot, "--skew", fault.detail)
+        case "freeze":
+            await stand.freeze(fault.slot, fault.for_s)
+        case "reset" | "stall" | "slow" | "mute":
+            await _cut(stand, fault)
+        case "redis_kill":
+            await stand.restart_redis(fault.for_s)
+        case "redis_full":
+            await stand.fill_redis(fault.for_s)
+        case "postgres_kill":
+            await stand.restart_postgres(signal.SIGKILL, fault.for_s)
+        case "postgres_stop":
+            await stand.restart_postgres(signal.SIGQUIT, fault.for_s)
+        case "bank":
+            await stand.bank.faults(api=BANK_FAULTS)
+            await asyncio.sleep(fault.for_s)
+            await stand.bank.faults(api=[])
+
+
+async def _cut(stand: Stand, fault: Fault) -> None:
+    wire = stand.slots[fault.slot].wires[fault.link]
+    match fault.kind:
+        case "reset":
+            wire.reset()
+            return
+        case "stall":
+            wire.stall()
+        case "slow":
+            wire.late_s = LATE_S
+        case "mute":
+            wire.mute = True
+    await asyncio.sleep(fault.for_s)
+    wire.flow()

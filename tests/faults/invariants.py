@@ -1,0 +1,422 @@
+"""What must hold of a system that has come to rest, whatever was done to it. Pure: over what was seen from outside.
+
+The log is what a witness read while it was written; the rest is what archive, Redis, views and bank held in the end.
+Nothing here asks the product what it thinks of itself: events are decoded, and counted by hand.
+"""
+
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.archive import chain
+from streamproc.archive.load import ArchivedEntry
+from streamproc.domain import events as e
+from streamproc.domain.wire import decode_events, payout_of
+from streamproc.log.stream import Entry
+
+MOVES_MONEY = ("create", "approve")
+COMMITTED = ("processed", "processing")
+RELEASED = ("cancelled", "rejected", "failed", "reversed")
+SHOWN_MAX = 5
+"""Findings of one kind that are shown; there may be one for each payout."""
+
+
+class Told(Struct, frozen=True):
+    """The bank was told something. `payout`: its own id; `name`: what the payout is called here. Unix seconds."""
+
+    at: float
+    command: str
+    payout: str
+    name: str
+    effect: bool = True
+
+
+class Answered(Struct, frozen=True):
+    """A webhook that was answered 2xx."""
+
+    event: str
+    payout: str
+    name: str
+    status: str
+
+
+class Letter(Struct, frozen=True):
+    """A dead letter."""
+
+    entry: str
+    group: str
+    problem: str
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """All that was seen. Amounts are paise."""
+
+    log: Sequence[Entry]
+    archive: Sequence[ArchivedEntry]
+    told: Sequence[Told] = ()
+    answered: Sequence[Answered] = ()
+    bank: dict[str, str] = {}
+    """The bank's status of each payout, by what it is called here."""
+    counters: dict[tuple[str, str], tuple[int, int]] = {}
+    """Redis's reserved and committed, by scope and window."""
+    waiting: dict[str, int] = {}
+    """What is still in somebody's hands, unread or not over, by what it is."""
+    letters: Sequence[Letter] = ()
+    views: Sequence[str] = ()
+    """Views that are not the fold of the archive, each with how."""
+    exits: Sequence[str] = ()
+    """Roles that ended though nobody had ended them."""
+
+
+class Happened(NamedTuple):
+    """An event, where it is, and the number that its entry's settlement has."""
+
+    entry: str
+    place: int
+    event: e.Event
+    meta: bytes
+
+
+class Violation(NamedTuple):
+    """An invariant that does not hold, and how."""
+
+    invariant: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.how}"
+
+
+def violations(evidence: Evidence) -> list[Violation]:
+    """Everything that is wrong, SHOWN_MAX of each kind at most."""
+    found = []
+    for check in INVARIANTS:
+        hows = list(check(evidence))
+        found += [Violation(check.__name__, how) for how in hows[:SHOWN_MAX]]
+        if len(hows) > SHOWN_MAX:
+            found.append(Violation(check.__name__, f"and {len(hows) - SHOWN_MAX} more"))
+    return found
+
+
+def history(log: Sequence[Entry]) -> Iterator[Happened]:
+    """Every event of the log, in order."""
+    for entry in log:
+        for place, event in enumerate(decode_events(entry.e)):
+            yield Happened(entry.id, place, event, entry.m)
+
+
+def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
+    """Every webhook answered 2xx is in the log, and its payout has one decision, or a bypass on record.
+
+    HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection.
+    """
+    decided: dict[str, list[str]] = defaultdict(list)
+    observed: set[tuple[str, str]] = set()
+    excused: set[str] = set()
+    known: set[str] = set()
+    for _, _, event, _ in history(seen.log):
+        match event:
+            case e.PayoutObserved():
+                observed.add((event.facts.id, event.facts.status))
+                known.add(event.payout)
+            case e.PayoutRequested():
+                known.add(event.payout)
+            case e.PayoutDecided():
+                decided[event.payout].append(event.decision)
+            case e.GovernanceBypassed() | e.BankFeeRecorded() | e.PayoutMalformed():
+                excused.add(event.payout)
+            case e.PayoutStopped():
+                decided[event.payout].append("stopped")
+    for hook in seen.answered:
+        if (hook.payout, hook.status) not in observed and hook.name not in excused:
+            yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
+    for payout in sorted(known):
+        chain_ = " ".join(decided[payout])
+        if chain_ not in _DECISIONS and not (chain_ == "" and payout in excused):
+            yield f"{payout} is decided {chain_ or 'never'}"
+
+
+_DECISIONS = {
+    f"{first}{last}"
+    for first in ("", "HELD ")
+    for last in ("APPROVED", "REJECTED", "APPROVED stopped REJECTED")
+} | {"HELD"}
+
+
+def no_delivery_counts_twice(seen: Evidence) -> Iterator[str]:
+    """Webhook and poller tell of one payout in one status once, however often they see it."""
+    times: Counter[tuple[str, str]] = Counter()
+    for _, _, event, _ in history(seen.log):
+        if (
+            isinstance(event, e.PayoutObserved)
+            and event.source != "fetch"
+            and event.bank_event != "payout.updated"
+        ):
+            times[event.facts.id, event.facts.status] += 1
+    for (payout, status), count in times.items():
+        if count > 1:
+            yield f"{payout} {status} was appended {count} times"
+
+
+def no_window_is_over_its_limit(seen: Evidence) -> Iterator[str]:
+    """At every prefix of the log, what is reserved and committed in a window is within the limit then in force.
+
+    That is the limit of the reservation with the highest number among those that count: when it was made, all the
+    others counted already. An older one may have had another limit.
+    """
+    windows: dict[tuple[str, str], list[tuple[int, str, int, int | None]]] = defaultdict(list)
+    of: dict[str, e.BudgetReserved] = {}
+    for entry, _, event, _ in history(seen.log):
+        if isinstance(event, e.BudgetReserved):
+            of[event.payout] = event
+            for use in event.windows:
+                held = windows[use.scope, use.window]
+                insort(held, (event.number, event.payout, event.amount, use.limit), key=lambda row: row[0])
+                total, limit = sum(row[2] for row in held), held[-1][3]
+                if limit is not None and total > limit:
+                    yield f"at {entry} {use.scope} {use.window} holds {total} paise, the limit is {limit}"
+        elif isinstance(event, e.PayoutSettled) and event.settlement == "released" and event.payout in of:
+            for use in of[event.payout].windows:
+                held = windows[use.scope, use.window]
+                held[:] = [row for row in held if row[1] != event.payout]
+
+
+def every_reservation_found_what_was_there(seen: Evidence) -> Iterator[str]:
+    """In the order of the counters' numbers: what a reservation met in its windows is what those before it had left."""
+    numbered: list[tuple[int, e.BudgetReserved | e.PayoutSettled]] = []
+    for _, _, event, meta in history(seen.log):
+        if isinstance(event, e.BudgetReserved):
+            numbered.append((event.number, event))
+        elif isinstance(event, e.PayoutSettled) and (number := _settled_number(meta)):
+            numbered.append((number, event))
+    money: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    of: dict[str, e.BudgetReserved] = {}
+    state: dict[str, str] = {}
+    for number, event in sorted(numbered, key=lambda pair: pair[0]):
+        if isinstance(event, e.BudgetReserved):
+            of[event.payout], state[event.payout] = event, "reserved"
+            for use in event.windows:
+                there = money[use.scope, use.window]
+                if there != [use.reserved, use.committed]:
+                    yield (
+                        f"reservation {number} of {event.payout} met {use.reserved} + {use.committed} in {use.scope}"
+                        f" {use.window}; those before it had left {there[0]} + {there[1]}"
+                    )
+                there[0] += event.amount
+        elif event.payout in of:
+            for use in of[event.payout].windows:
+                _move(
+                    money[use.scope, use.window],
+                    of[event.payout].amount,
+                    state[event.payout],
+                    event.settlement,
+                )
+            state[event.payout] = event.settlement
+
+
+def reserved_is_what_is_open(seen: Evidence) -> Iterator[str]:
+    """Redis's counters hold the reservations that the log has, in the windows that were charged, and nothing else."""
+    expected: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    of: dict[str, e.BudgetReserved] = {}
+    state: dict[str, str] = {}
+    for _, _, event, _ in history(seen.log):
+        if isinstance(event, e.BudgetReserved):
+            of[event.payout], state[event.payout] = event, "reserved"
+            for use in event.windows:
+                expected[use.scope, use.window][0] += event.amount
+        elif isinstance(event, e.PayoutSettled) and event.payout in of:
+            for use in of[event.payout].windows:
+                _move(
+                    expected[use.scope, use.window],
+                    of[event.payout].amount,
+                    state[event.payout],
+                    event.settlement,
+                )
+            state[event.payout] = event.settlement
+    for key in sorted({*expected, *seen.counters}):
+        ours, theirs = tuple(expected[key]), seen.counters.get(key, (0, 0))
+        if ours != theirs:
+            scope, window = key
+            yield f"{scope} {window}: Redis has {theirs[0]} + {theirs[1]}, the log says {ours[0]} + {ours[1]}"
+
+
+def _move(money: list[int], amount: int, state: str, settlement: str) -> None:
+    if state == settlement or state == "released":
+        return
+    money[0 if state == "reserved" else 1] -= amount
+    if settlement == "committed":
+        money[1] += amount
+
+
+class _Meta(Struct):
+    settled: int = 0
+
+
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+
+
+def _settled_number(meta: bytes) -> int:
+    return _decode_meta(meta).settled
+
+
+def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
+    """Committed or released once, or first one and then the other, to the windows charged, as the bank says."""
+    reserved: dict[str, e.BudgetReserved] = {}
+    settled: dict[str, list[str]] = defaultdict(list)
+    decision: dict[str, str] = {}
+    bypassed: set[str] = set()
+    for _, _, event, _ in history(seen.log):
+        match event:
+            case e.BudgetReserved():
+                if event.payout in reserved:
+                    yield f"{event.payout} is reserved twice"
+                reserved[event.payout] = event
+            case e.PayoutDecided():
+                decision[event.payout] = event.decision
+            case e.GovernanceBypassed():
+                bypassed.add(event.payout)  # it was rejected, and what the bank did all the same is on record
+            case e.PayoutSettled():
+                settled[event.payout].append(event.settlement)
+                mine = reserved.get(event.payout)
+                windows = [[use.scope, use.window] for use in mine.windows] if mine else []
+                if mine is None or event.windows != windows or event.amount != mine.amount:
+                    yield f"{event.payout} is settled to {event.windows}, charged were {windows}"
+    for payout in sorted({*reserved, *settled}):
+        steps, status = settled[payout], seen.bank.get(payout, "")
+        if steps not in ([], ["committed"], ["released"], ["committed", "released"]):
+            yield f"{payout} is settled {' '.join(steps)}"
+            continue
+        last = steps[-1] if steps else "reserved"
+        over = status in RELEASED or (decision.get(payout) == "REJECTED" and status != "processed")
+        wanted = "released" if over else "committed" if status == "processed" else last
+        if last != wanted and payout not in bypassed:
+            yield f"{payout} is {last}, and the bank has it {status or 'nowhere'}"
+
+
+def money_moves_after_the_archive(seen: Evidence) -> Iterator[str]:
+    """No command that moves money reaches the bank before its approval is archived."""
+    approved: dict[str, float] = {}
+    for row in seen.archive:
+        for event in decode_events(row.e):
+            if (
+                isinstance(event, e.PayoutDecided)
+                and event.decision == "APPROVED"
+                and row.archived_at is not None
+            ):
+                approved.setdefault(event.payout, row.archived_at.timestamp())
+    for told in seen.told:
+        if told.command not in MOVES_MONEY or not (told.effect or told.payout):
+            continue
+        at = approved.get(told.name)
+        if at is None:
+            yield f"the bank was told to {told.command} {told.payout}, and no approval of it is archived"
+        elif at > told.at:
+            yield f"{told.command} of {told.payout} was sent {at - told.at:.3f} s before its approval was archived"
+
+
+def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
+    """One payout is made at the bank for one intent; of each one command takes effect, and it is the one decided."""
+    created: Counter[str] = Counter()
+    commands: dict[str, list[str]] = defaultdict(list)
+    last: dict[str, str] = {}
+    ended: set[str] = set()
+    for _, _, event, _ in history(seen.log):
+        if isinstance(event, e.PayoutDecided):
+            last[event.payout] = event.decision
+            if event.decision == "REJECTED" or event.cancel_held:
+                ended.add(event.payout)
+        elif isinstance(event, e.CancelRequested):
+            ended.add(event.payout)
+    for told in seen.told:
+        if not told.effect:
+            continue
+        if told.command == "create":
+            created[told.name] += 1
+        else:
+            commands[told.payout].append(told.command)
+        # A held payout that the bank has queued is cancelled, and a person may approve it before that is known here.
+        if told.name not in ended if told.command not in MOVES_MONEY else last.get(told.name) != "APPROVED":
+            yield f"{told.command} of {told.payout} took effect; {told.name} is {last.get(told.name, 'not decided')}"
+    for name, count in created.items():
+        if count > 1:
+            yield f"{name} was made {count} times at the bank"
+    for payout, those in commands.items():
+        if len(those) > 1:
+            yield f"{payout}: {', '.join(those)} took effect"
+
+
+def the_archive_is_the_log(seen: Evidence) -> Iterator[str]:
+    """Entry for entry, byte for byte; the sequence is dense and the chain of hashes holds."""
+    log = {entry.id: (entry.e, entry.m) for entry in seen.log}
+    archived = {row.id: (row.e, row.m) for row in seen.archive}
+    for entry in (*log, *(identity for identity in archived if identity not in log)):
+        if entry not in archived:
+            yield f"entry {entry} of the log is not archived"
+        elif entry not in log:
+            yield f"archived entry {entry} was never seen in the log"
+        elif log[entry] != archived[entry]:
+            yield f"entry {entry} has other bytes in the archive"
+    if [entry.id for entry in seen.log if entry.id in archived] != [
+        row.id for row in seen.archive if row.id in log
+    ]:
+        yield "the archive has another order than the log"
+    end = chain.verify(seen.archive)
+    if isinstance(end, chain.BrokenLink):
+        yield f"the chain breaks at {end.seq}, entry {end.id}: {end.problem}"
+
+
+def the_views_are_the_fold(seen: Evidence) -> Iterator[str]:
+    """A rebuild from the archive gives the same rows."""
+    yield from seen.views
+
+
+def nothing_waits_for_ever(seen: Evidence) -> Iterator[str]:
+    """No entry is unread, unacknowledged or put off, no payout is without an end, once everything is well again."""
+    for what, count in seen.waiting.items():
+        if count:
+            yield f"{what}: {count}"
+
+
+def every_dead_letter_says_why(seen: Evidence) -> Iterator[str]:
+    """A dead letter has a reason, and the log has it too."""
+    said = {
+        (event.entry, event.group)
+        for _, _, event, _ in history(seen.log)
+        if isinstance(event, e.EntrySetAside) and event.problem
+    }
+    for letter in seen.letters:
+        if not letter.problem:
+            yield f"{letter.group}: entry {letter.entry} was set aside without a reason"
+        elif (letter.entry, letter.group) not in said:
+            yield f"{letter.group}: the log does not say that entry {letter.entry} was set aside"
+
+
+def no_role_ends_by_itself(seen: Evidence) -> Iterator[str]:
+    """What is away is waited for; only a log that lost something may stop a role."""
+    yield from seen.exits
+
+
+INVARIANTS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
+    what_was_answered_is_decided_once,
+    no_delivery_counts_twice,
+    no_window_is_over_its_limit,
+    every_reservation_found_what_was_there,
+    reserved_is_what_is_open,
+    each_reservation_is_settled_once,
+    money_moves_after_the_archive,
+    one_command_takes_effect,
+    the_archive_is_the_log,
+    the_views_are_the_fold,
+    nothing_waits_for_ever,
+    every_dead_letter_says_why,
+    no_role_ends_by_itself,
+)
+
+
+def payouts_in(log: Sequence[Entry]) -> set[str]:
+    """Every payout that the log is about."""
+    return {payout for _, _, event, _ in history(log) if (payout := payout_of(event))}

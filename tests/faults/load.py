@@ -1,0 +1,193 @@
+"""The load of a run: payouts made at the bank and asked for through the gateway, reviewers, changes of policy."""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+import httpx
+
+from streamproc.clients.razorpay_entities import MalformedPayout, read_payout
+from streamproc.domain.events import Event, PayoutDecided, ReviewRefused
+from streamproc.errors import LogUnavailable
+from streamproc.ingress.translate import append_of
+from streamproc.log.connection import connected
+from streamproc.log.stream import Producer
+from streamproc.operate.site import Site
+from streamproc.operate.tokens import create as create_token
+from tests.faults.plan import AMOUNT, CROWDED_ROOM, OUTCOMES, Payment, Plan
+from tests.faults.stand import Stand
+from tests.journeys.system import ACCOUNT
+from tests.words import apply_policies
+
+DAY_S = 86_400
+AGAIN_S = 0.4
+AGAIN_S_MAX = 4.0
+GIVE_UP_S = 60.0
+"""For one request or change while the servers come and go."""
+GATEWAY_AGENTS = ("free", "crowded", "small", "careful")
+PAYEE = {
+    "account_type": "bank_account",
+    "bank_account": {"name": "Some Body", "ifsc": "HDFC0000001", "account_number": "000011112222"},
+    "contact": {"name": "Some Body", "type": "vendor"},
+}
+
+
+def policies(room: int = CROWDED_ROOM) -> str:
+    """The policy file of a run; so many of the crowded agent's payouts fit into its day."""
+    return f"""
+defaults: {{rate_limit: {{count: 0, window: 60s}}}}
+policies:
+  free: {{daily_limit: 10_000_000_000}}
+  small: {{per_txn_limit: {AMOUNT - 1}}}
+  crowded: {{daily_limit: {AMOUNT * room}, weekly_limit: {AMOUNT * (room + 20)}}}
+  careful: {{daily_limit: 10_000_000_000, require_approval_above: {AMOUNT - 1}}}
+reviewers: [asha]
+"""
+
+
+class Load:
+    """Makes what the plan says, for as long as it takes."""
+
+    def __init__(self, stand: Stand, plan: Plan) -> None:
+        self._stand, self._plan = stand, plan
+        self._held: dict[str, bool] = {}
+        self._tokens: dict[str, str] = {}
+        self._fund_account = ""
+        self.asked: set[str] = set()
+        """Intents that were answered 202."""
+        self.untaken = 0
+        """Intents that the gateway did not take in GIVE_UP_S, which is longer than anything is away."""
+        stand.witness.heard.append(self._hear)
+
+    async def prepare(self) -> None:
+        """Policies, tokens and a fund account, while all is well."""
+        await apply_policies(self._stand.system.redis, policies())
+        system = self._stand.system
+        site = Site(system.redis_url, system.redis, 1, system.pool)
+        for agent in GATEWAY_AGENTS:
+            made = await create_token(
+                site, agent, scope="agent", agent=agent, account=ACCOUNT, expires_s=DAY_S, by="test"
+            )
+            self._tokens[agent] = made.secret
+        bank = self._stand.bank
+        contact = (await bank.call("POST", "/v1/contacts", {"name": "Asha Paper", "type": "vendor"})).json()
+        wanted = {"contact_id": contact["id"], "account_type": "vpa", "vpa": {"address": "asha@ybl"}}
+        self._fund_account = (await bank.call("POST", "/v1/fund_accounts", wanted)).json()["id"]
+
+    async def overnight(self) -> None:
+        """Payouts that were received yesterday: their windows are not today's. Before anybody else looks."""
+        bank = self._stand.bank
+        await bank.webhook(enabled=False)
+        notes = {"agent_id": "free", "vendor_url": "https://overnight.example.com/"}
+        async with Producer(self._stand.system.redis_url, partitions=1, name="webhook") as producer:
+            for n in range(self._plan.overnight):
+                made = await bank.pay(AMOUNT, notes=notes, outcome=OUTCOMES[-1 - n % 3])
+                payout = read_payout(await bank.payout(made["id"]))
+                assert not isinstance(payout, MalformedPayout)
+                await producer.append(
+                    append_of(
+                        payout,
+                        account=ACCOUNT,
+                        source="webhook",
+                        now_us=producer.now_us() - DAY_S * 1_000_000,
+                        bank_event="payout.pending",
+                    )
+                )
+        await bank.webhook(enabled=True)
+
+    async def run(self) -> None:
+        """Every payment and change of the plan at its time; returns when all are made."""
+        began = asyncio.get_running_loop().time()
+
+        async def at(seconds: float) -> None:
+            await asyncio.sleep(max(0.0, began + seconds - asyncio.get_running_loop().time()))
+
+        async def pay(number: int, payment: Payment) -> None:
+            await at(payment.at_s)
+            if payment.how in ("gateway", "inline"):
+                await self._ask(f"run-{number}", payment)
+            else:
+                await self._pay(payment)
+
+        async def limit(seconds: float, room: int) -> None:
+            await at(seconds)
+            await self._change(room)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number, payment in enumerate(self._plan.payments):
+                tasks.create_task(pay(number, payment))
+            for change in self._plan.limits:
+                tasks.create_task(limit(change.at_s, change.room))
+
+    async def go_on_until(self, over: "asyncio.Task[None]") -> None:
+        """Where roles are to come by a point: one more payment now and then, however long that takes."""
+        if not any(fault.kind == "crash" and fault.for_s for fault in self._plan.faults):
+            return
+        await asyncio.wait({over}, timeout=self._plan.seconds)
+        while not over.done():
+            await self._pay(Payment(0, "free", "pending", "processed"))
+            await asyncio.wait({over}, timeout=AGAIN_S)
+
+    async def _pay(self, payment: Payment) -> None:
+        notes = {"agent_id": payment.agent, "vendor_url": f"https://{payment.agent}.example.com/"}
+        await self._stand.bank.pay(payment.amount, status=payment.how, notes=notes, outcome=payment.outcome)
+
+    async def _ask(self, key: str, payment: Payment) -> None:
+        order: dict[str, Any] = {"amount": payment.amount, "purpose": "vendor bill"}
+        if payment.how == "inline":
+            order |= {"mode": "IMPS", "fund_account": PAYEE}
+        else:
+            order |= {"mode": "UPI", "fund_account_id": self._fund_account}
+        headers = {"authorization": f"Bearer {self._tokens[payment.agent]}", "idempotency-key": key}
+        end, wait_s = asyncio.get_running_loop().time() + GIVE_UP_S, AGAIN_S
+        while asyncio.get_running_loop().time() < end:
+            answer = await self._post(order, headers)
+            if answer is not None and answer.status_code == 202:
+                self.asked.add(answer.json()["payout"])
+                return
+            assert answer is None or answer.status_code == 503, answer.text
+            # As a good client does: many that ask again at once would be a load of their own.
+            await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
+            wait_s = min(2 * wait_s, AGAIN_S_MAX)
+        self.untaken += 1
+
+    async def _post(self, order: Mapping[str, Any], headers: Mapping[str, str]) -> httpx.Response | None:
+        try:
+            return await self._stand.system.api.post("/v1/payouts", json=order, headers=headers)
+        except httpx.TransportError:
+            return None
+
+    async def _change(self, room: int) -> None:
+        end = asyncio.get_running_loop().time() + GIVE_UP_S
+        while asyncio.get_running_loop().time() < end:
+            try:
+                async with connected(self._stand.system.redis_url) as client:
+                    await apply_policies(client, policies(room))
+                    return
+            except LogUnavailable:
+                await asyncio.sleep(AGAIN_S)
+
+    # ---- reviewers ----
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, PayoutDecided):
+            if event.decision == "HELD":
+                self._held.setdefault(event.payout, True)
+            else:
+                self._held[event.payout] = False
+        elif isinstance(event, ReviewRefused):
+            self._held[event.payout] = False  # it is decided, or over at the bank
+
+    async def review(self) -> None:
+        """Answer every hold until cancelled, again and again until the answer counts: two of three are approved."""
+        chance = random.Random(self._plan.seed)
+        while True:
+            for payout in [payout for payout, waits in self._held.items() if waits]:
+                action = "reject" if crc32(payout.encode()) % 3 == 0 else "approve"
+                try:
+                    await self._stand.system.review(payout, by="asha", action=action)  # type: ignore[arg-type]
+                except LogUnavailable:
+                    break
+            await asyncio.sleep(chance.uniform(0.5, 1.5))

@@ -1,0 +1,186 @@
+"""What a run does and when, drawn from its seed before it begins. Pure: the same seed is the same plan.
+
+A plan is data: payments that are made, faults that are injected, changes of policy. What the machine makes of it is
+not the same twice, and must not matter.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+Kind: TypeAlias = Literal[
+    "kill",  # SIGKILL of a role; it is started again
+    "drain",  # SIGTERM: it finishes what it has and ends with 0; it is started again, as in a rolling restart
+    "crash",  # started again so that it kills itself at a named point
+    "freeze",  # SIGSTOP for longer than the claim time, then SIGCONT
+    "skew",  # started again with a clock that is an hour wrong
+    "reset",  # every connection of a role to one server is reset
+    "stall",  # half open: connections stay, nothing goes through
+    "slow",  # everything arrives late
+    "mute",  # what is sent arrives, what is answered is lost
+    "redis_kill",  # SIGKILL, then a restart from its AOF
+    "redis_full",  # `maxmemory` below what is used: writes are refused
+    "postgres_kill",  # SIGKILL of the postmaster
+    "postgres_stop",  # SIGQUIT, an immediate stop
+    "bank",  # 429, 500, HTML, acted and never answered
+]
+KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+
+SLOTS = ("worker-1", "worker-2", "serve", "poller", "projector")
+LINKS: dict[str, tuple[str, ...]] = {
+    "worker": ("redis", "postgres", "bank"),
+    "serve": ("redis",),
+    "poller": ("redis", "bank"),
+    "projector": ("redis", "postgres"),
+}
+"""Whom a role talks to, by what the role is called without its number."""
+POINTS: dict[str, tuple[str, ...]] = {
+    "worker": ("admit", "commit", "call"),
+    "serve": ("append",),
+    "poller": ("append", "cursor"),
+    "projector": ("archive",),
+}
+"""Where a role can be made to kill itself, before or after (tests/faults/role.py)."""
+
+CLAIM_IDLE_S = 2.0
+COME_BY_S = 60.0
+"""For a role to come by the point where it kills itself, on a busy machine."""
+FREEZE_S = 3.0
+"""Longer than the claim time: others take over what the frozen worker holds, and then it comes back."""
+AMOUNT = 10_000
+"""Paise of an ordinary payout."""
+CROWDED_ROOM = 8
+"""How many of the crowded agent's payouts fit into its day."""
+AGENTS = {"free": 8, "crowded": 5, "small": 2, "careful": 2, "stranger": 1}
+"""Whose payouts they are, by weight. The stranger has no policy; the careful one's are held for a person."""
+OUTCOMES = ("processed", "processed", "processed", "failed", "reversed")
+
+assert FREEZE_S > CLAIM_IDLE_S
+
+
+class Payment(Struct, frozen=True):
+    """A payout that is made at `at_s`: by an outsider at the bank in this status, or asked for through the gateway."""
+
+    at_s: float
+    agent: str
+    how: Literal["pending", "queued", "gateway", "inline"]
+    outcome: str
+    amount: int = AMOUNT
+
+
+class Fault(Struct, frozen=True):
+    """Something that goes wrong at `at_s` for `for_s`: in `slot`, or between it and `link`."""
+
+    at_s: float
+    kind: Kind
+    for_s: float = 0.0
+    slot: str = ""
+    link: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        where = " ".join(part for part in (self.slot, self.link, self.detail) if part)
+        return f"{self.at_s:6.1f} s  {self.kind} {where}" + (f" for {self.for_s:.1f} s" if self.for_s else "")
+
+
+class Limit(Struct, frozen=True):
+    """At `at_s` this many of the crowded agent's payouts fit into its day."""
+
+    at_s: float
+    room: int
+
+
+class Plan(Struct, frozen=True):
+    """Everything that a run does. `overnight`: payouts that were received yesterday."""
+
+    seed: int
+    seconds: float
+    payments: tuple[Payment, ...]
+    faults: tuple[Fault, ...]
+    limits: tuple[Limit, ...]
+    overnight: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"seed {self.seed}, {self.seconds:g} s, {len(self.payments)} payments", *map(str, self.faults)]
+        )
+
+
+def plan_of(
+    seed: int, seconds: float, *, every_s: float = 4.0, per_s: float = 3.0, kinds: Sequence[Kind] = KINDS
+) -> Plan:
+    """The plan of a seed: `per_s` payments a second, a fault every `every_s`, each kind before any comes again."""
+    chance = random.Random(seed)
+    payments = sorted((_payment(chance, seconds) for _ in range(int(per_s * seconds))), key=lambda p: p.at_s)
+    faults, deck, at_s = list[Fault](), list[Kind](), chance.uniform(1.0, 3.0)
+    while kinds and at_s < seconds:
+        if not deck:
+            deck = list(kinds)
+            chance.shuffle(deck)
+        faults.append(_fault(chance, deck.pop(), round(at_s, 1)))
+        at_s += chance.uniform(0.5, 1.5) * every_s
+    limits = (
+        Limit(round(seconds / 3, 1), CROWDED_ROOM + 4),
+        Limit(round(seconds * 2 / 3, 1), CROWDED_ROOM - 3),
+    )
+    return Plan(seed, seconds, tuple(payments), tuple(faults), limits, overnight=6)
+
+
+def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
+    """Every crash point once, before and after; the payments are those of the seed."""
+    points = [(slot, point, when) for slot, point in _points() for when in ("before", "after")]
+    random.Random(seed).shuffle(points)
+    faults = tuple(
+        Fault(round(1.0 + n * every_s, 1), "crash", COME_BY_S, slot, detail=f"{point}:{when}:1")
+        for n, (slot, point, when) in enumerate(points)
+    )
+    plan = plan_of(seed, 1.0 + len(points) * every_s, per_s=per_s, kinds=())
+    return Plan(seed, plan.seconds, plan.payments, faults, plan.limits, plan.overnight)
+
+
+def _points() -> list[tuple[str, str]]:
+    """Each point with a slot of its role; the two workers take turns."""
+    workers = itertools.cycle(slot for slot in SLOTS if slot.startswith("worker"))
+    return [
+        (next(workers) if role == "worker" else role, point)
+        for role, points in POINTS.items()
+        for point in points
+    ]
+
+
+def _payment(chance: random.Random, seconds: float) -> Payment:
+    agent = chance.choices(list(AGENTS), weights=list(AGENTS.values()))[0]
+    how = chance.choices(("pending", "queued", "gateway", "inline"), weights=(6, 1, 2, 2))[0]
+    if agent == "stranger" and how in ("gateway", "inline"):
+        how = "pending"
+    return Payment(round(chance.uniform(0, seconds), 2), agent, how, chance.choice(OUTCOMES))  # type: ignore[arg-type]
+
+
+def _fault(chance: random.Random, kind: Kind, at_s: float) -> Fault:
+    slot = chance.choice(SLOTS)
+    role = slot.partition("-")[0]
+    match kind:
+        case "kill" | "drain":
+            return Fault(at_s, kind, slot=slot)
+        case "crash":
+            when, nth = chance.choice(("before", "after")), chance.randint(1, 4)
+            return Fault(at_s, kind, slot=slot, detail=f"{chance.choice(POINTS[role])}:{when}:{nth}")
+        case "freeze":
+            return Fault(at_s, kind, FREEZE_S, slot)
+        case "skew":
+            worker = chance.choice(SLOTS[:2])
+            return Fault(at_s, kind, slot=worker, detail=chance.choice(("3600", "-3600")))
+        case "reset":
+            return Fault(at_s, kind, slot=slot, link=chance.choice(LINKS[role]))
+        case "stall" | "slow" | "mute":
+            link, for_s = chance.choice(LINKS[role]), round(chance.uniform(1.0, 5.0), 1)
+            return Fault(at_s, kind, for_s, slot, link)
+        case "redis_full":
+            return Fault(at_s, kind, round(chance.uniform(1.0, 3.0), 1))
+        case "bank":
+            return Fault(at_s, kind, round(chance.uniform(2.0, 5.0), 1))
+        case _:
+            return Fault(at_s, kind, round(chance.uniform(0.2, 3.0), 1))

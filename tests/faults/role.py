@@ -1,0 +1,98 @@
+"""A role of the product with something wrong in it: a crash at a named point, a wrong clock, or a known bug.
+
+    python -m tests.faults.role [--crash POINT:before|after:N] [--skew SECONDS] [--revert BUG] ROLE [ARGUMENTS]
+
+It patches the product from outside and then runs its command, so that no product code knows of faults.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+USAGE = "usage: python -m tests.faults.role [--crash P:before|after:N] [--skew S] [--revert BUG] ROLE …"
+
+
+def main(arguments: list[str]) -> None:
+    """Read what is wrong, patch, run."""
+    wrong: list[tuple[str, str]] = []
+    while arguments and arguments[0].startswith("--"):
+        if len(arguments) < 3:
+            raise SystemExit(USAGE)
+        wrong.append((arguments[0], arguments[1]))
+        arguments = arguments[2:]
+    for option, value in sorted(
+        wrong, reverse=True
+    ):  # the clock first: others may keep `time.time` for themselves
+        match option:
+            case "--skew":
+                skew(float(value))
+            case "--crash":
+                point, when, nth = value.split(":")
+                crash(point, when, int(nth))
+            case "--revert":
+                from tests.faults.reverts import REVERTS
+
+                REVERTS[value]()
+            case _:
+                raise SystemExit(USAGE)
+    from streamproc.cli import main as run
+
+    run(arguments)
+
+
+def skew(seconds: float) -> None:
+    """This process's clock is `seconds` ahead of the others'. The monotonic clock stays what it is."""
+    real, real_ns = time.time, time.time_ns
+    time.time = lambda: real() + seconds
+    time.time_ns = lambda: real_ns() + int(seconds * 1e9)
+
+
+def crash(point: str, when: str, nth: int) -> None:
+    """SIGKILL to ourselves right before, or right after, the n-th time that we come by a point."""
+    passed = 0
+
+    def around(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            mine = passed == nth
+            if mine and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = await inner(*args, **kwargs)
+            if mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+        return counted
+
+    for holder, name in places_of(point):
+        setattr(holder, name, around(getattr(holder, name)))
+
+
+def places_of(point: str) -> list[tuple[Any, str]]:
+    """What a point is in the code."""
+    match point:
+        case "append" | "admit" | "commit":
+            from streamproc.log import scripts
+
+            return [(scripts, {"append": "append_once"}.get(point, point))]
+        case "call":
+            from streamproc.clients.razorpay import Razorpay
+
+            return [(Razorpay, name) for name in ("create", "approve", "reject", "cancel")]
+        case "archive":
+            from projections import loop
+
+            return [(loop, "archive")]
+        case "cursor":
+            from streamproc.log.cursor import PollCursor
+
+            return [(PollCursor, "save")]
+    raise SystemExit(f"no crash point {point}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,348 @@
+"""The system that is broken: every role a process behind proxies, real stores that can be killed, a bank sandbox.
+
+A role that ends is started again, as a supervisor would. Who ended it is kept: that nobody did is a finding.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import httpx
+
+from projections.schema import prepare
+from streamproc import embedded, processes
+from streamproc.domain.events import Event
+from streamproc.domain.wire import decode_events
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connect
+from streamproc.log.stream import Entry, LogView
+from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
+from tests.faults.lives import Life
+from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
+from tests.faults.proxy import Proxy
+from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environment
+from tests.restartable import Restartable, restartable
+
+START_MAX_S = 60.0
+AGAIN_S = 0.3
+"""Until a role that ended is started again."""
+READ_MAX = 500
+API_S = 5.0
+"""For an answer of our own API, which says 503 earlier."""
+CALLS_PER_S = 100
+"""At the bank's pace of 8 the run would wait for that alone."""
+
+
+class Witness:
+    """Reads the log while it is written: what was once there must be in the archive, whatever Redis has later."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.entries: list[Entry] = []
+        self.heard: list[Callable[[Event], None]] = []
+
+    @property
+    def last(self) -> str:
+        """The newest entry that was seen."""
+        return self.entries[-1].id if self.entries else "0-0"
+
+    async def watch(self) -> None:
+        """Read until cancelled."""
+        async with LogView(self._url, 0) as view:
+            while True:
+                try:
+                    found = await view.read(self.last, READ_MAX, 500)
+                except LogUnavailable:
+                    await asyncio.sleep(0.05)
+                    continue
+                self.entries += found
+                for entry in found:
+                    for event in decode_events(entry.e):
+                        for hear in self.heard:
+                            hear(event)
+
+
+@dataclass
+class Slot:
+    """A role's place: what runs there, its wires, and what is wrong with the next one to be started."""
+
+    name: str
+    wires: dict[str, Proxy]
+    env: dict[str, str] = field(repr=False)
+    output: Path
+    process: asyncio.subprocess.Process | None = None
+    wrong: tuple[str, ...] = ()
+    armed: str = ""
+    """Where it kills itself when it comes by."""
+    killed: bool = False
+    restarting: bool = False
+    ending: bool = False
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def role(self) -> str:
+        """What it is without its number."""
+        return self.name.partition("-")[0]
+
+
+@dataclass
+class Stand:
+    """Everything that runs, and how to break it."""
+
+    system: System
+    slots: dict[str, Slot]
+    redis: Restartable
+    postgres: Restartable
+    witness: Witness
+    reverts: tuple[str, ...]
+    home: Path
+    exits: list[str] = field(default_factory=list)
+    crashed: list[str] = field(default_factory=list)
+    """Crash points that were come by."""
+    starts: int = 0
+    lives: dict[int, Life] = field(default_factory=dict)
+    """Every process that there was, by its pid."""
+    keepers: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+    redis_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    postgres_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def bank(self) -> Sandbox:
+        """The bank sandbox."""
+        return self.system.bank
+
+    # ---- roles ----
+
+    def keep(self, name: str) -> None:
+        """Start a role, and start it again whenever it ends."""
+        self.keepers[name] = asyncio.create_task(self._keep(self.slots[name]), name=f"keep-{name}")
+
+    async def _keep(self, slot: Slot) -> None:
+        while not slot.ending:
+            await self._start(slot)
+            assert slot.process is not None
+            status = await slot.process.wait()
+            if slot.ending:
+                return
+            crashed = bool(slot.armed) and status == -signal.SIGKILL and not slot.killed
+            if crashed:
+                self.crashed.append(f"{slot.name} {slot.armed}")
+            if not (slot.killed or crashed or (slot.restarting and status == 0)):
+                said = processes.last_line(slot.output)
+                self.exits.append(f"{slot.name} ended by itself with {status}: {said[:300]}")
+            await asyncio.sleep(AGAIN_S)
+
+    async def _start(self, slot: Slot) -> None:
+        wrong, slot.wrong = slot.wrong, ()
+        slot.killed = slot.restarting = False
+        slot.armed = wrong[wrong.index("--crash") + 1] if "--crash" in wrong else ""
+        reverts = [part for revert in self.reverts for part in ("--revert", revert)]
+        command = [sys.executable, "-m", "tests.faults.role", *wrong, *reverts, slot.role]
+        with slot.output.open("ab") as output:
+            slot.process = await processes.start(
+                command, env=slot.env, on_parent_death=signal.SIGKILL, output=output.fileno()
+            )
+        self.starts += 1
+        if slot.killed:  # while it was being started
+            self._signal(slot, signal.SIGKILL)
+
+    def kill(self, name: str, *wrong: str) -> None:
+        """SIGKILL; the next one has this wrong with it."""
+        slot = self.slots[name]
+        slot.wrong, slot.killed = wrong, True
+        self._signal(slot, signal.SIGKILL)
+
+    async def crash(self, name: str, point: str, within_s: float) -> None:
+        """SIGKILL; the next one kills itself at a point. Waits for that for `within_s`."""
+        slot = self.slots[name]
+        async with slot.busy:
+            before = len(self.crashed)
+            self.kill(name, "--crash", point)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    while f"{name} {point}" not in self.crashed[before:]:
+                        await asyncio.sleep(AGAIN_S)
+
+    def restart(self, name: str) -> None:
+        """SIGTERM: it ends by itself, with 0, when it has finished what it had."""
+        slot = self.slots[name]
+        slot.restarting = True
+        self._signal(slot, signal.SIGTERM)
+
+    async def freeze(self, name: str, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT to the same process."""
+        slot = self.slots[name]
+        async with slot.busy:
+            self._signal(slot, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self._signal(slot, signal.SIGCONT)
+
+    @staticmethod
+    def _signal(slot: Slot, number: signal.Signals) -> None:
+        if slot.process is not None and slot.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                slot.process.send_signal(number)
+
+    async def drain(self, name: str) -> None:
+        """SIGTERM; that it does not end well is a finding."""
+        slot = self.slots[name]
+        slot.ending = True
+        if slot.process is None:
+            return
+        self._signal(slot, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(DRAIN_MAX_S):
+                status = await slot.process.wait()
+        except TimeoutError:
+            slot.process.kill()
+            self.exits.append(f"{name} did not drain within {DRAIN_MAX_S:g} s")
+            return
+        if status and not (slot.armed and status == -signal.SIGKILL):
+            self.exits.append(f"{name} drained with {status}: {processes.last_line(slot.output)[:300]}")
+
+    # ---- stores ----
+
+    async def restart_redis(self, down_s: float) -> None:
+        """SIGKILL, then the same data on the same port."""
+        async with self.redis_busy:
+            await self.redis.kill()
+            await asyncio.sleep(down_s)
+            await self.redis.up()
+
+    async def fill_redis(self, seconds: float) -> None:
+        """Redis is over its memory limit: every write that may be refused is."""
+        async with self.redis_busy:
+            await self._limit_redis(1)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await self._limit_redis(0)
+
+    async def _limit_redis(self, byte: int) -> None:
+        client = connect(self.system.redis_url)
+        try:
+            await client.config_set("maxmemory", byte)
+        finally:
+            await client.aclose()
+
+    async def restart_postgres(self, how: signal.Signals, down_s: float) -> None:
+        """Kill or stop at once, then the same data on the same port: it recovers from its WAL."""
+        async with self.postgres_busy:
+            await self.postgres.kill(how)
+            await asyncio.sleep(down_s)
+            await self.postgres.up()
+
+    async def fresh_connections(self) -> None:
+        """Ours do not outlive a store; what is looked at from now on is asked for anew."""
+        await self.system.redis.connection_pool.disconnect()
+        await self.system.pool.expire_connections()
+
+
+@asynccontextmanager
+async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: object) -> AsyncIterator[Stand]:
+    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
+    home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
+    home.chmod(0o711)  # under root Postgres runs as somebody else
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+        redis_port, postgres_port, port = free_port(), free_port(), free_port()
+        redis = await stack.enter_async_context(restartable(lambda: embedded.valkey(home, port=redis_port)))
+        postgres = await stack.enter_async_context(
+            restartable(lambda: embedded.postgres(home, port=postgres_port))
+        )
+        redis_url, dsn = await redis.up(), await postgres.up()
+        await prepare(dsn)
+        bank = await stack.enter_async_context(
+            running_sandbox(
+                **{
+                    "account_id": ACCOUNT,
+                    "webhook_secret": SECRET,
+                    "webhook_url": f"http://127.0.0.1:{port}/webhooks/razorpay",
+                    "webhook_retry_base_s": 0.5,
+                    "processing_s": 0.05,
+                    "utr_s": 0.02,
+                    "seed": seed,
+                    **sandbox,
+                }
+            )
+        )
+        client = connect(redis_url)
+        stack.push_async_callback(client.aclose)
+        pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=20.0)
+        stack.callback(pool.terminate)
+        api = await stack.enter_async_context(_http(f"http://127.0.0.1:{port}", API_S))
+        bank.http = await stack.enter_async_context(_http(bank.url, CALL_MAX_S))
+        settings = {
+            "data_dir": str(home / "data"),
+            "claim_idle": f"{CLAIM_IDLE_S:g}s",
+            "poll_interval": "1s",
+            "drain": "10s",
+            "razorpay_calls_per_s": str(CALLS_PER_S),
+        }
+        system = System(
+            environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, client, pool
+        )
+        slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
+        witness = Witness(redis_url)
+        stand = Stand(system, slots, redis, postgres, witness, reverts, home)
+        stack.push_async_callback(_end, stand)
+        watching = asyncio.create_task(witness.watch(), name="witness")
+        stack.callback(watching.cancel)
+        yield stand
+
+
+def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
+    """One connection for each call: a server may close an idle one just as the next call takes it."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
+
+
+async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) -> Slot:
+    """A role's own wires to what it talks to, and the environment that names them."""
+    urls = {
+        "redis": ("STREAMPROC_REDIS_URL", system.redis_url),
+        "postgres": ("STREAMPROC_POSTGRES_DSN", system.dsn),
+        "bank": ("STREAMPROC_RAZORPAY_BASE_URL", f"{system.bank.url}/v1"),
+    }
+    env, wires = dict(system.env), {}
+    for link in LINKS[name.partition("-")[0]]:
+        variable, url = urls[link]
+        parts = urlsplit(url)
+        assert parts.port is not None
+        proxy = await stack.enter_async_context(Proxy("127.0.0.1", parts.port).listening())
+        wires[link] = proxy
+        env[variable] = url.replace(f":{parts.port}", f":{proxy.port}")
+    env["PYTHONPATH"] = str(Path.cwd())
+    return Slot(name, wires, env, home / f"{name}.log")
+
+
+async def ready(stand: Stand) -> None:
+    """Wait until the API answers that all is well."""
+
+    async def answers() -> bool:
+        try:
+            return (await stand.system.api.get("/readyz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    await until(answers, what=f"the API is ready, {stand.exits}", deadline_s=START_MAX_S)
+
+
+async def _end(stand: Stand) -> None:
+    for task in stand.keepers.values():
+        task.cancel()
+    for slot in stand.slots.values():
+        if slot.process is not None and slot.process.returncode is None:
+            slot.process.kill()
+            await slot.process.wait()

@@ -1,0 +1,52 @@
+"""Each known bug, brought back by patching the roles, is found by a run of seconds.
+
+And by the invariant that is about it, under the faults that bring it out.
+"""
+
+import pytest
+from msgspec.structs import replace
+
+from tests.faults.driver import run
+from tests.faults.plan import Kind, plan_of
+from tests.faults.reverts import REVERTS
+
+SEED = 7
+SECONDS = 14.0
+REST_MAX_S, LOST_REST_MAX_S = 90.0, 20.0
+"""What was lost would be waited for without an end."""
+
+CAUGHT: dict[str, tuple[tuple[Kind, ...], str, float]] = {
+    "acknowledge_before_commit": (("crash",), "nothing_waits_for_ever", LOST_REST_MAX_S),
+    "release_to_today": (("reset",), "reserved_is_what_is_open", REST_MAX_S),
+    "other_keys_for_the_poller": (("reset",), "no_delivery_counts_twice", REST_MAX_S),
+    "no_barrier": (("postgres_stop",), "money_moves_after_the_archive", REST_MAX_S),
+    "new_key_for_each_try": (("bank",), "one_command_takes_effect", REST_MAX_S),
+    "trim_before_archive": (("postgres_stop",), "the_archive_is_the_log", LOST_REST_MAX_S),
+}
+"""Which faults bring it out, which invariant finds it, and how long it is waited for an end."""
+
+SHAPED = {
+    "new_key_for_each_try": {"how": "inline", "agent": "free"},
+    "trim_before_archive": {"how": "pending", "agent": "small"},
+}
+"""Payments that show the bug soon. Only an intent whose beneficiary has no id at the bank rests on its key alone; and
+an approval that waits at the barrier is pending, and holds the log where it is."""
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+
+def test_every_known_bug_is_looked_for() -> None:
+    assert CAUGHT.keys() == REVERTS.keys()
+
+
+@pytest.mark.parametrize("bug", CAUGHT)
+async def test_a_known_bug_is_found(bug: str) -> None:
+    kinds, invariant, rest_max_s = CAUGHT[bug]
+    plan = plan_of(SEED, SECONDS, every_s=2.0, per_s=5.0, kinds=kinds)
+    payments = tuple(replace(each, **SHAPED.get(bug, {})) for each in plan.payments)
+    plan = replace(plan, payments=payments, overnight=plan.overnight if bug == "release_to_today" else 0)
+
+    report = await run(plan, reverts=(bug,), rest_max_s=rest_max_s)
+
+    print(report)
+    assert invariant in {found.invariant for found in report.violations}, f"{plan}\n{report}"

@@ -1,0 +1,40 @@
+"""Stores that tests stop, kill and start again where they were."""
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from streamproc.embedded import Store
+
+
+class Restartable:
+    """A store that a test stops, and starts again on the same port with the same data."""
+
+    def __init__(self, start: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
+        self._start = start
+        self._running = AsyncExitStack()
+
+    async def up(self) -> str:
+        """Start it; its URL."""
+        self._store = await self._running.enter_async_context(self._start())
+        return self._store.url
+
+    async def down(self) -> None:
+        """Stop it; harmless when it is not running."""
+        await self._running.aclose()
+
+    async def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """A signal that leaves no time for anything, then wait until it is gone."""
+        self._store.process.send_signal(how)
+        await self._store.process.wait()
+        await self.down()
+
+
+@asynccontextmanager
+async def restartable(start: Callable[[], AbstractAsyncContextManager[Store]]) -> AsyncIterator[Restartable]:
+    """A store that is not running yet, and is stopped at the end."""
+    store = Restartable(start)
+    try:
+        yield store
+    finally:
+        await store.down()
