@@ -120,7 +120,7 @@ class Handler:
         fates = await whole(
             grants.grant(client, self.names, self.group.name, sent, rev=rev, keep_budgets_s=keep_s)
         )
-        return {work for (work, _), fate in zip(offers, fates, strict=True) if fate != grants.LEFT}
+        return {work for (work, _), fate in zip(offers, fates, strict=True) if fate == grants.GRANTED}
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""

@@ -13,8 +13,8 @@ from streamproc.log.names import Names
 from streamproc.log.scripts import Keys, Script, terms_of
 from streamproc.log.work import Desk, Group, Offer, Work
 
-GRANTED, ALREADY, LEFT = 1, 0, 2
-"""What becomes of a grant: all of it was done; its entry was acknowledged earlier; nothing was done."""
+GRANTED, LEFT = 1, 2
+"""What becomes of a grant: all of it is done, or nothing."""
 
 _grant = Script("grant", "counters", "beneficiaries")
 
@@ -64,7 +64,7 @@ class Grant:
 async def grant(
     client: Redis, names: Names, group: str, grants: Sequence[Grant], *, rev: bytes, keep_budgets_s: int
 ) -> list[int]:
-    """Admit, acknowledge and append; GRANTED, ALREADY or LEFT for each. `rev`: the policy revision of the offers."""
+    """Admit, acknowledge and append; GRANTED or LEFT for each. `rev`: the policy revision of the offers."""
     keys = Keys(names.log, names.number, names.policy, *(names.payout(g.offer.ask.payout) for g in grants))
     numbers: dict[tuple[int, int], int] = {}  # by identity, as in `scripts.admit`
     terms: list[Any] = []
@@ -90,6 +90,18 @@ def formats(offer: Offer) -> tuple[bytes, bytes]:
     A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it; and what others
     wrote are texts, never numbers. So only what is meant is found.
     """
-    record = encode_record(offer.record).replace(b"%", b"%%").replace(*_ROOM).replace(*_USE)
-    e = encode_events(offer.out).replace(b"%", b"%%").replace(*_ROOM).replace(*_USE)
-    return record, e.replace(*_SLOT) if offer.ask.rate is not None else e
+    record, e = _with_blanks(encode_record(offer.record)), encode_events(offer.out)
+    if offer.ask.rate is None:
+        return record, _with_blanks(e)
+    before, _, after = e.partition(_SLOT[0])
+    return record, _escaped(before) + _SLOT[1] + _with_blanks(after)
+
+
+def _with_blanks(text: bytes) -> bytes:
+    """Blanks for the number and for what was in each window. The rest is looked through once: texts are long."""
+    before, _, after = _escaped(text).partition(_ROOM[0])
+    return before + _ROOM[1] + after.replace(*_USE)
+
+
+def _escaped(text: bytes) -> bytes:
+    return text.replace(b"%", b"%%") if b"%" in text else text

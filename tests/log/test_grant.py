@@ -16,7 +16,7 @@ from streamproc.domain.wire import decode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
 from streamproc.log.connection import connected
-from streamproc.log.grants import ALREADY, GRANTED, LEFT, Grant
+from streamproc.log.grants import GRANTED, LEFT, Grant
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.log.work import Offer
@@ -175,7 +175,7 @@ async def test_sent_again_it_finds_the_payout_known_and_does_nothing(client: Red
 async def test_what_somebody_else_acknowledged_takes_no_slot_no_room_and_no_number(client: Redis) -> None:
     late, other = await granted(client, ask_of("pout_1")), await granted(client, ask_of("pout_2"))
     await client.xack(NAMES.log, "g", late.entry)
-    assert await send(client, [late, other]) == [ALREADY, GRANTED]
+    assert await send(client, [late, other]) == [LEFT, GRANTED]
     assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"100"
     assert await client.zrange(NAMES.rate("a"), 0, -1) == [b"pout_2"]
     assert await client.get(NAMES.number) == b"1"
