@@ -117,9 +117,14 @@ class Handler:
             for work, offer in offers
         ]
         rev, keep_s = self._policies.rev, int(self.limits.retention_s)
-        fates = await whole(
-            grants.grant(client, self.names, self.group.name, sent, rev=rev, keep_budgets_s=keep_s)
-        )
+        granting = grants.grant(client, self.names, self.group.name, sent, rev=rev, keep_budgets_s=keep_s)
+        try:
+            fates = await whole(granting)
+        except StreamprocError:
+            raise
+        except Exception:  # whatever was done of it: the chain's scripts find that
+            log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
+            return set()
         return {work for (work, _), fate in zip(offers, fates, strict=True) if fate == grants.GRANTED}
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:

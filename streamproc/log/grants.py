@@ -1,5 +1,6 @@
 """Payouts that nothing stands against: one script (`grant.lua`) admits them and hands them over."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from streamproc.domain.wire import encode_events
 from streamproc.log.names import Names
 from streamproc.log.scripts import Keys, Script, terms_of
 from streamproc.log.work import Desk, Group, Offer, Work
+
+log = logging.getLogger(__name__)
 
 GRANTED, LEFT = 1, 2
 """What becomes of a grant: all of it is done, or nothing."""
@@ -46,7 +49,8 @@ def _is_new(work: Work) -> bool:
 def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
     try:
         return ask(work)
-    except Exception:  # noqa: BLE001  # the chain comes upon it as well, and pins it on its entry
+    except Exception:  # the chain comes upon it as well, and pins it on its entry
+        log.warning("entry %s does not go straight", work.entry.decode(), exc_info=True)
         return None
 
 
@@ -90,17 +94,28 @@ def formats(offer: Offer) -> tuple[bytes, bytes]:
     A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it; and what others
     wrote are texts, never numbers. So only what is meant is found.
     """
-    record, e = _with_blanks(encode_record(offer.record)), encode_events(offer.out)
+    windows = len(offer.ask.windows or ())
+    record, e = _with_blanks(encode_record(offer.record), windows), encode_events(offer.out)
     if offer.ask.rate is None:
-        return record, _with_blanks(e)
-    before, _, after = e.partition(_SLOT[0])
-    return record, _escaped(before) + _SLOT[1] + _with_blanks(after)
+        return record, _with_blanks(e, windows)
+    before, after = _cut(e, _SLOT[0])
+    return record, _escaped(before) + _SLOT[1] + _with_blanks(after, windows)
 
 
-def _with_blanks(text: bytes) -> bytes:
+def _with_blanks(text: bytes, windows: int) -> bytes:
     """Blanks for the number and for what was in each window. The rest is looked through once: texts are long."""
-    before, _, after = _escaped(text).partition(_ROOM[0])
-    return before + _ROOM[1] + after.replace(*_USE)
+    before, after = _cut(_escaped(text), _ROOM[0])
+    filled = after.replace(*_USE)
+    if len(filled) - len(after) != windows * (len(_USE[1]) - len(_USE[0])):
+        raise ValueError(f"an offer does not have {windows} windows in its record and in its events")
+    return before + _ROOM[1] + filled
+
+
+def _cut(text: bytes, mark: bytes) -> tuple[bytes, bytes]:
+    before, found, after = text.partition(mark)
+    if not found:
+        raise ValueError(f"an offer has no {mark.decode()}")
+    return before, after
 
 
 def _escaped(text: bytes) -> bytes:

@@ -237,3 +237,15 @@ async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(clie
     for payout, name in (("pout_1", "one.example"), ("pout_1", "two.example")):
         await send(client, [await granted(client, ask_of(payout), notes=[(key, name, NOW)])])
     assert await client.hgetall(key) == {b"one.example": str(NOW).encode()}
+
+
+def test_an_offer_whose_blanks_are_not_where_they_must_be_is_no_offer() -> None:
+    good = offer(ask_of("pout_1"))
+    for bad in (
+        Offer(good.ask, good.record, good.out[:1]),
+        Offer(good.ask, good.record, good.out[1:]),
+        Offer(ask_of("pout_1", rate=None), good.record, good.out[:1]),
+        Offer(Ask("pout_1", 1, NOW, RATE, (*DAY, *DAY)), good.record, good.out),
+    ):
+        with pytest.raises(ValueError, match="an offer"):
+            grants.formats(bad)

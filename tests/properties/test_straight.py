@@ -183,3 +183,15 @@ def test_a_chain_with_another_stage_or_other_rules_has_no_straight_way(
     assert not straight.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
     monkeypatch.setitem(RULES, "anomaly", ())
     assert not straight.stands_for(group.stages)
+
+
+async def test_what_the_script_fails_at_is_left_to_the_chain(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grants._grant, "text", b"#!lua\nerror('broken')")
+    monkeypatch.setattr(grants._grant, "sha", "0" * 40)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 100), observed("pout_2", 100))
+        decisions = {payout: record.decision for payout, record in (await engine.records()).items()}
+    assert decisions == {"pout_1": "APPROVED", "pout_2": "APPROVED"}
