@@ -164,11 +164,13 @@ async def log(client: Redis) -> list[list[Event]]:
     return [decode_events(fields[1]) for _, fields in rows]
 
 
-async def test_sent_again_it_finds_the_payout_known_and_does_nothing(client: Redis) -> None:
+async def test_sent_or_delivered_again_it_finds_the_payout_known_and_does_nothing(client: Redis) -> None:
     one = await granted(client, ask_of("pout_1"))
     assert await send(client, [one]) == [GRANTED]
+    again = await granted(client, ask_of("pout_1"))
     before = await everything(client)
     assert await send(client, [one]) == [LEFT]
+    assert await send(client, [again]) == [LEFT]
     assert await everything(client) == before
 
 

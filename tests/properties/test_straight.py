@@ -164,6 +164,7 @@ async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
         await engine.deliver(observed("pout_3", 401))
         await engine.deliver(observed("pout_4", 300), observed("pout_2", 100))
         decisions = {payout: record.decision for payout, record in (await engine.records()).items()}
+        await kept(engine)  # which holds each record against the fold of its events
     assert fates == {"pout_2": grants.GRANTED, intent.payout: grants.GRANTED, "pout_4": grants.LEFT}
     assert decisions == {
         "pout_1": "APPROVED",
