@@ -10,6 +10,7 @@ from consumers.recall import Archived, recall_stage
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
 from consumers.screen import screen_stage
+from consumers.straight import stands_for, straight_way
 from consumers.vet import Reputations, reputation_stage
 from streamproc.log.work import Group, Stage
 
@@ -48,10 +49,9 @@ def governance(
     retention_s: float = 30 * 86_400.0,
 ) -> Group:
     """The group that decides. `zone` is for policies that name none; `archived` remembers old payouts."""
-    return Group(
-        name=GOVERNANCE,
-        stages=governance_chain(reputations, zone=zone, archived=archived, retention_s=retention_s),
-    )
+    chain = governance_chain(reputations, zone=zone, archived=archived, retention_s=retention_s)
+    straight = straight_way(reputations, zone=zone, retention_s=retention_s) if stands_for(chain) else None
+    return Group(name=GOVERNANCE, stages=chain, straight=straight)
 
 
 def split(group: Group) -> Mapping[str, Group]:

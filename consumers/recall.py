@@ -25,11 +25,11 @@ AT_ONCE_MAX = 4
 
 def recall_stage(archived: Archived, retention_s: float) -> Stage:
     """Gives works of old, unknown payouts the record that the archive has of them."""
-    young_s = min(YOUNG_S_MAX, retention_s / 2)
+    young_s = young_s_of(retention_s)
 
     async def recall(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(AT_ONCE_MAX)
-        old = {work: None for work, event in items if _may_be_forgotten(work, event, desk, young_s)}
+        old = {work: None for work, event in items if may_be_forgotten(work, event, desk.now_us, young_s)}
 
         async def one(work: Work) -> None:
             try:
@@ -47,9 +47,15 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
     return Stage(name="recall", consumes=frozenset({PayoutObserved}), handle=recall)
 
 
-def _may_be_forgotten(work: Work, event: object, desk: Desk, young_s: float) -> bool:
+def young_s_of(retention_s: float) -> float:
+    """How old (s) a payout may be that surely has not left Redis."""
+    return min(YOUNG_S_MAX, retention_s / 2)
+
+
+def may_be_forgotten(work: Work, event: object, now_us: int, young_s: float) -> bool:
+    """Whether Redis may have known this payout once."""
     if work.loaded is not None or type(event) is not PayoutObserved:
         return False
     if is_intent(event.payout):
         return True  # what it is is in its request, which is older than anything that the bank shows
-    return 0 < event.facts.created_at < desk.now_us / 1_000_000 - young_s
+    return 0 < event.facts.created_at < now_us / 1_000_000 - young_s

@@ -17,7 +17,7 @@ from streamproc.domain.governance import RULES, Case, Reputation, find
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
-class _Terms:
+class Terms:
     """What the payouts of a batch ask for. Those that ask for the same get the same objects: they are made once,
     and `scripts.admit` sends them once."""
 
@@ -49,7 +49,7 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
     async def check(items: Sequence[Item], desk: Desk) -> None:
         cases = [case_of(work.known(), desk) for work, _ in items]
         asked: list[tuple[Work, Ask]] = []
-        terms = _Terms(zone)
+        terms = Terms(zone)
         for (work, _), case in zip(items, cases, strict=True):
             if case.agent is None:  # the policy was removed between two commits
                 record_decision(work, desk, find(RULES["screening"], case))
@@ -97,7 +97,7 @@ def budget_stage(zone: str) -> Stage:
         live = [(w, e) for w, e in items if type(e) is ReputationChecked and _asks_for_room(w, e)]
         missing = [work for work, _ in live if work.admission.budget is None]
         cases = [case_of(work.known(), desk) for work in missing]
-        terms = _Terms(zone)
+        terms = Terms(zone)
         asks = [
             (
                 work,

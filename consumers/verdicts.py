@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from streamproc.domain.beneficiaries import note, pair_of, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
-from streamproc.domain.events import BudgetReserved, Finding, PayoutDecided, VelocityChecked
+from streamproc.domain.events import (
+    BeneficiaryNoted,
+    BeneficiarySeen,
+    BudgetReserved,
+    Finding,
+    PayoutDecided,
+    VelocityChecked,
+)
 from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
 from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
@@ -54,16 +61,19 @@ def is_rejected(findings: Sequence[Finding]) -> bool:
 
 def record_slot(work: Work, desk: Desk, answer: RateAnswer | None, findings: Sequence[Finding]) -> None:
     """Record the rate slot on the terms it was asked for; `answer` None: the policy limits no rate."""
-    work.emit(
-        VelocityChecked(
-            at=desk.now_us,
-            payout=work.payout,
-            number=answer.number if answer else 0,
-            used=answer.used if answer else 0,
-            limit=answer.count if answer else 0,
-            window_s=answer.window_us // US if answer else 0,
-            findings=list(findings),
-        )
+    work.emit(slot(work.payout, desk.now_us, answer, findings))
+
+
+def slot(payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Finding]) -> VelocityChecked:
+    """The event for a rate slot."""
+    return VelocityChecked(
+        at=at,
+        payout=payout,
+        number=answer.number if answer else 0,
+        used=answer.used if answer else 0,
+        limit=answer.count if answer else 0,
+        window_s=answer.window_us // US if answer else 0,
+        findings=list(findings),
     )
 
 
@@ -91,32 +101,44 @@ def record_decision(work: Work, desk: Desk, findings: Sequence[Finding]) -> None
 def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None:
     """Record `verdict`. `by` is the reviewer where a person decided."""
     record = work.known()
+    decision = decided(record, desk, verdict, by=by)
+    work.emit(decision)
+    for noted in noted_by(decision, record, record.beneficiary):
+        work.emit(noted)
+    if decision.decision == "HELD":
+        for timer in hold_timers(record.payout, decision.at, decision.hold_expires_at):
+            work.later(timer)
+
+
+def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "") -> PayoutDecided:
+    """The event of a decision."""
     agent = desk.book.agent(record.agent)
     held = verdict.decision == "HELD"
     ttl_s = agent.policy.hold_ttl_s if agent is not None else 0
-    expires_at = desk.now_us + ttl_s * US if held else 0
-    work.emit(
-        PayoutDecided(
-            at=desk.now_us,
-            payout=record.payout,
-            account=record.account,
-            agent=record.agent,
-            amount=record.amount,
-            decision=verdict.decision,
-            reason=verdict.reason,
-            reasons=verdict.reasons,
-            findings=list(verdict.findings),
-            policy_version=agent.version if agent is not None else 0,
-            bank_status=record.bank_status,
-            cancel_held=held and agent is not None and agent.policy.queued_hold == "cancel",
-            identity=desk.party(record).identity,
-            hold_expires_at=expires_at,
-            by=by,
-        )
+    return PayoutDecided(
+        at=desk.now_us,
+        payout=record.payout,
+        account=record.account,
+        agent=record.agent,
+        amount=record.amount,
+        decision=verdict.decision,
+        reason=verdict.reason,
+        reasons=verdict.reasons,
+        findings=list(verdict.findings),
+        policy_version=agent.version if agent is not None else 0,
+        bank_status=record.bank_status,
+        cancel_held=held and agent is not None and agent.policy.queued_hold == "cancel",
+        identity=desk.party(record).identity,
+        hold_expires_at=desk.now_us + ttl_s * US if held else 0,
+        by=by,
     )
+
+
+def noted_by(
+    decision: PayoutDecided, record: PayoutRecord, seen: BeneficiarySeen | None
+) -> list[BeneficiaryNoted]:
+    """What an approval tells the registry of beneficiaries, where `seen` was in it before."""
+    if decision.decision != "APPROVED" or (seen is not None and seen.noted):
+        return []
     pair = pair_of(record.account, record.fund_account, record.vendor_url)
-    if verdict.decision == "APPROVED" and to_note(pair, record.beneficiary):
-        work.emit(note(pair, record.payout, desk.now_us))
-    if held:
-        for timer in hold_timers(record.payout, desk.now_us, expires_at):
-            work.later(timer)
+    return [note(pair, record.payout, decision.at)] if to_note(pair, seen) else []

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import click
 
-from streamproc.bench.job import PAYOUTS_MAX
+from streamproc.bench.job import PAYEES, PAYEES_MAX, PAYOUTS_MAX
 
 PAYOUTS_MIN = 1_000
 """Fewer are over before the clock has said anything."""
@@ -31,8 +31,15 @@ def bench() -> None:
 @click.option(
     "--audit/--no-audit", default=False, show_default=True, help="Write the audit to Postgres as well."
 )
+@click.option(
+    "--payees",
+    type=click.IntRange(0, PAYEES_MAX),
+    default=PAYEES,
+    show_default=True,
+    help="Fund accounts that take turns; 0: every payout goes to a new one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def floor(payouts: int, rounds: int, audit: bool, as_json: bool) -> None:
+def floor(payouts: int, rounds: int, audit: bool, payees: int, as_json: bool) -> None:
     """Compare the engine with a hand-written worker that does the same job.
 
     Both sides take turns on this machine; one more round is made first and not counted. Exit code 1 when a side
@@ -53,7 +60,7 @@ def floor(payouts: int, rounds: int, audit: bool, as_json: bool) -> None:
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
         # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
         said = status.update if status is not None else lambda _: None
-        found = document(asyncio.run(measure(payouts, rounds, audit=audit, said=said)))
+        found = document(asyncio.run(measure(payouts, rounds, audit=audit, payees=payees, said=said)))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:

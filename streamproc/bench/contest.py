@@ -57,16 +57,20 @@ class Measured(Struct, frozen=True):
 
     payouts: int
     audit: bool
+    payees: int
+    """Fund accounts that the payouts go to; 0: each to a new one."""
     payload_bytes: int
     outcomes: dict[str, int]
     versions: dict[str, str]
     runs: list[Run]
 
 
-async def measure(payouts: int, rounds: int, *, audit: bool, said: Said) -> Measured:
+async def measure(
+    payouts: int, rounds: int, *, audit: bool, payees: int = job.PAYEES, said: Said
+) -> Measured:
     """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end."""
     wanted, runs = job.expected(payouts), list[Run]()
-    async with _arena(audit) as arena:
+    async with _arena(audit, payees) as arena:
         for number in range(rounds + 1):
             for side in SIDES:
                 said(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
@@ -76,6 +80,7 @@ async def measure(payouts: int, rounds: int, *, audit: bool, said: Said) -> Meas
         return Measured(
             payouts=payouts,
             audit=audit,
+            payees=payees,
             payload_bytes=len(job.payload(0, time.time_ns() // 1000)),
             outcomes=dict(sorted(wanted.items())),
             versions=cost.package_versions() | arena.versions,
@@ -84,11 +89,11 @@ async def measure(payouts: int, rounds: int, *, audit: bool, said: Said) -> Meas
 
 
 @asynccontextmanager
-async def _arena(audit: bool) -> AsyncIterator["Arena"]:
+async def _arena(audit: bool, payees: int) -> AsyncIterator["Arena"]:
     with public_directory() as directory:
         async with AsyncExitStack() as stack:
             postgres = await stack.enter_async_context(embedded.postgres(directory)) if audit else None
-            arena = Arena(directory, postgres)
+            arena = Arena(directory, postgres, payees)
             await arena.open()
             yield arena
 
@@ -107,8 +112,8 @@ def public_directory() -> Iterator[Path]:
 class Arena:
     """The servers, and one run after the other on them. Nothing here knows of STREAMPROC_REDIS_URL."""
 
-    def __init__(self, directory: Path, postgres: Store | None) -> None:
-        self._directory, self._postgres = directory, postgres
+    def __init__(self, directory: Path, postgres: Store | None, payees: int = job.PAYEES) -> None:
+        self._directory, self._postgres, self._payees = directory, postgres, payees
         self._runs = 0
         self.versions: dict[str, str] = {}
 
@@ -147,7 +152,8 @@ class Arena:
             db = None
             if self._postgres is not None:
                 db = await stack.enter_async_context(self._fresh_database(side))
-            await (floor if side == "floor" else engine).load(client, payouts, time.time_ns() // 1000)
+            load = (floor if side == "floor" else engine).load
+            await load(client, payouts, self._payees, time.time_ns() // 1000)
             seconds, cpu_s = await self._timed(side, store.url, client, db)
             await _check(side, store.url, client, db, wanted)
         shutil.rmtree(home, ignore_errors=True)

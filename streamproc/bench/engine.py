@@ -42,7 +42,7 @@ CONSUMERS = 2
 AUDIT_COUNTS = "SELECT reason, count(*) FROM audit WHERE kind = 'decision' GROUP BY reason"
 
 
-async def load(client: Redis, payouts: int, at_us: int) -> None:
+async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
     """Make the log, put the policies in force, and append the payouts as the webhook does."""
     await open_log(client, partitions=1, groups=[consumers.GOVERNANCE])
     rev, scopes = await read_scopes(client, NAMES)
@@ -50,7 +50,8 @@ async def load(client: Redis, payouts: int, at_us: int) -> None:
     changes = plan_changes(scopes, file, prune=False, at=at_us, by="bench", why="bench")
     await put_in_force(client, NAMES, rev, changes, actor="bench")
     for start in range(0, payouts, scripts.BATCH_MAX):
-        events = [job.observed(i, at_us + i) for i in range(start, min(payouts, start + scripts.BATCH_MAX))]
+        numbers = range(start, min(payouts, start + scripts.BATCH_MAX))
+        events = [job.observed(i, at_us + i, payees) for i in numbers]
         deliveries = [
             scripts.Delivery(
                 (f"ev:{event.delivery}", f"st:{event.payout}:pending"),

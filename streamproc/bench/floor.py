@@ -139,13 +139,13 @@ class Hop:
         await self._client.execute_command("XACK", IN, GROUP, *batch.entries)
 
 
-async def load(client: Redis, payouts: int, at_us: int) -> None:
+async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
     """Put the payouts into the stream."""
     await client.xgroup_create(IN, GROUP, id="0", mkstream=True)
     for start in range(0, payouts, LOAD_BATCH):
         async with client.pipeline(transaction=False) as pipe:
             for i in range(start, min(payouts, start + LOAD_BATCH)):
-                pipe.xadd(IN, {"e": job.payload(i, at_us + i)})
+                pipe.xadd(IN, {"e": job.payload(i, at_us + i, payees)})
             await pipe.execute()
 
 

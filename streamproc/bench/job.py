@@ -9,12 +9,17 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from streamproc.domain.beneficiaries import NAMES_MAX
 from streamproc.domain.events import BankPayout, PayoutObserved
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed
 
 AGENTS: Final = 50
 VENDORS: Final = 40
+PAYEES: Final = 200
+"""Fund accounts: five of each vendor, so nearly every payout goes to one that is known, as in life."""
+PAYEES_MAX: Final = VENDORS * NAMES_MAX
+"""More would push each other out of the registry, and each payout would note its own again."""
 ACCOUNT: Final = "acc_Bench000000001"
 BATCH_MAX: Final = 256
 """Payouts in one read, for both sides."""
@@ -84,8 +89,8 @@ def _url(host: str) -> str:
     return f"https://{host}/invoices"
 
 
-def observed(i: int, at_us: int) -> PayoutObserved:
-    """Payout number `i`, seen at `at_us`."""
+def observed(i: int, at_us: int, payees: int = 0) -> PayoutObserved:
+    """Payout number `i`, seen at `at_us`, to one of `payees` fund accounts; 0: to one of its own."""
     agent, host, amount = AGENT_NAMES[i % AGENTS], f"vendor{i % VENDORS}.example.com", TIGHT_AMOUNT_PAISE
     if agent != TIGHT_AGENT:
         amount += i % 1000
@@ -100,7 +105,7 @@ def observed(i: int, at_us: int) -> PayoutObserved:
         currency="INR",
         status="pending",
         created_at=at_us // 1_000_000,
-        fund_account_id=f"fa_{i:014d}",
+        fund_account_id=f"fa_{_payee(i, payees):014d}",
         mode="IMPS",
         purpose="vendor bill",
         reference_id=f"INV-2026-{i:08d}",
@@ -123,9 +128,17 @@ def observed(i: int, at_us: int) -> PayoutObserved:
     )
 
 
-def payload(i: int, at_us: int) -> bytes:
+def _payee(i: int, payees: int) -> int:
+    """Each vendor has as many of the fund accounts as any other, and all of them take turns."""
+    if not payees:
+        return i
+    each = max(payees // VENDORS, 1)
+    return i % VENDORS * each + i // VENDORS % each
+
+
+def payload(i: int, at_us: int, payees: int = 0) -> bytes:
     """What waits in the stream for payout number `i`."""
-    return encode_events((observed(i, at_us),))
+    return encode_events((observed(i, at_us, payees),))
 
 
 def rejection(policy: Policy | None, amount: int, url: str) -> str:

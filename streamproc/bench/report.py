@@ -28,6 +28,7 @@ def document(measured: Measured) -> dict[str, Any]:
         "payload_bytes": measured.payload_bytes,
         "rounds": len(ratios),
         "audit": measured.audit,
+        "payees": measured.payees,
         "outcomes": measured.outcomes,
         **{side: _side(runs) for side, runs in by_side.items()},
         # Of each round's two runs, so that a noisy minute is in both.
@@ -72,7 +73,8 @@ def headline(found: dict[str, Any]) -> list[str]:
     return [
         f"engine / floor: {found['ratio']:.2f} (rounds: {found['ratio_min']:.2f} to {found['ratio_max']:.2f}),"
         f" {found['payouts']:,} payouts in {found['rounds']} rounds,"
-        f" {'with' if found['audit'] else 'without'} audit; µs are CPU for each payout",
+        f" {'with' if found['audit'] else 'without'} audit, to {found['payees'] or 'ever new'} payees;"
+        " µs are CPU for each payout",
         _where(found),
     ]
 

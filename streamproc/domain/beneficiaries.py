@@ -23,6 +23,9 @@ NAMES_MAX = 8
 TOLD_MAX = 2
 """Names that a decision tells of, those noted last: they are in its events and its record, and two are evidence."""
 
+NOTED = BeneficiarySeen(known=True, noted=True)
+"""What is seen of a pair that was noted lately: nothing that anybody has to look into."""
+
 Names: TypeAlias = Mapping[str, int]
 """Name -> when it was last noted (µs)."""
 
@@ -43,13 +46,14 @@ def pair_of(account: str, fund_account: str, vendor_url: str) -> Pair:
 
 def look(pair: Pair, vendors: Names, accounts: Names, now_us: int) -> BeneficiarySeen:
     """What is known: `vendors` are those under the pair's fund account, `accounts` those under its host."""
+    fresh = now_us - RENEW_S * US
+    if pair.vendor and vendors.get(pair.vendor, 0) > fresh and accounts.get(pair.fund_account, 0) > fresh:
+        return NOTED  # as nearly always; then all below comes to this
     vendors, accounts = _live(vendors, now_us), _live(accounts, now_us)
     hosts = {name: at for name, at in vendors.items() if name}
-    fresh = now_us - RENEW_S * US
     return BeneficiarySeen(
         known=bool(vendors),
-        noted=vendors.get(pair.vendor, 0) > fresh
-        and (not pair.vendor or accounts.get(pair.fund_account, 0) > fresh),
+        noted=not pair.vendor and vendors.get("", 0) > fresh,
         other_vendors=_newest(hosts) if pair.vendor and pair.vendor not in vendors else [],
         other_accounts=_newest(accounts) if pair.fund_account not in accounts else [],
     )

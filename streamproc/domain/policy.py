@@ -104,6 +104,7 @@ class PolicyBook:
         self.people = Reviewers(self._own)
         self.reviewers: Mapping[str, str] = self.people.slack
         """Name -> Slack user id, or empty."""
+        self._may_be_frozen = any(scope.startswith(FREEZE) for scope in self._scopes)
         self.bindings = Bindings(self._own("agents") or {})
 
     def agent(self, agent: str) -> AgentPolicy | None:
@@ -121,6 +122,8 @@ class PolicyBook:
 
     def freeze(self, agent: str, account: str, team: str | None) -> Freeze | None:
         """The freeze that binds a payout of these, the first of agent, account and team; None where there is none."""
+        if not self._may_be_frozen:
+            return None  # asked for every payout, and answered so nearly always
         for scope in (f"agent:{agent}", f"account:{account}", f"team:{team}"):
             own = self._own(FREEZE + scope)
             if own is not None:

@@ -20,9 +20,9 @@ from streamproc.domain.events import (
 from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
 from streamproc.domain.wire import decode_events, encode_events, payout_of, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
-from streamproc.log import scripts
+from streamproc.log import grants, scripts
 from streamproc.log.cache import Cache
-from streamproc.log.connection import named_errors
+from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
@@ -105,12 +105,34 @@ class Handler:
     async def _round(self, client: Redis, works: list[Work]) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
         desk = await self._load(client, works)
+        gone = await self._go_straight(client, works, desk)
+        works = [work for work in works if work not in gone]
         done = self.group.outputs_are_facts and not self.group.looks_again
         fresh = [w for w in works if not (done and w.stale_times)]
         await self._run(client, fresh, desk)
         stale = await self._commit(client, [w for w in works if w.problem is None])
         await self._settle_problems(client, [w for w in works if w.problem is not None])
         return stale
+
+    async def _go_straight(self, client: Redis, works: list[Work], desk: Desk) -> set[Work]:
+        """Hand over at once what nothing stands against. Those that this is all for; the chain has the others."""
+        offers = grants.offers_of(self.group, works, desk)
+        if not offers:
+            return set()
+        sent = [
+            grants.Grant(work.entry, offer, self._meta(work) + b"}", self._notes(offer.out))
+            for work, offer in offers
+        ]
+        rev, keep_s = self._policies.rev, int(self.limits.retention_s)
+        granting = grants.grant(client, self.names, self.group.name, sent, rev=rev, keep_budgets_s=keep_s)
+        try:
+            fates = await whole(granting)
+        except StreamprocError:
+            raise
+        except Exception:  # whatever was done of it: the chain's scripts find that
+            log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
+            return set()
+        return {work for (work, _), fate in zip(offers, fates, strict=True) if fate == grants.GRANTED}
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
@@ -152,10 +174,10 @@ class Handler:
         account = pair.account
         return self.names.paid_for(account, pair.fund_account), self.names.paid_at(account, pair.vendor)
 
-    def _notes(self, work: Work) -> list[tuple[str, str, int]]:
+    def _notes(self, out: Sequence[Event]) -> list[tuple[str, str, int]]:
         """What the registry of beneficiaries is told by what is emitted."""
         notes = []
-        for event in work.out:
+        for event in out:
             if type(event) is BeneficiaryNoted:
                 by_account, by_vendor = self._keys_of(Pair(event.account, event.fund_account, event.vendor))
                 notes.append((by_account, event.vendor, event.at))
@@ -217,15 +239,12 @@ class Handler:
         statuses: list[Committed] = []
         for start in range(0, len(handovers), scripts.BATCH_MAX):
             chunk = handovers[start : start + scripts.BATCH_MAX]
-            sending = asyncio.ensure_future(
-                scripts.commit(client, self.names, self.group.name, chunk, rev=rev)
-            )
-            try:
-                statuses += await asyncio.shield(sending)
-            except asyncio.CancelledError:
-                await asyncio.gather(sending, return_exceptions=True)
-                raise
+            statuses += await whole(scripts.commit(client, self.names, self.group.name, chunk, rev=rev))
         return statuses
+
+    def _meta(self, work: Work) -> bytes:
+        """Field `m` of what a work emits, without its closing brace."""
+        return self._mine + b',"cause":"' + work.entry + b'"'
 
     def _handover(self, work: Work) -> Handover:
         handover = Handover(entry=work.entry, taken=work.taken)
@@ -238,11 +257,11 @@ class Handler:
             handover.keep_s = int(self.limits.retention_s) if is_terminal(work.record) else 0
         if work.out:
             handover.e = encode_events(work.out)
-            handover.m = self._mine + b',"cause":"' + work.entry + b'"'
+            handover.m = self._meta(work)
         if work.settle and work.admission.budget is not None:
             handover.settle, handover.windows = work.settle, work.admission.budget.windows
             handover.fees = work.fees
-        handover.notes = self._notes(work)
+        handover.notes = self._notes(work.out)
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover
 
@@ -320,7 +339,7 @@ class Handler:
                 Handover(
                     entry=work.entry,
                     e=encode_events([event]),
-                    m=self._mine + b',"cause":"' + work.entry + b'"',
+                    m=self._meta(work),
                     taken=True,
                     problem=why,
                 )

@@ -6,9 +6,9 @@ goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import hiredis
 from redis.asyncio import Redis
@@ -33,6 +33,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
+
+T = TypeVar("T")
 
 COMMAND_TIMEOUT_S = 3.0
 """No command takes this long; well under the 5 s in which the bank wants its 2xx."""
@@ -147,6 +149,16 @@ async def connected(url: str, *, blocking: bool = False) -> AsyncIterator[Redis]
         yield client
     finally:
         await client.aclose()
+
+
+async def whole(sending: Awaitable[T]) -> T:
+    """What is sent is never cut off half way: who is cancelled meanwhile waits for the answer first."""
+    task = asyncio.ensure_future(sending)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 @contextmanager

@@ -24,7 +24,7 @@ SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
 RATE_BACKLOG_S = 86_400
-"""How long rate slots outlive their window, as admit.lua has it: a backlog of a day still finds them."""
+"""How long rate slots outlive their window, as counters.lua has it: a backlog of a day still finds them."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
@@ -34,10 +34,15 @@ Raw = tuple[bytes, list[bytes]]
 
 
 class Script:
-    """One Lua file: EVALSHA, and EVAL where the server does not know it (yet, or any more)."""
+    """One Lua file: EVALSHA, and EVAL where the server does not know it (yet, or any more).
 
-    def __init__(self, name: str) -> None:
-        self.text = files("streamproc.log").joinpath(f"lua/{name}.lua").read_bytes()
+    `parts` are files that several scripts share; they are put before it, below its first line.
+    """
+
+    def __init__(self, name: str, *parts: str) -> None:
+        texts = [files("streamproc.log").joinpath(f"lua/{one}.lua").read_bytes() for one in (*parts, name)]
+        first, _, _ = texts[-1].partition(b"\n")
+        self.text = b"\n".join((first, *(text.partition(b"\n")[2] for text in texts)))
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -51,8 +56,8 @@ class Script:
 _append_once, _load, _admit, _commit = (
     Script("append_once"),
     Script("load"),
-    Script("admit"),
-    Script("commit"),
+    Script("admit", "counters"),
+    Script("commit", "beneficiaries"),
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
 _change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
@@ -242,13 +247,13 @@ async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budget
         number = numbers.get(both)
         if number is None:
             number = numbers[both] = len(numbers) + 1
-            terms += _terms(names, keys, ask.rate, ask.windows)
+            terms += terms_of(names, keys, ask.rate, ask.windows)
         rows += (keys.index(names.payout(ask.payout)), ask.payout, ask.amount, ask.received_at, number)
     reply = await _admit(client, keys.list, (keep_budgets_s, len(numbers), *terms, *rows))
     return [_admission(kept, ask.windows or ()) for ask, kept in zip(asks, reply, strict=True)]
 
 
-def _terms(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Window, ...] | None) -> list[Any]:
+def terms_of(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Window, ...] | None) -> list[Any]:
     """What is asked for, as it is the same for many payouts of one agent."""
     terms: list[Any] = [0, 0, 0, 0]
     if rate is not None:

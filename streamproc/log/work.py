@@ -103,6 +103,19 @@ class Desk:
         return known
 
 
+class Offer(Struct, frozen=True):
+    """What is recorded of a payout that is new and that nothing stands against, if there is a slot and room.
+
+    What the counters will answer (numbers, slots used, what was in the windows before) is 0 in it.
+    """
+
+    ask: Ask
+    record: PayoutRecord
+    out: Sequence[Event]
+
+
+Straight: TypeAlias = Callable[[Desk], Callable[[Work], Offer | None]]
+"""For each batch, what to ask for each work: an offer, or None where the chain has to look at it."""
 Item: TypeAlias = tuple[Work, Event]
 Handle: TypeAlias = Callable[[Sequence[Item], Desk], Awaitable[None]]
 
@@ -125,6 +138,8 @@ class Group(Struct, frozen=True):
 
     name: str
     stages: tuple[Stage, ...]
+    straight: Straight | None = None
+    """The short way for what the chain would let pass anyway; it comes to what the chain comes to."""
     outputs_are_facts: bool = False
     looks_again: bool = False
     read_max: int = 256

@@ -72,7 +72,7 @@ def runs(*rates: tuple[float, float]) -> Measured:
         for number, pair in enumerate(rates, 1)
         for side, rate in zip(SIDES, pair, strict=True)
     ]
-    return Measured(1000, False, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
+    return Measured(1000, False, 200, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
 
 
 def test_the_ratio_is_the_median_of_each_rounds_own_ratio() -> None:
@@ -97,3 +97,17 @@ def test_the_table_has_a_row_for_each_side() -> None:
 @pytest.mark.parametrize("wrong", [["--payouts", "999"], ["--rounds", "0"], ["--payouts", "1e4"]])
 def test_wrong_use_is_told_and_exits_with_2(wrong: list[str]) -> None:
     assert CliRunner().invoke(bench, ["floor", *wrong]).exit_code == 2
+
+
+def test_payouts_go_to_known_payees_in_turn_or_each_to_a_new_one() -> None:
+    def payees(number: int) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for i in range(1_000):
+            facts = job.observed(i, 0, number).facts
+            found.setdefault(facts.fund_account_id, set()).add(f"vendor{i % job.VENDORS}")
+        return found
+
+    known = payees(job.PAYEES)
+    assert len(known) == job.PAYEES
+    assert all(len(vendors) == 1 for vendors in known.values())
+    assert len(payees(0)) == 1_000

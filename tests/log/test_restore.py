@@ -30,7 +30,7 @@ def test_an_admission_is_read_back_as_it_was_kept(admission: Admission) -> None:
 
 
 def test_slots_outlive_their_window_as_long_as_the_script_says() -> None:
-    text = files("streamproc.log").joinpath("lua/admit.lua").read_text()
+    text = files("streamproc.log").joinpath("lua/counters.lua").read_text()
     assert f"local BACKLOG_S = {RATE_BACKLOG_S} " in text
 
 

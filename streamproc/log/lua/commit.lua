@@ -52,22 +52,6 @@ local function dead_letter(id, problem)
   call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
 end
 
--- Beneficiaries, as domain/beneficiaries.py has it: few names each, gone a while after they were last noted.
-local KEPT_S, NAMES_MAX = 34560000, 8
-local function note(key, name, at)
-  local known = call('HGET', key, name)
-  if tonumber(known or '0') < tonumber(at) then call('HSET', key, name, at) end
-  if not known and call('HLEN', key) > NAMES_MAX then
-    local all, oldest = call('HGETALL', key), 1
-    for k = 3, #all, 2 do
-      local mine, least = tonumber(all[k + 1]), tonumber(all[oldest + 1])
-      if mine < least or (mine == least and all[k] < all[oldest]) then oldest = k end
-    end
-    call('HDEL', key, all[oldest])
-  end
-  call('EXPIRE', key, KEPT_S)
-end
-
 -- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
 local inputs, versions = tonumber(ARGV[2]), {}
 local outdated = ARGV[3] ~= '' and (call('HGET', KEYS[7], 'rev') or '0') ~= ARGV[3]

@@ -1,0 +1,107 @@
+#!lua
+-- Rate slots and budgets, as admit.lua and grant.lua count them: this file is put before each of the two.
+-- KEYS[1], ... as the script has them: zset rates and hash budgets are named by index
+-- ARGV         of terms, that is, what payouts of one agent have in common:
+--   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
+--   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
+--     index of its hash, limit (paise) or -1, end (Unix s)
+-- Returns nothing by itself. What a batch takes is counted in memory, and written by `write_counters` alone, after
+-- everything was read and checked: Redis does not roll back.
+local call, tonumber, format = redis.call, tonumber, string.format
+-- Numbers are doubles, whole and below 2^53, so %d gives every digit; %.0f took three times as long.
+local function int(x) return format('%d', x) end
+
+local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
+local rates, budgets = {}, {}
+
+local function terms_at(i)
+  local t = {
+    rate = tonumber(ARGV[i]), count = tonumber(ARGV[i + 1]), window_us = tonumber(ARGV[i + 2]), hold = ARGV[i + 3] == '1',
+    windows = tonumber(ARGV[i + 4]), w = ARGV[i + 5], budgets = {}, limits = {}, ends = {},
+  }
+  for k = 1, t.windows do
+    local j = i + 3 + 3 * k
+    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), tonumber(ARGV[j + 2])
+  end
+  return t, i + 6 + 3 * #t.budgets
+end
+
+-- One agent's slots: those stored, and those added by this batch (times never fall).
+local function rate_of(index, window, at)
+  local r = rates[index]
+  if not r then
+    local newest = call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')
+    r = { newest = tonumber(newest[2] or '0'), now = 0, window = window, cut = 0, stored = 0, oldest = -1, added = {}, from = 1, z = {} }
+    rates[index] = r
+  end
+  -- A late one counts as of the newest slot, so that no window ever holds more than it may.
+  r.now = at > r.newest and at or r.newest
+  if r.now - window > r.cut then r.cut = r.now - window end
+  if r.oldest == -1 or r.oldest <= r.cut then
+    local cut = '(' .. int(r.cut)
+    r.stored = call('ZCOUNT', KEYS[index], cut, '+inf')
+    local oldest = call('ZRANGEBYSCORE', KEYS[index], cut, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    r.oldest = tonumber(oldest[2] or '9007199254740992')
+  end
+  while r.from <= #r.added and r.added[r.from] <= r.cut do r.from = r.from + 1 end
+  return r
+end
+
+local function budget_of(index)
+  local b = budgets[index]
+  if not b then
+    local f = call('HMGET', KEYS[index], 'r', 'c')
+    b = { r = tonumber(f[1] or '0'), c = tonumber(f[2] or '0'), committed = ' ' .. (f[2] or '0'), new = not f[1], add = 0 }
+    budgets[index] = b
+  end
+  return b
+end
+
+-- The index of the first window without room (from 0) or -1, and what was in each window before, as text.
+local function exceeded_by(t, amount)
+  local exceeded, before = -1, ''
+  for w = 1, t.windows do
+    local b, limit = budget_of(t.budgets[w]), t.limits[w]
+    local reserved = b.r + b.add
+    before = before .. ' ' .. int(reserved) .. b.committed
+    if exceeded < 0 and limit >= 0 and reserved + b.c + amount > limit then exceeded = w - 1 end
+  end
+  return exceeded, before
+end
+
+-- How many slots are used in the window that a payout received at `at` (µs) looks at, and the rate for `take_slot`.
+local function slots_used(t, at)
+  local r = rate_of(t.rate, t.window_us, at)
+  return r.stored + #r.added - r.from + 1, r
+end
+
+-- Take the slot that was looked at last; `text` is `at` as it came.
+local function take_slot(r, payout, at, text)
+  r.newest = r.now
+  r.added[#r.added + 1] = r.now
+  local k = #r.z
+  r.z[k + 1], r.z[k + 2] = r.now == at and text or int(r.now), payout
+end
+
+-- Charge an amount for which `exceeded_by` found room.
+local function charge(t, amount)
+  for w = 1, t.windows do
+    local b = budgets[t.budgets[w]]
+    b.add, b.ends = b.add + amount, t.ends[w]
+  end
+end
+
+-- `keep`: s that a budget is kept after its window ended, or after `now` (Unix s), if that is later.
+local function write_counters(keep, now)
+  for index, r in pairs(rates) do
+    call('ZREMRANGEBYSCORE', KEYS[index], '-inf', int(r.cut))
+    if #r.z > 0 then call('ZADD', KEYS[index], unpack(r.z)) end
+    call('EXPIRE', KEYS[index], int(r.window / 1000000 + BACKLOG_S))
+  end
+  for index, b in pairs(budgets) do
+    if b.add > 0 then
+      call('HINCRBY', KEYS[index], 'r', int(b.add))
+      if b.new then call('EXPIREAT', KEYS[index], int(math.max(b.ends, now) + keep)) end
+    end
+  end
+end

@@ -1,0 +1,253 @@
+"""`grant.lua` admits as the model does, fills in what only it knows, and does all of it or nothing."""
+
+import copy
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
+from streamproc.domain.events import BudgetReserved, Event, VelocityChecked
+from streamproc.domain.governance import uses
+from streamproc.domain.payouts import PayoutRecord, Reservation, decode_record
+from streamproc.domain.wire import decode_events
+from streamproc.errors import LogBroken
+from streamproc.log import grants, scripts
+from streamproc.log.connection import connected
+from streamproc.log.grants import GRANTED, LEFT, Grant
+from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+from streamproc.log.work import Offer
+from tests.words import ACCOUNT, NOW
+
+NAMES = Names(0)
+FAR = 4_000_000_000
+NASTY = 'https://a.example/%d%s?"number":0,"used":0,"limit":"reserved":0,"committed":0}'
+"""What somebody else wrote; it must come out as it went in."""
+DAY = (Window("agent:a", "d1", 500, FAR),)
+RATE = RateAsk("a", 2, 60_000_000, False)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=("g",))
+        yield client
+
+
+def told(ask: Ask, admission: Admission) -> tuple[PayoutRecord, list[Event]]:
+    """A record and events that tell of an admission."""
+    rate, budget = admission.rate, admission.budget
+    assert budget is not None
+    windows = uses(budget.windows, budget.before)
+    record = PayoutRecord(
+        payout=ask.payout,
+        account=ACCOUNT,
+        received_at=ask.received_at,
+        vendor_url=NASTY,
+        reservation=Reservation(state="reserved", amount=ask.amount, number=budget.number, windows=windows),
+    )
+    slot = VelocityChecked(
+        at=NOW,
+        payout=ask.payout,
+        number=rate.number if rate else 0,
+        used=rate.used if rate else 0,
+        limit=rate.count if rate else 0,
+        window_s=rate.window_us // 1_000_000 if rate else 0,
+        findings=[],
+    )
+    room = BudgetReserved(
+        at=NOW, payout=ask.payout, amount=ask.amount, number=budget.number, windows=windows, findings=[]
+    )
+    return record, [slot, room]
+
+
+def offer(ask: Ask) -> Offer:
+    """With 0 for what only the script knows."""
+    assert ask.windows is not None
+    rate = RateAnswer(0, 0, False, ask.rate.count, ask.rate.window_us) if ask.rate is not None else None
+    empty = ((0, 0),) * len(ask.windows)
+    record, out = told(ask, Admission(rate, BudgetAnswer(0, ask.amount, -1, ask.windows, empty)))
+    return Offer(ask, record, out)
+
+
+async def pending(client: Redis) -> bytes:
+    """A new entry that the group has read."""
+    entry: bytes = await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
+    await client.xreadgroup("g", "c", {NAMES.log: ">"})
+    return entry
+
+
+async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0") -> list[int]:
+    return await grants.grant(client, NAMES, "g", given, rev=rev, keep_budgets_s=60)
+
+
+def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
+    return Ask(payout, amount, NOW, rate, DAY)
+
+
+async def granted(client: Redis, ask: Ask, notes: Sequence[tuple[str, str, int]] = ()) -> Grant:
+    return Grant(await pending(client), offer(ask), b"{}", list(notes))
+
+
+async def everything(client: Redis) -> dict[bytes, bytes]:
+    """Every key's contents, except what time does to them."""
+    return {key: await client.dump(key) for key in await client.keys("*")}
+
+
+asks = st.builds(
+    Ask,
+    st.integers(0, 12).map("pout_{}".format),
+    st.sampled_from([1, 50, 100, 101, 10**15]),
+    st.integers(0, 200).map(lambda s: NOW + s * 1_000_000),
+    st.none()
+    | st.builds(RateAsk, st.sampled_from(["a", "b"]), st.integers(1, 3), st.just(60_000_000), st.booleans()),
+    st.lists(
+        st.builds(
+            Window,
+            st.sampled_from(["agent:a", "agent:b", "account:x"]),
+            st.sampled_from(["d1", "w1"]),
+            st.sampled_from([None, 0, 100, 150, 300, 10**15]),
+            st.just(FAR),
+        ),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda w: (w.scope, w.window),
+    ).map(tuple),
+)
+batches = st.lists(
+    st.tuples(st.booleans(), st.lists(asks, min_size=1, max_size=6, unique_by=lambda a: a.payout)), max_size=8
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=batches)
+async def test_what_is_granted_is_what_the_model_grants_and_is_recorded_as_such(
+    client: Redis, history: list[tuple[bool, list[Ask]]]
+) -> None:
+    await client.flushdb()
+    await open_log(client, partitions=1, groups=("g",))
+    model = Ledger()
+    for by_admit, batch in history:
+        if by_admit:  # as the chain does; whatever it answered is known from then on
+            answers = await scripts.admit(client, NAMES, batch, keep_budgets_s=60)
+            assert answers == [model.admit(ask) for ask in batch]
+            continue
+        fates = await send(client, [await granted(client, ask) for ask in batch])
+        for ask, fate in zip(batch, fates, strict=True):
+            trial = copy.deepcopy(model)
+            admission = trial.admit(ask)
+            plain = not (admission.rate and admission.rate.limited)
+            plain = plain and admission.budget is not None and admission.budget.granted
+            if ask.payout in model.admissions or not plain:
+                assert fate == LEFT
+                continue
+            assert fate == GRANTED
+            model = trial
+            version, record, kept = await client.hmget(NAMES.payout(ask.payout), "v", "s", "a")
+            assert (version, kept) == (b"1", scripts.kept_admission(admission))
+            (entry,) = [e for e in await log(client) if e and getattr(e[0], "payout", "") == ask.payout]
+            assert (decode_record(record), entry) == told(ask, admission)
+    for (scope, window), amounts in model.budgets.items():
+        row = await client.hmget(NAMES.budget(scope, window), "r", "c")
+        assert tuple(int(value or 0) for value in row) == amounts
+    assert int(await client.get(NAMES.number) or 0) == model.number
+    for agent, slots in model.counters.rates.items():
+        rows = await client.zrange(NAMES.rate(agent), 0, -1, withscores=True)
+        assert [score for _, score in rows][-len(slots) :] == list(slots)
+
+
+async def log(client: Redis) -> list[list[Event]]:
+    rows = await client.execute_command("XRANGE", NAMES.log, "-", "+")
+    return [decode_events(fields[1]) for _, fields in rows]
+
+
+async def test_sent_or_delivered_again_it_finds_the_payout_known_and_does_nothing(client: Redis) -> None:
+    one = await granted(client, ask_of("pout_1"))
+    assert await send(client, [one]) == [GRANTED]
+    again = await granted(client, ask_of("pout_1"))
+    before = await everything(client)
+    assert await send(client, [one]) == [LEFT]
+    assert await send(client, [again]) == [LEFT]
+    assert await everything(client) == before
+
+
+async def test_what_somebody_else_acknowledged_takes_no_slot_no_room_and_no_number(client: Redis) -> None:
+    late, other = await granted(client, ask_of("pout_1")), await granted(client, ask_of("pout_2"))
+    await client.xack(NAMES.log, "g", late.entry)
+    assert await send(client, [late, other]) == [LEFT, GRANTED]
+    assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"100"
+    assert await client.zrange(NAMES.rate("a"), 0, -1) == [b"pout_2"]
+    assert await client.get(NAMES.number) == b"1"
+    assert not await client.exists(NAMES.payout("pout_1"))
+
+
+async def test_under_another_policy_nothing_is_granted(client: Redis) -> None:
+    one = await granted(client, ask_of("pout_1"))
+    await client.hset(NAMES.policy, "rev", "7")
+    before = await everything(client)
+    assert await send(client, [one], rev=b"6") == [LEFT]
+    assert await everything(client) == before
+    assert await send(client, [one], rev=b"7") == [GRANTED]
+
+
+async def test_without_a_slot_no_room_is_taken_and_without_room_no_slot(client: Redis) -> None:
+    batch = [await granted(client, ask) for ask in (ask_of("pout_1", 501), ask_of("pout_2", 500, None))]
+    assert await send(client, batch) == [LEFT, GRANTED]
+    assert not await client.exists(NAMES.rate("a"))
+    full = RateAsk("a", 0, 60_000_000, False)
+    assert await send(client, [await granted(client, ask_of("pout_3", 0, full))]) == [LEFT]
+    assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"500"
+
+
+async def test_a_format_that_does_not_fit_leaves_its_payout_and_no_other(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [await granted(client, ask_of(f"pout_{i}")) for i in range(2)]
+    whole = grants.formats
+
+    def broken(of: Offer) -> tuple[bytes, bytes]:
+        record, e = whole(of)
+        return record, e + b"%d" * 9 if of.ask.payout == "pout_0" else e
+
+    monkeypatch.setattr(grants, "formats", broken)
+    assert await send(client, batch) == [LEFT, GRANTED]
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+
+
+async def test_a_key_of_a_wrong_type_fails_the_call_before_anything_is_written(client: Redis) -> None:
+    batch = [await granted(client, ask_of("pout_1")), await granted(client, ask_of("pout_2", rate=None))]
+    await client.set(NAMES.rate("a"), "x")
+    before = await everything(client)
+    with pytest.raises(LogBroken, match="not what it must be"):
+        await send(client, list(reversed(batch)))
+    assert await everything(client) == before
+
+
+async def test_without_a_log_nothing_is_granted(client: Redis) -> None:
+    one = await granted(client, ask_of("pout_1"))
+    await client.delete(NAMES.log)
+    with pytest.raises(LogBroken, match="is gone"):
+        await send(client, [one])
+    assert not await client.exists(NAMES.number)
+
+
+async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(client: Redis) -> None:
+    key = NAMES.paid_for(ACCOUNT, "fa_1")
+    for payout, name in (("pout_1", "one.example"), ("pout_1", "two.example")):
+        await send(client, [await granted(client, ask_of(payout), notes=[(key, name, NOW)])])
+    assert await client.hgetall(key) == {b"one.example": str(NOW).encode()}
+
+
+def test_an_offer_whose_blanks_are_not_where_they_must_be_is_no_offer() -> None:
+    good = offer(ask_of("pout_1"))
+    for bad in (
+        Offer(good.ask, good.record, good.out[:1]),
+        Offer(good.ask, good.record, good.out[1:]),
+        Offer(ask_of("pout_1", rate=None), good.record, good.out[:1]),
+        Offer(Ask("pout_1", 1, NOW, RATE, (*DAY, *DAY)), good.record, good.out),
+    ):
+        with pytest.raises(ValueError, match="an offer"):
+            grants.formats(bad)

@@ -1,0 +1,198 @@
+"""The straight way and the chain record the same of every payout, byte for byte but for the clock."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+import consumers
+from consumers import straight
+from consumers.vet import Reputations
+from streamproc.domain.events import PayoutObserved, PayoutRequested
+from streamproc.domain.governance import RULES
+from streamproc.domain.payouts import decode_record, encode_record, fold
+from streamproc.domain.wire import decode_events, decode_meta, encode_events
+from streamproc.log import grants
+from streamproc.log.connection import connected
+from streamproc.log.work import Group
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, delivery, observed, requested
+
+POLICIES = f"""
+defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example]}}
+policies:
+  bot: {{daily_limit: 1000, weekly_limit: 1500, require_approval_above: 400}}
+  free: {{rate_limit: {{count: 0}}, count_fees: true, vendor_daily_limit: 700}}
+  wary: {{new_beneficiary: hold, changed_beneficiary: hold, on_rate_limit: hold, team: ops}}
+  night: {{hours: "00:00-00:01", currencies: [USD], require_verified_identity: true}}
+  ice: {{frozen: true}}
+accounts:
+  {ACCOUNT}: {{daily_limit: 2500}}
+teams:
+  ops: {{daily_limit: 900}}
+reviewers: [asha]
+"""
+URLS = [
+    None,
+    "https://shop.example/100%25?%d",
+    "https://other.example/",
+    "https://bad.example/",
+    "https://malware.example/",
+    "https://unknown.example/",
+    "not a url",
+]
+payouts = st.builds(
+    observed,
+    st.integers(0, 9).map("pout_{}".format),
+    st.sampled_from([100, 300, 400, 401, 700, 1000]),
+    agent=st.sampled_from(["bot", "bot", "free", "free", "wary", "night", "ice", "stranger", None]),
+    url=st.sampled_from(URLS),
+    status=st.sampled_from(
+        ["pending", "pending", "pending", "queued", "scheduled", "processing", "processed"]
+    ),
+    currency=st.sampled_from(["INR", "INR", "INR", "USD"]),
+    fund_account=st.sampled_from(["fa_1", "fa_2", "fa_3", ""]),
+)
+intents = st.builds(
+    requested,
+    st.sampled_from([100, 300, 401]),
+    key=st.sampled_from(["k1", "k2", "k3"]),
+    agent=st.sampled_from(["bot", "free", "wary"]),
+    url=st.sampled_from(["", "https://shop.example/%", "https://bad.example/"]),
+)
+histories = st.lists(payouts | intents, min_size=1, max_size=10)
+
+
+def governance() -> Group:
+    """With nothing in its memory: a vendor who has to be asked for takes two numbers, one who is known takes one."""
+    return consumers.governance(
+        Reputations(Vendors({"malware": "threat", "unknown": "unavailable"})), zone=ZONE
+    )
+
+
+def blank(e: bytes) -> bytes:
+    """Without what the clock says: µs since 1970 have 16 digits, and no amount here has."""
+    return re.sub(rb"\b1[78]\d{14}\b", b"0", e)
+
+
+async def recorded(
+    redis_url: str, history: list[PayoutObserved | PayoutRequested], group: Group
+) -> tuple[list[Any], dict[str, Any]]:
+    """The log, and what else is in Redis, by which every later payout is decided."""
+    async with connected(redis_url) as client:
+        await client.flushdb()
+    async with Engine(redis_url, groups=[group]) as engine:
+        await engine.apply(POLICIES)
+        for event in history:
+            if isinstance(event, PayoutObserved):
+                await engine.producer.append(delivery(event))
+            else:
+                await engine.append(event.account, event)
+            await engine.settled()
+        rows = await engine.client.execute_command("XRANGE", engine.names.log, "-", "+")
+        state = await kept(engine)
+    entries = [decode_events(fields[1]) for _, fields in rows]
+    assert [encode_events(events) for events in entries] == [fields[1] for _, fields in rows]
+    places = {row[0].decode(): place for place, row in enumerate(rows)}
+    metas = [decode_meta(fields[3]) for _, fields in rows]
+    causes = [(meta.by, places.get(meta.cause)) for meta in metas]
+    return [*zip(causes, [blank(fields[1]) for _, fields in rows], strict=True)], state
+
+
+async def kept(engine: Engine) -> dict[str, Any]:
+    """Admissions, counters, records and who is known."""
+    client, names, state = engine.client, engine.names, {}
+    for key in map(bytes.decode, await client.keys(f"{names.base}:*")):
+        kind = key.removeprefix(names.base + ":").partition(":")[0]
+        if kind == "payout":
+            row: Mapping[bytes, bytes] = await client.hgetall(key)
+            record = decode_record(row[b"s"])
+            assert encode_record(record) == row[b"s"]
+            assert fold(await engine.story(record.payout)) == record
+            state[key] = {field: value for field, value in row.items() if field != b"s"}
+        elif kind == "budget":
+            state[key] = await client.hgetall(key)
+        elif kind == "rate":
+            state[key] = await client.zrange(key, 0, -1, withscores=True)
+        elif kind == "paid":
+            state[key] = sorted(await client.hkeys(key))
+        elif kind == "number":
+            state[key] = await client.get(key)
+    return state
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(history=histories)
+async def test_straight_or_through_the_chain_the_same_is_recorded(
+    redis_url: str, history: list[PayoutObserved | PayoutRequested]
+) -> None:
+    entries, state = await recorded(redis_url, history, governance())
+    by_chain, state_by_chain = await recorded(redis_url, history, replace(governance(), straight=None))
+    for ours, theirs in zip(entries, by_chain, strict=True):
+        assert ours == theirs
+    assert state == state_by_chain
+
+
+async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates: dict[str, int] = {}
+    real = grants.grant
+
+    async def watched(*args: Any, **named: Any) -> list[int]:
+        answer = await real(*args, **named)
+        fates.update({one.offer.ask.payout: fate for one, fate in zip(args[3], answer, strict=True)})
+        return answer
+
+    monkeypatch.setattr(grants, "grant", watched)
+    intent = requested(100, agent="free")
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 400, url=URLS[1]))  # nobody knows of the vendor yet
+        await engine.deliver(observed("pout_2", 100, url=URLS[1]))
+        await engine.append(ACCOUNT, intent)
+        await engine.settled()
+        await engine.deliver(observed("pout_3", 401))
+        await engine.deliver(observed("pout_4", 300), observed("pout_2", 100))
+        decisions = {payout: record.decision for payout, record in (await engine.records()).items()}
+        await kept(engine)  # which holds each record against the fold of its events
+    assert fates == {"pout_2": grants.GRANTED, intent.payout: grants.GRANTED, "pout_4": grants.LEFT}
+    assert decisions == {
+        "pout_1": "APPROVED",
+        "pout_2": "APPROVED",
+        intent.payout: "APPROVED",
+        "pout_3": "HELD",
+        "pout_4": "REJECTED",
+    }
+
+
+def test_a_chain_with_another_stage_or_other_rules_has_no_straight_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = governance()
+    assert straight.stands_for(group.stages)
+    assert not straight.stands_for(group.stages[1:])
+    assert not straight.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
+    monkeypatch.setitem(RULES, "anomaly", ())
+    assert not straight.stands_for(group.stages)
+
+
+async def test_what_the_script_fails_at_is_left_to_the_chain(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grants._grant, "text", b"#!lua\nerror('broken')")
+    monkeypatch.setattr(grants._grant, "sha", "0" * 40)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 100), observed("pout_2", 100))
+        decisions = {payout: record.decision for payout, record in (await engine.records()).items()}
+    assert decisions == {"pout_1": "APPROVED", "pout_2": "APPROVED"}
