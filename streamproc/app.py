@@ -47,6 +47,7 @@ from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers, say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.measured import measured, with_metrics
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
@@ -114,7 +115,9 @@ async def run_worker(
     if not await opened(settings, stopping):
         return
     async with AsyncExitStack() as stack:
+        meters = await stack.enter_async_context(measured(settings, "worker"))
         breakers: dict[str, Breaker] = {}
+        meters.watch_breakers(lambda: {system: breaker.state for system, breaker in breakers.items()})
         groups = [await _group(name, settings, stack, breakers) for name in names]
         look_less_often()
         async with asyncio.TaskGroup() as tasks:
@@ -204,6 +207,7 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """The HTTP side: webhooks, intents of agents, and health."""
     async with AsyncExitStack() as stack:
+        meters = await stack.enter_async_context(measured(settings, "serve"))
         if not await opened(settings, stopping):
             return
         producer = await stack.enter_async_context(
@@ -223,7 +227,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             payouts=Payouts(intents, gateway, body_bytes_max=settings.body_limit),
         )
         config = uvicorn.Config(
-            app,
+            with_metrics(app, settings, meters, gateway, pool),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -321,7 +325,9 @@ async def _breaker_check(settings: Settings) -> Check:
 
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """Read the bank's list every POLL_INTERVAL and append what is new."""
-    if await opened(settings, stopping):
+    async with measured(settings, "poller"):
+        if not await opened(settings, stopping):
+            return
         look_less_often()
         await poll_until(settings, _me(), stopping)
 
@@ -332,11 +338,13 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
         return
     look_less_often()
     async with AsyncExitStack() as stack:
+        meters = await stack.enter_async_context(measured(settings, "projector"))
         await run_projector(
             settings.postgres_dsn.reveal(),
             settings.partitions,
             lambda partition: LogView(settings.redis_url, partition),
             stopping,
+            meters.archived,
             terms=_checkpoint_terms(settings, stack),
             janitor=_janitor(settings),
         )

@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from streamproc.errors import ConfigError
+from streamproc.secret import Secret as Secret
 
 PREFIX = "STREAMPROC_"
 PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
@@ -29,37 +30,13 @@ CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as m
 SIGNING_KEY_BYTES = 32
 CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
+METRICS_AGENTS_MAX = 100  # budget windows; a series each, twice
 RUN_FILE = "run.json"
 
 ExecuteAfter = Literal["archived", "replicated", "synced"]
 Role = Literal["serve", "worker", "poller", "projector", "migrate"]
 
 _log = logging.getLogger(__name__)
-
-
-class Secret:
-    """A value that no repr, log line or traceback shows; `reveal` gives it to the call that needs it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str = "") -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The value itself. Call it where it is sent, not earlier, so that nothing else holds it."""
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "Secret(set)" if self._value else "Secret(empty)"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +89,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sandbox_port: int = 8090
     body_limit: int = 262_144
     token: Secret = Secret()
+    metrics_token: Secret = Secret()
+    metrics_port: int = 0
+    metrics_agents: int = 0
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -274,6 +254,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),
     Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
     Variable("TOKEN", "token", Secret, secret=True),
+    Variable("METRICS_TOKEN", "metrics_token", Secret, secret=True),
+    Variable("METRICS_PORT", "metrics_port", _whole(0, 65_535)),
+    Variable("METRICS_AGENTS", "metrics_agents", _whole(0, METRICS_AGENTS_MAX)),
 )
 
 

@@ -115,6 +115,7 @@ async def _run(
         if sandbox:
             made |= _sandbox_overlay(settings)
         child_env = {**env, **made, "PYTHONUNBUFFERED": "1"}
+        child_env[f"{PREFIX}METRICS_PORT"] = ""  # `serve` shows them all; one port cannot be everybody's
         running = load(child_env)
         polls = bool(running.razorpay_account_id)
         for role in ("serve", "worker", *(("poller",) if polls else ()), "projector", "migrate"):

@@ -20,6 +20,7 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
+from streamproc.log.watched import Watched
 from streamproc.log.work import Desk, Group, Work, distinct_payouts, run_chain
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Handler:
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
         """Apart, since a commit names the revision that `_policies` decided under."""
+        self._watched = Watched(group.name, partition)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(b'"type":"(?:' + tags + b')"').search
@@ -126,7 +128,7 @@ class Handler:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         cache = Cache(client, self.names)
-        return Desk(
+        desk = Desk(
             now_us=now_us,
             partition=self.partition,
             book=book,
@@ -134,6 +136,8 @@ class Handler:
             cache=cache,
             book_now=lambda: self._policies_now.now(client),
         )
+        self._watched.loaded(desk)
+        return desk
 
     def _keys_of(self, pair: Pair) -> tuple[str, str]:
         account = pair.account
@@ -191,6 +195,7 @@ class Handler:
         handovers = [self._handover(work) for work in works]
         rev = b"" if self.group.outputs_are_facts else self._policies.rev
         statuses = await self._send(client, handovers, rev)
+        self._watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
             work.stale_times += 1
@@ -276,6 +281,7 @@ class Handler:
         )
 
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
+        self._watched.put_off([work for work, _, _ in works])
         deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
         times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF)
         spent = []
@@ -289,6 +295,7 @@ class Handler:
 
     async def _set_aside(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
         """Dead letters, with a reason, in the log too."""
+        self._watched.set_aside([work for work, _ in works])
         now_us, *_ = await scripts.load(client, self.names, [])
         handovers = []
         for work, why in works:

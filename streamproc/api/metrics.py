@@ -1,0 +1,137 @@
+"""`GET /metrics`, in front of the application: OpenMetrics with exemplars, or Prometheus's older text.
+
+    200 the page     401 no good token     404 any other method than GET or HEAD     503 it took too long
+
+It needs STREAMPROC_METRICS_TOKEN, which is compared here and so works while Redis is away, or a token of the API that
+may read everything. There is no way in without one: behind a proxy on the same machine every caller is loopback.
+The same middleware times every request, by the route's template and never by its path.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import TypeAlias
+
+from prometheus_client.exposition import choose_encoder
+
+from streamproc.domain.tokens import SECRET, Token, digest_of
+from streamproc.errors import StreamprocError
+from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_body, send_problem
+from streamproc.telemetry.exposure import Page, Shown
+from streamproc.telemetry.metrics import Meters
+
+PAGE_S_MAX = 8.0
+"""Less than Prometheus waits by default (10 s), so that it hears a 503 and not nothing."""
+TOKEN_S_MAX = 2.0
+PATH = "/metrics"
+PLAIN: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Others are counted as one: a label must not hold what a caller makes up."""
+
+Asgi: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+KnownToken: TypeAlias = Callable[[str], Awaitable[Token | None]]
+"""The API's token with this hash; may raise while Redis is away."""
+
+log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Answers /metrics and passes everything else on to `app`, timed."""
+
+    def __init__(
+        self,
+        app: Asgi,
+        meters: Meters,
+        page: Callable[[], Awaitable[Page]],
+        *,
+        secret: str,
+        token: KnownToken,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._app, self._meters, self._page = app, meters, page
+        self._secret, self._token, self._now_us = secret.encode(), token, now_us
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"] == PATH:
+            await self._answer(scope, send)
+        else:
+            await self._timed(scope, receive, send)
+
+    async def _timed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun, status = perf_counter(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            # 0: the sender went away before there was an answer.
+            self._meters.http_seconds.labels(method, _route_of(scope), str(status)).observe(
+                perf_counter() - begun
+            )
+
+    # ---- /metrics ----
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            await send_problem(send, 404, "there is nothing at this path for this method", PLAIN)
+        elif not await self._allowed(scope):
+            detail = (
+                "STREAMPROC_METRICS_TOKEN, or a token that may read everything, is needed as a bearer token"
+            )
+            await send_problem(send, 401, detail, (*PLAIN, (b"www-authenticate", b"Bearer")))
+        else:
+            await self._show(scope, send)
+
+    async def _allowed(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, secret = (given[0] if len(given) == 1 else b"").partition(b" ")
+        secret = secret.strip()
+        if scheme.lower() != b"bearer" or not secret:
+            return False
+        if self._secret and hmac.compare_digest(secret, self._secret):
+            return True
+        text = secret.decode("latin-1")
+        if not SECRET.fullmatch(text):
+            return False
+        try:
+            async with asyncio.timeout(TOKEN_S_MAX):
+                token = await self._token(digest_of(text))
+        except (StreamprocError, TimeoutError) as problem:
+            log.warning(
+                "the token of a request for %s cannot be looked up: %s", PATH, str(problem) or "no answer"
+            )
+            return False
+        return token is not None and token.opens(self._now_us()) and token.may("read all")
+
+    async def _show(self, scope: Scope, send: Send) -> None:
+        accepts = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+        encode, kind = choose_encoder(accepts)
+        try:
+            # One at a time: scrapers that come all at once must not ask the stores all at once.
+            async with asyncio.timeout(PAGE_S_MAX), self._turn:
+                body = encode(Shown(await self._page()))
+        except TimeoutError:
+            detail = f"the page was not there within {PAGE_S_MAX:g} s"
+            await send_problem(send, 503, detail, (*PLAIN, (b"retry-after", b"5")))
+            return
+        await send_body(send, 200, body, kind.encode(), PLAIN)
+
+
+def _route_of(scope: Scope) -> str:
+    """The template of the route that took the request: its path with what the caller chose left out."""
+    if "endpoint" not in scope:
+        return "other"
+    names = {str(value): name for name, value in scope.get("path_params", {}).items()}
+    return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))

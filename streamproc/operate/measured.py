@@ -1,0 +1,120 @@
+"""A role that can be watched: it counts, shows what it counted, and says how late its loop runs."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+import consumers
+from streamproc.api.metrics import Asgi, Metrics
+from streamproc.ingress.problems import Receive, Scope, Send, send_problem
+from streamproc.log.stream import Clock
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.gauges import site_page
+from streamproc.operate.replay import OnProgress, Progress, Result
+from streamproc.settings import Settings
+from streamproc.telemetry import watch
+from streamproc.telemetry.exposure import DIRECTORY, Page, exposed, gather, named, snapshot
+from streamproc.telemetry.looplag import watch_loop
+from streamproc.telemetry.metrics import Meters
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
+    """Count in this process while the context lasts, and let it be seen. Nothing here can end the role."""
+    meters = Meters(CollectorRegistry())
+    stopping = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        name = await stack.enter_async_context(exposed(settings.data_dir, role, meters.registry))
+        if settings.metrics_port and role != "serve":
+            await stack.enter_async_context(_served_alone(settings, name, meters))
+        looking = asyncio.create_task(watch_loop(meters, stopping), name="loop lag")
+        watch.turn_on(meters)
+        try:
+            yield meters
+        finally:
+            watch.turn_off()
+            stopping.set()
+            await looking
+
+
+async def replay_seen(
+    data_dir: Path, job: Callable[[OnProgress], Awaitable[Result]], on_progress: OnProgress
+) -> Result:
+    """Run a replay so that /metrics of the machine shows how far it is, where roles are watched here at all."""
+    if not (data_dir / DIRECTORY).is_dir():
+        return await job(on_progress)
+    meters = Meters(CollectorRegistry())
+
+    def hear(progress: Progress) -> None:
+        meters.replay_done.labels("replay").set(progress.done)
+        meters.replay_wanted.labels("replay").set(progress.total)
+        on_progress(progress)
+
+    async with exposed(data_dir, "replay", meters.registry):
+        return await job(hear)
+
+
+def with_metrics(app: Asgi, settings: Settings, meters: Meters, gateway: SiteGateway, pool: object) -> Asgi:
+    """The API with /metrics in front: all processes of this machine, and what the stores say."""
+
+    async def page() -> Page:
+        processes, site = await asyncio.gather(
+            gather(settings.data_dir), site_page(settings, pool, consumers.GROUPS)
+        )
+        return [*site, *processes]
+
+    return Metrics(
+        app, meters, page,
+        secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us,
+    )  # fmt: skip
+
+
+async def _nothing_else(scope: Scope, _receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await send_problem(send, 404, "there is nothing at this path")
+
+
+@asynccontextmanager
+async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncIterator[None]:
+    """/metrics of this process alone, on a port of its own: for a role that has no `serve` beside it."""
+
+    async def page() -> Page:
+        return named(snapshot(meters.registry), name)
+
+    gateway = SiteGateway(settings.redis_url, settings.partitions, None)
+    app = Metrics(
+        _nothing_else, meters, page,
+        secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us,
+    )  # fmt: skip
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.metrics_port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(_serve(server, settings), name="metrics")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        with suppress(asyncio.CancelledError):
+            await serving
+
+
+async def _serve(server: uvicorn.Server, settings: Settings) -> None:
+    try:
+        await server._serve()
+    except (OSError, SystemExit):  # uvicorn leaves the process where the port is taken
+        log.error("port %d is taken: this process's /metrics cannot be seen there", settings.metrics_port)

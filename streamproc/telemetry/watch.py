@@ -1,0 +1,111 @@
+"""Where the running code says what happened. Nobody listens until a role turns it on: then one `if` is all it costs.
+
+Places that many packages share call these functions and know nothing of Prometheus or OpenTelemetry. Nothing here
+raises for what it is told, and nothing here waits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import time_ns
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamproc.errors import TryAgain
+
+if TYPE_CHECKING:
+    from streamproc.telemetry.metrics import Meters
+
+CALLS_MAX = 64
+"""Calls kept of one payout's handling, or of one batch; later ones are only counted."""
+
+
+class Call(NamedTuple):
+    """Something that was waited for. Times are ns since 1970 by this host's clock."""
+
+    what: str
+    """`barrier`, or the system that was called."""
+    detail: str
+    """The method and the path, which holds no secret."""
+    outcome: str
+    begun_ns: int
+    ended_ns: int
+
+
+class _State:
+    meters: "Meters | None" = None
+
+
+_calls: ContextVar[list[Call] | None] = ContextVar("streamproc_calls", default=None)
+
+
+def turn_on(meters: "Meters") -> None:
+    """From now on this process counts."""
+    _State.meters = meters
+
+
+def turn_off() -> None:
+    """Nobody listens any more."""
+    _State.meters = None
+
+
+def meters() -> "Meters | None":
+    """What counts in this process; None where nobody listens."""
+    return _State.meters
+
+
+@contextmanager
+def keeping(calls: list[Call]) -> Iterator[None]:
+    """What is called within is also put into `calls`: those of one payout, or of a batch."""
+    token = _calls.set(calls)
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+class Called:
+    """Around one call to an outside system. `outcome` may be set within; an exception sets it by its kind."""
+
+    __slots__ = ("_begun_ns", "_detail", "_what", "outcome")
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        self._what, self._detail = what, detail
+        self.outcome = "ok"
+
+    def __enter__(self) -> "Called":
+        self._begun_ns = time_ns()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.outcome = outcome_of(kind)
+        _told(self._what, self._detail, self.outcome, self._begun_ns)
+
+
+def outcome_of(kind: type[BaseException]) -> str:
+    """`put_off` for what is tried again, `unknown` where the answer was lost, else `failed`; a stop is `cancelled`."""
+    if issubclass(kind, TryAgain):
+        return "put_off" if kind is TryAgain else "unknown"
+    return "failed" if issubclass(kind, Exception) else "cancelled"
+
+
+def _told(what: str, detail: str, outcome: str, begun_ns: int) -> None:
+    if _State.meters is None:
+        return
+    ended_ns = time_ns()
+    _State.meters.waited(what, outcome, (ended_ns - begun_ns) / 1e9)
+    calls = _calls.get()
+    if calls is not None and len(calls) < CALLS_MAX:
+        calls.append(Call(what, detail, outcome, begun_ns, ended_ns))
+
+
+def appended(producer: str, new: int, known: int, begun_ns: int) -> None:
+    """A producer's deliveries were appended, or were known already."""
+    if _State.meters is not None:
+        _State.meters.appended(producer, new, known, (time_ns() - begun_ns) / 1e9)
+
+
+def taken_up(group: str, how: str, entries: int) -> None:
+    """A consumer took up entries that were in somebody's hands: `claim`, `retry` or `own`."""
+    if _State.meters is not None:
+        _State.meters.taken_up.labels(group, how).inc(entries)
