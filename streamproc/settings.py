@@ -280,6 +280,21 @@ def load(env: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
+def secrets_of(settings: Settings) -> list[str]:
+    """Every value that must not be shown, for whoever masks them; the Redis URL's password too."""
+    found = [
+        urlsplit(settings.redis_url).password or "",
+        urlsplit(settings.postgres_dsn.reveal()).password or "",
+    ]
+    for value in (getattr(settings, name) for name in settings.__struct_fields__):
+        found += [
+            one.reveal()
+            for one in (value if isinstance(value, tuple) else (value,))
+            if isinstance(one, Secret)
+        ]
+    return [secret for secret in found if secret]
+
+
 def _raw(variable: Variable, env: Mapping[str, str]) -> str:
     raw = env.get(PREFIX + variable.name, "").strip()
     file = env.get(f"{PREFIX}{variable.name}_FILE", "").strip() if variable.secret else ""

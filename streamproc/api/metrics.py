@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from prometheus_client.exposition import choose_encoder
 
+from streamproc.api.routes_seen import METHODS, route_of
 from streamproc.domain.tokens import SECRET, Token, digest_of
 from streamproc.errors import StreamprocError
 from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_body, send_problem
@@ -27,8 +28,6 @@ PAGE_S_MAX = 8.0
 TOKEN_S_MAX = 2.0
 PATH = "/metrics"
 PLAIN: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Others are counted as one: a label must not hold what a caller makes up."""
 
 Asgi: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 KnownToken: TypeAlias = Callable[[str], Awaitable[Token | None]]
@@ -77,7 +76,7 @@ class Metrics:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             # 0: the sender went away before there was an answer.
-            self._meters.http_seconds.labels(method, _route_of(scope), str(status)).observe(
+            self._meters.http_seconds.labels(method, route_of(scope), str(status)).observe(
                 perf_counter() - begun
             )
 
@@ -127,11 +126,3 @@ class Metrics:
             await send_problem(send, 503, detail, (*PLAIN, (b"retry-after", b"5")))
             return
         await send_body(send, 200, body, kind.encode(), PLAIN)
-
-
-def _route_of(scope: Scope) -> str:
-    """The template of the route that took the request: its path with what the caller chose left out."""
-    if "endpoint" not in scope:
-        return "other"
-    names = {str(value): name for name, value in scope.get("path_params", {}).items()}
-    return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))

@@ -54,7 +54,7 @@ class Handler:
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
         """Apart, since a commit names the revision that `_policies` decided under."""
-        self._watched = Watched(group.name, partition)
+        self._watched = Watched(group, partition)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(b'"type":"(?:' + tags + b')"').search
@@ -96,7 +96,7 @@ class Handler:
         payout = ""
         for event in events:
             payout = payout or payout_of(event)
-        return Work(entry[0], events, payout, taken)
+        return Work(entry[0], events, payout, taken, m=entry[1][3])
 
     async def _round(self, client: Redis, works: list[Work]) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
@@ -254,6 +254,7 @@ class Handler:
                         self.partition,
                         work.entry.decode(),
                         exc_info=problem,
+                        extra={"payout": work.payout},
                     )
                     off.append((work, 0.0, True))
         if off:
@@ -300,7 +301,12 @@ class Handler:
         handovers = []
         for work, why in works:
             log.error(
-                "%s/%d: entry %s set aside: %s", self.group.name, self.partition, work.entry.decode(), why
+                "%s/%d: entry %s set aside: %s",
+                self.group.name,
+                self.partition,
+                work.entry.decode(),
+                why,
+                extra={"payout": work.payout},
             )
             event = EntrySetAside(
                 at=now_us,

@@ -208,7 +208,7 @@ class Producer:
         queue = self._waiting[partition]
         if len(queue) >= APPENDS_WAITING_MAX:
             raise LogUnavailable(f"{len(queue)} appends wait already, the limit is {APPENDS_WAITING_MAX}")
-        delivery = scripts.Delivery(what.keys, encode_events(what.events), self._meta)
+        delivery = scripts.Delivery(what.keys, encode_events(what.events), watch.with_caller(self._meta))
         waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         queue.append(waiting)
         self._wake[partition].set()

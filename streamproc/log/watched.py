@@ -7,13 +7,19 @@ counted there. A worker that dies between the two leaves its last batch uncounte
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from time import time_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamproc.domain import events as e
+from streamproc.domain.traces import is_notable, trace_id, trace_of
 from streamproc.log.scripts import Committed
-from streamproc.log.work import Desk, Work
-from streamproc.telemetry import watch
-from streamproc.telemetry.metrics import Meters
+from streamproc.log.traced import Times, Traced
+from streamproc.log.work import Desk, Group, Work
+from streamproc.telemetry import lines, watch
+from streamproc.telemetry.spans import Tracer
+from streamproc.telemetry.watch import Call
+
+if TYPE_CHECKING:
+    from streamproc.telemetry.metrics import Meters
 
 US = 1_000_000
 
@@ -21,14 +27,17 @@ US = 1_000_000
 class Watched:
     """The batches of one group on one partition, one at a time."""
 
-    def __init__(self, group: str, partition: int) -> None:
-        self._group, self._partition = group, partition
+    def __init__(self, group: Group, partition: int) -> None:
+        self._group, self._partition = group.name, partition
+        self._traced = Traced(group, partition)
         self._desk: Desk | None = None
         self._loaded_ns = 0
+        self._calls: list[Call] = []
 
     def loaded(self, desk: Desk) -> None:
         """A batch begins: Redis's clock is known."""
-        self._desk, self._loaded_ns = desk, time_ns()
+        self._desk, self._loaded_ns, self._calls = desk, time_ns(), []
+        watch.keep(self._calls)
 
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
@@ -44,16 +53,44 @@ class Watched:
         meters.commit_seconds.labels(self._group).observe((now_ns - begun_ns) / 1e9)
         for status, n in Counter(statuses).items():
             meters.entries.labels(self._group, status.name.lower()).inc(n)
-        _count(meters, [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE], now_us)
+        done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
+        _count(meters, done, now_us)
+        if lines.are_said():
+            lines.say([line for work in done for line in self._lines(work)])
+        if (tracer := watch.tracer()) is not None:
+            _exemplify(meters, tracer, done, now_us)
+            self._traced.committed(
+                tracer, done, Times(self._loaded_ns, begun_ns, now_ns), desk.passed, self._calls
+            )
         # A batch whose payouts moved on is committed again: its stages were timed.
         desk.passed.clear()
 
+    def _lines(self, work: Work) -> list[lines.DecisionLine]:
+        return [
+            lines.DecisionLine(
+                self._partition,
+                work.entry.decode(),
+                work.payout,
+                event.decision,
+                event.reason,
+                event.agent,
+                event.amount,
+                event.by,
+            )
+            for event in work.out
+            if type(event) is e.PayoutDecided
+        ]
+
     def put_off(self, works: Sequence[Work]) -> None:
         """Entries that wait for another attempt."""
+        if (tracer := watch.tracer()) is not None:
+            self._traced.put_off(tracer, works, self._loaded_ns)
         self._fell_out("put_off", works)
 
     def set_aside(self, works: Sequence[Work]) -> None:
         """Entries that are dead letters now."""
+        if (tracer := watch.tracer()) is not None:
+            self._traced.set_aside(tracer, works, self._loaded_ns)
         self._fell_out("set_aside", works)
 
     def _fell_out(self, outcome: str, works: Sequence[Work]) -> None:
@@ -62,7 +99,7 @@ class Watched:
             meters.entries.labels(self._group, outcome).inc(len(works))
 
 
-def _count(meters: Meters, works: Sequence[Work], now_us: int) -> None:
+def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
     """What was recorded, with how long it took."""
     decided: Counter[tuple[str, str]] = Counter()
     paise: Counter[str] = Counter()
@@ -81,7 +118,7 @@ def _count(meters: Meters, works: Sequence[Work], now_us: int) -> None:
         meters.decided_paise.labels(decision).inc(amount)
 
 
-def _time_of_decision(meters: Meters, work: Work, event: e.PayoutDecided, now_us: int) -> None:
+def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_us: int) -> None:
     before, record = work.loaded, work.record
     if before is None or before.decision is None:
         if record is not None:
@@ -91,19 +128,34 @@ def _time_of_decision(meters: Meters, work: Work, event: e.PayoutDecided, now_us
         held.observe(_s(now_us - before.decided_at))
 
 
-def _answered(meters: Meters, work: Work, event: e.BankCommandAnswered, now_us: int) -> None:
+def _exemplify(meters: "Meters", tracer: Tracer, works: Sequence[Work], now_us: int) -> None:
+    """Name the trace of the slowest first decision of a batch, where it has one."""
+    decided = [
+        (now_us - work.record.received_at, work.record)
+        for work in works
+        if work.record is not None
+        and work.record.decision
+        and (work.loaded is None or not work.loaded.decision)
+    ]
+    took_us, record = max(decided, key=lambda found: found[0], default=(0, None))
+    if record is not None and (is_notable(record) or tracer.samples(trace_of(record.payout).trace)):
+        series = meters.decision_seconds.labels(str(record.decision))
+        series.exemplify(_s(took_us), trace_id(record.payout))
+
+
+def _answered(meters: "Meters", work: Work, event: e.BankCommandAnswered, now_us: int) -> None:
     if work.record is not None and work.record.decided_at:
         told = meters.bank_told_seconds.labels(event.command, event.outcome)
         told.observe(_s(now_us - work.record.decided_at))
 
 
-def _settled(meters: Meters, work: Work, event: e.PayoutSettled, now_us: int) -> None:
+def _settled(meters: "Meters", work: Work, event: e.PayoutSettled, now_us: int) -> None:
     appended_us = int(work.entry.partition(b"-")[0]) * 1000
     meters.settled_seconds.labels(event.settlement).observe(_s(now_us - appended_us))
 
 
-def _alarm(kind: str) -> Callable[[Meters, Work, Any, int], None]:
-    def tell(meters: Meters, _work: Work, _event: e.Event, _now_us: int) -> None:
+def _alarm(kind: str) -> Callable[["Meters", Work, Any, int], None]:
+    def tell(meters: "Meters", _work: Work, _event: e.Event, _now_us: int) -> None:
         meters.alarms.labels(kind).inc()
 
     return tell
@@ -114,7 +166,7 @@ def _s(us: int) -> float:
     return max(0, us) / US
 
 
-_TOLD: Mapping[type[e.Fact], Callable[[Meters, Work, Any, int], None]] = {
+_TOLD: Mapping[type[e.Fact], Callable[["Meters", Work, Any, int], None]] = {
     e.BankCommandAnswered: _answered,
     e.PayoutSettled: _settled,
     e.GovernanceBypassed: _alarm("bypassed"),

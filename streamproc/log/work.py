@@ -45,6 +45,8 @@ class Work:
     beneficiary: BeneficiarySeen | None = None
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
+    m: bytes = b"{}"
+    """The entry's metadata."""
     calls: list[Call] = field(default_factory=list)
     """What was waited for on its account: the barrier, the bank."""
     stale_times: int = 0

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 import consumers
 from streamproc.api.metrics import Asgi, Metrics
+from streamproc.api.tracing import Traced
 from streamproc.ingress.problems import Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
 from streamproc.operate.gateway import SiteGateway
@@ -21,6 +22,7 @@ from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Page, exposed, gather, named, snapshot
 from streamproc.telemetry.looplag import watch_loop
 from streamproc.telemetry.metrics import Meters
+from streamproc.telemetry.spans import Tracer, is_wanted
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,13 @@ async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
         name = await stack.enter_async_context(exposed(settings.data_dir, role, meters.registry))
         if settings.metrics_port and role != "serve":
             await stack.enter_async_context(_served_alone(settings, name, meters))
+        tracer: Tracer | None = None
+        if is_wanted():
+            from streamproc.telemetry.export import tracing  # heavy, and seldom wanted
+
+            tracer = await stack.enter_async_context(tracing(role))
         looking = asyncio.create_task(watch_loop(meters, stopping), name="loop lag")
-        watch.turn_on(meters)
+        watch.turn_on(meters, tracer)
         try:
             yield meters
         finally:
@@ -71,7 +78,7 @@ def with_metrics(app: Asgi, settings: Settings, meters: Meters, gateway: SiteGat
         return [*site, *processes]
 
     return Metrics(
-        app, meters, page,
+        Traced(app), meters, page,
         secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us,
     )  # fmt: skip
 

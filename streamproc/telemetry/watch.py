@@ -14,6 +14,7 @@ from streamproc.errors import TryAgain
 
 if TYPE_CHECKING:
     from streamproc.telemetry.metrics import Meters
+    from streamproc.telemetry.spans import Tracer
 
 CALLS_MAX = 64
 """Calls kept of one payout's handling, or of one batch; later ones are only counted."""
@@ -33,24 +34,50 @@ class Call(NamedTuple):
 
 class _State:
     meters: "Meters | None" = None
+    tracer: "Tracer | None" = None
 
 
 _calls: ContextVar[list[Call] | None] = ContextVar("streamproc_calls", default=None)
 
 
-def turn_on(meters: "Meters") -> None:
-    """From now on this process counts."""
-    _State.meters = meters
+_caller: ContextVar[str] = ContextVar("streamproc_caller", default="")
+
+
+def turn_on(meters: "Meters", tracer: "Tracer | None" = None) -> None:
+    """From now on this process counts, and traces where there is somebody who takes that."""
+    _State.meters, _State.tracer = meters, tracer
 
 
 def turn_off() -> None:
     """Nobody listens any more."""
-    _State.meters = None
+    _State.meters = _State.tracer = None
 
 
 def meters() -> "Meters | None":
     """What counts in this process; None where nobody listens."""
     return _State.meters
+
+
+def tracer() -> "Tracer | None":
+    """What takes this process's spans; None where nobody does."""
+    return _State.tracer
+
+
+def keep(calls: list[Call]) -> None:
+    """From here on, in this task and those it starts, calls are put into `calls` unless `keeping` says otherwise."""
+    _calls.set(calls)
+
+
+def called_by(traceparent: str) -> None:
+    """What is appended from here on, in this task, was asked for by a request with this trace context (W3C)."""
+    _caller.set(traceparent)
+
+
+def with_caller(m: bytes) -> bytes:
+    """An entry's metadata with the trace context of whoever asked for it; unchanged where nobody traces."""
+    if _State.tracer is None or not (caller := _caller.get()):
+        return m
+    return m[:-1] + b',"trace":"' + caller.encode() + b'"}'
 
 
 @contextmanager
