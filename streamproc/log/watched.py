@@ -71,6 +71,7 @@ class Watched:
                 self._partition,
                 work.entry.decode(),
                 work.payout,
+                trace_id(work.payout),
                 event.decision,
                 event.reason,
                 event.agent,

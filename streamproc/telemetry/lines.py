@@ -2,31 +2,25 @@
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from streamproc.domain.traces import trace_id
+from msgspec import Struct
 
 DECISIONS = logging.getLogger("streamproc.decisions")
 
 
-class DecisionLine(NamedTuple):
+class DecisionLine(Struct, frozen=True, omit_defaults=True):
     """What is said of a decision. No vendor and no note: what others wrote is read in the audit."""
 
     partition: int
     entry: str
     payout: str
+    trace_id: str
     decision: str
     reason: str
     agent: str
     amount: int
-    by: str
-
-    def fields(self) -> dict[str, str | int]:
-        """For machines, with the trace; `by` only where a person decided."""
-        fields = self._asdict() | {"trace_id": trace_id(self.payout)}
-        if not self.by:
-            del fields["by"]
-        return fields
+    by: str = ""
+    """The reviewer, where a person decided."""
 
 
 def are_said() -> bool:

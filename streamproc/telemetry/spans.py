@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 LINKS_MAX = 128
@@ -24,7 +24,8 @@ class Place(NamedTuple):
 class Tracer(Protocol):
     """Takes spans. It never waits and never raises."""
 
-    def samples(self, trace: int) -> bool:
+    @property
+    def samples(self) -> Callable[[int], bool]:
         """Whether a trace is sampled, by its id: alike in every process and at every time."""
         ...
 

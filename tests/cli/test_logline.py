@@ -45,13 +45,14 @@ def test_an_operators_command_says_only_what_is_wrong():
 
 DECIDED = """
 import logging, sys
+from streamproc.domain.traces import trace_id
 from streamproc.cli.logline import log_to_stderr
 from streamproc.telemetry import lines
 sys.stderr.isatty = lambda: {terminal}
 log_to_stderr(logging.INFO, ["hunter2-the-secret"])
 lines.say([
-    lines.DecisionLine(0, "1-0", "pout_1", "APPROVED", "POLICY_OK", "bot", 250_000, ""),
-    lines.DecisionLine(0, "2-0", "pout_2", "REJECTED", "REVIEW_REJECTED", "bot", 100, "asha"),
+    lines.DecisionLine(0, "1-0", "pout_1", trace_id("pout_1"), "APPROVED", "POLICY_OK", "bot", 250_000),
+    lines.DecisionLine(0, "2-0", "pout_2", trace_id("pout_2"), "REJECTED", "REVIEW_REJECTED", "bot", 100, "asha"),
 ])
 logging.getLogger("t").error("set aside", extra={"payout": "pout_1"})
 logging.getLogger("t").error(
