@@ -38,6 +38,7 @@ HOLD_S = (60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 8 * 3600.0, 12 * 3600.0, 24 * 
 """What waits for people."""
 BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
+ALARMS = ("bypassed", "stopped", "cancel_requested")
 BREAKER_STATES = ("closed", "half_open", "open")
 
 
@@ -82,6 +83,8 @@ class Meters:
             "hold_seconds", "How long ended holds were held", HOLD_S, "decision", "reason"
         )
         self.alarms = self._counter("alarms", "Recorded facts that a person must look at", "kind")
+        for kind in ALARMS:  # from nought: Prometheus sees no increase in a series that begins with 1
+            self.alarms.labels(kind)
 
     def _make_engine(self) -> None:
         self.stage_seconds = self._histogram(

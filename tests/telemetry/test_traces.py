@@ -11,6 +11,7 @@ from projections.traced import folded
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.traces import aside_span, process_span, trace_id, trace_of
 from streamproc.errors import Unprocessable
+from streamproc.log.batch import Handler
 from streamproc.log.stream import LogView
 from streamproc.log.work import Desk, Group, Item, Stage
 from streamproc.operate import dead
@@ -170,12 +171,25 @@ async def test_the_slowest_decision_of_a_batch_names_its_trace_as_an_exemplar(
     assert [labels for labels, *_ in exemplars] == [{"trace_id": trace_id("pout_1")}]
 
 
-async def test_nothing_is_told_by_a_worker_whose_commit_came_second(redis_url: str, tracer: Keeping) -> None:
-    async with Engine(redis_url, workers=3, claim_idle_s=0.2) as engine:
+async def test_nothing_is_told_or_counted_by_a_worker_whose_commit_came_second(
+    redis_url: str, tracer: Keeping
+) -> None:
+    async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
-        await engine.deliver(*(observed(f"pout_{n}", 100) for n in range(100)))
-    processed = [one.place for one in tracer.told if one.name.startswith("process") and one.error is None]
-    assert len(processed) == len(set(processed)) == 100
+        await engine.deliver(*(observed(f"pout_{n}", 100) for n in range(5)))
+        spans, meters = len(tracer.told), watch.meters()
+        raw = await engine.client.execute_command("XRANGE", engine.names.log, "-", "+")
+        late = Handler(0, engine.groups[0], engine.limits)
+        await late.handle(engine.client, raw, taken=False)
+    assert meters is not None
+    counted = {
+        (point.name, *point.labels.values()): point.value
+        for family in snapshot(meters.registry)
+        for point in family.points
+    }
+    assert counted["streamproc_entries_total", "governance", "already"] == 5
+    assert counted["streamproc_decisions_total", "APPROVED", "POLICY_OK"] == 5
+    assert len(tracer.told) == spans
 
 
 @pytest.mark.parametrize(
