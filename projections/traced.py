@@ -4,13 +4,12 @@ It tells of what is told elsewhere too: sampled payouts, and notable ones from t
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from time import time_ns
 
 import msgspec
 from msgspec import Struct
 
-from projections.fold import Archived, Step
+from projections.fold import POSTGRES_EPOCH_US, Archived, Step
 from streamproc.domain import events as e
 from streamproc.domain.traces import append_span, aside_span, is_notable, process_span, step_span, trace_of
 from streamproc.domain.wire import type_of
@@ -37,18 +36,19 @@ def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> No
         return
     now_ns, of_seq = time_ns(), {row.seq: row for row in rows}
     last: dict[int, Step] = {step.seq: step for step in steps if step.payout}
-    for seq, step in last.items():
-        if is_notable(step.after) or tracer.samples(trace_of(step.payout).trace):
-            _tell(tracer, of_seq[seq], step, begun_ns, now_ns)
+    with watch.unharmed():
+        for seq, step in last.items():
+            if is_notable(step.after) or tracer.samples(trace_of(step.payout).trace):
+                _tell(tracer, of_seq[seq], step, begun_ns, now_ns)
 
 
 def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int) -> None:
     trace, root = trace_of(step.payout)
     parent = _parent(row, step)
     appended_ns = int(row.id.partition("-")[0]) * 1_000_000
-    at: datetime | None = getattr(row, "archived_at", None)
-    # Its time is that of Postgres, which may be a little before Redis's.
-    archived_ns = max(appended_ns, int(at.timestamp() * 1e9)) if isinstance(at, datetime) else begun_ns
+    # As `run.speak_micros` reads it; a row that comes straight from the archiver was archived a moment ago.
+    at: tuple[int] | None = getattr(row, "archived_at", None)
+    archived_ns = (at[0] + POSTGRES_EPOCH_US) * 1000 if isinstance(at, tuple) else begun_ns
     about: dict[str, Value] = {
         "streamproc.payout": step.payout,
         "streamproc.partition": step.partition,

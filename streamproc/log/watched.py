@@ -41,6 +41,10 @@ class Watched:
 
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
+        with watch.unharmed():
+            self._tell_committed(works, statuses)
+
+    def _tell_committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         meters, desk, now_ns = watch.meters(), self._desk, time_ns()
         if meters is None or desk is None or not works:
             return
@@ -84,15 +88,17 @@ class Watched:
 
     def put_off(self, works: Sequence[Work]) -> None:
         """Entries that wait for another attempt."""
-        if (tracer := watch.tracer()) is not None:
-            self._traced.put_off(tracer, works, self._loaded_ns)
-        self._fell_out("put_off", works)
+        with watch.unharmed():
+            if (tracer := watch.tracer()) is not None:
+                self._traced.put_off(tracer, works, self._loaded_ns)
+            self._fell_out("put_off", works)
 
     def set_aside(self, works: Sequence[Work]) -> None:
         """Entries that are dead letters now."""
-        if (tracer := watch.tracer()) is not None:
-            self._traced.set_aside(tracer, works, self._loaded_ns)
-        self._fell_out("set_aside", works)
+        with watch.unharmed():
+            if (tracer := watch.tracer()) is not None:
+                self._traced.set_aside(tracer, works, self._loaded_ns or time_ns())
+            self._fell_out("set_aside", works)
 
     def _fell_out(self, outcome: str, works: Sequence[Work]) -> None:
         meters = watch.meters()

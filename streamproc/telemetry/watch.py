@@ -4,6 +4,7 @@ Places that many packages share call these functions and know nothing of Prometh
 raises for what it is told, and nothing here waits.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,9 +33,13 @@ class Call(NamedTuple):
     ended_ns: int
 
 
+log = logging.getLogger(__name__)
+
+
 class _State:
     meters: "Meters | None" = None
     tracer: "Tracer | None" = None
+    failed: bool = False
 
 
 _calls: ContextVar[list[Call] | None] = ContextVar("streamproc_calls", default=None)
@@ -45,7 +50,7 @@ _caller: ContextVar[str] = ContextVar("streamproc_caller", default="")
 
 def turn_on(meters: "Meters", tracer: "Tracer | None" = None) -> None:
     """From now on this process counts, and traces where there is somebody who takes that."""
-    _State.meters, _State.tracer = meters, tracer
+    _State.meters, _State.tracer, _State.failed = meters, tracer, False
 
 
 def turn_off() -> None:
@@ -56,6 +61,17 @@ def turn_off() -> None:
 def meters() -> "Meters | None":
     """What counts in this process; None where nobody listens."""
     return _State.meters
+
+
+@contextmanager
+def unharmed() -> Iterator[None]:
+    """What is only told of must not stop what it tells of: a defect here is said once, and the work goes on."""
+    try:
+        yield
+    except Exception:  # the batch is committed; a worker that dies of its metrics decides nothing
+        if not _State.failed:
+            _State.failed = True
+            log.exception("metrics or traces are not complete any more: telling of a batch failed")
 
 
 def tracer() -> "Tracer | None":

@@ -171,6 +171,26 @@ async def test_the_slowest_decision_of_a_batch_names_its_trace_as_an_exemplar(
     assert [labels for labels, *_ in exemplars] == [{"trace_id": trace_id("pout_1")}]
 
 
+class Broken(Keeping):
+    """Fails at whatever it is told."""
+
+    def tell(self, *_: object, **__: object) -> None:  # type: ignore[override]
+        raise RuntimeError("nobody named this")
+
+
+async def test_a_defect_of_the_telling_stops_no_payout(
+    redis_url: str, tracer: Keeping, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch.turn_on(Meters(CollectorRegistry()), Broken())
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 100))
+        await engine.deliver(observed("pout_2", 100))
+        await archived(engine)
+        assert (await engine.record("pout_2")).decision == "APPROVED"
+    assert caplog.text.count("metrics or traces are not complete any more") == 1
+
+
 async def test_nothing_is_told_or_counted_by_a_worker_whose_commit_came_second(
     redis_url: str, tracer: Keeping
 ) -> None:
