@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import uvicorn
@@ -12,12 +12,13 @@ from prometheus_client import CollectorRegistry
 import consumers
 from streamproc.api.metrics import Asgi, Metrics
 from streamproc.api.tracing import Traced
+from streamproc.errors import ConfigError
 from streamproc.ingress.problems import Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page
 from streamproc.operate.replay import OnProgress, Progress, Result
-from streamproc.settings import Settings
+from streamproc.settings import PREFIX, Settings
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Page, exposed, gather, named, snapshot
 from streamproc.telemetry.looplag import watch_loop
@@ -25,6 +26,9 @@ from streamproc.telemetry.metrics import Meters
 from streamproc.telemetry.spans import Tracer, is_wanted
 
 log = logging.getLogger(__name__)
+
+TOKEN_CHARS_MIN = 16
+"""Of STREAMPROC_METRICS_TOKEN, which has no rate limit: 16 random ones are not guessed."""
 
 
 @asynccontextmanager
@@ -79,8 +83,16 @@ def with_metrics(app: Asgi, settings: Settings, meters: Meters, gateway: SiteGat
 
     return Metrics(
         Traced(app), meters, page,
-        secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us,
+        secret=_secret(settings), token=gateway.token, now_us=Clock().now_us,
     )  # fmt: skip
+
+
+def _secret(settings: Settings) -> str:
+    """The token of /metrics. Raises ConfigError for one that could be guessed."""
+    secret = settings.metrics_token.reveal()
+    if 0 < len(secret) < TOKEN_CHARS_MIN:
+        raise ConfigError(f"{PREFIX}METRICS_TOKEN must have at least {TOKEN_CHARS_MIN} characters")
+    return secret
 
 
 async def _nothing_else(scope: Scope, _receive: Receive, send: Send) -> None:
@@ -98,7 +110,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
     gateway = SiteGateway(settings.redis_url, settings.partitions, None)
     app = Metrics(
         _nothing_else, meters, page,
-        secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us,
+        secret=_secret(settings), token=gateway.token, now_us=Clock().now_us,
     )  # fmt: skip
     config = uvicorn.Config(
         app,
@@ -116,8 +128,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
         yield
     finally:
         server.should_exit = True
-        with suppress(asyncio.CancelledError):
-            await serving
+        await serving
 
 
 async def _serve(server: uvicorn.Server, settings: Settings) -> None:

@@ -5,19 +5,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as Reference
 from prometheus_client.openmetrics.exposition import generate_latest
 
+from streamproc.errors import ConfigError
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.measured import measured, with_metrics
+from streamproc.secret import Secret
+from streamproc.settings import Settings
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Shown, exposed, gather, snapshot
 from streamproc.telemetry.histogram import Histogram
 from streamproc.telemetry.metrics import Meters
+from tests.bank import free_port, until
 from tests.engine import Engine
 from tests.telemetry.pages import samples
 from tests.words import observed
 
+SECRET = "a-token-of-the-test"
 POLICIES = "policies: {bot: {daily_limit: 10_000_000, rate_limit: {count: 0, window: 60s}}}"
 
 
@@ -79,3 +87,37 @@ def test_the_quick_histogram_says_what_prometheus_client_says() -> None:
         reference.labels("x").observe(value)
     said = samples(generate_latest(Shown(snapshot(ours))).decode())
     assert said == pytest.approx(samples(generate_latest(Shown(snapshot(theirs))).decode()))
+
+
+async def test_a_token_that_could_be_guessed_is_refused_at_the_start() -> None:
+    settings = Settings(metrics_token=Secret("fifteen-letters"))
+    gateway = SiteGateway("redis://127.0.0.1:1", 1, None)
+
+    async def app(*_: object) -> None:
+        raise AssertionError("never called")
+
+    with pytest.raises(ConfigError, match=r"STREAMPROC_METRICS_TOKEN must have at least 16 characters"):
+        with_metrics(app, settings, Meters(CollectorRegistry()), gateway, None)
+
+
+async def test_a_role_that_runs_alone_shows_its_own_page_on_its_own_port(
+    tmp_path: Path, redis_url: str
+) -> None:
+    settings = Settings(
+        redis_url=redis_url, data_dir=tmp_path, metrics_port=free_port(), metrics_token=Secret(SECRET)
+    )
+    async with measured(settings, "worker") as counting, httpx.AsyncClient(trust_env=False) as client:
+        counting.decisions.labels("APPROVED", "POLICY_OK").inc()
+        url = f"http://127.0.0.1:{settings.metrics_port}"
+
+        async def page() -> httpx.Response | None:
+            try:
+                return await client.get(f"{url}/metrics", headers={"authorization": f"Bearer {SECRET}"})
+            except httpx.TransportError:
+                return None
+
+        answer = await until(page, what="the port answers")
+        assert answer is not None
+        assert 'streamproc_decisions_total{decision="APPROVED",process="worker-1"' in answer.text
+        assert (await client.get(f"{url}/metrics")).status_code == 401
+        assert (await client.get(f"{url}/elsewhere")).status_code == 404
