@@ -162,7 +162,7 @@ async def test_a_worker_that_was_killed_goes_on_under_its_name_and_from_nought(s
     async def counts() -> bool:
         return total(await scraped(system), "streamproc_up", process="worker-1") == 1
 
-    await until(counts, what="the new worker is seen")
+    await until(counts, what="the new worker is seen", deadline_s=60.0)
     again = await system.bank.pay(250_000, notes={"agent_id": "bot"})
     await system.reaches(again["id"], "processed")
 
