@@ -53,7 +53,7 @@ def up(context: click.Context, demo: bool) -> None:
 
 @click.command()
 def serve() -> None:
-    """Run the HTTP side: webhooks of the bank, health.
+    """Run the HTTP side: webhooks of the bank, health, metrics.
 
     A webhook is answered 2xx when its event is in the log and synced to disk.
 
