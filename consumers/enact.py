@@ -28,6 +28,7 @@ from streamproc.domain.events import (
 from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
+from streamproc.telemetry.watch import Called, keeping
 
 CONCURRENT_MAX = 16
 """Bank calls of one worker at once; the client's own limit per second comes on top."""
@@ -73,7 +74,8 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
         async def one(work: Work, event: Cause) -> None:
             try:
                 async with asyncio.timeout_at(end), turns:
-                    await _enact_one(work, event, desk, bank, barrier, debit)
+                    with keeping(work.calls):
+                        await _enact_one(work, event, desk, bank, barrier, debit)
             except LogUnavailable:
                 raise
             except TimeoutError:
@@ -108,7 +110,8 @@ async def _enact_one(
         return
     if asked_for(cause) in MOVES_MONEY:
         # Before anything else: while Postgres is away, waiting must not use up the bank's calls.
-        await barrier(desk.partition, work.entry.decode())
+        with Called("barrier"):
+            await barrier(desk.partition, work.entry.decode())
     caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     status = record.bank_status
     creates = asked_for(cause) == "create" and not record.created_as

@@ -8,12 +8,14 @@ a rebuild, and the archive goes on.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from time import time_ns
 from typing import Protocol
 
 import asyncpg
 
 from projections import payouts
 from projections.fold import Archived, decode, steps_of
+from projections.traced import folded
 from projections.views import NAMES, VERSIONS, VIEWS, View, write_all
 from streamproc.archive.load import ArchivedEntry, rows_after
 from streamproc.archive.sql import statements
@@ -192,6 +194,7 @@ class Runner:
         `upto` is where the mark comes to if not to the last row: a builder's share leaves rows out. Raises LogBroken,
         naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
         """
+        begun_ns = time_ns()
         decoded = [decode(self._partition, row) for row in rows]
         known = await self._records.of(self._db, {entry.payout for entry in decoded if entry.payout})
         steps = steps_of(self._partition, decoded, known)
@@ -201,6 +204,7 @@ class Runner:
             await write_all(self._db, steps, self._views)
         self.mark.moved(rows, reached)
         self._records.keep({step.payout: step.after for step in steps if step.payout})
+        folded(rows, steps, begun_ns)
         return len(steps)
 
 

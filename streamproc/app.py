@@ -21,10 +21,11 @@ from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
 from projections.loop import run_projector
 from projections.notary import Terms
-from streamproc.api.asgi import SecurityHeaders, create_app
+from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.holds import hold_operations
+from streamproc.api.metrics import Asgi, metrics_operation
 from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.policies import freeze_operations, policy_operations
@@ -57,12 +58,14 @@ from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
+from streamproc.operate.measured import machine_page, measured, seen
 from streamproc.operate.people import notification_over, opened_channels, people_until
 from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.operate.slack_holds import opened_slack_review
 from streamproc.settings import Settings
+from streamproc.telemetry.metrics import Meters
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +129,9 @@ async def run_worker(
     if not await opened(settings, stopping):
         return
     async with AsyncExitStack() as stack:
+        meters = await stack.enter_async_context(measured(settings, "worker"))
         breakers: dict[str, Breaker] = {}
+        meters.watch_breakers(lambda: {system: breaker.state for system, breaker in breakers.items()})
         tells = consumers.NOTIFICATION in names
         channels = opened_channels(settings, stack, breakers) if tells else Channels()
         groups = [await _group(name, settings, stack, breakers, channels) for name in names]
@@ -226,8 +231,11 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 
 
 @asynccontextmanager
-async def opened_api(settings: Settings) -> AsyncIterator[SecurityHeaders]:
-    """The HTTP application: webhooks, the routes that need a token, and health, with all that they hold open."""
+async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncIterator[Asgi]:
+    """The HTTP application: webhooks, the routes that need a token, health and metrics, with all that they hold open.
+
+    `meters` count its requests; without them nobody sees what is counted here, only what other processes count.
+    """
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(
             Producer(settings.redis_url, partitions=settings.partitions, name="webhook")
@@ -239,7 +247,7 @@ async def opened_api(settings: Settings) -> AsyncIterator[SecurityHeaders]:
         gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
         refusals = await stack.enter_async_context(Refusals(intents))
         slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
-        yield create_app(
+        app = create_app(
             producer,
             tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
             body_bytes_max=settings.body_limit,
@@ -250,17 +258,21 @@ async def opened_api(settings: Settings) -> AsyncIterator[SecurityHeaders]:
                     intents, gateway, zone=settings.timezone, account=settings.razorpay_account_id
                 ),
                 slack_operation(slack),
+                metrics_operation(machine_page(settings, gateway, pool)),
             ],
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
+        yield seen(app, meters)
 
 
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """The HTTP side."""
-    if not await opened(settings, stopping):
-        return
-    async with opened_api(settings) as app:
+    async with AsyncExitStack() as stack:
+        meters = await stack.enter_async_context(measured(settings, "serve"))
+        if not await opened(settings, stopping):
+            return
+        app = await stack.enter_async_context(opened_api(settings, meters))
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -303,7 +315,9 @@ def operations_of(
 
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """Read the bank's list every POLL_INTERVAL and append what is new."""
-    if await opened(settings, stopping):
+    async with measured(settings, "poller"):
+        if not await opened(settings, stopping):
+            return
         look_less_often()
         await poll_until(settings, _me(), stopping)
 
@@ -314,11 +328,13 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
         return
     look_less_often()
     async with AsyncExitStack() as stack:
+        meters = await stack.enter_async_context(measured(settings, "projector"))
         await run_projector(
             settings.postgres_dsn.reveal(),
             settings.partitions,
             lambda partition: LogView(settings.redis_url, partition),
             stopping,
+            meters.archived,
             terms=_checkpoint_terms(settings, stack),
             janitor=_janitor(settings),
         )

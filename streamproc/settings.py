@@ -10,7 +10,6 @@ import base64
 import binascii
 import difflib
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +30,7 @@ SIGNING_KEY_BYTES = 32
 CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
 API_RATE_MAX = 60_000  # requests a minute; a token's list of times in Redis is some 10 bytes for each
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
-RUN_FILE = "run.json"
+METRICS_AGENTS_MAX = 100  # budget windows; a series each, twice
 
 ExecuteAfter = Literal["archived", "replicated", "synced"]
 Role = Literal["serve", "worker", "poller", "projector", "migrate"]
@@ -93,6 +92,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_rate: int = 600
     cors_origins: tuple[str, ...] = ()
     token: Secret = Secret()
+    metrics_token: Secret = Secret()
+    metrics_port: int = 0
+    metrics_agents: int = 0
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -271,6 +273,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("API_RATE", "api_rate", _whole(0, API_RATE_MAX)),
     Variable("CORS_ORIGINS", "cors_origins", _origins),
     Variable("TOKEN", "token", Secret, secret=True),
+    Variable("METRICS_TOKEN", "metrics_token", Secret, secret=True),
+    Variable("METRICS_PORT", "metrics_port", _whole(0, 65_535)),
+    Variable("METRICS_AGENTS", "metrics_agents", _whole(0, METRICS_AGENTS_MAX)),
 )
 
 
@@ -292,6 +297,21 @@ def load(env: Mapping[str, str]) -> Settings:
         raise ConfigError("\n".join(problems))
     _warn_of_unknown(env)
     return Settings(**values)
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Every value that must not be shown, for whoever masks them; the Redis URL's password too."""
+    found = [
+        urlsplit(settings.redis_url).password or "",
+        urlsplit(settings.postgres_dsn.reveal()).password or "",
+    ]
+    for value in (getattr(settings, name) for name in settings.__struct_fields__):
+        found += [
+            one.reveal()
+            for one in (value if isinstance(value, tuple) else (value,))
+            if isinstance(one, Secret)
+        ]
+    return [secret for secret in found if secret]
 
 
 def _raw(variable: Variable, env: Mapping[str, str]) -> str:
@@ -345,56 +365,3 @@ def require(settings: Settings, role: Role) -> None:
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:
         raise ConfigError(f"`{role}` needs {', '.join(missing)}; .env.example says what each one is")
-
-
-# --- a system that `up` runs leaves word of where it is ---
-
-
-def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
-    """Leave in DATA_DIR, readable by this user only, what other commands need to reach the running system.
-
-    *environment* is what `up` made itself: the addresses of its stores and the sandbox's keys,
-    never the operator's secrets.
-    """
-    path = settings.data_dir / RUN_FILE
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.encode({"pid": os.getpid(), "environment": dict(environment)}))
-    fresh.rename(path)
-    return path
-
-
-class _Run(msgspec.Struct, frozen=True):
-    pid: int
-    environment: dict[str, str]
-
-
-def discover(settings: Settings) -> Settings:
-    """Fill what is left at its default from the `up` that runs on the same DATA_DIR, if one does.
-
-    The run file of an `up` that was killed is ignored: its ports may belong to somebody else by now.
-    """
-    try:
-        run = msgspec.json.decode((settings.data_dir / RUN_FILE).read_bytes(), type=_Run)
-    except OSError:
-        return settings
-    except msgspec.MsgspecError as problem:
-        raise ConfigError(f"{settings.data_dir / RUN_FILE} is damaged: {problem}; delete it") from problem
-    if not _alive(run.pid):
-        return settings
-    running, default = load(run.environment), Settings()
-    found: dict[str, Any] = {
-        name: getattr(running, name)
-        for name in settings.__struct_fields__
-        if getattr(settings, name) == getattr(default, name)
-    }
-    return msgspec.structs.replace(settings, **found | {"data_dir": settings.data_dir})
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as problem:
-        return not isinstance(problem, ProcessLookupError)  # somebody else's is alive too
-    return True

@@ -18,7 +18,8 @@ from streamproc import embedded, processes
 from streamproc.crew import Crew, Role, say
 from streamproc.embedded import Store
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
-from streamproc.settings import PREFIX, Settings, load, require, write_run_file
+from streamproc.run_file import write_run_file
+from streamproc.settings import PREFIX, Settings, load, require
 
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
 PROBE_S = 0.05  # between two looks
@@ -116,6 +117,7 @@ async def _run(
         if sandbox:
             made |= _sandbox_overlay(settings)
         child_env = {**env, **made, "PYTHONUNBUFFERED": "1"}
+        child_env[f"{PREFIX}METRICS_PORT"] = ""  # `serve` shows them all; one port cannot be everybody's
         running = load(child_env)
         polls = bool(running.razorpay_account_id)
         for role in ("serve", "worker", *(("poller",) if polls else ()), "projector", "migrate"):

@@ -13,16 +13,15 @@ import pytest
 from rich.console import Console
 
 from streamproc.errors import ConfigError
+from streamproc.run_file import discover, write_run_file
 from streamproc.settings import (
     PREFIX,
     VARIABLES,
     Role,
     Secret,
     Settings,
-    discover,
     load,
     require,
-    write_run_file,
 )
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"

@@ -13,7 +13,8 @@ import pytest
 
 from streamproc import processes
 from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Role
-from streamproc.settings import discover, load
+from streamproc.run_file import discover
+from streamproc.settings import load
 
 WAIT_S = 60.0
 FAKE = Path(__file__).with_name("fake_role.py")
@@ -22,6 +23,7 @@ PARENT = """
 import asyncio, json, os, sys
 from streamproc import crew
 from streamproc.errors import ConfigError, JobFailed
+from streamproc.run_file import discover
 from streamproc.settings import load
 from streamproc.supervisor import Programs, up
 

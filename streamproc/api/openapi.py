@@ -110,9 +110,12 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 def _response(status: int, says: Says) -> dict[str, Any]:
     is_problem = status >= 400 and says.shape is None
-    media = PROBLEM_JSON.decode("ascii") if is_problem else JSON
+    kinds = says.media or (PROBLEM_JSON.decode("ascii") if is_problem else JSON,)
     schema = _schema(Problem if is_problem else says.shape)
-    described: dict[str, Any] = {"description": says.means, "content": {media: {"schema": schema}}}
+    described: dict[str, Any] = {
+        "description": says.means,
+        "content": {kind: {"schema": schema} for kind in kinds},
+    }
     if status == 204:
         del described["content"]
     if says.headers:

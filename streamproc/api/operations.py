@@ -95,6 +95,8 @@ class Says:
     shape: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers by name, each with what it says."""
+    media: tuple[str, ...] = ()
+    """Content types, where the body is no JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from streamproc.cli import output
 from streamproc.cli.context import postgres_dsn
 from streamproc.cli.telling import Telling
 from streamproc.errors import ConfigError, InputError, JobFailed
-from streamproc.settings import discover, load
+from streamproc.run_file import discover
+from streamproc.settings import load
 
 if TYPE_CHECKING:
     from streamproc.archive.read import AuditFilter

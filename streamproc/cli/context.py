@@ -5,13 +5,15 @@ import os
 
 from streamproc.cli.logline import log_to_stderr
 from streamproc.errors import ConfigError
-from streamproc.settings import PREFIX, Role, Settings, discover, load, require
+from streamproc.run_file import discover
+from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_of
 
 
 def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
     log_to_stderr(logging.INFO)  # a role says what it does; an operator's command only what is wrong
     settings = load(os.environ)
+    log_to_stderr(logging.INFO, secrets_of(settings))
     require(settings, role)
     return settings
 

@@ -7,7 +7,8 @@ import msgspec
 
 from streamproc.cli import output
 from streamproc.errors import JobFailed
-from streamproc.settings import discover, load
+from streamproc.run_file import discover
+from streamproc.settings import load
 
 
 @click.command()

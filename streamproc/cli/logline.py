@@ -1,18 +1,29 @@
-"""Log lines on stderr: for people on a terminal, one JSON object a line for everything else."""
+"""Log lines on stderr: for people on a terminal, one JSON object a line for everything else. Secrets are masked.
+
+A line about a payout has its trace id (`extra={"payout": …}`); decisions come as a batch and are a line each.
+"""
 
 import json
 import logging
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from streamproc.telemetry.masks import Masks
+
+if TYPE_CHECKING:
+    from streamproc.telemetry.lines import DecisionLine
 
 _QUIET = ("httpx", "httpcore", "asyncio", "alembic")
 """Their information lines are of no use, or hold whole URLs, and Safe Browsing's key travels in one."""
 
 
-def log_to_stderr(level: int) -> None:
-    """Send lines of `level` and worse to stderr. Safe to call again with another level."""
+def log_to_stderr(level: int, secrets: Iterable[str] = ()) -> None:
+    """Send lines of `level` and worse to stderr, without `secrets`. Safe to call again with another level."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_ForPeople() if sys.stderr.isatty() else _ForMachines())
+    masks = Masks(secrets)
+    handler.setFormatter(_ForPeople(masks) if sys.stderr.isatty() else _ForMachines(masks))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -24,21 +35,63 @@ def _at(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC)
 
 
-class _ForPeople(logging.Formatter):
+class _Masking(logging.Formatter):
+    def __init__(self, masks: Masks) -> None:
+        super().__init__()
+        self._masks = masks
+
     def format(self, record: logging.LogRecord) -> str:
-        at = _at(record).strftime("%H:%M:%S.%f")[:-3]
-        line = f"{at} {record.levelname.lower():7} {record.name}: {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        decisions: Iterable[DecisionLine] | None = getattr(record, "decisions", None)
+        if decisions is None:
+            return self.one(record)
+        return "\n".join(self.decided(record, decisions))
+
+    def one(self, record: logging.LogRecord) -> str:
+        raise NotImplementedError
+
+    def decided(self, record: logging.LogRecord, decisions: "Iterable[DecisionLine]") -> Iterator[str]:
+        raise NotImplementedError
 
 
-class _ForMachines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
+class _ForPeople(_Masking):
+    def one(self, record: logging.LogRecord) -> str:
+        line = f"{self._head(record)} {record.name}: {record.getMessage()}"
+        return self._masks(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
+
+    def decided(self, record: logging.LogRecord, decisions: "Iterable[DecisionLine]") -> Iterator[str]:
+        from streamproc.domain.money import rupees  # a command that prints its help needs none of these
+
+        head = self._head(record)
+        for one in decisions:
+            by = f" by {one.by}" if one.by else ""
+            yield f"{head} {one.payout}: {one.decision} {one.reason}{by}, {rupees(one.amount)} of {one.agent}"
+
+    def _head(self, record: logging.LogRecord) -> str:
+        return f"{_at(record).strftime('%H:%M:%S.%f')[:-3]} {record.levelname.lower():7}"
+
+
+class _ForMachines(_Masking):
+    def one(self, record: logging.LogRecord) -> str:
+        line = {**self._head(record), "message": self._masks(record.getMessage())}
+        if payout := getattr(record, "payout", ""):
+            from streamproc.domain.traces import trace_id
+
+            line |= {"payout": payout, "trace_id": trace_id(payout)}
+        if record.exc_info:
+            line["exception"] = self._masks(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
+
+    def decided(self, record: logging.LogRecord, decisions: "Iterable[DecisionLine]") -> Iterator[str]:
+        from msgspec.json import encode  # eight times as fast as json, and this is for every decision
+
+        head = encode(self._head(record))[:-1].decode()
+        for one in decisions:
+            said = encode(f"{one.payout} {one.decision} {one.reason}").decode()
+            yield f'{head},"message":{said},{encode(one)[1:].decode()}'
+
+    def _head(self, record: logging.LogRecord) -> dict[str, str]:
+        return {
             "at": _at(record).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)

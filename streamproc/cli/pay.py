@@ -54,7 +54,8 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
       streamproc pay --amount 800000 --to fa_00000000000001 --token token.txt --wait
     """
     from streamproc.operate import pay as job
-    from streamproc.settings import discover, load
+    from streamproc.run_file import discover
+    from streamproc.settings import load
 
     settings = discover(load(os.environ))
     secret = _small_text(token, "--token").strip() if token is not None else settings.token.reveal()

@@ -10,7 +10,8 @@ import click
 from streamproc.cli import output
 from streamproc.cli.telling import Telling
 from streamproc.errors import InputError, JobFailed
-from streamproc.settings import PREFIX, Settings, discover, load
+from streamproc.run_file import discover
+from streamproc.settings import PREFIX, Settings, load
 
 if TYPE_CHECKING:
     from streamproc.operate.recover import Plan, Recovered

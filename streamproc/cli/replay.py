@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import postgres_dsn
+from streamproc.cli.context import archive_settings, postgres_dsn
 from streamproc.cli.telling import Telling
 from streamproc.errors import InputError, JobFailed
 
@@ -74,12 +75,15 @@ def replay(
 def _rebuild(
     dsn: str, views: Sequence[str], *, verify: bool, restart: bool, jobs: int, as_json: bool
 ) -> None:
-    from streamproc.operate.replay import replay as job
+    from streamproc.operate.measured import replay_seen
+    from streamproc.operate.replay import replay
 
+    job = partial(replay, dsn, views, verify=verify, restart=restart, jobs=jobs)
     with Telling("replay", "events") as telling:
-        result = output.run(
-            job(dsn, views, verify=verify, restart=restart, jobs=jobs, on_progress=telling.hear)
+        seen = replay_seen(
+            archive_settings().data_dir, lambda on_progress: job(on_progress=on_progress), telling.hear
         )
+        result = output.run(seen)
     if as_json:
         output.say_json(_as_json(result))
     else:

@@ -8,7 +8,8 @@ import click
 from streamproc.cli import output
 from streamproc.cli.context import role_settings
 from streamproc.errors import InputError
-from streamproc.settings import Settings, discover, load, require
+from streamproc.run_file import discover
+from streamproc.settings import Settings, load, require
 
 CONCURRENCY_MAX = 64
 """Consumers of one group in one process: past the cores they only wait for each other."""
@@ -53,7 +54,7 @@ def up(context: click.Context, demo: bool) -> None:
 
 @click.command()
 def serve() -> None:
-    """Run the HTTP side: webhooks of the bank, health.
+    """Run the HTTP side: webhooks of the bank, health, metrics.
 
     A webhook is answered 2xx when its event is in the log and synced to disk.
 

@@ -23,6 +23,7 @@ from msgspec import Struct
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
 from streamproc.errors import TryAgain
+from streamproc.telemetry.watch import Called
 
 __all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "backoff_s", "retry_after_s"]
 
@@ -149,18 +150,21 @@ class OutboundClient:
         request = self._http.build_request(
             method, path, params=params, headers=headers, content=content, extensions={"trace": call.trace}
         )
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._take_turn(what, call, urgent)
-                response, body = await self._send(request)
-        except TimeoutError as error:
-            raise self._lost(what, call, f"no answer within {self._timeout_s:g} s") from error
-        except httpx.HTTPError as error:
-            raise self._lost(what, call, type(error).__name__) from error
-        finally:
-            if call.ticket is not None:  # cancelled, or a defect: the probe's place must not stay taken
-                self.breaker.abandoned(call.ticket)
-        return self._read(what, call, response, body)
+        with Called(self.name, f"{method} {path}") as called:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._take_turn(what, call, urgent)
+                    response, body = await self._send(request)
+            except TimeoutError as error:
+                raise self._lost(what, call, f"no answer within {self._timeout_s:g} s") from error
+            except httpx.HTTPError as error:
+                raise self._lost(what, call, type(error).__name__) from error
+            finally:
+                if call.ticket is not None:  # cancelled, or a defect: the probe's place must not stay taken
+                    self.breaker.abandoned(call.ticket)
+            answer = self._read(what, call, response, body)
+            called.outcome = f"{answer.status // 100}xx"
+            return answer
 
     async def _take_turn(self, what: str, call: _Call, urgent: bool) -> None:
         self._refuse_if_open(what, self.breaker.wait_s)

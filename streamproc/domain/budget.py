@@ -107,6 +107,12 @@ def _calendar(zone: str, quarter: int) -> tuple[tuple[str, int], tuple[str, int]
     )
 
 
+def calendar_names(zone: str, now_s: float) -> dict[str, str]:
+    """The windows of a zone that hold a time (Unix s): name -> day, week or month."""
+    names = (name for name, _ in _calendar(zone, int(now_s) // 900))
+    return dict(zip(names, ("day", "week", "month"), strict=True))
+
+
 def runs_everywhere(window: str, now_s: float) -> bool:
     """Whether a window, by its name alone, has not ended in any zone yet: its counter must be there."""
     if len(window) == len("2026-11-26"):

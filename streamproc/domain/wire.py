@@ -59,6 +59,8 @@ class Meta(Struct, frozen=True):
     """The keys by which the delivery is known again. Entries of older versions have none."""
     settled: int = 0
     """The number of a settlement, in the order of all admissions and settlements of the partition."""
+    trace: str = ""
+    """The trace context (W3C) of the request that brought it, where that was traced."""
     rescued: str = ""
     """The id that it had in a log that was set aside by `streamproc recover`."""
 

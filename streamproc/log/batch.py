@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from time import time_ns
 from typing import Any
 
 from msgspec import Struct
@@ -26,6 +27,7 @@ from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
+from streamproc.log.watched import Watched
 from streamproc.log.work import Desk, Group, Work, distinct_payouts, run_chain
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Handler:
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
         """Apart, since a commit names the revision that `_policies` decided under."""
+        self._watched = Watched(group, partition)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
@@ -124,6 +127,7 @@ class Handler:
             for work, offer in offers
         ]
         rev, keep_s = self._policies.rev, int(self.limits.retention_s)
+        sent_ns = time_ns()
         granting = grants.grant(client, self.names, self.group.name, sent, rev=rev, keep_budgets_s=keep_s)
         try:
             fates = await whole(granting)
@@ -132,7 +136,9 @@ class Handler:
         except Exception:  # whatever was done of it: the chain's scripts find that
             log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
             return set()
-        return {work for (work, _), fate in zip(offers, fates, strict=True) if fate == grants.GRANTED}
+        granted = [both for both, fate in zip(offers, fates, strict=True) if fate == grants.GRANTED]
+        self._watched.granted(granted, sent_ns)
+        return {work for work, _ in granted}
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
@@ -155,7 +161,7 @@ class Handler:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         cache = Cache(client, self.names)
-        return Desk(
+        desk = Desk(
             now_us=now_us,
             partition=self.partition,
             book=book,
@@ -164,6 +170,8 @@ class Handler:
             book_now=lambda: self._policies_now.now(client),
             entry=lambda entry: self._entry(client, entry),
         )
+        self._watched.loaded(desk)
+        return desk
 
     async def _entry(self, client: Redis, entry: str) -> list[Event]:
         with named_errors():
@@ -226,6 +234,7 @@ class Handler:
         handovers = [self._handover(work) for work in works]
         rev = b"" if self.group.outputs_are_facts else self._policies.rev
         statuses = await self._send(client, handovers, rev)
+        self._watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
             work.stale_times += 1
@@ -281,6 +290,7 @@ class Handler:
                         self.partition,
                         work.entry.decode(),
                         exc_info=problem,
+                        extra={"payout": work.payout},
                     )
                     off.append((work, 0.0, True))
         if off:
@@ -308,6 +318,7 @@ class Handler:
         )
 
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
+        self._watched.put_off([work for work, _, _ in works])
         deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
         times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF)
         spent = []
@@ -321,11 +332,17 @@ class Handler:
 
     async def _set_aside(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
         """Dead letters, with a reason, in the log too."""
+        self._watched.set_aside([work for work, _ in works])
         now_us, *_ = await scripts.load(client, self.names, [])
         handovers = []
         for work, why in works:
             log.error(
-                "%s/%d: entry %s set aside: %s", self.group.name, self.partition, work.entry.decode(), why
+                "%s/%d: entry %s set aside: %s",
+                self.group.name,
+                self.partition,
+                work.entry.decode(),
+                why,
+                extra={"payout": work.payout},
             )
             event = EntrySetAside(
                 at=now_us,

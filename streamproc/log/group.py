@@ -23,6 +23,7 @@ from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.work import Group
+from streamproc.telemetry import watch
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Consumer:
             limit=self.group.works_max,
         )
         if retries:
+            watch.taken_up(self.group.name, "retry", len(retries))
             await self._handler.handle(client, retries, taken=True)
         if now >= self._claim_due:
             self._claim_due = now + self.limits.claim_idle_s / 4 * random.uniform(0.8, 1.2)
@@ -154,6 +156,7 @@ class Consumer:
             entries = await self._not_deferred(client, entries)
             if entries:
                 log.info("%s/%d: took over %d entries", self.group.name, self.partition, len(entries))
+                watch.taken_up(self.group.name, "claim", len(entries))
                 await self._handle_claimed(client, entries)
             if cursor == b"0-0":
                 return

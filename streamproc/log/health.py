@@ -1,7 +1,7 @@
 """How the server is set, and how the groups are doing."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -114,3 +114,35 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     else:
         return 0
     return max(0, now_ms - int(entry.partition("-")[0]))
+
+
+class PartitionSize(NamedTuple):
+    """What a partition has in Redis: entries of its log and their memory, dead letters, timers."""
+
+    entries: int
+    bytes: int
+    dead: int
+    timers: int
+
+
+class Sizes(NamedTuple):
+    """Of all partitions, and of the server: memory used, and its limit (0: none), in bytes."""
+
+    partitions: dict[int, PartitionSize]
+    memory: int
+    memory_max: int
+
+
+async def log_sizes(client: Redis, partitions: int) -> Sizes:
+    """How large it all is. Redis estimates a log's memory from a few of its nodes, so asking costs little."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for names in map(Names, range(partitions)):
+                pipe.xlen(names.log)
+                pipe.memory_usage(names.log)
+                pipe.xlen(names.dead)
+                pipe.zcard(names.timers)
+            found = [int(one or 0) for one in await pipe.execute()]
+        memory = await client.info("memory")
+    rows = (PartitionSize(*found[start : start + 4]) for start in range(0, len(found), 4))
+    return Sizes(dict(enumerate(rows)), int(memory["used_memory"]), int(memory["maxmemory"]))

@@ -22,6 +22,7 @@ from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors
 from streamproc.log.names import META, Names, partition_of
+from streamproc.telemetry import watch
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -182,6 +183,7 @@ class Producer:
     def __init__(self, url: str, *, partitions: int, name: str) -> None:
         self._url = url
         self._partitions = partitions
+        self._name = name
         self._meta = b'{"by":"' + name.encode() + b'"}'
         self._waiting: dict[int, deque[_Waiting]] = {p: deque() for p in range(partitions)}
         self._wake: dict[int, asyncio.Event] = {p: asyncio.Event() for p in range(partitions)}
@@ -220,7 +222,7 @@ class Producer:
         queue = self._waiting[partition]
         if len(queue) >= APPENDS_WAITING_MAX:
             raise LogUnavailable(f"{len(queue)} appends wait already, the limit is {APPENDS_WAITING_MAX}")
-        delivery = scripts.Delivery(what.keys, encode_events(what.events), self._meta)
+        delivery = scripts.Delivery(what.keys, encode_events(what.events), watch.with_caller(self._meta))
         waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         queue.append(waiting)
         self._wake[partition].set()
@@ -246,7 +248,10 @@ class Producer:
         try:
             if self.clock.is_stale():
                 await self.clock.sync(client)
+            begun_ns = time.time_ns()
             answers = await scripts.append_once(client, names, [w.delivery for w in batch])
+            new = sum(is_new for _, is_new in answers)
+            watch.appended(self._name, new, len(answers) - new, begun_ns)
         except (LogUnavailable, LogBroken) as problem:
             _refuse(batch, LogUnavailable(str(problem)))
             return await self._instead_of(client)

@@ -7,6 +7,7 @@ entry is acknowledged and all of it appended in one step.
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from time import time_ns
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
 from streamproc.log.cache import Cache
+from streamproc.telemetry.watch import Call
 
 Settlement: TypeAlias = str
 """'committed', 'released' or '' for none."""
@@ -43,6 +45,8 @@ class Work:
     beneficiary: BeneficiarySeen | None = None
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
+    calls: list[Call] = field(default_factory=list)
+    """What was waited for on its account: the barrier, the bank."""
     stale_times: int = 0
     m: bytes = b"{}"
     """The entry's metadata, as it was read."""
@@ -90,6 +94,8 @@ class Desk:
     """The policies in force at this moment, which may be newer than `book`: a batch may wait long at the barrier."""
     entry: Callable[[str], Awaitable[list[Event]]]
     """The events of another entry of this log; none where it has left Redis."""
+    passed: list[tuple[str, int, int]] = field(default_factory=list)
+    """Each stage that had something to do: its name, and when it began and ended (ns, this host's clock)."""
     _parties: dict[tuple[str, str, str, bool, str], Party] = field(default_factory=dict)
 
     def party(self, record: PayoutRecord) -> Party:
@@ -166,7 +172,9 @@ async def run_chain(group: Group, works: Sequence[Work], desk: Desk) -> None:
             if type(event) in stage.consumes
         ]
         if items:
+            begun_ns = time_ns()
             await stage.handle(items, desk)
+            desk.passed.append((stage.name, begun_ns, time_ns()))
 
 
 def distinct_payouts(works: Iterable[Work]) -> tuple[list[Work], list[Work]]:

@@ -10,6 +10,7 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.shown import event_json as event_json
 from streamproc.domain.shown import finding_json as finding_json
 from streamproc.domain.shown import payout_json
+from streamproc.domain.traces import trace_id
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import record_of
 from streamproc.operate.history import StoryEvent, history_of, history_until, name_at_bank
@@ -74,6 +75,7 @@ def as_json(story: Story) -> dict[str, Any]:
     """What `explain --json` prints: a contract that scripts rely on. Amounts in paise, times ISO 8601."""
     return {
         **payout_json(story.record),
+        "trace_id": trace_id(story.record.payout),
         "findings": [finding_json(finding) for finding in findings_of(story)],
         "events": [event_json(told.id, told.event) for told in story.events],
         "notes": story.notes,

@@ -6,6 +6,7 @@ from streamproc.domain import events as e
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.traces import trace_id
 from streamproc.operate.explain import Story
 from streamproc.operate.site import iso, iso_or_none
 
@@ -35,6 +36,7 @@ def _headline(record: PayoutRecord) -> Iterator[str]:
     yield f"  agent {record.agent or '-'} ({record.identity}), policy version {record.policy_version or '-'}"
     yield f"  vendor {record.vendor_url or '-'}"
     yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
+    yield f"  trace {trace_id(record.payout)}"
     if record.intent is not None:
         nothing = "not known yet" if record.decision == "APPROVED" and not record.failure else "not there"
         yield f"  at the bank it is {record.bank_payout or nothing}"

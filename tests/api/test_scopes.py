@@ -57,6 +57,7 @@ EXPECTED = {
     "listFreezes": Line(403, 403, 200, 200, 200),
     "freeze": Line(403, 403, 403, 403, 200, {"why": "a drill"}),
     "unfreeze": Line(403, 403, 403, 403, 200),
+    "showMetrics": Line(401, 401, 200, 200, 200),  # its own refusal, since its own token is none of the API's
     "listAudit": Line(403, 403, 503, 503, 503),  # there is no Postgres here
 }
 """By operationId. What a foreign agent may ask for is its own: 202 and 200 there show nothing of another's."""

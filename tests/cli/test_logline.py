@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from streamproc.domain.traces import trace_id
+
 PROGRAM = """
 import logging
 from streamproc.cli.logline import log_to_stderr
@@ -37,3 +41,50 @@ def test_clients_that_log_whole_urls_are_silenced():
 
 def test_an_operators_command_says_only_what_is_wrong():
     assert [line["message"] for line in lines("WARNING")] == ["it failed"]
+
+
+DECIDED = """
+import logging, sys
+from streamproc.domain.traces import trace_id
+from streamproc.cli.logline import log_to_stderr
+from streamproc.telemetry import lines
+sys.stderr.isatty = lambda: {terminal}
+log_to_stderr(logging.INFO, ["hunter2-the-secret"])
+lines.say([
+    lines.DecisionLine(0, "1-0", "pout_1", trace_id("pout_1"), "APPROVED", "POLICY_OK", "bot", 250_000),
+    lines.DecisionLine(0, "2-0", "pout_2", trace_id("pout_2"), "REJECTED", "REVIEW_REJECTED", "bot", 100, "asha"),
+])
+logging.getLogger("t").error("set aside", extra={"payout": "pout_1"})
+logging.getLogger("t").error(
+    "redis://:pw-of-redis@host/0 said hunter2-the-secret to Bearer abcdefghijklmnopqrstuvwx"
+    " and spt_abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG at https://x/?key=AIzaSyGoogle"
+)
+"""
+
+
+def said(terminal: bool) -> list[str]:
+    program = DECIDED.replace("{terminal}", str(terminal))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()
+
+
+def test_each_decision_is_a_line_with_the_trace_of_its_payout():
+    first, second, aside, _ = map(json.loads, said(terminal=False))
+    assert first["message"] == "pout_1 APPROVED POLICY_OK"
+    assert first["trace_id"] == aside["trace_id"] == trace_id("pout_1")
+    assert (first["amount"], first["agent"], "by" in first) == (250_000, "bot", False)
+    assert (second["decision"], second["by"], second["trace_id"]) == ("REJECTED", "asha", trace_id("pout_2"))
+
+
+def test_on_a_terminal_a_decision_reads_as_a_sentence():
+    first, second, *_ = said(terminal=True)
+    assert first.endswith("info    pout_1: APPROVED POLICY_OK, ₹2,500.00 of bot")
+    assert second.endswith("pout_2: REJECTED REVIEW_REJECTED by asha, ₹1.00 of bot")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_line_shows_a_secret(terminal: bool):
+    line = said(terminal)[-1]
+    for secret in ("hunter2", "pw-of-redis", "abcdefghijkl", "AIza"):
+        assert secret not in line
+    assert line.count("***") == 5

@@ -217,6 +217,7 @@ async def running_system(
     workers: int = 1,
     roles: tuple[str, ...] = ("serve", "projector"),
     sandbox: Mapping[str, Any] | None = None,
+    otel: Mapping[str, str] | None = None,
     **settings: str,
 ) -> AsyncIterator[System]:
     """Start the roles and wait until the API answers. `settings` are STREAMPROC_ variables in lower case.
@@ -240,7 +241,13 @@ async def running_system(
         data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-journey-"))
         settings = {"data_dir": data_dir, **settings}
         system = System(
-            environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, redis, pool
+            environment(redis_url, dsn, port, bank, settings) | dict(otel or {}),
+            redis_url,
+            dsn,
+            bank,
+            api,
+            redis,
+            pool,
         )
         try:
             for name in (*roles, *(f"worker-{n}" for n in range(1, workers + 1))):

@@ -1,0 +1,87 @@
+"""A payout's trace, as far as the projector makes it: when an entry was archived, and when the views showed it.
+
+It tells of what is told elsewhere too: sampled payouts, and notable ones from the entry on that made them so.
+"""
+
+from collections.abc import Sequence
+from time import time_ns
+
+import msgspec
+from msgspec import Struct
+
+from projections.fold import POSTGRES_EPOCH_US, Archived, Step
+from streamproc.domain import events as e
+from streamproc.domain.traces import append_span, aside_span, is_notable, process_span, step_span, trace_of
+from streamproc.domain.wire import type_of
+from streamproc.telemetry import watch
+from streamproc.telemetry.spans import Place, Tracer, Value
+
+
+class _Meta(Struct, frozen=True):
+    by: str = ""
+    cause: str = ""
+
+
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+_HANDLED: frozenset[type[e.Fact]] = frozenset(
+    {e.PayoutObserved, e.PayoutRequested, e.PayoutMalformed, e.ReviewSubmitted, e.TimerFired}
+)
+"""What producers append and a group handles, which tells of the append too. The rest is told of here."""
+
+
+def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> None:
+    """These archived rows were folded into the views, from `begun_ns` until now."""
+    tracer = watch.tracer()
+    if tracer is None:
+        return
+    now_ns, of_seq = time_ns(), {row.seq: row for row in rows}
+    last: dict[int, Step] = {step.seq: step for step in steps if step.payout}
+    with watch.unharmed():
+        for seq, step in last.items():
+            if is_notable(step.after) or tracer.samples(trace_of(step.payout).trace):
+                _tell(tracer, of_seq[seq], step, begun_ns, now_ns)
+
+
+def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int) -> None:
+    trace, root = trace_of(step.payout)
+    parent = _parent(row, step)
+    appended_ns = int(row.id.partition("-")[0]) * 1_000_000
+    # As `run.speak_micros` reads it; a row that comes straight from the archiver was archived a moment ago.
+    at: tuple[int] | None = getattr(row, "archived_at", None)
+    archived_ns = (at[0] + POSTGRES_EPOCH_US) * 1000 if isinstance(at, tuple) else begun_ns
+    about: dict[str, Value] = {
+        "streamproc.payout": step.payout,
+        "streamproc.partition": step.partition,
+        "streamproc.seq": row.seq,
+        "messaging.message.id": row.id,
+    }
+    own = step_span(append_span(step.partition, row.id), "archive")
+    if parent == append_span(step.partition, row.id) and type(step.event) not in _HANDLED:
+        parent = _told_of_others(tracer, step, Place(trace, root), appended_ns)
+    tracer.tell("archive", Place(trace, own), parent, appended_ns, archived_ns, attributes=about)
+    tracer.tell("view", Place(trace, step_span(own, "view")), own, begun_ns, now_ns, attributes=about)
+
+
+def _parent(row: Archived, step: Step) -> int:
+    """Who appended the entry."""
+    meta = _decode_meta(row.m)
+    if not meta.cause:
+        return append_span(step.partition, row.id)
+    told_by = aside_span if type(step.event) is e.EntrySetAside else process_span
+    return told_by(meta.by, step.partition, meta.cause)
+
+
+def _told_of_others(tracer: Tracer, step: Step, root: Place, at_ns: int) -> int:
+    """What no group handles. A dead letter's end is linked to its beginning, and to what its entry came to then."""
+    own, event = step_span(append_span(step.partition, step.entry), "told"), step.event
+    links, attributes = [], dict[str, Value]({"streamproc.payout": step.payout})
+    name = type_of(event)
+    if type(event) is e.DeadLetterClosed:
+        name = f"dead letter {event.action}"
+        attributes |= {"messaging.consumer.group.name": event.group, "messaging.message.id": event.entry}
+        links = [
+            Place(root.trace, span(event.group, step.partition, event.entry))
+            for span in (aside_span, process_span)
+        ]
+    tracer.tell(name, Place(root.trace, own), root.span, at_ns, at_ns, attributes=attributes, links=links)
+    return own

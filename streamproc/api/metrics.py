@@ -1,0 +1,145 @@
+"""`GET /metrics` in the route table: OpenMetrics with exemplars, or Prometheus's older text.
+
+    200 the page     401 no good token     405 any other method than GET or HEAD     503 it took too long
+
+It needs STREAMPROC_METRICS_TOKEN, which is compared here and so works while Redis is away, or a token of the API that
+may read everything. There is no way in without one: behind a proxy on the same machine every caller is loopback.
+It answers by itself, since that one token is none of the API's: no rate limit, and no audit of who was refused.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import TypeAlias
+
+from prometheus_client.exposition import choose_encoder
+
+from streamproc.api.operations import Operation, Says
+from streamproc.api.routes_seen import METHODS, route_of
+from streamproc.domain.tokens import SECRET, Token, digest_of
+from streamproc.errors import StreamprocError
+from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_body, send_problem
+from streamproc.telemetry.exposure import Page, Shown
+from streamproc.telemetry.metrics import Meters
+
+PAGE_S_MAX = 8.0
+"""Less than Prometheus waits by default (10 s), so that it hears a 503 and not nothing."""
+TOKEN_S_MAX = 2.0
+PATH = "/metrics"
+MEDIA = ("text/plain", "application/openmetrics-text")
+PLAIN: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+Asgi: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+KnownToken: TypeAlias = Callable[[str], Awaitable[Token | None]]
+"""The API's token with this hash; may raise while Redis is away."""
+
+log = logging.getLogger(__name__)
+
+
+class Timed:
+    """Passes requests on to `app` and counts them, by the route's template and never by its path."""
+
+    def __init__(self, app: Asgi, meters: Meters) -> None:
+        self._app, self._meters = app, meters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = perf_counter(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            # 0: the sender went away before there was an answer.
+            self._meters.http_seconds.labels(method, route_of(scope), str(status)).observe(
+                perf_counter() - begun
+            )
+
+
+class Metrics:
+    """Answers every request with the page, or says why not."""
+
+    def __init__(
+        self,
+        page: Callable[[], Awaitable[Page]],
+        *,
+        secret: str,
+        token: KnownToken,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._page = page
+        self._secret, self._token, self._now_us = secret.encode(), token, now_us
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["method"] not in ("GET", "HEAD"):
+            await send_problem(send, 405, "metrics are read by GET", (*PLAIN, (b"allow", b"GET, HEAD")))
+        elif not await self._allowed(scope):
+            detail = (
+                "STREAMPROC_METRICS_TOKEN, or a token that may read everything, is needed as a bearer token"
+            )
+            await send_problem(send, 401, detail, (*PLAIN, (b"www-authenticate", b"Bearer")))
+        else:
+            await self._show(scope, send)
+
+    async def _allowed(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, secret = (given[0] if len(given) == 1 else b"").partition(b" ")
+        secret = secret.strip()
+        if scheme.lower() != b"bearer" or not secret:
+            return False
+        if self._secret and hmac.compare_digest(secret, self._secret):
+            return True
+        text = secret.decode("latin-1")
+        if not SECRET.fullmatch(text):
+            return False
+        try:
+            async with asyncio.timeout(TOKEN_S_MAX):
+                token = await self._token(digest_of(text))
+        except (StreamprocError, TimeoutError) as problem:
+            log.warning(
+                "the token of a request for %s cannot be looked up: %s", PATH, str(problem) or "no answer"
+            )
+            return False
+        return token is not None and token.opens(self._now_us()) and token.may("read all")
+
+    async def _show(self, scope: Scope, send: Send) -> None:
+        accepts = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+        encode, kind = choose_encoder(accepts)
+        try:
+            # One at a time: scrapers that come all at once must not ask the stores all at once.
+            async with asyncio.timeout(PAGE_S_MAX), self._turn:
+                body = encode(Shown(await self._page()))
+        except TimeoutError:
+            detail = f"the page was not there within {PAGE_S_MAX:g} s"
+            await send_problem(send, 503, detail, (*PLAIN, (b"retry-after", b"5")))
+            return
+        await send_body(send, 200, body, kind.encode(), PLAIN)
+
+
+def metrics_operation(page: Metrics) -> Operation:
+    """What is counted, for Prometheus. `action` says what a token of the API must be allowed."""
+    return Operation(
+        method="GET", path=PATH, name="showMetrics", summary="What every process here counts, and what the stores hold",
+        action="read all", raw=page,
+        says={
+            200: Says("The page, in the format that `Accept` asks for", {"type": "string"}, media=MEDIA),
+            401: Says(
+                "Neither STREAMPROC_METRICS_TOKEN nor a token that may read everything",
+                headers={"WWW-Authenticate": "Bearer"},
+            ),
+            503: Says("The page was not there in time", headers={"Retry-After": "Seconds"}),
+        },
+    )  # fmt: skip

@@ -1,0 +1,14 @@
+"""What may be said of a request where names must be few: its method and its route, and nothing a caller made up."""
+
+from streamproc.ingress.problems import Scope
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Others are counted as one: a label must not hold what a caller makes up."""
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that took the request: its path with what the caller chose left out."""
+    if "endpoint" not in scope:
+        return "other"
+    names = {str(value): name for name, value in scope.get("path_params", {}).items()}
+    return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))

@@ -1,0 +1,64 @@
+"""What the archive and its views say in numbers, for metrics: each one bounded query."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.archive.read import QUERY_TIMEOUT_S
+from streamproc.archive.sql import statements
+from streamproc.archive.store import AWAY
+from streamproc.errors import TryAgain
+
+_SQL = statements("streamproc.archive", "gauges.sql")
+
+
+class OpenHolds(Struct, frozen=True):
+    """The holds that wait for a person; `oldest_s` is 0 where there is none."""
+
+    count: int
+    paise: int
+    oldest_s: float
+
+
+class BudgetUse(Struct, frozen=True):
+    """One window with a limit: `used` is reserved and committed, in paise; `kind` is day, week or month."""
+
+    scope: str
+    kind: str
+    used: int
+    limit: int
+
+
+async def open_holds(pool: asyncpg.Pool) -> OpenHolds:
+    """Raises TryAgain while Postgres is away."""
+    async with _bounded(pool) as db:
+        row = await db.fetchrow(_SQL["open_holds"], timeout=QUERY_TIMEOUT_S)
+    return OpenHolds(row["count"], int(row["paise"]), float(row["oldest_s"]))
+
+
+async def views_behind(pool: asyncpg.Pool) -> dict[int, int]:
+    """Of each partition the archived entries that the views do not show yet. Raises TryAgain."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
+    return {row["partition"]: row["behind"] for row in rows}
+
+
+async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int) -> list[BudgetUse]:
+    """Of these windows (name: kind) the `most` that are used the most of their limit, of agents. Raises TryAgain."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["budgets_used"], list(windows), most, timeout=QUERY_TIMEOUT_S)
+    return [
+        BudgetUse(row["scope"], windows[row["window_name"]], int(row["used"]), row["limit_paise"])
+        for row in rows
+    ]
+
+
+@asynccontextmanager
+async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    try:
+        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+            yield db
+    except (*AWAY, asyncpg.UndefinedTableError) as problem:
+        raise TryAgain(f"Postgres cannot say: {type(problem).__name__}") from problem

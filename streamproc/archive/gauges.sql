@@ -1,0 +1,19 @@
+-- name: open_holds
+SELECT count(*) AS count,
+    coalesce(sum(amount), 0) AS paise,
+    coalesce(extract(epoch FROM now() - min(held_at)), 0) AS oldest_s
+FROM holds WHERE state = 'open';
+
+-- name: views_behind
+-- A partition that has no views yet is behind by all that it has.
+SELECT a.partition, a.seq - coalesce(min(v.seq), 0) AS behind
+FROM heads AS a LEFT JOIN view_heads AS v ON v.partition = a.partition
+GROUP BY a.partition, a.seq;
+
+-- name: budgets_used
+-- A window's rows are one for each partition that an account of the agent is in; a limit counts in each of them.
+SELECT scope, window_name, max(limit_paise) AS limit_paise, max(reserved + committed) AS used
+FROM budgets
+WHERE window_name = ANY($1::text[]) AND scope LIKE 'agent:%' AND limit_paise IS NOT NULL
+GROUP BY scope, window_name
+ORDER BY max((reserved + committed)::numeric / greatest(limit_paise, 1)) DESC, scope LIMIT $2;

@@ -1,0 +1,72 @@
+"""Which trace a payout has, and which span each step of it: known from ids alone, so nothing has to be handed on.
+
+Every process, alert and person computes the same. A step that is told twice has the same id twice.
+"""
+
+from functools import lru_cache
+from hashlib import sha256
+from typing import NamedTuple
+
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.states import RELEASING_STATUSES
+
+TRACE = "streamproc/trace/v1:"
+SPAN = "streamproc/span/v1:"
+"""Versions of the rule: another one gives other ids."""
+_KNOWN = 4096
+
+
+class Trace(NamedTuple):
+    """A payout's trace and its root span, as W3C has them: 128 and 64 bits, never 0."""
+
+    trace: int
+    root: int
+
+
+@lru_cache(maxsize=_KNOWN)
+def trace_of(payout: str) -> Trace:
+    """The trace of a payout."""
+    digest = sha256((TRACE + payout).encode()).digest()
+    return Trace(int.from_bytes(digest[:16]) or 1, int.from_bytes(digest[16:24]) or 1)
+
+
+def trace_id(payout: str) -> str:
+    """The trace of a payout in 32 hex digits, as trace viewers want it."""
+    return f"{trace_of(payout).trace:032x}"
+
+
+def append_span(partition: int, entry: str) -> int:
+    """The append of a producer's entry."""
+    return _span("append", partition, entry)
+
+
+def process_span(group: str, partition: int, entry: str) -> int:
+    """The handling of an entry by a group, the one that was committed."""
+    return _span("process", group, partition, entry)
+
+
+def aside_span(group: str, partition: int, entry: str) -> int:
+    """An entry became a dead letter of a group."""
+    return _span("aside", group, partition, entry)
+
+
+def step_span(of: int, name: str) -> int:
+    """A step within another one."""
+    return _span("step", of, name)
+
+
+def _span(*parts: object) -> int:
+    digest = sha256((SPAN + "/".join(map(str, parts))).encode()).digest()
+    return int.from_bytes(digest[:8]) or 1
+
+
+def is_notable(record: PayoutRecord | None) -> bool:
+    """Whether its trace is kept whatever is sampled: it was rejected or held, or something failed."""
+    return record is not None and (
+        record.decision in ("REJECTED", "HELD")
+        or bool(record.reviews)
+        or bool(record.failure)
+        or record.bypassed
+        or record.maybe_sent
+        or record.bank_status in RELEASING_STATUSES
+    )

@@ -1,0 +1,351 @@
+"""A payout's trace, as far as groups make it. Made after each commit, of what is over then (ADR 24).
+
+    payout                                   root: from its first append to the first commit about it
+    |- append   (by a producer, at the bank's or a person's word; links to the request that brought it)
+    |  `- process governance                 one attempt each; that of the commit has an id that can be computed
+    |     |- screen, velocity, ...           stages; or `straight`, which is all of them at once
+    |     |- commit
+    |     `- process execution               of the decision that this commit appended
+    |        |- enact
+    |        |  |- barrier
+    |        |  `- razorpay POST
+    |        `- commit
+    `- hold                                  the wait for people, told when it has ended
+
+A trace that is not sampled is told from the moment at which its payout becomes notable, below its root.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain import events as e
+from streamproc.domain.traces import (
+    append_span,
+    aside_span,
+    is_notable,
+    process_span,
+    step_span,
+    trace_of,
+)
+from streamproc.errors import StreamprocError
+from streamproc.log.names import Names
+from streamproc.log.work import Group, Work
+from streamproc.telemetry.spans import Place, Tracer, Value, new_place
+from streamproc.telemetry.trace_context import place_of
+from streamproc.telemetry.watch import Call
+
+GOOD = frozenset({"ok", "2xx"})
+DESTINATION = Names(0).log.replace("0", "partition")
+"""The template of a log's name: span names must be few."""
+
+STRAIGHT = "straight"
+"""How the short way is told of, which is every stage at once (ADR 25)."""
+
+Passed = Sequence[tuple[str, int, int]]
+
+
+class Times(NamedTuple):
+    """Of a batch: loaded, last stage ended, committed. ns since 1970."""
+
+    loaded_ns: int
+    handled_ns: int
+    committed_ns: int
+
+
+class _Meta(Struct, frozen=True):
+    by: str = ""
+    cause: str = ""
+    trace: str = ""
+
+
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+
+
+def parent_of(partition: int, entry: str, m: bytes) -> tuple[int, bool]:
+    """The span that appended an entry, and whether a producer did. What cannot be read is a producer's."""
+    try:
+        meta = _decode_meta(m)
+    except msgspec.DecodeError:
+        meta = _Meta()
+    if meta.cause:
+        return process_span(meta.by, partition, meta.cause), False
+    return append_span(partition, entry), True
+
+
+def caller_of(m: bytes) -> Place | None:
+    """The request that brought an entry, where it was traced."""
+    try:
+        return place_of(_decode_meta(m).trace)
+    except msgspec.DecodeError:
+        return None
+
+
+class Traced:
+    """Tells of one group's batches on one partition."""
+
+    def __init__(self, group: Group, partition: int) -> None:
+        self._group, self._partition = group.name, partition
+        self._consumed = {stage.name: stage.consumes for stage in group.stages} | {STRAIGHT: group.consumes}
+        self._common: dict[str, Value] = {
+            "messaging.system": "redis",
+            "messaging.destination.name": Names(partition).log,
+            "messaging.destination.template": DESTINATION,
+            "messaging.destination.partition.id": str(partition),
+        }
+
+    # ---- what became of entries ----
+
+    def committed(
+        self, tracer: Tracer, works: Sequence[Work], times: Times, passed: Passed, calls: Sequence[Call]
+    ) -> None:
+        """Works that this worker committed, with the batch's stages and the calls made on all their account."""
+        kept = [work for work in works if work.payout and self._is_kept(tracer, work)]
+        if not kept:
+            return
+        batch = new_place() if len(works) > 1 else None
+        for work in kept:
+            self._open(tracer, work, times.committed_ns)
+            self._process(tracer, work, times, passed, batch, () if batch else calls)
+            self._hold(tracer, work, times.committed_ns)
+        if batch is not None:
+            self._batch(tracer, batch, kept, len(works), times, calls)
+
+    def put_off(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
+        """Attempts that failed, of sampled payouts: what is notable is not known of the others yet."""
+        for work in works:
+            if work.payout and tracer.samples(trace_of(work.payout).trace):
+                self._failed(tracer, work, begun_ns, secrets.randbits(64) or 1, "process")
+
+    def set_aside(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
+        """Entries that became dead letters, which is always told."""
+        for work in works:
+            if work.payout:
+                if work.loaded is None or not self._was_kept(tracer, work):
+                    self._open(tracer, work, begun_ns, force=True)
+                aside = aside_span(self._group, self._partition, work.entry.decode())
+                self._failed(tracer, work, begun_ns, aside, "set aside")
+
+    def _is_kept(self, tracer: Tracer, work: Work) -> bool:
+        return (
+            is_notable(work.record) or is_notable(work.loaded) or tracer.samples(trace_of(work.payout).trace)
+        )
+
+    def _was_kept(self, tracer: Tracer, work: Work) -> bool:
+        """Whether what came before this work was told."""
+        return is_notable(work.loaded) or tracer.samples(trace_of(work.payout).trace)
+
+    # ---- spans ----
+
+    def _open(self, tracer: Tracer, work: Work, ended_ns: int, *, force: bool = False) -> None:
+        """The root, at the one commit that begins to tell of a payout, and the append of what a producer brought."""
+        trace, root = trace_of(work.payout)
+        record, entry = work.record or work.loaded, work.entry.decode()
+        appended_ns = _appended_ns(work.entry)
+        if force or work.loaded is None or not self._was_kept(tracer, work):
+            begun_ns = record.received_at * 1000 if record is not None else appended_ns
+            tracer.tell("payout", Place(trace, root), None, begun_ns, ended_ns, attributes=self._about(work))
+        _, by_producer = parent_of(self._partition, entry, work.m)
+        if by_producer:
+            caller = caller_of(work.m)
+            at_ns = min((event.at * 1000 for event in work.events), default=appended_ns)
+            tracer.tell(
+                f"append {DESTINATION}",
+                Place(trace, append_span(self._partition, entry)),
+                root,
+                min(at_ns, appended_ns),
+                # An entry's id has milliseconds, so it may lie a little before the event's time.
+                max(at_ns, appended_ns),
+                kind="producer",
+                attributes={
+                    **self._common,
+                    **_of_entry(work),
+                    "messaging.operation.name": "append",
+                    "messaging.operation.type": "send",
+                },
+                links=[caller] if caller else [],
+            )
+
+    def _parent(self, tracer: Tracer, work: Work) -> int:
+        parent, by_producer = parent_of(self._partition, work.entry.decode(), work.m)
+        told = by_producer or self._was_kept(tracer, work)
+        return parent if told else trace_of(work.payout).root
+
+    def _process(
+        self,
+        tracer: Tracer,
+        work: Work,
+        times: Times,
+        passed: Passed,
+        batch: Place | None,
+        calls: Sequence[Call],
+    ) -> None:
+        trace, _ = trace_of(work.payout)
+        own = process_span(self._group, self._partition, work.entry.decode())
+        tracer.tell(
+            f"process {DESTINATION}",
+            Place(trace, own),
+            self._parent(tracer, work),
+            times.loaded_ns,
+            times.committed_ns,
+            kind="consumer",
+            attributes=self._processing(work) | self._about(work),
+            links=[batch] if batch else [],
+        )
+        kinds = {type(event) for event in (*work.events, *work.out)}
+        last = own
+        for stage, begun_ns, ended_ns in passed:
+            if not kinds.isdisjoint(self._consumed.get(stage, ())):
+                last = step_span(own, stage)
+                tracer.tell(
+                    stage, Place(trace, last), own, begun_ns, ended_ns, attributes={"streamproc.stage": stage}
+                )
+                for call in calls:
+                    if begun_ns <= call.begun_ns <= ended_ns:
+                        _tell_call(tracer, call, Place(trace, last))
+        for call in work.calls:
+            _tell_call(tracer, call, Place(trace, last))
+        tracer.tell(
+            f"commit {DESTINATION}",
+            Place(trace, step_span(own, "commit")),
+            own,
+            times.handled_ns,
+            times.committed_ns,
+            kind="client",
+            attributes={
+                **self._common,
+                "messaging.operation.name": "commit",
+                "messaging.operation.type": "settle",
+            },
+        )
+
+    def _hold(self, tracer: Tracer, work: Work, now_ns: int) -> None:
+        """The wait for people, once it is over."""
+        before = work.loaded
+        if before is None or before.decision != "HELD":
+            return
+        for event in work.out:
+            if type(event) is e.PayoutDecided:
+                trace, root = trace_of(work.payout)
+                tracer.tell(
+                    "hold",
+                    Place(trace, step_span(root, f"hold {before.decided_at}")),
+                    root,
+                    before.decided_at * 1000,
+                    now_ns,
+                    attributes={
+                        "streamproc.payout": work.payout,
+                        "streamproc.held_for": before.reason,
+                        "streamproc.decision": event.decision,
+                        "streamproc.reason": event.reason,
+                    },
+                    links=[Place(trace, process_span(self._group, self._partition, work.entry.decode()))],
+                )
+
+    def _failed(self, tracer: Tracer, work: Work, begun_ns: int, own: int, what: str) -> None:
+        problem, last_ns = work.problem, max((call.ended_ns for call in work.calls), default=begun_ns)
+        trace, _ = trace_of(work.payout)
+        why = str(problem) if isinstance(problem, StreamprocError) else type(problem).__name__
+        tracer.tell(
+            f"{what} {DESTINATION}",
+            Place(trace, own),
+            self._parent(tracer, work),
+            begun_ns,
+            last_ns,
+            kind="consumer",
+            attributes=self._processing(work) | self._about(work) | {"error.type": type(problem).__name__},
+            error=why,
+        )
+        for call in work.calls:
+            _tell_call(tracer, call, Place(trace, own))
+
+    def _batch(
+        self,
+        tracer: Tracer,
+        batch: Place,
+        kept: Sequence[Work],
+        size: int,
+        times: Times,
+        calls: Sequence[Call],
+    ) -> None:
+        """What several payouts shared, in a trace of its own: a span has one trace, so they are linked."""
+        tracer.tell(
+            f"batch {DESTINATION}",
+            batch,
+            None,
+            times.loaded_ns,
+            times.committed_ns,
+            attributes={
+                **self._common,
+                "messaging.consumer.group.name": self._group,
+                "messaging.batch.message_count": size,
+            },
+            links=[
+                Place(
+                    trace_of(work.payout).trace,
+                    process_span(self._group, self._partition, work.entry.decode()),
+                )
+                for work in kept
+            ],
+        )
+        for call in calls:
+            _tell_call(tracer, call, batch)
+
+    # ---- attributes ----
+
+    def _processing(self, work: Work) -> dict[str, Value]:
+        return {
+            **self._common,
+            **_of_entry(work),
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.consumer.group.name": self._group,
+            "streamproc.taken_up": work.taken,
+        }
+
+    def _about(self, work: Work) -> dict[str, Value]:
+        record = work.record or work.loaded
+        about: dict[str, Value] = {"streamproc.payout": work.payout}
+        if record is not None:
+            about |= {
+                "streamproc.agent": record.agent,
+                "streamproc.account": record.account,
+                "streamproc.amount_paise": record.amount,
+                "streamproc.state": record.state,
+            }
+            if record.decision is not None:
+                about |= {"streamproc.decision": record.decision, "streamproc.reason": record.reason}
+        return about
+
+
+def _of_entry(work: Work) -> dict[str, Value]:
+    return {
+        "messaging.message.id": work.entry.decode(),
+        "messaging.message.conversation_id": work.payout,
+    }
+
+
+def _tell_call(tracer: Tracer, call: Call, parent: Place) -> None:
+    """A wait within a step. Calls to others are clients; no trace context is sent to them."""
+    is_call = call.what != "barrier"
+    attributes: dict[str, Value] = {"streamproc.outcome": call.outcome}
+    if is_call:
+        method, _, path = call.detail.partition(" ")
+        attributes |= {"peer.service": call.what, "http.request.method": method, "url.path": path}
+    tracer.tell(
+        f"{call.what} {call.detail.partition(' ')[0]}".strip(),
+        new_place(parent.trace),
+        parent.span,
+        call.begun_ns,
+        call.ended_ns,
+        kind="client" if is_call else "internal",
+        attributes=attributes,
+        error=None if call.outcome in GOOD else call.outcome,
+    )
+
+
+def _appended_ns(entry: bytes) -> int:
+    return int(entry.partition(b"-")[0]) * 1_000_000

@@ -1,0 +1,206 @@
+"""What a batch tells of itself: its stages' times, what was decided and how long that took, what failed.
+
+It is told after the commit, of what this worker committed: an entry that somebody else had acknowledged first is
+counted there. A worker that dies between the two leaves its last batch uncounted; exact figures are the views'.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+from streamproc.domain import events as e
+from streamproc.domain.traces import is_notable, trace_id, trace_of
+from streamproc.log.scripts import Committed
+from streamproc.log.traced import STRAIGHT, Passed, Times, Traced
+from streamproc.log.work import Desk, Group, Offer, Work
+from streamproc.telemetry import lines, watch
+from streamproc.telemetry.spans import Tracer
+from streamproc.telemetry.watch import Call
+
+if TYPE_CHECKING:
+    from streamproc.telemetry.metrics import Meters
+
+US = 1_000_000
+
+
+class Watched:
+    """The batches of one group on one partition, one at a time."""
+
+    def __init__(self, group: Group, partition: int) -> None:
+        self._group, self._partition = group.name, partition
+        self._traced = Traced(group, partition)
+        self._desk: Desk | None = None
+        self._loaded_ns = 0
+        self._calls: list[Call] = []
+
+    def loaded(self, desk: Desk) -> None:
+        """A batch begins: Redis's clock is known."""
+        self._desk, self._loaded_ns, self._calls = desk, time_ns(), []
+        watch.keep(self._calls)
+
+    def granted(self, granted: Sequence[tuple[Work, Offer]], sent_ns: int) -> None:
+        """Offers were sent at `sent_ns`, and these were granted: the way is one stage, its script the commit."""
+        with watch.unharmed():
+            if watch.meters() is None or not granted:
+                return
+            works = [work for work, _ in granted]
+            for work, offer in granted:
+                # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
+                work.record, work.out = offer.record, list(offer.out)
+            statuses = [Committed.DONE] * len(works)
+            self._tell_committed(works, statuses, [(STRAIGHT, self._loaded_ns, sent_ns)], ())
+
+    def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
+        """A batch was committed: the fate of each of its works."""
+        with watch.unharmed():
+            passed = self._desk.passed if self._desk is not None else []
+            self._tell_committed(works, statuses, passed, self._calls)
+            # A batch whose payouts moved on is committed again: its stages were timed.
+            passed.clear()
+
+    def _tell_committed(
+        self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed, calls: Sequence[Call]
+    ) -> None:
+        meters, desk, now_ns = watch.meters(), self._desk, time_ns()
+        if meters is None or desk is None or not works:
+            return
+        now_us = desk.now_us + (now_ns - self._loaded_ns) // 1000
+        begun_ns = self._loaded_ns
+        meters.batch_entries.labels(self._group).observe(len(works))
+        for stage, stage_ns, ended_ns in passed:
+            meters.stage_seconds.labels(self._group, stage).observe((ended_ns - stage_ns) / 1e9)
+            begun_ns = ended_ns
+        meters.commit_seconds.labels(self._group).observe((now_ns - begun_ns) / 1e9)
+        for status, n in Counter(statuses).items():
+            meters.entries.labels(self._group, status.name.lower()).inc(n)
+        done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
+        _count(meters, done, now_us)
+        if lines.are_said():
+            lines.say([line for work in done for line in self._lines(work)])
+        if (tracer := watch.tracer()) is not None:
+            _exemplify(meters, tracer, done, now_us)
+            self._traced.committed(tracer, done, Times(self._loaded_ns, begun_ns, now_ns), passed, calls)
+
+    def _lines(self, work: Work) -> list[lines.DecisionLine]:
+        return [
+            lines.DecisionLine(
+                self._partition,
+                work.entry.decode(),
+                work.payout,
+                trace_id(work.payout),
+                event.decision,
+                event.reason,
+                event.agent,
+                event.amount,
+                event.by,
+            )
+            for event in work.out
+            if type(event) is e.PayoutDecided
+        ]
+
+    def put_off(self, works: Sequence[Work]) -> None:
+        """Entries that wait for another attempt."""
+        with watch.unharmed():
+            if (tracer := watch.tracer()) is not None:
+                self._traced.put_off(tracer, works, self._loaded_ns)
+            self._fell_out("put_off", works)
+
+    def set_aside(self, works: Sequence[Work]) -> None:
+        """Entries that are dead letters now."""
+        with watch.unharmed():
+            if (tracer := watch.tracer()) is not None:
+                self._traced.set_aside(tracer, works, self._loaded_ns or time_ns())
+            self._fell_out("set_aside", works)
+
+    def _fell_out(self, outcome: str, works: Sequence[Work]) -> None:
+        meters = watch.meters()
+        if meters is not None and works:
+            meters.entries.labels(self._group, outcome).inc(len(works))
+
+
+def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
+    """What was recorded, with how long it took."""
+    decided: Counter[tuple[str, str]] = Counter()
+    paise: Counter[str] = Counter()
+    for work in works:
+        for event in work.out:
+            if type(event) is e.PayoutDecided:
+                # Summed up first: a counter has a lock, and a batch few different reasons.
+                decided[event.decision, event.reason] += 1
+                paise[event.decision] += event.amount
+                _time_of_decision(meters, work, event, now_us)
+            elif (tell := _TOLD.get(type(event))) is not None:
+                tell(meters, work, event, now_us)
+    for (decision, reason), n in decided.items():
+        meters.decisions.labels(decision, reason).inc(n)
+    for decision, amount in paise.items():
+        meters.decided_paise.labels(decision).inc(amount)
+
+
+def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_us: int) -> None:
+    before, record = work.loaded, work.record
+    if before is None or before.decision is None:
+        if record is not None:
+            meters.decision_seconds.labels(event.decision).observe(_s(now_us - record.received_at))
+    elif before.decision == "HELD":
+        held = meters.hold_seconds.labels(event.decision, event.reason)
+        held.observe(_s(now_us - before.decided_at))
+
+
+def _exemplify(meters: "Meters", tracer: Tracer, works: Sequence[Work], now_us: int) -> None:
+    """Name the trace of the slowest first decision of a batch, where it has one."""
+    decided = [
+        (now_us - work.record.received_at, work.record)
+        for work in works
+        if work.record is not None
+        and work.record.decision
+        and (work.loaded is None or not work.loaded.decision)
+    ]
+    took_us, record = max(decided, key=lambda found: found[0], default=(0, None))
+    if record is not None and (is_notable(record) or tracer.samples(trace_of(record.payout).trace)):
+        series = meters.decision_seconds.labels(str(record.decision))
+        series.exemplify(_s(took_us), trace_id(record.payout))
+
+
+def _answered(meters: "Meters", work: Work, event: e.BankCommandAnswered, now_us: int) -> None:
+    if work.record is not None and work.record.decided_at:
+        told = meters.bank_told_seconds.labels(event.command, event.outcome)
+        told.observe(_s(now_us - work.record.decided_at))
+
+
+def _settled(meters: "Meters", work: Work, event: e.PayoutSettled, now_us: int) -> None:
+    appended_us = int(work.entry.partition(b"-")[0]) * 1000
+    meters.settled_seconds.labels(event.settlement).observe(_s(now_us - appended_us))
+
+
+def _sent(meters: "Meters", _work: Work, event: e.NotificationSent, _now_us: int) -> None:
+    meters.notifications.labels(event.kind, event.channel).inc()
+
+
+def _unsent(meters: "Meters", _work: Work, event: e.NotificationFailed, _now_us: int) -> None:
+    if event.given_up:
+        meters.notifications.labels(event.kind, "given_up").inc()
+
+
+def _alarm(kind: str) -> Callable[["Meters", Work, Any, int], None]:
+    def tell(meters: "Meters", _work: Work, _event: e.Event, _now_us: int) -> None:
+        meters.alarms.labels(kind).inc()
+
+    return tell
+
+
+def _s(us: int) -> float:
+    """Seconds; two hosts' clocks may make a little less than nothing of it."""
+    return max(0, us) / US
+
+
+_TOLD: Mapping[type[e.Fact], Callable[["Meters", Work, Any, int], None]] = {
+    e.BankCommandAnswered: _answered,
+    e.PayoutSettled: _settled,
+    e.NotificationSent: _sent,
+    e.NotificationFailed: _unsent,
+    e.GovernanceBypassed: _alarm("bypassed"),
+    e.PayoutStopped: _alarm("stopped"),
+    e.CancelRequested: _alarm("cancel_requested"),
+}

@@ -1,0 +1,180 @@
+"""What is asked of the stores when somebody looks at /metrics: groups, logs, dead letters, archive, holds, budgets.
+
+It is the same whoever asks, so a machine with several `serve` says it several times: take the maximum, not the sum.
+What cannot be asked is not there, and `streamproc_store_up` of it is 0.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from streamproc.archive.gauges import budgets_used, open_holds, views_behind
+from streamproc.archive.read import archived_upto
+from streamproc.domain.budget import calendar_names
+from streamproc.errors import StreamprocError
+from streamproc.log.connection import connected
+from streamproc.log.health import group_rows, log_sizes, waiting_ms
+from streamproc.log.untold import untold
+from streamproc.settings import Settings
+from streamproc.telemetry.exposure import Family, Page, Point
+
+STORE_S_MAX = 5.0
+"""For one store to answer everything; a page without it is better than none."""
+
+Labels = Mapping[str, str]
+
+log = logging.getLogger(__name__)
+
+
+async def site_page(settings: Settings, pool: Any, groups: tuple[str, ...]) -> Page:
+    """What the stores say now. `pool` None: there is no Postgres. Never raises because a store is away."""
+    asked = [_asked("redis", lambda: _redis_page(settings, groups))]
+    if pool is not None:
+        asked.append(_asked("postgres", lambda: _postgres_page(settings, pool)))
+    pages = await asyncio.gather(*asked)
+    up = [Point("streamproc_store_up", {"store": store}, float(page is not None)) for store, page in pages]
+    return [
+        Family("streamproc_store_up", "1 for a store that answered this page's questions", "gauge", up),
+        *(family for _, page in pages for family in page or []),
+    ]
+
+
+async def _asked(store: str, question: Callable[[], Awaitable[Page]]) -> tuple[str, Page | None]:
+    try:
+        async with asyncio.timeout(STORE_S_MAX):
+            return store, await question()
+    except (StreamprocError, TimeoutError) as problem:
+        log.warning(
+            "%s could not be asked for metrics: %s", store, str(problem) or f"no answer in {STORE_S_MAX:g} s"
+        )
+        return store, None
+
+
+def _gauge(name: str, text: str, points: Iterable[tuple[Labels, float]]) -> Family:
+    full = f"streamproc_{name}"
+    return Family(full, text, "gauge", [Point(full, dict(labels), value) for labels, value in points])
+
+
+# ---- Redis ----
+
+
+async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
+    async with connected(settings.redis_url) as client:
+        rows = [
+            row
+            for partition in range(settings.partitions)
+            for row in await group_rows(client, partition, groups)
+        ]
+        sizes = await log_sizes(client, settings.partitions)
+        nobody_told = await untold(client, settings.partitions)
+    there = [(_group(row), row) for row in rows if not row.get("missing")]
+    # Redis does not know the lag where entries were deleted; such a group is not said to have none.
+    return [
+        _gauge(
+            "group_up",
+            "1 for a consumer group that is there",
+            ((_group(row), float(not row.get("missing"))) for row in rows),
+        ),
+        _gauge(
+            "group_lag_entries",
+            "Entries that a group was not given yet",
+            ((labels, row["lag"]) for labels, row in there if row["lag"] is not None),
+        ),
+        _gauge(
+            "group_pending_entries",
+            "Entries in a group's hands, those put off too",
+            ((labels, row["pending"]) for labels, row in there),
+        ),
+        _gauge(
+            "group_put_off_entries",
+            "Entries that wait for their next attempt",
+            ((labels, row["deferred"]) for labels, row in there),
+        ),
+        _gauge(
+            "group_oldest_seconds",
+            "Age of a group's oldest entry that is not acknowledged",
+            ((labels, row["oldest_ms"] / 1000) for labels, row in there),
+        ),
+        _gauge(
+            "group_consumers", "Consumers of a group", ((labels, row["consumers"]) for labels, row in there)
+        ),
+        *_sizes(sizes.partitions),
+        _gauge("holds_untold", "Holds that nobody could be told of", [({}, nobody_told.count)]),
+        _gauge(
+            "holds_untold_oldest_seconds",
+            "Age of the oldest hold that nobody could be told of; 0: there is none",
+            [({}, max(0.0, time.time() - nobody_told.oldest_at / 1e6) if nobody_told.count else 0.0)],
+        ),
+        _gauge("redis_memory_bytes", "Memory that Redis uses", [({}, sizes.memory)]),
+        _gauge("redis_memory_limit_bytes", "maxmemory of Redis; 0 is none", [({}, sizes.memory_max)]),
+    ]
+
+
+def _sizes(partitions: Mapping[int, Any]) -> Page:
+    def of(field: str) -> Iterable[tuple[Labels, float]]:
+        return (
+            ({"partition": str(number)}, float(getattr(one, field))) for number, one in partitions.items()
+        )
+
+    return [
+        _gauge("log_entries", "Entries of a partition's log that are in Redis", of("entries")),
+        _gauge("log_bytes", "Memory of a partition's log, estimated by Redis", of("bytes")),
+        _gauge("dead_letters", "Entries that could not be handled and wait for a person", of("dead")),
+        _gauge("timers", "What must happen later: holds that expire", of("timers")),
+    ]
+
+
+def _group(row: Mapping[str, Any]) -> Labels:
+    return {"partition": str(row["partition"]), "group": row["group"]}
+
+
+# ---- Postgres ----
+
+
+async def _postgres_page(settings: Settings, pool: Any) -> Page:
+    partitions = range(settings.partitions)
+    upto = {partition: await archived_upto(pool, partition) for partition in partitions}
+    async with connected(settings.redis_url) as client:
+        waiting = await waiting_ms(client, upto)
+    behind = await views_behind(pool)
+    holds = await open_holds(pool)
+    page = [
+        _gauge(
+            "archive_oldest_seconds",
+            "Age of the oldest entry that is not archived",
+            (({"partition": str(number)}, ms / 1000) for number, ms in waiting.items()),
+        ),
+        _gauge(
+            "views_behind_entries",
+            "Archived entries that the views do not show yet",
+            (({"partition": str(number)}, entries) for number, entries in behind.items()),
+        ),
+        _gauge("holds_open", "Holds that wait for a person", [({}, holds.count)]),
+        _gauge("holds_open_paise", "Amounts of the open holds in paise", [({}, holds.paise)]),
+        _gauge("holds_oldest_seconds", "Age of the oldest open hold", [({}, holds.oldest_s)]),
+    ]
+    if settings.metrics_agents:
+        # Apart: with very many agents it is the one slow question, and must not take the others along.
+        _, budgets = await _asked("budgets", lambda: _budgets(settings, pool))
+        page += budgets or []
+    return page
+
+
+async def _budgets(settings: Settings, pool: Any) -> Page:
+    windows = calendar_names(settings.timezone, time.time())
+    rows = await budgets_used(pool, windows, settings.metrics_agents)
+    points = [({"scope": row.scope, "window": row.kind}, row) for row in rows]
+    return [
+        _gauge(
+            "budget_used_ratio",
+            "Reserved and committed of a limit; the fullest windows of today, this week and month",
+            ((labels, row.used / row.limit if row.limit else 1.0) for labels, row in points),
+        ),
+        _gauge(
+            "budget_used_paise",
+            "Reserved and committed in paise, of the same windows",
+            ((labels, row.used) for labels, row in points),
+        ),
+    ]

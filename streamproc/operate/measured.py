@@ -1,0 +1,140 @@
+"""A role that can be watched: it counts, shows what it counted, and says how late its loop runs."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+import consumers
+from streamproc.api.metrics import PATH, Asgi, Metrics, Timed
+from streamproc.api.tracing import Traced
+from streamproc.errors import ConfigError
+from streamproc.ingress.problems import Receive, Scope, Send, send_problem
+from streamproc.log.stream import Clock
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.gauges import site_page
+from streamproc.operate.replay import OnProgress, Progress, Result
+from streamproc.settings import PREFIX, Settings
+from streamproc.telemetry import watch
+from streamproc.telemetry.exposure import DIRECTORY, Page, exposed, gather, named, snapshot
+from streamproc.telemetry.looplag import watch_loop
+from streamproc.telemetry.metrics import Meters
+from streamproc.telemetry.spans import Tracer, is_wanted
+
+log = logging.getLogger(__name__)
+
+TOKEN_CHARS_MIN = 16
+"""Of STREAMPROC_METRICS_TOKEN, which has no rate limit: 16 random ones are not guessed."""
+
+
+@asynccontextmanager
+async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
+    """Count in this process while the context lasts, and let it be seen. Nothing here can end the role."""
+    meters = Meters(CollectorRegistry())
+    stopping = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        name = await stack.enter_async_context(exposed(settings.data_dir, role, meters.registry))
+        if settings.metrics_port and role != "serve":
+            await stack.enter_async_context(_served_alone(settings, name, meters))
+        tracer: Tracer | None = None
+        if is_wanted():
+            from streamproc.telemetry.export import tracing  # heavy, and seldom wanted
+
+            tracer = await stack.enter_async_context(tracing(role))
+        looking = asyncio.create_task(watch_loop(meters, stopping), name="loop lag")
+        watch.turn_on(meters, tracer)
+        try:
+            yield meters
+        finally:
+            watch.turn_off()
+            stopping.set()
+            await looking
+
+
+async def replay_seen(
+    data_dir: Path, job: Callable[[OnProgress], Awaitable[Result]], on_progress: OnProgress
+) -> Result:
+    """Run a replay so that /metrics of the machine shows how far it is, where roles are watched here at all."""
+    if not (data_dir / DIRECTORY).is_dir():
+        return await job(on_progress)
+    meters = Meters(CollectorRegistry())
+
+    def hear(progress: Progress) -> None:
+        meters.replay_done.labels("replay").set(progress.done)
+        meters.replay_wanted.labels("replay").set(progress.total)
+        on_progress(progress)
+
+    async with exposed(data_dir, "replay", meters.registry):
+        return await job(hear)
+
+
+def machine_page(settings: Settings, gateway: SiteGateway, pool: object) -> Metrics:
+    """/metrics of `serve`: all processes of this machine, and what the stores say."""
+
+    async def page() -> Page:
+        processes, site = await asyncio.gather(
+            gather(settings.data_dir), site_page(settings, pool, consumers.GROUPS)
+        )
+        return [*site, *processes]
+
+    return Metrics(page, secret=_secret(settings), token=gateway.token, now_us=Clock().now_us)
+
+
+def seen(app: Asgi, meters: Meters | None) -> Asgi:
+    """The API with its requests traced where somebody takes traces, and timed where somebody counts."""
+    traced = Traced(app)
+    return traced if meters is None else Timed(traced, meters)
+
+
+def _secret(settings: Settings) -> str:
+    """The token of /metrics. Raises ConfigError for one that could be guessed."""
+    secret = settings.metrics_token.reveal()
+    if 0 < len(secret) < TOKEN_CHARS_MIN:
+        raise ConfigError(f"{PREFIX}METRICS_TOKEN must have at least {TOKEN_CHARS_MIN} characters")
+    return secret
+
+
+@asynccontextmanager
+async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncIterator[None]:
+    """/metrics of this process alone, on a port of its own: for a role that has no `serve` beside it."""
+
+    async def page() -> Page:
+        return named(snapshot(meters.registry), name)
+
+    gateway = SiteGateway(settings.redis_url, settings.partitions, None)
+    metrics = Metrics(page, secret=_secret(settings), token=gateway.token, now_us=Clock().now_us)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == PATH:
+            await metrics(scope, receive, send)
+        elif scope["type"] == "http":
+            await send_problem(send, 404, "there is nothing at this path")
+
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.metrics_port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(_serve(server, settings), name="metrics")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _serve(server: uvicorn.Server, settings: Settings) -> None:
+    try:
+        await server._serve()
+    except (OSError, SystemExit):  # uvicorn leaves the process where the port is taken
+        log.error("port %d is taken: this process's /metrics cannot be seen there", settings.metrics_port)

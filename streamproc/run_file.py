@@ -1,0 +1,63 @@
+"""A system that `up` runs leaves word of where it is, so that other commands find it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streamproc.errors import ConfigError
+from streamproc.settings import Settings, load
+
+RUN_FILE = "run.json"
+
+
+def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
+    """Leave in DATA_DIR, readable by this user only, what other commands need to reach the running system.
+
+    *environment* is what `up` made itself: the addresses of its stores and the sandbox's keys,
+    never the operator's secrets.
+    """
+    path = settings.data_dir / RUN_FILE
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(msgspec.json.encode({"pid": os.getpid(), "environment": dict(environment)}))
+    fresh.rename(path)
+    return path
+
+
+class _Run(msgspec.Struct, frozen=True):
+    pid: int
+    environment: dict[str, str]
+
+
+def discover(settings: Settings) -> Settings:
+    """Fill what is left at its default from the `up` that runs on the same DATA_DIR, if one does.
+
+    The run file of an `up` that was killed is ignored: its ports may belong to somebody else by now.
+    """
+    try:
+        run = msgspec.json.decode((settings.data_dir / RUN_FILE).read_bytes(), type=_Run)
+    except OSError:
+        return settings
+    except msgspec.MsgspecError as problem:
+        raise ConfigError(f"{settings.data_dir / RUN_FILE} is damaged: {problem}; delete it") from problem
+    if not _alive(run.pid):
+        return settings
+    running, default = load(run.environment), Settings()
+    found: dict[str, Any] = {
+        name: getattr(running, name)
+        for name in settings.__struct_fields__
+        if getattr(settings, name) == getattr(default, name)
+    }
+    return msgspec.structs.replace(settings, **found | {"data_dir": settings.data_dir})
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as problem:
+        return not isinstance(problem, ProcessLookupError)  # somebody else's is alive too
+    return True

@@ -1,0 +1,142 @@
+"""Spans on their way out, by OTLP over HTTP: imported only where somebody takes them.
+
+The SDK brings sampling, resource, queue and export, all set by the standard OTEL_* variables. Its tracer is not
+used: it takes times and ids from the moment, and ours are of entries and payouts (ADR 24).
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from streamproc import __version__
+from streamproc.telemetry.spans import LINKS_MAX, Kind, Place, Value
+
+SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
+"""The semantic conventions whose names are used; those of messaging are still in development there."""
+LAST_EXPORT_S = 5.0
+"""How long a stopping process waits for its last spans to be taken."""
+
+log = logging.getLogger(__name__)
+
+_KINDS: Mapping[Kind, SpanKind] = {
+    "internal": SpanKind.INTERNAL,
+    "server": SpanKind.SERVER,
+    "client": SpanKind.CLIENT,
+    "producer": SpanKind.PRODUCER,
+    "consumer": SpanKind.CONSUMER,
+}
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_SCOPE = InstrumentationScope("streamproc", __version__, SCHEMA)
+
+
+class Exporting:
+    """Gives spans to an exporter, in the background; what its queue cannot hold is dropped there."""
+
+    def __init__(self, sampler: Sampler, resource: Resource, processor: SpanProcessor) -> None:
+        self._resource, self._processor = resource, processor
+        self.samples = _quick(sampler)
+
+    def tell(
+        self,
+        name: str,
+        place: Place,
+        parent: int | None,
+        begun_ns: int,
+        ended_ns: int,
+        *,
+        kind: Kind = "internal",
+        attributes: Mapping[str, Value],
+        links: Sequence[Place] = (),
+        error: str | None = None,
+    ) -> None:
+        """One span that is over. `error`: why it failed, where it did; ns since 1970."""
+        self._processor.on_end(
+            ReadableSpan(
+                name,
+                context=SpanContext(place.trace, place.span, is_remote=False, trace_flags=_SAMPLED),
+                parent=None if parent is None else _context(Place(place.trace, parent)),
+                resource=self._resource,
+                attributes=attributes,
+                links=[Link(_context(one)) for one in links[:LINKS_MAX]],
+                kind=_KINDS[kind],
+                status=Status() if error is None else Status(StatusCode.ERROR, error),
+                start_time=begun_ns,
+                end_time=max(begun_ns, ended_ns),
+                instrumentation_scope=_SCOPE,
+            )
+        )
+
+    def close(self) -> None:
+        """Export what is left; may take as long as the exporter's time limit."""
+        self._processor.shutdown()
+
+
+def _quick(sampler: Sampler) -> Callable[[int], bool]:
+    """Whether a trace is sampled, by its id alone. What the environment names is answered without asking the sampler,
+    which takes 10 µs, and this is asked for every payout."""
+    name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().removeprefix("parentbased_")
+    if name in ("", "always_on"):
+        return lambda _trace: True
+    if name == "traceidratio":
+        limit, bound = TraceIdRatioBased.TRACE_ID_LIMIT, TraceIdRatioBased(_share()).bound
+        return lambda trace: trace & limit < bound
+    return lambda trace: sampler.should_sample(None, trace, "payout").decision is not Decision.DROP
+
+
+def _share() -> float:
+    """As the SDK reads it: all, where it cannot be read."""
+    try:
+        share = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1"))
+    except ValueError:
+        return 1.0
+    return share if 0.0 <= share <= 1.0 else 1.0
+
+
+def _context(place: Place) -> SpanContext:
+    return SpanContext(place.trace, place.span, is_remote=True, trace_flags=_SAMPLED)
+
+
+def open_tracer(role: str) -> Exporting:
+    """A tracer as the environment says."""
+    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "streamproc"}
+    resource = Resource.create({**name, "service.version": __version__, "streamproc.role": role})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    return Exporting(provider.sampler, resource, BatchSpanProcessor(OTLPSpanExporter()))
+
+
+@asynccontextmanager
+async def tracing(role: str) -> AsyncIterator[Exporting]:
+    """The tracer of a role; at the end its last spans get LAST_EXPORT_S."""
+    tracer = open_tracer(role)
+    try:
+        yield tracer
+    finally:
+        await _close(tracer)
+
+
+async def _close(tracer: Exporting) -> None:
+    """In a thread that the process does not wait for: an executor's would hold up its end."""
+    loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+    def close() -> None:
+        tracer.close()
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(closed.set)
+
+    threading.Thread(target=close, name="last spans", daemon=True).start()
+    try:
+        async with asyncio.timeout(LAST_EXPORT_S):
+            await closed.wait()
+    except TimeoutError:
+        log.warning("the last spans were not taken within %g s", LAST_EXPORT_S)

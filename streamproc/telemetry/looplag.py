@@ -1,0 +1,20 @@
+"""How late an event loop runs: what it does beside waiting is time that nobody else gets."""
+
+import asyncio
+from contextlib import suppress
+
+from streamproc.telemetry.metrics import Meters
+
+LOOK_S = 0.25
+"""Between two looks: a stall of a second is seen, and four wake-ups a second cost nothing."""
+
+
+async def watch_loop(meters: Meters, stopping: asyncio.Event) -> None:
+    """Observe how much later than asked the loop wakes up, until `stopping`."""
+    loop = asyncio.get_running_loop()
+    while not stopping.is_set():
+        asked = loop.time() + LOOK_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(asked):
+                await stopping.wait()
+        meters.loop_lag_seconds.observe(max(0.0, loop.time() - asked))

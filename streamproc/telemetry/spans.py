@@ -1,0 +1,59 @@
+"""Spans: made when what they tell of is over, so that nothing is open while somebody waits."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+LINKS_MAX = 128
+"""Links of one span: the SDK's own limit."""
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+NEVER = ("always_off", "parentbased_always_off")
+
+Kind = Literal["internal", "server", "client", "producer", "consumer"]
+Value = str | int | bool
+
+
+class Place(NamedTuple):
+    """A span somewhere: its trace and its id."""
+
+    trace: int
+    span: int
+
+
+class Tracer(Protocol):
+    """Takes spans. It never waits and never raises."""
+
+    @property
+    def samples(self) -> Callable[[int], bool]:
+        """Whether a trace is sampled, by its id: alike in every process and at every time."""
+        ...
+
+    def tell(
+        self,
+        name: str,
+        place: Place,
+        parent: int | None,
+        begun_ns: int,
+        ended_ns: int,
+        *,
+        kind: Kind = "internal",
+        attributes: Mapping[str, Value],
+        links: Sequence[Place] = (),
+        error: str | None = None,
+    ) -> None:
+        """One span that is over. `error`: why it failed, where it did; ns since 1970."""
+        ...
+
+
+def new_place(trace: int = 0) -> Place:
+    """A span that nobody can compute, in a trace of its own unless one is named."""
+    return Place(trace or secrets.randbits(128) or 1, secrets.randbits(64) or 1)
+
+
+def is_wanted() -> bool:
+    """Whether the environment names somebody who takes traces, and does not switch them off or never samples."""
+    off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
+    off = off or os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in NEVER
+    return not off and exporter == "otlp" and any(os.environ.get(name, "").strip() for name in ENDPOINTS)

@@ -1,0 +1,188 @@
+"""One payout is one connected trace, as a receiver of OTLP gets it: through every role, retries, claims and holds."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from streamproc.domain.traces import trace_id
+from tests.bank import until
+from tests.journeys.system import System, running_system
+from tests.journeys.test_gateway import PAYEE, POLICIES, token
+from tests.telemetry.receiver import Receiver, Span, receiving_traces
+
+CALLER = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+HANDLED = {"screen", "velocity", "reputation", "budget", "approval"}
+
+
+def environment(receiver: Receiver, **more: str) -> dict[str, str]:
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, **QUICK, **more}
+
+
+async def whole(system: System, receiver: Receiver, payout: str) -> dict[str, Span]:
+    """The payout's trace, once every entry about it was shown in the views and told of."""
+    await system.settled()
+    entries = [entry.id for entry in await system.entries() if payout.encode() in entry.e]
+
+    async def told() -> dict[str, Span] | None:
+        trace = receiver.trace(trace_id(payout))
+        viewed = {span.about["messaging.message.id"] for span in trace.values() if span.name == "view"}
+        return trace if viewed >= set(entries) else None
+
+    trace = await until(told, what=f"all {len(entries)} entries of {payout} are told of")
+    assert trace is not None
+    return trace
+
+
+def assert_is_one_tree(trace: dict[str, Span]) -> None:
+    roots = [span for span in trace.values() if not span.parent]
+    assert [span.name for span in roots] == ["payout"]
+    orphans = [span for span in trace.values() if span.parent and span.parent not in trace]
+    assert orphans == []
+    for span in trace.values():
+        seen = set()
+        while span.parent:
+            assert span.id not in seen
+            seen.add(span.id)
+            span = trace[span.parent]
+    assert all(span.begun <= span.ended for span in trace.values())
+
+
+def below(trace: dict[str, Span], span: Span) -> list[Span]:
+    return [one for one in trace.values() if one.parent == span.id]
+
+
+async def ask(system: System, secret: str, key: str, amount: int) -> str:
+    order = {"amount": amount, "mode": "IMPS", "purpose": "vendor bill", "fund_account": PAYEE}
+    headers = {
+        "authorization": f"Bearer {secret}",
+        "idempotency-key": key,
+        "traceparent": f"00-{CALLER[0]}-{CALLER[1]}-01",
+    }
+    answer = await system.api.post("/v1/payouts", json=order, headers=headers)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["payout"])
+
+
+async def test_an_intent_is_one_tree_from_its_request_over_a_retry_to_the_view(
+    redis_url: str, postgres: str
+) -> None:
+    async with (
+        receiving_traces() as receiver,
+        running_system(redis_url, postgres, otel=environment(receiver)) as system,
+    ):
+        await system.apply(POLICIES)
+        secret = await token(system, "bot")
+        await system.bank.faults(api=[{"kind": "500", "path": "/v1/payouts", "method": "POST", "count": 1}])
+        payout = await ask(system, secret, "inv-1", 250_000)
+        await system.reaches(payout, "processed")
+        trace = await whole(system, receiver, payout)
+
+        assert_is_one_tree(trace)
+        names = Counter(span.name for span in trace.values())
+        assert "straight" in names  # nothing stood against it: all stages are one step
+        assert {"enact", "barrier", "razorpay POST", "archive", "view"} <= set(names)
+        assert {span.role for span in trace.values()} == {"worker", "projector"}
+
+        attempts = [s for s in trace.values() if s.about.get("messaging.consumer.group.name") == "execution"]
+        failed, done = sorted(attempts, key=lambda span: span.begun)
+        assert (failed.failed, done.failed) == (True, False)
+        assert failed.parent == done.parent
+        assert done.about["streamproc.taken_up"] is True
+        assert any(span.failed and span.name == "razorpay POST" for span in below(trace, failed))
+        decided = trace[done.parent]
+        assert decided.about["streamproc.decision"] == "APPROVED"
+        assert decided.about["messaging.consumer.group.name"] == "governance"
+
+        # The request is in its caller's trace; what it appended is linked to it.
+        [request] = [s for s in receiver.spans if s.trace == CALLER[0] and s.name == "POST /v1/payouts"]
+        assert request.parent == CALLER[1]
+        assert (CALLER[0], request.id) in trace[decided.parent].links
+
+        _, out, _ = await system.cli("explain", payout, "--json")
+        assert json.loads(out)["trace_id"] == trace_id(payout)
+        everything = b"".join(receiver.bodies)
+        for hidden in (
+            PAYEE["bank_account"]["account_number"],  # type: ignore[index]
+            system.bank.config.account_number,
+            system.bank.config.key_secret,
+            secret,
+        ):
+            assert str(hidden).encode() not in everything
+
+
+async def test_a_hold_is_told_when_it_has_ended_and_a_claim_by_another_worker_stays_in_the_tree(
+    redis_url: str, postgres: str
+) -> None:
+    async with (
+        receiving_traces() as receiver,
+        running_system(redis_url, postgres, workers=2, claim_idle="1s", otel=environment(receiver)) as system,
+    ):
+        await system.apply(POLICIES)
+        secret = await token(system, "careful")
+        payout = await ask(system, secret, "inv-2", 800_000)
+        await system.reaches(payout, "held")
+        assert "hold" not in {span.name for span in (await whole(system, receiver, payout)).values()}
+        # The bank takes the call and does not answer: whoever made it dies with the entry in its hands.
+        await system.bank.faults(
+            api=[{"kind": "timeout", "path": "/v1/payouts", "method": "POST", "count": 1}]
+        )
+        await system.review(payout, by="asha")
+
+        async def made() -> bool:
+            return any(shown["reference_id"] == payout for shown in await system.bank.show("payouts"))
+
+        await until(made, what="the bank has made it")
+        rows = await system.redis.xinfo_consumers(system.names.log, "execution")
+        [holder] = [row["name"].decode() for row in rows if row["pending"]]
+        [name] = [name for name, role in system.roles.items() if f"-{role.pid}-" in holder]
+        await system.kill(name)
+        await system.reaches(payout, "processed")
+        trace = await whole(system, receiver, payout)
+
+        assert_is_one_tree(trace)
+        assert {span.name for span in trace.values()} >= HANDLED
+        [hold] = [span for span in trace.values() if span.name == "hold"]
+        assert hold.about["streamproc.decision"] == "APPROVED"
+        assert hold.about["streamproc.held_for"] == "APPROVAL_REQUIRED"
+        [review] = [trace[span] for _, span in hold.links]
+        assert hold.begun < review.begun
+        handled = [s for s in trace.values() if s.about.get("messaging.consumer.group.name") == "execution"]
+        [claimed] = [span for span in handled if span.about["streamproc.taken_up"]]
+        assert claimed.parent == review.id
+
+
+async def test_what_was_rejected_is_kept_where_nothing_is_sampled_and_what_was_paid_is_not(
+    redis_url: str, postgres: str
+) -> None:
+    async with receiving_traces() as receiver:
+        rare = environment(receiver, OTEL_TRACES_SAMPLER="traceidratio", OTEL_TRACES_SAMPLER_ARG="0")
+        async with running_system(redis_url, postgres, otel=rare) as system:
+            await system.apply("policies: {bot: {daily_limit: 10_000_000, per_txn_limit: 500_000}}")
+            paid = await system.bank.pay(250_000, notes={"agent_id": "bot"})
+            refused = await system.bank.pay(500_001, notes={"agent_id": "bot"})
+            await system.reaches(paid["id"], "processed")
+            await system.bank.reaches(refused["id"], "rejected")
+            await system.settled()
+            about = [entry for entry in await system.entries() if refused["id"].encode() in entry.e]
+        # All roles have ended, so what they had to tell they told.
+        trace = receiver.trace(trace_id(refused["id"]))
+        assert_is_one_tree(trace)
+        assert "screen" in {span.name for span in trace.values()}
+        viewed = {span.about["messaging.message.id"] for span in trace.values() if span.name == "view"}
+        assert viewed == {entry.id for entry in about[1:]}  # the first was shown before anybody knew
+        assert receiver.trace(trace_id(paid["id"])) == {}
+
+
+@pytest.mark.parametrize("setting", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_SAMPLER": "always_off"}])
+def test_nobody_traces_where_it_is_switched_off(
+    setting: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamproc.telemetry.spans import is_wanted
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    assert is_wanted()
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    assert not is_wanted()

@@ -1,0 +1,85 @@
+"""Alerts and dashboards ask for what the code really exports, and each alert has its test and its page."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "ops" / "prometheus"
+DASHBOARDS = sorted((ROOT / "ops" / "grafana" / "dashboards").glob("*.json"))
+OTHERS = {"process_resident_memory_bytes"}
+PROMTOOL = shutil.which("promtool")
+NAME = re.compile(r"\b(?:streamproc|process)_[a-z_]+|\b[a-z_]+:[a-z_]+:[a-z0-9_]+")
+
+
+def rules(file: str) -> list[dict[str, str]]:
+    """The rules of a file."""
+    read = yaml.safe_load((PROMETHEUS / file).read_text())
+    return [rule for group in read["groups"] for rule in group["rules"]]
+
+
+def exported() -> set[str]:
+    """Names that docs/telemetry.md tells of, which tests/journeys/test_metrics.py compares with a real page."""
+    text = (ROOT / "docs" / "telemetry.md").read_text()
+    names = set(re.findall(r"`(streamproc_[a-z_]+)`", text))
+    return names | {f"{name}{end}" for name in names for end in ("_bucket", "_count", "_sum")} | OTHERS
+
+
+def asked(expression: str) -> set[str]:
+    """The metrics in an expression, without what stands in quotes or in the braces of a legend."""
+    return set(NAME.findall(re.sub(r'"[^"]*"', "", expression)))
+
+
+def alerts() -> set[str]:
+    return {rule["alert"] for rule in rules("alerts.yml")}
+
+
+def test_every_rule_asks_for_what_is_exported_or_recorded() -> None:
+    known = exported() | {rule["record"] for rule in rules("rules.yml")}
+    for rule in (*rules("rules.yml"), *rules("alerts.yml")):
+        assert asked(rule["expr"]), rule
+        assert asked(rule["expr"]) <= known, rule
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_every_query_of_a_dashboard_asks_for_what_is_exported(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    assert dashboard["panels"]
+    for panel in dashboard["panels"]:
+        assert panel["description"]
+        for target in panel["targets"]:
+            assert asked(target["expr"]), panel["title"]
+            assert asked(target["expr"]) <= exported(), panel["title"]
+
+
+def test_each_alert_has_a_case_that_fires_it_one_that_does_not_and_a_section_of_the_runbook() -> None:
+    cases = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
+    fires, quiet = set(), set()
+    for case in cases:
+        for one in case["alert_rule_test"]:
+            (fires if one["exp_alerts"] else quiet).add(one["alertname"])
+    assert fires == quiet == alerts()
+    sections = set(re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.M))
+    assert sections == alerts()
+    for rule in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]:
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+
+
+@pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool is not there: the rules are read by nobody who knows PromQL"
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "rules", "rules.yml", "alerts.yml"), ("test", "rules", "alerts_test.yml")],
+    ids=["check", "test"],
+)
+def test_prometheus_itself_takes_the_rules_and_they_fire_when_they_should(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [str(PROMTOOL), *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,120 @@
+"""What one process counts, and how it is asked."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client import Histogram as Reference
+from prometheus_client.openmetrics.exposition import generate_latest
+
+from streamproc.errors import ConfigError
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.measured import machine_page, measured
+from streamproc.secret import Secret
+from streamproc.settings import Settings
+from streamproc.telemetry import watch
+from streamproc.telemetry.exposure import DIRECTORY, Shown, exposed, gather, snapshot
+from streamproc.telemetry.histogram import Histogram
+from streamproc.telemetry.metrics import Meters
+from tests.bank import free_port, until
+from tests.engine import Engine
+from tests.telemetry.pages import samples
+from tests.words import observed
+
+SECRET = "a-token-of-the-test"
+POLICIES = "policies: {bot: {daily_limit: 10_000_000, rate_limit: {count: 0, window: 60s}}}"
+
+
+@pytest.fixture
+def meters() -> Iterator[Meters]:
+    """This process counts."""
+    counting = Meters(CollectorRegistry())
+    watch.turn_on(counting)
+    yield counting
+    watch.turn_off()
+
+
+async def test_each_decision_is_counted_once_at_most_while_workers_die(
+    redis_url: str, meters: Meters
+) -> None:
+    async with Engine(redis_url, workers=3, claim_idle_s=0.2) as engine:
+        await engine.apply(POLICIES)
+        asking = asyncio.create_task(engine.deliver(*(observed(f"pout_{n:014}", 100) for n in range(300))))
+        for _ in range(5):
+            await engine.crash()
+        await asking
+        decided = sum(
+            type(event).__name__ == "PayoutDecided" for entry in await engine.entries() for event in entry
+        )
+    counted = sum(
+        p.value for f in snapshot(meters.registry) for p in f.points if p.name == "streamproc_decisions_total"
+    )
+    assert decided == 300
+    assert 0 < counted <= 300
+
+
+async def test_a_name_is_free_again_when_its_process_has_ended(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)  # longer than a socket's address may be
+    deep.mkdir()
+    registry = CollectorRegistry()
+    async with exposed(deep, "worker", registry) as first, exposed(deep, "worker", registry) as second:
+        assert (first, second) == ("worker-1", "worker-2")
+        assert len((await gather(deep))[0].points) == 2
+    async with exposed(deep, "worker", registry) as third:
+        assert third == "worker-1"
+    assert list((deep / DIRECTORY).glob("*.sock")) == []
+
+
+async def test_a_role_runs_where_the_directory_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / DIRECTORY).write_text("a file is in the way")
+    async with exposed(tmp_path, "worker", CollectorRegistry()) as name:
+        assert name == "worker"
+
+
+def test_the_quick_histogram_says_what_prometheus_client_says() -> None:
+    bounds = (0.001, 0.01, 0.1, 1.0)
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    quick = Histogram("t", "a test", bounds, ("who",))
+    ours.register(quick)
+    reference = Reference("t", "a test", ("who",), buckets=bounds, registry=theirs)
+    chance = Random(7)
+    for value in [*bounds, 0.0, 5.0, *(chance.uniform(0, 2) for _ in range(500))]:
+        quick.labels("x").observe(value)
+        reference.labels("x").observe(value)
+    said = samples(generate_latest(Shown(snapshot(ours))).decode())
+    assert said == pytest.approx(samples(generate_latest(Shown(snapshot(theirs))).decode()))
+
+
+async def test_a_token_that_could_be_guessed_is_refused_at_the_start() -> None:
+    settings = Settings(metrics_token=Secret("fifteen-letters"))
+    gateway = SiteGateway("redis://127.0.0.1:1", 1, None)
+
+    with pytest.raises(ConfigError, match=r"STREAMPROC_METRICS_TOKEN must have at least 16 characters"):
+        machine_page(settings, gateway, None)
+
+
+async def test_a_role_that_runs_alone_shows_its_own_page_on_its_own_port(
+    tmp_path: Path, redis_url: str
+) -> None:
+    settings = Settings(
+        redis_url=redis_url, data_dir=tmp_path, metrics_port=free_port(), metrics_token=Secret(SECRET)
+    )
+    async with measured(settings, "worker") as counting, httpx.AsyncClient(trust_env=False) as client:
+        counting.decisions.labels("APPROVED", "POLICY_OK").inc()
+        url = f"http://127.0.0.1:{settings.metrics_port}"
+
+        async def page() -> httpx.Response | None:
+            try:
+                return await client.get(f"{url}/metrics", headers={"authorization": f"Bearer {SECRET}"})
+            except httpx.TransportError:
+                return None
+
+        answer = await until(page, what="the port answers")
+        assert answer is not None
+        assert 'streamproc_decisions_total{decision="APPROVED",process="worker-1"' in answer.text
+        assert (await client.get(f"{url}/metrics")).status_code == 401
+        assert (await client.get(f"{url}/elsewhere")).status_code == 404
