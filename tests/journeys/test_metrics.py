@@ -98,7 +98,11 @@ def undocumented(found: Samples) -> set[str]:
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name, _ in found if name.startswith("streamproc_")}
     # There was nothing to count of these: no hold ended, nobody was told, nothing was claimed.
     absent = {"streamproc_replay_entries_done", "streamproc_replay_entries_wanted"}
-    absent |= {"streamproc_hold_seconds", "streamproc_taken_up_entries_total", "streamproc_notifications_total"}
+    absent |= {
+        "streamproc_hold_seconds",
+        "streamproc_taken_up_entries_total",
+        "streamproc_notifications_total",
+    }
     return (shown ^ told) - absent
 
 

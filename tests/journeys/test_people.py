@@ -9,7 +9,9 @@ from streamproc.domain.events import NotificationSent
 from tests.bank import free_port, until
 from tests.journeys.system import System, running_system
 from tests.people import CHANNEL, SECRET, TOPIC
+from tests.telemetry.pages import samples, total
 
+METRICS = "metrics-token-of-the-test"
 POLICIES = """
 policies: {buyer: {require_approval_above: 100000, hold_ttl: 1h}}
 reviewers: {asha: {slack: U0ASHA}}
@@ -53,7 +55,7 @@ def holds(story: list[Any]) -> list[NotificationSent]:
 async def test_a_hold_is_told_approved_by_command_and_its_message_says_so(
     redis_url: str, postgres: str
 ) -> None:
-    async with told_system(redis_url, postgres) as system:
+    async with told_system(redis_url, postgres, metrics_token=METRICS) as system:
         made = await system.bank.pay(250_000, notes={"agent_id": "buyer"})
         (message,) = await slack(system, 1, "chat.postMessage")
         assert made["id"] in json.dumps(message["body"])
@@ -68,6 +70,14 @@ async def test_a_hold_is_told_approved_by_command_and_its_message_says_so(
         await system.settled()
         ready = {check["name"]: check for check in (await system.api.get("/readyz")).json()["checks"]}
         assert ready["notifications"]["ok"] is True
+        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+        page = await system.api.get("/metrics", headers={"authorization": f"Bearer {METRICS}", **accept})
+        found = samples(page.text)
+        assert total(found, "streamproc_notifications_total", kind="hold", outcome="slack") == 1
+        assert total(found, "streamproc_notifications_total", kind="outcome", outcome="slack") == 1
+        assert total(found, "streamproc_holds_untold") == 0
+        for channel in ("slack", "ntfy"):
+            assert total(found, "streamproc_breaker_state", system=channel, state="closed") == 1
 
 
 async def test_a_worker_that_dies_while_it_tells_is_followed_and_the_known_message_is_updated(

@@ -1,0 +1,158 @@
+"""What goes straight is told of as completely as what goes through the chain: counts, line and trace are the same."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from msgspec.structs import asdict, replace
+from prometheus_client import CollectorRegistry
+
+import consumers
+from consumers.vet import Reputations
+from streamproc.domain.traces import process_span, trace_of
+from streamproc.log import grants
+from streamproc.log.connection import connected
+from streamproc.log.work import Group
+from streamproc.telemetry import watch
+from streamproc.telemetry.exposure import snapshot
+from streamproc.telemetry.metrics import Meters
+from tests.engine import ZONE, Engine
+from tests.telemetry.test_traces import Keeping, Told, archived, assert_connected
+from tests.words import ACCOUNT, Vendors, observed
+
+POLICIES = (
+    "policies: {bot: {daily_limit: 1000, require_approval_above: 900, rate_limit: {count: 9, window: 60s}}}"
+)
+AMOUNTS = {"pout_1": 300, "pout_2": 800, "pout_3": 200, "pout_4": 950}
+"""pout_2 finds no room and pout_4 waits for a person: both are the chain's."""
+STRAIGHT = {"pout_1", "pout_3"}
+COUNTED = ("streamproc_decisions_total", "streamproc_decided_paise_total", "streamproc_entries_total")
+
+
+@dataclass
+class Heard:
+    """All that was told of a batch."""
+
+    counts: dict[Any, float]
+    stages: dict[str, float]
+    lines: list[dict[str, Any]]
+    traces: dict[str, dict[int, Told]]
+
+    def process(self, payout: str) -> Told:
+        [span] = [one for one in self.traces[payout].values() if one.name.startswith("process")]
+        return span
+
+    def steps(self, payout: str) -> list[str]:
+        own = self.process(payout).place.span
+        return [
+            one.name for one in self.traces[payout].values() if one.parent == own and one.name != "archive"
+        ]
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    yield
+    watch.turn_off()
+
+
+async def heard(redis_url: str, group: Group, caplog: pytest.LogCaptureFixture) -> Heard:
+    """One batch of all payouts, handled by this group."""
+    meters, tracer = Meters(CollectorRegistry()), Keeping()
+    watch.turn_on(meters, tracer)
+    caplog.clear()
+    async with connected(redis_url) as client:
+        await client.flushdb()
+    async with Engine(redis_url, groups=[group]) as engine:
+        await engine.apply(POLICIES)
+        await engine.stop()
+        for payout, amount in AMOUNTS.items():
+            await engine.append(ACCOUNT, observed(payout, amount))
+        engine.start()
+        await engine.settled()
+        await archived(engine)
+    points = [point for family in snapshot(meters.registry) for point in family.points]
+    counts = {
+        (point.name, *point.labels.values()): point.value
+        for point in points
+        if point.name in COUNTED or point.name == "streamproc_decision_seconds_count"
+    }
+    stages = {
+        point.labels["stage"]: point.value
+        for point in points
+        if point.name == "streamproc_stage_seconds_count"
+    }
+    lines = [asdict(line) | {"entry": ""} for row in caplog.records for line in getattr(row, "decisions", ())]
+    lines.sort(key=lambda line: str(line["payout"]))
+    return Heard(counts, stages, lines, {payout: tracer.of(payout) for payout in AMOUNTS})
+
+
+def governance() -> Group:
+    return consumers.governance(Reputations(Vendors()), zone=ZONE)
+
+
+async def test_what_goes_straight_is_told_of_as_what_the_chain_commits(
+    redis_url: str, listening: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "streamproc.decisions")
+    ours = await heard(redis_url, governance(), caplog)
+    chain = await heard(redis_url, replace(governance(), straight=None), caplog)
+
+    assert ours.counts == chain.counts
+    assert ours.counts["streamproc_decisions_total", "APPROVED", "POLICY_OK"] == 2
+    assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 500
+    assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 2
+    assert ours.lines == chain.lines
+    assert [line["payout"] for line in ours.lines] == list(AMOUNTS)
+    for payout in AMOUNTS:
+        assert_connected(ours.traces[payout])
+        assert about(ours.process(payout)) == about(chain.process(payout))
+        assert rest(ours, payout) == rest(chain, payout)
+
+
+async def test_the_straight_way_is_one_step_of_a_trace_and_the_chain_is_its_stages(
+    redis_url: str, listening: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = await heard(redis_url, governance(), caplog)
+    assert found.stages["straight"] == found.stages["screen"] == 1
+    for payout in AMOUNTS:
+        steps = found.steps(payout)
+        if payout in STRAIGHT:
+            assert steps[:2] == ["straight", "commit sp:{partition}:log"]
+            assert "screen" not in steps
+        else:
+            assert {"screen", "velocity", "reputation", "budget"} <= set(steps)
+            assert "straight" not in steps
+
+
+async def test_what_was_granted_while_its_answer_was_lost_is_counted_by_nobody(
+    redis_url: str, listening: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = grants.grant
+
+    async def lost(*args: Any, **named: Any) -> list[int]:
+        await real(*args, **named)
+        raise ValueError("the answer was lost")
+
+    monkeypatch.setattr(grants, "grant", lost)
+    found = await heard(redis_url, governance(), caplog)
+    assert found.counts["streamproc_entries_total", "governance", "already"] == 2
+    assert ("streamproc_decisions_total", "APPROVED", "POLICY_OK") not in found.counts
+
+
+def about(span: Told) -> dict[str, Any]:
+    """Without the entry's id, which is another one each time."""
+    return {name: value for name, value in span.attributes.items() if name != "messaging.message.id"}
+
+
+def rest(found: Heard, payout: str) -> Counter[str]:
+    """The names of all spans but the stages."""
+    own = process_span("governance", 0, str(found.process(payout).attributes["messaging.message.id"]))
+    assert found.process(payout).place.span == own
+    assert found.process(payout).place.trace == trace_of(payout).trace
+    shared = {"commit sp:{partition}:log", "archive"}
+    return Counter(
+        one.name for one in found.traces[payout].values() if one.parent != own or one.name in shared
+    )
