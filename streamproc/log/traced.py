@@ -65,14 +65,17 @@ class _Meta(Struct, frozen=True):
 _decode_meta = msgspec.json.Decoder(_Meta).decode
 
 
-def parent_of(partition: int, entry: str, m: bytes) -> tuple[int, bool]:
-    """The span that appended an entry, and whether a producer did. What cannot be read is a producer's."""
+def parent_of(partition: int, entry: str, m: bytes, *, aside: bool = False) -> tuple[int, bool]:
+    """The span that appended an entry, and whether a producer did. What cannot be read is a producer's.
+
+    `aside`: the entry says that its cause became a dead letter, so that was not handled to the end.
+    """
     try:
         meta = _decode_meta(m)
     except msgspec.DecodeError:
         meta = _Meta()
     if meta.cause:
-        return process_span(meta.by, partition, meta.cause), False
+        return (aside_span if aside else process_span)(meta.by, partition, meta.cause), False
     return append_span(partition, entry), True
 
 
@@ -170,7 +173,8 @@ class Traced:
             )
 
     def _parent(self, tracer: Tracer, work: Work) -> int:
-        parent, by_producer = parent_of(self._partition, work.entry.decode(), work.m)
+        aside = any(type(event) is e.EntrySetAside for event in work.events)
+        parent, by_producer = parent_of(self._partition, work.entry.decode(), work.m, aside=aside)
         told = by_producer or self._was_kept(tracer, work)
         return parent if told else trace_of(work.payout).root
 

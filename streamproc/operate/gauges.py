@@ -68,7 +68,7 @@ async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
             for row in await group_rows(client, partition, groups)
         ]
         sizes = await log_sizes(client, settings.partitions)
-        nobody_told = await untold(client, settings.partitions)
+        people = await _untold(client, settings.partitions)
     there = [(_group(row), row) for row in rows if not row.get("missing")]
     # Redis does not know the lag where entries were deleted; such a group is not said to have none.
     return [
@@ -101,14 +101,26 @@ async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
             "group_consumers", "Consumers of a group", ((labels, row["consumers"]) for labels, row in there)
         ),
         *_sizes(sizes.partitions),
-        _gauge("holds_untold", "Holds that nobody could be told of", [({}, nobody_told.count)]),
+        *people,
+        _gauge("redis_memory_bytes", "Memory that Redis uses", [({}, sizes.memory)]),
+        _gauge("redis_memory_limit_bytes", "maxmemory of Redis; 0 is none", [({}, sizes.memory_max)]),
+    ]
+
+
+async def _untold(client: Any, partitions: int) -> Page:
+    try:
+        found = await untold(client, partitions)
+    except ValueError as problem:  # one damaged record must not take everything else along
+        log.warning("the holds that nobody could be told of cannot be counted: %s", problem)
+        return []
+    oldest_s = max(0.0, time.time() - found.oldest_at / 1e6) if found.count else 0.0
+    return [
+        _gauge("holds_untold", "Holds that nobody could be told of", [({}, found.count)]),
         _gauge(
             "holds_untold_oldest_seconds",
             "Age of the oldest hold that nobody could be told of; 0: there is none",
-            [({}, max(0.0, time.time() - nobody_told.oldest_at / 1e6) if nobody_told.count else 0.0)],
+            [({}, oldest_s)],
         ),
-        _gauge("redis_memory_bytes", "Memory that Redis uses", [({}, sizes.memory)]),
-        _gauge("redis_memory_limit_bytes", "maxmemory of Redis; 0 is none", [({}, sizes.memory_max)]),
     ]
 
 

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 import pytest
 from prometheus_client import CollectorRegistry
 
+from consumers.telling import Channels
 from projections.fold import decode, steps_of
 from projections.traced import folded
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.traces import aside_span, process_span, trace_id, trace_of
 from streamproc.errors import Unprocessable
 from streamproc.log.batch import Handler
+from streamproc.log.digests import Digests
 from streamproc.log.stream import LogView
 from streamproc.log.work import Desk, Group, Item, Stage
 from streamproc.operate import dead
+from streamproc.operate.people import notification_over
 from streamproc.operate.site import Site
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import snapshot
@@ -125,6 +128,27 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
     [redrive] = [one for one in trace.values() if one.name == "dead letter redrive"]
     assert {trace[link.span].name for link in redrive.links} == {aside.name, "process sp:{partition}:log"}
     assert trace[process_span("governance", 0, entry)].attributes["streamproc.taken_up"] is True
+
+
+async def test_that_people_are_told_of_a_dead_letter_is_below_it_in_the_tree(
+    redis_url: str, tracer: Keeping
+) -> None:
+    async def handle(items: Sequence[Item], desk: Desk) -> None:
+        for work, _ in items:
+            work.fail(Unprocessable("nobody can read this"))
+
+    stage = Stage(name="screen", consumes=frozenset({PayoutObserved}), handle=handle)
+    people = notification_over(redis_url, Channels(), Digests(redis_url))
+    async with Engine(redis_url, groups=[Group(name="governance", stages=(stage,)), people]) as engine:
+        await engine.deliver(observed())
+        [entry] = [row[0].decode() for row in await engine.client.xrange(engine.names.log, count=1)]
+        await engine.settled()
+        await archived(engine)
+    trace = tracer.of("pout_1")
+    assert_connected(trace)
+    [told] = [one for one in trace.values() if "notify" in one.name]
+    assert told.parent is not None
+    assert trace[told.parent].parent == aside_span("governance", 0, entry)
 
 
 async def test_what_a_batch_shared_is_linked_with_each_of_its_payouts(
