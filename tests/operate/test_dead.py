@@ -122,15 +122,16 @@ async def test_groups_show_what_was_not_read_and_what_waits_in_a_workers_hands(r
         await engine.append(ACCOUNT, observed("pout_1"))
         await engine.append(ACCOUNT, observed("pout_2"))
         await engine.client.xreadgroup("governance", "w", {engine.names.log: ">"}, count=1)
-        governance, execution = await groups(site)
+        governance, execution, notification = await groups(site)
         assert await scripts.leave(engine.client, engine.names, "governance", "w") is False
     assert (governance["group"], governance["lag"], governance["pending"]) == ("governance", 1, 1)
     assert governance["consumers"] == 1
     assert (execution["group"], execution["lag"], execution["pending"]) == ("execution", 2, 0)
+    assert notification == {"partition": 0, "group": "notification", "missing": True}
     assert execution["oldest_ms"] >= governance["oldest_ms"] >= 0
 
 
 async def test_a_group_that_is_gone_is_a_row_that_says_so(redis_url: str):
     async with Engine(redis_url), site_of(redis_url) as site:
         rows = await groups(site)
-    assert [row.get("missing", False) for row in rows] == [False, True]
+    assert [row.get("missing", False) for row in rows] == [False, True, True]
