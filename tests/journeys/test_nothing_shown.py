@@ -13,8 +13,8 @@ from tests.bank import free_port, until
 from tests.journeys.system import SECRET, System, running_system
 
 ACCOUNT_NUMBER = "50100234567891"
-IN_URL = "60200345678902"
-"""In a vendor's URL, which answers to those who may read the payout, and commands, show as it was written."""
+IN_TEXT = "60200345678902"
+"""In an agent's own words, its URL and notes, which answers to who may read the payout, and commands, show as written."""
 BOT_TOKEN, SIGNING_SECRET, NTFY_TOKEN = "xoxb-17-never-shown", "signing-never-shown", "tk_never_shown"
 BROWSING_KEY = "browsing-key-never-shown"
 POLICIES = """
@@ -34,8 +34,8 @@ def payee(number: object = ACCOUNT_NUMBER) -> dict[str, Any]:
     }
 
 
-def order(amount: int, vendor: str = f"https://vendor.example.com/to/{IN_URL}", **more: Any) -> Any:
-    notes = {"why": f"to account {ACCOUNT_NUMBER} as agreed"}
+def order(amount: int, vendor: str = f"https://vendor.example.com/to/{IN_TEXT}", **more: Any) -> Any:
+    notes = {"why": f"to account {IN_TEXT} as agreed"}
     asked = {"amount": amount, "mode": "IMPS", "purpose": "vendor bill", "vendor_url": vendor, "notes": notes}
     return {**asked, "fund_account": payee(), **more}
 
@@ -174,5 +174,5 @@ async def test_nothing_that_is_said_shows_a_secret_or_a_whole_account_number(
         if value and (where := set(said.showing(value)))
     }  # fmt: skip
     assert shown == {}
-    in_url = {where for where in said.showing(IN_URL) if not where.endswith(": 200")}
-    assert in_url <= {"hold list", f"explain {held}"}
+    in_text = {where for where in said.showing(IN_TEXT) if not where.endswith(": 200")}
+    assert in_text <= {"hold list", f"explain {held}"}
