@@ -14,7 +14,7 @@ from tests.journeys.system import SECRET, System, running_system
 
 ACCOUNT_NUMBER = "50100234567891"
 IN_TEXT = "60200345678902"
-"""In an agent's own words, its URL and notes, which answers to who may read the payout, and commands, show as written."""
+"""In an agent's own words, its URL and notes: who may read the payout sees them as they were written."""
 BOT_TOKEN, SIGNING_SECRET, NTFY_TOKEN = "xoxb-17-never-shown", "signing-never-shown", "tk_never_shown"
 BROWSING_KEY = "browsing-key-never-shown"
 POLICIES = """
