@@ -15,8 +15,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
@@ -63,15 +64,18 @@ class System:
     roles: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
     names: Names = field(default_factory=lambda: Names(0))
+    logs: Path | None = None
+    """Where each role's output goes, one file a role; None: to the test's own."""
 
     # ---- processes ----
 
     async def start(self, name: str, *arguments: str) -> None:
         """Start `python -m streamproc <arguments>`; the name without a number is the command if there is none."""
         command = arguments or (name.partition("-")[0],)
-        self.roles[name] = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "streamproc", *command, env=self.env
-        )
+        with (self.logs / f"{name}.log").open("ab") if self.logs else nullcontext() as out:
+            self.roles[name] = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "streamproc", *command, env=self.env, stdout=out, stderr=out
+            )
 
     async def kill(self, name: str) -> None:
         """SIGKILL: nothing is finished, nothing is said."""
@@ -218,6 +222,7 @@ async def running_system(
     roles: tuple[str, ...] = ("serve", "projector"),
     sandbox: Mapping[str, Any] | None = None,
     otel: Mapping[str, str] | None = None,
+    logs: Path | None = None,
     **settings: str,
 ) -> AsyncIterator[System]:
     """Start the roles and wait until the API answers. `settings` are STREAMPROC_ variables in lower case.
@@ -248,6 +253,7 @@ async def running_system(
             api,
             redis,
             pool,
+            logs=logs,
         )
         try:
             for name in (*roles, *(f"worker-{n}" for n in range(1, workers + 1))):
