@@ -29,6 +29,7 @@ from streamproc.domain.events import (
     NotificationFailed,
     NotificationSent,
     PayoutDecided,
+    PayoutSettled,
     ReconcileMismatch,
     ReviewCounted,
     ReviewRefused,
@@ -58,7 +59,7 @@ _US = 1_000_000
 
 CONSUMES: frozenset[type[Fact]] = frozenset(
     {
-        *(PayoutDecided, ReviewCounted, ReviewRefused, TimerFired),
+        *(PayoutDecided, PayoutSettled, ReviewCounted, ReviewRefused, TimerFired),
         *(GovernanceBypassed, EntrySetAside, ReconcileMismatch),
     }
 )
@@ -66,7 +67,7 @@ WANTED = (
     rb'"type":"(?:governance\.bypassed|entry\.set_aside|reconcile\.mismatch|review\.counted|review\.refused)"'
     rb'|"decision":"HELD"|"decision":"REJECTED","reason":"(?:HOLD_EXPIRED|'
     + "|".join(sorted(ALERTED)).encode()
-    + rb')"|"timer":"hold_(?:reminder|escalation)"'
+    + rb')"|"settlement":"released"|"timer":"hold_(?:reminder|escalation)"'
 )
 """Over the bytes of an entry: an approval that no person gave, and whatever else concerns nobody, is not decoded."""
 
@@ -146,7 +147,10 @@ class Telling:
                 if event.decision == "HELD":
                     await self._hold(work, event, desk)
                 else:
-                    await self._outcome(work, desk)
+                    await self._outcome(work, desk, alarming=bool(alarms))
+            elif type(event) is PayoutSettled or type(event) is GovernanceBypassed:
+                # The bank may end a hold that nobody decided.
+                await self._outcome(work, desk, alarming=bool(alarms))
             elif type(event) is TimerFired:
                 await self._remind(work, event, desk)
             elif type(event) is ReviewCounted and event.needed:
@@ -179,8 +183,11 @@ class Telling:
                 await close_messages(self.channels, work, desk)
         except Untellable:
             if work.known().state != "held":  # else the next answer shows it too
-                at = desk.now_us + int(AGAIN_S * _US)
-                work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
+                self._close_later(work, desk)
+
+    def _close_later(self, work: Work, desk: Desk) -> None:
+        at = desk.now_us + int(AGAIN_S * _US)
+        work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
 
     async def _remind(self, work: Work, event: TimerFired, desk: Desk) -> None:
         record = work.record
@@ -213,14 +220,18 @@ class Telling:
             return
         _emit_sent(work, desk, kind, *sent, shown_in=shown_in)
 
-    async def _outcome(self, work: Work, desk: Desk) -> None:
-        """Close what is open of a hold. Nothing where there is no message, or it is closed."""
+    async def _outcome(self, work: Work, desk: Desk, *, alarming: bool = False) -> None:
+        """Close what is open of a hold. Nothing where there is no message, or it is closed. `alarming`: the entry is an
+        alert too, which does not wait for that."""
         if work.record is None or work.record.state == "held":
             return
         try:
             await close_messages(self.channels, work, desk)
         except Untellable as problem:
-            await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
+            if alarming:
+                self._close_later(work, desk)
+            else:
+                await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 
     async def _progress(self, work: Work, desk: Desk) -> None:
         if work.record is None or work.record.state != "held":

@@ -22,8 +22,8 @@ from streamproc.domain.notice import (
     amount_text,
     hold_notice,
     moment,
-    name,
     outcome_of,
+    payout_id,
 )
 from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
@@ -228,8 +228,8 @@ def _hold_push(notice: HoldNotice, heading: str, priority: int, record: PayoutRe
         *reasons,
         f"expires {moment(notice.expires_at)}",
         *([notice.approvals] if notice.approvals else []),
-        f"streamproc hold approve {name(record.payout)} --by NAME --reason TEXT",
-        f"streamproc hold reject {name(record.payout)} --by NAME --reason TEXT",
+        f"streamproc hold approve {payout_id(record.payout)} --by NAME --reason TEXT",
+        f"streamproc hold reject {payout_id(record.payout)} --by NAME --reason TEXT",
     ]
     return Push(
         title=f"{heading} {notice.amount} for {notice.agent}?",

@@ -372,17 +372,33 @@ async def test_nobody_is_reminded_of_a_hold_that_is_over(redis_url: str) -> None
         assert await told.ntfy() == []
 
 
-async def test_a_hold_that_the_bank_ended_by_itself_loses_its_buttons_with_the_reminder(
-    redis_url: str,
+@pytest.mark.parametrize("status", ["cancelled", "rejected", "failed", "processing", "processed"])
+async def test_a_hold_that_the_bank_ended_by_itself_loses_its_buttons_at_once(
+    redis_url: str, status: str
 ) -> None:
     async with people() as told, telling_engine(redis_url, told) as engine:
         await held(engine)
         await engine.deliver(
-            observed("pout_1", 200_000, url=VENDOR, status="cancelled", at=engine.producer.now_us())
+            observed("pout_1", 200_000, url=VENDOR, status=status, at=engine.producer.now_us())
         )
-        await fire(engine, "hold_reminder")
         _, updated = await told.slack_has(2)
-    assert any("the bank says cancelled" in text["text"] for text in texts(updated["body"]["blocks"]))
+    assert APPROVE not in buttons(updated)
+    assert any(f"the bank says {status}" in text["text"] for text in texts(updated["body"]["blocks"]))
+
+
+async def test_an_alert_does_not_wait_for_the_message_of_the_hold_that_it_ends(redis_url: str) -> None:
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await held(engine)
+        await told.mood(slack="500")
+        seen = observed("pout_1", 200_000, url=VENDOR, status="processed", at=engine.producer.now_us())
+        await engine.deliver(seen)
+        (push,) = await told.ntfy_has(1)
+        assert "BYPASSED" in push["title"]
+        await told.mood(slack="ok")
+        await engine.settled()
+        await fire(engine, "hold_reminder")
+        _, updated = await told.slack_has(2, "chat.postMessage", "chat.update")
+    assert APPROVE not in buttons(updated)
 
 
 # ---- alerts, and answers to one person ----
@@ -428,6 +444,16 @@ async def test_what_is_alarming_goes_to_ntfy_and_says_what_it_is(redis_url: str)
     assert next(push for push in pushes if "BYPASSED" in push["title"])["priority"] == 4
     assert any(type(event) is EntrySetAside for event in story)
     assert sent(story) == [("alert", "ntfy")]
+
+
+async def test_an_alert_about_a_limit_says_it_in_rupees_and_hides_no_digit_of_it(redis_url: str) -> None:
+    policies = "policies: {bot: {daily_limit: 12345678900}}"
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await engine.apply(policies)
+        await engine.deliver(observed("pout_123456789012", 22_345_678_900, url=VENDOR))
+        (push,) = await told.ntfy_has(1)
+    assert "limit ₹12,34,56,789.00, used ₹0.00" in push["message"]
+    assert "payout: pout_123456789012\n" in push["message"]
 
 
 async def test_an_alert_goes_to_slack_where_ntfy_is_not_set_or_away(redis_url: str) -> None:
