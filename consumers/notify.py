@@ -42,13 +42,16 @@ from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.log.digests import Alert
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 
-CONCURRENT_MAX = 8
-"""Messages of one worker on their way at once; Slack takes one a second in a channel."""
-READ_MAX = 64
-"""Entries read at once: what is read is told within two passes, before another worker takes it over."""
-WORKS_MAX = 32
-PASS_S = 18.0
-"""After this a pass ends with what it has, well within a batch's time."""
+CONCURRENT_MAX = 4
+"""Messages of one worker on their way at once. Slack takes one a second in a channel, so with these waiting and a
+digest or a private answer beside them nobody waits as long as the clients let wait."""
+READ_MAX = WORKS_MAX = 32
+"""Entries read at once, and in one pass. The next ones are read meanwhile: they wait for this pass and for one of
+retries, and are told in a third, before CLAIM_IDLE is over and another worker takes them over."""
+START_S = 10.0
+"""What has not begun to be told by then is put off."""
+PASS_S = 23.0
+"""What has begun may end, as a call that is cut off may have been a message all the same; but within a batch's time."""
 ALERT_OLD_S = 3_600.0
 """An alert, or an outcome, that nobody could be told of for so long is given up; the audit has it."""
 PRIVATE_OLD_S = 120.0
@@ -97,16 +100,21 @@ class Telling:
             works.setdefault(work, []).append(event)
         now = await self._first_alarms(works, desk)
         turns = asyncio.Semaphore(CONCURRENT_MAX)
-        end = asyncio.get_running_loop().time() + PASS_S
+        began = asyncio.get_running_loop().time()
 
         async def one(work: Work, events: Sequence[Event]) -> None:
             try:
-                async with asyncio.timeout_at(end), turns:
+                async with asyncio.timeout_at(began + START_S) as limit, turns:
+                    limit.reschedule(began + PASS_S)
                     await self._one(work, events, now.get(work, []), desk)
             except (LogUnavailable, LogBroken):
                 raise
             except TimeoutError:
-                work.fail(TryAgain(f"its turn to be told did not come, or end, within {PASS_S:g} s"))
+                work.fail(
+                    TryAgain(
+                        f"its turn to be told did not come within {START_S:g} s, or end within {PASS_S:g} s"
+                    )
+                )
             except Exception as problem:  # noqa: BLE001  # this entry's own; the loop puts it off or aside
                 work.fail(problem)
 

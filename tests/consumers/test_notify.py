@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
 from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch, ReviewSubmitted
 from streamproc.log import batch, scripts
@@ -178,12 +179,28 @@ async def test_where_slack_does_not_answer_ntfy_gets_the_hold(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "streamproc.clients.slack.open_slack.__kwdefaults__", {"breaker": None, "timeout_s": 0.3}
+        "streamproc.clients.slack.open_slack.__kwdefaults__",
+        {"breaker": None, "timeout_s": 0.3, "wait_s_max": None},
     )
     async with people() as told, telling_engine(redis_url, told) as engine:
         await told.mood(slack="timeout")
         await held(engine)
         await told.ntfy_has(1)
+
+
+async def test_many_holds_are_told_at_slacks_pace_and_waiting_for_it_is_no_failure_of_slack(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slack, "CALLS_BURST", 1)
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await told.mood(slow_ms=300)
+        await engine.apply(POLICIES)
+        for number in range(8):
+            await engine.append(ACCOUNT, observed(f"pout_{number}", 100_001, url=VENDOR))
+        await told.slack_has(8)
+        await engine.settled()
+        assert await told.ntfy() == []
+        assert len(await told.slack()) == 8
 
 
 async def test_while_both_are_down_the_hold_is_there_and_counted_and_is_told_when_one_is_back(
