@@ -194,13 +194,10 @@ async def test_many_holds_are_told_at_slacks_pace_and_waiting_for_it_is_no_failu
     monkeypatch.setattr(slack, "CALLS_BURST", 1)
     async with people() as told, telling_engine(redis_url, told) as engine:
         await told.mood(slow_ms=300)
-        await engine.apply(POLICIES)
-        for number in range(8):
-            await engine.append(ACCOUNT, observed(f"pout_{number}", 100_001, url=VENDOR))
-        await told.slack_has(8)
-        await engine.settled()
+        await engine.apply(POLICIES.replace("daily_limit: 900000", "daily_limit: 9000000"))
+        await engine.deliver(*(observed(f"pout_{number}", 100_001, url=VENDOR) for number in range(10)))
         assert await told.ntfy() == []
-        assert len(await told.slack()) == 8
+        assert len(await told.slack()) == 10
 
 
 async def test_while_both_are_down_the_hold_is_there_and_counted_and_is_told_when_one_is_back(
