@@ -242,10 +242,16 @@ class Telling:
                 await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 
     async def _progress(self, work: Work, desk: Desk) -> None:
-        if work.record is None or work.record.state != "held":
+        """Show who has approved. An update that arrives after another worker's, which said how it ended, brings the
+        buttons back: then it is said once more."""
+        if work.record is None:
             return
         try:
-            await show_progress(self.channels, work, desk)
+            if work.record.state == "held":
+                work.looked_at = True
+                await show_progress(self.channels, work, desk)
+            elif work.taken or work.stale_times:
+                await close_messages(self.channels, work, desk, again=True)
         except Untellable as problem:
             await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 

@@ -10,6 +10,7 @@ from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
 from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch, ReviewSubmitted
 from streamproc.log import batch, scripts
+from streamproc.log.connection import connected
 from streamproc.log.untold import untold
 from tests.engine import Engine
 from tests.people import CHANNEL, SECRET, TOPIC, failed, people, sent, telling_engine, texts
@@ -317,6 +318,54 @@ async def test_a_hold_that_is_answered_while_its_message_is_on_its_way_is_closed
             assert sent(await engine.story("pout_1")) == [("hold", "slack"), ("outcome", "slack")]
     assert (updated["method"], updated["ts"]) == ("chat.update", posted["ts"])
     assert APPROVE not in buttons(updated)
+
+
+class LateRoom(SlowRoom):
+    """Slack, which shows progress only after whatever happens meanwhile."""
+
+    async def ask(self, notice: Any, *, heading: str, thread: str = "") -> str:
+        return str(await self.room.ask(notice, heading=heading, thread=thread))
+
+    async def progress(self, ref: str, notice: Any, *, heading: str) -> None:
+        await self.meanwhile()
+        await self.room.progress(ref, notice, heading=heading)
+
+
+async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_back(redis_url: str) -> None:
+    async with people() as told:
+        engine: Engine
+
+        async def approved() -> None:
+            event = ReviewSubmitted(
+                at=engine.producer.now_us(),
+                payout="pout_1",
+                by="vikram",
+                action="approve",
+                why="yes",
+                channel="cli",
+            )
+            await engine.append(ACCOUNT, event)
+            await handled_by_another_worker()
+
+        async def handled_by_another_worker() -> None:
+            other = batch.Handler(0, told.group(redis_url), batch.Limits())
+            read = ("XREADGROUP", "GROUP", other.group.name, "another", "STREAMS", engine.names.log, ">")
+            async with connected(redis_url) as client, asyncio.timeout(20):
+                while len(await told.slack()) < 2:
+                    for _, entries in await client.execute_command(*read) or ():
+                        await other.handle(client, entries, taken=False)
+
+        late = LateRoom(told.channels.slack, approved)
+        told.channels = type(told.channels)(slack=late, ntfy=told.channels.ntfy)
+        engine = telling_engine(redis_url, told)
+        async with engine:
+            await held(engine, 600_000)
+            await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+            await engine.settled()
+            *_, last = await told.slack_has(4)
+            assert sent(await engine.story("pout_1")) == [("hold", "slack"), ("outcome", "slack")]
+    assert APPROVE not in buttons(last)
+    assert any("approved by asha, vikram" in text["text"] for text in texts(last["body"]["blocks"]))
 
 
 async def test_a_hold_that_was_answered_before_its_message_was_sent_is_not_told_as_open(
