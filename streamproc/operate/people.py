@@ -74,7 +74,9 @@ async def _look_for_held(settings: Settings, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             try:
                 if found := await look_for_held(settings.redis_url, partition, NOTIFICATION):
-                    log.info("partition %d: %d held payouts were looked at and have their timers", partition, found)
+                    log.info(
+                        "partition %d: %d held payouts were looked at and have their timers", partition, found
+                    )
                 break
             except LogUnavailable as problem:
                 log.warning("what is held cannot be looked for: %s", problem)
