@@ -29,6 +29,7 @@ from streamproc.domain.events import (
     NotificationFailed,
     NotificationSent,
     PayoutDecided,
+    PayoutSettled,
     ReconcileMismatch,
     ReviewCounted,
     ReviewRefused,
@@ -41,13 +42,16 @@ from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.log.digests import Alert
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 
-CONCURRENT_MAX = 8
-"""Messages of one worker on their way at once; Slack takes one a second in a channel."""
-READ_MAX = 64
-"""Entries read at once: what is read is told within two passes, before another worker takes it over."""
-WORKS_MAX = 32
-PASS_S = 18.0
-"""After this a pass ends with what it has, well within a batch's time."""
+CONCURRENT_MAX = 4
+"""Messages of one worker on their way at once. Slack takes one a second in a channel, so with these waiting and a
+digest or a private answer beside them nobody waits as long as the clients let wait."""
+READ_MAX = WORKS_MAX = 32
+"""Entries read at once, and in one pass. The next ones are read meanwhile: they wait for this pass and for one of
+retries, and are told in a third, before CLAIM_IDLE is over and another worker takes them over."""
+START_S = 10.0
+"""What has not begun to be told by then is put off."""
+PASS_S = 23.0
+"""What has begun may end, as a call that is cut off may have been a message all the same; but within a batch's time."""
 ALERT_OLD_S = 3_600.0
 """An alert, or an outcome, that nobody could be told of for so long is given up; the audit has it."""
 PRIVATE_OLD_S = 120.0
@@ -58,7 +62,7 @@ _US = 1_000_000
 
 CONSUMES: frozenset[type[Fact]] = frozenset(
     {
-        *(PayoutDecided, ReviewCounted, ReviewRefused, TimerFired),
+        *(PayoutDecided, PayoutSettled, ReviewCounted, ReviewRefused, TimerFired),
         *(GovernanceBypassed, EntrySetAside, ReconcileMismatch),
     }
 )
@@ -66,7 +70,7 @@ WANTED = (
     rb'"type":"(?:governance\.bypassed|entry\.set_aside|reconcile\.mismatch|review\.counted|review\.refused)"'
     rb'|"decision":"HELD"|"decision":"REJECTED","reason":"(?:HOLD_EXPIRED|'
     + "|".join(sorted(ALERTED)).encode()
-    + rb')"|"timer":"hold_(?:reminder|escalation)"'
+    + rb')"|"settlement":"released"|"timer":"hold_(?:reminder|escalation)"'
 )
 """Over the bytes of an entry: an approval that no person gave, and whatever else concerns nobody, is not decoded."""
 
@@ -96,16 +100,21 @@ class Telling:
             works.setdefault(work, []).append(event)
         now = await self._first_alarms(works, desk)
         turns = asyncio.Semaphore(CONCURRENT_MAX)
-        end = asyncio.get_running_loop().time() + PASS_S
+        began = asyncio.get_running_loop().time()
 
         async def one(work: Work, events: Sequence[Event]) -> None:
             try:
-                async with asyncio.timeout_at(end), turns:
+                async with asyncio.timeout_at(began + START_S) as limit, turns:
+                    limit.reschedule(began + PASS_S)
                     await self._one(work, events, now.get(work, []), desk)
             except (LogUnavailable, LogBroken):
                 raise
             except TimeoutError:
-                work.fail(TryAgain(f"its turn to be told did not come, or end, within {PASS_S:g} s"))
+                work.fail(
+                    TryAgain(
+                        f"its turn to be told did not come within {START_S:g} s, or end within {PASS_S:g} s"
+                    )
+                )
             except Exception as problem:  # noqa: BLE001  # this entry's own; the loop puts it off or aside
                 work.fail(problem)
 
@@ -146,7 +155,10 @@ class Telling:
                 if event.decision == "HELD":
                     await self._hold(work, event, desk)
                 else:
-                    await self._outcome(work, desk)
+                    await self._outcome(work, desk, alarming=bool(alarms))
+            elif type(event) is PayoutSettled or type(event) is GovernanceBypassed:
+                # The bank may end a hold that nobody decided.
+                await self._outcome(work, desk, alarming=bool(alarms))
             elif type(event) is TimerFired:
                 await self._remind(work, event, desk)
             elif type(event) is ReviewCounted and event.needed:
@@ -179,8 +191,11 @@ class Telling:
                 await close_messages(self.channels, work, desk)
         except Untellable:
             if work.known().state != "held":  # else the next answer shows it too
-                at = desk.now_us + int(AGAIN_S * _US)
-                work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
+                self._close_later(work, desk)
+
+    def _close_later(self, work: Work, desk: Desk) -> None:
+        at = desk.now_us + int(AGAIN_S * _US)
+        work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
 
     async def _remind(self, work: Work, event: TimerFired, desk: Desk) -> None:
         record = work.record
@@ -213,20 +228,30 @@ class Telling:
             return
         _emit_sent(work, desk, kind, *sent, shown_in=shown_in)
 
-    async def _outcome(self, work: Work, desk: Desk) -> None:
-        """Close what is open of a hold. Nothing where there is no message, or it is closed."""
+    async def _outcome(self, work: Work, desk: Desk, *, alarming: bool = False) -> None:
+        """Close what is open of a hold. Nothing where there is no message, or it is closed. `alarming`: the entry is an
+        alert too, which does not wait for that."""
         if work.record is None or work.record.state == "held":
             return
         try:
             await close_messages(self.channels, work, desk)
         except Untellable as problem:
-            await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
+            if alarming:
+                self._close_later(work, desk)
+            else:
+                await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 
     async def _progress(self, work: Work, desk: Desk) -> None:
-        if work.record is None or work.record.state != "held":
+        """Show who has approved. An update that arrives after another worker's, which said how it ended, brings the
+        buttons back: then it is said once more."""
+        if work.record is None:
             return
         try:
-            await show_progress(self.channels, work, desk)
+            if work.record.state == "held":
+                work.looked_at = True
+                await show_progress(self.channels, work, desk)
+            elif work.taken or work.stale_times:
+                await close_messages(self.channels, work, desk, again=True)
         except Untellable as problem:
             await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 

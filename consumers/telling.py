@@ -22,8 +22,8 @@ from streamproc.domain.notice import (
     amount_text,
     hold_notice,
     moment,
-    name,
     outcome_of,
+    payout_id,
 )
 from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
@@ -174,18 +174,20 @@ async def show_progress(channels: Channels, work: Work, desk: Desk) -> None:
             raise Untellable(f"slack: {problem}", after_s=problem.after_s) from problem
 
 
-async def close_messages(channels: Channels, work: Work, desk: Desk) -> None:
+async def close_messages(channels: Channels, work: Work, desk: Desk, *, again: bool = False) -> None:
     """Say in the hold's open messages how it ended, and record it of each. ntfy cannot change a message, so there a
-    last one is sent. Raises Untellable."""
+    last one is sent. `again`: in those in Slack that say so already too. Raises Untellable."""
     record = work.known()
-    if not any(_open_messages(record, channel) for channel in ("slack", "ntfy")):
+    open_ones = _open_messages(record, "slack")
+    if not (open_ones or again or _open_messages(record, "ntfy")):
         return
     notice, outcome = await notice_of(channels, record, desk), outcome_of(record)
     try:
-        for open_one in _open_messages(record, "slack") if channels.slack is not None else ():
-            assert channels.slack is not None
-            await channels.slack.close(open_one.ref, notice, outcome)
-            _closed(work, desk, "slack", open_one.ref)
+        for one in _asking(record, "slack") if again else open_ones:
+            if channels.slack is not None:
+                await channels.slack.close(one.ref, notice, outcome)
+                if one in open_ones:
+                    _closed(work, desk, "slack", one.ref)
         pushed = _open_messages(record, "ntfy") if channels.ntfy is not None else ()
         if pushed and channels.ntfy is not None:
             title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
@@ -204,11 +206,11 @@ class _Open(Struct, frozen=True):
 
 def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
     closed = {n.ref for n in record.notices if n.channel == channel and n.kind == "outcome"}
-    return [
-        _Open(n.ref, n.kind)
-        for n in record.notices
-        if n.channel == channel and n.kind in ASKING and n.ref not in closed
-    ]
+    return [one for one in _asking(record, channel) if one.ref not in closed]
+
+
+def _asking(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
+    return [_Open(n.ref, n.kind) for n in record.notices if n.channel == channel and n.kind in ASKING]
 
 
 def _closed(work: Work, desk: Desk, channel: Channel, ref: str) -> None:
@@ -228,8 +230,8 @@ def _hold_push(notice: HoldNotice, heading: str, priority: int, record: PayoutRe
         *reasons,
         f"expires {moment(notice.expires_at)}",
         *([notice.approvals] if notice.approvals else []),
-        f"streamproc hold approve {name(record.payout)} --by NAME --reason TEXT",
-        f"streamproc hold reject {name(record.payout)} --by NAME --reason TEXT",
+        f"streamproc hold approve {payout_id(record.payout)} --by NAME --reason TEXT",
+        f"streamproc hold reject {payout_id(record.payout)} --by NAME --reason TEXT",
     ]
     return Push(
         title=f"{heading} {notice.amount} for {notice.agent}?",

@@ -86,7 +86,8 @@ class _Call:
 
 
 class OutboundClient:
-    """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included.
+    """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included; where `wait_s_max` is
+    given, that bounds the waiting and `timeout_s` what comes after it.
 
     `turns` counts calls together with other processes; without it this client counts its own.
 
@@ -105,10 +106,13 @@ class OutboundClient:
         body_bytes_max: int = BODY_BYTES_MAX,
         unix_clock: Callable[[], float] = time.time,
         turns: Turns | None = None,
+        wait_s_max: float | None = None,
     ) -> None:
         self.name = name
         self.breaker = breaker
         self._timeout_s = timeout_s
+        self._wait_s_max = timeout_s if wait_s_max is None else wait_s_max
+        self._waits_apart = wait_s_max is not None
         self._limiter = turns or Limiter(limit_per_s, burst)
         self._body_bytes_max = body_bytes_max
         self._unix_clock = unix_clock
@@ -152,8 +156,10 @@ class OutboundClient:
         )
         with Called(self.name, f"{method} {path}") as called:
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._wait_s_max) as limit:
                     await self._take_turn(what, call, urgent)
+                    if self._waits_apart:
+                        limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     response, body = await self._send(request)
             except TimeoutError as error:
                 raise self._lost(what, call, f"no answer within {self._timeout_s:g} s") from error
@@ -169,7 +175,7 @@ class OutboundClient:
     async def _take_turn(self, what: str, call: _Call, urgent: bool) -> None:
         self._refuse_if_open(what, self.breaker.wait_s)
         wait_s = self._limiter.wait_s(urgent=urgent)
-        if wait_s > self._timeout_s or self._limiter.queued >= QUEUE_MAX:
+        if wait_s > self._wait_s_max or self._limiter.queued >= QUEUE_MAX:
             raise TryAgain(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
         await self._limiter.take(urgent=urgent)
         call.ticket = self.breaker.begin()

@@ -11,10 +11,12 @@ from streamproc.domain.plain import cut_bytes
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 5.0
-"""A whole call. Where it takes longer the other channel is asked, while a payout waits."""
+"""A call, from its turn on. Where it takes longer the other channel is asked, while a payout waits."""
 CALLS_PER_S = 1.0
 """A public server lets a client send some dozens at once and then one in a few seconds; 429 says when to go on."""
 CALLS_BURST = 20
+WAIT_S_MAX = 8.0
+"""For its turn: as for Slack's."""
 MESSAGE_BYTES_MAX = 4_000
 """Beyond 4,096 bytes ntfy makes an attachment of it."""
 TITLE_BYTES_MAX = 200
@@ -41,6 +43,7 @@ def open_ntfy(url: str, *, topic: str, token: str = "", breaker: Breaker | None 
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
         breaker=breaker or Breaker(),
+        wait_s_max=WAIT_S_MAX,
     )
     return Ntfy(http, topic, token)
 

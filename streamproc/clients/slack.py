@@ -21,7 +21,10 @@ from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.errors import StreamprocError, TryAgain
 
 TIMEOUT_S = 5.0
-"""A whole call of a worker, which has nobody waiting."""
+"""A call of a worker, which has nobody waiting, from its turn on."""
+WAIT_S_MAX = 8.0
+"""For its turn: more than those take that one worker has on their way at once. Waiting is no failure of Slack's, so it
+takes nothing of the time that Slack has, nor is the other channel asked."""
 CALLS_PER_S = 1.0
 """What Slack asks of those who post to a channel."""
 CALLS_BURST = 20
@@ -48,9 +51,15 @@ class SlackRefused(StreamprocError):
 
 
 def open_slack(
-    base_url: str, token: str, *, breaker: Breaker | None = None, timeout_s: float = TIMEOUT_S
+    base_url: str,
+    token: str,
+    *,
+    breaker: Breaker | None = None,
+    timeout_s: float = TIMEOUT_S,
+    wait_s_max: float | None = None,
 ) -> "Slack":
-    """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`."""
+    """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`. Without `wait_s_max` a call
+    waits for its turn within `timeout_s`."""
     http = OutboundClient(
         "slack",
         base_url,
@@ -59,6 +68,7 @@ def open_slack(
         burst=CALLS_BURST,
         breaker=breaker or Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
+        wait_s_max=wait_s_max,
     )
     return Slack(http, token)
 

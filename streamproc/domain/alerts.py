@@ -9,6 +9,7 @@ from streamproc.domain.events import (
     PayoutDecided,
     ReconcileMismatch,
 )
+from streamproc.domain.shown import evidence_texts
 
 ALERTED = frozenset({"RISK_HIGH", "DOMAIN_BLOCKED", "LIMIT_EXCEEDED", "NO_POLICY", "FROZEN"})
 """Rejections that people are told of."""
@@ -35,8 +36,7 @@ def alarm_of(event: Event, entry: str) -> Alarm | None:
     if type(event) is PayoutDecided:
         if event.decision != "REJECTED" or event.reason not in ALERTED:
             return None
-        last = event.findings[-1].evidence if event.findings else {}
-        shown = ", ".join(f"{key} {value}" for key, value in last.items())
+        shown = ", ".join(evidence_texts(event.findings[-1])) if event.findings else ""
         # Anybody can make up a name that has no policy, so those are alike whatever they say they are.
         agent = "" if event.reason == "NO_POLICY" else event.agent
         facts = (("payout", event.payout), ("agent", f"{event.agent} ({event.identity})"), ("found", shown))

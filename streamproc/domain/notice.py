@@ -58,8 +58,8 @@ URGENT = frozenset({"BYPASSED"})
 """Alerts about money that has moved."""
 _NOTES_SHOWN = frozenset({"agent_id", "vendor_url", NOTE})
 """Notes that are shown elsewhere, or say nothing to a person."""
-_LONG_NUMBER = re.compile(r"[0-9](?:[ .-]?[0-9]){8,}")
-"""Nine digits and more: India's account numbers have 9 to 18."""
+_LONG_NUMBER = re.compile(r"\d(?:[ ._\u2010-\u2015-]?\d){8,}")
+"""Nine digits and more, of any script: India's account numbers have 9 to 18."""
 
 
 class Said(Struct, frozen=True):
@@ -107,6 +107,11 @@ class Notice(Struct, frozen=True):
 def name(text: str) -> str:
     """A stranger's name or id among our own words."""
     return cut(_numbers_masked(plain(text)), NAME_CHARS_MAX) or "-"
+
+
+def payout_id(payout: str) -> str:
+    """An id as it must be typed: of this one no digit is hidden."""
+    return cut(plain(payout), NAME_CHARS_MAX) or "-"
 
 
 def amount_text(paise: int, currency: str) -> str:
@@ -183,7 +188,7 @@ def outcome_of(record: PayoutRecord) -> Outcome:
         by = f" by {_names(record)}" if last is not None else ""
         found = MEANINGS.get(record.reason, "")
         then = f" ({record.reason}: {found})" if found else ""
-        why = f": {cut(plain(last.why), WHY_CHARS_MAX)}" if last is not None else ""
+        why = f": {cut(_numbers_masked(plain(last.why)), WHY_CHARS_MAX)}" if last is not None else ""
         return Outcome(record.decision, f"{record.decision.lower()}{by} at {when}{then}{why}")
     return Outcome("OVER", f"the hold is over: the bank says {name(record.bank_status)}")
 
@@ -207,7 +212,11 @@ def alert_about(code: str, agent: str, account: str) -> str:
 
 def alert_notice(about: str, code: str, facts: Sequence[tuple[str, str]], *, link: str = "") -> Notice:
     """An alert. `facts` are labelled; each is made plain here."""
-    said = [f"{label}: {_text(text, None)}" for label, text in facts if text]
+    said = [
+        f"{label}: {payout_id(text) if label == 'payout' else _text(text, None)}"
+        for label, text in facts
+        if text
+    ]
     lines = tuple(line for line in (MEANINGS.get(code, ""), *said) if line)
     return Notice(f"Alert: {about}", lines, code in URGENT, link)
 
@@ -218,7 +227,7 @@ def digest_notice(about: str, *, count: int, paise: int, more: bool, examples: S
     of = about or "alerts of many kinds"
     lines = [f"{number} more alerts within a minute, of {rupees(paise)} in all"]
     if examples:
-        lines.append(f"for example {', '.join(name(example) for example in examples)}")
+        lines.append(f"for example {', '.join(payout_id(example) for example in examples)}")
     lines.append("`streamproc audit list` shows every one")
     code = about.partition(",")[0]
     return Notice(f"{number} alerts: {of}", tuple(lines), code in URGENT)

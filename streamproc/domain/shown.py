@@ -10,10 +10,13 @@ import msgspec
 
 from streamproc.domain.events import Event, Finding, PayoutRequested
 from streamproc.domain.intent import Beneficiary, masked
+from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import type_of
 
 US = 1_000_000
+_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"})
+"""Evidence in paise, except velocity's, which counts payouts."""
 _OPEN_FIELDS = frozenset({"account_type", "contact_type"})
 """Fields of a beneficiary that say nothing of the person."""
 
@@ -26,6 +29,20 @@ def iso(at_us: int) -> str:
 def iso_or_none(at_us: int) -> str | None:
     """As `iso`; None for 0, which means never."""
     return iso(at_us) if at_us else None
+
+
+def evidence_texts(finding: Finding) -> list[str]:
+    """What a finding rests on, in words for people: each a name and a value, money in rupees."""
+    money = frozenset() if finding.stage == "velocity" else _MONEY
+    return [f"{name} {_value_text(name, value, money)}" for name, value in finding.evidence.items()]
+
+
+def _value_text(name: str, value: str | int | bool | list[str] | None, money: frozenset[str]) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(value) + "]"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return rupees(value) if name in money else iso(value) if name.endswith("_at") else str(value)
+    return "none" if value is None else str(value)
 
 
 def payout_json(record: PayoutRecord) -> dict[str, Any]:

@@ -258,7 +258,7 @@ class Handler:
     def _handover(self, work: Work) -> Handover:
         handover = Handover(entry=work.entry, taken=work.taken)
         changed = work.record is not None and work.record != work.loaded
-        if changed or work.out:
+        if changed or work.out or work.looked_at:
             handover.payout = work.payout
             handover.version = work.version
         if work.record is not None and (changed or work.out):

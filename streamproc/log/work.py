@@ -48,12 +48,15 @@ class Work:
     calls: list[Call] = field(default_factory=list)
     """What was waited for on its account: the barrier, the bank."""
     stale_times: int = 0
+    looked_at: bool = False
+    """What was said of the payout is not recorded, but is true only until it moves on: the commit finds that out."""
     m: bytes = b"{}"
     """The entry's metadata, as it was read."""
 
     def open(self, version: bytes, record: PayoutRecord | None, admission: Admission, *, keep: bool) -> None:
         """Start from what Redis knows. `keep` leaves earlier outputs: they are facts, only the fold is new."""
         self.loaded, self.version, self.admission, self.problem = record, version, admission, None
+        self.looked_at = False
         # Producers append without touching the record: what they saw is folded by whoever handles it.
         self.record = fold((e for e in self.events if type(e) in ASKED), record)
         if keep:

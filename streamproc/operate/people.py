@@ -11,7 +11,7 @@ from consumers.notify import notification
 from consumers.telling import Channels
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.ntfy import open_ntfy
-from streamproc.clients.slack import open_slack
+from streamproc.clients.slack import WAIT_S_MAX, open_slack
 from streamproc.clients.slack_room import SlackRoom
 from streamproc.domain.events import Event
 from streamproc.domain.shown import iso
@@ -37,7 +37,7 @@ def opened_channels(settings: Settings, stack: AsyncExitStack, breakers: dict[st
     """The channels that are set; the stack closes them. Their breakers are added under `slack` and `ntfy`."""
     room, topic = None, None
     if settings.slack_bot_token and settings.slack_channel_id:
-        slack = open_slack(settings.slack_base_url, settings.slack_bot_token.reveal())
+        slack = open_slack(settings.slack_base_url, settings.slack_bot_token.reveal(), wait_s_max=WAIT_S_MAX)
         stack.push_async_callback(slack.aclose)
         breakers["slack"] = slack.breaker
         room = SlackRoom(slack, settings.slack_channel_id, settings.slack_signing_secret.reveal())
@@ -74,7 +74,9 @@ async def _look_for_held(settings: Settings, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             try:
                 if found := await look_for_held(settings.redis_url, partition, NOTIFICATION):
-                    log.info("partition %d: %d payouts were held before anybody was told", partition, found)
+                    log.info(
+                        "partition %d: %d held payouts were looked at and have their timers", partition, found
+                    )
                 break
             except LogUnavailable as problem:
                 log.warning("what is held cannot be looked for: %s", problem)

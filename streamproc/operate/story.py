@@ -6,12 +6,11 @@ from streamproc.domain import events as e
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.shown import evidence_texts
 from streamproc.domain.traces import trace_id
 from streamproc.operate.explain import Story
 from streamproc.operate.site import iso, iso_or_none
 
-_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"})
-"""Evidence in paise, except velocity's, which counts payouts."""
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
     e.PayoutScreened: "screening, rules 2 to 9: nothing against it",
     e.VelocityChecked: "velocity, rule 10: passes",
@@ -135,20 +134,11 @@ def _fresh(findings: Iterable[e.Finding], said: set[tuple[str, str]]) -> Iterato
     for finding in findings:
         if (finding.stage, finding.code) not in said:
             said.add((finding.stage, finding.code))
-            yield f"{finding.stage}: {finding.outcome} {finding.code}{_evidence(finding)}"
+            yield f"{finding.stage}: {finding.outcome} {finding.code}{_behind(finding)}"
 
 
-def _evidence(finding: e.Finding) -> str:
-    money = frozenset() if finding.stage == "velocity" else _MONEY
-    return "".join(f", {name} {_shown(name, value, money)}" for name, value in finding.evidence.items())
-
-
-def _shown(name: str, value: str | int | bool | list[str] | None, money: frozenset[str]) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(value) + "]"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return rupees(value) if name in money else iso(value) if name.endswith("_at") else str(value)
-    return "none" if value is None else str(value)
+def _behind(finding: e.Finding) -> str:
+    return "".join(f", {said}" for said in evidence_texts(finding))
 
 
 def _decided(event: e.PayoutDecided, said: set[tuple[str, str]]) -> Iterator[str]:
@@ -207,7 +197,9 @@ def _other(event: e.Event) -> str:
             return f"set aside by {event.group}: {event.problem} (entry {event.entry}; see `streamproc dead list`)"
         case e.PayoutStopped():
             sent = "an earlier attempt may have reached it" if event.maybe_sent else "it was never sent"
-            return f"not sent to the bank: {event.finding.code}{_evidence(event.finding)}; {event.command}: {sent}"
+            return (
+                f"not sent to the bank: {event.finding.code}{_behind(event.finding)}; {event.command}: {sent}"
+            )
         case e.CancelRequested():
             return f"to be cancelled: {event.why}"
         case e.BeneficiaryNoted():

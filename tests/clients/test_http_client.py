@@ -288,3 +288,20 @@ def test_backoff_is_never_above_its_cap(attempt: int, chance: float) -> None:
 def test_backoff_doubles_up_to_its_cap() -> None:
     most = [backoff_s(attempt, 2, 10, lambda: 1.0) for attempt in (1, 2, 3, 4)]
     assert most == [2, 4, 8, 10]
+
+
+async def test_where_waiting_is_apart_a_call_has_its_whole_time_when_its_turn_has_come() -> None:
+    async with (
+        loopback(always(200)) as server,
+        OutboundClient(
+            "slack",
+            server.url,
+            timeout_s=1.0,
+            limit_per_s=0.8,
+            burst=1,
+            breaker=Breaker(),
+            wait_s_max=20.0,
+        ) as client,
+    ):
+        answers = await asyncio.gather(*(client.call("GET", "/") for _ in range(3)))
+    assert [answer.status for answer in answers] == [200, 200, 200]

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from streamproc.clients.slack_blocks import escaped, hold_message, notice_message, outcome_message
 from streamproc.domain.button import button_value
 from streamproc.domain.intent import Beneficiary, Intent
-from streamproc.domain.notice import Outcome, alert_about, alert_notice, hold_notice, outcome_of
+from streamproc.domain.notice import (
+    Outcome,
+    alert_about,
+    alert_notice,
+    digest_notice,
+    hold_notice,
+    outcome_of,
+)
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import cut, cut_bytes, plain, units
 from streamproc.domain.record import Review
@@ -122,6 +129,23 @@ def test_of_a_bank_account_number_the_last_four_digits_are_shown_wherever_it_sta
     assert "50100123456789" not in body
     assert "5010 0123" not in body
     assert "6789" in body
+
+
+@pytest.mark.parametrize("written", ["５０１００１２３４５６７８９", "5010–0123–4567–89", "५०१००१२३४५६७८९"])
+def test_an_account_number_in_other_digits_is_one_too(written: str) -> None:
+    assert written[:9] not in json.dumps(message(record(text=f"pay {written}")), ensure_ascii=False)
+
+
+def test_the_reason_of_a_reviewer_shows_no_account_number_either() -> None:
+    said = Review(by="asha", action="reject", why="not to 50100123456789", channel="cli", at=1)
+    ended = record(decision="REJECTED", reason="REVIEW_REJECTED", decided_at=1, reviews=[said])
+    assert outcome_of(ended).text.endswith("not to **********6789")
+
+
+def test_the_command_names_the_payout_with_every_digit() -> None:
+    assert digest_notice("X", count=1, paise=1, more=False, examples=["spi_123456789012"]).lines[1] == (
+        "for example spi_123456789012"
+    )
 
 
 def test_amounts_are_grouped_as_in_india_and_other_currencies_are_named() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
 from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch, ReviewSubmitted
 from streamproc.log import batch, scripts
+from streamproc.log.connection import connected
 from streamproc.log.untold import untold
 from tests.engine import Engine
 from tests.people import CHANNEL, SECRET, TOPIC, failed, people, sent, telling_engine, texts
@@ -178,12 +180,25 @@ async def test_where_slack_does_not_answer_ntfy_gets_the_hold(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "streamproc.clients.slack.open_slack.__kwdefaults__", {"breaker": None, "timeout_s": 0.3}
+        "streamproc.clients.slack.open_slack.__kwdefaults__",
+        {"breaker": None, "timeout_s": 0.3, "wait_s_max": None},
     )
     async with people() as told, telling_engine(redis_url, told) as engine:
         await told.mood(slack="timeout")
         await held(engine)
         await told.ntfy_has(1)
+
+
+async def test_many_holds_are_told_at_slacks_pace_and_waiting_for_it_is_no_failure_of_slack(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slack, "CALLS_BURST", 1)
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await told.mood(slow_ms=300)
+        await engine.apply(POLICIES.replace("daily_limit: 900000", "daily_limit: 9000000"))
+        await engine.deliver(*(observed(f"pout_{number}", 100_001, url=VENDOR) for number in range(10)))
+        assert await told.ntfy() == []
+        assert len(await told.slack()) == 10
 
 
 async def test_while_both_are_down_the_hold_is_there_and_counted_and_is_told_when_one_is_back(
@@ -312,6 +327,54 @@ async def test_a_hold_that_is_answered_while_its_message_is_on_its_way_is_closed
     assert APPROVE not in buttons(updated)
 
 
+class LateRoom(SlowRoom):
+    """Slack, which shows progress only after whatever happens meanwhile."""
+
+    async def ask(self, notice: Any, *, heading: str, thread: str = "") -> str:
+        return str(await self.room.ask(notice, heading=heading, thread=thread))
+
+    async def progress(self, ref: str, notice: Any, *, heading: str) -> None:
+        await self.meanwhile()
+        await self.room.progress(ref, notice, heading=heading)
+
+
+async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_back(redis_url: str) -> None:
+    async with people() as told:
+        engine: Engine
+
+        async def approved() -> None:
+            event = ReviewSubmitted(
+                at=engine.producer.now_us(),
+                payout="pout_1",
+                by="vikram",
+                action="approve",
+                why="yes",
+                channel="cli",
+            )
+            await engine.append(ACCOUNT, event)
+            await handled_by_another_worker()
+
+        async def handled_by_another_worker() -> None:
+            other = batch.Handler(0, told.group(redis_url), batch.Limits())
+            read = ("XREADGROUP", "GROUP", other.group.name, "another", "STREAMS", engine.names.log, ">")
+            async with connected(redis_url) as client, asyncio.timeout(20):
+                while len(await told.slack()) < 2:
+                    for _, entries in await client.execute_command(*read) or ():
+                        await other.handle(client, entries, taken=False)
+
+        late = LateRoom(told.channels.slack, approved)
+        told.channels = type(told.channels)(slack=late, ntfy=told.channels.ntfy)
+        engine = telling_engine(redis_url, told)
+        async with engine:
+            await held(engine, 600_000)
+            await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+            await engine.settled()
+            *_, last = await told.slack_has(4)
+            assert sent(await engine.story("pout_1")) == [("hold", "slack"), ("outcome", "slack")]
+    assert APPROVE not in buttons(last)
+    assert any("approved by asha, vikram" in text["text"] for text in texts(last["body"]["blocks"]))
+
+
 async def test_a_hold_that_was_answered_before_its_message_was_sent_is_not_told_as_open(
     redis_url: str,
 ) -> None:
@@ -379,17 +442,33 @@ async def test_nobody_is_reminded_of_a_hold_that_is_over(redis_url: str) -> None
         assert await told.ntfy() == []
 
 
-async def test_a_hold_that_the_bank_ended_by_itself_loses_its_buttons_with_the_reminder(
-    redis_url: str,
+@pytest.mark.parametrize("status", ["cancelled", "rejected", "failed", "processing", "processed"])
+async def test_a_hold_that_the_bank_ended_by_itself_loses_its_buttons_at_once(
+    redis_url: str, status: str
 ) -> None:
     async with people() as told, telling_engine(redis_url, told) as engine:
         await held(engine)
         await engine.deliver(
-            observed("pout_1", 200_000, url=VENDOR, status="cancelled", at=engine.producer.now_us())
+            observed("pout_1", 200_000, url=VENDOR, status=status, at=engine.producer.now_us())
         )
-        await fire(engine, "hold_reminder")
         _, updated = await told.slack_has(2)
-    assert any("the bank says cancelled" in text["text"] for text in texts(updated["body"]["blocks"]))
+    assert APPROVE not in buttons(updated)
+    assert any(f"the bank says {status}" in text["text"] for text in texts(updated["body"]["blocks"]))
+
+
+async def test_an_alert_does_not_wait_for_the_message_of_the_hold_that_it_ends(redis_url: str) -> None:
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await held(engine)
+        await told.mood(slack="500")
+        seen = observed("pout_1", 200_000, url=VENDOR, status="processed", at=engine.producer.now_us())
+        await engine.deliver(seen)
+        (push,) = await told.ntfy_has(1)
+        assert "BYPASSED" in push["title"]
+        await told.mood(slack="ok")
+        await engine.settled()
+        await fire(engine, "hold_reminder")
+        _, updated = await told.slack_has(2, "chat.postMessage", "chat.update")
+    assert APPROVE not in buttons(updated)
 
 
 # ---- alerts, and answers to one person ----
@@ -435,6 +514,16 @@ async def test_what_is_alarming_goes_to_ntfy_and_says_what_it_is(redis_url: str)
     assert next(push for push in pushes if "BYPASSED" in push["title"])["priority"] == 4
     assert any(type(event) is EntrySetAside for event in story)
     assert sent(story) == [("alert", "ntfy")]
+
+
+async def test_an_alert_about_a_limit_says_it_in_rupees_and_hides_no_digit_of_it(redis_url: str) -> None:
+    policies = "policies: {bot: {daily_limit: 12345678900}}"
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await engine.apply(policies)
+        await engine.deliver(observed("pout_123456789012", 22_345_678_900, url=VENDOR))
+        (push,) = await told.ntfy_has(1)
+    assert "limit ₹12,34,56,789.00, used ₹0.00" in push["message"]
+    assert "payout: pout_123456789012\n" in push["message"]
 
 
 async def test_an_alert_goes_to_slack_where_ntfy_is_not_set_or_away(redis_url: str) -> None:
