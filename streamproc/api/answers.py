@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from streamproc.domain.policy_changes import Differ
 from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
 
@@ -53,6 +54,9 @@ async def answered(handling: Awaitable[Response]) -> Response:
         return await handling
     except Refusal as refusal:
         return refusal.response()
+    except Differ as found:  # in words for whoever can mend it; the log itself is well
+        _log.warning("a request was not answered: %s", found)
+        return problem(503, str(found), {"retry-after": str(RETRY_AFTER_S)})
     except (LogUnavailable, LogBroken, TryAgain, JobFailed, TimeoutError) as trouble:
         _log.warning("a request was not answered: %s", str(trouble) or type(trouble).__name__)
         what = "the archive" if isinstance(trouble, TryAgain) else "the log"

@@ -116,11 +116,17 @@ def _webhook(webhook: RazorpayWebhook) -> Operation:
 
 
 def _health(ready: Ready) -> list[Operation]:
+    # All who ask meanwhile hear the same: needing no token, nobody's many questions make the dependencies look slow.
+    probe: asyncio.Task[list[Check]] | None = None
+
     async def alive(_call: Call) -> Response:
         return Response(b'{"status":"alive"}', media_type=JSON)
 
     async def readyz(_call: Call) -> Response:
-        return _readiness(await _asked(ready))
+        nonlocal probe
+        if probe is None or probe.done():
+            probe = asyncio.create_task(_asked(ready), name="readyz")
+        return _readiness(await asyncio.shield(probe))
 
     return [
         Operation(

@@ -8,7 +8,6 @@ sends made-up ones must not be able to write.
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable
 from typing import Literal, NoReturn, Protocol, TypeAlias
 
@@ -17,11 +16,10 @@ from starlette.requests import Request
 from streamproc.api.answers import Refusal
 from streamproc.api.operations import Operation
 from streamproc.domain.tokens import SECRET, Token, digest_of
+from streamproc.ingress.refusals import Seldom
 
 LOOK_S_MAX = 10.0
 """For everything that is looked up to answer one request."""
-UNKNOWN_SAID_S = 10.0
-"""Tokens that nobody knows are one line of this process's log in such a time, with their number."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,8 +57,7 @@ class Doorkeeper:
         self._now_us = now_us
         self._refusals = refusals
         self._per_min = per_min
-        self._unknown = 0
-        self._said_at = -math.inf
+        self._unknown = Seldom(_log, "requests with a token that nobody knows")
 
     async def admitted(self, request: Request, operation: Operation) -> Token:
         """The request's token, which may do this. Raises Refusal: 401, 403, 429."""
@@ -97,14 +94,8 @@ class Doorkeeper:
             async with asyncio.timeout(LOOK_S_MAX):
                 token = await self._tokens.token(digest_of(secret))
         if token is None and given:
-            self._count_unknown()
+            self._unknown.say()
         return token
-
-    def _count_unknown(self) -> None:
-        self._unknown += 1
-        if time.monotonic() - self._said_at >= UNKNOWN_SAID_S:
-            _log.warning("requests with a token that nobody knows: %d", self._unknown)
-            self._unknown, self._said_at = 0, time.monotonic()
 
     async def _within_rate(self, token: Token) -> None:
         async with asyncio.timeout(LOOK_S_MAX):

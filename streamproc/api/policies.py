@@ -35,7 +35,10 @@ SCOPE = Text(
 PROPOSAL = Text("proposal", "a proposal's id", ID.pattern, where="path")
 WHY = Text("why", f"1 to {shapes.WHY_CHARS_MAX} characters", rf"[\s\S]{{1,{shapes.WHY_CHARS_MAX}}}")
 IF_MATCH = Text(
-    "If-Match", 'the ETag of the version that is to be changed, like "3"', r'\*|"[0-9]{1,9}"', where="header"
+    "If-Match",
+    'the ETag of the version that is to be changed, like "3"',
+    r'\*|"[1-9][0-9]{0,8}"',
+    where="header",
 )
 ACCOUNT = Text(
     "account", "an account's id; without it that which this installation pays from", IDENTIFIER.pattern
@@ -64,7 +67,7 @@ class PolicyDesk(Protocol):
     async def change(
         self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
     ) -> Made:
-        """Put fields in force, instead of or into an agent's own; `version` None: whichever it is at."""
+        """Put fields in force, instead of or into an agent's own; `version` None: any, or none; 0: any."""
         ...
 
     async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
@@ -204,7 +207,7 @@ class _Policies:
         try:
             made = await self._desk.change(
                 agent, fields, replaces=replaces, by=call.token.person, why=why,
-                version=int(match.strip('"')) if match not in ("", "*") else None,
+                version=None if not match else 0 if match == "*" else int(match.strip('"')),
             )  # fmt: skip
         except NoPolicy:
             _no_policy(agent)

@@ -150,6 +150,10 @@ def _mixes_scripts(label: str) -> bool:
     return len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER)
 
 
+RULES_KNOWN_MAX = 20_000
+"""Rules that are kept read, some 300 bytes each: a change of a policy reads its whole lists several times over."""
+
+
 class DomainRule(Struct, frozen=True):
     """One entry of `allowed_domains` or `blocked_domains`."""
 
@@ -160,6 +164,7 @@ class DomainRule(Struct, frozen=True):
     """Canonical; empty where the rule covers everything."""
 
 
+@lru_cache(maxsize=RULES_KNOWN_MAX)
 def parse_rule(text: str) -> DomainRule:
     """Read a domain rule; ValueError says why *text* cannot be one.
 

@@ -39,6 +39,10 @@ class Stale(JobFailed):
     """The policy is at another version than it was thought to be at."""
 
 
+class Differ(JobFailed):
+    """The partitions have other policies for a scope: a change of it was broken off, and is to be made again."""
+
+
 class ScopeState(Struct, frozen=True, kw_only=True):
     """One scope at one version. `own` is as written; both are None where the scope was removed."""
 
@@ -130,11 +134,11 @@ def put_policy(
 
 
 def check_version(current: Mapping[str, ScopeState], scope: str, version: int) -> None:
-    """Raise Stale unless the scope is there and at this version."""
+    """Raise Stale unless the scope is there and at this version; 0: at any."""
     state = current.get(scope)
     if state is None or state.own is None:
-        raise Stale(f"{scope} has no policy, and so no version {version}")
-    if state.version != version:
+        raise Stale(f"{scope} has no policy, and so no version {version or 'at all'}")
+    if version and state.version != version:
         raise Stale(f"{scope} is at version {state.version}, not {version}")
 
 

@@ -84,14 +84,12 @@ def _allowed(old: Sequence[str], new: Sequence[str]) -> str:
     if not new:
         return "every domain is allowed" if old else ""
     # With no list every host is allowed but IP addresses and localhost, just as with `*`.
-    before = [parse_rule(text) for text in old or ("*",)]
-    wider = [text for text in new if not any(_covers(rule, parse_rule(text)) for rule in before)]
+    wider = _uncovered(new, old or ("*",))
     return f"allows {_named(wider)}" if wider else ""
 
 
 def _blocked(old: Sequence[str], new: Sequence[str]) -> str:
-    after = [parse_rule(text) for text in new]
-    gone = [text for text in old if not any(_covers(rule, parse_rule(text), block=True) for rule in after)]
+    gone = _uncovered(old, new, block=True)
     return f"does not block {_named(gone)} any more" if gone else ""
 
 
@@ -99,21 +97,34 @@ def _named(texts: Sequence[str]) -> str:
     return ", ".join(text[:60] for text in texts[:3]) + (f" and {len(texts) - 3} more" if texts[3:] else "")
 
 
-def _covers(rule: DomainRule, other: DomainRule, *, block: bool = False) -> bool:
-    """Whether *rule* by itself matches whatever *other* matches.
+def _uncovered(texts: Sequence[str], by: Sequence[str], *, block: bool = False) -> list[str]:
+    """Those of *texts* that match something that no rule of *by* matches. Lists may be long: each rule is read once."""
+    same = set(by)
+    others = [text for text in texts if text not in same]
+    if not others:
+        return []
+    hosts: dict[str, set[str]] = {"everything": set(), "host": set(), "tree": set(), "subdomains": set()}
+    for rule in map(parse_rule, by):
+        hosts[rule.covers].add(rule.host)
+    return [text for text in others if not _covered(parse_rule(text), hosts, block=block)]
+
+
+def _covered(rule: DomainRule, by: Mapping[str, set[str]], *, block: bool) -> bool:
+    """Whether a rule of *by* (their hosts by what they cover) by itself matches whatever *rule* matches.
 
     To allow an IP address or localhost a rule must name it, so `*` does not cover one that does; to block, it does.
     """
+    if by["everything"] and (block or rule.covers == "everything" or not _names_no_domain(rule.host)):
+        return True
     if rule.covers == "everything":
-        return block or other.covers == "everything" or not _names_no_domain(other.host)
-    if other.covers == "everything":
         return False
-    below = other.host.endswith("." + rule.host)
-    if rule.covers == "tree":
-        return below or other.host == rule.host
-    if rule.covers == "subdomains":
-        return below or (other.covers == "subdomains" and other.host == rule.host)
-    return other.covers == "host" and other.host == rule.host
+    labels = rule.host.split(".")
+    above = (".".join(labels[n:]) for n in range(1, len(labels)))
+    return (
+        rule.host in by["tree"]
+        or rule.host in by.get(rule.covers, ())
+        or any(host in by["tree"] or host in by["subdomains"] for host in above)
+    )
 
 
 def _names_no_domain(host: str) -> bool:

@@ -20,6 +20,7 @@ from streamproc.errors import ConfigError, InputError, LogUnavailable
 from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, header, read_body
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Header, Receive, Scope, Send, send_body, send_problem
+from streamproc.ingress.refusals import Seldom
 from streamproc.ingress.translate import Delivery, translate
 from streamproc.log.stream import Appended
 
@@ -64,6 +65,7 @@ class RazorpayWebhook:
         self._producer = producer
         self._body_bytes_max = body_bytes_max
         self._fallback_account = fallback_account
+        self._strangers = Seldom(_log, "webhooks refused, signature missing or wrong")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -84,7 +86,7 @@ class RazorpayWebhook:
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         if not verify(body, header(scope, b"x-razorpay-signature"), self._secrets):
-            _log.warning("webhook refused: missing or wrong signature, %d bytes", len(body))
+            self._strangers.say()
             await send_problem(send, 401, "x-razorpay-signature is missing or is not this body's")
             return
         try:

@@ -6,6 +6,7 @@ INTERVAL_S. Nobody who is refused waits for that, and what cannot be written is 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Self, TypeAlias
@@ -31,6 +32,26 @@ Channel: TypeAlias = Literal["slack", "api"]
 _NO_ACCOUNT = ""
 """Accounts decide the partition; the hash of no account is 0, so these are in partition 0, as tokens are."""
 _log = logging.getLogger(__name__)
+
+
+class Seldom:
+    """A line of this process's log about what anybody may send: at most every INTERVAL_S, with the number."""
+
+    def __init__(
+        self, logger: logging.Logger, what: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger = logger
+        self._what = what
+        self._clock = clock
+        self._count = 0
+        self._said_at = -math.inf
+
+    def say(self) -> None:
+        """It happened."""
+        self._count += 1
+        if self._clock() - self._said_at >= INTERVAL_S:
+            self._logger.warning("%s: %d", self._what, self._count)
+            self._count, self._said_at = 0, self._clock()
 
 
 class _Kind(NamedTuple):

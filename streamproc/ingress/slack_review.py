@@ -31,7 +31,7 @@ from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, 
 from streamproc.ingress.body import TooLarge, header, read_body
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Header, Receive, Scope, Send, send_body, send_problem
-from streamproc.ingress.refusals import Refusals
+from streamproc.ingress.refusals import Refusals, Seldom
 from streamproc.ingress.slack_payload import Approval, NotForUs, RejectClick, Rejection, Said, read_payload
 from streamproc.log.stream import Append
 
@@ -140,6 +140,7 @@ class SlackReview:
         self._secret = secret
         self._body_bytes_max = body_bytes_max
         self._in_hand = 0
+        self._strangers = Seldom(_log, f"requests to {PATH} that Slack did not sign, refused")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -187,7 +188,10 @@ class SlackReview:
         await send_problem(send, refused.status, refused.detail)
 
     def _audit(self, subject: str, refused: Refused) -> None:
-        _log.warning("a request to %s was refused: %s", PATH, refused.detail)
+        if subject:
+            _log.warning("a request to %s was refused: %s", PATH, refused.detail)
+        else:
+            self._strangers.say()
         self._refusals.note(
             channel=CHANNEL,
             subject=subject,

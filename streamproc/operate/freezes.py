@@ -50,7 +50,7 @@ async def freeze(
 
 async def frozen_now(site: Site) -> list[dict[str, Any]]:
     """Every freeze that is in force, by scope. Raises JobFailed where the partitions do not agree."""
-    scopes = await in_force(site)
+    scopes = await in_force(site, lambda scope: scope.startswith(FREEZE))
     return [
         {
             "scope": name.removeprefix(FREEZE),

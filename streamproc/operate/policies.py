@@ -1,6 +1,6 @@
 """Policies: put a file in force on every partition, show what is in force, and how it came to be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ from msgspec import Struct
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
+from streamproc.domain.policy_changes import Differ
 from streamproc.domain.proposals import Proposal
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
@@ -86,29 +87,37 @@ def state_json(scope: str, state: ScopeState) -> dict[str, object]:
     return {"scope": scope, **named, "version": state.version, "own": state.own, "effective": state.effective}
 
 
-async def in_force(site: Site) -> dict[str, ScopeState]:
-    """Every scope that has a policy. Raises JobFailed where the partitions do not agree."""
+async def in_force(site: Site, of: Callable[[str], bool] = lambda _: True) -> dict[str, ScopeState]:
+    """Every scope that has a policy, of those that `of` wants. Raises Differ where partitions do not agree on one."""
     _, first = await read_scopes(site.client, Names(0))
     for partition in range(1, site.partitions):
         _, other = await read_scopes(site.client, Names(partition))
         different = [
-            scope for scope in first.keys() | other.keys() if not _same(first.get(scope), other.get(scope))
+            scope
+            for scope in first.keys() | other.keys()
+            if of(scope) and not _same(first.get(scope), other.get(scope))
         ]
         if different:
-            raise JobFailed(
+            raise Differ(
                 f"partitions 0 and {partition} have other policies for {', '.join(sorted(different))};"
                 " apply the policy file, or freeze and unfreeze, again"
             )
-    return {scope: state for scope, state in first.items() if state.own is not None}
+    return {scope: state for scope, state in first.items() if of(scope) and state.own is not None}
 
 
 def _same(one: ScopeState | None, other: ScopeState | None) -> bool:
     return (one.own if one else None) == (other.own if other else None)
 
 
+async def in_force_for(site: Site, agent: str) -> dict[str, ScopeState]:
+    """What holds for one agent alone: that partitions differ about another's is not in its way."""
+    concerned = {*_scopes_of(agent), "defaults"}
+    return await in_force(site, concerned.__contains__)
+
+
 async def policy_of(site: Site, agent: str) -> dict[str, ScopeState]:
     """An agent's policy and its freeze, as far as there are such. Raises JobFailed where it has no policy."""
-    scopes = await in_force(site)
+    scopes = await in_force_for(site, agent)
     found = {scope: scopes[scope] for scope in _scopes_of(agent) if scope in scopes}
     if f"agent:{agent}" not in found:
         frozen = ", and it is frozen" if found else ""

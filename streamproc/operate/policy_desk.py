@@ -29,7 +29,7 @@ class PolicyDesk:
     async def policy(self, agent: str) -> dict[str, Any] | None:
         """An agent's policy in force; None: it has none."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            scopes = await policies.in_force(site)
+            scopes = await policies.in_force_for(site, agent)
         state, frozen = scopes.get(f"agent:{agent}"), scopes.get(f"freeze:agent:{agent}")
         if state is None:
             return None

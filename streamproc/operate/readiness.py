@@ -22,15 +22,14 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
     """Each dependency with what is wrong with it. Postgres away does not stop the taking of webhooks."""
 
     async def ready() -> list[Check]:
-        checks = [await _redis_check(settings)]
+        checks = [_redis_check(settings)]
         if settings.razorpay_account_id:
-            checks.append(await _poller_check(settings))
-        checks.append(await _breaker_check(settings))
-        checks.append(await _people_check(settings))
+            checks.append(_poller_check(settings))
+        checks += [_breaker_check(settings), _people_check(settings)]
         if pool is not None:
-            checks.append(await _postgres_check(pool))
-            checks.append(await _archive_check(settings, pool))
-        return checks
+            checks += [_postgres_check(pool), _archive_check(settings, pool)]
+        # Together: one after the other, a Postgres that hangs took as long as a probe waits, and nothing was ready.
+        return list(await asyncio.gather(*checks))
 
     return ready
 

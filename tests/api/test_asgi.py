@@ -152,6 +152,25 @@ async def test_a_dependency_that_this_role_can_do_without_is_named_and_does_not_
     assert not response.json()["checks"][-1]["ok"]
 
 
+async def test_however_many_ask_at_once_the_dependencies_are_asked_once_at_a_time(
+    service: Service, http: httpx.AsyncClient
+) -> None:
+    under_way, most = 0, 0
+
+    async def ready() -> list[Check]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.05)
+        under_way -= 1
+        return service.checks
+
+    service.ready = ready  # type: ignore[method-assign]
+    answers = await asyncio.gather(*(http.get("/readyz") for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == 1
+
+
 async def test_a_check_that_hangs_makes_it_503(
     service: Service, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

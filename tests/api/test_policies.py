@@ -13,7 +13,8 @@ from streamproc.archive.lookup import opened_pool
 from streamproc.domain.budget import windows_of
 from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyProposed, ProposalConfirmed
 from streamproc.domain.policy import Policy, ScopeLimits
-from streamproc.operate import proposals
+from streamproc.domain.policy_changes import Differ
+from streamproc.operate import policies, proposals
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
 from tests.engine import Engine
@@ -103,12 +104,27 @@ async def test_if_match_changes_only_the_version_that_was_seen(api: Api) -> None
         stale = await ask(api, admin, method, "policies/rival", body, match='"7"')
         assert problem(stale)["detail"] == "agent:rival is at version 1, not 7"
         assert stale.status_code == 412
-    assert (await ask(api, admin, "PUT", "policies/new", {}, match='"1"')).status_code == 412
+    for match in ('"1"', "*"):
+        assert (await ask(api, admin, "PUT", "policies/new", {}, match=match)).status_code == 412
+    assert (await ask(api, admin, "PATCH", "policies/rival", {}, match="*")).status_code == 200
     first, second = await asyncio.gather(
         *(ask(api, admin, "PATCH", "policies/rival", {"daily_limit": n}, match='"1"') for n in (10, 20))
     )
     assert sorted((first.status_code, second.status_code)) == [200, 412]
     assert set(errors(await ask(api, admin, "PATCH", "policies/rival", {}, match="3"))) == {"If-Match"}
+
+
+async def test_where_a_change_was_broken_off_between_partitions_it_says_so(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def differ(*_: Any) -> Any:
+        raise Differ("partitions 0 and 1 have other policies for agent:rival")
+
+    admin = await api.token("admin", "admin")
+    monkeypatch.setattr(policies, "in_force", differ)
+    answer = await ask(api, admin, "GET", "policies/rival")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert problem(answer)["detail"] == "partitions 0 and 1 have other policies for agent:rival"
 
 
 async def test_every_wrong_field_is_named_and_nothing_is_changed(api: Api) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
+from streamproc.domain import policy_loosening
 from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
 from streamproc.domain.budget import Admission, BudgetAnswer, Counters, RateAnswer
-from streamproc.domain.domains import compile_domains
+from streamproc.domain.domains import DomainRule, compile_domains, parse_rule
 from streamproc.domain.events import BeneficiarySeen, Identity, PayoutObserved
 from streamproc.domain.governance import Case, Reputation, decide
 from streamproc.domain.payouts import PayoutRecord, fold
@@ -372,3 +373,21 @@ def test_a_scope_that_nobody_knows_is_looser():
         at=1, scope="moon", version=1, before=None, after={}, effective={}, by="a", why=""
     )  # fmt: skip
     assert [one.scope for one in loosened({}, [odd])] == ["moon"]
+
+
+def test_each_domain_rule_is_read_once_however_long_the_lists_are(monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+
+    def counted(text: str) -> DomainRule:
+        read.append(text)
+        return parse_rule(text)
+
+    monkeypatch.setattr(policy_loosening, "parse_rule", counted)
+    many = tuple(f"bad-{n}.example.com" for n in range(50))
+
+    assert OF_POLICY["blocked_domains"](many, many) == ""
+    assert read == []
+
+    assert OF_POLICY["blocked_domains"](many, (*many[1:], "new.example.com")) != ""
+    assert OF_POLICY["allowed_domains"](many, (*many[1:], "new.example.com")) != ""
+    assert len(read) <= 4 * len(many)

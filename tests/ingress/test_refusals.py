@@ -7,7 +7,8 @@ import pytest
 
 from streamproc.domain.events import AccessRefused
 from streamproc.ingress import refusals
-from streamproc.ingress.refusals import INTERVAL_S, KINDS_MAX, TEXT_CHARS_MAX, Refusals
+from streamproc.ingress.razorpay_webhook import RazorpayWebhook
+from streamproc.ingress.refusals import INTERVAL_S, KINDS_MAX, TEXT_CHARS_MAX, Refusals, Seldom
 from streamproc.log.names import partition_of
 from streamproc.log.stream import Append, Appended
 from tests.ingress.recorder import Recorder
@@ -137,3 +138,29 @@ async def test_texts_are_cut_and_clean():
     assert len(subject) == len(payout) == TEXT_CHARS_MAX
     assert subject.isprintable()
     assert payout.isprintable()
+
+
+async def test_forged_webhooks_are_a_line_of_the_log_in_a_time_and_not_one_each(
+    caplog: pytest.LogCaptureFixture,
+):
+    webhook = RazorpayWebhook(Recorder(), ["a secret"], body_bytes_max=100, fallback_account="acc_1")
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(_message: object) -> None:
+        pass
+
+    for _ in range(50):
+        await webhook({"type": "http", "method": "POST", "headers": []}, receive, send)
+    assert len(caplog.records) == 1
+
+
+def test_what_is_seldom_said_has_the_number(caplog: pytest.LogCaptureFixture):
+    clock = Clock()
+    seldom = Seldom(logging.getLogger("seldom"), "strangers", clock=clock)
+    for _ in range(5):
+        seldom.say()
+    clock.now += INTERVAL_S
+    seldom.say()
+    assert [record.getMessage() for record in caplog.records] == ["strangers: 1", "strangers: 5"]

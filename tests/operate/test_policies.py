@@ -5,10 +5,12 @@ import asyncio
 import pytest
 
 from streamproc.domain.policy import parse_policy_file
+from streamproc.domain.policy_changes import Differ
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
 from streamproc.operate import policies
+from streamproc.operate.freezes import frozen_now
 from streamproc.operate.policies import apply, changed_fields, history, in_force, policy_of
 from streamproc.operate.site import Site
 from tests.operate.words import archive, site_of
@@ -118,3 +120,7 @@ async def test_partitions_that_do_not_agree_are_named(redis_url: str):
         await site.client.hdel(site.names_of(1).policy, "agent:gone")
         with pytest.raises(JobFailed, match="partitions 0 and 1 have other policies for agent:gone"):
             await in_force(site)
+        with pytest.raises(Differ):
+            await policy_of(site, "gone")
+        assert "agent:bot" in await policy_of(site, "bot")
+        assert await frozen_now(site) == []
