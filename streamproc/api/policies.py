@@ -23,6 +23,8 @@ from streamproc.errors import InputError
 PAGE_MAX = 500
 """Changes in one answer: a change may have a list of domains before and after."""
 PAGE = 100
+PROPOSALS_PAGE_MAX = 20
+"""Proposals in one answer: each may have a quarter of a megabyte."""
 HISTORY_MAX = 1_000_000
 
 AGENT = Text("agent", "an agent's id", IDENTIFIER.pattern, where="path")
@@ -136,7 +138,9 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
         Operation(
             method="GET", path="/v1/policies/proposals", name="listProposals",
             summary="Changes that wait for a second person, or did in the last week", action="read all",
-            handle=it.proposals, says={200: Says("All of them", shapes.Proposals)},
+            reads=(Number("limit", "how many", 1, PROPOSALS_PAGE_MAX, PROPOSALS_PAGE_MAX),
+                   Text("after", "the `next` of another answer", ID.pattern)),
+            handle=it.proposals, says={200: Says("A page, the newest first", shapes.Proposals)},
         ),
         Operation(
             method="POST", path="/v1/policies/proposals/{proposal}/confirm", name="confirmProposal",
@@ -229,8 +233,15 @@ class _Policies:
         more = last if last < len(changes) else None
         return json_answer(200, {"items": changes[first:last], "next": more, "notes": [note] if note else []})
 
-    async def proposals(self, _call: Call) -> Response:
-        return json_answer(200, {"items": await self._desk.proposals()})
+    async def proposals(self, call: Call) -> Response:
+        found, after = await self._desk.proposals(), call.text("after")
+        ids = [one["id"] for one in found]
+        if after and after not in ids:
+            raise wrong_fields([{"field": "after", "problem": "is no proposal that is kept: begin again"}])
+        first = ids.index(after) + 1 if after else 0
+        last = first + call.number("limit")
+        more = ids[last - 1] if last < len(ids) else None
+        return json_answer(200, {"items": found[first:last], "next": more})
 
     async def confirm(self, call: Call) -> Response:
         try:

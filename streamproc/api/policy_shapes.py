@@ -97,6 +97,7 @@ class Proposals(Struct, frozen=True):
     """Proposals, the newest first."""
 
     items: list[ProposalShown]
+    next: str | None
 
 
 class Freeze(Struct, frozen=True, forbid_unknown_fields=True):

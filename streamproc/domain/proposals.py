@@ -35,8 +35,8 @@ KEPT_S = 7 * 86_400
 """How long one that is over is kept, so that who comes late hears what became of it."""
 PROPOSALS_MAX = 100
 """Most that wait at once, and most that are kept when they are over: they are read whole when one is made."""
-PROPOSAL_BYTES_MAX = 1_048_576
-"""Largest proposal, as it is written: some hundreds of agents. A larger file is to be split."""
+PROPOSAL_BYTES_MAX = 262_144
+"""Largest proposal, as it is written: some hundred agents. A larger file is to be split."""
 
 ID = re.compile(r"prop_[0-9a-f]{16}")
 

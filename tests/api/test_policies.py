@@ -234,6 +234,22 @@ async def test_what_tightens_is_in_force_at_once_and_a_proposal_can_be_withdrawn
     assert len(await of_type(api.engine, PolicyProposed)) == 1
 
 
+async def test_proposals_are_listed_by_pages_the_newest_first(api: Api) -> None:
+    await api.engine.apply(TWO_PEOPLE)
+    admin = await api.token("admin", "admin")
+    made = []
+    for paise in (1_000_001, 1_000_002, 1_000_003):
+        said = await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": paise})
+        made.append(said.json()["proposal"]["id"])
+    found = await ask(api, admin, "GET", "policies/proposals", limit=2)
+    first = msgspec.convert(found.json(), shapes.Proposals)
+    assert [one.id for one in first.items] == [made[2], made[1]]
+    rest = await ask(api, admin, "GET", "policies/proposals", limit=2, after=first.next)
+    assert ([one["id"] for one in rest.json()["items"]], rest.json()["next"]) == ([made[0]], None)
+    gone = await ask(api, admin, "GET", "policies/proposals", after=f"prop_{'0' * 16}")
+    assert (gone.status_code, problem(gone)["errors"][0]["field"]) == (422, "after")
+
+
 async def test_where_too_many_wait_already_it_is_409(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "PROPOSALS_MAX", 1)
     await api.engine.apply(TWO_PEOPLE)
