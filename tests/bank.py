@@ -213,7 +213,14 @@ async def receiving_webhooks() -> AsyncIterator[Inbox]:
     """Listen for webhooks on a free port, in this process."""
     port = free_port()
     inbox = Inbox(f"http://127.0.0.1:{port}/webhooks")
-    app = Starlette(routes=[Route("/webhooks", inbox.take, methods=["POST"])])
+    async with listening(port, Route("/webhooks", inbox.take, methods=["POST"])):
+        yield inbox
+
+
+@asynccontextmanager
+async def listening(port: int, route: Route) -> AsyncIterator[None]:
+    """An HTTP server with one route, in this process."""
+    app = Starlette(routes=[route])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     server.capture_signals = _leave_signals_alone  # type: ignore[method-assign]
     serving = asyncio.create_task(server.serve())
@@ -221,9 +228,9 @@ async def receiving_webhooks() -> AsyncIterator[Inbox]:
     async def started() -> bool:
         return server.started
 
-    await until(started, what="the inbox listens", deadline_s=START_MAX_S)
+    await until(started, what=f"{route.path} listens", deadline_s=START_MAX_S)
     try:
-        yield inbox
+        yield
     finally:
         server.should_exit = True
         await asyncio.wait_for(serving, STOP_MAX_S)

@@ -95,23 +95,13 @@ async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Seque
     return frozenset(row["payout"] for row in rows)
 
 
-async def held_payouts(pool: asyncpg.Pool, *, after: str | None, limit: int) -> list[PayoutRecord]:
-    """Held payouts, the longest waiting first, from the one after the payout `after` on.
-
-    Raises TryAgain when Postgres is away.
-    """
-    try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
-            rows = await db.fetch(_SQL["held_payouts"], after, limit, timeout=QUERY_TIMEOUT_S)
-    except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
-    return [decode_record(row["record"]) for row in rows]
-
-
 async def held_page(
     pool: asyncpg.Pool, *, after: Place | None, account: str, agent: str, limit: int
 ) -> list[PayoutRecord]:
-    """Held payouts behind a place, of an account and an agent where these are given. Raises TryAgain as above."""
+    """Held payouts behind a place, the longest waiting first, of an account and an agent where these are given.
+
+    Raises TryAgain when Postgres is away.
+    """
     at = None if after is None else _EPOCH + timedelta(microseconds=after.received_at)
     payout = "" if after is None else after.payout
     try:

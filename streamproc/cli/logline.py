@@ -6,6 +6,7 @@ A line about a payout has its trace id (`extra={"payout": …}`); decisions come
 import json
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def _at(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC)
 
 
-class _Masking(logging.Formatter):
+class _Masking(logging.Formatter, ABC):
     def __init__(self, masks: Masks) -> None:
         super().__init__()
         self._masks = masks
@@ -46,11 +47,13 @@ class _Masking(logging.Formatter):
             return self.one(record)
         return "\n".join(self.decided(record, decisions))
 
+    @abstractmethod
     def one(self, record: logging.LogRecord) -> str:
-        raise NotImplementedError
+        """A record as it is written."""
 
+    @abstractmethod
     def decided(self, record: logging.LogRecord, decisions: "Iterable[DecisionLine]") -> Iterator[str]:
-        raise NotImplementedError
+        """A line for each decision of a batch."""
 
 
 class _ForPeople(_Masking):

@@ -1,9 +1,17 @@
 """Reading a request: its body within a limit and a time, and headers that say one thing. Raw ASGI."""
 
-from streamproc.ingress.problems import Receive, Scope
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from streamproc.ingress.problems import Header, Receive, Scope, Send, send_problem
 
 BODY_READ_S_MAX = 10.0
 """A sender slower than this holds a connection for nothing; the bank itself gives up after 5 s."""
+
+
+CLOSE: Final[Header] = (b"connection", b"close")
+"""What is left of the body is not read any more."""
 
 
 class TooLarge(Exception):
@@ -25,6 +33,36 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes | N
             raise TooLarge
         if not message.get("more_body", False):
             return bytes(body)
+
+
+async def posted_body(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    other_method: str,
+    within_s: float,
+    bytes_max: int,
+    too_large: Callable[[str], None] | None = None,
+) -> bytes | None:
+    """The body of what was posted. None: the sender has gone, or was answered 405, 408 or 413 here.
+
+    `other_method` is said to any other method; `too_large` hears what is said of a body over the limit.
+    """
+    if scope["method"] != "POST":
+        await send_problem(send, 405, other_method, [(b"allow", b"POST")])
+        return None
+    try:
+        async with asyncio.timeout(within_s):
+            return await read_body(scope, receive, bytes_max)
+    except TimeoutError:
+        await send_problem(send, 408, f"the body did not arrive within {within_s:g} s", [CLOSE])
+    except TooLarge:
+        detail = f"the body is over {bytes_max} bytes"
+        if too_large is not None:
+            too_large(detail)
+        await send_problem(send, 413, detail, [CLOSE])
+    return None
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

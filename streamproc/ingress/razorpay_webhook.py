@@ -12,14 +12,13 @@ import hmac
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 import msgspec
 
 from streamproc.errors import ConfigError, InputError, LogUnavailable
-from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, header, read_body
+from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.door import Door
-from streamproc.ingress.problems import Header, Receive, Scope, Send, send_body, send_problem
+from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import Seldom
 from streamproc.ingress.translate import Delivery, translate
 from streamproc.log.stream import Appended
@@ -31,7 +30,6 @@ RETRY_AFTER_S = 5
 
 _EVENT_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _SIGNATURE = re.compile(rb"[0-9a-f]{64}")
-_CLOSE: Final[Header] = (b"connection", b"close")
 _JSON = b"application/json"
 _log = logging.getLogger(__name__)
 
@@ -69,18 +67,14 @@ class RazorpayWebhook:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
-        if scope["method"] != "POST":
-            await send_problem(send, 405, "webhooks are delivered by POST", [(b"allow", b"POST")])
-            return
-        try:
-            async with asyncio.timeout(BODY_READ_S_MAX):
-                body = await read_body(scope, receive, self._body_bytes_max)
-        except TimeoutError:
-            await send_problem(send, 408, f"the body did not arrive within {BODY_READ_S_MAX:g} s", [_CLOSE])
-            return
-        except TooLarge:
-            await send_problem(send, 413, f"the body is over {self._body_bytes_max} bytes", [_CLOSE])
-            return
+        body = await posted_body(
+            scope,
+            receive,
+            send,
+            other_method="webhooks are delivered by POST",
+            within_s=BODY_READ_S_MAX,
+            bytes_max=self._body_bytes_max,
+        )
         if body is not None:
             await self._answer(scope, body, send)
 

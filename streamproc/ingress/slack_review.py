@@ -28,9 +28,9 @@ from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.reviewers import SLACK
 from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
-from streamproc.ingress.body import TooLarge, header, read_body
+from streamproc.ingress.body import header, posted_body
 from streamproc.ingress.door import Door
-from streamproc.ingress.problems import Header, Receive, Scope, Send, send_body, send_problem
+from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import Refusals, Seldom
 from streamproc.ingress.slack_payload import Approval, NotForUs, RejectClick, Rejection, Said, read_payload
 from streamproc.log.stream import Append
@@ -54,7 +54,6 @@ IN_VAIN_S = 10
 
 _SIGNATURE = re.compile(rb"v0=[0-9a-f]{64}")
 _TIMESTAMP = re.compile(rb"[0-9]{1,12}")
-_CLOSE: Final[Header] = (b"connection", b"close")
 _JSON = b"application/json"
 _TEXT = b"text/plain"
 _NOT_ASKED = "clicked Reject; no reason was asked for, since the answer could not count then"
@@ -144,20 +143,15 @@ class SlackReview:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
-        if scope["method"] != "POST":
-            await send_problem(send, 405, "Slack delivers by POST", [(b"allow", b"POST")])
-            return
-        try:
-            async with asyncio.timeout(BODY_READ_S_MAX):
-                body = await read_body(scope, receive, self._body_bytes_max)
-        except TimeoutError:
-            await send_problem(send, 408, f"the body did not arrive within {BODY_READ_S_MAX:g} s", [_CLOSE])
-            return
-        except TooLarge:
-            detail = f"the body is over {self._body_bytes_max} bytes"
-            self._audit("", Refused(413, detail))
-            await send_problem(send, 413, detail, [_CLOSE])
-            return
+        body = await posted_body(
+            scope,
+            receive,
+            send,
+            other_method="Slack delivers by POST",
+            within_s=BODY_READ_S_MAX,
+            bytes_max=self._body_bytes_max,
+            too_large=lambda detail: self._audit("", Refused(413, detail)),
+        )
         if body is not None:
             await self._answer(scope, body, send)
 

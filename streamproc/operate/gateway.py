@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from streamproc.archive.read import payout_view
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
@@ -14,7 +13,7 @@ from streamproc.domain.wire import decode_events
 from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
 from streamproc.ingress.translate import request_key
 from streamproc.log.connection import connected
-from streamproc.log.inspect import delivered_as, log_exists, record_of
+from streamproc.log.inspect import delivered_as, log_exists
 from streamproc.log.tokens import TOKEN_PARTITION, take_request, token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
@@ -58,10 +57,7 @@ class SiteGateway:
         not be taken for a new one.
         """
         async with self.site() as site:
-            found = await record_of(site.client, site.partitions, payout)
-            if found is None and site.pool is not None:
-                found = await site.ask_postgres(payout_view, payout)
-            found = found or await _asked(site, payout)
+            found = await site.record(payout) or await _asked(site, payout)
             if found is None and site.pool is not None and site.postgres_problem:
                 raise TryAgain(site.postgres_problem)
             return found

@@ -2,17 +2,15 @@
 
 import asyncio
 
-from streamproc.archive.lookup import held_page
 from streamproc.domain.events import ReviewSubmitted
-from streamproc.domain.holds import Answered, HeldPage, NotCounted, Place, place_of
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.holds import Answered, HeldPage, NotCounted, Place
 from streamproc.domain.wire import decode_events
 from streamproc.ingress.door import Door
-from streamproc.log.inspect import delivered_as, held_records
-from streamproc.log.names import Names, partition_of
+from streamproc.log.inspect import delivered_as
+from streamproc.log.names import partition_of
 from streamproc.log.stream import Append
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.holds import outcome_of
+from streamproc.operate.holds import held, outcome_of
 
 WAITS_MAX = 64
 """Answers that are waited for at once, each with a connection that reads the log; others wait, unrecorded."""
@@ -21,8 +19,6 @@ TURN_S_MAX = 10.0
 APPEND_S_MAX = 10.0
 ATTEMPTS_MAX = 20
 """Times that one key may ask again what could not be decided then."""
-HELD_MAX = 10_000
-"""Holds of a partition that are looked at while Postgres is away: some 20 MB of records for one answer."""
 
 
 class HoldDesk:
@@ -37,25 +33,7 @@ class HoldDesk:
         """Holds behind a place, of an account and an agent where these are given. From the view, or from Redis while
         Postgres is away."""
         async with self._gateway.site() as site:
-            found = await site.ask_postgres(
-                held_page, after=after, account=account, agent=agent, limit=limit + 1
-            )
-            if found is not None:
-                return _page(found, limit, "")
-            note, seen = f"{site.postgres_problem}; listed from Redis", 0
-            for partition in range(site.partitions):
-                records = await held_records(site.client, Names(partition), limit=HELD_MAX)
-                seen = max(seen, len(records))
-                found = (found or []) + [
-                    record
-                    for record in records
-                    if (after is None or place_of(record) > after)
-                    and account in ("", record.account)
-                    and agent in ("", record.agent)
-                ]
-            if seen >= HELD_MAX:
-                note += f", of the first {HELD_MAX} that were found"
-            return _page(sorted(found or [], key=place_of), limit, note)
+            return await held(site, after=after, limit=limit, account=account, agent=agent)
 
     async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
         """Record an answer, once for its key, and wait for what becomes of it.
@@ -96,8 +74,3 @@ class HoldDesk:
 
 def _same(one: ReviewSubmitted, other: ReviewSubmitted) -> bool:
     return (one.payout, one.by, one.action, one.why) == (other.payout, other.by, other.action, other.why)
-
-
-def _page(found: list[PayoutRecord], limit: int, note: str) -> HeldPage:
-    more = len(found) > limit
-    return HeldPage(found[:limit], place_of(found[limit - 1]) if more else None, note)

@@ -6,8 +6,7 @@ import secrets
 import msgspec
 from msgspec import Struct
 
-from streamproc.archive.lookup import held_payouts
-from streamproc.archive.read import payout_view
+from streamproc.archive.lookup import held_page
 from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import (
     EntrySetAside,
@@ -17,20 +16,31 @@ from streamproc.domain.events import (
     ReviewRefused,
     ReviewSubmitted,
 )
-from streamproc.domain.holds import Action, Answered, NotCounted, NotHandled, Outcome
+from streamproc.domain.holds import (
+    Action,
+    Answered,
+    HeldPage,
+    NotCounted,
+    NotHandled,
+    Outcome,
+    Place,
+    place_of,
+)
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.connection import BLOCK_MS_MAX
-from streamproc.log.inspect import clock_us, held_records, record_of
+from streamproc.log.inspect import clock_us, held_records
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from streamproc.operate.site import Site
 
 LIST_MAX = 1_000
 """Holds in one answer: more than a person looks at, little enough for one query."""
+HELD_MAX = 10_000
+"""Holds of a partition that are looked at while Postgres is away: some 20 MB of records for one answer."""
 ANSWER_WAIT_S = 10.0
 """How long a reviewer waits for the outcome; a worker that runs decides within milliseconds."""
 ENTRIES_AT_ONCE = 500
@@ -46,20 +56,41 @@ class Holds(Struct, frozen=True):
     note: str = ""
 
 
-async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
-    """Held payouts from the view, or from Redis while Postgres is away (then without paging)."""
-    limit = min(limit, LIST_MAX)
-    found = await site.ask_postgres(held_payouts, after=after, limit=limit + 1)
+async def held(
+    site: Site, *, after: Place | None = None, limit: int, account: str = "", agent: str = ""
+) -> HeldPage:
+    """Held payouts behind a place, the longest waiting first, of an account and an agent where these are given.
+
+    From the view, or from Redis while Postgres is away.
+    """
+    found = await site.ask_postgres(held_page, after=after, account=account, agent=agent, limit=limit + 1)
     if found is not None:
-        more = len(found) > limit
-        return Holds(found[:limit], found[limit - 1].payout if more else None)
-    records = [
-        record
-        for partition in range(site.partitions)
-        for record in await held_records(site.client, Names(partition), limit=limit)
-    ]
-    records.sort(key=lambda record: (record.received_at, record.payout))
-    return Holds(records[:limit], None, f"{site.postgres_problem}; listed from Redis")
+        return _page(found, limit, "")
+    note, found = f"{site.postgres_problem}; listed from Redis", []
+    for partition in range(site.partitions):
+        records = await held_records(site.client, Names(partition), limit=HELD_MAX)
+        if len(records) >= HELD_MAX:
+            note = f"{site.postgres_problem}; listed from Redis, of the first {HELD_MAX} that were found"
+        found += [
+            record
+            for record in records
+            if (after is None or place_of(record) > after)
+            and account in ("", record.account)
+            and agent in ("", record.agent)
+        ]
+    return _page(sorted(found, key=place_of), limit, note)
+
+
+def _page(found: list[PayoutRecord], limit: int, note: str) -> HeldPage:
+    more = len(found) > limit
+    return HeldPage(found[:limit], place_of(found[limit - 1]) if more else None, note)
+
+
+async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
+    """Held payouts after this one, as the command line pages them. Raises JobFailed for one that is not known."""
+    place = None if after is None else place_of(await _known(site, after))
+    page = await held(site, after=place, limit=min(limit, LIST_MAX))
+    return Holds(page.items, page.next.payout if page.next is not None else None, page.note)
 
 
 async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) -> Outcome:
@@ -70,7 +101,7 @@ async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) 
     """
     at = await clock_us(site.client)
     event = submission(payout, action, by=by, why=why, channel="cli", at=at)
-    account = await _account_of(site, payout)
+    account = (await _known(site, payout)).account
     key = f"review:cli:{secrets.token_hex(16)}"
     async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
         appended = await producer.append(Append(account, (key,), (event,)))
@@ -90,13 +121,11 @@ def submission(payout: str, action: Action, *, by: str, why: str, channel: str, 
     return ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
 
 
-async def _account_of(site: Site, payout: str) -> str:
-    """The account decides the partition; Redis knows it of every payout that is not finished."""
-    record = await record_of(site.client, site.partitions, payout)
-    record = record or await site.ask_postgres(payout_view, payout)
+async def _known(site: Site, payout: str) -> PayoutRecord:
+    record = await site.record(payout)
     if record is None:
         raise JobFailed(f"payout {payout} is not known here")
-    return record.account
+    return record
 
 
 async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) -> Answered:

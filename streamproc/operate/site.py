@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from streamproc.archive.lookup import opened_pool, refusals_named
+from streamproc.archive.read import payout_view
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import iso as iso
 from streamproc.domain.shown import iso_or_none as iso_or_none
 from streamproc.errors import InputError, TryAgain
 from streamproc.log.connection import connected
-from streamproc.log.inspect import partitions_of_log
+from streamproc.log.inspect import partitions_of_log, record_of
 from streamproc.log.names import Names
 from streamproc.settings import Settings
 
@@ -49,6 +51,11 @@ class Site:
         except TryAgain as problem:
             self.postgres_problem = str(problem)
             return None
+
+    async def record(self, payout: str) -> PayoutRecord | None:
+        """A payout as Redis has it, or else the view. None while `postgres_problem` is set: the view was not asked."""
+        found = await record_of(self.client, self.partitions, payout)
+        return found or await self.ask_postgres(payout_view, payout)
 
     def names_of(self, partition: int) -> Names:
         """The keys of a partition. Raises InputError for one that this log does not have."""

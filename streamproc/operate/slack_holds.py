@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from streamproc.archive.read import payout_view
 from streamproc.clients.slack import open_slack
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.review import why_refused
@@ -13,7 +12,6 @@ from streamproc.errors import TryAgain
 from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import MODAL_S_MAX, Hold, NotConfigured, SlackReview
 from streamproc.log.connection import connected
-from streamproc.log.inspect import record_of
 from streamproc.log.names import Names, partition_of
 from streamproc.log.once import first_time
 from streamproc.log.policies import Policies
@@ -69,12 +67,10 @@ class SiteHolds:
         know the payout and the archive cannot be asked."""
         async with self._turns, connected(self._redis_url) as client:
             site = Site(self._redis_url, client, self._partitions, self._pool)
-            record = await record_of(client, self._partitions, answer.payout)
-            if record is None and self._pool is not None:
-                record = await site.ask_postgres(payout_view, answer.payout)
-                if record is None and site.postgres_problem:
-                    raise TryAgain(site.postgres_problem)
+            record = await site.record(answer.payout)
             if record is None:
+                if self._pool is not None and site.postgres_problem:
+                    raise TryAgain(site.postgres_problem)
                 return None
             partition = partition_of(record.account, self._partitions)
             policies = self._policies.setdefault(partition, Policies(Names(partition)))

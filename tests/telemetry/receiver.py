@@ -1,20 +1,17 @@
 """A real receiver of OTLP over HTTP: it reads what the exporter sends with OpenTelemetry's own protocol."""
 
-import asyncio
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.bank import START_MAX_S, STOP_MAX_S, _leave_signals_alone, free_port, until
+from tests.bank import free_port, listening
 
 
 @dataclass(frozen=True)
@@ -83,17 +80,5 @@ async def receiving_traces() -> AsyncIterator[Receiver]:
     """Listen on a free port, in this process."""
     port = free_port()
     receiver = Receiver(f"http://127.0.0.1:{port}")
-    app = Starlette(routes=[Route("/v1/traces", receiver.take, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    server.capture_signals = _leave_signals_alone  # type: ignore[method-assign]
-    serving = asyncio.create_task(server.serve())
-
-    async def started() -> bool:
-        return server.started
-
-    await until(started, what="the receiver listens", deadline_s=START_MAX_S)
-    try:
+    async with listening(port, Route("/v1/traces", receiver.take, methods=["POST"])):
         yield receiver
-    finally:
-        server.should_exit = True
-        await asyncio.wait_for(serving, STOP_MAX_S)
