@@ -172,7 +172,7 @@ async def inject(stand: Stand, fault: Fault) -> None:
         case "kill":
             stand.kill(fault.slot)
         case "drain":
-            stand.restart(fault.slot)
+            await stand.restart(fault.slot)
         case "crash":
             await stand.crash(fault.slot, fault.detail, fault.for_s)
         case "skew":

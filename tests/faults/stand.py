@@ -31,6 +31,7 @@ from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
 from tests.faults.proxy import Proxy
 from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environment
 from tests.restartable import Restartable, restartable
+from tests.signals import terminate
 
 START_MAX_S = 60.0
 AGAIN_S = 0.3
@@ -172,11 +173,12 @@ class Stand:
                     while f"{name} {point}" not in self.crashed[before:]:
                         await asyncio.sleep(AGAIN_S)
 
-    def restart(self, name: str) -> None:
+    async def restart(self, name: str) -> None:
         """SIGTERM: it ends by itself, with 0, when it has finished what it had."""
         slot = self.slots[name]
         slot.restarting = True
-        self._signal(slot, signal.SIGTERM)
+        if slot.process is not None:
+            await terminate(slot.process)
 
     async def freeze(self, name: str, seconds: float) -> None:
         """SIGSTOP, and SIGCONT to the same process."""
@@ -200,7 +202,7 @@ class Stand:
         slot.ending = True
         if slot.process is None:
             return
-        self._signal(slot, signal.SIGTERM)
+        await terminate(slot.process)
         try:
             async with asyncio.timeout(DRAIN_MAX_S):
                 status = await slot.process.wait()

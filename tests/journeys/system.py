@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import hmac
 import os
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -34,6 +33,7 @@ from streamproc.log.connection import connect
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from tests.bank import Sandbox, free_port, running_sandbox, until
+from tests.signals import terminate
 from tests.words import apply_policies
 
 START_MAX_S = 30.0
@@ -87,8 +87,7 @@ class System:
     async def drain(self, name: str) -> int:
         """SIGTERM, and the exit status."""
         process = self.roles.pop(name)
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+        await terminate(process)
         return await asyncio.wait_for(process.wait(), DRAIN_MAX_S)
 
     async def stop(self) -> dict[str, int]:

@@ -1,0 +1,34 @@
+"""SIGTERM to a role that may still be starting.
+
+An interpreter that has not yet come to catch SIGTERM dies by it: rightly, since it has begun nothing, but it is then
+no drain, and its exit status is not 0.
+"""
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+CAUGHT_MAX_S = 60.0
+"""For a role to load and catch signals, on a machine that is busy with other things."""
+LOOK_S = 0.01
+SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
+
+
+async def terminate(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, once the process catches it; harmless to one that has ended."""
+    async with asyncio.timeout(CAUGHT_MAX_S):
+        while process.returncode is None and not _catches_sigterm(process.pid):
+            await asyncio.sleep(LOOK_S)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+
+
+def _catches_sigterm(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    except OSError:  # it is gone
+        return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & SIGTERM_BIT)
