@@ -120,6 +120,8 @@ class Crew:
             finally:
                 processes.kill(process)  # and what it may have left behind
             await output
+            if self._hurried:
+                return
             if not role.stop.is_set():
                 await self._after_crash(role, process.returncode)
 

@@ -275,6 +275,7 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
         await until(lambda: "stop serve" in up.events() and "stop poller" in up.events())
         up.process.send_signal(signal.SIGINT)
         assert await up.ended() == 0
+        assert "starting it again" not in up.text()
     assert not any(alive(pid) for pid in up.pids())
 
 
