@@ -40,7 +40,7 @@ WITH = {
 """Faults instead of those that were drawn. What a worker had acknowledged when it dies right before a call is never
 told to the bank: that is always seen, where another crash may lose only what nobody misses."""
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def test_every_known_bug_is_looked_for() -> None:
