@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 PACKAGES := streamproc consumers projections ops
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test lint format types contracts check lock clean bench faults soak
+.PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all soak
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # Re-made when the lock changes: an old environment would test other versions than the lock names.
 $(STAMP): requirements.lock
@@ -35,7 +35,7 @@ demo: venv  ## run the demo scenarios to the end; fails if one comes out otherwi
 	    $(BIN)/streamproc up --demo
 
 test: venv  ## run all tests, against a real Valkey and Postgres
-	$(BIN)/pytest -n auto --maxprocesses 4 --no-loadscope-reorder
+	$(BIN)/pytest -n auto --maxprocesses 8 --no-loadscope-reorder
 
 lint: venv  ## check style and formatting
 	$(BIN)/ruff check .
@@ -53,8 +53,12 @@ contracts: venv  ## check that imports go one way
 
 check: lint types contracts test  ## everything that must be green before a commit
 
+# Three at a time: a run waits more than it computes. Each test is a group of its own (tests/conftest.py).
 faults: venv  ## break the real system for some minutes: every kind of fault once, every known bug found
-	$(BIN)/pytest -m faults -n 0 tests/faults
+	$(BIN)/pytest -m "faults and not soak" -n 3 --no-loadscope-reorder tests
+
+faults-all: venv  ## the same, and the runs that are too long for CI
+	$(BIN)/pytest -m "faults or soak" -n 3 --no-loadscope-reorder tests
 
 SEED ?= 1
 MINUTES ?= 10

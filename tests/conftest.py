@@ -1,12 +1,14 @@
 """Real servers for the tests: one Valkey and one Postgres for the session, emptied or made anew for each test."""
 
 import asyncio
+import fcntl
 import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,46 @@ SEEDED_FILES = frozenset(
 )
 
 
+# Files of long tests that share nothing: each test is a group, or one file would run on when all others are done.
+APART_FILES = frozenset(
+    {
+        "tests/journeys/test_gateway.py",
+        "tests/journeys/test_kill.py",
+        "tests/journeys/test_people.py",
+        "tests/journeys/test_slack.py",
+        "tests/journeys/test_traces.py",
+    }
+)
+
+# What takes longest begins first, so that the short tests fill the gaps at the end.
+LONGEST_FIRST = (
+    "tests/journeys/test_disk_lost.py",
+    "tests/journeys/test_chaos.py",
+    "tests/journeys/test_postgres_away.py",
+    "tests/journeys/",
+    *sorted(SEEDED_FILES),
+    "tests/faults/test_run.py",
+    "tests/faults/",
+    "tests/consumers/test_create.py",
+    "tests/consumers/test_notify.py",
+    "tests/test_supervisor.py",
+    "tests/test_embedded.py",
+    "tests/operate/",
+    "tests/projections/",
+    "tests/properties/",
+    "tests/bench/",
+)
+
+WORKERS_PER_CORE = 2
+"""For `-n auto`: the tests wait for processes, servers and timers more than they compute."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores; `--maxprocesses` is the limit, since each has a Valkey and a Postgres of its own."""
+    return WORKERS_PER_CORE * (os.cpu_count() or 1)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several workers (`make test`) a file's tests stay together, and so do all that need the seeded history.
@@ -38,12 +80,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadFileScheduling
 
+    wanted = config.option.markexpr
+    breaking = "faults" in wanted and "not faults" not in wanted  # nothing is shared there, and all take long
+
     class KeepTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
+            if path in APART_FILES or breaking:
+                return nodeid
             return "seeded" if path in SEEDED_FILES else path
 
     return KeepTogether(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups are given out in the order of collection: where there are several workers the longest come first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _rank(item.nodeid))
+
+
+def _rank(nodeid: str) -> int:
+    return next(
+        (rank for rank, begin in enumerate(LONGEST_FIRST) if nodeid.startswith(begin)), len(LONGEST_FIRST)
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,13 +114,39 @@ def nothing_is_left_here() -> Iterator[None]:
     assert was_there or not Path("data").exists(), "a test wrote to ./data: give it a STREAMPROC_DATA_DIR"
 
 
+MEMORY = Path("/dev/shm")
+MEMORY_FREE_MIN = 4 * 1024**3
+"""Bytes. The stores of four workers have used less than half of it."""
+PREFIX, IN_USE = "streamproc-test-", "in-use.lock"
+LEFT_S = 3600.0
+"""A younger directory may be one that is just being made: its lock is not held yet."""
+
+
+def _parent() -> Path | None:
+    """In memory where there is room: stores are killed here, the machine never is, so no test needs a disk's fsync."""
+    there = MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK)
+    return MEMORY if there and shutil.disk_usage(MEMORY).free >= MEMORY_FREE_MIN else None
+
+
+def _remove_what_was_left() -> None:
+    """By runs that were killed: it would take memory until the next boot. A run that lives holds its lock."""
+    for lock in MEMORY.glob(f"{PREFIX}*/{IN_USE}"):
+        with suppress(OSError), lock.open() as left:
+            if time.time() - lock.stat().st_mtime > LEFT_S:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
     """A directory that every user may enter: under root Postgres runs as somebody else, and pytest's are private."""
-    directory = Path(tempfile.mkdtemp(prefix="streamproc-test-"))
+    _remove_what_was_left()
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
     directory.chmod(0o711)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
+    with (directory / IN_USE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from streamproc.api import asgi
 from streamproc.api.asgi import SECURITY_HEADERS, create_app
 from streamproc.api.health import Check
 from streamproc.log.stream import Append, Appended
+from tests.deadline import DEADLINE_S
 
 SECRET = "whsec"
 UPLOAD_BYTES_MAX = 2_000
@@ -58,13 +59,13 @@ async def service() -> AsyncIterator[Service]:
     )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while not server.started:
             await asyncio.sleep(0.01)
     service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     yield service
     server.should_exit = True
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, DEADLINE_S)
 
 
 @pytest.fixture

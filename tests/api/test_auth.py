@@ -13,6 +13,7 @@ from streamproc.ingress.refusals import Refusals
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import ORDER, POLICIES, Api, api, problem, ready, serving
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.words import ACCOUNT
 
@@ -20,7 +21,7 @@ __all__ = ["api"]
 
 
 async def refused(engine: Engine, count: int) -> list[AccessRefused]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while True:
             found = [e for entry in await engine.entries() for e in entry if isinstance(e, AccessRefused)]
             if len(found) >= count:

@@ -16,6 +16,7 @@ from streamproc.domain.holds import Outcome, Place, place_at
 from streamproc.operate import holds
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import archive, opened_pool
 from tests.words import NOW, Vendors, observed
@@ -145,7 +146,7 @@ async def test_who_is_no_reviewer_or_says_to_be_another_is_403_and_that_is_in_th
     assert (await answer(api, agent, "pout_1")).status_code == 403
     assert {event.kind for event in await of_type(api.engine, ReviewRefused)} == {"forbidden"}
     assert (await api.engine.record("pout_1")).state == "held"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while {e.subject for e in await of_type(api.engine, AccessRefused)} != {"mallory", "asha", "robot"}:
             await asyncio.sleep(0.01)
 

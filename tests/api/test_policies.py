@@ -17,6 +17,7 @@ from streamproc.domain.policy_changes import Differ
 from streamproc.operate import policies, proposals
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import archive
 from tests.words import ACCOUNT, observed
@@ -199,7 +200,7 @@ async def test_what_loosens_waits_until_another_tokens_owner_confirms_it(api: Ap
         while len(await of_type(api.engine, AccessRefused)) < 2:
             await asyncio.sleep(0.01)
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         await refused_twice()
 
 

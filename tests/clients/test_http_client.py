@@ -20,6 +20,7 @@ from streamproc.clients.http import (
 )
 from streamproc.errors import TryAgain
 from tests.clients.loopback import Asked, HandClock, Script, always, hang, in_turn, loopback, response
+from tests.deadline import DEADLINE_S
 
 
 def client_of(
@@ -219,7 +220,7 @@ async def test_a_cancelled_probe_does_not_keep_the_breaker_half_open() -> None:
         clock.now_s += 10
         server.script = hang
         probe = asyncio.create_task(client.call("GET", "/probe"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while len(server.asked) < 2:
                 await asyncio.sleep(0.01)
         probe.cancel()

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from streamproc.clients.limiter import Limiter
+from tests.deadline import DEADLINE_S
 
 
 async def order_of(limiter: Limiter, calls: list[tuple[str, bool]]) -> list[str]:
@@ -13,7 +14,7 @@ async def order_of(limiter: Limiter, calls: list[tuple[str, bool]]) -> list[str]
         await limiter.take(urgent=urgent)
         served.append(name)
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         for name, urgent in calls:
             group.create_task(call(name, urgent))
     return served
@@ -22,7 +23,7 @@ async def order_of(limiter: Limiter, calls: list[tuple[str, bool]]) -> list[str]
 async def test_a_burst_passes_at_once_and_the_next_call_waits() -> None:
     limiter = Limiter(per_s=0.001, burst=3)
     for _ in range(3):
-        await asyncio.wait_for(limiter.take(), 10)
+        await asyncio.wait_for(limiter.take(), DEADLINE_S)
     waiting = asyncio.create_task(limiter.take())
     await asyncio.sleep(0)
     assert limiter.queued == 1
@@ -68,7 +69,7 @@ async def test_a_token_given_to_a_call_that_is_cancelled_at_that_moment_goes_to_
     limiter._tokens = 1.0
     limiter._serve()  # the timer's work, now instead of in a quarter of an hour
     first.cancel()
-    await asyncio.wait_for(second, 10)
+    await asyncio.wait_for(second, DEADLINE_S)
     assert first.cancelled()
 
 

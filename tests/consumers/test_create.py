@@ -22,6 +22,7 @@ from streamproc.ingress.translate import append_of
 from streamproc.operate.recover_bank import reconcile
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
+from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.operate.recovering import archive, recovered, settings_of
 from tests.words import ACCOUNT, Vendors, copy_of, request, requested
@@ -406,7 +407,7 @@ async def test_an_intent_of_an_agent_that_was_frozen_after_its_approval_is_not_c
     async with gateway(redis_url, barrier=barrier) as gate:
         asked = requested(fund_account=await fund_account(gate.bank))
         await gate.engine.producer.append(request(asked))
-        await asyncio.wait_for(held.wait(), 30)
+        await asyncio.wait_for(held.wait(), DEADLINE_S)
         await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
         opened.set()
         record = await gate.ends(asked.payout, "rejected")
@@ -462,7 +463,7 @@ async def test_a_freeze_after_a_lost_answer_rejects_at_the_bank_what_was_made_th
         patience, gate.client._http._timeout_s = gate.client._http._timeout_s, 1.0
         asked = requested(payee=payee, fund_account=account)
         await gate.engine.producer.append(request(asked))
-        await asyncio.wait_for(again.wait(), 40)
+        await asyncio.wait_for(again.wait(), DEADLINE_S)
         gate.client._http._timeout_s = patience  # only that one answer is lost, on a busy machine too
         await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
         if seen == "later, by its webhook":
@@ -508,7 +509,7 @@ async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_m
         await gate.bank.faults(api=[{"kind": "500", "path": "/v1/payouts", "method": "POST", "count": 1}])
         asked = requested(payee=PAYEE)
         await gate.engine.producer.append(request(asked))
-        await asyncio.wait_for(again.wait(), 40)
+        await asyncio.wait_for(again.wait(), DEADLINE_S)
         await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
         opened.set()
         record = await gate.ends(asked.payout, "rejected")

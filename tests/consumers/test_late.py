@@ -14,6 +14,7 @@ from streamproc.domain.events import BankCommandAnswered
 from streamproc.errors import TryAgain
 from streamproc.log import batch, scripts
 from tests.consumers.test_refuted import Bank, at_once
+from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, Vendors, observed
 
@@ -50,13 +51,13 @@ async def test_a_rejection_is_retried_until_it_is_told_or_the_payout_is_final(
         async with Engine(redis_url, groups=groups) as engine:
             await engine.apply(POLICIES)
             await engine.append(ACCOUNT, observed("pout_1", 1000, agent="small"))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while bank.tries < 2:
                     await asyncio.sleep(0.01)
             if ended_meanwhile:
                 bank.statuses["pout_1"] = "cancelled"  # by a person at the bank
             bank.is_away = False
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while not [a for a in await engine.story("pout_1") if isinstance(a, BankCommandAnswered)]:
                     await asyncio.sleep(0.01)
             (answer,) = [a for a in await engine.story("pout_1") if isinstance(a, BankCommandAnswered)]
@@ -89,7 +90,7 @@ async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
         payouts = ["pout_stuck", *(f"pout_{n}" for n in range(5))]
         for payout in payouts:
             await engine.append(ACCOUNT, observed(payout, 1000, agent="small"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while sum(bank.statuses.get(payout) == "rejected" for payout in payouts) < 5:
                 await asyncio.sleep(0.01)
             while not await engine.client.zcard(engine.names.retries("execution")):

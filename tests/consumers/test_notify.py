@@ -12,6 +12,7 @@ from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMi
 from streamproc.log import batch, scripts
 from streamproc.log.connection import connected
 from streamproc.log.untold import untold
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.people import CHANNEL, SECRET, TOPIC, failed, people, sent, telling_engine, texts
 from tests.words import ACCOUNT, Vendors, observed
@@ -50,7 +51,7 @@ async def fire(engine: Engine, timer: str) -> None:
     for row in rows:
         if timer.encode() in row:
             await engine.client.zadd(engine.names.timers, {row: 0})
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while await engine.client.zscore(engine.names.timers, row) is not None:
                     await asyncio.sleep(0.01)
     await engine.settled()
@@ -207,7 +208,7 @@ async def test_while_both_are_down_the_hold_is_there_and_counted_and_is_told_whe
     async with people() as told, telling_engine(redis_url, told) as engine:
         await told.mood(slack="500", ntfy="500")
         await held(engine)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while not (await untold(engine.client, 1)).count or not failed(await engine.story("pout_1")):
                 await asyncio.sleep(0.01)
         record = await engine.record("pout_1")
@@ -238,7 +239,7 @@ async def test_a_hold_that_was_over_before_anybody_could_be_told_is_given_up_wit
         await engine.review("pout_1", "asha", "reject", account=ACCOUNT)
         for breaker in told.breakers.values():
             breaker._open_s = 0.0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while len(failed(await engine.story("pout_1"))) < 2:
                 await asyncio.sleep(0.01)
         await engine.settled()
@@ -303,7 +304,7 @@ async def test_a_hold_that_is_answered_while_its_message_is_on_its_way_is_closed
                 channel="cli",
             )
             await engine.append(ACCOUNT, event)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while (await engine.record("pout_1")).state == "held" or not await everything_is_read():
                     await asyncio.sleep(0.01)
             # Another worker has handled the outcome already, and knew of no message.
@@ -357,7 +358,7 @@ async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_
         async def handled_by_another_worker() -> None:
             other = batch.Handler(0, told.group(redis_url), batch.Limits())
             read = ("XREADGROUP", "GROUP", other.group.name, "another", "STREAMS", engine.names.log, ">")
-            async with connected(redis_url) as client, asyncio.timeout(20):
+            async with connected(redis_url) as client, asyncio.timeout(DEADLINE_S):
                 while len(await told.slack()) < 2:
                     for _, entries in await client.execute_command(*read) or ():
                         await other.handle(client, entries, taken=False)

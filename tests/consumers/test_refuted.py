@@ -15,6 +15,7 @@ from streamproc.domain.governance import Reputation
 from streamproc.domain.wire import type_of
 from streamproc.errors import TryAgain
 from streamproc.log import batch, scripts
+from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, NOW, Vendors, observed
 
@@ -213,7 +214,7 @@ async def test_while_the_barrier_is_closed_the_bank_is_not_asked_again_and_again
     async with Engine(redis_url, groups=groups) as engine:
         await engine.apply(POLICIES)
         await engine.append(ACCOUNT, observed("pout_1", 1000))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while len(tries) < 3:
                 await asyncio.sleep(0.01)
     assert (bank.told, bank.fetched) == ([], 0)

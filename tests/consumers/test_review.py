@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from streamproc.domain.events import PayoutDecided, ReviewCounted, ReviewRefused, ReviewSubmitted, TimerFired
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.words import ACCOUNT, Vendors, observed
 
@@ -201,7 +202,7 @@ async def test_who_comes_after_the_expiry_is_told_of_that_and_of_no_winner(redis
         timers = await engine.client.zrange(engine.names.timers, 0, -1)
         [timer] = [timer for timer in timers if b'"hold_expiry"' in timer]
         await engine.client.zadd(engine.names.timers, {timer: 0})
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while (await engine.record("pout_1")).decision != "REJECTED":
                 await asyncio.sleep(0.01)
         await engine.review("pout_1", "vikram", "approve", account=ACCOUNT)
@@ -274,7 +275,7 @@ async def test_a_hold_that_nobody_answers_expires_and_gives_its_reservation_back
         timers = await engine.client.zrange(engine.names.timers, 0, -1)
         assert len(timers) == 3
         await engine.client.zadd(engine.names.timers, dict.fromkeys(timers, 0))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while (await engine.record("pout_1")).decision != "REJECTED":
                 await asyncio.sleep(0.01)
         await engine.settled()

@@ -19,7 +19,7 @@ from tests.faults.load import Load
 from tests.faults.plan import Fault, Plan
 from tests.faults.stand import Stand, ready, standing
 
-REST_MAX_S = 120.0
+REST_MAX_S = 240.0
 """For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
 LATE_S = 0.3
 """How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""

@@ -24,7 +24,7 @@ from tests.words import apply_policies
 DAY_S = 86_400
 AGAIN_S = 0.4
 AGAIN_S_MAX = 4.0
-GIVE_UP_S = 60.0
+GIVE_UP_S = 120.0
 """For one request or change while the servers come and go."""
 GATEWAY_AGENTS = ("free", "crowded", "small", "careful")
 PAYEE = {

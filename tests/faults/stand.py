@@ -33,7 +33,7 @@ from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environm
 from tests.restartable import Restartable, restartable
 from tests.signals import terminate
 
-START_MAX_S = 60.0
+START_MAX_S = 120.0
 AGAIN_S = 0.3
 """Until a role that ended is started again."""
 READ_MAX = 500
@@ -330,7 +330,7 @@ async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) ->
 
 
 async def ready(stand: Stand) -> None:
-    """Wait until the API answers that all is well."""
+    """Wait until the API answers that all is well, and every worker reads: a fault before that breaks nothing."""
 
     async def answers() -> bool:
         try:
@@ -338,7 +338,12 @@ async def ready(stand: Stand) -> None:
         except httpx.TransportError:
             return False
 
+    async def read() -> bool:
+        readers = await stand.system.redis.xinfo_consumers(stand.system.names.log, "execution")
+        return len(readers) >= sum(name.startswith("worker") for name in stand.keepers)
+
     await until(answers, what=f"the API is ready, {stand.exits}", deadline_s=START_MAX_S)
+    await until(read, what=f"every worker reads, {stand.exits}", deadline_s=START_MAX_S)
 
 
 async def _end(stand: Stand) -> None:

@@ -16,6 +16,7 @@ from streamproc.ingress.razorpay_poll import (
     SHORT_OVERLAP_S,
     Poller,
 )
+from tests.deadline import DEADLINE_S
 from tests.ingress.recorder import Recorder
 
 Item = BankPayout | MalformedPayout
@@ -249,17 +250,17 @@ async def test_an_error_that_nobody_named_stops_the_poller() -> None:
     desk = Desk()
     desk.bank.failure = lambda _call: KeyError("a defect")
     with pytest.raises(KeyError):
-        await asyncio.wait_for(desk.poller.run(asyncio.Event()), 20)
+        await asyncio.wait_for(desk.poller.run(asyncio.Event()), DEADLINE_S)
 
 
 async def test_it_polls_again_after_the_interval_until_it_is_stopped() -> None:
     desk, stopping = Desk(interval_s=0.01), asyncio.Event()
     running = asyncio.create_task(desk.poller.run(stopping))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while len(desk.bank.asked) < 3:
             await asyncio.sleep(0.01)
     stopping.set()
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, DEADLINE_S)
 
 
 async def test_stopping_ends_a_pass_that_hangs_and_a_long_wait() -> None:
@@ -270,7 +271,7 @@ async def test_stopping_ends_a_pass_that_hangs_and_a_long_wait() -> None:
         running = asyncio.create_task(desk.poller.run(stopping))
         await asyncio.sleep(0)
         stopping.set()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, DEADLINE_S)
         assert desk.poller.failures_in_a_row == 0, "what is given up has not failed"
         assert len(desk.bank.asked) <= 1
 

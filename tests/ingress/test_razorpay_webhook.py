@@ -15,6 +15,7 @@ from streamproc.errors import ConfigError
 from streamproc.ingress import razorpay_webhook
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook, verify
 from streamproc.log.stream import Append, Appended
+from tests.deadline import DEADLINE_S
 from tests.ingress.recorder import Recorder
 
 SECRET, OLD_SECRET = "new-secret", "old-secret"
@@ -118,10 +119,10 @@ async def test_the_answer_waits_for_the_log() -> None:
             return await super().append(what)
 
     answer = asyncio.create_task(post(Slow(), body_of()))
-    await asyncio.wait_for(asked.wait(), 10)
+    await asyncio.wait_for(asked.wait(), DEADLINE_S)
     assert not answer.done()
     synced.set()
-    assert (await asyncio.wait_for(answer, 10)).status == 200
+    assert (await asyncio.wait_for(answer, DEADLINE_S)).status == 200
 
 
 async def test_the_same_delivery_again_is_a_duplicate_at_the_same_entry() -> None:

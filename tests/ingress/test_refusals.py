@@ -11,6 +11,7 @@ from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 from streamproc.ingress.refusals import INTERVAL_S, KINDS_MAX, TEXT_CHARS_MAX, Refusals, Seldom
 from streamproc.log.names import partition_of
 from streamproc.log.stream import Append, Appended
+from tests.deadline import DEADLINE_S
 from tests.ingress.recorder import Recorder
 
 
@@ -28,7 +29,7 @@ def written(door: Recorder) -> list[tuple[str, str, str, str, int]]:
 
 
 async def until(door: Recorder, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while len(door.appends) < count:
             await asyncio.sleep(0)
 
@@ -103,7 +104,7 @@ async def test_while_the_log_is_away_nobody_waits_and_nothing_is_lost(caplog: py
     with caplog.at_level(logging.WARNING, logger=refusals.__name__):
         async with Refusals(door, interval_s=0.02, clock=clock) as to:
             refuse(to)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE_S):
                 while not caplog.records:
                     await asyncio.sleep(0)
             refuse(to)
@@ -123,7 +124,7 @@ async def test_a_defect_of_the_log_is_an_alarm_and_no_request_fails_for_it(caplo
         to = Refusals(Broken(), clock=Clock())
         await to.__aenter__()
         refuse(to)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while not caplog.records:
                 await asyncio.sleep(0)
         refuse(to)

@@ -23,6 +23,7 @@ from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import AGE_S_MAX, Hold, NotConfigured, SlackReview
 from streamproc.operate.slack_holds import SiteHolds
 from tests.clients.loopback import Loopback, always, hang, loopback
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.ingress.recorder import Recorder
 from tests.slack import SECRET, block_actions, form, headers, signature, view_submission
@@ -70,7 +71,7 @@ class Slack:
 
     async def audited(self) -> AccessRefused:
         """The one refusal that is in the log; it is written in the background."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while not (found := await self.events(AccessRefused)):
                 await asyncio.sleep(0.01)
         [event] = found

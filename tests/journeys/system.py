@@ -32,13 +32,14 @@ from streamproc.errors import TryAgain
 from streamproc.log.connection import connect
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, Entry, LogView, Producer
-from tests.bank import Sandbox, free_port, running_sandbox, until
+from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.signals import terminate
 from tests.words import apply_policies
 
-START_MAX_S = 30.0
-DRAIN_MAX_S = 30.0
-STEP_MAX_S = 30.0
+START_MAX_S = 120.0
+DRAIN_MAX_S = 60.0
+"""Longer than a role gives itself."""
+STEP_MAX_S = 90.0
 """For one payout to get from one state to the next, on a machine that is busy with other things."""
 LOG_MAX = 1_000_000
 SECRET = "journey_webhook_secret"
@@ -185,6 +186,18 @@ class System:
         rows = await self.redis.xinfo_groups(self.names.log)
         return {row["name"].decode(): row["pending"] for row in rows}
 
+    async def holder(self, group: str) -> str:
+        """The role that alone has entries of the group in hand, once there is exactly one."""
+
+        async def alone() -> str | None:
+            rows = await self.redis.xinfo_consumers(self.names.log, group)
+            holders = [row["name"].decode() for row in rows if row["pending"]]
+            return holders[0] if len(holders) == 1 else None
+
+        consumer = await until(alone, what=f"one consumer has entries of {group} in hand")
+        [name] = [name for name, role in self.roles.items() if f"-{role.pid}-" in str(consumer)]
+        return name
+
     async def settled(self, deadline_s: float = STEP_MAX_S) -> None:
         """Wait until every group has read everything, nothing is pending, and the archive is at the log's end."""
 
@@ -240,7 +253,7 @@ async def running_system(
         pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=10.0)
         stack.callback(pool.terminate)
         api = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0, trust_env=False)
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=CALL_MAX_S, trust_env=False)
         )
         data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-journey-"))
         settings = {"data_dir": data_dir, **settings}

@@ -14,8 +14,8 @@ import pytest
 
 from tests.bank import free_port, until
 
-START_MAX_S = 90.0
-STEP_MAX_S = 60.0
+START_MAX_S = 180.0
+STEP_MAX_S = 120.0
 POLICIES = """
 policies:
   bot: {daily_limit: 1_000_000}
@@ -23,7 +23,7 @@ policies:
 reviewers: [asha]
 """
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Up:

@@ -56,10 +56,7 @@ async def test_a_worker_that_dies_between_the_banks_act_and_its_own_record_creat
             return bool(await of_reference(system, payout))
 
         await until(acted, what="the bank has made it, and does not answer")
-        rows = await system.redis.xinfo_consumers(system.names.log, "execution")
-        [holder] = [row["name"].decode() for row in rows if row["pending"]]
-        [worker] = [name for name, role in system.roles.items() if f"-{role.pid}-" in holder]
-        await kill_while_it_holds_entries(system, worker, "execution")
+        await kill_while_it_holds_entries(system, await system.holder("execution"), "execution")
 
         record = await system.reaches(payout, "processed")
         await system.settled()

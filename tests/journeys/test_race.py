@@ -29,7 +29,7 @@ async def answered(system: System, payout: str, name: str, token: str, action: s
                 f"/v1/holds/{payout}/{action}",
                 json={"reason": f"{name} says so"},
                 headers=headers,
-                timeout=20,
+                timeout=STEP_MAX_S,
             )
             if said.status_code not in (202, 503):
                 return said

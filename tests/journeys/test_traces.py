@@ -150,14 +150,7 @@ async def test_a_hold_is_told_when_it_has_ended_and_a_claim_by_another_worker_st
         await until(made, what="the bank has made it")
         await so_far(receiver, payout, "hold")  # what it committed it has told; the rest dies with it
 
-        async def one_holds_it() -> str | None:
-            rows = await system.redis.xinfo_consumers(system.names.log, "execution")
-            holders = [row["name"].decode() for row in rows if row["pending"]]
-            return holders[0] if len(holders) == 1 else None
-
-        holder = await until(one_holds_it, what="one worker waits for the bank") or ""
-        [name] = [name for name, role in system.roles.items() if f"-{role.pid}-" in holder]
-        await system.kill(name)
+        await system.kill(await system.holder("execution"))
         await system.reaches(payout, "processed")
         trace = await whole(system, receiver, payout)
 

@@ -13,7 +13,7 @@ from streamproc.domain.payouts import RELEASING_STATUSES, decode_record
 from streamproc.domain.wire import decode_events
 from tests.journeys.system import System
 
-AT_REST_S = 20.0
+AT_REST_S = 45.0
 """A delivery that comes late, or a projector that is a moment behind, is not what these look for."""
 P = ParamSpec("P")
 

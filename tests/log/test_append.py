@@ -16,6 +16,7 @@ from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Appended, LogView, Producer, open_log
+from tests.deadline import DEADLINE_S
 from tests.faults.proxy import Proxy
 from tests.words import delivery, observed
 
@@ -93,7 +94,7 @@ def test_a_connection_that_is_reset_between_two_appends_is_replaced(valkey: str)
                 await asyncio.sleep(0.01)  # until our end has heard of it
                 for _ in range(2):
                     try:
-                        async with asyncio.timeout(5):
+                        async with asyncio.timeout(DEADLINE_S):
                             answers.append(await producer.append(delivery(observed(f"pout_{n}"))))
                     except LogUnavailable as problem:
                         answers.append(problem)
@@ -122,7 +123,7 @@ async def test_a_connection_that_cannot_be_closed_costs_its_own_append_and_not_t
         monkeypatch.setattr(Redis, "aclose", hears_nothing)
         with pytest.raises(LogUnavailable, match="away"):
             await producer.append(delivery(observed("pout_1")))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             assert (await producer.append(delivery(observed("pout_1")))).new
 
 
@@ -139,7 +140,7 @@ async def test_an_error_that_nobody_named_costs_its_own_append_and_not_the_produ
         monkeypatch.setattr(scripts, "append_once", fails_once)
         with pytest.raises(LogUnavailable, match="the append failed"):
             await producer.append(delivery(observed("pout_1")))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             assert (await producer.append(delivery(observed("pout_1")))).new
     assert "ALARM" in caplog.text
 

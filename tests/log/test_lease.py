@@ -4,6 +4,7 @@ from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.lease import LEASE_S, Lease
 from streamproc.log.names import Names
+from tests.deadline import DEADLINE_S
 
 NAMES = Names(0)
 NOBODY = "redis://127.0.0.1:1/0"
@@ -30,23 +31,23 @@ async def test_a_holder_that_stops_leaves_it_to_the_next_at_once(redis_url: str)
     first, second = (Lease(redis_url, NAMES, "job", owner) for owner in ("first", "second"))
     stopping = asyncio.Event()
     keeping = asyncio.create_task(first.keep(stopping))
-    await asyncio.wait_for(first.asked(), 20)
+    await asyncio.wait_for(first.asked(), DEADLINE_S)
     assert (first.held, first.term) == (True, 1)
     stopping.set()
-    await asyncio.wait_for(keeping, 20)
+    await asyncio.wait_for(keeping, DEADLINE_S)
 
     stopping = asyncio.Event()
     keeping = asyncio.create_task(second.keep(stopping))
-    await asyncio.wait_for(second.asked(), 20)
+    await asyncio.wait_for(second.asked(), DEADLINE_S)
     assert (second.held, second.term) == (True, 2)
     stopping.set()
-    await asyncio.wait_for(keeping, 20)
+    await asyncio.wait_for(keeping, DEADLINE_S)
 
 
 async def test_while_redis_is_away_nobody_has_it() -> None:
     lease, stopping = Lease(NOBODY, NAMES, "job", "me"), asyncio.Event()
     keeping = asyncio.create_task(lease.keep(stopping))
-    await asyncio.wait_for(lease.asked(), 20)
+    await asyncio.wait_for(lease.asked(), DEADLINE_S)
     assert not lease.held
     stopping.set()
-    await asyncio.wait_for(keeping, 20)
+    await asyncio.wait_for(keeping, DEADLINE_S)

@@ -19,6 +19,7 @@ from streamproc.log.vault import Vault
 from streamproc.operate.bank import opened_bank
 from streamproc.settings import Settings, load, require
 from tests.bank import Sandbox, running_sandbox
+from tests.deadline import DEADLINE_S
 
 NOBODY = "redis://127.0.0.1:1/0"
 
@@ -85,7 +86,7 @@ async def test_an_urgent_call_goes_before_what_waits_here_and_waits_for_one_turn
         await limiter.take(urgent=urgent)
         served.append(name)
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         for name in ("a", "b", "c", "cancel", "reject"):
             tasks.create_task(call(name, name in ("cancel", "reject")))
         for _ in range(5):
@@ -132,7 +133,7 @@ async def test_of_two_processes_one_gets_the_new_token_and_both_use_it(redis_url
             except TryAgain:
                 await asyncio.sleep(0.02)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         assert await asyncio.gather(*map(until_done, payouts)) == ["done", "done"]
 
 

@@ -9,6 +9,7 @@ from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import scripts
 from streamproc.operate.dead import discard, letter_id, list_letters, redrive, show_letter
 from streamproc.operate.groups import groups
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import POLICIES, site_of
 from tests.words import ACCOUNT, NOW, observed
@@ -45,7 +46,7 @@ async def test_a_redriven_letter_is_handled_again_by_its_group_and_no_fact_is_to
         [row] = await list_letters(site)
         await engine.client.delete(engine.names.payout("pout_1"))
         await redrive(site, row["id"], by="asha")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while (await engine.record("pout_1")).decision is None:
                 await asyncio.sleep(0.01)
         await engine.settled()
@@ -61,7 +62,7 @@ async def test_a_letter_whose_reason_stands_becomes_a_letter_again(redis_url: st
         await malformed(engine)
         [row] = await list_letters(site)
         await redrive(site, row["id"], by="asha")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while not (again := await list_letters(site)):
                 await asyncio.sleep(0.01)
     assert again[0]["payout"] == "pout_bad"

@@ -11,6 +11,7 @@ import consumers
 from streamproc.errors import LogBroken
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
+from tests.deadline import DEADLINE_S
 from tests.operate.recovering import dump, recovered
 from tests.operate.test_recover_fork import failed_over, grew_on, lost_its_tail, snapshot
 from tests.operate.twins import handled, twins
@@ -61,7 +62,7 @@ async def run(redis_url: str, dsn: str, where: str, at: int) -> tuple[int | None
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", KILLED, redis_url, dsn, where, str(at), stdout=asyncio.subprocess.PIPE
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     return process.returncode, int(out or 0)
 
 

@@ -16,6 +16,7 @@ from streamproc.operate import dead
 from streamproc.operate.site import opened
 from streamproc.settings import load
 from tests.consumers.test_refuted import Bank
+from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.operate.recovering import dump
 from tests.words import ACCOUNT, Vendors, delivery, observed
@@ -218,7 +219,7 @@ async def handled(twin: Twin) -> None:
     twin.is_open = True
     if not twin.engine.tasks:
         twin.engine.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(DEADLINE_S):
         while True:
             await twin.engine.settled()
             rows = await twin.engine.client.xinfo_groups(twin.engine.names.log)

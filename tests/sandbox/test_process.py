@@ -12,6 +12,7 @@ import pytest
 from ops.sandbox.config import SandboxConfig
 from ops.sandbox.server import build_app
 from tests.bank import free_port, receiving_webhooks, running_sandbox, until
+from tests.deadline import DEADLINE_S
 
 
 async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered() -> None:
@@ -75,7 +76,7 @@ async def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it() -> N
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ops.sandbox", env={"SANDBOX_PORT": "x"}, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    _, said = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode == 2
     assert b"port" in said
     assert said.count(b"\n") == 1
