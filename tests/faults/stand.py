@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,13 @@ import httpx
 
 from projections.schema import prepare
 from streamproc import embedded, processes
-from streamproc.domain.events import Event
-from streamproc.domain.wire import decode_events
-from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect
-from streamproc.log.stream import Entry, LogView
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.faults.lives import Life
 from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
 from tests.faults.proxy import Proxy
+from tests.faults.replica import Replica, replica_of
+from tests.faults.witness import Witness
 from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environment
 from tests.restartable import Restartable, restartable
 from tests.signals import terminate
@@ -36,40 +34,10 @@ from tests.signals import terminate
 START_MAX_S = 60.0
 AGAIN_S = 0.3
 """Until a role that ended is started again."""
-READ_MAX = 500
 API_S = 5.0
 """For an answer of our own API, which says 503 earlier."""
 CALLS_PER_S = 100
 """At the bank's pace of 8 the run would wait for that alone."""
-
-
-class Witness:
-    """Reads the log while it is written: what was once there must be in the archive, whatever Redis has later."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.entries: list[Entry] = []
-        self.heard: list[Callable[[Event], None]] = []
-
-    @property
-    def last(self) -> str:
-        """The newest entry that was seen."""
-        return self.entries[-1].id if self.entries else "0-0"
-
-    async def watch(self) -> None:
-        """Read until cancelled."""
-        async with LogView(self._url, 0) as view:
-            while True:
-                try:
-                    found = await view.read(self.last, READ_MAX, 500)
-                except LogUnavailable:
-                    await asyncio.sleep(0.05)
-                    continue
-                self.entries += found
-                for entry in found:
-                    for event in decode_events(entry.e):
-                        for hear in self.heard:
-                            hear(event)
 
 
 @dataclass
@@ -109,6 +77,12 @@ class Stand:
     exits: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
     """Crash points that were come by."""
+    replica: Replica | None = None
+    """What takes over, where the plan has a failover."""
+    regressed: bool = False
+    """The log lost something, and nobody has recovered it yet."""
+    alarms: list[str] = field(default_factory=list)
+    """Roles that ended because of that, and said so."""
     starts: int = 0
     lives: dict[int, Life] = field(default_factory=dict)
     """Every process that there was, by its pid."""
@@ -125,6 +99,7 @@ class Stand:
 
     def keep(self, name: str) -> None:
         """Start a role, and start it again whenever it ends."""
+        self.slots[name].ending = False
         self.keepers[name] = asyncio.create_task(self._keep(self.slots[name]), name=f"keep-{name}")
 
     async def _keep(self, slot: Slot) -> None:
@@ -139,7 +114,10 @@ class Stand:
                 self.crashed.append(f"{slot.name} {slot.armed}")
             if not (slot.killed or crashed or (slot.restarting and status == 0)):
                 said = processes.last_line(slot.output)
-                self.exits.append(f"{slot.name} ended by itself with {status}: {said[:300]}")
+                alarm = self.regressed and "`streamproc recover`" in said
+                (self.alarms if alarm else self.exits).append(
+                    f"{slot.name} ended by itself with {status}: {said[:300]}"
+                )
             await asyncio.sleep(AGAIN_S)
 
     async def _start(self, slot: Slot) -> None:
@@ -189,6 +167,16 @@ class Stand:
                 await asyncio.sleep(seconds)
             finally:
                 self._signal(slot, signal.SIGCONT)
+
+    async def halt(self, name: str) -> None:
+        """SIGTERM, and nobody starts it again until `keep` does."""
+        slot, keeper = self.slots[name], self.keepers[name]
+        slot.ending = True
+        async with asyncio.timeout(DRAIN_MAX_S):
+            while not keeper.done():
+                if slot.process is not None:
+                    await terminate(slot.process)
+                await asyncio.wait({keeper}, timeout=AGAIN_S)
 
     @staticmethod
     def _signal(slot: Slot, number: signal.Signals) -> None:
@@ -252,7 +240,9 @@ class Stand:
 
 
 @asynccontextmanager
-async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: object) -> AsyncIterator[Stand]:
+async def standing(
+    seed: int, *, reverts: tuple[str, ...] = (), replica: bool = False, **sandbox: object
+) -> AsyncIterator[Stand]:
     """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
     home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
     home.chmod(0o711)  # under root Postgres runs as somebody else
@@ -279,8 +269,6 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
                 }
             )
         )
-        client = connect(redis_url)
-        stack.push_async_callback(client.aclose)
         pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=20.0)
         stack.callback(pool.terminate)
         api = await stack.enter_async_context(_http(f"http://127.0.0.1:{port}", API_S))
@@ -293,11 +281,20 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
             "razorpay_calls_per_s": str(CALLS_PER_S),
         }
         system = System(
-            environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, client, pool
+            environment(redis_url, dsn, port, bank, settings),
+            redis_url,
+            dsn,
+            bank,
+            api,
+            connect(redis_url),
+            pool,
         )
+        stack.push_async_callback(lambda: system.redis.aclose())  # a failover puts another in its place
         slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
         witness = Witness(redis_url)
         stand = Stand(system, slots, redis, postgres, witness, reverts, home)
+        if replica:
+            stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
         stack.push_async_callback(_end, stand)
         watching = asyncio.create_task(witness.watch(), name="witness")
         stack.callback(watching.cancel)
