@@ -58,6 +58,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """Crash points that a role came by, and killed itself."""
     alarms: list[str]
     """Roles that ended because the log had lost something."""
+    full_heads: list[tuple[str, str]]
+    """While Postgres's disk was full: the last entry of the archive, and of the log."""
 
     def __str__(self) -> str:
         seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
@@ -88,8 +90,8 @@ async def run(
 ) -> Report:
     """A run of `plan` from first start to last look."""
     balance = 1000 * len(plan.payments) * 10_000
-    replica = plan.has("failover")
-    async with standing(plan.seed, reverts=reverts, replica=replica, balance=balance) as stand:
+    stores = {"replica": plan.has("failover"), "small": plan.has("postgres_full")}
+    async with standing(plan.seed, reverts=reverts, **stores, balance=balance) as stand:
         load = Load(stand, plan)
         first = ("serve", "projector", "worker-1", "worker-2")
         for name in first:
@@ -136,6 +138,7 @@ async def run(
         lives=list(stand.lives.values()),
         crashed=list(stand.crashed),
         alarms=list(stand.alarms),
+        full_heads=list(stand.full_heads),
         rest_s=rest_s,
     )
 
@@ -201,6 +204,8 @@ async def inject(stand: Stand, fault: Fault, say: Callable[[str], None]) -> None
             await stand.restart_postgres(signal.SIGQUIT, fault.for_s)
         case "failover":
             await fail_over(stand, fault.detail, say)
+        case "postgres_full":
+            await stand.fill_postgres(fault.for_s, killed=bool(fault.detail))
         case "bank":
             await stand.bank.faults(api=BANK_FAULTS)
             await asyncio.sleep(fault.for_s)

@@ -160,6 +160,13 @@ def failover_of(seed: int, how: Literal["ahead", "behind"], *, seconds: float = 
     return replace(plan, faults=tuple(sorted([*apart, failover], key=lambda fault: fault.at_s)))
 
 
+def full_disk_of(seed: int, *, seconds: float = 30.0) -> Plan:
+    """The disk under Postgres is full for a while, twice; the second time Postgres is killed meanwhile."""
+    plan = plan_of(seed, seconds, every_s=6.0, kinds=("kill", "reset"))
+    full = (Fault(4.0, "postgres_full", 6.0), Fault(17.0, "postgres_full", 6.0, detail="killed"))
+    return replace(plan, faults=tuple(sorted([*plan.faults, *full], key=lambda fault: fault.at_s)))
+
+
 def _points() -> list[tuple[str, str]]:
     """Each point with a slot of its role; the two workers take turns."""
     workers = itertools.cycle(slot for slot in SLOTS if slot.startswith("worker"))

@@ -20,8 +20,11 @@ import httpx
 
 from projections.schema import prepare
 from streamproc import embedded, processes
+from streamproc.archive.store import archived_heads
+from streamproc.errors import JobFailed, TryAgain
 from streamproc.log.connection import connect
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
+from tests.faults.full_disk import fill, free, small_disk
 from tests.faults.lives import Life
 from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
 from tests.faults.proxy import Proxy
@@ -36,6 +39,7 @@ AGAIN_S = 0.3
 """Until a role that ended is started again."""
 API_S = 5.0
 """For an answer of our own API, which says 503 earlier."""
+FULL_AGAIN_S = 0.2
 CALLS_PER_S = 100
 """At the bank's pace of 8 the run would wait for that alone."""
 
@@ -79,6 +83,10 @@ class Stand:
     """Crash points that were come by."""
     replica: Replica | None = None
     """What takes over, where the plan has a failover."""
+    disk: Path | None = None
+    """What Postgres's data are on, where the plan fills it."""
+    full_heads: list[tuple[str, str]] = field(default_factory=list)
+    """While it was full: the last entry of the archive, and of the log."""
     regressed: bool = False
     """The log lost something, and nobody has recovered it yet."""
     alarms: list[str] = field(default_factory=list)
@@ -233,6 +241,41 @@ class Stand:
             await asyncio.sleep(down_s)
             await self.postgres.up()
 
+    async def fill_postgres(self, seconds: float, *, killed: bool) -> None:
+        """Postgres's disk is full. A server that ends is started again as long as it takes, as a supervisor would.
+
+        Others' data come first, so that whatever is freed meanwhile is taken again at once.
+        """
+        assert self.disk is not None, "this stand has no small disk"
+        loop = asyncio.get_running_loop()
+        async with self.postgres_busy:
+            end = loop.time() + seconds
+            fill(self.disk)
+            if killed:
+                await self.postgres.kill()
+            while loop.time() < end or not self.full_heads:
+                if not self.postgres.alive:
+                    await self._try_postgres()
+                fill(self.disk)
+                if not killed:
+                    self.full_heads.append((await self._head(), self.witness.last))
+                await asyncio.sleep(FULL_AGAIN_S)
+            free(self.disk)
+            while not self.postgres.alive:
+                await self._try_postgres()
+
+    async def _try_postgres(self) -> None:
+        await self.postgres.down()
+        with contextlib.suppress(JobFailed):
+            await self.postgres.up()
+
+    async def _head(self) -> str:
+        """The archive's last entry; empty while Postgres cannot say."""
+        try:
+            return (await archived_heads(self.system.dsn))[0].entry
+        except TryAgain:
+            return ""
+
     async def fresh_connections(self) -> None:
         """Ours do not outlive a store; what is looked at from now on is asked for anew."""
         await self.system.redis.connection_pool.disconnect()
@@ -241,7 +284,12 @@ class Stand:
 
 @asynccontextmanager
 async def standing(
-    seed: int, *, reverts: tuple[str, ...] = (), replica: bool = False, **sandbox: object
+    seed: int,
+    *,
+    reverts: tuple[str, ...] = (),
+    replica: bool = False,
+    small: bool = False,
+    **sandbox: object,
 ) -> AsyncIterator[Stand]:
     """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
     home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
@@ -250,8 +298,9 @@ async def standing(
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         redis_port, postgres_port, port = free_port(), free_port(), free_port()
         redis = await stack.enter_async_context(restartable(lambda: embedded.valkey(home, port=redis_port)))
+        disk = await stack.enter_async_context(small_disk(home / "small")) if small else None
         postgres = await stack.enter_async_context(
-            restartable(lambda: embedded.postgres(home, port=postgres_port))
+            restartable(lambda: embedded.postgres(disk or home, port=postgres_port))
         )
         redis_url, dsn = await redis.up(), await postgres.up()
         await prepare(dsn)
@@ -293,6 +342,7 @@ async def standing(
         slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
         witness = Witness(redis_url)
         stand = Stand(system, slots, redis, postgres, witness, reverts, home)
+        stand.disk = disk
         if replica:
             stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
         stack.push_async_callback(_end, stand)
