@@ -34,6 +34,7 @@ from streamproc.archive.store import (
     Entry,
     Head,
     connection,
+    id_before,
     id_key,
     open_head,
     take_lock,
@@ -164,6 +165,7 @@ class _Session:
         self._terms = terms
         self._janitor = janitor
         self._head = Head()
+        self._anchor: Entry | None = None
         self._feed = Feed()
         self._ranges: set[int] = set()
 
@@ -181,10 +183,12 @@ class _Session:
                     if task.done():
                         task.result()  # a defect: nothing that can happen ends it
                 entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
+                # Also before entries are taken: a connection may outlive a failover, when a server that others wrote
+                # to before follows another one now, and then the log behind it has changed under our reading.
+                if not entries or not await self._has_anchor():
+                    await self._check_anchor()
                 if entries:
                     await self._take(entries)
-                else:
-                    await self._check_anchor()
                 outage.over()
             ended.set()
             await asyncio.wait(followers, timeout=DRAIN_S)
@@ -214,6 +218,7 @@ class _Session:
         await make_ranges(self._db, missing)
         self._ranges.update(missing)
         rows, self._head = await archive(self._db, self._partition, self._head, entries)
+        self._anchor = entries[-1]
         self._feed.put(rows)
         if self._on_batch is not None:
             lag_ms = await self._lag_ms() if len(entries) >= self._batch_max else 0
@@ -222,6 +227,14 @@ class _Session:
 
     async def _lag_ms(self) -> int:
         return max(0, id_key(await self._view.last_id())[0] - id_key(self._head.entry)[0])
+
+    async def _has_anchor(self) -> bool:
+        """Whether the log still has what was archived last: one short read, on the connection that reads the log."""
+        last = self._anchor
+        if last is None:
+            return False
+        found = await self._view.read(id_before(last.id), 1, 0)
+        return bool(found) and (found[0].id, found[0].e, found[0].m) == (last.id, last.e, last.m)
 
     async def _check_anchor(self) -> None:
         """Raise LogBroken unless the last archived entry is in the log as it was archived."""

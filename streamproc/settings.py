@@ -145,9 +145,20 @@ def _duration(low_s: float) -> Callable[[str], float]:
     return parse
 
 
+_NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
+"""A host with or without a port; an IPv6 address is in brackets."""
+_NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
+
+
 def _redis_url(raw: str) -> str:
-    if urlsplit(raw).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+    parts = urlsplit(raw)
+    if parts.scheme in ("redis+cluster", "rediss+cluster"):
+        if not _NODES.fullmatch(parts.netloc.rpartition("@")[2]) or parts.path not in ("", "/", "/0"):
+            raise ValueError(
+                "must name a cluster's nodes as redis+cluster://host:port,host:port and no database"
+            )
+    elif parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
     return raw
 
 

@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from streamproc import embedded
 from streamproc.embedded import Store
+from tests import servers
 from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
@@ -164,14 +164,14 @@ def _served(server: Callable[[], AbstractAsyncContextManager[Store]]) -> Iterato
 @pytest.fixture(scope="session")
 def valkey(public_dir: Path) -> Iterator[str]:
     """URL of the session's Valkey; `redis_url` is the one that starts empty."""
-    with _served(lambda: embedded.valkey(public_dir)) as store:
+    with _served(lambda: servers.redis(public_dir)) as store:
         yield store.url
 
 
 @pytest.fixture(scope="session")
 def postgres_server(public_dir: Path) -> Iterator[str]:
     """DSN of the session's Postgres, for making databases; `postgres` is the one for tests."""
-    with _served(lambda: embedded.postgres(public_dir, durable=False)) as store:
+    with _served(lambda: servers.postgres(public_dir)) as store:
         yield store.url
 
 

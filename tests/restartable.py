@@ -13,11 +13,18 @@ class Restartable:
     def __init__(self, start: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
         self._start = start
         self._running = AsyncExitStack()
+        self._store: Store | None = None
 
     async def up(self) -> str:
         """Start it; its URL."""
+        self._store = None
         self._store = await self._running.enter_async_context(self._start())
         return self._store.url
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._store is not None and self._store.process.returncode is None
 
     async def down(self) -> None:
         """Stop it; harmless when it is not running."""
@@ -25,6 +32,7 @@ class Restartable:
 
     async def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """A signal that leaves no time for anything, then wait until it is gone."""
+        assert self._store is not None, "it was never started"
         self._store.process.send_signal(how)
         await self._store.process.wait()
         await self.down()

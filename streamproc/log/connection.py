@@ -8,6 +8,7 @@ goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import hiredis
@@ -21,6 +22,7 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
@@ -33,6 +35,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
+from streamproc.log.names import META
+from streamproc.log.nodes import ClusterClient, is_cluster
 
 T = TypeVar("T")
 
@@ -54,6 +58,7 @@ _AWAY = (
     MasterDownError,
     ReadOnlyError,
     TryAgainError,
+    AskError,  # MOVED is one: a partition is on its way to another node
     OSError,
 )
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
@@ -117,11 +122,18 @@ _CLASSES: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def connect(url: str, *, blocking: bool = False) -> Redis:
-    """A client with one connection of its own. Close it with `aclose()`.
+def connect(url: str, *, blocking: bool = False, home: str = META) -> Redis:
+    """A client with one connection of its own (in a cluster, to each node). Close it with `aclose()`.
 
-    `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs.
+    `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs. `home`: a key whose node commands
+    without a key go to, where there are several.
     """
+    if is_cluster(url):
+        return ClusterClient(url, partial(_connect_node, blocking=blocking), home)
+    return _connect_node(url, blocking=blocking)
+
+
+def _connect_node(url: str, *, blocking: bool) -> Redis:
     timeout = BLOCK_MS_MAX / 1000 + BLOCK_MARGIN_S if blocking else COMMAND_TIMEOUT_S
     client = Redis.from_url(
         url,
@@ -142,9 +154,9 @@ def connect(url: str, *, blocking: bool = False) -> Redis:
 
 
 @asynccontextmanager
-async def connected(url: str, *, blocking: bool = False) -> AsyncIterator[Redis]:
+async def connected(url: str, *, blocking: bool = False, home: str = META) -> AsyncIterator[Redis]:
     """`connect`, closed at the end."""
-    client = connect(url, blocking=blocking)
+    client = connect(url, blocking=blocking, home=home)
     try:
         yield client
     finally:

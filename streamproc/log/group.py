@@ -59,7 +59,11 @@ class Consumer:
         delay = RECONNECT_BASE_S
         while not stopping.is_set():
             try:
-                async with connected(self.url, blocking=True) as reader, connected(self.url) as client:
+                home = self.names.log
+                async with (
+                    connected(self.url, blocking=True, home=home) as reader,
+                    connected(self.url, home=home) as client,
+                ):
                     await self._take_up_own(client)
                     delay = RECONNECT_BASE_S
                     await self._serve(reader, client, stopping)

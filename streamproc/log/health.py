@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
+from streamproc.log.nodes import every_node
 
 VERSION_MIN = (7, 0)
 ARCHIVE_LATE_S = 30.0
@@ -19,7 +20,13 @@ _WANTED = {
 
 
 async def server_settings(client: Redis) -> list[str]:
-    """What is set otherwise than the log needs, one line each; empty when all is well."""
+    """What is set otherwise than the log needs, one line each; empty when all is well. Of a cluster's primaries all."""
+    with named_errors():
+        found = [await _server_settings(node) for node in await every_node(client)]
+    return list(dict.fromkeys(problem for problems in found for problem in problems))
+
+
+async def _server_settings(client: Redis) -> list[str]:
     with named_errors():
         config = await client.config_get("append*")
         config |= await client.config_get("maxmemory-policy")
@@ -143,6 +150,7 @@ async def log_sizes(client: Redis, partitions: int) -> Sizes:
                 pipe.xlen(names.dead)
                 pipe.zcard(names.timers)
             found = [int(one or 0) for one in await pipe.execute()]
-        memory = await client.info("memory")
+        memories = [await node.info("memory") for node in await every_node(client)]
+    used, most = (sum(int(memory[name]) for memory in memories) for name in ("used_memory", "maxmemory"))
     rows = (PartitionSize(*found[start : start + 4]) for start in range(0, len(found), 4))
-    return Sizes(dict(enumerate(rows)), int(memory["used_memory"]), int(memory["maxmemory"]))
+    return Sizes(dict(enumerate(rows)), used, most)

@@ -16,9 +16,10 @@ class ReplicaBarrier:
 
     async def __call__(self, partition: int, entry: str) -> None:
         """Write a marker and wait for it: replication is in order, so the entry before it is there too."""
-        async with connected(self._url) as client:
+        marker = Names(partition).cursor("replicated")
+        async with connected(self._url, home=marker) as client:
             with named_errors():
-                await client.set(Names(partition).cursor("replicated"), entry)
+                await client.set(marker, entry)
                 reached = int(await client.execute_command("WAIT", REPLICAS, WAIT_MS))
         if reached < REPLICAS:
             raise TryAgain(f"no replica has decision {partition}:{entry} after {WAIT_MS} ms", after_s=1.0)

@@ -231,7 +231,7 @@ class Producer:
     async def _write(self, partition: int) -> None:
         """Send what waits, as long as the process runs. One batch is under way at a time."""
         names, queue, wake = Names(partition), self._waiting[partition], self._wake[partition]
-        client = connect(self._url)
+        client = connect(self._url, home=names.log)
         try:
             while True:
                 await wake.wait()
@@ -254,11 +254,11 @@ class Producer:
             watch.appended(self._name, new, len(answers) - new, begun_ns)
         except (LogUnavailable, LogBroken) as problem:
             _refuse(batch, LogUnavailable(str(problem)))
-            return await self._instead_of(client)
+            return await self._instead_of(client, names)
         except Exception:  # a writer that ended would leave every later append without an answer
             log.exception("ALARM, an append failed in a way that nobody named; whoever waits for it hears so")
             _refuse(batch, LogUnavailable("the append failed"))
-            return await self._instead_of(client)
+            return await self._instead_of(client, names)
         except BaseException:
             _refuse(batch, LogUnavailable("the append was interrupted"))
             raise
@@ -267,11 +267,11 @@ class Producer:
                 waiting.done.set_result(Appended(entry, new))
         return client
 
-    async def _instead_of(self, client: Redis) -> Redis:
+    async def _instead_of(self, client: Redis, names: Names) -> Redis:
         """A new client: a reply may still be on its way on the old one's connection, which is never used again."""
         with suppress(RedisError, OSError):  # a peer that hears nothing is not waited for
             await client.aclose()
-        return connect(self._url)
+        return connect(self._url, home=names.log)
 
 
 def _refuse(batch: list[_Waiting], problem: LogUnavailable) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 
 from tests.faults.driver import run
-from tests.faults.plan import plan_of, sweep_of
+from tests.faults.plan import failover_of, full_disk_of, plan_of, sweep_of
 from tests.faults.reverts import REVERTS
 
 
@@ -22,11 +22,19 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=3.0, help="payouts a second (3)")
     parser.add_argument("--revert", choices=sorted(REVERTS), action="append", default=[], help="a known bug")
     parser.add_argument("--sweep", action="store_true", help="every crash point once, and nothing else")
+    parser.add_argument(
+        "--failover", choices=("ahead", "behind"), help="to a replica that lags; see failover.py"
+    )
+    parser.add_argument("--full-disk", action="store_true", help="under Postgres, twice; takes root")
     parser.add_argument("--plan", action="store_true", help="print the plan alone")
     given = parser.parse_args()
     plan = plan_of(given.seed, given.minutes * 60, every_s=given.every, per_s=given.rate)
     if given.sweep:
         plan = sweep_of(given.seed)
+    if given.failover:
+        plan = failover_of(given.seed, given.failover)
+    if given.full_disk:
+        plan = full_disk_of(given.seed)
     print(plan, flush=True)
     if given.plan:
         return 0

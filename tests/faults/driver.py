@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tests.faults.failover import fail_over
 from tests.faults.gather import evidence, rest
 from tests.faults.invariants import Evidence, Violation, violations
 from tests.faults.lives import Life, table, watch_lives
@@ -55,6 +56,10 @@ class Report(Struct, frozen=True, kw_only=True):
     """Where the roles' own logs are kept; empty where everything held."""
     crashed: list[str]
     """Crash points that a role came by, and killed itself."""
+    alarms: list[str]
+    """Roles that ended because the log had lost something."""
+    full_heads: list[tuple[str, str]]
+    """While Postgres's disk was full: the last entry of the archive, and of the log."""
 
     def __str__(self) -> str:
         seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
@@ -64,6 +69,11 @@ class Report(Struct, frozen=True, kw_only=True):
             f" {len(seen.log)} entries, {len(seen.answered)} webhooks answered 2xx,"
             f" {len(seen.told)} commands at the bank, {len(seen.letters)} dead letters;"
             f" at rest after {self.rest_s:.0f} s",
+            *(
+                [f"{len(seen.lost)} entries lost, {len(seen.dropped)} dropped"]
+                if self.plan.has("failover")
+                else []
+            ),
             *table(self.lives),
             *map(str, self.violations),
             *([f"the roles' logs are in {self.logs}"] if self.logs else []),
@@ -80,7 +90,8 @@ async def run(
 ) -> Report:
     """A run of `plan` from first start to last look."""
     balance = 1000 * len(plan.payments) * 10_000
-    async with standing(plan.seed, reverts=reverts, balance=balance) as stand:
+    stores = {"replica": plan.has("failover"), "small": plan.has("postgres_full")}
+    async with standing(plan.seed, reverts=reverts, **stores, balance=balance) as stand:
         load = Load(stand, plan)
         first = ("serve", "projector", "worker-1", "worker-2")
         for name in first:
@@ -126,6 +137,8 @@ async def run(
         starts=stand.starts,
         lives=list(stand.lives.values()),
         crashed=list(stand.crashed),
+        alarms=list(stand.alarms),
+        full_heads=list(stand.full_heads),
         rest_s=rest_s,
     )
 
@@ -163,10 +176,10 @@ async def break_it(stand: Stand, plan: Plan, injected: Counter[str], say: Callab
             await asyncio.sleep(max(0.0, began + fault.at_s - loop.time()))
             say(str(fault))
             injected[fault.kind] += 1
-            tasks.create_task(inject(stand, fault), name=str(fault))
+            tasks.create_task(inject(stand, fault, say), name=str(fault))
 
 
-async def inject(stand: Stand, fault: Fault) -> None:
+async def inject(stand: Stand, fault: Fault, say: Callable[[str], None]) -> None:
     """One fault, until it is over."""
     match fault.kind:
         case "kill":
@@ -189,6 +202,10 @@ async def inject(stand: Stand, fault: Fault) -> None:
             await stand.restart_postgres(signal.SIGKILL, fault.for_s)
         case "postgres_stop":
             await stand.restart_postgres(signal.SIGQUIT, fault.for_s)
+        case "failover":
+            await fail_over(stand, fault.detail, say)
+        case "postgres_full":
+            await stand.fill_postgres(fault.for_s, killed=bool(fault.detail))
         case "bank":
             await stand.bank.faults(api=BANK_FAULTS)
             await asyncio.sleep(fault.for_s)

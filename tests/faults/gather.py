@@ -12,11 +12,10 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.log.connection import connected
 from tests.faults.invariants import Answered, Evidence, Letter, Told
-from tests.faults.load import Load
+from tests.faults.load import ENDED, Load
 from tests.faults.stand import Stand
 from tests.journeys.truth import budgets_of_redis
 
-ENDED = ("processed", "failed", "reversed", "rejected", "cancelled")
 LOOK_S = 0.7
 CALM_LOOKS = 3
 """Looks in a row that find nothing waiting: a timer or a poll could be between two of them."""
@@ -101,6 +100,8 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> Evidence:
         letters=letters,
         views=await _views(stand),
         exits=list(stand.exits),
+        lost=list(stand.witness.lost),
+        dropped=list(stand.witness.dropped),
     )
 
 

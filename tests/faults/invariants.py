@@ -70,6 +70,10 @@ class Evidence(Struct, frozen=True, kw_only=True):
     """Views that are not the fold of the archive, each with how."""
     exits: Sequence[str] = ()
     """Roles that ended though nobody had ended them."""
+    lost: Sequence[Entry] = ()
+    """What a failover took: neither the server that took over has these entries, nor the archive."""
+    dropped: Sequence[Entry] = ()
+    """What the server that took over wrote before it was recovered from the archive."""
 
 
 class Happened(NamedTuple):
@@ -112,8 +116,14 @@ def history(log: Sequence[Entry]) -> Iterator[Happened]:
 def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     """Every webhook answered 2xx is in the log, and its payout has one decision, or a bypass on record.
 
-    HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection.
+    HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection. Excepted is a
+    webhook that a failover took, and nothing else that was answered.
     """
+    taken = {
+        (event.facts.id, event.facts.status)
+        for _, _, event, _ in history(seen.lost)
+        if isinstance(event, e.PayoutObserved)
+    }
     decided: dict[str, list[str]] = defaultdict(list)
     observed: set[tuple[str, str]] = set()
     excused: set[str] = set()
@@ -132,7 +142,7 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
             case e.PayoutStopped():
                 decided[event.payout].append("stopped")
     for hook in seen.answered:
-        if (hook.payout, hook.status) not in observed and hook.name not in excused:
+        if (hook.payout, hook.status) not in observed | taken and hook.name not in excused:
             yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
     for payout in sorted(known):
         chain_ = " ".join(decided[payout])
@@ -319,7 +329,11 @@ def money_moves_after_the_archive(seen: Evidence) -> Iterator[str]:
 
 
 def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
-    """One payout is made at the bank for one intent; of each one command takes effect, and it is the one decided."""
+    """One payout is made at the bank for one intent; of each one command takes effect, and it is the one decided.
+
+    Rejecting waits for no archive: a rejection that a failover took, or that was decided on the log before it was
+    recovered, may have taken effect as well. An approval may not.
+    """
     created: Counter[str] = Counter()
     commands: dict[str, list[str]] = defaultdict(list)
     last: dict[str, str] = {}
@@ -330,6 +344,11 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
             if event.decision == "REJECTED" or event.cancel_held:
                 ended.add(event.payout)
         elif isinstance(event, e.CancelRequested):
+            ended.add(event.payout)
+    for _, _, event, _ in history((*seen.lost, *seen.dropped)):
+        if isinstance(event, e.CancelRequested) or (
+            isinstance(event, e.PayoutDecided) and (event.decision == "REJECTED" or event.cancel_held)
+        ):
             ended.add(event.payout)
     for told in seen.told:
         if not told.effect:

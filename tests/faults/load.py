@@ -9,13 +9,14 @@ from zlib import crc32
 import httpx
 
 from streamproc.clients.razorpay_entities import MalformedPayout, read_payout
-from streamproc.domain.events import Event, PayoutDecided, ReviewRefused
+from streamproc.domain.events import Event, PayoutDecided, PayoutObserved, PayoutRequested
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.stream import Producer
 from streamproc.operate.site import Site
 from streamproc.operate.tokens import create as create_token
+from tests.faults.invariants import history
 from tests.faults.plan import AMOUNT, CROWDED_ROOM, OUTCOMES, Payment, Plan
 from tests.faults.stand import Stand
 from tests.journeys.system import ACCOUNT
@@ -26,6 +27,8 @@ AGAIN_S = 0.4
 AGAIN_S_MAX = 4.0
 GIVE_UP_S = 120.0
 """For one request or change while the servers come and go."""
+ENDED = ("processed", "failed", "reversed", "rejected", "cancelled")
+"""At the bank."""
 GATEWAY_AGENTS = ("free", "crowded", "small", "careful")
 PAYEE = {
     "account_type": "bank_account",
@@ -60,6 +63,7 @@ class Load:
         self.untaken = 0
         """Intents that the gateway did not take in GIVE_UP_S, which is longer than anything is away."""
         stand.witness.heard.append(self._hear)
+        stand.witness.rewritten.append(self._hear_again)
 
     async def prepare(self) -> None:
         """Policies, tokens and a fund account, while all is well."""
@@ -177,8 +181,23 @@ class Load:
                 self._held.setdefault(event.payout, True)
             else:
                 self._held[event.payout] = False
-        elif isinstance(event, ReviewRefused):
-            self._held[event.payout] = False  # it is decided, or over at the bank
+        elif isinstance(event, PayoutObserved) and event.facts.status in ENDED:
+            self._held[event.payout] = False  # it is over at the bank, and an answer would be refused
+
+    def _hear_again(self) -> None:
+        """What the log says now, after a failover: decisions may be gone, and intents that were answered 202."""
+        self._held.clear()
+        requested: set[str] = set()
+        for _, _, event, _ in history(self._stand.witness.entries):
+            self._hear(event)
+            if isinstance(event, PayoutRequested):
+                requested.add(event.payout)
+        lost = {
+            event.payout
+            for _, _, event, _ in history(self._stand.witness.lost)
+            if isinstance(event, PayoutRequested)
+        }
+        self.asked -= lost - requested
 
     async def review(self) -> None:
         """Answer every hold until cancelled, again and again until the answer counts: two of three are approved."""

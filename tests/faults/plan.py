@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 Kind: TypeAlias = Literal[
     "kill",  # SIGKILL of a role; it is started again
@@ -28,6 +29,11 @@ Kind: TypeAlias = Literal[
     "bank",  # 429, 500, HTML, acted and never answered
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+Rare: TypeAlias = Literal[
+    "failover",  # Redis is killed for good while its replica lags, and the replica takes over (failover.py)
+    "postgres_full",  # the disk under Postgres is full
+]
+"""What needs stores of its own, and is in the plans that ask for it."""
 
 SLOTS = ("worker-1", "worker-2", "serve", "poller", "projector")
 LINKS: dict[str, tuple[str, ...]] = {
@@ -75,7 +81,7 @@ class Fault(Struct, frozen=True):
     """Something that goes wrong at `at_s` for `for_s`: in `slot`, or between it and `link`."""
 
     at_s: float
-    kind: Kind
+    kind: Kind | Rare
     for_s: float = 0.0
     slot: str = ""
     link: str = ""
@@ -102,6 +108,10 @@ class Plan(Struct, frozen=True):
     faults: tuple[Fault, ...]
     limits: tuple[Limit, ...]
     overnight: int
+
+    def has(self, kind: Kind | Rare) -> bool:
+        """Whether that will be done."""
+        return any(fault.kind == kind for fault in self.faults)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -139,6 +149,22 @@ def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
     )
     plan = plan_of(seed, 1.0 + len(points) * every_s, per_s=per_s, kinds=())
     return Plan(seed, plan.seconds, plan.payments, faults, plan.limits, plan.overnight)
+
+
+def failover_of(seed: int, how: Literal["ahead", "behind"], *, seconds: float = 36.0) -> Plan:
+    """One failover among lesser faults; the archive is ahead of what the replica has, or behind it."""
+    plan = plan_of(seed, seconds, every_s=5.0, kinds=("kill", "reset", "bank", "freeze"))
+    failover = Fault(10.0, "failover", detail=how)
+    # Nothing else may hold up the archive while the replica is made to lag.
+    apart = [fault for fault in plan.faults if not 6.0 < fault.at_s < 20.0]
+    return replace(plan, faults=tuple(sorted([*apart, failover], key=lambda fault: fault.at_s)))
+
+
+def full_disk_of(seed: int, *, seconds: float = 30.0) -> Plan:
+    """The disk under Postgres is full for a while, twice; the second time Postgres is killed meanwhile."""
+    plan = plan_of(seed, seconds, every_s=6.0, kinds=("kill", "reset"))
+    full = (Fault(4.0, "postgres_full", 6.0), Fault(17.0, "postgres_full", 6.0, detail="killed"))
+    return replace(plan, faults=tuple(sorted([*plan.faults, *full], key=lambda fault: fault.at_s)))
 
 
 def _points() -> list[tuple[str, str]]:

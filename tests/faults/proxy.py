@@ -46,6 +46,11 @@ class Proxy:
         for writer in list(self._writers):
             _reset(writer)
 
+    def lead_to(self, port: int) -> None:
+        """From now on the server is the one at `port`; who was connected is reset."""
+        self._target = (self._target[0], port)
+        self.reset()
+
     def stall(self) -> None:
         """Nothing goes through any more; connections stay, and new ones are taken."""
         self._flows.clear()

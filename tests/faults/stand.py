@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,16 @@ import httpx
 
 from projections.schema import prepare
 from streamproc import embedded, processes
-from streamproc.domain.events import Event
-from streamproc.domain.wire import decode_events
-from streamproc.errors import LogUnavailable
+from streamproc.archive.store import archived_heads
+from streamproc.errors import JobFailed, TryAgain
 from streamproc.log.connection import connect
-from streamproc.log.stream import Entry, LogView
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
+from tests.faults.full_disk import fill, free, small_disk
 from tests.faults.lives import Life
 from tests.faults.plan import CLAIM_IDLE_S, LINKS, SLOTS
 from tests.faults.proxy import Proxy
+from tests.faults.replica import Replica, replica_of
+from tests.faults.witness import Witness
 from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environment
 from tests.restartable import Restartable, restartable
 from tests.signals import terminate
@@ -36,40 +37,11 @@ from tests.signals import terminate
 START_MAX_S = 120.0
 AGAIN_S = 0.3
 """Until a role that ended is started again."""
-READ_MAX = 500
 API_S = 5.0
 """For an answer of our own API, which says 503 earlier."""
+FULL_AGAIN_S = 0.2
 CALLS_PER_S = 100
 """At the bank's pace of 8 the run would wait for that alone."""
-
-
-class Witness:
-    """Reads the log while it is written: what was once there must be in the archive, whatever Redis has later."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.entries: list[Entry] = []
-        self.heard: list[Callable[[Event], None]] = []
-
-    @property
-    def last(self) -> str:
-        """The newest entry that was seen."""
-        return self.entries[-1].id if self.entries else "0-0"
-
-    async def watch(self) -> None:
-        """Read until cancelled."""
-        async with LogView(self._url, 0) as view:
-            while True:
-                try:
-                    found = await view.read(self.last, READ_MAX, 500)
-                except LogUnavailable:
-                    await asyncio.sleep(0.05)
-                    continue
-                self.entries += found
-                for entry in found:
-                    for event in decode_events(entry.e):
-                        for hear in self.heard:
-                            hear(event)
 
 
 @dataclass
@@ -109,6 +81,16 @@ class Stand:
     exits: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
     """Crash points that were come by."""
+    replica: Replica | None = None
+    """What takes over, where the plan has a failover."""
+    disk: Path | None = None
+    """What Postgres's data are on, where the plan fills it."""
+    full_heads: list[tuple[str, str]] = field(default_factory=list)
+    """While it was full: the last entry of the archive, and of the log."""
+    regressed: bool = False
+    """The log lost something, and nobody has recovered it yet."""
+    alarms: list[str] = field(default_factory=list)
+    """Roles that ended because of that, and said so."""
     starts: int = 0
     lives: dict[int, Life] = field(default_factory=dict)
     """Every process that there was, by its pid."""
@@ -125,6 +107,7 @@ class Stand:
 
     def keep(self, name: str) -> None:
         """Start a role, and start it again whenever it ends."""
+        self.slots[name].ending = False
         self.keepers[name] = asyncio.create_task(self._keep(self.slots[name]), name=f"keep-{name}")
 
     async def _keep(self, slot: Slot) -> None:
@@ -139,7 +122,10 @@ class Stand:
                 self.crashed.append(f"{slot.name} {slot.armed}")
             if not (slot.killed or crashed or (slot.restarting and status == 0)):
                 said = processes.last_line(slot.output)
-                self.exits.append(f"{slot.name} ended by itself with {status}: {said[:300]}")
+                alarm = self.regressed and "`streamproc recover`" in said
+                (self.alarms if alarm else self.exits).append(
+                    f"{slot.name} ended by itself with {status}: {said[:300]}"
+                )
             await asyncio.sleep(AGAIN_S)
 
     async def _start(self, slot: Slot) -> None:
@@ -189,6 +175,16 @@ class Stand:
                 await asyncio.sleep(seconds)
             finally:
                 self._signal(slot, signal.SIGCONT)
+
+    async def halt(self, name: str) -> None:
+        """SIGTERM, and nobody starts it again until `keep` does."""
+        slot, keeper = self.slots[name], self.keepers[name]
+        slot.ending = True
+        async with asyncio.timeout(DRAIN_MAX_S):
+            while not keeper.done():
+                if slot.process is not None:
+                    await terminate(slot.process)
+                await asyncio.wait({keeper}, timeout=AGAIN_S)
 
     @staticmethod
     def _signal(slot: Slot, number: signal.Signals) -> None:
@@ -245,6 +241,41 @@ class Stand:
             await asyncio.sleep(down_s)
             await self.postgres.up()
 
+    async def fill_postgres(self, seconds: float, *, killed: bool) -> None:
+        """Postgres's disk is full. A server that ends is started again as long as it takes, as a supervisor would.
+
+        Others' data come first, so that whatever is freed meanwhile is taken again at once.
+        """
+        assert self.disk is not None, "this stand has no small disk"
+        loop = asyncio.get_running_loop()
+        async with self.postgres_busy:
+            end = loop.time() + seconds
+            fill(self.disk)
+            if killed:
+                await self.postgres.kill()
+            while loop.time() < end or not self.full_heads:
+                if not self.postgres.alive:
+                    await self._try_postgres()
+                fill(self.disk)
+                if not killed:
+                    self.full_heads.append((await self._head(), self.witness.last))
+                await asyncio.sleep(FULL_AGAIN_S)
+            free(self.disk)
+            while not self.postgres.alive:
+                await self._try_postgres()
+
+    async def _try_postgres(self) -> None:
+        await self.postgres.down()
+        with contextlib.suppress(JobFailed):
+            await self.postgres.up()
+
+    async def _head(self) -> str:
+        """The archive's last entry; empty while Postgres cannot say."""
+        try:
+            return (await archived_heads(self.system.dsn))[0].entry
+        except TryAgain:
+            return ""
+
     async def fresh_connections(self) -> None:
         """Ours do not outlive a store; what is looked at from now on is asked for anew."""
         await self.system.redis.connection_pool.disconnect()
@@ -252,7 +283,14 @@ class Stand:
 
 
 @asynccontextmanager
-async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: object) -> AsyncIterator[Stand]:
+async def standing(
+    seed: int,
+    *,
+    reverts: tuple[str, ...] = (),
+    replica: bool = False,
+    small: bool = False,
+    **sandbox: object,
+) -> AsyncIterator[Stand]:
     """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
     home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
     home.chmod(0o711)  # under root Postgres runs as somebody else
@@ -260,8 +298,9 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         redis_port, postgres_port, port = free_port(), free_port(), free_port()
         redis = await stack.enter_async_context(restartable(lambda: embedded.valkey(home, port=redis_port)))
+        disk = await stack.enter_async_context(small_disk(home / "small")) if small else None
         postgres = await stack.enter_async_context(
-            restartable(lambda: embedded.postgres(home, port=postgres_port))
+            restartable(lambda: embedded.postgres(disk or home, port=postgres_port))
         )
         redis_url, dsn = await redis.up(), await postgres.up()
         await prepare(dsn)
@@ -279,8 +318,6 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
                 }
             )
         )
-        client = connect(redis_url)
-        stack.push_async_callback(client.aclose)
         pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=20.0)
         stack.callback(pool.terminate)
         api = await stack.enter_async_context(_http(f"http://127.0.0.1:{port}", API_S))
@@ -293,11 +330,21 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
             "razorpay_calls_per_s": str(CALLS_PER_S),
         }
         system = System(
-            environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, client, pool
+            environment(redis_url, dsn, port, bank, settings),
+            redis_url,
+            dsn,
+            bank,
+            api,
+            connect(redis_url),
+            pool,
         )
+        stack.push_async_callback(lambda: system.redis.aclose())  # a failover puts another in its place
         slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
         witness = Witness(redis_url)
         stand = Stand(system, slots, redis, postgres, witness, reverts, home)
+        stand.disk = disk
+        if replica:
+            stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
         stack.push_async_callback(_end, stand)
         watching = asyncio.create_task(witness.watch(), name="witness")
         stack.callback(watching.cancel)

@@ -230,3 +230,26 @@ def test_a_limit_that_was_lowered_later_does_not_condemn_what_was_reserved_befor
     )
     evidence = seen(log, bank={}, counters={("agent:bot", DAY): (200, 0)})
     assert violations(evidence) == []
+
+
+def test_a_webhook_that_a_failover_took_is_excused_and_no_other() -> None:
+    taken = Log().add(observed("pout_2"))
+    answered = [Answered("payout.pending", "pout_2", "pout_2", "pending")]
+    assert violations(seen(sound(), answered=answered, lost=taken.entries)) == []
+    assert broken(seen(sound(), answered=answered, dropped=taken.entries)) == {
+        "what_was_answered_is_decided_once"
+    }, "what came from outside on the log before it was recovered is kept"
+
+
+def test_a_rejection_that_a_failover_took_may_have_taken_effect_and_an_approval_may_not() -> None:
+    told = [Told(LATER_S, "reject", "pout_2", "pout_2")]
+    for where in ("lost", "dropped"):
+        rejected = Log().add(observed("pout_2")).add(decided("pout_2", "REJECTED"))
+        log = seen(sound(), told=told, bank={"pout_1": "processed"}, **{where: rejected.entries})
+        assert violations(log) == []
+        approved = Log().add(observed("pout_2")).add(decided("pout_2"))
+        moved = [Told(LATER_S, "approve", "pout_2", "pout_2")]
+        assert broken(seen(sound(), told=moved, **{where: approved.entries})) == {
+            "money_moves_after_the_archive",
+            "one_command_takes_effect",
+        }

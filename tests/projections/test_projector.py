@@ -264,6 +264,19 @@ async def test_a_running_projector_notices_an_idle_log_that_lost_its_tail(dsn: s
         await asyncio.wait_for(task, DEADLINE_S)
 
 
+async def test_a_running_projector_takes_nothing_of_a_log_that_lost_its_tail_and_grew_on_under_its_connection(
+    dsn: str, log: ListedLog
+):
+    task = asyncio.create_task(project(0, log, dsn, stopping=asyncio.Event()))
+    await archived(dsn, log.entries[-1].id, task)
+    before = await fetch(dsn, "SELECT count(*) FROM events")
+    lost = log.entries.pop()
+    log.entries.append(Stored(f"{key(lost.id)[0] + 1}-0", lost.e))
+    with pytest.raises(LogBroken, match=rf"no longer has the archive's last entry {lost.id}"):
+        await asyncio.wait_for(task, DEADLINE_S)
+    assert await fetch(dsn, "SELECT count(*) FROM events") == before
+
+
 async def test_a_checkpoint_that_somebody_else_moved_halts_the_projector(dsn: str, log: ListedLog):
     db = await asyncpg.connect(dsn)
     try:

@@ -1,0 +1,296 @@
+"""Redis Cluster: which node has a partition, and a client that sends each command there.
+
+A partition's keys share a hash tag, so they are on one node, and a script works there as it does on a server alone.
+redis-py's own cluster client repeats commands behind our back; this one repeats a command only where a node said MOVED,
+for then nobody has executed it. Who loses a node hears so (LogUnavailable, as from a server alone) and the next command
+asks the others who has its slots now. While slots are moved to another node (ASK), their partition waits.
+"""
+
+import asyncio
+import random
+from binascii import crc_hqx
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Self, TypeAlias
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.exceptions import ClusterDownError, MovedError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+SLOTS = 16_384
+PORT = 6379
+MOVES_MAX = 3
+"""Times that one command follows a MOVED; more would be nodes that send us round in circles."""
+NODES_ASKED_MAX = 6
+"""Nodes that are asked who has which slots before we say that the cluster is away,"""
+ASK_S = 1.0
+"""each for so long: one that hangs must not hold up those that answer."""
+_KEYLESS = (
+    "CLIENT",
+    "CLUSTER",
+    "COMMAND",
+    "CONFIG",
+    "DBSIZE",
+    "FLUSH",
+    "INFO",
+    "PING",
+    "SCRIPT",
+    "TIME",
+    "WAIT",
+)
+_GONE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
+
+
+class Address(NamedTuple):
+    """Where a node listens."""
+
+    host: str
+    port: int
+
+
+Connect: TypeAlias = Callable[[str], Redis]
+"""A client of one node, by its URL, with one connection of its own."""
+
+
+def is_cluster(url: str) -> bool:
+    """Whether a URL names a cluster's nodes."""
+    return urlsplit(url).scheme in SCHEMES
+
+
+class Cluster:
+    """What is known of a cluster: shared by all clients of a process that have its URL.
+
+    `redis+cluster://user:password@host:port,host:port,…`. Raises ValueError for a URL that is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            raise ValueError(f"must start with {'://, '.join(SCHEMES)}://")
+        if parts.path not in ("", "/", "/0"):
+            raise ValueError("must name no database: a cluster has only number 0")
+        who, at, hosts = parts.netloc.rpartition("@")
+        self.seeds = tuple(_address(host) for host in hosts.split(","))
+        self._prefix = f"{SCHEMES[parts.scheme]}://{who}{at}"
+        self._suffix = f"/0?{parts.query}" if parts.query else "/0"
+        self._ranges: list[tuple[int, int, Address]] = []
+        self._moved: dict[int, Address] = {}
+        self._known: tuple[Address, ...] = ()
+
+    def url_of(self, node: Address) -> str:
+        """A URL of one node, with everything else as the cluster's has it."""
+        host = f"[{node.host}]" if ":" in node.host else node.host
+        return f"{self._prefix}{host}:{node.port}{self._suffix}"
+
+    async def owner(self, slot: int, connect: Connect) -> Address:
+        """The node that has a slot, as far as is known. Raises redis's ConnectionError while nobody can say."""
+        if not self._ranges:
+            await self._learn(connect)
+        found = self._moved.get(slot) or next(
+            (a for low, high, a in self._ranges if low <= slot <= high), None
+        )
+        if found is None:
+            self.forget()
+            raise RedisConnectionError(f"no node has slot {slot}")
+        return found
+
+    async def primaries(self, connect: Connect) -> list[Address]:
+        """Every node that has slots."""
+        if not self._ranges:
+            await self._learn(connect)
+        return sorted({address for _, _, address in self._ranges})
+
+    def moved(self, slot: int, to: Address) -> None:
+        """A node said that another one has a slot now."""
+        self._moved[slot] = to
+
+    def forget(self) -> None:
+        """What is known is wrong: ask anew before the next command."""
+        self._ranges, self._moved = [], {}
+
+    async def _learn(self, connect: Connect) -> None:
+        others = list({*self._known, *self.seeds})
+        random.shuffle(others)
+        for asked in others[:NODES_ASKED_MAX]:
+            client = connect(self.url_of(asked))
+            client.response_callbacks.pop("CLUSTER SLOTS", None)
+            try:
+                async with asyncio.timeout(ASK_S):
+                    rows = await client.execute_command("CLUSTER SLOTS")
+            except ResponseError as problem:
+                raise RedisConnectionError(
+                    f"{asked.host}:{asked.port} is no node of a cluster: {problem}"
+                ) from problem
+            except (RedisError, OSError):  # TimeoutError is one of them
+                continue
+            finally:
+                await client.aclose()
+            ranges = [(int(row[0]), int(row[1]), _told(row[2], asked)) for row in rows]
+            if ranges:
+                self._ranges, self._moved = ranges, {}
+                self._known = tuple({_told(node, asked) for row in rows for node in row[2:]})
+                return
+        raise RedisConnectionError("no node of the cluster says who has which slots")
+
+
+@lru_cache(maxsize=16)
+def cluster_of(url: str) -> Cluster:
+    """What is known of the cluster at a URL."""
+    return Cluster(url)
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":") if not text.endswith("]") and ":" in text else (text, "", str(PORT))
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError("must name each node as host:port, with commas between them")
+    return Address(host, int(port))
+
+
+def _told(node: Sequence[Any], by: Address) -> Address:
+    """A node as another one names it; one that does not know its own address is where it was asked."""
+    host = node[0].decode() if node[0] else ""
+    return Address(host if host not in ("", "?") else by.host, int(node[1]))
+
+
+@lru_cache(maxsize=4096)
+def slot_of(key: str) -> int:
+    """The slot of a key: of what is between its first braces, if there is anything."""
+    _, opened, rest = key.partition("{")
+    tag, closed, _ = rest.partition("}")
+    return crc_hqx((tag if opened and closed and tag else key).encode(), 0) % SLOTS
+
+
+def key_of(args: Sequence[Any]) -> str | None:
+    """The first key of a command, which says where it goes; None for one without a key.
+
+    A SCAN has none either, and goes where the keys are that it looks for.
+    """
+    name = _text(args[0]).upper()
+    if name.startswith(_KEYLESS):
+        return None
+    if name in ("EVAL", "EVALSHA"):
+        return _text(args[3]) if int(args[2]) else None
+    if name in ("XREAD", "XREADGROUP"):
+        return _text(args[list(args).index("STREAMS") + 1])
+    if name == "SCAN":
+        return _text(args[list(args).index(b"MATCH" if b"MATCH" in args else "MATCH") + 1])
+    return _text(args[1])
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class ClusterClient(Redis):
+    """One connection to each node that is needed, used as a client of one server.
+
+    Commands without a key go to the node of `home`.
+    """
+
+    def __init__(self, url: str, connect: Connect, home: str) -> None:
+        super().__init__()
+        self._cluster, self._connect, self._home = cluster_of(url), connect, home
+        self._nodes: dict[Address, Redis] = {}
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command to the node that has its key."""
+        slot = slot_of(key_of(args) or self._home)
+        for _ in range(MOVES_MAX):
+            client = await self._node_of(slot)
+            try:
+                return await client.execute_command(*args, **options)
+            except MovedError as problem:
+                self._follow(problem)
+            except _GONE:
+                self._cluster.forget()
+                raise
+        self._cluster.forget()
+        raise RedisConnectionError(f"slot {slot} was moved {MOVES_MAX} times")
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "ClusterPipeline":  # type: ignore[override]
+        """Commands that are sent together, to each node its own; a transaction must be of one partition."""
+        return ClusterPipeline(self, transaction)
+
+    async def nodes(self) -> list[Redis]:
+        """A client of each node that has slots; they are closed with this one."""
+        return [self._client(node) for node in await self._cluster.primaries(self._connect)]
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close every connection."""
+        nodes, self._nodes = self._nodes, {}
+        await asyncio.gather(*(client.aclose() for client in nodes.values()), return_exceptions=True)
+        await super().aclose(close_connection_pool)
+
+    async def send(self, commands: Sequence[tuple[Any, dict[str, Any]]], *, transaction: bool) -> list[Any]:
+        """Answers in the order of the commands. MOVED is not followed here: some of them were executed."""
+        parts: dict[int, list[int]] = {}
+        for place, (args, _) in enumerate(commands):
+            parts.setdefault(slot_of(key_of(args) or self._home), []).append(place)
+        if transaction and len(parts) > 1:
+            raise ValueError("a transaction is of one partition")
+        answers: list[Any] = [None] * len(commands)
+        for slot, places in parts.items():
+            client = await self._node_of(slot)
+            pipe = client.pipeline(transaction=transaction)
+            for place in places:
+                args, options = commands[place]
+                pipe.execute_command(*args, **options)
+            try:
+                for place, answer in zip(places, await pipe.execute(), strict=True):
+                    answers[place] = answer
+            except MovedError as problem:
+                self._follow(problem)
+                raise
+            except _GONE:
+                self._cluster.forget()
+                raise
+        return answers
+
+    async def _node_of(self, slot: int) -> Redis:
+        return self._client(await self._cluster.owner(slot, self._connect))
+
+    def _client(self, node: Address) -> Redis:
+        known = self._nodes.get(node)
+        if known is None:
+            known = self._nodes[node] = self._connect(self._cluster.url_of(node))
+        return known
+
+    def _follow(self, problem: MovedError) -> None:
+        if problem.host:
+            self._cluster.moved(problem.slot_id, Address(problem.host, problem.port))
+        else:
+            self._cluster.forget()
+
+
+class ClusterPipeline(Redis):
+    """Commands that wait until they are sent together."""
+
+    def __init__(self, client: ClusterClient, transaction: bool) -> None:
+        self.connection = None  # what redis-py looks for when it ends
+        self._client, self._transaction = client, transaction
+        self._commands: list[tuple[Any, dict[str, Any]]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._commands.clear()
+
+    def execute_command(self, *args: Any, **options: Any) -> Self:  # type: ignore[override]
+        """Keep a command."""
+        self._commands.append((args, options))
+        return self
+
+    async def execute(self) -> list[Any]:
+        """Send what is kept."""
+        commands, self._commands = self._commands, []
+        return await self._client.send(commands, transaction=self._transaction) if commands else []
+
+
+async def every_node(client: Redis) -> list[Redis]:
+    """The servers that hold the log: one, or a cluster's primaries."""
+    return await client.nodes() if isinstance(client, ClusterClient) else [client]

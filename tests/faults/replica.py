@@ -1,0 +1,62 @@
+"""A second Valkey that follows the first over a wire that can be made to lag."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamproc import embedded
+from streamproc.log.connection import connected
+from tests.bank import free_port, until
+from tests.faults.proxy import Proxy
+from tests.restartable import Restartable, restartable
+
+IN_STEP_MAX_S = 30.0
+
+
+@dataclass
+class Replica:
+    """A running replica, and the wire on which it hears of what is written."""
+
+    store: Restartable
+    port: int
+    wire: Proxy
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def last(self, log: str) -> str:
+        """The newest entry of the log that it has."""
+        async with connected(self.url) as client:
+            rows = await client.execute_command("XREVRANGE", log, "+", "-", "COUNT", 1)
+        return rows[0][0].decode() if rows else "0-0"
+
+    async def promote(self) -> None:
+        """It follows nobody any more, and takes writes."""
+        async with connected(self.url) as client:
+            await client.execute_command("REPLICAOF", "NO", "ONE")
+        self.wire.flow()
+
+
+@asynccontextmanager
+async def replica_of(port: int, home: Path) -> AsyncIterator[Replica]:
+    """A replica of the server at `port`, in step with it, with its data below `home`."""
+    place = home / "replica"
+    place.mkdir()
+    async with AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(Proxy("127.0.0.1", port).listening())
+        async with connected(f"redis://127.0.0.1:{port}/0") as client:
+            await client.config_set("repl-diskless-sync-delay", 0)
+        mine = free_port()
+        store = await stack.enter_async_context(restartable(lambda: embedded.valkey(place, port=mine)))
+        replica = Replica(store, mine, wire)
+        async with connected(await store.up()) as client:
+            await client.execute_command("REPLICAOF", "127.0.0.1", wire.port)
+
+            async def in_step() -> bool:
+                return (await client.info("replication"))["master_link_status"] == "up"
+
+            await until(in_step, what="the replica has what the primary has", deadline_s=IN_STEP_MAX_S)
+        yield replica

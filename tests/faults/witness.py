@@ -1,0 +1,91 @@
+"""Who reads the log while it is written, and still knows what a failover has taken from it."""
+
+import asyncio
+from collections.abc import Callable
+
+from streamproc.archive.store import id_key
+from streamproc.domain.events import Event
+from streamproc.domain.wire import decode_events
+from streamproc.errors import LogUnavailable, StreamprocError
+from streamproc.log.stream import Entry, LogView
+
+READ_MAX = 500
+BLOCK_MS = 500
+
+
+class Witness:
+    """Reads the log while it is written: what was once there must be in the archive, whatever Redis has later.
+
+    After a failover `entries` is what counts as the log from then on. What it no longer has is kept beside it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.turn = asyncio.Lock()
+        """Held while it reads; who holds it may change what is read."""
+        self.entries: list[Entry] = []
+        self.lost: list[Entry] = []
+        """Only the server that died had these: the archive has not got them, nor has the server that took over."""
+        self.dropped: list[Entry] = []
+        """The server that took over wrote these before its log was recovered from the archive."""
+        self.heard: list[Callable[[Event], None]] = []
+        self.rewritten: list[Callable[[], None]] = []
+        """Called when `entries` is no longer what it was."""
+        self._tail: list[Entry] = []
+        self._forked_at = 0
+
+    @property
+    def last(self) -> str:
+        """The newest entry that was seen."""
+        return self.entries[-1].id if self.entries else "0-0"
+
+    async def watch(self) -> None:
+        """Read until cancelled."""
+        while True:
+            url = self.url
+            async with LogView(url, 0) as view:
+                while url == self.url:
+                    async with self.turn:
+                        away = url == self.url and await self._read(view) is None
+                    if away:
+                        await asyncio.sleep(0.05)
+
+    async def catch_up(self) -> None:
+        """Read to the end of a log to which nobody writes; `turn` is held."""
+        async with LogView(self.url, 0) as view:
+            while await self._read(view, 0) != 0:
+                pass
+
+    def follow(self, url: str, shared: str) -> None:
+        """Another server has the log now, up to and with the entry `shared`."""
+        self.url = url
+        self._tail = [entry for entry in self.entries if id_key(entry.id) > id_key(shared)]
+        self.entries = self.entries[: len(self.entries) - len(self._tail)]
+        self._forked_at = len(self.entries)
+        self.lost = list(self._tail)
+        self._say()
+
+    def recovered(self, head: str) -> None:
+        """The log was rebuilt from the archive, whose last entry is `head`."""
+        self.dropped = self.entries[self._forked_at :]
+        self.lost = [entry for entry in self._tail if id_key(entry.id) > id_key(head)]
+        back = self._tail[: len(self._tail) - len(self.lost)]
+        self.entries = [*self.entries[: self._forked_at], *back]
+        self._say()
+
+    def _say(self) -> None:
+        for hear in self.rewritten:
+            hear()
+
+    async def _read(self, view: LogView, block_ms: int = BLOCK_MS) -> int | None:
+        """How many were new; None while the log is away, or being rebuilt."""
+        try:
+            found = await view.read(self.last, READ_MAX, block_ms)
+        except (LogUnavailable, StreamprocError):
+            return None
+        self.entries += found
+        for entry in found:
+            for event in decode_events(entry.e):
+                for hear in self.heard:
+                    hear(event)
+        return len(found)

@@ -1,0 +1,77 @@
+"""Servers that the distribution ships, started as the embedded ones are: the same settings, other programs.
+
+`TEST_REDIS_SERVER` and `TEST_POSTGRES_BIN` put them under the whole suite:
+
+    TEST_REDIS_SERVER=/usr/bin/redis-server TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin pytest tests/log tests/archive
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from streamproc import cluster, embedded
+from streamproc.embedded import Store
+
+DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
+
+
+def debian_redis() -> Path | None:
+    """Where a redis-server of 7.0 is; None where there is none."""
+    found = shutil.which("redis-server")
+    said = (
+        subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        if found
+        else ""
+    )
+    return Path(found) if found and " v=7.0." in said else None
+
+
+def debian_postgres() -> Path | None:
+    """Where the programs of a Postgres 15 are; None where there are none."""
+    return DEBIAN_POSTGRES if (DEBIAN_POSTGRES / "initdb").exists() else None
+
+
+@asynccontextmanager
+async def redis(home: Path, program: Path | None = None) -> AsyncIterator[Store]:
+    """Redis or Valkey with its data below `home`: `program`, or what the environment names, or the embedded one."""
+    chosen = program or _named("TEST_REDIS_SERVER")
+    with patch.object(embedded, "_valkey_program", (lambda: chosen) if chosen else embedded._valkey_program):
+        server = embedded.valkey(home)
+        store = await server.__aenter__()
+    try:
+        yield store
+    finally:
+        await server.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def postgres(
+    home: Path, programs: Path | None = None, *, durable: bool = False
+) -> AsyncIterator[Store]:
+    """Postgres with its cluster below `home`: of the directory `programs`, or as above."""
+    chosen = programs or _named("TEST_POSTGRES_BIN")
+    if chosen is None:
+        async with embedded.postgres(home, durable=durable) as store:
+            yield store
+        return
+    major = chosen.parent.name
+    found = embedded.find_place
+    with (
+        patch.object(embedded, "find_place", lambda data_dir: found(data_dir)._replace(programs=chosen)),
+        patch.object(cluster, "POSTGRES_MAJOR", major),
+    ):
+        server = embedded.postgres(home, durable=durable)
+        store = await server.__aenter__()
+    try:
+        yield store
+    finally:
+        await server.__aexit__(None, None, None)
+
+
+def _named(variable: str) -> Path | None:
+    given = os.environ.get(variable, "")
+    return Path(given) if given else None

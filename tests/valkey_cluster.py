@@ -1,0 +1,155 @@
+"""A real Valkey Cluster from the embedded binary: three primaries, and a replica for each that is to be killed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+from redis.asyncio import Redis
+
+from streamproc import embedded
+from streamproc.log.connection import connected
+from streamproc.log.nodes import SLOTS, slot_of
+from tests.bank import free_port, until
+from tests.restartable import Restartable, restartable
+
+PRIMARIES = 3
+FORMED_MAX_S = 60.0
+NODE_TIMEOUT_MS = 1_500
+"""A primary that does not answer for so long is failed over; shorter, and a busy machine does it by itself."""
+
+
+@dataclass
+class Node:
+    """One server. `slots` are the first and the last that it was given; a replica has none."""
+
+    store: Restartable
+    port: int
+    bus: int
+    slots: tuple[int, int] | None = None
+    id: str = ""
+
+    @property
+    def url(self) -> str:
+        """Of this node alone."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+
+@dataclass
+class ValkeyCluster:
+    """The running cluster; `replica` follows `primaries[1]`."""
+
+    primaries: list[Node]
+    replica: Node
+
+    @property
+    def url(self) -> str:
+        """As the product is told it: all nodes, so that any may be away."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{n.port}" for n in [*self.primaries, self.replica])
+
+    def home_of(self, key: str) -> Node:
+        """The primary that was given a key's slot."""
+        slot = slot_of(key)
+        return next(node for node in self.primaries if node.slots and node.slots[0] <= slot <= node.slots[1])
+
+    async def in_step(self) -> None:
+        """Wait until the replica has what its primary has."""
+        async with connected(self.primaries[1].url) as client:
+            assert await client.execute_command("WAIT", 1, 3000) == 1
+
+    async def took_over(self) -> None:
+        """Wait until the replica is a primary and its cluster is well."""
+
+        async def there() -> bool:
+            async with connected(self.replica.url) as client:
+                role = (await client.info("replication"))["role"]
+                return role == "master" and b"cluster_state:ok" in await _info(client)
+
+        await until(there, what="the replica took over", deadline_s=FORMED_MAX_S)
+
+
+@asynccontextmanager
+async def valkey_cluster(home: Path) -> AsyncIterator[ValkeyCluster]:
+    """Start and form one, with its data below `home`."""
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(_node(home / f"node-{n}")) for n in range(PRIMARIES + 1)]
+        cluster = ValkeyCluster(nodes[:PRIMARIES], nodes[PRIMARIES])
+        await _form(cluster)
+        yield cluster
+
+
+@asynccontextmanager
+async def _node(place: Path) -> AsyncIterator[Node]:
+    place.mkdir(parents=True)
+    port, bus = free_port(), free_port()
+    plain = embedded._valkey_config
+    more = (
+        f"cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout {NODE_TIMEOUT_MS}\n"
+        "cluster-require-full-coverage no\ncluster-replica-validity-factor 0\nrepl-diskless-sync-delay 0\n"
+    )
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[embedded.Store]:
+        with patch.object(embedded, "_valkey_config", lambda home, port: plain(home, port) + more):
+            server = embedded.valkey(place, port=port)
+            store = await server.__aenter__()
+        try:
+            yield store
+        finally:
+            await server.__aexit__(None, None, None)
+
+    async with restartable(start) as store:
+        await store.up()
+        yield Node(store, port, bus)
+
+
+async def _form(cluster: ValkeyCluster) -> None:
+    everyone = [*cluster.primaries, cluster.replica]
+    share = SLOTS // PRIMARIES + 1
+    for number, node in enumerate(cluster.primaries):
+        node.slots = (number * share, min(SLOTS, (number + 1) * share) - 1)
+    for node in everyone:
+        async with connected(node.url) as client:
+            node.id = (await client.execute_command("CLUSTER MYID")).decode()
+            if node.slots:
+                await client.execute_command("CLUSTER ADDSLOTSRANGE", *node.slots)
+            for other in everyone:
+                if other is not node:
+                    await client.execute_command("CLUSTER MEET", "127.0.0.1", other.port, other.bus)
+
+    async def known() -> bool:
+        return all([await _knows(node, len(everyone)) for node in everyone])
+
+    await until(known, what="all nodes know all others", deadline_s=FORMED_MAX_S)
+    async with connected(cluster.replica.url) as client:
+        await client.execute_command("CLUSTER REPLICATE", cluster.primaries[1].id)
+
+        async def follows() -> bool:
+            return (await client.info("replication")).get("master_link_status") == "up"
+
+        await until(follows, what="the replica follows its primary", deadline_s=FORMED_MAX_S)
+
+    async def well() -> bool:
+        found = await asyncio.gather(*(_well(node) for node in everyone))
+        return all(found)
+
+    await until(well, what="the cluster is well", deadline_s=FORMED_MAX_S)
+
+
+async def _knows(node: Node, count: int) -> bool:
+    async with connected(node.url) as client:
+        return f"cluster_known_nodes:{count}".encode() in await _info(client)
+
+
+async def _well(node: Node) -> bool:
+    async with connected(node.url) as client:
+        info = await _info(client)
+    return b"cluster_state:ok" in info and f"cluster_size:{PRIMARIES}".encode() in info
+
+
+async def _info(client: Redis) -> bytes:
+    client.response_callbacks.pop("CLUSTER INFO", None)
+    said = await client.execute_command("CLUSTER INFO")
+    return said if isinstance(said, bytes) else str(said).encode()
