@@ -1,7 +1,7 @@
 """What must be in a log, by docs/governance.md and nothing else: sets and integers, no code of the product.
 
 `wrong` walks a log from its beginning and knows at each entry which policies are in force, what was shown of each
-payout, and what was decided. What the counters answered is then held, in the order of their numbers, against plain sums.
+payout, and what was decided. What the counters answered is then held, by their numbers, against plain sums.
 """
 
 from collections import Counter, defaultdict
@@ -38,7 +38,11 @@ class Terms:
 
     def line(self, agent: str) -> str:
         """As a policy file has it."""
-        limits = {"daily_limit": self.daily, "per_txn_limit": self.per_txn, "require_approval_above": self.above}
+        limits = {
+            "daily_limit": self.daily,
+            "per_txn_limit": self.per_txn,
+            "require_approval_above": self.above,
+        }
         limits["dual_approval_above"] = self.dual
         parts = [f"{name}: {value}" for name, value in limits.items() if value is not None]
         parts += [f"rate_limit: {{count: {self.rate}, window: 60}}", "hold_ttl: 1h"]
@@ -343,7 +347,10 @@ class Rulebook:
 
     def _room(self, one: Numbered, event: e.BudgetReserved) -> Iterator[str]:
         scopes = [use.scope for use in event.windows]
-        if scopes != [f"agent:{one.known.facts.agent}", f"account:{ACCOUNT}"] or event.amount != one.known.facts.amount:
+        if (
+            scopes != [f"agent:{one.known.facts.agent}", f"account:{ACCOUNT}"]
+            or event.amount != one.known.facts.amount
+        ):
             yield f"{event.amount} is charged to {scopes}"
         for use in event.windows:
             if use.window not in {day_of(at) for at in one.known.at}:

@@ -132,7 +132,11 @@ class World:
         for group in await self.client.xinfo_groups(self.names.log):
             name = group["name"].decode()
             retries = await self.client.zcard(self.names.retries(name))
-            found |= {f"{name} unread": group["lag"], f"{name} pending": group["pending"], f"{name} off": retries}
+            found |= {
+                f"{name} unread": group["lag"],
+                f"{name} pending": group["pending"],
+                f"{name} off": retries,
+            }
         return {what: count for what, count in found.items() if count}
 
     async def drain(self, workers: Sequence["Worker"]) -> None:
