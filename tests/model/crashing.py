@@ -1,7 +1,8 @@
 """A process that dies, or is cancelled, at its n-th suspension point.
 
-Every task of the process is counted: where one of them waits for anything at all (an answer, a lock, another task), that
-is a point. Between two points nothing that others can see happens, so these are all the places where a crash differs.
+Every task of the process is counted: where one of them waits for anything at all (an answer, a lock, another task),
+that is a point. Between two points nothing happens that others can see, so these are all the places where a crash
+differs from another.
 """
 
 import asyncio
@@ -98,7 +99,7 @@ class _Counted(Coroutine[Any, Any, Any]):
         for _ in range(LAST_WORDS_MAX):
             try:
                 self._coro.throw(Killed())
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # it is dead, whatever it says
                 break
         raise Killed
 

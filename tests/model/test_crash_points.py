@@ -4,6 +4,7 @@ One batch of everything goes through a worker that is killed (or cancelled) at i
 one that gets to its second, and so on until one comes to the end. Each time another worker takes over what was left.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import pytest
 from consumers.create import Debit
 from consumers.enact import execution
 from streamproc.domain import events as e
+from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import encode_events, payout_of
 from streamproc.log.batch import Limits
@@ -40,7 +42,6 @@ policies:
   gateway: {daily_limit: 5000}
 reviewers: [asha]
 """
-Decided = dict[str, list[tuple[str, str]]]
 
 
 def payout(name: str, amount: int, agent: str, *, status: str = "pending", url: str | None = None) -> e.Event:
@@ -209,8 +210,6 @@ class Slow(Wired):
 
 
 async def _slowly(what: str, act: Callable[[], Awaitable[T]]) -> T:
-    import asyncio
-
     await asyncio.sleep(0)
     answer = await act()
     await asyncio.sleep(0)
@@ -227,11 +226,13 @@ ORDERS = [
     payout("waits", 700, "held"),
     requested(400, agent="gateway", at=START),
 ]
-MADE = "gateway's"
 
 
 async def enacted(url: str, fuse: Fuse) -> tuple[Bank, dict[str, PayoutRecord], dict[str, list[str]]]:
-    """What was decided is told to the bank by a worker that ends, then by another."""
+    """What was decided is told to the bank by a worker that ends, then by another.
+
+    Of an intent the record has to do: where it was approved at the bank already, nobody answers an approval again.
+    """
     bank, world = Bank(), World(url)
 
     def desk() -> Group:
@@ -258,7 +259,8 @@ async def enacted(url: str, fuse: Fuse) -> tuple[Bank, dict[str, PayoutRecord], 
                 if payout_of(event):
                     stories.setdefault(payout_of(event), []).append(event)
         records = {name: record for name, story in stories.items() if (record := fold(story)) is not None}
-        return bank, records, {name: [_said(event) for event in story] for name, story in stories.items()}
+        said = {name: [_said(event) for event in story] for name, story in stories.items()}
+        return bank, records, {name: story for name, story in said.items() if not is_intent(name)}
     finally:
         await world.close()
 

@@ -168,7 +168,8 @@ class Histories(RuleBasedStateMachine):
         """A policy is changed, perhaps while something is decided under the one before."""
         now = self.versions[-1]
         if agent == "account":
-            self._change(Policies(now.agents, change.get("daily", FIRST.account_daily), "frozen" in change))
+            frozen = "frozen" in change and not now.account_frozen
+            self._change(Policies(now.agents, change.get("daily", FIRST.account_daily), frozen))
         else:
             self._change(now.with_terms(agent, dataclasses.replace(FIRST.agents[agent], **change)))
 
