@@ -1,0 +1,17 @@
+"""A Valkey that does not wait for its disk: these tests ask what workers do, not what a power cut does."""
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+
+@pytest.fixture(scope="module")
+def unsynced(valkey: str) -> Iterator[str]:
+    """URL of the session's Valkey, which syncs again afterwards."""
+    with Redis.from_url(valkey) as client:
+        client.config_set("appendfsync", "no")
+        try:
+            yield valkey
+        finally:
+            client.config_set("appendfsync", "always")

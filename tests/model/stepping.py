@@ -1,0 +1,278 @@
+"""The consume loop taken apart: real workers on a real Valkey, each of whose calls waits until the test lets it go.
+
+What workers share is Redis and the bank, so an interleaving of their calls is an interleaving of all that matters. The
+scripts read the time from a key that the test sets; nothing else of them, and nothing of the product, is changed.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, TypeVar
+from unittest import mock
+
+from redis.asyncio import Redis
+
+import consumers
+from consumers import enact
+from consumers.vet import Reputations
+from streamproc.domain.events import Event
+from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events
+from streamproc.log import batch, grants, scripts
+from streamproc.log.batch import Limits
+from streamproc.log.connection import connect
+from streamproc.log.group import Consumer
+from streamproc.log.names import Names
+from streamproc.log.scripts import Script
+from streamproc.log.stream import open_log
+from streamproc.log.work import Group
+from tests.engine import ZONE
+from tests.words import Vendors, apply_policies
+
+T = TypeVar("T")
+
+CLOCK = "test:clock"
+START = 2_051_222_400_000_000
+"""µs; Mon 1 Jan 2035, 05:30 in Asia/Kolkata: windows must not have ended by the clock of the server."""
+VENDORS = {"malware": "threat", "unknown": "unavailable"}
+TURNS_MAX = 24
+"""Passes of the event loop after a call was answered, until the worker surely makes its next one."""
+ROUNDS_MAX = 200
+"""Rounds of all workers until nothing is left; a history of some dozen inputs needs a tenth of it."""
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch this."""
+
+
+@contextmanager
+def the_tests_clock() -> Iterator[None]:
+    """Scripts read the time where `World.set_clock` puts it, and no wall clock cuts off a worker that waits."""
+    known = {id(s): s for m in (scripts, grants) for s in vars(m).values() if isinstance(s, Script)}
+    with ExitStack() as patches:
+        for script in known.values():
+            text = script.text.replace(b"call('TIME')", f"call('LRANGE', '{CLOCK}', 0, 1)".encode())
+            sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()
+            patches.enter_context(mock.patch.multiple(script, text=text, sha=sha))
+        patches.enter_context(mock.patch.object(batch, "BATCH_TIMEOUT_S", 3_600.0))
+        patches.enter_context(mock.patch.object(enact, "PASS_S", 3_600.0))
+        yield
+
+
+def governance(*, straight: bool = True) -> Group:
+    """The chain, with vendors as a table and nothing remembered of them."""
+    group = consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE)
+    return group if straight else Group(name=group.name, stages=group.stages)
+
+
+class Row(NamedTuple):
+    """An entry of the log."""
+
+    id: str
+    events: list[Event]
+    meta: Meta
+
+
+class World:
+    """A partition, its clock, and the workers on it."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.names, self.now = url, Names(0), START
+        self.client: Redis = connect(url)
+        self._workers: list[Worker] = []
+
+    async def open(self, groups: Sequence[Group]) -> None:
+        """Begin anew with an empty log."""
+        await self.client.flushdb()
+        await self.set_clock(self.now)
+        await open_log(self.client, partitions=1, groups=[group.name for group in groups])
+
+    async def close(self) -> None:
+        """Let everything go."""
+        for worker in list(self._workers):
+            await worker.gone()
+        await self.client.aclose()
+
+    async def set_clock(self, now_us: int) -> None:
+        """What time it is for every script from now on."""
+        self.now = now_us
+        async with self.client.pipeline(transaction=True) as pipe:
+            pipe.delete(CLOCK)
+            pipe.rpush(CLOCK, now_us // 1_000_000, now_us % 1_000_000)
+            await pipe.execute()
+
+    async def append(self, *events: Event, keys: Sequence[str] = ()) -> bool:
+        """As producers do; whether it is new."""
+        delivery = scripts.Delivery(keys, encode_events(events), b'{"by":"test"}')
+        [(_, new)] = await scripts.append_once(self.client, self.names, [delivery])
+        return new
+
+    async def apply(self, text: str) -> None:
+        """Put a policy file in force."""
+        await apply_policies(self.client, text)
+
+    def worker(self, group: Group, name: str) -> "Worker":
+        """One more worker of the group."""
+        worker = Worker(self, group, name)
+        self._workers.append(worker)
+        return worker
+
+    def forget(self, worker: "Worker") -> None:
+        """It is gone."""
+        self._workers.remove(worker)
+
+    async def rows(self) -> list[Row]:
+        """The log."""
+        found = await self.client.execute_command("XRANGE", self.names.log, "-", "+")
+        return [Row(row[0].decode(), decode_events(row[1][1]), decode_meta(row[1][3])) for row in found]
+
+    async def waiting(self) -> dict[str, int]:
+        """What is unread, in somebody's hands or put off, by group."""
+        found: dict[str, int] = {}
+        for group in await self.client.xinfo_groups(self.names.log):
+            name = group["name"].decode()
+            retries = await self.client.zcard(self.names.retries(name))
+            found |= {
+                f"{name} unread": group["lag"],
+                f"{name} pending": group["pending"],
+                f"{name} off": retries,
+            }
+        return {what: count for what, count in found.items() if count}
+
+    async def drain(self, workers: Sequence["Worker"]) -> None:
+        """Let the workers go on until nothing is left to do, at the time that it is now."""
+        for _ in range(ROUNDS_MAX):
+            for worker in workers:
+                await worker.whole_turn("upkeep")
+                await worker.whole_turn("read")
+            due = await self.client.zcount(self.names.timers, "-inf", self.now)
+            waiting = await self.waiting()
+            if not waiting and not due:
+                return
+            if any(what.endswith("pending") for what in waiting):
+                for worker in workers:
+                    await worker.whole_turn("claim")
+            if any(what.endswith("off") for what in waiting):
+                await self.set_clock(self.now + 11_000_000)  # no wait is longer
+        raise AssertionError(f"there is no end to it: {await self.waiting()}")
+
+
+class Call(NamedTuple):
+    """What a worker is about to do."""
+
+    what: str
+    go: "asyncio.Future[None]"
+
+
+class Worker:
+    """A consumer whose calls wait. One of its turns is on at a time: `read`, `upkeep` or `claim`."""
+
+    def __init__(self, world: World, group: Group, name: str) -> None:
+        self.world, self.name, self.group = world, name, group
+        self.consumer = Consumer(world.url, 0, group, name=name, limits=Limits(claim_idle_s=0.0))
+        self.calls: list[Call] = []
+        self.task: asyncio.Task[None] | None = None
+        self._client: Redis = connect(world.url)
+        self._send = self._client.execute_command
+        self._client.execute_command = self._gated  # type: ignore[method-assign]
+        self._dead = self._dies_after = False
+        self._under_way = 0
+
+    async def _gated(self, *args: Any, **options: Any) -> Any:
+        name = str(args[0])
+        what = next((s for s in _NAMES if args[1] == _NAMES[s].sha), name) if name == "EVALSHA" else name
+        return await self.call(what, lambda: self._send(*args, **options))
+
+    async def call(self, what: str, act: Callable[[], Awaitable[T]]) -> T:
+        """Wait for the test, act, and die with the answer where the test wants that."""
+        if self._dead:
+            raise Killed
+        call = Call(what, asyncio.get_running_loop().create_future())
+        self.calls.append(call)
+        await call.go
+        self._under_way += 1
+        try:
+            answer = await act()
+        finally:
+            self._under_way -= 1
+        if self._dies_after:
+            self._end()
+        if self._dead:
+            raise Killed
+        return answer
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a turn is on."""
+        return self.task is not None and not self.task.done()
+
+    async def begin(self, turn: str) -> None:
+        """Begin a turn; it stops at its first call."""
+        assert not self.is_busy
+        self.task = asyncio.create_task(self._turn(turn))
+        await self._at_a_call()
+
+    async def _turn(self, turn: str) -> None:
+        consumer, client = self.consumer, self._client
+        if turn == "read":
+            entries = await consumer._read(client, block_ms=1)
+            await consumer._handler.handle(client, entries, taken=False)
+        else:
+            consumer._upkeep_due = 0.0
+            consumer._claim_due = 0.0 if turn == "claim" else float("inf")
+            await consumer._upkeep(client)
+
+    async def step(self, which: int = 0) -> None:
+        """Let one of its calls go, and wait for the next or the end of the turn."""
+        self.calls.pop(which % len(self.calls)).go.set_result(None)
+        await self._at_a_call()
+
+    async def _at_a_call(self) -> None:
+        assert self.task is not None
+        quiet = 0
+        while not self.task.done() and not (quiet > TURNS_MAX and self.calls):
+            quiet = 0 if self._under_way else quiet + 1
+            await asyncio.sleep(0)
+        if self.task.done() and not self._dead:
+            self.task.result()
+
+    async def whole_turn(self, turn: str) -> None:
+        """A turn from its beginning to its end; first the end of one that is on."""
+        while self.is_busy:
+            await self.step()
+        await self.begin(turn)
+        while self.is_busy:
+            await self.step()
+
+    async def kill(self, *, after: bool) -> None:
+        """The process dies before its next call is sent, or after that acted and before it is heard of."""
+        if after and self.calls:
+            self._dies_after = True
+            await self.step()
+        self._end()
+        await self.gone()
+
+    def _end(self) -> None:
+        self._dead = True
+        for call in self.calls:
+            if not call.go.done():
+                call.go.set_exception(Killed())
+        self.calls.clear()
+
+    async def gone(self) -> None:
+        """Close what it had."""
+        self._end()
+        if self.task is not None:
+            await asyncio.wait([self.task])
+            if not self.task.cancelled():
+                self.task.exception()
+        await self._client.aclose()
+        self.world.forget(self)
+
+
+_NAMES = {
+    name.strip("_"): script
+    for module in (scripts, grants)
+    for name, script in vars(module).items()
+    if isinstance(script, Script)
+}

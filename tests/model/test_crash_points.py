@@ -1,0 +1,295 @@
+"""A worker that dies at any await, for every await that there is, leaves a log as if it had not.
+
+One batch of everything goes through a worker that is killed (or cancelled) at its first suspension point, then through
+one that gets to its second, and so on until one comes to the end. Each time another worker takes over what was left.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from consumers.create import Debit
+from consumers.enact import execution
+from streamproc.domain import events as e
+from streamproc.domain.intent import is_intent
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.wire import encode_events, payout_of
+from streamproc.log.batch import Limits
+from streamproc.log.connection import connected
+from streamproc.log.group import Consumer
+from streamproc.log.work import Group
+from tests.consumers.test_refuted import at_once
+from tests.model.bank import Bank, Wired
+from tests.model.crashing import Fuse, How
+from tests.model.stepping import START, Row, World, governance, the_tests_clock
+from tests.words import ACCOUNT, observed, requested
+
+T = TypeVar("T")
+POINTS_MAX = 400
+"""More than any batch here has; where it is reached, the batch never comes to its end."""
+POLICIES = """
+defaults: {rate_limit: {count: 0, window: 60}}
+policies:
+  plain: {daily_limit: 1000}
+  other: {daily_limit: 1000}
+  held: {daily_limit: 5000, require_approval_above: 300, hold_ttl: 1h}
+  rated: {rate_limit: {count: 1, window: 60}, daily_limit: 5000}
+  full: {daily_limit: 100}
+  ice: {frozen: true}
+  gateway: {daily_limit: 5000}
+reviewers: [asha]
+"""
+
+
+def payout(name: str, amount: int, agent: str, *, status: str = "pending", url: str | None = None) -> e.Event:
+    return observed(f"pout_{name}", amount, agent=agent, status=status, url=url, at=START)
+
+
+def review(name: str, action: Any) -> e.Event:
+    return e.ReviewSubmitted(
+        at=START, payout=f"pout_{name}", by="asha", action=action, why="because", channel="test"
+    )
+
+
+BEFORE = [
+    *(payout(name, 500, "held") for name in ("yes", "no", "late", "gone", "hops")),
+    *(payout(name, 100, "plain") for name in ("paid", "back")),
+]
+BATCH = [
+    payout("new", 200, "plain"),
+    payout("dear", 400, "held"),
+    payout("first", 300, "rated"),
+    payout("second", 300, "rated"),
+    payout("room", 200, "full"),
+    payout("risk", 200, "other", url="https://malware.example/"),
+    payout("away", 200, "other", url="https://unknown.example/"),
+    payout("known", 200, "other", url="https://shop.example/"),
+    payout("ice", 200, "ice"),
+    payout("none", 200, "stranger"),
+    payout("queued", 700, "held", status="queued"),
+    payout("moved", 200, "plain", status="processing"),
+    requested(400, agent="gateway", at=START),
+    review("yes", "approve"),
+    review("no", "reject"),
+    e.TimerFired(at=START + 3_600_000_000, payout="pout_late", timer="hold_expiry"),
+    payout("gone", 500, "held", status="cancelled"),
+    payout("hops", 500, "held", status="queued"),
+    payout("paid", 100, "plain", status="processed"),
+    payout("back", 100, "plain", status="failed"),
+    payout("new", 200, "plain"),
+    e.PayoutMalformed(at=START, payout="pout_bad", account=ACCOUNT, source="webhook", problem="amount"),
+]
+"""Rules of every stage, lifecycle, reviews, an expiry, the same payout twice, a dead letter."""
+
+
+class Process:
+    """One turn of a worker: what it had, what is new, and what is due; with connections of its own."""
+
+    def __init__(self, world: World, group: Group, name: str, *, claims: bool) -> None:
+        self.consumer = Consumer(world.url, 0, group, name=name, limits=Limits(claim_idle_s=0.0))
+        self.world, self.claims = world, claims
+
+    async def turn(self) -> None:
+        consumer = self.consumer
+        async with connected(self.world.url) as client:
+            await consumer._take_up_own(client)
+            while entries := await consumer._read(client, block_ms=1):
+                await consumer._handler.handle(client, entries, taken=False)
+            consumer._upkeep_due, consumer._claim_due = 0.0, 0.0 if self.claims else float("inf")
+            await consumer._upkeep(client)
+
+
+async def heard(world: World) -> None:
+    """What a dead process had sent is done: the server reads its connections in turn."""
+    for _ in range(3):
+        await world.client.execute_command("PING")
+
+
+async def finish(world: World, make: Callable[[], Group]) -> None:
+    """Others do what is left."""
+    process = Process(world, make(), f"heir-of-{make().name}", claims=True)
+    for _ in range(20):
+        await process.turn()
+        if not any(what.startswith(make().name) for what in await world.waiting()):
+            return
+    raise AssertionError(f"left for ever: {await world.waiting()}")
+
+
+def gist(rows: list[Row]) -> list[tuple[str, int, str]]:
+    """Who wrote it, the place of its cause, and its bytes, without the ids of entries."""
+    places = {row.id: place for place, row in enumerate(rows)}
+    return [
+        (
+            row.meta.by,
+            places.get(row.meta.cause, -1),
+            re.sub(r"\d{13}-\d+", "ID", encode_events(row.events).decode()),
+        )
+        for row in rows
+    ]
+
+
+def by_payout(rows: list[Row]) -> dict[str, list[str]]:
+    """The story of each payout. The straight way goes first, so whose turn it was at the counters is another."""
+    stories: dict[str, list[str]] = {}
+    for row in rows:
+        for event in row.events:
+            text = re.sub(r"\d{13}-\d+", "ID", encode_events([event]).decode())
+            text = re.sub(r'"(number|reserved|used)":\d+', r'"\1":0', text)
+            stories.setdefault(payout_of(event), []).append(text)
+    return stories
+
+
+async def kept(world: World) -> dict[str, Any]:
+    """Records and counters."""
+    state: dict[str, Any] = {}
+    for key in sorted(map(bytes.decode, await world.client.keys(f"{world.names.base}:*"))):
+        kind = key.removeprefix(world.names.base + ":").partition(":")[0]
+        if kind == "payout":
+            text = (await world.client.hget(key, "s") or b"").decode()
+            state[key] = re.sub(r'"(number|reserved)":\d+', "", text)
+        elif kind in ("budget", "paid"):
+            state[key] = await world.client.hgetall(key)
+        elif kind in ("rate", "timers"):
+            state[key] = await world.client.zrange(key, 0, -1, withscores=True)
+    return state
+
+
+async def governed(url: str, fuse: Fuse, *, straight: bool) -> tuple[list[Row], dict[str, Any], int]:
+    def chain() -> Group:
+        return governance(straight=straight)
+
+    world = World(url)
+    try:
+        await world.open([chain()])
+        await world.apply(POLICIES)
+        for event in BEFORE:
+            await world.append(event)
+        await finish(world, chain)
+        for event in BATCH:
+            await world.append(event)
+        await fuse.run(Process(world, chain(), "first", claims=True).turn())
+        await heard(world)
+        await finish(world, chain)
+        return await world.rows(), await kept(world), await world.client.xlen(world.names.dead)
+    finally:
+        await world.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "cancelled"])
+@pytest.mark.parametrize("straight", [False, True])
+async def test_a_governance_worker_may_end_at_any_await(unsynced: str, how: How, straight: bool) -> None:
+    with the_tests_clock():
+        rows, state, letters = await governed(unsynced, Fuse(0), straight=straight)
+        assert letters == 1
+        for at in range(1, POINTS_MAX):
+            fuse = Fuse(at, how)
+            after, state_after, letters = await governed(unsynced, fuse, straight=straight)
+            if not straight:
+                assert gist(after) == gist(rows), f"{how} at point {at}"
+            assert by_payout(after) == by_payout(rows), f"{how} at point {at}"
+            assert (state_after, letters) == (state, 1), f"{how} at point {at}"
+            if not fuse.blown:
+                break
+    assert not fuse.blown
+    print(f"{fuse.points} points")
+    assert fuse.points > 20
+
+
+# ---- execution --------------------------------------------------------------------------
+
+
+class Slow(Wired):
+    """Each call may be cut off before it acts, and between that and its answer."""
+
+    def __init__(self, bank: Bank) -> None:
+        super().__init__(bank)
+        self.call = _slowly
+
+
+async def _slowly(what: str, act: Callable[[], Awaitable[T]]) -> T:
+    await asyncio.sleep(0)
+    answer = await act()
+    await asyncio.sleep(0)
+    return answer
+
+
+ORDERS = [
+    payout("approve", 100, "plain"),
+    payout("reject", 100, "stranger"),
+    payout("cancel", 100, "stranger", status="queued"),
+    payout("unheld", 700, "held", status="queued"),
+    payout("pays", 100, "plain", status="queued"),
+    payout("race", 100, "plain"),
+    payout("waits", 700, "held"),
+    requested(400, agent="gateway", at=START),
+]
+
+
+async def enacted(url: str, fuse: Fuse) -> tuple[Bank, dict[str, PayoutRecord], dict[str, list[str]]]:
+    """What was decided is told to the bank by a worker that ends, then by another.
+
+    Of an intent the record has to do: where it was approved at the bank already, nobody answers an approval again.
+    """
+    bank, world = Bank(), World(url)
+
+    def desk() -> Group:
+        return execution(Slow(bank), at_once, Debit("2323230000000000", ACCOUNT))
+
+    try:
+        await world.open([governance(), desk()])
+        await world.apply(POLICIES)
+        for event in ORDERS:
+            if isinstance(event, e.PayoutObserved):
+                bank.make(event.facts)
+            await world.append(event)
+        await finish(world, governance)
+        bank.move("pout_race", "processing")  # a person at the bank was faster
+        await fuse.run(Process(world, desk(), "first", claims=True).turn())
+        await heard(world)
+        await finish(world, desk)
+        await finish(world, governance)
+        await finish(world, desk)
+        assert await world.client.xlen(world.names.dead) == 0
+        stories: dict[str, list[e.Event]] = {}
+        for row in await world.rows():
+            for event in row.events:
+                if payout_of(event):
+                    stories.setdefault(payout_of(event), []).append(event)
+        records = {name: record for name, story in stories.items() if (record := fold(story)) is not None}
+        said = {name: [_said(event) for event in story] for name, story in stories.items()}
+        return bank, records, {name: story for name, story in said.items() if not is_intent(name)}
+    finally:
+        await world.close()
+
+
+def _said(event: e.Event) -> str:
+    """An event as it is, whether the bank was asked before or after it had done it."""
+    if isinstance(event, e.BankCommandAnswered):
+        outcome = "done" if event.outcome in ("done", "already") else event.outcome
+        return f"{event.command} {outcome}, {event.bank_status}"
+    if isinstance(event, e.PayoutObserved):
+        return f"{event.facts.id} is {event.facts.status}"
+    return type(event).__name__
+
+
+@pytest.mark.parametrize("how", ["killed", "cancelled"])
+async def test_an_execution_worker_may_end_at_any_await(unsynced: str, how: How) -> None:
+    with the_tests_clock():
+        bank, records, said = await enacted(unsynced, Fuse(0))
+        assert sorted(command for _, command in bank.effects) == [
+            *("approve", "approve", "cancel", "cancel", "create", "reject")
+        ]
+        for at in range(1, POINTS_MAX):
+            fuse = Fuse(at, how)
+            after, records_after, said_after = await enacted(unsynced, fuse)
+            assert sorted(after.effects) == sorted(bank.effects), f"{how} at point {at}"
+            assert said_after == said, f"{how} at point {at}"
+            assert records_after == records, f"{how} at point {at}"
+            if not fuse.blown:
+                break
+    assert not fuse.blown
+    print(f"{fuse.points} points")
+    assert fuse.points > 20

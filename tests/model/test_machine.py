@@ -1,0 +1,318 @@
+"""Random histories, random interleavings: what workers make of them is what the rules say, at every entry of the log.
+
+A machine of hypothesis draws payouts, webhooks (twice, late, out of order), reviews, changes of policies, jumps of the
+clock, and which worker makes its next call or dies before or after it. In the end the survivors finish, the bank tells
+what it has not told yet, and `Rulebook`, which knows nothing of our code, reads the log.
+"""
+
+import asyncio
+import dataclasses
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from consumers.enact import execution
+from streamproc.domain import events as e
+from streamproc.domain.payouts import fold
+from tests.consumers.test_refuted import at_once
+from tests.model.bank import NEXT, Bank, Wired
+from tests.model.rulebook import HOLD_US, Facts, Policies, Rulebook, Terms
+from tests.model.stepping import Worker, World, governance, the_tests_clock
+from tests.words import ACCOUNT, observed
+
+PAYOUTS_MAX = 10
+KILLS_MAX = 5
+"""Deaths and takeovers in one history: an entry that was taken up ten times is set aside, and rightly."""
+POLICIES_MAX = 5
+AGENTS = ("plain", "plain", "held", "held", "held", "rated", "limited", "stranger")
+AMOUNTS = (100, 300, 301, 400, 500, 601, 1_000)
+PEOPLE = ("asha", "asha", "ravi", "ravi", "mallory", "held")
+ACTIONS = ("approve", "approve", "approve", "reject")
+CHANGES: tuple[dict[str, Any], ...] = (
+    {},
+    *({"daily": 0}, {"daily": 500}, {"daily": 5_000}, {"per_txn": 300}, {"above": 0}, {"above": None}),
+    *({"dual": None}, {"rate": 1}, {"rate": 0}, {"blocks": True}, {"frozen": True}),
+)
+"""What one policy may be beside what it was at first."""
+FIRST = Policies(
+    {
+        "plain": Terms(daily=1_000),
+        "held": Terms(daily=2_000, above=300, dual=600),
+        "rated": Terms(rate=2),
+        "limited": Terms(daily=700, per_txn=500, blocks=True),
+    },
+    account_daily=3_000,
+)
+HOSTS = ("", "", "", "shop.example", "shop.example", "bad.example", "malware.example", "unknown.example")
+MADE = st.tuples(st.sampled_from(AGENTS), st.sampled_from(AMOUNTS), st.sampled_from(HOSTS), st.integers(0, 9))
+"""A payout: the last part is 9 where it is queued and does not wait for an approval."""
+DAY_US = 24 * HOLD_US
+
+
+class Histories(RuleBasedStateMachine):
+    """Everything that may happen to one partition."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.bank = Bank()
+        self.facts: dict[str, Facts] = {}
+        self.versions = [FIRST]
+        self.told: dict[str, int] = {}
+        self.workers: list[Worker] = []
+        self.kills = self.started = 0
+        self.groups = {"governance": governance(), "execution": execution(Wired(self.bank), at_once)}
+        self._run(self._open())
+
+    def _run(self, what: Any) -> Any:
+        return self.runner.run(what)
+
+    async def _open(self) -> None:
+        self.world = World(self.url)
+        await self.world.open(list(self.groups.values()))
+        await self.world.apply(FIRST.text())
+        for name in ("governance", "governance", "execution", "execution"):
+            self.workers.append(self._new(name))
+
+    def _new(self, name: str) -> Worker:
+        self.started += 1
+        if name == "execution":
+            wired = Wired(self.bank)
+            worker = self.world.worker(execution(wired, at_once), f"{name}-{self.started}")
+            wired.call = worker.call
+            return worker
+        return self.world.worker(governance(), f"{name}-{self.started}")
+
+    # ---- what happens outside -----------------------------------------------------------
+
+    @initialize(made=st.lists(MADE, min_size=3, max_size=6))
+    def begins(self, made: list[tuple[str, int, str, int]]) -> None:
+        """A history without payouts tells nothing."""
+        self._make(made, 1)
+
+    @precondition(lambda self: len(self.facts) < PAYOUTS_MAX)
+    @rule(made=st.lists(MADE, min_size=1, max_size=3), times=st.sampled_from([1, 1, 1, 2, 0]))
+    def makes(self, made: list[tuple[str, int, str, int]], times: int) -> None:
+        """Somebody makes payouts at the bank, and the bank tells us of each so often."""
+        self._make(made, times)
+
+    def _make(self, made: list[tuple[str, int, str, int]], times: int) -> None:
+        for agent, amount, host, rare in made:
+            payout = f"pout_{len(self.facts)}"
+            self.facts[payout] = Facts(agent, amount, host)
+            url, status = f"https://{host}/" if host else None, "queued" if rare == 9 else "pending"
+            self.bank.make(observed(payout, amount, agent=agent, url=url, status=status).facts)
+            for _ in range(times):
+                self._tell(payout, 0, deduplicated=times == 1)
+
+    @precondition(lambda self: self.facts)
+    @rule(which=st.integers(0, 30), to=st.integers(0, 5), tell=st.booleans())
+    def moves(self, which: int, to: int, tell: bool) -> None:
+        """The bank, or somebody there, moves a payout on."""
+        payout = f"pout_{which % len(self.facts)}"
+        then = NEXT.get(self.bank.now(payout).status, ())
+        if then:
+            self.bank.move(payout, then[to % len(then)])
+            if tell:
+                self._tell(payout, -1, deduplicated=True)
+
+    @precondition(lambda self: self.facts)
+    @rule(which=st.integers(0, 30), state=st.integers(0, 5), deduplicated=st.booleans())
+    def tells(self, which: int, state: int, deduplicated: bool) -> None:
+        """A webhook about any state that a payout was in: late, again, before an earlier one."""
+        payout = f"pout_{which % len(self.facts)}"
+        self._tell(payout, state % len(self.bank.payouts[payout]), deduplicated=deduplicated)
+
+    def _tell(self, payout: str, state: int, *, deduplicated: bool) -> None:
+        facts = self.bank.payouts[payout][state]
+        event = e.PayoutObserved(
+            at=self.world.now, payout=payout, account=ACCOUNT, source="webhook", facts=facts
+        )
+        keys = (f"st:{payout}:{facts.status}",) if deduplicated else ()
+        self._run(self.world.append(event, keys=keys))
+
+    @precondition(lambda self: any(facts.agent == "held" for facts in self.facts.values()))
+    @rule(
+        which=st.integers(0, 30),
+        answers=st.lists(
+            st.tuples(st.sampled_from(PEOPLE), st.sampled_from(ACTIONS)), min_size=1, max_size=3
+        ),
+    )
+    def answers(self, which: int, answers: list[tuple[str, Any]]) -> None:
+        """Reviewers, or somebody who is none, answer at the same time."""
+        asked = [payout for payout, facts in self.facts.items() if facts.agent == "held"]
+        for by, action in answers:
+            answer = e.ReviewSubmitted(
+                at=self.world.now,
+                payout=asked[which % len(asked)],
+                by=by,
+                action=action,
+                why="",
+                channel="test",
+            )
+            self._run(self.world.append(answer))
+
+    @precondition(lambda self: len(self.versions) < POLICIES_MAX)
+    @rule(agent=st.sampled_from([*AGENTS[:-1], "account"]), change=st.sampled_from(CHANGES))
+    def changes(self, agent: str, change: dict[str, Any]) -> None:
+        """A policy is changed, perhaps while something is decided under the one before."""
+        now = self.versions[-1]
+        if agent == "account":
+            frozen = "frozen" in change and not now.account_frozen
+            self._change(Policies(now.agents, change.get("daily", FIRST.account_daily), frozen))
+        else:
+            self._change(now.with_terms(agent, dataclasses.replace(FIRST.agents[agent], **change)))
+
+    def _change(self, policies: Policies) -> None:
+        if policies != self.versions[-1]:
+            self._run(self.world.apply(policies.text()))
+            self.versions.append(policies)
+
+    @rule(us=st.sampled_from([1_000_000, 30_000_000, 61_000_000, HOLD_US, DAY_US]))
+    def passes(self, us: int) -> None:
+        """Time."""
+        self._run(self.world.set_clock(self.world.now + us))
+
+    # ---- what workers do ----------------------------------------------------------------
+
+    @rule(
+        steps=st.lists(
+            st.tuples(st.sampled_from([0, 0, 0, 1, 1, 1, 2, 3]), st.integers(0, 2)), min_size=10, max_size=30
+        )
+    )
+    def works(self, steps: list[tuple[int, int]]) -> None:
+        """Workers make their next calls, by turns; where several calls of one wait, any of them."""
+        for which, call in steps:
+            self._run(self._work(self.workers[which], "read", [call]))
+
+    @rule(which=st.integers(0, 3), calls=st.lists(st.integers(0, 2), min_size=1, max_size=8))
+    def keeps_up(self, which: int, calls: list[int]) -> None:
+        """A worker looks after timers and what was put off."""
+        self._run(self._work(self.workers[which], "upkeep", calls))
+
+    async def _work(self, worker: Worker, turn: str, calls: list[int]) -> None:
+        if not worker.is_busy:
+            await worker.begin(turn)
+        for call in calls:
+            if worker.is_busy:
+                await worker.step(call)
+
+    @rule()
+    def rests(self) -> None:
+        """All workers finish what there is."""
+        for worker in self.workers:
+            self._run(worker.whole_turn("read"))
+
+    @precondition(lambda self: self.kills < KILLS_MAX and any(worker.is_busy for worker in self.workers))
+    @rule(which=st.integers(0, 3), after=st.booleans(), claim=st.booleans())
+    def dies(self, which: int, after: bool, claim: bool) -> None:
+        """A worker dies before its call or after it; another one takes its place, and may claim what others have."""
+        self.kills += 1
+        which = next(i % 4 for i in range(which, which + 4) if self.workers[i % 4].is_busy)
+        self._run(self.workers[which].kill(after=after))
+        self.workers[which] = self._new(self.workers[which].group.name)
+        if claim:
+            self._run(self.workers[which].whole_turn("claim"))
+
+    # ---- the end ------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        try:
+            self._run(self._finish())
+        finally:
+            self._run(self.world.close())
+            self.runner.close()
+
+    async def _finish(self) -> None:
+        world, effects = self.world, -1
+        while effects != len(self.bank.effects):
+            effects = len(self.bank.effects)
+            await world.drain(self.workers)
+            for payout, states in self.bank.payouts.items():
+                for facts in states:
+                    event = e.PayoutObserved(
+                        at=world.now, payout=payout, account=ACCOUNT, source="poll", facts=facts
+                    )
+                    await world.append(event, keys=(f"st:{payout}:{facts.status}",))
+            await world.drain(self.workers)
+        log = await world.rows()
+        book = Rulebook(self.versions, self.facts)
+        assert list(book.wrong(log)) == []
+        assert await world.client.xlen(world.names.dead) == 0
+        await self._counters(book)
+        await self._records(log, book)
+        self._bank(book)
+
+    async def _counters(self, book: Rulebook) -> None:
+        """Redis holds the sums of the log and nothing else."""
+        found = {}
+        for key in await self.world.client.keys(self.world.names.budget("*", "*")):
+            kind, scope, window = key.decode().rsplit(":", 3)[-3:]
+            row = await self.world.client.hmget(key, "r", "c")
+            found[f"{kind}:{scope}", window] = [int(row[0] or 0), int(row[1] or 0)]
+        assert {key: sums for key, sums in found.items() if any(sums)} == {
+            key: sums for key, sums in book.money.items() if any(sums)
+        }
+
+    async def _records(self, log: list[Any], book: Rulebook) -> None:
+        """What Redis knows of a payout is the fold of its events, and it is where the rules have it."""
+        for payout, known in book.payouts.items():
+            story = [event for row in log for event in row.events if getattr(event, "payout", "") == payout]
+            kept = await self.world.client.hget(self.world.names.payout(payout), "s")
+            record = e_record(kept)
+            assert record == fold(story), payout
+            assert record.bank_status == self.bank.now(payout).status, payout
+            assert (record.decision or "") == (known.decided or [""])[-1], payout
+            if known.is_held and record.state == "held":
+                assert known.hold_ends > self.world.now, f"{payout} is held for ever"
+
+    def _bank(self, book: Rulebook) -> None:
+        """One command at most took effect, and it is the one that was decided; what is decided, the bank knows."""
+        for payout, known in book.payouts.items():
+            commands = [command for of, command in self.bank.effects if of == payout]
+            assert len(commands) <= 1, (payout, commands)
+            if commands == ["approve"]:
+                assert "APPROVED" in known.decided, payout
+            elif commands:
+                assert known.decided[-1:] in (["REJECTED"], ["HELD"]), (payout, commands, known.decided)
+            status = self.bank.now(payout).status
+            if known.decided[-1:] == ["APPROVED"]:
+                assert status != "pending", payout
+            elif known.decided[-1:] == ["REJECTED"]:
+                assert status not in ("pending", "queued"), payout
+
+
+def e_record(kept: bytes | None) -> Any:
+    from streamproc.domain.payouts import decode_record
+
+    assert kept is not None
+    return decode_record(kept)
+
+
+def run(url: str, **more: Any) -> None:
+    with the_tests_clock():
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            type("Machine", (Histories,), {"url": url}),
+            settings=settings(
+                deadline=None,
+                stateful_step_count=30,
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+                report_multiple_bugs=False,
+                **more,
+            ),
+        )
+
+
+def test_whatever_workers_make_of_a_history_is_what_the_rules_say(unsynced: str) -> None:
+    run(unsynced, max_examples=25, derandomize=True, phases=[Phase.explicit, Phase.generate])

@@ -1,0 +1,143 @@
+"""The same history comes to the same log: by one group or one for each stage, by the short way, and told once or twice."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import consumers
+from streamproc.domain import events as e
+from streamproc.domain.payouts import decode_record
+from streamproc.log.work import Group
+from tests.model.playing import Crew, Input, counters, drawn, history_of, stories
+from tests.model.stepping import World, governance, the_tests_clock
+from tests.properties.test_straight import payouts
+
+QUICK = 12
+"""Examples in the default suite."""
+LONG = 300
+"""Examples of `make faults`."""
+EXAMPLES = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks=pytest.mark.faults)]
+
+
+def each(examples: int) -> settings:
+    """The quick ones are the same each time; the long ones are others each time."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=examples == QUICK,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+        report_multiple_bugs=False,
+    )
+
+
+def run(what: Coroutine[Any, Any, None]) -> None:
+    with the_tests_clock():
+        asyncio.run(what)
+
+
+async def played(url: str, groups: Sequence[Group], history: Sequence[Input]) -> tuple[Any, Any]:
+    async with Crew(World(url), groups) as crew:
+        await crew.play(history)
+        return stories(await crew.world.rows()), await counters(crew.world)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_one_group_for_each_stage_writes_what_one_group_writes(unsynced: str, examples: int) -> None:
+    @each(examples)
+    @given(drawn)
+    def whatever_happens(what: list[Any]) -> None:
+        run(_split_or_not(unsynced, history_of(what)))
+
+    whatever_happens()
+
+
+async def _split_or_not(url: str, history: list[Input]) -> None:
+    one, state = await played(url, [governance(straight=False)], history)
+    for groups in ([governance()], list(consumers.split(governance()).values())):
+        other, other_state = await played(url, groups, history)
+        assert other == one, groups[0].name
+        assert other_state == state, groups[0].name
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_told_twice_is_told_once(unsynced: str, examples: int) -> None:
+    """In the order of the first telling; an answer of a reviewer is known again by the producer's key."""
+
+    @each(examples)
+    @given(drawn, st.data())
+    def whatever_happens(what: list[Any], data: st.DataObject) -> None:
+        history = history_of(what)
+        more: list[Input] = []
+        for place, told in enumerate(history):
+            more.append(told)
+            repeated = data.draw(st.lists(st.integers(0, place), max_size=3))
+            more += [again for i in repeated if _comes_again(again := history[i])]
+        run(_twice_or_once(unsynced, history, more))
+
+    whatever_happens()
+
+
+def _comes_again(what: Input) -> bool:
+    return not isinstance(what, str | e.ReviewSubmitted)
+
+
+async def _twice_or_once(url: str, once: list[Input], more: list[Input]) -> None:
+    written: list[Any] = []
+    for history in (once, more):
+        async with Crew(World(url), [governance()]) as crew:
+            await crew.play(history)
+            rows = [row for row in await crew.world.rows() if row.meta.by == "governance"]
+            written.append((stories(rows), await counters(crew.world)))
+    assert written[0][0] == written[1][0]
+    assert written[0][1] == written[1][1]
+
+
+plenty = payouts.filter(lambda event: event.facts.status == "pending")
+later = st.tuples(
+    st.integers(0, 9),
+    st.sampled_from(["queued", "processing", "processed", "rejected", "cancelled", "failed", "reversed"]),
+)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_the_order_of_the_banks_webhooks_does_not_matter_nor_how_often_they_come(
+    unsynced: str, examples: int
+) -> None:
+    """Once a payout was shown and decided: then the same decisions, reservations and counters come of it."""
+
+    @each(examples)
+    @given(st.lists(plenty, min_size=1, max_size=5), st.lists(later, min_size=1, max_size=8), st.data())
+    def whatever_happens(made: list[Any], moves: list[tuple[int, str]], data: st.DataObject) -> None:
+        first = {event.payout: event for event in made}
+        told = history_of([*first.values(), *(("status", which, status) for which, status in moves)])[
+            len(first) :
+        ]
+        times = [one for one in told for _ in range(data.draw(st.integers(1, 3)))]
+        other = data.draw(st.permutations(times))
+        run(_in_any_order(unsynced, list(first.values()), told, other))
+
+    whatever_happens()
+
+
+async def _in_any_order(url: str, first: list[Input], once: list[Input], other: list[Input]) -> None:
+    ends: list[Any] = []
+    for later_on, rests in ((once, True), (other, False)):
+        async with Crew(World(url), [governance()]) as crew:
+            await crew.play(first)
+            for what in later_on:
+                await crew.tell(what)
+                if rests:
+                    await crew.rest()
+            await crew.rest()
+            state = await counters(crew.world)
+            records = {key: decode_record(row[0]) for key, row in state.items() if ":payout:" in key}
+            budgets = {key: row for key, row in state.items() if ":budget:" in key}
+            ends.append((records, budgets))
+    assert ends[0][0] == ends[1][0]
+    assert ends[0][1] == ends[1][1]
