@@ -82,6 +82,8 @@ class Keys:
 
 Row = list[bytes | None]
 """A payout's hash as `load` gives it: version, record, admission."""
+NO_ROW: Row = [None, None, None]
+"""Where nothing is known of a payout."""
 
 
 @dataclass(slots=True)
@@ -194,7 +196,7 @@ async def load(
     keys = [names.policy, *(names.payout(p) for p in payouts), *beneficiaries]
     reply = await _load(client, keys, [len(payouts)])
     rows, found = reply[2 : 2 + len(payouts)], reply[2 + len(payouts) :]
-    return int(reply[0]), reply[1], rows, [_noted(flat) for flat in found]
+    return int(reply[0]), reply[1], [row or NO_ROW for row in rows], [_noted(flat) for flat in found]
 
 
 def _noted(flat: list[bytes]) -> dict[str, int]:
