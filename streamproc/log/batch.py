@@ -92,11 +92,11 @@ class Handler:
 
     def _concerns_us(self, entry: Raw) -> bool:
         """Without decoding: not our own output, and of a type that we consume."""
-        fields = entry[1]
-        e, m = fields[1], fields[3]
-        if m.startswith(self._mine):
-            return False
-        return self._consumed(e) is not None
+        return not self.is_own(entry) and self._consumed(entry[1][1]) is not None
+
+    def is_own(self, entry: Raw) -> bool:
+        """Whether the group wrote it, so that it was handled in the same pass."""
+        return len(entry[1]) >= 4 and entry[1][3].startswith(self._mine)
 
     def _opened(self, entry: Raw, *, taken: bool) -> Work:
         events = decode_events(entry[1][1])

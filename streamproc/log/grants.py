@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 GRANTED, LEFT = 1, 2
 """What becomes of a grant: all of it is done, or nothing."""
 
-_grant = Script("grant", "counters", "beneficiaries")
+_grant = Script("grant", "counters", "beneficiaries", "own")
 
 _SLOT = b'"number":0,"used":0'
 _USE = b'"reserved":0,"committed":0'
@@ -71,7 +71,8 @@ async def grant(
     client: Redis, names: Names, group: str, grants: Sequence[Grant], *, rev: bytes, keep_budgets_s: int
 ) -> list[int]:
     """Admit, acknowledge and append; GRANTED or LEFT for each. `rev`: the policy revision of the offers."""
-    keys = Keys(names.log, names.number, names.policy, *(names.payout(g.offer.ask.payout) for g in grants))
+    payouts = (names.payout(one.offer.ask.payout) for one in grants)
+    keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
     numbers: dict[tuple[int, int], int] = {}  # by identity, as in `scripts.admit`
     terms: list[Any] = []
     rooms: list[bytes] = []
@@ -94,7 +95,7 @@ async def grant(
     return list(await _grant(client, keys.list, args))
 
 
-def _room(windows: Sequence[Window]) -> bytes:
+def _room(windows: tuple[Window, ...]) -> bytes:
     """What tells of the room in an offer's record and in its events, with 0 for what only the script knows."""
     return b'"number":0,"windows":' + _encode(uses(windows, ((0, 0),) * len(windows)))
 

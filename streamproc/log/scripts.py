@@ -57,9 +57,10 @@ _append_once, _load, _admit, _commit = (
     Script("append_once"),
     Script("load"),
     Script("admit", "counters"),
-    Script("commit", "beneficiaries"),
+    Script("commit", "beneficiaries", "own"),
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
+_pass = Script("pass", "own")
 _change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
 _take_turn, _lease, _take_request = Script("take_turn"), Script("lease"), Script("take_request")
 
@@ -278,6 +279,7 @@ async def commit(
     """
     retries, tries = names.retries(group), names.tries(group)
     keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy)
+    keys.index(names.own(group))
     args: list[Any] = [group, len(handovers), rev]
     for h in handovers:
         payout = keys.index(names.payout(h.payout)) if h.payout else 0
@@ -319,6 +321,11 @@ async def due_retries(
     """Take up deferred entries whose time has come."""
     args = [group, consumer, int(lease_s * 1e6), limit]
     return list(await _due_retries(client, [names.log, names.retries(group)], args))
+
+
+async def pass_own(client: Redis, names: Names, group: str) -> int:
+    """Pass over entries that the group wrote itself, as far as they come next; how many."""
+    return int(await _pass(client, [names.log, names.own(group)], [group]))
 
 
 async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:

@@ -1,8 +1,8 @@
 #!lua
 -- Grant: of payouts that nothing is known of, and against which nothing stands, admit those that find a slot and room,
 -- acknowledge their entries and append their outputs, all in one step. It does nothing at all for the others.
--- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4..] hash payouts, in the order of ARGV;
---   then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
+-- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs, as own.lua has them
+-- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] policy revision that they were looked at under   ARGV[3] as ARGV[1] of admit.lua
 -- ARGV[4] number of payouts   ARGV[5] number of terms, then each of them, as counters.lua has them;
 --   then for each of the terms the text that tells of its room, in 2 + 2 * windows pieces: between them go the number,
@@ -43,9 +43,9 @@ for n = 1, #all do
     t.room[2 * k - 1], i = ARGV[i], i + 1
   end
 end
-local known = {}
-if call('EXISTS', unpack(KEYS, 4, 3 + payouts)) > 0 then
-  for n = 1, payouts do known[n] = call('EXISTS', KEYS[3 + n]) == 1 end
+local known, runs = {}, call('ZCARD', KEYS[4])
+if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
+  for n = 1, payouts do known[n] = call('EXISTS', KEYS[4 + n]) == 1 end
 end
 
 -- Whose entries are pending, so that XACK will answer 1. A worker's entries are neighbours in the log; where others lie
@@ -80,7 +80,7 @@ local function grant(n, at)
   for k = 1, #before do room[2 + 2 * k] = before[k] end
   local text = concat(room)
   acknowledged[#acknowledged + 1] = ARGV[at]
-  writes[written + 1] = KEYS[3 + n]
+  writes[written + 1] = KEYS[4 + n]
   writes[written + 2] = ARGV[at + 5] .. text .. ARGV[at + 6]
   writes[written + 3] = rate .. '|' .. mine .. ' ' .. ARGV[at + 2] .. ' -1' .. told(before) .. '|' .. t.w
   writes[written + 4] = ARGV[at + 7] .. slot .. ARGV[at + 8] .. text .. ARGV[at + 9]
@@ -96,11 +96,14 @@ for n = 1, payouts do
 end
 if #acknowledged == 0 then return reply end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
+local first, last
 for k = 1, written, 5 do
   call('HSET', writes[k], 'v', '1', 's', writes[k + 1], 'a', writes[k + 2])
-  call('XADD', KEYS[1], '*', 'e', writes[k + 3], 'm', writes[k + 4])
+  last = call('XADD', KEYS[1], '*', 'e', writes[k + 3], 'm', writes[k + 4])
+  first = first or last
 end
 write_counters(tonumber(ARGV[3]), now)
 call('SET', KEYS[2], int(number))
 for _, k in ipairs(notes) do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
+wrote_own(KEYS[1], ARGV[1], KEYS[4], runs, first, last)
 return reply
