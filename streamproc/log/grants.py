@@ -58,19 +58,28 @@ def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
 
 @dataclass(slots=True)
 class Grant:
-    """One input with what its handling leaves behind if there is a slot and room. `m` is whole."""
+    """One input with what its handling leaves behind if there is a slot and room."""
 
     entry: bytes
     offer: Offer
-    m: bytes
     notes: list[tuple[str, str, int]] = field(default_factory=list)
     """As in a `Handover`."""
 
 
 async def grant(
-    client: Redis, names: Names, group: str, grants: Sequence[Grant], *, rev: bytes, keep_budgets_s: int
+    client: Redis,
+    names: Names,
+    group: str,
+    grants: Sequence[Grant],
+    *,
+    rev: bytes,
+    m: tuple[bytes, bytes],
+    keep_budgets_s: int,
 ) -> list[int]:
-    """Admit, acknowledge and append; GRANTED or LEFT for each. `rev`: the policy revision of the offers."""
+    """Admit, acknowledge and append; GRANTED or LEFT for each.
+
+    `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
+    """
     payouts = (names.payout(one.offer.ask.payout) for one in grants)
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
     numbers: dict[tuple[int, int], int] = {}  # by identity, as in `scripts.admit`
@@ -78,7 +87,8 @@ async def grant(
     rooms: list[bytes] = []
     pieces: list[bytes] = []
     rows: list[Any] = []
-    for one in grants:
+    notes: list[Any] = []
+    for place, one in enumerate(grants, 1):
         ask = one.offer.ask
         both = (id(ask.rate), id(ask.windows))
         number = numbers.get(both)
@@ -88,10 +98,11 @@ async def grant(
             rooms.append(_room(ask.windows or ()))
             pieces += _around_blanks(rooms[-1])
         rows += (one.entry, ask.payout, ask.amount, ask.received_at, number)
-        rows += (*parts(one.offer, rooms[number - 1]), one.m, len(one.notes))
+        rows += parts(one.offer, rooms[number - 1])
         for key, name, at in one.notes:
-            rows += (keys.index(key), name, at)
-    args = (group, rev, keep_budgets_s, len(grants), len(numbers), *terms, *pieces, *rows)
+            notes += (place, keys.index(key), name, at)
+    counts = len(grants), len(numbers)
+    args = (group, rev, keep_budgets_s, *m, *counts, *terms, *pieces, *rows, *notes)
     return list(await _grant(client, keys.list, args))
 
 

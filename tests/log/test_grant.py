@@ -81,7 +81,8 @@ async def pending(client: Redis) -> bytes:
 
 
 async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0") -> list[int]:
-    return await grants.grant(client, NAMES, "g", given, rev=rev, keep_budgets_s=60)
+    m = (b'{"cause":"', b'"}')
+    return await grants.grant(client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60)
 
 
 def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
@@ -89,7 +90,7 @@ def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
 
 
 async def granted(client: Redis, ask: Ask, notes: Sequence[tuple[str, str, int]] = ()) -> Grant:
-    return Grant(await pending(client), offer(ask), b"{}", list(notes))
+    return Grant(await pending(client), offer(ask), list(notes))
 
 
 async def everything(client: Redis) -> dict[bytes, bytes]:
@@ -235,4 +236,4 @@ async def test_an_offer_whose_blanks_are_not_where_they_must_be_is_not_sent(clie
         Offer(Ask("pout_1", 1, NOW, RATE, (*DAY, *DAY)), good.record, good.out),
     ):
         with pytest.raises(ValueError, match="an offer"):
-            await send(client, [Grant(b"1-0", bad, b"{}")])
+            await send(client, [Grant(b"1-0", bad)])

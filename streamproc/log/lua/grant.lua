@@ -4,12 +4,13 @@
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs, as own.lua has them
 -- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] policy revision that they were looked at under   ARGV[3] as ARGV[1] of admit.lua
--- ARGV[4] number of payouts   ARGV[5] number of terms, then each of them, as counters.lua has them;
+-- ARGV[4], ARGV[5] `m` of each output in two pieces, between which goes the entry's id   ARGV[6] number of payouts
+-- ARGV[7] number of terms, then each of them, as counters.lua has them;
 --   then for each of the terms the text that tells of its room, in 2 + 2 * windows pieces: between them go the number,
 --   and what was reserved and committed in each window; then for each payout:
 --   entry id, payout id, amount (paise), received at (µs), its terms' number, its first record in two pieces, between which
---   goes the room, `e` in three, between which go the slot (nothing where no rate is asked for) and the room, `m`,
---   number of notes, then of each note the index of a beneficiary's hash, the name to note there, and when (µs)
+--   goes the room, `e` in three, between which go the slot (nothing where no rate is asked for) and the room;
+--   then notes: which of the payouts, the index of a beneficiary's hash, the name to note there, and when (µs)
 -- Returns for each payout: 1 done, 2 nothing was done: something is known of it, its entry was acknowledged earlier,
 --   there is no slot or no room, or the policy has moved on. Then admit.lua and commit.lua have the answer.
 -- NOLOG where there is no log.
@@ -20,17 +21,16 @@
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
-local payouts, reply = tonumber(ARGV[4]), {}
+local payouts, reply = tonumber(ARGV[6]), {}
 if (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
   for n = 1, payouts do reply[n] = 2 end
   return reply
 end
 local now, number = tonumber(call('TIME')[1]), tonumber(call('GET', KEYS[2]) or '0')
-local notes = {}
 
 -- Everything that is asked for is read before the first write, so a key of a wrong type fails the call whole.
-local all, i = {}, 6
-for n = 1, tonumber(ARGV[5]) do
+local all, i = {}, 8
+for n = 1, tonumber(ARGV[7]) do
   all[n], i = terms_at(i)
   if all[n].rate > 0 then rate_of(all[n].rate, all[n].window_us, 0) end
   exceeded_by(all[n], 0)
@@ -50,11 +50,8 @@ end
 
 -- Whose entries are pending, so that XACK will answer 1. A worker's entries are neighbours in the log; where others lie
 -- between them, more than there is room for here, the last ones are not found and left.
-local pending, at, ids = {}, i, {}
-for n = 1, payouts do
-  ids[n], at = ARGV[at], at + 12 + 3 * tonumber(ARGV[at + 11])
-end
-for _, one in ipairs(call('XPENDING', KEYS[1], ARGV[1], ids[1], ids[payouts], 2 * payouts)) do pending[one[1]] = true end
+local pending, notes = {}, i + 10 * payouts
+for _, one in ipairs(call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[notes - 10], 2 * payouts)) do pending[one[1]] = true end
 
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, at)
@@ -84,15 +81,14 @@ local function grant(n, at)
   writes[written + 2] = ARGV[at + 5] .. text .. ARGV[at + 6]
   writes[written + 3] = rate .. '|' .. mine .. ' ' .. ARGV[at + 2] .. ' -1' .. told(before) .. '|' .. t.w
   writes[written + 4] = ARGV[at + 7] .. slot .. ARGV[at + 8] .. text .. ARGV[at + 9]
-  writes[written + 5] = ARGV[at + 10]
+  writes[written + 5] = ARGV[4] .. ARGV[at] .. ARGV[5]
   written = written + 5
-  for k = at + 12, at + 9 + 3 * tonumber(ARGV[at + 11]), 3 do notes[#notes + 1] = k end
   return 1
 end
 
 for n = 1, payouts do
   reply[n] = grant(n, i)
-  i = i + 12 + 3 * tonumber(ARGV[i + 11])
+  i = i + 10
 end
 if #acknowledged == 0 then return reply end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
@@ -104,6 +100,8 @@ for k = 1, written, 5 do
 end
 write_counters(tonumber(ARGV[3]), now)
 call('SET', KEYS[2], int(number))
-for _, k in ipairs(notes) do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
+for k = notes, #ARGV, 4 do
+  if reply[tonumber(ARGV[k])] == 1 then note(KEYS[tonumber(ARGV[k + 1])], ARGV[k + 2], ARGV[k + 3]) end
+end
 wrote_own(KEYS[1], ARGV[1], KEYS[4], runs, first, last)
 return reply
