@@ -11,6 +11,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import Pair, look, pair_of
+from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import (
     BeneficiaryNoted,
     EntrySetAside,
@@ -63,6 +64,7 @@ class Handler:
         """Apart, since a commit names the revision that `_policies` decided under."""
         self._watched = Watched(group, partition)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
+        self._caused = self._mine + b',"cause":"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
@@ -92,11 +94,11 @@ class Handler:
 
     def _concerns_us(self, entry: Raw) -> bool:
         """Without decoding: not our own output, and of a type that we consume."""
-        fields = entry[1]
-        e, m = fields[1], fields[3]
-        if m.startswith(self._mine):
-            return False
-        return self._consumed(e) is not None
+        return not self.is_own(entry) and self._consumed(entry[1][1]) is not None
+
+    def is_own(self, entry: Raw) -> bool:
+        """Whether the group wrote it, so that it was handled in the same pass."""
+        return len(entry[1]) >= 4 and entry[1][3].startswith(self._mine)
 
     def _opened(self, entry: Raw, *, taken: bool) -> Work:
         events = decode_events(entry[1][1])
@@ -122,13 +124,18 @@ class Handler:
         offers = grants.offers_of(self.group, works, desk)
         if not offers:
             return set()
-        sent = [
-            grants.Grant(work.entry, offer, self._meta(work) + b"}", self._notes(offer.out))
-            for work, offer in offers
-        ]
+        sent = [grants.Grant(work.entry, offer, self._notes(offer.out)) for work, offer in offers]
         rev, keep_s = self._policies.rev, int(self.limits.retention_s)
         sent_ns = time_ns()
-        granting = grants.grant(client, self.names, self.group.name, sent, rev=rev, keep_budgets_s=keep_s)
+        granting = grants.grant(
+            client,
+            self.names,
+            self.group.name,
+            sent,
+            rev=rev,
+            m=(self._caused, b'"}'),
+            keep_budgets_s=keep_s,
+        )
         try:
             fates = await whole(granting)
         except StreamprocError:
@@ -147,13 +154,13 @@ class Handler:
     async def _load(self, client: Redis, works: list[Work]) -> Desk:
         payouts = [w.payout for w in works if w.payout]
         pairs = [] if self.group.outputs_are_facts else [(w, p) for w in works if (p := _pair_of(w))]
-        keys = list(dict.fromkeys(key for _, pair in pairs for key in self._keys_of(pair)))
+        keys_of = [self._keys_of(pair) for _, pair in pairs]
+        keys = list(dict.fromkeys(key for both in keys_of for key in both))
         now_us, rev, rows, found = await scripts.load(client, self.names, payouts, keys)
         row, kept = iter(rows), dict(zip(keys, found, strict=True))
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        for work, pair in pairs:
-            by_account, by_vendor = self._keys_of(pair)
+        for (work, pair), (by_account, by_vendor) in zip(pairs, keys_of, strict=True):
             work.beneficiary = look(pair, kept[by_account], kept[by_vendor], now_us)
         book = await self._policies.refresh(client, rev)
 
@@ -198,6 +205,9 @@ class Handler:
         keep = self.group.outputs_are_facts and work.stale_times > 0
         if row is None:
             work.open(b"-1", None, work.admission, keep=keep)
+            return
+        if row is scripts.NO_ROW:
+            work.open(b"0", None, NOTHING_ASKED, keep=keep)
             return
         try:
             known = scripts.loaded(row)
@@ -253,7 +263,7 @@ class Handler:
 
     def _meta(self, work: Work) -> bytes:
         """Field `m` of what a work emits, without its closing brace."""
-        return self._mine + b',"cause":"' + work.entry + b'"'
+        return self._caused + work.entry + b'"'
 
     def _handover(self, work: Work) -> Handover:
         handover = Handover(entry=work.entry, taken=work.taken)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 
-from streamproc.domain.budget import NOTHING_ASKED
+from streamproc.domain.budget import NOTHING_ASKED, Window
+from streamproc.domain.governance import uses
 from streamproc.domain.payouts import encode_record
 from streamproc.domain.wire import encode_events
 from streamproc.log.names import Names
@@ -19,11 +21,11 @@ log = logging.getLogger(__name__)
 GRANTED, LEFT = 1, 2
 """What becomes of a grant: all of it is done, or nothing."""
 
-_grant = Script("grant", "counters", "beneficiaries")
+_grant = Script("grant", "counters", "beneficiaries", "own")
 
-_SLOT = b'"number":0,"used":0,"limit":', b'"number":%d,"used":%d,"limit":'
-_ROOM = b'"number":0,"windows":', b'"number":%d,"windows":'
-_USE = b'"reserved":0,"committed":0}', b'"reserved":%d,"committed":%d}'
+_SLOT = b'"number":0,"used":0'
+_USE = b'"reserved":0,"committed":0'
+_encode = msgspec.json.Encoder().encode
 
 
 def offers_of(group: Group, works: Sequence[Work], desk: Desk) -> list[tuple[Work, Offer]]:
@@ -56,59 +58,83 @@ def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
 
 @dataclass(slots=True)
 class Grant:
-    """One input with what its handling leaves behind if there is a slot and room. `m` is whole."""
+    """One input with what its handling leaves behind if there is a slot and room."""
 
     entry: bytes
     offer: Offer
-    m: bytes
     notes: list[tuple[str, str, int]] = field(default_factory=list)
     """As in a `Handover`."""
 
 
 async def grant(
-    client: Redis, names: Names, group: str, grants: Sequence[Grant], *, rev: bytes, keep_budgets_s: int
+    client: Redis,
+    names: Names,
+    group: str,
+    grants: Sequence[Grant],
+    *,
+    rev: bytes,
+    m: tuple[bytes, bytes],
+    keep_budgets_s: int,
 ) -> list[int]:
-    """Admit, acknowledge and append; GRANTED or LEFT for each. `rev`: the policy revision of the offers."""
-    keys = Keys(names.log, names.number, names.policy, *(names.payout(g.offer.ask.payout) for g in grants))
+    """Admit, acknowledge and append; GRANTED or LEFT for each.
+
+    `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
+    """
+    payouts = (names.payout(one.offer.ask.payout) for one in grants)
+    keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
     numbers: dict[tuple[int, int], int] = {}  # by identity, as in `scripts.admit`
     terms: list[Any] = []
+    rooms: list[bytes] = []
+    pieces: list[bytes] = []
     rows: list[Any] = []
-    for one in grants:
+    notes: list[Any] = []
+    for place, one in enumerate(grants, 1):
         ask = one.offer.ask
         both = (id(ask.rate), id(ask.windows))
         number = numbers.get(both)
         if number is None:
             number = numbers[both] = len(numbers) + 1
             terms += terms_of(names, keys, ask.rate, ask.windows)
-        record, e = formats(one.offer)
-        rows += (one.entry, ask.payout, ask.amount, ask.received_at, number, record, e, one.m, len(one.notes))
+            rooms.append(_room(ask.windows or ()))
+            pieces += _around_blanks(rooms[-1])
+        rows += (one.entry, ask.payout, ask.amount, ask.received_at, number)
+        rows += parts(one.offer, rooms[number - 1])
         for key, name, at in one.notes:
-            rows += (keys.index(key), name, at)
-    args = (group, rev, keep_budgets_s, len(grants), len(numbers), *terms, *rows)
+            notes += (place, keys.index(key), name, at)
+    counts = len(grants), len(numbers)
+    args = (group, rev, keep_budgets_s, *m, *counts, *terms, *pieces, *rows, *notes)
     return list(await _grant(client, keys.list, args))
 
 
-def formats(offer: Offer) -> tuple[bytes, bytes]:
-    """Record and `e` as Lua's formats: `%d` where an offer has 0 because only the script knows.
+def _room(windows: tuple[Window, ...]) -> bytes:
+    """What tells of the room in an offer's record and in its events, with 0 for what only the script knows."""
+    return b'"number":0,"windows":' + _encode(uses(windows, ((0, 0),) * len(windows)))
 
-    A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it; and what others
-    wrote are texts, never numbers. So only what is meant is found.
+
+def _around_blanks(room: bytes) -> list[bytes]:
+    """Its pieces: between them go the number, and what was reserved and committed in each window.
+
+    A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it. So only what is
+    meant is found, here and in `parts`.
     """
-    windows = len(offer.ask.windows or ())
-    record, e = _with_blanks(encode_record(offer.record), windows), encode_events(offer.out)
+    before, *rest = room.removeprefix(b'"number":0').split(_USE)
+    pieces = [b'"number":', before]
+    for text in rest:
+        pieces[-1] += b'"reserved":'
+        pieces += (b',"committed":', text)
+    return pieces
+
+
+def parts(offer: Offer, room: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """The record before and after its room, and `e` before its slot, from there to its room, and after it.
+
+    Without a rate there is no slot to be told of, and nothing before it.
+    """
+    start, end = _cut(encode_record(offer.record), room)
+    before, after = _cut(encode_events(offer.out), room)
     if offer.ask.rate is None:
-        return record, _with_blanks(e, windows)
-    before, after = _cut(e, _SLOT[0])
-    return record, _escaped(before) + _SLOT[1] + _with_blanks(after, windows)
-
-
-def _with_blanks(text: bytes, windows: int) -> bytes:
-    """Blanks for the number and for what was in each window. The rest is looked through once: texts are long."""
-    before, after = _cut(_escaped(text), _ROOM[0])
-    filled = after.replace(*_USE)
-    if len(filled) - len(after) != windows * (len(_USE[1]) - len(_USE[0])):
-        raise ValueError(f"an offer does not have {windows} windows in its record and in its events")
-    return before + _ROOM[1] + filled
+        return start, end, b"", before, after
+    return start, end, *_cut(before, _SLOT), after
 
 
 def _cut(text: bytes, mark: bytes) -> tuple[bytes, bytes]:
@@ -116,7 +142,3 @@ def _cut(text: bytes, mark: bytes) -> tuple[bytes, bytes]:
     if not found:
         raise ValueError(f"an offer has no {mark.decode()}")
     return before, after
-
-
-def _escaped(text: bytes) -> bytes:
-    return text.replace(b"%", b"%%") if b"%" in text else text

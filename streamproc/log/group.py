@@ -83,7 +83,8 @@ class Consumer:
                 await asyncio.wait({reading, stopped}, timeout=UPKEEP_S, return_when=asyncio.FIRST_COMPLETED)
                 if reading.done():
                     # The next batch is fetched while this one is handled.
-                    entries, reading = reading.result(), asyncio.create_task(self._read(reader))
+                    entries = reading.result()
+                    reading = asyncio.create_task(self._read_on(reader, entries))
                     await self._handler.handle(client, entries, taken=False)
                 await self._upkeep(client)
             # What a read under way brings is ours already: end its waiting, then finish it.
@@ -94,6 +95,12 @@ class Consumer:
             for task in (reading, stopped):
                 task.cancel()
             await asyncio.gather(reading, stopped, return_exceptions=True)
+
+    async def _read_on(self, reader: Redis, before: list[Raw]) -> list[Raw]:
+        """What comes after these. Where they end among our own outputs, those that follow are passed over first."""
+        if before and self._handler.is_own(before[-1]):
+            await scripts.pass_own(reader, self.names, self.group.name)
+        return await self._read(reader)
 
     async def _read(self, reader: Redis, start: str = ">", block_ms: int = BLOCK_MS_MAX) -> list[Raw]:
         with named_errors():

@@ -73,6 +73,10 @@ class Names:
         """Attempts that counted, by entry."""
         return f"{self.base}:tries:{group}"
 
+    def own(self, group: str) -> str:
+        """What a group wrote itself and has not passed over: `FIRST LAST`, ids of neighbours; score ms."""
+        return f"{self.base}:own:{group}"
+
     def cursor(self, producer: str) -> str:
         """Where a polling producer is."""
         return f"{self.base}:cursor:{producer}"

@@ -57,9 +57,10 @@ _append_once, _load, _admit, _commit = (
     Script("append_once"),
     Script("load"),
     Script("admit", "counters"),
-    Script("commit", "beneficiaries"),
+    Script("commit", "beneficiaries", "own"),
 )
 _due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
+_pass = Script("pass", "own")
 _change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
 _take_turn, _lease, _take_request = Script("take_turn"), Script("lease"), Script("take_request")
 
@@ -82,6 +83,8 @@ class Keys:
 
 Row = list[bytes | None]
 """A payout's hash as `load` gives it: version, record, admission."""
+NO_ROW: Row = [None, None, None]
+"""Where nothing is known of a payout."""
 
 
 @dataclass(slots=True)
@@ -194,7 +197,7 @@ async def load(
     keys = [names.policy, *(names.payout(p) for p in payouts), *beneficiaries]
     reply = await _load(client, keys, [len(payouts)])
     rows, found = reply[2 : 2 + len(payouts)], reply[2 + len(payouts) :]
-    return int(reply[0]), reply[1], rows, [_noted(flat) for flat in found]
+    return int(reply[0]), reply[1], [row or NO_ROW for row in rows], [_noted(flat) for flat in found]
 
 
 def _noted(flat: list[bytes]) -> dict[str, int]:
@@ -276,6 +279,7 @@ async def commit(
     """
     retries, tries = names.retries(group), names.tries(group)
     keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy)
+    keys.index(names.own(group))
     args: list[Any] = [group, len(handovers), rev]
     for h in handovers:
         payout = keys.index(names.payout(h.payout)) if h.payout else 0
@@ -317,6 +321,11 @@ async def due_retries(
     """Take up deferred entries whose time has come."""
     args = [group, consumer, int(lease_s * 1e6), limit]
     return list(await _due_retries(client, [names.log, names.retries(group)], args))
+
+
+async def pass_own(client: Redis, names: Names, group: str) -> int:
+    """Pass over entries that the group wrote itself, as far as they come next; how many."""
+    return int(await _pass(client, [names.log, names.own(group)], [group]))
 
 
 async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:

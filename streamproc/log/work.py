@@ -58,7 +58,10 @@ class Work:
         self.loaded, self.version, self.admission, self.problem = record, version, admission, None
         self.looked_at = False
         # Producers append without touching the record: what they saw is folded by whoever handles it.
-        self.record = fold((e for e in self.events if type(e) in ASKED), record)
+        for event in self.events:
+            if type(event) in ASKED:
+                record = evolve(record, event)
+        self.record = record
         if keep:
             self.record = fold(self.out, self.record)
         else:

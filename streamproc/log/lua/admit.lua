@@ -64,7 +64,7 @@ for j = i, #ARGV, 5 do
       number = number + 1
       mine = number
     end
-    p.ba = format('%d %s %d%s', mine, ARGV[j + 2], exceeded, before)
+    p.ba = format('%d %s %d%s', mine, ARGV[j + 2], exceeded, told(before))
     p.w = t.w
   end
   if (ask_rate or ask_budget) and not p.dirty then

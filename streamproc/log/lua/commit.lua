@@ -2,7 +2,8 @@
 -- Hand over: acknowledge inputs and append their outputs, each input exactly once.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] zset timers   KEYS[4] stream dead letters
 -- KEYS[5] zset retries of the group   KEYS[6] hash tries of the group
--- KEYS[7] hash policy   KEYS[8..] hash payouts, budgets and beneficiaries; ARGV names them by index
+-- KEYS[7] hash policy   KEYS[8] zset runs of the group, as own.lua has them
+-- KEYS[9..] hash payouts, budgets and beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] number of inputs   ARGV[3] policy revision that decided them, or '' for none; then for each:
 --   entry id, index of its payout's hash or 0, version seen (or -1: write without a check),
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
@@ -53,7 +54,7 @@ local function dead_letter(id, problem)
 end
 
 -- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
-local inputs, versions = tonumber(ARGV[2]), {}
+local inputs, versions, runs = tonumber(ARGV[2]), {}, call('ZCARD', KEYS[8])
 local outdated = ARGV[3] ~= '' and (call('HGET', KEYS[7], 'rev') or '0') ~= ARGV[3]
 local i = 4
 for n = 1, inputs do
@@ -82,7 +83,7 @@ local function rare(at, id, payout, m)
   return m
 end
 
-local reply = {}
+local reply, first, last = {}, nil, nil
 i = 4
 for n = 1, inputs do
   local id, payout, version, record, e, m = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
@@ -99,9 +100,13 @@ for n = 1, inputs do
       call('HSET', KEYS[payout], 'v', versions[payout], 's', record)
       if more > 0 and ARGV[i + 7] ~= '0' then call('EXPIRE', KEYS[payout], ARGV[i + 7]) end
     end
-    if e ~= '' then call('XADD', KEYS[1], '*', 'e', e, 'm', m .. '}') end
+    if e ~= '' then
+      last = call('XADD', KEYS[1], '*', 'e', e, 'm', m .. '}')
+      first = first or last
+    end
     if more > 0 and ARGV[i + 10] ~= '' then dead_letter(id, ARGV[i + 10]) end
   end
   i = i + 7 + more
 end
+if first then wrote_own(KEYS[1], ARGV[1], KEYS[8], runs, first, last) end
 return reply

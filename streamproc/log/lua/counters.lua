@@ -7,7 +7,7 @@
 --     index of its hash, limit (paise) or -1, end (Unix s)
 -- Returns nothing by itself. What a batch takes is counted in memory, and written by `write_counters` alone, after
 -- everything was read and checked: Redis does not roll back.
-local call, tonumber, format = redis.call, tonumber, string.format
+local call, tonumber, format, concat = redis.call, tonumber, string.format, table.concat
 -- Numbers are doubles, whole and below 2^53, so %d gives every digit; %.0f took three times as long.
 local function int(x) return format('%d', x) end
 
@@ -51,22 +51,27 @@ local function budget_of(index)
   local b = budgets[index]
   if not b then
     local f = call('HMGET', KEYS[index], 'r', 'c')
-    b = { r = tonumber(f[1] or '0'), c = tonumber(f[2] or '0'), committed = ' ' .. (f[2] or '0'), new = not f[1], add = 0 }
+    b = { r = tonumber(f[1] or '0'), c = tonumber(f[2] or '0'), committed = f[2] or '0', new = not f[1], add = 0 }
     budgets[index] = b
   end
   return b
 end
 
--- The index of the first window without room (from 0) or -1, and what was in each window before, as text.
+-- The index of the first window without room (from 0) or -1, and what was reserved and committed in each before, as texts.
 local function exceeded_by(t, amount)
-  local exceeded, before = -1, ''
+  local exceeded, before = -1, {}
   for w = 1, t.windows do
     local b, limit = budget_of(t.budgets[w]), t.limits[w]
     local reserved = b.r + b.add
-    before = before .. ' ' .. int(reserved) .. b.committed
+    before[2 * w - 1], before[2 * w] = int(reserved), b.committed
     if exceeded < 0 and limit >= 0 and reserved + b.c + amount > limit then exceeded = w - 1 end
   end
   return exceeded, before
+end
+
+-- These texts as an admission has them: each with a blank before it.
+local function told(before)
+  return #before == 0 and '' or ' ' .. concat(before, ' ')
 end
 
 -- How many slots are used in the window that a payout received at `at` (µs) looks at, and the rate for `take_slot`.

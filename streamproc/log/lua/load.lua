@@ -3,7 +3,8 @@
 -- KEYS[1]    hash  policy
 -- KEYS[2..]  hash  payouts, and after them the beneficiaries that are asked for
 -- ARGV[1]    number of payouts
--- Returns {now µs, policy revision, {version, record, admission} per payout, {name, µs, ...} per beneficiary}.
+-- Returns {now µs, policy revision, {version, record, admission} per payout, {name, µs, ...} per beneficiary};
+--   nil for each payout where nothing is known of any of them, as is usual.
 -- O(payouts + beneficiaries, each of which holds few names). Changes nothing.
 local time = redis.call('TIME')
 local reply = {
@@ -11,8 +12,9 @@ local reply = {
   redis.call('HGET', KEYS[1], 'rev') or '0',
 }
 local payouts = tonumber(ARGV[1])
+local known = payouts > 0 and redis.call('EXISTS', unpack(KEYS, 2, payouts + 1)) > 0
 for i = 2, payouts + 1 do
-  reply[#reply + 1] = redis.call('HMGET', KEYS[i], 'v', 's', 'a')
+  reply[#reply + 1] = known and redis.call('HMGET', KEYS[i], 'v', 's', 'a')
 end
 for i = payouts + 2, #KEYS do
   reply[#reply + 1] = redis.call('HGETALL', KEYS[i])
