@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 GRANTED, LEFT = 1, 2
 """What becomes of a grant: all of it is done, or nothing."""
 
-_grant = Script("grant", "counters", "beneficiaries")
+_grant = Script("grant", "checks", "counters", "beneficiaries")
 
 _SLOT = b'"number":0,"used":0,"limit":', b'"number":%d,"used":%d,"limit":'
 _ROOM = b'"number":0,"windows":', b'"number":%d,"windows":'

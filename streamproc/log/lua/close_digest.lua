@@ -9,6 +9,12 @@ local call = redis.call
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
+if #ARGV ~= 7 or #KEYS ~= 4 then wrong('it has seven arguments and four keys') end
+for i = 3, 4 do -- a sum may be beyond 2^53
+  if not string.find(ARGV[i], '^%d+$') or #ARGV[i] > 18 then wrong('it does not say what was told') end
+end
+whole(ARGV[5], 0, US_MAX)
+call('XLEN', KEYS[1])
 if call('ZSCORE', KEYS[2], ARGV[1]) ~= ARGV[2] or call('EXISTS', KEYS[3]) == 0 then return 0 end
 local time = call('TIME')
 local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[5]))

@@ -18,7 +18,8 @@
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
-local payouts, reply = tonumber(ARGV[4]), {}
+whole(ARGV[3], 0, S_MAX)
+local payouts, reply = whole(ARGV[4], 1, #KEYS - 3), {}
 if (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
   for n = 1, payouts do reply[n] = 2 end
   return reply
@@ -44,6 +45,7 @@ local pending, at, ids = {}, i, {}
 for n = 1, payouts do
   ids[n], at = ARGV[at], at + 9 + 3 * tonumber(ARGV[at + 8])
 end
+if at ~= #ARGV + 1 then wrong('it has a part of a payout') end
 for _, one in ipairs(call('XPENDING', KEYS[1], ARGV[1], ids[1], ids[payouts], 2 * payouts)) do pending[one[1]] = true end
 
 -- What admit.lua would have answered, in the order of the formats; nil where it would not have been granted.
@@ -95,6 +97,7 @@ for n = 1, payouts do
   i = i + 9 + 3 * tonumber(ARGV[i + 8])
 end
 if #acknowledged == 0 then return reply end
+for _, k in ipairs(notes) do look(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
 for _, w in ipairs(writes) do
   call('HSET', w[1], 'v', '1', 's', w[2], 'a', w[3])

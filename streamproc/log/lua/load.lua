@@ -10,7 +10,7 @@ local reply = {
   string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2])),
   redis.call('HGET', KEYS[1], 'rev') or '0',
 }
-local payouts = tonumber(ARGV[1])
+local payouts = whole(ARGV[1], 0, #KEYS - 1)
 for i = 2, payouts + 1 do
   reply[#reply + 1] = redis.call('HMGET', KEYS[i], 'v', 's', 'a')
 end
