@@ -6,6 +6,7 @@ from random import Random
 import httpx
 
 from streamproc.domain.events import Event, PayoutDecided, PayoutObserved
+from tests.hostile.mutations import CASES
 from tests.journeys.system import System
 
 DETAIL_CHARS_MAX = 500
@@ -24,7 +25,7 @@ def assert_refused_well(answer: httpx.Response, why: object = "") -> None:
 async def assert_nothing_is_lost(system: System, entries: dict[str, object]) -> None:
     """What was answered 2xx is in the log; at rest each payout that waited for us has one decision, and no role has stumbled."""
     try:
-        await system.settled(60.0)
+        await system.settled(60.0 + CASES / 10)
     except AssertionError as problem:
         raise AssertionError(f"{problem}: {await system.pending()}") from None
     there = {entry.id for entry in await system.entries()}

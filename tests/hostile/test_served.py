@@ -69,7 +69,7 @@ async def system(
     try:
         dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
         logs = tmp_path_factory.mktemp("logs")
-        async with slack_system(valkey, dsn, logs=logs, api_rate="0") as running:
+        async with slack_system(valkey, dsn, logs=logs, api_rate="0", razorpay_calls_per_s="1000") as running:
             await running.apply(POLICIES)
             yield running
     finally:
