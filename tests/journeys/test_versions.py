@@ -58,7 +58,7 @@ async def test_a_rolling_restart_to_the_next_version_and_back_loses_and_doubles_
         await system.apply(POLICIES)
         await system.bank.control("safebrowsing", slow_ms=100)  # so that a batch takes a while
         batch: dict[str, set[str]] = {agent: set() for agent in SMALL_BATCH}
-        for home in (None, previous, None):
+        for home in (None, previous):
             for name in ("worker-1", "worker-2", "projector", "serve"):
                 more = await pay_batch(system, {"free": 10, "small": 5, "crowded": 5})
                 batch = {agent: payouts | more[agent] for agent, payouts in batch.items()}
@@ -83,7 +83,7 @@ async def test_what_a_later_version_writes_waits_for_it_and_is_then_decided_once
         await system.drain("serve")
         await system.start("serve", module=LATER)
         await ready(system)
-        batch = await pay_batch(system, {"free": 10, "small": 5, "crowded": 5})
+        batch = await pay_batch(system)
         payouts = set().union(*batch.values())
 
         async def all_put_off() -> bool:

@@ -46,7 +46,7 @@ for i = 7, #ARGV, 5 do
     call('SADD', seen, id)
     call('HINCRBY', hash, 'n', 1)
     call('HINCRBY', hash, 'sum', paise)
-    local kept = tonumber(call('HGET', hash, 'examples'))
+    local kept = tonumber(call('HGET', hash, 'examples') or '0')
     if kept < examples_max then call('HSET', hash, 'examples', kept + 1, 'example' .. (kept + 1), id) end
   end
   call('PEXPIRE', hash, ARGV[5])

@@ -23,7 +23,7 @@ local function terms_at(i)
   }
   for k = 1, t.windows do
     local j = i + 3 + 3 * k
-    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), tonumber(ARGV[j + 2])
+    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), whole(ARGV[j + 2], 0, S_MAX)
   end
   return t, i + 6 + 3 * #t.budgets
 end
