@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from streamproc.domain.policy_changes import Differ
-from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain
+from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain, Unprocessable
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
 
 RETRY_AFTER_S = 5
@@ -57,7 +57,8 @@ async def answered(handling: Awaitable[Response]) -> Response:
     except Differ as found:  # in words for whoever can mend it; the log itself is well
         _log.warning("a request was not answered: %s", found)
         return problem(503, str(found), {"retry-after": str(RETRY_AFTER_S)})
-    except (LogUnavailable, LogBroken, TryAgain, JobFailed, TimeoutError) as trouble:
+    except (LogUnavailable, LogBroken, TryAgain, JobFailed, Unprocessable, TimeoutError) as trouble:
+        # Unprocessable: what a later version wrote, which its `serve` can read.
         _log.warning("a request was not answered: %s", str(trouble) or type(trouble).__name__)
         what = "the archive" if isinstance(trouble, TryAgain) else "the log"
         return problem(

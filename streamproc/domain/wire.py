@@ -7,6 +7,7 @@ version that nobody here knows is refused by name: readers are deployed before w
 is how money goes missing.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, get_args
 
@@ -46,6 +47,15 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
 """(type, v) -> the step from version v to v + 1; it need not touch `v`."""
 
 
+class Newer(Unprocessable):
+    """An event of a type or a version that a later streamproc writes: one that knows it can handle it."""
+
+
+VERSION_MAX = 1_000
+"""Of one event; beyond it nobody has counted. What claims more was not written by a later version of this."""
+_TYPE = re.compile(r"[a-z_]{1,40}(?:\.[a-z_]{1,40}){1,3}")
+
+
 class Meta(Struct, frozen=True):
     """Field `m` of an entry. Whoever reads only some of it uses this all the same: unknown fields are ignored."""
 
@@ -77,6 +87,10 @@ def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
 EVENT_KINDS: tuple[type[Fact], ...] = get_args(Event)
 NEWEST: Mapping[str, int] = newest_versions(EVENT_KINDS)
 _VERSION_OF_KIND = {kind: NEWEST[str(kind.__struct_config__.tag)] for kind in EVENT_KINDS}
+
+_known = b"|".join(re.escape(kind.encode()) for kind in NEWEST)
+names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
+"""Whether field `e` may hold an event of a type that is not known here; without decoding, so others' notes may say so too."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])
@@ -132,12 +146,14 @@ def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapp
     """The JSON object of one event in its newest version; raises Unprocessable where no way leads there."""
     kind, version = raw.get("type"), raw.get("v")
     if not isinstance(kind, str) or kind not in newest:
-        raise Unprocessable(f"event type {kind!r} is not known here; deploy the reader that knows it first")
+        newer = isinstance(kind, str) and _TYPE.fullmatch(kind)
+        problem = f"event type {kind!r} is not known here; deploy the reader that knows it first"
+        raise Newer(problem) if newer else Unprocessable(problem)
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= newest[kind]:
-        raise Unprocessable(
-            f"event type {kind!r} has version {version!r}; known here are 1 to {newest[kind]}: "
-            "deploy the reader that knows it first"
-        )
+        is_newer = type(version) is int and newest[kind] < version <= VERSION_MAX
+        problem = f"event type {kind!r} has version {version!r}; known here are 1 to {newest[kind]}: "
+        problem += "deploy the reader that knows it first"
+        raise Newer(problem) if is_newer else Unprocessable(problem)
     for step in range(version, newest[kind]):
         if (kind, step) not in upcasters:
             raise Unprocessable(f"event type {kind!r} has version {step} and no upcaster to {step + 1}")

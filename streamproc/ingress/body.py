@@ -1,6 +1,7 @@
 """Reading a request: its body within a limit and a time, and headers that say one thing. Raw ASGI."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +13,11 @@ BODY_READ_S_MAX = 10.0
 
 CLOSE: Final[Header] = (b"connection", b"close")
 """What is left of the body is not read any more."""
+REST_BYTES_MAX = 4 * 1024 * 1024
+"""Of a body over the limit so much more is read and thrown away. A connection that is closed over unread bytes is reset, and
+its sender may never see why it was refused."""
+REST_READ_S_MAX = 0.5
+"""And for so long: what has come by then is what an honest sender had on its way."""
 
 
 class TooLarge(Exception):
@@ -19,9 +25,11 @@ class TooLarge(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes | None:
-    """The whole body, or None when the sender has gone. Raises TooLarge as soon as that is known."""
+    """The whole body, or None when the sender has gone. Raises TooLarge; nothing over the limit is kept."""
     announced = header(scope, b"content-length") or b""
     if announced.isdigit() and int(announced[:20]) > bytes_max:
+        if header(scope, b"expect") is None:  # who waits to be told to go on has sent nothing
+            await _throw_away(receive)
         raise TooLarge
     body = bytearray()
     while True:
@@ -30,9 +38,23 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes | N
             return None
         body += message.get("body", b"")
         if len(body) > bytes_max:
+            body.clear()
+            if message.get("more_body", False):
+                await _throw_away(receive)
             raise TooLarge
         if not message.get("more_body", False):
             return bytes(body)
+
+
+async def _throw_away(receive: Receive) -> None:
+    read = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REST_READ_S_MAX):
+            while read <= REST_BYTES_MAX:
+                message = await receive()
+                read += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
 
 
 async def posted_body(

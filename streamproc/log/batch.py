@@ -20,7 +20,7 @@ from streamproc.domain.events import (
     PayoutRequested,
 )
 from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
-from streamproc.domain.wire import decode_events, encode_events, payout_of, tag_of
+from streamproc.domain.wire import Newer, decode_events, encode_events, names_other_types, payout_of, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, scripts
 from streamproc.log.cache import Cache
@@ -42,6 +42,8 @@ BATCH_TIMEOUT_S = 25.0
 LATE_S = 600.0
 """An entry that still waits for a dependency at this age is an alarm: a rejection that the bank was not told of may be
 paid by somebody else's approval."""
+NEWER_S = 5.0
+"""Between two looks at an entry that only a later version can read: one of its workers may take it up in between."""
 STALE_MAX = 20
 """Times in a row that a payout moved on under our hands before the entry is put off."""
 
@@ -70,7 +72,7 @@ class Handler:
 
     async def handle(self, client: Redis, entries: Sequence[Raw], *, taken: bool) -> None:
         """Handle entries to the end: committed, put off, or set aside."""
-        skipped, works, unreadable = [], [], []
+        skipped, works, unreadable, newer = [], [], [], []
         for entry in entries:
             if len(entry[1]) < 4:
                 unreadable.append((Work(entry[0], [], "", taken), "the entry has no fields `e` and `m`"))
@@ -80,6 +82,8 @@ class Handler:
                 continue
             try:
                 works.append(self._opened(entry, taken=taken))
+            except Newer as problem:
+                newer.append(Work(entry[0], [], taken=taken, problem=TryAgain(str(problem), after_s=NEWER_S)))
             except Unprocessable as problem:
                 unreadable.append((Work(entry[0], [], "", taken), str(problem)))
         if skipped:
@@ -87,14 +91,18 @@ class Handler:
                 await client.execute_command("XACK", self.names.log, self.group.name, *skipped)
         if unreadable:
             await self._set_aside(client, unreadable)
+        await self._settle_problems(client, newer)
         while works:
             batch, rest = distinct_payouts(works)
             batch, later = batch[: self.group.works_max], batch[self.group.works_max :]
             works = [*await self._round(client, batch), *later, *rest]
 
     def _concerns_us(self, entry: Raw) -> bool:
-        """Without decoding: not our own output, and of a type that we consume."""
-        return not self.is_own(entry) and self._consumed(entry[1][1]) is not None
+        """Without decoding: not our own output, and of a type that we consume, or that a later version may."""
+        if self.is_own(entry):
+            return False
+        e = entry[1][1]
+        return self._consumed(e) is not None or names_other_types(e) is not None
 
     def is_own(self, entry: Raw) -> bool:
         """Whether the group wrote it, so that it was handled in the same pass."""

@@ -33,7 +33,11 @@ DUE_AT_ONCE = 16
 """Digests that one look takes up: their calls fit into a few leases."""
 OTHERS = "others"
 
-_count, _take, _close = Script("count_alerts"), Script("take_digest"), Script("close_digest")
+_count, _take, _close = (
+    Script("count_alerts", "checks"),
+    Script("take_digest", "checks"),
+    Script("close_digest", "checks"),
+)
 
 
 class Alert(NamedTuple):

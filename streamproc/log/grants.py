@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 GRANTED, LEFT = 1, 2
 """What becomes of a grant: all of it is done, or nothing."""
 
-_grant = Script("grant", "counters", "beneficiaries", "own")
+_grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 
 _SLOT = b'"number":0,"used":0'
 _USE = b'"reserved":0,"committed":0'

@@ -40,7 +40,7 @@ SCAN_COUNT = 1_000
 CONSUMER = "recover"
 """Whom the entries belong to that go back to a group, until a worker takes them up."""
 
-_set_aside, _put_in_place = Script("set_aside"), Script("put_in_place")
+_set_aside, _put_in_place = Script("set_aside", "checks"), Script("put_in_place", "checks")
 _encode = msgspec.json.Encoder().encode
 
 

@@ -54,15 +54,20 @@ class Script:
 
 
 _append_once, _load, _admit, _commit = (
-    Script("append_once"),
-    Script("load"),
-    Script("admit", "counters"),
-    Script("commit", "beneficiaries", "own"),
+    Script("append_once", "checks"),
+    Script("load", "checks"),
+    Script("admit", "checks", "counters"),
+    Script("commit", "checks", "beneficiaries", "own"),
 )
-_due, _defer, _due_retries, _leave = Script("due"), Script("defer"), Script("due_retries"), Script("leave")
+_due, _defer, _due_retries = Script("due", "checks"), Script("defer", "checks"), Script("due_retries", "checks")
 _pass = Script("pass", "own")
-_change_policy, _close_letter, _open = Script("change_policy"), Script("close_letter"), Script("open")
-_take_turn, _lease, _take_request = Script("take_turn"), Script("lease"), Script("take_request")
+_change_policy, _close_letter = Script("change_policy", "checks"), Script("close_letter", "checks")
+_open, _leave = Script("open", "checks"), Script("leave")
+_take_turn, _lease, _take_request = (
+    Script("take_turn", "checks"),
+    Script("lease", "checks"),
+    Script("take_request", "checks"),
+)
 
 
 class Keys:

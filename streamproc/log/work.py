@@ -30,7 +30,7 @@ class Work:
 
     entry: bytes
     events: list[Event]
-    payout: str
+    payout: str = ""
     taken: bool = False
     """It came from retries or from another consumer, so traces of earlier attempts are to be removed."""
     loaded: PayoutRecord | None = None

@@ -1,6 +1,6 @@
 """A role of the product with something wrong in it: a crash at a named point, a wrong clock, or a known bug.
 
-    python -m tests.faults.role [--crash POINT:before|after:N] [--skew SECONDS] [--revert BUG] ROLE [ARGUMENTS]
+    python -m tests.faults.role [--crash POINT:before|after:N] [--skew SECONDS] [--revert BUG] [--later V] ROLE [ARGUMENTS]
 
 It patches the product from outside and then runs its command, so that no product code knows of faults.
 """
@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> None:
                 from tests.faults.reverts import REVERTS
 
                 REVERTS[value]()
+            case "--later":
+                later(int(value))
             case _:
                 raise SystemExit(USAGE)
     from streamproc.cli import main as run
@@ -48,6 +50,16 @@ def skew(seconds: float) -> None:
     real, real_ns = time.time, time.time_ns
     time.time = lambda: real() + seconds
     time.time_ns = lambda: real_ns() + int(seconds * 1e9)
+
+
+def later(version: int) -> None:
+    """A version of streamproc that is still to come: it writes sightings of payouts in this version, and reads both."""
+    from streamproc.domain import wire  # before all who take these two from it
+
+    encode, decode = wire.encode_events, wire.decode_events
+    now, then = (b'"type":"payout.observed","v":%d,' % v for v in (1, version))
+    wire.encode_events = lambda events: encode(events).replace(now, then)
+    wire.decode_events = lambda e: decode(e.replace(then, now))
 
 
 def crash(point: str, when: str, nth: int) -> None:

@@ -70,12 +70,17 @@ class System:
 
     # ---- processes ----
 
-    async def start(self, name: str, *arguments: str) -> None:
-        """Start `python -m streamproc <arguments>`; the name without a number is the command if there is none."""
+    async def start(
+        self, name: str, *arguments: str, module: tuple[str, ...] = ("streamproc",), home: Path | None = None
+    ) -> None:
+        """Start `python -m streamproc <arguments>`; the name without a number is the command if there is none.
+
+        `home` is another check-out, whose code is run.
+        """
         command = arguments or (name.partition("-")[0],)
         with (self.logs / f"{name}.log").open("ab") if self.logs else nullcontext() as out:
             self.roles[name] = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "streamproc", *command, env=self.env, stdout=out, stderr=out
+                sys.executable, "-m", *module, *command, env=self.env, cwd=home, stdout=out, stderr=out
             )
 
     async def kill(self, name: str) -> None:
@@ -235,9 +240,10 @@ async def running_system(
     sandbox: Mapping[str, Any] | None = None,
     otel: Mapping[str, str] | None = None,
     logs: Path | None = None,
+    home: Path | None = None,
     **settings: str,
 ) -> AsyncIterator[System]:
-    """Start the roles and wait until the API answers. `settings` are STREAMPROC_ variables in lower case.
+    """Start the roles and wait until the API answers, with the code in `home`, if any. `settings` are STREAMPROC_ variables in lower case.
 
     At the end everything still running must drain with exit status 0.
     """
@@ -269,8 +275,8 @@ async def running_system(
         )
         try:
             for name in (*roles, *(f"worker-{n}" for n in range(1, workers + 1))):
-                await system.start(name)
-            await until(lambda: _answers(system), what="the API is ready", deadline_s=START_MAX_S)
+                await system.start(name, home=home)
+            await until(lambda: answers(system), what="the API is ready", deadline_s=START_MAX_S)
             yield system
             ended = await system.stop()
             assert not any(ended.values()), f"not all drained well: {ended}"
@@ -305,7 +311,8 @@ def environment(
     return clean | {f"STREAMPROC_{name.upper()}": value for name, value in {**ours, **settings}.items()}
 
 
-async def _answers(system: System) -> bool:
+async def answers(system: System) -> bool:
+    """Whether the API says that all is well."""
     system.check_alive()
     try:
         return (await system.api.get("/readyz")).status_code == 200

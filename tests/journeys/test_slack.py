@@ -28,7 +28,7 @@ reviewers:
 
 
 @asynccontextmanager
-async def slack_system(redis_url: str, dsn: str, **settings: str) -> AsyncIterator[System]:
+async def slack_system(redis_url: str, dsn: str, **settings: Any) -> AsyncIterator[System]:
     """The system with the sandbox's Slack, whose port must be known before the roles start."""
     port = free_port()
     slack = {

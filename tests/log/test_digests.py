@@ -131,3 +131,13 @@ async def test_everything_of_it_expires(redis_url: str, counting: Digests) -> No
     await client.aclose()
     assert len(lives) == 2
     assert all(0 < life <= digests.FORGOTTEN_S for life in lives)
+
+
+async def test_a_digest_of_alerts_about_no_amount_is_told_once_too(redis_url: str, counting: Digests) -> None:
+    await counting.count(0, [alert(n, "DEAD", 0) for n in range(3)])
+    await due(redis_url)
+    (digest,) = await counting.take(1)
+    assert (digest.count, digest.paise) == (2, 0)
+    assert await counting.close(digest, told(digest), "notification")
+    await due(redis_url)
+    assert await counting.take(1) == []

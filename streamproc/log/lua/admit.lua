@@ -36,12 +36,15 @@ local function payout_of(index)
   return known
 end
 
+whole(keep, 0, S_MAX)
 local all, i = {}, 3
 for n = 1, tonumber(ARGV[2]) do all[n], i = terms_at(i) end
 
+if (#ARGV - i + 1) % 5 ~= 0 then wrong('it has a part of a payout') end
 for j = i, #ARGV, 5 do
   local p, t = payout_of(tonumber(ARGV[j])), all[tonumber(ARGV[j + 4])]
   local amount = tonumber(ARGV[j + 2])
+  if not (amount and amount >= 0 and amount < US_MAX) then wrong(ARGV[j + 2] .. ' is no amount') end
   local ask_rate = t.rate > 0 and p.ra == ''
   local ask_budget = t.windows >= 0 and p.ba == ''
   local limited, mine = false, 0

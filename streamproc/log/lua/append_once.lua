@@ -13,17 +13,24 @@ end
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
+whole(ARGV[1], 1, S_MAX)
+local keys, known = 1, {}
+for i = 2, #ARGV, 3 do keys = keys + whole(ARGV[i], 0, #KEYS - keys) end
+if keys ~= #KEYS then wrong('it has keys of no delivery') end
+-- All are read before the first write, so a key of a wrong type fails the call whole.
+for k = 2, keys do known[KEYS[k]] = redis.call('GET', KEYS[k]) end
 local reply, key = {}, 2
 for i = 2, #ARGV, 3 do
   local n, id = tonumber(ARGV[i]), false
   for k = key, key + n - 1 do
-    id = id or redis.call('GET', KEYS[k])
+    id = id or known[KEYS[k]]
   end
   local new = 0
   if not id then
     id = redis.call('XADD', KEYS[1], '*', 'e', ARGV[i + 1], 'm', ARGV[i + 2])
     for k = key, key + n - 1 do
       redis.call('SET', KEYS[k], id, 'EX', ARGV[1])
+      known[KEYS[k]] = id
     end
     new = 1
   end

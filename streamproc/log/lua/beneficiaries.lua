@@ -2,11 +2,20 @@
 -- Beneficiaries, as domain/beneficiaries.py has it; this file is put before the scripts that note them.
 -- KEYS[1], ... as the script has them: hashes of beneficiaries, name -> when last noted (µs)
 -- ARGV         as the script has it
--- Returns nothing by itself.
+-- Returns nothing by itself. A script looks at all that it will note before its first write.
 local KEPT_S, NAMES_MAX = 34560000, 8 -- few names each, gone a while after they were last noted
+local noted = {} -- key -> name -> when, or false
+local function look(key, name, at)
+  whole(at, 0, US_MAX)
+  noted[key] = noted[key] or {}
+  if noted[key][name] == nil then noted[key][name] = redis.call('HGET', key, name) end
+end
 local function note(key, name, at)
-  local known = redis.call('HGET', key, name)
-  if tonumber(known or '0') < tonumber(at) then redis.call('HSET', key, name, at) end
+  local known = noted[key][name]
+  if tonumber(known or '0') < tonumber(at) then
+    redis.call('HSET', key, name, at)
+    noted[key][name] = at
+  end
   if not known and redis.call('HLEN', key) > NAMES_MAX then
     local all, oldest = redis.call('HGETALL', key), 1
     for k = 3, #all, 2 do
@@ -14,6 +23,7 @@ local function note(key, name, at)
       if mine < least or (mine == least and all[k] < all[oldest]) then oldest = k end
     end
     redis.call('HDEL', key, all[oldest])
+    noted[key][all[oldest]] = false
   end
   redis.call('EXPIRE', key, KEPT_S)
 end

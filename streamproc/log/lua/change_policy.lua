@@ -7,6 +7,8 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
+if #ARGV < 3 or #ARGV % 2 == 0 then wrong('a field has no value') end
+whole(ARGV[1], 0, US_MAX)
 local rev = redis.call('HGET', KEYS[2], 'rev') or '0'
 if rev ~= ARGV[1] then
   return { 0, rev }

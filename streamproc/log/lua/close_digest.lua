@@ -9,11 +9,20 @@ local call = redis.call
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
+if #ARGV ~= 7 or #KEYS ~= 4 then wrong('it has seven arguments and four keys') end
+local function less(text) -- a sum may be beyond 2^53, and -0 is no number to Redis
+  if text == '0' then return text end
+  if not string.find(text, '^[1-9]%d*$') or #text > 18 then wrong('it does not say what was told') end
+  return '-' .. text
+end
+local number, sum = less(ARGV[3]), less(ARGV[4])
+whole(ARGV[5], 0, US_MAX)
+call('XLEN', KEYS[1])
 if call('ZSCORE', KEYS[2], ARGV[1]) ~= ARGV[2] or call('EXISTS', KEYS[3]) == 0 then return 0 end
 local time = call('TIME')
 local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[5]))
-call('HINCRBY', KEYS[3], 'n', '-' .. ARGV[3])
-call('HINCRBY', KEYS[3], 'sum', '-' .. ARGV[4])
+call('HINCRBY', KEYS[3], 'n', number)
+call('HINCRBY', KEYS[3], 'sum', sum)
 call('HSET', KEYS[3], 'first', '', 'more', '0', 'examples', '0')
 call('UNLINK', KEYS[4])
 call('ZADD', KEYS[2], due, ARGV[1])

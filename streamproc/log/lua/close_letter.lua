@@ -11,6 +11,9 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
+if #ARGV ~= 6 or #KEYS ~= 3 then wrong('it has six arguments and three keys') end
+redis.call('XLEN', KEYS[1])
+redis.call('ZCARD', KEYS[3])
 if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then
   return ''
 end

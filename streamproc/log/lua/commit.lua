@@ -22,6 +22,7 @@ if call('EXISTS', KEYS[1]) == 0 then
 end
 local function int(x) return string.format('%d', x) end -- as in admit.lua: whole, below 2^53
 
+local there = {} -- budgets that are there, by index; looked at before the first write
 local function settle(payout, wanted, fees, indexes)
   -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled; `f` are fees charged since.
   local f = call('HMGET', payout, 'q', 'a', 'f')
@@ -34,7 +35,7 @@ local function settle(payout, wanted, fees, indexes)
   if held == 'reserved' then reserved = -amount else committed = committed - amount - charged end
   for _, index in ipairs(indexes) do
     local key = KEYS[index]
-    if call('EXISTS', key) == 1 then
+    if there[index] then
       if reserved ~= 0 then call('HINCRBY', key, 'r', int(reserved)) end
       if committed ~= 0 then call('HINCRBY', key, 'c', int(committed)) end
     end
@@ -54,14 +55,56 @@ local function dead_letter(id, problem)
 end
 
 -- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
-local inputs, versions, runs = tonumber(ARGV[2]), {}, call('ZCARD', KEYS[8])
+local inputs, versions, runs = whole(ARGV[2], 0, #ARGV), {}, call('ZCARD', KEYS[8])
+local SETTLEMENTS = { [''] = true, committed = true, released = true }
+
+local looked = {}
+local function look_at(command, index)
+  if not looked[index] then looked[index] = { call(command, KEYS[index]) } end
+  return looked[index][1]
+end
+
+-- What few inputs have, looked at: its counts, its numbers, and the types of its keys.
+local function check_rare(at, more, payout)
+  local windows, timers, notes = whole(ARGV[at + 4], 0, more), whole(ARGV[at + 5], 0, more), whole(ARGV[at + 6], 0, more)
+  if more ~= 8 + windows + 2 * timers + 3 * notes then wrong('it has a part of an input') end
+  whole(ARGV[at], 0, S_MAX)
+  whole(ARGV[at + 7], 0, US_MAX)
+  local settlement, first = ARGV[at + 1], at + 8
+  if not SETTLEMENTS[settlement] or (settlement ~= '' and payout == 0) then wrong('it settles nothing') end
+  if settlement ~= '' then whole(look_at('GET', 2) or 0, 0, US_MAX) end
+  for k = first, first + windows - 1 do
+    local index = whole(ARGV[k], 9, #KEYS)
+    there[index] = look_at('HLEN', index) > 0
+  end
+  first = first + windows
+  if timers > 0 then look_at('ZCARD', 3) end
+  for k = first, first + 2 * timers - 1, 2 do whole(ARGV[k], 0, US_MAX) end
+  first = first + 2 * timers
+  for k = first, first + 3 * notes - 1, 3 do look(KEYS[whole(ARGV[k], 9, #KEYS)], ARGV[k + 1], ARGV[k + 2]) end
+  if ARGV[at + 2] == '1' then
+    look_at('ZCARD', 5)
+    look_at('HLEN', 6)
+  end
+  if ARGV[at + 3] ~= '' then look_at('XLEN', 4) end
+end
+
+look_at('XLEN', 1)
 local outdated = ARGV[3] ~= '' and (call('HGET', KEYS[7], 'rev') or '0') ~= ARGV[3]
 local i = 4
 for n = 1, inputs do
-  local payout = tonumber(ARGV[i + 1])
-  if payout > 0 then versions[payout] = call('HGET', KEYS[payout], 'v') or '0' end
-  i = i + 7 + tonumber(ARGV[i + 6])
+  local payout, more = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 6])
+  if not (payout and more and more >= 0 and string.find(ARGV[i], '^%d+%-%d+$')) then wrong('it has no such input') end
+  if payout > 0 then
+    versions[payout] = call('HGET', KEYS[payout], 'v') or '0'
+    if not tonumber(versions[payout]) then wrong('a payout has no version') end
+  elseif ARGV[i + 3] ~= '' then
+    wrong('a record is of no payout')
+  end
+  if more > 0 then check_rare(i + 7, more, payout) end
+  i = i + 7 + more
 end
+if i ~= #ARGV + 1 then wrong('it has a part of an input') end
 
 -- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
 local function rare(at, id, payout, m)

@@ -11,6 +11,19 @@ local call, tonumber = redis.call, tonumber
 local time = call('TIME')
 local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[1]))
 local open_max, exact_max, examples_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if (#ARGV - 6) % 5 ~= 0 then wrong('it has a part of an alert') end
+for i = 1, 4 do whole(ARGV[i], 0, US_MAX) end
+whole(ARGV[5], 0, MS_MAX)
+call('ZCARD', KEYS[1])
+local function look(index)
+  call('HLEN', KEYS[index])
+  call('SCARD', KEYS[index + 1])
+end
+look(2)
+for i = 7, #ARGV, 5 do
+  whole(ARGV[i + 4], 0, US_MAX)
+  look(whole(ARGV[i], 4, #KEYS - 1))
+end
 local reply = {}
 for i = 7, #ARGV, 5 do
   local index, name, about, id, paise = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -33,7 +46,7 @@ for i = 7, #ARGV, 5 do
     call('SADD', seen, id)
     call('HINCRBY', hash, 'n', 1)
     call('HINCRBY', hash, 'sum', paise)
-    local kept = tonumber(call('HGET', hash, 'examples'))
+    local kept = tonumber(call('HGET', hash, 'examples') or '0')
     if kept < examples_max then call('HSET', hash, 'examples', kept + 1, 'example' .. (kept + 1), id) end
   end
   call('PEXPIRE', hash, ARGV[5])

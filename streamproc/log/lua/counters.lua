@@ -15,13 +15,15 @@ local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day s
 local rates, budgets = {}, {}
 
 local function terms_at(i)
+  whole(ARGV[i + 4], -1, (#ARGV - i - 5) / 3)
+  whole(ARGV[i + 2], 0, US_MAX)
   local t = {
     rate = tonumber(ARGV[i]), count = tonumber(ARGV[i + 1]), window_us = tonumber(ARGV[i + 2]), hold = ARGV[i + 3] == '1',
     windows = tonumber(ARGV[i + 4]), w = ARGV[i + 5], budgets = {}, limits = {}, ends = {},
   }
   for k = 1, t.windows do
     local j = i + 3 + 3 * k
-    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), tonumber(ARGV[j + 2])
+    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), whole(ARGV[j + 2], 0, S_MAX)
   end
   return t, i + 6 + 3 * #t.budgets
 end

@@ -9,6 +9,13 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local first, longest, longest_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+if (#ARGV - 3) % 4 ~= 0 then wrong('it has a part of an entry') end
+for i = 1, 3 do whole(ARGV[i], 0, US_MAX) end
+for i = 4, #ARGV, 4 do
+  whole(ARGV[i + 1], 0, US_MAX)
+  whole(ARGV[i + 3], 0, 1000)
+end
+redis.call('ZCARD', KEYS[1])
 local reply = {}
 for i = 4, #ARGV, 4 do
   local counts = ARGV[i + 2] == '1'

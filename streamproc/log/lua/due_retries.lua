@@ -4,6 +4,8 @@
 -- KEYS[1] stream log   KEYS[2] zset retries of the group
 -- ARGV[1] group, ARGV[2] consumer, ARGV[3] lease (µs), ARGV[4] most entries
 -- Returns the entries as XCLAIM gives them.  O(limit * log n). Safe to resend: at worst a lease is spent.
+whole(ARGV[3], 0, US_MAX)
+whole(ARGV[4], 1, 2 ^ 31)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[4])

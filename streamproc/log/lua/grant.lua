@@ -21,7 +21,8 @@
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
-local payouts, reply = tonumber(ARGV[6]), {}
+whole(ARGV[3], 0, S_MAX)
+local payouts, reply = whole(ARGV[6], 1, #KEYS - 4), {}
 if (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
   for n = 1, payouts do reply[n] = 2 end
   return reply
@@ -51,6 +52,7 @@ end
 -- Whose entries are pending, so that XACK will answer 1. A worker's entries are neighbours in the log; where others lie
 -- between them, more than there is room for here, the last ones are not found and left.
 local pending, notes = {}, i + 10 * payouts
+if notes > #ARGV + 1 or (#ARGV + 1 - notes) % 4 ~= 0 then wrong('it has a part of a payout') end
 for _, one in ipairs(call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[notes - 10], 2 * payouts)) do pending[one[1]] = true end
 
 local acknowledged, writes, written = {}, {}, 0
@@ -91,6 +93,7 @@ for n = 1, payouts do
   i = i + 10
 end
 if #acknowledged == 0 then return reply end
+for k = notes, #ARGV, 4 do look(KEYS[whole(ARGV[k + 1], 5, #KEYS)], ARGV[k + 2], ARGV[k + 3]) end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
 local first, last
 for k = 1, written, 5 do

@@ -5,7 +5,7 @@
 -- Returns {term, owner}: the term is 0 where somebody else has it, or nobody after it was given back.
 -- O(1). Safe to resend: whoever has it renews it.
 local call = redis.call
-local owner, ms = call('HGET', KEYS[1], 'o'), tonumber(ARGV[2])
+local owner, ms = call('HGET', KEYS[1], 'o'), whole(ARGV[2], 0, MS_MAX)
 if owner and owner ~= ARGV[1] then return {0, owner} end
 if ms == 0 then
   call('DEL', KEYS[1])

@@ -11,7 +11,7 @@ local reply = {
   string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2])),
   redis.call('HGET', KEYS[1], 'rev') or '0',
 }
-local payouts = tonumber(ARGV[1])
+local payouts = whole(ARGV[1], 0, #KEYS - 1)
 local known = payouts > 0 and redis.call('EXISTS', unpack(KEYS, 2, payouts + 1)) > 0
 for i = 2, payouts + 1 do
   reply[#reply + 1] = known and redis.call('HMGET', KEYS[i], 'v', 's', 'a')

@@ -9,6 +9,8 @@ local call = redis.call
 if call('EXISTS', KEYS[3]) == 1 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is being recovered')
 end
+whole(ARGV[2], 0, #ARGV - 2)
+call('HLEN', KEYS[2])
 local there, present = call('EXISTS', KEYS[1]) == 1, {}
 if there then
   for _, group in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do present[group[2]] = true end
@@ -23,5 +25,6 @@ for i = 3, #ARGV do
   local late = read and i < 3 + tonumber(ARGV[2])
   if not present[ARGV[i]] then call('XGROUP', 'CREATE', KEYS[1], ARGV[i], late and '$' or '0', 'MKSTREAM') end
   call('HSETNX', KEYS[2], ARGV[i], not present[ARGV[i]] and late and 'late' or '1')
+  present[ARGV[i]] = true -- it may be named twice
 end
 return ''

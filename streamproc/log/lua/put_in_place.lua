@@ -5,6 +5,8 @@
 -- Returns 1, or 0 if another run has taken over.  O(1).
 -- Resent after a lost reply it answers 0; the log is then in place, as the next look at it shows.
 local call = redis.call
+if #KEYS ~= 4 then wrong('it has four keys') end
+whole(ARGV[2], 0, S_MAX)
 if call('HGET', KEYS[4], 'run') ~= ARGV[1] then return 0 end
 call('RENAME', KEYS[1], KEYS[2])
 call('DEL', KEYS[4])

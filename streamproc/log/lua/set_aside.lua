@@ -5,6 +5,7 @@
 -- Returns 1 if a log was set aside, now or by the run that was interrupted, else 0.
 -- O(1). Safe to resend. Scripts answer NOLOG while there is no log, so workers and producers that still run cannot write.
 local call = redis.call
+if #ARGV ~= 1 or #KEYS ~= 3 then wrong('it has one argument and three keys') end
 if call('EXISTS', KEYS[3]) == 0 then
   local there = call('EXISTS', KEYS[1])
   if there == 1 then

@@ -8,6 +8,9 @@
 local call = redis.call
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+if #KEYS ~= 3 then wrong('it has three keys') end
+whole(ARGV[2], 0, US_MAX)
+whole(ARGV[3], 0, 2 ^ 31)
 local due = call('ZSCORE', KEYS[1], ARGV[1])
 if not due or tonumber(due) > now then return {} end
 local found = call('HMGET', KEYS[2], 'about', 'n', 'sum', 'more', 'examples')
@@ -16,6 +19,7 @@ if not found[1] or (found[2] == '0' and found[4] == '0') then
   call('UNLINK', KEYS[2], KEYS[3])
   return {}
 end
+whole(found[5], 0, 2 ^ 31)
 local lease = string.format('%.0f', now + tonumber(ARGV[2]))
 call('ZADD', KEYS[1], lease, ARGV[1])
 local reply = { lease, found[1], found[2], found[3], found[4] }

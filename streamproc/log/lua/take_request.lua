@@ -4,7 +4,7 @@
 -- ARGV[1] requests in a window, > 0   ARGV[2] µs of the window
 -- Returns 0 where it was taken, else the µs until the next one is.
 -- O(1) but for a walk along the list's nodes of 8 KB. Resent after a lost reply it takes another: one request is wasted.
-local number, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local number, window = whole(ARGV[1], 1, 2 ^ 31), whole(ARGV[2], 1, US_MAX)
 local now = redis.call('TIME')
 now = tonumber(now[1]) * 1000000 + tonumber(now[2])
 local newest = tonumber(redis.call('LINDEX', KEYS[1], 0) or '0')

@@ -4,6 +4,7 @@
 -- ARGV[1] µs between two turns   ARGV[2] turns that may be taken at once after a rest
 -- ARGV[3] µs: a longer wait cannot be, since no process holds more than one turn; the clock went back
 -- Returns the wait in µs.  O(1). Resent after a lost reply it takes another turn: one is wasted, none is given twice.
+for i = 1, 3 do whole(ARGV[i], 1, US_MAX) end
 local now = redis.call('TIME')
 now = tonumber(now[1]) * 1000000 + tonumber(now[2])
 local between, burst, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -1,0 +1,15 @@
+#!lua
+-- What a script asks of its arguments before its first write; this file is put before the scripts that use it.
+-- KEYS[1], ... and ARGV as the script has them
+-- Returns nothing by itself. What is raised here is the call's error: Redis does not roll back, and a count that is not one
+-- would let a loop run without an end, on the server's one thread.
+local function wrong(what) error('ERR a script was called wrongly: ' .. what, 0) end
+-- A whole number within limits, of an argument.
+local function whole(text, least, most)
+  local n = tonumber(text)
+  if not n or n % 1 ~= 0 or n < least or n > most then
+    wrong(string.sub(tostring(text), 1, 40) .. string.format(' is not a whole number of %.0f to %.0f', least, most))
+  end
+  return n
+end
+local US_MAX, MS_MAX, S_MAX = 2 ^ 53, 2 ^ 43, 2 ^ 33 -- a time that Redis takes and a double holds; some 270 years

@@ -1,0 +1,96 @@
+"""Workers of two versions on one log: what only the later one knows waits for it. It is not skipped, and not set aside."""
+
+import asyncio
+import json
+from unittest import mock
+
+import pytest
+
+from streamproc.domain import wire
+from streamproc.domain.wire import encode_events
+from streamproc.log import batch, scripts
+from tests.engine import Engine
+from tests.words import ACCOUNT, observed
+
+POLICIES = """
+policies:
+  bot: {daily_limit: 1000000}
+"""
+
+
+def later(**changes: object) -> bytes:
+    """A payout's sighting as a later version may write it."""
+    [event] = json.loads(encode_events([observed("pout_later")]))
+    return json.dumps([{**event, **changes}], separators=(",", ":")).encode()
+
+
+async def decision(engine: Engine, payout: str) -> str | None:
+    """What Redis has; the log cannot be read whole here."""
+    kept = await engine.client.hget(engine.names.payout(payout), "s")
+    found: str | None = json.loads(kept).get("decision") if kept else None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("e", "why"),
+    [
+        (later(v=2), "has version 2; known here are 1 to 1"),
+        (later(type="payout.announced"), "'payout.announced' is not known here"),
+        (
+            b'[{"type":"review.delegated","v":1,"payout":"pout_later"}]',
+            "'review.delegated' is not known here",
+        ),
+    ],
+)
+async def test_an_event_of_a_later_version_waits_and_its_neighbours_do_not(
+    redis_url: str, e: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        written = await engine.client.xadd(engine.names.log, {"e": e, "m": '{"by":"webhook"}'})
+        await engine.deliver(observed("pout_good"))
+
+        assert await decision(engine, "pout_good") == "APPROVED"
+        assert await engine.client.zscore(engine.names.retries("governance"), written) is not None
+        pending = await engine.client.xpending_range(engine.names.log, "governance", "-", "+", 10)
+        assert [row["message_id"] for row in pending] == [written]
+        assert await engine.client.xlen(engine.names.dead) == 0
+    assert why in caplog.text
+
+
+async def test_a_worker_that_knows_it_finishes_what_the_other_one_left(redis_url: str) -> None:
+    with (
+        mock.patch.object(batch, "NEWER_S", 0.0),
+        mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+    ):
+        async with Engine(redis_url) as engine:
+            await engine.apply(POLICIES)
+            written = await engine.client.xadd(engine.names.log, {"e": later(v=2), "m": '{"by":"webhook"}'})
+            async with asyncio.timeout(60):
+                while await engine.client.zscore(engine.names.retries("governance"), written) is None:
+                    await asyncio.sleep(0.01)
+            real = wire.decode_events
+            with mock.patch.object(batch, "decode_events", lambda e: real(e.replace(b'"v":2', b'"v":1'))):
+                async with asyncio.timeout(60):
+                    while await decision(engine, "pout_later") is None:
+                        await asyncio.sleep(0.01)
+                await engine.settled()
+            entries = [fields[1] for _, fields in await engine.client.xrange(engine.names.log)]
+            assert sum(e.count(b'"type":"payout.decided"') for e in entries) == 1
+            assert await engine.client.xlen(engine.names.dead) == 0
+
+
+def test_what_no_later_version_would_write_is_not_waited_for() -> None:
+    for e in (later(v=10**6), later(v=0), later(v="2"), later(type=""), later(type="x"), later(type=None)):
+        with pytest.raises(wire.Unprocessable) as told:
+            wire.decode_events(e)
+        assert type(told.value) is wire.Unprocessable
+
+
+def test_a_note_that_is_called_type_is_not_taken_for_an_event() -> None:
+    assert wire.names_other_types(encode_events([observed("pout_1")])) is None
+    assert (
+        wire.names_other_types(b'[{"type":"payout.observed","facts":{"notes":{"type":"vendor bill"}}}]')
+        is None
+    )
+    assert wire.names_other_types(later(type="payout.announced")) is not None

@@ -1,0 +1,282 @@
+"""A script that is called wrongly, or meets a key of a wrong type, says so before its first write: nothing has changed.
+
+The calls are those that the product makes of each script, heard while it works. Each is sent again from the same state with its
+arguments or keys cut, doubled, changed, or its keys of another type; what is answered by an error must have left every key as it was.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+import streamproc.log
+from streamproc.domain import events as e
+from streamproc.log import batch, restore, scripts, trim
+from streamproc.log.connection import connected
+from streamproc.log.digests import Alert, Digests
+from streamproc.log.names import Names
+from streamproc.log.scripts import Script
+from streamproc.log.stream import open_log
+from tests.engine import Engine
+from tests.hostile.mutations import CASES, SEED
+from tests.words import ACCOUNT, NOW, observed
+
+NAMES = Names(0)
+DIRECTORY = Path(streamproc.log.__file__).parent / "lua"
+LUA = {path.stem for path in DIRECTORY.glob("*.lua")}
+PARTS = {"checks", "counters", "beneficiaries"}
+"""These are put before others, and are no scripts by themselves."""
+CALLS_MAX = 3
+"""Of each script, those that had the most arguments."""
+VALUES: tuple[bytes, ...] = (
+    b"",
+    b"x",
+    b"-1",
+    b"0",
+    b"1",
+    b"2",
+    b"1.5",
+    b"nan",
+    b"inf",
+    b"1e99",
+    b"9" * 30,
+    b"\xff\x00",
+    b"{}",
+    b"0-0",
+)
+POLICIES = """
+policies:
+  bot: {daily_limit: 1_000_000_000, require_approval_above: 1_000_000, new_beneficiary: ignore}
+  tight: {daily_limit: 300_000, rate_limit: {count: 3, window: 60}}
+reviewers: [asha]
+"""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A call, and everything that was in Redis before it."""
+
+    script: Script
+    keys: list[bytes]
+    args: list[bytes]
+    before: dict[bytes, bytes]
+
+
+def as_bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+async def everything(client: Redis) -> dict[bytes, bytes]:
+    """Every key with its value."""
+    names = sorted(await client.keys("*"))
+    async with client.pipeline(transaction=True) as pipe:
+        for name in names:
+            pipe.dump(name)
+        return dict(zip(names, await pipe.execute(), strict=True))
+
+
+def name_of(script: Script) -> str:
+    """The file that the script is, without those that are put before it."""
+    files = {name: (DIRECTORY / f"{name}.lua").read_bytes().partition(b"\n")[2] for name in LUA - PARTS}
+    return next(name for name, text in files.items() if script.text.endswith(text))
+
+
+class Ears:
+    """Hears the calls, one at a time, so that what is in Redis before a call is what the call meets."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+        self.calls: dict[str, list[Heard]] = defaultdict(list)
+        self.lock = asyncio.Lock()
+        self.real = Script.__call__
+
+    async def __call__(self, script: Script, client: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        async with self.lock:
+            heard = Heard(
+                script,
+                [as_bytes(key) for key in keys],
+                [as_bytes(arg) for arg in args],
+                await everything(self.client),
+            )
+            answer = await self.real(script, client, keys, args)
+        mine = self.calls[name_of(script)]
+        mine.append(heard)
+        mine.sort(key=lambda one: (-len(one.args), -len(one.keys)))
+        del mine[CALLS_MAX:]
+        return answer
+
+
+async def work(url: str) -> None:
+    """Everything that the product has a script for, once at least."""
+    async with Engine(url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(
+            *(
+                observed(
+                    f"pout_{n}",
+                    agent="bot" if n % 2 else "tight",
+                    url="https://a.example/" if n > 4 else None,
+                )
+                for n in range(10)
+            )
+        )
+        await engine.deliver(observed("pout_held", 2_000_000))
+        await engine.review("pout_held", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("pout_1", status="processed"))
+        await engine.append(
+            ACCOUNT,
+            e.PayoutMalformed(at=NOW, payout="x", account=ACCOUNT, source="webhook", problem="amount"),
+        )
+        await engine.client.zadd(
+            engine.names.timers,
+            {'[{"type":"timer.fired","v":1,"at":1,"payout":"pout_2","timer":"hold_expiry"}]': 1},
+        )
+        await engine.settled()
+        async with asyncio.timeout(30):
+            while await engine.client.zcount(engine.names.timers, 0, 1):
+                await asyncio.sleep(0.01)
+        await engine.settled()
+        client, group = engine.client, engine.groups[0].name
+        (letter, fields), *_ = await client.xrange(NAMES.dead)
+        entry = dict(zip(fields[::2], fields[1::2], strict=True))[b"entry"].decode()
+        record: dict[str, Any] = {"group": group, "entry": entry, "e": b"[]", "m": b"{}"}
+        await scripts.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
+        last = (await client.xrevrange(NAMES.log, count=1))[0][0].decode()
+        await trim.trim(client, NAMES, anchor=last, retention_s=0)
+    async with connected(url) as client:
+        await by_hand(client, url)
+
+
+async def by_hand(client: Redis, url: str) -> None:
+    """What no payout of `work` brings about."""
+    await open_log(client, partitions=1, groups=("g", "late"))
+    await client.xadd(NAMES.log, {"e": "[]", "m": "{}"})
+    reply = await client.execute_command(
+        "XREADGROUP", "GROUP", "g", "a", "COUNT", 1, "STREAMS", NAMES.log, ">"
+    )
+    entry = reply[0][1][0][0]
+    backoff = scripts.Backoff(0.0, 0.0, 0.0)
+    await scripts.defer(client, NAMES, "g", [scripts.Deferral(entry, 0.0, True)] * 2, backoff)
+    await scripts.due_retries(client, NAMES, "g", "b", lease_s=60, limit=4)
+    await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
+    await scripts.leave(client, NAMES, "g", "idle")
+    await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
+    await scripts.take_request(client, NAMES, "t", number=2, window_s=60)
+    await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
+    counting = Digests(url, gather_s=0.0)
+    await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])
+    (digest,) = await counting.take(1)
+    told = e.NotificationSent(at=NOW, kind="digest", channel="ntfy", ref="r", count=2, about="of bot")
+    await counting.close(digest, told, "notification")
+    recovery = restore.Restorer(client, NAMES, 7)
+    await recovery.set_aside()
+    await client.xadd(NAMES.staged, {"e": "[]", "m": "{}"})
+    await recovery.put_in_place(keep_rescued_s=60)
+
+
+async def hear(url: str) -> dict[str, list[Heard]]:
+    """The calls of each script."""
+    async with Redis.from_url(url) as client:
+        ears = Ears(client)
+
+        async def called(script: Script, *call: Any) -> Any:
+            return await ears(script, *call)
+
+        with (
+            mock.patch.object(Script, "__call__", called),
+            mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+        ):
+            await work(url)
+    return dict(ears.calls)
+
+
+def spoilt(rng: Random, heard: Heard) -> tuple[list[bytes], list[bytes], bytes]:
+    """Keys and arguments of a call that nobody of us makes, and the key to be made of another type, or none."""
+    keys, args = list(heard.keys), list(heard.args)
+    kind, at = rng.randrange(9), rng.randrange(len(args) or 1)
+    match kind:
+        case 0:
+            del args[at:]
+        case 1 if args:
+            del args[at]
+        case 2 if args:
+            args.insert(at, args[at])
+        case 3:
+            args.insert(at, rng.choice(VALUES))
+        case 4 | 5 if args:
+            args[at] = rng.choice(VALUES)
+        case 6:
+            del keys[rng.randrange(len(keys)) :]
+        case 7:
+            args += [rng.choice(VALUES) for _ in range(rng.randrange(4))]
+        case _:
+            return keys, args, rng.choice(keys)
+    return keys, args, b""
+
+
+async def put_back(client: Redis, before: dict[bytes, bytes], wrong: bytes, rng: Random) -> None:
+    """Everything as it was before the call; one key of another type."""
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.flushdb()
+        for name, value in before.items():
+            if name != wrong:
+                pipe.restore(name, 0, value)
+        if wrong:
+            match rng.randrange(3):
+                case 0:
+                    pipe.set(wrong, "a text")
+                case 1:
+                    pipe.rpush(wrong, "a list")
+                case _:
+                    pipe.hset(wrong, "a", "hash")
+        await pipe.execute()
+
+
+async def violations(
+    url: str, rng: Random, calls: dict[str, list[Heard]], cases: int
+) -> tuple[list[str], Counter[str]]:
+    """Calls that were answered by an error and changed something; and how many were answered by an error, by script."""
+    found: list[str] = []
+    refused: Counter[str] = Counter()
+    async with Redis.from_url(url) as client:
+        for name in sorted(calls):
+            for number in range(cases):
+                heard = calls[name][number % len(calls[name])]
+                keys, args, wrong = spoilt(rng, heard)
+                await put_back(client, heard.before, wrong, rng)
+                before = await everything(client)
+                try:
+                    await evaluate(client, heard.script, keys, args)
+                except ResponseError as problem:
+                    refused[name] += 1
+                    after = await everything(client)
+                    if after != before:
+                        changed = sorted(
+                            key for key in after.keys() | before.keys() if after.get(key) != before.get(key)
+                        )
+                        found.append(f"{name}: {problem}: {changed} by {keys} {args} {wrong!r}"[:700])
+    return found, refused
+
+
+async def evaluate(client: Redis, script: Script, keys: list[bytes], args: list[bytes]) -> None:
+    try:
+        await client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+    except NoScriptError:
+        await client.execute_command("EVAL", script.text, len(keys), *keys, *args)
+
+
+@pytest.mark.timeout(120)
+async def test_a_call_that_is_an_error_has_changed_nothing(redis_url: str) -> None:
+    calls = await hear(redis_url)
+    assert calls.keys() == LUA - PARTS
+    found, refused = await violations(redis_url, Random(SEED), calls, CASES // 3)
+    assert not found, f"{len(found)} of {refused}:\n" + "\n".join(found[:40])
+    assert refused.total() > CASES
