@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := streamproc consumers projections ops
 
+# Where it is set, each of the hundreds of processes that the tests start compiles all modules again: half a second of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all soak
 
