@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := streamproc consumers projections ops
 
+# Where it is set, each of the hundreds of processes that the tests start compiles all modules again: half a second of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all soak
 
@@ -53,12 +56,14 @@ contracts: venv  ## check that imports go one way
 
 check: lint types contracts test  ## everything that must be green before a commit
 
-# Three at a time: a run waits more than it computes. Each test is a group of its own (tests/conftest.py).
+# Three at a time: a run waits more than it computes. Each test is a group of its own (tests/conftest.py). Only the files
+# that have some: each of the three would else load all tests of the suite first.
+BREAKING = $(shell grep -rlE 'mark\.(faults|soak)' --include='test_*.py' tests)
 faults: venv  ## break the real system for some minutes: every kind of fault once, every known bug found
-	$(BIN)/pytest -m "faults and not soak" -n 3 --no-loadscope-reorder tests
+	$(BIN)/pytest -m "faults and not soak" -n 3 --no-loadscope-reorder $(BREAKING)
 
 faults-all: venv  ## the same, and the runs that are too long for CI
-	$(BIN)/pytest -m "faults or soak" -n 3 --no-loadscope-reorder tests
+	$(BIN)/pytest -m "faults or soak" -n 3 --no-loadscope-reorder $(BREAKING)
 
 SEED ?= 1
 MINUTES ?= 10

@@ -52,7 +52,7 @@ POINTS: dict[str, tuple[str, ...]] = {
 """Where a role can be made to kill itself, before or after (tests/faults/role.py)."""
 
 CLAIM_IDLE_S = 2.0
-COME_BY_S = 60.0
+COME_BY_S = 180.0
 """For a role to come by the point where it kills itself, on a busy machine."""
 FREEZE_S = 3.0
 """Longer than the claim time: others take over what the frozen worker holds, and then it comes back."""

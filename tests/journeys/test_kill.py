@@ -132,9 +132,8 @@ async def test_a_killed_projector_archives_each_entry_once(redis_url: str, postg
         await system.apply(POLICIES)
         batch = await pay_batch(system)
         for number in range(1, 4):
-            batch["free"] |= (await pay_batch(system, {"free": 5}))[
-                "free"
-            ]  # so that there is more to archive
+            more = await pay_batch(system, {"free": 5})  # so that there is something to archive
+            batch["free"] |= more["free"]
             await archived_more(system)
             await system.kill("projector" if number == 1 else f"projector-{number}")
             await system.start(f"projector-{number + 1}")
