@@ -54,7 +54,7 @@ contracts: venv  ## check that imports go one way
 check: lint types contracts test  ## everything that must be green before a commit
 
 faults: venv  ## break the real system for some minutes: every kind of fault once, every known bug found
-	$(BIN)/pytest -m faults -n 0 tests/faults
+	$(BIN)/pytest -m faults -n 0 tests/faults tests/model
 
 SEED ?= 1
 MINUTES ?= 10

@@ -38,8 +38,11 @@ def settle_stage(*, alone: bool = False) -> Stage:
         for work in dict.fromkeys(work for work, _ in items):
             _settle_one(work, desk, folded=alone or work.m.startswith(_BY_EXECUTION))
 
-    consumes = frozenset({PayoutObserved, BankCommandAnswered, PayoutDecided})
-    return Stage(name="settle", consumes=consumes, handle=settle)
+    return Stage(
+        name="settle",
+        consumes=frozenset({PayoutObserved, BankCommandAnswered, PayoutDecided}),
+        handle=settle,
+    )
 
 
 def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:

@@ -18,7 +18,7 @@ from tests.properties.test_straight import payouts
 
 QUICK = 25
 """Examples in the default suite."""
-LONG = 300
+LONG = 150
 """Examples of `make faults`."""
 EXAMPLES = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks=pytest.mark.faults)]
 
