@@ -16,6 +16,8 @@ from tests.model.playing import Crew, Input, counters, drawn, history_of, storie
 from tests.model.stepping import World, governance, the_tests_clock
 from tests.properties.test_straight import payouts
 
+pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+
 QUICK = 25
 """Examples in the default suite."""
 LONG = 150
