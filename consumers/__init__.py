@@ -55,8 +55,10 @@ def governance(
 
 
 def split(group: Group) -> Mapping[str, Group]:
-    """The same chain with one group for each stage: the same decisions in more commits."""
+    """The same chain with one group for each stage: the same decisions in more commits. The bank may be asked once more
+    to end a payout that was not let through."""
+    stages = [settle.ALONE if stage is settle.STAGE else stage for stage in group.stages]
     return {
         f"{group.name}.{stage.name}": Group(name=f"{group.name}.{stage.name}", stages=(stage,))
-        for stage in group.stages
+        for stage in stages
     }

@@ -6,6 +6,7 @@ in the commit that records it.
 
 from collections.abc import Sequence
 
+from consumers.inputs import EXECUTION
 from consumers.verdicts import record_reservation, record_slot
 from streamproc.domain.budget import RateAnswer
 from streamproc.domain.copies import copy_of
@@ -13,6 +14,7 @@ from streamproc.domain.events import (
     BankCommandAnswered,
     BankFeeRecorded,
     CancelRequested,
+    Event,
     GovernanceBypassed,
     PayoutDecided,
     PayoutObserved,
@@ -24,17 +26,31 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import MOVING_STATUSES, PayoutRecord, is_open, settlement_due
 from streamproc.log.work import Desk, Item, Stage, Work
 
-
-async def settle(items: Sequence[Item], desk: Desk) -> None:
-    """Once for each payout of the batch, whatever number of its events is in hand."""
-    for work in dict.fromkeys(work for work, _ in items):
-        _settle_one(work, desk)
+_BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
+"""How the metadata begins of what execution wrote, which commits the payout's record with it."""
 
 
-def _settle_one(work: Work, desk: Desk) -> None:
+def settle_stage(*, alone: bool = False) -> Stage:
+    """`alone`: in a group of its own, where other stages have folded an entry before this one is given it."""
+
+    async def settle(items: Sequence[Item], desk: Desk) -> None:
+        # Once for each payout of the batch, whatever number of its events is in hand.
+        for work in dict.fromkeys(work for work, _ in items):
+            _settle_one(work, desk, folded=alone or work.m.startswith(_BY_EXECUTION))
+
+    return Stage(
+        name="settle",
+        consumes=frozenset({PayoutObserved, BankCommandAnswered, PayoutDecided}),
+        handle=settle,
+    )
+
+
+def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
+    """`folded`: whoever wrote the entry, or had it before, has its events in the record that was loaded. So that record
+    does not tell what is new: the entry's own events do."""
     record = work.known()
     if is_intent(record.payout):
-        _tell_of_foreign(work, desk)
+        _tell_of_foreign(work, desk, folded=folded)
     if _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
         work.emit(
             _fee(work, desk)
@@ -47,7 +63,7 @@ def _settle_one(work: Work, desk: Desk) -> None:
                 status=record.bank_status,
             )
         )
-    _recall(work, desk)
+    _recall(work, desk, folded=folded)
     _adopt(work, desk)
     record = work.known()
     due = settlement_due(record)
@@ -74,12 +90,12 @@ def _why(record: PayoutRecord) -> str:
     return record.reason if record.decision == "REJECTED" else f"bank: {record.bank_status}"
 
 
-def _tell_of_foreign(work: Work, desk: Desk) -> None:
+def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
     """Other payouts that bear the intent's reference, or one that no intent has. What moved is a bypass, and nothing of
     the intent changes. What waits, or would pay itself, nobody decided or ever will: the bank is to end it.
     """
     record = work.known()
-    before = {(copy.id, copy.status) for copy in foreign_copies(work.loaded)} if work.loaded else set()
+    before = _foreign_before(work, folded=folded)
     for copy in foreign_copies(record):
         if copy.status in ("pending", "queued") and (copy.id, copy.status) not in before:
             why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
@@ -99,6 +115,18 @@ def _tell_of_foreign(work: Work, desk: Desk) -> None:
                     bank_payout=copy.id,
                 )
             )
+
+
+def _foreign_before(work: Work, *, folded: bool) -> set[tuple[str, str]]:
+    """Other payouts under the reference, with their states, that somebody was told to end already."""
+    if work.loaded is None:
+        return set()
+    before = {(copy.id, copy.status) for copy in foreign_copies(work.loaded)}
+    if not folded:
+        return before
+    if any(type(event) is BankCommandAnswered and event.command == "create" for event in work.events):
+        return set()  # it says which one is the intent's, so all the others may be foreign since then
+    return before - {(e.facts.id, e.facts.status) for e in work.events if type(e) is PayoutObserved}
 
 
 def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
@@ -127,11 +155,13 @@ def _moved(work: Work) -> bool:
     )
 
 
-def _recall(work: Work, desk: Desk) -> None:
+def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
     """A payout that was rejected or held while pending, and that somebody moved to `queued`, would pay itself. And an
     intent that was stopped may turn up later: an attempt had reached the bank after all."""
     record = work.known()
     before = work.loaded.bank_status if work.loaded is not None else ""
+    if folded and any(_shows(event, record) for event in work.events):
+        before = ""
     waits = record.bank_status == "pending" and record.intent is not None and record.maybe_sent
     if not (record.bank_status == "queued" or waits) or before == record.bank_status:
         return
@@ -142,6 +172,13 @@ def _recall(work: Work, desk: Desk) -> None:
     if record.decision == "REJECTED" or unheld:
         why = f"{record.decision} ({record.reason}), and the bank has it {record.bank_status} now"
         work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why))
+
+
+def _shows(event: Event, record: PayoutRecord) -> bool:
+    """Whether it is this event that tells where the payout stands."""
+    if type(event) is not PayoutObserved or event.facts.status != record.bank_status:
+        return False
+    return record.intent is None or event.facts.id == record.bank_payout
 
 
 def _adopt(work: Work, desk: Desk) -> None:
@@ -181,8 +218,5 @@ def _tells_of(work: Work, rate: RateAnswer) -> bool:
     return False
 
 
-STAGE = Stage(
-    name="settle",
-    consumes=frozenset({PayoutObserved, BankCommandAnswered, PayoutDecided}),
-    handle=settle,
-)
+STAGE = settle_stage()
+ALONE = settle_stage(alone=True)

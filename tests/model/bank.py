@@ -70,7 +70,7 @@ class Bank:
                 currency=asked["currency"],
                 status="pending",
                 created_at=1 + len(self.payouts),
-                fund_account_id=asked["fund_account_id"],
+                fund_account_id=asked.get("fund_account_id", "fa_inline"),
                 reference_id=asked["reference_id"],
             )
         )

@@ -27,6 +27,7 @@ from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
 from streamproc.log.work import Group
 from tests.engine import ZONE
+from tests.model.crashing import Killed
 from tests.words import Vendors, apply_policies
 
 T = TypeVar("T")
@@ -39,10 +40,6 @@ TURNS_MAX = 24
 """Passes of the event loop after a call was answered, until the worker surely makes its next one."""
 ROUNDS_MAX = 200
 """Rounds of all workers until nothing is left; a history of some dozen inputs needs a tenth of it."""
-
-
-class Killed(BaseException):
-    """The process is gone: nothing may catch this."""
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from tests.model.crashing import Fuse, How
 from tests.model.stepping import START, Row, World, governance, the_tests_clock
 from tests.words import ACCOUNT, observed, requested
 
+pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+
 T = TypeVar("T")
 POINTS_MAX = 400
 """More than any batch here has; where it is reached, the batch never comes to its end."""

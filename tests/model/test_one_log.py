@@ -1,4 +1,4 @@
-"""The same history comes to the same log: by one group or one for each stage, by the short way, and told once or twice."""
+"""The same history comes to the same log: by one group or by many, by the short way or not, told once or twice."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -16,9 +16,11 @@ from tests.model.playing import Crew, Input, counters, drawn, history_of, storie
 from tests.model.stepping import World, governance, the_tests_clock
 from tests.properties.test_straight import payouts
 
-QUICK = 12
+pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+
+QUICK = 25
 """Examples in the default suite."""
-LONG = 300
+LONG = 150
 """Examples of `make faults`."""
 EXAMPLES = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks=pytest.mark.faults)]
 
@@ -59,10 +61,21 @@ def test_one_group_for_each_stage_writes_what_one_group_writes(unsynced: str, ex
 
 async def _split_or_not(url: str, history: list[Input]) -> None:
     one, state = await played(url, [governance(straight=False)], history)
-    for groups in ([governance()], list(consumers.split(governance()).values())):
-        other, other_state = await played(url, groups, history)
-        assert other == one, groups[0].name
-        assert other_state == state, groups[0].name
+    assert await played(url, [governance()], history) == (one, state)
+    apart, state_apart = await played(url, list(consumers.split(governance()).values()), history)
+    assert _but_requests(apart) == _but_requests(one)
+    assert state_apart == state
+    for payout, story in one.items():
+        assert set(story) <= set(apart[payout]), payout
+
+
+def _but_requests(stories: dict[str, list[str]]) -> dict[str, list[str]]:
+    """A stage that is alone is given entries that others have folded. So it cannot tell a queued payout that was
+    decided when it was first seen, or seen before, from one that moved on since: the bank is asked once more."""
+    return {
+        payout: [text for text in story if '"payout.cancel_requested"' not in text]
+        for payout, story in stories.items()
+    }
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)

@@ -1,0 +1,104 @@
+"""What the tests of this directory found, each as the shortest history that shows it."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from consumers.create import Debit
+from consumers.enact import execution
+from streamproc.clients.razorpay import CommandAnswer
+from streamproc.domain import events as e
+from streamproc.domain.events import BankPayout
+from streamproc.domain.intent import Beneficiary
+from streamproc.errors import TryAgain
+from streamproc.log.work import Group
+from tests.consumers.test_refuted import at_once
+from tests.model.bank import Bank
+from tests.model.playing import Crew
+from tests.model.stepping import START, World, governance, the_tests_clock
+from tests.model.test_crash_points import Slow
+from tests.words import ACCOUNT, copy_of, requested
+
+PAYEE = Beneficiary(
+    contact_name="Some Body", account_type="bank_account", name="Some Body", ifsc="HDFC0000001",
+    account_number="000011112222",
+)  # fmt: skip
+
+
+class Forgetful(Slow):
+    """The bank acts on the first `create`, and nobody hears its answer; its list shows the payout later."""
+
+    def __init__(self, bank: Bank) -> None:
+        super().__init__(bank)
+        self.is_listed = True
+        self.lost = False
+
+    async def create(self, order: bytes, key: str) -> CommandAnswer:
+        answer = await super().create(order, key)
+        if not self.lost:
+            self.lost, self.is_listed = True, False
+            raise TryAgain("the answer is lost", after_s=0.0)
+        return answer
+
+    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]:
+        return await super().find(account_number, reference) if self.is_listed else []
+
+
+def desk(wire: Slow) -> Group:
+    return execution(wire, at_once, Debit("2323230000000000", ACCOUNT))
+
+
+async def later(crew: Crew, seconds: float) -> None:
+    """Time passes, and what was put off is taken up."""
+    await crew.world.set_clock(crew.world.now + int(seconds * 1e6))
+    for consumer, client in crew._all:
+        consumer._upkeep_due = 0.0
+        consumer._claim_due = float("inf")
+        await consumer._upkeep(client)
+
+
+async def test_a_stopped_intent_that_execution_itself_finds_at_the_bank_is_rejected_there(
+    unsynced: str,
+) -> None:
+    """Execution has folded what it found, so governance took it for old news, and it stayed pending for ever."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", at=START)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(wire)], puts_off=True) as crew:
+            await crew.tell(asked)
+            await crew.rest()
+            assert [facts.status for facts in bank.under(asked.payout)] == ["pending"]
+            await crew.tell("policies: {free: {frozen: true}}")
+            for _ in range(3):
+                await later(crew, 12)
+                await crew.rest()
+            stopped = [event for row in await crew.world.rows() for event in row.events]
+            assert any(isinstance(event, e.PayoutStopped) for event in stopped)
+            wire.is_listed = True
+            for _ in range(3):
+                await later(crew, 12)
+                await crew.rest()
+    assert [facts.status for facts in bank.under(asked.payout)] == ["rejected"]
+
+
+@pytest.mark.parametrize("status", ["pending", "queued"])
+async def test_what_could_have_been_the_intents_until_its_own_was_made_is_ended(
+    unsynced: str, status: str
+) -> None:
+    """Somebody made the same payout under the reference while ours was awaited. Which one is ours is said by the
+    answer, which execution has folded; so nobody was told of the other one, and where it is queued it paid itself."""
+    bank = Bank()
+    asked = requested(300, agent="free", payee=PAYEE, at=START)
+    foreign = copy_of(asked, "pout_foreign", status)
+    bank.make(foreign.facts)
+    with the_tests_clock():
+        chain, calls = governance(), desk(Slow(bank))
+        async with Crew(World(unsynced), [chain, calls]) as crew:
+            await crew.tell(asked)
+            await crew.rest_of(chain)
+            await crew.tell(foreign)
+            await crew.rest_of(chain)
+            await crew.rest()
+    assert bank.now("pout_foreign").status in ("rejected", "cancelled")
+    assert [command for _, command in bank.effects].count("create") == 1
