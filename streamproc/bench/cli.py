@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import click
 
-from streamproc.bench.job import PAYEES, PAYEES_MAX, PAYOUTS_MAX
+from streamproc.bench.job import CONSUMERS, CONSUMERS_MAX, PAYEES, PAYEES_MAX, PAYOUTS_MAX
 
 PAYOUTS_MIN = 1_000
 """Fewer are over before the clock has said anything."""
@@ -38,8 +38,15 @@ def bench() -> None:
     show_default=True,
     help="Fund accounts that take turns; 0: every payout goes to a new one.",
 )
+@click.option(
+    "--consumers",
+    type=click.IntRange(1, CONSUMERS_MAX),
+    default=CONSUMERS,
+    show_default=True,
+    help="Of the engine, in its one worker process: as `worker --concurrency`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def floor(payouts: int, rounds: int, audit: bool, payees: int, as_json: bool) -> None:
+def floor(payouts: int, rounds: int, audit: bool, payees: int, consumers: int, as_json: bool) -> None:
     """Compare the engine with a hand-written worker that does the same job.
 
     Both sides take turns on this machine; one more round is made first and not counted. Exit code 1 when a side
@@ -60,7 +67,8 @@ def floor(payouts: int, rounds: int, audit: bool, payees: int, as_json: bool) ->
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
         # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
         said = status.update if status is not None else lambda _: None
-        found = document(asyncio.run(measure(payouts, rounds, audit=audit, payees=payees, said=said)))
+        measuring = measure(payouts, rounds, audit=audit, payees=payees, consumers=consumers, said=said)
+        found = document(asyncio.run(measuring))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:

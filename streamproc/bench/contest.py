@@ -43,13 +43,19 @@ Said = Callable[[str], None]
 
 
 class Run(Struct, frozen=True):
-    """One side's run. CPU is in µs for each payout; `worker` and `archive` are our processes."""
+    """One side's run. CPU is in µs for each payout; `worker` and `archive` are our processes.
+
+    `peak_mb`: the most memory (resident) that the worker had; `log_bytes`: what its streams take of Redis's memory for
+    each payout, which itself is in it.
+    """
 
     side: str
     round: int
     seconds: float
     payouts_per_s: float
     cpu_us: dict[str, float]
+    peak_mb: float = 0.0
+    log_bytes: float = 0.0
 
 
 class Measured(Struct, frozen=True):
@@ -59,6 +65,8 @@ class Measured(Struct, frozen=True):
     audit: bool
     payees: int
     """Fund accounts that the payouts go to; 0: each to a new one."""
+    consumers: int
+    """Of the engine, in its one worker process."""
     payload_bytes: int
     outcomes: dict[str, int]
     versions: dict[str, str]
@@ -66,11 +74,17 @@ class Measured(Struct, frozen=True):
 
 
 async def measure(
-    payouts: int, rounds: int, *, audit: bool, payees: int = job.PAYEES, said: Said
+    payouts: int,
+    rounds: int,
+    *,
+    audit: bool,
+    payees: int = job.PAYEES,
+    consumers: int = job.CONSUMERS,
+    said: Said,
 ) -> Measured:
     """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end."""
     wanted, runs = job.expected(payouts), list[Run]()
-    async with _arena(audit, payees) as arena:
+    async with _arena(audit, payees, consumers) as arena:
         for number in range(rounds + 1):
             for side in SIDES:
                 said(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
@@ -81,6 +95,7 @@ async def measure(
             payouts=payouts,
             audit=audit,
             payees=payees,
+            consumers=consumers,
             payload_bytes=len(job.payload(0, time.time_ns() // 1000)),
             outcomes=dict(sorted(wanted.items())),
             versions=cost.package_versions() | arena.versions,
@@ -89,11 +104,11 @@ async def measure(
 
 
 @asynccontextmanager
-async def _arena(audit: bool, payees: int) -> AsyncIterator["Arena"]:
+async def _arena(audit: bool, payees: int, consumers: int) -> AsyncIterator["Arena"]:
     with public_directory() as directory:
         async with AsyncExitStack() as stack:
             postgres = await stack.enter_async_context(embedded.postgres(directory)) if audit else None
-            arena = Arena(directory, postgres, payees)
+            arena = Arena(directory, postgres, payees, consumers)
             await arena.open()
             yield arena
 
@@ -112,8 +127,15 @@ def public_directory() -> Iterator[Path]:
 class Arena:
     """The servers, and one run after the other on them. Nothing here knows of STREAMPROC_REDIS_URL."""
 
-    def __init__(self, directory: Path, postgres: Store | None, payees: int = job.PAYEES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        postgres: Store | None,
+        payees: int = job.PAYEES,
+        consumers: int = job.CONSUMERS,
+    ) -> None:
         self._directory, self._postgres, self._payees = directory, postgres, payees
+        self._consumers = consumers
         self._runs = 0
         self.versions: dict[str, str] = {}
 
@@ -154,11 +176,12 @@ class Arena:
                 db = await stack.enter_async_context(self._fresh_database(side))
             load = (floor if side == "floor" else engine).load
             await load(client, payouts, self._payees, time.time_ns() // 1000)
-            seconds, cpu_s = await self._timed(side, store.url, client, db)
+            seconds, cpu_s, peak_mb = await self._timed(side, store.url, client, db)
             await _check(side, store.url, client, db, wanted)
+            log_bytes = await _log_bytes(side, client) / payouts
         shutil.rmtree(home, ignore_errors=True)
         cpu_us = {name: used * 1e6 / payouts for name, used in cpu_s.items()}
-        return Run(side, number, seconds, payouts / seconds, cpu_us)
+        return Run(side, number, seconds, payouts / seconds, cpu_us, peak_mb, log_bytes)
 
     async def _know(self, client: Redis) -> None:
         if "valkey" not in self.versions:
@@ -178,12 +201,12 @@ class Arena:
 
     async def _timed(
         self, side: str, url: str, client: Redis, db: asyncpg.Connection | None
-    ) -> tuple[float, dict[str, float]]:
+    ) -> tuple[float, dict[str, float], float]:
         dsn = self._dsn(f"bench_{self._runs}") if db is not None else None
         async with AsyncExitStack() as stack:
             contestants = {
                 name: await stack.enter_async_context(_contestant(argv))
-                for name, argv in _commands(side, url, dsn).items()
+                for name, argv in _commands(side, url, dsn, self._consumers).items()
             }
             servers = await self._servers_cpu_s(client)
             began = time.monotonic()
@@ -192,8 +215,9 @@ class Arena:
             await _until_done(side, client, db, contestants.values())
             seconds = time.monotonic() - began
             spent = {name: used - servers[name] for name, used in (await self._servers_cpu_s(client)).items()}
+            peak_mb = cost.peak_mb(contestants["worker"].pid)
             used = {name: await contestant.stop() for name, contestant in contestants.items()}
-        return seconds, used | spent
+        return seconds, used | spent, peak_mb
 
     async def _servers_cpu_s(self, client: Redis) -> dict[str, float]:
         used = {"valkey": await cost.valkey_cpu_s(client)}
@@ -202,11 +226,11 @@ class Arena:
         return used
 
 
-def _commands(side: str, url: str, dsn: str | None) -> dict[str, list[str]]:
+def _commands(side: str, url: str, dsn: str | None, consumers: int) -> dict[str, list[str]]:
     """The processes of a side."""
     if side == "floor":
         return {"worker": ["streamproc.bench.floor", url, *([dsn] if dsn else [])]}
-    commands = {"worker": ["streamproc.bench.engine", "worker", url]}
+    commands = {"worker": ["streamproc.bench.engine", "worker", url, str(consumers)]}
     if dsn is not None:
         commands["archive"] = ["streamproc.bench.engine", "projector", url, dsn]
     return commands
@@ -218,6 +242,10 @@ class _Contestant:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._said: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def has_ended(self) -> bool:
@@ -293,6 +321,12 @@ async def _is_done(side: str, stream: str, client: Redis, db: asyncpg.Connection
         return True
     shown = await db.fetchval(VIEWS_AT)
     return bool(shown is not None and shown.encode() == group["last-delivered-id"])
+
+
+async def _log_bytes(side: str, client: Redis) -> int:
+    """What the streams take of Redis's memory."""
+    streams = (floor.IN, floor.OUT) if side == "floor" else (engine.NAMES.log,)
+    return sum([int(await client.memory_usage(stream, samples=0) or 0) for stream in streams])
 
 
 async def _check(

@@ -23,6 +23,11 @@ def tree_cpu_s(pid: int) -> float:
     return TICK_S * sum(_ticks(member) for member in (pid, *_children(pid)))
 
 
+def peak_mb(pid: int) -> float:
+    """The most memory that a process ever had resident (10^6 bytes)."""
+    return int(_line(PROC / str(pid) / "status", "VmHWM").split()[0]) * 1024 / 1e6
+
+
 def _ticks(pid: int) -> int:
     fields = _stat(pid)
     if fields is None:

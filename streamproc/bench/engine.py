@@ -3,7 +3,8 @@
 The vendors' reputations are in the worker's memory before the start, so that no lookup is measured; the floor makes
 none. A lookup during the contest is an error.
 
-Run as a process: `python -m streamproc.bench.engine worker REDIS_URL` or `... projector REDIS_URL POSTGRES_DSN`.
+Run as a process: `python -m streamproc.bench.engine worker REDIS_URL CONSUMERS`, or `... projector REDIS_URL
+POSTGRES_DSN`.
 """
 
 import asyncio
@@ -37,8 +38,6 @@ from streamproc.log.stream import LogView, open_log
 NAMES = Names(0)
 FRESH_US = 86_400 * 1_000_000
 READ_BATCH = 5_000
-CONSUMERS = 2
-"""As with `worker --concurrency 2`: one decides while Redis works for the other. The floor overlaps two batches too."""
 AUDIT_COUNTS = "SELECT reason, count(*) FROM audit WHERE kind = 'decision' GROUP BY reason"
 
 
@@ -90,8 +89,8 @@ class _Lookup:
         return {url: Reputation("clean", checked_at=self._now_us, fresh_until=fresh_until) for url in urls}
 
 
-async def worker(url: str) -> None:
-    """Compete: CONSUMERS of the governance group in this process."""
+async def worker(url: str, consumers_count: int) -> None:
+    """Compete: that many consumers of the governance group in this process, as with `worker --concurrency`."""
     async with connected(url) as client:
         now_us, *_ = await scripts.load(client, NAMES, [])
         lookup = _Lookup(now_us)
@@ -99,7 +98,7 @@ async def worker(url: str) -> None:
         await reputations.of(job.vendor_urls(), Cache(client, NAMES), now_us)
     lookup.closed = True
     group = consumers.governance(reputations, zone=job.ZONE)
-    workers = [Consumer(url, 0, group, name=f"bench-{n}", limits=Limits()) for n in range(CONSUMERS)]
+    workers = [Consumer(url, 0, group, name=f"bench-{n}", limits=Limits()) for n in range(consumers_count)]
     stopping = asyncio.Event()
     look_less_often()  # as `app.run_worker` does
     await compete(asyncio.gather(*(consumer.run(stopping) for consumer in workers)))
@@ -111,5 +110,5 @@ async def projector(url: str, dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    role, *arguments = sys.argv[1:]
-    uvloop.run(projector(*arguments) if role == "projector" else worker(*arguments))
+    role, url, last = sys.argv[1:]
+    uvloop.run(projector(url, last) if role == "projector" else worker(url, int(last)))

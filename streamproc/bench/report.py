@@ -29,6 +29,7 @@ def document(measured: Measured) -> dict[str, Any]:
         "rounds": len(ratios),
         "audit": measured.audit,
         "payees": measured.payees,
+        "consumers": measured.consumers,
         "outcomes": measured.outcomes,
         **{side: _side(runs) for side, runs in by_side.items()},
         # Of each round's two runs, so that a noisy minute is in both.
@@ -50,6 +51,8 @@ def _side(runs: Sequence[Run]) -> dict[str, Any]:
             for part in PARTS
             if part in runs[0].cpu_us
         },
+        "worker_peak_mb": round(max(run.peak_mb for run in runs), 1),
+        "log_bytes_per_payout": round(median(run.log_bytes for run in runs)),
     }
 
 
@@ -75,6 +78,11 @@ def headline(found: dict[str, Any]) -> list[str]:
         f" {found['payouts']:,} payouts in {found['rounds']} rounds,"
         f" {'with' if found['audit'] else 'without'} audit, to {found['payees'] or 'ever new'} payees;"
         " µs are CPU for each payout",
+        " and ".join(
+            f"{side}: the worker had {found[side]['worker_peak_mb']:g} MB at most, the log takes"
+            f" {found[side]['log_bytes_per_payout']:,} bytes of Redis for each payout"
+            for side in SIDES
+        ),
         _where(found),
     ]
 

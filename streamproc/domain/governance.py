@@ -59,6 +59,8 @@ class Verdict(Struct, frozen=True):
     @property
     def reasons(self) -> list[str]:
         """All codes found, the primary first; `POLICY_OK` when nothing was."""
+        if not self.findings:  # nearly always, and a comprehension costs more than all else here
+            return [self.reason]
         rest = [f.code for f in self.findings if f.outcome != "NOTED" and f.code != self.reason]
         return [self.reason, *dict.fromkeys(rest)]
 

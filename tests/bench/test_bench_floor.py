@@ -53,6 +53,9 @@ async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgre
     floor, engine = measured.runs
     assert set(floor.cpu_us) == {"worker", "valkey", "postgres"}
     assert set(engine.cpu_us) == {"worker", "archive", "valkey", "postgres"}
+    assert all(10 < run.peak_mb < 1_000 for run in measured.runs)
+    # A payout and what became of it: never less than its own bytes.
+    assert floor.log_bytes > measured.payload_bytes < engine.log_bytes
 
 
 @pytest.mark.embedded
@@ -68,11 +71,11 @@ async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
 
 def runs(*rates: tuple[float, float]) -> Measured:
     made = [
-        Run(side, number, 1000 / rate, rate, {"worker": 1e6 / rate, "valkey": 20.0})
+        Run(side, number, 1000 / rate, rate, {"worker": 1e6 / rate, "valkey": 20.0}, 50.0, 700.0)
         for number, pair in enumerate(rates, 1)
         for side, rate in zip(SIDES, pair, strict=True)
     ]
-    return Measured(1000, False, 200, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
+    return Measured(1000, False, 200, 2, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
 
 
 def test_the_ratio_is_the_median_of_each_rounds_own_ratio() -> None:
@@ -92,6 +95,7 @@ def test_the_table_has_a_row_for_each_side() -> None:
     assert headline(found)[0].startswith(
         "engine / floor: 0.50 (rounds: 0.50 to 0.50), 1,000 payouts in 1 rounds"
     )
+    assert "engine: the worker had 50 MB at most, the log takes 700 bytes" in headline(found)[1]
 
 
 @pytest.mark.parametrize("wrong", [["--payouts", "999"], ["--rounds", "0"], ["--payouts", "1e4"]])

@@ -82,3 +82,14 @@ async def test_a_payout_hash_of_a_wrong_type_is_found_before_anything_is_written
         await committed(client, output(first), output(second, "pout_2", b"0"))
     assert await client.xlen(NAMES.log) == 2
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 2
+
+
+async def test_a_load_tells_what_is_known_of_each_payout_and_nothing_where_none_is_known(
+    client: Redis,
+) -> None:
+    (entry,) = await taken(client, 1)
+    assert (await scripts.load(client, NAMES, ["pout_1", "pout_2"]))[2] == [scripts.NO_ROW] * 2
+    assert await committed(client, output(entry, "pout_2", b"0")) == [Committed.DONE]
+    _, _, rows, _ = await scripts.load(client, NAMES, ["pout_1", "pout_2", "pout_3"])
+    assert rows == [scripts.NO_ROW, [b"1", b"{}", None], scripts.NO_ROW]
+    assert (await scripts.load(client, NAMES, []))[2] == []

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from streamproc.log import scripts
+from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
+from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Handover
 from streamproc.log.stream import open_log
+from streamproc.log.work import Group
 
 NAMES = Names(0)
 RUN_MIN = 8
@@ -84,6 +87,20 @@ async def test_a_run_that_was_read_in_part_is_passed_over_from_there(client: Red
     assert await scripts.pass_own(client, NAMES, "g") == RUN_MIN - 3
     assert await read(client, 100) == after
     assert (await standing(client))["lag"] == 0
+
+
+async def test_who_reads_on_from_its_own_outputs_is_given_what_comes_after_them(
+    client: Redis, redis_url: str
+) -> None:
+    await append(client, RUN_MIN)
+    mine = await read(client, RUN_MIN)
+    before = await append(client, 1)
+    await commit(client, mine)
+    after = await append(client, 1)
+    consumer = Consumer(redis_url, 0, Group(name="g", stages=(), read_max=4), name="c", limits=Limits())
+    entries = await consumer._read_on(client, [])
+    assert (len(entries), entries[0][0]) == (4, before[0])
+    assert [entry for entry, _ in await consumer._read_on(client, entries)] == after
 
 
 async def test_a_group_whose_lag_is_not_known_passes_over_nothing(client: Redis) -> None:
