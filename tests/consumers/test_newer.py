@@ -36,7 +36,10 @@ async def decision(engine: Engine, payout: str) -> str | None:
     [
         (later(v=2), "has version 2; known here are 1 to 1"),
         (later(type="payout.announced"), "'payout.announced' is not known here"),
-        (b'[{"type":"review.delegated","v":1,"payout":"pout_later"}]', "'review.delegated' is not known here"),
+        (
+            b'[{"type":"review.delegated","v":1,"payout":"pout_later"}]',
+            "'review.delegated' is not known here",
+        ),
     ],
 )
 async def test_an_event_of_a_later_version_waits_and_its_neighbours_do_not(
@@ -56,7 +59,10 @@ async def test_an_event_of_a_later_version_waits_and_its_neighbours_do_not(
 
 
 async def test_a_worker_that_knows_it_finishes_what_the_other_one_left(redis_url: str) -> None:
-    with mock.patch.object(batch, "NEWER_S", 0.0), mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)):
+    with (
+        mock.patch.object(batch, "NEWER_S", 0.0),
+        mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+    ):
         async with Engine(redis_url) as engine:
             await engine.apply(POLICIES)
             written = await engine.client.xadd(engine.names.log, {"e": later(v=2), "m": '{"by":"webhook"}'})
@@ -83,5 +89,8 @@ def test_what_no_later_version_would_write_is_not_waited_for() -> None:
 
 def test_a_note_that_is_called_type_is_not_taken_for_an_event() -> None:
     assert wire.names_other_types(encode_events([observed("pout_1")])) is None
-    assert wire.names_other_types(b'[{"type":"payout.observed","facts":{"notes":{"type":"vendor bill"}}}]') is None
+    assert (
+        wire.names_other_types(b'[{"type":"payout.observed","facts":{"notes":{"type":"vendor bill"}}}]')
+        is None
+    )
     assert wire.names_other_types(later(type="payout.announced")) is not None

@@ -93,11 +93,15 @@ async def test_what_a_later_version_writes_waits_for_it_and_is_then_decided_once
         await until(all_put_off, what="the worker has put off what it does not know", deadline_s=60.0)
         await until(lambda: archived(system), what="the archive has all of the log", deadline_s=60.0)
         assert not [event for event in await system.events() if isinstance(event, e.PayoutDecided)]
-        assert await system.pool.fetchval("SELECT count(*) FROM payouts") == 0, "a view went past what it cannot read"
+        assert await system.pool.fetchval("SELECT count(*) FROM payouts") == 0, (
+            "a view went past what it cannot read"
+        )
         assert await system.dead() == 0
 
         await system.start("worker-2", module=LATER)
-        await until(lambda: decided_some(system, batch), what="the later version takes some of it", deadline_s=90.0)
+        await until(
+            lambda: decided_some(system, batch), what="the later version takes some of it", deadline_s=90.0
+        )
         assert await system.drain("worker-1") == 0
         await system.drain("projector")
         await system.start("projector", module=LATER)
