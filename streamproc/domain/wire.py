@@ -90,7 +90,7 @@ _VERSION_OF_KIND = {kind: NEWEST[str(kind.__struct_config__.tag)] for kind in EV
 
 _known = b"|".join(re.escape(kind.encode()) for kind in NEWEST)
 names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
-"""Whether field `e` may hold an event of a type that is not known here; without decoding, so others' notes may say so too."""
+"""Whether field `e` may hold an event of a type not known here. Without decoding: others' notes may look like it."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])

@@ -1,4 +1,4 @@
-"""Workers of two versions on one log: what only the later one knows waits for it. It is not skipped, and not set aside."""
+"""Two versions on one log: what only the later one knows waits for its workers: not skipped, and not set aside."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from streamproc.domain import wire
 from streamproc.domain.wire import encode_events
 from streamproc.log import batch, scripts
 from tests.engine import Engine
-from tests.words import ACCOUNT, observed
+from tests.words import observed
 
 POLICIES = """
 policies:

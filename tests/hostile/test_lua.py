@@ -1,7 +1,8 @@
 """A script that is called wrongly, or meets a key of a wrong type, says so before its first write: nothing has changed.
 
-The calls are those that the product makes of each script, heard while it works. Each is sent again from the same state with its
-arguments or keys cut, doubled, changed, or its keys of another type; what is answered by an error must have left every key as it was.
+The calls are those that the product makes of each script, heard while it works. Each is sent again from the same state
+with its arguments or keys cut, doubled or changed, or a key of another type; what is answered by an error must have
+left every key as it was.
 """
 
 import asyncio
