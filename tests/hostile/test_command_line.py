@@ -131,3 +131,12 @@ def test_whatever_is_typed_ends_in_words(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(told) < WORDS_CHARS_MAX, words
         codes[code] += 1
     assert codes[2] > CASES / 5, codes
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_an_answer_that_is_no_text_is_wrong_use(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xd0\xff\n"), "utf-8"))
+    assert run(["dead", "discard", "0:1-1"]) == 2
+    assert "not UTF-8 text" in capsys.readouterr().err
