@@ -289,9 +289,9 @@ async def test_a_call_that_is_an_error_has_changed_nothing(
     redis_url: str, calls: dict[str, list[Heard]]
 ) -> None:
     assert calls.keys() == LUA - PARTS
-    found, refused = await violations(redis_url, Random(SEED), calls, CASES // 3)
+    found, refused = await violations(redis_url, Random(SEED), calls, CASES // 5)
     assert not found, f"{len(found)} of {refused}:\n" + "\n".join(found[:40])
-    assert refused.total() > CASES
+    assert refused.total() > CASES // 5
 
 
 @pytest.mark.timeout(120)
