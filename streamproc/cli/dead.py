@@ -126,7 +126,7 @@ def discard(id: str, yes: bool, by: str | None, as_json: bool) -> None:
     from streamproc.operate.site import opened
 
     if not yes:
-        click.confirm(f"Discard dead letter {id}?", abort=True, err=True)
+        output.confirm(f"Discard dead letter {id}?")
 
     async def body() -> None:
         async with opened(settings) as site:

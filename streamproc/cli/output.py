@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from streamproc.errors import InputError
+
 T = TypeVar("T")
 
 PIPE_COLUMNS = 200
@@ -25,6 +27,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except KeyboardInterrupt:
         raise click.Abort from None
+
+
+def confirm(question: str) -> None:
+    """Ask on the terminal; anything but yes ends the command. Raises InputError where the answer is no text."""
+    try:
+        click.confirm(question, abort=True, err=True)
+    except UnicodeDecodeError as problem:
+        raise InputError("the answer is not UTF-8 text; say y, or give --yes") from problem
 
 
 def say_json(value: object) -> None:

@@ -93,7 +93,7 @@ def _ask(plan: "Plan", *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise InputError("nobody can be asked here: say --yes to rebuild what Redis holds from the archive")
     question = f"Are the workers stopped? Rebuild Redis from {plan.entries} archived entries (a million take minutes)"
-    click.confirm(question, abort=True, err=True)
+    output.confirm(question)
 
 
 def _as_json(done: "Recovered", asked: "Reconciled | None", left: list[str]) -> dict[str, Any]:

@@ -89,8 +89,8 @@ NEWEST: Mapping[str, int] = newest_versions(EVENT_KINDS)
 _VERSION_OF_KIND = {kind: NEWEST[str(kind.__struct_config__.tag)] for kind in EVENT_KINDS}
 
 _known = b"|".join(re.escape(kind.encode()) for kind in NEWEST)
-names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
-"""Whether field `e` may hold an event of a type that is not known here; without decoding, so others' notes may say so too."""
+_names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
+"""Whether field `e` may hold an event of a type not known here. Without decoding: others' notes may look like it."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])
@@ -116,6 +116,18 @@ def decode_events(e: bytes) -> list[Event]:
         if event.v != _VERSION_OF_KIND[type(event)]:
             return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
     return events
+
+
+def refuse_newer(e: bytes) -> None:
+    """Raise Newer where field `e` has an event of a type that only a later version knows. All else passes."""
+    if _names_other_types(e) is None:
+        return
+    try:
+        decode_events(e)
+    except Newer:
+        raise
+    except Unprocessable:
+        return
 
 
 def decode_meta(m: bytes) -> Meta:

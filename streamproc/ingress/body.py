@@ -14,8 +14,8 @@ BODY_READ_S_MAX = 10.0
 CLOSE: Final[Header] = (b"connection", b"close")
 """What is left of the body is not read any more."""
 REST_BYTES_MAX = 4 * 1024 * 1024
-"""Of a body over the limit so much more is read and thrown away. A connection that is closed over unread bytes is reset, and
-its sender may never see why it was refused."""
+"""Of a body over the limit so much more is read and thrown away. A connection that is closed over unread bytes is
+reset, and its sender may never see why it was refused."""
 REST_READ_S_MAX = 0.5
 """And for so long: what has come by then is what an honest sender had on its way."""
 

@@ -20,7 +20,7 @@ from streamproc.domain.events import (
     PayoutRequested,
 )
 from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
-from streamproc.domain.wire import Newer, decode_events, encode_events, names_other_types, payout_of, tag_of
+from streamproc.domain.wire import Newer, decode_events, encode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, scripts
 from streamproc.log.cache import Cache
@@ -77,10 +77,10 @@ class Handler:
             if len(entry[1]) < 4:
                 unreadable.append((Work(entry[0], [], "", taken), "the entry has no fields `e` and `m`"))
                 continue
-            if not self._concerns_us(entry):
-                skipped.append(entry[0])
-                continue
             try:
+                if not self._concerns_us(entry):
+                    skipped.append(entry[0])
+                    continue
                 works.append(self._opened(entry, taken=taken))
             except Newer as problem:
                 newer.append(Work(entry[0], [], taken=taken, problem=TryAgain(str(problem), after_s=NEWER_S)))
@@ -98,11 +98,14 @@ class Handler:
             works = [*await self._round(client, batch), *later, *rest]
 
     def _concerns_us(self, entry: Raw) -> bool:
-        """Without decoding: not our own output, and of a type that we consume, or that a later version may."""
+        """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may."""
         if self.is_own(entry):
             return False
         e = entry[1][1]
-        return self._consumed(e) is not None or names_other_types(e) is not None
+        if self._consumed(e) is not None:
+            return True
+        refuse_newer(e)
+        return False
 
     def is_own(self, entry: Raw) -> bool:
         """Whether the group wrote it, so that it was handled in the same pass."""

@@ -1,4 +1,4 @@
-"""Workers of two versions on one log: what only the later one knows waits for it. It is not skipped, and not set aside."""
+"""Two versions on one log: what only the later one knows waits for its workers: not skipped, and not set aside."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from streamproc.domain import wire
 from streamproc.domain.wire import encode_events
 from streamproc.log import batch, scripts
 from tests.engine import Engine
-from tests.words import ACCOUNT, observed
+from tests.words import observed
 
 POLICIES = """
 policies:
@@ -88,9 +88,9 @@ def test_what_no_later_version_would_write_is_not_waited_for() -> None:
 
 
 def test_a_note_that_is_called_type_is_not_taken_for_an_event() -> None:
-    assert wire.names_other_types(encode_events([observed("pout_1")])) is None
-    assert (
-        wire.names_other_types(b'[{"type":"payout.observed","facts":{"notes":{"type":"vendor bill"}}}]')
-        is None
-    )
-    assert wire.names_other_types(later(type="payout.announced")) is not None
+    [event] = json.loads(encode_events([observed("pout_1")]))
+    for kind in ("vendor bill", "payout.announced"):
+        event["facts"]["notes"]["type"] = kind
+        wire.refuse_newer(json.dumps([event], separators=(",", ":")).encode())
+    with pytest.raises(wire.Newer):
+        wire.refuse_newer(later(type="payout.announced"))

@@ -1,6 +1,6 @@
 """A role of the product with something wrong in it: a crash at a named point, a wrong clock, or a known bug.
 
-    python -m tests.faults.role [--crash POINT:before|after:N] [--skew SECONDS] [--revert BUG] [--later V] ROLE [ARGUMENTS]
+    python -m tests.faults.role [--crash POINT:before|after:N] [--skew S] [--revert BUG] [--later V] ROLE [ARGUMENTS]
 
 It patches the product from outside and then runs its command, so that no product code knows of faults.
 """

@@ -1,7 +1,7 @@
 """Hostile JSON: a real text with a few places of it replaced by what nobody expects there. Seeded.
 
-A text is kept as a tree of `Leaf`, lists, and lists of pairs, so that what Python's own values cannot say can be written: a name
-that stands twice, NaN, a number of four hundred digits, a lone surrogate.
+A text is kept as a tree of `Leaf`, lists, and lists of pairs, so that what Python's own values cannot say can be
+written: a name that stands twice, NaN, a number of four hundred digits, a lone surrogate.
 """
 
 import json

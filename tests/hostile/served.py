@@ -23,7 +23,7 @@ def assert_refused_well(answer: httpx.Response, why: object = "") -> None:
 
 
 async def assert_nothing_is_lost(system: System, entries: dict[str, object]) -> None:
-    """What was answered 2xx is in the log; at rest each payout that waited for us has one decision, and no role has stumbled."""
+    """What was answered 2xx is in the log; each payout that waited for us has one decision; no role has stumbled."""
     try:
         await system.settled(60.0 + CASES / 10)
     except AssertionError as problem:

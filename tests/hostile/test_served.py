@@ -1,7 +1,7 @@
-"""Whatever is sent to the running system: no 500, nothing that was answered 2xx is lost, and what is well is decided after it.
+"""Whatever is sent to the running system: no 500, nothing answered 2xx is lost, and a good payout is decided after it.
 
-One system for the whole file; what is sent is real samples with some places changed (mutations.py), signed as the bank and Slack
-sign, so that it comes past the signature.
+One system for the whole file; what is sent is real samples with some places changed (mutations.py), signed as the bank
+and Slack sign, so that it comes past the signature.
 """
 
 import asyncio
@@ -39,7 +39,8 @@ policies:
 reviewers: {asha: {slack: U0ASHA}}
 """
 ORDER = {
-    "amount": 250_000, "currency": "INR", "mode": "IMPS", "purpose": "payout", "narration": "inv 7", "notes": {"k": "v"},
+    "amount": 250_000, "currency": "INR", "mode": "IMPS", "purpose": "payout", "narration": "inv 7",
+    "notes": {"k": "v"},
     "vendor_url": "https://vendor.example.com/",
     "fund_account": {
         "account_type": "bank_account",
@@ -48,7 +49,8 @@ ORDER = {
     },
 }  # fmt: skip
 LIMITS = {
-    "daily_limit": 900, "allowed_domains": ["a.com", "*.b.org"], "blocked_domains": ["=evil.com"], "hours": "09:00-18:00",
+    "daily_limit": 900, "allowed_domains": ["a.com", "*.b.org"], "blocked_domains": ["=evil.com"],
+    "hours": "09:00-18:00",
     "rate_limit": {"count": 5, "window": "60s"}, "days": ["mon"], "timezone": "Asia/Kolkata", "currencies": ["INR"],
     "hold_ttl": "24h", "frozen": False, "why": "because",
 }  # fmt: skip

@@ -243,7 +243,8 @@ async def running_system(
     home: Path | None = None,
     **settings: str,
 ) -> AsyncIterator[System]:
-    """Start the roles and wait until the API answers, with the code in `home`, if any. `settings` are STREAMPROC_ variables in lower case.
+    """Start the roles, of the check-out `home` if any, and wait until the API answers. `settings` are STREAMPROC_
+    variables in lower case.
 
     At the end everything still running must drain with exit status 0.
     """

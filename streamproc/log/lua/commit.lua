@@ -89,7 +89,6 @@ local function check_rare(at, more, payout)
   if ARGV[at + 3] ~= '' then look_at('XLEN', 4) end
 end
 
-look_at('XLEN', 1)
 local outdated = ARGV[3] ~= '' and (call('HGET', KEYS[7], 'rev') or '0') ~= ARGV[3]
 local i = 4
 for n = 1, inputs do

@@ -1,6 +1,7 @@
-"""Processes of two versions on one log: nothing is lost or decided twice, and what only the later one knows waits for it.
+"""Two versions on one log: nothing is lost or decided twice, and what only the later one knows waits for it.
 
-The earlier version is a commit of this repository; the later one is this code with an event of a version that is still to come.
+The earlier version is a commit of this repository; the later one is this code with an event of a version that is still
+to come.
 """
 
 import io
