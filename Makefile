@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := streamproc consumers projections ops
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test lint format types contracts check lock clean bench faults soak
+.PHONY: help venv run demo test lint format types contracts check lock clean bench faults soak load
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,6 +60,11 @@ SEED ?= 1
 MINUTES ?= 10
 soak: venv  ## break it for longer; SEED=… MINUTES=…
 	$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
+
+RATE ?= 1000
+SECONDS ?= 120
+load: venv  ## webhooks at a fixed rate while workers are killed; RATE=… SECONDS=…
+	$(BIN)/python -m tests.faults.flood --rate $(RATE) --seconds $(SECONDS)
 
 bench: venv  ## measure the engine against the hand-written floor
 	$(BIN)/streamproc bench floor

@@ -14,6 +14,11 @@ class Restartable:
         self._start = start
         self._running = AsyncExitStack()
 
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        return self._store.process.pid
+
     async def up(self) -> str:
         """Start it; its URL."""
         self._store = await self._running.enter_async_context(self._start())

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,8 +252,19 @@ class Stand:
 
 
 @asynccontextmanager
-async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: object) -> AsyncIterator[Stand]:
-    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
+async def standing(
+    seed: int,
+    *,
+    reverts: tuple[str, ...] = (),
+    direct: bool = False,
+    settings: Mapping[str, str] = {},
+    **sandbox: object,
+) -> AsyncIterator[Stand]:
+    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles.
+
+    `direct`: no proxies and no witness, which would take the cores that are measured. `settings` are STREAMPROC_
+    variables in lower case.
+    """
     home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
     home.chmod(0o711)  # under root Postgres runs as somebody else
     async with AsyncExitStack() as stack:
@@ -285,22 +296,24 @@ async def standing(seed: int, *, reverts: tuple[str, ...] = (), **sandbox: objec
         stack.callback(pool.terminate)
         api = await stack.enter_async_context(_http(f"http://127.0.0.1:{port}", API_S))
         bank.http = await stack.enter_async_context(_http(bank.url, CALL_MAX_S))
-        settings = {
+        given = {
             "data_dir": str(home / "data"),
             "claim_idle": f"{CLAIM_IDLE_S:g}s",
             "poll_interval": "1s",
             "drain": "10s",
             "razorpay_calls_per_s": str(CALLS_PER_S),
+            **settings,
         }
         system = System(
-            environment(redis_url, dsn, port, bank, settings), redis_url, dsn, bank, api, client, pool
+            environment(redis_url, dsn, port, bank, given), redis_url, dsn, bank, api, client, pool
         )
-        slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
+        slots = {name: await _slot(name, system, home, stack, direct=direct) for name in SLOTS}
         witness = Witness(redis_url)
         stand = Stand(system, slots, redis, postgres, witness, reverts, home)
         stack.push_async_callback(_end, stand)
-        watching = asyncio.create_task(witness.watch(), name="witness")
-        stack.callback(watching.cancel)
+        if not direct:
+            watching = asyncio.create_task(witness.watch(), name="witness")
+            stack.callback(watching.cancel)
         yield stand
 
 
@@ -310,7 +323,7 @@ def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
 
 
-async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) -> Slot:
+async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack, *, direct: bool) -> Slot:
     """A role's own wires to what it talks to, and the environment that names them."""
     urls = {
         "redis": ("STREAMPROC_REDIS_URL", system.redis_url),
@@ -318,7 +331,7 @@ async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) ->
         "bank": ("STREAMPROC_RAZORPAY_BASE_URL", f"{system.bank.url}/v1"),
     }
     env, wires = dict(system.env), {}
-    for link in LINKS[name.partition("-")[0]]:
+    for link in () if direct else LINKS[name.partition("-")[0]]:
         variable, url = urls[link]
         parts = urlsplit(url)
         assert parts.port is not None

@@ -96,13 +96,13 @@ class System:
         first = [name for name in self.roles if name not in last]
         return {name: await self.drain(name) for name in first + last}
 
-    async def cli(self, *arguments: str) -> tuple[int, str, str]:
+    async def cli(self, *arguments: str, within_s: float = STEP_MAX_S) -> tuple[int, str, str]:
         """One command of an operator: exit code, stdout, stderr."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "streamproc", *arguments,
             env=self.env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(), STEP_MAX_S)
+        out, err = await asyncio.wait_for(process.communicate(), within_s)
         return process.returncode or 0, out.decode(), err.decode()
 
     # ---- doing ----
