@@ -117,10 +117,11 @@ _CLASSES: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def connect(url: str, *, blocking: bool = False) -> Redis:
+def connect(url: str, *, blocking: bool = False, name: str | None = None) -> Redis:
     """A client with one connection of its own. Close it with `aclose()`.
 
-    `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs.
+    `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs. `name` is what the server lists the
+    connection under.
     """
     timeout = BLOCK_MS_MAX / 1000 + BLOCK_MARGIN_S if blocking else COMMAND_TIMEOUT_S
     client = Redis.from_url(
@@ -133,6 +134,7 @@ def connect(url: str, *, blocking: bool = False) -> Redis:
         socket_keepalive=KEEPALIVE,
         health_check_interval=0,
         decode_responses=False,
+        client_name=name,
     )
     # A URL's scheme brings a class of its own, which is not an argument.
     client.connection_pool.connection_class = _CLASSES[client.connection_pool.connection_class]
@@ -142,9 +144,9 @@ def connect(url: str, *, blocking: bool = False) -> Redis:
 
 
 @asynccontextmanager
-async def connected(url: str, *, blocking: bool = False) -> AsyncIterator[Redis]:
+async def connected(url: str, *, blocking: bool = False, name: str | None = None) -> AsyncIterator[Redis]:
     """`connect`, closed at the end."""
-    client = connect(url, blocking=blocking)
+    client = connect(url, blocking=blocking, name=name)
     try:
         yield client
     finally:

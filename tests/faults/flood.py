@@ -1,7 +1,7 @@
-"""python -m tests.faults.flood: webhooks at a fixed rate, with a worker killed now and then; was anything lost, how late?
+"""python -m tests.faults.flood: webhooks at a fixed rate while workers are killed; was anything lost, and how late?
 
-Everything is real: HTTP into `serve`, two workers, the projector, Valkey that syncs every write, Postgres with fsync, the
-sandbox as the bank. The sender is open loop (tests/faults/sender.py). There are no proxies and no witness here, since
+Everything is real: HTTP into `serve`, two workers, the projector, Valkey that syncs every write, Postgres with fsync,
+the sandbox as the bank. The sender is open loop (tests/faults/sender.py). No proxies and no witness here, since
 they would take the cores that are measured; afterwards log, archive, counters and the bank's record are read whole, and
 the invariants of `make faults` are checked over them.
 
@@ -30,7 +30,7 @@ from streamproc.domain import events as e
 from streamproc.log.stream import Entry, LogView
 from tests.faults.gather import ENDED, archive_of, in_the_log, letters_of, told_of, wrong_views
 from tests.faults.invariants import Answered, Evidence, Violation, history, violations
-from tests.faults.sender import AGENT, OUTCOME_AFTER_S, PAYOUT, STATUS, VENDOR, Order, Sent
+from tests.faults.sender import AGENT, PAYOUT, STATUS, VENDOR, Order, Sent
 from tests.faults.stand import Stand, ready, standing
 from tests.journeys.system import ACCOUNT, SECRET
 from tests.journeys.truth import budgets_of_redis
@@ -118,10 +118,12 @@ class Flooded(Struct, kw_only=True):
             f"taken: {taken / self.send_s:,.0f} webhooks/s over {self.send_s:.1f} s; answers {said}",
             f"answer time from when it was due (p50 / p99 / p99.9 / max): {answered}",
             f"of that before it was sent: {late}",
-            f"append to decision, by the ids of the log: {self.decided}; {self.undecided} without one",
+            f"append to decision, by the ids of the log: {self.decided};"
+            f" {self.undecided} without one (paid by the bank before: a bypass on record)",
             f"most entries unread by a group: {self.most_unread:,};"
             f" caught up {self.rest_s:.1f} s after the last was sent",
-            f"{self.entries:,} entries; cores used: {cores}; load of the machine {self.load[0]:.1f} to {self.load[1]:.1f}",
+            f"{self.entries:,} entries; cores used: {cores};"
+            f" load of the machine {self.load[0]:.1f} to {self.load[1]:.1f}",
             *map(str, self.violations),
         ]
         return "\n".join(lines)
