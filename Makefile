@@ -58,8 +58,8 @@ faults: venv  ## break the real system for some minutes: every kind of fault onc
 
 SEED ?= 1
 MINUTES ?= 10
-soak: venv  ## break it for longer; SEED=… MINUTES=…
-	$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
+soak: venv  ## break it for longer, and nothing may grow; SEED=… MINUTES=… CALM=1: of each role one process lives on
+	$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) --flat $(if $(CALM),--calm)
 
 RATE ?= 1000
 SECONDS ?= 120

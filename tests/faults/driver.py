@@ -11,18 +11,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from tests.faults.flat import HEAD, Grown, Watch, growing
 from tests.faults.gather import evidence, rest
 from tests.faults.invariants import Evidence, Violation, violations
 from tests.faults.lives import Life, table, watch_lives
 from tests.faults.load import Load
-from tests.faults.plan import Fault, Plan
+from tests.faults.plan import LINKS, Fault, Plan
 from tests.faults.stand import Stand, ready, standing
 
 REST_MAX_S = 120.0
 """For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
 LATE_S = 0.3
 """How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""
+TRIMMED = {"retention": "60s", "trim_interval": "5s"}
+"""The least retention that may be set: the log comes to its full length in the first minute."""
 BANK_FAULTS = [
     {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 2, "rate": 0.3},
     {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 1, "rate": 0.3},
@@ -55,6 +59,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """Where the roles' own logs are kept; empty where everything held."""
     crashed: list[str]
     """Crash points that a role came by, and killed itself."""
+    verdict: list[Grown] = []
+    """What was measured all the time, where that was asked for."""
 
     def __str__(self) -> str:
         seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
@@ -64,7 +70,7 @@ class Report(Struct, frozen=True, kw_only=True):
             f" {len(seen.log)} entries, {len(seen.answered)} webhooks answered 2xx,"
             f" {len(seen.told)} commands at the bank, {len(seen.letters)} dead letters;"
             f" at rest after {self.rest_s:.0f} s",
-            *table(self.lives),
+            *([*HEAD, *map(str, self.verdict)] if self.verdict else table(self.lives)),
             *map(str, self.violations),
             *([f"the roles' logs are in {self.logs}"] if self.logs else []),
         ]
@@ -76,35 +82,42 @@ async def run(
     *,
     reverts: tuple[str, ...] = (),
     rest_max_s: float = REST_MAX_S,
+    flat: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """A run of `plan` from first start to last look."""
+    """A run of `plan` from first start to last look. `flat`: nothing may grow, and the log is trimmed meanwhile."""
     balance = 1000 * len(plan.payments) * 10_000
-    async with standing(plan.seed, reverts=reverts, balance=balance) as stand:
+    settings = TRIMMED if flat else {}
+    async with standing(plan.seed, reverts=reverts, settings=settings, balance=balance) as stand:
         load = Load(stand, plan)
         first = ("serve", "projector", "worker-1", "worker-2")
         for name in first:
             stand.keep(name)
         await ready(stand)
         await load.prepare()
-        await load.overnight()
+        if not flat:  # counters of windows that are over leave Redis after the retention time
+            await load.overnight()
         stand.keep("poller")
         await stand.bank.faults(webhooks=WEBHOOK_FAULTS)
         say("all roles run")
         reviewing = asyncio.create_task(load.review())
         watching = asyncio.create_task(watch_lives(stand))
+        watch = Watch(stand)
+        measuring = asyncio.create_task(watch.run())
         injected: Counter[str] = Counter()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(load.run())
                 breaking = tasks.create_task(break_it(stand, plan, injected, say))
                 tasks.create_task(load.go_on_until(breaking))
+            measuring.cancel()
+            verdict = watch.verdict() if flat else []
             began = time.monotonic()
             await heal(stand)
             say("all is well again")
             waits = await rest(stand, load, rest_max_s)
         finally:
-            for task in (reviewing, watching):
+            for task in (reviewing, watching, measuring):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -113,7 +126,8 @@ async def run(
         for name in (*first[::-1], "poller"):
             await stand.drain(name)
         logs = keep_logs(stand)
-    seen = Evidence(**{f: getattr(seen, f) for f in seen.__struct_fields__} | {"exits": list(stand.exits)})
+    grown = growing(verdict, LINKS if plan.calm else ()) if flat else []
+    seen = replace(seen, exits=list(stand.exits), growing=grown)
     found = violations(seen)
     if not found:
         shutil.rmtree(logs, ignore_errors=True)
@@ -127,6 +141,7 @@ async def run(
         lives=list(stand.lives.values()),
         crashed=list(stand.crashed),
         rest_s=rest_s,
+        verdict=verdict,
     )
 
 

@@ -70,6 +70,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     """Views that are not the fold of the archive, each with how."""
     exits: Sequence[str] = ()
     """Roles that ended though nobody had ended them."""
+    growing: Sequence[str] = ()
+    """What grew through the second half of a run that was measured (tests/faults/flat.py)."""
 
 
 class Happened(NamedTuple):
@@ -400,6 +402,11 @@ def no_role_ends_by_itself(seen: Evidence) -> Iterator[str]:
     yield from seen.exits
 
 
+def nothing_grows(seen: Evidence) -> Iterator[str]:
+    """Memory, descriptors, connections and the log in Redis stay as they are, where the run was measured."""
+    yield from seen.growing
+
+
 INVARIANTS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     what_was_answered_is_decided_once,
     no_delivery_counts_twice,
@@ -414,6 +421,7 @@ INVARIANTS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     nothing_waits_for_ever,
     every_dead_letter_says_why,
     no_role_ends_by_itself,
+    nothing_grows,
 )
 
 
