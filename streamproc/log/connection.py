@@ -74,6 +74,11 @@ class _Ours(AbstractConnection):
         name = args[0].encode() if isinstance(args[0], str) else args[0]
         return [hiredis.pack_command((*name.split(), *args[1:]))]
 
+    async def is_quiet(self) -> bool:
+        """Whether the server is there and has said nothing since its last answer, as far as it is known here."""
+        reader = self._reader
+        return reader is not None and reader.exception() is None and not await self.can_read()
+
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
@@ -141,6 +146,12 @@ def connect(url: str, *, blocking: bool = False, name: str | None = None) -> Red
     for command in _RAW:
         client.response_callbacks.pop(command, None)
     return client
+
+
+async def is_quiet(client: Redis) -> bool:
+    """Whether a client of `connect` is connected, and the server has said nothing since its last answer."""
+    connection: Any = client.connection
+    return isinstance(connection, _Ours) and await connection.is_quiet()
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from streamproc.log.connection import connect
+from streamproc.log.connection import connect, is_quiet
 
 KEPT_MAX = 16
 """Connections that wait for a question; what is more is closed when its question is answered."""
@@ -48,8 +48,7 @@ class Kept:
         while self._idle:
             client = self._idle.pop()
             with suppress(RedisError, OSError):
-                connection = client.connection
-                if connection is not None and not await connection.can_read_destructive():
+                if await is_quiet(client):
                     return client
             await _closed(client)
         return None

@@ -1,12 +1,14 @@
 """Connections are kept for the next question, and no question hears another's answer or a closed connection."""
 
 import asyncio
+from urllib.parse import urlsplit
 
 import pytest
 
 from streamproc.log.connection import connected
 from streamproc.log.kept import KEPT_MAX, Kept
 from tests.bank import until
+from tests.faults.proxy import Proxy
 
 
 async def identity(kept: Kept) -> int:
@@ -60,6 +62,24 @@ async def test_a_connection_that_the_server_closed_is_not_lent_again(redis_url: 
         await until(is_closed, what="the server has closed it")
     assert await identity(kept) != first
     await kept.aclose()
+
+
+async def test_a_connection_that_was_reset_is_not_lent_again(redis_url: str) -> None:
+    parts = urlsplit(redis_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with Proxy(parts.hostname, parts.port).listening() as wire:
+        kept = Kept(redis_url.replace(f":{parts.port}", f":{wire.port}"))
+        first = await identity(kept)
+        wire.reset()
+        async with connected(redis_url) as other:
+
+            async def is_closed() -> bool:
+                return str(first) not in {row["id"] for row in await other.client_list()}
+
+            await until(is_closed, what="the server has heard of it")
+        assert await identity(kept) != first
+        await kept.aclose()
 
 
 async def test_only_so_many_are_kept(redis_url: str) -> None:
