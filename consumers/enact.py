@@ -77,7 +77,10 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
                 async with asyncio.timeout_at(end), turns:
                     with keeping(work.calls):
                         if work.record is None and archived is not None:
-                            work.record = await _recalled(work, archived)
+                            record = await _recalled(work, archived)
+                            if not (isinstance(event, CancelRequested) and event.bank_payout):
+                                return  # there is nothing left to tell the bank
+                            work.record = record
                         await _enact_one(work, event, desk, bank, barrier, debit)
             except LogUnavailable:
                 raise

@@ -136,3 +136,35 @@ async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_
         assert await engine.client.xlen(engine.names.dead) == 0
     assert asked == (2 if views_are_behind else 1) * ["pout_1"]
     assert bank.statuses == {}
+
+
+async def test_a_payout_that_redis_forgets_under_a_workers_hands_ends_no_worker(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    bank, times = Bank(), list[str]()
+    governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
+    async with Engine(redis_url, groups=governed) as engine:
+        await open_log(engine.client, partitions=1, groups=[execution(bank, at_once).name])
+        await engine.apply("policies: {bot: {daily_limit: 100_000}}")
+        await engine.append(ACCOUNT, observed("pout_1", 1000))
+        await engine.until("pout_1", "PayoutDecided")
+        await engine.append(ACCOUNT, observed("pout_1", 1000, status="processed"))
+        await engine.settled()
+        ended = fold(await engine.story("pout_1"))
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        return ended
+
+    async def forgotten(partition: int, entry: str) -> None:
+        times.append(entry)
+        await engine.client.delete(engine.names.payout("pout_1"))
+
+    told = [execution(bank, forgotten, archived=archived)]
+    async with Engine(redis_url, groups=told) as engine:
+        await engine.settled()
+        async with asyncio.timeout(30):
+            while await engine.client.zcard(engine.names.retries("execution")):
+                await asyncio.sleep(0.01)
+        assert await engine.client.xlen(engine.names.dead) == 0
+    assert (len(times), bank.told) == (1, [])
