@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tests.faults.stand import Stand
 
 LOOK_S = 2.0
+WARM_S = 60.0
+"""A younger process still loads what it needs and fills its pools and caches."""
 SAMPLES_MIN = 30
 """In the second half: a minute. Fewer say nothing."""
 PARTS = 6
@@ -32,20 +34,21 @@ KEY_BYTES = 200
 
 
 class Kind(Struct, frozen=True):
-    """What is measured, in which unit, and how much it may grow in a minute."""
+    """What is measured, in which unit, and how much it may grow in a minute. Up to `least` in all is no growth."""
 
     name: str
     unit: str
     bound: float
+    least: float
 
 
-MEMORY = Kind("memory", "kB", 400.0)
+MEMORY = Kind("memory", "kB", 400.0, 1_000.0)
 """24 MB an hour. A process that leaks 2 kB a payout at 3 payouts a second is over it."""
-DESCRIPTORS = Kind("descriptors", "", 0.5)
-CONNECTIONS = Kind("connections", "", 0.5)
+DESCRIPTORS = Kind("descriptors", "", 0.5, 3.0)
+CONNECTIONS = Kind("connections", "", 0.5, 3.0)
 """A leak of one a minute would be at the server's limit within a day."""
-REDIS_MEMORY = Kind("memory without what knows deliveries", "kB", 400.0)
-ENTRIES = Kind("entries of the log", "", 60.0)
+REDIS_MEMORY = Kind("memory without what knows deliveries", "kB", 400.0, 1_000.0)
+ENTRIES = Kind("entries of the log", "", 60.0, 300.0)
 """At 3 payouts, which is 18 entries, a second: 1,080 a minute came."""
 
 
@@ -76,7 +79,7 @@ class Grown(NamedTuple):
     @property
     def is_growth(self) -> bool:
         """Whether it is over its bound."""
-        return self.per_min > self.kind.bound
+        return self.per_min > self.kind.bound and self.end - self.half > self.kind.least
 
     def __str__(self) -> str:
         word = "GROWS" if self.is_growth else "flat"
@@ -100,11 +103,11 @@ def growth_per_min(at: Sequence[float], values: Sequence[float]) -> float:
 
 
 def judged(series: Iterable[Series], half_s: float) -> Iterator[Grown]:
-    """Every series that was there at `half_s` and has enough samples since."""
+    """Every series that was there for WARM_S at `half_s` and has enough samples since."""
     for one in series:
         since = next((n for n, at in enumerate(one.at) if at >= half_s), len(one.at))
         at, values = one.at[since:], one.values[since:]
-        if len(at) < SAMPLES_MIN or one.at[0] > half_s:
+        if len(at) < SAMPLES_MIN or one.at[0] > half_s - WARM_S:
             continue
         first, last = statistics.median(values[:10]), statistics.median(values[-10:])
         yield Grown(one.of, one.kind, first, last, max(one.values), growth_per_min(at, values))
