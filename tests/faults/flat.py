@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LOOK_S = 2.0
 WARM_S = 60.0
 """A younger process still loads what it needs and fills its pools and caches."""
-SAMPLES_MIN = 30
-"""In the second half: a minute. Fewer say nothing."""
+SAMPLES_MIN = 18
+"""In the second half, three for each part. Fewer say nothing."""
 PARTS = 6
 KEY_BYTES = 200
 """Of Redis's memory for a key that says that a delivery is known; they stay for 16 days, whatever RETENTION is."""
