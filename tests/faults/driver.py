@@ -25,8 +25,9 @@ REST_MAX_S = 120.0
 """For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
 LATE_S = 0.3
 """How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""
-TRIMMED = {"retention": "60s", "trim_interval": "5s"}
-"""The least retention that may be set: the log comes to its full length in the first minute."""
+TRIMMED = {"retention": "60s", "trim_interval": "5s", "claim_idle": "30s"}
+"""The least retention that may be set: the log comes to its full length in the first minute. And a claim time that is
+longer than a pass of execution: on a busy machine the workers would take each other's entries away again and again."""
 BANK_FAULTS = [
     {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 2, "rate": 0.3},
     {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 1, "rate": 0.3},
