@@ -11,7 +11,7 @@ PACKAGES := streamproc consumers projections ops
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all soak
+.PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all soak load
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,8 +67,13 @@ faults-all: venv  ## the same, and the runs that are too long for CI
 
 SEED ?= 1
 MINUTES ?= 10
-soak: venv  ## break it for longer; SEED=… MINUTES=…
-	$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
+soak: venv  ## break it for longer, and nothing may grow; SEED=… MINUTES=… CALM=1: of each role one process lives on
+	$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) --flat $(if $(CALM),--calm)
+
+RATE ?= 1000
+SECONDS ?= 120
+load: venv  ## webhooks at a fixed rate while workers are killed; RATE=… SECONDS=…
+	$(BIN)/python -m tests.faults.flood --rate $(RATE) --seconds $(SECONDS)
 
 bench: venv  ## measure the engine against the hand-written floor
 	$(BIN)/streamproc bench floor

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from consumers.create import CommandAnswer, Creator, Debit, create, look_for_lost
+from consumers.recall import Archived
 from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
@@ -25,7 +26,7 @@ from streamproc.domain.events import (
     PayoutObserved,
     PayoutStopped,
 )
-from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
+from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord, is_terminal
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 from streamproc.telemetry.watch import Called, keeping
@@ -64,8 +65,8 @@ class _Order(Struct, frozen=True):
     caused_by: str
 
 
-def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
-    """The group that calls the bank. `debit` pays what is created."""
+def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Archived | None = None) -> Group:
+    """The group that calls the bank. `debit` pays what is created, `archived` remembers payouts that Redis forgot."""
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         turns = asyncio.Semaphore(CONCURRENT_MAX)
@@ -75,6 +76,11 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
             try:
                 async with asyncio.timeout_at(end), turns:
                     with keeping(work.calls):
+                        if work.record is None and archived is not None:
+                            record = await _recalled(work, archived)
+                            if not (isinstance(event, CancelRequested) and event.bank_payout):
+                                return  # there is nothing left to tell the bank
+                            work.record = record
                         await _enact_one(work, event, desk, bank, barrier, debit)
             except LogUnavailable:
                 raise
@@ -92,6 +98,17 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY) -> Group:
     return Group(
         name="execution", stages=(stage,), outputs_are_facts=True, read_max=READ_MAX, works_max=WORKS_MAX
     )
+
+
+async def _recalled(work: Work, archived: Archived) -> PayoutRecord:
+    """A payout that is over is forgotten by Redis after the retention time, and this group may be further behind.
+
+    What the archive shows counts only if it is over there too: else the views have not come so far.
+    """
+    record = await archived(work.payout)
+    if record is None or not is_terminal(record):
+        raise TryAgain(f"Redis does not know {work.payout}, and the archive does not say yet how it ended")
+    return record
 
 
 async def _enact_one(

@@ -192,7 +192,8 @@ async def _group(
     bank = await stack.enter_async_context(opened_bank(settings))
     breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
-    return execution(bank, await _barrier(settings, stack), debit)
+    archived = await _archived(settings, stack) if settings.postgres_dsn else None
+    return execution(bank, await _barrier(settings, stack), debit, archived)
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
@@ -245,6 +246,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
         )
         pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
         gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
+        stack.push_async_callback(gateway.aclose)
         refusals = await stack.enter_async_context(Refusals(intents))
         slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
         app = create_app(

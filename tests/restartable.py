@@ -15,6 +15,11 @@ class Restartable:
         self._running = AsyncExitStack()
         self._store: Store | None = None
 
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        return self._store.process.pid
+
     async def up(self) -> str:
         """Start it; its URL."""
         self._store = None

@@ -166,7 +166,7 @@ def said(operation: Operation) -> dict[int, Says]:
             "The token asked too often", headers={"Retry-After": "Seconds until the next request is taken"}
         ),
         503: Says(
-            "The log or the archive cannot be asked now; ask again, with the same Idempotency-Key",
+            "Too many ask, or the log or the archive cannot be asked now; ask again, with the same Idempotency-Key",
             headers={"Retry-After": "Seconds"},
         ),
     }

@@ -1,7 +1,8 @@
 """The route table as Starlette's routes: one for each path, so that 405 names every method that is there."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,16 +14,47 @@ from streamproc.api.auth import Doorkeeper
 from streamproc.api.operations import Call, Operation
 from streamproc.api.reading import read_json, read_parameters
 
+BUSY_RETRY_AFTER_S = 1
+"""What a 503 asks for that has no other reason than that too many ask."""
+IN_HAND_MAX = 64
+"""Requests with a token that are handled at once. Whoever asks beyond that is refused at once: to wait would mean to be
+answered when the client has gone and asks again, and so on for ever, with nobody served. A request takes 5 to 60 ms of
+this process, so the last of them is answered within 4 s. Webhooks, health and metrics are not counted."""
+
+
+class Desk:
+    """How many requests are in hand."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._in_hand = 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """One request, while it is handled. Raises Refusal where too many are."""
+        if self._in_hand >= self._most:
+            raise Refusal(
+                503, f"{self._in_hand} requests are in hand, the limit is {self._most}; ask again",
+                {"retry-after": str(BUSY_RETRY_AFTER_S)},
+            )  # fmt: skip
+        self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+
 
 def routes_of(
     operations: Sequence[Operation], doorkeeper: Doorkeeper | None, *, body_bytes_max: int
 ) -> list[Route]:
     """A route for each path; those that say more come first, as `/a/fixed` before `/a/{any}`."""
+    desk = Desk(IN_HAND_MAX)
     by_path: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         by_path[operation.path].append(operation)
     return [
-        _route(path, by_path[path], doorkeeper, body_bytes_max) for path in sorted(by_path, key=_generality)
+        _route(path, by_path[path], doorkeeper, desk, body_bytes_max)
+        for path in sorted(by_path, key=_generality)
     ]
 
 
@@ -31,7 +63,9 @@ def _generality(path: str) -> tuple[int, list[bool]]:
     return -len(segments), [segment.startswith("{") for segment in segments]
 
 
-def _route(path: str, there: list[Operation], doorkeeper: Doorkeeper | None, body_bytes_max: int) -> Route:
+def _route(
+    path: str, there: list[Operation], doorkeeper: Doorkeeper | None, desk: Desk, body_bytes_max: int
+) -> Route:
     if there[0].raw is not None:
         assert len(there) == 1, f"{path}: a raw application answers every method"
         return Route(path, there[0].raw)
@@ -43,27 +77,34 @@ def _route(path: str, there: list[Operation], doorkeeper: Doorkeeper | None, bod
         operation = by_method.get(method)
         if operation is None:
             raise HTTPException(405, headers={"allow": ", ".join(allowed)})
-        return await answered(_handled(request, operation, doorkeeper, body_bytes_max))
+        if operation.action is None:
+            return await answered(_open_to_all(request, operation))
+        return await answered(_handled(request, operation, doorkeeper, desk, body_bytes_max))
 
     route = Route(path, endpoint)
     route.methods = None  # every method comes here, also one that nobody has heard of
     return route
 
 
+async def _open_to_all(request: Request, operation: Operation) -> Response:
+    assert operation.handle is not None
+    return await operation.handle(Call(request, None, {}))
+
+
 async def _handled(
-    request: Request, operation: Operation, doorkeeper: Doorkeeper | None, body_bytes_max: int
+    request: Request, operation: Operation, doorkeeper: Doorkeeper | None, desk: Desk, body_bytes_max: int
 ) -> Response:
     assert operation.handle is not None
-    if operation.action is None:
-        return await operation.handle(Call(request, None, {}))
     assert doorkeeper is not None, f"{operation.name} needs somebody who knows tokens"
-    token = await doorkeeper.admitted(request, operation)
+    with desk.taken():
+        token = await doorkeeper.admitted(request, operation)
     try:
         given = read_parameters(request, operation)
         body = None
-        if operation.body is not None:
+        if operation.body is not None:  # a slow sender holds nobody's place
             body = await read_json(request, operation, body_bytes_max)
-        return await operation.handle(Call(request, token, given, body))
+        with desk.taken():
+            return await operation.handle(Call(request, token, given, body))
     except Refusal as refusal:
         if refusal.status == 403:
             doorkeeper.note(token, operation, request, refusal.detail)

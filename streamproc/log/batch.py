@@ -226,7 +226,12 @@ class Handler:
         except ValueError as problem:  # msgspec's errors too
             work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
             return
-        work.open(known.version, record, known.admission, keep=keep)
+        try:
+            work.open(known.version, record, known.admission, keep=keep)
+        except ValueError as problem:
+            # The payout was over, and its time in Redis ended between our load and our commit. What was done outside is
+            # looked for when the entry is tried again.
+            work.fail(problem)
 
     async def _run(self, client: Redis, works: list[Work], desk: Desk) -> None:
         """The chain; what nobody named is pinned on one entry."""

@@ -79,6 +79,11 @@ class _Ours(AbstractConnection):
         name = args[0].encode() if isinstance(args[0], str) else args[0]
         return [hiredis.pack_command((*name.split(), *args[1:]))]
 
+    async def is_quiet(self) -> bool:
+        """Whether the server is there and has said nothing since its last answer, as far as it is known here."""
+        reader = self._reader
+        return reader is not None and reader.exception() is None and not await self.can_read()
+
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
@@ -122,18 +127,18 @@ _CLASSES: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def connect(url: str, *, blocking: bool = False, home: str = META) -> Redis:
+def connect(url: str, *, blocking: bool = False, home: str = META, name: str | None = None) -> Redis:
     """A client with one connection of its own (in a cluster, to each node). Close it with `aclose()`.
 
     `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs. `home`: a key whose node commands
-    without a key go to, where there are several.
+    without a key go to, where there are several. `name` is what the server lists the connection under.
     """
     if is_cluster(url):
-        return ClusterClient(url, partial(_connect_node, blocking=blocking), home)
-    return _connect_node(url, blocking=blocking)
+        return ClusterClient(url, partial(_connect_node, blocking=blocking, name=name), home)
+    return _connect_node(url, blocking=blocking, name=name)
 
 
-def _connect_node(url: str, *, blocking: bool) -> Redis:
+def _connect_node(url: str, *, blocking: bool, name: str | None) -> Redis:
     timeout = BLOCK_MS_MAX / 1000 + BLOCK_MARGIN_S if blocking else COMMAND_TIMEOUT_S
     client = Redis.from_url(
         url,
@@ -145,6 +150,7 @@ def _connect_node(url: str, *, blocking: bool) -> Redis:
         socket_keepalive=KEEPALIVE,
         health_check_interval=0,
         decode_responses=False,
+        client_name=name,
     )
     # A URL's scheme brings a class of its own, which is not an argument.
     client.connection_pool.connection_class = _CLASSES[client.connection_pool.connection_class]
@@ -153,10 +159,18 @@ def _connect_node(url: str, *, blocking: bool) -> Redis:
     return client
 
 
+async def is_quiet(client: Redis) -> bool:
+    """Whether a client of `connect` is connected, and the server has said nothing since its last answer."""
+    connection: Any = client.connection
+    return isinstance(connection, _Ours) and await connection.is_quiet()
+
+
 @asynccontextmanager
-async def connected(url: str, *, blocking: bool = False, home: str = META) -> AsyncIterator[Redis]:
+async def connected(
+    url: str, *, blocking: bool = False, home: str = META, name: str | None = None
+) -> AsyncIterator[Redis]:
     """`connect`, closed at the end."""
-    client = connect(url, blocking=blocking, home=home)
+    client = connect(url, blocking=blocking, home=home, name=name)
     try:
         yield client
     finally:

@@ -3,7 +3,8 @@
 Why nothing is lost or done twice: an entry stays pending in its consumer group until a commit acknowledges it,
 and Redis acknowledges it to one caller only, in the same step that appends the outputs. So a worker may die at
 any await, be frozen and come back, or send a commit twice; whoever commits first wins and the others write
-nothing. What is not committed is found again: by this consumer after a reconnect, by any other after CLAIM_IDLE.
+nothing. What is not committed is found again: by this consumer after a reconnect, by any other soon after this one's
+connections ended (gone.py), or after CLAIM_IDLE.
 
 An entry that fails on its own is put off with backoff and becomes a dead letter after ATTEMPTS_MAX; a dependency
 that is away (TryAgain) uses up no attempt. An error that nobody named counts as a failed attempt of one entry
@@ -20,6 +21,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
+from streamproc.log.gone import LOOK_S, Gone
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.work import Group
@@ -46,6 +48,8 @@ class Consumer:
         self.names = Names(partition)
         self.partition = partition
         self._handler = Handler(partition, group, limits)
+        self._gone = Gone(self.names, group.name, name, deliveries_max=SUSPECT_DELIVERIES)
+        self._gone_due = 0.0
         self._claim_due = 0.0
         self._upkeep_due = 0.0
 
@@ -61,8 +65,8 @@ class Consumer:
             try:
                 home = self.names.log
                 async with (
-                    connected(self.url, blocking=True, home=home) as reader,
-                    connected(self.url, home=home) as client,
+                    connected(self.url, blocking=True, home=home, name=self.name) as reader,
+                    connected(self.url, home=home, name=self.name) as client,
                 ):
                     await self._take_up_own(client)
                     delay = RECONNECT_BASE_S
@@ -144,6 +148,9 @@ class Consumer:
         if retries:
             watch.taken_up(self.group.name, "retry", len(retries))
             await self._handler.handle(client, retries, taken=True)
+        if now >= self._gone_due:
+            self._gone_due = now + LOOK_S * random.uniform(0.8, 1.2)
+            await self._took_over(client, await self._gone.take(client, now))
         if now >= self._claim_due:
             self._claim_due = now + self.limits.claim_idle_s / 4 * random.uniform(0.8, 1.2)
             await self._claim(client)
@@ -164,13 +171,16 @@ class Consumer:
                     "COUNT",
                     CLAIM_BATCH,
                 )
-            entries = await self._not_deferred(client, entries)
-            if entries:
-                log.info("%s/%d: took over %d entries", self.group.name, self.partition, len(entries))
-                watch.taken_up(self.group.name, "claim", len(entries))
-                await self._handle_claimed(client, entries)
+            await self._took_over(client, entries)
             if cursor == b"0-0":
                 return
+
+    async def _took_over(self, client: Redis, entries: list[Raw]) -> None:
+        entries = await self._not_deferred(client, entries)
+        if entries:
+            log.info("%s/%d: took over %d entries", self.group.name, self.partition, len(entries))
+            watch.taken_up(self.group.name, "claim", len(entries))
+            await self._handle_claimed(client, entries)
 
     async def _handle_claimed(self, client: Redis, entries: list[Raw]) -> None:
         """Entries that were taken over again and again are handled one at a time: an entry that kills its

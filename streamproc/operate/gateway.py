@@ -12,8 +12,8 @@ from streamproc.domain.tokens import Token
 from streamproc.domain.wire import decode_events
 from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
 from streamproc.ingress.translate import request_key
-from streamproc.log.connection import connected
 from streamproc.log.inspect import delivered_as, log_exists
+from streamproc.log.kept import Kept
 from streamproc.log.tokens import TOKEN_PARTITION, take_request, token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
@@ -23,19 +23,24 @@ QUESTIONS_MAX = 64
 
 
 class SiteGateway:
-    """Each question has a connection of its own, so none can hear another's answer. `pool` None: no archive."""
+    """Each question has a connection for itself, so none can hear another's answer. `pool` None: no archive."""
 
     def __init__(self, redis_url: str, partitions: int, pool: Any) -> None:
         self.redis_url = redis_url
         self.partitions = partitions
         self._pool = pool
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
+        self._kept = Kept(redis_url)
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
         """What an operator's command asks, for one question."""
-        async with self._turns, connected(self.redis_url) as client:
+        async with self._turns, self._kept.lent() as client:
             yield Site(self.redis_url, client, self.partitions, self._pool)
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept."""
+        await self._kept.aclose()
 
     async def token(self, digest: str) -> Token | None:
         """The token with this hash. Raises LogUnavailable where the log is lost: then nobody knows any token."""

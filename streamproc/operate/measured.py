@@ -131,6 +131,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
     finally:
         server.should_exit = True
         await serving
+        await gateway.aclose()
 
 
 async def _serve(server: uvicorn.Server, settings: Settings) -> None:

@@ -75,6 +75,8 @@ async def ready() -> list[Check]:
 async def serving(producer: Producer, gateway: Any, *, per_min: int = 0) -> AsyncIterator[httpx.AsyncClient]:
     async with Refusals(producer) as refusals, _served(producer, gateway, refusals, per_min) as http:
         yield http
+    if isinstance(gateway, SiteGateway):
+        await gateway.aclose()
 
 
 @asynccontextmanager

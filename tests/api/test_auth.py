@@ -6,8 +6,10 @@ import logging
 import httpx
 import pytest
 
+from streamproc.api import routing
 from streamproc.api.asgi import create_app
 from streamproc.domain.events import AccessRefused
+from streamproc.domain.tokens import Token
 from streamproc.errors import InputError
 from streamproc.ingress.refusals import Refusals
 from streamproc.operate import tokens
@@ -64,6 +66,42 @@ async def test_a_token_that_asks_too_often_is_told_when_to_ask_again_and_others_
             assert 0 < int(late.headers["retry-after"]) <= 60
             assert (await api.ask(other, ORDER)).status_code == 202
             assert (await http.get("/healthz")).status_code == 200
+
+
+class BusyGateway(SiteGateway):
+    """Does not come to an answer until it may."""
+
+    def __init__(self, redis_url: str) -> None:
+        super().__init__(redis_url, 1, None)
+        self.asked, self.may_answer = 0, asyncio.Event()
+
+    async def token(self, digest: str) -> Token | None:
+        self.asked += 1
+        await self.may_answer.wait()
+        return await super().token(digest)
+
+
+async def test_where_too_many_ask_the_next_is_refused_at_once_and_those_in_hand_are_served(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "IN_HAND_MAX", 2)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        gateway = BusyGateway(redis_url)
+        async with serving(engine.producer, gateway) as http:
+            api = Api(http, engine)
+            token = await api.token("one")
+            first = [asyncio.create_task(api.ask(token, key=f"k{n}")) for n in range(2)]
+            while gateway.asked < 2:
+                await asyncio.sleep(0.01)
+            too_many = await api.ask(token, key="k3")
+            assert too_many.status_code == 503
+            assert problem(too_many)["detail"] == "2 requests are in hand, the limit is 2; ask again"
+            assert too_many.headers["retry-after"] == "1"
+            assert (await http.get("/healthz")).status_code == 200
+            gateway.may_answer.set()
+            assert [(await answer).status_code for answer in first] == [202, 202]
+            assert (await api.ask(token, key="k3")).status_code == 202
 
 
 async def test_a_token_of_a_reviewer_says_who_answers_by_it(api: Api) -> None:

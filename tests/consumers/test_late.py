@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from msgspec.structs import replace
 
 import consumers
 from consumers import enact
@@ -11,8 +12,10 @@ from consumers.enact import execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import CommandAnswer
 from streamproc.domain.events import BankCommandAnswered
+from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.errors import TryAgain
 from streamproc.log import batch, scripts
+from streamproc.log.stream import open_log
 from tests.consumers.test_refuted import Bank, at_once
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
@@ -102,3 +105,67 @@ async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
             if isinstance(event, BankCommandAnswered)
         }
     assert answered == set(payouts) - {"pout_stuck"}
+
+
+@pytest.mark.parametrize("views_are_behind", [False, True])
+async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_letter(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, views_are_behind: bool
+) -> None:
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    bank, asked = Bank(), list[str]()
+    governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
+    async with Engine(redis_url, groups=governed) as engine:
+        await open_log(engine.client, partitions=1, groups=[execution(bank, at_once).name])
+        await engine.apply(POLICIES)
+        await engine.append(ACCOUNT, observed("pout_1", 1000, agent="small"))
+        await engine.append(ACCOUNT, observed("pout_1", 1000, agent="small", status="rejected"))
+        await engine.settled()
+        ended = fold(await engine.story("pout_1"))
+        assert ended is not None
+        await engine.client.delete(engine.names.payout("pout_1"))  # its retention time is over
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        asked.append(payout)
+        return replace(ended, bank_status="pending") if views_are_behind and len(asked) == 1 else ended
+
+    told = [execution(bank, at_once, archived=archived)]
+    async with Engine(redis_url, groups=told) as engine:
+        await engine.settled()
+        async with asyncio.timeout(30):
+            while await engine.client.zcard(engine.names.retries("execution")):
+                await asyncio.sleep(0.01)
+        assert await engine.client.xlen(engine.names.dead) == 0
+    assert asked == (2 if views_are_behind else 1) * ["pout_1"]
+    assert bank.statuses == {}
+
+
+async def test_a_payout_that_redis_forgets_under_a_workers_hands_ends_no_worker(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    bank, times = Bank(), list[str]()
+    governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
+    async with Engine(redis_url, groups=governed) as engine:
+        await open_log(engine.client, partitions=1, groups=[execution(bank, at_once).name])
+        await engine.apply("policies: {bot: {daily_limit: 100_000}}")
+        await engine.append(ACCOUNT, observed("pout_1", 1000))
+        await engine.until("pout_1", "PayoutDecided")
+        await engine.append(ACCOUNT, observed("pout_1", 1000, status="processed"))
+        await engine.settled()
+        ended = fold(await engine.story("pout_1"))
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        return ended
+
+    async def forgotten(partition: int, entry: str) -> None:
+        times.append(entry)
+        await engine.client.delete(engine.names.payout("pout_1"))
+
+    told = [execution(bank, forgotten, archived=archived)]
+    async with Engine(redis_url, groups=told) as engine:
+        await engine.settled()
+        async with asyncio.timeout(30):
+            while await engine.client.zcard(engine.names.retries("execution")):
+                await asyncio.sleep(0.01)
+        assert await engine.client.xlen(engine.names.dead) == 0
+    assert (len(times), bank.told) == (1, [])

@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=4.0, help="seconds between two faults, about (4)")
     parser.add_argument("--rate", type=float, default=3.0, help="payouts a second (3)")
     parser.add_argument("--revert", choices=sorted(REVERTS), action="append", default=[], help="a known bug")
+    parser.add_argument("--flat", action="store_true", help="nothing may grow; the log is trimmed meanwhile")
+    parser.add_argument("--calm", action="store_true", help="--flat, and of the roles only worker-2 is ended")
     parser.add_argument("--sweep", action="store_true", help="every crash point once, and nothing else")
     parser.add_argument(
         "--failover", choices=("ahead", "behind"), help="to a replica that lags; see failover.py"
@@ -28,7 +30,7 @@ def main() -> int:
     parser.add_argument("--full-disk", action="store_true", help="under Postgres, twice; takes root")
     parser.add_argument("--plan", action="store_true", help="print the plan alone")
     given = parser.parse_args()
-    plan = plan_of(given.seed, given.minutes * 60, every_s=given.every, per_s=given.rate)
+    plan = plan_of(given.seed, given.minutes * 60, every_s=given.every, per_s=given.rate, calm=given.calm)
     if given.sweep:
         plan = sweep_of(given.seed)
     if given.failover:
@@ -43,7 +45,7 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:6.1f}] {text}", flush=True)
 
-    report = asyncio.run(run(plan, reverts=tuple(given.revert), say=say))
+    report = asyncio.run(run(plan, reverts=tuple(given.revert), flat=given.flat or given.calm, say=say))
     print(report)
     print("everything held" if not report.violations else f"{len(report.violations)} findings")
     return int(bool(report.violations))

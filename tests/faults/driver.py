@@ -11,19 +11,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tests.faults.failover import fail_over
+from tests.faults.flat import HEAD, Grown, Watch, growing
 from tests.faults.gather import evidence, rest
 from tests.faults.invariants import Evidence, Violation, violations
 from tests.faults.lives import Life, table, watch_lives
 from tests.faults.load import Load
-from tests.faults.plan import Fault, Plan
+from tests.faults.plan import LINKS, Fault, Plan
 from tests.faults.stand import Stand, ready, standing
 
 REST_MAX_S = 240.0
 """For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
 LATE_S = 0.3
 """How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""
+TRIMMED = {"retention": "60s", "trim_interval": "5s", "claim_idle": "30s"}
+"""The least retention that may be set: the log comes to its full length in the first minute. And a claim time that is
+longer than a pass of execution: on a busy machine the workers would take each other's entries away again and again."""
 BANK_FAULTS = [
     {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 2, "rate": 0.3},
     {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 1, "rate": 0.3},
@@ -60,6 +65,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """Roles that ended because the log had lost something."""
     full_heads: list[tuple[str, str]]
     """While Postgres's disk was full: the last entry of the archive, and of the log."""
+    verdict: list[Grown] = []
+    """What was measured all the time, where that was asked for."""
 
     def __str__(self) -> str:
         seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
@@ -74,7 +81,7 @@ class Report(Struct, frozen=True, kw_only=True):
                 if self.plan.has("failover")
                 else []
             ),
-            *table(self.lives),
+            *([*HEAD, *map(str, self.verdict)] if self.verdict else table(self.lives)),
             *map(str, self.violations),
             *([f"the roles' logs are in {self.logs}"] if self.logs else []),
         ]
@@ -86,36 +93,43 @@ async def run(
     *,
     reverts: tuple[str, ...] = (),
     rest_max_s: float = REST_MAX_S,
+    flat: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """A run of `plan` from first start to last look."""
+    """A run of `plan` from first start to last look. `flat`: nothing may grow, and the log is trimmed meanwhile."""
     balance = 1000 * len(plan.payments) * 10_000
     stores = {"replica": plan.has("failover"), "small": plan.has("postgres_full")}
-    async with standing(plan.seed, reverts=reverts, **stores, balance=balance) as stand:
+    settings = TRIMMED if flat else {}
+    async with standing(plan.seed, reverts=reverts, settings=settings, **stores, balance=balance) as stand:
         load = Load(stand, plan)
         first = ("serve", "projector", "worker-1", "worker-2")
         for name in first:
             stand.keep(name)
         await ready(stand)
         await load.prepare()
-        await load.overnight()
+        if not flat:  # counters of windows that are over leave Redis after the retention time
+            await load.overnight()
         stand.keep("poller")
         await stand.bank.faults(webhooks=WEBHOOK_FAULTS)
         say("all roles run")
         reviewing = asyncio.create_task(load.review())
         watching = asyncio.create_task(watch_lives(stand))
+        watch = Watch(stand)
+        measuring = asyncio.create_task(watch.run())
         injected: Counter[str] = Counter()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(load.run())
                 breaking = tasks.create_task(break_it(stand, plan, injected, say))
                 tasks.create_task(load.go_on_until(breaking))
+            measuring.cancel()
+            verdict = watch.verdict() if flat else []
             began = time.monotonic()
             await heal(stand)
             say("all is well again")
             waits = await rest(stand, load, rest_max_s)
         finally:
-            for task in (reviewing, watching):
+            for task in (reviewing, watching, measuring):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -124,7 +138,8 @@ async def run(
         for name in (*first[::-1], "poller"):
             await stand.drain(name)
         logs = keep_logs(stand)
-    seen = Evidence(**{f: getattr(seen, f) for f in seen.__struct_fields__} | {"exits": list(stand.exits)})
+    grown = growing(verdict, LINKS if plan.calm else ()) if flat else []
+    seen = replace(seen, exits=list(stand.exits), growing=grown)
     found = violations(seen)
     if not found:
         shutil.rmtree(logs, ignore_errors=True)
@@ -140,6 +155,7 @@ async def run(
         alarms=list(stand.alarms),
         full_heads=list(stand.full_heads),
         rest_s=rest_s,
+        verdict=verdict,
     )
 
 

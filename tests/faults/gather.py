@@ -14,6 +14,7 @@ from streamproc.log.connection import connected
 from tests.faults.invariants import Answered, Evidence, Letter, Told
 from tests.faults.load import ENDED, Load
 from tests.faults.stand import Stand
+from tests.journeys.system import STEP_MAX_S
 from tests.journeys.truth import budgets_of_redis
 
 LOOK_S = 0.7
@@ -35,17 +36,8 @@ async def rest(stand: Stand, load: Load, within_s: float) -> dict[str, int]:
 
 async def waiting(stand: Stand, load: Load) -> dict[str, int]:
     """What is unread, in somebody's hands, put off, not archived or not over, by what it is."""
-    names, found = stand.system.names, dict[str, int]()
-    async with connected(stand.system.redis_url) as client:
-        for group in await client.xinfo_groups(names.log):
-            name = group["name"].decode()
-            found[f"{name} has not read"] = int(group["lag"] or 0)
-            found[f"{name} has in hand"] = group["pending"]
-            found[f"{name} has put off"] = await client.zcard(names.retries(name))
-        last = (await client.xinfo_stream(names.log))["last-generated-id"].decode()
+    found, last = await in_the_log(stand)
     found["entries that the witness has not seen"] = int(stand.witness.last != last)
-    found["archive or views that are behind"] = await _behind(stand, last)
-    found["webhooks under way"] = len(await stand.bank.deliveries(state="waiting"))
     folds = _folds(stand)
     found["holds that nobody decided"] = sum(
         record.decision == "HELD" and record.bank_status not in ENDED for record in folds.values()
@@ -59,6 +51,21 @@ async def waiting(stand: Stand, load: Load) -> dict[str, int]:
         not _over(folds.get(name)) for name in load.asked | {n for n in folds if is_intent(n)}
     )
     return found
+
+
+async def in_the_log(stand: Stand) -> tuple[dict[str, int], str]:
+    """What is unread, in somebody's hands, put off, not archived, or on its way from the bank; the newest entry."""
+    names, found = stand.system.names, dict[str, int]()
+    async with connected(stand.system.redis_url) as client:
+        for group in await client.xinfo_groups(names.log):
+            name = group["name"].decode()
+            found[f"{name} has not read"] = int(group["lag"] or 0)
+            found[f"{name} has in hand"] = group["pending"]
+            found[f"{name} has put off"] = await client.zcard(names.retries(name))
+        last = (await client.xinfo_stream(names.log))["last-generated-id"].decode()
+    found["archive or views that are behind"] = await _behind(stand, last)
+    found["webhooks under way"] = len(await stand.bank.deliveries(state="waiting"))
+    return found, last
 
 
 def _over(record: PayoutRecord | None) -> bool:
@@ -87,22 +94,27 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> Evidence:
     """Everything that the invariants look at."""
     shown = {payout["id"]: payout for payout in await stand.bank.show("payouts")}
     names = {payout: _name(each) for payout, each in shown.items()}
-    async with connected(stand.system.redis_url) as client:
-        letters = [_letter(fields) for _, fields in await client.xrange(stand.system.names.dead)]
+    letters = await letters_of(stand)
     return Evidence(
         log=list(stand.witness.entries),
-        archive=await _archive(stand),
-        told=[_told(line, names) for line in await stand.bank.record() if _command(line)],
+        archive=await archive_of(stand),
+        told=told_of(await stand.bank.record(), names),
         answered=[seen for delivery in await stand.bank.deliveries() for seen in _answered(delivery, names)],
         bank={names[payout]: each["status"] for payout, each in shown.items()},
         counters=await budgets_of_redis(stand.system),
         waiting=waits,
         letters=letters,
-        views=await _views(stand),
+        views=await wrong_views(stand),
         exits=list(stand.exits),
         lost=list(stand.witness.lost),
         dropped=list(stand.witness.dropped),
     )
+
+
+async def letters_of(stand: Stand) -> list[Letter]:
+    """The dead letters."""
+    async with connected(stand.system.redis_url) as client:
+        return [_letter(fields) for _, fields in await client.xrange(stand.system.names.dead)]
 
 
 def _letter(fields: list[bytes]) -> Letter:
@@ -119,6 +131,11 @@ def _command(line: dict[str, Any]) -> str:
     """create, approve, reject, cancel; also where the bank did not even look at the call."""
     last = str(line["path"]).rpartition("/")[2]
     return {"payouts": "create"}.get(last, last if last in ("approve", "reject", "cancel") else "")
+
+
+def told_of(record: list[dict[str, Any]], names: dict[str, str]) -> list[Told]:
+    """The commands of the bank's own record."""
+    return [_told(line, names) for line in record if _command(line)]
 
 
 def _told(line: dict[str, Any], names: dict[str, str]) -> Told:
@@ -138,16 +155,18 @@ def _answered(delivery: dict[str, Any], names: dict[str, str]) -> list[Answered]
     return [Answered(envelope["event"], payout, names.get(payout, payout), entity["status"])]
 
 
-async def _archive(stand: Stand) -> list[ArchivedEntry]:
+async def archive_of(stand: Stand) -> list[ArchivedEntry]:
+    """Every archived entry, in order."""
     rows = await stand.system.pool.fetch(
         "SELECT partition, seq, entry_id AS id, payout, e, m, hash, archived_at FROM events ORDER BY seq"
     )
     return [ArchivedEntry(**dict(row)) for row in rows]
 
 
-async def _views(stand: Stand) -> list[str]:
+async def wrong_views(stand: Stand, within_s: float = STEP_MAX_S) -> list[str]:
+    """Views that are not what a rebuild from the archive gives."""
     try:
-        code, out, err = await stand.system.cli("replay", "--verify", "--json")
+        code, out, err = await stand.system.cli("replay", "--verify", "--json", within_s=within_s)
     except TimeoutError:
         return ["replay --verify did not end: the views do not follow"]
     if not out:

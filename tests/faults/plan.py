@@ -36,6 +36,10 @@ Rare: TypeAlias = Literal[
 """What needs stores of its own, and is in the plans that ask for it."""
 
 SLOTS = ("worker-1", "worker-2", "serve", "poller", "projector")
+CALM = "worker-2"
+"""In a calm run only this role is killed: of each role one process lives through it all, while the rest is broken."""
+ENDING: tuple[Kind, ...] = ("kill", "drain", "crash", "skew")
+"""Faults that end a process."""
 LINKS: dict[str, tuple[str, ...]] = {
     "worker": ("redis", "postgres", "bank"),
     "serve": ("redis",),
@@ -108,6 +112,7 @@ class Plan(Struct, frozen=True):
     faults: tuple[Fault, ...]
     limits: tuple[Limit, ...]
     overnight: int
+    calm: bool = False
 
     def has(self, kind: Kind | Rare) -> bool:
         """Whether that will be done."""
@@ -120,7 +125,13 @@ class Plan(Struct, frozen=True):
 
 
 def plan_of(
-    seed: int, seconds: float, *, every_s: float = 4.0, per_s: float = 3.0, kinds: Sequence[Kind] = KINDS
+    seed: int,
+    seconds: float,
+    *,
+    every_s: float = 4.0,
+    per_s: float = 3.0,
+    kinds: Sequence[Kind] = KINDS,
+    calm: bool = False,
 ) -> Plan:
     """The plan of a seed: `per_s` payments a second, a fault every `every_s`, each kind before any comes again."""
     chance = random.Random(seed)
@@ -130,13 +141,13 @@ def plan_of(
         if not deck:
             deck = list(kinds)
             chance.shuffle(deck)
-        faults.append(_fault(chance, deck.pop(), round(at_s, 1)))
+        faults.append(_fault(chance, deck.pop(), round(at_s, 1), calm=calm))
         at_s += chance.uniform(0.5, 1.5) * every_s
     limits = (
         Limit(round(seconds / 3, 1), CROWDED_ROOM + 4),
         Limit(round(seconds * 2 / 3, 1), CROWDED_ROOM - 3),
     )
-    return Plan(seed, seconds, tuple(payments), tuple(faults), limits, overnight=6)
+    return Plan(seed, seconds, tuple(payments), tuple(faults), limits, overnight=6, calm=calm)
 
 
 def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
@@ -185,8 +196,10 @@ def _payment(chance: random.Random, seconds: float) -> Payment:
     return Payment(round(chance.uniform(0, seconds), 2), agent, how, chance.choice(OUTCOMES))  # type: ignore[arg-type]
 
 
-def _fault(chance: random.Random, kind: Kind, at_s: float) -> Fault:
+def _fault(chance: random.Random, kind: Kind, at_s: float, *, calm: bool) -> Fault:
     slot = chance.choice(SLOTS)
+    if calm and kind in ENDING:
+        slot = CALM
     role = slot.partition("-")[0]
     match kind:
         case "kill" | "drain":
@@ -197,7 +210,7 @@ def _fault(chance: random.Random, kind: Kind, at_s: float) -> Fault:
         case "freeze":
             return Fault(at_s, kind, FREEZE_S, slot)
         case "skew":
-            worker = chance.choice(SLOTS[:2])
+            worker = CALM if calm else chance.choice(SLOTS[:2])
             return Fault(at_s, kind, slot=worker, detail=chance.choice(("3600", "-3600")))
         case "reset":
             return Fault(at_s, kind, slot=slot, link=chance.choice(LINKS[role]))

@@ -121,6 +121,19 @@ def trim_before_archive() -> None:
     app.run_worker = trimming
 
 
+def leak() -> None:
+    """Every batch leaves something behind: 200 kB in memory."""
+    from streamproc.log.batch import Handler
+
+    inner, kept = Handler.handle, list[bytes]()
+
+    async def keeping(self: Handler, *args: Any, **kwargs: Any) -> None:
+        kept.append(secrets.token_bytes(200_000))
+        await inner(self, *args, **kwargs)
+
+    Handler.handle = keeping  # type: ignore[method-assign]
+
+
 REVERTS: dict[str, Callable[[], None]] = {
     revert.__name__: revert
     for revert in (
@@ -130,5 +143,6 @@ REVERTS: dict[str, Callable[[], None]] = {
         no_barrier,
         new_key_for_each_try,
         trim_before_archive,
+        leak,
     )
 }

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -289,9 +289,15 @@ async def standing(
     reverts: tuple[str, ...] = (),
     replica: bool = False,
     small: bool = False,
+    direct: bool = False,
+    settings: Mapping[str, str] = {},
     **sandbox: object,
 ) -> AsyncIterator[Stand]:
-    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
+    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles.
+
+    `direct`: no proxies and no witness, which would take the cores that are measured. `settings` are STREAMPROC_
+    variables in lower case.
+    """
     home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
     home.chmod(0o711)  # under root Postgres runs as somebody else
     async with AsyncExitStack() as stack:
@@ -322,15 +328,16 @@ async def standing(
         stack.callback(pool.terminate)
         api = await stack.enter_async_context(_http(f"http://127.0.0.1:{port}", API_S))
         bank.http = await stack.enter_async_context(_http(bank.url, CALL_MAX_S))
-        settings = {
+        given = {
             "data_dir": str(home / "data"),
             "claim_idle": f"{CLAIM_IDLE_S:g}s",
             "poll_interval": "1s",
             "drain": "10s",
             "razorpay_calls_per_s": str(CALLS_PER_S),
+            **settings,
         }
         system = System(
-            environment(redis_url, dsn, port, bank, settings),
+            environment(redis_url, dsn, port, bank, given),
             redis_url,
             dsn,
             bank,
@@ -339,15 +346,16 @@ async def standing(
             pool,
         )
         stack.push_async_callback(lambda: system.redis.aclose())  # a failover puts another in its place
-        slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
+        slots = {name: await _slot(name, system, home, stack, direct=direct) for name in SLOTS}
         witness = Witness(redis_url)
         stand = Stand(system, slots, redis, postgres, witness, reverts, home)
         stand.disk = disk
         if replica:
             stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
         stack.push_async_callback(_end, stand)
-        watching = asyncio.create_task(witness.watch(), name="witness")
-        stack.callback(watching.cancel)
+        if not direct:
+            watching = asyncio.create_task(witness.watch(), name="witness")
+            stack.callback(watching.cancel)
         yield stand
 
 
@@ -357,7 +365,7 @@ def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
 
 
-async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) -> Slot:
+async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack, *, direct: bool) -> Slot:
     """A role's own wires to what it talks to, and the environment that names them."""
     urls = {
         "redis": ("STREAMPROC_REDIS_URL", system.redis_url),
@@ -365,7 +373,7 @@ async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack) ->
         "bank": ("STREAMPROC_RAZORPAY_BASE_URL", f"{system.bank.url}/v1"),
     }
     env, wires = dict(system.env), {}
-    for link in LINKS[name.partition("-")[0]]:
+    for link in () if direct else LINKS[name.partition("-")[0]]:
         variable, url = urls[link]
         parts = urlsplit(url)
         assert parts.port is not None

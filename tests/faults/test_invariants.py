@@ -166,6 +166,7 @@ BROKEN: list[tuple[str, Evidence]] = [
     ("every_dead_letter_says_why", seen(sound(), letters=[Letter("1-1", "governance", "")])),
     ("every_dead_letter_says_why", seen(sound(), letters=[Letter("1-1", "governance", "no such thing")])),
     ("no_role_ends_by_itself", seen(sound(), exits=["worker-1 ended by itself with 1"])),
+    ("nothing_grows", seen(sound(), growing=["serve: memory grew"])),
 ]
 
 

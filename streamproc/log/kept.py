@@ -1,0 +1,59 @@
+"""Connections that are lent to one question at a time and kept for the next one.
+
+A new connection costs more than most questions: 15 times the CPU of an HGET. What makes keeping them safe: nobody
+shares one, one whose question failed or was cut off is closed, since an answer may still be on its way, and one that
+the server has closed meanwhile is not lent again.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from streamproc.log.connection import connect, is_quiet
+
+KEPT_MAX = 16
+"""Connections that wait for a question; what is more is closed when its question is answered."""
+
+
+class Kept:
+    """Connections to one server. Close with `aclose()`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: list[Redis] = []
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[Redis]:
+        """A client for one question."""
+        client = await self._well() or connect(self._url)
+        try:
+            yield client
+        except BaseException:
+            await _closed(client)
+            raise
+        if len(self._idle) < KEPT_MAX:
+            self._idle.append(client)
+        else:
+            await _closed(client)
+
+    async def aclose(self) -> None:
+        """Close what waits."""
+        while self._idle:
+            await _closed(self._idle.pop())
+
+    async def _well(self) -> Redis | None:
+        """The one that was used last, if the server has said nothing since: there is nothing that it should say."""
+        while self._idle:
+            client = self._idle.pop()
+            with suppress(RedisError, OSError):
+                if await is_quiet(client):
+                    return client
+            await _closed(client)
+        return None
+
+
+async def _closed(client: Redis) -> None:
+    with suppress(RedisError, OSError):  # a peer that hears nothing is not waited for
+        await client.aclose()

@@ -1,0 +1,196 @@
+"""Does anything grow? Every process and store is measured again and again, and a rule says what is growth.
+
+The rule: the second half of the run, when everything has been done many times before, is cut into six parts. The growth
+of a series is the median of the steps from one part's median to the next one's: three of five steps must go up, so a
+buffer that is allocated once, or twice, makes none, and a leak of a little at a time does. It may not be over the bound
+of its kind.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connected, named_errors
+
+if TYPE_CHECKING:
+    from tests.faults.stand import Stand
+
+LOOK_S = 2.0
+WARM_S = 60.0
+"""A younger process still loads what it needs and fills its pools and caches."""
+SAMPLES_MIN = 18
+"""In the second half, three for each part. Fewer say nothing."""
+PARTS = 6
+KEY_BYTES = 200
+"""Of Redis's memory for a key that says that a delivery is known; they stay for 16 days, whatever RETENTION is."""
+
+
+class Kind(Struct, frozen=True):
+    """What is measured, in which unit, and how much it may grow in a minute. Up to `least` in all is no growth."""
+
+    name: str
+    unit: str
+    bound: float
+    least: float
+
+
+MEMORY = Kind("memory", "kB", 400.0, 1_000.0)
+"""24 MB an hour. A process that leaks 2 kB a payout at 3 payouts a second is over it."""
+DESCRIPTORS = Kind("descriptors", "", 0.5, 3.0)
+CONNECTIONS = Kind("connections", "", 0.5, 3.0)
+"""A leak of one a minute would be at the server's limit within a day."""
+REDIS_MEMORY = Kind("memory without what knows deliveries", "kB", 400.0, 1_000.0)
+ENTRIES = Kind("entries of the log", "", 60.0, 300.0)
+"""At 3 payouts, which is 18 entries, a second: 1,080 a minute came."""
+
+
+class Series(Struct):
+    """One kind of thing of one process or store, over time. `at` is in seconds."""
+
+    of: str
+    kind: Kind
+    at: list[float] = []
+    values: list[float] = []
+
+    def add(self, at: float, value: float) -> None:
+        """One more sample."""
+        self.at.append(at)
+        self.values.append(value)
+
+
+class Grown(NamedTuple):
+    """A series that was judged: how it was at the half and at the end (medians of ten samples), and its growth."""
+
+    of: str
+    kind: Kind
+    half: float
+    end: float
+    most: float
+    per_min: float
+
+    @property
+    def is_growth(self) -> bool:
+        """Whether it is over its bound."""
+        return self.per_min > self.kind.bound and self.end - self.half > self.kind.least
+
+    def __str__(self) -> str:
+        word = "GROWS" if self.is_growth else "flat"
+        return (
+            f"| {self.of} | {self.kind.name} | {self.half:,.0f} | {self.end:,.0f} | {self.most:,.0f}"
+            f" | {self.kind.unit} | {self.per_min:+,.1f} | {self.kind.bound:,.1f} | {word} |"
+        )
+
+
+HEAD = (
+    "| of | what | at the half | at the end | most | unit | a minute | bound | |",
+    "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- |",
+)
+
+
+def growth_per_min(at: Sequence[float], values: Sequence[float]) -> float:
+    """The median step from one part to the next, for a minute."""
+    ends = [round(len(values) * part / PARTS) for part in range(PARTS + 1)]
+    levels = [statistics.median(values[begin:end]) for begin, end in pairwise(ends)]
+    return statistics.median(b - a for a, b in pairwise(levels)) * PARTS * 60.0 / (at[-1] - at[0])
+
+
+def judged(series: Iterable[Series], half_s: float) -> Iterator[Grown]:
+    """Every series that was there for WARM_S at `half_s` and has enough samples since."""
+    for one in series:
+        since = next((n for n, at in enumerate(one.at) if at >= half_s), len(one.at))
+        at, values = one.at[since:], one.values[since:]
+        if len(at) < SAMPLES_MIN or one.at[0] > half_s - WARM_S:
+            continue
+        first, last = statistics.median(values[:10]), statistics.median(values[-10:])
+        yield Grown(one.of, one.kind, first, last, max(one.values), growth_per_min(at, values))
+
+
+class Watch:
+    """Measures every process of the roles, and what the stores say of themselves.
+
+    Not the bank's sandbox: it keeps all that it was ever told, for the invariants.
+    """
+
+    def __init__(self, stand: "Stand") -> None:
+        self._stand = stand
+        self._began = time.monotonic()
+        self._series: dict[tuple[str, str, int], Series] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._look_at_processes()
+            await self._look_at_redis()
+            await self._look_at_postgres()
+
+    def verdict(self) -> list[Grown]:
+        """What became of each series that can be judged."""
+        found = judged(self._series.values(), (time.monotonic() - self._began) / 2)
+        return sorted(found, key=lambda grown: (grown.of, grown.kind.name))
+
+    def _note(self, of: str, kind: Kind, value: float, pid: int = 0) -> None:
+        series = self._series.setdefault((of, kind.name, pid), Series(of, kind))
+        series.add(time.monotonic() - self._began, value)
+
+    def _look_at_processes(self) -> None:
+        for slot in self._stand.slots.values():
+            process = slot.process
+            if process is not None and process.returncode is None and (seen := used(process.pid)):
+                memory_kb, descriptors = seen
+                self._note(slot.name, MEMORY, memory_kb, process.pid)
+                self._note(slot.name, DESCRIPTORS, descriptors, process.pid)
+
+    async def _look_at_redis(self) -> None:
+        try:
+            async with connected(self._stand.system.redis_url) as client:
+                with named_errors():
+                    memory = await client.info("memory")
+                    clients = await client.info("clients")
+                    keys = await client.dbsize()
+                    length = await client.xlen(self._stand.system.names.log)
+        except LogUnavailable:
+            return  # away, or restarted just now
+        self._note("redis", REDIS_MEMORY, (memory["used_memory"] - KEY_BYTES * keys) / 1024)
+        self._note("redis", CONNECTIONS, clients["connected_clients"])
+        self._note("redis", ENTRIES, length)
+
+    async def _look_at_postgres(self) -> None:
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        try:
+            async with asyncio.timeout(LOOK_S):
+                count = await self._stand.system.pool.fetchval(sql)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return
+        self._note("postgres", CONNECTIONS, count)
+
+
+def used(pid: int) -> tuple[float, int] | None:
+    """Resident memory (kB) and open descriptors of a process; None where it has just ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * 4, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return None
+
+
+def growing(verdict: Sequence[Grown], roles: Iterable[str] = ()) -> list[str]:
+    """What grew, and which of `roles` no process was old enough of to say."""
+    old = {one.of.partition("-")[0] for one in verdict if one.kind is MEMORY}
+    return [
+        *(
+            f"{one.of}: {one.kind.name} grew by {one.per_min:,.1f} {one.kind.unit} a minute,"
+            f" from {one.half:,.0f} to {one.end:,.0f}; the bound is {one.kind.bound:,.1f}"
+            for one in verdict
+            if one.is_growth
+        ),
+        *(f"no {role} lived through the second half of the run" for role in sorted(set(roles) - old)),
+    ]

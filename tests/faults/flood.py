@@ -1,0 +1,390 @@
+"""python -m tests.faults.flood: webhooks at a fixed rate while workers are killed; was anything lost, and how late?
+
+Everything is real: HTTP into `serve`, two workers, the projector, Valkey that syncs every write, Postgres with fsync,
+the sandbox as the bank. The sender is open loop (tests/faults/sender.py). No proxies and no witness here, since
+they would take the cores that are measured; afterwards log, archive, counters and the bank's record are read whole, and
+the invariants of `make faults` are checked over them.
+
+The mix: `--bank` payouts a second are known to the bank, pending: of five, three are approved and two rejected, and the
+bank is told and tells what came of it. The others are `queued` at the bank: they are approved, the bank pays them by
+itself and needs not be told, and of `--outcomes` of them a second webhook says so. Exit 1 where an invariant does not
+hold.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from streamproc import processes
+from streamproc.bench.cost import tree_cpu_s
+from streamproc.domain import events as e
+from streamproc.log.stream import Entry, LogView
+from tests.faults.gather import ENDED, archive_of, in_the_log, letters_of, told_of, wrong_views
+from tests.faults.invariants import Answered, Evidence, Violation, history, violations
+from tests.faults.sender import AGENT, PAYOUT, STATUS, VENDOR, Order, Sent
+from tests.faults.stand import Stand, ready, standing
+from tests.journeys.system import ACCOUNT, SECRET
+from tests.journeys.truth import budgets_of_redis
+from tests.words import apply_policies
+
+AGENTS, VENDORS = 200, 50
+AMOUNT = 10_000
+"""Paise of a payout."""
+REST_MAX_S = 300.0
+"""Until nothing waits any more, when nothing more is sent."""
+VERIFY_MAX_S = 600.0
+"""For a rebuild of every view, to compare."""
+BANK_AGENTS = ("agent-0", "agent-1", "agent-2", "small", "full")
+"""Whose the payouts are that the bank has: three are approved, one is over its limit, one has no room in its day."""
+POLICIES = f"""
+defaults: {{rate_limit: {{count: 0, window: 60s}}, daily_limit: 1_000_000_000_000}}
+policies:
+  small: {{per_txn_limit: {AMOUNT - 1}}}
+  full: {{daily_limit: {AMOUNT * 10}}}
+""" + "".join(f"  agent-{n}: {{daily_limit: 1_000_000_000_000}}\n" for n in range(AGENTS))
+LOOK_S = 1.0
+READ_MAX = 5_000
+
+
+class Terms(Struct, frozen=True, kw_only=True):
+    """What is asked of the system. `kill_every_s` 0: nobody is killed."""
+
+    rate: float = 1000.0
+    seconds: float = 120.0
+    kill_every_s: float = 10.0
+    bank_per_s: float = 20.0
+    outcomes: float = 0.05
+    claim_idle_s: float = 60.0
+    """The product's default."""
+    seed: int = 1
+
+
+class Spread(Struct, frozen=True):
+    """How some times are spread, in ms."""
+
+    p50: float
+    p99: float
+    p999: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.p50:,.0f} / {self.p99:,.0f} / {self.p999:,.0f} / {self.most:,.0f} ms"
+
+
+def spread_of(times_s: Sequence[float]) -> Spread:
+    """Of nothing: zeros."""
+    ordered = sorted(times_s) or [0.0]
+    last = len(ordered) - 1
+    return Spread(*(1000 * ordered[round(part * last)] for part in (0.5, 0.99, 0.999, 1.0)))
+
+
+class Flooded(Struct, kw_only=True):
+    """What a flood came to."""
+
+    terms: Terms
+    sent: list[Sent]
+    send_s: float
+    rest_s: float
+    kills: int
+    decided: Spread
+    undecided: int
+    most_unread: int
+    cores: dict[str, float]
+    load: tuple[float, float]
+    entries: int
+    violations: list[Violation]
+
+    def __str__(self) -> str:
+        answers: dict[int, int] = {}
+        for each in self.sent:
+            answers[each.answer] = answers.get(each.answer, 0) + 1
+        taken = sum(n for code, n in answers.items() if 200 <= code < 300)
+        cores = ", ".join(f"{name} {used:.2f}" for name, used in sorted(self.cores.items()))
+        said = ", ".join(f"{code or 'none'}: {n:,}" for code, n in sorted(answers.items()))
+        answered = spread_of([each.answered - each.due for each in self.sent if each.answer])
+        late = spread_of([each.sent - each.due for each in self.sent if each.sent])
+        lines = [
+            f"offered: {self.terms.rate:,.0f} payouts/s for {self.terms.seconds:.0f} s,"
+            f" {len(self.sent):,} webhooks; {self.kills} kills of workers",
+            f"taken: {taken / self.send_s:,.0f} webhooks/s over {self.send_s:.1f} s; answers {said}",
+            f"answer time from when it was due (p50 / p99 / p99.9 / max): {answered}",
+            f"of that before it was sent: {late}",
+            f"append to decision, by the ids of the log: {self.decided};"
+            f" {self.undecided} without one (paid by the bank before: a bypass on record)",
+            f"most entries unread by a group: {self.most_unread:,};"
+            f" caught up {self.rest_s:.1f} s after the last was sent",
+            f"{self.entries:,} entries; cores used: {cores};"
+            f" load of the machine {self.load[0]:.1f} to {self.load[1]:.1f}",
+            *map(str, self.violations),
+        ]
+        return "\n".join(lines)
+
+
+async def flood(terms: Terms, say: Callable[[str], None] = lambda _: None) -> Flooded:
+    """Start everything, flood it, let it come to rest, look."""
+    claim = {"claim_idle": f"{terms.claim_idle_s:g}s"}
+    began_load = os.getloadavg()[0]
+    async with standing(terms.seed, direct=True, settings=claim, balance=10**13) as stand:
+        await stand.bank.webhook(enabled=False)
+        order = await _order(stand, terms)
+        for name in ("serve", "projector", "worker-1", "worker-2"):
+            stand.keep(name)
+        await ready(stand)
+        await apply_policies(stand.system.redis, POLICIES)
+        await stand.bank.webhook(enabled=True)
+        say(f"all roles run; {len(order.bank):,} payouts are at the bank")
+        meter = Meter(stand)
+        measuring = asyncio.create_task(meter.run())
+        killed: list[str] = []
+        killing = asyncio.create_task(_kill_in_turns(stand, terms, killed, say))
+        began = time.monotonic()
+        try:
+            sent = await _sent(stand, order, meter)
+        finally:
+            killing.cancel()
+            measuring.cancel()
+        send_s = time.monotonic() - began
+        cores, load = meter.cores(), (began_load, os.getloadavg()[0])
+        say(f"{len(sent):,} webhooks sent")
+        waits, rest_s = await _rest(stand, {known for known, _ in order.bank}, time.monotonic())
+        say("at rest")
+        seen = await _evidence(stand, sent, waits)
+    waited, undecided = decision_times(seen.log)
+    return Flooded(
+        terms=terms,
+        sent=sent,
+        send_s=send_s,
+        rest_s=rest_s,
+        kills=len(killed),
+        decided=spread_of(waited),
+        undecided=undecided,
+        most_unread=meter.most_unread,
+        cores=cores,
+        load=load,
+        entries=len(seen.log),
+        violations=violations(seen),
+    )
+
+
+def decision_times(log: Sequence[Entry]) -> tuple[list[float], int]:
+    """From a payout's first entry to the one that decides it (s, exact to 1 ms: ids are Redis's clock); and how many
+    have none."""
+    first: dict[str, int] = {}
+    decided: dict[str, int] = {}
+    for entry, _, event, _ in history(log):
+        if isinstance(event, e.PayoutObserved | e.PayoutDecided):
+            of = first if isinstance(event, e.PayoutObserved) else decided
+            of.setdefault(event.payout, int(entry.partition("-")[0]))
+    return [(decided[name] - at) / 1000 for name, at in first.items() if name in decided], len(
+        first.keys() - decided.keys()
+    )
+
+
+# ---- sending ----------------------------------------------------------------------------
+
+
+async def _order(stand: Stand, terms: Terms) -> Order:
+    """What is to be sent; the payouts that the bank shall know are made there."""
+    count = int(terms.bank_per_s * terms.seconds)
+    made: list[dict[str, Any]] = []
+    for number, agent in enumerate(BANK_AGENTS):
+        share = (count + len(BANK_AGENTS) - 1 - number) // len(BANK_AGENTS)
+        notes = {"agent_id": agent, "vendor_url": f"https://vendor-{number}.example.com/"}
+        while share > 0:
+            some = min(share, 1000)
+            answer = await stand.bank.control(
+                "payouts", amount=AMOUNT, count=max(2, some), notes=notes, outcome="processed"
+            )
+            made += answer["items"][:some]
+            share -= some
+    in_turns = sorted(range(len(made)), key=lambda at: (at % max(1, count // len(BANK_AGENTS)), at))
+    sample = (await stand.bank.control("payouts", amount=AMOUNT, count=2))["items"][0]
+    sample |= {"id": PAYOUT.decode(), "status": STATUS.decode()}
+    sample["notes"] = {"agent_id": AGENT.decode(), "vendor_url": f"https://{VENDOR.decode()}.example.com/"}
+    return Order(
+        port=int(stand.system.env["STREAMPROC_PORT"]),
+        path="/webhooks/razorpay",
+        secret=SECRET,
+        rate=terms.rate,
+        seconds=terms.seconds,
+        template=_envelope(sample, STATUS.decode()),
+        agents=AGENTS,
+        vendors=VENDORS,
+        outcomes=terms.outcomes,
+        bank=[(made[at]["id"], _envelope(made[at], "pending")) for at in in_turns],
+    )
+
+
+def _envelope(payout: dict[str, Any], status: str) -> bytes:
+    envelope = {
+        "entity": "event",
+        "account_id": ACCOUNT,
+        "event": f"payout.{status}",
+        "contains": ["payout"],
+        "payload": {"payout": {"entity": payout}},
+        "created_at": payout["created_at"],
+    }
+    return json.dumps(envelope, separators=(",", ":")).encode()
+
+
+async def _sent(stand: Stand, order: Order, meter: "Meter") -> list[Sent]:
+    what, came = stand.home / "order", stand.home / "came"
+    what.write_bytes(msgspec.msgpack.encode(order))
+    with (stand.home / "sender.log").open("wb") as output:
+        process = await processes.start(
+            [sys.executable, "-m", "tests.faults.sender", what, came],
+            env=dict(os.environ) | {"PYTHONPATH": str(Path.cwd())},
+            on_parent_death=9,  # type: ignore[arg-type]
+            output=output.fileno(),
+        )
+    meter.others["sender"] = process.pid
+    try:
+        async with asyncio.timeout(order.seconds * 3 + REST_MAX_S):
+            status = await process.wait()
+    finally:
+        processes.kill(process)
+    assert status == 0, processes.last_line(stand.home / "sender.log")
+    return msgspec.msgpack.decode(came.read_bytes(), type=list[Sent])
+
+
+async def _kill_in_turns(stand: Stand, terms: Terms, killed: list[str], say: Callable[[str], None]) -> None:
+    """One of the two workers, in turns."""
+    while terms.kill_every_s:
+        await asyncio.sleep(terms.kill_every_s)
+        name = f"worker-{1 + len(killed) % 2}"
+        stand.kill(name)
+        killed.append(name)
+        say(f"killed {name}")
+
+
+# ---- looking ----------------------------------------------------------------------------
+
+
+class Meter:
+    """What every process uses while it is loaded, and how far the groups are behind."""
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand = stand
+        self.others = {
+            "valkey": stand.redis.pid,
+            "postgres": stand.postgres.pid,
+            "bank": stand.bank.process.pid,
+            "driver": os.getpid(),
+        }
+        self.most_unread = 0
+        self._began = time.monotonic()
+        self._used: dict[tuple[str, int], tuple[float, float]] = {}
+        """By role and pid: CPU seconds when it was first seen, and last."""
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            self._look()
+            groups = await self.stand.system.redis.xinfo_groups(self.stand.system.names.log)
+            self.most_unread = max(self.most_unread, *(int(group["lag"] or 0) for group in groups))
+            await asyncio.sleep(LOOK_S)
+
+    def _look(self) -> None:
+        running = [(slot.role, slot.process) for slot in self.stand.slots.values()]
+        pids = [(role, process.pid) for role, process in running if process and process.returncode is None]
+        for name, pid in [*pids, *self.others.items()]:
+            used = own_cpu_s(pid) if name == "driver" else tree_cpu_s(pid)
+            if used:
+                known = self._used.get((name, pid))
+                # A process that was started meanwhile began with nothing.
+                old = time.monotonic() - self._began < 2 * LOOK_S
+                self._used[name, pid] = (known[0] if known else used if old else 0.0, used)
+
+    def cores(self) -> dict[str, float]:
+        """Mean cores by role."""
+        seconds, found = time.monotonic() - self._began, dict[str, float]()
+        for (name, _), (first, last) in self._used.items():
+            found[name] = found.get(name, 0.0) + (last - first) / seconds
+        return found
+
+
+def own_cpu_s(pid: int) -> float:
+    """A process without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _rest(stand: Stand, told: set[str], since: float) -> tuple[dict[str, int], float]:
+    """Until nothing waits; what does after REST_MAX_S, and how long it took (s). `told`: payouts of the bank's that we
+    were told of."""
+    while True:
+        found, _ = await in_the_log(stand)
+        there = [each for each in await stand.bank.show("payouts") if each["id"] in told]
+        found["payouts that are not over at the bank"] = sum(each["status"] not in ENDED for each in there)
+        waited = time.monotonic() - since
+        if not any(found.values()) or waited > REST_MAX_S:
+            return found, waited
+        await asyncio.sleep(LOOK_S / 2)
+
+
+async def _evidence(stand: Stand, sent: list[Sent], waits: dict[str, int]) -> Evidence:
+    log: list[Entry] = []
+    async with LogView(stand.system.redis_url, 0) as view:
+        while found := await view.read(log[-1].id if log else "0-0", READ_MAX, 0):
+            log += found
+    shown = await stand.bank.show("payouts")
+    names = {payout["id"]: payout["id"] for payout in shown}
+    return Evidence(
+        log=log,
+        archive=await archive_of(stand),
+        told=told_of(await stand.bank.record(), names),
+        answered=[
+            Answered(f"payout.{each.status}", each.payout, each.payout, each.status)
+            for each in sent
+            if 200 <= each.answer < 300
+        ],
+        bank={payout["id"]: payout["status"] for payout in shown},
+        counters=await budgets_of_redis(stand.system),
+        waiting=waits,
+        letters=await letters_of(stand),
+        views=await wrong_views(stand, VERIFY_MAX_S),
+        exits=list(stand.exits),
+    )
+
+
+def main() -> int:
+    """Run; 0 where everything held."""
+    terms = Terms()
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.flood", description=__doc__)
+    parser.add_argument("--rate", type=float, default=terms.rate, help="payouts a second (1000)")
+    parser.add_argument("--seconds", type=float, default=terms.seconds, help="for how long (120)")
+    parser.add_argument("--kill-every", type=float, default=terms.kill_every_s, help="seconds (10); 0: never")
+    parser.add_argument("--bank", type=float, default=terms.bank_per_s, help="of them known to the bank (20)")
+    parser.add_argument("--outcomes", type=float, default=terms.outcomes, help="part told of twice (0.05)")
+    parser.add_argument("--claim-idle", type=float, default=terms.claim_idle_s, help="STREAMPROC_CLAIM_IDLE")
+    given = parser.parse_args()
+    terms = Terms(
+        rate=given.rate,
+        seconds=given.seconds,
+        kill_every_s=given.kill_every,
+        bank_per_s=given.bank,
+        outcomes=given.outcomes,
+        claim_idle_s=given.claim_idle,
+    )
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f}] {text}", flush=True)
+
+    found = asyncio.run(flood(terms, say))
+    print(found)
+    print("everything held" if not found.violations else f"{len(found.violations)} findings")
+    return int(bool(found.violations))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

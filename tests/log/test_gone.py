@@ -1,0 +1,119 @@
+"""Entries in the hands of a consumer that has no connection any more are taken over; anybody else's are left alone."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.log.connection import connect, connected
+from streamproc.log.gone import IDLE_MS, MISSING_S, Gone
+from streamproc.log.names import Names
+from tests.bank import until
+
+NAMES = Names(0)
+GROUP = "governance"
+LATER = 2 * MISSING_S
+
+
+@pytest.fixture
+async def log(redis_url: str) -> str:
+    """A log with a group that has three entries to read; its URL."""
+    async with connected(redis_url) as client:
+        await client.xgroup_create(NAMES.log, GROUP, "0", mkstream=True)
+        for number in range(3):
+            await client.execute_command("XADD", NAMES.log, f"{number + 1}-0", "e", "[]", "m", "{}")
+    return redis_url
+
+
+async def hold(client: Redis, consumer: str, count: int = 3) -> None:
+    """Read entries, and wait until they are old enough to be looked at."""
+    await client.execute_command(
+        "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", NAMES.log, ">"
+    )
+
+    async def is_idle() -> bool:
+        rows = await client.xinfo_consumers(NAMES.log, GROUP)
+        return all(row["idle"] >= IDLE_MS for row in rows)
+
+    await until(is_idle, what=f"{consumer} was not heard of lately")
+
+
+@asynccontextmanager
+async def looking(url: str, name: str | None = "me") -> AsyncIterator[tuple[Gone, Redis]]:
+    async with connected(url, name=name) as client:
+        yield Gone(NAMES, GROUP, "me", deliveries_max=2), client
+
+
+async def taken(gone: Gone, client: Redis, now_s: float) -> list[str]:
+    return [entry[0].decode() for entry in await gone.take(client, now_s)]
+
+
+async def test_who_died_is_missed_for_a_moment_and_then_gives_up_its_entries(log: str) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        assert await taken(gone, client, 0) == []
+        assert await taken(gone, client, LATER) == ["1-0", "2-0", "3-0"]
+        assert [
+            row["consumer"] for row in await client.xpending_range(NAMES.log, GROUP, "-", "+", 9)
+        ] == 3 * [b"me"]
+        assert await taken(gone, client, 2 * LATER) == []  # they are ours now
+
+
+async def test_who_is_connected_keeps_its_entries_however_long_it_takes(log: str) -> None:
+    async with connected(log, name="other") as other, looking(log) as (gone, client):
+        await hold(other, "other")
+        assert [await taken(gone, client, at) for at in (0, LATER, 10 * LATER)] == [[], [], []]
+
+
+async def test_who_was_back_meanwhile_is_missed_anew(log: str) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        assert await taken(gone, client, 0) == []
+        back = connect(log, name="other")
+        await back.ping()
+        assert await taken(gone, client, LATER) == []
+        await back.aclose()
+
+        async def is_away() -> bool:
+            return "other" not in {row["name"] for row in await client.client_list()}
+
+        await until(is_away, what="the server has noticed")
+        assert await taken(gone, client, LATER + 0.1) == []
+        assert len(await taken(gone, client, 3 * LATER)) == 3
+
+
+async def test_who_does_not_find_itself_in_the_list_believes_nothing_of_it(log: str) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with looking(log, name=None) as (gone, client):
+        assert [await taken(gone, client, at) for at in (0, LATER, 10 * LATER)] == [[], [], []]
+
+
+async def test_an_entry_that_may_be_what_kills_its_workers_waits_for_the_claim_time(log: str) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+        await other.execute_command(
+            "XCLAIM", NAMES.log, GROUP, "other", 0, "2-0", "IDLE", 2 * IDLE_MS, "RETRYCOUNT", 3
+        )
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        assert await taken(gone, client, 0) == []
+        assert await taken(gone, client, LATER) == ["1-0", "3-0"]
+
+
+async def test_where_nobody_may_ask_who_is_connected_nothing_is_taken(
+    log: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+        await other.execute_command("ACL", "SETUSER", "shy", "on", "nopass", "~*", "+@all", "-client|list")
+    try:
+        async with looking(log.replace("redis://", "redis://shy:x@")) as (gone, client):
+            assert [await taken(gone, client, at) for at in (0, LATER)] == [[], []]
+    finally:
+        async with connected(log) as client:
+            await client.execute_command("ACL", "DELUSER", "shy")
+    assert caplog.text.count("does not say who is connected") == 1

@@ -1,0 +1,106 @@
+"""Connections are kept for the next question, and no question hears another's answer or a closed connection."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from streamproc.log.connection import connected
+from streamproc.log.kept import KEPT_MAX, Kept
+from tests.bank import until
+from tests.faults.proxy import Proxy
+
+
+async def identity(kept: Kept) -> int:
+    async with kept.lent() as client:
+        return int(await client.client_id())
+
+
+async def test_one_question_after_another_has_the_same_connection(redis_url: str) -> None:
+    kept = Kept(redis_url)
+    assert await identity(kept) == await identity(kept)
+    await kept.aclose()
+
+
+async def test_two_questions_at_once_share_none(redis_url: str) -> None:
+    kept = Kept(redis_url)
+    async with kept.lent() as one, kept.lent() as other:
+        assert await one.client_id() != await other.client_id()
+    await kept.aclose()
+
+
+async def test_a_connection_whose_answer_was_not_waited_for_is_not_lent_again(redis_url: str) -> None:
+    kept = Kept(redis_url)
+    first = await identity(kept)
+
+    async def ask() -> None:
+        async with kept.lent() as client:
+            asking.set()
+            await client.blpop(["nothing"], timeout=0)
+
+    asking = asyncio.Event()
+    task = asyncio.create_task(ask())
+    await asking.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await identity(kept) != first
+    with pytest.raises(ValueError, match="a question of ours"):
+        async with kept.lent():
+            raise ValueError("a question of ours")
+    await kept.aclose()
+
+
+async def test_a_connection_that_the_server_closed_is_not_lent_again(redis_url: str) -> None:
+    kept = Kept(redis_url)
+    first = await identity(kept)
+    async with connected(redis_url) as other:
+        await other.client_kill_filter(_id=str(first))
+
+        async def is_closed() -> bool:
+            return str(first) not in {row["id"] for row in await other.client_list()}
+
+        await until(is_closed, what="the server has closed it")
+    assert await identity(kept) != first
+    await kept.aclose()
+
+
+async def test_a_connection_that_was_reset_is_not_lent_again(redis_url: str) -> None:
+    parts = urlsplit(redis_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with Proxy(parts.hostname, parts.port).listening() as wire:
+        kept = Kept(redis_url.replace(f":{parts.port}", f":{wire.port}"))
+        first = await identity(kept)
+        wire.reset()
+        async with connected(redis_url) as other:
+
+            async def is_closed() -> bool:
+                return str(first) not in {row["id"] for row in await other.client_list()}
+
+            await until(is_closed, what="the server has heard of it")
+        assert await identity(kept) != first
+        await kept.aclose()
+
+
+async def test_only_so_many_are_kept(redis_url: str) -> None:
+    kept, many = Kept(redis_url), KEPT_MAX + 4
+    begun, go_on = asyncio.Barrier(many + 1), asyncio.Event()
+
+    async def ask() -> None:
+        async with kept.lent() as client:
+            await client.client_id()
+            await begun.wait()
+            await go_on.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(many):
+            tasks.create_task(ask())
+        await begun.wait()
+        go_on.set()
+    async with connected(redis_url) as other:
+
+        async def count() -> bool:
+            return len(await other.client_list()) == KEPT_MAX + 1
+
+        await until(count, what=f"{KEPT_MAX} are kept")
+    await kept.aclose()
