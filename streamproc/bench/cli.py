@@ -2,16 +2,25 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import click
 
 from streamproc.bench.job import PAYEES, PAYEES_MAX, PAYOUTS_MAX
+from streamproc.errors import InputError
+
+T = TypeVar("T")
 
 PAYOUTS_MIN = 1_000
 """Fewer are over before the clock has said anything."""
 ROUNDS_MAX = 100
+RATE_MAX = 20_000
+"""Payouts a second: more than the driver can send from one core."""
+SECONDS_MAX = 600
+WORKERS_MAX = 8
+"""Processes, and consumers in each: past the cores they only wait for each other."""
 REPLAYED_MAX = 2_000_000
 """Payouts of a history that is replayed: 20 million events, some 8 GB of log in Valkey."""
 
@@ -49,22 +58,11 @@ def floor(payouts: int, rounds: int, audit: bool, payees: int, as_json: bool) ->
     Example:
       streamproc bench floor --payouts 20000 --rounds 5 --audit
     """
-    import asyncio
-
-    from rich.console import Console
-
     from streamproc.bench.contest import measure
     from streamproc.bench.report import document, headline, table
 
-    console = Console(stderr=True)
-    with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
-        # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
-        said = status.update if status is not None else lambda _: None
-        found = document(asyncio.run(measure(payouts, rounds, audit=audit, payees=payees, said=said)))
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
-    else:
-        _print(*table(found), headline(found))
+    found = document(_run(lambda said: measure(payouts, rounds, audit=audit, payees=payees, said=said)))
+    _tell(found, as_json, table, headline)
 
 
 @bench.command()
@@ -81,22 +79,78 @@ def replay(payouts: int, rounds: int, as_json: bool) -> None:
     Example:
       streamproc bench replay --payouts 200000 --rounds 1
     """
+    from streamproc.bench.replaying import measure
+    from streamproc.bench.report import replay_document, replay_headline, replay_table
+
+    found = replay_document(_run(lambda said: measure(payouts, rounds, said=said)))
+    _tell(found, as_json, replay_table, replay_headline)
+
+
+@bench.command()
+@click.option(
+    "--rate",
+    "rates",
+    type=click.IntRange(1, RATE_MAX),
+    multiple=True,
+    default=(500,),
+    show_default=True,
+    help="Payouts a second; may be given several times.",
+)
+@click.option("--seconds", type=click.IntRange(1, SECONDS_MAX), default=20, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=1, show_default=True)
+@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def latency(
+    rates: tuple[int, ...], seconds: int, rounds: int, workers: int, concurrency: int, as_json: bool
+) -> None:
+    """Measure how long a payout waits for its decision at fixed rates.
+
+    An open loop: each payout has a time at which it is due, and all its times are counted from then, so a stall is
+    charged to all that wait for it. Real producer, workers as they are started in life. TMPDIR says on which disk the
+    log is.
+
+    \b
+    Example:
+      streamproc bench latency --rate 100 --rate 500 --seconds 20
+    """
+    from streamproc.bench.latency import WARM_S, measure
+    from streamproc.bench.report_path import latency_document, latency_headline, latency_table
+
+    if max(rates) * (seconds + WARM_S) > PAYOUTS_MAX:
+        raise InputError(
+            f"--rate {max(rates)} for --seconds {seconds} and {WARM_S} to warm up are more than {PAYOUTS_MAX} payouts"
+        )
+    found = latency_document(
+        _run(
+            lambda said: measure(rates, seconds, rounds, workers=workers, concurrency=concurrency, said=said)
+        )
+    )
+    _tell(found, as_json, latency_table, latency_headline)
+
+
+def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:
+    """Run a measurement, with its progress on a terminal."""
     import asyncio
 
     from rich.console import Console
 
-    from streamproc.bench.replaying import measure
-    from streamproc.bench.report import replay_document, replay_headline, replay_table
-
     console = Console(stderr=True)
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
         # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
-        said = status.update if status is not None else lambda _: None
-        found = replay_document(asyncio.run(measure(payouts, rounds, said=said)))
+        return asyncio.run(measure(status.update if status is not None else lambda _: None))
+
+
+def _tell(
+    found: dict[str, Any],
+    as_json: bool,
+    table: Callable[[dict[str, Any]], tuple[list[str], list[list[object]]]],
+    headline: Callable[[dict[str, Any]], list[str]],
+) -> None:
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        _print(*replay_table(found), replay_headline(found))
+        _print(*table(found), headline(found))
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequence[str]) -> None:
