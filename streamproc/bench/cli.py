@@ -129,6 +129,32 @@ def latency(
     _tell(found, as_json, latency_table, latency_headline)
 
 
+@bench.command()
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
+@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def e2e(payouts: int, rounds: int, workers: int, concurrency: int, as_json: bool) -> None:
+    """Measure the whole path at full load: appended, decided, archived, chained, shown in the views.
+
+    Real workers and a real projector; payouts are sent as fast as they are decided and shown. Beside the figure:
+    CPU and memory of each process, what was used up, and the bytes that a payout takes. Exit code 1 when a decision
+    is wrong or `streamproc audit verify` finds the archive's chain broken.
+
+    \b
+    Example:
+      streamproc bench e2e --payouts 50000 --workers 2
+    """
+    from streamproc.bench.report_path import whole_document, whole_headline, whole_table
+    from streamproc.bench.whole_path import measure
+
+    found = whole_document(
+        _run(lambda said: measure(payouts, rounds, workers=workers, concurrency=concurrency, said=said))
+    )
+    _tell(found, as_json, whole_table, whole_headline)
+
+
 def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:
     """Run a measurement, with its progress on a terminal."""
     import asyncio

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 import consumers
 from streamproc.bench import job
+from streamproc.bench.site import VIEWS_AT
 from streamproc.bench.ticker import ticking
 from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided, PayoutObserved
@@ -41,7 +42,6 @@ UNDER_WAY_MAX = 1_024
 BEHIND_MAX = 8_000
 """Entries that Postgres does not show yet: two of the projector's batches in hand and two that wait."""
 LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
-VIEWS_AT = "SELECT min(seq) FROM view_heads WHERE partition = 0"
 _BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'
 
 

@@ -86,9 +86,7 @@ async def _run(
     async with AsyncExitStack() as stack:
         at = await stack.enter_async_context(site(home))
         versions |= at.versions
-        starting = [at.role("worker", *_options(concurrency)) for _ in range(workers)]
-        roles = [await stack.enter_async_context(role) for role in starting]
-        await at.workers_ready(roles, concurrency)
+        roles = await at.workers(stack, workers, concurrency)
         server_s = await at.server_cpu_s()
         for role in roles:
             role.begin()
@@ -110,10 +108,6 @@ async def _run(
         cpu_us={"worker": sum(one.cpu_s for one in used) * each_us, "valkey": server_s * each_us},
         worker_peak_mb=max(one.peak_mb for one in used),
     )
-
-
-def _options(concurrency: int) -> list[str]:
-    return ["--groups", "governance", "--concurrency", str(concurrency)]
 
 
 def spread(times_ms: Sequence[float]) -> Spread:

@@ -9,13 +9,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
+import asyncpg
 import msgspec
 from redis.asyncio import Redis
 
@@ -36,7 +38,9 @@ from streamproc.log.stream import open_log
 
 READY_MAX_S = 60.0
 """For a role to begin: it imports, connects, and opens the log."""
+COMMAND_MAX_S = 120.0
 POLL_S = 0.02
+VIEWS_AT = "SELECT min(seq) FROM view_heads WHERE partition = 0"
 DAY_S = 86_400
 SCOPES_AT_ONCE = 500
 """Policies in one change, of 1 kB each."""
@@ -96,16 +100,11 @@ class Site:
 
     @asynccontextmanager
     async def role(self, name: str, *arguments: str) -> AsyncIterator[Role]:
-        """`streamproc NAME ARGUMENTS`, killed at the end. `ready` says when it works."""
+        """`streamproc NAME ARGUMENTS`, killed at the end."""
         number = len(list(self.home.glob(f"{name}-*.log"))) + 1
         log = self.home / f"{name}-{number}.log"
         with log.open("wb") as output:
-            process = await processes.start(
-                [sys.executable, "-m", "streamproc", name, *arguments],
-                env=self._environment(),
-                on_parent_death=SIGKILL,
-                output=output.fileno(),
-            )
+            process = await self._start((name, *arguments), output.fileno())
         role = Role(f"{name} {number}", process, log)
         try:
             yield role
@@ -132,33 +131,71 @@ class Site:
         }
         return env | {f"STREAMPROC_{name}": value for name, value in ours.items()}
 
-    async def workers_ready(self, roles: list[Role], consumers_each: int) -> None:
-        """Until every worker reads: its consumers are in the group of each partition."""
-        wanted = len(roles) * consumers_each
-        async with _in_time(roles, "a worker"):
-            for partition in range(self.partitions):
-                while await _consumers(self.client, Names(partition)) < wanted:
+    async def workers(self, stack: AsyncExitStack, count: int, concurrency: int) -> list[Role]:
+        """Start workers of the governance group; they end with `stack`. Returned when all of them read."""
+        options = ("--groups", consumers.GOVERNANCE, "--concurrency", str(concurrency))
+        roles = [await stack.enter_async_context(self.role("worker", *options)) for _ in range(count)]
+        for partition in range(self.partitions):
+            await self.until(partial(self._has_consumers, partition, count * concurrency), roles)
+        return roles
+
+    async def _has_consumers(self, partition: int, wanted: int) -> bool:
+        return len(await self.client.xinfo_consumers(Names(partition).log, consumers.GOVERNANCE)) >= wanted
+
+    async def projector(self, stack: AsyncExitStack) -> Role:
+        """Start the projector. Returned when it has shown what the log holds."""
+        role = await stack.enter_async_context(self.role("projector"))
+        db = await asyncpg.connect(self.dsn)
+        try:
+            entries = await self.client.xlen(Names(0).log)
+
+            async def has_shown() -> bool:
+                return bool((await db.fetchval(VIEWS_AT) or 0) >= entries)
+
+            await self.until(has_shown, [role])
+        finally:
+            await db.close()
+        return role
+
+    async def until(self, done: Callable[[], Awaitable[bool]], roles: Sequence[Role]) -> None:
+        """Until `done`. Raises JobFailed where a role has ended, or is not there within READY_MAX_S."""
+        try:
+            async with asyncio.timeout(READY_MAX_S):
+                while not await done():
                     for role in roles:
                         role.check()
                     await asyncio.sleep(POLL_S)
+        except TimeoutError as problem:
+            names = ", ".join(role.name for role in roles)
+            raise JobFailed(f"not ready within {READY_MAX_S:g} s: {names}") from problem
+
+    async def command(self, *arguments: str) -> str:
+        """What `streamproc ARGUMENTS` says. Raises JobFailed with it where it fails."""
+        process = await self._start(arguments, asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(COMMAND_MAX_S):
+                said, _ = await process.communicate()
+        except TimeoutError as problem:
+            raise JobFailed(f"{' '.join(arguments)} took longer than {COMMAND_MAX_S:g} s") from problem
+        finally:
+            processes.kill(process)
+            await process.wait()
+        text = said.decode(errors="replace")
+        if process.returncode != 0:
+            raise JobFailed(f"{' '.join(arguments)} failed: {text.strip()}")
+        return text
+
+    async def _start(self, arguments: Sequence[str], output: int) -> asyncio.subprocess.Process:
+        return await processes.start(
+            [sys.executable, "-m", "streamproc", *arguments],
+            env=self._environment(),
+            on_parent_death=SIGKILL,
+            output=output,
+        )
 
     async def server_cpu_s(self) -> float:
         """What Valkey has used, all its threads."""
         return await cost.valkey_cpu_s(self.client)
-
-
-@asynccontextmanager
-async def _in_time(roles: list[Role], what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(READY_MAX_S):
-            yield
-    except TimeoutError as problem:
-        raise JobFailed(f"{what} was not ready within {READY_MAX_S:g} s") from problem
-
-
-async def _consumers(client: Redis, names: Names) -> int:
-    rows = await client.xinfo_consumers(names.log, consumers.GOVERNANCE)
-    return len(rows)
 
 
 @asynccontextmanager
