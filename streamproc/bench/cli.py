@@ -19,6 +19,7 @@ ROUNDS_MAX = 100
 RATE_MAX = 20_000
 """Payouts a second: more than the driver can send from one core."""
 SECONDS_MAX = 600
+ENTRIES_MAX, SCALE_PARTITIONS_MAX, AGENTS_MAX = 10_000_000, 16, 100_000
 WORKERS_MAX = 8
 """Processes, and consumers in each: past the cores they only wait for each other."""
 REPLAYED_MAX = 2_000_000
@@ -153,6 +154,57 @@ def e2e(payouts: int, rounds: int, workers: int, concurrency: int, as_json: bool
         _run(lambda said: measure(payouts, rounds, workers=workers, concurrency=concurrency, said=said))
     )
     _tell(found, as_json, whole_table, whole_headline)
+
+
+@bench.command()
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=10_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def govern(payouts: int, rounds: int, as_json: bool) -> None:
+    """Measure the decision alone, in this process: what Python needs before anything is written.
+
+    \b
+    Example:
+      streamproc bench govern
+    """
+    from streamproc.bench.pure import measure
+    from streamproc.bench.report_scale import govern_document, govern_headline, govern_table
+
+    found = govern_document(_run(lambda said: measure(payouts, rounds, said=said)))
+    _tell(found, as_json, govern_table, govern_headline)
+
+
+def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        f"--{name}", type=click.IntRange(1, most), multiple=True, help=f"{what}; may be given several times."
+    )
+
+
+@bench.command()
+@_axis("entries", ENTRIES_MAX, "Entries that the log holds already, about 1 kB of memory each")
+@_axis("workers", WORKERS_MAX, "Worker processes")
+@_axis("partitions", SCALE_PARTITIONS_MAX, "Partitions of the log")
+@_axis("agents", AGENTS_MAX, "Agents, each with a policy of its own")
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=3_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:
+    """Measure what a payout costs when there is more of everything.
+
+    One thing is varied at a time, and its values take turns. Only what is named is measured; without a name all of
+    it, with up to a million entries in the log. The first value is what the others are compared with.
+
+    \b
+    Example:
+      streamproc bench scale
+      streamproc bench scale --entries 10000 --entries 10000000
+    """
+    from streamproc.bench.report_scale import scale_document, scale_headline, scale_table
+    from streamproc.bench.scale import AXES, measure
+
+    wanted = {name: values for name, values in axes.items() if values} or AXES
+    found = scale_document(_run(lambda said: measure(wanted, payouts, rounds, said=said)))
+    _tell(found, as_json, scale_table, scale_headline)
 
 
 def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:

@@ -69,6 +69,11 @@ def peak_memory_mb(pid: int) -> float:
     return int(kb) / 1024 if kb.isdigit() else 0.0
 
 
+def free_memory_bytes() -> int:
+    """What a new process could use without swapping."""
+    return int(_line(PROC / "meminfo", "MemAvailable").split()[0]) * 1024
+
+
 def disk_sync_ms(directory: Path) -> list[float]:
     """How long this disk takes to keep a write of 1 kB, SYNCS times, in order of length: what Valkey waits for."""
     took = []
