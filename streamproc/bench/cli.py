@@ -185,7 +185,7 @@ def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Ca
 @_axis("workers", WORKERS_MAX, "Worker processes")
 @_axis("partitions", SCALE_PARTITIONS_MAX, "Partitions of the log")
 @_axis("agents", AGENTS_MAX, "Agents, each with a policy of its own")
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=3_000, show_default=True)
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=2_500, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:

@@ -29,9 +29,10 @@ from streamproc.log import scripts
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import LogView
 
-CONCURRENCY: Final = 2
-WARM: Final = 256
-"""Payouts before each turn that are not counted: the workers read policies and reputations."""
+CONCURRENCY: Final = 1
+WARM_EACH: Final = 256
+"""Payouts for each consumer before each turn, not counted: as many as one reads at once, so that each of them gets some
+and reads the policies."""
 READ_MAX = 5_000
 
 Said = Callable[[str], None]
@@ -79,11 +80,11 @@ def check(axes: Mapping[str, Sequence[int]], payouts: int, rounds: int) -> None:
     """Raise InputError for what this machine or the job cannot bear."""
     check_room(sum(axes.get("entries", ())))
     agents = min([*axes.get("agents", ()), Place().agents])
-    sent, most = (payouts + WARM) * rounds, job.RATE_COUNT * agents
+    sent, most = (payouts + WARM_EACH) * rounds, job.RATE_COUNT * agents
     if sent > most:
         raise InputError(
-            f"{rounds} rounds of {payouts} payouts and {WARM} to warm up are {sent}; {agents} agents may have {most},"
-            " or their rate limit would be measured"
+            f"{rounds} rounds of {payouts} payouts and {WARM_EACH} to warm up are {sent}; {agents} agents may have"
+            f" {most}, or their rate limit would be measured"
         )
 
 
@@ -164,7 +165,7 @@ class _Stand:
         """Workers that start, payouts that all of them share, and what each cost."""
         async with AsyncExitStack() as stack:
             roles = await self._at.workers(stack, self._place.workers, CONCURRENCY)
-            await self._decide(WARM, roles)
+            await self._decide(WARM_EACH * self._place.workers * self._place.partitions, roles)
             ends = [await self._last_id(partition) for partition in range(self._place.partitions)]
             before_s = await self._at.server_cpu_s()
             for role in roles:

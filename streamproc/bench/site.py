@@ -26,14 +26,15 @@ from consumers.vet import cache_key
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.bench import cost, job
+from streamproc.domain.events import PolicyChanged
 from streamproc.domain.governance import Reputation, vendor_of
-from streamproc.domain.policy import parse_policy_file, plan_changes
+from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.cache import Cache
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.policies import put_in_force, read_scopes
+from streamproc.log.policies import put_in_force
 from streamproc.log.stream import open_log
 
 READY_MAX_S = 60.0
@@ -229,20 +230,29 @@ async def site(
 
 async def _govern(client: Redis, names: Names, file: Mapping[str, Any]) -> None:
     """The policies in force, the reputations in the cache."""
-    agents = iter(file["policies"].items())
+    agents, shared = iter(file["policies"].items()), dict[str, ScopeState]()
     while some := dict(islice(agents, AGENTS_AT_ONCE)):
-        await _put_in_force(client, names, {**file, "policies": some})
+        changes = await _put_in_force(client, names, shared, {**file, "policies": some})
+        # Other agents' policies are nothing to those that come: 100,000 would be read and compared each time.
+        shared |= {
+            change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
+            for change in changes
+            if not change.scope.startswith("agent:")
+        }
     at_us = time.time_ns() // 1000
     clean = msgspec.json.encode(Reputation("clean", checked_at=at_us, fresh_until=at_us + DAY_S * 1_000_000))
     urls = [url for text in job.vendor_urls() if (url := vendor_of(text)) is not None]
     await Cache(client, names).put_many({cache_key(url.href): (clean, DAY_S) for url in urls})
 
 
-async def _put_in_force(client: Redis, names: Names, file: Mapping[str, Any]) -> None:
-    _, scopes = await read_scopes(client, names)
+async def _put_in_force(
+    client: Redis, names: Names, scopes: Mapping[str, ScopeState], file: Mapping[str, Any]
+) -> list[PolicyChanged]:
     parsed, at_us = parse_policy_file(json.dumps(file), name="bench.json"), time.time_ns() // 1000
-    changes = iter(plan_changes(scopes, parsed, prune=False, at=at_us, by="bench", why="bench"))
-    while some := list(islice(changes, SCOPES_AT_ONCE)):
+    changes = plan_changes(scopes, parsed, prune=False, at=at_us, by="bench", why="bench")
+    for start in range(0, len(changes), SCOPES_AT_ONCE):
+        some = changes[start : start + SCOPES_AT_ONCE]
         rev = await client.hget(names.policy, "rev")
         if await put_in_force(client, names, rev or b"0", some, actor="bench") is None:  # type: ignore[arg-type]
             raise JobFailed("somebody else changes policies in the bench's own Valkey")
+    return changes
