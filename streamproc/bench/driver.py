@@ -70,7 +70,7 @@ class Drive:
     def __init__(self, producer: Producer, view: LogView, payouts: int) -> None:
         self._producer, self._view, self._payouts = producer, view, payouts
         self.handed_ns, self.appended_ns, self.decided_ns = [0] * payouts, [0] * payouts, [0] * payouts
-        self.handed = self.decided = self.entries = 0
+        self.handed = self.appended = self.decided = self.entries = 0
         self.outcomes: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._problem: BaseException | None = None
@@ -85,6 +85,7 @@ class Drive:
         keys = (f"ev:{event.delivery}", f"st:{event.payout}:pending")
         await self._producer.append(Append(event.account, keys, (event,)))
         self.appended_ns[number] = time.monotonic_ns()
+        self.appended += 1
 
     def watch(self) -> None:
         """Begin to read the log from its beginning."""
@@ -170,7 +171,10 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
                 drive.hand_over(events[drive.handed])
 
         with ticking(first_ns, interval_ns, send_due):
-            await drive.until(lambda: drive.decided == payouts, lambda: drive.decided)
+            # Both: a decision may be seen before the answer to its append is.
+            await drive.until(
+                lambda: drive.decided == drive.appended == payouts, lambda: drive.decided + drive.appended
+            )
 
     def times(at_ns: list[int]) -> list[int]:
         return [(at_ns[n] - due_ns[n]) // 1000 for n in range(warm, payouts)]

@@ -34,6 +34,7 @@ WARM_EACH: Final = 256
 """Payouts for each consumer before each turn, not counted: as many as one reads at once, so that each of them gets some
 and reads the policies."""
 READ_MAX = 5_000
+TURN_MAX_S = 600.0
 
 Said = Callable[[str], None]
 
@@ -186,7 +187,7 @@ class _Stand:
             for partition, batch in enumerate(batches):
                 if some := batch[start : start + scripts.BATCH_MAX]:
                     await scripts.append_once(self._at.client, Names(partition), some)
-        await self._at.until(self._all_handled, roles)
+        await self._at.until(self._all_handled, roles, TURN_MAX_S)
         return time.monotonic() - began
 
     async def _check(self, ends: Sequence[str], payouts: int) -> None:

@@ -158,17 +158,19 @@ class Site:
             await db.close()
         return role
 
-    async def until(self, done: Callable[[], Awaitable[bool]], roles: Sequence[Role]) -> None:
-        """Until `done`. Raises JobFailed where a role has ended, or is not there within READY_MAX_S."""
+    async def until(
+        self, done: Callable[[], Awaitable[bool]], roles: Sequence[Role], within_s: float = READY_MAX_S
+    ) -> None:
+        """Until `done`. Raises JobFailed where a role has ended, or that takes longer than `within_s`."""
         try:
-            async with asyncio.timeout(READY_MAX_S):
+            async with asyncio.timeout(within_s):
                 while not await done():
                     for role in roles:
                         role.check()
                     await asyncio.sleep(POLL_S)
         except TimeoutError as problem:
             names = ", ".join(role.name for role in roles)
-            raise JobFailed(f"not ready within {READY_MAX_S:g} s: {names}") from problem
+            raise JobFailed(f"not done within {within_s:g} s: {names}") from problem
 
     async def command(self, *arguments: str) -> str:
         """What `streamproc ARGUMENTS` says. Raises JobFailed with it where it fails."""
