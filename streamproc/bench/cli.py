@@ -208,15 +208,25 @@ def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> 
 
 
 def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:
-    """Run a measurement, with its progress on a terminal."""
+    """Run a measurement, with its progress on a terminal. SIGTERM ends it as Ctrl-C does, so that no file is left."""
     import asyncio
+    from signal import SIGTERM
 
     from rich.console import Console
 
+    async def stoppable(said: Callable[[str], None]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(SIGTERM, task.cancel)
+        return await measure(said)
+
     console = Console(stderr=True)
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
-        # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
-        return asyncio.run(measure(status.update if status is not None else lambda _: None))
+        try:
+            # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
+            return asyncio.run(stoppable(status.update if status is not None else lambda _: None))
+        except asyncio.CancelledError as problem:
+            raise click.Abort from problem
 
 
 def _tell(
