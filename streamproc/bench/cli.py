@@ -2,16 +2,26 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import click
 
 from streamproc.bench.job import CONSUMERS, CONSUMERS_MAX, PAYEES, PAYEES_MAX, PAYOUTS_MAX
+from streamproc.errors import InputError
+
+T = TypeVar("T")
 
 PAYOUTS_MIN = 1_000
 """Fewer are over before the clock has said anything."""
 ROUNDS_MAX = 100
+RATE_MAX = 20_000
+"""Payouts a second: more than the driver can send from one core."""
+SECONDS_MAX = 600
+ENTRIES_MAX, SCALE_PARTITIONS_MAX, AGENTS_MAX = 10_000_000, 16, 100_000
+WORKERS_MAX = 8
+"""Processes, and consumers in each: past the cores they only wait for each other."""
 REPLAYED_MAX = 2_000_000
 """Payouts of a history that is replayed: 20 million events, some 8 GB of log in Valkey."""
 
@@ -56,23 +66,15 @@ def floor(payouts: int, rounds: int, audit: bool, payees: int, consumers: int, a
     Example:
       streamproc bench floor --payouts 20000 --rounds 5 --audit
     """
-    import asyncio
-
-    from rich.console import Console
-
     from streamproc.bench.contest import measure
     from streamproc.bench.report import document, headline, table
 
-    console = Console(stderr=True)
-    with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
-        # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
-        said = status.update if status is not None else lambda _: None
-        measuring = measure(payouts, rounds, audit=audit, payees=payees, consumers=consumers, said=said)
-        found = document(asyncio.run(measuring))
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
-    else:
-        _print(*table(found), headline(found))
+    found = document(
+        _run(
+            lambda said: measure(payouts, rounds, audit=audit, payees=payees, consumers=consumers, said=said)
+        )
+    )
+    _tell(found, as_json, table, headline)
 
 
 @bench.command()
@@ -89,22 +91,165 @@ def replay(payouts: int, rounds: int, as_json: bool) -> None:
     Example:
       streamproc bench replay --payouts 200000 --rounds 1
     """
-    import asyncio
-
-    from rich.console import Console
-
     from streamproc.bench.replaying import measure
     from streamproc.bench.report import replay_document, replay_headline, replay_table
 
+    found = replay_document(_run(lambda said: measure(payouts, rounds, said=said)))
+    _tell(found, as_json, replay_table, replay_headline)
+
+
+@bench.command()
+@click.option(
+    "--rate",
+    "rates",
+    type=click.IntRange(1, RATE_MAX),
+    multiple=True,
+    default=(500,),
+    show_default=True,
+    help="Payouts a second; may be given several times.",
+)
+@click.option("--seconds", type=click.IntRange(1, SECONDS_MAX), default=20, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=1, show_default=True)
+@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def latency(
+    rates: tuple[int, ...], seconds: int, rounds: int, workers: int, concurrency: int, as_json: bool
+) -> None:
+    """Measure how long a payout waits for its decision at fixed rates.
+
+    An open loop: each payout has a time at which it is due, and all its times are counted from then, so a stall is
+    charged to all that wait for it. Real producer, workers as they are started in life. TMPDIR says on which disk the
+    log is.
+
+    \b
+    Example:
+      streamproc bench latency --rate 100 --rate 500 --seconds 20
+    """
+    from streamproc.bench.latency import WARM_S, measure
+    from streamproc.bench.report_path import latency_document, latency_headline, latency_table
+
+    if max(rates) * (seconds + WARM_S) > PAYOUTS_MAX:
+        raise InputError(
+            f"--rate {max(rates)} for --seconds {seconds} and {WARM_S} to warm up are more than {PAYOUTS_MAX} payouts"
+        )
+    found = latency_document(
+        _run(
+            lambda said: measure(rates, seconds, rounds, workers=workers, concurrency=concurrency, said=said)
+        )
+    )
+    _tell(found, as_json, latency_table, latency_headline)
+
+
+@bench.command()
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
+@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def e2e(payouts: int, rounds: int, workers: int, concurrency: int, as_json: bool) -> None:
+    """Measure the whole path at full load: appended, decided, archived, chained, shown in the views.
+
+    Real workers and a real projector; payouts are sent as fast as they are decided and shown. Beside the figure:
+    CPU and memory of each process, what was used up, and the bytes that a payout takes. Exit code 1 when a decision
+    is wrong or `streamproc audit verify` finds the archive's chain broken.
+
+    \b
+    Example:
+      streamproc bench e2e --payouts 50000 --workers 2
+    """
+    from streamproc.bench.report_path import whole_document, whole_headline, whole_table
+    from streamproc.bench.whole_path import measure
+
+    found = whole_document(
+        _run(lambda said: measure(payouts, rounds, workers=workers, concurrency=concurrency, said=said))
+    )
+    _tell(found, as_json, whole_table, whole_headline)
+
+
+@bench.command()
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=10_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def govern(payouts: int, rounds: int, as_json: bool) -> None:
+    """Measure the decision alone, in this process: what Python needs before anything is written.
+
+    \b
+    Example:
+      streamproc bench govern
+    """
+    from streamproc.bench.pure import measure
+    from streamproc.bench.report_scale import govern_document, govern_headline, govern_table
+
+    found = govern_document(_run(lambda said: measure(payouts, rounds, said=said)))
+    _tell(found, as_json, govern_table, govern_headline)
+
+
+def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        f"--{name}", type=click.IntRange(1, most), multiple=True, help=f"{what}; may be given several times."
+    )
+
+
+@bench.command()
+@_axis("entries", ENTRIES_MAX, "Entries that the log holds already, about 1 kB of memory each")
+@_axis("workers", WORKERS_MAX, "Worker processes")
+@_axis("partitions", SCALE_PARTITIONS_MAX, "Partitions of the log")
+@_axis("agents", AGENTS_MAX, "Agents, each with a policy of its own")
+@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=2_500, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:
+    """Measure what a payout costs when there is more of everything.
+
+    One thing is varied at a time, and its values take turns. Only what is named is measured; without a name all of
+    it, with up to a million entries in the log. The first value is what the others are compared with.
+
+    \b
+    Example:
+      streamproc bench scale
+      streamproc bench scale --entries 10000 --entries 10000000
+    """
+    from streamproc.bench.report_scale import scale_document, scale_headline, scale_table
+    from streamproc.bench.scale import AXES, measure
+
+    wanted = {name: values for name, values in axes.items() if values} or AXES
+    found = scale_document(_run(lambda said: measure(wanted, payouts, rounds, said=said)))
+    _tell(found, as_json, scale_table, scale_headline)
+
+
+def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:
+    """Run a measurement, with its progress on a terminal. SIGTERM ends it as Ctrl-C does, so that no file is left."""
+    import asyncio
+    from signal import SIGTERM
+
+    from rich.console import Console
+
+    async def stoppable(said: Callable[[str], None]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(SIGTERM, task.cancel)
+        return await measure(said)
+
     console = Console(stderr=True)
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
-        # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
-        said = status.update if status is not None else lambda _: None
-        found = replay_document(asyncio.run(measure(payouts, rounds, said=said)))
+        try:
+            # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
+            return asyncio.run(stoppable(status.update if status is not None else lambda _: None))
+        except asyncio.CancelledError as problem:
+            raise click.Abort from problem
+
+
+def _tell(
+    found: dict[str, Any],
+    as_json: bool,
+    table: Callable[[dict[str, Any]], tuple[list[str], list[list[object]]]],
+    headline: Callable[[dict[str, Any]], list[str]],
+) -> None:
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        _print(*replay_table(found), replay_headline(found))
+        _print(*table(found), headline(found))
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequence[str]) -> None:

@@ -139,6 +139,11 @@ def _payee(i: int, payees: int) -> int:
     return i % VENDORS * each + i // VENDORS % each
 
 
+def number_of(payout: str) -> int:
+    """The number of a payout, from its id."""
+    return int(payout.removeprefix("pout_"))
+
+
 def payload(i: int, at_us: int, payees: int = 0) -> bytes:
     """What waits in the stream for payout number `i`."""
     return encode_events((observed(i, at_us, payees),))

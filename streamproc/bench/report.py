@@ -83,11 +83,12 @@ def headline(found: dict[str, Any]) -> list[str]:
             f" {found[side]['log_bytes_per_payout']:,} bytes of Redis for each payout"
             for side in SIDES
         ),
-        _where(found),
+        where(found),
     ]
 
 
-def _where(found: dict[str, Any]) -> str:
+def where(found: dict[str, Any]) -> str:
+    """The machine and the versions, in a line."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return f"{found['machine']['cpu']}, {found['machine']['cores']} cores; {versions}"
 
@@ -161,5 +162,5 @@ def replay_headline(found: dict[str, Any]) -> list[str]:
         f"a builder's memory at most: {memory['builder_peak_mb']:g} MB; for a tenth of the history"
         f" {memory['builder_peak_mb_at_a_tenth']:g} MB",
         "per core: for each second of CPU, ours and that of Postgres together; µs are CPU for each event",
-        _where(found),
+        where(found),
     ]

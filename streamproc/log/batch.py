@@ -86,9 +86,6 @@ class Handler:
                 newer.append(Work(entry[0], [], taken=taken, problem=TryAgain(str(problem), after_s=NEWER_S)))
             except Unprocessable as problem:
                 unreadable.append((Work(entry[0], [], "", taken), str(problem)))
-        if skipped:
-            with named_errors():
-                await client.execute_command("XACK", self.names.log, self.group.name, *skipped)
         if unreadable:
             await self._set_aside(client, unreadable)
         await self._settle_problems(client, newer)
@@ -96,6 +93,9 @@ class Handler:
             batch, rest = distinct_payouts(works)
             batch, later = batch[: self.group.works_max], batch[self.group.works_max :]
             works = [*await self._round(client, batch), *later, *rest]
+        if skipped:  # last: nobody waits for them, and each acknowledgement waits for the server's disk
+            with named_errors():
+                await client.execute_command("XACK", self.names.log, self.group.name, *skipped)
 
     def _concerns_us(self, entry: Raw) -> bool:
         """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may."""

@@ -1,0 +1,239 @@
+"""Who sends payouts and sees them decided: a process of its own, by the real producer and a reader without a group.
+
+`pace` is an open loop: payout n is due at its time, whatever became of those before it, and every time is counted from
+when it was due; so a system that stalls is charged for all that waited. `flood` is a closed loop: as fast as the system
+takes them, with a bounded number under way, until Postgres shows all of it.
+
+Run as a process: `python -m streamproc.bench.driver pace REDIS_URL RATE WARM COUNTED` or
+`... flood REDIS_URL POSTGRES_DSN PAYOUTS`. It prints one line of JSON.
+"""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+
+import asyncpg
+import msgspec
+import uvloop
+from msgspec import Struct
+
+import consumers
+from streamproc.bench import job
+from streamproc.bench.site import VIEWS_AT
+from streamproc.bench.ticker import ticking
+from streamproc.collector import look_less_often
+from streamproc.domain.events import PayoutDecided, PayoutObserved
+from streamproc.domain.wire import decode_events
+from streamproc.errors import JobFailed, StreamprocError
+from streamproc.log.stream import ZERO, Append, LogView, Producer
+
+S_NS = 1_000_000_000
+LEAD_S = 0.2
+"""Before the first payout is due: everything is set up."""
+READ_MAX = 1_000
+READ_BLOCK_MS = 500
+STALLED_MAX_S = 30.0
+"""Without a decision, or anything new in Postgres: what has not come by then will not come."""
+UNDER_WAY_MAX = 1_024
+"""Payouts that are sent and not decided: two of the engine's batches in hand and two that wait."""
+BEHIND_MAX = 8_000
+"""Entries that Postgres does not show yet: two of the projector's batches in hand and two that wait."""
+LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
+_BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'
+
+
+class Paced(Struct, frozen=True):
+    """Each counted payout's times in µs from when it was due: handed to the producer, appended, seen decided."""
+
+    outcomes: dict[str, int]
+    handed_us: list[int]
+    appended_us: list[int]
+    decided_us: list[int]
+
+
+class Flooded(Struct, frozen=True):
+    """Seconds from the first append until the last decision, and until Postgres showed everything."""
+
+    outcomes: dict[str, int]
+    decided_s: float
+    shown_s: float
+    entries: int
+    cpu_s: float
+
+
+class Drive:
+    """Payouts on their way: when each was handed over, appended and decided (monotonic ns; 0: not yet)."""
+
+    def __init__(self, producer: Producer, view: LogView, payouts: int) -> None:
+        self._producer, self._view, self._payouts = producer, view, payouts
+        self.handed_ns, self.appended_ns, self.decided_ns = [0] * payouts, [0] * payouts, [0] * payouts
+        self.handed = self.appended = self.decided = self.entries = 0
+        self.outcomes: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._problem: BaseException | None = None
+
+    def hand_over(self, event: PayoutObserved) -> None:
+        """Send the next payout, as the webhook appends it."""
+        number, self.handed = self.handed, self.handed + 1
+        self.handed_ns[number] = time.monotonic_ns()
+        self.start(self._send(number, event))
+
+    async def _send(self, number: int, event: PayoutObserved) -> None:
+        keys = (f"ev:{event.delivery}", f"st:{event.payout}:pending")
+        await self._producer.append(Append(event.account, keys, (event,)))
+        self.appended_ns[number] = time.monotonic_ns()
+        self.appended += 1
+
+    def watch(self) -> None:
+        """Begin to read the log from its beginning."""
+        self.start(self._read())
+
+    async def _read(self) -> None:
+        after = ZERO
+        while True:
+            entries = await self._view.read(after, READ_MAX, READ_BLOCK_MS)
+            now_ns = time.monotonic_ns()
+            for entry in entries:
+                after = entry.id
+                if entry.m.startswith(_BY_GOVERNANCE):
+                    self._note(entry.e, now_ns)
+            self.entries += len(entries)
+
+    def _note(self, e: bytes, now_ns: int) -> None:
+        for event in decode_events(e):
+            if type(event) is PayoutDecided:
+                number = job.number_of(event.payout)
+                if self.decided_ns[number]:
+                    raise JobFailed(f"payout {event.payout} was decided twice")
+                self.decided_ns[number] = now_ns
+                self.decided += 1
+                self.outcomes[event.reason] += 1
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        """Do `work` beside the others; what goes wrong in it ends the drive."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            self._problem = self._problem or problem
+
+    async def until(self, done: Callable[[], bool], progress: Callable[[], int]) -> None:
+        """Until `done`. Raises what went wrong, and JobFailed where `progress` does not move any more."""
+        before, moved_at = progress(), time.monotonic()
+        while not done():
+            if self._problem is not None:
+                raise JobFailed(f"the drive ended: {self._problem}") from self._problem
+            if (now_at := progress()) != before:
+                before, moved_at = now_at, time.monotonic()
+            elif time.monotonic() - moved_at > STALLED_MAX_S:
+                raise JobFailed(
+                    f"{self.handed} payouts were sent, {self.decided} are decided,"
+                    f" and nothing more came within {STALLED_MAX_S:g} s"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _opened(stack: AsyncExitStack, url: str, payouts: int) -> Drive:
+    producer = await stack.enter_async_context(Producer(url, partitions=1, name="webhook"))
+    view = await stack.enter_async_context(LogView(url, 0))
+    drive = Drive(producer, view, payouts)
+    stack.push_async_callback(drive.aclose)
+    drive.watch()
+    return drive
+
+
+async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
+    """Send at `rate` payouts a second: `warm` that are not counted, then `counted`."""
+    payouts, interval_ns = warm + counted, S_NS // rate
+    async with AsyncExitStack() as stack:
+        drive = await _opened(stack, url, payouts)
+        begin_us = time.time_ns() // 1000
+        events = [job.observed(n, begin_us + n * interval_ns // 1000, job.PAYEES) for n in range(payouts)]
+        look_less_often()
+        first_ns = time.monotonic_ns() + int(LEAD_S * S_NS)
+        due_ns = [first_ns + n * interval_ns for n in range(payouts)]
+
+        def send_due() -> None:
+            now_ns = time.monotonic_ns()
+            while drive.handed < payouts and due_ns[drive.handed] <= now_ns:
+                drive.hand_over(events[drive.handed])
+
+        with ticking(first_ns, interval_ns, send_due):
+            # Both: a decision may be seen before the answer to its append is.
+            await drive.until(
+                lambda: drive.decided == drive.appended == payouts, lambda: drive.decided + drive.appended
+            )
+
+    def times(at_ns: list[int]) -> list[int]:
+        return [(at_ns[n] - due_ns[n]) // 1000 for n in range(warm, payouts)]
+
+    return Paced(
+        dict(drive.outcomes), times(drive.handed_ns), times(drive.appended_ns), times(drive.decided_ns)
+    )
+
+
+async def flood(url: str, dsn: str, payouts: int) -> Flooded:
+    """Send as fast as they are decided and shown, with a bounded number under way."""
+    async with AsyncExitStack() as stack:
+        drive = await _opened(stack, url, payouts)
+        db = await asyncpg.connect(dsn)
+        stack.push_async_callback(db.close)
+        begin_us = time.time_ns() // 1000
+        events = [job.observed(n, begin_us + n, job.PAYEES) for n in range(payouts)]
+        look_less_often()
+        used_s, began_ns, shown = time.process_time(), time.monotonic_ns(), 0
+
+        def send_more() -> bool:
+            room = UNDER_WAY_MAX - (drive.handed - drive.decided)
+            if drive.entries - shown < BEHIND_MAX:
+                for event in events[drive.handed : drive.handed + room]:
+                    drive.hand_over(event)
+            return drive.decided == payouts
+
+        async def look() -> None:
+            nonlocal shown
+            while True:
+                shown = await db.fetchval(VIEWS_AT) or 0
+                await asyncio.sleep(SHOWN_LOOK_S)
+
+        drive.start(look())
+        await drive.until(send_more, lambda: drive.decided + shown)
+        await drive.until(lambda: shown >= drive.entries, lambda: shown)
+        return Flooded(
+            outcomes=dict(drive.outcomes),
+            decided_s=(max(drive.decided_ns) - began_ns) / S_NS,
+            shown_s=(time.monotonic_ns() - began_ns) / S_NS,
+            entries=drive.entries,
+            cpu_s=time.process_time() - used_s,
+        )
+
+
+def main(kind: str, *arguments: str) -> None:
+    """Run one and print what came out."""
+    if kind == "pace":
+        url, *numbers = arguments
+        rate, warm, counted = map(int, numbers)
+        found: Paced | Flooded = uvloop.run(pace(url, rate, warm, counted))
+    else:
+        url, dsn, payouts = arguments
+        found = uvloop.run(flood(url, dsn, int(payouts)))
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except StreamprocError as problem:
+        sys.exit(str(problem))

@@ -1,0 +1,43 @@
+"""Run the driver as a process, and take what it found."""
+
+import asyncio
+import os
+import sys
+from signal import SIGKILL
+from typing import TypeVar
+
+import msgspec
+
+from streamproc import processes
+from streamproc.errors import JobFailed
+
+LINE_MAX = 64 * 1024 * 1024
+"""Bytes: three numbers of up to 10 digits for each of a million payouts."""
+
+T = TypeVar("T")
+
+
+async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
+    """What `python -m streamproc.bench.driver ARGUMENTS` prints. Raises JobFailed with its words where it fails."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))}
+    process = await processes.start(
+        [sys.executable, "-m", "streamproc.bench.driver", *map(str, arguments)],
+        env=env,
+        on_parent_death=SIGKILL,
+        output=asyncio.subprocess.PIPE,
+        line_max=LINE_MAX,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(within_s):
+            said = await process.stdout.read()
+            code = await process.wait()
+    except TimeoutError as problem:
+        raise JobFailed(f"the driver was not done within {within_s:g} s") from problem
+    finally:
+        processes.kill(process)
+        await process.wait()
+    *_, last = said.splitlines() or [b""]
+    if code != 0:
+        raise JobFailed(last.decode(errors="replace") or f"the driver ended with code {code}")
+    return msgspec.json.decode(last, type=kind)

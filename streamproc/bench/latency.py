@@ -1,0 +1,116 @@
+"""How long a payout waits for its decision at a fixed rate: an open loop, workers of their own, a disk that syncs.
+
+Each run has servers of its own. Times are counted from when a payout was due, so that a stall is charged to all that
+waited for it. The disk's own time to sync is measured beside, since each payout waits for two syncs at least: its
+append and its decision.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from msgspec import Struct
+
+from streamproc.bench import cost, job
+from streamproc.bench.contest import public_directory
+from streamproc.bench.driver import STALLED_MAX_S, Paced
+from streamproc.bench.driving import driven
+from streamproc.bench.site import site
+
+WARM_S = 2
+"""Not counted: the first batches read policies and reputations."""
+SETUP_MAX_S = 60.0
+"""For the driver to make its payouts, and to say what it found."""
+
+Said = Callable[[str], None]
+
+
+class Spread(Struct, frozen=True):
+    """How many ms half, 99 %, 99.9 % and all of the payouts were within."""
+
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+
+
+class Run(Struct, frozen=True):
+    """One rate for some time. `handed`: how late the driver itself was. CPU in µs for each payout."""
+
+    rate: int
+    round: int
+    samples: int
+    dropped: int
+    handed: Spread
+    appended: Spread
+    decided: Spread
+    disk_sync: Spread
+    cpu_us: dict[str, float]
+    worker_peak_mb: float
+
+
+class Measured(Struct, frozen=True):
+    """What came out, in the order it was measured."""
+
+    seconds: int
+    workers: int
+    concurrency: int
+    versions: dict[str, str]
+    runs: list[Run]
+
+
+async def measure(
+    rates: Sequence[int], seconds: int, rounds: int, *, workers: int, concurrency: int, said: Said
+) -> Measured:
+    """Measure every rate in each round. Raises JobFailed where a payout is not decided, or not as it must be."""
+    runs, versions = list[Run](), cost.package_versions()
+    with public_directory() as directory:
+        for number in range(1, rounds + 1):
+            for rate in rates:
+                said(f"round {number} of {rounds}: {rate} payouts a second for {seconds} s")
+                home = directory / f"run-{len(runs) + 1}"
+                home.mkdir(mode=0o711)
+                runs.append(await _run(home, rate, seconds, number, (workers, concurrency), versions))
+                shutil.rmtree(home, ignore_errors=True)
+    return Measured(seconds, workers, concurrency, versions, runs)
+
+
+async def _run(
+    home: Path, rate: int, seconds: int, number: int, crew: tuple[int, int], versions: dict[str, str]
+) -> Run:
+    disk = cost.disk_sync_ms(home)
+    workers, concurrency = crew
+    warm, counted = rate * WARM_S, rate * seconds
+    async with AsyncExitStack() as stack:
+        at = await stack.enter_async_context(site(home))
+        versions |= at.versions
+        roles = await at.workers(stack, workers, concurrency)
+        server_s = await at.server_cpu_s()
+        for role in roles:
+            role.begin()
+        within_s = SETUP_MAX_S + WARM_S + seconds + STALLED_MAX_S
+        paced = await driven(Paced, "pace", at.url, rate, warm, counted, within_s=within_s)
+        used = [role.used() for role in roles]
+        server_s = await at.server_cpu_s() - server_s
+    job.check("engine", "the stream", Counter(paced.outcomes), job.expected(warm + counted))
+    each_us = 1e6 / (warm + counted)
+    return Run(
+        rate=rate,
+        round=number,
+        samples=len(paced.decided_us),
+        dropped=counted - len(paced.decided_us),
+        handed=spread([us / 1000 for us in paced.handed_us]),
+        appended=spread([us / 1000 for us in paced.appended_us]),
+        decided=spread([us / 1000 for us in paced.decided_us]),
+        disk_sync=spread(disk),
+        cpu_us={"worker": sum(one.cpu_s for one in used) * each_us, "valkey": server_s * each_us},
+        worker_peak_mb=max(one.peak_mb for one in used),
+    )
+
+
+def spread(times_ms: Sequence[float]) -> Spread:
+    """The percentiles, each the time of a payout that was measured."""
+    ordered = sorted(times_ms)
+    return Spread(*(cost.at_share(ordered, share) for share in (0.5, 0.99, 0.999, 1.0)))

@@ -1,0 +1,215 @@
+"""The decision alone, in this process: no Redis, no files, no network. What Python needs before anything is written.
+
+Three pieces of the same payouts, in batches as a worker has them:
+
+- `rules`: all rules on a complete case.
+- `straight`: the short way that nearly every payout takes (ADR 25): an entry's bytes are decoded and folded, the rules
+  asked, and the events and the record of the decision encoded.
+- `stages`: the whole chain instead, each stage with its event; the counters are the model that `admit.lua` is tested
+  against.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+import consumers
+from consumers.vet import Reputations
+from streamproc.bench import cost, job
+from streamproc.collector import look_less_often
+from streamproc.domain.beneficiaries import NOTED
+from streamproc.domain.budget import Admission, Ask, Ledger
+from streamproc.domain.events import Event, PayoutDecided
+from streamproc.domain.governance import Case, Reputation, decide
+from streamproc.domain.payouts import encode_record
+from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_policy_file, plan_changes
+from streamproc.domain.wire import decode_events, encode_events, payout_of
+from streamproc.log import grants
+from streamproc.log.cache import Cache
+from streamproc.log.work import Desk, Group, Work, run_chain
+
+PARTS = ("rules", "straight", "stages")
+DAY_US = 86_400 * 1_000_000
+
+Said = Callable[[str], None]
+
+
+class Run(Struct, frozen=True):
+    """One piece in one round. CPU in µs for each payout."""
+
+    part: str
+    round: int
+    payouts: int
+    payouts_per_s: float
+    cpu_us: float
+
+
+class Measured(Struct, frozen=True):
+    """What came out. `straight` looked at all payouts too; those that a rule has something against end there."""
+
+    payouts: int
+    rounds: int
+    outcomes: dict[str, int]
+    versions: dict[str, str]
+    runs: list[Run]
+
+
+class _NoCache(Cache):
+    """Redis's cache, which is not asked: all vendors are in memory."""
+
+    def __init__(self) -> None:
+        """Without a client."""
+
+    async def get_many(self, digests: Sequence[str]) -> list[bytes | None]:
+        """Nothing is kept."""
+        return [None] * len(digests)
+
+    async def put_many(self, values: Mapping[str, tuple[bytes, int]]) -> None:
+        """Nothing is kept."""
+
+
+async def measure(payouts: int, rounds: int, *, said: Said) -> Measured:
+    """Measure each piece in each round. Raises JobFailed where the decisions are not what they must be."""
+    at_us, runs = time.time_ns() // 1000, list[Run]()
+    reputations = Reputations(_clean(at_us))
+    await reputations.of(job.vendor_urls(), _NoCache(), at_us)
+    pure = _Pure(consumers.governance(reputations, zone=job.ZONE), _book(at_us), payouts, at_us)
+    look_less_often()
+    for number in range(rounds + 1):
+        said("warm-up" if number == 0 else f"round {number} of {rounds}")
+        runs += [run for run in await pure.round(number) if number > 0]
+        await asyncio.sleep(0)
+    outcomes = dict(sorted(job.expected(payouts).items()))
+    return Measured(payouts, rounds, outcomes, cost.package_versions(), runs)
+
+
+def _clean(at_us: int) -> Callable[[Sequence[str]], Any]:
+    async def lookup(urls: Sequence[str]) -> Mapping[str, Reputation]:
+        return {url: Reputation("clean", checked_at=at_us, fresh_until=at_us + DAY_US) for url in urls}
+
+    return lookup
+
+
+def _book(at_us: int) -> PolicyBook:
+    file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
+    changes = plan_changes({}, file, prune=False, at=at_us, by="bench", why="bench")
+    return build_book(
+        {c.scope: ScopeState(version=c.version, own=c.after, effective=c.effective) for c in changes}
+    )
+
+
+class _Pure:
+    """The payouts and what decides them."""
+
+    def __init__(self, group: Group, book: PolicyBook, payouts: int, at_us: int) -> None:
+        self._group, self._book, self._payouts, self._at_us = group, book, payouts, at_us
+        self._entries = [job.payload(n, at_us + n, job.PAYEES) for n in range(payouts)]
+
+    async def round(self, number: int) -> list[Run]:
+        """Each piece once."""
+        chain = _Clock(self._payouts)
+        works = await self._stages()
+        runs = [chain.run("stages", number)]
+        self._check(event for work in works for event in work.out)
+        cases = self._cases(works)
+        rules = _Clock(self._payouts)
+        verdicts = [decide(case) for case in cases]
+        runs.append(rules.run("rules", number))
+        job.check(
+            "rules", "memory", Counter(verdict.reason for verdict in verdicts), job.expected(self._payouts)
+        )
+        straight = _Clock(self._payouts)
+        granted = self._straight()
+        runs.append(straight.run("straight", number))
+        wanted = job.expected(self._payouts)
+        # The counters are asked by a script, so this way does not see that an agent's day is full.
+        job.check(
+            "straight", "memory", granted, Counter(POLICY_OK=wanted["POLICY_OK"] + wanted["LIMIT_EXCEEDED"])
+        )
+        return runs
+
+    def _check(self, events: Iterator[Event]) -> None:
+        found = Counter(event.reason for event in events if type(event) is PayoutDecided)
+        job.check("stages", "memory", found, job.expected(self._payouts))
+
+    def _batches(self) -> Iterator[list[Work]]:
+        for start in range(0, self._payouts, job.BATCH_MAX):
+            yield [self._opened(e) for e in self._entries[start : start + job.BATCH_MAX]]
+
+    def _opened(self, e: bytes) -> Work:
+        """As `log/batch.py` opens an entry whose payout nobody knows."""
+        events = decode_events(e)
+        work = Work(b"1-1", events, payout_of(events[0]))
+        work.open(b"0", None, work.admission, keep=False)
+        work.beneficiary = NOTED
+        return work
+
+    def _desk(self, ledger: Ledger) -> Desk:
+        async def admit(asks: Sequence[Ask]) -> list[Admission]:
+            return [ledger.admit(ask) for ask in asks]
+
+        async def entry(_: str) -> list[Event]:
+            return []
+
+        async def book() -> PolicyBook:
+            return self._book
+
+        return Desk(self._at_us + self._payouts, 0, self._book, admit, _NoCache(), book, entry)
+
+    async def _stages(self) -> list[Work]:
+        ledger, done = Ledger(), list[Work]()
+        for works in self._batches():
+            await run_chain(self._group, works, self._desk(ledger))
+            for work in works:
+                encode_events(work.out)
+                encode_record(work.known())
+            done += works
+        return done
+
+    def _straight(self) -> Counter[str]:
+        found, ledger = Counter[str](), Ledger()
+        for works in self._batches():
+            for _, offer in grants.offers_of(self._group, works, self._desk(ledger)):
+                encode_events(offer.out)
+                encode_record(offer.record)
+                found[str(offer.record.reason)] += 1
+        return found
+
+    def _cases(self, works: Sequence[Work]) -> list[Case]:
+        """What the rules are asked about: each payout as it was seen, with what the counters answered."""
+        desk, cases = self._desk(Ledger()), []
+        for work, e in zip(works, self._entries, strict=True):
+            record = replace(self._opened(e).known(), beneficiary=NOTED)
+            party = desk.party(record)
+            clean = Reputation("clean", checked_at=self._at_us, fresh_until=self._at_us + DAY_US)
+            case = Case(
+                record,
+                party.identity,
+                party.agent,
+                job.ZONE,
+                party.account,
+                party.team,
+                work.admission,
+                clean,
+            )
+            cases.append(case)
+        return cases
+
+
+class _Clock:
+    """CPU and time from here on."""
+
+    def __init__(self, payouts: int) -> None:
+        self._payouts = payouts
+        self._cpu_s, self._began = time.process_time(), time.perf_counter()
+
+    def run(self, part: str, number: int) -> Run:
+        """What it was."""
+        seconds, cpu_s = time.perf_counter() - self._began, time.process_time() - self._cpu_s
+        return Run(part, number, self._payouts, self._payouts / seconds, cpu_s * 1e6 / self._payouts)

@@ -1,0 +1,158 @@
+"""What `bench latency` and `bench e2e` found, for people and for machines."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from streamproc.bench import cost
+from streamproc.bench.latency import Measured, Run, Spread
+from streamproc.bench.report import where
+from streamproc.bench.whole_path import Measured as Whole
+
+BUSY = 0.9
+"""Of a core, or of all: it is the limit."""
+SIZES = ("log_bytes", "redis_bytes", "aof_bytes")
+PERCENTILES = ("p50_ms", "p99_ms", "p999_ms", "max_ms")
+
+
+def latency_document(measured: Measured) -> dict[str, Any]:
+    """The JSON of `bench latency --json`: the first rate, and `rates` with each of them. Medians of the rounds."""
+    rates = list(dict.fromkeys(run.rate for run in measured.runs))
+    found = [_rate([run for run in measured.runs if run.rate == rate]) for rate in rates]
+    return {
+        "machine": cost.machine(),
+        "versions": measured.versions,
+        "workers": measured.workers,
+        "concurrency": measured.concurrency,
+        "seconds": measured.seconds,
+        "rounds": len(measured.runs) // len(rates),
+        **found[0],
+        "rates": found,
+        "runs": msgspec.to_builtins(measured.runs),
+    }
+
+
+def _rate(runs: Sequence[Run]) -> dict[str, Any]:
+    decided = _medians([run.decided for run in runs])
+    p99 = [run.decided.p99_ms for run in runs]
+    return {
+        "rate": runs[0].rate,
+        **decided,
+        "p99_ms_min": round(min(p99), 3),
+        "p99_ms_max": round(max(p99), 3),
+        "samples": sum(run.samples for run in runs),
+        "dropped": sum(run.dropped for run in runs),
+        "appended": _medians([run.appended for run in runs]),
+        "handed": _medians([run.handed for run in runs]),
+        "disk_sync": _medians([run.disk_sync for run in runs]),
+        "cpu_us": {part: round(median(run.cpu_us[part] for run in runs), 1) for part in runs[0].cpu_us},
+        "worker_peak_mb": round(max(run.worker_peak_mb for run in runs), 1),
+    }
+
+
+def _medians(spreads: Sequence[Spread]) -> dict[str, float]:
+    return {name: round(median(getattr(one, name) for one in spreads), 3) for name in PERCENTILES}
+
+
+def latency_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table for people."""
+    rows: list[list[object]] = [
+        [
+            f"{one['rate']:,}/s",
+            *(one[name] for name in PERCENTILES),
+            one["appended"]["p99_ms"],
+            one["handed"]["p99_ms"],
+            one["disk_sync"]["p50_ms"],
+            one["disk_sync"]["p99_ms"],
+            one["cpu_us"]["worker"],
+            one["cpu_us"]["valkey"],
+        ]
+        for one in found["rates"]
+    ]
+    times = ("p50 ms", "p99", "p99.9", "max", "append p99", "driver p99", "disk p50", "disk p99")
+    return ["rate", *times, "worker µs", "valkey µs"], rows
+
+
+def latency_headline(found: dict[str, Any]) -> list[str]:
+    """What the table's numbers mean, in lines below it."""
+    samples = sum(one["samples"] for one in found["rates"])
+    dropped = sum(one["dropped"] for one in found["rates"])
+    return [
+        f"from when a payout was due to its decision seen in the log: {samples:,} samples, {dropped} dropped,"
+        f" {found['rounds']} rounds of {found['seconds']} s, {found['workers']} workers of {found['concurrency']}"
+        " consumers",
+        "append: until it is in the log and synced; driver: how late it was itself; disk: its time to sync 1 kB, before"
+        " the run; µs are CPU for each payout",
+        where(found),
+    ]
+
+
+# ---- bench e2e ----------------------------------------------------------------------------
+
+
+def whole_document(measured: Whole) -> dict[str, Any]:
+    """The JSON of `bench e2e --json`. `busy` is cores by process; `limit` what was used up."""
+    runs, machine = measured.runs, cost.machine()
+    rates = [run.payouts_per_s for run in runs]
+    cpu_us = {part: median(run.cpu_us[part] for run in runs) for part in runs[0].cpu_us}
+    busy = {part: median(run.cpu_us[part] * run.payouts_per_s / 1e6 for run in runs) for part in cpu_us}
+    cores = int(machine["cores"])
+    return {
+        "machine": machine,
+        "versions": measured.versions,
+        "payouts": measured.payouts,
+        "workers": measured.workers,
+        "concurrency": measured.concurrency,
+        "rounds": len(runs),
+        "outcomes": measured.outcomes,
+        "payouts_per_s": round(median(rates)),
+        "payouts_per_s_min": round(min(rates)),
+        "payouts_per_s_max": round(max(rates)),
+        "decided_per_s": round(median(run.decided_per_s for run in runs)),
+        "cpu_us": {part: round(us, 1) for part, us in cpu_us.items()},
+        "busy": {part: round(share, 2) for part, share in busy.items()},
+        "limit": _limit(busy, cores),
+        "possible_payouts_per_s": round(cores * 1e6 / sum(cpu_us.values())),
+        "worker_peak_mb": round(max(run.worker_peak_mb for run in runs), 1),
+        "projector_peak_mb": round(max(run.projector_peak_mb for run in runs), 1),
+        **{name: round(median(getattr(run, name) for run in runs)) for name in SIZES},
+        "runs": msgspec.to_builtins(runs),
+    }
+
+
+def _limit(busy: dict[str, float], cores: int) -> str:
+    """What is used up. Processes of one kind count as one: with several workers they may use several cores."""
+    if sum(busy.values()) >= BUSY * cores:
+        return "all cores"
+    name, share = max(busy.items(), key=lambda found: found[1])
+    return (
+        f"the core of {name}"
+        if share >= BUSY
+        else "waiting: for the disk, or for other programs on the machine"
+    )
+
+
+def whole_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table for people."""
+    rows: list[list[object]] = [
+        [part, us, found["busy"][part], found.get(f"{part}_peak_mb")] for part, us in found["cpu_us"].items()
+    ]
+    rows.append(["all", round(sum(found["cpu_us"].values()), 1), round(sum(found["busy"].values()), 2), None])
+    return ["process", "µs a payout", "cores", "peak MB"], rows
+
+
+def whole_headline(found: dict[str, Any]) -> list[str]:
+    """The figure, and what the table's numbers mean, in lines below it."""
+    spread = f"{found['payouts_per_s_min']:,} to {found['payouts_per_s_max']:,}"
+    return [
+        f"{found['payouts_per_s']:,} payouts/s ({spread}) appended, decided, archived, chained and shown;"
+        f" {found['payouts']:,} payouts in {found['rounds']} rounds, {found['workers']} workers of"
+        f" {found['concurrency']} consumers; decided: {found['decided_per_s']:,}/s",
+        f"the limit: {found['limit']}; with {found['machine']['cores']} cores and this CPU for each payout at most"
+        f" {found['possible_payouts_per_s']:,}/s",
+        f"bytes for each payout: {found['log_bytes']:,} in the log, {found['redis_bytes']:,} in Redis with records"
+        f" and keys, {found['aof_bytes']:,} in its file",
+        where(found),
+    ]

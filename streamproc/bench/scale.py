@@ -1,0 +1,237 @@
+"""What a payout costs when there is more of everything: entries in the log, workers, partitions, agents.
+
+One thing is varied at a time, from one worker, one partition, 100 agents and a log of 10,000 entries. All values of an
+axis have their servers at the same time and take turns, so that a noisy minute is in all of them; each turn starts
+its workers anew and sends the same payouts, all of which are approved.
+"""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+import consumers
+from streamproc.bench import cost, job
+from streamproc.bench.contest import public_directory
+from streamproc.bench.filling import check_room, fill
+from streamproc.bench.site import Role, Site, site
+from streamproc.domain.events import PayoutDecided, PayoutObserved
+from streamproc.domain.wire import decode_events, encode_events
+from streamproc.errors import InputError
+from streamproc.log import scripts
+from streamproc.log.names import Names, partition_of
+from streamproc.log.stream import LogView
+
+CONCURRENCY: Final = 1
+WARM_EACH: Final = 256
+"""Payouts for each consumer before each turn, not counted: as many as one reads at once, so that each of them gets some
+and reads the policies."""
+READ_MAX = 5_000
+TURN_MAX_S = 600.0
+
+Said = Callable[[str], None]
+
+
+class Place(Struct, frozen=True):
+    """One point: how many there are of everything."""
+
+    entries: int = 10_000
+    workers: int = 1
+    partitions: int = 1
+    agents: int = 100
+
+
+AXES: Final[dict[str, tuple[int, ...]]] = {
+    "entries": (10_000, 100_000, 1_000_000),
+    "workers": (1, 2, 4, 8),
+    "partitions": (1, 4, 16),
+    "agents": (1, 100, 10_000),
+}
+"""What is measured where nothing is asked for."""
+
+
+class Run(Struct, frozen=True):
+    """One turn of one place. CPU in µs for each payout."""
+
+    axis: str
+    value: int
+    round: int
+    seconds: float
+    payouts_per_s: float
+    cpu_us: dict[str, float]
+
+
+class Measured(Struct, frozen=True):
+    """What came out."""
+
+    payouts: int
+    rounds: int
+    versions: dict[str, str]
+    runs: list[Run]
+
+
+def check(axes: Mapping[str, Sequence[int]], payouts: int, rounds: int) -> None:
+    """Raise InputError for what this machine or the job cannot bear."""
+    check_room(sum(axes.get("entries", ())))
+    agents = min([*axes.get("agents", ()), Place().agents])
+    sent, most = (payouts + WARM_EACH) * rounds, job.RATE_COUNT * agents
+    if sent > most:
+        raise InputError(
+            f"{rounds} rounds of {payouts} payouts and {WARM_EACH} to warm up are {sent}; {agents} agents may have"
+            f" {most}, or their rate limit would be measured"
+        )
+
+
+async def measure(axes: Mapping[str, Sequence[int]], payouts: int, rounds: int, *, said: Said) -> Measured:
+    """Measure each axis. Raises JobFailed where a payout is not approved."""
+    check(axes, payouts, rounds)
+    runs, versions = list[Run](), cost.package_versions()
+    with public_directory() as directory:
+        for axis, values in axes.items():
+            home = directory / axis
+            home.mkdir(mode=0o711)
+            async with AsyncExitStack() as stack:
+                stands = []
+                for value in values:
+                    said(f"{axis} {value:,}: making it")
+                    (home / str(value)).mkdir(mode=0o711)
+                    stands.append(await _stand(stack, home / str(value), axis, value))
+                for number in range(1, rounds + 1):
+                    for stand in stands:
+                        said(f"{axis} {stand.value:,}: round {number} of {rounds}")
+                        runs.append(await stand.turn(number, payouts))
+                versions |= stands[0].versions
+            shutil.rmtree(home, ignore_errors=True)
+    return Measured(payouts, rounds, versions, runs)
+
+
+async def _stand(stack: AsyncExitStack, home: Path, axis: str, value: int) -> "_Stand":
+    place = replace(Place(), **{axis: value})
+    policies = job.policy_file() | {
+        "policies": {
+            agent(n): {"per_txn_limit": job.TXN_LIMIT_PAISE, "daily_limit": job.DAY_LIMIT_PAISE}
+            for n in range(place.agents)
+        }
+    }
+    at = await stack.enter_async_context(site(home, partitions=place.partitions, policies=policies))
+    for partition in range(place.partitions):
+        await fill(at.url, at.client, Names(partition), place.entries // place.partitions)
+    return _Stand(at, axis, value, place)
+
+
+def agent(number: int) -> str:
+    """An agent's id."""
+    return f"agent-{number:06d}"
+
+
+def accounts(partitions: int) -> list[str]:
+    """An account of each partition."""
+    found: dict[int, str] = {}
+    for n in count():
+        name = f"acc_Bench{n:09d}"
+        found.setdefault(partition_of(name, partitions), name)
+        if len(found) == partitions:
+            return [found[partition] for partition in range(partitions)]
+    raise AssertionError
+
+
+def plain(agents: int) -> Iterator[PayoutObserved]:
+    """Payouts of the job that nothing stands against, of so many agents in turn, without end."""
+    for number in count():
+        event = job.observed(number, time.time_ns() // 1000, job.PAYEES)
+        notes = event.facts.notes
+        if event.facts.amount > job.TXN_LIMIT_PAISE or job.BLOCKED_HOST in notes["vendor_url"]:
+            continue
+        facts = replace(event.facts, notes=notes | {"agent_id": agent(number % agents)})
+        yield replace(event, facts=facts)
+
+
+class _Stand:
+    """One value of an axis, with its servers."""
+
+    def __init__(self, at: Site, axis: str, value: int, place: Place) -> None:
+        self._at, self._axis, self._place = at, axis, place
+        self.value, self.versions = value, at.versions
+        self._accounts = accounts(place.partitions)
+        self._payouts = plain(place.agents)
+
+    async def turn(self, number: int, payouts: int) -> Run:
+        """Workers that start, payouts that all of them share, and what each cost."""
+        async with AsyncExitStack() as stack:
+            roles = await self._at.workers(stack, self._place.workers, CONCURRENCY)
+            await self._decide(WARM_EACH * self._place.workers * self._place.partitions, roles)
+            ends = [await self._last_id(partition) for partition in range(self._place.partitions)]
+            before_s = await self._at.server_cpu_s()
+            for role in roles:
+                role.begin()
+            seconds = await self._decide(payouts, roles)
+            worker_s = sum(role.used().cpu_s for role in roles)
+            server_s = await self._at.server_cpu_s() - before_s
+        await self._check(ends, payouts)
+        await self._leave()
+        cpu_us = {"worker": worker_s * 1e6 / payouts, "valkey": server_s * 1e6 / payouts}
+        return Run(self._axis, self.value, number, seconds, payouts / seconds, cpu_us)
+
+    async def _decide(self, payouts: int, roles: Sequence[Role]) -> float:
+        """Append so many, and wait until all are decided; how long that took."""
+        batches = [self._batch(payouts, partition) for partition in range(self._place.partitions)]
+        began = time.monotonic()
+        for start in range(0, payouts, scripts.BATCH_MAX):
+            for partition, batch in enumerate(batches):
+                if some := batch[start : start + scripts.BATCH_MAX]:
+                    await scripts.append_once(self._at.client, Names(partition), some)
+        await self._at.until(self._all_handled, roles, TURN_MAX_S)
+        return time.monotonic() - began
+
+    async def _check(self, ends: Sequence[str], payouts: int) -> None:
+        """Wrong answers have no speed: since `ends` all were approved."""
+        found = Counter[str]()
+        for partition, end in enumerate(ends):
+            found += await self._outcomes(partition, end)
+        job.check("engine", "the stream", found, Counter({"POLICY_OK": payouts}))
+
+    def _batch(self, payouts: int, partition: int) -> list[scripts.Delivery]:
+        """This partition's part of so many payouts."""
+        part = payouts // self._place.partitions + (partition < payouts % self._place.partitions)
+        return [self._delivery(next(self._payouts), self._accounts[partition]) for _ in range(part)]
+
+    def _delivery(self, event: PayoutObserved, account: str) -> scripts.Delivery:
+        keys = (f"ev:{event.delivery}", f"st:{event.payout}:pending")
+        return scripts.Delivery(keys, encode_events((replace(event, account=account),)), b'{"by":"webhook"}')
+
+    async def _all_handled(self) -> bool:
+        async with self._at.client.pipeline(transaction=False) as pipe:
+            for partition in range(self._place.partitions):
+                pipe.xinfo_groups(Names(partition).log)
+            answers: list[Any] = await pipe.execute()
+        groups = [
+            group for rows in answers for group in rows if group["name"].decode() == consumers.GOVERNANCE
+        ]
+        return all(group["lag"] == 0 and group["pending"] == 0 for group in groups)
+
+    async def _last_id(self, partition: int) -> str:
+        async with LogView(self._at.url, partition) as view:
+            return await view.last_id()
+
+    async def _outcomes(self, partition: int, after: str) -> Counter[str]:
+        found = Counter[str]()
+        async with LogView(self._at.url, partition) as view:
+            while entries := await view.read(after, READ_MAX, 0):
+                after = entries[-1].id
+                for entry in entries:
+                    found.update(e.reason for e in decode_events(entry.e) if type(e) is PayoutDecided)
+        return found
+
+    async def _leave(self) -> None:
+        """Take the consumers of workers that were killed out of the groups, as their successors would in time."""
+        for partition in range(self._place.partitions):
+            log = Names(partition).log
+            for row in await self._at.client.xinfo_consumers(log, consumers.GOVERNANCE):
+                await self._at.client.xgroup_delconsumer(log, consumers.GOVERNANCE, row["name"])

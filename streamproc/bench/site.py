@@ -1,0 +1,260 @@
+"""A system of its own for one measurement: servers, a log with policies in force, and roles as real processes.
+
+The roles are the commands that people start (`streamproc worker`, `streamproc projector`), with their metrics and log
+lines. Vendors' reputations are in Redis before the start, and nobody listens where Safe Browsing would be asked.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import asyncpg
+import msgspec
+from redis.asyncio import Redis
+
+import consumers
+from consumers.vet import cache_key
+from projections.schema import prepare
+from streamproc import embedded, processes
+from streamproc.bench import cost, job
+from streamproc.domain.events import PolicyChanged
+from streamproc.domain.governance import Reputation, vendor_of
+from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
+from streamproc.embedded import Store
+from streamproc.errors import JobFailed
+from streamproc.log.cache import Cache
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.policies import put_in_force
+from streamproc.log.stream import open_log
+
+READY_MAX_S = 60.0
+"""For a role to begin: it imports, connects, and opens the log."""
+COMMAND_MAX_S = 120.0
+POLL_S = 0.02
+VIEWS_AT = "SELECT min(seq) FROM view_heads WHERE partition = 0"
+DAY_S = 86_400
+AGENTS_AT_ONCE, SCOPES_AT_ONCE = 5_000, 500
+"""In one policy file, which may have 1 MB; in one change, of 1 kB each."""
+NOBODY = "http://127.0.0.1:9/nobody-listens-here"
+
+
+class Used(msgspec.Struct, frozen=True):
+    """What a role has used since it was ready: CPU seconds, and the most memory that it ever had, in MB."""
+
+    cpu_s: float
+    peak_mb: float
+
+
+class Role:
+    """A role that runs. Its log lines are in `log`."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name, self._process, self._log = name, process, log
+        self._began_s = 0.0
+
+    def begin(self) -> None:
+        """From here on its CPU counts."""
+        self._began_s = cost.process_cpu_s(self._process.pid)
+
+    def used(self) -> Used:
+        """CPU since `begin`, and peak memory. Raises JobFailed where it has ended."""
+        self.check()
+        return Used(
+            cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_memory_mb(self._process.pid)
+        )
+
+    def check(self) -> None:
+        """Raise JobFailed where it has ended."""
+        if self._process.returncode is not None:
+            raise JobFailed(f"{self.name} ended early; its last line: {processes.last_line(self._log)}")
+
+    async def end(self) -> None:
+        """Kill it: what it leaves behind is thrown away."""
+        processes.kill(self._process)
+        await self._process.wait()
+
+
+class Site:
+    """Servers with a log that is ready, and the roles that were started on them."""
+
+    def __init__(self, home: Path, valkey: Store, dsn: str, client: Redis, partitions: int) -> None:
+        self.home, self.url, self.dsn, self.client = home, valkey.url, dsn, client
+        self.partitions = partitions
+        self.versions: dict[str, str] = {}
+
+    async def learn_versions(self, postgres: Store | None) -> None:
+        """Of the servers."""
+        info = await self.client.info("server")
+        self.versions["valkey"] = str(info.get("valkey_version", info.get("redis_version")))
+        if postgres is not None:
+            self.versions["postgres"] = await cost.postgres_version(postgres.url)
+
+    @asynccontextmanager
+    async def role(self, name: str, *arguments: str) -> AsyncIterator[Role]:
+        """`streamproc NAME ARGUMENTS`, killed at the end."""
+        number = len(list(self.home.glob(f"{name}-*.log"))) + 1
+        log = self.home / f"{name}-{number}.log"
+        with log.open("wb") as output:
+            process = await self._start((name, *arguments), output.fileno())
+        role = Role(f"{name} {number}", process, log)
+        try:
+            yield role
+        finally:
+            await role.end()
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of STREAMPROC_* comes from outside: the bench never comes near a system that is in use."""
+        env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))
+        }
+        ours = {
+            "REDIS_URL": self.url,
+            "POSTGRES_DSN": self.dsn,
+            "PARTITIONS": str(self.partitions),
+            "DATA_DIR": str(self.home / "data"),
+            "EXECUTE_AFTER": "archived" if self.dsn else "synced",
+            "TIMEZONE": job.ZONE,
+            # Needed to start, and never used: only governance works here.
+            "SAFE_BROWSING_KEY": "unused",
+            "SAFE_BROWSING_URL": NOBODY,
+            "RAZORPAY_KEY_ID": "unused",
+            "RAZORPAY_KEY_SECRET": "unused",
+        }
+        return env | {f"STREAMPROC_{name}": value for name, value in ours.items()}
+
+    async def workers(self, stack: AsyncExitStack, count: int, concurrency: int) -> list[Role]:
+        """Start workers of the governance group; they end with `stack`. Returned when all of them read."""
+        options = ("--groups", consumers.GOVERNANCE, "--concurrency", str(concurrency))
+        roles = [await stack.enter_async_context(self.role("worker", *options)) for _ in range(count)]
+        for partition in range(self.partitions):
+            await self.until(partial(self._has_consumers, partition, count * concurrency), roles)
+        return roles
+
+    async def _has_consumers(self, partition: int, wanted: int) -> bool:
+        return len(await self.client.xinfo_consumers(Names(partition).log, consumers.GOVERNANCE)) >= wanted
+
+    async def projector(self, stack: AsyncExitStack) -> Role:
+        """Start the projector. Returned when it has shown what the log holds."""
+        role = await stack.enter_async_context(self.role("projector"))
+        db = await asyncpg.connect(self.dsn)
+        try:
+            entries = await self.client.xlen(Names(0).log)
+
+            async def has_shown() -> bool:
+                return bool((await db.fetchval(VIEWS_AT) or 0) >= entries)
+
+            await self.until(has_shown, [role])
+        finally:
+            await db.close()
+        return role
+
+    async def until(
+        self, done: Callable[[], Awaitable[bool]], roles: Sequence[Role], within_s: float = READY_MAX_S
+    ) -> None:
+        """Until `done`. Raises JobFailed where a role has ended, or that takes longer than `within_s`."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not await done():
+                    for role in roles:
+                        role.check()
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as problem:
+            names = ", ".join(role.name for role in roles)
+            raise JobFailed(f"not done within {within_s:g} s: {names}") from problem
+
+    async def command(self, *arguments: str) -> str:
+        """What `streamproc ARGUMENTS` says. Raises JobFailed with it where it fails."""
+        process = await self._start(arguments, asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(COMMAND_MAX_S):
+                said, _ = await process.communicate()
+        except TimeoutError as problem:
+            raise JobFailed(f"{' '.join(arguments)} took longer than {COMMAND_MAX_S:g} s") from problem
+        finally:
+            processes.kill(process)
+            await process.wait()
+        text = said.decode(errors="replace")
+        if process.returncode != 0:
+            raise JobFailed(f"{' '.join(arguments)} failed: {text.strip()}")
+        return text
+
+    async def _start(self, arguments: Sequence[str], output: int) -> asyncio.subprocess.Process:
+        return await processes.start(
+            [sys.executable, "-m", "streamproc", *arguments],
+            env=self._environment(),
+            on_parent_death=SIGKILL,
+            output=output,
+        )
+
+    async def server_cpu_s(self) -> float:
+        """What Valkey has used, all its threads."""
+        return await cost.valkey_cpu_s(self.client)
+
+
+@asynccontextmanager
+async def site(
+    home: Path,
+    *,
+    postgres: Store | None = None,
+    partitions: int = 1,
+    policies: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Site]:
+    """A Valkey in `home` with a log of which every partition has `policies` (those of the job) in force.
+
+    With `postgres` its database gets our schema.
+    """
+    async with AsyncExitStack() as stack:
+        valkey = await stack.enter_async_context(embedded.valkey(home))
+        client = await stack.enter_async_context(connected(valkey.url))
+        # A rewrite of the file would hit one run and not the next.
+        await client.config_set("auto-aof-rewrite-percentage", 0)
+        await open_log(
+            client, partitions=partitions, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END
+        )
+        for partition in range(partitions):
+            await _govern(client, Names(partition), policies or job.policy_file())
+        if postgres is not None:
+            await prepare(postgres.url)
+        made = Site(home, valkey, postgres.url if postgres else "", client, partitions)
+        await made.learn_versions(postgres)
+        yield made
+
+
+async def _govern(client: Redis, names: Names, file: Mapping[str, Any]) -> None:
+    """The policies in force, the reputations in the cache."""
+    agents, shared = iter(file["policies"].items()), dict[str, ScopeState]()
+    while some := dict(islice(agents, AGENTS_AT_ONCE)):
+        changes = await _put_in_force(client, names, shared, {**file, "policies": some})
+        # Other agents' policies are nothing to those that come: 100,000 would be read and compared each time.
+        shared |= {
+            change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
+            for change in changes
+            if not change.scope.startswith("agent:")
+        }
+    at_us = time.time_ns() // 1000
+    clean = msgspec.json.encode(Reputation("clean", checked_at=at_us, fresh_until=at_us + DAY_S * 1_000_000))
+    urls = [url for text in job.vendor_urls() if (url := vendor_of(text)) is not None]
+    await Cache(client, names).put_many({cache_key(url.href): (clean, DAY_S) for url in urls})
+
+
+async def _put_in_force(
+    client: Redis, names: Names, scopes: Mapping[str, ScopeState], file: Mapping[str, Any]
+) -> list[PolicyChanged]:
+    parsed, at_us = parse_policy_file(json.dumps(file), name="bench.json"), time.time_ns() // 1000
+    changes = plan_changes(scopes, parsed, prune=False, at=at_us, by="bench", why="bench")
+    for start in range(0, len(changes), SCOPES_AT_ONCE):
+        some = changes[start : start + SCOPES_AT_ONCE]
+        rev = await client.hget(names.policy, "rev")
+        if await put_in_force(client, names, rev or b"0", some, actor="bench") is None:  # type: ignore[arg-type]
+            raise JobFailed("somebody else changes policies in the bench's own Valkey")
+    return changes

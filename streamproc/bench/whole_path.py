@@ -1,0 +1,149 @@
+"""The whole path at full load: appended, decided, archived, chained, shown in the views; and who uses the machine.
+
+Real processes: workers and a projector as they are started in life, a producer that sends as fast as payouts are
+decided and shown. A run ends when Postgres shows every entry. The archive's chain is then computed anew from its bytes
+by `streamproc audit verify`, and the audit holds every decision that there must be.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from msgspec import Struct
+
+from streamproc import embedded
+from streamproc.bench import cost, engine, job
+from streamproc.bench.contest import public_directory
+from streamproc.bench.driver import Flooded
+from streamproc.bench.driving import driven
+from streamproc.bench.site import Site, site
+from streamproc.embedded import Store
+from streamproc.log.names import Names
+
+RUN_MAX_S = 900.0
+
+Said = Callable[[str], None]
+
+
+class Run(Struct, frozen=True):
+    """One run. CPU in µs for each payout by process; bytes for each payout in Redis."""
+
+    round: int
+    seconds: float
+    payouts_per_s: float
+    decided_per_s: float
+    cpu_us: dict[str, float]
+    cores_used: float
+    worker_peak_mb: float
+    projector_peak_mb: float
+    log_bytes: float
+    redis_bytes: float
+    aof_bytes: float
+    versions: dict[str, str]
+
+
+class Measured(Struct, frozen=True):
+    """What came out."""
+
+    payouts: int
+    workers: int
+    concurrency: int
+    outcomes: dict[str, int]
+    versions: dict[str, str]
+    runs: list[Run]
+
+
+async def measure(payouts: int, rounds: int, *, workers: int, concurrency: int, said: Said) -> Measured:
+    """Measure. Raises JobFailed where something does not come to its end, or not to what it must."""
+    runs, versions = list[Run](), cost.package_versions()
+    with public_directory() as directory:
+        async with embedded.postgres(directory) as postgres:
+            for number in range(1, rounds + 1):
+                said(f"round {number} of {rounds}: {payouts:,} payouts")
+                home = directory / f"run-{number}"
+                home.mkdir(mode=0o711)
+                async with _database(postgres, number) as fresh:
+                    runs.append(await _run(home, fresh, payouts, number, (workers, concurrency), said))
+                versions |= runs[-1].versions
+                shutil.rmtree(home, ignore_errors=True)
+    outcomes = dict(sorted(job.expected(payouts).items()))
+    return Measured(payouts, workers, concurrency, outcomes, versions, runs)
+
+
+@asynccontextmanager
+async def _database(postgres: Store, number: int) -> AsyncIterator[Store]:
+    """A new database of the server, dropped afterwards."""
+    admin = await asyncpg.connect(postgres.url)
+    try:
+        await admin.execute(f"CREATE DATABASE run_{number} TEMPLATE template0")
+        yield postgres._replace(url=f"{postgres.url.rpartition('/')[0]}/run_{number}")
+        await admin.execute(f"DROP DATABASE run_{number} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+async def _run(
+    home: Path, postgres: Store, payouts: int, number: int, crew: tuple[int, int], said: Said
+) -> Run:
+    workers, concurrency = crew
+    async with AsyncExitStack() as stack:
+        at = await stack.enter_async_context(site(home, postgres=postgres))
+        started = await at.workers(stack, workers, concurrency)
+        projector = await at.projector(stack)
+        before, empty = await _usage(at, postgres), await _sizes(at)
+        for role in (*started, projector):
+            role.begin()
+        flooded = await driven(Flooded, "flood", at.url, at.dsn, payouts, within_s=RUN_MAX_S)
+        after, full = await _usage(at, postgres), await _sizes(at)
+        crew_used, kept = [role.used() for role in started], projector.used()
+        said(f"round {number}: checking the archive")
+        await _check(at, flooded, payouts)
+    each_us = 1e6 / payouts
+    cpu_s = {
+        "producer": flooded.cpu_s,
+        "worker": sum(used.cpu_s for used in crew_used),
+        "projector": kept.cpu_s,
+        **{name: after[name] - before[name] for name in after},
+    }
+    sizes = {name: (full[name] - empty[name]) / payouts for name in full}
+    return Run(
+        round=number,
+        seconds=flooded.shown_s,
+        payouts_per_s=payouts / flooded.shown_s,
+        decided_per_s=payouts / flooded.decided_s,
+        cpu_us={name: used * each_us for name, used in cpu_s.items()},
+        cores_used=sum(cpu_s.values()) / flooded.shown_s,
+        worker_peak_mb=max(used.peak_mb for used in crew_used),
+        projector_peak_mb=kept.peak_mb,
+        log_bytes=sizes["log"],
+        redis_bytes=sizes["redis"],
+        aof_bytes=sizes["aof"],
+        versions=at.versions,
+    )
+
+
+async def _usage(at: Site, postgres: Store) -> dict[str, float]:
+    return {"valkey": await at.server_cpu_s(), "postgres": cost.tree_cpu_s(postgres.process.pid)}
+
+
+async def _sizes(at: Site) -> dict[str, int]:
+    """Bytes of the log, of everything in Redis, and of its file."""
+    log = await at.client.execute_command("MEMORY", "USAGE", Names(0).log, "SAMPLES", 0)
+    memory, disk = await at.client.info("memory"), await at.client.info("persistence")
+    return {"log": int(log), "redis": int(memory["used_memory"]), "aof": int(disk["aof_current_size"])}
+
+
+async def _check(at: Site, flooded: Flooded, payouts: int) -> None:
+    """Wrong answers have no speed: the decisions in the log and in the audit, and the chain of the archive."""
+    wanted = job.expected(payouts)
+    job.check("engine", "the stream", Counter(flooded.outcomes), wanted)
+    db = await asyncpg.connect(at.dsn)
+    try:
+        rows = await db.fetch(engine.AUDIT_COUNTS)
+    finally:
+        await db.close()
+    job.check("engine", "Postgres", Counter({row["reason"]: row["count"] for row in rows}), wanted)
+    await at.command("audit", "verify")
