@@ -98,6 +98,18 @@ async def test_a_script_gets_one_document_with_what_was_decided_what_waits_and_w
         assert "1 open, ₹2,000.00" in out
         assert max(map(cell_len, out.splitlines())) <= 80
 
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "streamproc", "top", "--json", "--interval", "0.5",
+            env=env, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        async with asyncio.timeout(60.0):
+            lines = [json.loads(await process.stdout.readline()) for _ in range(2)]
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+        assert lines[0]["at"] < lines[1]["at"]
+        assert [line["holds"]["open"] for line in lines] == [1, 1]
+
 
 async def test_what_a_store_that_is_away_would_have_said_is_not_made_up_and_the_exit_code_tells(
     redis_url: str, postgres: str, tmp_path: Path
