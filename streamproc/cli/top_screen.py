@@ -50,6 +50,8 @@ def _parts(look: Look) -> Iterator[RenderableType]:
         yield _budgets(look.budgets)
     yield Text()
     yield _groups(look.groups)
+    if any(row.get("missing") for row in look.groups):
+        yield _line("a group is gone: `streamproc doctor` says what to do", "bold red")
     yield _line(f"archive  {_archive(look)}")
     yield _line(f"log      {_log(look)}")
     breakers = plain(look.breakers)
@@ -121,7 +123,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> Table:
         by_group[row["group"]].append(row)
     for name, its in by_group.items():
         if any(row.get("missing") for row in its):
-            table.add_row(name, Text("is gone: `streamproc doctor` says what to do", "bold red"))
+            table.add_row(name, Text("gone", "bold red"), *("-" for _ in range(4)))
             continue
         lags = [row["lag"] for row in its]
         lag = "?" if None in lags else f"{sum(lags):,}"

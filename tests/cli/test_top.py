@@ -97,6 +97,9 @@ async def test_a_script_gets_one_document_with_what_was_decided_what_waits_and_w
         assert "APPROVED  POLICY_OK" in out
         assert "1 open, ₹2,000.00" in out
         assert max(map(cell_len, out.splitlines())) <= 80
+        # The engine of this test has one of the three groups.
+        assert re.search(r"^execution +gone +- ", out, re.M)
+        assert "a group is gone: `streamproc doctor` says what to do" in out
 
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "streamproc", "top", "--json", "--interval", "0.5",
