@@ -11,6 +11,7 @@ from streamproc.domain.events import NotificationSent
 from streamproc.domain.notice import digest_notice
 from streamproc.errors import LogUnavailable
 from streamproc.log.digests import Digest
+from streamproc.telemetry import watch
 
 LOOK_S = 1.0
 """Between two looks at what is due: a digest comes at most this much later than its minute."""
@@ -53,5 +54,6 @@ async def tell_one(due: Due, channels: Channels, digest: Digest) -> None:
     event = NotificationSent(
         at=digest.at, kind="digest", channel=channel, ref=ref, count=digest.count, about=digest.about
     )
+    watch.notified(event.kind, event.channel)
     if not await due.close(digest, event, NOTIFICATION):
         log.warning("a digest of %d alerts took longer than its lease and may be told twice", digest.count)

@@ -13,14 +13,15 @@ from projections.fold import Step, moment
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 from streamproc.domain.domains import vendor_name
+from streamproc.domain.traces import trace_id
 
 Kind: TypeAlias = Literal["decision", "review", "command", "confirmation", "settlement", "policy", "alert"]
 
 NAME = "audit"
-VERSION = 1
+VERSION = 2
 COLUMNS = (
     *("id", "partition", "seq", "place", "payout", "agent", "vendor"),
-    *("at", "kind", "decision", "reason", "actor", "amount"),
+    *("at", "kind", "decision", "reason", "actor", "amount", "trace_id"),
 )
 SILENT: frozenset[type[e.Fact]] = frozenset(
     {
@@ -175,4 +176,5 @@ def _row(step: Step, what: Said) -> tuple[object, ...]:
         text(what.reason),
         text(what.actor),
         amount,
+        trace_id(payout) if payout else None,
     )

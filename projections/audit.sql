@@ -17,11 +17,12 @@ CREATE TABLE audit (
     reason    text        NOT NULL,
     actor     text        NOT NULL,
     amount    bigint,
+    trace_id  text,
     PRIMARY KEY (partition, seq, place)
 );
 
 -- name: comment
-COMMENT ON TABLE audit IS 'A row per decision, review, command, confirmation, settlement, policy change and alert; id is partition:entry:index, the event is in events at (partition, seq)';
+COMMENT ON TABLE audit IS 'A row per decision, review, command, confirmation, settlement, policy change and alert; id is partition:entry:index, the event is in events at (partition, seq); trace_id is the payout''s trace in hex';
 
 -- name: index_payout
 CREATE INDEX audit_payout ON audit (payout, at) WHERE payout IS NOT NULL;

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
@@ -131,7 +131,7 @@ async def run_worker(
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "worker"))
         breakers: dict[str, Breaker] = {}
-        meters.watch_breakers(lambda: {system: breaker.state for system, breaker in breakers.items()})
+        _show_breakers(meters, breakers)
         tells = consumers.NOTIFICATION in names
         channels = opened_channels(settings, stack, breakers) if tells else Channels()
         groups = [await _group(name, settings, stack, breakers, channels) for name in names]
@@ -142,6 +142,10 @@ async def run_worker(
             tasks.create_task(say_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
+
+
+def _show_breakers(meters: Meters, breakers: Mapping[str, Breaker]) -> None:
+    meters.watch_breakers(lambda: {system: breaker.state for system, breaker in breakers.items()})
 
 
 async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
@@ -317,11 +321,13 @@ def operations_of(
 
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """Read the bank's list every POLL_INTERVAL and append what is new."""
-    async with measured(settings, "poller"):
+    async with measured(settings, "poller") as meters:
         if not await opened(settings, stopping):
             return
+        breakers: dict[str, Breaker] = {}
+        _show_breakers(meters, breakers)
         look_less_often()
-        await poll_until(settings, _me(), stopping)
+        await poll_until(settings, _me(), breakers, stopping)
 
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:

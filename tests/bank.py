@@ -220,9 +220,9 @@ async def receiving_webhooks() -> AsyncIterator[Inbox]:
 
 
 @asynccontextmanager
-async def listening(port: int, route: Route) -> AsyncIterator[None]:
-    """An HTTP server with one route, in this process."""
-    app = Starlette(routes=[route])
+async def listening(port: int, *routes: Route) -> AsyncIterator[None]:
+    """An HTTP server with these routes, in this process."""
+    app = Starlette(routes=routes)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     server.capture_signals = _leave_signals_alone  # type: ignore[method-assign]
     serving = asyncio.create_task(server.serve())
@@ -230,7 +230,7 @@ async def listening(port: int, route: Route) -> AsyncIterator[None]:
     async def started() -> bool:
         return server.started
 
-    await until(started, what=f"{route.path} listens", deadline_s=START_MAX_S)
+    await until(started, what=f"{routes[0].path} listens", deadline_s=START_MAX_S)
     try:
         yield
     finally:

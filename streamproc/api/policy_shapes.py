@@ -163,6 +163,7 @@ class AuditLine(Struct, frozen=True):
     partition: int
     seq: int
     place: int
+    trace_id: str | None
 
 
 class AuditPage(Struct, frozen=True):

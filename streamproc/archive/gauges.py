@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import asyncpg
 from msgspec import Struct
@@ -29,6 +30,26 @@ class BudgetUse(Struct, frozen=True):
     kind: str
     used: int
     limit: int
+
+
+class Decided(Struct, frozen=True):
+    """Decisions with one outcome and reason: how many in all, their paise, and how many of them lately."""
+
+    decision: str
+    reason: str
+    count: int
+    paise: int
+    recent: int
+
+
+async def decided_since(pool: asyncpg.Pool, since: datetime, recently: datetime, most: int) -> list[Decided]:
+    """What was decided since a time, and since a later one: the `most` frequent outcomes. Raises TryAgain."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["decided_since"], since, recently, most, timeout=QUERY_TIMEOUT_S)
+    return [
+        Decided(row["decision"], row["reason"], row["count"], int(row["paise"]), row["recent"])
+        for row in rows
+    ]
 
 
 async def open_holds(pool: asyncpg.Pool) -> OpenHolds:

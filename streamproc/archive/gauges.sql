@@ -17,3 +17,11 @@ FROM budgets
 WHERE window_name = ANY($1::text[]) AND scope LIKE 'agent:%' AND limit_paise IS NOT NULL
 GROUP BY scope, window_name
 ORDER BY max((reserved + committed)::numeric / greatest(limit_paise, 1)) DESC, scope LIMIT $2;
+
+-- name: decided_since
+-- Decisions since a time by outcome and reason, and how many of them since a later one.
+SELECT decision, reason, count(*) AS count, coalesce(sum(amount), 0) AS paise, count(*) FILTER (WHERE at >= $2) AS recent
+FROM audit
+WHERE decision IN ('APPROVED', 'REJECTED', 'HELD') AND at >= $1  -- as the index has them: of all kinds there are more
+GROUP BY decision, reason
+ORDER BY count(*) DESC, decision, reason LIMIT $3;

@@ -61,6 +61,7 @@ class AuditRow(Struct, frozen=True, kw_only=True):
     reason: str
     actor: str
     amount: int | None
+    trace_id: str | None
 
 
 class PolicyRow(Struct, frozen=True, kw_only=True):

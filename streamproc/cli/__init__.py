@@ -32,6 +32,7 @@ from streamproc.cli.recover import recover
 from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
 from streamproc.cli.token import token
+from streamproc.cli.top import top
 from streamproc.errors import ConfigError, InputError, StreamprocError
 
 WRONG_USE, FAILED = 2, 1
@@ -77,6 +78,7 @@ for command in (
         log,
         groups,
         dead,
+        top,
     ),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):

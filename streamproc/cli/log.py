@@ -103,7 +103,7 @@ def stats(as_json: bool) -> None:
     shown = [
         row
         | {
-            "oldest": _age(row["oldest_ms"]),
+            "oldest": output.age(row["oldest_ms"]),
             "held by": held_text(row["held_by"], row["held_at"]) if row["held_by"] else None,
         }
         for row in rows
@@ -114,18 +114,6 @@ def stats(as_json: bool) -> None:
     )
     for note in notes:
         output.note(note)
-
-
-def _age(ms: int | None) -> str | None:
-    """An age for people, in its two largest units."""
-    if ms is None:
-        return None
-    seconds, parts = ms // 1000, list[str]()
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        if seconds >= size or (unit == "s" and not parts):
-            parts.append(f"{seconds // size}{unit}")
-            seconds %= size
-    return " ".join(parts[:2])
 
 
 @log.command()
@@ -174,7 +162,9 @@ def _trimmed_text(row: "Kept", *, dry_run: bool) -> str:
 
     done = f"{row.to_go} entries would go" if dry_run else f"{row.removed} entries removed"
     begins = (
-        f"the log begins {_age(row.oldest_ms)} ago at {row.oldest}" if row.oldest_ms else "the log is empty"
+        f"the log begins {output.age(row.oldest_ms)} ago at {row.oldest}"
+        if row.oldest_ms
+        else "the log is empty"
     )
     return f"partition {row.partition}: {done}; {begins}; the rest is held by {held_text(row.held_by, row.held_at)}"
 

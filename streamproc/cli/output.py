@@ -67,6 +67,18 @@ def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
     return [row.get(name) for name in names]
 
 
+def age(ms: int | None) -> str | None:
+    """An age for people, in its two largest units."""
+    if ms is None:
+        return None
+    seconds, parts = ms // 1000, list[str]()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        if seconds >= size or (unit == "s" and not parts):
+            parts.append(f"{seconds // size}{unit}")
+            seconds %= size
+    return " ".join(parts[:2])
+
+
 def abandon_stdout() -> None:
     """The reader of our pipe has gone: Python must not complain again while it exits."""
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # lives as long as the process

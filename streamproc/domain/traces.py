@@ -30,6 +30,7 @@ def trace_of(payout: str) -> Trace:
     return Trace(int.from_bytes(digest[:16]) or 1, int.from_bytes(digest[16:24]) or 1)
 
 
+@lru_cache(maxsize=_KNOWN)
 def trace_id(payout: str) -> str:
     """The trace of a payout in 32 hex digits, as trace viewers want it."""
     return f"{trace_of(payout).trace:032x}"

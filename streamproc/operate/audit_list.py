@@ -66,4 +66,5 @@ def line_json(row: AuditRow) -> dict[str, Any]:
         "partition": row.partition,
         "seq": row.seq,
         "place": row.place,
+        "trace_id": row.trace_id,
     }

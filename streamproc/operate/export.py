@@ -27,7 +27,7 @@ Format: TypeAlias = Literal["csv", "jsonl", "parquet", "bundle"]
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".zip": "bundle"}
 COLUMNS = (
     *("id", "at", "kind", "decision", "reason", "agent", "vendor", "payout"),
-    *("amount_paise", "actor", "partition", "seq", "place"),
+    *("amount_paise", "actor", "partition", "seq", "place", "trace_id"),
 )
 ROW_GROUP = 20_000
 """Lines of a row group of Parquet, some 5 MB: what a reader takes in at once, and what is held while writing."""
@@ -149,7 +149,8 @@ def safe_cell(text: str | None) -> str:
 def _cells(row: AuditRow) -> tuple[str | int | None, ...]:
     """A line in the order of COLUMNS."""
     about = (row.kind, row.decision, row.reason, row.agent, row.vendor, row.payout)
-    return (row.id, iso(us_of(row.at)), *about, row.amount, row.actor, row.partition, row.seq, row.place)
+    place = (row.partition, row.seq, row.place)
+    return (row.id, iso(us_of(row.at)), *about, row.amount, row.actor, *place, row.trace_id)
 
 
 class _JsonLines:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 import consumers
 from streamproc.api.metrics import PATH, Asgi, Metrics, Timed
 from streamproc.api.tracing import Traced
+from streamproc.archive.lookup import opened_pool
 from streamproc.errors import ConfigError
 from streamproc.ingress.problems import Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
@@ -23,6 +24,7 @@ from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Page, exposed, gather, named, snapshot
 from streamproc.telemetry.looplag import watch_loop
 from streamproc.telemetry.metrics import Meters
+from streamproc.telemetry.push import interval_s, is_pushed, pushing
 from streamproc.telemetry.spans import Tracer, is_wanted
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
             from streamproc.telemetry.export import tracing  # heavy, and seldom wanted
 
             tracer = await stack.enter_async_context(tracing(role))
+        if is_pushed():
+            await stack.enter_async_context(_pushed(settings, role, name, meters))
         looking = asyncio.create_task(watch_loop(meters, stopping), name="loop lag")
         watch.turn_on(meters, tracer)
         try:
@@ -53,6 +57,24 @@ async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
             watch.turn_off()
             stopping.set()
             await looking
+
+
+@asynccontextmanager
+async def _pushed(settings: Settings, role: str, name: str, meters: Meters) -> AsyncIterator[None]:
+    """Send by OTLP what this process counts, and as `serve` what the stores say."""
+    from streamproc.telemetry.otlp import Exporter  # heavy, and seldom wanted
+
+    async with AsyncExitStack() as stack:
+        dsn = settings.postgres_dsn.reveal() if role == "serve" else ""
+        pool = await stack.enter_async_context(opened_pool(dsn)) if dsn else None
+
+        async def page() -> Page:
+            site = await site_page(settings, pool, consumers.GROUPS) if role == "serve" else []
+            return [*site, *named(snapshot(meters.registry), name)]
+
+        exporter = Exporter(role, name)
+        await stack.enter_async_context(pushing(page, exporter.send, exporter.close, interval_s()))
+        yield
 
 
 async def replay_seen(

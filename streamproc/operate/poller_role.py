@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import AsyncExitStack, suppress
 
+from streamproc.clients.breaker import Breaker
 from streamproc.errors import LogUnavailable, StreamprocError
 from streamproc.ingress.razorpay_poll import Pass, Poller, Tell
 from streamproc.ingress.razorpay_watch import Watcher, seeds
@@ -14,8 +15,10 @@ from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Producer
 from streamproc.log.watch import Watched
 from streamproc.operate.bank import opened_bank
+from streamproc.operate.breakers import say_until
 from streamproc.operate.reconcile import reconcile
 from streamproc.settings import Settings
+from streamproc.telemetry import watch
 
 SEED_AGAIN_S = 0.5
 """Between two looks at a Redis that is away."""
@@ -29,8 +32,13 @@ RECONCILE_SINCE_S = 7 * 86_400
 log = logging.getLogger(__name__)
 
 
-async def poll_until(settings: Settings, owner: str, stopping: asyncio.Event) -> None:
-    """Poll the settings' account until `stopping`, or stand by while another process does. `owner` is this process."""
+async def poll_until(
+    settings: Settings, owner: str, breakers: dict[str, Breaker], stopping: asyncio.Event
+) -> None:
+    """Poll the settings' account until `stopping`, or stand by while another process does. `owner` is this process.
+
+    The bank's breaker is added to `breakers`.
+    """
     account, url, partitions = settings.razorpay_account_id, settings.redis_url, settings.partitions
     cursor = PollCursor(url, account=account, partitions=partitions)
     watched = Watched(url, account=account, partitions=partitions)
@@ -38,6 +46,7 @@ async def poll_until(settings: Settings, owner: str, stopping: asyncio.Event) ->
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(Producer(url, partitions=partitions, name="poll"))
         bank = await stack.enter_async_context(opened_bank(settings))
+        breakers["razorpay"] = bank.breaker
         poller = Poller(
             bank,
             producer,
@@ -52,6 +61,7 @@ async def poll_until(settings: Settings, owner: str, stopping: asyncio.Event) ->
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(stopping), name="lease")
+            tasks.create_task(say_until(url, owner, breakers, stopping), name="breakers")
             tasks.create_task(_poll(poller, lease, watched, stopping), name="poller")
             tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
 
@@ -84,6 +94,7 @@ def _teller(cursor: PollCursor, lease: Lease) -> Tell:
 
     async def tell(done: Pass, failures: int, wait_s: float) -> None:
         nonlocal failing_since, good_at
+        watch.polled(good=not failures)
         now_s = int(time.time())
         if not good_at and (before := await cursor.told()) is not None:
             good_at = before.good_at

@@ -107,10 +107,15 @@ def _context(place: Place) -> SpanContext:
     return SpanContext(place.trace, place.span, is_remote=True, trace_flags=_SAMPLED)
 
 
+def resource_of(role: str, more: Mapping[str, str] | None = None) -> Resource:
+    """Who tells, as the environment says."""
+    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "streamproc"}
+    return Resource.create({**name, "service.version": __version__, "streamproc.role": role, **(more or {})})
+
+
 def open_tracer(role: str) -> Exporting:
     """A tracer as the environment says."""
-    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "streamproc"}
-    resource = Resource.create({**name, "service.version": __version__, "streamproc.role": role})
+    resource = resource_of(role)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     return Exporting(provider.sampler, resource, BatchSpanProcessor(OTLPSpanExporter()))
 

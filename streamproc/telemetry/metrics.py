@@ -123,12 +123,13 @@ class Meters:
         self.http_seconds = self._histogram(
             "http_seconds", "HTTP requests answered", FAST_S, "method", "route", "status"
         )
+        self.polls = self._counter("polls", "Passes over the bank's list", "outcome")
         self.archived_entries = self._counter("archived_entries", "Entries archived", "partition")
         self.replay_done = self._gauge(
-            "replay_entries_done", "Entries that a running replay has folded", "job"
+            "replay_entries_done", "Entries that a running replay has folded", "task"
         )
         self.replay_wanted = self._gauge(
-            "replay_entries_wanted", "Entries that a running replay has to fold", "job"
+            "replay_entries_wanted", "Entries that a running replay has to fold", "task"
         )
 
     # ---- what several places tell ----

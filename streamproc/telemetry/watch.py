@@ -148,6 +148,18 @@ def appended(producer: str, new: int, known: int, begun_ns: int) -> None:
         _State.meters.appended(producer, new, known, (time_ns() - begun_ns) / 1e9)
 
 
+def notified(kind: str, channel: str) -> None:
+    """People were told something that no entry of the log asked for: a digest."""
+    if _State.meters is not None:
+        _State.meters.notifications.labels(kind, channel).inc()
+
+
+def polled(*, good: bool) -> None:
+    """A pass over the bank's list came to its end, or failed."""
+    if _State.meters is not None:
+        _State.meters.polls.labels("good" if good else "failed").inc()
+
+
 def taken_up(group: str, how: str, entries: int) -> None:
     """A consumer took up entries that were in somebody's hands: `claim`, `retry` or `own`."""
     if _State.meters is not None:

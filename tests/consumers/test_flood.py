@@ -2,6 +2,8 @@
 
 import asyncio
 
+from prometheus_client import CollectorRegistry
+
 import consumers
 from consumers.digest import tell_digests
 from streamproc.domain.events import PayoutDecided
@@ -10,6 +12,9 @@ from streamproc.log.connection import connect
 from streamproc.log.digests import Digests
 from streamproc.log.names import Names
 from streamproc.log.scripts import Delivery, append_once
+from streamproc.telemetry import watch
+from streamproc.telemetry.exposure import snapshot
+from streamproc.telemetry.metrics import Meters
 from tests.people import people, telling_engine
 from tests.words import ACCOUNT, NOW
 
@@ -56,7 +61,11 @@ async def test_five_thousand_rejections_in_a_minute_are_two_messages(redis_url: 
     assert (type(event).__name__, event.kind, event.count) == ("NotificationSent", "digest", 4999)
 
 
-async def test_a_digest_that_no_channel_takes_waits_for_the_next_lease(redis_url: str) -> None:
+async def test_a_digest_that_no_channel_takes_waits_for_the_next_lease_and_is_counted_once(
+    redis_url: str,
+) -> None:
+    meters = Meters(CollectorRegistry())
+    watch.turn_on(meters)
     async with people() as told:
         client = connect(redis_url)
         await client.xgroup_create(Names(0).log, consumers.NOTIFICATION, mkstream=True)
@@ -74,3 +83,7 @@ async def test_a_digest_that_no_channel_takes_waits_for_the_next_lease(redis_url
         stopping.set()
         await telling
         await client.aclose()
+    watch.turn_off()
+    points = [p for family in snapshot(meters.registry) for p in family.points]
+    [counted] = [p for p in points if p.name == "streamproc_notifications_total"]
+    assert (counted.labels["kind"], counted.value) == ("digest", 1)

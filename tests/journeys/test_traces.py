@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,9 @@ from streamproc.domain.traces import trace_id
 from tests.bank import until
 from tests.journeys.system import System, running_system
 from tests.journeys.test_gateway import PAYEE, POLICIES, token
+from tests.journeys.test_people import slack
+from tests.journeys.test_slack import POLICIES as ASKING
+from tests.journeys.test_slack import click, slack_system
 from tests.telemetry.receiver import Receiver, Span, receiving_traces
 
 CALLER = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
@@ -164,6 +168,77 @@ async def test_a_hold_is_told_when_it_has_ended_and_a_claim_by_another_worker_st
         handled = [s for s in trace.values() if s.about.get("messaging.consumer.group.name") == "execution"]
         [claimed] = [span for span in handled if span.about["streamproc.taken_up"]]
         assert claimed.parent == review.id
+
+
+def lines_about(logs: Path, payout: str) -> list[dict[str, str]]:
+    """What the roles' logs say of the payout's decisions: JSON, since their stderr is no terminal."""
+    lines = [line for file in sorted(logs.glob("*.log")) for line in file.read_text().splitlines()]
+    said = [json.loads(line) for line in lines if line.startswith("{")]
+    return [one for one in said if one["logger"] == "streamproc.decisions" and one["payout"] == payout]
+
+
+async def test_a_hold_approved_in_slack_is_one_tree_and_its_id_is_in_lines_explain_and_the_audit(
+    redis_url: str, postgres: str, tmp_path: Path
+) -> None:
+    async with (
+        receiving_traces() as receiver,
+        slack_system(redis_url, postgres, otel=environment(receiver), logs=tmp_path) as system,
+    ):
+        await system.apply(ASKING)
+        paid = await system.bank.pay(200_000, notes={"agent_id": "bot"})
+        payout = paid["id"]
+        [message] = await slack(system, 1, "chat.postMessage")
+        assert (await click(system, "U0ASHA", message["ts"], "approve"))["status"] == 200
+        await system.reaches(payout, "processed")
+        await slack(system, 1, "chat.update")
+        _, told, _ = await system.cli("explain", payout, "--json")
+        await system.settled()
+        _, audited, _ = await system.cli("audit", "list", "--payout", payout, "--json")
+        await system.cli("audit", "export", str(tmp_path / "all.jsonl"))
+        trace = await whole(system, receiver, payout)
+
+        assert_is_one_tree(trace)
+        names = Counter(span.name for span in trace.values())
+        expected = {
+            "append",
+            "process",
+            "hold",
+            "review",
+            "enact",
+            "barrier",
+            "settle",
+            "notify",
+            "archive",
+            "view",
+        }
+        assert {name.partition(" sp:")[0] for name in names} >= HANDLED | expected
+        assert (names["razorpay POST"], names["slack POST"]) == (1, 2)
+        handled = {span.about.get("messaging.consumer.group.name") for span in trace.values()}
+        assert handled >= {"governance", "execution", "notification"}
+        # What was clicked is in the tree by its append, and whoever asked for it is linked there.
+        [hold] = [span for span in trace.values() if span.name == "hold"]
+        [review] = [trace[span] for _, span in hold.links]
+        assert hold.about["streamproc.decision"] == "APPROVED"
+        clicked = trace[review.parent]
+        asked = {(s.trace, s.id) for s in receiver.spans if s.name == "POST /webhooks/slack"}
+        assert set(clicked.links) <= asked
+        assert clicked.links
+
+        same = trace_id(payout)
+        assert json.loads(told)["trace_id"] == same
+        decided = lines_about(tmp_path, payout)
+        assert [(one["decision"], one["trace_id"]) for one in decided] == [("HELD", same), ("APPROVED", same)]
+        rows = json.loads(audited)["items"]
+        assert {row["kind"] for row in rows} >= {
+            "decision",
+            "review",
+            "command",
+            "confirmation",
+            "settlement",
+        }
+        assert {row["trace_id"] for row in rows} == {same}
+        written = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+        assert {row["trace_id"] for row in written if row["payout"] == payout} == {same}
 
 
 async def test_what_was_rejected_is_kept_where_nothing_is_sampled_and_what_was_paid_is_not(

@@ -53,8 +53,19 @@ def test_every_query_of_a_dashboard_asks_for_what_is_exported(path: Path) -> Non
     for panel in dashboard["panels"]:
         assert panel["description"]
         for target in panel["targets"]:
+            if target["datasource"]["type"] != "prometheus":
+                continue
             assert asked(target["expr"]), panel["title"]
             assert asked(target["expr"]) <= exported(), panel["title"]
+
+
+def test_the_journey_is_a_trace_that_is_named_by_the_id_that_explain_shows() -> None:
+    journey = json.loads((ROOT / "ops" / "grafana" / "dashboards" / "journey.json").read_text())
+    asked_for = {one["name"] for one in journey["templating"]["list"]}
+    [target] = [t for panel in journey["panels"] if panel["type"] == "traces" for t in panel["targets"]]
+    assert target["datasource"] == {"type": "tempo", "uid": "${traces}"}
+    assert target["query"] == "${trace}"
+    assert asked_for == {"datasource", "traces", "trace"}
 
 
 def test_each_alert_has_a_case_that_fires_it_one_that_does_not_and_a_section_of_the_runbook() -> None:

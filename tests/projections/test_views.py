@@ -1,5 +1,7 @@
 """What the folds say, without a database."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,6 +123,18 @@ def test_each_decision_review_command_confirmation_settlement_policy_and_alert_i
         ("policy", None, "first", "ann"),
         ("alert", None, "governance bypassed: processing", "governance"),
     ]  # fmt: skip
+
+
+def test_a_line_about_a_payout_has_the_id_of_its_trace_and_others_have_none():
+    policy = e.PolicyChanged(
+        at=NOW, scope="agent:bot", version=1, before=None, after={}, effective={}, by="ann", why="first"
+    )
+    rows = audit.lines(steps([SEEN], [decided("pout_1", 500, "HELD", "OUTSIDE_HOURS")], [policy]))
+    named = [dict(zip(audit.COLUMNS, row, strict=True)) for row in rows]
+    assert [(row["payout"], row["trace_id"]) for row in named] == [
+        ("pout_1", hashlib.sha256(b"streamproc/trace/v1:pout_1").hexdigest()[:32]),
+        (None, None),
+    ]
 
 
 def test_the_same_status_seen_again_or_late_is_no_confirmation():

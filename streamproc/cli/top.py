@@ -1,0 +1,125 @@
+"""`streamproc top`: the running system on one screen, as it is now."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from streamproc.cli import output
+from streamproc.cli.context import operator_settings
+
+if TYPE_CHECKING:
+    from streamproc.operate.top import Frame
+
+INTERVAL_S = 2.0
+PIPE_COLUMNS = 80
+"""Width of the picture that is not on a terminal."""
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Show it once and end, as where there is no terminal.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.5, 3_600),
+    default=INTERVAL_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")
+def top(once: bool, interval: float, as_json: bool) -> None:
+    """Show decisions, holds, budgets and lag, live until Ctrl-C.
+
+    A store that is away is said in one line, and asked again. With --once that is exit code 1. Rates are those of the
+    last ten seconds, decisions those of the last minute; budgets are the fullest windows of agents.
+
+    \b
+    Example:
+      streamproc top
+      streamproc top --once --json | jq .decisions_per_s
+    """
+    settings = operator_settings()
+    if once or not (as_json or sys.stdout.isatty()):
+        from streamproc.errors import JobFailed
+        from streamproc.operate.site import opened
+        from streamproc.operate.top import Frame, Look, look
+
+        async def body() -> Look:
+            async with opened(settings) as site:
+                return await look(site, settings.timezone)
+
+        found = output.run(body())
+        _print(Frame(found, ""), as_json)
+        if found.problem:
+            raise JobFailed(f"not all of it is known: {found.problem}")
+        return
+    asyncio.run(_follow(interval, as_json))
+
+
+def _print(frame: "Frame", as_json: bool) -> None:
+    from streamproc.operate.top import look_json
+
+    if as_json:
+        shown = (
+            {"problem": frame.problem}
+            if frame.look is None
+            else look_json(frame.look) | {"problem": frame.problem}
+        )
+        click.echo(json.dumps(shown, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from streamproc.cli.top_screen import screen
+
+    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False).print(screen(frame))
+
+
+async def _follow(interval_s: float, as_json: bool) -> None:
+    """Look again and again, until a signal. Whatever ends it, the terminal is as it was."""
+    from streamproc.operate.top import frames
+
+    async with _until_signal() as over, aclosing(frames(operator_settings, interval_s, over)) as looks:
+        if as_json:
+            async for frame in looks:
+                _print(frame, as_json)
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        from streamproc.cli.top_screen import screen
+
+        console = Console(highlight=False)
+        # Without its thread: what is shown changes when there was a look.
+        with Live(Text("looking …"), console=console, screen=True, auto_refresh=False) as live:
+            async for frame in looks:
+                live.update(screen(frame, interval_s), refresh=True)
+
+
+@asynccontextmanager
+async def _until_signal() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; they also end what is waited for, which is no failure."""
+    over, loop, me = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+    assert me is not None
+
+    def end() -> None:
+        # The event too: in Python 3.11 redis-py may swallow a cancellation.
+        over.set()
+        me.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    try:
+        yield over
+    except asyncio.CancelledError:
+        if not over.is_set():
+            raise
+        me.uncancel()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

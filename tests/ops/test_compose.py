@@ -1,0 +1,193 @@
+"""The compose file, the Collector's and the neighbours' configurations fit each other and our own settings.
+
+Docker does not run here: what is read are the files, with the meaning that our code gives to what they say.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from ops.sandbox.config import SandboxConfig
+from streamproc.cli import cli
+from streamproc.log.health import _WANTED as WANTED_OF_REDIS
+from streamproc.settings import PREFIX, VARIABLES, Role, Settings, load, require
+from streamproc.telemetry.spans import ENDPOINTS
+
+OPS = Path(__file__).parents[2] / "ops"
+PROMTOOL = shutil.which("promtool")
+HOST_VARIABLES = {
+    "POSTGRES_PASSWORD": "a-password-of-a-test",
+    "STREAMPROC_METRICS_TOKEN": "a-metrics-token-of-a-test",
+    "GRAFANA_PASSWORD": "a-password-of-a-test",
+}
+
+
+def filled(node: Any) -> Any:
+    """What compose makes of `${NAME:-default}` and `${NAME:?problem}` when only HOST_VARIABLES are set."""
+    if isinstance(node, dict):
+        return {name: filled(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [filled(value) for value in node]
+    if not isinstance(node, str):
+        return node
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, rest = found.groups()
+        if name in HOST_VARIABLES:
+            return HOST_VARIABLES[name]
+        assert kind == ":-", f"{name} is needed and nobody is told to set it"
+        return rest
+
+    return re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, node)
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((OPS / name).read_text())
+
+
+STACK: dict[str, Any] = filled(read("compose.yaml"))
+SERVICES: dict[str, Any] = STACK["services"]
+ROLES = [name for name in SERVICES if name in get_args(Role)]
+
+
+def settings_of(service: str, directory: Path) -> Settings:
+    """The settings that our process finds in its container."""
+    env = dict(SERVICES[service]["environment"])
+    for name in SERVICES[service].get("secrets", []):
+        variable = STACK["secrets"][name]["environment"]
+        path = directory / name
+        path.write_text(HOST_VARIABLES[variable])
+        env = {k: str(path) if v == f"/run/secrets/{name}" else v for k, v in env.items()}
+    return load(env)
+
+
+def test_every_role_is_there_and_has_all_that_it_needs_and_nothing_that_is_no_setting(tmp_path: Path) -> None:
+    assert set(ROLES) == set(get_args(Role))
+    known = {PREFIX + variable.name for variable in VARIABLES}
+    for service in ROLES:
+        given = {name for name in SERVICES[service]["environment"] if name.startswith(PREFIX)}
+        assert {name.removesuffix("_FILE") for name in given} <= known
+        found = settings_of(service, tmp_path)
+        require(found, service)  # type: ignore[arg-type]
+        assert found.metrics_token
+    for service in (*ROLES, "sandbox"):
+        assert SERVICES[service]["command"][0] in cli.commands
+        assert SERVICES[service]["image"] == "streamproc"
+
+
+def test_roles_share_the_directory_by_which_one_page_shows_them_all(tmp_path: Path) -> None:
+    for service in ROLES:
+        directory = settings_of(service, tmp_path).data_dir
+        assert f"data:{directory}" in SERVICES[service]["volumes"]
+    dockerfile = (OPS / "Dockerfile").read_text()
+    assert f"VOLUME {directory}" in dockerfile
+    assert "USER streamproc" in dockerfile
+
+
+def test_a_role_is_given_longer_to_end_than_it_takes(tmp_path: Path) -> None:
+    for service in ROLES:
+        seconds = float(SERVICES[service]["stop_grace_period"].removesuffix("s"))
+        assert seconds > settings_of(service, tmp_path).drain_s
+
+
+def test_the_simulator_and_our_roles_know_each_other(tmp_path: Path) -> None:
+    bank = SandboxConfig.from_env(SERVICES["sandbox"]["environment"])
+    ours = settings_of("worker", tmp_path)
+    assert ours.razorpay_base_url == f"http://sandbox:{bank.port}/v1"
+    assert ours.safe_browsing_url.startswith(f"http://sandbox:{bank.port}/")
+    assert (ours.razorpay_key_id, ours.razorpay_key_secret.reveal()) == (bank.key_id, bank.key_secret)
+    assert ours.razorpay_oauth_token.reveal() == bank.oauth_token
+    assert [one.reveal() for one in ours.razorpay_webhook_secrets] == [bank.webhook_secret]
+    assert (ours.razorpay_account_id, ours.razorpay_account_number) == (bank.account_id, bank.account_number)
+    assert bank.webhook_url == f"http://serve:{ours.port}/webhooks/razorpay"
+    assert bank.host == ours.host == "0.0.0.0"  # who may come in is said by the ports
+    assert bank.control_from == "loopback"
+
+
+def test_stores_are_set_as_the_log_needs_them_and_found_where_they_are(tmp_path: Path) -> None:
+    command = SERVICES["valkey"]["command"]
+    for name, (wanted, _) in WANTED_OF_REDIS.items():
+        assert command[command.index(f"--{name}") + 1] == wanted
+    found = settings_of("worker", tmp_path)
+    assert urlsplit(found.redis_url).hostname == "valkey"
+    dsn = urlsplit(found.postgres_dsn.reveal())
+    postgres = SERVICES["postgres"]["environment"]
+    assert (dsn.hostname, dsn.username, dsn.password, dsn.path[1:]) == (
+        "postgres", postgres["POSTGRES_USER"], postgres["POSTGRES_PASSWORD"], postgres["POSTGRES_DB"],
+    )  # fmt: skip
+
+
+def test_nothing_is_open_to_the_network_and_every_image_says_its_version() -> None:
+    for name, service in SERVICES.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        if service["image"] != "streamproc":
+            assert re.search(r":v?\d+\.?\d*", service["image"]), name
+
+
+def test_what_is_mounted_is_there_and_what_is_named_is_declared() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (OPS / source).exists() if source.startswith(".") else source in STACK["volumes"], (
+                name,
+                volume,
+            )
+        assert set(service.get("depends_on", [])) <= set(SERVICES)
+        assert set(service.get("secrets", [])) <= set(STACK["secrets"])
+
+
+# ---- what shows it ----
+
+
+def test_traces_go_from_our_roles_over_the_collector_to_tempo_and_grafana_asks_there() -> None:
+    collector, tempo = read("collector/collector.yaml"), read("tempo/tempo.yaml")
+    sent_to = urlsplit(SERVICES["worker"]["environment"][ENDPOINTS[0]])
+    assert sent_to.hostname == "collector"
+    assert collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"] == f"0.0.0.0:{sent_to.port}"
+    taken = tempo["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
+    assert collector["exporters"]["otlp/tempo"]["endpoint"] == taken.replace("0.0.0.0", "tempo")
+    sources = {one["uid"]: one for one in read("grafana/provisioning/datasources.yml")["datasources"]}
+    assert sources["tempo"]["url"] == f"http://tempo:{tempo['server']['http_listen_port']}"
+    assert sources["prometheus"]["url"] == "http://prometheus:9090"
+    [provider] = read("grafana/provisioning/dashboards.yml")["providers"]
+    mounts = [volume.split(":")[1] for volume in SERVICES["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounts
+
+
+def test_each_pipeline_of_the_collector_is_made_of_what_is_configured_and_refuses_before_it_holds() -> None:
+    collector = read("collector/collector.yaml")
+    used: dict[str, set[str]] = {"receivers": set(), "processors": set(), "exporters": set()}
+    for pipeline in collector["service"]["pipelines"].values():
+        assert pipeline["processors"][0] == "memory_limiter"
+        for kind, names in pipeline.items():
+            used[kind] |= set(names)
+    assert used == {kind: set(collector[kind]) for kind in used}
+    assert set(collector["service"]["extensions"]) == set(collector["extensions"])
+
+
+def test_prometheus_scrapes_serve_with_the_token_that_it_asks_for(tmp_path: Path) -> None:
+    config = read("prometheus/compose.yml")
+    [job] = config["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"serve:{settings_of('serve', tmp_path).port}"]}]
+    secret = job["authorization"]["credentials_file"]
+    assert secret == SERVICES["serve"]["environment"][f"{PREFIX}METRICS_TOKEN_FILE"]
+    assert Path(secret).name in SERVICES["prometheus"]["secrets"]
+    assert config["rule_files"] == read("prometheus/prometheus.yml")["rule_files"]
+    # What is scraped is not sent as well: it would be there twice.
+    assert "OTEL_METRICS_EXPORTER" not in SERVICES["worker"]["environment"]
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not there")
+@pytest.mark.parametrize("name", ["prometheus.yml", "compose.yml"])
+def test_prometheus_itself_takes_its_configuration(name: str) -> None:
+    done = subprocess.run(
+        [str(PROMTOOL), "check", "config", "--syntax-only", name],
+        cwd=OPS / "prometheus", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
