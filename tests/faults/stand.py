@@ -5,6 +5,7 @@ A role that ends is started again, as a supervisor would. Who ended it is kept: 
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import signal
 import sys
@@ -18,11 +19,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 
+from ops.sandbox.config import SandboxConfig
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.archive.store import archived_heads
 from streamproc.errors import JobFailed, TryAgain
 from streamproc.log.connection import connect
+from streamproc.log.names import partition_of
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.faults.full_disk import fill, free, small_disk
 from tests.faults.lives import Life
@@ -75,7 +78,8 @@ class Stand:
     slots: dict[str, Slot]
     redis: Restartable
     postgres: Restartable
-    witness: Witness
+    witnesses: list[Witness]
+    """Of each partition."""
     reverts: tuple[str, ...]
     home: Path
     exits: list[str] = field(default_factory=list)
@@ -97,6 +101,16 @@ class Stand:
     keepers: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     redis_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     postgres_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def witness(self) -> Witness:
+        """Of the first partition."""
+        return self.witnesses[0]
+
+    @property
+    def partitions(self) -> int:
+        """One for each account."""
+        return len(self.witnesses)
 
     @property
     def bank(self) -> Sandbox:
@@ -289,6 +303,7 @@ async def standing(
     reverts: tuple[str, ...] = (),
     replica: bool = False,
     small: bool = False,
+    accounts: int = 1,
     **sandbox: object,
 ) -> AsyncIterator[Stand]:
     """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles."""
@@ -314,6 +329,7 @@ async def standing(
                     "processing_s": 0.05,
                     "utr_s": 0.02,
                     "seed": seed,
+                    "more_accounts": ",".join(f"{one}={number}" for one, number in accounts_of(accounts)[1:]),
                     **sandbox,
                 }
             )
@@ -328,6 +344,7 @@ async def standing(
             "poll_interval": "1s",
             "drain": "10s",
             "razorpay_calls_per_s": str(CALLS_PER_S),
+            "partitions": str(accounts),
         }
         system = System(
             environment(redis_url, dsn, port, bank, settings),
@@ -340,15 +357,32 @@ async def standing(
         )
         stack.push_async_callback(lambda: system.redis.aclose())  # a failover puts another in its place
         slots = {name: await _slot(name, system, home, stack) for name in SLOTS}
-        witness = Witness(redis_url)
-        stand = Stand(system, slots, redis, postgres, witness, reverts, home)
+        for n, (account, number) in enumerate(accounts_of(accounts)[1:], 2):
+            slots[f"poller-{n}"] = slot = await _slot(f"poller-{n}", system, home, stack)
+            slot.env["STREAMPROC_RAZORPAY_ACCOUNT_ID"] = account
+            slot.env["STREAMPROC_RAZORPAY_ACCOUNT_NUMBER"] = number
+        witnesses = [Witness(redis_url, partition) for partition in range(accounts)]
+        stand = Stand(system, slots, redis, postgres, witnesses, reverts, home)
         stand.disk = disk
         if replica:
             stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
         stack.push_async_callback(_end, stand)
-        watching = asyncio.create_task(witness.watch(), name="witness")
-        stack.callback(watching.cancel)
+        for witness in witnesses:
+            watching = asyncio.create_task(witness.watch(), name=f"witness-{witness.partition}")
+            stack.callback(watching.cancel)
         yield stand
+
+
+def accounts_of(count: int) -> list[tuple[str, str]]:
+    """Accounts (id, number), each of the partition that is its place here; the first is the one that we pay from."""
+    found = {partition_of(ACCOUNT, count): (ACCOUNT, SandboxConfig().account_number)}
+    for n in itertools.count(1):
+        if len(found) == count:
+            break
+        account = f"acc_Other{n:09d}"
+        found.setdefault(partition_of(account, count), (account, f"23232300{n:08d}"))
+    assert found[0][0] == ACCOUNT, f"with {count} partitions {ACCOUNT} is not of the first"
+    return [found[partition] for partition in range(count)]
 
 
 def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
