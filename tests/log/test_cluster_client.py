@@ -38,6 +38,11 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
                 await pipe.execute()
         assert await record_of(client, 5, "pout_nowhere") is None
 
+        # Who names one node alone is told how to name the cluster.
+        async with connected(cluster.home_of(A.log).url) as one:
+            with pytest.raises(LogUnavailable, match=r"redis\+cluster://"), named_errors():
+                await one.get(B.log)
+
         # A command without a key goes home.
         for names in (A, B):
             async with connected(cluster.url, home=names.log) as homely:
