@@ -37,7 +37,7 @@ from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environm
 from tests.restartable import Restartable, restartable
 from tests.signals import terminate
 
-START_MAX_S = 60.0
+START_MAX_S = 120.0
 HALT_MAX_S = 90.0
 """To start, where that is under way, and to drain: on a machine that is busy with other things."""
 AGAIN_S = 0.3
