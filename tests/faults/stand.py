@@ -204,6 +204,8 @@ class Stand:
             await asyncio.wait({keeper}, timeout=AGAIN_S)
             if loop.time() > end:
                 self.exits.append(f"{name} did not end within {HALT_MAX_S:g} s")
+                self._signal(slot, signal.SIGUSR2)
+                await asyncio.sleep(AGAIN_S)
                 self._signal(slot, signal.SIGKILL)
 
     @staticmethod
