@@ -120,7 +120,7 @@ async def _form(cluster: ValkeyCluster) -> None:
                     await client.execute_command("CLUSTER MEET", "127.0.0.1", other.port, other.bus)
 
     async def known() -> bool:
-        return all([await _knows(node, len(everyone)) for node in everyone])
+        return all([await _knows(node, [other.id for other in everyone]) for node in everyone])
 
     await until(known, what="all nodes know all others", deadline_s=FORMED_MAX_S)
     async with connected(cluster.replica.url) as client:
@@ -138,9 +138,12 @@ async def _form(cluster: ValkeyCluster) -> None:
     await until(well, what="the cluster is well", deadline_s=FORMED_MAX_S)
 
 
-async def _knows(node: Node, count: int) -> bool:
+async def _knows(node: Node, ids: list[str]) -> bool:
+    """By their own names: during the handshake nodes have others."""
     async with connected(node.url) as client:
-        return f"cluster_known_nodes:{count}".encode() in await _info(client)
+        client.response_callbacks.pop("CLUSTER NODES", None)
+        said = await client.execute_command("CLUSTER NODES")
+    return all(one.encode() in said for one in ids)
 
 
 async def _well(node: Node) -> bool:

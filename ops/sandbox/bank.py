@@ -91,6 +91,7 @@ class Bank:
             narration=order.narration,
             number=len(self.payouts) + 1,
             origin=order.origin,
+            account=order.account,
             outcome=order.outcome,
             outcome_reason=order.outcome_reason,
             reverse_after_s=order.reverse_after_s,
@@ -302,7 +303,9 @@ class Bank:
     def _tell(self, event: str, payout: Payout, now: float) -> None:
         body = self._shown_in_event(payout)
         at = 0 if event == "payout.pending" and self.behaviour.expand_pending else int(now)
-        self.outbox.append(BankEvent(name=event, entity="payout", body=body, at=at, about=payout.id))
+        self.outbox.append(
+            BankEvent(name=event, entity="payout", body=body, at=at, about=payout.id, account=payout.account)
+        )
 
     def _shown_in_event(self, payout: Payout) -> Json:
         account = self.directory.fund_account(payout.fund_account_id)

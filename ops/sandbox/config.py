@@ -1,5 +1,6 @@
 """Settings of the sandbox: one frozen struct, read from `SANDBOX_*` and refused whole when wrong."""
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
@@ -9,6 +10,7 @@ from msgspec import Struct
 
 ENV_PREFIX = "SANDBOX_"
 
+MORE_ACCOUNTS = re.compile(r"(?:acc_[0-9A-Za-z]{14}=[0-9]{5,20}(?:,|$))*")
 Workflow: TypeAlias = Literal["all", "dashboard", "off"]
 """Which payouts wait for approval: all, only those made in the dashboard (not by API), or none."""
 
@@ -32,6 +34,8 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     """Where events are posted; empty: nowhere."""
     account_id: str = "acc_Sandbox0000001"
     account_number: str = "7878780080316316"
+    more_accounts: str = ""
+    """`acc_…=number,acc_…=number`: accounts that the same keys reach; only outsiders pay from them."""
     balance: int = 100_000_000_00
     """Paise on the account at the first start: ten crore rupees."""
     seed: int = 0
@@ -77,12 +81,21 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
             raise _refused(f"{ENV_PREFIX}* is wrong: {error}") from error
         return config.checked()
 
+    def accounts(self) -> dict[str, str]:
+        """Every account's id by its number; empty for the one that API calls are about."""
+        more = [pair.split("=") for pair in self.more_accounts.split(",") if pair]
+        return {self.account_number: ""} | {number: account for account, number in more}
+
     def checked(self) -> "SandboxConfig":
         """The same config, or SystemExit with the first value that cannot be."""
         if not 0 <= self.port <= 65535:
             raise _refused(f"{ENV_PREFIX}PORT {self.port} is not a port")
         if len(self.account_id) != 18 or not self.account_id.startswith("acc_"):
             raise _refused(f"{ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
+        if not MORE_ACCOUNTS.fullmatch(self.more_accounts):
+            raise _refused(
+                f"{ENV_PREFIX}MORE_ACCOUNTS must be acc_ and 14 characters, =, a number; commas between"
+            )
         if self.balance < 0:
             raise _refused(f"{ENV_PREFIX}BALANCE is below 0 paise")
         if min(self.webhook_retry_base_s, self.webhook_timeout_s) <= 0:

@@ -134,6 +134,8 @@ class Payout(Struct, kw_only=True):
     number: int = 0
     """Dense, in order of creation: the queue's order and the list's."""
     origin: str = "api"
+    account: str = ""
+    """Whose it is; empty: of the account that API calls are about."""
     approvals_needed: int = 0
     approvals: list[Approval] = []
     outcome: str = "processed"
@@ -222,3 +224,5 @@ class BankEvent(Struct, frozen=True, kw_only=True):
     at: int
     about: str = ""
     """Id of what it is about, for the record; not on the wire."""
+    account: str = ""
+    """As in Payout."""

@@ -47,6 +47,7 @@ class Order(Struct, frozen=True, kw_only=True):
     notes: Json = {}
     queue_if_low_balance: bool = False
     origin: str = "api"
+    account: str = ""
     status: str = ""
     outcome: str = ""
     outcome_reason: str | None = None

@@ -38,6 +38,8 @@ class OutsiderPayout(Struct, kw_only=True, forbid_unknown_fields=True):
     reference_id: str | None = None
     narration: str = "Sandbox Fund Transfer"
     notes: dict[str, Any] | list[Any] = {}
+    account: str = ""
+    """One of SANDBOX_MORE_ACCOUNTS; empty: the account that API calls are about."""
     status: str = "pending"
     outcome: Outcome | None = None
     outcome_reason: str | None = None
@@ -52,6 +54,8 @@ async def make_payouts(world: World, body: OutsiderPayout) -> Json:
         raise Refused(f"count {body.count} is not within 1 to {COUNT_MAX}", field="count")
     if body.status not in FIRST_STATES:
         raise Refused(f"status {body.status}: not one of {FIRST_STATES}", field="status")
+    if body.account not in world.config.accounts().values():
+        raise Refused(f"account {body.account}: not one of SANDBOX_MORE_ACCOUNTS", field="account")
     account = _vendor_account(world, body, int(now))
     mode = body.mode or _usual_mode(account, body.amount)
     check_amount(body.amount, mode)
@@ -66,6 +70,7 @@ async def make_payouts(world: World, body: OutsiderPayout) -> Json:
         narration=body.narration,
         notes=body.notes if isinstance(body.notes, dict) else {},
         origin="dashboard",
+        account=body.account,
         status=body.status,
         outcome=body.outcome or "",
         outcome_reason=body.outcome_reason,

@@ -18,11 +18,13 @@ T = TypeVar("T", Payout, Contact, FundAccount, Transaction)
 
 def payouts(world: World, query: Mapping[str, str]) -> Json:
     """`GET /payouts`: filters combine; `account_number` is required."""
-    _check_account(world, query)
+    account = _check_account(world, query)
     wanted = {name: query[name] for name in PAYOUT_FILTERS if query.get(name)}
     contact = query.get("contact_id")
 
     def fits(payout: Payout) -> bool:
+        if payout.account != account:
+            return False
         if contact and world.directory.fund_account(payout.fund_account_id).contact_id != contact:
             return False
         return all(getattr(payout, name) == value for name, value in wanted.items())
@@ -114,9 +116,12 @@ def _number(query: Mapping[str, str], field: str, default: int, *, least: int, g
     return value
 
 
-def _check_account(world: World, query: Mapping[str, str]) -> None:
+def _check_account(world: World, query: Mapping[str, str]) -> str:
+    """The account of the number in the query, as payouts have it."""
     number = query.get("account_number", "")
     if not number:
         raise Refused("The account number field is required", field="account_number")
-    if number != world.config.account_number:
+    account = world.config.accounts().get(number)
+    if account is None:
         raise Refused("The RazorpayX Account number is invalid.", field="account_number")
+    return account

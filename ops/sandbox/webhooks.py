@@ -127,7 +127,7 @@ class Courier:
             id=new_id(self._rng),
             event=event.name,
             about=event.about,
-            body=wire_bytes(event, self._account_id).decode(),
+            body=wire_bytes(event, event.account or self._account_id).decode(),
             secret_number=len(self._secrets) - 1,
             created_at=self._clock.now(),
         )

@@ -58,7 +58,6 @@ _AWAY = (
     MasterDownError,
     ReadOnlyError,
     TryAgainError,
-    AskError,  # MOVED is one: a partition is on its way to another node
     OSError,
 )
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
@@ -192,6 +191,11 @@ def named_errors() -> Iterator[None]:
     """Give Redis's errors the names that callers act on. The message never holds a URL or a key's value."""
     try:
         yield
+    except AskError as problem:  # MOVED is one
+        raise LogUnavailable(
+            "this partition is on another node of a Redis Cluster, or on its way there; a cluster is named as"
+            " redis+cluster://host:port,host:port"
+        ) from problem
     except _AWAY as problem:
         raise LogUnavailable(f"Redis is away: {type(problem).__name__}") from problem
     except ResponseError as problem:

@@ -42,6 +42,7 @@ class Lease:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_S):
                     await stopping.wait()
+        self._asked.set()  # who is stopped before the first answer gets none, and must not wait for it
         with suppress(LogUnavailable):
             await self._ask(0.0)
 

@@ -41,6 +41,8 @@ _KEYLESS = (
     "TIME",
     "WAIT",
 )
+_TWO_WORDS = ("MEMORY", "OBJECT", "XGROUP", "XINFO")
+"""Where the key is third, unless both words are given as one, as redis-py does."""
 _GONE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
 
 
@@ -178,7 +180,7 @@ def key_of(args: Sequence[Any]) -> str | None:
         return _text(args[list(args).index("STREAMS") + 1])
     if name == "SCAN":
         return _text(args[list(args).index(b"MATCH" if b"MATCH" in args else "MATCH") + 1])
-    return _text(args[1])
+    return _text(args[2 if name in _TWO_WORDS else 1])
 
 
 def _text(value: Any) -> str:

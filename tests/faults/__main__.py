@@ -9,7 +9,7 @@ import sys
 import time
 
 from tests.faults.driver import run
-from tests.faults.plan import failover_of, full_disk_of, plan_of, sweep_of
+from tests.faults.plan import failover_of, full_disk_of, plan_of, spread, sweep_of
 from tests.faults.reverts import REVERTS
 
 
@@ -27,6 +27,9 @@ def main() -> int:
     parser.add_argument(
         "--failover", choices=("ahead", "behind"), help="to a replica that lags; see failover.py"
     )
+    parser.add_argument(
+        "--accounts", type=int, default=1, help="each with a partition of its own: 1, 3, 5 or 6 (1)"
+    )
     parser.add_argument("--full-disk", action="store_true", help="under Postgres, twice; takes root")
     parser.add_argument("--plan", action="store_true", help="print the plan alone")
     given = parser.parse_args()
@@ -37,6 +40,7 @@ def main() -> int:
         plan = failover_of(given.seed, given.failover)
     if given.full_disk:
         plan = full_disk_of(given.seed)
+    plan = spread(plan, given.accounts)
     print(plan, flush=True)
     if given.plan:
         return 0

@@ -53,7 +53,8 @@ class Report(Struct, frozen=True, kw_only=True):
     plan: Plan
     injected: dict[str, int]
     violations: list[Violation]
-    evidence: Evidence
+    parts: list[Evidence]
+    """Of each partition."""
     starts: int
     rest_s: float
     lives: list[Life]
@@ -68,16 +69,21 @@ class Report(Struct, frozen=True, kw_only=True):
     verdict: list[Grown] = []
     """What was measured all the time, where that was asked for."""
 
+    @property
+    def evidence(self) -> Evidence:
+        """Of the first partition, where most runs have everything."""
+        return self.parts[0]
+
     def __str__(self) -> str:
-        seen, done = self.evidence, ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
+        done = ", ".join(f"{kind} {n}" for kind, n in sorted(self.injected.items()))
         lines = [
             f"seed {self.plan.seed}: {len(self.plan.faults)} faults in {self.plan.seconds:g} s: {done}",
-            f"{self.starts} starts of roles, {len(self.crashed)} crashes at a named point, {len(seen.bank)} payouts,"
-            f" {len(seen.log)} entries, {len(seen.answered)} webhooks answered 2xx,"
-            f" {len(seen.told)} commands at the bank, {len(seen.letters)} dead letters;"
+            f"{self.starts} starts of roles, {len(self.crashed)} crashes at a named point, {self._sum('bank')} payouts,"
+            f" {self._sum('log')} entries, {self._sum('answered')} webhooks answered 2xx,"
+            f" {self._sum('told')} commands at the bank, {self._sum('letters')} dead letters;"
             f" at rest after {self.rest_s:.0f} s",
             *(
-                [f"{len(seen.lost)} entries lost, {len(seen.dropped)} dropped"]
+                [f"{self._sum('lost')} entries lost, {self._sum('dropped')} dropped"]
                 if self.plan.has("failover")
                 else []
             ),
@@ -86,6 +92,12 @@ class Report(Struct, frozen=True, kw_only=True):
             *([f"the roles' logs are in {self.logs}"] if self.logs else []),
         ]
         return "\n".join(lines)
+
+    def _sum(self, what: str) -> str:
+        """How many there are; of several partitions, of each."""
+        counts = [len(getattr(part, what)) for part in self.parts]
+        each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
+        return f"{sum(counts)}{each}"
 
 
 async def run(
@@ -100,7 +112,9 @@ async def run(
     balance = 1000 * len(plan.payments) * 10_000
     stores = {"replica": plan.has("failover"), "small": plan.has("postgres_full")}
     settings = TRIMMED if flat else {}
-    async with standing(plan.seed, reverts=reverts, settings=settings, **stores, balance=balance) as stand:
+    async with standing(
+        plan.seed, reverts=reverts, settings=settings, **stores, accounts=plan.accounts, balance=balance
+    ) as stand:
         load = Load(stand, plan)
         first = ("serve", "projector", "worker-1", "worker-2")
         for name in first:
@@ -109,7 +123,9 @@ async def run(
         await load.prepare()
         if not flat:  # counters of windows that are over leave Redis after the retention time
             await load.overnight()
-        stand.keep("poller")
+        pollers = [name for name in stand.slots if name.startswith("poller")]
+        for name in pollers:
+            stand.keep(name)
         await stand.bank.faults(webhooks=WEBHOOK_FAULTS)
         say("all roles run")
         reviewing = asyncio.create_task(load.review())
@@ -134,13 +150,13 @@ async def run(
                 with suppress(asyncio.CancelledError):
                     await task
         rest_s = time.monotonic() - began
-        seen = await look(stand, waits)
-        for name in (*first[::-1], "poller"):
+        parts = await look(stand, waits)
+        for name in (*first[::-1], *pollers):
             await stand.drain(name)
         logs = keep_logs(stand)
     grown = growing(verdict, LINKS if plan.calm else ()) if flat else []
-    seen = replace(seen, exits=list(stand.exits), growing=grown)
-    found = violations(seen)
+    parts[0] = replace(parts[0], exits=list(stand.exits), growing=grown)
+    found = [_placed(one, n, parts) for n, part in enumerate(parts) for one in violations(part)]
     if not found:
         shutil.rmtree(logs, ignore_errors=True)
     return Report(
@@ -148,7 +164,7 @@ async def run(
         injected=dict(injected),
         violations=found,
         logs=str(logs) if found else "",
-        evidence=seen,
+        parts=parts,
         starts=stand.starts,
         lives=list(stand.lives.values()),
         crashed=list(stand.crashed),
@@ -168,7 +184,11 @@ def keep_logs(stand: Stand) -> Path:
     return place
 
 
-async def look(stand: Stand, waits: dict[str, int]) -> Evidence:
+def _placed(one: Violation, partition: int, parts: list[Evidence]) -> Violation:
+    return Violation(one.invariant, f"partition {partition}: {one.how}") if len(parts) > 1 else one
+
+
+async def look(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
     """The evidence, with nobody appending any more."""
     await stand.fresh_connections()
     return await evidence(stand, waits)

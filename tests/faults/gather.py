@@ -1,8 +1,10 @@
 """What is seen of a system at rest: waiting until it is, and collecting the evidence."""
 
 import asyncio
+import itertools
 import json
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -11,13 +13,15 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.log.connection import connected
-from tests.faults.invariants import Answered, Evidence, Letter, Told
+from streamproc.log.names import Names, partition_of
+from tests.faults.invariants import Answered, Evidence, Letter, Told, payouts_in
 from tests.faults.load import ENDED, Load
 from tests.faults.stand import Stand
-from tests.journeys.system import STEP_MAX_S
 from tests.journeys.truth import budgets_of_redis
 
 LOOK_S = 0.7
+VERIFY_MAX_S = 120.0
+"""For a rebuild beside the live views, on a machine that is busy with other things; it takes seconds."""
 CALM_LOOKS = 3
 """Looks in a row that find nothing waiting: a timer or a poll could be between two of them."""
 
@@ -36,8 +40,10 @@ async def rest(stand: Stand, load: Load, within_s: float) -> dict[str, int]:
 
 async def waiting(stand: Stand, load: Load) -> dict[str, int]:
     """What is unread, in somebody's hands, put off, not archived or not over, by what it is."""
-    found, last = await in_the_log(stand)
-    found["entries that the witness has not seen"] = int(stand.witness.last != last)
+    found, heads = await in_the_log(stand)
+    found["entries that the witness has not seen"] = sum(
+        witness.last != head for witness, head in zip(stand.witnesses, heads, strict=True)
+    )
     folds = _folds(stand)
     found["holds that nobody decided"] = sum(
         record.decision == "HELD" and record.bank_status not in ENDED for record in folds.values()
@@ -53,29 +59,31 @@ async def waiting(stand: Stand, load: Load) -> dict[str, int]:
     return found
 
 
-async def in_the_log(stand: Stand) -> tuple[dict[str, int], str]:
-    """What is unread, in somebody's hands, put off, not archived, or on its way from the bank; the newest entry."""
-    names, found = stand.system.names, dict[str, int]()
+async def in_the_log(stand: Stand) -> tuple[dict[str, int], list[str]]:
+    """What is unread, in hand, put off, not archived, or on its way from the bank; each log's newest entry."""
+    found, heads = Counter[str](), []
     async with connected(stand.system.redis_url) as client:
-        for group in await client.xinfo_groups(names.log):
-            name = group["name"].decode()
-            found[f"{name} has not read"] = int(group["lag"] or 0)
-            found[f"{name} has in hand"] = group["pending"]
-            found[f"{name} has put off"] = await client.zcard(names.retries(name))
-        last = (await client.xinfo_stream(names.log))["last-generated-id"].decode()
-    found["archive or views that are behind"] = await _behind(stand, last)
+        for partition in range(stand.partitions):
+            names = Names(partition)
+            for group in await client.xinfo_groups(names.log):
+                name = group["name"].decode()
+                found[f"{name} has not read"] += int(group["lag"] or 0)
+                found[f"{name} has in hand"] += group["pending"]
+                found[f"{name} has put off"] += await client.zcard(names.retries(name))
+            heads.append((await client.xinfo_stream(names.log))["last-generated-id"].decode())
+            found["archive or views that are behind"] += await _behind(stand, partition, heads[-1])
     found["webhooks under way"] = len(await stand.bank.deliveries(state="waiting"))
-    return found, last
+    return found, heads
 
 
 def _over(record: PayoutRecord | None) -> bool:
     return record is not None and (record.decision == "REJECTED" or record.bank_status in ENDED)
 
 
-async def _behind(stand: Stand, last: str) -> int:
+async def _behind(stand: Stand, partition: int, last: str) -> int:
     try:
         async with stand.system.pool.acquire(timeout=3.0) as db:
-            heads = await db.fetch("SELECT entry_id FROM view_heads WHERE partition = 0")
+            heads = await db.fetch("SELECT entry_id FROM view_heads WHERE partition = $1", partition)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return 1  # on its way back
     return int(not heads) + sum(row["entry_id"] != last for row in heads)
@@ -83,38 +91,78 @@ async def _behind(stand: Stand, last: str) -> int:
 
 def _folds(stand: Stand) -> dict[str, PayoutRecord]:
     stories: dict[str, list[Any]] = {}
-    for entry in stand.witness.entries:
+    for entry in itertools.chain.from_iterable(witness.entries for witness in stand.witnesses):
         for event in decode_events(entry.e):
             if payout_of(event):
                 stories.setdefault(payout_of(event), []).append(event)
     return {name: record for name, story in stories.items() if (record := fold(story)) is not None}
 
 
-async def evidence(stand: Stand, waits: dict[str, int]) -> Evidence:
-    """Everything that the invariants look at."""
+async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
+    """Everything that the invariants look at, of each partition.
+
+    What is of the whole system (what waits, the views, roles that ended), or of no log, is looked at with the first.
+    """
+    everything = await _told_and_answered(stand)
+    owners = {
+        payout: partition
+        for partition, witness in reversed(list(enumerate(stand.witnesses)))
+        for payout in payouts_in((*witness.entries, *witness.lost, *witness.dropped))
+    }
+    views = await wrong_views(stand)
+    found = []
+    for partition, witness in enumerate(stand.witnesses):
+        names = Names(partition)
+        first = partition == 0
+        found.append(
+            Evidence(
+                log=list(witness.entries),
+                archive=await archive_of(stand, partition),
+                told=[told for told in everything.told if owners.get(told.name, 0) == partition],
+                answered=[hook for account, hook in everything.answered if account == partition],
+                bank={
+                    name: status
+                    for name, status in everything.bank.items()
+                    if owners.get(name, 0) == partition
+                },
+                counters=await budgets_of_redis(stand.system, names),
+                waiting=waits if first else {},
+                letters=await letters_of(stand, names),
+                views=views if first else [],
+                exits=list(stand.exits) if first else [],
+                lost=list(witness.lost),
+                dropped=list(witness.dropped),
+            )
+        )
+    return found
+
+
+class Everything(NamedTuple):
+    """What the bank has of all accounts. Webhooks are given with the partition of the account that they name."""
+
+    told: list[Told]
+    answered: list[tuple[int, Answered]]
+    bank: dict[str, str]
+
+
+async def _told_and_answered(stand: Stand) -> Everything:
     shown = {payout["id"]: payout for payout in await stand.bank.show("payouts")}
     names = {payout: _name(each) for payout, each in shown.items()}
-    letters = await letters_of(stand)
-    return Evidence(
-        log=list(stand.witness.entries),
-        archive=await archive_of(stand),
+    return Everything(
         told=told_of(await stand.bank.record(), names),
-        answered=[seen for delivery in await stand.bank.deliveries() for seen in _answered(delivery, names)],
+        answered=[
+            seen
+            for delivery in await stand.bank.deliveries()
+            for seen in _answered(delivery, names, stand.partitions)
+        ],
         bank={names[payout]: each["status"] for payout, each in shown.items()},
-        counters=await budgets_of_redis(stand.system),
-        waiting=waits,
-        letters=letters,
-        views=await wrong_views(stand),
-        exits=list(stand.exits),
-        lost=list(stand.witness.lost),
-        dropped=list(stand.witness.dropped),
     )
 
 
-async def letters_of(stand: Stand) -> list[Letter]:
-    """The dead letters."""
+async def letters_of(stand: Stand, names: Names = Names(0)) -> list[Letter]:
+    """The dead letters of a partition."""
     async with connected(stand.system.redis_url) as client:
-        return [_letter(fields) for _, fields in await client.xrange(stand.system.names.dead)]
+        return [_letter(fields) for _, fields in await client.xrange(names.dead)]
 
 
 def _letter(fields: list[bytes]) -> Letter:
@@ -144,7 +192,7 @@ def _told(line: dict[str, Any], names: dict[str, str]) -> Told:
     return Told(line["at"], _command(line), payout, names.get(payout, payout), line["effect"])
 
 
-def _answered(delivery: dict[str, Any], names: dict[str, str]) -> list[Answered]:
+def _answered(delivery: dict[str, Any], names: dict[str, str], partitions: int) -> list[tuple[int, Answered]]:
     if not any(200 <= (attempt["status"] or 0) < 300 for attempt in delivery["attempts"]):
         return []
     envelope = json.loads(delivery["body"])
@@ -152,18 +200,21 @@ def _answered(delivery: dict[str, Any], names: dict[str, str]) -> list[Answered]
     if entity is None:
         return []
     payout = entity["id"]
-    return [Answered(envelope["event"], payout, names.get(payout, payout), entity["status"])]
+    partition = partition_of(envelope["account_id"], partitions)
+    return [(partition, Answered(envelope["event"], payout, names.get(payout, payout), entity["status"]))]
 
 
-async def archive_of(stand: Stand) -> list[ArchivedEntry]:
-    """Every archived entry, in order."""
+async def archive_of(stand: Stand, partition: int = 0) -> list[ArchivedEntry]:
+    """Every archived entry of a partition, in order."""
     rows = await stand.system.pool.fetch(
-        "SELECT partition, seq, entry_id AS id, payout, e, m, hash, archived_at FROM events ORDER BY seq"
+        "SELECT partition, seq, entry_id AS id, payout, e, m, hash, archived_at FROM events"
+        " WHERE partition = $1 ORDER BY seq",
+        partition,
     )
     return [ArchivedEntry(**dict(row)) for row in rows]
 
 
-async def wrong_views(stand: Stand, within_s: float = STEP_MAX_S) -> list[str]:
+async def wrong_views(stand: Stand, within_s: float = VERIFY_MAX_S) -> list[str]:
     """Views that are not what a rebuild from the archive gives."""
     try:
         code, out, err = await stand.system.cli("replay", "--verify", "--json", within_s=within_s)

@@ -18,7 +18,7 @@ from streamproc.operate.site import Site
 from streamproc.operate.tokens import create as create_token
 from tests.faults.invariants import history
 from tests.faults.plan import AMOUNT, CROWDED_ROOM, OUTCOMES, Payment, Plan
-from tests.faults.stand import Stand
+from tests.faults.stand import Stand, accounts_of
 from tests.journeys.system import ACCOUNT
 from tests.words import apply_policies
 
@@ -55,21 +55,25 @@ class Load:
 
     def __init__(self, stand: Stand, plan: Plan) -> None:
         self._stand, self._plan = stand, plan
-        self._held: dict[str, bool] = {}
+        self._held: dict[str, str] = {}
+        """Payouts that wait for a person, with their accounts."""
+        self._accounts = [account for account, _ in accounts_of(plan.accounts)]
         self._tokens: dict[str, str] = {}
         self._fund_account = ""
         self.asked: set[str] = set()
         """Intents that were answered 202."""
         self.untaken = 0
         """Intents that the gateway did not take in GIVE_UP_S, which is longer than anything is away."""
-        stand.witness.heard.append(self._hear)
+        for witness in stand.witnesses:
+            witness.heard.append(self._hear)
         stand.witness.rewritten.append(self._hear_again)
 
     async def prepare(self) -> None:
         """Policies, tokens and a fund account, while all is well."""
-        await apply_policies(self._stand.system.redis, policies())
-        system = self._stand.system
-        site = Site(system.redis_url, system.redis, 1, system.pool)
+        system, partitions = self._stand.system, self._plan.accounts
+        for partition in range(partitions):
+            await apply_policies(system.redis, policies(), partition=partition)
+        site = Site(system.redis_url, system.redis, partitions, system.pool)
         for agent in GATEWAY_AGENTS:
             made = await create_token(
                 site, agent, scope="agent", agent=agent, account=ACCOUNT, expires_s=DAY_S, by="test"
@@ -85,7 +89,9 @@ class Load:
         bank = self._stand.bank
         await bank.webhook(enabled=False)
         notes = {"agent_id": "free", "vendor_url": "https://overnight.example.com/"}
-        async with Producer(self._stand.system.redis_url, partitions=1, name="webhook") as producer:
+        async with Producer(
+            self._stand.system.redis_url, partitions=self._plan.accounts, name="webhook"
+        ) as producer:
             for n in range(self._plan.overnight):
                 made = await bank.pay(AMOUNT, notes=notes, outcome=OUTCOMES[-1 - n % 3])
                 payout = read_payout(await bank.payout(made["id"]))
@@ -136,7 +142,10 @@ class Load:
 
     async def _pay(self, payment: Payment) -> None:
         notes = {"agent_id": payment.agent, "vendor_url": f"https://{payment.agent}.example.com/"}
-        await self._stand.bank.pay(payment.amount, status=payment.how, notes=notes, outcome=payment.outcome)
+        account = self._accounts[payment.account] if payment.account else ""
+        await self._stand.bank.pay(
+            payment.amount, status=payment.how, notes=notes, outcome=payment.outcome, account=account
+        )
 
     async def _ask(self, key: str, payment: Payment) -> None:
         order: dict[str, Any] = {"amount": payment.amount, "purpose": "vendor bill"}
@@ -168,7 +177,8 @@ class Load:
         while asyncio.get_running_loop().time() < end:
             try:
                 async with connected(self._stand.system.redis_url) as client:
-                    await apply_policies(client, policies(room))
+                    for partition in range(self._plan.accounts):
+                        await apply_policies(client, policies(room), partition=partition)
                     return
             except LogUnavailable:
                 await asyncio.sleep(AGAIN_S)
@@ -178,11 +188,11 @@ class Load:
     def _hear(self, event: Event) -> None:
         if isinstance(event, PayoutDecided):
             if event.decision == "HELD":
-                self._held.setdefault(event.payout, True)
+                self._held.setdefault(event.payout, event.account)
             else:
-                self._held[event.payout] = False
+                self._held[event.payout] = ""
         elif isinstance(event, PayoutObserved) and event.facts.status in ENDED:
-            self._held[event.payout] = False  # it is over at the bank, and an answer would be refused
+            self._held[event.payout] = ""  # it is over at the bank, and an answer would be refused
 
     def _hear_again(self) -> None:
         """What the log says now, after a failover: decisions may be gone, and intents that were answered 202."""
@@ -203,10 +213,16 @@ class Load:
         """Answer every hold until cancelled, again and again until the answer counts: two of three are approved."""
         chance = random.Random(self._plan.seed)
         while True:
-            for payout in [payout for payout, waits in self._held.items() if waits]:
+            for payout, account in [(payout, account) for payout, account in self._held.items() if account]:
                 action = "reject" if crc32(payout.encode()) % 3 == 0 else "approve"
                 try:
-                    await self._stand.system.review(payout, by="asha", action=action)  # type: ignore[arg-type]
+                    await self._stand.system.review(
+                        payout,
+                        by="asha",
+                        action=action,  # type: ignore[arg-type]
+                        account=account,
+                        partitions=self._plan.accounts,
+                    )
                 except LogUnavailable:
                     break
             await asyncio.sleep(chance.uniform(0.5, 1.5))

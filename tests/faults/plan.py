@@ -79,6 +79,8 @@ class Payment(Struct, frozen=True):
     how: Literal["pending", "queued", "gateway", "inline"]
     outcome: str
     amount: int = AMOUNT
+    account: int = 0
+    """Whose it is, by number: each account's log is a partition of its own."""
 
 
 class Fault(Struct, frozen=True):
@@ -113,6 +115,7 @@ class Plan(Struct, frozen=True):
     limits: tuple[Limit, ...]
     overnight: int
     calm: bool = False
+    accounts: int = 1
 
     def has(self, kind: Kind | Rare) -> bool:
         """Whether that will be done."""
@@ -160,6 +163,16 @@ def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
     )
     plan = plan_of(seed, 1.0 + len(points) * every_s, per_s=per_s, kinds=())
     return Plan(seed, plan.seconds, plan.payments, faults, plan.limits, plan.overnight)
+
+
+def spread(plan: Plan, accounts: int) -> Plan:
+    """The same plan for several accounts: outsiders' payouts are any one's, the gateway pays from the first."""
+    chance = random.Random(f"{plan.seed} accounts")
+    payments = tuple(
+        replace(each, account=chance.randrange(accounts) if each.how in ("pending", "queued") else 0)
+        for each in plan.payments
+    )
+    return replace(plan, payments=payments, accounts=accounts)
 
 
 def failover_of(seed: int, how: Literal["ahead", "behind"], *, seconds: float = 36.0) -> Plan:

@@ -5,6 +5,7 @@
 It patches the product from outside and then runs its command, so that no product code knows of faults.
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -42,7 +43,15 @@ def main(arguments: list[str]) -> None:
                 raise SystemExit(USAGE)
     from streamproc.cli import main as run
 
+    signal.signal(signal.SIGUSR2, say_where)
     run(arguments)
+
+
+def say_where(*_: object) -> None:
+    """What every task waits for, into the role's output: asked of one that does not end."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
 
 
 def skew(seconds: float) -> None:

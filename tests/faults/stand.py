@@ -5,6 +5,7 @@ A role that ends is started again, as a supervisor would. Who ended it is kept: 
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import signal
 import sys
@@ -18,11 +19,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 
+from ops.sandbox.config import SandboxConfig
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.archive.store import archived_heads
 from streamproc.errors import JobFailed, TryAgain
 from streamproc.log.connection import connect
+from streamproc.log.names import partition_of
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.faults.full_disk import fill, free, small_disk
 from tests.faults.lives import Life
@@ -35,6 +38,8 @@ from tests.restartable import Restartable, restartable
 from tests.signals import terminate
 
 START_MAX_S = 120.0
+HALT_MAX_S = 90.0
+"""To start, where that is under way, and to drain: on a machine that is busy with other things."""
 AGAIN_S = 0.3
 """Until a role that ended is started again."""
 API_S = 5.0
@@ -75,7 +80,8 @@ class Stand:
     slots: dict[str, Slot]
     redis: Restartable
     postgres: Restartable
-    witness: Witness
+    witnesses: list[Witness]
+    """Of each partition."""
     reverts: tuple[str, ...]
     home: Path
     exits: list[str] = field(default_factory=list)
@@ -97,6 +103,16 @@ class Stand:
     keepers: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     redis_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     postgres_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def witness(self) -> Witness:
+        """Of the first partition."""
+        return self.witnesses[0]
+
+    @property
+    def partitions(self) -> int:
+        """One for each account."""
+        return len(self.witnesses)
 
     @property
     def bank(self) -> Sandbox:
@@ -180,11 +196,17 @@ class Stand:
         """SIGTERM, and nobody starts it again until `keep` does."""
         slot, keeper = self.slots[name], self.keepers[name]
         slot.ending = True
-        async with asyncio.timeout(DRAIN_MAX_S):
-            while not keeper.done():
-                if slot.process is not None:
-                    await terminate(slot.process)
-                await asyncio.wait({keeper}, timeout=AGAIN_S)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + HALT_MAX_S
+        while not keeper.done():
+            if slot.process is not None:
+                await terminate(slot.process)
+            await asyncio.wait({keeper}, timeout=AGAIN_S)
+            if loop.time() > end:
+                self.exits.append(f"{name} did not end within {HALT_MAX_S:g} s")
+                self._signal(slot, signal.SIGUSR2)
+                await asyncio.sleep(AGAIN_S)
+                self._signal(slot, signal.SIGKILL)
 
     @staticmethod
     def _signal(slot: Slot, number: signal.Signals) -> None:
@@ -291,6 +313,7 @@ async def standing(
     small: bool = False,
     direct: bool = False,
     settings: Mapping[str, str] = {},
+    accounts: int = 1,
     **sandbox: object,
 ) -> AsyncIterator[Stand]:
     """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles.
@@ -320,6 +343,7 @@ async def standing(
                     "processing_s": 0.05,
                     "utr_s": 0.02,
                     "seed": seed,
+                    "more_accounts": ",".join(f"{one}={number}" for one, number in accounts_of(accounts)[1:]),
                     **sandbox,
                 }
             )
@@ -334,6 +358,7 @@ async def standing(
             "poll_interval": "1s",
             "drain": "10s",
             "razorpay_calls_per_s": str(CALLS_PER_S),
+            "partitions": str(accounts),
             **settings,
         }
         system = System(
@@ -347,16 +372,32 @@ async def standing(
         )
         stack.push_async_callback(lambda: system.redis.aclose())  # a failover puts another in its place
         slots = {name: await _slot(name, system, home, stack, direct=direct) for name in SLOTS}
-        witness = Witness(redis_url)
-        stand = Stand(system, slots, redis, postgres, witness, reverts, home)
+        for n, (account, number) in enumerate(accounts_of(accounts)[1:], 2):
+            slots[f"poller-{n}"] = slot = await _slot(f"poller-{n}", system, home, stack, direct=direct)
+            slot.env["STREAMPROC_RAZORPAY_ACCOUNT_ID"] = account
+            slot.env["STREAMPROC_RAZORPAY_ACCOUNT_NUMBER"] = number
+        witnesses = [Witness(redis_url, partition) for partition in range(accounts)]
+        stand = Stand(system, slots, redis, postgres, witnesses, reverts, home)
         stand.disk = disk
         if replica:
             stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
         stack.push_async_callback(_end, stand)
-        if not direct:
-            watching = asyncio.create_task(witness.watch(), name="witness")
+        for witness in witnesses if not direct else ():
+            watching = asyncio.create_task(witness.watch(), name=f"witness-{witness.partition}")
             stack.callback(watching.cancel)
         yield stand
+
+
+def accounts_of(count: int) -> list[tuple[str, str]]:
+    """Accounts (id, number), each of the partition that is its place here; the first is the one that we pay from."""
+    found = {partition_of(ACCOUNT, count): (ACCOUNT, SandboxConfig().account_number)}
+    for n in itertools.count(1):
+        if len(found) == count:
+            break
+        account = f"acc_Other{n:09d}"
+        found.setdefault(partition_of(account, count), (account, f"23232300{n:08d}"))
+    assert found[0][0] == ACCOUNT, f"with {count} partitions {ACCOUNT} is not of the first"
+    return [found[partition] for partition in range(count)]
 
 
 def _http(url: str, timeout_s: float) -> httpx.AsyncClient:

@@ -7,24 +7,28 @@ import pytest
 
 from tests.faults.driver import run
 from tests.faults.invariants import payouts_in
-from tests.faults.plan import KINDS, plan_of, sweep_of
+from tests.faults.plan import KINDS, plan_of, spread, sweep_of
 
 SEED = 20261126
 SECONDS = 55.0
 EVERY_S = 3.6
+ACCOUNTS = 3
+"""Each with a log of its own."""
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 async def test_whatever_is_broken_every_payout_has_one_story() -> None:
-    plan = plan_of(SEED, SECONDS, every_s=EVERY_S)
+    plan = spread(plan_of(SEED, SECONDS, every_s=EVERY_S), ACCOUNTS)
     assert {fault.kind for fault in plan.faults} == set(KINDS)
 
     report = await run(plan)
 
     print(report)
     assert report.violations == [], f"{plan}\n{report}"
-    assert len(payouts_in(report.evidence.log)) == len(plan.payments) + plan.overnight
+    paid = [payouts_in(part.log) for part in report.parts]
+    assert len(set().union(*paid)) == sum(map(len, paid)) == len(plan.payments) + plan.overnight
+    assert min(map(len, paid)) > len(plan.payments) / 10, "each account, and so each partition, has its share"
     assert report.injected.keys() == set(KINDS)
 
 

@@ -19,8 +19,8 @@ class Witness:
     After a failover `entries` is what counts as the log from then on. What it no longer has is kept beside it.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, partition: int = 0) -> None:
+        self.url, self.partition = url, partition
         self.turn = asyncio.Lock()
         """Held while it reads; who holds it may change what is read."""
         self.entries: list[Entry] = []
@@ -43,7 +43,7 @@ class Witness:
         """Read until cancelled."""
         while True:
             url = self.url
-            async with LogView(url, 0) as view:
+            async with LogView(url, self.partition) as view:
                 while url == self.url:
                     async with self.turn:
                         away = url == self.url and await self._read(view) is None
@@ -52,7 +52,7 @@ class Witness:
 
     async def catch_up(self) -> None:
         """Read to the end of a log to which nobody writes; `turn` is held."""
-        async with LogView(self.url, 0) as view:
+        async with LogView(self.url, self.partition) as view:
             while await self._read(view, 0) != 0:
                 pass
 

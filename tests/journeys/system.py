@@ -37,6 +37,7 @@ from tests.signals import terminate
 from tests.words import apply_policies
 
 START_MAX_S = 120.0
+"""For all roles to load, on a machine that is busy with other things; a few seconds on one that is not."""
 DRAIN_MAX_S = 60.0
 """Longer than a role gives itself."""
 STEP_MAX_S = 90.0
@@ -127,14 +128,21 @@ class System:
         return await self.api.post("/webhooks/razorpay", content=body, headers={**sent, **(headers or {})})
 
     async def review(
-        self, payout: str, *, by: str, action: Literal["approve", "reject"] = "approve", why: str = "seen"
+        self,
+        payout: str,
+        *,
+        by: str,
+        action: Literal["approve", "reject"] = "approve",
+        why: str = "seen",
+        account: str = ACCOUNT,
+        partitions: int = 1,
     ) -> None:
         """A reviewer's answer in the log, as the command line would put it there."""
-        async with Producer(self.redis_url, partitions=1, name="test") as producer:
+        async with Producer(self.redis_url, partitions=partitions, name="test") as producer:
             answer = ReviewSubmitted(
                 at=producer.now_us(), payout=payout, by=by, action=action, why=why, channel="cli"
             )
-            await producer.append(Append(ACCOUNT, (), (answer,)))
+            await producer.append(Append(account, (), (answer,)))
 
     # ---- looking ----
 

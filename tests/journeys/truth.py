@@ -11,6 +11,7 @@ from streamproc.archive.load import ArchivedEntry
 from streamproc.domain import events as e
 from streamproc.domain.payouts import RELEASING_STATUSES, decode_record
 from streamproc.domain.wire import decode_events
+from streamproc.log.names import Names
 from tests.journeys.system import System
 
 AT_REST_S = 45.0
@@ -105,9 +106,11 @@ async def assert_records_agree(system: System) -> None:
         assert decode_record(kept) == record
 
 
-async def budgets_of_redis(system: System) -> dict[tuple[str, str], tuple[int, int]]:
+async def budgets_of_redis(
+    system: System, names: Names | None = None
+) -> dict[tuple[str, str], tuple[int, int]]:
     found = {}
-    prefix = f"{system.names.base}:budget:"
+    prefix = f"{(names or system.names).base}:budget:"
     async for key in system.redis.scan_iter(match=f"{prefix}*", count=1000):
         scope, _, window = key.decode().removeprefix(prefix).rpartition(":")
         reserved, committed = await system.redis.hmget(key, "r", "c")

@@ -51,3 +51,12 @@ async def test_while_redis_is_away_nobody_has_it() -> None:
     assert not lease.held
     stopping.set()
     await asyncio.wait_for(keeping, DEADLINE_S)
+
+
+async def test_who_is_stopped_before_the_first_answer_waits_for_none() -> None:
+    """A poller that heard SIGTERM while it was starting waited for ever: found by `tests/faults/test_failover.py`."""
+    lease, stopping = Lease(NOBODY, NAMES, "job", "me"), asyncio.Event()
+    stopping.set()
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(lease.keep(stopping), lease.asked())
+    assert not lease.held

@@ -23,6 +23,8 @@ def test_a_key_has_the_slot_that_redis_gives_it() -> None:
         (("hget", b"k", "f"), "k"),
         (("XINFO GROUPS", LOG), LOG),
         (("XGROUP CREATE", LOG, "g", "$"), LOG),
+        (("XGROUP", "CREATE", LOG, "g", "$"), LOG),
+        (("MEMORY USAGE", LOG), LOG),
         (("EVALSHA", "0" * 40, 2, LOG, META, "x"), LOG),
         (("EVAL", "return 1", 0), None),
         (("XREAD", "COUNT", 5, "BLOCK", 100, "STREAMS", LOG, "0-0"), LOG),

@@ -1,0 +1,93 @@
+"""The client of a cluster against a real one: it follows what nodes say, and repeats only what nobody has executed."""
+
+from pathlib import Path
+
+import pytest
+
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connect, connected, named_errors
+from streamproc.log.health import server_settings
+from streamproc.log.inspect import counted_in, record_of
+from streamproc.log.names import Names
+from streamproc.log.nodes import ClusterClient, cluster_of, every_node, slot_of
+from tests.valkey_cluster import valkey_cluster
+
+A, B = Names(0), Names(3)
+"""Partitions of two nodes."""
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_dir: Path) -> None:
+    async with valkey_cluster(public_dir / "cluster-client") as cluster, connected(cluster.url) as client:
+        assert cluster.home_of(A.log) is not cluster.home_of(B.log)
+
+        # Each node has what belongs to it, in one pipeline too; a transaction is of one partition.
+        async with client.pipeline(transaction=False) as pipe:
+            for names in (A, B):
+                pipe.hset(names.budget("agent:bot", "d"), "r", names.partition + 1)
+            assert await pipe.execute() == [1, 1]
+        for names in (A, B):
+            async with connected(cluster.home_of(names.log).url) as one:
+                assert await one.hget(names.budget("agent:bot", "d"), "r") == b"%d" % (names.partition + 1)
+            assert await counted_in(client, names, [("agent:bot", "d")]) == [(names.partition + 1, 0)]
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.get(A.log)
+            pipe.get(B.log)
+            with pytest.raises(ValueError, match="one partition"):
+                await pipe.execute()
+        assert await record_of(client, 5, "pout_nowhere") is None
+
+        # Who names one node alone is told how to name the cluster.
+        async with connected(cluster.home_of(A.log).url) as one:
+            with pytest.raises(LogUnavailable, match=r"redis\+cluster://"), named_errors():
+                await one.get(B.log)
+
+        # A command without a key goes home.
+        for names in (A, B):
+            async with connected(cluster.url, home=names.log) as homely:
+                assert (await homely.info("server"))["tcp_port"] == cluster.home_of(names.log).port
+        assert len(await every_node(client)) == 3
+        assert await server_settings(client) == []
+
+        # A map that is out of date: MOVED is followed by a command, and by a pipeline at its next try.
+        known = cluster_of(cluster.url)
+        right = list(known._ranges)
+        wrong = [(low, high, right[(n + 1) % 3][2]) for n, (low, high, _) in enumerate(right)]
+        known._ranges = list(wrong)
+        assert await client.hget(A.budget("agent:bot", "d"), "r") == b"1"
+        known._ranges, known._moved = list(wrong), {}
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.hget(B.budget("agent:bot", "d"), "r")
+            with pytest.raises(LogUnavailable), named_errors():
+                await pipe.execute()
+            pipe.hget(B.budget("agent:bot", "d"), "r")
+            assert await pipe.execute() == [b"4"]
+        known.forget()
+
+        # A slot that is on its way to another node: what is not there any more waits.
+        slot = slot_of(A.log)
+        source, target = cluster.home_of(A.log), cluster.home_of(B.log)
+        async with connected(source.url) as one, connected(target.url) as other:
+            await other.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
+            await one.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
+            with pytest.raises(LogUnavailable), named_errors():
+                await client.get(A.seen("new"))
+            assert await client.hget(A.budget("agent:bot", "d"), "r") == b"1"
+            await one.execute_command("CLUSTER SETSLOT", slot, "STABLE")
+            await other.execute_command("CLUSTER SETSLOT", slot, "STABLE")
+        assert await client.get(A.seen("new")) is None
+
+
+async def test_where_no_node_answers_the_log_is_away(public_dir: Path) -> None:
+    client = connect("redis+cluster://127.0.0.1:1,127.0.0.1:2")
+    assert isinstance(client, ClusterClient)
+    with pytest.raises(LogUnavailable), named_errors():
+        await client.get(A.log)
+    await client.aclose()
+
+
+async def test_a_server_alone_says_that_it_is_no_cluster(redis_url: str) -> None:
+    async with connected(redis_url.replace("redis://", "redis+cluster://")) as client:
+        with pytest.raises(LogUnavailable), named_errors():
+            await client.get(A.log)
