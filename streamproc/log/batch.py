@@ -10,19 +10,13 @@ from typing import Any
 from msgspec import Struct
 from redis.asyncio import Redis
 
-from streamproc.domain.beneficiaries import Pair, look, pair_of
+from streamproc.domain.beneficiaries import look
 from streamproc.domain.budget import NOTHING_ASKED
-from streamproc.domain.events import (
-    BeneficiaryNoted,
-    EntrySetAside,
-    Event,
-    PayoutObserved,
-    PayoutRequested,
-)
-from streamproc.domain.payouts import OPEN_STATUSES, decode_record, encode_record, is_terminal
+from streamproc.domain.events import EntrySetAside, Event
+from streamproc.domain.payouts import decode_record, encode_record, is_terminal
 from streamproc.domain.wire import Newer, decode_events, encode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
-from streamproc.log import grants, scripts
+from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
@@ -135,7 +129,9 @@ class Handler:
         offers = grants.offers_of(self.group, works, desk)
         if not offers:
             return set()
-        sent = [grants.Grant(work.entry, offer, self._notes(offer.out)) for work, offer in offers]
+        sent = [
+            grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.out)) for work, offer in offers
+        ]
         rev, keep_s = self._policies.rev, int(self.limits.retention_s)
         sent_ns = time_ns()
         granting = grants.grant(
@@ -164,8 +160,8 @@ class Handler:
 
     async def _load(self, client: Redis, works: list[Work]) -> Desk:
         payouts = [w.payout for w in works if w.payout]
-        pairs = [] if self.group.outputs_are_facts else [(w, p) for w in works if (p := _pair_of(w))]
-        keys_of = [self._keys_of(pair) for _, pair in pairs]
+        pairs = [] if self.group.outputs_are_facts else [(w, p) for w in works if (p := payees.pair_in(w))]
+        keys_of = [payees.keys_of(self.names, pair) for _, pair in pairs]
         keys = list(dict.fromkeys(key for both in keys_of for key in both))
         now_us, rev, rows, found = await scripts.load(client, self.names, payouts, keys)
         row, kept = iter(rows), dict(zip(keys, found, strict=True))
@@ -195,21 +191,6 @@ class Handler:
         with named_errors():
             rows = await client.execute_command("XRANGE", self.names.log, entry, entry, "COUNT", 1)
         return decode_events(rows[0][1][1]) if rows and len(rows[0][1]) >= 4 else []
-
-    def _keys_of(self, pair: Pair) -> tuple[str, str]:
-        account = pair.account
-        return self.names.paid_for(account, pair.fund_account), self.names.paid_at(account, pair.vendor)
-
-    def _notes(self, out: Sequence[Event]) -> list[tuple[str, str, int]]:
-        """What the registry of beneficiaries is told by what is emitted."""
-        notes = []
-        for event in out:
-            if type(event) is BeneficiaryNoted:
-                by_account, by_vendor = self._keys_of(Pair(event.account, event.fund_account, event.vendor))
-                notes.append((by_account, event.vendor, event.at))
-                if event.vendor:
-                    notes.append((by_vendor, event.fund_account, event.at))
-        return notes
 
     def _open(self, work: Work, row: scripts.Row | None) -> None:
         """Start a work from its payout's row. A row that cannot be read stops this entry, not the worker."""
@@ -296,7 +277,7 @@ class Handler:
         if work.settle and work.admission.budget is not None:
             handover.settle, handover.windows = work.settle, work.admission.budget.windows
             handover.fees = work.fees
-        handover.notes = self._notes(work.out)
+        handover.notes = payees.notes_of(self.names, work.out)
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover
 
@@ -388,17 +369,6 @@ class Handler:
                 )
             )
         await self._send(client, handovers)
-
-
-def _pair_of(work: Work) -> Pair | None:
-    """Whom an open payout is for, where the entry shows one: it may be the first look at it."""
-    for event in work.events:
-        if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
-            facts = event.facts
-            return pair_of(event.account, facts.fund_account_id, facts.notes.get("vendor_url", ""))
-        if type(event) is PayoutRequested:
-            return pair_of(event.account, event.intent.fund_account_id, event.vendor_url)
-    return None
 
 
 def _named(problem: Exception | None) -> str:

@@ -59,12 +59,8 @@ _append_once, _load, _admit, _commit = (
     Script("admit", "checks", "counters"),
     Script("commit", "checks", "beneficiaries", "own"),
 )
-_due, _defer, _due_retries = (
-    Script("due", "checks"),
-    Script("defer", "checks"),
-    Script("due_retries", "checks"),
-)
-_pass = Script("pass", "own")
+_due, _defer = Script("due", "checks"), Script("defer", "checks")
+_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "own")
 _change_policy, _close_letter = Script("change_policy", "checks"), Script("close_letter", "checks")
 _open, _leave = Script("open", "checks"), Script("leave")
 _take_turn, _lease, _take_request = (

@@ -127,7 +127,7 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
                 },
                 counters=await budgets_of_redis(stand.system, names),
                 waiting=waits if first else {},
-                letters=await letters_of(stand, names),
+                letters=await letters_of(stand, partition),
                 views=views if first else [],
                 exits=list(stand.exits) if first else [],
                 lost=list(witness.lost),
@@ -159,10 +159,10 @@ async def _told_and_answered(stand: Stand) -> Everything:
     )
 
 
-async def letters_of(stand: Stand, names: Names = Names(0)) -> list[Letter]:
+async def letters_of(stand: Stand, partition: int = 0) -> list[Letter]:
     """The dead letters of a partition."""
     async with connected(stand.system.redis_url) as client:
-        return [_letter(fields) for _, fields in await client.xrange(names.dead)]
+        return [_letter(fields) for _, fields in await client.xrange(Names(partition).dead)]
 
 
 def _letter(fields: list[bytes]) -> Letter:

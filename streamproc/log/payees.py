@@ -1,0 +1,38 @@
+"""The registry of beneficiaries in the log's keys: what a payout asks of it, and what an approval notes there."""
+
+from collections.abc import Sequence
+
+from streamproc.domain.beneficiaries import Pair, pair_of
+from streamproc.domain.events import BeneficiaryNoted, Event, PayoutObserved, PayoutRequested
+from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.log.names import Names
+from streamproc.log.work import Work
+
+
+def pair_in(work: Work) -> Pair | None:
+    """Whom an open payout is for, where the entry shows one: it may be the first look at it."""
+    for event in work.events:
+        if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
+            facts = event.facts
+            return pair_of(event.account, facts.fund_account_id, facts.notes.get("vendor_url", ""))
+        if type(event) is PayoutRequested:
+            return pair_of(event.account, event.intent.fund_account_id, event.vendor_url)
+    return None
+
+
+def keys_of(names: Names, pair: Pair) -> tuple[str, str]:
+    """The hashes of who was paid for with a fund account, and where a vendor was paid."""
+    account = pair.account
+    return names.paid_for(account, pair.fund_account), names.paid_at(account, pair.vendor)
+
+
+def notes_of(names: Names, out: Sequence[Event]) -> list[tuple[str, str, int]]:
+    """What is noted for events that are emitted: hash, name in it, and when (µs)."""
+    notes = []
+    for event in out:
+        if type(event) is BeneficiaryNoted:
+            by_account, by_vendor = keys_of(names, Pair(event.account, event.fund_account, event.vendor))
+            notes.append((by_account, event.vendor, event.at))
+            if event.vendor:
+                notes.append((by_vendor, event.fund_account, event.at))
+    return notes
