@@ -198,17 +198,17 @@ class Handler:
         if row is None:
             work.open(b"-1", None, work.admission, keep=keep)
             return
-        if row is scripts.NO_ROW:
-            work.open(b"0", None, NOTHING_ASKED, keep=keep)
-            return
+        version, record, admission = b"0", None, NOTHING_ASKED
+        if row is not scripts.NO_ROW:
+            try:
+                known = scripts.loaded(row)
+                record = decode_record(known.record) if known.record else None
+            except ValueError as problem:  # msgspec's errors too
+                work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
+                return
+            version, admission = known.version, known.admission
         try:
-            known = scripts.loaded(row)
-            record = decode_record(known.record) if known.record else None
-        except ValueError as problem:  # msgspec's errors too
-            work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
-            return
-        try:
-            work.open(known.version, record, known.admission, keep=keep)
+            work.open(version, record, admission, keep=keep)
         except ValueError as problem:
             # The payout was over, and its time in Redis ended between our load and our commit. What was done outside is
             # looked for when the entry is tried again.

@@ -34,7 +34,7 @@ from tests.words import ACCOUNT, NOW, observed
 NAMES = Names(0)
 DIRECTORY = Path(streamproc.log.__file__).parent / "lua"
 LUA = {path.stem for path in DIRECTORY.glob("*.lua")}
-PARTS = {"checks", "counters", "beneficiaries"}
+PARTS = {"checks", "counters", "beneficiaries", "own"}
 """These are put before others, and are no scripts by themselves."""
 ENDLESS_MAX = 12
 """Numbers of one call that are replaced, the first ones: they count what follows."""
@@ -172,6 +172,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await scripts.due_retries(client, NAMES, "g", "b", lease_s=60, limit=4)
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
+    await scripts.pass_own(client, NAMES, "g")
     await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
     await scripts.take_request(client, NAMES, "t", number=2, window_s=60)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
