@@ -154,6 +154,20 @@ class World:
         raise AssertionError(f"there is no end to it: {await self.waiting()}")
 
 
+def not_blocking(client: Redis) -> Redis:
+    """The client without BLOCK: a server notices the end of a read that waits for a millisecond after a hundred."""
+    send = client.execute_command
+
+    async def at_once(*args: Any, **options: Any) -> Any:
+        if "BLOCK" in args:
+            place = args.index("BLOCK")
+            args = (*args[:place], *args[place + 2 :])
+        return await send(*args, **options)
+
+    client.execute_command = at_once  # type: ignore[method-assign]
+    return client
+
+
 class Call(NamedTuple):
     """What a worker is about to do."""
 
@@ -169,11 +183,13 @@ class Worker:
         self.consumer = Consumer(world.url, 0, group, name=name, limits=Limits(claim_idle_s=0.0))
         self.calls: list[Call] = []
         self.task: asyncio.Task[None] | None = None
-        self._client: Redis = connect(world.url)
+        self._client = not_blocking(connect(world.url))
         self._send = self._client.execute_command
         self._client.execute_command = self._gated  # type: ignore[method-assign]
         self._dead = self._dies_after = False
         self._under_way = 0
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
 
     async def _gated(self, *args: Any, **options: Any) -> Any:
         name = str(args[0])
@@ -188,10 +204,13 @@ class Worker:
         self.calls.append(call)
         await call.go
         self._under_way += 1
+        self._all_answered.clear()
         try:
             answer = await act()
         finally:
             self._under_way -= 1
+            if not self._under_way:
+                self._all_answered.set()
         if self._dies_after:
             self._end()
         if self._dead:
@@ -229,6 +248,7 @@ class Worker:
         quiet = 0
         while not self.task.done() and not (quiet > TURNS_MAX and self.calls):
             quiet = 0 if self._under_way else quiet + 1
+            await self._all_answered.wait()
             await asyncio.sleep(0)
         if self.task.done() and not self._dead:
             self.task.result()

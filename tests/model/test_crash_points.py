@@ -24,7 +24,7 @@ from streamproc.log.work import Group
 from tests.consumers.test_refuted import at_once
 from tests.model.bank import Bank, Wired
 from tests.model.crashing import Fuse, How
-from tests.model.stepping import START, Row, World, governance, the_tests_clock
+from tests.model.stepping import START, Row, World, governance, not_blocking, the_tests_clock
 from tests.words import ACCOUNT, observed, requested
 
 pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
@@ -97,6 +97,7 @@ class Process:
     async def turn(self) -> None:
         consumer = self.consumer
         async with connected(self.world.url) as client:
+            not_blocking(client)
             await consumer._take_up_own(client)
             while entries := await consumer._read(client, block_ms=1):
                 await consumer._handler.handle(client, entries, taken=False)

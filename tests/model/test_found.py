@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from consumers import split
 from consumers.create import Debit
 from consumers.enact import execution
 from streamproc.clients.razorpay import CommandAnswer
@@ -17,7 +18,7 @@ from tests.model.bank import Bank
 from tests.model.playing import Crew
 from tests.model.stepping import START, World, governance, the_tests_clock
 from tests.model.test_crash_points import Slow
-from tests.words import ACCOUNT, copy_of, requested
+from tests.words import ACCOUNT, copy_of, observed, requested
 
 PAYEE = Beneficiary(
     contact_name="Some Body", account_type="bank_account", name="Some Body", ifsc="HDFC0000001",
@@ -102,3 +103,16 @@ async def test_what_could_have_been_the_intents_until_its_own_was_made_is_ended(
             await crew.rest()
     assert bank.now("pout_foreign").status in ("rejected", "cancelled")
     assert [command for _, command in bank.effects].count("create") == 1
+
+
+async def test_a_settlement_in_a_group_of_its_own_has_ended_what_would_pay_itself(unsynced: str) -> None:
+    """The screening group has folded what the bank showed, so the settling group took it for old news."""
+    asked = requested(300, agent="free", at=START)
+    with the_tests_clock():
+        async with Crew(World(unsynced), list(split(governance()).values())) as crew:
+            await crew.play([observed("pout_1", agent="stranger"), asked])
+            await crew.play([observed("pout_1", agent="stranger", status="queued")])
+            await crew.play([copy_of(asked, "pout_foreign", "queued", amount=200)])
+            events = [event for row in await crew.world.rows() for event in row.events]
+    ended = [(event.payout, event.bank_payout) for event in events if isinstance(event, e.CancelRequested)]
+    assert ended == [("pout_1", ""), (asked.payout, "pout_foreign")]
