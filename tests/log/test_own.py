@@ -31,7 +31,11 @@ async def client(redis_url: str) -> AsyncIterator[Redis]:
 
 async def append(client: Redis, count: int) -> list[bytes]:
     """Entries of somebody else."""
-    return [await client.xadd(NAMES.log, {"e": "[]", "m": '{"by":"p"}'}) for _ in range(count)]
+    entries: list[bytes] = []
+    for _ in range(count):
+        entry: bytes = await client.xadd(NAMES.log, {"e": "[]", "m": '{"by":"p"}'})
+        entries.append(entry)
+    return entries
 
 
 async def read(client: Redis, count: int, group: str = "g") -> list[bytes]:
