@@ -7,7 +7,7 @@ import pytest
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect, connected, named_errors
 from streamproc.log.health import server_settings
-from streamproc.log.inspect import counted_in, record_of
+from streamproc.log.inspect import counted_budgets, counted_in, record_of
 from streamproc.log.names import Names
 from streamproc.log.nodes import ClusterClient, cluster_of, every_node, slot_of
 from tests.valkey_cluster import valkey_cluster
@@ -63,6 +63,12 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
                 await pipe.execute()
             pipe.hget(B.budget("agent:bot", "d"), "r")
             assert await pipe.execute() == [b"4"]
+        # A node that has not the slot answers a SCAN with nothing, instead of MOVED: it is not believed.
+        known._ranges, known._moved = list(wrong), {}
+        assert await counted_budgets(client, A) == {("agent:bot", "d"): (1, 0)}
+        known._ranges, known._moved = list(wrong), {}
+        with pytest.raises(LogUnavailable), named_errors():
+            await client.scan(7, match=f"{A.base}:*")
         known.forget()
 
         # A slot that is on its way to another node: what is not there any more waits.
@@ -73,6 +79,8 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
             await one.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
             with pytest.raises(LogUnavailable), named_errors():
                 await client.get(A.seen("new"))
+            with pytest.raises(LogUnavailable):
+                await counted_budgets(client, A)
             assert await client.hget(A.budget("agent:bot", "d"), "r") == b"1"
             await one.execute_command("CLUSTER SETSLOT", slot, "STABLE")
             await other.execute_command("CLUSTER SETSLOT", slot, "STABLE")
