@@ -239,6 +239,11 @@ class ClusterClient(Redis):
         """Commands that are sent together, to each node its own; a transaction must be of one partition."""
         return ClusterPipeline(self, transaction)
 
+    @property
+    def connected_nodes(self) -> list[Redis]:
+        """A client of each node that was needed so far."""
+        return list(self._nodes.values())
+
     async def nodes(self) -> list[Redis]:
         """A client of each node that has slots; they are closed with this one."""
         return [self._client(node) for node in await self._cluster.primaries(self._connect)]

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from streamproc.errors import LogUnavailable
-from streamproc.log.connection import connect, connected, named_errors
+from streamproc.log.connection import connect, connected, is_quiet, named_errors
 from streamproc.log.health import server_settings
 from streamproc.log.inspect import counted_budgets, counted_in, record_of
+from streamproc.log.kept import Kept
 from streamproc.log.names import Names
 from streamproc.log.nodes import ClusterClient, cluster_of, every_node, slot_of
+from tests.bank import until
 from tests.valkey_cluster import valkey_cluster
 
 A, B = Names(0), Names(3)
@@ -49,6 +51,24 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
                 assert (await homely.info("server"))["tcp_port"] == cluster.home_of(names.log).port
         assert len(await every_node(client)) == 3
         assert await server_settings(client) == []
+
+        # Connections to nodes are kept for the next question too, unless one of them was closed.
+        kept = Kept(cluster.url)
+        async with kept.lent() as first:
+            assert [await first.exists(names.log) for names in (A, B)] == [0, 0]
+            ids = [await node.client_id() for node in await every_node(first)]
+        async with kept.lent() as second:
+            assert second is first
+        async with connected(cluster.primaries[2].url) as one:
+            assert await one.client_kill_filter(_id=str(ids[2])) == 1
+
+        async def is_heard() -> bool:
+            return not await is_quiet(first)
+
+        await until(is_heard, what="a node has closed its connection")
+        async with kept.lent() as third:
+            assert third is not first
+        await kept.aclose()
 
         # A map that is out of date: MOVED is followed by a command, and by a pipeline at its next try.
         known = cluster_of(cluster.url)
