@@ -57,8 +57,10 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
         async with kept.lent() as first:
             assert [await first.exists(names.log) for names in (A, B)] == [0, 0]
             ids = [await node.client_id() for node in await every_node(first)]
+            assert await record_of(first, 5, "pout_nowhere") is None
         async with kept.lent() as second:
             assert second is first
+            assert await record_of(first, 5, "pout_nowhere") is None
         async with connected(cluster.primaries[2].url) as one:
             assert await one.client_kill_filter(_id=str(ids[2])) == 1
 
