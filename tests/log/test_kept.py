@@ -24,7 +24,9 @@ async def test_one_question_after_another_has_the_same_connection(redis_url: str
     await kept.aclose()
 
 
-async def test_a_connection_that_only_had_pipelines_is_kept_too_and_not_after_it_was_closed(redis_url: str) -> None:
+async def test_a_connection_that_only_had_pipelines_is_kept_too_and_not_after_it_was_closed(
+    redis_url: str,
+) -> None:
     kept = Kept(redis_url)
 
     async def ask() -> int:
