@@ -6,7 +6,7 @@ import pytest
 
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect, connected, is_quiet, named_errors
-from streamproc.log.health import server_settings
+from streamproc.log.health import log_sizes, replica_count, server_settings
 from streamproc.log.inspect import counted_budgets, counted_in, record_of
 from streamproc.log.kept import Kept
 from streamproc.log.names import Names
@@ -52,17 +52,27 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
         assert len(await every_node(client)) == 3
         assert await server_settings(client) == []
 
+        # What is said of all nodes is what is worst: one without a replica, and the one that is full first.
+        replicated = next(n for n in map(Names, range(20)) if cluster.home_of(n.log) is cluster.primaries[1])
+        async with connected(cluster.url, home=replicated.log) as homely:
+            assert await replica_count(homely) == 0
+        for node, limit in zip(cluster.primaries, (1_000_000_000, 50_000_000, 0), strict=True):
+            async with connected(node.url) as one:
+                await one.config_set("maxmemory", limit)
+        assert (await log_sizes(client, 5)).memory_max == 50_000_000
+
         # Connections to nodes are kept for the next question too, unless one of them was closed.
         kept = Kept(cluster.url)
         async with kept.lent() as first:
             assert [await first.exists(names.log) for names in (A, B)] == [0, 0]
-            ids = [await node.client_id() for node in await every_node(first)]
+            used = [await node.client_id() for node in await every_node(first)]
             assert await record_of(first, 5, "pout_nowhere") is None
         async with kept.lent() as second:
             assert second is first
             assert await record_of(first, 5, "pout_nowhere") is None
-        async with connected(cluster.primaries[2].url) as one:
-            assert await one.client_kill_filter(_id=str(ids[2])) == 1
+        last = max(cluster.primaries, key=lambda node: node.port)  # by their addresses, as they were asked
+        async with connected(last.url) as one:
+            assert await one.client_kill_filter(_id=str(used[-1])) == 1
 
         async def is_heard() -> bool:
             return not await is_quiet(first)
