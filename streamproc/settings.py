@@ -145,6 +145,7 @@ def _duration(low_s: float) -> Callable[[str], float]:
     return parse
 
 
+PORT_MAX = 65_535
 _NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
 """A host with or without a port; an IPv6 address is in brackets."""
 _NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
@@ -153,7 +154,10 @@ _NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
 def _redis_url(raw: str) -> str:
     parts = urlsplit(raw)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
-        if not _NODES.fullmatch(parts.netloc.rpartition("@")[2]) or parts.path not in ("", "/", "/0"):
+        nodes = parts.netloc.rpartition("@")[2]
+        ports = [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", nodes)]
+        well = _NODES.fullmatch(nodes) and all(0 < port <= PORT_MAX for port in ports)
+        if not well or parts.path not in ("", "/", "/0"):
             raise ValueError(
                 "must name a cluster's nodes as redis+cluster://host:port,host:port and no database"
             )

@@ -17,6 +17,7 @@ from streamproc.archive.load import ArchivedEntry
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.traces import trace_id
 from streamproc.errors import TryAgain
 
 QUERY_TIMEOUT_S = 3.0
@@ -61,7 +62,12 @@ class AuditRow(Struct, frozen=True, kw_only=True):
     reason: str
     actor: str
     amount: int | None
-    trace_id: str | None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The payout's trace. Known from its id, so that lines are shown also before a view of an older version, which
+        has no such column, was replayed."""
+        return trace_id(self.payout) if self.payout else None
 
 
 class PolicyRow(Struct, frozen=True, kw_only=True):

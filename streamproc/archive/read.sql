@@ -23,8 +23,7 @@ ORDER BY window_name DESC, partition LIMIT $2;
 
 -- name: audit_lines
 -- What is asked for follows, then an order: only conditions that are there, so that each has its index.
-SELECT id, partition, seq, place, payout, agent, vendor, at, kind, decision, reason, actor, amount, trace_id
-FROM audit WHERE true;
+SELECT id, partition, seq, place, payout, agent, vendor, at, kind, decision, reason, actor, amount FROM audit WHERE true;
 
 -- name: audit_if_payout
 AND payout = $1;

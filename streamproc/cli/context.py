@@ -2,6 +2,9 @@
 
 import logging
 import os
+import re
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 from streamproc.cli.logline import log_to_stderr
 from streamproc.errors import ConfigError
@@ -13,9 +16,18 @@ def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
     log_to_stderr(logging.INFO)  # a role says what it does; an operator's command only what is wrong
     settings = load(os.environ)
-    log_to_stderr(logging.INFO, secrets_of(settings))
+    log_to_stderr(logging.INFO, [*secrets_of(settings), *_otlp_keys(os.environ)])
     require(settings, role)
     return settings
+
+
+def _otlp_keys(env: Mapping[str, str]) -> Iterator[str]:
+    """What OTEL_EXPORTER_OTLP_HEADERS and the like hold: OpenTelemetry logs whole a header that it cannot read."""
+    for name, raw in env.items():
+        if name.startswith("OTEL_EXPORTER_OTLP_") and name.endswith("HEADERS"):
+            for header in raw.split(","):
+                value = re.split("[=:]", header, maxsplit=1)[-1].strip()
+                yield from {value, unquote(value)}
 
 
 def operator_settings() -> Settings:

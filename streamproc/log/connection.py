@@ -159,8 +159,15 @@ def _connect_node(url: str, *, blocking: bool, name: str | None) -> Redis:
 
 
 async def is_quiet(client: Redis) -> bool:
-    """Whether a client of `connect` is connected, and the server has said nothing since its last answer."""
+    """Whether a client of `connect` that was used is connected, and the server has said nothing since its last answer.
+
+    In a cluster: each node that it has used.
+    """
+    if isinstance(client, ClusterClient):
+        return all([await is_quiet(node) for node in client.connected_nodes])
     connection: Any = client.connection
+    if connection is None:  # it only had pipelines, whose connections redis-py looks at itself before each
+        return True
     return isinstance(connection, _Ours) and await connection.is_quiet()
 
 

@@ -69,10 +69,10 @@ async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
 
 
 async def replica_count(client: Redis) -> int:
-    """Replicas that are connected to the server now."""
+    """Replicas that are connected to the server now; of a cluster's primaries the one with the fewest."""
     with named_errors():
-        info = await client.info("replication")
-    return int(info.get("connected_slaves", 0))
+        found = [await node.info("replication") for node in await every_node(client)]
+    return min(int(info.get("connected_slaves", 0)) for info in found)
 
 
 def _text(value: Any) -> str:
@@ -133,7 +133,10 @@ class PartitionSize(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of all partitions, and of the server: memory used, and its limit (0: none), in bytes."""
+    """Of all partitions, and of the server: memory used, and its limit (0: none), in bytes.
+
+    Of a cluster it is the fullest primary: that one refuses writes, however much room the others have.
+    """
 
     partitions: dict[int, PartitionSize]
     memory: int
@@ -151,6 +154,7 @@ async def log_sizes(client: Redis, partitions: int) -> Sizes:
                 pipe.zcard(names.timers)
             found = [int(one or 0) for one in await pipe.execute()]
         memories = [await node.info("memory") for node in await every_node(client)]
-    used, most = (sum(int(memory[name]) for memory in memories) for name in ("used_memory", "maxmemory"))
+    nodes = [(int(memory["used_memory"]), int(memory["maxmemory"])) for memory in memories]
+    used, most = max(nodes, key=lambda node: (node[0] / node[1] if node[1] else 0.0, node[0]))
     rows = (PartitionSize(*found[start : start + 4]) for start in range(0, len(found), 4))
     return Sizes(dict(enumerate(rows)), used, most)

@@ -200,6 +200,8 @@ class ClusterClient(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command to the node that has its key."""
+        if _text(args[0]).upper() == "SCAN":
+            return await self._scan(args, options)
         slot = slot_of(key_of(args) or self._home)
         for _ in range(MOVES_MAX):
             client = await self._node_of(slot)
@@ -213,9 +215,34 @@ class ClusterClient(Redis):
         self._cluster.forget()
         raise RedisConnectionError(f"slot {slot} was moved {MOVES_MAX} times")
 
+    async def _scan(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """A step of a SCAN, from the node that has the slot.
+
+        SCAN itself never says MOVED: a node that lost the slot answers that there is nothing, and one that is losing it
+        has a part. So a key is asked for in the same breath. A scan that has begun cannot go on elsewhere.
+        """
+        asked = key_of(args)
+        assert asked is not None
+        commands: list[tuple[Any, dict[str, Any]]] = [(args, options), (("EXISTS", asked), {})]
+        for _ in range(MOVES_MAX):
+            try:
+                found, _there = await self.send(commands, transaction=True)
+            except MovedError:
+                if int(args[1]) == 0:
+                    continue
+                raise
+            return found
+        self._cluster.forget()
+        raise RedisConnectionError(f"the slot of {asked} was moved {MOVES_MAX} times")
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "ClusterPipeline":  # type: ignore[override]
         """Commands that are sent together, to each node its own; a transaction must be of one partition."""
         return ClusterPipeline(self, transaction)
+
+    @property
+    def connected_nodes(self) -> list[Redis]:
+        """A client of each node that was needed so far."""
+        return list(self._nodes.values())
 
     async def nodes(self) -> list[Redis]:
         """A client of each node that has slots; they are closed with this one."""

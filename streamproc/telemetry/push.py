@@ -19,7 +19,7 @@ INTERVAL_MS = 60_000.0
 INTERVAL_MS_MIN = 100.0
 """Less than this is a mistake that a collector would feel."""
 LAST_PUSH_S = 5.0
-"""How long a stopping process waits for its last numbers to be taken, as for its last spans."""
+"""How long a stopping process waits for its last numbers to be put together and taken, as for its last spans."""
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,12 @@ async def pushing(
         yield
     finally:
         stopping.set()
-        await looking
-        await sender.end()
+        try:
+            async with asyncio.timeout(LAST_PUSH_S):
+                await looking
+                await sender.end()
+        except TimeoutError:
+            log.warning("the last metrics were not taken within %g s", LAST_PUSH_S)
 
 
 async def _push(
@@ -90,13 +94,9 @@ class _Sender:
         self._pages.put_nowait(page)
 
     async def end(self) -> None:
-        """Wait until what was given is taken, LAST_PUSH_S at most."""
+        """Wait until what was given is taken."""
         self._pages.put_nowait(None)  # behind one page at most
-        try:
-            async with asyncio.timeout(LAST_PUSH_S):
-                await self._ended.wait()
-        except TimeoutError:
-            log.warning("the last metrics were not taken within %g s", LAST_PUSH_S)
+        await self._ended.wait()
 
     def _run(self) -> None:
         while (page := self._pages.get()) is not None:

@@ -1,6 +1,7 @@
 """Log lines: one JSON object a line for machines, and nothing that could hold a secret."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -88,3 +89,26 @@ def test_no_line_shows_a_secret(terminal: bool):
     for secret in ("hunter2", "pw-of-redis", "abcdefghijkl", "AIza"):
         assert secret not in line
     assert line.count("***") == 5
+
+
+def test_a_header_for_a_collector_that_is_written_wrongly_is_logged_without_its_key():
+    program = """
+from streamproc.cli.context import role_settings
+from streamproc.errors import ConfigError
+try:
+    role_settings("worker")
+except ConfigError:
+    pass
+from streamproc.telemetry.otlp import Exporter
+Exporter("worker", "worker-1")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OTEL_EXPORTER_OTLP_HEADERS": "x-team: hunter2hunter2"},
+    )
+    [line] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert "x-team: ***" in line["message"]
+    assert "hunter2" not in done.stderr

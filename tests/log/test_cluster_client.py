@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from streamproc.errors import LogUnavailable
-from streamproc.log.connection import connect, connected, named_errors
-from streamproc.log.health import server_settings
-from streamproc.log.inspect import counted_in, record_of
+from streamproc.log.connection import connect, connected, is_quiet, named_errors
+from streamproc.log.health import log_sizes, replica_count, server_settings
+from streamproc.log.inspect import counted_budgets, counted_in, record_of
+from streamproc.log.kept import Kept
 from streamproc.log.names import Names
 from streamproc.log.nodes import ClusterClient, cluster_of, every_node, slot_of
+from tests.bank import until
 from tests.valkey_cluster import valkey_cluster
 
 A, B = Names(0), Names(3)
@@ -50,6 +52,36 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
         assert len(await every_node(client)) == 3
         assert await server_settings(client) == []
 
+        # What is said of all nodes is what is worst: one without a replica, and the one that is full first.
+        replicated = next(n for n in map(Names, range(20)) if cluster.home_of(n.log) is cluster.primaries[1])
+        async with connected(cluster.url, home=replicated.log) as homely:
+            assert await replica_count(homely) == 0
+        for node, limit in zip(cluster.primaries, (1_000_000_000, 50_000_000, 0), strict=True):
+            async with connected(node.url) as one:
+                await one.config_set("maxmemory", limit)
+        assert (await log_sizes(client, 5)).memory_max == 50_000_000
+
+        # Connections to nodes are kept for the next question too, unless one of them was closed.
+        kept = Kept(cluster.url)
+        async with kept.lent() as first:
+            assert [await first.exists(names.log) for names in (A, B)] == [0, 0]
+            used = [await node.client_id() for node in await every_node(first)]
+            assert await record_of(first, 5, "pout_nowhere") is None
+        async with kept.lent() as second:
+            assert second is first
+            assert await record_of(first, 5, "pout_nowhere") is None
+        last = max(cluster.primaries, key=lambda node: node.port)  # by their addresses, as they were asked
+        async with connected(last.url) as one:
+            assert await one.client_kill_filter(_id=str(used[-1])) == 1
+
+        async def is_heard() -> bool:
+            return not await is_quiet(first)
+
+        await until(is_heard, what="a node has closed its connection")
+        async with kept.lent() as third:
+            assert third is not first
+        await kept.aclose()
+
         # A map that is out of date: MOVED is followed by a command, and by a pipeline at its next try.
         known = cluster_of(cluster.url)
         right = list(known._ranges)
@@ -63,6 +95,12 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
                 await pipe.execute()
             pipe.hget(B.budget("agent:bot", "d"), "r")
             assert await pipe.execute() == [b"4"]
+        # A node that has not the slot answers a SCAN with nothing, instead of MOVED: it is not believed.
+        known._ranges, known._moved = list(wrong), {}
+        assert await counted_budgets(client, A) == {("agent:bot", "d"): (1, 0)}
+        known._ranges, known._moved = list(wrong), {}
+        with pytest.raises(LogUnavailable), named_errors():
+            await client.scan(7, match=f"{A.base}:*")
         known.forget()
 
         # A slot that is on its way to another node: what is not there any more waits.
@@ -73,6 +111,8 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
             await one.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
             with pytest.raises(LogUnavailable), named_errors():
                 await client.get(A.seen("new"))
+            with pytest.raises(LogUnavailable):
+                await counted_budgets(client, A)
             assert await client.hget(A.budget("agent:bot", "d"), "r") == b"1"
             await one.execute_command("CLUSTER SETSLOT", slot, "STABLE")
             await other.execute_command("CLUSTER SETSLOT", slot, "STABLE")

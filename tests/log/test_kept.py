@@ -1,9 +1,11 @@
 """Connections are kept for the next question, and no question hears another's answer or a closed connection."""
 
 import asyncio
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
+from redis.exceptions import RedisError
 
 from streamproc.log.connection import connected
 from streamproc.log.kept import KEPT_MAX, Kept
@@ -19,6 +21,30 @@ async def identity(kept: Kept) -> int:
 async def test_one_question_after_another_has_the_same_connection(redis_url: str) -> None:
     kept = Kept(redis_url)
     assert await identity(kept) == await identity(kept)
+    await kept.aclose()
+
+
+async def test_a_connection_that_only_had_pipelines_is_kept_too_and_not_after_it_was_closed(
+    redis_url: str,
+) -> None:
+    kept = Kept(redis_url)
+
+    async def ask() -> int:
+        async with kept.lent() as client, client.pipeline(transaction=False) as pipe:
+            pipe.client_id()
+            return int((await pipe.execute())[0])
+
+    first = await ask()
+    assert await ask() == first
+    async with connected(redis_url) as other:
+        await other.client_kill_filter(_id=str(first))
+
+        async def is_another() -> bool:  # as soon as the end is heard of here; until then a question may fail
+            with suppress(RedisError):
+                return await ask() != first
+            return False
+
+        await until(is_another, what="the closed connection is not lent any more")
     await kept.aclose()
 
 

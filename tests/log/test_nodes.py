@@ -49,7 +49,14 @@ def test_a_cluster_is_named_by_some_of_its_nodes() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["redis+cluster://", "redis+cluster://one:7000,", "redis+cluster://one:x", "redis+cluster://one:7000/1"],
+    [
+        "redis+cluster://",
+        "redis+cluster://one:7000,",
+        "redis+cluster://one:x",
+        "redis+cluster://one:0",
+        "redis+cluster://one:7000,[fd00::2]:65536",
+        "redis+cluster://one:7000/1",
+    ],
 )
 def test_a_url_that_names_no_cluster_is_refused_at_the_start(wrong: str) -> None:
     with pytest.raises(ConfigError, match="STREAMPROC_REDIS_URL must name a cluster's nodes"):
