@@ -84,7 +84,8 @@ async def everything(client: Redis) -> dict[bytes, bytes]:
     async with client.pipeline(transaction=True) as pipe:
         for name in names:
             pipe.dump(name)
-        return dict(zip(names, await pipe.execute(), strict=True))
+        found = zip(names, await pipe.execute(), strict=True)
+        return {name: value for name, value in found if value is not None}  # its time may end between the two
 
 
 def name_of(script: Script) -> str:
