@@ -112,3 +112,9 @@ def test_the_lock_names_no_index_and_hashes_every_package() -> None:
     assert "://" not in lock
     pins = re.split(r"\n(?=[a-z0-9])", lock)
     assert [pin.splitlines()[0] for pin in pins if "--hash=sha256:" not in pin] == []
+
+
+def test_no_file_lies_at_the_top_by_mistake() -> None:
+    """A test that runs commands in the wrong directory leaves files there: keys of a vault once were committed so."""
+    names = [path.name for path in committed_files() if path.parent == ROOT]
+    assert [name for name in names if not re.fullmatch(r"\.?[A-Za-z]+(\.[a-z]+)*", name)] == []
