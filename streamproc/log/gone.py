@@ -25,6 +25,8 @@ IDLE_MS = 1000
 """An entry that was handed out, or a consumer that asked for more, so lately is not looked at."""
 MISSING_S = 1.5
 """A consumer without a connection for so long is gone: two looks find it missing. A lost connection is back sooner."""
+LISTED_S = 0.4
+"""Between two looks of a consumer with a batch in hand at its own connection: several within MISSING_S."""
 ENTRIES_MAX = 256
 """Entries taken over at one look, of one consumer."""
 

@@ -14,6 +14,7 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 import asyncio
 import logging
 import random
+from contextlib import suppress
 
 from redis.asyncio import Redis
 
@@ -21,7 +22,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
-from streamproc.log.gone import LOOK_S, Gone
+from streamproc.log.gone import LISTED_S, LOOK_S, Gone
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.work import Group
@@ -48,6 +49,7 @@ class Consumer:
         self.names = Names(partition)
         self.partition = partition
         self._handler = Handler(partition, group, limits)
+        self._reading: asyncio.Task[list[Raw]]
         self._gone = Gone(self.names, group.name, name, deliveries_max=SUSPECT_DELIVERIES)
         self._gone_due = 0.0
         self._claim_due = 0.0
@@ -81,14 +83,15 @@ class Consumer:
         with named_errors():
             reader_id = await reader.client_id()
         stopped = asyncio.create_task(stopping.wait())
-        reading = asyncio.create_task(self._read(reader))
+        self._reading = reading = asyncio.create_task(self._read(reader))
+        listed = asyncio.create_task(self._stay_listed(reader))
         try:
             while not stopping.is_set():
                 await asyncio.wait({reading, stopped}, timeout=UPKEEP_S, return_when=asyncio.FIRST_COMPLETED)
                 if reading.done():
                     # The next batch is fetched while this one is handled.
                     entries = reading.result()
-                    reading = asyncio.create_task(self._read_on(reader, entries))
+                    self._reading = reading = asyncio.create_task(self._read_on(reader, entries))
                     await self._handler.handle(client, entries, taken=False)
                 await self._upkeep(client)
             # What a read under way brings is ours already: end its waiting, then finish it.
@@ -96,9 +99,18 @@ class Consumer:
                 await client.client_unblock(reader_id)
             await self._handler.handle(client, await reading, taken=False)
         finally:
-            for task in (reading, stopped):
+            for task in (reading, stopped, listed):
                 task.cancel()
-            await asyncio.gather(reading, stopped, return_exceptions=True)
+            await asyncio.gather(reading, stopped, listed, return_exceptions=True)
+
+    async def _stay_listed(self, reader: Redis) -> None:
+        """Where nothing is being read, a batch is in hand, at the bank maybe, and nobody would notice that the
+        connections are lost: others would take it for a dead consumer's (gone.py). So another one is made."""
+        while True:
+            await asyncio.sleep(LISTED_S)
+            if self._reading.done():
+                with suppress(LogUnavailable), named_errors():
+                    await reader.exists(self.names.log)
 
     async def _read_on(self, reader: Redis, before: list[Raw]) -> list[Raw]:
         """What comes after these. Where they end among our own outputs, those that follow are passed over first."""

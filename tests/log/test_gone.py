@@ -1,15 +1,23 @@
 """Entries in the hands of a consumer that has no connection any more are taken over; anybody else's are left alone."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
 
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.wire import encode_events
+from streamproc.log.batch import Limits
 from streamproc.log.connection import connect, connected
 from streamproc.log.gone import IDLE_MS, MISSING_S, Gone
+from streamproc.log.group import Consumer
 from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
+from tests.words import observed
 
 NAMES = Names(0)
 GROUP = "governance"
@@ -117,3 +125,48 @@ async def test_where_nobody_may_ask_who_is_connected_nothing_is_taken(
         async with connected(log) as client:
             await client.execute_command("ACL", "DELUSER", "shy")
     assert caplog.text.count("does not say who is connected") == 1
+
+
+async def test_who_loses_its_connections_while_a_batch_is_at_the_bank_is_connected_again_before_that_ends(
+    redis_url: str,
+) -> None:
+    """A server that was restarted drops everybody at once; who is in a call of many seconds must not look dead."""
+    called, answered, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def call(items: Sequence[Item], desk: Desk) -> None:
+        called.set()
+        try:
+            await answered.wait()
+        finally:
+            ended.set()
+
+    stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=call)
+    consumer = Consumer(redis_url, 0, Group(name="g", stages=(stage,)), name="busy", limits=Limits())
+    stopping = asyncio.Event()
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["g"])
+        for number in range(
+            2
+        ):  # the second is read while the first is in hand, then nothing is read any more
+            e = encode_events([observed(f"pout_{number}", 100, agent="bot")])
+            await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
+
+        async def here() -> set[str]:
+            return {row["id"] for row in await client.client_list() if row["name"] == "busy"}
+
+        running = asyncio.create_task(consumer.run(stopping))
+        try:
+            await called.wait()
+            before = await here()
+            for identity in before:
+                await client.client_kill_filter(_id=identity)
+
+            async def is_back() -> bool:
+                return bool(await here() - before)
+
+            await until(is_back, what="the busy consumer is connected again", deadline_s=60)
+            assert not ended.is_set()
+        finally:
+            answered.set()
+            stopping.set()
+            await running
