@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from consumers.create import CommandAnswer, Creator, Debit, create, look_for_lost
+from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost
 from consumers.recall import Archived
 from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
@@ -160,6 +160,11 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
         answer = await (bank.reject(payout, _remarks(order)) if command == "reject" else bank.cancel(payout))
         sent = answer.outcome == "done"
         facts = (answer.payout if sent else None) or await bank.fetch(payout)
+        if sent and command_for(cause, facts.status) is not None:
+            # Recorded, it would have governance ask for the same again at once, and so on in a circle.
+            raise TryAgain(
+                f"the bank took {command} of {payout}, and it is still {facts.status}", after_s=LOOK_AGAIN_S
+            )
         if not sent and command_for(cause, facts.status) is not None:
             raise Unprocessable(
                 f"the bank refused to {command} {payout} with {answer.http_status} {answer.code} ({answer.problem}),"

@@ -116,3 +116,40 @@ async def test_a_settlement_in_a_group_of_its_own_has_ended_what_would_pay_itsel
             events = [event for row in await crew.world.rows() for event in row.events]
     ended = [(event.payout, event.bank_payout) for event in events if isinstance(event, e.CancelRequested)]
     assert ended == [("pout_1", ""), (asked.payout, "pout_foreign")]
+
+
+class Undecided(Slow):
+    """The bank says that it rejects, and its payout stays pending for a while."""
+
+    def __init__(self, bank: Bank) -> None:
+        super().__init__(bank)
+        self.asked = 0
+        self.acts = False
+
+    async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
+        self.asked += 1
+        if self.acts:
+            return await super().reject(payout_id, remarks)
+        return CommandAnswer(http_status=200, outcome="done", payout=self.bank.now(payout_id))
+
+
+async def test_what_the_bank_said_that_it_ends_and_did_not_is_asked_for_again_later_and_not_in_a_circle(
+    unsynced: str,
+) -> None:
+    """What execution saw made governance ask for it, and that made execution look: as fast as the bank answered."""
+    bank = Bank()
+    wire = Undecided(bank)
+    asked = requested(300, agent="free", at=START)
+    foreign = copy_of(asked, "pout_foreign", "pending", amount=1)
+    bank.make(foreign.facts)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(wire)], puts_off=True) as crew:
+            await crew.tell(asked)
+            await crew.rest()
+            await crew.tell(foreign)
+            await crew.rest()
+            assert wire.asked == 1
+            wire.acts = True
+            await later(crew, 12)
+            await crew.rest()
+    assert bank.now("pout_foreign").status == "rejected"
