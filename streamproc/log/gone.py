@@ -28,7 +28,7 @@ MISSING_S = 1.5
 LISTED_S = 0.4
 """Between two looks of a consumer with a batch in hand at its own connection: several within MISSING_S."""
 ENTRIES_MAX = 256
-"""Entries taken over at one look, of one consumer."""
+"""Entries of one consumer that are looked at in one look."""
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,13 @@ log = logging.getLogger(__name__)
 class Gone:
     """One consumer's eye on the others of its group."""
 
-    def __init__(self, names: Names, group: str, consumer: str, *, deliveries_max: int) -> None:
+    def __init__(
+        self, names: Names, group: str, consumer: str, *, deliveries_max: int, entries_max: int = ENTRIES_MAX
+    ) -> None:
+        """`entries_max` are taken over at one look, of all that are gone: as many as are surely done in the claim time,
+        or others would take them over in turn."""
         self._names, self._group, self._me = names, group, consumer
-        self._deliveries_max = deliveries_max
+        self._deliveries_max, self._entries_max = deliveries_max, entries_max
         self._missing: dict[str, float] = {}
         """Since when (our monotonic clock, s) each consumer is missing."""
         self._blind = False
@@ -55,8 +59,8 @@ class Gone:
         self._missing = {name: self._missing.get(name, now_s) for name in idle if name not in connected}
         taken: list[Raw] = []
         for name, since in self._missing.items():
-            if now_s - since >= MISSING_S:
-                taken += await self._take_from(client, name)
+            if now_s - since >= MISSING_S and len(taken) < self._entries_max:
+                taken += await self._take_from(client, name, self._entries_max - len(taken))
         return taken
 
     async def _idle(self, client: Redis) -> list[str]:
@@ -78,13 +82,13 @@ class Gone:
             return frozenset()
         return frozenset(str(row.get("name", "")) for row in rows)
 
-    async def _take_from(self, client: Redis, name: str) -> list[Raw]:
+    async def _take_from(self, client: Redis, name: str, most: int) -> list[Raw]:
         key, group = self._names.log, self._group
         with named_errors():
             rows: list[dict[str, Any]] = await client.xpending_range(
                 key, group, "-", "+", ENTRIES_MAX, name, idle=IDLE_MS
             )
-            ids = [row["message_id"] for row in rows if row["times_delivered"] <= self._deliveries_max]
+            ids = [row["message_id"] for row in rows if row["times_delivered"] <= self._deliveries_max][:most]
             if not ids:
                 return []
             # Who takes over at the same moment finds them handed out just now.

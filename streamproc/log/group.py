@@ -50,7 +50,13 @@ class Consumer:
         self.partition = partition
         self._handler = Handler(partition, group, limits)
         self._reading: asyncio.Task[list[Raw]]
-        self._gone = Gone(self.names, group.name, name, deliveries_max=SUSPECT_DELIVERIES)
+        self._gone = Gone(
+            self.names,
+            group.name,
+            name,
+            deliveries_max=SUSPECT_DELIVERIES,
+            entries_max=group.works_max,
+        )
         self._gone_due = 0.0
         self._claim_due = 0.0
         self._upkeep_due = 0.0

@@ -112,6 +112,17 @@ async def test_an_entry_that_may_be_what_kills_its_workers_waits_for_the_claim_t
         assert await taken(gone, client, LATER) == ["1-0", "3-0"]
 
 
+async def test_who_takes_over_has_no_more_in_hand_than_it_can_do(log: str) -> None:
+    async with connected(log, name="one") as one, connected(log, name="two") as two:
+        await hold(one, "one", 1)
+        await hold(two, "two", 2)
+    async with connected(log, name="me") as client:
+        gone = Gone(NAMES, GROUP, "me", deliveries_max=2, entries_max=2)
+        assert await taken(gone, client, 0) == []
+        assert await taken(gone, client, LATER) == ["1-0", "2-0"]
+        assert await taken(gone, client, 2 * LATER) == ["3-0"]
+
+
 async def test_where_nobody_may_ask_who_is_connected_nothing_is_taken(
     log: str, caplog: pytest.LogCaptureFixture
 ) -> None:
