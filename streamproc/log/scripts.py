@@ -325,7 +325,7 @@ async def due_retries(
 ) -> list[Raw]:
     """Take up deferred entries whose time has come."""
     args = [group, consumer, int(lease_s * 1e6), limit]
-    return list(await _due_retries(client, [names.log, names.retries(group)], args))
+    return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:

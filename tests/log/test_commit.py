@@ -111,6 +111,16 @@ async def test_a_deferred_entry_comes_back_when_due_and_is_not_lost_with_its_wor
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
 
 
+async def test_of_a_deferred_entry_that_was_only_skipped_in_the_end_nothing_is_left(client: Redis) -> None:
+    """A later version knows an event that an earlier one put off, and its group has nothing to do with it."""
+    (entry,) = await delivered(client)
+    await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+    await scripts.due_retries(client, NAMES, "g", "b", lease_s=0.0, limit=10)
+    await client.xack(NAMES.log, "g", entry)
+    assert await scripts.due_retries(client, NAMES, "g", "b", lease_s=60.0, limit=10) == []
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
 async def test_a_timer_fires_once_and_only_when_it_is_due(client: Redis) -> None:
     (entry,) = await delivered(client)
     far = 2**52
