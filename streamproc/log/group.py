@@ -167,8 +167,9 @@ class Consumer:
             watch.taken_up(self.group.name, "retry", len(retries))
             await self._handler.handle(client, retries, taken=True)
         if now >= self._gone_due:
-            self._gone_due = now + LOOK_S * random.uniform(0.8, 1.2)
-            await self._took_over(client, await self._gone.take(client, now))
+            looked_at = asyncio.get_running_loop().time()  # the retries may have taken long
+            self._gone_due = looked_at + LOOK_S * random.uniform(0.8, 1.2)
+            await self._took_over(client, await self._gone.take(client, looked_at))
         if now >= self._claim_due:
             self._claim_due = now + self.limits.claim_idle_s / 4 * random.uniform(0.8, 1.2)
             await self._claim(client)
