@@ -14,7 +14,8 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 import asyncio
 import logging
 import random
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from redis.asyncio import Redis
 
@@ -49,7 +50,7 @@ class Consumer:
         self.names = Names(partition)
         self.partition = partition
         self._handler = Handler(partition, group, limits)
-        self._reading: asyncio.Task[list[Raw]]
+        self._reading: asyncio.Task[list[Raw]] | None = None
         self._gone = Gone(
             self.names,
             group.name,
@@ -75,6 +76,7 @@ class Consumer:
                 async with (
                     connected(self.url, blocking=True, home=home, name=self.name) as reader,
                     connected(self.url, home=home, name=self.name) as client,
+                    self._listed(reader),
                 ):
                     await self._take_up_own(client)
                     delay = RECONNECT_BASE_S
@@ -90,7 +92,6 @@ class Consumer:
             reader_id = await reader.client_id()
         stopped = asyncio.create_task(stopping.wait())
         self._reading = reading = asyncio.create_task(self._read(reader))
-        listed = asyncio.create_task(self._stay_listed(reader))
         try:
             while not stopping.is_set():
                 await asyncio.wait({reading, stopped}, timeout=UPKEEP_S, return_when=asyncio.FIRST_COMPLETED)
@@ -105,18 +106,28 @@ class Consumer:
                 await client.client_unblock(reader_id)
             await self._handler.handle(client, await reading, taken=False)
         finally:
-            for task in (reading, stopped, listed):
+            for task in (reading, stopped):
                 task.cancel()
-            await asyncio.gather(reading, stopped, listed, return_exceptions=True)
+            await asyncio.gather(reading, stopped, return_exceptions=True)
 
-    async def _stay_listed(self, reader: Redis) -> None:
+    @asynccontextmanager
+    async def _listed(self, reader: Redis) -> AsyncIterator[None]:
         """Where nothing is being read, a batch is in hand, at the bank maybe, and nobody would notice that the
         connections are lost: others would take it for a dead consumer's (gone.py). So another one is made."""
-        while True:
-            await asyncio.sleep(LISTED_S)
-            if self._reading.done():
-                with suppress(LogUnavailable), named_errors():
-                    await reader.exists(self.names.log)
+
+        async def stay() -> None:
+            while True:
+                await asyncio.sleep(LISTED_S)
+                if self._reading is None or self._reading.done():
+                    with suppress(LogUnavailable), named_errors():
+                        await reader.exists(self.names.log)
+
+        staying = asyncio.create_task(stay())
+        try:
+            yield
+        finally:
+            staying.cancel()
+            await asyncio.gather(staying, return_exceptions=True)
 
     async def _read_on(self, reader: Redis, before: list[Raw]) -> list[Raw]:
         """What comes after these. Where they end among our own outputs, those that follow are passed over first."""

@@ -141,8 +141,9 @@ async def test_where_nobody_may_ask_who_is_connected_nothing_is_taken(
     assert caplog.text.count("does not say who is connected") == 1
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["new", "read before"])
 async def test_who_loses_its_connections_while_a_batch_is_at_the_bank_is_connected_again_before_that_ends(
-    redis_url: str,
+    redis_url: str, own: bool
 ) -> None:
     """A server that was restarted drops everybody at once; who is in a call of many seconds must not look dead."""
     called, answered, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -164,6 +165,8 @@ async def test_who_loses_its_connections_while_a_batch_is_at_the_bank_is_connect
         ):  # the second is read while the first is in hand, then nothing is read any more
             e = encode_events([observed(f"pout_{number}", 100, agent="bot")])
             await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
+        if own:
+            await client.xreadgroup("g", "busy", {NAMES.log: ">"})
 
         async def here() -> set[str]:
             return {row["id"] for row in await client.client_list() if row["name"] == "busy"}
