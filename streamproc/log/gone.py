@@ -25,6 +25,9 @@ IDLE_MS = 1000
 """An entry that was handed out, or a consumer that asked for more, so lately is not looked at."""
 MISSING_S = 1.5
 """A consumer without a connection for so long is gone: two looks find it missing. A lost connection is back sooner."""
+CALLED_S = 12.0
+"""The same where entries are calls to others: what a dead caller asked for may be under way for 10 s, a call's longest,
+and who asks the bank again meanwhile may be refused what is being done."""
 LISTED_S = 0.4
 """Between two looks of a consumer with a batch in hand at its own connection: several within MISSING_S."""
 ENTRIES_MAX = 256
@@ -37,12 +40,20 @@ class Gone:
     """One consumer's eye on the others of its group."""
 
     def __init__(
-        self, names: Names, group: str, consumer: str, *, deliveries_max: int, entries_max: int = ENTRIES_MAX
+        self,
+        names: Names,
+        group: str,
+        consumer: str,
+        *,
+        deliveries_max: int,
+        entries_max: int = ENTRIES_MAX,
+        missing_s: float = MISSING_S,
     ) -> None:
         """`entries_max` are taken over at one look, of all that are gone: as many as are surely done in the claim time,
         or others would take them over in turn."""
         self._names, self._group, self._me = names, group, consumer
         self._deliveries_max, self._entries_max = deliveries_max, entries_max
+        self._missing_s = missing_s
         self._missing: dict[str, float] = {}
         """Since when (our monotonic clock, s) each consumer is missing."""
         self._blind = False
@@ -59,7 +70,7 @@ class Gone:
         self._missing = {name: self._missing.get(name, now_s) for name in idle if name not in connected}
         taken: list[Raw] = []
         for name, since in self._missing.items():
-            if now_s - since >= MISSING_S and len(taken) < self._entries_max:
+            if now_s - since >= self._missing_s and len(taken) < self._entries_max:
                 taken += await self._take_from(client, name, self._entries_max - len(taken))
         return taken
 

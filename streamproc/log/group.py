@@ -23,7 +23,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
-from streamproc.log.gone import LISTED_S, LOOK_S, Gone
+from streamproc.log.gone import CALLED_S, LISTED_S, LOOK_S, MISSING_S, Gone
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.work import Group
@@ -57,6 +57,7 @@ class Consumer:
             name,
             deliveries_max=SUSPECT_DELIVERIES,
             entries_max=group.works_max,
+            missing_s=CALLED_S if group.outputs_are_facts else MISSING_S,
         )
         self._gone_due = 0.0
         self._claim_due = 0.0

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from streamproc.clients.razorpay import TIMEOUT_S
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect, connected
-from streamproc.log.gone import IDLE_MS, MISSING_S, Gone
+from streamproc.log.gone import CALLED_S, IDLE_MS, MISSING_S, Gone
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
@@ -113,6 +114,17 @@ async def test_an_entry_that_may_be_what_kills_its_workers_waits_for_the_claim_t
     async with looking(log) as (gone, client):
         assert await taken(gone, client, 0) == []
         assert await taken(gone, client, LATER) == ["1-0", "3-0"]
+
+
+async def test_whose_last_call_may_still_be_under_way_at_the_bank_is_missed_for_longer(log: str) -> None:
+    """A call outlives its caller: it was sent again 1.5 s later, while the bank was at it."""
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    calls = Group(name=GROUP, stages=(), outputs_are_facts=True)
+    gone = Consumer(log, 0, calls, name="me", limits=Limits())._gone
+    async with connected(log, name="me") as client:
+        assert [await taken(gone, client, at) for at in (0, LATER, TIMEOUT_S)] == [[], [], []]
+        assert len(await taken(gone, client, CALLED_S)) == 3
 
 
 async def test_who_takes_over_has_no_more_in_hand_than_it_can_do(log: str) -> None:
