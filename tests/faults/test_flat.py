@@ -126,7 +126,7 @@ async def test_memory_and_descriptors_are_measured_at_a_real_process() -> None:
     assert grown[MEMORY].per_min == pytest.approx(400 * 60 / LOOK_S, rel=0.1)
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 async def test_a_leak_in_the_workers_is_found() -> None:
     plan = plan_of(7, 180.0, per_s=4.0, kinds=("reset",))

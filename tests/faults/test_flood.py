@@ -1,4 +1,4 @@
-"""The flood: its sender is open loop, its mix is what was ordered, and a short one loses nothing (`make faults`)."""
+"""The flood: its sender is open loop, its mix is what was ordered, and a short one loses nothing (`make faults-all`)."""
 
 import asyncio
 
@@ -89,7 +89,7 @@ def test_a_spread_is_in_ms() -> None:
     assert spread_of([]) == Spread(0, 0, 0, 0)
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 async def test_a_flood_with_kills_loses_nothing() -> None:
     found = await flood(Terms(rate=150, seconds=12, kill_every_s=4, bank_per_s=10, outcomes=0.1))

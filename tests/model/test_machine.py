@@ -348,7 +348,7 @@ def run(url: str, **more: Any) -> None:
 
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(
-    "examples", [pytest.param(20, id="quick"), pytest.param(150, id="long", marks=pytest.mark.faults)]
+    "examples", [pytest.param(20, id="quick"), pytest.param(150, id="long", marks=pytest.mark.soak)]
 )
 def test_whatever_workers_make_of_a_history_is_what_the_rules_say(unsynced: str, examples: int) -> None:
     """The quick ones are the same each time, the long ones are others each time."""
