@@ -1,4 +1,4 @@
-"""The flood: its sender is open loop, its mix is what was ordered, and a short one loses nothing (`make faults-all`)."""
+"""The flood: its sender is open loop, its mix is what was ordered, a short one loses nothing (`make faults-all`)."""
 
 import asyncio
 
