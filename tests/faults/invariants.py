@@ -181,6 +181,7 @@ def no_window_is_over_its_limit(seen: Evidence) -> Iterator[str]:
     others counted already. An older one may have had another limit.
     """
     windows: dict[tuple[str, str], list[tuple[int, str, int, int | None]]] = defaultdict(list)
+    totals: dict[tuple[str, str], int] = defaultdict(int)
     of: dict[str, e.BudgetReserved] = {}
     for entry, _, event, _ in history(seen.log):
         if isinstance(event, e.BudgetReserved):
@@ -188,13 +189,15 @@ def no_window_is_over_its_limit(seen: Evidence) -> Iterator[str]:
             for use in event.windows:
                 held = windows[use.scope, use.window]
                 insort(held, (event.number, event.payout, event.amount, use.limit), key=lambda row: row[0])
-                total, limit = sum(row[2] for row in held), held[-1][3]
+                totals[use.scope, use.window] += event.amount
+                total, limit = totals[use.scope, use.window], held[-1][3]
                 if limit is not None and total > limit:
                     yield f"at {entry} {use.scope} {use.window} holds {total} paise, the limit is {limit}"
         elif isinstance(event, e.PayoutSettled) and event.settlement == "released" and event.payout in of:
             for use in of[event.payout].windows:
                 held = windows[use.scope, use.window]
                 held[:] = [row for row in held if row[1] != event.payout]
+                totals[use.scope, use.window] = sum(row[2] for row in held)
 
 
 def every_reservation_found_what_was_there(seen: Evidence) -> Iterator[str]:
