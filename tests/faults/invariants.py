@@ -4,7 +4,7 @@ The log is what a witness read while it was written; the rest is what archive, R
 Nothing here asks the product what it thinks of itself: events are decoded, and counted by hand.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -143,8 +143,9 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
                 excused.add(event.payout)
             case e.PayoutStopped():
                 decided[event.payout].append("stopped")
+    observed |= taken
     for hook in seen.answered:
-        if (hook.payout, hook.status) not in observed | taken and hook.name not in excused:
+        if (hook.payout, hook.status) not in observed and hook.name not in excused:
             yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
     for payout in sorted(known):
         chain_ = " ".join(decided[payout])
@@ -196,8 +197,11 @@ def no_window_is_over_its_limit(seen: Evidence) -> Iterator[str]:
         elif isinstance(event, e.PayoutSettled) and event.settlement == "released" and event.payout in of:
             for use in of[event.payout].windows:
                 held = windows[use.scope, use.window]
-                held[:] = [row for row in held if row[1] != event.payout]
-                totals[use.scope, use.window] = sum(row[2] for row in held)
+                place = bisect_left(held, of[event.payout].number, key=lambda row: row[0])
+                while place < len(held) and held[place][1] != event.payout:
+                    place += 1
+                if place < len(held):
+                    totals[use.scope, use.window] -= held.pop(place)[2]
 
 
 def every_reservation_found_what_was_there(seen: Evidence) -> Iterator[str]:
