@@ -18,7 +18,7 @@ policies:
 reviewers: [asha]
 """
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
 
 async def test_payouts_are_decided_paid_shown_and_recovered_over_a_cluster(

@@ -30,7 +30,7 @@ PREVIOUS = "65f3507b72b0a62396e08f1d9cf3afdf5c8c6cb1"
 """The version before entries of later versions waited, and before scripts looked at their arguments."""
 LATER = ("tests.faults.role", "--later", "2")
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
