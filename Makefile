@@ -62,7 +62,7 @@ BREAKING = $(shell grep -rlE 'mark\.(faults|soak)' --include='test_*.py' tests)
 faults: venv  ## break the real system for some minutes: every kind of fault once, every known bug found
 	$(BIN)/pytest -m "faults and not soak" -n 3 --no-loadscope-reorder $(BREAKING)
 
-faults-all: venv  ## the same, and the runs that are too long for CI
+faults-all: venv  ## the same, and the longest runs
 	$(BIN)/pytest -m "faults or soak" -n 3 --no-loadscope-reorder $(BREAKING)
 
 SEED ?= 1
