@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
+from redis.asyncio import Redis
 
 _numbers = itertools.count(1)
 
@@ -36,6 +37,15 @@ async def copy_of(server: str, original: str) -> AsyncIterator[str]:
         yield _dsn(server, name)
     finally:
         await _run(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@asynccontextmanager
+async def clean(redis_url: str, server: str) -> AsyncIterator[str]:
+    """An emptied Redis, and the DSN of a new database: for a system that serves all tests of a module."""
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+    async with copy_of(server, "template0") as dsn:
+        yield dsn
 
 
 def _dsn(server: str, name: str) -> str:

@@ -12,11 +12,10 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -27,6 +26,7 @@ from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.bench import cost, engine, floor, job
 from streamproc.bench.contestant import GO, STOP
+from streamproc.bench.rig import Said, fresh_database, public_directory
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
@@ -39,7 +39,6 @@ ANSWER_MAX_S = 60.0
 """For a contestant to get ready or to say what it used."""
 TEMPLATE = "bench_template"
 VIEWS_AT = "SELECT entry_id FROM view_heads WHERE partition = 0 ORDER BY seq LIMIT 1"
-Said = Callable[[str], None]
 
 
 class Run(Struct, frozen=True):
@@ -113,17 +112,6 @@ async def _arena(audit: bool, payees: int, consumers: int) -> AsyncIterator["Are
             yield arena
 
 
-@contextmanager
-def public_directory() -> Iterator[Path]:
-    """Postgres under root runs as somebody else, who must be able to enter."""
-    directory = Path(tempfile.mkdtemp(prefix="streamproc-bench-"))
-    directory.chmod(0o711)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 class Arena:
     """The servers, and one run after the other on them. Nothing here knows of STREAMPROC_REDIS_URL."""
 
@@ -190,14 +178,12 @@ class Arena:
 
     @asynccontextmanager
     async def _fresh_database(self, side: str) -> AsyncIterator[asyncpg.Connection]:
+        assert self._postgres is not None
         name, template = f"bench_{self._runs}", TEMPLATE if side == "engine" else "template0"
-        async with self._database("postgres") as admin:
-            await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-            async with self._database(name) as db:
-                if side == "floor":
-                    await db.execute(floor.AUDIT_TABLE)
-                yield db
-            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        async with fresh_database(self._postgres, name, template), self._database(name) as db:
+            if side == "floor":
+                await db.execute(floor.AUDIT_TABLE)
+            yield db
 
     async def _timed(
         self, side: str, url: str, client: Redis, db: asyncpg.Connection | None

@@ -7,24 +7,22 @@ append and its decision.
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from msgspec import Struct
 
 from streamproc.bench import cost, job
-from streamproc.bench.contest import public_directory
 from streamproc.bench.driver import STALLED_MAX_S, Paced
 from streamproc.bench.driving import driven
+from streamproc.bench.rig import Said, public_directory
 from streamproc.bench.site import site
 
 WARM_S = 2
 """Not counted: the first batches read policies and reputations."""
 SETUP_MAX_S = 60.0
 """For the driver to make its payouts, and to say what it found."""
-
-Said = Callable[[str], None]
 
 
 class Spread(Struct, frozen=True):

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 import consumers
 from consumers.vet import Reputations
 from streamproc.bench import cost, job
+from streamproc.bench.rig import Said
 from streamproc.collector import look_less_often
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
@@ -36,8 +37,6 @@ from streamproc.log.work import Desk, Group, Work, run_chain
 
 PARTS = ("rules", "straight", "stages")
 DAY_US = 86_400 * 1_000_000
-
-Said = Callable[[str], None]
 
 
 class Run(Struct, frozen=True):

@@ -9,7 +9,7 @@ of Postgres, for each event.
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 
@@ -24,8 +24,8 @@ from streamproc import embedded
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.store import connection, open_head
 from streamproc.bench import cost, naive
-from streamproc.bench.contest import public_directory
 from streamproc.bench.history import Entry, entries
+from streamproc.bench.rig import Said, fresh_database, public_directory
 from streamproc.domain.wire import decode_events
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
@@ -42,8 +42,6 @@ READ_AT_ONCE = 2_000
 SMALLER = 10
 """How much shorter the history is that memory is compared with."""
 KB = 1024
-
-Said = Callable[[str], None]
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -154,15 +152,9 @@ class _Bench:
     @asynccontextmanager
     async def database(self, name: str) -> AsyncIterator[str]:
         """DSN of a database with our schema, dropped afterwards."""
-        admin = await asyncpg.connect(self._postgres.url)
-        try:
-            await admin.execute(f"CREATE DATABASE bench_{name} TEMPLATE template0")
-            dsn = f"{self._postgres.url.rpartition('/')[0]}/bench_{name}"
+        async with fresh_database(self._postgres, f"bench_{name}") as dsn:
             await prepare(dsn)
             yield dsn
-            await admin.execute(f"DROP DATABASE bench_{name} WITH (FORCE)")
-        finally:
-            await admin.close()
 
     async def round(self, number: int, log: _Log, said: Said) -> Round:
         """Everything once, in a database of its own."""

@@ -8,7 +8,7 @@ its workers anew and sends the same payouts, all of which are approved.
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
@@ -19,8 +19,8 @@ from msgspec.structs import replace
 
 import consumers
 from streamproc.bench import cost, job
-from streamproc.bench.contest import public_directory
 from streamproc.bench.filling import check_room, fill
+from streamproc.bench.rig import Said, public_directory
 from streamproc.bench.site import Role, Site, site
 from streamproc.domain.events import PayoutDecided, PayoutObserved
 from streamproc.domain.wire import decode_events, encode_events
@@ -35,8 +35,6 @@ WARM_EACH: Final = 256
 and reads the policies."""
 READ_MAX = 5_000
 TURN_MAX_S = 600.0
-
-Said = Callable[[str], None]
 
 
 class Place(Struct, frozen=True):

@@ -7,8 +7,7 @@ by `streamproc audit verify`, and the audit holds every decision that there must
 
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -16,16 +15,14 @@ from msgspec import Struct
 
 from streamproc import embedded
 from streamproc.bench import cost, engine, job
-from streamproc.bench.contest import public_directory
 from streamproc.bench.driver import Flooded
 from streamproc.bench.driving import driven
+from streamproc.bench.rig import Said, fresh_database, public_directory
 from streamproc.bench.site import Site, site
 from streamproc.embedded import Store
 from streamproc.log.names import Names
 
 RUN_MAX_S = 900.0
-
-Said = Callable[[str], None]
 
 
 class Run(Struct, frozen=True):
@@ -65,24 +62,13 @@ async def measure(payouts: int, rounds: int, *, workers: int, concurrency: int, 
                 said(f"round {number} of {rounds}: {payouts:,} payouts")
                 home = directory / f"run-{number}"
                 home.mkdir(mode=0o711)
-                async with _database(postgres, number) as fresh:
+                async with fresh_database(postgres, f"run_{number}") as dsn:
+                    fresh = postgres._replace(url=dsn)
                     runs.append(await _run(home, fresh, payouts, number, (workers, concurrency), said))
                 versions |= runs[-1].versions
                 shutil.rmtree(home, ignore_errors=True)
     outcomes = dict(sorted(job.expected(payouts).items()))
     return Measured(payouts, workers, concurrency, outcomes, versions, runs)
-
-
-@asynccontextmanager
-async def _database(postgres: Store, number: int) -> AsyncIterator[Store]:
-    """A new database of the server, dropped afterwards."""
-    admin = await asyncpg.connect(postgres.url)
-    try:
-        await admin.execute(f"CREATE DATABASE run_{number} TEMPLATE template0")
-        yield postgres._replace(url=f"{postgres.url.rpartition('/')[0]}/run_{number}")
-        await admin.execute(f"DROP DATABASE run_{number} WITH (FORCE)")
-    finally:
-        await admin.close()
 
 
 async def _run(

@@ -107,6 +107,15 @@ async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
     assert answered == set(payouts) - {"pout_stuck"}
 
 
+async def assert_told_in_the_end(engine: Engine) -> None:
+    """Nothing is put off any more, and nothing is a dead letter."""
+    await engine.settled()
+    async with asyncio.timeout(30):
+        while await engine.client.zcard(engine.names.retries("execution")):
+            await asyncio.sleep(0.01)
+    assert await engine.client.xlen(engine.names.dead) == 0
+
+
 @pytest.mark.parametrize("views_are_behind", [False, True])
 async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_letter(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, views_are_behind: bool
@@ -130,11 +139,7 @@ async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_
 
     told = [execution(bank, at_once, archived=archived)]
     async with Engine(redis_url, groups=told) as engine:
-        await engine.settled()
-        async with asyncio.timeout(30):
-            while await engine.client.zcard(engine.names.retries("execution")):
-                await asyncio.sleep(0.01)
-        assert await engine.client.xlen(engine.names.dead) == 0
+        await assert_told_in_the_end(engine)
     assert asked == (2 if views_are_behind else 1) * ["pout_1"]
     assert bank.statuses == {}
 
@@ -163,9 +168,5 @@ async def test_a_payout_that_redis_forgets_under_a_workers_hands_ends_no_worker(
 
     told = [execution(bank, forgotten, archived=archived)]
     async with Engine(redis_url, groups=told) as engine:
-        await engine.settled()
-        async with asyncio.timeout(30):
-            while await engine.client.zcard(engine.names.retries("execution")):
-                await asyncio.sleep(0.01)
-        assert await engine.client.xlen(engine.names.dead) == 0
+        await assert_told_in_the_end(engine)
     assert (len(times), bank.told) == (1, [])

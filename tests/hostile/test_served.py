@@ -6,23 +6,21 @@ and Slack sign, so that it comes past the signature.
 
 import asyncio
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from random import Random
 
-import asyncpg
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from streamproc.domain.button import button_value
 from streamproc.domain.events import PayoutRequested
 from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests import slack
+from tests.databases import clean
 from tests.hostile.mutations import CASES, DEEP, HUGE, LONG, MANY, SEED, damaged, mutated
 from tests.hostile.served import about, assert_nothing_is_lost, assert_refused_well, named
 from tests.journeys.system import ACCOUNT, System, signed
@@ -62,21 +60,11 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)
 async def system(
     valkey: str, postgres_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[System]:
-    name = f"hostile_{os.getpid()}"
-    async with Redis.from_url(valkey) as client:
-        await client.flushall()
-    admin = await asyncpg.connect(postgres_server)
-    await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    try:
-        dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
+    async with clean(valkey, postgres_server) as dsn:
         logs = tmp_path_factory.mktemp("logs")
         async with slack_system(valkey, dsn, logs=logs, api_rate="0", razorpay_calls_per_s="1000") as running:
             await running.apply(POLICIES)
             yield running
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
 
 
 async def secret_of(system: System, name: str, scope: str) -> str:

@@ -1,12 +1,10 @@
 """One running system for all tests of a module: starting every role costs seconds of CPU."""
 
-import os
 from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest_asyncio
-from redis.asyncio import Redis
 
+from tests.databases import clean
 from tests.journeys.system import System, running_system
 
 POLICIES = """
@@ -24,17 +22,6 @@ reviewers: [asha, vikram]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(valkey: str, postgres_server: str) -> AsyncIterator[System]:
     """Every role, one worker, no poller; the policies above are in force."""
-    name = f"journey_{os.getpid()}"
-    async with Redis.from_url(valkey) as client:
-        await client.flushall()
-    admin = await asyncpg.connect(postgres_server)
-    await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    try:
-        dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
-        async with running_system(valkey, dsn) as running:
-            await running.apply(POLICIES)
-            yield running
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
+    async with clean(valkey, postgres_server) as dsn, running_system(valkey, dsn) as running:
+        await running.apply(POLICIES)
+        yield running

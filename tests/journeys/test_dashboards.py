@@ -6,7 +6,6 @@ would read.
 
 import asyncio
 import json
-import os
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -14,16 +13,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
 import yaml
-from redis.asyncio import Redis
 
 from streamproc.operate.measured import replay_seen
 from streamproc.operate.replay import OnProgress, Progress
 from tests.bank import free_port, until
+from tests.databases import clean
 from tests.journeys.system import System
 from tests.journeys.test_metrics import SECRET, scraped
 from tests.journeys.test_people import told_system
@@ -71,21 +69,14 @@ def queries() -> list[Query]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(valkey: str, postgres_server: str) -> AsyncIterator[System]:
-    name = f"dashboards_{os.getpid()}"
-    async with Redis.from_url(valkey) as client:
-        await client.flushall()
-    admin = await asyncpg.connect(postgres_server)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    try:
-        dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
-        async with told_system(valkey, dsn, metrics_token=SECRET, metrics_agents="5") as running:
-            await running.apply(POLICIES)
-            await running.start("poller")
-            async with a_replay(running):
-                yield running
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
+    async with (
+        clean(valkey, postgres_server) as dsn,
+        told_system(valkey, dsn, metrics_token=SECRET, metrics_agents="5") as running,
+    ):
+        await running.apply(POLICIES)
+        await running.start("poller")
+        async with a_replay(running):
+            yield running
 
 
 @asynccontextmanager

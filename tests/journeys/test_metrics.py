@@ -1,19 +1,17 @@
 """/metrics of a running system: every process is on the page, and nobody reads it who may not."""
 
-import os
 import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests.bank import until
+from tests.databases import clean
 from tests.journeys.conftest import POLICIES
 from tests.journeys.system import ACCOUNT, System, running_system
 from tests.journeys.truth import at_rest
@@ -26,19 +24,12 @@ SECRET = "metrics-token-of-the-test"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(valkey: str, postgres_server: str) -> AsyncIterator[System]:
-    name = f"metrics_{os.getpid()}"
-    async with Redis.from_url(valkey) as client:
-        await client.flushall()
-    admin = await asyncpg.connect(postgres_server)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    try:
-        dsn = f"{postgres_server.rpartition('/')[0]}/{name}"
-        async with running_system(valkey, dsn, metrics_token=SECRET, metrics_agents="5") as running:
-            await running.apply(POLICIES)
-            yield running
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
+    async with (
+        clean(valkey, postgres_server) as dsn,
+        running_system(valkey, dsn, metrics_token=SECRET, metrics_agents="5") as running,
+    ):
+        await running.apply(POLICIES)
+        yield running
 
 
 async def scraped(system: System, token: str = SECRET) -> Samples:

@@ -24,6 +24,7 @@ from streamproc.log.work import Group
 from tests.consumers.test_refuted import at_once
 from tests.model.bank import Bank, Wired
 from tests.model.crashing import Fuse, How
+from tests.model.playing import counters, stories
 from tests.model.stepping import START, Row, World, governance, not_blocking, the_tests_clock
 from tests.words import ACCOUNT, observed, requested
 
@@ -136,27 +137,18 @@ def gist(rows: list[Row]) -> list[tuple[str, int, str]]:
 
 def by_payout(rows: list[Row]) -> dict[str, list[str]]:
     """The story of each payout. The straight way goes first, so whose turn it was at the counters is another."""
-    stories: dict[str, list[str]] = {}
-    for row in rows:
-        for event in row.events:
-            text = re.sub(r"\d{13}-\d+", "ID", encode_events([event]).decode())
-            text = re.sub(r'"(number|reserved|used)":\d+', r'"\1":0', text)
-            stories.setdefault(payout_of(event), []).append(text)
-    return stories
+    return {
+        payout: [re.sub(r'"(number|reserved|used)":\d+', r'"\1":0', text) for text in story]
+        for payout, story in stories(rows).items()
+    }
 
 
 async def kept(world: World) -> dict[str, Any]:
-    """Records and counters."""
-    state: dict[str, Any] = {}
-    for key in sorted(map(bytes.decode, await world.client.keys(f"{world.names.base}:*"))):
-        kind = key.removeprefix(world.names.base + ":").partition(":")[0]
-        if kind == "payout":
-            text = (await world.client.hget(key, "s") or b"").decode()
-            state[key] = re.sub(r'"(number|reserved)":\d+', "", text)
-        elif kind in ("budget", "paid"):
-            state[key] = await world.client.hgetall(key)
-        elif kind in ("rate", "timers"):
-            state[key] = await world.client.zrange(key, 0, -1, withscores=True)
+    """Records without whose turn it was, and counters."""
+    state = await counters(world)
+    for key, row in state.items():
+        if ":payout:" in key:
+            state[key] = re.sub(r'"(number|reserved)":\d+', "", (row[0] or b"").decode())
     return state
 
 
