@@ -54,7 +54,7 @@ def up(context: click.Context, demo: bool) -> None:
 
 @click.command()
 def serve() -> None:
-    """Run the HTTP side: webhooks of the bank, health, metrics.
+    """Run the HTTP side: the API, webhooks of the bank and of Slack, health, metrics.
 
     A webhook is answered 2xx when its event is in the log and synced to disk.
 
