@@ -287,6 +287,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             timeout_graceful_shutdown=int(settings.drain_s),
         )
         server = uvicorn.Server(config)

@@ -146,10 +146,12 @@ def _connect_node(url: str, *, blocking: bool, name: str | None) -> Redis:
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
         socket_connect_timeout=COMMAND_TIMEOUT_S,
-        socket_keepalive=KEEPALIVE,
         health_check_interval=0,
         decode_responses=False,
         client_name=name,
+        **(
+            {} if url.startswith("unix:") else {"socket_keepalive": KEEPALIVE}
+        ),  # no word of a socket in a file
     )
     # A URL's scheme brings a class of its own, which is not an argument.
     client.connection_pool.connection_class = _CLASSES[client.connection_pool.connection_class]

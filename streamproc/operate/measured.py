@@ -144,6 +144,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
         access_log=False,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)

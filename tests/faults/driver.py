@@ -26,6 +26,9 @@ REST_MAX_S = 240.0
 """For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
 LATE_S = 0.3
 """How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""
+RECORDS = ("--records", "200")
+"""Payouts that the projector remembers in a run that is measured. As many come in a minute or so: what has a limit
+is at it when growth is judged."""
 TRIMMED = {"retention": "60s", "trim_interval": "5s", "claim_idle": "30s"}
 """The least retention that may be set: the log comes to its full length in the first minute. And a claim time that is
 longer than a pass of execution: on a busy machine the workers would take each other's entries away again and again."""
@@ -111,9 +114,15 @@ async def run(
     """A run of `plan` from first start to last look. `flat`: nothing may grow, and the log is trimmed meanwhile."""
     balance = 1000 * len(plan.payments) * 10_000
     stores = {"replica": plan.has("failover"), "small": plan.has("postgres_full")}
-    settings = TRIMMED if flat else {}
+    settings, options = (TRIMMED, RECORDS) if flat else ({}, ())
     async with standing(
-        plan.seed, reverts=reverts, settings=settings, **stores, accounts=plan.accounts, balance=balance
+        plan.seed,
+        reverts=reverts,
+        options=options,
+        settings=settings,
+        **stores,
+        accounts=plan.accounts,
+        balance=balance,
     ) as stand:
         load = Load(stand, plan)
         first = ("serve", "projector", "worker-1", "worker-2")

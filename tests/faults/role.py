@@ -1,6 +1,7 @@
 """A role of the product with something wrong in it: a crash at a named point, a wrong clock, or a known bug.
 
-    python -m tests.faults.role [--crash POINT:before|after:N] [--skew S] [--revert BUG] [--later V] ROLE [ARGUMENTS]
+    python -m tests.faults.role [--crash POINT:before|after:N] [--skew S] [--revert BUG] [--later V] [--records N]
+        ROLE [ARGUMENTS]
 
 It patches the product from outside and then runs its command, so that no product code knows of faults.
 """
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 USAGE = "usage: python -m tests.faults.role [--crash P:before|after:N] [--skew S] [--revert BUG] ROLE …"
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> None:
                 REVERTS[value]()
             case "--later":
                 later(int(value))
+            case "--records":
+                keep_records(int(value))
             case _:
                 raise SystemExit(USAGE)
     from streamproc.cli import main as run
@@ -69,6 +73,13 @@ def later(version: int) -> None:
     now, then = (b'"type":"payout.observed","v":%d,' % v for v in (1, version))
     wire.encode_events = lambda events: encode(events).replace(now, then)
     wire.decode_events = lambda e: decode(e.replace(then, now))
+
+
+def keep_records(most: int) -> None:
+    """The projector keeps so many payouts' records in memory: its own 20,000 a run of minutes would fill all along."""
+    from projections import run
+
+    run.Records = partial(run.Records, records_max=most)  # type: ignore[misc]
 
 
 def crash(point: str, when: str, nth: int) -> None:

@@ -83,6 +83,8 @@ class Stand:
     witnesses: list[Witness]
     """Of each partition."""
     reverts: tuple[str, ...]
+    options: tuple[str, ...]
+    """What every role is started with besides (tests/faults/role.py)."""
     home: Path
     exits: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
@@ -149,7 +151,7 @@ class Stand:
         slot.killed = slot.restarting = False
         slot.armed = wrong[wrong.index("--crash") + 1] if "--crash" in wrong else ""
         reverts = [part for revert in self.reverts for part in ("--revert", revert)]
-        command = [sys.executable, "-m", "tests.faults.role", *wrong, *reverts, slot.role]
+        command = [sys.executable, "-m", "tests.faults.role", *wrong, *reverts, *self.options, slot.role]
         with slot.output.open("ab") as output:
             slot.process = await processes.start(
                 command, env=slot.env, on_parent_death=signal.SIGKILL, output=output.fileno()
@@ -309,6 +311,7 @@ async def standing(
     seed: int,
     *,
     reverts: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
     replica: bool = False,
     small: bool = False,
     direct: bool = False,
@@ -316,7 +319,8 @@ async def standing(
     accounts: int = 1,
     **sandbox: object,
 ) -> AsyncIterator[Stand]:
-    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles.
+    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles;
+    `options` are further ones of tests/faults/role.py.
 
     `direct`: no proxies and no witness, which would take the cores that are measured. `settings` are STREAMPROC_
     variables in lower case.
@@ -377,7 +381,7 @@ async def standing(
             slot.env["STREAMPROC_RAZORPAY_ACCOUNT_ID"] = account
             slot.env["STREAMPROC_RAZORPAY_ACCOUNT_NUMBER"] = number
         witnesses = [Witness(redis_url, partition) for partition in range(accounts)]
-        stand = Stand(system, slots, redis, postgres, witnesses, reverts, home)
+        stand = Stand(system, slots, redis, postgres, witnesses, reverts, options, home)
         stand.disk = disk
         if replica:
             stand.replica = await stack.enter_async_context(replica_of(redis_port, home))

@@ -1,6 +1,8 @@
 """Connections do what their owners say: a command that is cancelled is cancelled, whenever that comes."""
 
 import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -38,3 +40,22 @@ async def test_every_scheme_gets_a_connection_that_can_be_cancelled(url: str, sc
     client = connect(url)
     assert client.connection_pool.connection_class.__doc__ == f"{scheme}://"
     await client.aclose()
+
+
+async def test_a_unix_socket_serves_as_well(redis_url: str, tmp_path: Path) -> None:
+    parts, socket = urlsplit(redis_url), tmp_path / "s"
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port)
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while some := await reader.read(1024):
+            writer.write(some)
+        writer.close()
+
+    async with (
+        await asyncio.start_unix_server(pass_on, socket),
+        connected(f"unix://{socket}", name="over-a-socket") as client,
+    ):
+        assert await client.client_getname() in ("over-a-socket", b"over-a-socket")
