@@ -1,0 +1,46 @@
+"""A process that collects seldom still lets go of what died in a circle when it was old."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from streamproc import collector
+from tests.deadline import DEADLINE_S
+
+
+class Circle:
+    """Dead, and still held by itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+async def test_what_died_when_it_was_old_goes_with_the_next_look_at_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collector, "WHOLE_S", 0.01)
+    collector.look_less_often()
+    gone = asyncio.Event()
+    circle = Circle()
+    gc.collect()  # it is old now
+    told = weakref.finalize(circle, gone.set)
+    del circle
+    assert told.alive
+    async with asyncio.timeout(DEADLINE_S):
+        await gone.wait()
+
+
+def test_without_a_loop_nothing_is_scheduled() -> None:
+    collector.look_less_often()
+    assert gc.get_threshold()[0] == collector.YOUNG_MAX
