@@ -113,6 +113,8 @@ def _print(result: "Result") -> None:
     ]
     output.say_table(["VIEW", "ROWS", "LIVE WAS", "DIFFERING ROWS", "CHECKSUM"], rows, empty="no views")
     for view in result.views:
+        if view.changed:
+            click.echo(f"{view.view}: {view.changed}")
         for difference in view.differences:
             click.echo(
                 f"{view.view} {difference.key}: live {_cut(difference.live)}, by its log {_cut(difference.rebuilt)}"
