@@ -132,7 +132,7 @@ _FILTERS = (
     click.option("--payout", default=None, metavar="ID", help="Only about this payout."),
     click.option("--vendor", default=None, metavar="HOST", help="Only about payouts to this vendor."),
     click.option(
-        "--reason", default=None, metavar="CODE", help="Only with this reason, such as BUDGET_EXCEEDED."
+        "--reason", default=None, metavar="CODE", help="Only with this reason, such as LIMIT_EXCEEDED."
     ),
     click.option(
         "--decision",
