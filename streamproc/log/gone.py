@@ -10,7 +10,8 @@ taken over so only while its deliveries have harmless reasons: one that may be w
 claim time.
 """
 
-from typing import Any
+import asyncio
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -37,6 +38,13 @@ READS_MAX = 8
 oldest, and a backlog of them must not hide what came after."""
 
 
+class _Missed(NamedTuple):
+    """Since when somebody has no connection, by the list that said so, and when we noticed (monotonic clock, s)."""
+
+    since_s: float
+    clock_s: float
+
+
 class Gone:
     """One consumer's eye on the others of its group."""
 
@@ -57,25 +65,22 @@ class Gone:
         self._deliveries_max, self._entries_max = deliveries_max, entries_max
         self._missing_s = missing_s
         self._roster = roster or Roster()
-        self._missing: dict[str, float] = {}
-        """Since when (our monotonic clock, s) each consumer is missing."""
+        self._missing: dict[str, _Missed] = {}
         self._looked: dict[str, str] = {}
         """Behind which of its entries the next look goes on."""
 
     async def take(self, client: Redis, now_s: float) -> list[Raw]:
         """Entries in the hands of consumers that are gone, now in ours. `now_s` is a monotonic clock's."""
-        idle = await self._idle(client)
+        idle, clock_s = await self._idle(client), asyncio.get_running_loop().time()
+        self._missing = {name: missed for name, missed in self._missing.items() if name in idle}
         if not idle:
-            self._missing.clear()
             return []
         look = await self._roster.look(client, self._me, [self._me, *idle], now_s)
         if self._me not in look.here:
             if look.at_s is not None:
                 self._missing.clear()
             return []
-        self._missing = {
-            name: since for name, since in self._missing.items() if name in idle and name not in look.here
-        }
+        self._missing = {name: missed for name, missed in self._missing.items() if name not in look.here}
         if look.at_s is None:
             return []
         quiet_ms = (
@@ -85,8 +90,10 @@ class Gone:
         for name, idle_ms in idle.items():
             if name in look.here or idle_ms < quiet_ms:
                 continue
-            since = self._missing.setdefault(name, look.at_s)
-            if look.at_s - since >= self._missing_s and len(taken) < self._entries_max:
+            missed = self._missing.get(name)
+            if missed is None or idle_ms < (clock_s - missed.clock_s) * 1000:  # it was back meanwhile
+                missed = self._missing[name] = _Missed(look.at_s, clock_s)
+            if look.at_s - missed.since_s >= self._missing_s and len(taken) < self._entries_max:
                 taken += await self._take_from(client, name, self._entries_max - len(taken))
         return taken
 

@@ -101,6 +101,19 @@ async def test_who_was_back_meanwhile_is_missed_anew(log: str) -> None:
         assert len(await taken(gone, client, 3 * LATER)) == 3
 
 
+async def test_who_was_back_between_two_lists_and_is_away_again_is_missed_anew(log: str) -> None:
+    """It may have called the bank meanwhile, and has shown that it lived: it asked for its entries."""
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        assert await taken(gone, client, 0) == []
+        async with connected(log, name="other") as other:
+            await other.execute_command("XREADGROUP", "GROUP", GROUP, "other", "STREAMS", NAMES.log, "0")
+            await hold(other, "other")
+        assert await taken(gone, client, LATER) == []
+        assert await taken(gone, client, 2 * LATER) == ["1-0", "2-0", "3-0"]
+
+
 async def test_who_does_not_find_itself_in_the_list_believes_nothing_of_it(log: str) -> None:
     async with connected(log, name="other") as other:
         await hold(other, "other")
