@@ -294,7 +294,9 @@ def _say_bundle(bundled: "Bundled") -> None:
             f"the view `policies` does not have {', '.join(bundled.unknown[:5])}, by which payouts in {bundled.file}"
             " were decided: verify.py will miss them. Are the views behind (`streamproc doctor`)? Then export again"
         )
-    click.echo("check it with: python3 verify.py KEY, where KEY is what `streamproc audit key` prints")
+    click.echo(
+        "check it with: unpack it, then python3 verify.py KEY, where KEY is what `streamproc audit key` prints"
+    )
 
 
 # ---- keys -------------------------------------------------------------------------------

@@ -49,9 +49,10 @@ def replay(
 ) -> None:
     """Build views anew from the archive, beside the live ones, and put them in place in one step.
 
-    All views without a VIEW. The rebuilt ones are compared with the live ones at one position before they are
-    swapped; readers never see a half-built view, the projector and the workers go on. A replay that was killed goes on
-    where it stopped. Nothing is written to the log and nobody is called.
+    All views where no VIEW is named. The rebuilt ones are compared with the live ones at one position before they are
+    swapped; where a view's version was raised, in the columns that both have. Readers never see a half-built view, the
+    projector and the workers go on. A replay that was killed goes on where it stopped. Nothing is written to the log
+    and nobody is called.
 
     \b
     Example:
