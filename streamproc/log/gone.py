@@ -83,9 +83,8 @@ class Gone:
         self._missing = {name: missed for name, missed in self._missing.items() if name not in look.here}
         if look.at_s is None:
             return []
-        quiet_ms = (
-            IDLE_MS + max(0.0, now_s - look.at_s) * 1000
-        )  # who was heard of since may be connected since
+        # Who was heard of since all were listed may be connected since.
+        quiet_ms = IDLE_MS + max(0.0, now_s - look.at_s) * 1000
         taken: list[Raw] = []
         for name, idle_ms in idle.items():
             if name in look.here or idle_ms < quiet_ms:
