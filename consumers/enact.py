@@ -7,14 +7,15 @@ moves money is sent before its decision is archived, nor while its agent, accoun
 at the bank first (consumers/create.py).
 """
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost
 from consumers.recall import Archived
+from consumers.turns import in_turns
 from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
@@ -27,7 +28,7 @@ from streamproc.domain.events import (
     PayoutStopped,
 )
 from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord, is_terminal
-from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
+from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 from streamproc.telemetry.watch import Called, keeping
 
@@ -69,30 +70,23 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
     """The group that calls the bank. `debit` pays what is created, `archived` remembers payouts that Redis forgot."""
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
-        turns = asyncio.Semaphore(CONCURRENT_MAX)
-        end = asyncio.get_running_loop().time() + PASS_S
-
         async def one(work: Work, event: Cause) -> None:
-            try:
-                async with asyncio.timeout_at(end), turns:
-                    with keeping(work.calls):
-                        if work.record is None and archived is not None:
-                            record = await _recalled(work, archived)
-                            if not (isinstance(event, CancelRequested) and event.bank_payout):
-                                return  # there is nothing left to tell the bank
-                            work.record = record
-                        await _enact_one(work, event, desk, bank, barrier, debit)
-            except LogUnavailable:
-                raise
-            except TimeoutError:
-                work.fail(TryAgain(f"its turn at the bank did not come, or end, within {PASS_S:g} s"))
-            except Exception as problem:  # noqa: BLE001  # this payout's own; the loop puts it off or aside
-                work.fail(problem)
+            with keeping(work.calls):
+                if work.record is None and archived is not None:
+                    record = await _recalled(work, archived)
+                    if not (isinstance(event, CancelRequested) and event.bank_payout):
+                        return  # there is nothing left to tell the bank
+                    work.record = record
+                await _enact_one(work, event, desk, bank, barrier, debit)
 
-        async with asyncio.TaskGroup() as tasks:
-            for work, event in items:
-                if isinstance(event, PayoutDecided | CancelRequested):
-                    tasks.create_task(one(work, event))
+        jobs = [
+            (work, partial(one, work, event))
+            for work, event in items
+            if isinstance(event, PayoutDecided | CancelRequested)
+        ]
+        await in_turns(
+            jobs, at_once=CONCURRENT_MAX, start_s=PASS_S, pass_s=PASS_S, turn="its turn at the bank"
+        )
 
     stage = Stage(name="enact", consumes=frozenset({PayoutDecided, CancelRequested}), handle=enact)
     return Group(

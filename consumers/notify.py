@@ -6,8 +6,8 @@ was answered while its message was on its way is seen at the commit, which is re
 the message is closed at once (`Group.looks_again`).
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from consumers.inputs import NOTIFICATION
@@ -20,6 +20,7 @@ from consumers.telling import (
     show_progress,
     tell,
 )
+from consumers.turns import in_turns
 from streamproc.domain.alerts import ALERTED, Alarm, alarm_of
 from streamproc.domain.events import (
     EntrySetAside,
@@ -38,7 +39,7 @@ from streamproc.domain.events import (
 from streamproc.domain.notice import alert_about
 from streamproc.domain.notified import NoticeKind
 from streamproc.domain.wire import decode_meta
-from streamproc.errors import LogBroken, LogUnavailable, TryAgain
+from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 
@@ -99,28 +100,13 @@ class Telling:
         for work, event in items:
             works.setdefault(work, []).append(event)
         now = await self._first_alarms(works, desk)
-        turns = asyncio.Semaphore(CONCURRENT_MAX)
-        began = asyncio.get_running_loop().time()
-
-        async def one(work: Work, events: Sequence[Event]) -> None:
-            try:
-                async with asyncio.timeout_at(began + START_S) as limit, turns:
-                    limit.reschedule(began + PASS_S)
-                    await self._one(work, events, now.get(work, []), desk)
-            except (LogUnavailable, LogBroken):
-                raise
-            except TimeoutError:
-                work.fail(
-                    TryAgain(
-                        f"its turn to be told did not come within {START_S:g} s, or end within {PASS_S:g} s"
-                    )
-                )
-            except Exception as problem:  # noqa: BLE001  # this entry's own; the loop puts it off or aside
-                work.fail(problem)
-
-        async with asyncio.TaskGroup() as tasks:
-            for work, events in works.items():
-                tasks.create_task(one(work, events))
+        jobs = [
+            (work, partial(self._one, work, events, now.get(work, []), desk))
+            for work, events in works.items()
+        ]
+        await in_turns(
+            jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, turn="its turn to be told"
+        )
 
     async def _first_alarms(self, works: dict[Work, list[Event]], desk: Desk) -> dict[Work, list[Alarm]]:
         """The alarms that are told now. A pass over the same work again has counted them before."""

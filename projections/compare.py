@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import asyncpg
 from msgspec import Struct
 
+from projections.schema import quote_ident
 from streamproc.archive.sql import statements
 
 DIFFERENCES_MAX = 10
@@ -32,9 +33,53 @@ class Difference(Struct, frozen=True):
     rebuilt: dict[str, object] | None
 
 
-async def checksum(db: asyncpg.Connection, view: str) -> Sum:
-    """The sum of a view of the place that `db` is in."""
-    row = await db.fetchrow(_SQL["checksum"].format(view=view))
+class Shapes(Struct, frozen=True):
+    """A view's versions, and the columns that it has in both places, in the rebuilt one's order. Version 0: unknown."""
+
+    live_version: int
+    version: int
+    both: list[str]
+    only_live: list[str]
+    only_rebuilt: list[str]
+
+    @property
+    def changed(self) -> str:
+        """What became other with the version, in words; empty where nothing did."""
+        if (self.live_version, self.only_live, self.only_rebuilt) == (self.version, [], []):
+            return ""
+        said = [f"the live one is of version {self.live_version}, by its log it is of {self.version}"]
+        said += [f"new: {', '.join(self.only_rebuilt)}"] if self.only_rebuilt else []
+        said += [f"gone: {', '.join(self.only_live)}"] if self.only_live else []
+        return f"{'; '.join(said)}; compared in what both have"
+
+
+async def shapes(live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str) -> Shapes:
+    """What a view is in the two places."""
+    before, after = [await _columns(db, view) for db in (live, rebuilt)]
+    live_version, version = [await db.fetchval(_SQL["version"], view) or 0 for db in (live, rebuilt)]
+    return Shapes(
+        live_version=live_version,
+        version=version,
+        both=[name for name in after if name in before],
+        only_live=[name for name in before if name not in after],
+        only_rebuilt=[name for name in after if name not in before],
+    )
+
+
+async def _columns(db: asyncpg.Connection, view: str) -> list[str]:
+    return [row["attname"] for row in await db.fetch(_SQL["columns"], view)]
+
+
+def _rows_of(view: str, columns: Sequence[str]) -> str:
+    """The view, or some of its columns, as a query has it after FROM."""
+    if not columns:
+        return view
+    return _SQL["only"].format(view=view, columns=", ".join(map(quote_ident, columns)))
+
+
+async def checksum(db: asyncpg.Connection, view: str, columns: Sequence[str] = ()) -> Sum:
+    """The sum of a view of the place that `db` is in; of some of its columns where they are named."""
+    row = await db.fetchrow(_SQL["checksum"].format(view=_rows_of(view, columns)))
     return Sum(row["rows"], row["checksum"])
 
 
@@ -54,20 +99,28 @@ async def violations(db: asyncpg.Connection) -> list[str]:
 
 
 async def differences(
-    live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str
+    live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str, columns: Sequence[str] = ()
 ) -> tuple[int, list[Difference]]:
-    """How many rows differ, and the first DIFFERENCES_MAX of them. Both connections are in a transaction."""
-    columns = await live.fetch(_SQL["primary_key"], view)
-    key = " || '|' || ".join(f"{row['attname']}::text" for row in columns)
-    sql = _SQL["rows"].format(view=view, key=key)
+    """How many rows differ, and the first DIFFERENCES_MAX of them. Both connections are in a transaction.
+
+    `columns`: those that are compared, of which the key's are some; all where none are named.
+    """
+    key = " || '|' || ".join(f"{name}::text" for name in await key_of(live, view))
+    rows = _rows_of(view, columns)
+    sql = _SQL["rows"].format(view=rows, key=key)
     count, keys = 0, list[str]()
     async for found in _unequal(_rows(live, sql), _rows(rebuilt, sql)):
         count += 1
         if len(keys) < DIFFERENCES_MAX:
             keys.append(found)
-    one = _SQL["row"].format(view=view, key=key)
+    one = _SQL["row"].format(view=rows, key=key)
     shown = [_difference(k, await live.fetchval(one, k), await rebuilt.fetchval(one, k)) for k in keys]
     return count, shown
+
+
+async def key_of(db: asyncpg.Connection, view: str) -> list[str]:
+    """The columns of a view's primary key."""
+    return [row["attname"] for row in await db.fetch(_SQL["primary_key"], view)]
 
 
 async def _rows(db: asyncpg.Connection, sql: str) -> AsyncIterator[tuple[str, int]]:

@@ -18,6 +18,15 @@ SELECT to_jsonb(v)::text FROM {view} AS v WHERE {key} = $1;
 SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
 WHERE i.indrelid = to_regclass($1) AND i.indisprimary ORDER BY array_position(i.indkey::int2[], a.attnum);
 
+-- name: columns
+SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum;
+
+-- name: only
+(SELECT {columns} FROM {view})
+
+-- name: version
+SELECT max(version) FROM view_heads WHERE view = $1;
+
 -- name: positions
 SELECT partition, min(seq) AS seq, min(version) AS version FROM view_heads
 WHERE view = ANY($1::text[]) GROUP BY partition HAVING count(*) = cardinality($1::text[]) AND min(seq) = max(seq)

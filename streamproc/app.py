@@ -49,6 +49,7 @@ from streamproc.log.digests import Digests
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
+from streamproc.log.roster import rosters_of
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
@@ -159,9 +160,10 @@ async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
 
 def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
     limits = Limits(claim_idle_s=settings.claim_idle_s, retention_s=settings.retention_s)
-    me = _me()
+    me, url = _me(), settings.redis_url
+    rosters = rosters_of(url, settings.partitions)
     return [
-        Consumer(settings.redis_url, partition, group, name=f"{me}-{n}", limits=limits)
+        Consumer(url, partition, group, name=f"{me}-{n}", limits=limits, roster=rosters[partition])
         for partition in range(settings.partitions)
         for group in groups
         for n in range(concurrency)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streamproc import processes
-from streamproc.cluster import DATABASE, Place, ensure_cluster, find_place, forget_dead_server
 from streamproc.errors import ConfigError, JobFailed
+from streamproc.postgres_dir import DATABASE, Place, ensure_cluster, find_place, forget_dead_server
 
 START_WAIT_S = 60.0  # a log of some GB is read from disk before Valkey answers; Postgres may replay its WAL
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint

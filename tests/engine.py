@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 import consumers
 from consumers.recall import Archived
 from consumers.vet import Reputations
-from streamproc.domain.events import Event, PayoutObserved, ReviewSubmitted
+from streamproc.domain.events import Event, PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import plan_freeze
 from streamproc.domain.wire import decode_events, payout_of
@@ -22,7 +22,7 @@ from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force, read_scopes
 from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from streamproc.log.work import Group
-from tests.words import Vendors, apply_policies, delivery
+from tests.words import Vendors, apply_policies, delivery, reviewed
 
 DEADLINE_S = 60.0
 ZONE = "Asia/Kolkata"
@@ -128,9 +128,7 @@ class Engine:
     async def review(self, payout: str, by: str, action: str, *, account: str) -> None:
         """A reviewer answers."""
         channel = "slack" if by.startswith("slack:") else "test"
-        event = ReviewSubmitted(
-            at=self.producer.now_us(), payout=payout, by=by, action=action, why="because", channel=channel
-        )
+        event = reviewed(payout, by, action, at=self.producer.now_us(), channel=channel)
         await self.append(account, event)
         await self.settled()
 

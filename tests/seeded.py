@@ -22,7 +22,7 @@ from streamproc.log.connection import connected
 from streamproc.log.stream import LogView
 from tests.engine import Engine
 from tests.projections.histories import ListedLog, Stored, project_all
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, Vendors, observed, reviewed
 
 SEED = 20_350_101
 PAYOUTS, PAYOUTS_LATER = 20_000, 1_000
@@ -198,13 +198,8 @@ class Seeded:
                 at = record.hold_expires_at
                 yield e.TimerFired(at=at, payout=record.payout, timer="hold_expiry")
             elif said != "nothing":
-                yield e.ReviewSubmitted(
-                    at=self.engine.producer.now_us(),
-                    payout=record.payout,
-                    by=rng.choice(REVIEWERS),
-                    action=said,
-                    why="seeded",
-                    channel="test",
+                yield reviewed(
+                    record.payout, rng.choice(REVIEWERS), said, at=self.engine.producer.now_us(), why="seeded"
                 )
 
     def _bank(self) -> Iterator[e.Event]:

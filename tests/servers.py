@@ -8,14 +8,17 @@
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 from unittest.mock import patch
 
-from streamproc import cluster, embedded
+from streamproc import embedded, postgres_dir
 from streamproc.embedded import Store
 
+Server: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
 
 
@@ -36,16 +39,26 @@ def debian_postgres() -> Path | None:
 
 
 @asynccontextmanager
-async def redis(home: Path, program: Path | None = None) -> AsyncIterator[Store]:
-    """Redis or Valkey with its data below `home`: `program`, or what the environment names, or the embedded one."""
-    chosen = program or _named("TEST_REDIS_SERVER")
-    with patch.object(embedded, "_valkey_program", (lambda: chosen) if chosen else embedded._valkey_program):
-        server = embedded.valkey(home)
-        store = await server.__aenter__()
+async def started_as(server: Server, *changed: AbstractContextManager[Any]) -> AsyncIterator[Store]:
+    """An embedded server whose start, and nothing else, is under what `changed` patches."""
+    with ExitStack() as patches:
+        for one in changed:
+            patches.enter_context(one)
+        running = server()
+        store = await running.__aenter__()
     try:
         yield store
     finally:
-        await server.__aexit__(None, None, None)
+        await running.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def redis(home: Path, program: Path | None = None) -> AsyncIterator[Store]:
+    """Redis or Valkey with its data below `home`: `program`, or what the environment names, or the embedded one."""
+    chosen = program or _named("TEST_REDIS_SERVER")
+    changed = [patch.object(embedded, "_valkey_program", lambda: chosen)] if chosen else []
+    async with started_as(partial(embedded.valkey, home), *changed) as store:
+        yield store
 
 
 @asynccontextmanager
@@ -54,22 +67,17 @@ async def postgres(
 ) -> AsyncIterator[Store]:
     """Postgres with its cluster below `home`: of the directory `programs`, or as above."""
     chosen = programs or _named("TEST_POSTGRES_BIN")
-    if chosen is None:
-        async with embedded.postgres(home, durable=durable) as store:
-            yield store
-        return
-    major = chosen.parent.name
     found = embedded.find_place
-    with (
-        patch.object(embedded, "find_place", lambda data_dir: found(data_dir)._replace(programs=chosen)),
-        patch.object(cluster, "POSTGRES_MAJOR", major),
-    ):
-        server = embedded.postgres(home, durable=durable)
-        store = await server.__aenter__()
-    try:
+    changed = (
+        ()
+        if chosen is None
+        else (
+            patch.object(embedded, "find_place", lambda data_dir: found(data_dir)._replace(programs=chosen)),
+            patch.object(postgres_dir, "POSTGRES_MAJOR", chosen.parent.name),
+        )
+    )
+    async with started_as(partial(embedded.postgres, home, durable=durable), *changed) as store:
         yield store
-    finally:
-        await server.__aexit__(None, None, None)
 
 
 def _named(variable: str) -> Path | None:

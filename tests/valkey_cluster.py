@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from streamproc.log.connection import connected
 from streamproc.log.nodes import SLOTS, slot_of
 from tests.bank import free_port, until
 from tests.restartable import Restartable, restartable
+from tests.servers import started_as
 
 PRIMARIES = 3
 FORMED_MAX_S = 60.0
@@ -90,15 +92,9 @@ async def _node(place: Path) -> AsyncIterator[Node]:
         "cluster-require-full-coverage no\ncluster-replica-validity-factor 0\nrepl-diskless-sync-delay 0\n"
     )
 
-    @asynccontextmanager
-    async def start() -> AsyncIterator[embedded.Store]:
-        with patch.object(embedded, "_valkey_config", lambda home, port: plain(home, port) + more):
-            server = embedded.valkey(place, port=port)
-            store = await server.__aenter__()
-        try:
-            yield store
-        finally:
-            await server.__aexit__(None, None, None)
+    def start() -> AbstractAsyncContextManager[embedded.Store]:
+        config = patch.object(embedded, "_valkey_config", lambda home, port: plain(home, port) + more)
+        return started_as(partial(embedded.valkey, place, port=port), config)
 
     async with restartable(start) as store:
         await store.up()

@@ -1,7 +1,7 @@
 """Builders in the language of the specification, for values that tests need."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 
@@ -40,6 +40,19 @@ def observed(
         id=payout, amount=amount, currency=currency, status=status, fund_account_id=fund_account, notes=notes
     )
     return e.PayoutObserved(at=at, payout=payout, account=account, source="webhook", facts=facts)
+
+
+def reviewed(
+    payout: str,
+    by: str = "asha",
+    action: Literal["approve", "reject"] = "approve",
+    *,
+    at: int = NOW,
+    why: str = "because",
+    channel: str = "test",
+) -> e.ReviewSubmitted:
+    """A person answers a hold."""
+    return e.ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
 
 
 def delivery(event: e.PayoutObserved) -> Append:

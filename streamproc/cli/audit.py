@@ -132,7 +132,7 @@ _FILTERS = (
     click.option("--payout", default=None, metavar="ID", help="Only about this payout."),
     click.option("--vendor", default=None, metavar="HOST", help="Only about payouts to this vendor."),
     click.option(
-        "--reason", default=None, metavar="CODE", help="Only with this reason, such as BUDGET_EXCEEDED."
+        "--reason", default=None, metavar="CODE", help="Only with this reason, such as LIMIT_EXCEEDED."
     ),
     click.option(
         "--decision",
@@ -294,7 +294,9 @@ def _say_bundle(bundled: "Bundled") -> None:
             f"the view `policies` does not have {', '.join(bundled.unknown[:5])}, by which payouts in {bundled.file}"
             " were decided: verify.py will miss them. Are the views behind (`streamproc doctor`)? Then export again"
         )
-    click.echo("check it with: python3 verify.py KEY, where KEY is what `streamproc audit key` prints")
+    click.echo(
+        "check it with: unpack it, then python3 verify.py KEY, where KEY is what `streamproc audit key` prints"
+    )
 
 
 # ---- keys -------------------------------------------------------------------------------

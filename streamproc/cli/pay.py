@@ -25,7 +25,12 @@ FILE_BYTES_MAX = 65_536
     help="A fund account (fa_…), or a JSON file: the bank's `fund_account`.",
 )
 @click.option("--mode", default="IMPS", show_default=True, help="IMPS, NEFT, RTGS or UPI.")
-@click.option("--purpose", default="payout", show_default=True, help="As the bank account has them.")
+@click.option(
+    "--purpose",
+    default="payout",
+    show_default=True,
+    help="One that the account has at the bank, as `vendor bill`.",
+)
 @click.option("--vendor-url", default="", metavar="URL", help="Who is paid.")
 @click.option(
     "--narration", default="", metavar="TEXT", help="What the bank prints: 30 of A-Z a-z 0-9 and blanks."

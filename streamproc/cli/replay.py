@@ -49,9 +49,10 @@ def replay(
 ) -> None:
     """Build views anew from the archive, beside the live ones, and put them in place in one step.
 
-    All views without a VIEW. The rebuilt ones are compared with the live ones at one position before they are
-    swapped; readers never see a half-built view, the projector and the workers go on. A replay that was killed goes on
-    where it stopped. Nothing is written to the log and nobody is called.
+    All views where no VIEW is named. The rebuilt ones are compared with the live ones at one position before they are
+    swapped; where a view's version was raised, in the columns that both have. Readers never see a half-built view, the
+    projector and the workers go on. A replay that was killed goes on where it stopped. Nothing is written to the log
+    and nobody is called.
 
     \b
     Example:
@@ -113,6 +114,8 @@ def _print(result: "Result") -> None:
     ]
     output.say_table(["VIEW", "ROWS", "LIVE WAS", "DIFFERING ROWS", "CHECKSUM"], rows, empty="no views")
     for view in result.views:
+        if view.changed:
+            click.echo(f"{view.view}: {view.changed}")
         for difference in view.differences:
             click.echo(
                 f"{view.view} {difference.key}: live {_cut(difference.live)}, by its log {_cut(difference.rebuilt)}"

@@ -162,7 +162,10 @@ class OutboundClient:
                         limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     response, body = await self._send(request)
             except TimeoutError as error:
-                raise self._lost(what, call, f"no answer within {self._timeout_s:g} s") from error
+                late = f"no answer within {self._timeout_s:g} s"
+                if call.ticket is None:
+                    late = f"its turn did not come within {self._wait_s_max:g} s"
+                raise self._lost(what, call, late) from error
             except httpx.HTTPError as error:
                 raise self._lost(what, call, type(error).__name__) from error
             finally:

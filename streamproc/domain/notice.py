@@ -58,8 +58,9 @@ URGENT = frozenset({"BYPASSED"})
 """Alerts about money that has moved."""
 _NOTES_SHOWN = frozenset({"agent_id", "vendor_url", NOTE})
 """Notes that are shown elsewhere, or say nothing to a person."""
-_LONG_NUMBER = re.compile(r"\d(?:[ ._\u2010-\u2015-]?\d){8,}")
-"""Nine digits and more, of any script: India's account numbers have 9 to 18."""
+_LONG_NUMBER = re.compile(r"\d(?:(?: ?[^\w\s,]{1,2} ?|[ ,_])?\d){11,}|\d(?:[ ._\u2010-\u2015-]?\d){8,}")
+"""Nine digits and more, of any script: India's account numbers have 9 to 18. Twelve and more also where `/` or the like
+splits them; fewer, written like that, are dates and sums too."""
 
 
 class Said(Struct, frozen=True):

@@ -20,6 +20,7 @@ from streamproc.domain.record import Reservation as Reservation
 from streamproc.domain.record import Review as Review
 from streamproc.domain.record import decode_record as decode_record
 from streamproc.domain.record import encode_record as encode_record
+from streamproc.domain.record import unknown_in as unknown_in
 from streamproc.domain.states import BANK_RANK as BANK_RANK
 from streamproc.domain.states import MOVING_STATUSES as MOVING_STATUSES
 from streamproc.domain.states import OPEN_STATUSES as OPEN_STATUSES

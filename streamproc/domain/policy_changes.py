@@ -15,6 +15,8 @@ from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_events import PolicyChanged, ScopeChange
 from streamproc.domain.policy_fields import (
     Fields,
+    Reader,
+    agent_with_policy,
     fields_of,
     identifier,
     read_limits,
@@ -127,7 +129,7 @@ def put_policy(
     report = Report(f"agent:{agent}")
     if agent == UNKNOWN_AGENT:
         report.add((), f"{agent} is who a payout belongs to that names no agent: it can have no policy")
-    _check_own("agent", agent, fields, report)
+    _check_own("agent", agent, fields, report, named_by=agent_with_policy)
     report.refuse_if_any()
     wanted = {scope: state.own for scope, state in current.items()} | {f"agent:{agent}": fields}
     return _changes(current, wanted, report, at=at, by=by, why=why)
@@ -300,9 +302,9 @@ def _merged(own: Fields, fields: Mapping[str, object]) -> Fields:
     return merged
 
 
-def _check_own(kind: str, name: str, own: Fields, report: Report) -> None:
+def _check_own(kind: str, name: str, own: Fields, report: Report, *, named_by: Reader = identifier) -> None:
     try:
-        identifier(name)
+        named_by(name)
     except ValueError as problem:
         report.add((), str(problem))
     if kind == "agent":

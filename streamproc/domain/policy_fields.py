@@ -33,6 +33,10 @@ RULES_MAX = 10_000
 """Most domain rules in one list."""
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,63}")
+_PATHS_BEGIN, _PATHS_END = ("proposals",), ("history", "budget")
+"""Of /v1/policies/… and /v1/agents/…, where an agent's name, which may have a `/`, stands as it is;"""
+_NO_STEP = frozenset({"", ".", ".."})
+"""and these are taken out of paths on their way."""
 _FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_S}
 _DURATION = re.compile(r"(\d{1,9})([smhd]?)")
@@ -128,6 +132,22 @@ def identifier(value: object) -> str:
             f"{shown(value)}: an id is 1 to 64 of A-Z a-z 0-9 . _ @ : / - and starts with one of A-Z a-z 0-9"
         )
     return value
+
+
+def agent_with_policy(value: object) -> str:
+    """An id of an agent that may have a policy: a path of the HTTP API that names it names nothing else."""
+    name = identifier(value)
+    steps = name.split("/")
+    if (
+        steps[0] in _PATHS_BEGIN
+        or (len(steps) > 1 and steps[-1] in _PATHS_END)
+        or not _NO_STEP.isdisjoint(steps)
+    ):
+        raise ValueError(
+            f"{name!r} would be another path of the HTTP API: an agent with a policy does not begin with proposals/,"
+            " end in /history or /budget, or have an empty part, . or .. between its /"
+        )
+    return name
 
 
 def fund_account(value: object) -> str:

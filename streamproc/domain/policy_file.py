@@ -18,6 +18,7 @@ from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
     Reader,
+    agent_with_policy,
     fund_account,
     identifier,
     items,
@@ -134,9 +135,10 @@ def _named(sections: dict[str, object], section: str, report: Report) -> dict[st
     if not isinstance(entries, dict):
         report.add((section,), f"must map ids to fields, not {shown(entries)}")
         return {}
+    read = agent_with_policy if section == "policies" else identifier
     for name in entries:
         try:
-            identifier(name)
+            read(name)
         except ValueError as problem:
             report.add((section, name), str(problem))
         if section == "policies" and name == UNKNOWN_AGENT:

@@ -1,9 +1,10 @@
 """Everything known of one payout: what `evolve` makes of its events (payouts.py), and Redis and Postgres keep."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, inspect
 
 from streamproc.domain import facts as e
 from streamproc.domain.copies import BankCopy
@@ -109,3 +110,26 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 encode_record = msgspec.json.Encoder().encode
 """The record as Redis and Postgres keep it."""
 decode_record = msgspec.json.Decoder(PayoutRecord).decode
+
+
+def unknown_in(record: PayoutRecord, kept: bytes) -> list[str]:
+    """The fields of a kept record that only a later version knows: written back, the record would not have them."""
+    if encode_record(record) == kept:
+        return []
+    return sorted(set(_unknown(msgspec.json.decode(kept), inspect.type_info(PayoutRecord))))
+
+
+def _unknown(found: object, kind: object) -> Iterator[str]:
+    if isinstance(kind, inspect.UnionType):
+        for one in kind.types:
+            yield from _unknown(found, one)
+    elif isinstance(kind, inspect.StructType) and isinstance(found, dict):
+        known = {field.encode_name: field.type for field in kind.fields}
+        for name, value in found.items():
+            if name in known:
+                yield from _unknown(value, known[name])
+            else:
+                yield f"{kind.cls.__name__}.{name}"
+    elif isinstance(kind, inspect.ListType) and isinstance(found, list):
+        for one in found:
+            yield from _unknown(one, kind.item_type)

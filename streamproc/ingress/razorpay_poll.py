@@ -68,8 +68,8 @@ Tell = Callable[[Pass, int, float], Awaitable[None]]
 """Leaves word of a pass, of the failures in a row, and of the seconds until the next one."""
 
 
-async def _tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
-    return
+async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
+    """Leave no word."""
 
 
 class Poller:
@@ -90,7 +90,7 @@ class Poller:
         save_cursor: Callable[[int], Awaitable[None]],
         watch: Watch | None = None,
         is_active: Callable[[], bool] = lambda: True,
-        tell: Tell = _tell_nobody,
+        tell: Tell = tell_nobody,
     ) -> None:
         self._bank = bank
         self._producer = producer

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import look
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside, Event
-from streamproc.domain.payouts import decode_record, encode_record, is_terminal
+from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
 from streamproc.domain.wire import Newer, decode_events, encode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
@@ -205,6 +205,11 @@ class Handler:
                 record = decode_record(known.record) if known.record else None
             except ValueError as problem:  # msgspec's errors too
                 work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
+                return
+            later = unknown_in(record, known.record) if record is not None and known.record else []
+            if later:  # written back from here, the record would be without them
+                what = f"what Redis has of payout {work.payout} was written by a later version: {', '.join(later)}"
+                work.fail(TryAgain(f"{what} is not known here", after_s=NEWER_S))
                 return
             version, admission = known.version, known.admission
         try:

@@ -1,7 +1,8 @@
 """Entries whose consumer is gone: they need not wait for the claim time, since the server knows who is connected.
 
-A consumer's connections bear its name. A process that dies loses them at once, and who then has entries in hand and no
-connection will not finish them. Only a host that vanishes without a word, or a process that hangs, is waited for.
+A consumer's connections bear its name (roster.py). A process that dies loses them at once, and who then has entries in
+hand and no connection will not finish them. Only a host that vanishes without a word, or a process that hangs, is
+waited for.
 
 It is safe to be wrong, since whoever commits first wins; it only costs work done twice. So a consumer is believed gone
 when it was missing for a while, by one who finds itself in the list: behind a proxy names mean nothing. And an entry is
@@ -9,14 +10,14 @@ taken over so only while its deliveries have harmless reasons: one that may be w
 claim time.
 """
 
-import logging
-from typing import Any
+import asyncio
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
+from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
 
 LOOK_S = 1.0
@@ -31,9 +32,17 @@ and who asks the bank again meanwhile may be refused what is being done."""
 LISTED_S = 0.4
 """Between two looks of a consumer with a batch in hand at its own connection: several within MISSING_S."""
 ENTRIES_MAX = 256
-"""Entries of one consumer that are looked at in one look."""
+"""Entries of one consumer that are read at once,"""
+READS_MAX = 8
+"""and reads in one look; the next look goes on behind them. Those that may be what kills its workers come first, as the
+oldest, and a backlog of them must not hide what came after."""
 
-log = logging.getLogger(__name__)
+
+class _Missed(NamedTuple):
+    """Since when somebody has no connection, by the list that said so, and when we noticed (monotonic clock, s)."""
+
+    since_s: float
+    clock_s: float
 
 
 class Gone:
@@ -48,60 +57,74 @@ class Gone:
         deliveries_max: int,
         entries_max: int = ENTRIES_MAX,
         missing_s: float = MISSING_S,
+        roster: Roster | None = None,
     ) -> None:
         """`entries_max` are taken over at one look, of all that are gone: as many as are surely done in the claim time,
-        or others would take them over in turn."""
+        or others would take them over in turn. `roster` is that of the process."""
         self._names, self._group, self._me = names, group, consumer
         self._deliveries_max, self._entries_max = deliveries_max, entries_max
         self._missing_s = missing_s
-        self._missing: dict[str, float] = {}
-        """Since when (our monotonic clock, s) each consumer is missing."""
-        self._blind = False
+        self._roster = roster or Roster()
+        self._missing: dict[str, _Missed] = {}
+        self._looked: dict[str, str] = {}
+        """Behind which of its entries the next look goes on."""
 
     async def take(self, client: Redis, now_s: float) -> list[Raw]:
         """Entries in the hands of consumers that are gone, now in ours. `now_s` is a monotonic clock's."""
-        if self._blind:
+        idle, clock_s = await self._idle(client), asyncio.get_running_loop().time()
+        self._missing = {name: missed for name, missed in self._missing.items() if name in idle}
+        if not idle:
             return []
-        idle = await self._idle(client)
-        connected = await self._connected(client) if idle else frozenset[str]()
-        if self._me not in connected:
-            self._missing.clear()
+        look = await self._roster.look(client, self._me, [self._me, *idle], now_s)
+        if self._me not in look.here:
+            if look.at_s is not None:
+                self._missing.clear()
             return []
-        self._missing = {name: self._missing.get(name, now_s) for name in idle if name not in connected}
+        self._missing = {name: missed for name, missed in self._missing.items() if name not in look.here}
+        if look.at_s is None:
+            return []
+        # Who was heard of since all were listed may be connected since.
+        quiet_ms = IDLE_MS + max(0.0, now_s - look.at_s) * 1000
         taken: list[Raw] = []
-        for name, since in self._missing.items():
-            if now_s - since >= self._missing_s and len(taken) < self._entries_max:
+        for name, idle_ms in idle.items():
+            if name in look.here or idle_ms < quiet_ms:
+                continue
+            missed = self._missing.get(name)
+            if missed is None or idle_ms < (clock_s - missed.clock_s) * 1000:  # it was back meanwhile
+                missed = self._missing[name] = _Missed(look.at_s, clock_s)
+            if look.at_s - missed.since_s >= self._missing_s and len(taken) < self._entries_max:
                 taken += await self._take_from(client, name, self._entries_max - len(taken))
         return taken
 
-    async def _idle(self, client: Redis) -> list[str]:
-        """Who has entries in hand and was not heard of lately."""
+    async def _idle(self, client: Redis) -> dict[str, int]:
+        """Who has entries in hand and was not heard of lately, and for how long (ms)."""
         with named_errors():
             rows = await client.xinfo_consumers(self._names.log, self._group)
-        names = [row["name"].decode() for row in rows if row["pending"] and row["idle"] >= IDLE_MS]
-        return [name for name in names if name != self._me]
-
-    async def _connected(self, client: Redis) -> frozenset[str]:
-        try:
-            with named_errors():
-                rows: list[dict[str, Any]] = await client.client_list(_type="normal")
-        except ResponseError as problem:  # not everybody may ask
-            log.warning(
-                "the server does not say who is connected, so claims wait for their time: %s", problem
-            )
-            self._blind = True
-            return frozenset()
-        return frozenset(str(row.get("name", "")) for row in rows)
+        idle = {row["name"].decode(): int(row["idle"]) for row in rows if row["pending"]}
+        return {name: idle_ms for name, idle_ms in idle.items() if idle_ms >= IDLE_MS and name != self._me}
 
     async def _take_from(self, client: Redis, name: str, most: int) -> list[Raw]:
         key, group = self._names.log, self._group
+        ids = (await self._harmless(client, name, most))[:most]
+        if not ids:
+            return []
         with named_errors():
-            rows: list[dict[str, Any]] = await client.xpending_range(
-                key, group, "-", "+", ENTRIES_MAX, name, idle=IDLE_MS
-            )
-            ids = [row["message_id"] for row in rows if row["times_delivered"] <= self._deliveries_max][:most]
-            if not ids:
-                return []
             # Who takes over at the same moment finds them handed out just now.
             claimed = await client.execute_command("XCLAIM", key, group, self._me, IDLE_MS, *ids)
         return [entry for entry in claimed if entry]
+
+    async def _harmless(self, client: Redis, name: str, most: int) -> list[bytes]:
+        """Entries in a consumer's hands whose deliveries have harmless reasons: `most` and up to a read's more."""
+        found: list[bytes] = []
+        after = self._looked.pop(name, "-")
+        for _ in range(READS_MAX):
+            with named_errors():
+                rows: list[dict[str, Any]] = await client.xpending_range(
+                    self._names.log, self._group, after, "+", ENTRIES_MAX, name, idle=IDLE_MS
+                )
+            found += [row["message_id"] for row in rows if row["times_delivered"] <= self._deliveries_max]
+            if len(rows) < ENTRIES_MAX or len(found) >= most:
+                return found
+            after = "(" + rows[-1]["message_id"].decode()
+        self._looked[name] = after
+        return found

@@ -25,6 +25,7 @@ from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.gone import CALLED_S, LISTED_S, LOOK_S, MISSING_S, Gone
 from streamproc.log.names import Names
+from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
 from streamproc.log.work import Group
 from streamproc.telemetry import watch
@@ -45,7 +46,17 @@ RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 class Consumer:
     """One consumer of one group on one partition."""
 
-    def __init__(self, url: str, partition: int, group: Group, *, name: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        url: str,
+        partition: int,
+        group: Group,
+        *,
+        name: str,
+        limits: Limits,
+        roster: Roster | None = None,
+    ) -> None:
+        """`roster` is shared by all of this process whose partitions are on one server."""
         self.url, self.group, self.name, self.limits = url, group, name, limits
         self.names = Names(partition)
         self.partition = partition
@@ -58,6 +69,7 @@ class Consumer:
             deliveries_max=SUSPECT_DELIVERIES,
             entries_max=group.works_max,
             missing_s=CALLED_S if group.outputs_are_facts else MISSING_S,
+            roster=roster,
         )
         self._gone_due = 0.0
         self._claim_due = 0.0

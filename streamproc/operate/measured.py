@@ -42,13 +42,7 @@ async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
         name = await stack.enter_async_context(exposed(settings.data_dir, role, meters.registry))
         if settings.metrics_port and role != "serve":
             await stack.enter_async_context(_served_alone(settings, name, meters))
-        tracer: Tracer | None = None
-        if is_wanted():
-            from streamproc.telemetry.export import tracing  # heavy, and seldom wanted
-
-            tracer = await stack.enter_async_context(tracing(role))
-        if is_pushed():
-            await stack.enter_async_context(_pushed(settings, role, name, meters))
+        tracer = await stack.enter_async_context(_sent_away(settings, role, name, meters))
         looking = asyncio.create_task(watch_loop(meters, stopping), name="loop lag")
         watch.turn_on(meters, tracer)
         try:
@@ -57,6 +51,26 @@ async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
             watch.turn_off()
             stopping.set()
             await looking
+
+
+@asynccontextmanager
+async def _sent_away(
+    settings: Settings, role: str, name: str, meters: Meters
+) -> AsyncIterator[Tracer | None]:
+    """Spans and metrics by OTLP, where the environment says so. What is left of both at the end is sent at the same
+    time, so that a collector that hangs holds the end up once."""
+    tracer: Tracer | None = None
+    spans, numbers = AsyncExitStack(), AsyncExitStack()
+    try:
+        if is_wanted():
+            from streamproc.telemetry.export import tracing  # heavy, and seldom wanted
+
+            tracer = await spans.enter_async_context(tracing(role))
+        if is_pushed():
+            await numbers.enter_async_context(_pushed(settings, role, name, meters))
+        yield tracer
+    finally:
+        await asyncio.gather(spans.aclose(), numbers.aclose())
 
 
 @asynccontextmanager

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 from streamproc.clients.breaker import Breaker
+from streamproc.clients.razorpay import Razorpay
 from streamproc.errors import LogUnavailable, StreamprocError
-from streamproc.ingress.razorpay_poll import Pass, Poller, Tell
+from streamproc.ingress.razorpay_poll import Pass, Poller, Tell, tell_nobody
 from streamproc.ingress.razorpay_watch import Watcher, seeds
 from streamproc.log.cursor import PollCursor, PollState
 from streamproc.log.lease import Lease
@@ -47,14 +49,11 @@ async def poll_until(
         producer = await stack.enter_async_context(Producer(url, partitions=partitions, name="poll"))
         bank = await stack.enter_async_context(opened_bank(settings))
         breakers["razorpay"] = bank.breaker
-        poller = Poller(
+        poller = poller_of(
+            settings,
             bank,
             producer,
-            account=account,
-            account_number=settings.razorpay_account_number,
-            interval_s=settings.poll_interval_s,
-            load_cursor=cursor.load,
-            save_cursor=cursor.save,
+            cursor,
             watch=Watcher(bank, producer, watched, account=account),
             is_active=lambda: lease.held,
             tell=_teller(cursor, lease),
@@ -64,6 +63,31 @@ async def poll_until(
             tasks.create_task(say_until(url, owner, breakers, stopping), name="breakers")
             tasks.create_task(_poll(poller, lease, watched, stopping), name="poller")
             tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
+
+
+def poller_of(
+    settings: Settings,
+    bank: Razorpay,
+    producer: Producer,
+    cursor: PollCursor,
+    *,
+    watch: Watcher | None = None,
+    is_active: Callable[[], bool] = lambda: True,
+    tell: Tell | None = None,
+) -> Poller:
+    """A poller of the settings' account that goes on from `cursor`."""
+    return Poller(
+        bank,
+        producer,
+        account=settings.razorpay_account_id,
+        account_number=settings.razorpay_account_number,
+        interval_s=settings.poll_interval_s,
+        load_cursor=cursor.load,
+        save_cursor=cursor.save,
+        watch=watch,
+        is_active=is_active,
+        tell=tell or tell_nobody,
+    )
 
 
 async def _poll(poller: Poller, lease: Lease, watched: Watched, stopping: asyncio.Event) -> None:

@@ -14,7 +14,6 @@ from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
-from streamproc.ingress.razorpay_poll import Poller
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
@@ -23,6 +22,7 @@ from streamproc.log.names import Names
 from streamproc.log.restore import mark_reconciled
 from streamproc.log.stream import Producer
 from streamproc.operate.bank import opened_bank
+from streamproc.operate.poller_role import poller_of
 from streamproc.settings import Settings
 
 FETCHES_AT_ONCE = 16
@@ -136,16 +136,7 @@ async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: Re
         )
         return
     cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
-    poller = Poller(
-        bank,
-        producer,
-        account=account,
-        account_number=settings.razorpay_account_number,
-        interval_s=settings.poll_interval_s,
-        load_cursor=cursor.load,
-        save_cursor=cursor.save,
-    )
-    found = await poller.poll_once()
+    found = await poller_of(settings, bank, producer, cursor).poll_once()
     done.listed += found.listed
     done.new += found.new
     if found.problem:

@@ -67,7 +67,10 @@ class Progress:
 
 
 class ViewResult(Struct, frozen=True):
-    """One view: what the rebuilt one holds, and whether the live one held the same. `equal` None: not compared."""
+    """One view: what the rebuilt one holds, and whether the live one held the same. `equal` None: not compared.
+
+    `changed`: what a new version of the view made other; then only the columns that both have were compared.
+    """
 
     view: str
     rows: int
@@ -75,6 +78,7 @@ class ViewResult(Struct, frozen=True):
     equal: bool | None
     differing: int = 0
     differences: list[compare.Difference] = []
+    changed: str = ""
 
 
 class Result(Struct, frozen=True):
@@ -278,10 +282,15 @@ async def _compare_one(live: asyncpg.Connection | None, place: asyncpg.Connectio
     rebuilt = await compare.checksum(place, view)
     if live is None:
         return ViewResult(view, rebuilt.rows, rebuilt.checksum, None)
-    if await compare.checksum(live, view) == rebuilt:
-        return ViewResult(view, rebuilt.rows, rebuilt.checksum, True)
-    count, shown = await compare.differences(live, place, view)
-    return ViewResult(view, rebuilt.rows, rebuilt.checksum, False, count, shown)
+    shapes = await compare.shapes(live, place, view)
+    columns = shapes.both if shapes.changed else []
+    if not set(await compare.key_of(live, view)) <= set(shapes.both):
+        return ViewResult(view, rebuilt.rows, rebuilt.checksum, None, changed=shapes.changed)
+    wanted = await compare.checksum(place, view, columns) if columns else rebuilt
+    if await compare.checksum(live, view, columns) == wanted:
+        return ViewResult(view, rebuilt.rows, rebuilt.checksum, True, changed=shapes.changed)
+    count, shown = await compare.differences(live, place, view, columns)
+    return ViewResult(view, rebuilt.rows, rebuilt.checksum, False, count, shown, shapes.changed)
 
 
 async def _swap(

@@ -20,12 +20,11 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from streamproc import __version__
+from streamproc.telemetry import push
 from streamproc.telemetry.spans import LINKS_MAX, Kind, Place, Value
 
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 """The semantic conventions whose names are used; those of messaging are still in development there."""
-LAST_EXPORT_S = 5.0
-"""How long a stopping process waits for its last spans to be taken."""
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ def open_tracer(role: str) -> Exporting:
 
 @asynccontextmanager
 async def tracing(role: str) -> AsyncIterator[Exporting]:
-    """The tracer of a role; at the end its last spans get LAST_EXPORT_S."""
+    """The tracer of a role; at the end its last spans get LAST_S."""
     tracer = open_tracer(role)
     try:
         yield tracer
@@ -141,7 +140,7 @@ async def _close(tracer: Exporting) -> None:
 
     threading.Thread(target=close, name="last spans", daemon=True).start()
     try:
-        async with asyncio.timeout(LAST_EXPORT_S):
+        async with asyncio.timeout(push.LAST_S):
             await closed.wait()
     except TimeoutError:
-        log.warning("the last spans were not taken within %g s", LAST_EXPORT_S)
+        log.warning("the last spans were not taken within %g s, and may be lost", push.LAST_S)

@@ -18,8 +18,9 @@ INTERVAL_MS = 60_000.0
 """OpenTelemetry's own default of OTEL_METRIC_EXPORT_INTERVAL."""
 INTERVAL_MS_MIN = 100.0
 """Less than this is a mistake that a collector would feel."""
-LAST_PUSH_S = 5.0
-"""How long a stopping process waits for its last numbers to be put together and taken, as for its last spans."""
+LAST_S = 2.0
+"""How long the end of a process waits for its last numbers to be put together and taken, and at the same time for its
+last spans. A collector that hangs must not eat up the time that an end has; what it did not take may be lost."""
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,11 @@ async def pushing(
     finally:
         stopping.set()
         try:
-            async with asyncio.timeout(LAST_PUSH_S):
+            async with asyncio.timeout(LAST_S):
                 await looking
                 await sender.end()
         except TimeoutError:
-            log.warning("the last metrics were not taken within %g s", LAST_PUSH_S)
+            log.warning("the last metrics were not taken within %g s, and may be lost", LAST_S)
 
 
 async def _push(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamproc.clients import razorpay
 from streamproc.clients.breaker import OPEN_S, Breaker
 from streamproc.clients.http import (
     BACKOFF_BASE_S,
@@ -289,6 +290,48 @@ def test_backoff_is_never_above_its_cap(attempt: int, chance: float) -> None:
 def test_backoff_doubles_up_to_its_cap() -> None:
     most = [backoff_s(attempt, 2, 10, lambda: 1.0) for attempt in (1, 2, 3, 4)]
     assert most == [2, 4, 8, 10]
+
+
+class SlowTurns:
+    """Turns that come only when the time of a whole call would be over."""
+
+    queued = 0
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+
+    def wait_s(self, *, urgent: bool = False) -> float:
+        return 0.0
+
+    async def take(self, *, urgent: bool = False) -> None:
+        await asyncio.sleep(self._wait_s)
+
+
+async def test_waiting_for_the_pace_takes_nothing_of_the_time_that_the_bank_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(razorpay, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(razorpay, "WAIT_S_MAX", 30.0)
+    async with loopback(always(200, {"id": "pout_1"})) as server:
+        bank = razorpay.open_razorpay(server.url, key_id="k", key_secret="s", turns=SlowTurns(1.2))
+        answer = await bank.reject("pout_1", "late")
+        await bank.aclose()
+    assert answer.outcome == "done"
+
+
+async def test_a_turn_that_does_not_come_is_named_and_is_no_failure_of_the_system() -> None:
+    breaker = Breaker()
+    async with (
+        loopback(always(200)) as server,
+        OutboundClient(
+            "bank", server.url, timeout_s=20.0, limit_per_s=1.0, burst=1, breaker=breaker,
+            turns=SlowTurns(60.0), wait_s_max=0.1,
+        ) as client,
+    ):  # fmt: skip
+        with pytest.raises(TryAgain, match=r"its turn did not come within 0\.1 s") as caught:
+            await client.call("GET", "/")
+    assert type(caught.value) is TryAgain
+    assert server.asked == []
 
 
 async def test_where_waiting_is_apart_a_call_has_its_whole_time_when_its_turn_has_come() -> None:

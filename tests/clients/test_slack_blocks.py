@@ -136,6 +136,26 @@ def test_an_account_number_in_other_digits_is_one_too(written: str) -> None:
     assert written[:9] not in json.dumps(message(record(text=f"pay {written}")), ensure_ascii=False)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "5010/0123/4567",
+        "5010|0123|4567|89",
+        "(5010)(0123)(4567)",
+        "5 0 1 0/0 1 2 3/4 5 6 7",
+        "501001234 567/89",
+    ],
+)
+def test_an_account_number_that_is_split_by_whatever_is_one_too(written: str) -> None:
+    body = json.dumps(message(record(text=f"pay {written} today")))
+    assert sum(char.isdigit() for char in body.partition("pay ")[2].partition(" today")[0]) <= 4
+
+
+def test_what_is_shorter_and_split_like_a_date_or_a_sum_stays_as_it_is() -> None:
+    text = "due 2026/11/30, 1,50,000.00 in 3/4 parts"
+    assert text in json.dumps(message(record(text=text)))
+
+
 def test_the_reason_of_a_reviewer_shows_no_account_number_either() -> None:
     said = Review(by="asha", action="reject", why="not to 50100123456789", channel="cli", at=1)
     ended = record(decision="REJECTED", reason="REVIEW_REJECTED", decided_at=1, reviews=[said])

@@ -8,14 +8,14 @@ from msgspec.structs import replace
 
 from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
-from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch, ReviewSubmitted
+from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch
 from streamproc.log import batch, scripts
 from streamproc.log.connection import connected
 from streamproc.log.untold import untold
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.people import CHANNEL, SECRET, TOPIC, failed, people, sent, telling_engine, texts
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, Vendors, observed, reviewed
 
 POLICIES = """
 policies:
@@ -295,14 +295,7 @@ async def test_a_hold_that_is_answered_while_its_message_is_on_its_way_is_closed
         engine: Engine
 
         async def answered() -> None:
-            event = ReviewSubmitted(
-                at=engine.producer.now_us(),
-                payout="pout_1",
-                by="asha",
-                action="reject",
-                why="no",
-                channel="cli",
-            )
+            event = reviewed("pout_1", "asha", "reject", at=engine.producer.now_us(), why="no", channel="cli")
             await engine.append(ACCOUNT, event)
             async with asyncio.timeout(DEADLINE_S):
                 while (await engine.record("pout_1")).state == "held" or not await everything_is_read():
@@ -344,14 +337,7 @@ async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_
         engine: Engine
 
         async def approved() -> None:
-            event = ReviewSubmitted(
-                at=engine.producer.now_us(),
-                payout="pout_1",
-                by="vikram",
-                action="approve",
-                why="yes",
-                channel="cli",
-            )
+            event = reviewed("pout_1", "vikram", at=engine.producer.now_us(), why="yes", channel="cli")
             await engine.append(ACCOUNT, event)
             await handled_by_another_worker()
 
@@ -389,14 +375,7 @@ async def test_a_hold_that_was_answered_before_its_message_was_sent_is_not_told_
         await engine.until_state("pout_1", "held")
         await engine.append(
             ACCOUNT,
-            ReviewSubmitted(
-                at=engine.producer.now_us(),
-                payout="pout_1",
-                by="asha",
-                action="approve",
-                why="ok",
-                channel="cli",
-            ),
+            reviewed("pout_1", at=engine.producer.now_us(), why="ok", channel="cli"),
         )
         await engine.until_state("pout_1", "approved")
         await engine.stop()
@@ -543,9 +522,7 @@ async def test_who_clicked_in_vain_is_told_so_and_nobody_else_is(redis_url: str,
         await held(engine)
         await engine.review("pout_1", "vikram", "reject", account=ACCOUNT)
         await told.slack_has(2)
-        event = ReviewSubmitted(
-            at=engine.producer.now_us(), payout="pout_1", by=by, action="approve", why="late", channel="slack"
-        )
+        event = reviewed("pout_1", by, at=engine.producer.now_us(), why="late", channel="slack")
         await engine.append(ACCOUNT, event)
         (private,) = await told.slack_has(1, "chat.postEphemeral")
         await engine.settled()

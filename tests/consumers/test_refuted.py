@@ -10,14 +10,14 @@ import consumers
 from consumers.enact import execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import CommandAnswer
-from streamproc.domain.events import BankPayout, GovernanceBypassed, ReviewRefused, ReviewSubmitted
+from streamproc.domain.events import BankPayout, GovernanceBypassed, ReviewRefused
 from streamproc.domain.governance import Reputation
 from streamproc.domain.wire import type_of
 from streamproc.errors import TryAgain
 from streamproc.log import batch, scripts
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, NOW, Vendors, observed
+from tests.words import ACCOUNT, NOW, Vendors, observed, reviewed
 
 POLICIES = """
 policies:
@@ -97,9 +97,7 @@ async def test_an_approval_after_the_hold_ran_out_does_not_count(redis_url: str)
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_1", 200_000))
         expires_at = (await engine.record("pout_1")).hold_expires_at
-        late = ReviewSubmitted(
-            at=expires_at, payout="pout_1", by="asha", action="approve", why="late", channel="test"
-        )
+        late = reviewed("pout_1", at=expires_at, why="late")
         await engine.append(ACCOUNT, late)
         await engine.settled()
         story = await engine.story("pout_1")

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from streamproc.domain.events import PayoutDecided, ReviewCounted, ReviewRefused, ReviewSubmitted, TimerFired
+from streamproc.domain.events import PayoutDecided, ReviewCounted, ReviewRefused, TimerFired
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, Vendors, observed, reviewed
 
 POLICIES = """
 policies:
@@ -104,14 +104,7 @@ async def test_whose_account_it_is_says_the_list_of_the_moment_of_the_decision(r
     async with Engine(redis_url) as engine:
         await held(engine)
         await engine.stop()
-        click = ReviewSubmitted(
-            at=engine.producer.now_us(),
-            payout="pout_1",
-            by="slack:U0ASHA",
-            action="approve",
-            why="",
-            channel="slack",
-        )
+        click = reviewed("pout_1", "slack:U0ASHA", at=engine.producer.now_us(), why="", channel="slack")
         await engine.append(ACCOUNT, click)
         await engine.apply("reviewers: {vikram: {slack: U0VIKRAM}}")
         engine.start()
@@ -167,13 +160,8 @@ async def test_who_got_another_account_may_approve_again_where_the_old_one_does_
 async def test_an_account_in_slack_is_believed_from_slack_alone(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await held(engine)
-        claim = ReviewSubmitted(
-            at=engine.producer.now_us(),
-            payout="pout_1",
-            by="slack:U0ASHA",
-            action="approve",
-            why="let me in",
-            channel="cli",
+        claim = reviewed(
+            "pout_1", "slack:U0ASHA", at=engine.producer.now_us(), why="let me in", channel="cli"
         )
         await engine.append(ACCOUNT, claim)
         await engine.settled()
@@ -218,7 +206,7 @@ async def test_of_twenty_approvals_and_twenty_rejections_one_wins_and_the_others
         await held(engine)
         now = engine.producer.now_us()
         answers = [
-            ReviewSubmitted(at=now, payout="pout_1", by=by, action=action, why="race", channel="test")
+            reviewed("pout_1", by, action, at=now, why="race")
             for by, action in [("asha", "approve"), ("vikram", "reject")] * 20
         ]
         await asyncio.gather(*(engine.append(ACCOUNT, answer) for answer in answers))

@@ -15,6 +15,7 @@ from streamproc.domain.policy import (
     parse_policy_file,
     plan_changes,
 )
+from streamproc.domain.policy_changes import put_policy
 from streamproc.domain.policy_file import FILE_CHARS_MAX, PolicyFile
 from streamproc.errors import InputError
 
@@ -104,6 +105,26 @@ def test_a_key_written_twice_is_refused_and_both_lines_are_named(section: str) -
 )
 def test_a_text_that_is_no_policy_file_is_refused(text: str, reason: str) -> None:
     assert reason in "\n".join(problems(text))
+
+
+@pytest.mark.parametrize(
+    "name", ["proposals", "proposals/x", "a/history", "a/b/budget", "a//b", "a/", "a/../b", "a/./b"]
+)
+def test_an_agent_whose_path_in_the_api_would_be_another_one_can_have_no_policy(name: str) -> None:
+    (problem,) = problems(f"policies:\n  {name}: {{}}\n")
+    assert problem.startswith(
+        f"p.yaml: line 2, policies.{name}: '{name}' would be another path of the HTTP API"
+    )
+    with pytest.raises(InputError, match="would be another path of the HTTP API"):
+        put_policy({}, name, {"daily_limit": 1}, at=1, by="asha", why="test")
+    assert parse_policy_file(
+        f"accounts: {{{name}: {{}}}}", name="p.yaml"
+    ).accounts  # those stand in no such path
+
+
+@pytest.mark.parametrize("name", ["history", "budget", "a/proposals", "proposals.x", "a/history/b", "a/b"])
+def test_an_agent_whose_path_is_its_own_can(name: str) -> None:
+    assert parse_policy_file(f"policies: {{{name}: {{}}}}", name="p.yaml").policies
 
 
 @given(st.text(max_size=120), st.sampled_from(["p.yaml", "p.toml"]))

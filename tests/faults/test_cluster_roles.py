@@ -6,17 +6,11 @@ from pathlib import Path
 import pytest
 
 from streamproc.log.names import Names, partition_of
+from tests.journeys.conftest import CORE_POLICIES
 from tests.journeys.system import ACCOUNT, running_system
 from tests.valkey_cluster import valkey_cluster
 
 PARTITIONS = 5
-POLICIES = """
-defaults: {rate_limit: {count: 0, window: 60s}}
-policies:
-  bot: {daily_limit: 700_000}
-  careful: {daily_limit: 10_000_000, require_approval_above: 100_000}
-reviewers: [asha]
-"""
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
@@ -25,7 +19,7 @@ async def test_payouts_are_decided_paid_shown_and_recovered_over_a_cluster(
     public_dir: Path, postgres: str
 ) -> None:
     policies = public_dir / "cluster-policies.yaml"
-    policies.write_text(POLICIES)
+    policies.write_text(CORE_POLICIES)
     assert partition_of(ACCOUNT, PARTITIONS) == 0  # where `System` looks
     async with (
         valkey_cluster(public_dir / "cluster-roles") as cluster,

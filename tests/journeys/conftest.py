@@ -17,6 +17,14 @@ policies:
   web: {daily_limit: 100_000_000, require_vendor_url: true}
 reviewers: [asha, vikram]
 """
+CORE_POLICIES = """
+defaults: {rate_limit: {count: 0, window: 60s}}
+policies:
+  bot: {daily_limit: 700_000}
+  careful: {daily_limit: 10_000_000, require_approval_above: 100_000}
+reviewers: [asha]
+"""
+"""For the few payouts that show that a site of other servers works: paid, over a limit, held."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

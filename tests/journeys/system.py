@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 
 from projections.schema import prepare
 from streamproc.archive.read import payout_view
-from streamproc.domain.events import Event, ReviewSubmitted
+from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.errors import TryAgain
@@ -34,7 +34,7 @@ from streamproc.log.names import Names
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.signals import terminate
-from tests.words import apply_policies
+from tests.words import apply_policies, reviewed
 
 START_MAX_S = 120.0
 """For all roles to load, on a machine that is busy with other things; a few seconds on one that is not."""
@@ -139,9 +139,7 @@ class System:
     ) -> None:
         """A reviewer's answer in the log, as the command line would put it there."""
         async with Producer(self.redis_url, partitions=partitions, name="test") as producer:
-            answer = ReviewSubmitted(
-                at=producer.now_us(), payout=payout, by=by, action=action, why=why, channel="cli"
-            )
+            answer = reviewed(payout, by, action, at=producer.now_us(), why=why, channel="cli")
             await producer.append(Append(account, (), (answer,)))
 
     # ---- looking ----

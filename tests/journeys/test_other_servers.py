@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests import servers
+from tests.journeys.conftest import CORE_POLICIES
 from tests.journeys.system import running_system
 from tests.journeys.truth import (
     assert_budgets_agree,
@@ -15,13 +16,6 @@ from tests.journeys.truth import (
     assert_records_agree,
 )
 
-POLICIES = """
-defaults: {rate_limit: {count: 0, window: 60s}}
-policies:
-  bot: {daily_limit: 700_000}
-  careful: {daily_limit: 10_000_000, require_approval_above: 100_000}
-reviewers: [asha]
-"""
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -39,7 +33,7 @@ async def test_payouts_are_decided_paid_archived_and_rebuilt(public_dir: Path) -
             assert (await client.info("server"))["redis_version"].startswith("7.0.")
         system = await stack.enter_async_context(running_system(redis_url, dsn))
         assert (await system.pool.fetchval("SHOW server_version")).startswith("15.")
-        await system.apply(POLICIES)
+        await system.apply(CORE_POLICIES)
 
         paid = (await system.bank.pay(400_000, notes={"agent_id": "bot"}))["id"]
         await system.reaches(paid, "processed")

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from streamproc.domain.events import ReviewRefused, ReviewSubmitted
+from streamproc.domain.events import ReviewRefused
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
 from streamproc.log.stream import open_log
 from tests.engine import Engine
-from tests.words import ACCOUNT, observed
+from tests.words import ACCOUNT, observed, reviewed
 
 NAMES = Names(0)
 
@@ -155,9 +155,7 @@ async def test_a_review_that_two_workers_held_is_answered_once(redis_url: str) -
     async with Engine(redis_url, workers=3, claim_idle_s=0.001) as engine:
         await engine.apply(policies)
         await engine.deliver(observed("pout_1"))
-        answer = ReviewSubmitted(
-            at=engine.producer.now_us(), payout="pout_1", by="asha", action="approve", why="", channel="test"
-        )
+        answer = reviewed("pout_1", at=engine.producer.now_us(), why="")
         await asyncio.gather(*(engine.append(ACCOUNT, answer) for _ in range(50)))
         await engine.settled()
         story = await engine.story("pout_1")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from redis.asyncio import Redis
 from streamproc.clients.razorpay import TIMEOUT_S
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
+from streamproc.log import gone as gone_module
+from streamproc.log import roster as roster_module
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect, connected
 from streamproc.log.gone import CALLED_S, IDLE_MS, MISSING_S, Gone
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
+from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
 from streamproc.log.work import Desk, Group, Item, Stage
@@ -93,8 +97,21 @@ async def test_who_was_back_meanwhile_is_missed_anew(log: str) -> None:
             return "other" not in {row["name"] for row in await client.client_list()}
 
         await until(is_away, what="the server has noticed")
-        assert await taken(gone, client, LATER + 0.1) == []
+        assert await taken(gone, client, 2 * LATER) == []
         assert len(await taken(gone, client, 3 * LATER)) == 3
+
+
+async def test_who_was_back_between_two_lists_and_is_away_again_is_missed_anew(log: str) -> None:
+    """It may have called the bank meanwhile, and has shown that it lived: it asked for its entries."""
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        assert await taken(gone, client, 0) == []
+        async with connected(log, name="other") as other:
+            await other.execute_command("XREADGROUP", "GROUP", GROUP, "other", "STREAMS", NAMES.log, "0")
+            await hold(other, "other")
+        assert await taken(gone, client, LATER) == []
+        assert await taken(gone, client, 2 * LATER) == ["1-0", "2-0", "3-0"]
 
 
 async def test_who_does_not_find_itself_in_the_list_believes_nothing_of_it(log: str) -> None:
@@ -114,6 +131,121 @@ async def test_an_entry_that_may_be_what_kills_its_workers_waits_for_the_claim_t
     async with looking(log) as (gone, client):
         assert await taken(gone, client, 0) == []
         assert await taken(gone, client, LATER) == ["1-0", "3-0"]
+
+
+async def test_many_such_entries_do_not_hide_those_that_came_after_them(
+    log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the oldest, and stay until the claim time: 256 of them hid all else."""
+    monkeypatch.setattr(gone_module, "ENTRIES_MAX", 2)
+    monkeypatch.setattr(gone_module, "READS_MAX", 2)
+    async with connected(log, name="other") as other:
+        for number in range(3, 9):
+            await other.execute_command("XADD", NAMES.log, f"{number + 1}-0", "e", "[]", "m", "{}")
+        await hold(other, "other", 9)
+        suspects = [f"{number}-0" for number in range(1, 7)]
+        await other.execute_command(
+            "XCLAIM", NAMES.log, GROUP, "other", 0, *suspects, "IDLE", 2 * IDLE_MS, "RETRYCOUNT", 3
+        )
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        assert await taken(gone, client, 0) == []
+        assert await taken(gone, client, LATER) == []  # two reads of two, all of them suspects
+        assert await taken(gone, client, 2 * LATER) == ["7-0", "8-0"]  # it went on where it was
+        assert await taken(gone, client, 3 * LATER) == ["9-0"]
+
+
+@dataclass
+class Counting:
+    """What of CLIENT LIST a client was asked for."""
+
+    all: int = 0
+    by_id: list[int] = field(default_factory=list)
+    """How many ids each time."""
+
+    def watch(self, client: Redis) -> None:
+        real = client.client_list
+
+        async def counted(_type: str | None = None, client_id: Sequence[str] = ()) -> Any:
+            if client_id:
+                self.by_id.append(len(client_id))
+            else:
+                self.all += 1
+            return await real(_type, list(client_id))
+
+        client.client_list = counted  # type: ignore[method-assign, assignment]
+
+
+async def test_who_stays_busy_is_asked_for_alone_and_all_connections_are_listed_once_for_a_process(
+    log: str,
+) -> None:
+    """All of them were listed once a second by everybody, 1.5 ms of the server's one thread at 600 connections."""
+    roster, asked = Roster(), Counting()
+    async with (
+        connected(log, name="other") as other,
+        connected(log, name="one") as one,
+        connected(log, name="two") as two,
+    ):
+        await one.ping()
+        await two.ping()
+        await hold(other, "other")
+        for client in (one, two):
+            asked.watch(client)
+        eyes = [
+            (Gone(NAMES, GROUP, name, deliveries_max=2, roster=roster), client)
+            for name, client in (("one", one), ("two", two))
+        ]
+        for second in range(20):
+            assert [await taken(gone, client, second) for gone, client in eyes] == [[], []]
+    assert asked.all == 1
+    # The other's and one's own; who has asked at the same moment has found the other.
+    assert asked.by_id == [2, 1] * 19
+
+
+async def test_one_list_of_all_serves_every_consumer_of_a_process_and_each_finds_who_is_gone(
+    log: str,
+) -> None:
+    roster, asked = Roster(), Counting()
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with connected(log, name="one") as one, connected(log, name="two") as two:
+        await one.ping()
+        await two.ping()
+        for client in (one, two):
+            asked.watch(client)
+        first = Gone(NAMES, GROUP, "one", deliveries_max=2, entries_max=1, roster=roster)
+        second = Gone(NAMES, GROUP, "two", deliveries_max=2, roster=roster)
+
+        async def is_older() -> bool:
+            (other,) = await two.xinfo_consumers(NAMES.log, GROUP)
+            return bool(other["idle"] >= IDLE_MS + 500)
+
+        await until(is_older, what="the other was not heard of since before all are listed")
+        assert await taken(first, one, 0) == []
+        assert await taken(second, two, 0.5) == []
+        assert asked.all == 1
+        assert await taken(first, one, LATER) == ["1-0"]
+        assert await taken(second, two, LATER + 0.5) == ["2-0", "3-0"]
+        assert asked.all == 2
+
+
+async def test_the_longer_the_list_is_the_more_seldom_it_is_asked_for(
+    log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster_module, "ROWS_PER_S", 0.1)  # so that a few connections are many
+    asked = Counting()
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with looking(log) as (gone, client):
+        await client.ping()
+        asked.watch(client)
+        rows = len(await client.client_list())
+        asked.all = 0
+        assert await taken(gone, client, 0) == []
+        assert [await taken(gone, client, at) for at in (1, LATER, 10 * rows - 1)] == [[], [], []]
+        assert asked.all == 1
+        assert len(await taken(gone, client, 10 * rows)) == 3
+        assert asked.all == 2
 
 
 async def test_whose_last_call_may_still_be_under_way_at_the_bank_is_missed_for_longer(log: str) -> None:

@@ -14,7 +14,7 @@ from streamproc.log.group import Consumer
 from streamproc.log.work import Group
 from tests.model.stepping import START, Row, World
 from tests.properties.test_straight import POLICIES, intents, payouts
-from tests.words import ACCOUNT, copy_of
+from tests.words import ACCOUNT, copy_of, reviewed
 
 STATUSES = ("queued", "processing", "processed", "rejected", "cancelled", "failed", "reversed")
 ROUNDS_MAX = 40
@@ -105,14 +105,7 @@ def _event(kind: str, first: e.PayoutObserved | e.PayoutRequested, how: str) -> 
             )
         case "review":
             by, action = how.split()
-            return e.ReviewSubmitted(
-                at=START,
-                payout=payout,
-                by=by,
-                action=action,
-                why="",
-                channel="test",  # type: ignore[arg-type]
-            )
+            return reviewed(payout, by, action, at=START, why="")
         case "timer":
             return e.TimerFired(at=START + 86_400_000_000, payout=payout, timer="hold_expiry")
         case "stop":

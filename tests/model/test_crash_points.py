@@ -26,7 +26,7 @@ from tests.model.bank import Bank, Wired
 from tests.model.crashing import Fuse, How
 from tests.model.playing import counters, stories
 from tests.model.stepping import START, Row, World, governance, not_blocking, the_tests_clock
-from tests.words import ACCOUNT, observed, requested
+from tests.words import ACCOUNT, observed, requested, reviewed
 
 pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
 
@@ -52,9 +52,7 @@ def payout(name: str, amount: int, agent: str, *, status: str = "pending", url: 
 
 
 def review(name: str, action: Any) -> e.Event:
-    return e.ReviewSubmitted(
-        at=START, payout=f"pout_{name}", by="asha", action=action, why="because", channel="test"
-    )
+    return reviewed(f"pout_{name}", "asha", action, at=START)
 
 
 BEFORE = [

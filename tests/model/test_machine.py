@@ -27,7 +27,7 @@ from tests.consumers.test_refuted import at_once
 from tests.model.bank import NEXT, Bank, Wired
 from tests.model.rulebook import HOLD_US, Facts, Policies, Rulebook, Terms
 from tests.model.stepping import Worker, World, governance, the_tests_clock
-from tests.words import ACCOUNT, observed
+from tests.words import ACCOUNT, observed, reviewed
 
 PAYOUTS_MAX = 10
 KILLS_MAX, CLAIMS_MAX = 3, 4
@@ -161,14 +161,7 @@ class Histories(RuleBasedStateMachine):
         """Reviewers, or somebody who is none, answer at the same time."""
         asked = [payout for payout, facts in self.facts.items() if facts.agent == "held"]
         for by, action in answers:
-            answer = e.ReviewSubmitted(
-                at=self.world.now,
-                payout=asked[which % len(asked)],
-                by=by,
-                action=action,
-                why="",
-                channel="test",
-            )
+            answer = reviewed(asked[which % len(asked)], by, action, at=self.world.now, why="")
             self._run(self.world.append(answer))
 
     @precondition(lambda self: len(self.versions) < POLICIES_MAX)

@@ -9,7 +9,7 @@ from streamproc.log.names import META
 from streamproc.log.scripts import Committed
 from tests.operate.recovering import archive, dump, recovered
 from tests.operate.twins import POLICIES, Twin, handled, lived, lived_on, twins
-from tests.words import ACCOUNT, delivery
+from tests.words import ACCOUNT, delivery, reviewed
 
 
 async def test_a_rebuilt_redis_holds_what_the_lost_one_held_and_decides_what_it_would_have(
@@ -74,14 +74,7 @@ async def in_flight(twin: Twin) -> None:
     )
     await twin.engine.append(ACCOUNT, malformed)
     for payout in ("careful_0", "careful_1", "over_0"):
-        answer = e.ReviewSubmitted(
-            at=twin.engine.producer.now_us(),
-            payout=payout,
-            by="asha",
-            action="approve",
-            why="ok",
-            channel="test",
-        )
+        answer = reviewed(payout, at=twin.engine.producer.now_us(), why="ok")
         await twin.engine.append(ACCOUNT, answer)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from projections.rebuild import Target
 from projections.schema import prepare
-from projections.views import NAMES
+from projections.views import NAMES, VERSIONS
 from streamproc.cli import run as cli
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.past import rows_of, targets_of
@@ -93,6 +93,34 @@ async def test_a_live_row_that_somebody_changed_is_named_and_then_put_right(
     assert '"committed"' in said.out
     assert await asyncio.to_thread(cli, ["replay"]) == 0
     assert "DIFFERENT" in capsys.readouterr().out
+    assert await everything(dsn) == before
+
+
+async def test_of_a_view_whose_version_was_raised_it_says_what_changed_and_compares_what_both_have(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Every row was said to differ, each with nothing that did."""
+    before = await everything(dsn)
+    await fetch(dsn, "ALTER TABLE agents DROP COLUMN threats, ADD COLUMN mood text NOT NULL DEFAULT 'good'")
+    await fetch(dsn, "UPDATE view_heads SET version = version - 1 WHERE view = 'agents'")
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    assert await asyncio.to_thread(cli, ["replay", "--verify"]) == 0
+    now = VERSIONS["agents"]
+    changed = (
+        f"agents: the live one is of version {now - 1}, by its log it is of {now}; new: threats; gone: mood;"
+        " compared in what both have"
+    )
+    said = capsys.readouterr().out
+    assert changed in said
+    assert "DIFFERENT" not in said
+
+    await fetch(dsn, "UPDATE agents SET held = held + 1 WHERE agent = 'bot'")
+    assert await asyncio.to_thread(cli, ["replay", "--verify"]) == 1
+    said = capsys.readouterr().out
+    assert changed in said
+    [line] = [line for line in said.splitlines() if line.startswith("agents bot|0: ")]
+    assert re.fullmatch(r'.*: live \{"held": \d+\}, by its log \{"held": \d+\}', line)
+    assert await asyncio.to_thread(cli, ["replay"]) == 0
     assert await everything(dsn) == before
 
 

@@ -11,7 +11,7 @@ from streamproc.ingress.slack_review import Hold
 from streamproc.operate.slack_holds import SiteHolds
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, archive
-from tests.words import ACCOUNT, observed
+from tests.words import ACCOUNT, observed, reviewed
 
 POLICIES = """
 policies: {bot: {daily_limit: 10_000_000, require_approval_above: 100_000}}
@@ -20,14 +20,7 @@ reviewers: {asha: {slack: U0ASHA}}
 
 
 def click(engine: Engine, user: str = "U0ASHA", payout: str = "pout_1") -> ReviewSubmitted:
-    return ReviewSubmitted(
-        at=engine.producer.now_us(),
-        payout=payout,
-        by=f"slack:{user}",
-        action="approve",
-        why="",
-        channel="slack",
-    )
+    return reviewed(payout, f"slack:{user}", at=engine.producer.now_us(), why="", channel="slack")
 
 
 async def held(engine: Engine) -> None:

@@ -1,4 +1,5 @@
-"""Where the embedded Postgres keeps its cluster, whom it runs as, and how the cluster is made.
+"""Where the embedded Postgres keeps its data (in a directory, which Postgres calls a cluster), whom it runs as, and how
+that is made.
 
 Postgres refuses to run as root. Started by root it becomes `nobody`, who owns the cluster; where `nobody` cannot
 reach DATA_DIR (under /root, say) the cluster is put in /var/lib/streamproc, and where it cannot reach the wheel's

@@ -1,0 +1,111 @@
+"""Who is connected to a server, by the names of connections: one look for all consumers of a process.
+
+To list all connections takes the server's one thread some 4 µs for each, and a site of many workers that all asked for
+it once a second would feel that. So all are listed only where somebody is not found under the ids that were known;
+whoever is busy, at the bank maybe, is asked for by these alone: a thirtieth of it at 600 connections.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+from msgspec import Struct
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from streamproc.log.connection import named_errors
+from streamproc.log.nodes import is_cluster
+
+LIST_S = 1.0
+"""All connections are listed no more often by one process,"""
+ROWS_PER_S = 1_000
+"""and longer lists more seldom: so many rows a second, 4 ms of the server's time."""
+LIST_AGE_S = 1.5
+"""So old a list serves the other consumers of the process: each of them looks within this time."""
+SEEN_S = 0.5
+"""For so long after somebody was found, the process does not ask for him again."""
+IDS_MAX = 4
+"""Connections of one name that are asked for by their ids: one is enough; a worker has two for each log and group."""
+UNSEEN_S = 60.0
+"""Until all are listed again where who asked is not in the list itself: behind a proxy names mean nothing."""
+
+log = logging.getLogger(__name__)
+
+
+class Look(Struct, frozen=True):
+    """What is known of those who were asked for."""
+
+    here: frozenset[str]
+    """Surely connected now, or when all were listed last."""
+    at_s: float | None = None
+    """When the others had no connection (the caller's monotonic clock); None: of them nothing is known now."""
+
+
+class Roster:
+    """What a process knows of one server's connections."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, list[str]] = {}
+        """Some of each name, as all were listed last."""
+        self._seen: dict[str, float] = {}
+        """When each was found last."""
+        self._at_s = self._due_s = float("-inf")
+        """When that was, and when it may be done again."""
+        self._listing = False
+        self._blind = False
+
+    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Look:
+        """Who of `names` is connected. `client` is a connection of `me`'s. Raises LogUnavailable."""
+        if self._blind:
+            return Look(frozenset())
+        wanted = frozenset(names)
+        try:
+            here = await self._still(client, wanted, now_s)
+            lost = wanted - here
+            if not lost:
+                return Look(here)
+            if now_s >= self._due_s and not self._listing:
+                await self._list(client, me, now_s)
+            elif now_s - self._at_s > LIST_AGE_S or lost & self._ids.keys():
+                return Look(here)  # who was there when all were listed may be back under another id
+        except ResponseError as problem:  # not everybody may ask
+            log.warning(
+                "the server does not say who is connected, so claims wait for their time: %s", problem
+            )
+            self._blind = True
+            return Look(frozenset())
+        return Look(here | (wanted & self._ids.keys()), self._at_s)
+
+    async def _still(self, client: Redis, names: frozenset[str], now_s: float) -> frozenset[str]:
+        """Who of these has a connection that is known. After a restart of the server ids are others': names count."""
+        here = {name for name in names if now_s - self._seen.get(name, float("-inf")) <= SEEN_S}
+        ids: list[Any] = [one for name in sorted(names - here) for one in self._ids.get(name, ())]
+        if ids:
+            with named_errors():
+                rows: list[dict[str, Any]] = await client.client_list(client_id=ids)
+            found = names & {str(row.get("name", "")) for row in rows}
+            self._seen |= dict.fromkeys(found, now_s)
+            here |= found
+        return frozenset(here)
+
+    async def _list(self, client: Redis, me: str, now_s: float) -> None:
+        self._listing = True
+        try:
+            with named_errors():
+                rows: list[dict[str, Any]] = await client.client_list(_type="normal")
+        finally:
+            self._listing = False
+        ids: dict[str, list[str]] = {}
+        for row in rows:
+            if (name := str(row.get("name", ""))) and len(known := ids.setdefault(name, [])) < IDS_MAX:
+                known.append(str(row["id"]))
+        between_s = max(LIST_S, len(rows) / ROWS_PER_S) if me in ids else UNSEEN_S
+        self._ids, self._seen = ids, dict.fromkeys(ids, now_s)
+        self._at_s, self._due_s = now_s, now_s + between_s
+
+
+def rosters_of(url: str, partitions: int) -> list[Roster]:
+    """A roster for each partition of the log at a URL: the same one, unless each may be on a node of its own."""
+    if is_cluster(url):
+        return [Roster() for _ in range(partitions)]
+    return [Roster()] * partitions
