@@ -66,7 +66,9 @@ class Meta(Struct, frozen=True):
     actor: str = ""
     """The person, where one did it."""
     keys: tuple[str, ...] = ()
-    """The keys by which the delivery is known again. Entries of older versions have none."""
+    """The keys by which the delivery is known again, where the entry does not tell them (domain/deliveries.py)."""
+    body: str = ""
+    """Digest of a webhook's body, of which some of those are made."""
     settled: int = 0
     """The number of a settlement, in the order of all admissions and settlements of the partition."""
     trace: str = ""
