@@ -115,6 +115,7 @@ def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "")
     agent = desk.book.agent(record.agent)
     held = verdict.decision == "HELD"
     ttl_s = agent.policy.hold_ttl_s if agent is not None else 0
+    codes = verdict.reasons
     return PayoutDecided(
         at=desk.now_us,
         payout=record.payout,
@@ -123,7 +124,7 @@ def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "")
         amount=record.amount,
         decision=verdict.decision,
         reason=verdict.reason,
-        reasons=verdict.reasons,
+        reasons=codes if len(codes) > 1 else [],
         findings=list(verdict.findings),
         policy_version=agent.version if agent is not None else 0,
         bank_status=record.bank_status,

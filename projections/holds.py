@@ -97,7 +97,7 @@ def _row(payout: str, hold: Hold, opened: Step) -> tuple[object, ...]:
         text_key(event.agent),
         event.amount,
         event.reason,
-        event.reasons,
+        event.codes,
         moment(event.at),
         moment(event.hold_expires_at),
         *_outcome(hold),

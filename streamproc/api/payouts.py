@@ -14,6 +14,7 @@ from streamproc.api.answers import Refusal, json_answer, wrong_fields
 from streamproc.api.auth import LOOK_S_MAX, sees
 from streamproc.api.operations import Call, Operation, Says, Text
 from streamproc.api.shapes import ORDER, Payout, Story
+from streamproc.domain.deliveries import request_key
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import intent_id
 from streamproc.domain.intent_rules import Wanted, read_request
@@ -21,7 +22,6 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.shown import event_json, payout_json
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.door import Door
-from streamproc.ingress.translate import request_key
 from streamproc.log.stream import Append
 
 APPEND_S_MAX = 10.0

@@ -28,7 +28,7 @@ from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided, PayoutObserved
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed, StreamprocError
-from streamproc.log.stream import ZERO, Append, LogView, Producer
+from streamproc.log.stream import ZERO, LogView, Producer
 
 S_NS = 1_000_000_000
 LEAD_S = 0.2
@@ -82,8 +82,7 @@ class Drive:
         self.start(self._send(number, event))
 
     async def _send(self, number: int, event: PayoutObserved) -> None:
-        keys = (f"ev:{event.delivery}", f"st:{event.payout}:pending")
-        await self._producer.append(Append(event.account, keys, (event,)))
+        await self._producer.append(job.appended(event))
         self.appended_ns[number] = time.monotonic_ns()
         self.appended += 1
 

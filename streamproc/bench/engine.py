@@ -25,7 +25,7 @@ from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.governance import Reputation
 from streamproc.domain.policy import parse_policy_file, plan_changes
-from streamproc.domain.wire import decode_events, encode_events
+from streamproc.domain.wire import decode_events
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.cache import Cache
@@ -51,14 +51,7 @@ async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
     for start in range(0, payouts, scripts.BATCH_MAX):
         numbers = range(start, min(payouts, start + scripts.BATCH_MAX))
         events = [job.observed(i, at_us + i, payees) for i in numbers]
-        deliveries = [
-            scripts.Delivery(
-                (f"ev:{event.delivery}", f"st:{event.payout}:pending"),
-                encode_events((event,)),
-                b'{"by":"webhook"}',
-            )
-            for event in events
-        ]
+        deliveries = [job.appended(event).delivery(b'{"by":"webhook"}') for event in events]
         await scripts.append_once(client, NAMES, deliveries)
 
 

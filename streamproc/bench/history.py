@@ -292,7 +292,6 @@ def _decided(
         amount=first.facts.amount,
         decision=decision,
         reason=reason,
-        reasons=[reason],
         findings=found,
         policy_version=1,
         bank_status="pending",

@@ -10,9 +10,11 @@ from typing import Any, Final
 from msgspec import Struct
 
 from streamproc.domain.beneficiaries import NAMES_MAX
+from streamproc.domain.deliveries import body_digest, delivery_key, observation_key
 from streamproc.domain.events import BankPayout, PayoutObserved
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed
+from streamproc.log.stream import Append
 
 AGENTS: Final = 50
 VENDORS: Final = 40
@@ -129,6 +131,13 @@ def observed(i: int, at_us: int, payees: int = 0) -> PayoutObserved:
         delivery=f"evt_{i:014d}",
         facts=facts,
     )
+
+
+def appended(event: PayoutObserved) -> Append:
+    """As the webhook appends it: known by the bank's event id and its body, and by payout and status."""
+    digest = body_digest(event.payout.encode())
+    keys = (delivery_key(event.delivery, digest), observation_key(event.facts))
+    return Append(event.account, keys, (event,), digest)
 
 
 def _payee(i: int, payees: int) -> int:

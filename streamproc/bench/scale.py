@@ -23,7 +23,7 @@ from streamproc.bench.filling import check_room, fill
 from streamproc.bench.rig import Said, public_directory
 from streamproc.bench.site import Role, Site, site
 from streamproc.domain.events import PayoutDecided, PayoutObserved
-from streamproc.domain.wire import decode_events, encode_events
+from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError
 from streamproc.log import scripts
 from streamproc.log.names import Names, partition_of
@@ -201,8 +201,7 @@ class _Stand:
         return [self._delivery(next(self._payouts), self._accounts[partition]) for _ in range(part)]
 
     def _delivery(self, event: PayoutObserved, account: str) -> scripts.Delivery:
-        keys = (f"ev:{event.delivery}", f"st:{event.payout}:pending")
-        return scripts.Delivery(keys, encode_events((replace(event, account=account),)), b'{"by":"webhook"}')
+        return job.appended(replace(event, account=account)).delivery(b'{"by":"webhook"}')
 
     async def _all_handled(self) -> bool:
         async with self._at.client.pipeline(transaction=False) as pipe:

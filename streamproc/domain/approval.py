@@ -36,7 +36,7 @@ def approved(
         decision=decided.decision,
         decided_at=decided.at,
         reason=decided.reason,
-        reasons=decided.reasons,
+        reasons=decided.codes,
         findings=decided.findings,
         hold_expires_at=decided.hold_expires_at,
         updated_at=max(decided.at, record.updated_at),

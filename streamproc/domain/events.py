@@ -3,6 +3,7 @@
 A log entry is one atomic commit, an ordered list of these events. They are frozen, in the past tense, and
 a closed union: the tag on the wire (`type`) is written out, so renaming a class cannot rewrite history.
 New fields get defaults; a changed meaning gets a new version `v` and an upcaster in `domain/wire.py`.
+The events of every decision leave out on the wire what is only its default, all but `v` (ADR 28).
 Every event has `type`, `v`, `at` (µs since 1970, Redis's clock) and, where it has one, `payout`.
 Amounts are paise. No floats. No bank account numbers, names, e-mails or phones in ids or reasons.
 """
@@ -22,6 +23,7 @@ from streamproc.domain.facts import RefusalKind as RefusalKind
 from streamproc.domain.facts import Source as Source
 from streamproc.domain.facts import TokenScope as TokenScope
 from streamproc.domain.facts import WindowUse as WindowUse
+from streamproc.domain.facts import version
 from streamproc.domain.housekeeping import AccessRefused as AccessRefused
 from streamproc.domain.housekeeping import DeadLetterClosed as DeadLetterClosed
 from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
@@ -142,20 +144,20 @@ class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
 # `findings` are those of all stages so far, so that a stage can run in a group of its own.
 
 
-class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened"):
+class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened", omit_defaults=True):
     """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it. Version 1 did not look at the beneficiary."""
 
-    v: int = 2
+    v: int = version(3)
     payout: str
     agent: str
     identity: Identity
     policy_version: int
-    findings: list[Finding]
+    findings: list[Finding] = []
     beneficiary: BeneficiarySeen | None = None
     """What rule 13 looks at; None: nobody looked."""
 
 
-class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked"):
+class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked", omit_defaults=True):
     """Rule 10. `used` counts the payouts in the window before this one.
 
     `limit` and `window_s` are the terms that were asked, 0 where the policy limited no rate; in version 1 they were
@@ -163,35 +165,36 @@ class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_chec
     the decision, so that the log has every number.
     """
 
-    v: int = 2
+    v: int = version(3)
     payout: str
     number: int
     used: int
     limit: int
     window_s: int
-    findings: list[Finding]
+    findings: list[Finding] = []
 
 
-class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_checked"):
+class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_checked", omit_defaults=True):
     """Rules 11 to 13. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
 
+    v: int = version(2)
     payout: str
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
     threats: list[str] = []
     checked_at: int = 0
     fresh_until: int = 0
-    findings: list[Finding]
+    findings: list[Finding] = []
 
 
-class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved"):
+class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved", omit_defaults=True):
     """Rule 16 found room and the amount is reserved. `number` orders all admissions of the partition."""
 
-    v: int = 2
+    v: int = version(3)
     payout: str
     amount: int
     number: int
     windows: list[WindowUse]
-    findings: list[Finding]
+    findings: list[Finding] = []
     count_fees: bool = False
     """Whether the bank's fees are charged to the windows too, once they are known; in version 1 they never were."""
 
@@ -199,17 +202,19 @@ class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserve
 # ---- what was decided -------------------------------------------------------------------
 
 
-class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
+class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided", omit_defaults=True):
     """The decision. One per payout, or two where the first was HELD. Execution acts on it."""
 
+    v: int = version(2)
     payout: str
     account: str
     agent: str
     amount: int
     decision: Decision
     reason: str
-    reasons: list[str]
-    findings: list[Finding]
+    reasons: list[str] = []
+    """As `codes`, where those are more than the reason; version 1 always had them."""
+    findings: list[Finding] = []
     policy_version: int
     bank_status: str
     """What the bank last said before the decision: `pending`, `queued`, ..."""
@@ -220,6 +225,11 @@ class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided"):
     """µs; only where the decision is HELD."""
     by: str = ""
     """The reviewer, where a person decided."""
+
+    @property
+    def codes(self) -> list[str]:
+        """All codes found, the reason first."""
+        return self.reasons or [self.reason]
 
 
 class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):

@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 Decision: TypeAlias = Literal["APPROVED", "REJECTED", "HELD"]
 Source: TypeAlias = Literal["webhook", "poll", "fetch"]
@@ -21,6 +21,11 @@ class Fact(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     v: int = 1
     at: int
+
+
+def version(number: int) -> int:
+    """Default of the field `v` of an event with `omit_defaults`: as a plain default it would be left out as well."""
+    return field(default_factory=lambda: number)
 
 
 class BankPayout(Struct, frozen=True, kw_only=True, omit_defaults=True):

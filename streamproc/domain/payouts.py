@@ -244,7 +244,7 @@ def _decided(record: PayoutRecord, event: e.PayoutDecided, at: int) -> PayoutRec
         decision=event.decision,
         decided_at=event.at,
         reason=event.reason,
-        reasons=event.reasons,
+        reasons=event.codes,
         findings=event.findings,
         policy_version=event.policy_version,
         hold_expires_at=event.hold_expires_at,

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streamproc.domain.events import Event, Finding, PayoutRequested
+from streamproc.domain.events import Event, Finding, PayoutDecided, PayoutRequested
 from streamproc.domain.intent import Beneficiary, masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
@@ -102,19 +102,21 @@ def finding_json(finding: Finding) -> dict[str, Any]:
 
 def event_json(identity: str, event: Event) -> dict[str, Any]:
     """An event as scripts see it: `data` is everything but its type and its time."""
-    data = msgspec.to_builtins(event)
+    data = event_fields(event)
     if type(event) is PayoutRequested and event.intent.beneficiary is not None:
         data["intent"]["beneficiary"] = _masked(event.intent.beneficiary)
-    return {"id": identity, "type": type_of(event), "at": iso(data.pop("at")), "data": _without_type(data)}
+    return {"id": identity, "type": type_of(event), "at": iso(data.pop("at")), "data": data}
+
+
+def event_fields(event: Event) -> dict[str, Any]:
+    """Every field of an event, those too that the wire leaves out."""
+    data = {name: msgspec.to_builtins(getattr(event, name)) for name in event.__struct_fields__}
+    return data | {"reasons": event.codes} if type(event) is PayoutDecided else data
 
 
 def _masked(payee: Beneficiary) -> dict[str, str]:
     fields: dict[str, str] = msgspec.to_builtins(payee)
     return {name: value if name in _OPEN_FIELDS else masked(value) for name, value in fields.items()}
-
-
-def _without_type(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if name != "type"}
 
 
 def _reservation_json(record: PayoutRecord) -> dict[str, Any] | None:

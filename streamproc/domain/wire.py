@@ -35,9 +35,14 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.velocity_checked", 1): _velocity_checked_1,
     ("governance.bypassed", 1): _as_it_was,
     ("payout.cancel_requested", 1): _as_it_was,
+    ("payout.velocity_checked", 2): _as_it_was,
     ("bank.command_answered", 1): _as_it_was,
     ("payout.screened", 1): _as_it_was,
+    ("payout.screened", 2): _as_it_was,
+    ("payout.reputation_checked", 1): _as_it_was,
     ("payout.budget_reserved", 1): _as_it_was,
+    ("payout.budget_reserved", 2): _as_it_was,
+    ("payout.decided", 1): _as_it_was,
     ("payout.settled", 1): _as_it_was,
     ("policy.changed", 1): _as_it_was,
     ("token.created", 1): _as_it_was,
@@ -66,7 +71,9 @@ class Meta(Struct, frozen=True):
     actor: str = ""
     """The person, where one did it."""
     keys: tuple[str, ...] = ()
-    """The keys by which the delivery is known again. Entries of older versions have none."""
+    """The keys by which the delivery is known again, where the entry does not tell them (domain/deliveries.py)."""
+    body: str = ""
+    """Digest of a webhook's body, of which some of those are made."""
     settled: int = 0
     """The number of a settlement, in the order of all admissions and settlements of the partition."""
     trace: str = ""
@@ -79,7 +86,8 @@ def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
     """The version that each type is written in: the default of its field `v`."""
     newest: dict[str, int] = {}
     for kind in kinds:
-        version = next(field.default for field in msgspec.structs.fields(kind) if field.name == "v")
+        v = next(field for field in msgspec.structs.fields(kind) if field.name == "v")
+        version = v.default if v.default_factory is msgspec.NODEFAULT else v.default_factory()
         newest[str(kind.__struct_config__.tag)] = int(version)
     return newest
 
@@ -87,6 +95,13 @@ def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
 EVENT_KINDS: tuple[type[Fact], ...] = get_args(Event)
 NEWEST: Mapping[str, int] = newest_versions(EVENT_KINDS)
 _VERSION_OF_KIND = {kind: NEWEST[str(kind.__struct_config__.tag)] for kind in EVENT_KINDS}
+_READ_AS_THEY_WERE = {
+    (kind, since): newest
+    for kind, newest in _VERSION_OF_KIND.items()
+    for since in range(1, newest)
+    if all(UPCASTERS.get((str(kind.__struct_config__.tag), v)) is _as_it_was for v in range(since, newest))
+}
+"""(class, v) of what reads like the newest version, and then has it: old archives need no second decoding."""
 
 _known = b"|".join(re.escape(kind.encode()) for kind in NEWEST)
 _names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
@@ -114,7 +129,10 @@ def decode_events(e: bytes) -> list[Event]:
         return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
     for event in events:
         if event.v != _VERSION_OF_KIND[type(event)]:
-            return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+            newest = _READ_AS_THEY_WERE.get((type(event), event.v))
+            if newest is None:
+                return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+            msgspec.structs.force_setattr(event, "v", newest)  # nobody else has seen it yet
     return events
 
 

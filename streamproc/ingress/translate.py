@@ -5,9 +5,6 @@ Everything else is recorded: a payout that cannot be governed becomes `PayoutMal
 not about a payout's state `BankEventIgnored`. So nothing that was signed and answered 2xx is lost.
 """
 
-from collections.abc import Sequence
-from hashlib import sha256
-
 from msgspec import Struct
 
 from streamproc.clients.json_text import NotJson, decode_json
@@ -21,6 +18,13 @@ from streamproc.clients.razorpay_entities import (
     shown,
 )
 from streamproc.domain.copies import name_here
+from streamproc.domain.deliveries import (
+    body_digest,
+    body_key,
+    delivery_key,
+    malformed_key,
+    observation_key,
+)
 from streamproc.domain.events import (
     BankDowntimeReported,
     BankEventIgnored,
@@ -28,7 +32,6 @@ from streamproc.domain.events import (
     Event,
     PayoutMalformed,
     PayoutObserved,
-    PayoutRequested,
     Source,
 )
 from streamproc.errors import InputError
@@ -48,15 +51,12 @@ PAYOUT_STATE_EVENTS = frozenset(
 )
 """Every event about a payout's state. There is none for cancelled or scheduled."""
 DOWNTIME_EVENTS = frozenset({"payout.downtime.started", "payout.downtime.resolved"})
-UPDATED = "payout.updated"
 EVENT_NAME_CHARS_MAX = 64
 """Longest name in the bank's catalogue: 33 characters."""
 METHODS_MAX = 16
 """Rails kept of one downtime; the bank has six."""
 UNIX_S_MAX = 2**40
 """A time beyond this (year 36,812) is not one."""
-KEY_HASH_CHARS = 16
-"""64 bits of SHA-256: enough to tell one payout's updates apart, or two bodies under one event id."""
 
 
 class Delivery(Struct, frozen=True):
@@ -74,23 +74,22 @@ def translate(body: bytes, *, delivery: str, fallback_account: str, now_us: int)
     envelope = _envelope(body)
     event = clean(str(envelope["event"]), EVENT_NAME_CHARS_MAX)
     account = id_or_empty(envelope.get("account_id")) or fallback_account
-    digest = sha256(body).hexdigest()[:KEY_HASH_CHARS]
-    first = (f"wh:{delivery}:{digest}",) if delivery else ()
+    digest = body_digest(body)
+    first = (delivery_key(delivery, digest),) if delivery else ()
     if event in PAYOUT_STATE_EVENTS:
         payout = read_payout(_payout_entity(envelope))
         append = append_of(
             payout, account=account, source="webhook", now_us=now_us, bank_event=event, delivery=delivery
         )
-        return Delivery(Append(account, first + append.keys, append.events), ignored=False)
+        keys, told = first + append.keys, digest if delivery else ""
+        return Delivery(Append(account, keys, append.events, told), ignored=False)
     fact: Event
     if event in DOWNTIME_EVENTS:
         fact = _downtime(envelope, event, account, delivery, now_us)
     else:
         fact = BankEventIgnored(at=now_us, account=account, bank_event=event, delivery=delivery)
-    # The signature does not cover the event id: the same body under a new id is the same event.
-    return Delivery(
-        Append(account, (*first, f"body:{digest}"), (fact,)), ignored=event not in DOWNTIME_EVENTS
-    )
+    append = Append(account, (*first, body_key(digest)), (fact,), digest)
+    return Delivery(append, ignored=event not in DOWNTIME_EVENTS)
 
 
 def append_of(
@@ -113,9 +112,8 @@ def append_of(
             delivery=delivery,
             problem=payout.problem,
         )
-        # One payout, one problem: one dead letter, however often it is seen.
         known = payout.payout
-        key = _bad_key(known, payout.problem) if known else f"bad:{payout.fingerprint}"
+        key = malformed_key(known, payout.problem) if known else f"bad:{payout.fingerprint}"
         return Append(account, (key,), (malformed,))
     observed = PayoutObserved(
         at=now_us,
@@ -127,36 +125,6 @@ def append_of(
         facts=payout,
     )
     return Append(account, (observation_key(payout, bank_event),), (observed,))
-
-
-def observation_key(payout: BankPayout, bank_event: str = "") -> str:
-    """What makes two sightings one: payout and status; for `payout.updated` also what an update may change."""
-    if bank_event != UPDATED:
-        return f"st:{payout.id}:{payout.status}"
-    changed = (payout.status, payout.utr, str(payout.fees), str(payout.tax), payout.reason)
-    return f"up:{payout.id}:{_hash(*changed)}"
-
-
-def request_key(payout: str) -> str:
-    """What makes two requests one: the payout's id, which account, agent and Idempotency-Key make."""
-    return f"in:{payout}"
-
-
-def keys_in(events: Sequence[Event]) -> tuple[str, ...]:
-    """The keys that a delivery's events tell by themselves; entries of older versions have no others."""
-    keys: list[str] = []
-    for event in events:
-        if type(event) is PayoutObserved:
-            keys.append(observation_key(event.facts, event.bank_event))
-        elif type(event) is PayoutRequested:
-            keys.append(request_key(event.payout))
-        elif type(event) is PayoutMalformed and event.payout:
-            keys.append(_bad_key(event.payout, event.problem))
-    return tuple(keys)
-
-
-def _bad_key(payout: str, problem: str) -> str:
-    return f"bad:{payout}:{_hash(problem)}"
 
 
 def _envelope(body: bytes) -> Object:
@@ -209,7 +177,3 @@ def _downtime(envelope: Object, event: str, account: str, delivery: str, now_us:
         begin=count_or_zero(fields.get("begin"), UNIX_S_MAX),
         end=count_or_zero(fields.get("end"), UNIX_S_MAX),
     )
-
-
-def _hash(*parts: str) -> str:
-    return sha256("\0".join(parts).encode()).hexdigest()[:KEY_HASH_CHARS]

@@ -99,6 +99,8 @@ class Delivery:
     keys: Sequence[str]
     e: bytes
     m: bytes
+    told: bool = False
+    """Whether `e` and `m` tell the keys; else they are put into `m`. The archive alone must be enough to know them."""
 
 
 @dataclass(slots=True)
@@ -169,14 +171,14 @@ async def append_once(
     args: list[Any] = [SEEN_TTL_S]
     for delivery in deliveries:
         keys += [names.seen(key) for key in delivery.keys]
-        args += [len(delivery.keys), delivery.e, _with_keys(delivery.m, delivery.keys)]
+        args += [len(delivery.keys), delivery.e, delivery.m if delivery.told else _with_keys(delivery)]
     reply = await _append_once(client, keys, args)
     return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
 
 
-def _with_keys(m: bytes, keys: Sequence[str]) -> bytes:
-    """The metadata with the delivery's keys: from the archive alone they can be known again (`streamproc recover`)."""
-    return m[:-1] + b',"keys":' + _encode(keys) + b"}" if keys else m
+def _with_keys(delivery: Delivery) -> bytes:
+    m = delivery.m
+    return m[:-1] + b',"keys":' + _encode(delivery.keys) + b"}" if delivery.keys else m
 
 
 async def open_partition(

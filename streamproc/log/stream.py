@@ -16,6 +16,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from streamproc.domain.deliveries import told_keys
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
@@ -42,6 +43,15 @@ class Append(Struct, frozen=True):
     account: str
     keys: tuple[str, ...]
     events: tuple[Event, ...]
+    body: str = ""
+    """Digest of the webhook's body, where keys are made of it."""
+
+    def delivery(self, m: bytes) -> scripts.Delivery:
+        """As it is sent, with the entry's metadata `m`."""
+        if self.keys != told_keys(self.events, self.body):
+            return scripts.Delivery(self.keys, encode_events(self.events), m)
+        m = m[:-1] + b',"body":"' + self.body.encode() + b'"}' if self.body else m
+        return scripts.Delivery(self.keys, encode_events(self.events), m, told=True)
 
 
 class Appended(Struct, frozen=True):
@@ -222,7 +232,7 @@ class Producer:
         queue = self._waiting[partition]
         if len(queue) >= APPENDS_WAITING_MAX:
             raise LogUnavailable(f"{len(queue)} appends wait already, the limit is {APPENDS_WAITING_MAX}")
-        delivery = scripts.Delivery(what.keys, encode_events(what.events), watch.with_caller(self._meta))
+        delivery = what.delivery(watch.with_caller(self._meta))
         waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         queue.append(waiting)
         self._wake[partition].set()

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from streamproc.domain.deliveries import request_key
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.tokens import Token
 from streamproc.domain.wire import decode_events
 from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
-from streamproc.ingress.translate import request_key
 from streamproc.log.inspect import delivered_as, log_exists
 from streamproc.log.kept import Kept
 from streamproc.log.tokens import TOKEN_PARTITION, take_request, token_of

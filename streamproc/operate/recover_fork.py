@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from consumers.inputs import INPUTS
 from streamproc.archive.load import not_archived, rows_after
+from streamproc.domain.deliveries import told_keys
 from streamproc.domain.events import (
     BankCommandAnswered,
     DeadLetterClosed,
@@ -30,7 +31,6 @@ from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.tokens import Token, tokens_after
 from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events, payout_of
 from streamproc.errors import InputError, Unprocessable
-from streamproc.ingress.translate import keys_in
 from streamproc.log.policies import POLICY_WRITER
 from streamproc.log.restore import Restorer, rescued_after, rescued_entry
 from streamproc.log.stream import ZERO, Entry
@@ -124,7 +124,7 @@ class _Fork:
         self.tokens = tokens_after(self.tokens, events)
         self.proposals = proposals_after(self.proposals, events)
         self._observed.update(payout_of(event) for event in events if type(event) in ASKED)
-        return await self._append(entry.e, entry, meta, meta.keys or keys_in(events))
+        return await self._append(entry.e, entry, meta, meta.keys or told_keys(events, meta.body))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
         """Of what a group wrote, what happened outside."""

@@ -7,6 +7,7 @@ from consumers.inputs import INPUTS, is_answered
 from projections.rebuild import target_at_time
 from streamproc.archive.load import Row, rows_after
 from streamproc.archive.store import id_key
+from streamproc.domain.deliveries import told_keys
 from streamproc.domain.events import (
     BudgetReserved,
     CancelRequested,
@@ -22,7 +23,6 @@ from streamproc.domain.events import (
 from streamproc.domain.policy_fields import RATE_WINDOW_S_MAX
 from streamproc.domain.recovery import Rates, Stored, Unhandled
 from streamproc.domain.wire import Meta, decode_events, decode_meta, tag_of
-from streamproc.ingress.translate import keys_in
 from streamproc.log.restore import Restorer
 from streamproc.log.scripts import RATE_BACKLOG_S, SEEN_TTL_S
 from streamproc.operate.recover_state import MS, ROWS_AT_ONCE, SQL, Counts, OnStage, Sources
@@ -89,7 +89,7 @@ class _Scan:
         expires_s = entry_ms // MS + SEEN_TTL_S
         if meta.cause or meta.by in INPUTS or expires_s * MS <= self._sources.now_ms:
             return
-        for key in meta.keys or keys_in(decode_events(row.e)):
+        for key in meta.keys or told_keys(decode_events(row.e), meta.body):
             await self._to.seen(key, row.id, expires_s)
             self._counts.seen += 1
 

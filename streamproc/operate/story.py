@@ -145,8 +145,8 @@ def _decided(event: e.PayoutDecided, said: set[tuple[str, str]]) -> Iterator[str
     yield from _fresh(event.findings, said)
     by = f" by {event.by}" if event.by else ""
     yield f"decided {event.decision} {event.reason}{by} under policy version {event.policy_version}"
-    if len(event.reasons) > 1:
-        yield f"all reasons: {', '.join(event.reasons)}"
+    if len(event.codes) > 1:
+        yield f"all reasons: {', '.join(event.codes)}"
     if event.hold_expires_at:
         yield f"waits for a reviewer until {iso(event.hold_expires_at)}"
 

@@ -2,9 +2,11 @@
 
 import json
 
+import msgspec
 import pytest
 
 from streamproc.domain import events as e
+from streamproc.domain.shown import event_json
 from streamproc.domain.wire import (
     EVENT_KINDS,
     NEWEST,
@@ -38,6 +40,40 @@ def test_events_are_read_back_as_they_were_written_and_in_order():
 
 def test_every_event_says_its_type_and_version_on_the_wire():
     assert json.loads(encode_events([FIRED]))[0].items() >= {"type": "timer.fired", "v": 1, "at": 7}.items()
+
+
+DECIDED = e.PayoutDecided(
+    at=7, payout="p", account="acc_1", agent="bot", amount=100, decision="APPROVED", reason="POLICY_OK",
+    policy_version=1, bank_status="pending",
+)  # fmt: skip
+LEAVING_OUT = [kind for kind in EVENT_KINDS if kind.__struct_config__.omit_defaults]
+
+
+@pytest.mark.parametrize("kind", LEAVING_OUT, ids=lambda kind: kind.__name__)
+def test_an_event_that_leaves_out_its_defaults_still_says_its_version(kind: type[e.Fact]):
+    [version] = [field for field in msgspec.structs.fields(kind) if field.name == "v"]
+    assert version.default is msgspec.NODEFAULT
+
+
+def test_what_only_repeats_its_default_is_not_on_the_wire_and_is_there_again_when_it_is_read():
+    assert encode_events([DECIDED]) == (
+        b'[{"type":"payout.decided","v":2,"at":7,"payout":"p","account":"acc_1","agent":"bot","amount":100,'
+        b'"decision":"APPROVED","reason":"POLICY_OK","policy_version":1,"bank_status":"pending"}]'
+    )
+    (read,) = decode_events(encode_events([DECIDED]))
+    assert read == DECIDED
+    assert encode_events([read]) == encode_events([DECIDED])
+
+
+def test_what_is_left_out_on_the_wire_is_shown_all_the_same():
+    data = event_json("0:1-1:0", DECIDED)["data"]
+    assert data.keys() == {name for name in DECIDED.__struct_fields__ if name != "at"}
+    assert (data["reasons"], data["findings"], data["by"], data["v"]) == (["POLICY_OK"], [], "", 2)
+
+
+def test_an_old_version_that_reads_like_the_newest_is_the_newest_when_it_is_read():
+    wire = encode_events([DECIDED, FIRED]).replace(b'decided","v":2', b'decided","v":1')
+    assert decode_events(wire) == [DECIDED, FIRED]
 
 
 def test_every_kind_of_event_has_its_own_type():

@@ -26,8 +26,8 @@ from tests.journeys.test_kill import (
 )
 
 ROOT = Path(__file__).parents[2]
-PREVIOUS = "65f3507b72b0a62396e08f1d9cf3afdf5c8c6cb1"
-"""The version before entries of later versions waited, and before scripts looked at their arguments."""
+PREVIOUS = "56958e81476e8ec1b11cb0396cd690d80725fd93"
+"""The last version that wrote every field of a decision's events (ADR 28); it leaves to a later one what that wrote."""
 LATER = ("tests.faults.role", "--later", "2")
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
@@ -50,7 +50,7 @@ async def exchange(system: System, name: str, home: Path | None) -> None:
     await system.start(name, home=home)
 
 
-async def test_a_rolling_restart_to_the_next_version_and_back_loses_and_doubles_nothing(
+async def test_a_rolling_restart_to_the_next_version_back_and_there_again_loses_and_doubles_nothing(
     redis_url: str, postgres: str, previous: Path
 ) -> None:
     async with running_system(
@@ -59,7 +59,7 @@ async def test_a_rolling_restart_to_the_next_version_and_back_loses_and_doubles_
         await system.apply(POLICIES)
         await system.bank.control("safebrowsing", slow_ms=100)  # so that a batch takes a while
         batch: dict[str, set[str]] = {agent: set() for agent in SMALL_BATCH}
-        for home in (None, previous):
+        for home in (None, previous, None):  # back there, what this version wrote meanwhile waits for it
             for name in ("worker-1", "worker-2", "projector", "serve"):
                 more = await pay_batch(system, {"free": 10, "small": 5, "crowded": 5})
                 batch = {agent: payouts | more[agent] for agent, payouts in batch.items()}

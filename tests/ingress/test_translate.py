@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from streamproc.clients.json_text import NESTING_MAX
 from streamproc.clients.razorpay_entities import read_payout
+from streamproc.domain.deliveries import told_keys
 from streamproc.domain.events import (
     BankDowntimeReported,
     BankEventIgnored,
@@ -15,7 +16,7 @@ from streamproc.domain.events import (
     PayoutMalformed,
     PayoutObserved,
 )
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import InputError
 from streamproc.ingress.translate import PAYOUT_STATE_EVENTS, Delivery, append_of, translate
 
@@ -286,9 +287,13 @@ events = st.sampled_from([*sorted(PAYOUT_STATE_EVENTS), "payout.downtime.started
 
 
 def stored(delivery: Delivery) -> None:
-    """Every delivery can be written to the log, under keys of a bounded length and alphabet."""
-    encode_events(delivery.append.events)
+    """Every delivery can be written to the log, under short plain keys, which its entry gives again."""
+    sent = delivery.append.delivery(b'{"by":"webhook"}')
     assert delivery.append.keys
+    if sent.told:
+        assert told_keys(decode_events(sent.e), decode_meta(sent.m).body) == delivery.append.keys
+    else:
+        assert delivery.append.keys[-1].startswith("bad:"), "only a payout without an id"
     for key in delivery.append.keys:
         assert key.isascii()
         assert len(key) < 160

@@ -6,16 +6,18 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvloop
+from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc import embedded
-from streamproc.domain.wire import decode_events
+from streamproc.domain.deliveries import told_keys
+from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
-from streamproc.log.stream import Appended, LogView, Producer, open_log
+from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from tests.deadline import DEADLINE_S
 from tests.faults.proxy import Proxy
 from tests.words import delivery, observed
@@ -42,7 +44,26 @@ async def test_a_delivery_is_appended_once_however_often_it_comes(log_url: str) 
     async with LogView(log_url, 0) as view:
         entries = await view.read("0-0", 10, 0)
     assert [decode_events(entry.e)[0].payout for entry in entries] == ["pout_1"]
-    assert entries[0].m == b'{"by":"webhook","keys":["st:pout_1:pending"]}'
+    assert entries[0].m == b'{"by":"webhook"}', "payout and status are in the event"
+
+
+async def test_an_entry_has_the_keys_that_it_does_not_tell_by_itself(log_url: str) -> None:
+    event = replace(observed("pout_1"), delivery="evt_1")
+    told = Append(
+        event.account, ("wh:evt_1:0123456789abcdef", "st:pout_1:pending"), (event,), "0123456789abcdef"
+    )
+    own = delivery(observed("pout_2"))
+    async with Producer(log_url, partitions=1, name="webhook") as producer:
+        await producer.append(told)
+        await producer.append(replace(own, keys=("ours:1", *own.keys)))
+    async with LogView(log_url, 0) as view:
+        entries = await view.read("0-0", 10, 0)
+    assert [entry.m for entry in entries] == [
+        b'{"by":"webhook","body":"0123456789abcdef"}',
+        b'{"by":"webhook","keys":["ours:1","st:pout_2:pending"]}',
+    ]
+    meta = decode_meta(entries[0].m)
+    assert told_keys(decode_events(entries[0].e), meta.body) == told.keys
 
 
 async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(log_url: str) -> None:

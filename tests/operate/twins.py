@@ -1,6 +1,7 @@
 """Two engines that are given the same: one that loses its Redis on the way, and one that never does."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from consumers.vet import Reputations
 from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import TryAgain
+from streamproc.ingress.translate import translate
 from streamproc.log.stream import Append, Appended
 from streamproc.operate import dead
 from streamproc.operate.site import opened
@@ -171,8 +173,19 @@ async def lived(twin: Twin) -> None:
         at=twin.base_us, payout="bad_0", account=ACCOUNT, source="webhook", problem="its amount is 7"
     )
     await twin.engine.producer.append(Append(ACCOUNT, ("bad:bad_0:1",), (malformed,)))
+    for name in ("payout.pending", "account.low_balance"):
+        await twin.engine.producer.append(webhook(name, now_us=twin.base_us))
     await twin.engine.settled()
     await twin.engine.apply(CHANGED)
+
+
+def webhook(name: str, now_us: int) -> Append:
+    """A delivery as the bank makes it, with an event id."""
+    entity = {"id": "hook_0", "amount": 1_000, "currency": "INR", "status": "pending"}
+    body = {"event": name, "account_id": ACCOUNT, "payload": {"payout": {"entity": entity}}}
+    return translate(
+        json.dumps(body).encode(), delivery=f"evt_{name[-3:]}", fallback_account=ACCOUNT, now_us=now_us
+    ).append
 
 
 async def redriven(twin: Twin) -> None:
