@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import asyncpg
 
 from projections.fold import Step
-from projections.tally import add, tallies
+from projections.tally import COUNTED, add, tallies
 from streamproc.archive.sql import statements
 
 NAME = "agents"
 VERSION = 1
+READS = COUNTED
 
 _SQL = statements("projections", "agents.sql")
 

@@ -14,6 +14,7 @@ from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.traces import trace_id
+from streamproc.domain.wire import EVENT_KINDS
 
 Kind: TypeAlias = Literal["decision", "review", "command", "confirmation", "settlement", "policy", "alert"]
 
@@ -133,6 +134,9 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     ),
     e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),
 }
+
+READS: frozenset[type[e.Fact]] = frozenset(EVENT_KINDS) - SILENT
+"""Also what nobody placed, so that it is not left out unseen."""
 
 
 def lines(steps: Iterable[Step]) -> list[tuple[object, ...]]:

@@ -12,6 +12,7 @@ from streamproc.domain import events as e
 
 NAME = "beneficiaries"
 VERSION = 1
+READS: frozenset[type[e.Fact]] = frozenset({e.BeneficiaryNoted})
 
 Key: TypeAlias = tuple[str, str, str]
 """Account, fund account, vendor's host."""

@@ -14,6 +14,7 @@ from streamproc.errors import LogBroken
 
 NAME = "budgets"
 VERSION = 1
+READS: frozenset[type[e.Fact]] = frozenset({e.BudgetReserved, e.PayoutSettled})
 
 Key: TypeAlias = tuple[str, str]
 """Scope and window."""

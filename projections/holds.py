@@ -10,10 +10,11 @@ from projections.fold import Step, moment
 from streamproc.archive.sql import statements
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import CHANGING, PayoutRecord
 
 NAME = "holds"
 VERSION = 1
+READS = CHANGING
 COLUMNS = (
     *("payout", "partition", "account", "agent", "amount", "reason", "reasons", "held_at", "expires_at"),
     *("state", "decided_at", "decided_by", "approvals"),

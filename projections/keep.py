@@ -8,13 +8,19 @@ import asyncpg
 
 from projections.fold import Archived
 from projections.outage import Outage, heed_cancellation, pause
-from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads
+from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads, write_lazily
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken
 
 WAIT_S = 1.0
 """How long the views wait for a row before they look at the archive, and so how soon a swap is noticed."""
+GATHER_S = 0.2
+"""While entries keep coming the views are written this often at most, and what comes meanwhile goes together. So a
+payout's first sight and decision make one row, not one that is made, removed and made again, and what the payouts of an
+agent or a vendor add is added once. The first entries after a pause are written at once."""
+GATHERED_MAX = BATCH_MAX
+"""Rows that nobody waits any longer with."""
 BROKEN_RETRY_S = 15.0
 """Views that stopped with an alarm are tried again this often: a replay may have put sound ones in place."""
 
@@ -29,6 +35,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
         heed_cancellation()
         try:
             async with connection(dsn, name=f"streamproc views {partition}") as db:
+                await write_lazily(db)
                 runner = Runner(db, partition, await open_heads(db, partition))
                 said = _over(partition, said)
                 await _follow(runner, db, partition, feed, stopping, outage)
@@ -57,12 +64,15 @@ async def _follow(
     stopping: asyncio.Event,
     outage: Outage,
 ) -> None:
+    clock = asyncio.get_running_loop().time
     while not stopping.is_set():
-        at = runner.mark.seq
+        at, begun_s = runner.mark.seq, clock()
         rows: Sequence[Archived] = feed.take(at, BATCH_MAX)
         rows = rows or await rows_after(db, partition, at, BATCH_MAX)
         if rows:
             await runner.fold(rows)
-        else:
-            await feed.wait(WAIT_S)
         outage.over()
+        if not rows:
+            await feed.wait(WAIT_S)
+        elif len(rows) < BATCH_MAX:
+            await feed.gather(GATHERED_MAX, begun_s + GATHER_S)

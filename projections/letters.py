@@ -13,6 +13,7 @@ from streamproc.domain import events as e
 
 NAME = "letters"
 VERSION = 1
+READS: frozenset[type[e.Fact]] = frozenset({e.EntrySetAside, e.DeadLetterClosed})
 COLUMNS = ("partition", "seq", "place", "group_name", "entry_id", "action")
 
 

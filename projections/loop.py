@@ -25,7 +25,7 @@ from msgspec import Struct
 from projections.janitor import Janitor, keep_trimmed
 from projections.keep import keep_views
 from projections.notary import Terms, keep_checkpoints
-from projections.outage import Outage, heed_cancellation
+from projections.outage import Outage, heed_cancellation, pause
 from projections.run import Feed
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
@@ -45,6 +45,9 @@ BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
 BLOCK_MS = 1_000
 """How long a read waits for an entry, and so how soon a stop and a regression of an idle log are noticed."""
+GATHER_S = 0.01
+"""While entries keep coming they are archived this often at most, and what comes meanwhile shares a transaction and its
+sync. Whoever waits at the barrier looks as often. The first entry after a pause is archived at once."""
 DRAIN_S = 5.0
 """How long a stop waits for the views' batch in hand and a last checkpoint; the rest is done at the next start."""
 
@@ -177,6 +180,7 @@ class _Session:
         await self._check_anchor()
         outage.over()
         followers, ended = self._start_followers(dsn, stopping)
+        clock = asyncio.get_running_loop().time
         try:
             while not stopping.is_set():
                 for task in followers:
@@ -187,9 +191,12 @@ class _Session:
                 # to before follows another one now, and then the log behind it has changed under our reading.
                 if not entries or not await self._has_anchor():
                     await self._check_anchor()
+                begun_s = clock()
                 if entries:
                     await self._take(entries)
                 outage.over()
+                if 0 < len(entries) < self._batch_max and (rest_s := begun_s + GATHER_S - clock()) > 0:
+                    await pause(stopping, rest_s)
             ended.set()
             await asyncio.wait(followers, timeout=DRAIN_S)
         finally:

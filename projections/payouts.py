@@ -8,10 +8,11 @@ from projections.fold import Step, moment
 from streamproc.archive.sql import statements
 from streamproc.archive.text import text, text_key
 from streamproc.domain.domains import vendor_name
-from streamproc.domain.payouts import PayoutRecord, decode_record, encode_record
+from streamproc.domain.payouts import CHANGING, PayoutRecord, decode_record, encode_record
 
 NAME = "payouts"
 VERSION = 2
+READS = CHANGING
 COLUMNS = (
     *("payout", "partition", "account", "agent", "identity", "amount", "currency", "vendor", "vendor_url"),
     *(

@@ -24,14 +24,12 @@ CREATE TABLE payouts (
 -- name: comment
 COMMENT ON TABLE payouts IS 'A payout as the fold of its events; record is the whole of it as JSON bytes; amount in paise; at_bank is what the bank calls an intent of ours';
 
--- name: index_agent
-CREATE INDEX payouts_agent ON payouts (agent, received_at);
-
 -- name: index_at_bank
 CREATE INDEX payouts_at_bank ON payouts (at_bank) WHERE at_bank <> '';
 
--- name: index_state
-CREATE INDEX payouts_state ON payouts (state, received_at);
+-- name: index_held
+-- Of what waits for people alone: each payout's row is written several times, and so is each of its index rows.
+CREATE INDEX payouts_held ON payouts (received_at, payout) WHERE state = 'held';
 
 -- name: load
 SELECT payout, record FROM payouts WHERE partition = $1 AND payout = ANY($2::text[]);

@@ -12,6 +12,7 @@ from streamproc.domain import events as e
 
 NAME = "policies"
 VERSION = 2
+READS: frozenset[type[e.Fact]] = frozenset({e.PolicyChanged})
 COLUMNS = (
     *(
         "partition",

@@ -14,7 +14,7 @@ import asyncpg
 from msgspec import Struct
 
 from projections.fold import Archived
-from projections.run import Moved, Records, Runner, speak_micros
+from projections.run import Moved, Records, Runner, speak_micros, write_lazily
 from projections.schema import enter_place, make_indexes, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.load import Row
@@ -142,9 +142,7 @@ async def build_slice(
     name = f"streamproc replay {share.partition}/{share.slice}"
     async with connection(dsn, name=name) as place, connection(dsn, name=name) as source:
         await enter_place(place, schema)
-        await place.execute(
-            "SET synchronous_commit = off"
-        )  # lost in a crash of Postgres: mark and rows together
+        await write_lazily(place)
         await speak_micros(place)
         mark = _Share(share)
         runner = Runner(place, share.partition, mark, Records(share.partition), views)

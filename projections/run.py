@@ -129,6 +129,16 @@ class Feed:
             return []
         return [rows.popleft() for _ in range(min(count, len(rows)))]
 
+    async def gather(self, count: int, until_s: float) -> None:
+        """Return when `count` rows are here, or at a time of the loop's clock."""
+        try:
+            async with asyncio.timeout_at(until_s):
+                while len(self._rows) < count:
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            return
+
     async def wait(self, timeout_s: float) -> None:
         """Return when there is something new, or after `timeout_s`."""
         try:
@@ -147,6 +157,14 @@ async def speak_micros(db: asyncpg.Connection) -> None:
 
 def _same(value: tuple[int]) -> tuple[int]:
     return value
+
+
+async def write_lazily(db: asyncpg.Connection) -> None:
+    """From here on a commit does not wait for the disk, on this connection: for what the archive can give again.
+
+    Position and rows are one transaction, so a Postgres that is killed loses both, and they are folded again.
+    """
+    await db.execute("SET synchronous_commit = off")
 
 
 async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str] = NAMES) -> ViewHeads:

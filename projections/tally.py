@@ -8,7 +8,7 @@ import asyncpg
 from projections.fold import Step, moment
 from streamproc.archive.text import text_key
 from streamproc.domain import events as e
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import ASKED, PayoutRecord
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ def tallies(steps: Iterable[Step], name_of: Callable[[PayoutRecord], str]) -> di
     found: dict[str, Tally] = {}
     for step in steps:
         record = step.after
-        if record is None or (step.before is not None and type(step.event) not in _COUNTED):
+        if record is None or (step.before is not None and type(step.event) not in _LATER):
             continue
         name = name_of(record)
         tally = found.get(name)
@@ -44,8 +44,10 @@ def tallies(steps: Iterable[Step], name_of: Callable[[PayoutRecord], str]) -> di
     return found
 
 
-_COUNTED: frozenset[type[e.Fact]] = frozenset({e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled})
+_LATER: frozenset[type[e.Fact]] = frozenset({e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled})
 """What changes a row, beside a payout that is seen for the first time."""
+COUNTED = ASKED | _LATER
+"""What may change a row."""
 
 
 def _add(tally: Tally, step: Step, record: PayoutRecord) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import asyncpg
 
 from projections.fold import Step
-from projections.tally import add, tallies
+from projections.tally import COUNTED, add, tallies
 from streamproc.archive.sql import statements
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.payouts import PayoutRecord
 
 NAME = "vendors"
 VERSION = 1
+READS = COUNTED
 
 _SQL = statements("projections", "vendors.sql")
 

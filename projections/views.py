@@ -8,6 +8,7 @@ from msgspec import Struct
 from projections import agents, audit, beneficiaries, budgets, holds, letters, payouts, policies, vendors
 from projections.fold import Step
 from streamproc.archive.sql import statements
+from streamproc.domain.events import Fact
 
 
 class View(Struct, frozen=True):
@@ -16,6 +17,8 @@ class View(Struct, frozen=True):
     name: str
     version: int
     write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]
+    reads: frozenset[type[Fact]]
+    """The events that it is made of; it is given no others."""
 
     def statements(self, prefix: str) -> list[str]:
         """The statements of its .sql file whose names begin with `prefix`."""
@@ -24,11 +27,11 @@ class View(Struct, frozen=True):
 
 
 VIEWS: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write)
+    View(module.NAME, module.VERSION, module.write, module.READS)
     for module in (payouts, audit, budgets, holds, policies, agents, vendors, beneficiaries)
 )
 FOR_RECOVERY: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write)
+    View(module.NAME, module.VERSION, module.write, module.READS)
     for module in (payouts, budgets, policies, beneficiaries, letters)
 )
 """What a recovery reads. It builds these anew and trusts no live view."""
@@ -39,7 +42,7 @@ VERSIONS: dict[str, int] = {view.name: view.version for view in VIEWS}
 
 async def write_all(db: asyncpg.Connection, steps: Sequence[Step], views: Sequence[View] = VIEWS) -> None:
     """Bring `views` up to date with `steps`, one partition's in order. Must run in a transaction."""
-    if not steps:
-        return
     for view in views:
-        await view.write(db, steps)
+        reads = view.reads
+        if wanted := [step for step in steps if type(step.event) in reads]:
+            await view.write(db, wanted)

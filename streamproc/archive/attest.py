@@ -112,12 +112,17 @@ class Maker:
         """Sign the first `upto` entries, which are archived. Raises LogBroken where a row does not follow."""
         frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)
         seq, entry, link = self._covered.size, self._covered.entry, self._covered.hash
+        before = id_key(entry)
         while seq < upto:
             rows = await self._db.fetch(_SQL["rows"], self._partition, seq, min(upto, seq + ROWS_AT_ONCE))
-            for row in rows:
+            for number, name, e, m, stored in rows:
                 seq += 1
-                link = self._linked(row, seq, entry, link)
-                entry = row["id"]
+                link, key = link_hash(link, self._partition, seq, name, e, m), id_key(name)
+                if number != seq or link != stored or key <= before:
+                    raise self._contradiction(
+                        f"row {number}, entry {name}, does not follow row {seq - 1}, entry {entry}"
+                    )
+                entry, before = name, key
                 frontier.append(link)
             if not rows:
                 raise self._contradiction(
@@ -128,15 +133,6 @@ class Maker:
         )
         await self._keep(signed, frontier.packed())
         return signed
-
-    def _linked(self, row: asyncpg.Record, seq: int, after: str, link: bytes) -> bytes:
-        """The row's link, as its bytes give it; it must be the stored one, of the next seq and a later id."""
-        computed = link_hash(link, self._partition, seq, row["id"], row["e"], row["m"])
-        if row["seq"] != seq or computed != row["hash"] or id_key(row["id"]) <= id_key(after):
-            raise self._contradiction(
-                f"row {row['seq']}, entry {row['id']}, does not follow row {seq - 1}, entry {after}"
-            )
-        return computed
 
     async def _keep(self, signed: Checkpoint, frontier: bytes) -> None:
         note = self._signer.sign(signed.text())

@@ -26,7 +26,7 @@ E = TypeVar("E", bound=Entry)
 _SQL = statements("streamproc.archive", "load.sql")
 
 
-class _About(Struct):
+class _About(Struct, gc=False):
     """Of an event, only whom it is about."""
 
     payout: str = ""
@@ -35,7 +35,7 @@ class _About(Struct):
 _decode_about = msgspec.json.Decoder(list[_About]).decode
 
 
-class ArchivedEntry(Struct, frozen=True):
+class ArchivedEntry(Struct, frozen=True, gc=False):
     """A row of the archive. `payout` is None where the entry is about none."""
 
     partition: int
@@ -55,10 +55,12 @@ def payout_about(e: bytes) -> str | None:
     It looks no further: the archive keeps what it does not understand, and the folds are who stops there.
     """
     try:
-        about = next((event.payout for event in _decode_about(e) if event.payout), "")
+        for event in _decode_about(e):
+            if event.payout:
+                return text_key(event.payout)
     except (msgspec.DecodeError, RecursionError):
         return None
-    return text_key(about) or None
+    return None
 
 
 def chained(partition: int, head: Head, entries: Sequence[Entry]) -> tuple[list[ArchivedEntry], Head]:
@@ -67,17 +69,16 @@ def chained(partition: int, head: Head, entries: Sequence[Entry]) -> tuple[list[
     Raises LogBroken when an entry does not come after the one before it.
     """
     rows: list[ArchivedEntry] = []
-    last = id_key(head.entry)
+    seq, before, link, last = head.seq, head.entry, head.hash, id_key(head.entry)
     for entry in entries:
-        if (key := id_key(entry.id)) <= last:
-            raise LogBroken(
-                f"partition {partition}: entry {entry.id} comes after entry {head.entry} in the log"
-            )
-        seq = head.seq + 1
-        link = link_hash(head.hash, partition, seq, entry.id, entry.e, entry.m)
-        rows.append(ArchivedEntry(partition, seq, entry.id, payout_about(entry.e), entry.e, entry.m, link))
-        head, last = Head(seq, entry.id, link), key
-    return rows, head
+        name, e, m = entry.id, entry.e, entry.m
+        if (key := id_key(name)) <= last:
+            raise LogBroken(f"partition {partition}: entry {name} comes after entry {before} in the log")
+        seq += 1
+        link = link_hash(link, partition, seq, name, e, m)
+        rows.append(ArchivedEntry(partition, seq, name, payout_about(e), e, m, link))
+        before, last = name, key
+    return rows, Head(seq, before, link)
 
 
 async def load(

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 
 import asyncpg
 import msgspec
@@ -26,9 +27,9 @@ from streamproc.bench.site import VIEWS_AT
 from streamproc.bench.ticker import ticking
 from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided, PayoutObserved
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import tag_of
 from streamproc.errors import JobFailed, StreamprocError
-from streamproc.log.stream import ZERO, LogView, Producer
+from streamproc.log.stream import ZERO, Appended, LogView, Producer
 
 S_NS = 1_000_000_000
 LEAD_S = 0.2
@@ -42,7 +43,19 @@ UNDER_WAY_MAX = 1_024
 BEHIND_MAX = 8_000
 """Entries that Postgres does not show yet: two of the projector's batches in hand and two that wait."""
 LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
+_DECIDED = tag_of(PayoutDecided)
 _BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'
+
+
+class _Told(Struct, gc=False):
+    """Of an event, what is counted here."""
+
+    type: str
+    payout: str = ""
+    reason: str = ""
+
+
+_decode_told = msgspec.json.Decoder(list[_Told]).decode
 
 
 class Paced(Struct, frozen=True):
@@ -79,10 +92,15 @@ class Drive:
         """Send the next payout, as the webhook appends it."""
         number, self.handed = self.handed, self.handed + 1
         self.handed_ns[number] = time.monotonic_ns()
-        self.start(self._send(number, event))
+        sent = self._producer.submit(job.appended(event))
+        sent.add_done_callback(partial(self._sent, number))
 
-    async def _send(self, number: int, event: PayoutObserved) -> None:
-        await self._producer.append(job.appended(event))
+    def _sent(self, number: int, sent: "asyncio.Future[Appended]") -> None:
+        if sent.cancelled():
+            return
+        if (problem := sent.exception()) is not None:
+            self._problem = self._problem or problem
+            return
         self.appended_ns[number] = time.monotonic_ns()
         self.appended += 1
 
@@ -102,8 +120,8 @@ class Drive:
             self.entries += len(entries)
 
     def _note(self, e: bytes, now_ns: int) -> None:
-        for event in decode_events(e):
-            if type(event) is PayoutDecided:
+        for event in _decode_told(e):
+            if event.type == _DECIDED:
                 number = job.number_of(event.payout)
                 if self.decided_ns[number]:
                     raise JobFailed(f"payout {event.payout} was decided twice")

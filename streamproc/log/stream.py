@@ -72,6 +72,8 @@ class Entry(NamedTuple):
 def entry_of(raw: Any) -> Entry:
     """Redis's [id, [field, value, ...]] as an Entry."""
     identity, fields = raw
+    if len(fields) == 4 and fields[0] == b"e" and fields[2] == b"m":  # as all of ours are written
+        return Entry(identity.decode(), fields[1], fields[3])
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     return Entry(identity.decode(), values.get(b"e", b"[]"), values.get(b"m", b"{}"))
 
@@ -228,6 +230,10 @@ class Producer:
         Raises LogUnavailable when Redis is away, refuses, or too much waits already. The outcome is then
         unknown to the caller and harmless: the same delivery again finds its keys.
         """
+        return await self.submit(what)
+
+    def submit(self, what: Append) -> "Future[Appended]":
+        """`append` for who has no task to wait in: what it returns or raises comes in the future."""
         partition = partition_of(what.account, self._partitions)
         queue = self._waiting[partition]
         if len(queue) >= APPENDS_WAITING_MAX:
@@ -236,7 +242,7 @@ class Producer:
         waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         queue.append(waiting)
         self._wake[partition].set()
-        return await waiting.done
+        return waiting.done
 
     async def _write(self, partition: int) -> None:
         """Send what waits, as long as the process runs. One batch is under way at a time."""

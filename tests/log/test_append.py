@@ -66,6 +66,19 @@ async def test_an_entry_has_the_keys_that_it_does_not_tell_by_itself(log_url: st
     assert told_keys(decode_events(entries[0].e), meta.body) == told.keys
 
 
+async def test_of_more_keys_than_one_look_takes_each_is_known_again(log_url: str) -> None:
+    def deliveries(said: str) -> list[scripts.Delivery]:
+        """As many as one call takes, with three keys each; only the last of them is in both."""
+        keys = [(f"a:{said}:{n}", f"b:{said}:{n}", f"c:{n}") for n in range(scripts.BATCH_MAX)]
+        return [scripts.Delivery(each, b"[]", b'{"by":"webhook"}') for each in keys]
+
+    async with connected(log_url) as client:
+        first = await scripts.append_once(client, Names(0), deliveries("first"))
+        again = await scripts.append_once(client, Names(0), deliveries("second"))
+    assert all(new for _, new in first)
+    assert again == [(entry, False) for entry, _ in first]
+
+
 async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(log_url: str) -> None:
     async with Producer(log_url, partitions=1, name="webhook") as producer, connected(log_url) as client:
         await producer.append(delivery(observed("pout_warm")))

@@ -202,6 +202,18 @@ def test_the_feed_gives_what_follows_and_forgets_what_nobody_takes():
     assert feed.take(5, 10) == []
 
 
+async def test_rows_are_gathered_until_there_are_enough_or_it_is_time():
+    rows, feed, clock = rows_of(history(seed=1, payouts=4)), Feed(), asyncio.get_running_loop().time
+    gathering = asyncio.create_task(feed.gather(4, clock() + DEADLINE_S))
+    feed.put(rows[:2])
+    await asyncio.sleep(0)
+    assert not gathering.done()
+    feed.put(rows[2:4])
+    await asyncio.wait_for(gathering, DEADLINE_S)
+    await feed.gather(5, clock())
+    assert feed.take(0, 10) == rows[:4]
+
+
 async def test_a_cancellation_that_a_rollback_swallowed_is_heeded_at_the_next_turn():
     """A transaction cancelled as its connection dies raises what the rollback met, in place of the cancellation."""
 

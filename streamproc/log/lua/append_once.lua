@@ -7,6 +7,7 @@
 -- Returns for each delivery: entry id, 1 if appended now or 0 if seen before (any of its keys known).
 -- NOLOG where there is no log: XADD would begin a new one in the place of one that was lost.
 -- O(deliveries). Safe to resend: a second run finds the keys and answers with the same ids.
+local AT_ONCE = 1000 -- keys in one look: Lua passes at most some 8,000 arguments
 if #ARGV < 4 or (#ARGV - 1) % 3 ~= 0 then
   return redis.error_reply('ERR append_once: wrong number of arguments')
 end
@@ -17,8 +18,15 @@ whole(ARGV[1], 1, S_MAX)
 local keys, known = 1, {}
 for i = 2, #ARGV, 3 do keys = keys + whole(ARGV[i], 0, #KEYS - keys) end
 if keys ~= #KEYS then wrong('it has keys of no delivery') end
--- All are read before the first write, so a key of a wrong type fails the call whole.
-for k = 2, keys do known[KEYS[k]] = redis.call('GET', KEYS[k]) end
+-- Nearly always none is known, and one look for all says so. Else all are read before the first write, so a key of a
+-- wrong type fails the call whole.
+local some = 0
+for k = 2, keys, AT_ONCE do
+  some = some + redis.call('EXISTS', unpack(KEYS, k, math.min(k + AT_ONCE - 1, keys)))
+end
+if some > 0 then
+  for k = 2, keys do known[KEYS[k]] = redis.call('GET', KEYS[k]) end
+end
 local reply, key = {}, 2
 for i = 2, #ARGV, 3 do
   local n, id = tonumber(ARGV[i]), false
