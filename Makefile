@@ -58,12 +58,13 @@ check: lint types contracts test  ## everything that must be green before a comm
 
 # Three at a time: a run waits more than it computes. Each test is a group of its own (tests/conftest.py). Only the files
 # that have some: each of the three would else load all tests of the suite first.
+AT_ONCE ?= 3
 BREAKING = $(shell grep -rlE 'mark\.(faults|soak)' --include='test_*.py' tests)
 faults: venv  ## break the real system for some minutes: every kind of fault once, every known bug found
-	$(BIN)/pytest -m "faults and not soak" -n 3 --no-loadscope-reorder $(BREAKING)
+	$(BIN)/pytest -m "faults and not soak" -n $(AT_ONCE) --no-loadscope-reorder $(BREAKING)
 
 faults-all: venv  ## the same, and the longest runs
-	$(BIN)/pytest -m "faults or soak" -n 3 --no-loadscope-reorder $(BREAKING)
+	$(BIN)/pytest -m "faults or soak" -n $(AT_ONCE) --no-loadscope-reorder $(BREAKING)
 
 SEED ?= 1
 MINUTES ?= 10

@@ -8,7 +8,6 @@ async with running_sandbox(workflow="off") as bank, receiving_webhooks() as inbo
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +22,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ops.sandbox.config import SandboxConfig
+from tests.banks import close_bank, open_bank
+from tests.ports import free_port as free_port
 
 START_MAX_S = 90.0
 STOP_MAX_S = 60.0
@@ -43,21 +44,14 @@ async def until(condition: Callable[[], Awaitable[T]], *, what: str, deadline_s:
     return answer
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @dataclass
 class Sandbox:
     """A running sandbox and how to talk to it: as a customer (`call`) and behind the scenes (the rest)."""
 
     config: SandboxConfig
     http: httpx.AsyncClient
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | None
+    """None where it shares one with others."""
 
     @property
     def url(self) -> str:
@@ -150,21 +144,31 @@ class Sandbox:
 
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End the process; its exit status. Harmless when it has ended."""
+        assert self.process is not None, "it shares its process: running_sandbox(alone=True)"
         if self.process.returncode is None:
             self.process.send_signal(how)
         return await asyncio.wait_for(self.process.wait(), STOP_MAX_S)
 
 
 @asynccontextmanager
-async def running_sandbox(**config: Any) -> AsyncIterator[Sandbox]:
-    """Start the sandbox with these fields of SandboxConfig on a free port, and stop it at the end."""
+async def running_sandbox(*, alone: bool = False, **config: Any) -> AsyncIterator[Sandbox]:
+    """Start the sandbox with these fields of SandboxConfig on a free port, and stop it at the end.
+
+    It runs in a process that tests share, one after the other (tests/banks.py); `alone` gives it one of its own.
+    """
     settings = SandboxConfig(**{"port": free_port(), **config})
-    given = {name: getattr(settings, name) for name in {"port", *config}}
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
-    env |= {f"SANDBOX_{name.upper()}": str(value) for name, value in given.items()}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ops.sandbox", env=env)
+    given = {f"SANDBOX_{name.upper()}": str(getattr(settings, name)) for name in {"port", *config}}
     base_url = f"http://127.0.0.1:{settings.port}"
     async with httpx.AsyncClient(base_url=base_url, timeout=CALL_MAX_S, trust_env=False) as http:
+        if not alone:
+            await open_bank(given)
+            try:
+                yield Sandbox(settings, http, None)
+            finally:
+                await close_bank(settings.port)
+            return
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ops.sandbox", env=env | given)
         sandbox = Sandbox(settings, http, process)
         try:
             await until(lambda: _answers(sandbox), what="the sandbox answers", deadline_s=START_MAX_S)
@@ -174,6 +178,7 @@ async def running_sandbox(**config: Any) -> AsyncIterator[Sandbox]:
 
 
 async def _answers(sandbox: Sandbox) -> bool:
+    assert sandbox.process is not None
     assert sandbox.process.returncode is None, f"the sandbox ended with {sandbox.process.returncode}"
     try:
         return (await sandbox.http.get("/healthz")).status_code == 200

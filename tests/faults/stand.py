@@ -339,6 +339,7 @@ async def standing(
         await prepare(dsn)
         bank = await stack.enter_async_context(
             running_sandbox(
+                alone=True,
                 **{
                     "account_id": ACCOUNT,
                     "webhook_secret": SECRET,
@@ -349,7 +350,7 @@ async def standing(
                     "seed": seed,
                     "more_accounts": ",".join(f"{one}={number}" for one, number in accounts_of(accounts)[1:]),
                     **sandbox,
-                }
+                },
             )
         )
         pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=20.0)

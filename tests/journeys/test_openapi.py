@@ -6,12 +6,9 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from schemathesis import Case, GenerationMode
-from schemathesis.checks import CHECKS, load_all_checks
 
 from streamproc.operate import tokens
 from streamproc.operate.site import Site
@@ -54,6 +51,10 @@ async def held(system: System) -> list[str]:
 
 def ask_everything(url: str, secrets: dict[str, str], payouts: list[str]) -> Counter[tuple[str, int]]:
     """Ask each operation with what it documents, and with what it does not; how often it said what."""
+    import schemathesis  # seconds of CPU, which only the process that runs this test has to spend
+    from schemathesis import Case, GenerationMode
+    from schemathesis.checks import CHECKS, load_all_checks
+
     load_all_checks()
     checks = [CHECKS.get_one(name) for name in PROMISES]
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")

@@ -16,7 +16,7 @@ from tests.deadline import DEADLINE_S
 
 
 async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered() -> None:
-    async with running_sandbox() as bank:
+    async with running_sandbox(alone=True) as bank:
         await bank.faults(api=[{"kind": "timeout"}])
         unanswered = asyncio.create_task(bank.call("POST", "/v1/contacts", {"name": "Asha"}))
 
@@ -32,7 +32,7 @@ async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered
 async def test_payouts_keys_balance_record_and_undelivered_events_outlive_the_process(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    kept = {"data_file": str(tmp_path / "deep" / "bank.db"), "workflow": "all", "seed": 7}
+    kept = {"alone": True, "data_file": str(tmp_path / "deep" / "bank.db"), "workflow": "all", "seed": 7}
     order = {
         "account_number": "7878780080316316",
         "fund_account": {

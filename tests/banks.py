@@ -1,0 +1,121 @@
+"""Many sandboxes in one process: to start one for each test took half a second of CPU, most of it for imports.
+
+Each is a server on a port of its own with a world of its own, from the moment it is opened until it is closed. The
+process lives as long as the one that started it; what a test does to a sandbox's process needs one that is alone in it.
+"""
+
+import asyncio
+import atexit
+import functools
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import httpx
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ops.sandbox.config import SandboxConfig
+from ops.sandbox.server import DRAIN_MAX_S, build_app
+from tests.ports import free_port
+
+START_MAX_S = 90.0
+END_MAX_S = 60.0
+"""Ends for what hangs, as in tests/bank.py."""
+LOOK_S = 0.005
+
+
+# ---- in the process that tests ----------------------------------------------------------
+
+
+async def open_bank(env: Mapping[str, str]) -> None:
+    """Let a sandbox with these `SANDBOX_*` variables listen on its port."""
+    await _ask("POST", "/", env)
+
+
+async def close_bank(port: int) -> None:
+    """As SIGTERM does: what is under way may be finished, and then nobody listens any more."""
+    await _ask("DELETE", f"/{port}")
+
+
+async def _ask(method: str, path: str, body: object = None) -> None:
+    async with httpx.AsyncClient(base_url=_address(), timeout=END_MAX_S, trust_env=False) as http:
+        answer = await http.request(method, path, json=body)
+    assert answer.status_code == 200, f"{method} {path}: {answer.status_code} {answer.text}"
+
+
+@functools.cache
+def _address() -> str:
+    """Where the process listens, which is started by the first who asks."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.banks", str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline(), "the process of the sandboxes ended at once"
+
+    def end() -> None:
+        process.communicate(timeout=END_MAX_S)  # closes its stdin, which ends it
+
+    atexit.register(end)
+    return f"http://127.0.0.1:{port}"
+
+
+# ---- in the other -----------------------------------------------------------------------
+
+
+class Banks:
+    """The sandboxes that are open, by port."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[uvicorn.Server, asyncio.Task[None]]] = {}
+
+    async def open(self, request: Request) -> Response:
+        """Answers when it listens."""
+        config = SandboxConfig.from_env(await request.json())
+        server, serving = await listening(build_app(config), config.port)
+        self._open[config.port] = server, serving
+        return Response()
+
+    async def close(self, request: Request) -> Response:
+        """Answers when nobody listens any more."""
+        server, serving = self._open.pop(request.path_params["port"])
+        server.should_exit = True
+        await serving
+        return Response()
+
+
+async def listening(app: Starlette, port: int) -> tuple[uvicorn.Server, asyncio.Task[None]]:
+    """A server, and the task in which it serves. Nobody takes over signals: there may be many."""
+    config = uvicorn.Config(
+        app, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve(), name=f"port {port}")
+    async with asyncio.timeout(START_MAX_S):
+        while not server.started:
+            if serving.done():
+                serving.result()
+            await asyncio.sleep(LOOK_S)
+    return server, serving
+
+
+async def main(port: int) -> None:
+    """Open and close until stdin ends, which is when its parent does."""
+    banks, ended = Banks(), asyncio.Event()
+    routes = [
+        Route("/", banks.open, methods=["POST"]),
+        Route("/{port:int}", banks.close, methods=["DELETE"]),
+    ]
+    await listening(Starlette(routes=routes), port)
+    print("ready", flush=True)
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), ended.set)
+    await ended.wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1])))
