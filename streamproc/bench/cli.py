@@ -53,25 +53,39 @@ def bench() -> None:
     type=click.IntRange(1, CONSUMERS_MAX),
     default=CONSUMERS,
     show_default=True,
-    help="Of the engine, in its one worker process: as `worker --concurrency`.",
+    help="Of the engine, in its one worker process: as `worker --concurrency`. Of FastStream, its subscribers.",
+)
+@click.option(
+    "--faststream", is_flag=True, help="FastStream's batch subscriber beside them; needs the extra `bench`."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def floor(payouts: int, rounds: int, audit: bool, payees: int, consumers: int, as_json: bool) -> None:
+def floor(
+    payouts: int, rounds: int, audit: bool, payees: int, consumers: int, faststream: bool, as_json: bool
+) -> None:
     """Compare the engine with a hand-written worker that does the same job.
 
-    Both sides take turns on this machine; one more round is made first and not counted. Exit code 1 when a side
+    The sides take turns on this machine; one more round is made first and not counted. Exit code 1 when a side
     comes to wrong outcomes.
 
     \b
     Example:
       streamproc bench floor --payouts 20000 --rounds 5 --audit
+      streamproc bench floor --faststream
     """
     from streamproc.bench.contest import measure
     from streamproc.bench.report import document, headline, table
 
     found = document(
         _run(
-            lambda said: measure(payouts, rounds, audit=audit, payees=payees, consumers=consumers, said=said)
+            lambda said: measure(
+                payouts,
+                rounds,
+                audit=audit,
+                payees=payees,
+                consumers=consumers,
+                faststream=faststream,
+                said=said,
+            )
         )
     )
     _tell(found, as_json, table, headline)
@@ -146,24 +160,28 @@ def latency(
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
+@click.option(
+    "--serve", is_flag=True, help="Payouts come as signed webhooks over HTTP to a real `streamproc serve`."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def e2e(payouts: int, rounds: int, workers: int, concurrency: int, as_json: bool) -> None:
+def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, as_json: bool) -> None:
     """Measure the whole path at full load: appended, decided, archived, chained, shown in the views.
 
-    Real workers and a real projector; payouts are sent as fast as they are decided and shown. Beside the figure:
+    Real workers and a real projector; payouts are sent as fast as they are decided and shown, into the log, or with
+    --serve over HTTP. Beside the figure:
     CPU and memory of each process, what was used up, and the bytes that a payout takes. Exit code 1 when a decision
     is wrong or `streamproc audit verify` finds the archive's chain broken.
 
     \b
     Example:
       streamproc bench e2e --payouts 50000 --workers 2
+      streamproc bench e2e --serve
     """
     from streamproc.bench.report_path import whole_document, whole_headline, whole_table
-    from streamproc.bench.whole_path import measure
+    from streamproc.bench.whole_path import Crew, measure
 
-    found = whole_document(
-        _run(lambda said: measure(payouts, rounds, workers=workers, concurrency=concurrency, said=said))
-    )
+    crew = Crew(workers, concurrency, serve)
+    found = whole_document(_run(lambda said: measure(payouts, rounds, crew=crew, said=said)))
     _tell(found, as_json, whole_table, whole_headline)
 
 

@@ -1,4 +1,4 @@
-"""Floor and engine in turns on this machine: fresh servers, the same payouts, one winner's ratio.
+"""Floor and engine, and FastStream where it is asked for, in turns on this machine: fresh servers, the same payouts.
 
 Each run has a Valkey of its own, empty and with `appendfsync always`; Postgres is one server for all runs with a new
 database each. The job is in the stream before the contestants start. A run lasts from `go` until the group has read
@@ -24,14 +24,16 @@ from redis.asyncio import Redis
 
 from projections.schema import prepare
 from streamproc import embedded, processes
-from streamproc.bench import cost, engine, floor, job
+from streamproc.bench import cost, engine, faststream_side, floor, job
 from streamproc.bench.contestant import GO, STOP
 from streamproc.bench.rig import Said, fresh_database, public_directory
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 
-SIDES = ("floor", "engine")
+FLOOR, ENGINE, RIVAL = "floor", "engine", "faststream"
+SIDES = (FLOOR, ENGINE)
+"""And the rival, where it is asked for."""
 POLL_S = 0.01
 """Between two looks whether a run is done: 1 % of a run of a second."""
 RUN_MAX_S = 600.0
@@ -79,13 +81,16 @@ async def measure(
     audit: bool,
     payees: int = job.PAYEES,
     consumers: int = job.CONSUMERS,
+    faststream: bool = False,
     said: Said,
 ) -> Measured:
-    """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end."""
+    """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end, InputError
+    where FastStream is asked for and not installed."""
     wanted, runs = job.expected(payouts), list[Run]()
+    versions = cost.package_versions() | (faststream_side.versions() if faststream else {})
     async with _arena(audit, payees, consumers) as arena:
         for number in range(rounds + 1):
-            for side in SIDES:
+            for side in (*SIDES, RIVAL) if faststream else SIDES:
                 said(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
                 run = await arena.run(side, number, payouts, wanted)
                 if number > 0:
@@ -97,7 +102,7 @@ async def measure(
             consumers=consumers,
             payload_bytes=len(job.payload(0, time.time_ns() // 1000)),
             outcomes=dict(sorted(wanted.items())),
-            versions=cost.package_versions() | arena.versions,
+            versions=versions | arena.versions,
             runs=runs,
         )
 
@@ -162,8 +167,7 @@ class Arena:
             db = None
             if self._postgres is not None:
                 db = await stack.enter_async_context(self._fresh_database(side))
-            load = (floor if side == "floor" else engine).load
-            await load(client, payouts, self._payees, time.time_ns() // 1000)
+            await _load(side, client, payouts, self._payees)
             seconds, cpu_s, peak_mb = await self._timed(side, store.url, client, db)
             await _check(side, store.url, client, db, wanted)
             log_bytes = await _log_bytes(side, client) / payouts
@@ -179,9 +183,9 @@ class Arena:
     @asynccontextmanager
     async def _fresh_database(self, side: str) -> AsyncIterator[asyncpg.Connection]:
         assert self._postgres is not None
-        name, template = f"bench_{self._runs}", TEMPLATE if side == "engine" else "template0"
+        name, template = f"bench_{self._runs}", TEMPLATE if side == ENGINE else "template0"
         async with fresh_database(self._postgres, name, template), self._database(name) as db:
-            if side == "floor":
+            if side != ENGINE:
                 await db.execute(floor.AUDIT_TABLE)
             yield db
 
@@ -212,9 +216,20 @@ class Arena:
         return used
 
 
+async def _load(side: str, client: Redis, payouts: int, payees: int) -> None:
+    at_us = time.time_ns() // 1000
+    if side == ENGINE:
+        await engine.load(client, payouts, payees, at_us)
+    else:
+        await floor.load(client, payouts, payees, at_us, faststream_side.FIELD if side == RIVAL else "e")
+
+
 def _commands(side: str, url: str, dsn: str | None, consumers: int) -> dict[str, list[str]]:
     """The processes of a side."""
-    if side == "floor":
+    if side == RIVAL:
+        arguments = [url, str(consumers), *([dsn] if dsn else [])]
+        return {"worker": ["streamproc.bench.faststream_side", *arguments]}
+    if side == FLOOR:
         return {"worker": ["streamproc.bench.floor", url, *([dsn] if dsn else [])]}
     commands = {"worker": ["streamproc.bench.engine", "worker", url, str(consumers)]}
     if dsn is not None:
@@ -287,7 +302,7 @@ async def _contestant(arguments: Sequence[str]) -> AsyncIterator[_Contestant]:
 async def _until_done(
     side: str, client: Redis, db: asyncpg.Connection | None, contestants: Collection[_Contestant]
 ) -> None:
-    stream = floor.IN if side == "floor" else engine.NAMES.log
+    stream = engine.NAMES.log if side == ENGINE else floor.IN
     try:
         async with asyncio.timeout(RUN_MAX_S):
             while not await _is_done(side, stream, client, db):
@@ -303,7 +318,7 @@ async def _is_done(side: str, stream: str, client: Redis, db: asyncpg.Connection
     (group,) = await client.xinfo_groups(stream)
     if group["lag"] != 0 or group["pending"] != 0:
         return False
-    if side == "floor" or db is None:
+    if side != ENGINE or db is None:
         return True
     shown = await db.fetchval(VIEWS_AT)
     return bool(shown is not None and shown.encode() == group["last-delivered-id"])
@@ -311,16 +326,16 @@ async def _is_done(side: str, stream: str, client: Redis, db: asyncpg.Connection
 
 async def _log_bytes(side: str, client: Redis) -> int:
     """What the streams take of Redis's memory."""
-    streams = (floor.IN, floor.OUT) if side == "floor" else (engine.NAMES.log,)
+    streams = (engine.NAMES.log,) if side == ENGINE else (floor.IN, floor.OUT)
     return sum([int(await client.memory_usage(stream, samples=0) or 0) for stream in streams])
 
 
 async def _check(
     side: str, url: str, client: Redis, db: asyncpg.Connection | None, wanted: Counter[str]
 ) -> None:
-    found: Awaitable[Counter[str]] = floor.outcomes(client) if side == "floor" else engine.outcomes(url)
+    found: Awaitable[Counter[str]] = engine.outcomes(url) if side == ENGINE else floor.outcomes(client)
     job.check(side, "the stream", await found, wanted)
     if db is not None:
-        sql = floor.AUDIT_COUNTS if side == "floor" else engine.AUDIT_COUNTS
+        sql = engine.AUDIT_COUNTS if side == ENGINE else floor.AUDIT_COUNTS
         rows = await db.fetch(sql)
         job.check(side, "Postgres", Counter({row["reason"]: row["count"] for row in rows}), wanted)

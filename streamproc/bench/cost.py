@@ -65,6 +65,14 @@ def process_cpu_s(pid: int) -> float:
         return 0.0
 
 
+def machine_cpu_s() -> float:
+    """CPU seconds that the whole machine was busy, for whomever; with what its host took away, in ticks of 10 ms."""
+    user, nice, system, _idle, _waiting, hard, soft, stolen, *_ = map(
+        int, (PROC / "stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+    )
+    return TICK_S * (user + nice + system + hard + soft + stolen)
+
+
 def peak_memory_mb(pid: int) -> float:
     """The most memory that a process ever had resident; 0.0 where it has ended."""
     try:

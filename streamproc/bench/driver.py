@@ -2,19 +2,21 @@
 
 `pace` is an open loop: payout n is due at its time, whatever became of those before it, and every time is counted from
 when it was due; so a system that stalls is charged for all that waited. `flood` is a closed loop: as fast as the system
-takes them, with a bounded number under way, until Postgres shows all of it.
+takes them, with a bounded number under way, until Postgres shows all of it. With a port they go as signed webhooks to
+`streamproc serve`, else by the producer that it has.
 
 Run as a process: `python -m streamproc.bench.driver pace REDIS_URL RATE WARM COUNTED` or
-`... flood REDIS_URL POSTGRES_DSN PAYOUTS`. It prints one line of JSON.
+`... flood REDIS_URL POSTGRES_DSN PAYOUTS PORT` (0: no webhooks). It prints one line of JSON.
 """
 
 import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -22,14 +24,15 @@ import uvloop
 from msgspec import Struct
 
 import consumers
-from streamproc.bench import job
+from streamproc.bench import cost, job
 from streamproc.bench.site import VIEWS_AT
 from streamproc.bench.ticker import ticking
+from streamproc.bench.webhooks import Webhooks, request
 from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided, PayoutObserved
 from streamproc.domain.wire import tag_of
 from streamproc.errors import JobFailed, StreamprocError
-from streamproc.log.stream import ZERO, Appended, LogView, Producer
+from streamproc.log.stream import ZERO, LogView, Producer
 
 S_NS = 1_000_000_000
 LEAD_S = 0.2
@@ -45,6 +48,9 @@ BEHIND_MAX = 8_000
 LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
 _DECIDED = tag_of(PayoutDecided)
 _BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'
+
+Send = Callable[[int], "asyncio.Future[Any]"]
+"""Sends a payout by its number, as the bank would or as the webhook appends it; done when it is in the log."""
 
 
 class _Told(Struct, gc=False):
@@ -75,27 +81,28 @@ class Flooded(Struct, frozen=True):
     shown_s: float
     entries: int
     cpu_s: float
+    machine_s: float
+    """CPU seconds of everything that ran on the machine."""
 
 
 class Drive:
     """Payouts on their way: when each was handed over, appended and decided (monotonic ns; 0: not yet)."""
 
-    def __init__(self, producer: Producer, view: LogView, payouts: int) -> None:
-        self._producer, self._view, self._payouts = producer, view, payouts
+    def __init__(self, send: Send, view: LogView, payouts: int) -> None:
+        self._send, self._view = send, view
         self.handed_ns, self.appended_ns, self.decided_ns = [0] * payouts, [0] * payouts, [0] * payouts
         self.handed = self.appended = self.decided = self.entries = 0
         self.outcomes: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._problem: BaseException | None = None
 
-    def hand_over(self, event: PayoutObserved) -> None:
-        """Send the next payout, as the webhook appends it."""
+    def hand_over(self) -> None:
+        """Send the next payout."""
         number, self.handed = self.handed, self.handed + 1
         self.handed_ns[number] = time.monotonic_ns()
-        sent = self._producer.submit(job.appended(event))
-        sent.add_done_callback(partial(self._sent, number))
+        self._send(number).add_done_callback(partial(self._sent, number))
 
-    def _sent(self, number: int, sent: "asyncio.Future[Appended]") -> None:
+    def _sent(self, number: int, sent: "asyncio.Future[Any]") -> None:
         if sent.cancelled():
             return
         if (problem := sent.exception()) is not None:
@@ -162,22 +169,37 @@ class Drive:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _opened(stack: AsyncExitStack, url: str, payouts: int) -> Drive:
-    producer = await stack.enter_async_context(Producer(url, partitions=1, name="webhook"))
+async def _opened(stack: AsyncExitStack, url: str, events: Sequence[PayoutObserved], port: int = 0) -> Drive:
+    send = await (_by_webhook(stack, port, events) if port else _by_producer(stack, url, events))
     view = await stack.enter_async_context(LogView(url, 0))
-    drive = Drive(producer, view, payouts)
+    drive = Drive(send, view, len(events))
     stack.push_async_callback(drive.aclose)
     drive.watch()
     return drive
+
+
+async def _by_producer(stack: AsyncExitStack, url: str, events: Sequence[PayoutObserved]) -> Send:
+    producer = await stack.enter_async_context(Producer(url, partitions=1, name="webhook"))
+
+    appends = [job.appended(event) for event in events]
+    return lambda number: producer.submit(appends[number])
+
+
+async def _by_webhook(stack: AsyncExitStack, port: int, events: Sequence[PayoutObserved]) -> Send:
+    """Signed before the clock runs: the bank does that on another machine."""
+    webhooks = await stack.enter_async_context(Webhooks(port))
+    requests = [request(event, port) for event in events]
+
+    return lambda number: asyncio.ensure_future(webhooks.deliver(requests[number]))
 
 
 async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
     """Send at `rate` payouts a second: `warm` that are not counted, then `counted`."""
     payouts, interval_ns = warm + counted, S_NS // rate
     async with AsyncExitStack() as stack:
-        drive = await _opened(stack, url, payouts)
         begin_us = time.time_ns() // 1000
         events = [job.observed(n, begin_us + n * interval_ns // 1000, job.PAYEES) for n in range(payouts)]
+        drive = await _opened(stack, url, events)
         look_less_often()
         first_ns = time.monotonic_ns() + int(LEAD_S * S_NS)
         due_ns = [first_ns + n * interval_ns for n in range(payouts)]
@@ -185,7 +207,7 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
         def send_due() -> None:
             now_ns = time.monotonic_ns()
             while drive.handed < payouts and due_ns[drive.handed] <= now_ns:
-                drive.hand_over(events[drive.handed])
+                drive.hand_over()
 
         with ticking(first_ns, interval_ns, send_due):
             # Both: a decision may be seen before the answer to its append is.
@@ -201,22 +223,23 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
     )
 
 
-async def flood(url: str, dsn: str, payouts: int) -> Flooded:
+async def flood(url: str, dsn: str, payouts: int, port: int = 0) -> Flooded:
     """Send as fast as they are decided and shown, with a bounded number under way."""
     async with AsyncExitStack() as stack:
-        drive = await _opened(stack, url, payouts)
-        db = await asyncpg.connect(dsn)
-        stack.push_async_callback(db.close)
         begin_us = time.time_ns() // 1000
         events = [job.observed(n, begin_us + n, job.PAYEES) for n in range(payouts)]
+        drive = await _opened(stack, url, events, port)
+        db = await asyncpg.connect(dsn)
+        stack.push_async_callback(db.close)
         look_less_often()
-        used_s, began_ns, shown = time.process_time(), time.monotonic_ns(), 0
+        used_s, machine_s, shown = time.process_time(), cost.machine_cpu_s(), 0
+        began_ns = time.monotonic_ns()
 
         def send_more() -> bool:
             room = UNDER_WAY_MAX - (drive.handed - drive.decided)
             if drive.entries - shown < BEHIND_MAX:
-                for event in events[drive.handed : drive.handed + room]:
-                    drive.hand_over(event)
+                for _ in range(min(room, payouts - drive.handed)):
+                    drive.hand_over()
             return drive.decided == payouts
 
         async def look() -> None:
@@ -234,6 +257,7 @@ async def flood(url: str, dsn: str, payouts: int) -> Flooded:
             shown_s=(time.monotonic_ns() - began_ns) / S_NS,
             entries=drive.entries,
             cpu_s=time.process_time() - used_s,
+            machine_s=cost.machine_cpu_s() - machine_s,
         )
 
 
@@ -244,8 +268,8 @@ def main(kind: str, *arguments: str) -> None:
         rate, warm, counted = map(int, numbers)
         found: Paced | Flooded = uvloop.run(pace(url, rate, warm, counted))
     else:
-        url, dsn, payouts = arguments
-        found = uvloop.run(flood(url, dsn, int(payouts)))
+        url, dsn, payouts, port = arguments
+        found = uvloop.run(flood(url, dsn, int(payouts), int(port)))
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 

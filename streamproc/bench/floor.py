@@ -92,6 +92,15 @@ class Batch:
         limits = [policies[agent].day_limit for agent in numbers]
         self.args = [now_us, WINDOW_US, job.RATE_COUNT, len(numbers), *limits, *rows]
 
+    def rows(self, codes: list[int]) -> tuple[list[str], list[str], list[int], list[str], list[str]]:
+        """The columns of the audit rows, by what hop.lua answered."""
+        reasons = [
+            REASONS[code] if code < len(REASONS) else verdict
+            for code, verdict in zip(codes, self.verdicts, strict=True)
+        ]
+        decisions = ["APPROVED" if code == 0 else "REJECTED" for code in codes]
+        return self.payouts, self.agents, self.amounts, decisions, reasons
+
 
 class Hop:
     """The worker. With a connection to Postgres it acknowledges only after the audit rows are written."""
@@ -129,24 +138,24 @@ class Hop:
         )
         if self._db is None:
             return
-        reasons = [
-            REASONS[code] if code < len(REASONS) else verdict
-            for code, verdict in zip(codes, batch.verdicts, strict=True)
-        ]
-        decisions = ["APPROVED" if code == 0 else "REJECTED" for code in codes]
         async with self._inserting:
-            await self._db.execute(AUDIT_ROWS, batch.payouts, batch.agents, batch.amounts, decisions, reasons)
+            await self._db.execute(AUDIT_ROWS, *batch.rows(codes))
         await self._client.execute_command("XACK", IN, GROUP, *batch.entries)
 
 
-async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
-    """Put the payouts into the stream."""
+async def load(client: Redis, payouts: int, payees: int, at_us: int, field: str = "e") -> None:
+    """Put the payouts into the stream, under `field`."""
     await client.xgroup_create(IN, GROUP, id="0", mkstream=True)
     for start in range(0, payouts, LOAD_BATCH):
         async with client.pipeline(transaction=False) as pipe:
             for i in range(start, min(payouts, start + LOAD_BATCH)):
-                pipe.xadd(IN, {"e": job.payload(i, at_us + i, payees)})
+                pipe.xadd(IN, {field: job.payload(i, at_us + i, payees)})
             await pipe.execute()
+
+
+def script() -> str:
+    """hop.lua."""
+    return files("streamproc.bench").joinpath("hop.lua").read_text()
 
 
 async def outcomes(client: Redis) -> Counter[str]:
@@ -161,7 +170,7 @@ async def main(url: str, dsn: str | None) -> None:
     async with AsyncExitStack() as stack:
         reader = await stack.enter_async_context(connected(url, blocking=True))
         client = await stack.enter_async_context(connected(url))
-        sha = await client.script_load(files("streamproc.bench").joinpath("hop.lua").read_text())
+        sha = await client.script_load(script())
         db = await asyncpg.connect(dsn) if dsn else None
         if db is not None:
             stack.push_async_callback(db.close)

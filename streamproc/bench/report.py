@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from streamproc.bench import cost
-from streamproc.bench.contest import SIDES, Measured, Run
+from streamproc.bench.contest import ENGINE, FLOOR, RIVAL, SIDES, Measured, Run
 from streamproc.bench.replaying import Measured as Replayed
 from streamproc.bench.replaying import Part
 
@@ -16,11 +16,9 @@ PARTS = ("worker", "archive", "valkey", "postgres")
 
 def document(measured: Measured) -> dict[str, Any]:
     """The JSON of `bench floor --json`."""
-    by_side = {side: [run for run in measured.runs if run.side == side] for side in SIDES}
-    ratios = [
-        ours.payouts_per_s / theirs.payouts_per_s
-        for theirs, ours in zip(by_side["floor"], by_side["engine"], strict=True)
-    ]
+    by_side = {side: [run for run in measured.runs if run.side == side] for side in (*SIDES, RIVAL)}
+    by_side = {side: runs for side, runs in by_side.items() if runs}
+    ratios = _ratios(by_side, FLOOR)
     return {
         "machine": cost.machine(),
         "versions": measured.versions,
@@ -32,11 +30,23 @@ def document(measured: Measured) -> dict[str, Any]:
         "consumers": measured.consumers,
         "outcomes": measured.outcomes,
         **{side: _side(runs) for side, runs in by_side.items()},
-        # Of each round's two runs, so that a noisy minute is in both.
-        "ratio": round(median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        **_spread("ratio", ratios),
+        **(_spread("ratio_to_faststream", _ratios(by_side, RIVAL)) if RIVAL in by_side else {}),
         "runs": msgspec.to_builtins(measured.runs),
+    }
+
+
+def _ratios(by_side: dict[str, list[Run]], other: str) -> list[float]:
+    """Engine to another, of each round's two runs, so that a noisy minute is in both."""
+    pairs = zip(by_side[other], by_side[ENGINE], strict=True)
+    return [ours.payouts_per_s / theirs.payouts_per_s for theirs, ours in pairs]
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {
+        name: round(median(values), 3),
+        f"{name}_min": round(min(values), 3),
+        f"{name}_max": round(max(values), 3),
     }
 
 
@@ -66,22 +76,35 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
             f"{found[side]['payouts_per_s_min']:,} to {found[side]['payouts_per_s_max']:,}",
             *(found[side]["cpu_us"].get(part) for part in parts),
         ]
-        for side in SIDES
+        for side in _sides(found)
     ]
     return ["side", "payouts/s", "spread", *(f"{part} µs" for part in parts)], rows
 
 
+def _sides(found: dict[str, Any]) -> list[str]:
+    return [side for side in (*SIDES, RIVAL) if side in found]
+
+
 def headline(found: dict[str, Any]) -> list[str]:
     """What the table's numbers mean, in lines below it."""
+    beside = (
+        [
+            f"engine / FastStream: {found['ratio_to_faststream']:.2f}"
+            f" (rounds: {found['ratio_to_faststream_min']:.2f} to {found['ratio_to_faststream_max']:.2f})"
+        ]
+        if RIVAL in found
+        else []
+    )
     return [
         f"engine / floor: {found['ratio']:.2f} (rounds: {found['ratio_min']:.2f} to {found['ratio_max']:.2f}),"
         f" {found['payouts']:,} payouts in {found['rounds']} rounds,"
         f" {'with' if found['audit'] else 'without'} audit, to {found['payees'] or 'ever new'} payees;"
         " µs are CPU for each payout",
+        *beside,
         " and ".join(
             f"{side}: the worker had {found[side]['worker_peak_mb']:g} MB at most, the log takes"
             f" {found[side]['log_bytes_per_payout']:,} bytes of Redis for each payout"
-            for side in SIDES
+            for side in _sides(found)
         ),
         where(found),
     ]

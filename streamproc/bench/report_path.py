@@ -8,11 +8,10 @@ import msgspec
 
 from streamproc.bench import cost
 from streamproc.bench.latency import Measured, Run, Spread
+from streamproc.bench.limits import used_up
 from streamproc.bench.report import where
 from streamproc.bench.whole_path import Measured as Whole
 
-BUSY = 0.9
-"""Of a core, or of all: it is the limit."""
 SIZES = ("log_bytes", "redis_bytes", "aof_bytes")
 PERCENTILES = ("p50_ms", "p99_ms", "p999_ms", "max_ms")
 
@@ -93,18 +92,20 @@ def latency_headline(found: dict[str, Any]) -> list[str]:
 
 
 def whole_document(measured: Whole) -> dict[str, Any]:
-    """The JSON of `bench e2e --json`. `busy` is cores by process; `limit` what was used up."""
+    """The JSON of `bench e2e --json`. `busy` is cores by kind of process; `limit` what was used up."""
     runs, machine = measured.runs, cost.machine()
     rates = [run.payouts_per_s for run in runs]
     cpu_us = {part: median(run.cpu_us[part] for run in runs) for part in runs[0].cpu_us}
     busy = {part: median(run.cpu_us[part] * run.payouts_per_s / 1e6 for run in runs) for part in cpu_us}
-    cores = int(machine["cores"])
+    busiest = median(run.busiest_worker_us * run.payouts_per_s / 1e6 for run in runs)
+    everybody, cores = median(run.machine_cores for run in runs), int(machine["cores"])
     return {
         "machine": machine,
         "versions": measured.versions,
         "payouts": measured.payouts,
         "workers": measured.workers,
         "concurrency": measured.concurrency,
+        "serve": measured.serve,
         "rounds": len(runs),
         "outcomes": measured.outcomes,
         "payouts_per_s": round(median(rates)),
@@ -113,7 +114,9 @@ def whole_document(measured: Whole) -> dict[str, Any]:
         "decided_per_s": round(median(run.decided_per_s for run in runs)),
         "cpu_us": {part: round(us, 1) for part, us in cpu_us.items()},
         "busy": {part: round(share, 2) for part, share in busy.items()},
-        "limit": _limit(busy, cores),
+        "busiest_worker": round(busiest, 2),
+        "machine_busy": round(everybody, 2),
+        "limit": used_up(_apart(busy, measured.workers, busiest), everybody, cores),
         "possible_payouts_per_s": round(cores * 1e6 / sum(cpu_us.values())),
         "worker_peak_mb": round(max(run.worker_peak_mb for run in runs), 1),
         "projector_peak_mb": round(max(run.projector_peak_mb for run in runs), 1),
@@ -122,16 +125,12 @@ def whole_document(measured: Whole) -> dict[str, Any]:
     }
 
 
-def _limit(busy: dict[str, float], cores: int) -> str:
-    """What is used up. Processes of one kind count as one: with several workers they may use several cores."""
-    if sum(busy.values()) >= BUSY * cores:
-        return "all cores"
-    name, share = max(busy.items(), key=lambda found: found[1])
-    return (
-        f"the core of {name}"
-        if share >= BUSY
-        else "waiting: for the disk, or for other programs on the machine"
-    )
+def _apart(busy: dict[str, float], workers: int, busiest: float) -> dict[str, float]:
+    """Workers one by one, the busiest and the others, since each has a core at most."""
+    if workers == 1:
+        return busy
+    rest = busy["worker"] - busiest
+    return {**busy, "worker": busiest, **{f"worker {n}": rest / (workers - 1) for n in range(2, workers + 1)}}
 
 
 def whole_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
@@ -146,11 +145,13 @@ def whole_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
 def whole_headline(found: dict[str, Any]) -> list[str]:
     """The figure, and what the table's numbers mean, in lines below it."""
     spread = f"{found['payouts_per_s_min']:,} to {found['payouts_per_s_max']:,}"
+    way = "taken over HTTP, appended" if found["serve"] else "appended"
     return [
-        f"{found['payouts_per_s']:,} payouts/s ({spread}) appended, decided, archived, chained and shown;"
+        f"{found['payouts_per_s']:,} payouts/s ({spread}) {way}, decided, archived, chained and shown;"
         f" {found['payouts']:,} payouts in {found['rounds']} rounds, {found['workers']} workers of"
         f" {found['concurrency']} consumers; decided: {found['decided_per_s']:,}/s",
-        f"the limit: {found['limit']}; with {found['machine']['cores']} cores and this CPU for each payout at most"
+        f"used up: {found['limit']} (the busiest worker {found['busiest_worker']:.2f} of a core, the whole machine"
+        f" {found['machine_busy']:.2f}); with {found['machine']['cores']} cores and this CPU for each payout at most"
         f" {found['possible_payouts_per_s']:,}/s",
         f"bytes for each payout: {found['log_bytes']:,} in the log, {found['redis_bytes']:,} in Redis with records"
         f" and keys, {found['aof_bytes']:,} in its file",

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from streamproc.bench import cost
+from streamproc.bench.limits import used_up
 from streamproc.bench.pure import PARTS
 from streamproc.bench.pure import Measured as Decided
 from streamproc.bench.report import where
@@ -16,22 +17,42 @@ from streamproc.bench.scale import Measured, Place, Run
 def scale_document(measured: Measured) -> dict[str, Any]:
     """The JSON of `bench scale --json`: for each axis its values, each beside the first of them."""
     axes = list(dict.fromkeys(run.axis for run in measured.runs))
+    machine = cost.machine()
+    cores = int(machine["cores"])
     return {
-        "machine": cost.machine(),
+        "machine": machine,
         "versions": measured.versions,
         "payouts": measured.payouts,
         "rounds": measured.rounds,
         "base": msgspec.to_builtins(Place()),
-        "axes": {axis: _axis([run for run in measured.runs if run.axis == axis]) for axis in axes},
+        "axes": {axis: _axis([run for run in measured.runs if run.axis == axis], cores) for axis in axes},
         "runs": msgspec.to_builtins(measured.runs),
     }
 
 
-def _axis(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _axis(runs: Sequence[Run], cores: int) -> list[dict[str, Any]]:
     values = list(dict.fromkeys(run.value for run in runs))
     by_value = {value: [run for run in runs if run.value == value] for value in values}
     first = by_value[values[0]]
-    return [_value(value, turns, first) for value, turns in by_value.items()]
+    return [_value(value, turns, first) | _used(turns, cores) for value, turns in by_value.items()]
+
+
+def _used(runs: Sequence[Run], cores: int) -> dict[str, Any]:
+    """Who kept the cores busy. Workers go by how busy they were: each turn has others."""
+    turns = [_by_place(run.cores) for run in runs]
+    used = {name: median(turn[name] for turn in turns) for name in turns[0]}
+    everybody = median(run.machine_cores for run in runs)
+    return {
+        "cores": {name: round(share, 2) for name, share in used.items()},
+        "machine_busy": round(everybody, 2),
+        "limit": used_up(used, everybody, cores),
+    }
+
+
+def _by_place(cores: dict[str, float]) -> dict[str, float]:
+    workers = sorted((share for name, share in cores.items() if name.startswith("worker")), reverse=True)
+    others = {name: share for name, share in cores.items() if not name.startswith("worker")}
+    return others | {f"worker {place}": share for place, share in enumerate(workers, 1)}
 
 
 def _value(value: int, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, Any]:
@@ -67,11 +88,12 @@ def scale_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
             f"{one['cost_ratio']:.2f}",
             f"{one['cost_ratio_min']:.2f} to {one['cost_ratio_max']:.2f}",
             f"{one['speed_ratio']:.2f}",
+            one["limit"],
         ]
         for axis, values in found["axes"].items()
         for one in values
     ]
-    return ["", "payouts/s", "worker µs", "valkey µs", "cost", "spread", "speed"], rows
+    return ["", "payouts/s", "worker µs", "valkey µs", "cost", "spread", "speed", "used up"], rows
 
 
 def scale_headline(found: dict[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ AXES: Final[dict[str, tuple[int, ...]]] = {
 
 
 class Run(Struct, frozen=True):
-    """One turn of one place. CPU in µs for each payout."""
+    """One turn of one place. CPU in µs for each payout; cores that each process kept busy, and that anybody did."""
 
     axis: str
     value: int
@@ -64,6 +64,8 @@ class Run(Struct, frozen=True):
     seconds: float
     payouts_per_s: float
     cpu_us: dict[str, float]
+    cores: dict[str, float]
+    machine_cores: float
 
 
 class Measured(Struct, frozen=True):
@@ -166,16 +168,29 @@ class _Stand:
             roles = await self._at.workers(stack, self._place.workers, CONCURRENCY)
             await self._decide(WARM_EACH * self._place.workers * self._place.partitions, roles)
             ends = [await self._last_id(partition) for partition in range(self._place.partitions)]
-            before_s = await self._at.server_cpu_s()
+            before_s, machine_s = await self._at.server_cpu_s(), cost.machine_cpu_s()
             for role in roles:
                 role.begin()
+            sender_s = time.process_time()
             seconds = await self._decide(payouts, roles)
-            worker_s = sum(role.used().cpu_s for role in roles)
+            sender_s = time.process_time() - sender_s
+            workers_s = {role.name: role.used().cpu_s for role in roles}
+            machine_s = cost.machine_cpu_s() - machine_s
             server_s = await self._at.server_cpu_s() - before_s
         await self._check(ends, payouts)
         await self._leave()
-        cpu_us = {"worker": worker_s * 1e6 / payouts, "valkey": server_s * 1e6 / payouts}
-        return Run(self._axis, self.value, number, seconds, payouts / seconds, cpu_us)
+        cpu_us = {"worker": sum(workers_s.values()) * 1e6 / payouts, "valkey": server_s * 1e6 / payouts}
+        each_s = {"producer": sender_s, **workers_s, "valkey": server_s}
+        return Run(
+            axis=self._axis,
+            value=self.value,
+            round=number,
+            seconds=seconds,
+            payouts_per_s=payouts / seconds,
+            cpu_us=cpu_us,
+            cores={name: used / seconds for name, used in each_s.items()},
+            machine_cores=machine_s / seconds,
+        )
 
     async def _decide(self, payouts: int, roles: Sequence[Role]) -> float:
         """Append so many, and wait until all are decided; how long that took."""

@@ -26,6 +26,7 @@ from consumers.vet import cache_key
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.bench import cost, job
+from streamproc.bench.webhooks import HOST, SIGNED_WITH
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.governance import Reputation, vendor_of
 from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
@@ -90,6 +91,8 @@ class Site:
     def __init__(self, home: Path, valkey: Store, dsn: str, client: Redis, partitions: int) -> None:
         self.home, self.url, self.dsn, self.client = home, valkey.url, dsn, client
         self.partitions = partitions
+        self.port = 0
+        """Where `serve` listens; 0: it was not started."""
         self.versions: dict[str, str] = {}
 
     async def learn_versions(self, postgres: Store | None) -> None:
@@ -129,7 +132,11 @@ class Site:
             "SAFE_BROWSING_URL": NOBODY,
             "RAZORPAY_KEY_ID": "unused",
             "RAZORPAY_KEY_SECRET": "unused",
+            "RAZORPAY_WEBHOOK_SECRETS": SIGNED_WITH,
+            "HOST": HOST,
         }
+        if self.port:
+            ours["PORT"] = str(self.port)
         return env | {f"STREAMPROC_{name}": value for name, value in ours.items()}
 
     async def workers(self, stack: AsyncExitStack, count: int, concurrency: int) -> list[Role]:
@@ -156,6 +163,22 @@ class Site:
             await self.until(has_shown, [role])
         finally:
             await db.close()
+        return role
+
+    async def serve(self, stack: AsyncExitStack) -> Role:
+        """Start the HTTP side. Returned when it listens."""
+        self.port = processes.free_port()
+        role = await stack.enter_async_context(self.role("serve"))
+
+        async def listens() -> bool:
+            try:
+                _, writer = await asyncio.open_connection(HOST, self.port)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
+        await self.until(listens, [role])
         return role
 
     async def until(

@@ -1,8 +1,9 @@
 """The whole path at full load: appended, decided, archived, chained, shown in the views; and who uses the machine.
 
 Real processes: workers and a projector as they are started in life, a producer that sends as fast as payouts are
-decided and shown. A run ends when Postgres shows every entry. The archive's chain is then computed anew from its bytes
-by `streamproc audit verify`, and the audit holds every decision that there must be.
+decided and shown: into the log, or with `serve` as signed webhooks over HTTP to `streamproc serve`. A run ends when
+Postgres shows every entry. The archive's chain is then computed anew from its bytes by `streamproc audit verify`, and
+the audit holds every decision that there must be.
 """
 
 import shutil
@@ -26,7 +27,7 @@ RUN_MAX_S = 900.0
 
 
 class Run(Struct, frozen=True):
-    """One run. CPU in µs for each payout by process; bytes for each payout in Redis."""
+    """One run. CPU in µs for each payout by process, all workers together; bytes for each payout in Redis."""
 
     round: int
     seconds: float
@@ -40,6 +41,9 @@ class Run(Struct, frozen=True):
     redis_bytes: float
     aof_bytes: float
     versions: dict[str, str]
+    busiest_worker_us: float
+    machine_cores: float
+    """Cores that were busy, for whomever: others' programs too."""
 
 
 class Measured(Struct, frozen=True):
@@ -48,12 +52,22 @@ class Measured(Struct, frozen=True):
     payouts: int
     workers: int
     concurrency: int
+    serve: bool
+    """Payouts came over HTTP."""
     outcomes: dict[str, int]
     versions: dict[str, str]
     runs: list[Run]
 
 
-async def measure(payouts: int, rounds: int, *, workers: int, concurrency: int, said: Said) -> Measured:
+class Crew(Struct, frozen=True):
+    """Who works."""
+
+    workers: int = 1
+    concurrency: int = 2
+    serve: bool = False
+
+
+async def measure(payouts: int, rounds: int, *, crew: Crew, said: Said) -> Measured:
     """Measure. Raises JobFailed where something does not come to its end, or not to what it must."""
     runs, versions = list[Run](), cost.package_versions()
     with public_directory() as directory:
@@ -64,32 +78,32 @@ async def measure(payouts: int, rounds: int, *, workers: int, concurrency: int, 
                 home.mkdir(mode=0o711)
                 async with fresh_database(postgres, f"run_{number}") as dsn:
                     fresh = postgres._replace(url=dsn)
-                    runs.append(await _run(home, fresh, payouts, number, (workers, concurrency), said))
+                    runs.append(await _run(home, fresh, payouts, number, crew, said))
                 versions |= runs[-1].versions
                 shutil.rmtree(home, ignore_errors=True)
     outcomes = dict(sorted(job.expected(payouts).items()))
-    return Measured(payouts, workers, concurrency, outcomes, versions, runs)
+    return Measured(payouts, crew.workers, crew.concurrency, crew.serve, outcomes, versions, runs)
 
 
-async def _run(
-    home: Path, postgres: Store, payouts: int, number: int, crew: tuple[int, int], said: Said
-) -> Run:
-    workers, concurrency = crew
+async def _run(home: Path, postgres: Store, payouts: int, number: int, crew: Crew, said: Said) -> Run:
     async with AsyncExitStack() as stack:
         at = await stack.enter_async_context(site(home, postgres=postgres))
-        started = await at.workers(stack, workers, concurrency)
+        started = await at.workers(stack, crew.workers, crew.concurrency)
         projector = await at.projector(stack)
+        front = [await at.serve(stack)] if crew.serve else []
         before, empty = await _usage(at, postgres), await _sizes(at)
-        for role in (*started, projector):
+        for role in (*started, projector, *front):
             role.begin()
-        flooded = await driven(Flooded, "flood", at.url, at.dsn, payouts, within_s=RUN_MAX_S)
+        flooded = await driven(Flooded, "flood", at.url, at.dsn, payouts, at.port, within_s=RUN_MAX_S)
         after, full = await _usage(at, postgres), await _sizes(at)
         crew_used, kept = [role.used() for role in started], projector.used()
+        fronts_s = [role.used().cpu_s for role in front]
         said(f"round {number}: checking the archive")
         await _check(at, flooded, payouts)
     each_us = 1e6 / payouts
     cpu_s = {
         "producer": flooded.cpu_s,
+        **({"serve": sum(fronts_s)} if crew.serve else {}),
         "worker": sum(used.cpu_s for used in crew_used),
         "projector": kept.cpu_s,
         **{name: after[name] - before[name] for name in after},
@@ -108,6 +122,8 @@ async def _run(
         redis_bytes=sizes["redis"],
         aof_bytes=sizes["aof"],
         versions=at.versions,
+        busiest_worker_us=max(used.cpu_s for used in crew_used) * each_us,
+        machine_cores=flooded.machine_s / flooded.shown_s,
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from click.testing import CliRunner
 
 from streamproc.bench import job
 from streamproc.bench.cli import bench
-from streamproc.bench.contest import SIDES, Arena, Measured, Run, measure
+from streamproc.bench.contest import RIVAL, SIDES, Arena, Measured, Run, measure
 from streamproc.bench.report import document, headline, table
+from streamproc.cli import run
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
 
@@ -69,11 +71,29 @@ async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
         await Arena(tmp_path, None).run(side, 1, PAYOUTS, wanted)
 
 
-def runs(*rates: tuple[float, float]) -> Measured:
+@pytest.mark.embedded
+@pytest.mark.skipif(find_spec("faststream") is None, reason="the extra `bench` is not installed")
+async def test_faststream_beside_them_comes_to_the_same_outcomes() -> None:
+    measured = await measure(PAYOUTS, 1, audit=True, faststream=True, said=lambda _: None)
+    assert [run.side for run in measured.runs] == [*SIDES, RIVAL]
+    assert "faststream" in measured.versions
+    found = document(measured)
+    assert found["ratio_to_faststream"] == pytest.approx(
+        found["engine"]["payouts_per_s"] / found[RIVAL]["payouts_per_s"], rel=0.01
+    )
+
+
+@pytest.mark.skipif(find_spec("faststream") is not None, reason="the extra `bench` is installed")
+def test_without_the_extra_faststream_is_refused_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "floor", "--faststream"]) == 2
+    assert "--faststream needs the extra `bench`: pip install 'streamproc[bench]'" in capsys.readouterr().err
+
+
+def runs(*rates: tuple[float, ...]) -> Measured:
     made = [
         Run(side, number, 1000 / rate, rate, {"worker": 1e6 / rate, "valkey": 20.0}, 50.0, 700.0)
-        for number, pair in enumerate(rates, 1)
-        for side, rate in zip(SIDES, pair, strict=True)
+        for number, each in enumerate(rates, 1)
+        for side, rate in zip((*SIDES, RIVAL), each, strict=False)
     ]
     return Measured(1000, False, 200, 2, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
 
@@ -85,6 +105,15 @@ def test_the_ratio_is_the_median_of_each_rounds_own_ratio() -> None:
     assert found["floor"]["payouts_per_s"] == 20_000
     assert found["engine"]["payouts_per_s"] == 8_000
     assert {"machine", "versions", "runs"} <= set(found)
+    assert RIVAL not in found
+
+
+def test_faststream_is_beside_the_engine_of_the_same_round() -> None:
+    found = document(runs((20_000, 10_000, 5_000), (2_000, 1_200, 400)))
+    assert (found["ratio"], found["ratio_to_faststream"]) == (0.55, 2.5)
+    _, rows = table(found)
+    assert [row[:2] for row in rows][-1] == ["faststream", "2,700"]
+    assert headline(found)[1] == "engine / FastStream: 2.50 (rounds: 2.00 to 3.00)"
 
 
 def test_the_table_has_a_row_for_each_side() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from streamproc.bench import filling, scale
+from streamproc.bench import cost, filling, scale
 from streamproc.bench.cli import bench
 from streamproc.bench.report_scale import scale_document, scale_headline, scale_table
 from streamproc.bench.scale import Measured, Run, accounts, plain
@@ -45,6 +45,8 @@ def test_only_what_is_named_is_measured_and_its_values_take_turns(monkeypatch: p
     assert (first["cost_ratio"], first["speed_ratio"]) == (1.0, 1.0)
     assert second["cost_ratio"] > 0
     assert min(second["cpu_us"].values()) > 0
+    assert set(second["cores"]) == {"producer", "worker 1", "valkey"}
+    assert second["limit"]
 
 
 @pytest.mark.embedded
@@ -86,7 +88,7 @@ def test_there_is_an_account_of_each_partition() -> None:
 
 def turns(value: int, costs: Sequence[float]) -> list[Run]:
     return [
-        Run("entries", value, n, 1.0, 1e6 / us, {"worker": us / 2, "valkey": us / 2})
+        Run("entries", value, n, 1.0, 1e6 / us, {"worker": us / 2, "valkey": us / 2}, {"worker 1": 0.5}, 1.0)
         for n, us in enumerate(costs, 1)
     ]
 
@@ -102,6 +104,21 @@ def test_a_value_is_beside_the_first_of_its_axis_in_the_same_round() -> None:
     assert [row[0] for row in rows] == ["entries 10", "entries 1,000"]
     assert len(columns) == len(rows[0])
     assert "3 rounds in turns of 1,000 payouts" in scale_headline(found)[0]
+
+
+def test_workers_are_beside_each_other_by_how_busy_they_were_and_the_busiest_is_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "machine", lambda: {"cores": 2, "cpu": "one"})
+
+    def turn(number: int, first: float, second: float) -> Run:
+        cores = {"producer": 0.1, "worker 3": first, "worker 4": second, "valkey": 0.2}
+        return Run("workers", 2, number, 1.0, 100.0, {"worker": 1.0, "valkey": 1.0}, cores, 1.5)
+
+    found = scale_document(Measured(1000, 2, {"python": "3"}, [turn(1, 0.2, 0.95), turn(2, 0.95, 0.2)]))
+    (value,) = found["axes"]["workers"]
+    assert value["cores"] == {"producer": 0.1, "valkey": 0.2, "worker 1": 0.95, "worker 2": 0.2}
+    assert value["limit"] == "the core of worker 1"
 
 
 @pytest.mark.parametrize("wrong", [["--entries", "0"], ["--entries", "10000001"], ["--workers", "9"]])
