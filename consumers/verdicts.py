@@ -9,12 +9,14 @@ from streamproc.domain.events import (
     BeneficiarySeen,
     BudgetReserved,
     Finding,
+    Identity,
     PayoutDecided,
     VelocityChecked,
 )
 from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
 from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
 from streamproc.log.work import Desk, Work
 
@@ -112,12 +114,26 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
 
 def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "") -> PayoutDecided:
     """The event of a decision."""
-    agent = desk.book.agent(record.agent)
+    return decision_of(
+        record, desk.book.agent(record.agent), desk.party(record).identity, verdict, desk.now_us, by=by
+    )
+
+
+def decision_of(
+    record: PayoutRecord,
+    agent: AgentPolicy | None,
+    identity: Identity,
+    verdict: Verdict,
+    at: int,
+    *,
+    by: str = "",
+) -> PayoutDecided:
+    """The event of a decision under that policy at that moment (µs)."""
     held = verdict.decision == "HELD"
     ttl_s = agent.policy.hold_ttl_s if agent is not None else 0
     codes = verdict.reasons
     return PayoutDecided(
-        at=desk.now_us,
+        at=at,
         payout=record.payout,
         account=record.account,
         agent=record.agent,
@@ -129,8 +145,8 @@ def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "")
         policy_version=agent.version if agent is not None else 0,
         bank_status=record.bank_status,
         cancel_held=held and agent is not None and agent.policy.queued_hold == "cancel",
-        identity=desk.party(record).identity,
-        hold_expires_at=desk.now_us + ttl_s * US if held else 0,
+        identity=identity,
+        hold_expires_at=at + ttl_s * US if held else 0,
         by=by,
     )
 

@@ -117,9 +117,14 @@ def _vet_one(work: Work, event: VelocityChecked, desk: Desk, reputation: Reputat
 
 def checked(work: Work, desk: Desk, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
     """The event for what the service said."""
+    return checked_at(desk.now_us, work.known().payout, reputation, findings)
+
+
+def checked_at(at: int, payout: str, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
+    """The event for what the service said, recorded at that moment (µs)."""
     return ReputationChecked(
-        at=desk.now_us,
-        payout=work.known().payout,
+        at=at,
+        payout=payout,
         verdict=reputation.verdict,
         threats=list(reputation.threats),
         checked_at=reputation.checked_at,

@@ -4,7 +4,7 @@ Three pieces of the same payouts, in batches as a worker has them:
 
 - `rules`: all rules on a complete case.
 - `straight`: the short way that nearly every payout takes (ADR 25): an entry's bytes are decoded and folded, the rules
-  asked, and the events and the record of the decision encoded.
+  asked, and what is recorded of the decision put together for the script.
 - `stages`: the whole chain instead, each stage with its event; the counters are the model that `admit.lua` is tested
   against.
 """
@@ -33,9 +33,13 @@ from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_p
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.log import grants
 from streamproc.log.cache import Cache
+from streamproc.log.grants import Grant
+from streamproc.log.names import Names
 from streamproc.log.work import Desk, Group, Work, run_chain
 
 PARTS = ("rules", "straight", "stages")
+POLICY_OK = "POLICY_OK"
+NAMES = Names(0)
 DAY_US = 86_400 * 1_000_000
 
 
@@ -129,7 +133,7 @@ class _Pure:
         wanted = job.expected(self._payouts)
         # The counters are asked by a script, so this way does not see that an agent's day is full.
         job.check(
-            "straight", "memory", granted, Counter(POLICY_OK=wanted["POLICY_OK"] + wanted["LIMIT_EXCEEDED"])
+            "straight", "memory", granted, Counter({POLICY_OK: wanted[POLICY_OK] + wanted["LIMIT_EXCEEDED"]})
         )
         return runs
 
@@ -174,10 +178,9 @@ class _Pure:
     def _straight(self) -> Counter[str]:
         found, ledger = Counter[str](), Ledger()
         for works in self._batches():
-            for _, offer in grants.offers_of(self._group, works, self._desk(ledger)):
-                encode_events(offer.out)
-                encode_record(offer.record)
-                found[str(offer.record.reason)] += 1
+            offers = grants.offers_of(self._group, works, self._desk(ledger))
+            grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
+            found[POLICY_OK] += len(offers)
         return found
 
     def _cases(self, works: Sequence[Work]) -> list[Case]:

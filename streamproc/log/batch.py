@@ -130,7 +130,8 @@ class Handler:
         if not offers:
             return set()
         sent = [
-            grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.out)) for work, offer in offers
+            grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted))
+            for work, offer in offers
         ]
         rev, keep_s = self._policies.rev, int(self.limits.retention_s)
         sent_ns = time_ns()

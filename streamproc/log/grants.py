@@ -8,13 +8,11 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from streamproc.domain.budget import NOTHING_ASKED, Window
-from streamproc.domain.governance import uses
-from streamproc.domain.payouts import encode_record
-from streamproc.domain.wire import encode_events
+from streamproc.domain.budget import NOTHING_ASKED
+from streamproc.log.forms import VALUES, Offer, laid_out, room_of
 from streamproc.log.names import Names
 from streamproc.log.scripts import Keys, Script, terms_of
-from streamproc.log.work import Desk, Group, Offer, Work
+from streamproc.log.work import Desk, Group, Work
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +21,7 @@ GRANTED, LEFT = 1, 2
 
 _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 
-_SLOT = b'"number":0,"used":0'
-_USE = b'"reserved":0,"committed":0'
-_encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 
 
 def offers_of(group: Group, works: Sequence[Work], desk: Desk) -> list[tuple[Work, Offer]]:
@@ -80,65 +76,38 @@ async def grant(
 
     `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
     """
+    keys, texts = written_out(names, group, grants)
+    return list(await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts)))
+
+
+def written_out(names: Names, group: str, grants: Sequence[Grant]) -> tuple[list[str], bytes]:
+    """The keys, and all that is said of the grants, as the script has it."""
     payouts = (names.payout(one.offer.ask.payout) for one in grants)
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
-    numbers: dict[tuple[int, int], int] = {}  # by identity, as in `scripts.admit`
+    numbers: dict[tuple[int, int, int], int] = {}  # by identity, as in `scripts.admit`
+    places: dict[tuple[int, int], int] = {}
     terms: list[Any] = []
-    rooms: list[bytes] = []
-    pieces: list[bytes] = []
+    texts: list[Any] = []
     rows: list[Any] = []
     notes: list[Any] = []
     for place, one in enumerate(grants, 1):
-        ask = one.offer.ask
-        both = (id(ask.rate), id(ask.windows))
-        number = numbers.get(both)
+        offer = one.offer
+        ask, form, common = offer.ask, offer.form, offer.common
+        same = (id(ask.rate), id(ask.windows), id(common))
+        number = numbers.get(same)
         if number is None:
-            number = numbers[both] = len(numbers) + 1
+            number = numbers[same] = len(numbers) + 1
             terms += terms_of(names, keys, ask.rate, ask.windows)
-            rooms.append(_room(ask.windows or ()))
-            pieces += _around_blanks(rooms[-1])
-        rows += (one.entry, ask.payout, ask.amount, ask.received_at, number)
-        rows += parts(one.offer, rooms[number - 1])
+            terms += (len(common), *common, *room_of(ask.windows or ()))
+        which = (id(form), offer.at)
+        laid = places.get(which)
+        if laid is None:
+            laid = places[which] = len(places) + 1
+            length = len(offer.values) + VALUES
+            texts.append((length, *laid_out(form.record, offer.at), *laid_out(form.e, offer.at)))
+        entry = one.entry.decode()
+        rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, number)
         for key, name, at in one.notes:
-            notes += (place, keys.index(key), name, at)
-    counts = len(grants), len(numbers)
-    args = (group, rev, keep_budgets_s, *m, *counts, *terms, *pieces, *rows, *notes)
-    return list(await _grant(client, keys.list, args))
-
-
-def _room(windows: tuple[Window, ...]) -> bytes:
-    """What tells of the room in an offer's record and in its events, with 0 for what only the script knows."""
-    return b'"number":0,"windows":' + _encode(uses(windows, ((0, 0),) * len(windows)))
-
-
-def _around_blanks(room: bytes) -> list[bytes]:
-    """Its pieces: between them go the number, and what was reserved and committed in each window.
-
-    A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it. So only what is
-    meant is found, here and in `parts`.
-    """
-    before, *rest = room.removeprefix(b'"number":0').split(_USE)
-    pieces = [b'"number":', before]
-    for text in rest:
-        pieces[-1] += b'"reserved":'
-        pieces += (b',"committed":', text)
-    return pieces
-
-
-def parts(offer: Offer, room: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-    """The record before and after its room, and `e` before its slot, from there to its room, and after it.
-
-    Without a rate there is no slot to be told of, and nothing before it.
-    """
-    start, end = _cut(encode_record(offer.record), room)
-    before, after = _cut(encode_events(offer.out), room)
-    if offer.ask.rate is None:
-        return start, end, b"", before, after
-    return start, end, *_cut(before, _SLOT), after
-
-
-def _cut(text: bytes, mark: bytes) -> tuple[bytes, bytes]:
-    before, found, after = text.partition(mark)
-    if not found:
-        raise ValueError(f"an offer has no {mark.decode()}")
-    return before, after
+            notes += (place, keys.index(key), name, str(at))
+    first, last = grants[0].entry.decode(), grants[-1].entry.decode()
+    return keys.list, _pack((len(grants), first, last, terms, texts, rows, notes))

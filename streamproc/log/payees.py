@@ -1,12 +1,16 @@
 """The registry of beneficiaries in the log's keys: what a payout asks of it, and what an approval notes there."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from streamproc.domain.beneficiaries import Pair, pair_of
 from streamproc.domain.events import BeneficiaryNoted, Event, PayoutObserved, PayoutRequested
 from streamproc.domain.payouts import OPEN_STATUSES
 from streamproc.log.names import Names
 from streamproc.log.work import Work
+
+PAIRS_MAX = 4_096
+"""Pairs whose keys a process keeps, some 500 bytes each: whom payouts go to is mostly who was paid before."""
 
 
 def pair_in(work: Work) -> Pair | None:
@@ -22,8 +26,12 @@ def pair_in(work: Work) -> Pair | None:
 
 def keys_of(names: Names, pair: Pair) -> tuple[str, str]:
     """The hashes of who was paid for with a fund account, and where a vendor was paid."""
-    account = pair.account
-    return names.paid_for(account, pair.fund_account), names.paid_at(account, pair.vendor)
+    return _keys_of(names, pair.account, pair.fund_account, pair.vendor)
+
+
+@lru_cache(maxsize=PAIRS_MAX)
+def _keys_of(names: Names, account: str, fund_account: str, vendor: str) -> tuple[str, str]:
+    return names.paid_for(account, fund_account), names.paid_at(account, vendor)
 
 
 def notes_of(names: Names, out: Sequence[Event]) -> list[tuple[str, str, int]]:

@@ -269,8 +269,8 @@ def terms_of(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Wind
     if rate is not None:
         terms = [keys.index(names.rate(rate.agent)), rate.count, rate.window_us, int(rate.hold)]
     if windows is None:
-        return [*terms, -1, b""]
-    terms += [len(windows), _encode(windows)]
+        return [*terms, -1, ""]
+    terms += [len(windows), _encode(windows).decode()]
     for window in windows:
         limit = -1 if window.limit is None else window.limit
         terms += [keys.index(names.budget(window.scope, window.window)), limit, window.ends_at]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from streamproc.domain import events as e
 from streamproc.domain.traces import is_notable, trace_id, trace_of
+from streamproc.log.forms import Offer
 from streamproc.log.scripts import Committed
 from streamproc.log.traced import STRAIGHT, Passed, Times, Traced
-from streamproc.log.work import Desk, Group, Offer, Work
+from streamproc.log.work import Desk, Group, Work
 from streamproc.telemetry import lines, watch
 from streamproc.telemetry.spans import Tracer
 from streamproc.telemetry.watch import Call
@@ -47,7 +48,8 @@ class Watched:
             works = [work for work, _ in granted]
             for work, offer in granted:
                 # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
-                work.record, work.out = offer.record, list(offer.out)
+                work.record, out = offer.told()
+                work.out = list(out)
             statuses = [Committed.DONE] * len(works)
             self._tell_committed(works, statuses, [(STRAIGHT, self._loaded_ns, sent_ns)], ())
 

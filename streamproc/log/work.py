@@ -18,6 +18,7 @@ from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
 from streamproc.log.cache import Cache
+from streamproc.log.forms import Offer
 from streamproc.telemetry.watch import Call
 
 Settlement: TypeAlias = str
@@ -113,17 +114,6 @@ class Desk:
         if known is None:
             known = self._parties[key] = party_of(record, self.book)
         return known
-
-
-class Offer(Struct, frozen=True):
-    """What is recorded of a payout that is new and that nothing stands against, if there is a slot and room.
-
-    What the counters will answer (numbers, slots used, what was in the windows before) is 0 in it.
-    """
-
-    ask: Ask
-    record: PayoutRecord
-    out: Sequence[Event]
 
 
 Straight: TypeAlias = Callable[[Desk], Callable[[Work], Offer | None]]

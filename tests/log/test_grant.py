@@ -16,10 +16,10 @@ from streamproc.domain.wire import decode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
 from streamproc.log.connection import connected
+from streamproc.log.forms import Offer, offer_of
 from streamproc.log.grants import GRANTED, LEFT, Grant
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.log.work import Offer
 from tests.words import ACCOUNT, NOW
 
 NAMES = Names(0)
@@ -70,7 +70,7 @@ def offer(ask: Ask) -> Offer:
     rate = RateAnswer(0, 0, False, ask.rate.count, ask.rate.window_us) if ask.rate is not None else None
     empty = ((0, 0),) * len(ask.windows)
     record, out = told(ask, Admission(rate, BudgetAnswer(0, ask.amount, -1, ask.windows, empty)))
-    return Offer(ask, record, out)
+    return offer_of(ask, NOW, record, out)
 
 
 async def pending(client: Redis) -> bytes:
@@ -227,13 +227,14 @@ async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(clie
     assert await client.hgetall(key) == {b"one.example": str(NOW).encode()}
 
 
-async def test_an_offer_whose_blanks_are_not_where_they_must_be_is_not_sent(client: Redis) -> None:
-    good = offer(ask_of("pout_1"))
-    for bad in (
-        Offer(good.ask, good.record, good.out[:1]),
-        Offer(good.ask, good.record, good.out[1:]),
-        Offer(ask_of("pout_1", rate=None), good.record, good.out[:1]),
-        Offer(Ask("pout_1", 1, NOW, RATE, (*DAY, *DAY)), good.record, good.out),
+def test_an_offer_whose_blanks_are_not_where_they_must_be_is_none() -> None:
+    ask = ask_of("pout_1")
+    record, out = offer(ask).told()
+    for asked, events in (
+        (ask, out[:1]),
+        (ask, out[1:]),
+        (ask_of("pout_1", rate=None), out[:1]),
+        (Ask("pout_1", 1, NOW, RATE, (*DAY, *DAY)), out),
     ):
         with pytest.raises(ValueError, match="an offer"):
-            await send(client, [Grant(b"1-0", bad)])
+            offer_of(asked, NOW, record, events)

@@ -38,7 +38,7 @@ end
 
 whole(keep, 0, S_MAX)
 local all, i = {}, 3
-for n = 1, tonumber(ARGV[2]) do all[n], i = terms_at(i) end
+for n = 1, tonumber(ARGV[2]) do all[n], i = terms_at(ARGV, i) end
 
 if (#ARGV - i + 1) % 5 ~= 0 then wrong('it has a part of a payout') end
 for j = i, #ARGV, 5 do

@@ -1,7 +1,7 @@
 #!lua
 -- Rate slots and budgets, as admit.lua and grant.lua count them: this file is put before each of the two.
 -- KEYS[1], ... as the script has them: zset rates and hash budgets are named by index
--- ARGV         of terms, that is, what payouts of one agent have in common:
+-- ARGV         of terms, that is, what payouts of one agent have in common (grant.lua has them in one of its arguments):
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
 --   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
 --     index of its hash, limit (paise) or -1, end (Unix s)
@@ -14,16 +14,16 @@ local function int(x) return format('%d', x) end
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
 local rates, budgets = {}, {}
 
-local function terms_at(i)
-  whole(ARGV[i + 4], -1, (#ARGV - i - 5) / 3)
-  whole(ARGV[i + 2], 0, US_MAX)
+local function terms_at(args, i)
+  whole(args[i + 4], -1, (#args - i - 5) / 3)
+  whole(args[i + 2], 0, US_MAX)
   local t = {
-    rate = tonumber(ARGV[i]), count = tonumber(ARGV[i + 1]), window_us = tonumber(ARGV[i + 2]), hold = ARGV[i + 3] == '1',
-    windows = tonumber(ARGV[i + 4]), w = ARGV[i + 5], budgets = {}, limits = {}, ends = {},
+    rate = tonumber(args[i]), count = tonumber(args[i + 1]), window_us = tonumber(args[i + 2]), hold = tonumber(args[i + 3]) == 1,
+    windows = tonumber(args[i + 4]), w = args[i + 5], budgets = {}, limits = {}, ends = {},
   }
   for k = 1, t.windows do
     local j = i + 3 + 3 * k
-    t.budgets[k], t.limits[k], t.ends[k] = tonumber(ARGV[j]), tonumber(ARGV[j + 1]), whole(ARGV[j + 2], 0, S_MAX)
+    t.budgets[k], t.limits[k], t.ends[k] = tonumber(args[j]), tonumber(args[j + 1]), whole(args[j + 2], 0, S_MAX)
   end
   return t, i + 6 + 3 * #t.budgets
 end

@@ -1,0 +1,266 @@
+"""What is recorded of a payout that nothing stands against, and the forms that such payouts share.
+
+A form is made of the record and the events themselves, of a payout whose values are marks. So there is one place that
+says what is recorded (`Approval.told`), and a form is used only once it has given what that says of a real payout.
+"""
+
+import logging
+import re
+import secrets
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from consumers.verdicts import decision_of, noted_by, slot
+from consumers.vet import checked_at
+from streamproc.domain.approval import approved
+from streamproc.domain.beneficiaries import NOTED
+from streamproc.domain.budget import US, Ask, RateAnswer, RateAsk, Window
+from streamproc.domain.events import BudgetReserved, Event, Identity, PayoutScreened
+from streamproc.domain.governance import Reputation, conclude, uses
+from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.domain.policy import AgentPolicy
+from streamproc.domain.wire import encode_events
+from streamproc.log.forms import (
+    AMOUNT,
+    AT,
+    COMMON,
+    PAYOUT,
+    RECEIVED_AT,
+    VALUES,
+    Form,
+    Offer,
+    as_filled,
+    blank,
+    form_of,
+    offer_of,
+)
+
+log = logging.getLogger(__name__)
+
+FORMS_MAX = 4_096
+"""Agents, with what else a form goes by, whose forms a process knows: some 500 bytes each. Then it begins anew."""
+TEXTS_MAX = 4_096
+"""Vendors' URLs and fund accounts whose JSON a process keeps, some 200 bytes each."""
+
+_POLICY_OK = conclude(())
+_plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
+"""An id that is the same in JSON."""
+_json_of = msgspec.json.Encoder().encode
+
+
+class Approval(Struct, frozen=True):
+    """A payout that no rule has anything against, and by what it was looked at. `at`: when (µs)."""
+
+    record: PayoutRecord
+    """As it was seen, with what the registry of beneficiaries knew."""
+    identity: Identity
+    agent: AgentPolicy
+    reputation: Reputation
+    at: int
+    rate: RateAsk | None
+    windows: tuple[Window, ...]
+
+    def told(self) -> tuple[PayoutRecord, list[Event]]:
+        """What the stages would record of it, each its own, with 0 for what only the counters can say."""
+        record, agent, at = self.record, self.agent, self.at
+        payout, seen, rate = record.payout, record.beneficiary, self.rate
+        screened = PayoutScreened(
+            at=at,
+            payout=payout,
+            agent=record.agent,
+            identity=self.identity,
+            policy_version=agent.version,
+            findings=[],
+            beneficiary=seen,
+        )
+        taken = RateAnswer(0, 0, False, rate.count, rate.window_us) if rate is not None else None
+        vetted = checked_at(at, payout, self.reputation, [])
+        reserved = BudgetReserved(
+            at=at,
+            payout=payout,
+            amount=record.amount,
+            number=0,
+            windows=uses(self.windows, ((0, 0),) * len(self.windows)),
+            findings=[],
+            count_fees=agent.policy.count_fees,
+        )
+        decision = decision_of(record, agent, self.identity, _POLICY_OK, at)
+        out: list[Event] = [screened, slot(payout, at, taken, []), vetted, reserved, decision]
+        out += noted_by(decision, record, seen)
+        return approved(record, screened, vetted, reserved, decision), out
+
+
+# ---- forms ------------------------------------------------------------------------------
+
+OWN = frozenset(
+    {"payout", "amount", "received_at", "vendor_url", "fund_account", "reference_id", "updated_at"}
+)
+"""Fields of a record that are the payout's own: a form has blanks for them; `updated_at` is when it is decided."""
+KEYED = frozenset({"account", "currency", "agent", "identity", "state", "bank_status", "beneficiary"})
+"""Those that a form has as they are, and goes by (`identity` as it is decided, `state` by the bank's status)."""
+_NOT_SEEN = frozenset(
+    {"decision", "decided_at", "reason", "reasons", "findings", "policy_version", "hold_expires_at"}
+    | {"reputation_fresh_until", "reservation", "reviews", "bypassed", "maybe_sent", "bank_fee", "intent"}
+    | {"bank_payout", "created_as", "copies", "failure", "notices"}
+)
+"""Those that no observation of a payout of the bank's own sets, or that the decision does."""
+EMPTY = frozenset({"agent_sig", "utr", "fees", "tax"})
+"""Those that are seldom set before a payout is decided; then it has a form of its own."""
+FITS = frozenset(PayoutRecord.__struct_fields__) == OWN | KEYED | _NOT_SEEN | EMPTY
+"""Else a field that somebody added would be what it was for a form's first payout: then there are no forms."""
+
+_VALUES = ("vendor_url", "fund_account", "reference_id", "checked_at", "fresh_until")
+_COMMON = ("agent", "version", "count", "window_s")
+_BLANKS = {
+    **{"payout": PAYOUT, "amount": AMOUNT, "received_at": RECEIVED_AT},
+    **{name: VALUES + place for place, name in enumerate(_VALUES)},
+    **{name: COMMON - place for place, name in enumerate(_COMMON)},
+}
+"""Fields of the record, the reputation, the policy and its rate, and the blanks for them."""
+_TEXTS = frozenset({"payout", "vendor_url", "fund_account", "reference_id", "agent"})
+_MARKS: dict[str, Any] = {
+    name: secrets.token_hex(16) if name in _TEXTS else 8_100_000_000_000_000_000 + place
+    for name, place in _BLANKS.items()
+}
+"""Values that nothing else has: texts that nobody can guess, and numbers as long as no other is."""
+_MARKED_AT = 8_200_000_000_000_000_000
+
+
+class Forms:
+    """The forms of one process, which the batches of all its consumers share."""
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[object, ...], Form] = {}
+        self._known: dict[tuple[object, ...], _Known] = {}
+
+    def offer(self, approval: Approval) -> Offer:
+        """What to ask the script for."""
+        record, reputation = approval.record, approval.reputation
+        ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
+        if not FITS or not _is_usual(approval):
+            return offer_of(ask, approval.at, *approval.told())
+        key = (
+            id(approval.agent),
+            record.agent,
+            record.account,
+            approval.identity,
+            record.currency,
+            record.bank_status,
+            reputation.verdict,
+            # What is empty is not written, or not in the same way.
+            not record.vendor_url,
+            not record.fund_account,
+            not record.reference_id,
+            not reputation.checked_at,
+            not reputation.fresh_until,
+        )
+        known = self._known.get(key)
+        if known is None:
+            known = self._meet(key, approval, ask)
+        if known.form is None:
+            return offer_of(ask, approval.at, *approval.told())
+        return Offer(ask, approval.at, known.form, known.common, _values(record, reputation), approval.told)
+
+    def _meet(self, key: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
+        """Find the form for the first of such payouts; none where it does not give what is told of this one."""
+        if len(self._known) >= FORMS_MAX:
+            self._known.clear()
+            self._forms.clear()
+        which = (*key[2:], approval.agent.policy.count_fees, approval.rate is None)
+        form = self._forms.get(which)
+        if form is None:
+            form = self._forms[which] = form_of(ask, *map(_with_blanks, _texts(_marked(approval))))
+        common = _common(approval)
+        offer = Offer(
+            ask, approval.at, form, common, _values(approval.record, approval.reputation), approval.told
+        )
+        fits = _texts(approval) == (as_filled(form.record, offer), as_filled(form.e, offer))
+        if not fits:
+            log.error("agent %s: no form gives what is told of payout %s", approval.record.agent, ask.payout)
+        known = self._known[key] = _Known(approval.agent, form if fits else None, common)
+        return known
+
+
+class _Known(NamedTuple):
+    """A form and what the payouts of an agent share; None where theirs need forms of their own.
+
+    The policy is kept with it, so that no other one takes over its identity.
+    """
+
+    agent: AgentPolicy
+    form: Form | None
+    common: tuple[str, ...]
+
+
+def _is_usual(approval: Approval) -> bool:
+    """Whether what is told of it is nothing but what a form has, goes by, or has a blank for."""
+    record = approval.record
+    return (
+        record.intent is None
+        and record.beneficiary is NOTED
+        and not (record.agent_sig or record.utr or record.fees or record.tax or approval.reputation.threats)
+        and record.amount > 0
+        and record.received_at > 0
+        and record.updated_at <= approval.at
+        and _plain_id(record.payout) is not None
+    )
+
+
+def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
+    """Of `_VALUES`, as JSON."""
+    return (
+        _repeated(record.vendor_url),
+        _repeated(record.fund_account),
+        _json_of(record.reference_id).decode(),
+        str(reputation.checked_at),
+        str(reputation.fresh_until),
+    )
+
+
+def _common(approval: Approval) -> tuple[str, ...]:
+    """Of `_COMMON`, as JSON."""
+    rate = approval.rate
+    terms = (rate.count, rate.window_us // US) if rate is not None else ()
+    return (_repeated(approval.record.agent), *map(str, (approval.agent.version, *terms)))
+
+
+@lru_cache(maxsize=TEXTS_MAX)
+def _repeated(text: str) -> str:
+    """The JSON of a text that many payouts have."""
+    return _json_of(text).decode()
+
+
+def _texts(approval: Approval) -> tuple[str, str]:
+    record, out = approval.told()
+    return encode_record(record).decode(), encode_events(out).decode()
+
+
+def _marked(approval: Approval) -> Approval:
+    """The same with a mark for each value that is its own, where there is one."""
+
+    def marks(of: Struct) -> dict[str, Any]:
+        return {name: mark for name, mark in _MARKS.items() if getattr(of, name, None)}
+
+    rate = approval.rate
+    if rate is not None:
+        rate = replace(rate, count=_MARKS["count"], window_us=_MARKS["window_s"] * US)
+    return replace(
+        approval,
+        record=replace(approval.record, updated_at=0, **marks(approval.record)),
+        reputation=replace(approval.reputation, **marks(approval.reputation)),
+        agent=replace(approval.agent, version=_MARKS["version"]),
+        rate=rate,
+        at=_MARKED_AT,
+    )
+
+
+def _with_blanks(text: str) -> str:
+    """The blanks in the place of marks. A payout's id is written without quotes, as the script has it."""
+    for name, mark in _MARKS.items():
+        written = f'"{mark}"' if name in _TEXTS - {"payout"} else str(mark)
+        text = text.replace(written, blank(_BLANKS[name]))
+    return text.replace(str(_MARKED_AT), AT)

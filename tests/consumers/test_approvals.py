@@ -1,0 +1,147 @@
+"""What payouts have in common is sent once, with blanks; filled in, it is what is told of each alone."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from consumers import approvals
+from consumers.approvals import Approval, Forms
+from streamproc.domain.beneficiaries import NOTED
+from streamproc.domain.budget import RateAsk, Window
+from streamproc.domain.events import BeneficiarySeen
+from streamproc.domain.governance import NO_URL, Reputation
+from streamproc.domain.payouts import encode_record, fold
+from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
+from streamproc.domain.wire import encode_events
+from streamproc.log.forms import Offer, as_filled
+from tests.words import NOW, observed, policies
+
+FAR = 4_000_000_000
+BOOK = build_book(
+    {
+        change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
+        for change in policies(
+            "policies: {bot: {daily_limit: 1000}, other: {daily_limit: 7}, free: {count_fees: true, daily_limit: 5}}"
+        )
+    }
+)
+NASTY = ('"', "\\", "\x01", "\x013\x01", '"number":0', '"reserved":0,"committed":0', "%d", "é", "\U0001f4b8")
+texts = st.sampled_from(["", "x", *NASTY]) | st.text(max_size=12)
+counts = st.integers(1, 10**15)
+agents = st.sampled_from(["bot", "free"])
+
+
+def agent(name: str) -> AgentPolicy:
+    known = BOOK.agent(name)
+    assert known is not None
+    return known
+
+
+@st.composite
+def approvals_of(draw: st.DrawFn) -> Approval:
+    """Of the bank's own payouts, to whom was paid before; some of them are less usual."""
+    name = draw(agents)
+    seen = observed(
+        draw(st.integers(0, 10**6).map("pout_{}".format) | st.sampled_from(['pout_"', "pout_é"])),
+        draw(counts),
+        agent=name,
+        url=draw(texts),
+        status=draw(st.sampled_from(["pending", "queued"])),
+        fund_account=draw(texts),
+        at=NOW + draw(st.integers(0, 10**9)),
+    )
+    rare = draw(st.sampled_from([{}] * 6 + [{"fees": 7}, {"utr": "u"}]))
+    facts = replace(seen.facts, reference_id=draw(texts), **rare)
+    record = fold([replace(seen, facts=facts)])
+    assert record is not None
+    beneficiary = draw(st.sampled_from([NOTED] * 4 + [BeneficiarySeen(known=True)]))
+    url = Reputation("clean", (), draw(counts), draw(counts))
+    windows = st.builds(Window, texts, texts, st.none() | counts, st.just(FAR))
+    return Approval(
+        replace(record, beneficiary=beneficiary),
+        draw(st.sampled_from(["claimed", "verified"])),
+        agent(name),
+        draw(st.sampled_from([url, url, NO_URL])),
+        NOW + draw(st.integers(-5, 10**10)),
+        RateAsk(name, 3, 60_000_000, False) if name == "bot" else None,
+        tuple(draw(st.lists(windows, min_size=1, max_size=3))),
+    )
+
+
+def written(offer: Offer) -> tuple[bytes, bytes]:
+    """As the script fills it in, but for what only the script knows."""
+    return as_filled(offer.form.record, offer).encode(), as_filled(offer.form.e, offer).encode()
+
+
+@settings(max_examples=150, deadline=None)
+@given(given_all=st.lists(approvals_of(), min_size=1, max_size=12))
+def test_a_form_that_is_filled_in_is_what_is_told_of_the_payout(given_all: list[Approval]) -> None:
+    forms = Forms()
+    for approval in given_all:
+        record, out = approval.told()
+        assert written(forms.offer(approval)) == (encode_record(record), encode_events(out))
+
+
+def plain(n: int, *, url: str = "https://a.example/", name: str = "bot") -> Approval:
+    record = fold([observed(f"pout_{n}", 100 + n, url=url, agent=name)])
+    assert record is not None
+    clean = Reputation("clean", (), NOW, NOW + 1)
+    window = Window(f"agent:{name}", "d1", 1000, FAR)
+    rate = RateAsk(name, 3, 60_000_000, False)
+    seen = replace(record, beneficiary=NOTED)
+    return Approval(seen, "claimed", agent(name), clean, NOW + n, rate, (window,))
+
+
+def test_all_agents_share_a_form_and_the_payouts_of_one_what_is_its_own() -> None:
+    forms = Forms()
+    offers = [forms.offer(one) for one in (plain(1), plain(2), plain(3, name="other"))]
+    assert offers[0].form is offers[1].form is offers[2].form
+    assert offers[0].common is offers[1].common
+    assert offers[0].common != offers[2].common
+
+
+def test_forms_are_made_anew_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approvals, "FORMS_MAX", 1)
+    forms = Forms()
+    first = forms.offer(plain(1))
+    forms.offer(plain(2, url=""))
+    assert forms.offer(plain(3)).form is not first.form
+    assert forms.offer(plain(4)).form == first.form
+
+
+def test_every_field_of_a_record_is_looked_at_by_those_who_make_forms() -> None:
+    """A new one is named in `approvals.py`: what of it a form has, goes by, or has a blank for."""
+    assert approvals.FITS
+
+
+def test_what_an_observation_sets_is_in_no_form_unseen() -> None:
+    """With a value in every field of the bank's, only what a form goes by, has a blank for, or asks for is set."""
+    facts = {
+        field: 7 if isinstance(getattr(observed().facts, field), int) else "x"
+        for field in observed().facts.__struct_fields__
+        if field != "notes"
+    }
+    notes = {"agent_id": "bot", "vendor_url": "x", "agent_sig": "x"}
+    event = observed()
+    full = fold([replace(event, facts=replace(event.facts, **facts, notes=notes))])
+    assert full is not None
+    bare = type(full)(payout="", account="", received_at=0)
+    changed = {name for name in full.__struct_fields__ if getattr(full, name) != getattr(bare, name)}
+    assert changed <= approvals.OWN | approvals.KEYED | approvals.EMPTY
+
+
+def test_a_form_that_does_not_give_what_is_told_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if something else came to depend on what is the payout's own."""
+    told = Approval.told
+
+    def other(approval: Approval) -> object:
+        record, out = told(approval)
+        return replace(record, reason="long" if len(record.vendor_url) > 20 else ""), out
+
+    monkeypatch.setattr(Approval, "told", other)
+    forms = Forms()
+    assert not any(forms.offer(plain(n)).values for n in range(3))
+    assert "no form gives what is told of payout pout_0" in caplog.text
