@@ -67,8 +67,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """Crash points that a role came by, and killed itself."""
     alarms: list[str]
     """Roles that ended because the log had lost something."""
-    full_heads: list[tuple[str, str]]
-    """While Postgres's disk was full: the last entry of the archive, and of the log."""
+    stood: int
+    """By how many entries the log grew while the archive stood still, Postgres's disk being full."""
     verdict: list[Grown] = []
     """What was measured all the time, where that was asked for."""
 
@@ -178,7 +178,7 @@ async def run(
         lives=list(stand.lives.values()),
         crashed=list(stand.crashed),
         alarms=list(stand.alarms),
-        full_heads=list(stand.full_heads),
+        stood=stand.stood,
         rest_s=rest_s,
         verdict=verdict,
     )

@@ -45,6 +45,9 @@ AGAIN_S = 0.3
 API_S = 5.0
 """For an answer of our own API, which says 503 earlier."""
 FULL_AGAIN_S = 0.2
+STOOD, STOOD_MAX_S = 8, 30.0
+"""So many entries the log is to grow by while the archive stands still, and for so long the disk stays full beyond its
+time for that: on a busy machine a look at the archive takes seconds."""
 CALLS_PER_S = 100
 """At the bank's pace of 8 the run would wait for that alone."""
 
@@ -93,8 +96,8 @@ class Stand:
     """What takes over, where the plan has a failover."""
     disk: Path | None = None
     """What Postgres's data are on, where the plan fills it."""
-    full_heads: list[tuple[str, str]] = field(default_factory=list)
-    """While it was full: the last entry of the archive, and of the log."""
+    full_heads: list[tuple[str, int]] = field(default_factory=list)
+    """While it was full: the last entry of the archive, and how many the log had."""
     regressed: bool = False
     """The log lost something, and nobody has recovered it yet."""
     alarms: list[str] = field(default_factory=list)
@@ -277,16 +280,22 @@ class Stand:
             fill(self.disk)
             if killed:
                 await self.postgres.kill()
-            while loop.time() < end or not self.full_heads:
+            while loop.time() < end or (self.stood < STOOD and loop.time() < end + STOOD_MAX_S):
                 if not self.postgres.alive:
                     await self._try_postgres()
                 fill(self.disk)
                 if not killed:
-                    self.full_heads.append((await self._head(), self.witness.last))
+                    self.full_heads.append((await self._head(), len(self.witness.entries)))
                 await asyncio.sleep(FULL_AGAIN_S)
             free(self.disk)
             while not self.postgres.alive:
                 await self._try_postgres()
+
+    @property
+    def stood(self) -> int:
+        """By how many entries the log grew while the archive was at the last place where it was seen."""
+        counts = [count for head, count in self.full_heads if head == self.full_heads[-1][0]]
+        return counts[-1] - counts[0] if counts else 0
 
     async def _try_postgres(self) -> None:
         await self.postgres.down()
