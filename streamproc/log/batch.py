@@ -61,19 +61,21 @@ class Handler:
         self._watched = Watched(group, partition)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         self._caused = self._mine + b',"cause":"'
+        self.skipped: list[bytes] = []
+        """Entries that only have to be acknowledged, by `acknowledge`: nobody waits for that."""
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
     async def handle(self, client: Redis, entries: Sequence[Raw], *, taken: bool) -> None:
-        """Handle entries to the end: committed, put off, or set aside."""
-        skipped, works, unreadable, newer = [], [], [], []
+        """Handle entries to the end: committed, put off, set aside, or `skipped`."""
+        works, unreadable, newer = [], [], []
         for entry in entries:
             if len(entry[1]) < 4:
                 unreadable.append((Work(entry[0], [], "", taken), "the entry has no fields `e` and `m`"))
                 continue
             try:
                 if not self._concerns_us(entry):
-                    skipped.append(entry[0])
+                    self.skipped.append(entry[0])
                     continue
                 works.append(self._opened(entry, taken=taken))
             except Newer as problem:
@@ -87,9 +89,13 @@ class Handler:
             batch, rest = distinct_payouts(works)
             batch, later = batch[: self.group.works_max], batch[self.group.works_max :]
             works = [*await self._round(client, batch), *later, *rest]
-        if skipped:  # last: nobody waits for them, and each acknowledgement waits for the server's disk
+
+    async def acknowledge(self, client: Redis) -> None:
+        """Acknowledge what was skipped. Each call waits for the server's disk, and so does what comes after it."""
+        if self.skipped:
             with named_errors():
-                await client.execute_command("XACK", self.names.log, self.group.name, *skipped)
+                await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
+            self.skipped.clear()
 
     def _concerns_us(self, entry: Raw) -> bool:
         """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may."""
@@ -117,6 +123,8 @@ class Handler:
         desk = await self._load(client, works)
         gone = await self._go_straight(client, works, desk)
         works = [work for work in works if work not in gone]
+        if not works:
+            return []
         done = self.group.outputs_are_facts and not self.group.looks_again
         fresh = [w for w in works if not (done and w.stale_times)]
         await self._run(client, fresh, desk)

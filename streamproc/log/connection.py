@@ -6,10 +6,11 @@ goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 import hiredis
 from redis.asyncio import Redis
@@ -21,6 +22,7 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import (
     AskError,
     BusyLoadingError,
@@ -34,7 +36,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
+from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable, StreamprocError
+from streamproc.log.exchange import Exchange
 from streamproc.log.names import META
 from streamproc.log.nodes import ClusterClient, is_cluster
 
@@ -67,21 +70,55 @@ _NO_LOG = "NOLOG "
 
 
 class _Ours(AbstractConnection):
-    """What we do otherwise than redis-py: packing in C, and writes that can be cancelled.
+    """What we do otherwise than redis-py: packing in C, writes that can be cancelled, and commands of a client that has
+    the connection for itself go by an `Exchange`.
 
     redis-py packs in Python, about 2 µs for each argument. And it writes under `asyncio.wait_for`, which in Python 3.11
     swallows a cancellation that comes as the write ends: a worker that should stop went on for ever.
     """
 
+    _exchange: Exchange | None = None
+
     def pack_command(self, *args: Any) -> list[bytes]:
         """The command's bytes. A name of two words, as `XGROUP CREATE`, goes as two arguments."""
-        name = args[0].encode() if isinstance(args[0], str) else args[0]
-        return [hiredis.pack_command((*name.split(), *args[1:]))]
+        return [_packed(args)]
 
     async def is_quiet(self) -> bool:
         """Whether the server is there and has said nothing since its last answer, as far as it is known here."""
+        if self._exchange is not None and self._is_on(self._exchange):
+            return self._exchange.is_quiet
         reader = self._reader
         return reader is not None and reader.exception() is None and not await self.can_read()
+
+    async def ask(self, args: Sequence[Any]) -> Any:
+        """A command's answer, as it is on the wire. A connection that did not give it is never used again.
+
+        Raises redis's errors.
+        """
+        try:
+            exchange = self._exchange
+            if exchange is None or not self._is_on(exchange):
+                exchange = await self._opened()
+            reply = await exchange.ask(_packed(args), self.socket_timeout)
+            if isinstance(reply, RedisConnectionError):  # LOADING is one
+                raise reply
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply
+
+    def _is_on(self, exchange: Exchange) -> bool:
+        """Whether the exchange is about the connection that is open now."""
+        return self._writer is not None and self._writer.transport is exchange.transport
+
+    async def _opened(self) -> Exchange:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        assert self._writer is not None
+        self._exchange = Exchange(cast("asyncio.Transport", self._writer.transport))
+        return self._exchange
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
@@ -119,6 +156,31 @@ class _Unix(_Ours, UnixDomainSocketConnection):
     """unix://"""
 
 
+def _packed(args: Sequence[Any]) -> bytes:
+    name = args[0] if isinstance(args[0], bytes) else args[0].encode()
+    packed: bytes = hiredis.pack_command((*name.split(), *args[1:]) if b" " in name else tuple(args))
+    return packed
+
+
+class _Client(Redis):
+    """A client with one connection. redis-py's own way of a command costs 100 µs, most of it for retries and callbacks
+    that nobody has here."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """The command's answer, made into what redis-py's methods give."""
+        if self.connection is None:
+            await self.initialize()
+        connection: Any = self.connection  # of a class of ours, which redis-py does not know
+        async with self._single_conn_lock:
+            reply = await connection.ask(args)
+        callback = self.response_callbacks.get(args[0])
+        if callback is None:
+            return reply
+        for meant_for_redis_py in ("keys", NEVER_DECODE, EMPTY_RESPONSE):
+            options.pop(meant_for_redis_py, None)
+        return callback(reply, **options)
+
+
 _CLASSES: dict[type[AbstractConnection], type[AbstractConnection]] = {
     Connection: _Tcp,
     SSLConnection: _Tls,
@@ -139,7 +201,7 @@ def connect(url: str, *, blocking: bool = False, home: str = META, name: str | N
 
 def _connect_node(url: str, *, blocking: bool, name: str | None) -> Redis:
     timeout = BLOCK_MS_MAX / 1000 + BLOCK_MARGIN_S if blocking else COMMAND_TIMEOUT_S
-    client = Redis.from_url(
+    client = _Client.from_url(
         url,
         single_connection_client=True,
         protocol=2,
@@ -195,31 +257,49 @@ async def whole(sending: Awaitable[T]) -> T:
         raise
 
 
-@contextmanager
-def named_errors() -> Iterator[None]:
+class _Named:
+    """Gives Redis's errors the names that callers act on."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(problem, Exception) and (named := _name_of(problem)) is not None:
+            raise named from problem
+
+
+_NAMED = _Named()
+
+
+def named_errors() -> _Named:
     """Give Redis's errors the names that callers act on. The message never holds a URL or a key's value."""
-    try:
-        yield
-    except AskError as problem:  # MOVED is one
-        raise LogUnavailable(
-            "this partition is on another node of a Redis Cluster, or on its way there; a cluster is named as"
-            " redis+cluster://host:port,host:port"
-        ) from problem
-    except _AWAY as problem:
-        raise LogUnavailable(f"Redis is away: {type(problem).__name__}") from problem
-    except ResponseError as problem:
-        text = str(problem)
-        if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
-            raise LogUnavailable(f"Redis refuses writes: {text[:120]}") from problem
-        if text.startswith(_NO_LOG):
-            raise LogBroken(f"{text.removeprefix(_NO_LOG)}; {WHEN_LOST}") from problem
-        if text.startswith(_BROKEN_CODES):
-            problem_text = (
-                f"the log is not what it must be: {text[:200]}; `streamproc doctor` says what to do"
+    return _NAMED
+
+
+def _name_of(problem: Exception) -> StreamprocError | None:
+    match problem:
+        case AskError():  # MOVED is one
+            return LogUnavailable(
+                "this partition is on another node of a Redis Cluster, or on its way there; a cluster is named as"
+                " redis+cluster://host:port,host:port"
             )
-            raise LogBroken(problem_text) from problem
-        raise
-    except RedisError as problem:
-        raise LogUnavailable(f"Redis failed: {type(problem).__name__}") from problem
-    except TimeoutError as problem:
-        raise LogUnavailable("Redis did not answer in time") from problem
+        case _ if isinstance(problem, _AWAY):
+            return LogUnavailable(f"Redis is away: {type(problem).__name__}")
+        case ResponseError():
+            return _name_of_reply(str(problem))
+        case RedisError():
+            return LogUnavailable(f"Redis failed: {type(problem).__name__}")
+    return None
+
+
+def _name_of_reply(text: str) -> StreamprocError | None:
+    """What an error reply means; None for one that a caller must know itself."""
+    if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
+        return LogUnavailable(f"Redis refuses writes: {text[:120]}")
+    if text.startswith(_NO_LOG):
+        return LogBroken(f"{text.removeprefix(_NO_LOG)}; {WHEN_LOST}")
+    if text.startswith(_BROKEN_CODES):
+        return LogBroken(f"the log is not what it must be: {text[:200]}; `streamproc doctor` says what to do")
+    return None

@@ -29,8 +29,6 @@ MISSING_S = 1.5
 CALLED_S = 12.0
 """The same where entries are calls to others: what a dead caller asked for may be under way for 10 s, a call's longest,
 and who asks the bank again meanwhile may be refused what is being done."""
-LISTED_S = 0.4
-"""Between two looks of a consumer with a batch in hand at its own connection: several within MISSING_S."""
 ENTRIES_MAX = 256
 """Entries of one consumer that are read at once,"""
 READS_MAX = 8

@@ -6,6 +6,9 @@ any await, be frozen and come back, or send a commit twice; whoever commits firs
 nothing. What is not committed is found again: by this consumer after a reconnect, by any other soon after this one's
 connections ended (gone.py), or after CLAIM_IDLE.
 
+What is looked for beside the batches (upkeep.py) has a connection of its own: no payout waits for it, and timers fire
+while a batch is at the bank.
+
 An entry that fails on its own is put off with backoff and becomes a dead letter after ATTEMPTS_MAX; a dependency
 that is away (TryAgain) uses up no attempt. An error that nobody named counts as a failed attempt of one entry
 only: the batch is run again entry by entry, so that its neighbours still commit.
@@ -13,7 +16,6 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -23,23 +25,25 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
-from streamproc.log.gone import CALLED_S, LISTED_S, LOOK_S, MISSING_S, Gone
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
+from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Group
-from streamproc.telemetry import watch
 
 log = logging.getLogger(__name__)
 
 UPKEEP_S = 0.2
-"""Timers and retries are looked at this often."""
-CLAIM_BATCH = 64
-"""Entries taken over at once."""
-SUSPECT_DELIVERIES = 2
-"""Deliveries that a crash explains; an entry with more may be what crashes its workers."""
+"""Timers, retries and lost consumers are looked at this often. A consumer that has lost its connections has one again
+after this time, which is well within gone.MISSING_S: else others would take it for dead while it is at the bank."""
 DELIVERIES_MAX = 10
 """Takeovers of an entry whose workers die with it; then it is a dead letter unseen."""
+QUIET_S = 0.02
+"""What was skipped is acknowledged when nothing came for so long: a batch is on its way to its decision meanwhile,"""
+SKIPPED_MAX = 256
+"""or when it is so many entries, which is as many as are read at once,"""
+SKIPPED_S = 1.0
+"""or so old, so that it is never seen as left behind."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 
 
@@ -61,19 +65,11 @@ class Consumer:
         self.names = Names(partition)
         self.partition = partition
         self._handler = Handler(partition, group, limits)
-        self._reading: asyncio.Task[list[Raw]] | None = None
-        self._gone = Gone(
-            self.names,
-            group.name,
-            name,
-            deliveries_max=SUSPECT_DELIVERIES,
-            entries_max=group.works_max,
-            missing_s=CALLED_S if group.outputs_are_facts else MISSING_S,
-            roster=roster,
-        )
-        self._gone_due = 0.0
-        self._claim_due = 0.0
-        self._upkeep_due = 0.0
+        self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
+        self._finding: asyncio.Future[Found] | None = None
+        """What was found beside the batches and waits to be handled. None: nothing is to be looked for yet."""
+        self._in_hand_since: float | None = None
+        self._skipped_since: float | None = None
 
     # ---- open, run, drain, close --------------------------------------------------------
 
@@ -89,62 +85,80 @@ class Consumer:
                 async with (
                     connected(self.url, blocking=True, home=home, name=self.name) as reader,
                     connected(self.url, home=home, name=self.name) as client,
-                    self._listed(reader),
+                    connected(self.url, home=home, name=self.name) as beside,
+                    self._looking(beside, stopping) as looking,
                 ):
                     await self._take_up_own(client)
                     delay = RECONNECT_BASE_S
-                    await self._serve(reader, client, stopping)
+                    await self._serve(reader, client, looking, stopping)
                     await scripts.leave(client, self.names, self.group.name, self.name)
             except LogUnavailable as problem:
                 log.warning("%s/%d: %s; again in %.1f s", self.group.name, self.partition, problem, delay)
                 await _sleep_unless(stopping, delay)
                 delay = min(RECONNECT_CAP_S, delay * 2)
 
-    async def _serve(self, reader: Redis, client: Redis, stopping: asyncio.Event) -> None:
+    async def _serve(
+        self, reader: Redis, client: Redis, looking: asyncio.Task[None], stopping: asyncio.Event
+    ) -> None:
         with named_errors():
             reader_id = await reader.client_id()
         stopped = asyncio.create_task(stopping.wait())
-        self._reading = reading = asyncio.create_task(self._read(reader))
+        reading = asyncio.create_task(self._read(reader))
+        self._finding = finding = asyncio.get_running_loop().create_future()
         try:
             while not stopping.is_set():
-                await asyncio.wait({reading, stopped}, timeout=UPKEEP_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {reading, finding, looking, stopped},
+                    timeout=QUIET_S if self._handler.skipped else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                is_quiet = not (reading.done() or finding.done())
                 if reading.done():
                     # The next batch is fetched while this one is handled.
                     entries = reading.result()
-                    self._reading = reading = asyncio.create_task(self._read_on(reader, entries))
-                    await self._handler.handle(client, entries, taken=False)
-                await self._upkeep(client)
-            # What a read under way brings is ours already: end its waiting, then finish it.
+                    reading = asyncio.create_task(self._read_on(reader, entries))
+                    await self._handle(client, entries, taken=False)
+                if finding.done():
+                    await self._handle_found(client, finding.result())
+                    self._finding = finding = asyncio.get_running_loop().create_future()
+                if looking.done():
+                    looking.result()
+                await self._acknowledge(client, is_quiet=is_quiet)
+            # What a read under way brings is ours already: end its waiting, then finish it; so is what was found.
             with named_errors():
                 await client.client_unblock(reader_id)
-            await self._handler.handle(client, await reading, taken=False)
+            await self._handle(client, await reading, taken=False)
+            await looking
+            if finding.done():
+                await self._handle_found(client, finding.result())
+            await self._handler.acknowledge(client)
         finally:
             for task in (reading, stopped):
                 task.cancel()
             await asyncio.gather(reading, stopped, return_exceptions=True)
 
-    @asynccontextmanager
-    async def _listed(self, reader: Redis) -> AsyncIterator[None]:
-        """Where nothing is being read, a batch is in hand, at the bank maybe, and nobody would notice that the
-        connections are lost: others would take it for a dead consumer's (gone.py). So another one is made."""
-
-        async def stay() -> None:
-            while True:
-                await asyncio.sleep(LISTED_S)
-                if self._reading is None or self._reading.done():
-                    with suppress(LogUnavailable), named_errors():
-                        await reader.exists(self.names.log)
-
-        staying = asyncio.create_task(stay())
+    async def _handle(self, client: Redis, entries: list[Raw], *, taken: bool) -> None:
+        self._in_hand_since = asyncio.get_running_loop().time()
         try:
-            yield
+            await self._handler.handle(client, entries, taken=taken)
         finally:
-            staying.cancel()
-            await asyncio.gather(staying, return_exceptions=True)
+            self._in_hand_since = None
+
+    async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
+        """Acknowledge what was skipped, when that keeps no payout waiting, or is due."""
+        skipped = len(self._handler.skipped)
+        if not skipped:
+            return
+        now = asyncio.get_running_loop().time()
+        since = self._skipped_since = self._skipped_since or now
+        if is_quiet or skipped >= SKIPPED_MAX or now >= since + SKIPPED_S:
+            await self._handler.acknowledge(client)
+            self._skipped_since = None
 
     async def _read_on(self, reader: Redis, before: list[Raw]) -> list[Raw]:
-        """What comes after these. Where they end among our own outputs, those that follow are passed over first."""
-        if before and self._handler.is_own(before[-1]):
+        """What comes after these. Where there is more, and they end among our own outputs, those that follow are passed
+        over first; where there was no more, who wrote what follows has passed over it."""
+        if len(before) >= self.group.read_max and self._handler.is_own(before[-1]):
             await scripts.pass_own(reader, self.names, self.group.name)
         return await self._read(reader)
 
@@ -164,102 +178,50 @@ class Consumer:
             )
         return reply[0][1] if reply else []
 
-    # ---- entries that were in somebody's hands ------------------------------------------
+    # ---- beside the batches -------------------------------------------------------------
 
-    async def _take_up_own(self, client: Redis) -> None:
-        """After a lost connection: replies may be lost, so what is pending here is read again."""
-        last = "0"
-        while entries := await self._read(client, last):
-            last = entries[-1][0].decode()
-            await self._handler.handle(client, await self._not_deferred(client, entries), taken=True)
+    @asynccontextmanager
+    async def _looking(self, client: Redis, stopping: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
+        """A task that looks beside the batches, until `stopping`. What it finds is in `_finding`."""
+        looking = asyncio.create_task(self._look(client, stopping))
+        try:
+            yield looking
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            self._finding = None
 
-    async def _upkeep(self, client: Redis) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self._upkeep_due:
-            return
-        self._upkeep_due = now + UPKEEP_S
-        await scripts.fire_due(client, self.names)
-        retries = await scripts.due_retries(
-            client,
-            self.names,
-            self.group.name,
-            self.name,
-            lease_s=self.limits.claim_idle_s,
-            limit=self.group.works_max,
-        )
-        if retries:
-            watch.taken_up(self.group.name, "retry", len(retries))
-            await self._handler.handle(client, retries, taken=True)
-        if now >= self._gone_due:
-            looked_at = asyncio.get_running_loop().time()  # the retries may have taken long
-            self._gone_due = looked_at + LOOK_S * random.uniform(0.8, 1.2)
-            await self._took_over(client, await self._gone.take(client, looked_at))
-        if now >= self._claim_due:
-            self._claim_due = now + self.limits.claim_idle_s / 4 * random.uniform(0.8, 1.2)
-            await self._claim(client)
-            await self._remove_stale_consumers(client)
+    async def _look(self, client: Redis, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            await _sleep_unless(stopping, UPKEEP_S)
+            with suppress(LogUnavailable):  # who reads and commits hears of it too, and begins anew
+                await scripts.fire_due(client, self.names)
+                finding = self._finding
+                if finding is None or finding.done():
+                    continue
+                # What has been in hand for so long may look abandoned, to us too.
+                since, now = self._in_hand_since, asyncio.get_running_loop().time()
+                is_long = since is not None and now - since > self.limits.claim_idle_s / 2
+                if found := await self._upkeep.look(client, may_claim=not is_long):
+                    finding.set_result(found)
 
-    async def _claim(self, client: Redis) -> None:
-        """Take over what others left pending. The cursor is followed to the end: restarting never gets there."""
-        cursor, idle_ms = b"0-0", int(self.limits.claim_idle_s * 1000)
-        while True:
-            with named_errors():
-                cursor, entries, *_ = await client.execute_command(
-                    "XAUTOCLAIM",
-                    self.names.log,
-                    self.group.name,
-                    self.name,
-                    idle_ms,
-                    cursor,
-                    "COUNT",
-                    CLAIM_BATCH,
-                )
-            await self._took_over(client, entries)
-            if cursor == b"0-0":
-                return
-
-    async def _took_over(self, client: Redis, entries: list[Raw]) -> None:
-        entries = await self._not_deferred(client, entries)
-        if entries:
-            log.info("%s/%d: took over %d entries", self.group.name, self.partition, len(entries))
-            watch.taken_up(self.group.name, "claim", len(entries))
-            await self._handle_claimed(client, entries)
-
-    async def _handle_claimed(self, client: Redis, entries: list[Raw]) -> None:
-        """Entries that were taken over again and again are handled one at a time: an entry that kills its
-        worker must not take its neighbours along for ever."""
-        counts = [await self._deliveries(client, entry) for entry in entries]
-        together = [entry for entry, n in zip(entries, counts, strict=True) if n <= SUSPECT_DELIVERIES]
-        await self._handler.handle(client, together, taken=True)
-        for entry, n in zip(entries, counts, strict=True):
+    async def _handle_found(self, client: Redis, found: Found) -> None:
+        await self._handle(client, found.together, taken=True)
+        for entry, n in found.alone:
             if n > DELIVERIES_MAX:
                 why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
                 await self._handler.set_aside(client, entry, why)
-            elif n > SUSPECT_DELIVERIES:
-                await self._handler.handle(client, [entry], taken=True)
+            else:
+                await self._handle(client, [entry], taken=True)
 
-    async def _deliveries(self, client: Redis, entry: Raw) -> int:
-        with named_errors():
-            rows = await client.xpending_range(self.names.log, self.group.name, entry[0], entry[0], 1)
-        return int(rows[0]["times_delivered"]) if rows else 0
-
-    async def _not_deferred(self, client: Redis, entries: list[Raw]) -> list[Raw]:
-        """Without those that wait for a retry: their time has not come."""
-        if not entries:
-            return []
-        with named_errors():
-            scores = await client.execute_command(
-                "ZMSCORE", self.names.retries(self.group.name), *(entry[0] for entry in entries)
-            )
-        return [entry for entry, score in zip(entries, scores, strict=True) if score is None]
-
-    async def _remove_stale_consumers(self, client: Redis) -> None:
-        with named_errors():
-            consumers = await client.xinfo_consumers(self.names.log, self.group.name)
-        for row in consumers:
-            name, idle_ms = row["name"].decode(), int(row["idle"])
-            if name != self.name and row["pending"] == 0 and idle_ms > 10_000 * self.limits.claim_idle_s:
-                await scripts.leave(client, self.names, self.group.name, name)
+    async def _take_up_own(self, client: Redis) -> None:
+        """After a lost connection: replies may be lost, so what is pending here is read again."""
+        self._handler.skipped.clear()
+        last = "0"
+        while entries := await self._read(client, last):
+            last = entries[-1][0].decode()
+            await self._handle(client, await self._upkeep.not_deferred(client, entries), taken=True)
+            await self._handler.acknowledge(client)
 
 
 async def _sleep_unless(stopping: asyncio.Event, delay_s: float) -> None:

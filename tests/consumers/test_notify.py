@@ -348,6 +348,7 @@ async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_
                 while len(await told.slack()) < 2:
                     for _, entries in await client.execute_command(*read) or ():
                         await other.handle(client, entries, taken=False)
+                        await other.acknowledge(client)
 
         late = LateRoom(told.channels.slack, approved)
         told.channels = type(told.channels)(slack=late, ntfy=told.channels.ntfy)

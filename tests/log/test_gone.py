@@ -14,14 +14,12 @@ from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
 from streamproc.log import gone as gone_module
 from streamproc.log import roster as roster_module
-from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect, connected
 from streamproc.log.gone import CALLED_S, IDLE_MS, MISSING_S, Gone
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
-from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
@@ -253,7 +251,7 @@ async def test_whose_last_call_may_still_be_under_way_at_the_bank_is_missed_for_
     async with connected(log, name="other") as other:
         await hold(other, "other")
     calls = Group(name=GROUP, stages=(), outputs_are_facts=True)
-    gone = Consumer(log, 0, calls, name="me", limits=Limits())._gone
+    gone = Consumer(log, 0, calls, name="me", limits=Limits())._upkeep._gone
     async with connected(log, name="me") as client:
         assert [await taken(gone, client, at) for at in (0, LATER, TIMEOUT_S)] == [[], [], []]
         assert len(await taken(gone, client, CALLED_S)) == 3
@@ -331,34 +329,3 @@ async def test_who_loses_its_connections_while_a_batch_is_at_the_bank_is_connect
             answered.set()
             stopping.set()
             await running
-
-
-async def test_a_look_has_the_time_at_which_it_looks_however_long_the_retries_before_it_took(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else the next look, a moment later, would have found a consumer missing for as long as they took."""
-    consumer = Consumer(redis_url, 0, Group(name="g", stages=()), name="me", limits=Limits())
-    clock = asyncio.get_running_loop().time
-    done_at: list[float] = []
-    looked_at: list[float] = []
-
-    async def retries(*_: Any, **__: Any) -> list[Raw]:
-        return [(b"1-0", [b"e", b"[]", b"m", b"{}"])]
-
-    async def handle(*_: Any, **__: Any) -> None:
-        before = clock()
-        while clock() == before:
-            await asyncio.sleep(0)
-        done_at.append(clock())
-
-    async def take(_: Redis, now_s: float) -> list[Raw]:
-        looked_at.append(now_s)
-        return []
-
-    monkeypatch.setattr(scripts, "due_retries", retries)
-    monkeypatch.setattr(consumer._handler, "handle", handle)
-    monkeypatch.setattr(consumer._gone, "take", take)
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=["g"])
-        await consumer._upkeep(client)
-    assert looked_at[0] >= done_at[0]

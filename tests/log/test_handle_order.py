@@ -43,6 +43,9 @@ async def test_own_outputs_are_acknowledged_after_the_payouts_that_came_with_the
             return await execute(*args, **options)
 
         monkeypatch.setattr(client, "execute_command", heard)
-        await Handler(0, group, Limits()).handle(client, reply[0][1], taken=False)
+        handler = Handler(0, group, Limits())
+        await handler.handle(client, reply[0][1], taken=False)
+        assert decided_before_ack == []
+        await handler.acknowledge(client)
         assert decided_before_ack == [True]
         assert (await client.xpending(NAMES.log, group.name))["pending"] == 0

@@ -1,5 +1,7 @@
 """A group is not given what it wrote itself, where that comes next; and nothing else is ever passed over."""
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from streamproc.domain.events import PayoutDecided
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -16,10 +19,13 @@ from streamproc.log.names import Names
 from streamproc.log.scripts import Handover
 from streamproc.log.stream import open_log
 from streamproc.log.work import Group
+from tests.engine import Engine
+from tests.words import ACCOUNT, observed
 
 NAMES = Names(0)
 RUN_MIN = 8
 """Entries, as own.lua has it: fewer are not noted."""
+CROWDS = (1, 1, 2, 1, 3, 1, 30, 1, 1, 9, 2, 2, 5, 300, 1, 1, 1, 12, 3, 1, 1)
 
 
 @pytest.fixture
@@ -162,3 +168,29 @@ async def test_everything_of_others_is_delivered_once_in_whatever_order_things_h
     row = await standing(client)
     assert (row["lag"], row["entries-read"] or 0) == (0, await client.xlen(NAMES.log))
     assert len(await read(client, 10_000, "other")) == await client.xlen(NAMES.log)
+
+
+async def test_two_workers_over_payouts_that_come_alone_and_in_crowds_are_given_each_once_and_leave_nothing(
+    redis_url: str,
+) -> None:
+    """Outputs of one lie between what the other reads: whatever is passed over, it is never a payout."""
+    async with Engine(redis_url, workers=2) as engine:
+        await engine.apply("policies: {bot: {daily_limit: 100000000, rate_limit: {count: 0, window: 60}}}")
+        payouts = [f"pout_{n}" for n in range(sum(CROWDS))]
+        waiting = iter(payouts)
+        for crowd in CROWDS:
+            events = [observed(next(waiting), 100, agent="bot") for _ in range(crowd)]
+            await asyncio.gather(*(engine.append(ACCOUNT, event) for event in events))
+            if crowd % 3 == 0:  # else the next come while these are in hand
+                await engine.settled()
+        await engine.settled()
+        decided = Counter(
+            event.payout
+            for entry in await engine.entries()
+            for event in entry
+            if isinstance(event, PayoutDecided)
+        )
+        row = await standing(engine.client, "governance")
+        assert (row["lag"], row["pending"]) == (0, 0)
+        assert row["entries-read"] == await engine.client.xlen(NAMES.log)
+    assert decided == Counter(payouts)

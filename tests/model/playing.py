@@ -172,6 +172,7 @@ class Crew:
                     await consumer._handler.handle(
                         client, await consumer._read(client, block_ms=1), taken=False
                     )
+                    await consumer._handler.acknowledge(client)
         raise AssertionError("the groups never come to rest")
 
     async def play(self, history: Sequence[Input]) -> None:

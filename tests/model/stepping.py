@@ -168,6 +168,16 @@ def not_blocking(client: Redis) -> Redis:
     return client
 
 
+async def look_and_handle(consumer: Consumer, client: Redis, *, claims: bool) -> None:
+    """What a consumer does beside its batches, in one go."""
+    await scripts.fire_due(client, consumer.names)
+    consumer._upkeep._claim_due = 0.0
+    while found := await consumer._upkeep.look(client, may_claim=claims):
+        await consumer._handle_found(client, found)
+        await consumer._handler.acknowledge(client)
+        claims = claims and consumer._upkeep._cursor != b"0-0"
+
+
 class Call(NamedTuple):
     """What a worker is about to do."""
 
@@ -233,10 +243,9 @@ class Worker:
         if turn == "read":
             entries = await consumer._read(client, block_ms=1)
             await consumer._handler.handle(client, entries, taken=False)
+            await consumer._handler.acknowledge(client)
         else:
-            consumer._upkeep_due = 0.0
-            consumer._claim_due = 0.0 if turn == "claim" else float("inf")
-            await consumer._upkeep(client)
+            await look_and_handle(consumer, client, claims=turn == "claim")
 
     async def step(self, which: int = 0) -> None:
         """Let one of its calls go, and wait for the next or the end of the turn."""

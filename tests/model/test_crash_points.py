@@ -25,7 +25,15 @@ from tests.consumers.test_refuted import at_once
 from tests.model.bank import Bank, Wired
 from tests.model.crashing import Fuse, How
 from tests.model.playing import counters, stories
-from tests.model.stepping import START, Row, World, governance, not_blocking, the_tests_clock
+from tests.model.stepping import (
+    START,
+    Row,
+    World,
+    governance,
+    look_and_handle,
+    not_blocking,
+    the_tests_clock,
+)
 from tests.words import ACCOUNT, observed, requested, reviewed
 
 pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
@@ -100,8 +108,8 @@ class Process:
             await consumer._take_up_own(client)
             while entries := await consumer._read(client, block_ms=1):
                 await consumer._handler.handle(client, entries, taken=False)
-            consumer._upkeep_due, consumer._claim_due = 0.0, 0.0 if self.claims else float("inf")
-            await consumer._upkeep(client)
+                await consumer._handler.acknowledge(client)
+            await look_and_handle(consumer, client, claims=self.claims)
 
 
 async def heard(world: World) -> None:

@@ -16,7 +16,7 @@ from streamproc.log.work import Group
 from tests.consumers.test_refuted import at_once
 from tests.model.bank import Bank
 from tests.model.playing import Crew
-from tests.model.stepping import START, World, governance, the_tests_clock
+from tests.model.stepping import START, World, governance, look_and_handle, the_tests_clock
 from tests.model.test_crash_points import Slow
 from tests.words import ACCOUNT, copy_of, observed, requested
 
@@ -53,9 +53,7 @@ async def later(crew: Crew, seconds: float) -> None:
     """Time passes, and what was put off is taken up."""
     await crew.world.set_clock(crew.world.now + int(seconds * 1e6))
     for consumer, client in crew._all:
-        consumer._upkeep_due = 0.0
-        consumer._claim_due = float("inf")
-        await consumer._upkeep(client)
+        await look_and_handle(consumer, client, claims=False)
 
 
 async def test_a_stopped_intent_that_execution_itself_finds_at_the_bank_is_rejected_there(

@@ -1,0 +1,205 @@
+"""What a consumer does beside its batches keeps no payout waiting, waits for no batch, and loses nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.wire import encode_events
+from streamproc.log import group as loop
+from streamproc.log import scripts
+from streamproc.log.batch import Limits
+from streamproc.log.connection import connected
+from streamproc.log.group import Consumer
+from streamproc.log.names import Names
+from streamproc.log.scripts import Backoff, Deferral
+from streamproc.log.stream import open_log
+from streamproc.log.work import Desk, Group, Item, Stage
+from tests.bank import until
+from tests.words import observed
+
+NAMES = Names(0)
+NEVER_S = 3_600.0
+
+
+class Bank:
+    """A stage that holds each batch until it is let go, and says which payouts it was given."""
+
+    def __init__(self) -> None:
+        self.called, self.answers = asyncio.Event(), asyncio.Event()
+        self.payouts: list[str] = []
+        self.group = Group(
+            name="g",
+            stages=(Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call),),
+        )
+
+    async def _call(self, items: Sequence[Item], _: Desk) -> None:
+        self.payouts += [work.payout for work, _ in items]
+        self.called.set()
+        await self.answers.wait()
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["g"])
+        yield client
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return Bank()
+
+
+@asynccontextmanager
+async def consuming(url: str, bank: Bank) -> AsyncIterator[None]:
+    stopping = asyncio.Event()
+    consumer = Consumer(url, 0, bank.group, name="me", limits=Limits())
+    running = asyncio.create_task(consumer.run(stopping))
+    try:
+        yield
+    finally:
+        bank.answers.set()
+        stopping.set()
+        await running
+
+
+async def pay(client: Redis, payout: str) -> bytes:
+    e = encode_events([observed(payout, 100, agent="bot")])
+    entry: bytes = await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
+    return entry
+
+
+async def say(client: Redis, count: int) -> None:
+    """Entries that the group has nothing to do with."""
+    for _ in range(count):
+        await client.xadd(NAMES.log, {"e": b"[]", "m": b'{"by":"webhook"}'})
+
+
+async def pending(client: Redis) -> int:
+    return int((await client.xpending(NAMES.log, "g"))["pending"])
+
+
+async def test_timers_fire_while_a_batch_is_at_the_bank(client: Redis, redis_url: str, bank: Bank) -> None:
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+        await client.zadd(NAMES.timers, {"[]": 1})
+
+        async def has_fired() -> bool:
+            ((_, fields),) = await client.execute_command("XREVRANGE", NAMES.log, "+", "-", "COUNT", 1)
+            return bool(fields[3] == b'{"by":"timers"}')
+
+        await until(has_fired, what="the timer is in the log")
+
+
+async def test_what_was_put_off_is_handled_after_the_batch_in_which_it_became_due(
+    client: Redis, redis_url: str, bank: Bank
+) -> None:
+    entry = await pay(client, "pout_late")
+    await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+
+        async def is_taken_up() -> bool:
+            rows = await client.xpending_range(NAMES.log, "g", entry, entry, 1)
+            return bool(rows[0]["consumer"] == b"me")
+
+        await until(is_taken_up, what="the retry is in the consumer's hands")
+        assert bank.payouts == ["pout_1"]
+        bank.answers.set()
+
+        async def is_done() -> bool:
+            return await pending(client) == 0
+
+        await until(is_done, what="all is acknowledged")
+    assert bank.payouts == ["pout_1", "pout_late"]
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_who_stops_while_something_was_found_handles_that_too(
+    client: Redis, redis_url: str, bank: Bank
+) -> None:
+    entry = await pay(client, "pout_late")
+    await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+
+        async def is_taken_up() -> bool:
+            rows = await client.xpending_range(NAMES.log, "g", entry, entry, 1)
+            return bool(rows[0]["consumer"] == b"me")
+
+        await until(is_taken_up, what="the retry is in the consumer's hands")
+    assert bank.payouts == ["pout_1", "pout_late"]
+    assert await pending(client) == 0
+
+
+async def test_what_is_skipped_is_acknowledged_when_nothing_comes(
+    client: Redis, redis_url: str, bank: Bank
+) -> None:
+    async with consuming(redis_url, bank):
+        await say(client, 3)
+
+        async def is_done() -> bool:
+            (row,) = await client.xinfo_groups(NAMES.log)
+            return row["lag"] == 0 and row["pending"] == 0
+
+        await until(is_done, what="all is read and acknowledged")
+
+
+@pytest.mark.parametrize("limit", ["count", "age"])
+async def test_what_is_skipped_waits_for_a_pause_only_until_it_is_much_or_old(
+    client: Redis, redis_url: str, bank: Bank, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "QUIET_S", NEVER_S)
+    monkeypatch.setattr(loop, "SKIPPED_MAX", 5 if limit == "count" else 1_000)
+    monkeypatch.setattr(loop, "SKIPPED_S", NEVER_S if limit == "count" else 0.0)
+    bank.answers.set()
+    async with consuming(redis_url, bank):
+        await say(client, 4)
+        await pay(client, "pout_1")
+        if limit == "count":
+
+            async def is_paid() -> bool:
+                rows = await client.xpending_range(NAMES.log, "g", "-", "+", 10)
+                return bank.payouts == ["pout_1"] and len(rows) == 4
+
+            await until(is_paid, what="the payout is acknowledged, and what was skipped is not")
+            await say(client, 1)
+
+        async def is_done() -> bool:
+            return bank.payouts == ["pout_1"] and await pending(client) == 0
+
+        await until(is_done, what="all is acknowledged")
+
+
+@pytest.mark.parametrize("end", ["stop", "lost connections"])
+async def test_what_is_skipped_and_not_acknowledged_yet_is_not_left_behind(
+    client: Redis, redis_url: str, bank: Bank, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "QUIET_S", NEVER_S)
+    monkeypatch.setattr(loop, "SKIPPED_S", NEVER_S)
+    async with consuming(redis_url, bank):
+        await say(client, 3)
+
+        async def is_read() -> bool:
+            return await pending(client) == 3
+
+        await until(is_read, what="all is read")
+        if end == "lost connections":
+            for row in await client.client_list():
+                if row["name"] == "me":
+                    await client.client_kill_filter(_id=row["id"])
+
+            async def is_done() -> bool:
+                return await pending(client) == 0
+
+            await until(is_done, what="it is taken up again, and acknowledged")
+    assert await pending(client) == 0
