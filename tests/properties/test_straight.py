@@ -142,6 +142,17 @@ async def test_straight_or_through_the_chain_the_same_is_recorded(
     assert state == state_by_chain
 
 
+async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(redis_url: str) -> None:
+    """Of agents with and without a rate, to who was paid before, with what others wrote in the places of blanks."""
+    history: list[PayoutObserved | PayoutRequested] = []
+    for n, text in enumerate(("", '"\\', "\x01-1\x01", '"number":0,"used":0', "é")):
+        for agent in ("bot", "free"):
+            event = observed(f"pout_{agent}{n}", 100 + n, agent=agent, url="https://shop.example/100%25?%d")
+            history.append(replace(event, facts=replace(event.facts, reference_id=text)))
+    entries, state = await recorded(redis_url, history, governance())
+    assert (entries, state) == await recorded(redis_url, history, replace(governance(), straight=None))
+
+
 async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
