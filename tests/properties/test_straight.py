@@ -153,6 +153,20 @@ async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(
     assert (entries, state) == await recorded(redis_url, history, replace(governance(), straight=None))
 
 
+async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> None:
+    async with Engine(redis_url, groups=[governance()]) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*(observed(f"pout_{n}", 100, agent="free", url=URLS[1]) for n in range(2)))
+        await engine.stop()
+        for n in range(2, 6):
+            await engine.append(ACCOUNT, observed(f"pout_{n}", 100 + n, agent="free", url=URLS[1]))
+        engine.start()
+        await engine.settled()
+        amounts = {payout: record.amount for payout, record in (await engine.records()).items()}
+        await kept(engine)  # which holds each record against the fold of its events
+    assert amounts == {f"pout_{n}": 100 + n if n > 1 else 100 for n in range(6)}
+
+
 async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
