@@ -1,5 +1,7 @@
 """What payouts have in common is sent once, with blanks; filled in, it is what is told of each alone."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,3 +147,24 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
     forms = Forms()
     assert not any(forms.offer(plain(n)).values for n in range(3))
     assert "no form gives what is told of payout pout_0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{name: ""} for name in ("vendor_url", "fund_account", "reference_id")]
+    + [
+        {"utr": "u"},
+        {"fees": 7},
+        {"tax": 7},
+        {"agent_sig": "s"},
+        {"beneficiary": BeneficiarySeen(known=True)},
+    ],
+    ids=str,
+)
+def test_a_payout_that_differs_in_more_than_its_values_is_written_as_it_is(other: dict[str, Any]) -> None:
+    forms, first = Forms(), plain(1)
+    first = replace(first, record=replace(first.record, reference_id="r"))
+    second = replace(first, record=replace(first.record, **other))
+    for one in (first, second, first):
+        record, out = one.told()
+        assert written(forms.offer(one)) == (encode_record(record), encode_events(out))

@@ -142,6 +142,31 @@ async def test_straight_or_through_the_chain_the_same_is_recorded(
     assert state == state_by_chain
 
 
+async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(redis_url: str) -> None:
+    """Of agents with and without a rate, to who was paid before, with what others wrote in the places of blanks."""
+    history: list[PayoutObserved | PayoutRequested] = []
+    for n, text in enumerate(("", '"\\', "\x01-1\x01", '"number":0,"used":0', "é")):
+        for agent in ("bot", "free"):
+            event = observed(f"pout_{agent}{n}", 100 + n, agent=agent, url="https://shop.example/100%25?%d")
+            history.append(replace(event, facts=replace(event.facts, reference_id=text)))
+    entries, state = await recorded(redis_url, history, governance())
+    assert (entries, state) == await recorded(redis_url, history, replace(governance(), straight=None))
+
+
+async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> None:
+    async with Engine(redis_url, groups=[governance()]) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*(observed(f"pout_{n}", 100, agent="free", url=URLS[1]) for n in range(2)))
+        await engine.stop()
+        for n in range(2, 6):
+            await engine.append(ACCOUNT, observed(f"pout_{n}", 100 + n, agent="free", url=URLS[1]))
+        engine.start()
+        await engine.settled()
+        amounts = {payout: record.amount for payout, record in (await engine.records()).items()}
+        await kept(engine)  # which holds each record against the fold of its events
+    assert amounts == {f"pout_{n}": 100 + n if n > 1 else 100 for n in range(6)}
+
+
 async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
