@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import Sequence
 from time import time_ns
 from typing import Any
@@ -14,16 +13,17 @@ from streamproc.domain.beneficiaries import look
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside, Event
 from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
-from streamproc.domain.wire import Newer, decode_events, encode_events, payout_of, refuse_newer, tag_of
+from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
+from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of, work_of
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
 from streamproc.log.watched import Watched
-from streamproc.log.work import Desk, Group, Work, distinct_payouts, run_chain
+from streamproc.log.work import Desk, Group, Work, run_chain
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ BATCH_TIMEOUT_S = 25.0
 LATE_S = 600.0
 """An entry that still waits for a dependency at this age is an alarm: a rejection that the bank was not told of may be
 paid by somebody else's approval."""
-NEWER_S = 5.0
-"""Between two looks at an entry that only a later version can read: one of its workers may take it up in between."""
 STALE_MAX = 20
 """Times in a row that a payout moved on under our hands before the entry is put off."""
 
@@ -59,36 +57,25 @@ class Handler:
         self._policies_now = Policies(self.names)
         """Apart, since a commit names the revision that `_policies` decided under."""
         self._watched = Watched(group, partition)
-        self._mine = b'{"by":"' + group.name.encode() + b'"'
-        self._caused = self._mine + b',"cause":"'
+        self.opener = Opener(self.names, group)
+        self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged, by `acknowledge`: nobody waits for that."""
-        tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
-        self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
-    async def handle(self, client: Redis, entries: Sequence[Raw], *, taken: bool) -> None:
-        """Handle entries to the end: committed, put off, set aside, or `skipped`."""
-        works, unreadable, newer = [], [], []
-        for entry in entries:
-            if len(entry[1]) < 4:
-                unreadable.append((Work(entry[0], [], "", taken), "the entry has no fields `e` and `m`"))
-                continue
-            try:
-                if not self._concerns_us(entry):
-                    self.skipped.append(entry[0])
-                    continue
-                works.append(self._opened(entry, taken=taken))
-            except Newer as problem:
-                newer.append(Work(entry[0], [], taken=taken, problem=TryAgain(str(problem), after_s=NEWER_S)))
-            except Unprocessable as problem:
-                unreadable.append((Work(entry[0], [], "", taken), str(problem)))
-        if unreadable:
-            await self._set_aside(client, unreadable)
-        await self._settle_problems(client, newer)
+    async def handle(
+        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
+    ) -> None:
+        """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already."""
+        opened = ahead or self.opener.open(entries, taken=taken)
+        self.skipped += opened.skipped
+        if opened.unreadable:
+            await self._set_aside(client, opened.unreadable)
+        await self._settle_problems(client, opened.newer)
+        works, known = opened.works, opened.known_lately()
         while works:
-            batch, rest = distinct_payouts(works)
-            batch, later = batch[: self.group.works_max], batch[self.group.works_max :]
-            works = [*await self._round(client, batch), *later, *rest]
+            batch, rest = self.opener.one_pass(works)
+            works = [*await self._round(client, batch, known), *rest]
+            known = None
 
     async def acknowledge(self, client: Redis) -> None:
         """Acknowledge what was skipped. Each call waits for the server's disk, and so does what comes after it."""
@@ -97,30 +84,9 @@ class Handler:
                 await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
             self.skipped.clear()
 
-    def _concerns_us(self, entry: Raw) -> bool:
-        """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may."""
-        if self.is_own(entry):
-            return False
-        e = entry[1][1]
-        if self._consumed(e) is not None:
-            return True
-        refuse_newer(e)
-        return False
-
-    def is_own(self, entry: Raw) -> bool:
-        """Whether the group wrote it, so that it was handled in the same pass."""
-        return len(entry[1]) >= 4 and entry[1][3].startswith(self._mine)
-
-    def _opened(self, entry: Raw, *, taken: bool) -> Work:
-        events = decode_events(entry[1][1])
-        payout = ""
-        for event in events:
-            payout = payout or payout_of(event)
-        return Work(entry[0], events, payout, taken, m=entry[1][3])
-
-    async def _round(self, client: Redis, works: list[Work]) -> list[Work]:
+    async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
-        desk = await self._load(client, works)
+        desk = await self._load(client, works, known)
         gone = await self._go_straight(client, works, desk)
         works = [work for work in works if work not in gone]
         if not works:
@@ -165,27 +131,25 @@ class Handler:
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
-        await self._set_aside(client, [(self._opened(entry, taken=True), why)])
+        await self._set_aside(client, [(work_of(entry, taken=True), why)])
 
-    async def _load(self, client: Redis, works: list[Work]) -> Desk:
-        payouts = [w.payout for w in works if w.payout]
-        pairs = [] if self.group.outputs_are_facts else [(w, p) for w in works if (p := payees.pair_in(w))]
-        keys_of = [payees.keys_of(self.names, pair) for _, pair in pairs]
-        keys = list(dict.fromkeys(key for both in keys_of for key in both))
-        now_us, rev, rows, found = await scripts.load(client, self.names, payouts, keys)
-        row, kept = iter(rows), dict(zip(keys, found, strict=True))
+    async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
+        if known is None:
+            known = await known_of(client, self.names, self.group, works)
+        row = iter(known.rows)
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        for (work, pair), (by_account, by_vendor) in zip(pairs, keys_of, strict=True):
-            work.beneficiary = look(pair, kept[by_account], kept[by_vendor], now_us)
-        book = await self._policies.refresh(client, rev)
+        noted = known.noted
+        for work, pair, by_account, by_vendor in known.seen:
+            work.beneficiary = look(pair, noted[by_account], noted[by_vendor], known.now_us)
+        book = await self._policies.refresh(client, known.rev)
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         cache = Cache(client, self.names)
         desk = Desk(
-            now_us=now_us,
+            now_us=known.now_us,
             partition=self.partition,
             book=book,
             admit=admit,
@@ -193,7 +157,7 @@ class Handler:
             book_now=lambda: self._policies_now.now(client),
             entry=lambda entry: self._entry(client, entry),
         )
-        self._watched.loaded(desk)
+        self._watched.loaded(desk, known.at_ns)
         return desk
 
     async def _entry(self, client: Redis, entry: str) -> list[Event]:

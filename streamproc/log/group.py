@@ -16,7 +16,7 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from redis.asyncio import Redis
@@ -26,6 +26,7 @@ from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.names import Names
+from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
 from streamproc.log.upkeep import Found, Upkeep
@@ -103,7 +104,7 @@ class Consumer:
         with named_errors():
             reader_id = await reader.client_id()
         stopped = asyncio.create_task(stopping.wait())
-        reading = asyncio.create_task(self._read(reader))
+        reading = asyncio.create_task(self._read_on(reader, []))
         self._finding = finding = asyncio.get_running_loop().create_future()
         try:
             while not stopping.is_set():
@@ -114,10 +115,10 @@ class Consumer:
                 )
                 is_quiet = not (reading.done() or finding.done())
                 if reading.done():
-                    # The next batch is fetched while this one is handled.
-                    entries = reading.result()
-                    reading = asyncio.create_task(self._read_on(reader, entries))
-                    await self._handle(client, entries, taken=False)
+                    # The next batch is fetched and asked about while this one is handled.
+                    opened = reading.result()
+                    reading = asyncio.create_task(self._read_on(reader, opened.entries))
+                    await self._handle(client, opened.entries, taken=False, ahead=opened)
                 if finding.done():
                     await self._handle_found(client, finding.result())
                     self._finding = finding = asyncio.get_running_loop().create_future()
@@ -127,7 +128,8 @@ class Consumer:
             # What a read under way brings is ours already: end its waiting, then finish it; so is what was found.
             with named_errors():
                 await client.client_unblock(reader_id)
-            await self._handle(client, await reading, taken=False)
+            opened = await reading
+            await self._handle(client, opened.entries, taken=False, ahead=opened)
             await looking
             if finding.done():
                 await self._handle_found(client, finding.result())
@@ -137,10 +139,12 @@ class Consumer:
                 task.cancel()
             await asyncio.gather(reading, stopped, return_exceptions=True)
 
-    async def _handle(self, client: Redis, entries: list[Raw], *, taken: bool) -> None:
+    async def _handle(
+        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
+    ) -> None:
         self._in_hand_since = asyncio.get_running_loop().time()
         try:
-            await self._handler.handle(client, entries, taken=taken)
+            await self._handler.handle(client, entries, taken=taken, ahead=ahead)
         finally:
             self._in_hand_since = None
 
@@ -155,12 +159,13 @@ class Consumer:
             await self._handler.acknowledge(client)
             self._skipped_since = None
 
-    async def _read_on(self, reader: Redis, before: list[Raw]) -> list[Raw]:
+    async def _read_on(self, reader: Redis, before: Sequence[Raw]) -> Opened:
         """What comes after these. Where there is more, and they end among our own outputs, those that follow are passed
         over first; where there was no more, who wrote what follows has passed over it."""
-        if len(before) >= self.group.read_max and self._handler.is_own(before[-1]):
+        opener = self._handler.opener
+        if len(before) >= self.group.read_max and opener.is_own(before[-1]):
             await scripts.pass_own(reader, self.names, self.group.name)
-        return await self._read(reader)
+        return await opener.ahead(reader, await self._read(reader))
 
     async def _read(self, reader: Redis, start: str = ">", block_ms: int = BLOCK_MS_MAX) -> list[Raw]:
         with named_errors():

@@ -33,11 +33,12 @@ class Watched:
         self._traced = Traced(group, partition)
         self._desk: Desk | None = None
         self._loaded_ns = 0
+        self._told_ns = 0
         self._calls: list[Call] = []
 
-    def loaded(self, desk: Desk) -> None:
-        """A batch begins: Redis's clock is known."""
-        self._desk, self._loaded_ns, self._calls = desk, time_ns(), []
+    def loaded(self, desk: Desk, at_ns: int) -> None:
+        """A batch begins: Redis's clock is known, told when ours was `at_ns`."""
+        self._desk, self._loaded_ns, self._told_ns, self._calls = desk, time_ns(), at_ns, []
         watch.keep(self._calls)
 
     def granted(self, granted: Sequence[tuple[Work, Offer]], sent_ns: int) -> None:
@@ -67,7 +68,7 @@ class Watched:
         meters, desk, now_ns = watch.meters(), self._desk, time_ns()
         if meters is None or desk is None or not works:
             return
-        now_us = desk.now_us + (now_ns - self._loaded_ns) // 1000
+        now_us = desk.now_us + (now_ns - self._told_ns) // 1000
         begun_ns = self._loaded_ns
         meters.batch_entries.labels(self._group).observe(len(works))
         for stage, stage_ns, ended_ns in passed:

@@ -9,7 +9,7 @@ import pytest
 from streamproc.domain import wire
 from streamproc.domain.payouts import decode_record, encode_record, fold, unknown_in
 from streamproc.domain.wire import encode_events
-from streamproc.log import batch, scripts
+from streamproc.log import batch, opened, scripts
 from tests.engine import Engine
 from tests.words import observed
 
@@ -61,7 +61,7 @@ async def test_an_event_of_a_later_version_waits_and_its_neighbours_do_not(
 
 async def test_a_worker_that_knows_it_finishes_what_the_other_one_left(redis_url: str) -> None:
     with (
-        mock.patch.object(batch, "NEWER_S", 0.0),
+        mock.patch.object(opened, "NEWER_S", 0.0),
         mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
     ):
         async with Engine(redis_url) as engine:
@@ -71,7 +71,7 @@ async def test_a_worker_that_knows_it_finishes_what_the_other_one_left(redis_url
                 while await engine.client.zscore(engine.names.retries("governance"), written) is None:
                     await asyncio.sleep(0.01)
             real = wire.decode_events
-            with mock.patch.object(batch, "decode_events", lambda e: real(e.replace(b'"v":2', b'"v":1'))):
+            with mock.patch.object(opened, "decode_events", lambda e: real(e.replace(b'"v":2', b'"v":1'))):
                 async with asyncio.timeout(60):
                     while await decision(engine, "pout_later") is None:
                         await asyncio.sleep(0.01)

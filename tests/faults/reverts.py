@@ -28,12 +28,12 @@ def acknowledge_before_commit() -> None:
     script.sha = hashlib.sha1(script.text, usedforsecurity=False).hexdigest()
     handle = Handler.handle
 
-    async def acknowledged(self: Handler, client: Redis, entries: Sequence[Any], *, taken: bool) -> None:
+    async def acknowledged(self: Handler, client: Redis, entries: Sequence[Any], **how: Any) -> None:
         if entries:
             await client.execute_command(
                 "XACK", self.names.log, self.group.name, *(entry[0] for entry in entries)
             )
-        await handle(self, client, entries, taken=taken)
+        await handle(self, client, entries, **how)
 
     Handler.handle = acknowledged  # type: ignore[method-assign]
 

@@ -108,9 +108,9 @@ async def test_who_reads_on_from_its_own_outputs_is_given_what_comes_after_them(
     await commit(client, mine)
     after = await append(client, 1)
     consumer = Consumer(redis_url, 0, Group(name="g", stages=(), read_max=4), name="c", limits=Limits())
-    entries = await consumer._read_on(client, [])
+    entries = (await consumer._read_on(client, [])).entries
     assert (len(entries), entries[0][0]) == (4, before[0])
-    assert [entry for entry, _ in await consumer._read_on(client, entries)] == after
+    assert [entry for entry, _ in (await consumer._read_on(client, entries)).entries] == after
 
 
 async def test_a_group_whose_lag_is_not_known_passes_over_nothing(client: Redis) -> None:

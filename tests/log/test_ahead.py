@@ -1,0 +1,131 @@
+"""The next batch is asked about while one is in hand; what that changes is never decided on what was before it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.wire import encode_events
+from streamproc.log import opened
+from streamproc.log.batch import Limits
+from streamproc.log.connection import connected
+from streamproc.log.group import Consumer
+from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+from streamproc.log.work import Desk, Group, Item, Stage
+from tests.bank import until
+from tests.words import observed
+
+NAMES = Names(0)
+
+
+class Seen:
+    """A stage that holds the first batch until it is let go, and notes what was known of each payout then."""
+
+    def __init__(self, *, facts: bool = False) -> None:
+        self.called, self.go_on = asyncio.Event(), asyncio.Event()
+        self.looks: list[tuple[str, bool]] = []
+        stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=self._look)
+        self.group = Group(name="g", stages=(stage,), outputs_are_facts=facts, read_max=1)
+
+    async def _look(self, items: Sequence[Item], _: Desk) -> None:
+        self.looks += [
+            (work.record.bank_status if work.record else "", bool(work.loaded)) for work, _ in items
+        ]
+        self.called.set()
+        await self.go_on.wait()
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["g"])
+        yield client
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many works were asked about ahead, each time that it was done."""
+    times: list[int] = []
+    ask = opened.known_of
+
+    async def heard(*args: Any) -> Any:
+        known = await ask(*args)
+        times.append(len(args[3]))
+        return known
+
+    monkeypatch.setattr(opened, "known_of", heard)
+    return times
+
+
+@asynccontextmanager
+async def consuming(url: str, seen: Seen) -> AsyncIterator[None]:
+    stopping = asyncio.Event()
+    running = asyncio.create_task(Consumer(url, 0, seen.group, name="me", limits=Limits()).run(stopping))
+    try:
+        yield
+    finally:
+        seen.go_on.set()
+        stopping.set()
+        await running
+
+
+async def show(client: Redis, status: str) -> None:
+    e = encode_events([observed("pout_1", 100, status=status)])
+    await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
+
+
+async def all_done(client: Redis) -> None:
+    async def is_done() -> bool:
+        (row,) = await client.xinfo_groups(NAMES.log)
+        return row["lag"] == 0 and row["pending"] == 0
+
+    await until(is_done, what="everything is handled")
+
+
+async def two_of_one_payout(client: Redis, url: str, seen: Seen, asked: list[int], *, ahead: bool) -> None:
+    """The second is read while the first is in hand."""
+    async with consuming(url, seen):
+        await show(client, "pending")
+        await seen.called.wait()
+        await show(client, "processing")
+
+        async def is_read() -> bool:
+            return (await client.xpending(NAMES.log, "g"))["pending"] == 2 and asked == [1] * (2 * ahead)
+
+        await until(is_read, what="the second is read, and asked about where that is done")
+        seen.go_on.set()
+        await all_done(client)
+
+
+async def test_what_was_asked_before_the_payout_moved_on_is_asked_again(
+    client: Redis, redis_url: str, asked: list[int]
+) -> None:
+    seen = Seen()
+    await two_of_one_payout(client, redis_url, seen, asked, ahead=True)
+    first, *_, last = seen.looks
+    assert (first, last) == (("pending", False), ("processing", True))
+    version = await client.hget(NAMES.payout("pout_1"), "v")
+    assert version == b"2"
+
+
+async def test_what_was_asked_too_long_ago_is_not_used(
+    client: Redis, redis_url: str, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened, "AHEAD_S", 0.0)
+    seen = Seen()
+    await two_of_one_payout(client, redis_url, seen, asked, ahead=True)
+    assert seen.looks == [("pending", False), ("processing", True)]
+
+
+async def test_a_group_that_calls_others_asks_only_when_it_is_about_to_call(
+    client: Redis, redis_url: str, asked: list[int]
+) -> None:
+    """What it was told of by a call before would else be called for again."""
+    seen = Seen(facts=True)
+    await two_of_one_payout(client, redis_url, seen, asked, ahead=False)
+    assert seen.looks == [("pending", False), ("processing", True)]
