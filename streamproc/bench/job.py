@@ -25,8 +25,9 @@ PAYEES_MAX: Final = VENDORS * NAMES_MAX
 ACCOUNT: Final = "acc_Bench000000001"
 BATCH_MAX: Final = 256
 """Payouts in one read, for both sides."""
-CONSUMERS: Final = 2
-"""Of the engine, in one process: one decides while Redis works for the other. The floor overlaps two batches too."""
+CONSUMERS: Final = 3
+"""Of the engine, in one process: one decides while Redis works for another, and a third one has read. The floor
+overlaps two batches too."""
 CONSUMERS_MAX: Final = 16
 RATE_COUNT: Final = 10_000
 """In 60 s and for each agent: the most that a policy may say, so the window is kept and never full."""
