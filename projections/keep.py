@@ -76,3 +76,5 @@ async def _follow(
             await feed.wait(WAIT_S)
         elif len(rows) < BATCH_MAX:
             await feed.gather(GATHERED_MAX, begun_s + GATHER_S)
+    if rows := feed.take(runner.mark.seq, BATCH_MAX):  # what was being gathered when the end came
+        await runner.fold(rows)

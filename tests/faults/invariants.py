@@ -118,8 +118,9 @@ def history(log: Sequence[Entry]) -> Iterator[Happened]:
 def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     """Every webhook answered 2xx is in the log, and its payout has one decision, or a bypass on record.
 
-    HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection. Excepted is a
-    webhook that a failover took, and nothing else that was answered.
+    HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection. Excepted are a
+    webhook that a failover took, and a payout that was ended on a rejection or cancel that is gone with the log it was
+    in: the bank has our command on record, and the log has what came of it. Nothing is left to decide then.
     """
     taken = {
         (event.facts.id, event.facts.status)
@@ -128,13 +129,17 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     }
     decided: dict[str, list[str]] = defaultdict(list)
     observed: set[tuple[str, str]] = set()
+    ended: set[tuple[str, str]] = set()
     excused: set[str] = set()
     known: set[str] = set()
     for _, _, event, _ in history(seen.log):
         match event:
             case e.PayoutObserved():
                 observed.add((event.facts.id, event.facts.status))
+                ended.add((event.payout, event.facts.status))
                 known.add(event.payout)
+            case e.BankCommandAnswered():
+                ended.add((event.payout, event.bank_status))
             case e.PayoutRequested():
                 known.add(event.payout)
             case e.PayoutDecided():
@@ -147,10 +152,31 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     for hook in seen.answered:
         if (hook.payout, hook.status) not in observed and hook.name not in excused:
             yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
+    gone = _ending((*seen.lost, *seen.dropped))
+    for told in seen.told:  # not of an intent: what the bank ends under its reference may be another's
+        ours = told.effect and told.command in ("reject", "cancel") and told.name == told.payout
+        status = seen.bank.get(told.name, "")
+        if (
+            ours
+            and told.name in gone
+            and status in ("cancelled", "rejected")
+            and (told.name, status) in ended
+        ):
+            excused.add(told.name)
     for payout in sorted(known):
         chain_ = " ".join(decided[payout])
         if chain_ not in _DECISIONS and not (chain_ == "" and payout in excused):
             yield f"{payout} is decided {chain_ or 'never'}"
+
+
+def _ending(log: Sequence[Entry]) -> set[str]:
+    """The payouts that somebody decided there to end: what the bank is told without waiting for the archive."""
+    return {
+        event.payout
+        for _, _, event, _ in history(log)
+        if isinstance(event, e.CancelRequested)
+        or (isinstance(event, e.PayoutDecided) and (event.decision == "REJECTED" or event.cancel_held))
+    }
 
 
 _DECISIONS = {
@@ -346,19 +372,10 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
     created: Counter[str] = Counter()
     commands: dict[str, list[str]] = defaultdict(list)
     last: dict[str, str] = {}
-    ended: set[str] = set()
+    ended = _ending((*seen.log, *seen.lost, *seen.dropped))
     for _, _, event, _ in history(seen.log):
         if isinstance(event, e.PayoutDecided):
             last[event.payout] = event.decision
-            if event.decision == "REJECTED" or event.cancel_held:
-                ended.add(event.payout)
-        elif isinstance(event, e.CancelRequested):
-            ended.add(event.payout)
-    for _, _, event, _ in history((*seen.lost, *seen.dropped)):
-        if isinstance(event, e.CancelRequested) or (
-            isinstance(event, e.PayoutDecided) and (event.decision == "REJECTED" or event.cancel_held)
-        ):
-            ended.add(event.payout)
     for told in seen.told:
         if not told.effect:
             continue

@@ -45,6 +45,8 @@ AGAIN_S = 0.3
 API_S = 5.0
 """For an answer of our own API, which says 503 earlier."""
 FULL_AGAIN_S = 0.2
+STOOD_LOOKS_MIN = 5
+"""A second in which the archive does not move although the log grows."""
 STOOD, STOOD_MAX_S = 8, 30.0
 """So many entries the log is to grow by while the archive stands still, and for so long the disk stays full beyond its
 time for that: on a busy machine a look at the archive takes seconds."""
@@ -293,9 +295,12 @@ class Stand:
 
     @property
     def stood(self) -> int:
-        """By how many entries the log grew while the archive was at the last place where it was seen."""
+        """By how many entries the log grew while the archive was at the last place where it was seen.
+
+        0 after few looks, since an archive that is only late stands still for one or two.
+        """
         counts = [count for head, count in self.full_heads if head == self.full_heads[-1][0]]
-        return counts[-1] - counts[0] if counts else 0
+        return counts[-1] - counts[0] if len(counts) >= STOOD_LOOKS_MIN else 0
 
     async def _try_postgres(self) -> None:
         await self.postgres.down()

@@ -254,3 +254,25 @@ def test_a_rejection_that_a_failover_took_may_have_taken_effect_and_an_approval_
             "money_moves_after_the_archive",
             "one_command_takes_effect",
         }
+
+
+def test_what_was_ended_on_a_rejection_that_is_gone_needs_no_decision_and_what_others_ended_does() -> None:
+    gone = Log().add(observed("pout_2")).add(decided("pout_2", "REJECTED"))
+    ours = [Told(LATER_S, "approve", "pout_1", "pout_1"), Told(LATER_S, "reject", "pout_2", "pout_2")]
+    bank = {"pout_1": "processed", "pout_2": "rejected"}
+    log = sound().add(observed("pout_2")).add(observed("pout_2", status="rejected"))
+    for where in ("lost", "dropped"):
+        assert violations(seen(log, told=ours, bank=bank, **{where: gone.entries})) == []
+    found = {"what_was_answered_is_decided_once"}
+    assert found <= broken(seen(log, told=ours, bank=bank)), "nothing of ours had decided it"
+    assert broken(seen(log, bank=bank, lost=gone.entries)) == found, "somebody else ended it"
+    unseen = sound().add(observed("pout_2"))
+    assert broken(seen(unseen, told=ours, bank=bank, lost=gone.entries)) == found, (
+        "the log does not say how it ended"
+    )
+    pending = {**bank, "pout_2": "pending"}
+    assert broken(seen(log, told=ours, bank=pending, lost=gone.entries)) == found, (
+        "the bank still has it open"
+    )
+    approved = Log().add(observed("pout_2")).add(decided("pout_2"))
+    assert found <= broken(seen(log, told=ours, bank=bank, lost=approved.entries)), "it was not decided so"
