@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 from redis.asyncio import Redis
 
-from streamproc.domain.beneficiaries import look
+from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside, Event
 from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
@@ -87,6 +87,9 @@ class Handler:
     async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
         desk = await self._load(client, works, known)
+        rev = (
+            self._policies.rev
+        )  # what is decided now; works that are tried one by one may come to see a later one
         gone = await self._go_straight(client, works, desk)
         works = [work for work in works if work not in gone]
         if not works:
@@ -94,7 +97,7 @@ class Handler:
         done = self.group.outputs_are_facts and not self.group.looks_again
         fresh = [w for w in works if not (done and w.stale_times)]
         await self._run(client, fresh, desk)
-        stale = await self._commit(client, [w for w in works if w.problem is None])
+        stale = await self._commit(client, [w for w in works if w.problem is None], rev)
         await self._settle_problems(client, [w for w in works if w.problem is not None])
         return stale
 
@@ -134,14 +137,16 @@ class Handler:
         await self._set_aside(client, [(work_of(entry, taken=True), why)])
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
-        if known is None:
+        beneficiaries = known.beneficiaries() if known is not None else []
+        # The batch before may just have noted whom others go to, and no commit would find that.
+        if known is None or any(seen is not NOTED for seen in beneficiaries):
             known = await known_of(client, self.names, self.group, works)
+            beneficiaries = known.beneficiaries()
         row = iter(known.rows)
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        noted = known.noted
-        for work, pair, by_account, by_vendor in known.seen:
-            work.beneficiary = look(pair, noted[by_account], noted[by_vendor], known.now_us)
+        for (work, *_), seen in zip(known.seen, beneficiaries, strict=True):
+            work.beneficiary = seen
         book = await self._policies.refresh(client, known.rev)
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
@@ -215,10 +220,9 @@ class Handler:
 
     # ---- leaving a batch behind ---------------------------------------------------------
 
-    async def _commit(self, client: Redis, works: list[Work]) -> list[Work]:
+    async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
         handovers = [self._handover(work) for work in works]
-        rev = b"" if self.group.outputs_are_facts else self._policies.rev
-        statuses = await self._send(client, handovers, rev)
+        statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
         self._watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:

@@ -86,6 +86,8 @@ class Exchange(asyncio.Protocol):
         self._opened_by.connection_lost(exc)  # it tells whoever waits for the close
 
     def _is_late(self) -> None:
+        if self._answer is None or self._answer.done():
+            return  # the loop stood still, and the answer came in the same turn of it
         self._end(RedisTimeoutError("Timeout reading from socket"))
 
     def _end(self, problem: Exception) -> None:

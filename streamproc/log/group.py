@@ -17,7 +17,7 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
@@ -71,6 +71,8 @@ class Consumer:
         """What was found beside the batches and waits to be handled. None: nothing is to be looked for yet."""
         self._in_hand_since: float | None = None
         self._skipped_since: float | None = None
+        self._lost_beside: LogUnavailable | None = None
+        """What the connection for looking failed with: an entry that it took may be in our hands unseen."""
 
     # ---- open, run, drain, close --------------------------------------------------------
 
@@ -124,6 +126,8 @@ class Consumer:
                     self._finding = finding = asyncio.get_running_loop().create_future()
                 if looking.done():
                     looking.result()
+                if self._lost_beside is not None:
+                    raise self._lost_beside  # all is connected anew, and what is in our hands is read again
                 await self._acknowledge(client, is_quiet=is_quiet)
             # What a read under way brings is ours already: end its waiting, then finish it; so is what was found.
             with named_errors():
@@ -188,6 +192,7 @@ class Consumer:
     @asynccontextmanager
     async def _looking(self, client: Redis, stopping: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
         """A task that looks beside the batches, until `stopping`. What it finds is in `_finding`."""
+        self._lost_beside = None
         looking = asyncio.create_task(self._look(client, stopping))
         try:
             yield looking
@@ -199,16 +204,22 @@ class Consumer:
     async def _look(self, client: Redis, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             await _sleep_unless(stopping, UPKEEP_S)
-            with suppress(LogUnavailable):  # who reads and commits hears of it too, and begins anew
-                await scripts.fire_due(client, self.names)
-                finding = self._finding
-                if finding is None or finding.done():
-                    continue
-                # What has been in hand for so long may look abandoned, to us too.
-                since, now = self._in_hand_since, asyncio.get_running_loop().time()
-                is_long = since is not None and now - since > self.limits.claim_idle_s / 2
-                if found := await self._upkeep.look(client, may_claim=not is_long):
-                    finding.set_result(found)
+            try:
+                await self._look_once(client)
+            except LogUnavailable as problem:
+                # It goes on: while a batch is in hand this connection says that we are there (gone.py).
+                self._lost_beside = problem
+
+    async def _look_once(self, client: Redis) -> None:
+        await scripts.fire_due(client, self.names)
+        finding = self._finding
+        if finding is None or finding.done():
+            return
+        # What has been in hand for so long may look abandoned, to us too.
+        since, now = self._in_hand_since, asyncio.get_running_loop().time()
+        is_long = since is not None and now - since > self.limits.claim_idle_s / 2
+        if found := await self._upkeep.look(client, may_claim=not is_long):
+            finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
         await self._handle(client, found.together, taken=True)

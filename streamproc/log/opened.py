@@ -1,7 +1,8 @@
 """What was read, before anything is done about it: decoded, and what Redis knows of its payouts.
 
-Both may be done while another batch is in hand. What Redis knew then may have changed since: the commit finds that, as
-it finds what another worker did.
+Both may be done while another batch is in hand. What Redis knew then may have changed since. Of payouts and policies
+the commit finds that, as it finds what another worker did. Of beneficiaries it does not: what was known ahead of one
+is used only where nothing that is noted meanwhile changes it (batch.py).
 """
 
 import re
@@ -12,7 +13,8 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from streamproc.domain.beneficiaries import Pair
+from streamproc.domain.beneficiaries import Pair, look
+from streamproc.domain.events import BeneficiarySeen
 from streamproc.domain.wire import Newer, decode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log import payees, scripts
@@ -48,6 +50,13 @@ class Known(NamedTuple):
     rows: list[scripts.Row]
     seen: list[First]
     noted: dict[str, dict[str, int]]
+
+    def beneficiaries(self) -> list[BeneficiarySeen]:
+        """What is known of those in `seen`."""
+        return [
+            look(one.pair, self.noted[one.by_account], self.noted[one.by_vendor], self.now_us)
+            for one in self.seen
+        ]
 
 
 async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Work]) -> Known:

@@ -32,6 +32,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def listen_to_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore Ctrl-C, and all that comes of it: the tests too, maybe."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.embedded
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_nothing_of_a_benchmark_that_was_stopped_is_left(number: signal.Signals, tmp_path: Path) -> None:
@@ -41,6 +46,7 @@ def test_nothing_of_a_benchmark_that_was_stopped_is_left(number: signal.Signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=listen_to_ctrl_c,
     )
     try:
         started, until = set[int](), time.monotonic() + DEADLINE_S

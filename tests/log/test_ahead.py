@@ -9,16 +9,19 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
+from streamproc.domain.payouts import decode_record
 from streamproc.domain.wire import encode_events
 from streamproc.log import opened
-from streamproc.log.batch import Limits
+from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
+from streamproc.log.opened import Opened
 from streamproc.log.stream import open_log
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
-from tests.words import observed
+from tests.properties.test_straight import governance
+from tests.words import apply_policies, observed
 
 NAMES = Names(0)
 
@@ -129,3 +132,40 @@ async def test_a_group_that_calls_others_asks_only_when_it_is_about_to_call(
     seen = Seen(facts=True)
     await two_of_one_payout(client, redis_url, seen, asked, ahead=False)
     assert seen.looks == [("pending", False), ("processing", True)]
+
+
+POLICIES = """
+defaults: {rate_limit: {count: 0}}
+policies:
+  changed: {changed_beneficiary: hold}
+reviewers: [asha]
+"""
+
+
+async def test_a_beneficiary_that_the_batch_before_noted_is_known_to_the_next_one(client: Redis) -> None:
+    """A vendor whose first account was just approved, and who is to be paid on another one."""
+    chain = governance()
+    await open_log(client, partitions=1, groups=[chain.name])
+    await apply_policies(client, POLICIES)
+    handler = Handler(0, chain, Limits())
+
+    async def read(payout: str, vendor: str, account: str) -> Opened:
+        event = observed(payout, 100, agent="changed", url=f"https://{vendor}/", fund_account=account)
+        await client.xadd(NAMES.log, {"e": encode_events([event]), "m": b'{"by":"webhook"}'})
+        while True:
+            ((_, entries),) = await client.execute_command(
+                "XREADGROUP", "GROUP", chain.name, "me", "COUNT", 1, "STREAMS", NAMES.log, ">"
+            )
+            found = await handler.opener.ahead(client, entries)
+            if found.works:  # before it come the policies
+                return found
+
+    first = await read("pout_1", "shop.example", "fa_1")
+    second = await read("pout_2", "shop.example", "fa_2")
+    for each in (first, second):
+        await handler.handle(client, each.entries, taken=False, ahead=each)
+    records = [decode_record(await client.hget(NAMES.payout(payout), "s")) for payout in ("pout_1", "pout_2")]
+    assert [(record.decision, record.reasons) for record in records] == [
+        ("APPROVED", ["POLICY_OK"]),
+        ("HELD", ["BENEFICIARY_CHANGED"]),
+    ]

@@ -9,16 +9,19 @@ from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
+from streamproc.errors import LogUnavailable
 from streamproc.log import group as loop
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
-from streamproc.log.scripts import Backoff, Deferral
+from streamproc.log.scripts import Backoff, Deferral, Raw
 from streamproc.log.stream import open_log
+from streamproc.log.upkeep import Upkeep
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
+from tests.deadline import DEADLINE_S
 from tests.words import observed
 
 NAMES = Names(0)
@@ -203,3 +206,30 @@ async def test_what_is_skipped_and_not_acknowledged_yet_is_not_left_behind(
 
             await until(is_done, what="it is taken up again, and acknowledged")
     assert await pending(client) == 0
+
+
+async def test_what_was_taken_over_and_then_not_heard_of_is_handled_at_once(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection for looking is lost between the claim and its answer; the two others are well."""
+    taken_over, lost = Upkeep.not_deferred, asyncio.Event()
+
+    async def cut_once(self: Upkeep, beside: Redis, entries: list[Raw]) -> list[Raw]:
+        if entries and not lost.is_set():
+            lost.set()
+            raise LogUnavailable("the connection was reset")
+        return await taken_over(self, beside, entries)
+
+    monkeypatch.setattr(Upkeep, "not_deferred", cut_once)
+    await pay(client, "pout_left")
+    await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
+    bank.answers.set()
+    async with consuming(redis_url, bank):
+        async with asyncio.timeout(DEADLINE_S):
+            await lost.wait()
+
+        async def is_done() -> bool:
+            return await pending(client) == 0
+
+        await until(is_done, what="what was left behind is handled")
+    assert bank.payouts == ["pout_left"]

@@ -1,6 +1,7 @@
 """A question hears its own answer or none: a connection on which that could go wrong is not used again."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -72,6 +73,19 @@ async def test_what_comes_too_late_is_not_taken_for_the_next_answer(
         await other.rpush("list", "late")
         assert await client.echo("now") == b"now"
         assert await client.client_id() != before
+
+
+async def test_an_answer_that_came_while_the_loop_stood_still_is_not_late(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_S", 0.1)
+    async with connected(redis_url) as client:
+        before = await client.client_id()
+        asking = asyncio.create_task(client.echo("now"))
+        await asyncio.sleep(0)  # it is asked
+        time.sleep(0.2)  # noqa: ASYNC251  # the answer and the deadline come in one turn of the loop
+        assert await asking == b"now"
+        assert await client.client_id() == before
 
 
 async def test_who_is_cancelled_leaves_no_answer_behind(client: Redis, other: Redis) -> None:
