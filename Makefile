@@ -19,6 +19,7 @@ help:  ## list the targets
 # Re-made when the lock changes: an old environment would test other versions than the lock names.
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamproc needs Python 3.11 or newer; set PYTHON=")'
+	@test ! -L $(VENV) || { echo "$(VENV) is a link: what it leads to would be emptied; remove the link" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -70,6 +70,24 @@ async def consuming(url: str, bank: Bank) -> AsyncIterator[None]:
         await running
 
 
+@asynccontextmanager
+async def consuming_with_a_retry_found(client: Redis, url: str, bank: Bank) -> AsyncIterator[None]:
+    """`pout_late` was put off, and was taken into the consumer's hands while `pout_1` is at the bank."""
+    entry = await pay(client, "pout_late")
+    await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
+    async with consuming(url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+
+        async def is_taken_up() -> bool:
+            rows = await client.xpending_range(NAMES.log, "g", entry, entry, 1)
+            return bool(rows[0]["consumer"] == b"me")
+
+        await until(is_taken_up, what="the retry is in the consumer's hands")
+        yield
+
+
 async def pay(client: Redis, payout: str) -> bytes:
     e = encode_events([observed(payout, 100, agent="bot")])
     entry: bytes = await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
@@ -102,18 +120,7 @@ async def test_timers_fire_while_a_batch_is_at_the_bank(client: Redis, redis_url
 async def test_what_was_put_off_is_handled_after_the_batch_in_which_it_became_due(
     client: Redis, redis_url: str, bank: Bank
 ) -> None:
-    entry = await pay(client, "pout_late")
-    await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
-    async with consuming(redis_url, bank):
-        await pay(client, "pout_1")
-        await bank.called.wait()
-        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
-
-        async def is_taken_up() -> bool:
-            rows = await client.xpending_range(NAMES.log, "g", entry, entry, 1)
-            return bool(rows[0]["consumer"] == b"me")
-
-        await until(is_taken_up, what="the retry is in the consumer's hands")
+    async with consuming_with_a_retry_found(client, redis_url, bank):
         assert bank.payouts == ["pout_1"]
         bank.answers.set()
 
@@ -128,18 +135,8 @@ async def test_what_was_put_off_is_handled_after_the_batch_in_which_it_became_du
 async def test_who_stops_while_something_was_found_handles_that_too(
     client: Redis, redis_url: str, bank: Bank
 ) -> None:
-    entry = await pay(client, "pout_late")
-    await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
-    async with consuming(redis_url, bank):
-        await pay(client, "pout_1")
-        await bank.called.wait()
-        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
-
-        async def is_taken_up() -> bool:
-            rows = await client.xpending_range(NAMES.log, "g", entry, entry, 1)
-            return bool(rows[0]["consumer"] == b"me")
-
-        await until(is_taken_up, what="the retry is in the consumer's hands")
+    async with consuming_with_a_retry_found(client, redis_url, bank):
+        pass
     assert bank.payouts == ["pout_1", "pout_late"]
     assert await pending(client) == 0
 
