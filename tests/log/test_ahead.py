@@ -6,19 +6,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import decode_record
 from streamproc.domain.wire import encode_events
-from streamproc.log import opened
+from streamproc.log import batch, opened
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.stream import open_log
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import Desk, Group, Item, Stage, Work
 from tests.bank import until
 from tests.properties.test_straight import governance
 from tests.words import apply_policies, observed
@@ -169,3 +170,34 @@ async def test_a_beneficiary_that_the_batch_before_noted_is_known_to_the_next_on
         ("APPROVED", ["POLICY_OK"]),
         ("HELD", ["BENEFICIARY_CHANGED"]),
     ]
+
+
+async def test_a_batch_that_is_tried_one_by_one_is_committed_under_the_policies_it_was_decided_under(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit is lowered between the first work and the second: the first is not approved under the old one."""
+    chain = replace(governance(), straight=None)
+    await open_log(client, partitions=1, groups=[chain.name])
+    await apply_policies(client, "policies: {bot: {per_txn_limit: 1000, daily_limit: 100000}}")
+    handler, run_chain, runs = Handler(0, chain, Limits()), batch.run_chain, 0
+
+    async def lowered_midway(group: Group, works: Sequence[Work], desk: Desk) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("nobody named this")
+        await run_chain(group, works, desk)
+        if runs == 2:
+            await apply_policies(client, "policies: {bot: {per_txn_limit: 50, daily_limit: 100000}}")
+
+    monkeypatch.setattr(batch, "run_chain", lowered_midway)
+    names = ("pout_1", "pout_2")
+    for payout in names:
+        e = encode_events([observed(payout, 100, agent="bot", url="")])
+        await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
+    ((_, entries),) = await client.execute_command(
+        "XREADGROUP", "GROUP", chain.name, "me", "STREAMS", NAMES.log, ">"
+    )
+    await handler.handle(client, entries, taken=False)
+    records = [decode_record(await client.hget(NAMES.payout(payout), "s")) for payout in names]
+    assert [record.reason for record in records] == ["TXN_LIMIT_EXCEEDED"] * 2
