@@ -7,7 +7,7 @@ holds them together). A what-if counts with its `Counters` alone. Amounts are pa
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -22,6 +22,8 @@ _ZONES_CACHED = 4096
 
 FIRST_ZONE_S = 14 * 3600
 """A day begins, and ends, so long before UTC's where it begins first."""
+LAST_ZONE_S = 12 * 3600
+"""A calendar window is named without its zone; nowhere does it end later than this after it ended in UTC."""
 
 
 class Window(Struct, frozen=True, array_like=True):
@@ -113,15 +115,23 @@ def calendar_names(zone: str, now_s: float) -> dict[str, str]:
     return dict(zip(names, ("day", "week", "month"), strict=True))
 
 
-def runs_everywhere(window: str, now_s: float) -> bool:
-    """Whether a window, by its name alone, has not ended in any zone yet: its counter must be there."""
-    if len(window) == len("2026-11-26"):
-        end = datetime.strptime(window, "%Y-%m-%d") + timedelta(days=1)
-    elif "W" in window:
-        end = datetime.strptime(f"{window}-1", "%G-W%V-%u") + timedelta(days=7)
+def window_end_s(name: str) -> int:
+    """The latest end (Unix s) of the day `2026-09-21`, week `2026-W39` or month `2026-09`, in whatever zone it is."""
+    year, _, rest = name.partition("-")
+    if rest.startswith("W"):
+        after = date.fromisocalendar(int(year), int(rest[1:]), 1) + timedelta(days=7)
+    elif "-" in rest:
+        after = date.fromisoformat(name) + timedelta(days=1)
     else:
-        end = (datetime.strptime(window, "%Y-%m") + timedelta(days=32)).replace(day=1)
-    return now_s < end.replace(tzinfo=UTC).timestamp() - FIRST_ZONE_S
+        after = (date(int(year), int(rest), 1) + timedelta(days=32)).replace(day=1)
+    return int(datetime(after.year, after.month, after.day, tzinfo=UTC).timestamp()) + LAST_ZONE_S
+
+
+def must_be_counted(window: str, now_s: float, retention_s: float) -> bool:
+    """Whether a window's counter must be there, by its name alone: it may still run in some zone and is kept in all."""
+    last_end_s = window_end_s(window)
+    first_end_s = last_end_s - LAST_ZONE_S - FIRST_ZONE_S
+    return now_s < min(last_end_s, first_end_s + retention_s)
 
 
 def windows_of(

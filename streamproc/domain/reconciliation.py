@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from streamproc.domain.budget import runs_everywhere
+from streamproc.domain.budget import must_be_counted
 from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout, MismatchKind
 from streamproc.domain.intent import is_intent
@@ -47,9 +47,12 @@ def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
     return Mismatch(name, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
 
 
-def windows_apart(counters: Counted, folded: Counted, now_s: float) -> dict[tuple[str, str], Mismatch]:
-    """Windows whose counter is not what its fold says. None that still runs may be missing; ended ones are dropped."""
-    lost = {window: (0, 0) for window in folded.keys() - counters.keys() if runs_everywhere(window[1], now_s)}
+def windows_apart(
+    counters: Counted, folded: Counted, *, now_s: float, retention_s: float
+) -> dict[tuple[str, str], Mismatch]:
+    """Windows whose counter is not what its fold says. None that may still run may be missing, ended ones may."""
+    missing = folded.keys() - counters.keys()
+    lost = {window: (0, 0) for window in missing if must_be_counted(window[1], now_s, retention_s)}
     return {
         window: Mismatch("", "budget", _paise(held), _paise(folded.get(window, (0, 0))), " ".join(window))
         for window, held in {**counters, **lost}.items()

@@ -1,13 +1,12 @@
 """What Redis must hold of a payout, and who has not handled what, from the archived entries alone. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
 from msgspec import Struct
 
 from streamproc.domain.asks import slot_of
-from streamproc.domain.budget import US, Admission, BudgetAnswer, Window
+from streamproc.domain.budget import US, Admission, BudgetAnswer, Window, window_end_s
 from streamproc.domain.events import (
     DeadLetterClosed,
     Event,
@@ -30,8 +29,6 @@ from streamproc.domain.wire import Meta
 
 SLOTS_SPARE = 256
 """Rate slots that are kept of an agent beyond its limit: commits come in another order than admissions."""
-LATEST_ZONE = timedelta(hours=12)
-"""A calendar window is named without its zone; nowhere does it end later than this after it ended in UTC."""
 
 Inputs: TypeAlias = Mapping[str, frozenset[type[Fact]]]
 """Group -> what it is given by others."""
@@ -223,15 +220,3 @@ def is_over(record: PayoutRecord) -> bool:
         "reversed",
     }  # then a bypass may not be recorded yet
     return record.decision is not None and not moved
-
-
-def window_end_s(name: str) -> int:
-    """The latest end (Unix s) of the day `2026-09-21`, week `2026-W39` or month `2026-09`, in whatever zone it is."""
-    year, _, rest = name.partition("-")
-    if rest.startswith("W"):
-        after = date.fromisocalendar(int(year), int(rest[1:]), 1) + timedelta(days=7)
-    elif "-" in rest:
-        after = date.fromisoformat(name) + timedelta(days=1)
-    else:
-        after = (date(int(year), int(rest), 1) + timedelta(days=32)).replace(day=1)
-    return int((datetime(after.year, after.month, after.day, tzinfo=UTC) + LATEST_ZONE).timestamp())

@@ -261,7 +261,13 @@ async def _budgets(run: _Run) -> None:
         run.done.left.append("budgets were not compared: STREAMPROC_POSTGRES_DSN is not set")
         return
     try:
-        seen = await windows_that_differ(run.client, run.pool, run.names, run.settings.claim_idle_s)
+        seen = await windows_that_differ(
+            run.client,
+            run.pool,
+            run.names,
+            claim_idle_s=run.settings.claim_idle_s,
+            retention_s=run.settings.retention_s,
+        )
     except TryAgain as problem:
         run.done.left.append(f"budgets were not compared: {problem}")
         return

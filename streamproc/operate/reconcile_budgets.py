@@ -32,7 +32,9 @@ class Seen(NamedTuple):
     apart: list[Mismatch]
 
 
-async def windows_that_differ(client: Any, pool: Any, names: Names, claim_idle_s: float) -> Seen:
+async def windows_that_differ(
+    client: Any, pool: Any, names: Names, *, claim_idle_s: float, retention_s: float
+) -> Seen:
     """Compare every window of the partition. Raises TryAgain where the view cannot be asked or stands still."""
     loop = asyncio.get_running_loop()
     began, stays_s = loop.time(), claim_idle_s + 2 * BATCH_TIMEOUT_S
@@ -43,7 +45,8 @@ async def windows_that_differ(client: Any, pool: Any, names: Names, claim_idle_s
         # As the view stores names: without what Postgres cannot hold.
         counters = {(text_key(scope), text_key(window)): held for (scope, window), held in counted.items()}
         folded = await _folded_upto(pool, names.partition, last)
-        apart = windows_apart(counters, folded, await clock_us(client) / 1e6)
+        now_s = await clock_us(client) / 1e6
+        apart = windows_apart(counters, folded, now_s=now_s, retention_s=retention_s)
         if is_quiet and (await _is_quiet(client, names)) == (True, last):
             return Seen(len(counters), list(apart.values()))
         same = {w: m for w, m in apart.items() if suspects is None or _gap(suspects.get(w)) == _gap(m)}

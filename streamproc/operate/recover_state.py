@@ -17,7 +17,7 @@ from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Head, id_key
 from streamproc.archive.text import text_key
-from streamproc.domain.budget import Admission
+from streamproc.domain.budget import Admission, window_end_s
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.payouts import (
     RELEASING_STATUSES,
@@ -28,7 +28,7 @@ from streamproc.domain.payouts import (
 )
 from streamproc.domain.policy import ScopeState
 from streamproc.domain.proposals import Proposal, proposals_after
-from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild, window_end_s
+from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild
 from streamproc.domain.tokens import Token, tokens_after
 from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.log.proposals import PROPOSAL_PARTITION

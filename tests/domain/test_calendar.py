@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from msgspec.structs import replace
 
-from streamproc.domain.budget import runs_everywhere, windows_of
+from streamproc.domain.budget import must_be_counted, windows_of
 from streamproc.domain.governance import Case, decide
 from streamproc.domain.policy import Policy, ScopeLimits
 from tests.domain.test_governance import bare
@@ -174,7 +174,14 @@ def test_each_scope_counts_in_its_own_zone() -> None:
         ("2028-02-29", "2028-03-01"),
     ],
 )
-def test_a_window_runs_until_its_end_comes_where_days_begin_first(window: str, end: str) -> None:
-    first = datetime.fromisoformat(f"{end}T00:00:00+14:00").timestamp()
-    assert runs_everywhere(window, first - 1)
-    assert not runs_everywhere(window, first)
+def test_a_window_is_counted_until_it_ended_where_days_end_last(window: str, end: str) -> None:
+    """At every hour of a day some zone is in it: a counter that is gone is missed at any hour."""
+    last = datetime.fromisoformat(f"{end}T00:00:00-12:00").timestamp()
+    assert must_be_counted(window, last - 1, 30 * 86_400)
+    assert not must_be_counted(window, last, 30 * 86_400)
+
+
+def test_a_counter_that_may_have_expired_where_its_day_ended_first_is_not_missed() -> None:
+    first = datetime.fromisoformat("2026-12-02T00:00:00+14:00").timestamp()
+    assert must_be_counted("2026-12-01", first + 59, 60)
+    assert not must_be_counted("2026-12-01", first + 60, 60)

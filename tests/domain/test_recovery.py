@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.domain import events as e
-from streamproc.domain.budget import Ask, Ledger, RateAsk, windows_of
+from streamproc.domain.budget import Ask, Ledger, RateAsk, window_end_s, windows_of
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import Policy
-from streamproc.domain.recovery import Rates, Stored, Unhandled, is_over, rebuild, window_end_s
+from streamproc.domain.recovery import Rates, Stored, Unhandled, is_over, rebuild
 from streamproc.domain.wire import Meta
 from tests.projections.histories import decided, reserved, settled
 from tests.words import NOW, observed
