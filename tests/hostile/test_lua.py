@@ -170,7 +170,8 @@ async def by_hand(client: Redis, url: str) -> None:
     entry = reply[0][1][0][0]
     backoff = scripts.Backoff(0.0, 0.0, 0.0)
     await scripts.defer(client, NAMES, "g", [scripts.Deferral(entry, 0.0, True)] * 2, backoff)
-    await scripts.due_retries(client, NAMES, "g", "b", lease_s=60, limit=4)
+    await scripts.due_retries(client, NAMES, "g", "b", limit=4)
+    await scripts.take_up(client, NAMES, "g", "b", [entry], most=9)
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")
