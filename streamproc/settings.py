@@ -280,7 +280,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("CHECKPOINT_TO", "checkpoint_to", _file_or_url),
     Variable("CHECKPOINT_ENTRIES", "checkpoint_entries", _whole(1, CHECKPOINT_ENTRIES_MAX)),
     Variable("CHECKPOINT_INTERVAL", "checkpoint_interval_s", _duration(0.1)),
-    Variable("CLAIM_IDLE", "claim_idle_s", _duration(0.1)),
+    Variable(
+        "CLAIM_IDLE", "claim_idle_s", _duration(1.0)
+    ),  # a living worker says four times in it that it is
     Variable("DRAIN", "drain_s", _duration(0.1)),
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),

@@ -26,6 +26,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
+from streamproc.log.held import Held
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
@@ -48,6 +49,8 @@ SKIPPED_MAX = 256
 """or when it is so many entries, which is as many as are read at once,"""
 SKIPPED_S = 1.0
 """or so old, so that it is never seen as left behind."""
+HELD_MAX_S = 600.0
+"""A batch that is in hand for so long is at no bank any more, as a pass has 25 s: others may take over what we have."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 
 
@@ -70,6 +73,7 @@ class Consumer:
         self.partition = partition
         self._handler = Handler(partition, group, limits)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
+        self._held = Held(self.names, group.name, name, limits.claim_idle_s)
         self._finding: asyncio.Future[Found] | None = None
         """What was found beside the batches and waits to be handled. None: nothing is to be looked for yet."""
         self._apart: deque[list[bytes]] = deque()
@@ -152,11 +156,13 @@ class Consumer:
     async def _handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
+        ours = await self._held.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         try:
-            await self._handler.handle(client, entries, taken=taken, ahead=ahead)
+            await self._handler.handle(client, ours, taken=taken, ahead=ahead if ours is entries else None)
         finally:
             self._in_hand_since = None
+        self._held.done(entry for entry, _ in entries)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge what was skipped, when that keeps no payout waiting, or is due."""
@@ -192,7 +198,9 @@ class Consumer:
                 self.names.log,
                 ">",
             )
-        return reply[0][1] if reply else []
+        entries: list[Raw] = reply[0][1] if reply else []
+        self._held.add(entry for entry, _ in entries)
+        return entries
 
     # ---- beside the batches -------------------------------------------------------------
 
@@ -219,13 +227,18 @@ class Consumer:
 
     async def _look_once(self, client: Redis) -> None:
         await scripts.fire_due(client, self.names)
+        since, now = self._in_hand_since, asyncio.get_running_loop().time()
+        in_hand_s = 0.0 if since is None else now - since
+        if in_hand_s < HELD_MAX_S:
+            await self._held.renew(client)
         finding = self._finding
         if finding is None or finding.done():
             return
-        # What has been in hand for so long may look abandoned, to us too.
-        since, now = self._in_hand_since, asyncio.get_running_loop().time()
-        is_long = since is not None and now - since > self.limits.claim_idle_s / 2
+        # What is taken over waits for the batch in hand; others may have none.
+        is_long = in_hand_s > self.limits.claim_idle_s / 2
         if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
+            self._held.add(entry for entry, _ in found.together)
+            self._held.add(entry for few in found.apart for entry in few)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
@@ -238,22 +251,26 @@ class Consumer:
         end = clock() + APART_S
         while self._apart and clock() < end:
             entries: list[Raw] = []
-            for n, _, entry in await self._upkeep.take_up(client, self._apart.popleft()):
+            few = self._apart.popleft()
+            for n, _, entry in await self._upkeep.take_up(client, few):
                 if entry is not None and n > DELIVERIES_MAX:
                     why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
                     await self._handler.set_aside(client, entry, why)
                 elif entry is not None:
                     entries.append(entry)
             await self._handle(client, entries, taken=True)
+            self._held.done(few)
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: replies may be lost, so what is in our hands is taken up again."""
         self._handler.skipped.clear()
         self._apart.clear()
+        self._held.clear()
         after = "-"
         while ids := await self._upkeep.own(client, after):
             after = "(" + ids[-1].decode()
             taken = await self._upkeep.take_up(client, ids)
+            self._held.add(one.id for one in taken)
             await self._handle(client, [one.entry for one in taken if one.entry is not None], taken=True)
             await self._handler.acknowledge(client)
 

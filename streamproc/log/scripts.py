@@ -61,7 +61,6 @@ _append_once, _load, _admit, _commit = (
 )
 _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "own")
-_take_up = Script("take_up", "checks")
 _change_policy, _close_letter = Script("change_policy", "checks"), Script("close_letter", "checks")
 _open, _leave = Script("open", "checks"), Script("leave")
 _take_turn, _lease, _take_request = (
@@ -119,14 +118,6 @@ class Deferral(NamedTuple):
     entry: bytes
     least_s: float
     counts: bool
-
-
-class TakenUp(NamedTuple):
-    """An entry that was in another's hands: how often it was delivered, and itself unless that is too often."""
-
-    deliveries: int
-    id: bytes
-    entry: Raw | None = None
 
 
 class Backoff(NamedTuple):
@@ -335,18 +326,6 @@ async def due_retries(client: Redis, names: Names, group: str, consumer: str, *,
     """Take up deferred entries whose time has come."""
     args = [group, consumer, limit]
     return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
-
-
-async def take_up(
-    client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes], *, most: int
-) -> list[TakenUp]:
-    """Take up what came into the consumer's hands from others', where it was delivered at most `most` times with this.
-
-    What is not in these hands, is put off or has left the log is left out.
-    """
-    keys = [names.log, names.retries(group), names.tries(group)]
-    rows = await _take_up(client, keys, [group, consumer, most, *entries])
-    return [TakenUp(int(n), entry, *(tuple(raw) for raw in more)) for n, entry, *more in rows]
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:

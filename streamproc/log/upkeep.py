@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from streamproc.log import scripts
+from streamproc.log import held, scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.gone import CALLED_S, LOOK_S, MISSING_S, Gone
+from streamproc.log.held import TakenUp
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
-from streamproc.log.scripts import Raw, TakenUp
+from streamproc.log.scripts import Raw
 from streamproc.log.work import Group
 from streamproc.telemetry import watch
 
@@ -113,7 +114,7 @@ class Upkeep:
 
         What was delivered more often than `most` times, with this one, is told of and not taken up.
         """
-        return await scripts.take_up(client, self.names, self.group, self.name, entries, most=most)
+        return await held.take_up(client, self.names, self.group, self.name, entries, most=most)
 
     async def _claimed(self, client: Redis, now: float) -> Found | None:
         """Take over what others left pending: the next of it that there is."""
