@@ -76,7 +76,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 def test_a_claim_time_in_which_a_worker_cannot_say_that_it_lives_is_refused() -> None:
     (problem,) = problems(CLAIM_IDLE="999ms")
-    assert problem.startswith("STREAMPROC_CLAIM_IDLE must be") and problem.endswith("at least 1 s")
+    assert problem.startswith("STREAMPROC_CLAIM_IDLE must be")
+    assert problem.endswith("at least 1 s")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ async def test_a_deferred_entry_comes_back_when_due_once_and_is_in_the_hands_of_
     assert await scripts.due_retries(client, NAMES, "g", "c", limit=10) == []
     (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
     assert (row["message_id"], row["consumer"]) == (entry, b"b")
+    assert await client.zcard(NAMES.retries("g")) == 0
     await scripts.commit(client, NAMES, "g", [Handover(entry=entry, taken=True)])
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
 
