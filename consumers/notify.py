@@ -48,7 +48,7 @@ CONCURRENT_MAX = 4
 digest or a private answer beside them nobody waits as long as the clients let wait."""
 READ_MAX = WORKS_MAX = 32
 """Entries read at once, and in one pass. The next ones are read meanwhile: they wait for this pass and for one of
-retries, and are told in a third, before CLAIM_IDLE is over and another worker takes them over."""
+retries, and are told in a third: late, but not twice, as they are held meanwhile (log/held.py)."""
 START_S = 10.0
 """What has not begun to be told by then is put off."""
 PASS_S = 23.0

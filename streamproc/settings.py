@@ -26,6 +26,7 @@ PREFIX = "STREAMPROC_"
 PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as many again
+CLAIM_IDLE_MIN_S = 1.0  # seconds; a living worker says five times a second, if need be, what it still has
 SIGNING_KEY_BYTES = 32
 CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
 API_RATE_MAX = 60_000  # requests a minute; a token's list of times in Redis is some 10 bytes for each
@@ -280,7 +281,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("CHECKPOINT_TO", "checkpoint_to", _file_or_url),
     Variable("CHECKPOINT_ENTRIES", "checkpoint_entries", _whole(1, CHECKPOINT_ENTRIES_MAX)),
     Variable("CHECKPOINT_INTERVAL", "checkpoint_interval_s", _duration(0.1)),
-    Variable("CLAIM_IDLE", "claim_idle_s", _duration(0.1)),
+    Variable("CLAIM_IDLE", "claim_idle_s", _duration(CLAIM_IDLE_MIN_S)),
     Variable("DRAIN", "drain_s", _duration(0.1)),
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),

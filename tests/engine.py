@@ -132,22 +132,23 @@ class Engine:
         await self.append(account, event)
         await self.settled()
 
-    async def settled(self) -> None:
-        """Until every group that works here has read everything and nothing is pending, except what is put off."""
+    async def settled(self, *, wholly: bool = False) -> None:
+        """Until every group that works here has read everything and nothing is pending, except what is put off;
+        `wholly`: without an exception."""
         async with asyncio.timeout(DEADLINE_S):
-            while not await self._is_settled():
+            while not await self._is_settled(wholly):
                 for task in self.tasks:
                     if task.done():
                         task.result()
                 await asyncio.sleep(0.01)
 
-    async def _is_settled(self) -> bool:
+    async def _is_settled(self, wholly: bool) -> bool:
         rows = await self.client.xinfo_groups(self.names.log)
         at_work = {group.name for group in self.groups}
         for row in rows:
             if row["name"].decode() not in at_work:
                 continue  # a recovery makes every group
-            deferred = await self.client.zcard(self.names.retries(row["name"].decode()))
+            deferred = 0 if wholly else await self.client.zcard(self.names.retries(row["name"].decode()))
             if row["lag"] != 0 or row["pending"] > deferred:
                 return False
         return True

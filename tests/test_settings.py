@@ -74,6 +74,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
     assert problems(POLL_INTERVAL=text)[0].startswith("STREAMPROC_POLL_INTERVAL must be a duration")
 
 
+def test_a_claim_time_in_which_a_worker_cannot_say_that_it_lives_is_refused() -> None:
+    (problem,) = problems(CLAIM_IDLE="999ms")
+    assert problem.startswith("STREAMPROC_CLAIM_IDLE must be")
+    assert problem.endswith("at least 1 s")
+
+
 @pytest.mark.parametrize(
     ("count", "allowed"), [("0", False), ("1", True), ("1024", True), ("1025", False), ("١", False)]
 )

@@ -67,7 +67,10 @@ class Handler:
     ) -> None:
         """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already."""
         opened = ahead or self.opener.open(entries, taken=taken)
-        self.skipped += opened.skipped
+        if taken and opened.skipped:  # what is left of earlier attempts goes with them
+            await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
+        else:
+            self.skipped += opened.skipped
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)

@@ -5,20 +5,20 @@ hand and no connection will not finish them. Only a host that vanishes without a
 waited for.
 
 It is safe to be wrong, since whoever commits first wins; it only costs work done twice. So a consumer is believed gone
-when it was missing for a while, by one who finds itself in the list: behind a proxy names mean nothing. And an entry is
-taken over so only while its deliveries have harmless reasons: one that may be what kills its workers waits for the
-claim time.
+when it was missing for a while, by one who finds itself in the list: behind a proxy names mean nothing.
+
+Which of the entries may be what killed its worker is not asked here (upkeep.py): that it waits for the claim time would
+make all wait whose holders were killed three times in a row, and helps nobody.
 """
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
-from streamproc.log.scripts import Raw
 
 LOOK_S = 1.0
 """Between two looks at who has entries in hand."""
@@ -30,10 +30,7 @@ CALLED_S = 12.0
 """The same where entries are calls to others: what a dead caller asked for may be under way for 10 s, a call's longest,
 and who asks the bank again meanwhile may be refused what is being done."""
 ENTRIES_MAX = 256
-"""Entries of one consumer that are read at once,"""
-READS_MAX = 8
-"""and reads in one look; the next look goes on behind them. Those that may be what kills its workers come first, as the
-oldest, and a backlog of them must not hide what came after."""
+"""Entries that are taken over at one look, where nothing else is said."""
 
 
 class _Missed(NamedTuple):
@@ -52,7 +49,6 @@ class Gone:
         group: str,
         consumer: str,
         *,
-        deliveries_max: int,
         entries_max: int = ENTRIES_MAX,
         missing_s: float = MISSING_S,
         roster: Roster | None = None,
@@ -60,15 +56,15 @@ class Gone:
         """`entries_max` are taken over at one look, of all that are gone: as many as are surely done in the claim time,
         or others would take them over in turn. `roster` is that of the process."""
         self._names, self._group, self._me = names, group, consumer
-        self._deliveries_max, self._entries_max = deliveries_max, entries_max
-        self._missing_s = missing_s
+        self._entries_max, self._missing_s = entries_max, missing_s
         self._roster = roster or Roster()
         self._missing: dict[str, _Missed] = {}
-        self._looked: dict[str, str] = {}
-        """Behind which of its entries the next look goes on."""
 
-    async def take(self, client: Redis, now_s: float) -> list[Raw]:
-        """Entries in the hands of consumers that are gone, now in ours. `now_s` is a monotonic clock's."""
+    async def take(self, client: Redis, now_s: float) -> list[bytes]:
+        """Ids of entries in the hands of consumers that are gone, now in ours; that is no delivery yet.
+
+        `now_s` is a monotonic clock's.
+        """
         idle, clock_s = await self._idle(client), asyncio.get_running_loop().time()
         self._missing = {name: missed for name, missed in self._missing.items() if name in idle}
         if not idle:
@@ -83,7 +79,7 @@ class Gone:
             return []
         # Who was heard of since all were listed may be connected since.
         quiet_ms = IDLE_MS + max(0.0, now_s - look.at_s) * 1000
-        taken: list[Raw] = []
+        taken: list[bytes] = []
         for name, idle_ms in idle.items():
             if name in look.here or idle_ms < quiet_ms:
                 continue
@@ -101,28 +97,12 @@ class Gone:
         idle = {row["name"].decode(): int(row["idle"]) for row in rows if row["pending"]}
         return {name: idle_ms for name, idle_ms in idle.items() if idle_ms >= IDLE_MS and name != self._me}
 
-    async def _take_from(self, client: Redis, name: str, most: int) -> list[Raw]:
+    async def _take_from(self, client: Redis, name: str, most: int) -> list[bytes]:
         key, group = self._names.log, self._group
-        ids = (await self._harmless(client, name, most))[:most]
-        if not ids:
-            return []
         with named_errors():
+            rows = await client.xpending_range(key, group, "-", "+", most, name, idle=IDLE_MS)
+            if not rows:
+                return []
+            ids = [row["message_id"] for row in rows]
             # Who takes over at the same moment finds them handed out just now.
-            claimed = await client.execute_command("XCLAIM", key, group, self._me, IDLE_MS, *ids)
-        return [entry for entry in claimed if entry]
-
-    async def _harmless(self, client: Redis, name: str, most: int) -> list[bytes]:
-        """Entries in a consumer's hands whose deliveries have harmless reasons: `most` and up to a read's more."""
-        found: list[bytes] = []
-        after = self._looked.pop(name, "-")
-        for _ in range(READS_MAX):
-            with named_errors():
-                rows: list[dict[str, Any]] = await client.xpending_range(
-                    self._names.log, self._group, after, "+", ENTRIES_MAX, name, idle=IDLE_MS
-                )
-            found += [row["message_id"] for row in rows if row["times_delivered"] <= self._deliveries_max]
-            if len(rows) < ENTRIES_MAX or len(found) >= most:
-                return found
-            after = "(" + rows[-1]["message_id"].decode()
-        self._looked[name] = after
-        return found
+            return list(await client.execute_command("XCLAIM", key, group, self._me, IDLE_MS, *ids, "JUSTID"))

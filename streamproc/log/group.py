@@ -16,6 +16,7 @@ only: the batch is run again entry by entry, so that its neighbours still commit
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
+from streamproc.log.held import Held
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
@@ -39,12 +41,16 @@ UPKEEP_S = 0.2
 after this time, which is well within gone.MISSING_S: else others would take it for dead while it is at the bank."""
 DELIVERIES_MAX = 10
 """Takeovers of an entry whose workers die with it; then it is a dead letter unseen."""
+APART_S = 1.0
+"""For so long entries are handled a few or one at a time before what was read meanwhile has its turn."""
 QUIET_S = 0.02
 """What was skipped is acknowledged when nothing came for so long: a batch is on its way to its decision meanwhile,"""
 SKIPPED_MAX = 256
 """or when it is so many entries, which is as many as are read at once,"""
 SKIPPED_S = 1.0
 """or so old, so that it is never seen as left behind."""
+HELD_MAX_S = 600.0
+"""A batch that is in hand for so long is at no bank any more, as a pass has 25 s: others may take over what we have."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 
 
@@ -67,8 +73,11 @@ class Consumer:
         self.partition = partition
         self._handler = Handler(partition, group, limits)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
+        self._held = Held(self.names, group.name, name, limits.claim_idle_s)
         self._finding: asyncio.Future[Found] | None = None
         """What was found beside the batches and waits to be handled. None: nothing is to be looked for yet."""
+        self._apart: deque[list[bytes]] = deque()
+        """Those of what was found that are to be handled apart, and were not yet."""
         self._in_hand_since: float | None = None
         self._skipped_since: float | None = None
         self._lost_beside: LogUnavailable | None = None
@@ -112,7 +121,7 @@ class Consumer:
             while not stopping.is_set():
                 await asyncio.wait(
                     {reading, finding, looking, stopped},
-                    timeout=QUIET_S if self._handler.skipped else None,
+                    timeout=0 if self._apart else QUIET_S if self._handler.skipped else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 is_quiet = not (reading.done() or finding.done())
@@ -124,6 +133,7 @@ class Consumer:
                 if finding.done():
                     await self._handle_found(client, finding.result())
                     self._finding = finding = asyncio.get_running_loop().create_future()
+                await self._handle_apart(client)
                 if looking.done():
                     looking.result()
                 if self._lost_beside is not None:
@@ -146,11 +156,13 @@ class Consumer:
     async def _handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
+        ours = await self._held.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         try:
-            await self._handler.handle(client, entries, taken=taken, ahead=ahead)
+            await self._handler.handle(client, ours, taken=taken, ahead=ahead if ours is entries else None)
         finally:
             self._in_hand_since = None
+        self._held.done(entry for entry, _ in entries)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge what was skipped, when that keeps no payout waiting, or is due."""
@@ -171,7 +183,7 @@ class Consumer:
             await scripts.pass_own(reader, self.names, self.group.name)
         return await opener.ahead(reader, await self._read(reader))
 
-    async def _read(self, reader: Redis, start: str = ">", block_ms: int = BLOCK_MS_MAX) -> list[Raw]:
+    async def _read(self, reader: Redis, block_ms: int = BLOCK_MS_MAX) -> list[Raw]:
         with named_errors():
             reply = await reader.execute_command(
                 "XREADGROUP",
@@ -180,12 +192,15 @@ class Consumer:
                 self.name,
                 "COUNT",
                 self.group.read_max,
-                *(("BLOCK", block_ms) if start == ">" else ()),
+                "BLOCK",
+                block_ms,
                 "STREAMS",
                 self.names.log,
-                start,
+                ">",
             )
-        return reply[0][1] if reply else []
+        entries: list[Raw] = reply[0][1] if reply else []
+        self._held.add(entry for entry, _ in entries)
+        return entries
 
     # ---- beside the batches -------------------------------------------------------------
 
@@ -212,31 +227,51 @@ class Consumer:
 
     async def _look_once(self, client: Redis) -> None:
         await scripts.fire_due(client, self.names)
+        since, now = self._in_hand_since, asyncio.get_running_loop().time()
+        in_hand_s = 0.0 if since is None else now - since
+        if in_hand_s < HELD_MAX_S:
+            await self._held.renew(client)
         finding = self._finding
         if finding is None or finding.done():
             return
-        # What has been in hand for so long may look abandoned, to us too.
-        since, now = self._in_hand_since, asyncio.get_running_loop().time()
-        is_long = since is not None and now - since > self.limits.claim_idle_s / 2
-        if found := await self._upkeep.look(client, may_claim=not is_long):
+        # What is taken over waits for the batch in hand; others may have none.
+        is_long = in_hand_s > self.limits.claim_idle_s / 2
+        if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
+            self._held.add(entry for entry, _ in found.together)
+            self._held.add(entry for few in found.apart for entry in few)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
         await self._handle(client, found.together, taken=True)
-        for entry, n in found.alone:
-            if n > DELIVERIES_MAX:
-                why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
-                await self._handler.set_aside(client, entry, why)
-            else:
-                await self._handle(client, [entry], taken=True)
+        self._apart += found.apart
+
+    async def _handle_apart(self, client: Redis) -> None:
+        """Handle entries a few or one at a time, for a while: each may be what kills its workers."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + APART_S
+        while self._apart and clock() < end:
+            entries: list[Raw] = []
+            few = self._apart.popleft()
+            for n, _, entry in await self._upkeep.take_up(client, few):
+                if entry is not None and n > DELIVERIES_MAX:
+                    why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
+                    await self._handler.set_aside(client, entry, why)
+                elif entry is not None:
+                    entries.append(entry)
+            await self._handle(client, entries, taken=True)
+            self._held.done(few)
 
     async def _take_up_own(self, client: Redis) -> None:
-        """After a lost connection: replies may be lost, so what is pending here is read again."""
+        """After a lost connection: replies may be lost, so what is in our hands is taken up again."""
         self._handler.skipped.clear()
-        last = "0"
-        while entries := await self._read(client, last):
-            last = entries[-1][0].decode()
-            await self._handle(client, await self._upkeep.not_deferred(client, entries), taken=True)
+        self._apart.clear()
+        self._held.clear()
+        after = "-"
+        while ids := await self._upkeep.own(client, after):
+            after = "(" + ids[-1].decode()
+            taken = await self._upkeep.take_up(client, ids)
+            self._held.add(one.id for one in taken)
+            await self._handle(client, [one.entry for one in taken if one.entry is not None], taken=True)
             await self._handler.acknowledge(client)
 
 

@@ -322,11 +322,9 @@ async def defer(
     return [int(n) for n in await _defer(client, [names.retries(group), names.tries(group)], [*args, *flat])]
 
 
-async def due_retries(
-    client: Redis, names: Names, group: str, consumer: str, *, lease_s: float, limit: int
-) -> list[Raw]:
+async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
     """Take up deferred entries whose time has come."""
-    args = [group, consumer, int(lease_s * 1e6), limit]
+    args = [group, consumer, limit]
     return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
 
 

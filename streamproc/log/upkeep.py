@@ -6,13 +6,15 @@ Looking takes entries into this consumer's hands; they are handled by the consum
 import asyncio
 import logging
 import random
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from streamproc.log import scripts
+from streamproc.log import held, scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.gone import CALLED_S, LOOK_S, MISSING_S, Gone
+from streamproc.log.held import TakenUp
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
@@ -25,14 +27,22 @@ CLAIM_BATCH = 64
 """Entries taken over at once."""
 SUSPECT_DELIVERIES = 2
 """Deliveries that a crash explains; an entry with more may be what crashes its workers."""
+FEW = 16
+"""Entries that are handled together when they were delivered so often: where workers are killed for no fault of theirs
+there are hundreds, and one at a time they take seconds. One that was delivered once more is alone."""
+ANY = 2**31
+"""Deliveries of an entry that is taken up however many they are."""
 
 
 class Found(NamedTuple):
-    """Entries that are in our hands now: those to be handled together, and those to be handled one at a time, each with
-    how often it was taken up: one that kills its worker must not take its neighbours along for ever."""
+    """Entries that are in our hands now: those to be handled together, and the ids of those to be handled apart, a few
+    or one at a time: one that kills its worker must not take its neighbours along for ever.
+
+    The latter are taken up (`Upkeep.take_up`) when their turn comes: what only waited behind one that kills its
+    worker was not delivered. Those that were delivered least come first, and do not even wait for it."""
 
     together: list[Raw]
-    alone: list[tuple[Raw, int]]
+    apart: list[list[bytes]]
 
 
 class Upkeep:
@@ -52,12 +62,13 @@ class Upkeep:
             names,
             group.name,
             consumer,
-            deliveries_max=SUSPECT_DELIVERIES,
             entries_max=group.works_max,
             missing_s=CALLED_S if group.outputs_are_facts else MISSING_S,
             roster=roster,
         )
         self._gone_due = 0.0
+        self._took = False
+        """Whether the last look took from who is gone: the next leaves that out, so what was put off has its turn."""
         self._claim_due = 0.0
         self._cursor = b"0-0"
         """Where the claiming is: it goes on to the end over several looks, since from the start it never gets there."""
@@ -65,13 +76,17 @@ class Upkeep:
     async def look(self, client: Redis, *, may_claim: bool = True) -> Found | None:
         """What is found first: of who is gone, of what nobody finished in the claim time, of what was put off.
 
-        The first two are looked for at their times only, so what was put off gets its turn however much they find.
+        The first two are looked for where that `may_claim`, and at their times only, so what was put off gets its turn
+        however much they find.
         """
         now = asyncio.get_running_loop().time()
-        if now >= self._gone_due:
+        took, self._took = self._took, False
+        if may_claim and now >= self._gone_due and not took:
             self._gone_due = now + LOOK_S * random.uniform(0.8, 1.2)
-            if found := await self._taken_over(client, await self._gone.take(client, now)):
-                return found
+            if entries := await self._gone.take(client, now):
+                self._gone_due, self._took = now, True  # there may be more
+                if found := await self._taken_over(client, entries):
+                    return found
         if may_claim and now >= self._claim_due and (found := await self._claimed(client, now)):
             return found
         retries = await scripts.due_retries(
@@ -79,7 +94,6 @@ class Upkeep:
             self.names,
             self.group,
             self.name,
-            lease_s=self._claim_idle_s,
             limit=self._works_max,
         )
         if not retries:
@@ -87,15 +101,20 @@ class Upkeep:
         watch.taken_up(self.group, "retry", len(retries))
         return Found(retries, [])
 
-    async def not_deferred(self, client: Redis, entries: list[Raw]) -> list[Raw]:
-        """Without those that wait for a retry: their time has not come."""
-        if not entries:
-            return []
+    async def own(self, client: Redis, after: str) -> list[bytes]:
+        """Ids of what is in this consumer's hands, of what follows: some of them."""
         with named_errors():
-            scores = await client.execute_command(
-                "ZMSCORE", self.names.retries(self.group), *(entry[0] for entry in entries)
+            rows: list[dict[str, Any]] = await client.xpending_range(
+                self.names.log, self.group, after, "+", self._works_max, self.name
             )
-        return [entry for entry, score in zip(entries, scores, strict=True) if score is None]
+        return [row["message_id"] for row in rows]
+
+    async def take_up(self, client: Redis, entries: Sequence[bytes], *, most: int = ANY) -> list[TakenUp]:
+        """Of what came into our hands: all that is still there and not put off.
+
+        What was delivered more often than `most` times, with this one, is told of and not taken up.
+        """
+        return await held.take_up(client, self.names, self.group, self.name, entries, most=most)
 
     async def _claimed(self, client: Redis, now: float) -> Found | None:
         """Take over what others left pending: the next of it that there is."""
@@ -111,6 +130,7 @@ class Upkeep:
                     self._cursor,
                     "COUNT",
                     CLAIM_BATCH,
+                    "JUSTID",
                 )
             is_end = self._cursor == b"0-0"
             if is_end:
@@ -120,21 +140,16 @@ class Upkeep:
             if found or is_end:
                 return found
 
-    async def _taken_over(self, client: Redis, entries: list[Raw]) -> Found | None:
-        entries = await self.not_deferred(client, entries)
+    async def _taken_over(self, client: Redis, entries: list[bytes]) -> Found | None:
+        """Take up what is in our hands now, except what is put off and what may be what kills its workers."""
         if not entries:
             return None
-        log.info("%s/%d: took over %d entries", self.group, self.names.partition, len(entries))
-        watch.taken_up(self.group, "claim", len(entries))
-        counts = [await self._deliveries(client, entry) for entry in entries]
-        both = list(zip(entries, counts, strict=True))
-        together = [entry for entry, n in both if n <= SUSPECT_DELIVERIES]
-        return Found(together, [(entry, n) for entry, n in both if n > SUSPECT_DELIVERIES])
-
-    async def _deliveries(self, client: Redis, entry: Raw) -> int:
-        with named_errors():
-            rows = await client.xpending_range(self.names.log, self.group, entry[0], entry[0], 1)
-        return int(rows[0]["times_delivered"]) if rows else 0
+        taken = await self.take_up(client, entries, most=SUSPECT_DELIVERIES)
+        if not taken:
+            return None
+        log.info("%s/%d: took over %d entries", self.group, self.names.partition, len(taken))
+        watch.taken_up(self.group, "claim", len(taken))
+        return Found([one.entry for one in taken if one.entry is not None], _apart(taken))
 
     async def _remove_stale_consumers(self, client: Redis) -> None:
         with named_errors():
@@ -143,3 +158,11 @@ class Upkeep:
             name, idle_ms = row["name"].decode(), int(row["idle"])
             if name != self.name and row["pending"] == 0 and idle_ms > 10_000 * self._claim_idle_s:
                 await scripts.leave(client, self.names, self.group, name)
+
+
+def _apart(taken: Sequence[TakenUp]) -> list[list[bytes]]:
+    """Suspects as they are handled, the least suspicious first."""
+    suspects = sorted((one for one in taken if one.entry is None), key=lambda one: one.deliveries)
+    few = [one.id for one in suspects if one.deliveries <= SUSPECT_DELIVERIES]
+    groups = [few[at : at + FEW] for at in range(0, len(few), FEW)]
+    return groups + [[one.id] for one in suspects[len(few) :]]

@@ -109,10 +109,7 @@ async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
 
 async def assert_told_in_the_end(engine: Engine) -> None:
     """Nothing is put off any more, and nothing is a dead letter."""
-    await engine.settled()
-    async with asyncio.timeout(30):
-        while await engine.client.zcard(engine.names.retries("execution")):
-            await asyncio.sleep(0.01)
+    await engine.settled(wholly=True)
     assert await engine.client.xlen(engine.names.dead) == 0
 
 

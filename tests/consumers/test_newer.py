@@ -52,7 +52,9 @@ async def test_an_event_of_a_later_version_waits_and_its_neighbours_do_not(
         await engine.deliver(observed("pout_good"))
 
         assert await decision(engine, "pout_good") == "APPROVED"
-        assert await engine.client.zscore(engine.names.retries("governance"), written) is not None
+        async with asyncio.timeout(60):
+            while await engine.client.zscore(engine.names.retries("governance"), written) is None:
+                await asyncio.sleep(0.01)
         pending = await engine.client.xpending_range(engine.names.log, "governance", "-", "+", 10)
         assert [row["message_id"] for row in pending] == [written]
         assert await engine.client.xlen(engine.names.dead) == 0

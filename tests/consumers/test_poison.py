@@ -47,9 +47,7 @@ async def test_an_entry_that_fails_by_itself_is_tried_a_few_times_and_set_aside(
         await engine.apply(POLICIES)
         for payout in ("pout_1", "pout_bad", "pout_2"):
             await engine.append(ACCOUNT, observed(payout))
-        await engine.settled()
-        while await engine.client.zcard(engine.names.retries("governance")):
-            await engine.settled()
+        await engine.settled(wholly=True)
         records = await engine.records()
         story = await engine.story("pout_bad")
         letters = await engine.client.xrange(engine.names.dead)

@@ -11,7 +11,6 @@ from streamproc.domain import events as e
 from streamproc.domain.wire import encode_events
 from streamproc.log import batch, scripts
 from streamproc.log.connection import connected
-from streamproc.log.work import Group
 from tests.engine import Engine
 from tests.words import ACCOUNT, NOW, observed, requested
 
@@ -101,7 +100,7 @@ async def _among_others(url: str, entries: list[tuple[bytes, bytes]]) -> None:
         await engine.append(ACCOUNT, observed("pout_first"))
         written = [await engine.client.xadd(engine.names.log, {"e": e, "m": m}) for e, m in entries]
         await engine.append(ACCOUNT, observed("pout_last"))
-        await _at_rest(engine, engine.groups[0])
+        await engine.settled(wholly=True)
 
         assert await engine.client.hexists(engine.names.payout("pout_first"), "s")
         for payout in ("pout_first", "pout_last"):
@@ -127,10 +126,3 @@ def _must_be_told_of(e: bytes, m: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
-
-
-async def _at_rest(engine: Engine, group: Group) -> None:
-    async with asyncio.timeout(60):
-        await engine.settled()
-        while await engine.client.zcard(engine.names.retries(group.name)):
-            await engine.settled()

@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, restore, scripts, trim
+from streamproc.log import batch, held, restore, scripts, trim
 from streamproc.log.connection import connected
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.names import Names
@@ -170,7 +170,9 @@ async def by_hand(client: Redis, url: str) -> None:
     entry = reply[0][1][0][0]
     backoff = scripts.Backoff(0.0, 0.0, 0.0)
     await scripts.defer(client, NAMES, "g", [scripts.Deferral(entry, 0.0, True)] * 2, backoff)
-    await scripts.due_retries(client, NAMES, "g", "b", lease_s=60, limit=4)
+    await scripts.due_retries(client, NAMES, "g", "b", limit=4)
+    await held.take_up(client, NAMES, "g", "b", [entry], most=9)
+    await held.hold(client, NAMES, "g", "b", [entry])
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")

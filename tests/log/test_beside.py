@@ -16,9 +16,9 @@ from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
-from streamproc.log.scripts import Backoff, Deferral, Raw
+from streamproc.log.scripts import Backoff, Deferral
 from streamproc.log.stream import open_log
-from streamproc.log.upkeep import Upkeep
+from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
 from tests.deadline import DEADLINE_S
@@ -209,15 +209,15 @@ async def test_what_was_taken_over_and_then_not_heard_of_is_handled_at_once(
     client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection for looking is lost between the claim and its answer; the two others are well."""
-    taken_over, lost = Upkeep.not_deferred, asyncio.Event()
+    taken_over, lost = Upkeep._taken_over, asyncio.Event()
 
-    async def cut_once(self: Upkeep, beside: Redis, entries: list[Raw]) -> list[Raw]:
+    async def cut_once(self: Upkeep, beside: Redis, entries: list[bytes]) -> Found | None:
         if entries and not lost.is_set():
             lost.set()
             raise LogUnavailable("the connection was reset")
         return await taken_over(self, beside, entries)
 
-    monkeypatch.setattr(Upkeep, "not_deferred", cut_once)
+    monkeypatch.setattr(Upkeep, "_taken_over", cut_once)
     await pay(client, "pout_left")
     await client.xreadgroup("g", "who_is_gone", {NAMES.log: ">"})
     bank.answers.set()

@@ -7,11 +7,13 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.events import ReviewRefused
-from streamproc.log import scripts
+from streamproc.log import held, scripts
+from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
 from streamproc.log.stream import open_log
+from streamproc.log.work import Group
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed, reviewed
 
@@ -93,32 +95,85 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
     assert await scripts.close_letter(client, NAMES, letter.decode(), **close)
     assert await scripts.close_letter(client, NAMES, letter.decode(), **close) is None
     assert await client.xlen(NAMES.dead) == 0
-    again = await scripts.due_retries(client, NAMES, "g", "b", lease_s=60.0, limit=10)
+    again = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     assert [row[0] for row in again] == [entry]
 
 
-async def test_a_deferred_entry_comes_back_when_due_and_is_not_lost_with_its_worker(client: Redis) -> None:
+async def test_a_deferred_entry_comes_back_when_due_once_and_is_in_the_hands_of_who_took_it_up(
+    client: Redis,
+) -> None:
+    """It was leased for the claim time, and whoever found its holder gone had to let it wait for the lease's end."""
     (entry,) = await delivered(client)
     assert await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, True)], Backoff(0.0, 0.0, 0.0)) == [
         1
     ]
-    taken = await scripts.due_retries(client, NAMES, "g", "b", lease_s=0.0, limit=10)
+    taken = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     assert [row[0] for row in taken] == [entry]
-    again = await scripts.due_retries(client, NAMES, "g", "c", lease_s=60.0, limit=10)
-    assert [row[0] for row in again] == [entry]
-    assert await scripts.due_retries(client, NAMES, "g", "d", lease_s=60.0, limit=10) == []
+    assert await scripts.due_retries(client, NAMES, "g", "c", limit=10) == []
+    (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+    assert (row["message_id"], row["consumer"]) == (entry, b"b")
+    assert await client.zcard(NAMES.retries("g")) == 0
     await scripts.commit(client, NAMES, "g", [Handover(entry=entry, taken=True)])
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
 
 
-async def test_of_a_deferred_entry_that_was_only_skipped_in_the_end_nothing_is_left(client: Redis) -> None:
+async def test_of_a_deferred_entry_that_was_acknowledged_meanwhile_nothing_is_left(client: Redis) -> None:
+    (entry,) = await delivered(client)
+    await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+    await client.xack(NAMES.log, "g", entry)
+    assert await scripts.due_retries(client, NAMES, "g", "b", limit=10) == []
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_of_a_deferred_entry_that_was_only_skipped_in_the_end_nothing_is_left(
+    client: Redis,
+) -> None:
     """A later version knows an event that an earlier one put off, and its group has nothing to do with it."""
     (entry,) = await delivered(client)
     await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
-    await scripts.due_retries(client, NAMES, "g", "b", lease_s=0.0, limit=10)
-    await client.xack(NAMES.log, "g", entry)
-    assert await scripts.due_retries(client, NAMES, "g", "b", lease_s=60.0, limit=10) == []
+    taken = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
+    await Handler(0, Group(name="g", stages=()), Limits()).handle(client, taken, taken=True)
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def hold(client: Redis, *ids: bytes, deliveries: int) -> None:
+    """Entries that are in the hands of `b` and were delivered so often."""
+    await client.execute_command("XCLAIM", NAMES.log, "g", "b", 0, *ids, "RETRYCOUNT", deliveries, "JUSTID")
+
+
+async def test_what_was_delivered_too_often_is_told_of_and_not_taken_up(client: Redis) -> None:
+    once, often = await delivered(client, 2)
+    await hold(client, once, deliveries=1)
+    await hold(client, often, deliveries=2)
+    found = await held.take_up(client, NAMES, "g", "b", [once, often], most=2)
+    assert [(one.deliveries, one.id, one.entry is not None) for one in found] == [
+        (2, once, True),
+        (2, often, False),
+    ]
+    rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+    assert [row["times_delivered"] for row in rows] == [2, 2]
+
+
+async def test_a_delivery_after_which_an_entry_was_put_off_is_not_held_against_it(client: Redis) -> None:
+    """A payout that waited for the bank was a dead letter in the end when its worker was killed."""
+    (entry,) = await delivered(client)
+    backoff = Backoff(0.0, 0.0, 0.0)
+    for counts in (True, False, False):
+        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, counts)], backoff)
+        await scripts.due_retries(client, NAMES, "g", "b", limit=10)
+    (found,) = await held.take_up(client, NAMES, "g", "b", [entry], most=9)
+    assert found.deliveries == 2
+
+
+async def test_what_is_put_off_or_in_other_hands_or_has_left_the_log_is_not_taken_up(client: Redis) -> None:
+    off, elsewhere, trimmed = await delivered(client, 3)
+    await hold(client, off, trimmed, deliveries=1)
+    await scripts.defer(client, NAMES, "g", [Deferral(off, 60.0, False)], Backoff(0.0, 0.0, 0.0))
+    await client.xdel(NAMES.log, trimmed)
+    assert await held.take_up(client, NAMES, "g", "b", [off, elsewhere, trimmed], most=9) == []
+    rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+    assert [(row["message_id"], row["times_delivered"]) for row in rows] == [(off, 1), (elsewhere, 1)]
 
 
 async def test_a_timer_fires_once_and_only_when_it_is_due(client: Redis) -> None:

@@ -174,6 +174,7 @@ async def look_and_handle(consumer: Consumer, client: Redis, *, claims: bool) ->
     consumer._upkeep._claim_due = 0.0
     while found := await consumer._upkeep.look(client, may_claim=claims):
         await consumer._handle_found(client, found)
+        await consumer._handle_apart(client)
         await consumer._handler.acknowledge(client)
         claims = claims and consumer._upkeep._cursor != b"0-0"
 

@@ -1,0 +1,31 @@
+#!lua
+-- Take up entries that came into this consumer's hands from others' (XCLAIM with JUSTID, which counts no delivery), but
+-- not those that were delivered so often that they may be what kills their workers.
+-- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
+-- ARGV[1] group, ARGV[2] consumer, ARGV[3] most deliveries of what is taken up, this one included, ARGV[4..] entry ids
+-- Returns {deliveries, id, entry} for each that is taken up, {deliveries, id} for each that was delivered too often; those
+--   that are not in this consumer's hands, are put off or have left the log are left out.
+-- A delivery after which the entry was put off has a harmless end, and is not counted.
+-- O(entries * log n). Safe to resend: it counts a delivery twice at worst.
+local most = whole(ARGV[3], 0, 2 ^ 31)
+for i = 4, #ARGV do
+  if not string.find(ARGV[i], '^%d+%-%d+$') then wrong('it has no such entry') end
+end
+redis.call('ZCARD', KEYS[2])
+redis.call('HLEN', KEYS[3])
+local reply = {}
+for i = 4, #ARGV do
+  local id = ARGV[i]
+  local row = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])[1]
+  if row and not redis.call('ZSCORE', KEYS[2], id) then
+    local tries = redis.call('HMGET', KEYS[3], id, id .. ':waits')
+    local n = math.max(0, row[4] - tonumber(tries[1] or 0) - tonumber(tries[2] or 0))
+    if n >= most then
+      reply[#reply + 1] = { n, id }
+    else
+      local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)[1]
+      if entry then reply[#reply + 1] = { n + 1, id, entry } end
+    end
+  end
+end
+return reply

@@ -1,0 +1,161 @@
+"""What waits in a living worker's hands is not taken for left behind, and what others have taken is left to them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.wire import encode_events
+from streamproc.log import held as held_module
+from streamproc.log.batch import Limits
+from streamproc.log.connection import connected
+from streamproc.log.group import Consumer
+from streamproc.log.held import Held
+from streamproc.log.names import Names
+from streamproc.log.scripts import Raw
+from streamproc.log.stream import open_log
+from streamproc.log.work import Desk, Group, Item, Stage
+from tests.bank import until
+from tests.words import observed
+
+NAMES = Names(0)
+AN_HOUR_MS = 3_600_000
+CLAIM_IDLE_S = 36_000.0
+"""Nobody takes over what is in hand for an hour."""
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["g"])
+        yield client
+
+
+async def pay(client: Redis, *payouts: str) -> list[bytes]:
+    rows = [
+        {"e": encode_events([observed(one, 100, agent="bot")]), "m": b'{"by":"webhook"}'} for one in payouts
+    ]
+    return [await client.xadd(NAMES.log, row) for row in rows]
+
+
+async def read(client: Redis) -> list[Raw]:
+    reply = await client.execute_command("XREADGROUP", "GROUP", "g", "me", "STREAMS", NAMES.log, ">")
+    entries: list[Raw] = reply[0][1]
+    return entries
+
+
+async def give(client: Redis, consumer: str, *ids: bytes) -> None:
+    """Entries into a consumer's hands, where they seem to be for an hour."""
+    await client.execute_command("XCLAIM", NAMES.log, "g", consumer, 0, *ids, "IDLE", AN_HOUR_MS, "JUSTID")
+
+
+async def held(client: Redis) -> list[bytes]:
+    """What `me` has and was heard of, of that, within the hour."""
+    rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9, "me")
+    assert all(row["times_delivered"] == 1 for row in rows)
+    return [row["message_id"] for row in rows if row["time_since_delivered"] < AN_HOUR_MS]
+
+
+async def test_of_what_is_in_hand_for_long_it_is_said_that_it_is_there_and_of_nothing_else(
+    client: Redis,
+) -> None:
+    first, second, finished = await pay(client, "pout_1", "pout_2", "pout_3")
+    await read(client)
+    await give(client, "me", first, second, finished)
+    long, lately = Held(NAMES, "g", "me", 0.0), Held(NAMES, "g", "me", 3_600.0)
+    lately.add([first])
+    await lately.renew(client)
+    assert await held(client) == []
+    long.add([first, finished])
+    long.done([finished])
+    await long.renew(client)
+    assert await held(client) == [first]
+
+
+async def test_what_others_have_taken_over_or_finished_is_not_ours(client: Redis) -> None:
+    ours, theirs, finished = await pay(client, "pout_1", "pout_2", "pout_3")
+    entries = await read(client)
+    hands = Held(NAMES, "g", "me", 0.0)
+    hands.add([ours, theirs, finished])
+    await give(client, "other", theirs)
+    await client.xack(NAMES.log, "g", finished)
+    assert [entry for entry, _ in await hands.ours(client, entries)] == [ours]
+    (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9, "other")
+    assert row["message_id"] == theirs
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said after a third of a second that an entry is there."""
+    monkeypatch.setattr(held_module, "PART", 100_000)
+
+
+class Bank:
+    """A stage that holds each batch until it is let go, and says which payouts it was given."""
+
+    def __init__(self) -> None:
+        self.called, self.answers = asyncio.Event(), asyncio.Event()
+        self.payouts: list[str] = []
+        stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call)
+        self.group = Group(name="g", stages=(stage,), outputs_are_facts=True, read_max=1)
+
+    async def _call(self, items: Sequence[Item], _: Desk) -> None:
+        self.payouts += [work.payout for work, _ in items]
+        self.called.set()
+        await self.answers.wait()
+
+
+@asynccontextmanager
+async def busy(client: Redis, url: str, bank: Bank) -> AsyncIterator[tuple[Consumer, list[bytes]]]:
+    """A worker with one entry at the bank and the next one read."""
+    ids = await pay(client, "pout_1", "pout_2")
+    stopping = asyncio.Event()
+    consumer = Consumer(url, 0, bank.group, name="me", limits=Limits(claim_idle_s=CLAIM_IDLE_S))
+    running = asyncio.create_task(consumer.run(stopping))
+    try:
+        await bank.called.wait()
+
+        async def are_read() -> bool:
+            return len(await client.xpending_range(NAMES.log, "g", "-", "+", 9, "me")) == 2
+
+        await until(are_read, what="the next one is read")
+        yield consumer, ids
+    finally:
+        bank.answers.set()
+        stopping.set()
+        await running
+
+
+async def test_what_is_at_the_bank_and_what_waits_behind_it_is_held_until_it_is_finished(
+    client: Redis, redis_url: str, often: None
+) -> None:
+    """What waited behind two batches of 25 s was told to people twice, with a claim time that was shorter."""
+    bank = Bank()
+    async with busy(client, redis_url, bank) as (_, ids):
+        await give(client, "me", *ids)
+
+        async def are_held() -> bool:
+            return await held(client) == ids
+
+        await until(are_held, what="both are held")
+    assert bank.payouts == ["pout_1", "pout_2"]
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
+
+
+async def test_what_others_took_while_a_worker_stood_still_is_left_to_them(
+    client: Redis, redis_url: str, often: None
+) -> None:
+    bank = Bank()
+    async with connected(redis_url, name="other") as other, busy(client, redis_url, bank) as (worker, ids):
+        await give(other, "other", ids[1])
+
+        async def is_seen() -> bool:
+            return ids[1] in worker._held._lost
+
+        await until(is_seen, what="it is seen that it is another's")
+    assert bank.payouts == ["pout_1"]
+    (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+    assert (row["message_id"], row["consumer"]) == (ids[1], b"other")
