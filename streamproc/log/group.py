@@ -232,7 +232,7 @@ class Consumer:
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: replies may be lost, so what is pending here is read again."""
-        self._handler.skipped.clear()
+        self._handler.forget()
         last = "0"
         while entries := await self._read(client, last):
             last = entries[-1][0].decode()
