@@ -98,7 +98,7 @@ class Handler:
     ) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
         offered: set[Work] = set()
-        if unasked and self._policies.rev and self.opener.unasked.suits(unasked):
+        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
             offered = {one.work for one in unasked}
             gone = await self._go_unasked(client, unasked)
             works = [work for work in works if work not in gone]

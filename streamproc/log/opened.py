@@ -96,7 +96,7 @@ class Opener:
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
     async def ahead(self, client: Redis, entries: Sequence[Raw]) -> Opened:
-        """Open entries that were read, and ask about the first pass over them, unless that can be offered unasked.
+        """Open entries that were read, and ask about the first pass over them, unless most of it is offered unasked.
 
         Not for a group whose outputs are facts: who is told of by what was known before a call would call again.
         """
@@ -104,8 +104,8 @@ class Opener:
         if opened.works and not self.group.outputs_are_facts:
             batch, _ = self.one_pass(opened.works)
             first = payees.first_looks(self.names, batch) if self.group.straight is not None else []
-            if self.unasked.suits(first):
-                opened.unasked = first
+            opened.unasked = self.unasked.of(first, len(batch))
+            if opened.unasked:
                 return opened
             opened.known = await known_of(client, self.names, self.group, batch)
         return opened

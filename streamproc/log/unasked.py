@@ -45,14 +45,18 @@ class Unasked:
         self._noted.clear()
         self._at_s = -CLOCK_S
 
-    def suits(self, first: Sequence[First]) -> bool:
-        """Whether all of these can be offered. With one that cannot Redis is asked anyway, so it is about all."""
+    def of(self, first: Sequence[First], works: int) -> list[First]:
+        """Which of a pass's first looks are to be offered. The others wait for it and are asked about after it, so
+        none are where they would be fewer than half of the pass's `works`."""
+        if not first or not self.is_fresh():
+            return []
         noted = self._noted
-        return (
-            bool(first)
-            and monotonic() - self._at_s < CLOCK_S
-            and all((one.by_account, one.by_vendor) in noted for one in first)
-        )
+        found = [one for one in first if (one.by_account, one.by_vendor) in noted]
+        return found if 2 * len(found) >= works else []
+
+    def is_fresh(self) -> bool:
+        """Whether Redis's clock was told lately."""
+        return monotonic() - self._at_s < CLOCK_S
 
     def now_us(self, first: Iterable[First]) -> int:
         """Redis's clock, not after it: by as much behind as its last answer was on its way, and never before one of

@@ -125,10 +125,17 @@ async def entry_of(client: Redis, payout: str) -> bytes:
     )
 
 
-async def test_one_payee_that_is_not_remembered_has_redis_asked_about_all(bench: Bench) -> None:
+async def test_payees_that_are_not_remembered_are_asked_about_after_those_that_are(bench: Bench) -> None:
     records = await bench.decide(pay("pout_1"), pay("pout_2", account="fa_2"))
-    assert bench.called[0] == "load"
+    assert bench.called[:2] == ["grant", "load"]
     assert [record.decision for record in records] == ["APPROVED", "HELD"]
+
+
+async def test_where_most_payees_are_not_remembered_all_are_asked_about_at_once(bench: Bench) -> None:
+    events = [pay(f"pout_{n}", agent="easy", account=f"fa_{n}") for n in range(1, 4)]
+    records = await bench.decide(*events)
+    assert bench.called[0] == "load"
+    assert {record.decision for record in records} == {"APPROVED"}
 
 
 async def test_a_payee_that_was_forgotten_since_is_judged_as_one_who_is_not_known(bench: Bench) -> None:
