@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from time import time_ns
+from collections.abc import Sequence
+from time import monotonic, time_ns
 from typing import Any
 
 from msgspec import Struct
@@ -106,7 +106,7 @@ class Handler:
                 return []
         desk = await self._load(client, works, known)
         rev = self._policies.rev  # of what is decided now; works tried one by one may come to see a later one
-        gone = await self._go_straight(client, [work for work in works if work not in offered], desk, {})
+        gone = await self._go_straight(client, [work for work in works if work not in offered], desk)
         works = [work for work in works if work not in gone]
         if not works:
             return []
@@ -123,16 +123,17 @@ class Handler:
             self._open(one.work, scripts.NO_ROW)
             one.work.beneficiary = NOTED
         desk = self._desk(client, self.opener.unasked.now_us(unasked), self._policies.book, time_ns())
-        first = {one.work: one for one in unasked}
-        return await self._go_straight(client, list(first), desk, first)
+        return await self._go_straight(client, [one.work for one in unasked], desk, unasked)
 
     async def _go_straight(
-        self, client: Redis, works: Sequence[Work], desk: Desk, first: Mapping[Work, First]
+        self, client: Redis, works: Sequence[Work], desk: Desk, unasked: Sequence[First] = ()
     ) -> set[Work]:
         """Hand over at once what nothing stands against. Those that this is all for; the chain has the others."""
         offers = grants.offers_of(self.group, works, desk)
         if not offers:
             return set()
+        remembered, sent_s = self.opener.unasked, monotonic()
+        first = {one.work: one for one in unasked if not remembered.is_believed(one)}
         sent = [
             grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted), first.get(work))
             for work, offer in offers
@@ -147,7 +148,7 @@ class Handler:
             rev=rev,
             m=(self._caused, b'"}'),
             keep_budgets_s=keep_s,
-            unasked_at=desk.now_us if first else 0,
+            unasked_at=desk.now_us if unasked else 0,
         )
         try:
             fates = await whole(granting)
@@ -158,7 +159,10 @@ class Handler:
             return set()
         granted = [both for both, fate in zip(offers, fates, strict=True) if fate == grants.GRANTED]
         self._watched.granted(granted, sent_ns)
-        return {work for work, _ in granted}
+        gone = {work for work, _ in granted}
+        for work in gone & first.keys():
+            remembered.found(first[work], sent_s)
+        return gone
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""

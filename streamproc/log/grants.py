@@ -62,7 +62,7 @@ class Grant:
     notes: list[tuple[str, str, int]] = field(default_factory=list)
     """As in a `Handover`."""
     first: First | None = None
-    """Whose beneficiary is still to be found as it was remembered; None where Redis was asked about it."""
+    """Whose beneficiary is still to be found as it was remembered; None where Redis was asked about it just now."""
 
 
 async def grant(

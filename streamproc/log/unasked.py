@@ -1,9 +1,9 @@
 """What lets first looks be offered to `grant.lua` without asking Redis before: what it answered earlier.
 
-Nothing of it is believed. The script finds for itself whether a payout is known, whether its beneficiary is still
-noted, whether the policies are those of the offer, and whether the time of the offer is near its own. What is not so it
+It is not relied on. The script finds for itself whether a payout is known, whether its beneficiary is still noted,
+whether the policies are those of the offer, and whether the time of the offer is near its own. What is not so it
 leaves, and Redis is asked about that as ever. So what is remembered here may be wrong: that costs a call, and changes
-no decision.
+no decision. A beneficiary alone is believed to be noted for as long as an answer that was had ahead of its batch is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,17 @@ CLOCK_S = 10.0
 the 500 ppm at which one is slewed 5 ms. A time after Redis's own the script refuses, and then Redis is asked."""
 
 
+BELIEVED_S = 0.25
+"""A pair that was found noted is not looked at again for so long, as what was asked ahead of a batch is not
+(opened.AHEAD_S). In a full load that is nearly all of them, and two looks at each cost 6 % of the script."""
+
+
 class Unasked:
     """What one consumer remembers of Redis. It ends with its connections: another server may answer otherwise."""
 
     def __init__(self) -> None:
-        self._noted: set[tuple[str, str]] = set()
-        """Pairs, by their two hashes, that were noted when Redis was last asked."""
+        self._noted: dict[tuple[str, str], float] = {}
+        """Pairs, by their two hashes, that were noted when Redis was last asked, and when that was."""
         self._now_us, self._at_s = 0, -CLOCK_S
 
     def learn(
@@ -34,11 +39,18 @@ class Unasked:
         if len(self._noted) + len(seen) > PAIRS_MAX:
             self._noted.clear()  # rare; those that are in use are learnt again at once
         for one, known in zip(seen, beneficiaries, strict=True):
-            both = (one.by_account, one.by_vendor)
             if known is NOTED:
-                self._noted.add(both)
+                self._noted[one.by_account, one.by_vendor] = at_s
             else:
-                self._noted.discard(both)
+                self._noted.pop((one.by_account, one.by_vendor), None)
+
+    def found(self, one: First, at_s: float) -> None:
+        """The script was asked at `at_s`, and found it noted."""
+        self._noted[one.by_account, one.by_vendor] = at_s
+
+    def is_believed(self, one: First) -> bool:
+        """Whether it was found noted just now."""
+        return monotonic() - self._noted.get((one.by_account, one.by_vendor), 0.0) < BELIEVED_S
 
     def forget(self) -> None:
         """Redis has to be asked."""

@@ -79,8 +79,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-async def bench(redis_url: str, called: list[str]) -> AsyncIterator[Bench]:
-    """Whose payee was paid, and is remembered."""
+async def bench(redis_url: str, called: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """Whose payee was paid, and is remembered, so long ago that the script looks again."""
+    monkeypatch.setattr(unasked, "BELIEVED_S", 0.0)
     async with connected(redis_url) as client:
         bench = Bench(client, called)
         await open_log(client, partitions=1, groups=[bench.handler.group.name])
@@ -147,6 +148,30 @@ async def test_a_payee_that_was_forgotten_since_is_judged_as_one_who_is_not_know
     assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_NEW"])
     await bench.decide(pay("pout_2"))
     assert bench.called[0] == "load"
+
+
+async def test_a_payee_that_was_found_noted_just_now_is_not_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the script, too: by nobody is he looked at three times."""
+    looked: list[int] = []
+    real = grants.grant
+
+    async def heard(*args: Any, **named: Any) -> list[int]:
+        looked.append(sum(one.first is not None for one in args[3]))
+        return await real(*args, **named)
+
+    monkeypatch.setattr(grants, "grant", heard)
+    await bench.decide(pay("pout_1"))
+    bench.handler.opener.unasked.forget()
+    await bench.decide(pay("pout_2"))  # asks
+    monkeypatch.setattr(unasked, "BELIEVED_S", 60.0)
+    await bench.decide(pay("pout_3"))
+    opened = await bench.read(pay("pout_4"))
+    bench.handler.opener.unasked.found(opened.unasked[0], -60.0)
+    await bench.handle(opened)
+    await bench.decide(pay("pout_5"))
+    assert looked == [1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("hash_of", ["account", "vendor"])
