@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from time import time_ns
+from time import monotonic, time_ns
 from typing import Any
 
 from msgspec import Struct
@@ -13,6 +13,7 @@ from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside, Event
 from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
+from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
@@ -20,6 +21,7 @@ from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of, work_of
+from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
 from streamproc.log.watched import Watched
@@ -74,11 +76,18 @@ class Handler:
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)
-        works, known = opened.works, opened.known_lately()
+        works, known, unasked = opened.works, opened.known_lately(), opened.unasked
         while works:
             batch, rest = self.opener.one_pass(works)
-            works = [*await self._round(client, batch, known), *rest]
-            known = None
+            works = [*await self._round(client, batch, known, unasked), *rest]
+            known, unasked = None, ()
+
+    def forget(self) -> None:
+        """The connections are new: what Redis said on those before may be another server's."""
+        self.skipped.clear()
+        self.opener.unasked.forget()
+        self._policies.forget()
+        self._policies_now.forget()
 
     async def acknowledge(self, client: Redis) -> None:
         """Acknowledge what was skipped. Each call waits for the server's disk, and so does what comes after it."""
@@ -87,13 +96,20 @@ class Handler:
                 await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
             self.skipped.clear()
 
-    async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
+    async def _round(
+        self, client: Redis, works: list[Work], known: Known | None, unasked: Sequence[First]
+    ) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
+        offered: set[Work] = set()
+        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
+            offered = {one.work for one in unasked}
+            gone = await self._go_unasked(client, unasked)
+            works = [work for work in works if work not in gone]
+            if not works:
+                return []
         desk = await self._load(client, works, known)
-        rev = (
-            self._policies.rev
-        )  # what is decided now; works that are tried one by one may come to see a later one
-        gone = await self._go_straight(client, works, desk)
+        rev = self._policies.rev  # of what is decided now; works tried one by one may come to see a later one
+        gone = await self._go_straight(client, [work for work in works if work not in offered], desk)
         works = [work for work in works if work not in gone]
         if not works:
             return []
@@ -104,13 +120,25 @@ class Handler:
         await self._settle_problems(client, [w for w in works if w.problem is not None])
         return stale
 
-    async def _go_straight(self, client: Redis, works: list[Work], desk: Desk) -> set[Work]:
+    async def _go_unasked(self, client: Redis, unasked: Sequence[First]) -> set[Work]:
+        """Hand over at once first looks by what is remembered of Redis. Those that this is all for."""
+        for one in unasked:
+            self._open(one.work, scripts.NO_ROW)
+            one.work.beneficiary = NOTED
+        desk = self._desk(client, self.opener.unasked.now_us(unasked), self._policies.book, time_ns())
+        return await self._go_straight(client, [one.work for one in unasked], desk, unasked)
+
+    async def _go_straight(
+        self, client: Redis, works: Sequence[Work], desk: Desk, unasked: Sequence[First] = ()
+    ) -> set[Work]:
         """Hand over at once what nothing stands against. Those that this is all for; the chain has the others."""
         offers = grants.offers_of(self.group, works, desk)
         if not offers:
             return set()
+        remembered, sent_s = self.opener.unasked, monotonic()
+        first = {one.work: one for one in unasked if not remembered.is_believed(one)}
         sent = [
-            grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted))
+            grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted), first.get(work))
             for work, offer in offers
         ]
         rev, keep_s = self._policies.rev, int(self.limits.retention_s)
@@ -123,6 +151,7 @@ class Handler:
             rev=rev,
             m=(self._caused, b'"}'),
             keep_budgets_s=keep_s,
+            unasked_at=desk.now_us if unasked else 0,
         )
         try:
             fates = await whole(granting)
@@ -133,7 +162,10 @@ class Handler:
             return set()
         granted = [both for both, fate in zip(offers, fates, strict=True) if fate == grants.GRANTED]
         self._watched.granted(granted, sent_ns)
-        return {work for work, _ in granted}
+        gone = {work for work, _ in granted}
+        for work in gone & first.keys():
+            remembered.found(first[work], sent_s)
+        return gone
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
@@ -151,21 +183,25 @@ class Handler:
         for (work, *_), seen in zip(known.seen, beneficiaries, strict=True):
             work.beneficiary = seen
         book = await self._policies.refresh(client, known.rev)
+        self.opener.unasked.learn(known.now_us, known.at_s, known.seen, beneficiaries)
+        return self._desk(client, known.now_us, book, known.at_ns)
+
+    def _desk(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> Desk:
+        """A batch begins: Redis's clock was `now_us` when ours was `at_ns`."""
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
-        cache = Cache(client, self.names)
         desk = Desk(
-            now_us=known.now_us,
+            now_us=now_us,
             partition=self.partition,
             book=book,
             admit=admit,
-            cache=cache,
+            cache=Cache(client, self.names),
             book_now=lambda: self._policies_now.now(client),
             entry=lambda entry: self._entry(client, entry),
         )
-        self._watched.loaded(desk, known.at_ns)
+        self._watched.loaded(desk, at_ns)
         return desk
 
     async def _entry(self, client: Redis, entry: str) -> list[Event]:

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.log.forms import VALUES, Offer, laid_out, room_of
 from streamproc.log.names import Names
+from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
 from streamproc.log.work import Desk, Group, Work
 
@@ -60,6 +61,8 @@ class Grant:
     offer: Offer
     notes: list[tuple[str, str, int]] = field(default_factory=list)
     """As in a `Handover`."""
+    first: First | None = None
+    """Whose beneficiary is still to be found as it was remembered; None where Redis was asked about it just now."""
 
 
 async def grant(
@@ -71,16 +74,20 @@ async def grant(
     rev: bytes,
     m: tuple[bytes, bytes],
     keep_budgets_s: int,
+    unasked_at: int = 0,
 ) -> list[int]:
     """Admit, acknowledge and append; GRANTED or LEFT for each.
 
     `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
+    `unasked_at`: when they are decided (µs), where Redis was not asked for the time; the script has it then.
     """
-    keys, texts = written_out(names, group, grants)
+    keys, texts = written_out(names, group, grants, unasked_at)
     return list(await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts)))
 
 
-def written_out(names: Names, group: str, grants: Sequence[Grant]) -> tuple[list[str], bytes]:
+def written_out(
+    names: Names, group: str, grants: Sequence[Grant], unasked_at: int = 0
+) -> tuple[list[str], bytes]:
     """The keys, and all that is said of the grants, as the script has it."""
     payouts = (names.payout(one.offer.ask.payout) for one in grants)
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
@@ -90,6 +97,8 @@ def written_out(names: Names, group: str, grants: Sequence[Grant]) -> tuple[list
     texts: list[Any] = []
     rows: list[Any] = []
     notes: list[Any] = []
+    remembered: list[Any] = []
+    pairs: dict[tuple[str, str], int] = {}
     for place, one in enumerate(grants, 1):
         offer = one.offer
         ask, form, common = offer.ask, offer.form, offer.common
@@ -103,11 +112,19 @@ def written_out(names: Names, group: str, grants: Sequence[Grant]) -> tuple[list
         laid = places.get(which)
         if laid is None:
             laid = places[which] = len(places) + 1
-            length = len(offer.values) + VALUES
+            length = len(offer.values) + VALUES + 1
             texts.append((length, *laid_out(form.record, offer.at), *laid_out(form.e, offer.at)))
         entry = one.entry.decode()
-        rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, number)
+        pair, first = 0, one.first
+        if first is not None:
+            both = (first.by_account, first.by_vendor)
+            pair = pairs.get(both, 0)
+            if not pair:
+                pair = pairs[both] = len(pairs) + 1
+                remembered += (keys.index(first.by_account), first.pair.vendor)
+                remembered += (keys.index(first.by_vendor), first.pair.fund_account)
+        rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair, number)
         for key, name, at in one.notes:
             notes += (place, keys.index(key), name, str(at))
-    first, last = grants[0].entry.decode(), grants[-1].entry.decode()
-    return keys.list, _pack((len(grants), first, last, terms, texts, rows, notes))
+    ends = grants[0].entry.decode(), grants[-1].entry.decode()
+    return keys.list, _pack((len(grants), *ends, terms, texts, rows, notes, unasked_at, remembered))

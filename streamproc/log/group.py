@@ -263,7 +263,7 @@ class Consumer:
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: replies may be lost, so what is in our hands is taken up again."""
-        self._handler.skipped.clear()
+        self._handler.forget()
         self._apart.clear()
         self._held.clear()
         after = "-"

@@ -2,7 +2,8 @@
 
 Both may be done while another batch is in hand. What Redis knew then may have changed since. Of payouts and policies
 the commit finds that, as it finds what another worker did. Of beneficiaries it does not: what was known ahead of one
-is used only where nothing that is noted meanwhile changes it (batch.py).
+is used only where nothing that is noted meanwhile changes it (batch.py). What can be offered by what is remembered is
+not asked about at all (unasked.py).
 """
 
 import re
@@ -13,28 +14,21 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from streamproc.domain.beneficiaries import Pair, look
+from streamproc.domain.beneficiaries import look
 from streamproc.domain.events import BeneficiarySeen
 from streamproc.domain.wire import Newer, decode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log import payees, scripts
 from streamproc.log.names import Names
+from streamproc.log.payees import First
 from streamproc.log.scripts import Raw
+from streamproc.log.unasked import Unasked
 from streamproc.log.work import Group, Work, distinct_payouts
 
 NEWER_S = 5.0
 """Between two looks at an entry that only a later version can read: one of its workers may take it up in between."""
 AHEAD_S = 0.25
 """What Redis knew longer ago, which is several full batches, is asked anew: what is decided bears that time."""
-
-
-class First(NamedTuple):
-    """What may be the first look at a payout: whom it is for, and the hashes of what is known of them."""
-
-    work: Work
-    pair: Pair
-    by_account: str
-    by_vendor: str
 
 
 class Known(NamedTuple):
@@ -62,8 +56,7 @@ class Known(NamedTuple):
 async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Work]) -> Known:
     """Ask Redis about works of distinct payouts."""
     payouts = [w.payout for w in works if w.payout]
-    pairs = [] if group.outputs_are_facts else [(w, p) for w in works if (p := payees.pair_in(w))]
-    seen = [First(work, pair, *payees.keys_of(names, pair)) for work, pair in pairs]
+    seen = [] if group.outputs_are_facts else payees.first_looks(names, works)
     keys = list(dict.fromkeys(key for first in seen for key in (first.by_account, first.by_vendor)))
     now_us, rev, rows, found = await scripts.load(client, names, payouts, keys)
     noted = dict(zip(keys, found, strict=True))
@@ -83,6 +76,8 @@ class Opened:
     """Only a later version can read them."""
     known: Known | None = None
     """What Redis knew of the first pass over `works`."""
+    unasked: Sequence[First] = ()
+    """Of that pass, what is to be offered before Redis is asked about the rest; then `known` is None."""
 
     def known_lately(self) -> Known | None:
         """`known`, once, where it is not too old."""
@@ -95,18 +90,23 @@ class Opener:
 
     def __init__(self, names: Names, group: Group) -> None:
         self.names, self.group = names, group
+        self.unasked = Unasked()
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
     async def ahead(self, client: Redis, entries: Sequence[Raw]) -> Opened:
-        """Open entries that were read, and ask about the first pass over them.
+        """Open entries that were read, and ask about the first pass over them, unless most of it is offered unasked.
 
         Not for a group whose outputs are facts: who is told of by what was known before a call would call again.
         """
         opened = self.open(entries, taken=False)
         if opened.works and not self.group.outputs_are_facts:
             batch, _ = self.one_pass(opened.works)
+            first = payees.first_looks(self.names, batch) if self.group.straight is not None else []
+            opened.unasked = self.unasked.of(first, len(batch))
+            if opened.unasked:
+                return opened
             opened.known = await known_of(client, self.names, self.group, batch)
         return opened
 

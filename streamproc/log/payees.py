@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from streamproc.domain.beneficiaries import Pair, pair_of
 from streamproc.domain.events import BeneficiaryNoted, Event, PayoutObserved, PayoutRequested
@@ -11,6 +12,21 @@ from streamproc.log.work import Work
 
 PAIRS_MAX = 4_096
 """Pairs whose keys a process keeps, some 500 bytes each: whom payouts go to is mostly who was paid before."""
+
+
+class First(NamedTuple):
+    """What may be the first look at a payout: whom it is for, and the hashes of what is known of them."""
+
+    work: Work
+    pair: Pair
+    by_account: str
+    by_vendor: str
+
+
+def first_looks(names: Names, works: Sequence[Work]) -> list[First]:
+    """Those works that may be the first look at a payout."""
+    pairs = [(work, pair) for work in works if (pair := pair_in(work))]
+    return [First(work, pair, *keys_of(names, pair)) for work, pair in pairs]
 
 
 def pair_in(work: Work) -> Pair | None:

@@ -41,8 +41,8 @@ class Policies:
     async def refresh(self, client: Redis, rev: bytes) -> PolicyBook:
         """The book at `rev` or newer."""
         if rev != self._rev:
-            self._rev, scopes = await read_scopes(client, self._names)
-            self.book = build_book(scopes)
+            rev, scopes = await read_scopes(client, self._names)
+            self._rev, self.book = rev, build_book(scopes)
         return self.book
 
     async def now(self, client: Redis) -> PolicyBook:
@@ -50,6 +50,10 @@ class Policies:
         with named_errors():
             rev = cast("bytes | None", await client.hget(self._names.policy, "rev"))
         return await self.refresh(client, rev or b"0")
+
+    def forget(self) -> None:
+        """Read them anew: after a failover the same revision may be of other policies."""
+        self._rev = b""
 
     @property
     def rev(self) -> bytes:

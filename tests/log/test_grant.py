@@ -80,9 +80,11 @@ async def pending(client: Redis) -> bytes:
     return entry
 
 
-async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0") -> list[int]:
+async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0", *, unasked_at: int = 0) -> list[int]:
     m = (b'{"cause":"', b'"}')
-    return await grants.grant(client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60)
+    return await grants.grant(
+        client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60, unasked_at=unasked_at
+    )
 
 
 def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
@@ -192,6 +194,18 @@ async def test_under_another_policy_nothing_is_granted(client: Redis) -> None:
     assert await send(client, [one], rev=b"6") == [LEFT]
     assert await everything(client) == before
     assert await send(client, [one], rev=b"7") == [GRANTED]
+
+
+async def test_a_time_after_that_of_redis_or_long_before_it_is_refused(client: Redis) -> None:
+    """Where it was not Redis that told the time: a host that slept, or a clock that was set."""
+    one = await granted(client, ask_of("pout_1"))
+    before = await everything(client)
+    seconds, us = await client.time()
+    now = seconds * 1_000_000 + us
+    for off_s in (60, -11):
+        assert await send(client, [one], unasked_at=now + off_s * 1_000_000) == [LEFT]
+    assert await everything(client) == before
+    assert await send(client, [one], unasked_at=now) == [GRANTED]
 
 
 async def test_without_a_slot_no_room_is_taken_and_without_room_no_slot(client: Redis) -> None:

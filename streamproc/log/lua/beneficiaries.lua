@@ -4,11 +4,16 @@
 -- ARGV         as the script has it
 -- Returns nothing by itself. A script looks at all that it will note before its first write.
 local KEPT_S, NAMES_MAX = 34560000, 8 -- few names each, gone a while after they were last noted
+local RENEW_US = 2592000000000 -- longer ago a pair is noted again
 local noted = {} -- key -> name -> when, or false
 local function look(key, name, at)
   whole(at, 0, US_MAX)
   noted[key] = noted[key] or {}
   if noted[key][name] == nil then noted[key][name] = redis.call('HGET', key, name) end
+end
+-- Whether a name was noted lately.
+local function is_noted(key, name, now_us)
+  return tonumber(redis.call('HGET', key, name) or '0') > now_us - RENEW_US
 end
 local function note(key, name, at)
   local known = noted[key][name]

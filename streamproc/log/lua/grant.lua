@@ -5,17 +5,19 @@
 -- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] policy revision that they were looked at under   ARGV[3] as ARGV[1] of admit.lua
 -- ARGV[4], ARGV[5] `m` of each output in two pieces, between which goes the entry's id
--- ARGV[6] MessagePack, an array of: number of payouts, first and last entry, then four arrays:
+-- ARGV[6] MessagePack, an array of: number of payouts, first and last entry, four arrays, a time, an array:
 --   terms, one after the other: as counters.lua has them, then how many texts their payouts share, and these, then what tells of
 --     their room, in 2 + 2 * windows pieces: between them go the number, and what was reserved and committed in each window;
 --   forms, each: the length of its rows, then of the record and of `e` the pieces, with something to be replaced between each
 --     two, and what goes there: n > 0 the nth of the row, -1 the number, -2 the slots used before, -3 what tells of the room,
 --     -4, -5, ... what payouts of the terms share;
 --   rows, one after the other: the form's number, then texts: entry, payout, amount (paise), received at (µs), others, and the
---     number of its terms;
---   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, and when (µs)
+--     numbers of its pair, 0 where Redis was asked about it, and of its terms;
+--   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, and when (µs);
+--   when they were looked at (µs) where Redis was not asked for the time, or 0;
+--   pairs, each: twice the index of a beneficiary's hash and the name that is to be noted there.
 -- Returns for each payout: 1 done, 2 nothing was done: something is known of it, its entry was acknowledged earlier,
---   there is no slot or no room, or the policy has moved on. Then admit.lua and commit.lua have the answer.
+--   there is no slot or no room, its pair is not noted, the policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
 -- NOLOG where there is no log.
 -- Why Lua: what is reserved is reserved in the step that records it, and a payout crosses the wire once.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a second run finds the payouts known.
@@ -25,14 +27,18 @@ if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
 whole(ARGV[3], 0, S_MAX)
+local UNASKED_US = 10000000 -- so old may what is decided be; more is a host that slept, or a clock that was set
 local given, reply = cmsgpack.unpack(ARGV[6]), {}
-if type(given) ~= 'table' or #given ~= 7 then wrong('it has no payouts') end
+if type(given) ~= 'table' or #given ~= 9 then wrong('it has no payouts') end
 local payouts, terms, forms, rows, notes = whole(given[1], 1, #KEYS - 4), given[4], given[5], given[6], given[7]
-if (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
+local looked_at, time = whole(given[8], 0, US_MAX), call('TIME')
+local now, number = tonumber(time[1]), tonumber(call('GET', KEYS[2]) or '0')
+local now_us = now * 1000000 + tonumber(time[2])
+local is_near = looked_at == 0 or (looked_at <= now_us and looked_at >= now_us - UNASKED_US)
+if not is_near or (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
   for n = 1, payouts do reply[n] = 2 end
   return reply
 end
-local now, number = tonumber(call('TIME')[1]), tonumber(call('GET', KEYS[2]) or '0')
 
 -- Everything that is asked for is read before the first write, so a key of a wrong type fails the call whole.
 local all, i = {}, 1
@@ -46,6 +52,12 @@ while i <= #terms do
   i = i + 1 + #t.shared
   for k = 1, 2 + 2 * t.windows do t.room[2 * k - 1], i = terms[i], i + 1 end
   all[#all + 1] = t
+end
+local noted_pairs, pairs_of = { [0] = true }, given[9]
+if #pairs_of % 4 ~= 0 then wrong('it has a part of a pair') end
+for k = 1, #pairs_of, 4 do
+  local by_account, by_vendor = KEYS[whole(pairs_of[k], 5, #KEYS)], KEYS[whole(pairs_of[k + 2], 5, #KEYS)]
+  noted_pairs[(k + 3) / 4] = is_noted(by_account, pairs_of[k + 1], now_us) and is_noted(by_vendor, pairs_of[k + 3], now_us)
 end
 local known, runs = {}, call('ZCARD', KEYS[4])
 if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
@@ -70,7 +82,7 @@ local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
   local t, entry, paise, time = all[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
   local amount, received = whole(paise, 0, US_MAX), whole(time, 0, US_MAX)
-  if known[n] or not pending[entry] then return 2 end
+  if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return 2 end
   local exceeded, before = exceeded_by(t, amount)
   if exceeded >= 0 then return 2 end
   local used, r = 0, nil
