@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 FORMS_MAX = 4_096
 """Agents, with what else a form goes by, whose forms a process knows: some 500 bytes each. Then it begins anew."""
 TEXTS_MAX = 4_096
-"""Vendors' URLs and fund accounts whose JSON a process keeps, some 200 bytes each."""
+"""Vendors' URLs, fund accounts and times whose JSON a process keeps, some 200 bytes each."""
 
 _POLICY_OK = conclude(())
 _plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
@@ -201,7 +201,8 @@ def _is_usual(approval: Approval) -> bool:
     record = approval.record
     return (
         record.intent is None
-        and record.beneficiary is NOTED
+        # Of who is paid without a vendor's URL it is another object, which says the same.
+        and record.beneficiary == NOTED
         and not (record.agent_sig or record.utr or record.fees or record.tax or approval.reputation.threats)
         and record.amount > 0
         and record.received_at > 0
@@ -216,9 +217,14 @@ def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
         _repeated(record.vendor_url),
         _repeated(record.fund_account),
         _json_of(record.reference_id).decode(),
-        str(reputation.checked_at),
-        str(reputation.fresh_until),
+        *_when(reputation.checked_at, reputation.fresh_until),
     )
+
+
+@lru_cache(maxsize=TEXTS_MAX)
+def _when(checked_at: int, fresh_until: int) -> tuple[str, str]:
+    """When a vendor was asked for, and for how long that holds, as many payouts have it."""
+    return str(checked_at), str(fresh_until)
 
 
 def _common(approval: Approval) -> tuple[str, ...]:

@@ -58,4 +58,9 @@ def may_be_forgotten(work: Work, event: object, now_us: int, young_s: float) -> 
         return False
     if is_intent(event.payout):
         return True  # what it is is in its request, which is older than anything that the bank shows
-    return 0 < event.facts.created_at < now_us / 1_000_000 - young_s
+    return 0 < event.facts.created_at < gone_before(now_us, young_s)
+
+
+def gone_before(now_us: int, young_s: float) -> float:
+    """What was made before this moment (Unix s) may have left Redis."""
+    return now_us / 1_000_000 - young_s

@@ -29,9 +29,10 @@ class Terms:
     def rate(self, case: Case) -> RateAsk | None:
         """The rate slot to take; None where the policy has no limit."""
         agent = case.payout.agent
-        if agent not in self._rates:
-            self._rates[agent] = rate_ask(case)
-        return self._rates[agent]
+        if agent in self._rates:
+            return self._rates[agent]
+        rate = self._rates[agent] = rate_ask(case)
+        return rate
 
     def windows(self, case: Case) -> tuple[Window, ...]:
         """The windows to charge. Their names and ends are the same for a quarter of an hour."""

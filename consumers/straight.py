@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from consumers.approvals import Approval, Forms
-from consumers.recall import may_be_forgotten, young_s_of
+from consumers.recall import gone_before, young_s_of
 from consumers.reserve import Terms
 from consumers.verdicts import DEFAULT_ZONE
 from consumers.vet import Reputations
 from streamproc.domain.events import PayoutObserved, PayoutRequested
-from streamproc.domain.governance import RULES, Case, Rule, find
+from streamproc.domain.governance import RULES, Case, find
 from streamproc.domain.intent import is_intent
+from streamproc.domain.narrowed import rules_under
 from streamproc.domain.payouts import is_open
 from streamproc.log.forms import Offer
 from streamproc.log.work import Desk, Stage, Straight, Work
@@ -25,7 +26,6 @@ STAGES = ("screen", "velocity", "reputation", "budget", "approval", "review", "s
 """The chain that this stands for; before it there may be `recall`."""
 TABLES = ("screening", "velocity", "reputation", "budget", "approval")
 """The rules that those stages ask."""
-_ALL: tuple[Rule, ...] = tuple(rule for rules in RULES.values() for rule in rules)
 
 
 def stands_for(chain: Sequence[Stage]) -> bool:
@@ -49,7 +49,7 @@ class _Batch:
 
     def __init__(self, desk: Desk, reputations: Reputations, forms: Forms, zone: str, young_s: float) -> None:
         self._desk, self._reputations, self._forms = desk, reputations, forms
-        self._zone, self._young_s = zone or DEFAULT_ZONE, young_s
+        self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(desk.now_us, young_s)
         self._terms = Terms(zone)
 
     def __call__(self, work: Work) -> Offer | None:
@@ -73,7 +73,7 @@ class _Batch:
             reputation=reputation,
             freeze=party.freeze,
         )
-        if find(_ALL, case):
+        if find(rules_under(party.agent), case):
             return None
         rate, windows = self._terms.rate(case), self._terms.windows(case)
         return self._forms.offer(
@@ -84,6 +84,7 @@ class _Batch:
         """Not what the archive has to be asked for, nor what an intent's request alone decides."""
         (event,) = work.events
         if type(event) is PayoutObserved:
-            now_us, young_s = self._desk.now_us, self._young_s
-            return not is_intent(event.payout) and not may_be_forgotten(work, event, now_us, young_s)
+            # As `recall` asks it of a payout of which nothing is loaded.
+            may_be_forgotten = 0 < event.facts.created_at < self._gone_before_s
+            return not may_be_forgotten and not is_intent(event.payout)
         return type(event) is PayoutRequested

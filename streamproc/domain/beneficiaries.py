@@ -5,6 +5,7 @@ accounts that it was paid at, each with the time when that was last noted. So ea
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -20,6 +21,8 @@ RENEW_S = 30 * 86_400
 NAMES_MAX = 8
 """Hosts under a fund account, or fund accounts under a host, some 50 bytes each; the one noted longest ago goes."""
 
+PAIRS_MAX = 4_096
+"""Pairs that a process keeps by how they were written, 300 bytes each, and more with long URLs."""
 TOLD_MAX = 2
 """Names that a decision tells of, those noted last: they are in its events and its record, and two are evidence."""
 
@@ -38,6 +41,7 @@ class Pair(Struct, frozen=True):
     vendor: str
 
 
+@lru_cache(maxsize=PAIRS_MAX)
 def pair_of(account: str, fund_account: str, vendor_url: str) -> Pair:
     """Whom a payout is for."""
     url = parse_vendor_url(vendor_url) if vendor_url else None

@@ -84,14 +84,12 @@ def frozen(case: Case) -> Finding | None:
     if case.freeze is not None:
         freeze = case.freeze
         return _rejected("screening", "FROZEN", scope=freeze.scope, by=freeze.by, why=freeze.why)
-    scopes = (
-        ("agent", case.agent is not None and case.agent.policy.frozen),
-        ("account", case.account is not None and case.account.frozen),
-        ("team", case.team is not None and case.team.frozen),
-    )
-    for scope, is_frozen in scopes:
-        if is_frozen:
-            return _rejected("screening", "FROZEN", scope=scope)
+    if case.agent is not None and case.agent.policy.frozen:
+        return _rejected("screening", "FROZEN", scope="agent")
+    if case.account is not None and case.account.frozen:
+        return _rejected("screening", "FROZEN", scope="account")
+    if case.team is not None and case.team.frozen:
+        return _rejected("screening", "FROZEN", scope="team")
     return None
 
 
@@ -302,6 +300,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 BEFORE_MONEY_MOVES: tuple[Rule, ...] = (frozen,)
 """What is looked at once more right before a call that moves money."""
+ABOUT_THE_URL: tuple[Rule, ...] = (vendor_url, domain, suspicious_host)
+"""Those that look at nothing but the vendor's URL and the agent's policy; at most one of them finds anything."""
 RECHECKED: tuple[Rule, ...] = (frozen, no_policy, transaction_limit, vendor_url, domain, threat)
 """What may have changed while a person thought about it (GOVERNANCE "Holds")."""
 

@@ -25,11 +25,16 @@ class Party(Struct, frozen=True):
 
 def party_of(record: PayoutRecord, book: PolicyBook) -> Party:
     """Whose payout this is, under the policies of *book*."""
+    return party_as(identity_of(record, book), record, book)
+
+
+def party_as(identity: Identity, record: PayoutRecord, book: PolicyBook) -> Party:
+    """The same with the identity that is known: all else depends on the record's agent and account alone."""
     agent = None if record.agent == UNKNOWN_AGENT else book.agent(record.agent)
     named = agent.policy.team if agent is not None else None
     team = book.team(named) if named else None
     freeze = book.freeze(record.agent, record.account, named)
-    return Party(identity_of(record, book), agent, book.account(record.account), team, freeze)
+    return Party(identity, agent, book.account(record.account), team, freeze)
 
 
 def identity_of(record: PayoutRecord, book: PolicyBook) -> Identity:

@@ -53,8 +53,9 @@ __all__ = [
 ]
 
 
-class AgentPolicy(Struct, frozen=True):
-    """One agent's policy in force, its domain lists compiled."""
+class AgentPolicy(Struct, frozen=True, eq=False):
+    """One agent's policy in force, its domain lists compiled. Told by identity, so that what follows from it is kept
+    beside it at the price of an address."""
 
     version: int
     policy: Policy

@@ -44,15 +44,21 @@ class Watched:
     def granted(self, granted: Sequence[tuple[Work, Offer]], sent_ns: int) -> None:
         """Offers were sent at `sent_ns`, and these were granted: the way is one stage, its script the commit."""
         with watch.unharmed():
-            if watch.meters() is None or not granted:
+            meters, desk = watch.meters(), self._desk
+            if meters is None or desk is None or not granted:
+                return
+            passed = [(STRAIGHT, self._loaded_ns, sent_ns)]
+            if watch.tracer() is None:
+                now_ns = time_ns()
+                self._tell_times(meters, [Committed.DONE] * len(granted), passed, now_ns)
+                self._tell_granted(meters, granted, self._now_us(desk, now_ns))
                 return
             works = [work for work, _ in granted]
             for work, offer in granted:
                 # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
                 work.record, out = offer.told()
                 work.out = list(out)
-            statuses = [Committed.DONE] * len(works)
-            self._tell_committed(works, statuses, [(STRAIGHT, self._loaded_ns, sent_ns)], ())
+            self._tell_committed(works, [Committed.DONE] * len(works), passed, ())
 
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
@@ -68,15 +74,8 @@ class Watched:
         meters, desk, now_ns = watch.meters(), self._desk, time_ns()
         if meters is None or desk is None or not works:
             return
-        now_us = desk.now_us + (now_ns - self._told_ns) // 1000
-        begun_ns = self._loaded_ns
-        meters.batch_entries.labels(self._group).observe(len(works))
-        for stage, stage_ns, ended_ns in passed:
-            meters.stage_seconds.labels(self._group, stage).observe((ended_ns - stage_ns) / 1e9)
-            begun_ns = ended_ns
-        meters.commit_seconds.labels(self._group).observe((now_ns - begun_ns) / 1e9)
-        for status, n in Counter(statuses).items():
-            meters.entries.labels(self._group, status.name.lower()).inc(n)
+        now_us = self._now_us(desk, now_ns)
+        begun_ns = self._tell_times(meters, statuses, passed, now_ns)
         done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
         _count(meters, done, now_us)
         if lines.are_said():
@@ -84,6 +83,51 @@ class Watched:
         if (tracer := watch.tracer()) is not None:
             _exemplify(meters, tracer, done, now_us)
             self._traced.committed(tracer, done, Times(self._loaded_ns, begun_ns, now_ns), passed, calls)
+
+    def _now_us(self, desk: Desk, now_ns: int) -> int:
+        """Redis's clock."""
+        return desk.now_us + (now_ns - self._told_ns) // 1000
+
+    def _tell_times(
+        self, meters: "Meters", statuses: Sequence[Committed], passed: Passed, now_ns: int
+    ) -> int:
+        """How long each stage took, and the commit; when that began (ns)."""
+        begun_ns = self._loaded_ns
+        meters.batch_entries.labels(self._group).observe(len(statuses))
+        for stage, stage_ns, ended_ns in passed:
+            meters.stage_seconds.labels(self._group, stage).observe((ended_ns - stage_ns) / 1e9)
+            begun_ns = ended_ns
+        meters.commit_seconds.labels(self._group).observe((now_ns - begun_ns) / 1e9)
+        for status, n in Counter(statuses).items():
+            meters.entries.labels(self._group, status.name.lower()).inc(n)
+        return begun_ns
+
+    def _tell_granted(self, meters: "Meters", granted: Sequence[tuple[Work, Offer]], now_us: int) -> None:
+        """As `_tell_committed`, of the decisions alone: nothing else that an offer records is told of. What is recorded
+        of a payout costs as much to make as to decide it, and payouts of one form are decided alike."""
+        alike: dict[int, list[tuple[Work, Offer]]] = {}
+        for both in granted:
+            alike.setdefault(id(both[1].form), []).append(both)
+        for group in alike.values():
+            decisions = [event for event in group[0][1].told()[1] if type(event) is e.PayoutDecided]
+            for decision in decisions:
+                _count_decided(meters, decision, group, now_us)
+                if lines.are_said():
+                    lines.say([self._line(decision, work, offer) for work, offer in group])
+
+    def _line(self, decision: e.PayoutDecided, work: Work, offer: Offer) -> lines.DecisionLine:
+        """Of a payout that was decided as another one with the same form."""
+        return lines.DecisionLine(
+            self._partition,
+            work.entry.decode(),
+            work.payout,
+            trace_id(work.payout),
+            decision.decision,
+            decision.reason,
+            work.known().agent,
+            offer.ask.amount,
+            decision.by,
+        )
 
     def _lines(self, work: Work) -> list[lines.DecisionLine]:
         return [
@@ -139,6 +183,18 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
         meters.decisions.labels(decision, reason).inc(n)
     for decision, amount in paise.items():
         meters.decided_paise.labels(decision).inc(amount)
+
+
+def _count_decided(
+    meters: "Meters", decision: e.PayoutDecided, granted: Sequence[tuple[Work, Offer]], now_us: int
+) -> None:
+    """First decisions that are alike."""
+    asks = [offer.ask for _, offer in granted]
+    meters.decisions.labels(decision.decision, decision.reason).inc(len(asks))
+    meters.decided_paise.labels(decision.decision).inc(sum(ask.amount for ask in asks))
+    took = meters.decision_seconds.labels(decision.decision)
+    for ask in asks:
+        took.observe(_s(now_us - ask.received_at))
 
 
 def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_us: int) -> None:

@@ -13,8 +13,8 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
-from streamproc.domain.events import BeneficiarySeen, Event, Fact, TimerFired
-from streamproc.domain.identity import Party, party_of
+from streamproc.domain.events import BeneficiarySeen, Event, Fact, Identity, TimerFired
+from streamproc.domain.identity import Party, identity_of, party_as
 from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
 from streamproc.log.cache import Cache
@@ -25,9 +25,11 @@ Settlement: TypeAlias = str
 """'committed', 'released' or '' for none."""
 
 
-@dataclass(slots=True, eq=False)
-class Work:
-    """One entry in hand: what it says, what is known of its payout, and what shall be recorded."""
+class Work(Struct, eq=False):
+    """One entry in hand: what it says, what is known of its payout, and what shall be recorded.
+
+    A Struct, since a dataclass with so many fields takes three times as long to make.
+    """
 
     entry: bytes
     events: list[Event]
@@ -38,15 +40,15 @@ class Work:
     version: bytes = b"0"
     record: PayoutRecord | None = None
     admission: Admission = NOTHING_ASKED
-    out: list[Event] = field(default_factory=list)
-    timers: list[TimerFired] = field(default_factory=list)
+    out: list[Event] = []
+    timers: list[TimerFired] = []
     settle: Settlement = ""
     fees: int = 0
     """Charged in all with what is committed."""
     beneficiary: BeneficiarySeen | None = None
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     problem: Exception | None = None
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call] = []
     """What was waited for on its account: the barrier, the bank."""
     stale_times: int = 0
     looked_at: bool = False
@@ -103,16 +105,27 @@ class Desk:
     """The events of another entry of this log; none where it has left Redis."""
     passed: list[tuple[str, int, int]] = field(default_factory=list)
     """Each stage that had something to do: its name, and when it began and ended (ns, this host's clock)."""
-    _parties: dict[tuple[str, str, str, bool, str], Party] = field(default_factory=dict)
+    _parties: dict[tuple[str, str, Identity], Party] = field(default_factory=dict)
+    _signed: dict[tuple[str, str, str], Identity] = field(default_factory=dict)
+    """Of payouts with a signature, which takes long to verify."""
 
     def party(self, record: PayoutRecord) -> Party:
         """Whose payout this is under the policies in force; looked up once a batch, since every stage asks."""
-        # A signature is about one payout.
-        signed = record.payout if record.agent_sig else ""
-        key = (record.agent, record.fund_account, record.account, record.intent is None, signed)
+        identity = self._identity(record)
+        # All else depends on the agent and the account alone, which many payouts have in common.
+        key = (record.agent, record.account, identity)
         known = self._parties.get(key)
         if known is None:
-            known = self._parties[key] = party_of(record, self.book)
+            known = self._parties[key] = party_as(identity, record, self.book)
+        return known
+
+    def _identity(self, record: PayoutRecord) -> Identity:
+        if not record.agent_sig:
+            return identity_of(record, self.book)
+        key = (record.payout, record.agent, record.fund_account)
+        known = self._signed.get(key)
+        if known is None:
+            known = self._signed[key] = identity_of(record, self.book)
         return known
 
 

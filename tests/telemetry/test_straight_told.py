@@ -58,21 +58,27 @@ def listening() -> Iterator[None]:
     watch.turn_off()
 
 
-async def heard(redis_url: str, group: Group, caplog: pytest.LogCaptureFixture) -> Heard:
-    """One batch of all payouts, handled by this group."""
+async def heard(
+    redis_url: str, group: Group, caplog: pytest.LogCaptureFixture, *, traced: bool = True
+) -> Heard:
+    """One batch of all payouts, handled by this group. Without traces it is a second one, to who was paid before."""
     meters, tracer = Meters(CollectorRegistry()), Keeping()
-    watch.turn_on(meters, tracer)
+    watch.turn_on(meters, tracer if traced else None)
     caplog.clear()
     async with connected(redis_url) as client:
         await client.flushdb()
     async with Engine(redis_url, groups=[group]) as engine:
         await engine.apply(POLICIES)
+        if not traced:
+            await engine.append(ACCOUNT, observed("pout_0", 100))
+            await engine.settled()
         await engine.stop()
         for payout, amount in AMOUNTS.items():
             await engine.append(ACCOUNT, observed(payout, amount))
         engine.start()
         await engine.settled()
-        await archived(engine)
+        if traced:
+            await archived(engine)
     points = [point for family in snapshot(meters.registry) for point in family.points]
     counts = {
         (point.name, *point.labels.values()): point.value
@@ -110,6 +116,22 @@ async def test_what_goes_straight_is_told_of_as_what_the_chain_commits(
         assert_connected(ours.traces[payout])
         assert about(ours.process(payout)) == about(chain.process(payout))
         assert rest(ours, payout) == rest(chain, payout)
+
+
+async def test_where_nobody_traces_the_same_is_counted_and_said(
+    redis_url: str, listening: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of payouts that share a form, which are told of together."""
+    caplog.set_level(logging.INFO, "streamproc.decisions")
+    ours = await heard(redis_url, governance(), caplog, traced=False)
+    chain = await heard(redis_url, replace(governance(), straight=None), caplog, traced=False)
+
+    assert ours.stages["straight"] == 2
+    assert ours.counts == chain.counts
+    assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 600
+    assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 3
+    assert ours.lines == chain.lines
+    assert [(line["payout"], line["amount"]) for line in ours.lines] == [("pout_0", 100), *AMOUNTS.items()]
 
 
 async def test_the_straight_way_is_one_step_of_a_trace_and_the_chain_is_its_stages(
