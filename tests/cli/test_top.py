@@ -28,12 +28,13 @@ from tests.bank import until
 from tests.engine import Engine
 from tests.faults.proxy import Proxy
 from tests.operate.words import archive
-from tests.words import observed
+from tests.words import NOON_ZONE, observed
 
-POLICIES = """
+POLICIES = f"""
+defaults: {{timezone: {NOON_ZONE}}}
 policies:
-  bot: {daily_limit: 1_000_000, per_txn_limit: 300_000, require_approval_above: 150_000}
-reviewers: {asha: {}}
+  bot: {{daily_limit: 1_000_000, per_txn_limit: 300_000, require_approval_above: 150_000}}
+reviewers: {{asha: {{}}}}
 """
 SCREEN_BACK, CURSOR_BACK = b"\x1b[?1049l", b"\x1b[?25h"
 
@@ -52,7 +53,7 @@ async def decided(redis_url: str, dsn: str) -> AsyncIterator[None]:
 
 def environment(redis_url: str, dsn: str, directory: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
-    ours = {"REDIS_URL": redis_url, "POSTGRES_DSN": dsn, "DATA_DIR": str(directory)}
+    ours = {"REDIS_URL": redis_url, "POSTGRES_DSN": dsn, "DATA_DIR": str(directory), "TIMEZONE": NOON_ZONE}
     return {
         **clean,
         "TERM": "xterm-256color",
