@@ -14,9 +14,9 @@ from streamproc.cli import run as cli
 from streamproc.domain import events as e
 from streamproc.domain.whatif import retrial
 from streamproc.domain.wire import decode_events
-from tests.seeded import PAYOUTS, SeededHistory
+from tests.seeded import PAYOUTS, TEST_MAX_S, SeededHistory
 
-pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
+pytestmark = pytest.mark.timeout(TEST_MAX_S)
 
 EVER = "2000-01-01"
 
