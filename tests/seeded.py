@@ -24,6 +24,9 @@ from tests.engine import Engine
 from tests.projections.histories import ListedLog, Stored, project_all
 from tests.words import ACCOUNT, Vendors, observed, reviewed
 
+TEST_MAX_S = 900
+"""For a test: the first one waits for the history too, which takes a good part of a minute to make, and more than five
+where the machine does ten other things."""
 SEED = 20_350_101
 PAYOUTS, PAYOUTS_LATER = 20_000, 1_000
 CRASHES = 0.1

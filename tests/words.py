@@ -1,10 +1,12 @@
 """Builders in the language of the specification, for values that tests need."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from redis.asyncio import Redis
 
+from streamproc.bench.job import noon_zone
 from streamproc.domain import events as e
 from streamproc.domain.governance import Reputation
 from streamproc.domain.intent import Beneficiary, Intent, intent_id
@@ -16,6 +18,8 @@ from streamproc.log.stream import Append
 ACCOUNT = "acc_Test0000000001"
 NOW = 1_790_000_000_000_000
 """µs; Mon 21 Sep 2026, 19:43 in Asia/Kolkata."""
+NOON_ZONE = noon_zone(time.time())
+"""For payouts that are received now: no day, week or month ends there while the tests run, whenever that is."""
 
 
 def observed(

@@ -4,12 +4,15 @@ A scenario yields checks: what was expected and what came. It states the whole o
 the payout's status at the bank, and every command that took effect there.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple, TypeAlias
+from zoneinfo import ZoneInfo
 
-from ops.demo.running import Outcome, Running, until
+from ops.demo.running import OUTCOME_MAX_S, Outcome, Running, until
 
 PROCESSED = ("processed", ("approve",))
 REJECTED = ("rejected", ("reject",))
@@ -20,6 +23,10 @@ DELIVERIES = 3
 """The same webhook so many times."""
 RATE_COUNT = 10
 """Requests of one agent that pass within a minute, by its policy."""
+ZONE = ZoneInfo("Asia/Kolkata")
+"""Whose days limits count by: policies.yaml names it."""
+DAY_LEFT_MIN_S = 3 * OUTCOME_MAX_S
+"""A day that three payouts are to fill must not end before they are all received."""
 
 
 class Check(NamedTuple):
@@ -78,8 +85,17 @@ async def transaction_limit(running: Running) -> AsyncIterator[Check]:
     yield await _pay(running, "demo-limits", 500_001, _rejected("TXN_LIMIT_EXCEEDED"))
 
 
+def wait_for_a_day_s(now: datetime) -> float:
+    """Seconds until a day has DAY_LEFT_MIN_S left: none, but right before midnight."""
+    here = now.astimezone(ZONE)
+    midnight = here.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    left_s = (midnight - here).total_seconds()
+    return left_s if left_s < DAY_LEFT_MIN_S else 0.0
+
+
 async def day_limit(running: Running) -> AsyncIterator[Check]:
     """What exactly fills the day passes, then the day is full"""
+    await asyncio.sleep(wait_for_a_day_s(datetime.now(ZONE)))
     yield await _pay(running, "demo-budget", 600_000, APPROVED_OK)
     yield await _pay(running, "demo-budget", 400_000, APPROVED_OK, what="demo-budget fills the day: ₹4,000")
     yield await _pay(running, "demo-budget", 100, _rejected("LIMIT_EXCEEDED"), what="demo-budget: ₹1 more")

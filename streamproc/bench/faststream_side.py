@@ -11,7 +11,6 @@ Run as a process: `python -m streamproc.bench.faststream_side REDIS_URL SUBSCRIB
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -71,9 +70,7 @@ class Side:
                 self._failed.set_exception(problem)
 
     async def _decide(self, payloads: list[bytes]) -> None:
-        batch = floor.Batch(
-            [("", ("", payload)) for payload in payloads], self._policies, time.strftime("%Y%m%d")
-        )
+        batch = floor.Batch([("", ("", payload)) for payload in payloads], self._policies)
         # No group: FastStream acknowledges what its handler returns from.
         codes = await self._client.execute_command(
             "EVALSHA", self._sha, 2 + len(batch.keys), floor.IN, floor.OUT, *batch.keys, "", *batch.args

@@ -34,6 +34,8 @@ LOAD_BATCH = 500
 REASONS = ("POLICY_OK", "RATE_LIMITED", "LIMIT_EXCEEDED")
 """By the code that hop.lua answers; after them comes the reason that it was given."""
 WINDOW_US = job.RATE_WINDOW_S * 1_000_000
+DAY = time.strftime("%Y%m%d", time.gmtime())
+"""Named once: the engine's day does not end while the job is done, see `job.noon_zone`."""
 
 AUDIT_TABLE = """
 CREATE TABLE audit (
@@ -66,7 +68,7 @@ class Batch:
 
     __slots__ = ("agents", "amounts", "args", "entries", "keys", "payouts", "verdicts")
 
-    def __init__(self, entries: list[Any], policies: dict[str, job.Policy], day: str) -> None:
+    def __init__(self, entries: list[Any], policies: dict[str, job.Policy]) -> None:
         now_us = time.time_ns() // 1000
         numbers: dict[str, int] = {}
         payouts: list[str] = []
@@ -88,7 +90,7 @@ class Batch:
             verdicts.append(verdict)
         self.entries = [entry for entry, _ in entries]
         self.payouts, self.agents, self.amounts, self.verdicts = payouts, agents, amounts, verdicts
-        self.keys = [key for agent in numbers for key in (f"rate:{agent}", f"budget:{agent}:{day}")]
+        self.keys = [key for agent in numbers for key in (f"rate:{agent}", f"budget:{agent}:{DAY}")]
         limits = [policies[agent].day_limit for agent in numbers]
         self.args = [now_us, WINDOW_US, job.RATE_COUNT, len(numbers), *limits, *rows]
 
@@ -120,7 +122,7 @@ class Hop:
             reading = asyncio.create_task(self._read())
             if not entries:
                 continue
-            batch = Batch(entries, self._policies, time.strftime("%Y%m%d"))
+            batch = Batch(entries, self._policies)
             if len(under_way) == UNDER_WAY_MAX:
                 await under_way.popleft()
             under_way.append(asyncio.create_task(self._finish(batch)))

@@ -4,6 +4,7 @@ Both sides read the same bytes: a log entry's field `e` with one PayoutObserved,
 are over the transaction limit, 2 % name a blocked domain, and one agent of 50 runs out of its day's budget.
 """
 
+import time
 from collections import Counter
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ TIGHT_COUNT: Final = 20
 """Payouts that fit into the tight agent's day."""
 BLOCKED_HOST: Final = "blocked.example.net"
 ZONE: Final = "Asia/Kolkata"
+"""Of histories whose times are written down. What is received now is counted in `noon_zone`."""
 PAYOUTS_MAX: Final = RATE_COUNT * AGENTS // 2
 """More would fill a rate window, and another job would be measured."""
 
@@ -62,10 +64,18 @@ def policies() -> dict[str, Policy]:
     }
 
 
+def noon_zone(at_s: float) -> str:
+    """A time zone where it is noon, or less than an hour later, at a Unix time: no day, week or month ends there in the
+    eleven hours after that. One that fills a day must not meet the next day, at whatever hour it runs."""
+    east = 12 - int(at_s) % 86_400 // 3_600
+    return f"Etc/GMT{-east:+d}"  # these names count westwards
+
+
 def policy_file() -> dict[str, Any]:
-    """The same policies as the engine takes them."""
+    """The same policies as the engine takes them. The tight agent has one day, at whatever hour the bench runs."""
     return {
         "defaults": {
+            "timezone": noon_zone(time.time()),
             "blocked_domains": [BLOCKED_HOST],
             "rate_limit": {"count": RATE_COUNT, "window": RATE_WINDOW_S},
         },

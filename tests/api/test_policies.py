@@ -20,15 +20,15 @@ from tests.api.served import Api, problem, serving
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import archive
-from tests.words import ACCOUNT, observed
+from tests.words import ACCOUNT, NOON_ZONE, observed
 
 POLICIES = f"""
-defaults: {{rate_limit: {{count: 0, window: 60}}}}
+defaults: {{rate_limit: {{count: 0, window: 60}}, timezone: {NOON_ZONE}}}
 policies:
   bot: {{daily_limit: 1_000_000, weekly_limit: 2_000_000, require_approval_above: 500_000, team: red}}
   rival: {{daily_limit: 1_000_000}}
-teams: {{red: {{monthly_limit: 5_000_000}}}}
-accounts: {{{ACCOUNT}: {{daily_limit: 9_000_000}}}}
+teams: {{red: {{monthly_limit: 5_000_000, timezone: {NOON_ZONE}}}}}
+accounts: {{{ACCOUNT}: {{daily_limit: 9_000_000, timezone: {NOON_ZONE}}}}}
 reviewers: [asha]
 """
 TWO_PEOPLE = "changes: {loosening: two_people}"
@@ -310,7 +310,7 @@ async def test_a_budget_is_what_was_reserved_and_committed_and_not_what_was_rele
         for w in windows_of(
             agent="bot", account=ACCOUNT, vendor="", policy=Policy(**OWN),  # type: ignore[arg-type]
             account_limits=ScopeLimits(daily_limit=9_000_000), team_limits=ScopeLimits(monthly_limit=5_000_000),
-            received_at=at, zone="Asia/Kolkata",
+            received_at=at, zone=NOON_ZONE,
         )
     }  # fmt: skip
     for token, query in ((mine, {}), (viewer, {"account": ACCOUNT})):

@@ -1,9 +1,12 @@
 """`streamproc bench floor`: both sides do the same job, wrong answers have no speed, nothing of ours is touched."""
 
+import json
 import time
 from collections import Counter
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +16,8 @@ from streamproc.bench.cli import bench
 from streamproc.bench.contest import RIVAL, SIDES, Arena, Measured, Run, measure
 from streamproc.bench.report import document, headline, table
 from streamproc.cli import run
+from streamproc.domain.budget import calendar_names, windows_of
+from streamproc.domain.policy import ScopeState, build_book, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
 
@@ -32,6 +37,37 @@ def test_a_payload_is_an_entry_of_the_real_log_of_about_600_bytes() -> None:
     (event,) = decode_events(payload)
     assert event == job.observed(7, event.at)
     assert 500 < len(payload) < 700
+
+
+@pytest.mark.parametrize("day", ["2026-12-31", "2027-01-31", "2028-02-29", "2026-11-29"])
+def test_no_day_week_or_month_ends_in_the_eleven_hours_after_a_zones_noon(day: str) -> None:
+    midnight = datetime.fromisoformat(f"{day}T00:00:00Z").timestamp()
+    for minute in range(1_440):
+        at_s = midnight + 60 * minute + 59
+        zone = job.noon_zone(at_s)
+        later = at_s + 11 * 3_600
+        assert datetime.fromtimestamp(at_s, ZoneInfo(zone)).hour == 12
+        assert calendar_names(zone, at_s) == calendar_names(zone, later)
+
+
+def test_the_tight_agent_runs_dry_though_midnight_comes_while_the_bench_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began_s = datetime.fromisoformat("2026-12-31T23:59:59+05:30").timestamp()
+    monkeypatch.setattr(job.time, "time", lambda: began_s)
+    file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
+    changes = plan_changes({}, file, prune=False, at=0, by="bench", why="bench")
+    book = build_book({c.scope: ScopeState(version=1, own=c.after, effective=c.effective) for c in changes})
+    agent = book.agent(job.TIGHT_AGENT)
+    assert agent is not None
+    days = {
+        windows_of(
+            agent=job.TIGHT_AGENT, account=job.ACCOUNT, vendor="", policy=agent.policy,
+            account_limits=None, team_limits=None, received_at=int(began_s + after_s) * 1_000_000, zone=job.ZONE,
+        )
+        for after_s in (0, 2, 3_600)
+    }  # fmt: skip
+    assert len(days) == 1
 
 
 def test_wrong_outcomes_are_refused_by_name() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,8 +13,6 @@ from zoneinfo import ZoneInfo
 from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-
-ZONE = ZoneInfo("Asia/Kolkata")
 
 
 def acknowledge_before_commit() -> None:
@@ -42,11 +41,11 @@ def release_to_today() -> None:
     """A settlement goes to the windows of today, not to those that were charged."""
     from streamproc.log.batch import Handler
 
-    inner = Handler._handover
+    inner, zone = Handler._handover, ZoneInfo(os.environ["STREAMPROC_TIMEZONE"])
 
     def today(self: Handler, work: Any) -> Any:
         handover = inner(self, work)
-        day = datetime.now(UTC).astimezone(ZONE).strftime("%Y-%m-%d")
+        day = datetime.now(UTC).astimezone(zone).strftime("%Y-%m-%d")
         handover.windows = [
             replace(w, window=day) if len(w.window) == len(day) else w for w in handover.windows
         ]

@@ -34,7 +34,7 @@ from streamproc.log.names import Names
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
 from tests.signals import terminate
-from tests.words import apply_policies, reviewed
+from tests.words import NOON_ZONE, apply_policies, reviewed
 
 START_MAX_S = 120.0
 """For all roles to load, on a machine that is busy with other things; a few seconds on one that is not."""
@@ -314,6 +314,7 @@ def environment(
         "safe_browsing_key": "journey",
         "safe_browsing_url": f"{bank.url}/safebrowsing/v4/threatMatches:find",
         "poll_interval": "500ms",
+        "timezone": NOON_ZONE,
     }
     return clean | {f"STREAMPROC_{name.upper()}": value for name, value in {**ours, **settings}.items()}
 

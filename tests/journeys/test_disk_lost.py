@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.bank import free_port, until
+from tests.words import NOON_ZONE
 
 START_MAX_S = 180.0
 STEP_MAX_S = 120.0
@@ -39,6 +40,7 @@ class Up:
             "STREAMPROC_SANDBOX_PORT": str(bank),
             "STREAMPROC_WORKERS": "1",
             "STREAMPROC_POLL_INTERVAL": "500ms",
+            "STREAMPROC_TIMEZONE": NOON_ZONE,
         }
         self.process: asyncio.subprocess.Process
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,19 +11,15 @@ from streamproc.domain.events import AccessRefused, ReviewRefused
 from streamproc.log.stream import Append, Producer
 from tests.bank import free_port
 from tests.journeys.system import ACCOUNT, System, running_system
-from tests.words import observed
+from tests.words import NOON_ZONE, observed
 
 SIGNING_SECRET = "journey_signing_secret"  # of a simulator
 TOKEN = "xoxb-journey"  # of a simulator
-NOON_AT = 12 - datetime.now(UTC).hour
-ZONE = f"Etc/GMT{-NOON_AT:+d}" if NOON_AT else "Etc/GMT"
-"""Where it is about noon now (the names count westwards), so that no midnight comes while the test runs."""
-POLICIES = f"""
-defaults: {{timezone: {ZONE}}}
+POLICIES = """
 policies:
-  bot: {{daily_limit: 1_000_000, require_approval_above: 100_000}}
+  bot: {daily_limit: 1_000_000, require_approval_above: 100_000}
 reviewers:
-  asha: {{slack: U0ASHA}}
+  asha: {slack: U0ASHA}
 """
 
 
@@ -125,7 +121,7 @@ async def test_an_expiry_gives_the_budget_back_to_the_day_it_was_charged_to_acro
     redis_url: str, postgres: str
 ) -> None:
     """The hold is of a payout received right before the last midnight; its timer is moved to now, as time would."""
-    now = datetime.now(ZoneInfo(ZONE))
+    now = datetime.now(ZoneInfo(NOON_ZONE))
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     received = midnight - timedelta(microseconds=1)
     yesterday, today = f"{received:%Y-%m-%d}", f"{now:%Y-%m-%d}"

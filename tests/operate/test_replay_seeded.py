@@ -9,9 +9,9 @@ from projections import compare
 from projections.views import NAMES
 from streamproc.operate.replay import replay
 from tests.projections.histories import ListedLog, archived, fetch, projecting
-from tests.seeded import SeededHistory
+from tests.seeded import TEST_MAX_S, SeededHistory
 
-pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
+pytestmark = pytest.mark.timeout(TEST_MAX_S)
 
 READERS = 3
 

@@ -14,9 +14,9 @@ from streamproc.cli import run as cli
 from streamproc.domain import events as e
 from streamproc.domain.whatif import retrial
 from streamproc.domain.wire import decode_events
-from tests.seeded import PAYOUTS, SeededHistory
+from tests.seeded import PAYOUTS, TEST_MAX_S, SeededHistory
 
-pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
+pytestmark = pytest.mark.timeout(TEST_MAX_S)
 
 EVER = "2000-01-01"
 
@@ -115,8 +115,8 @@ async def test_from_the_middle_of_the_history_nothing_changes_either(
 ) -> None:
     middle_ms = int(seeded.entries[seeded.archived // 2].id.partition("-")[0])
     since = datetime.fromtimestamp(middle_ms / 1000, UTC).isoformat()
-    code, found, _ = await whatif(capsys, "--in-force", "--since", since)
-    assert code == 0
+    code, found, err = await whatif(capsys, "--in-force", "--since", since)
+    assert code == 0, err
     assert PAYOUTS / 4 < found["judged"]["payouts"] < PAYOUTS * 3 / 4
     assert (found["changed"]["payouts"], found["counters_differing"]) == (0, 0)
 

@@ -19,7 +19,7 @@ from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, NOW, Vendors, observed
 
 HOUR_US = 3_600_000_000
 NO_RATE = "rate_limit: {count: 0}"
@@ -450,3 +450,29 @@ async def test_a_signature_of_then_is_checked_again_with_the_keys_of_the_candida
         log = await log_of(engine)
     assert moved(again(log, None)) == {}
     assert moved(again(log, "agents: {}")) == {"pout_1": "APPROVED -> HELD IDENTITY_UNVERIFIED"}
+
+
+async def test_what_waits_for_a_number_that_was_lost_finds_the_windows_of_its_day_however_late_it_is_judged(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p2 was asked about and never decided: its worker died. Two days later p3 still waits for p2's number."""
+    monkeypatch.setattr(retrial, "FORGET_EVERY", 1)
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        for payout, amount in (("p1", 400), ("p2", 700), ("p3", 500), ("p4", 200)):
+            await engine.deliver(observed(payout, amount))
+        log = await log_of(engine)
+    told_of_day = NOW + HOUR_US - int(log[0].id.partition("-")[0]) * 1_000
+    shifts = [told_of_day + (50 * HOUR_US if about(told, "p4") else 0) for told in log]
+    kept = [
+        told
+        for told in moved_to(log, shifts, with_events=False)
+        if not (has(e.PayoutDecided)(told) and about(told, "p2"))
+    ]
+    found = again(kept, None)
+    assert (found.judged.payouts, found.changed.payouts, found.counters_differ) == (3, 0, [])
+    assert found.skipped_numbers == 1
+
+
+def about(told: Told, payout: str) -> bool:
+    return any(getattr(event, "payout", "") == payout for event in told.events)

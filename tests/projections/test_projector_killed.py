@@ -14,9 +14,9 @@ from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from tests.operate.test_replay_seeded import checksums
 from tests.projections.histories import Stored, archived, fetch
-from tests.seeded import SeededHistory
+from tests.seeded import TEST_MAX_S, SeededHistory
 
-pytestmark = pytest.mark.timeout(300)  # the seeded history takes a good part of a minute to make
+pytestmark = pytest.mark.timeout(TEST_MAX_S)
 
 KILLS = 10
 AT_ONCE = 1_000

@@ -46,6 +46,11 @@ class InOrder(Generic[T]):
                 self._skip_to(number)
             yield self._pop()
 
+    @property
+    def waits(self) -> bool:
+        """Whether an item waits for a number before its own."""
+        return bool(self._heap)
+
     def rest(self) -> Iterator[T]:
         """All that is left, at the end of the log."""
         while self._heap:

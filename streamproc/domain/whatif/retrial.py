@@ -35,7 +35,7 @@ Overlay: TypeAlias = Callable[[Scopes], Scopes]
 OBSERVED_MAX = 50_000
 """Observations remembered for the decision that they cause, some 1 kB each; an older one is looked up."""
 FORGET_EVERY = 5_000
-"""Decisions between two looks for what can be forgotten."""
+"""Decisions between two looks for what can be forgotten, or more where something waits for a number then."""
 KEPT_AFTER_END_S = 86_400
 """Seconds after its last window ended that a reservation is remembered: a late payout may still meet with it."""
 
@@ -116,7 +116,8 @@ class Retrial:
             self._read_settlement(told)
         for step in self._order.ready():
             step()
-        if self._decided >= FORGET_EVERY:
+        # What waits for a number still needs the windows of its own time, however much was read since.
+        if self._decided >= FORGET_EVERY and not self._order.waits:
             self._decided = 0
             cut_s = told.at_ms // 1000 - KEPT_AFTER_END_S
             self._fates.forget_before(cut_s)
