@@ -114,7 +114,7 @@ def read_notes(notes: object) -> dict[str, str]:
     kept = [(key, name) for key in notes if (name := _kept_as(key)) is not None]
     if len(kept) > NOTES_MAX:
         kept = sorted(kept, key=lambda one: one[0] not in GOVERNING_NOTES)[:NOTES_MAX]
-    return {name: clean(_note(key, notes[key]), NOTE_CHARS_MAX) for key, name in kept}
+    return {name: _note(key, notes[key]) for key, name in kept}
 
 
 def _kept_as(key: str) -> str | None:
@@ -153,14 +153,18 @@ def shown(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    return clean(value, TEXT_CHARS_MAX) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    return value[:TEXT_CHARS_MAX] if value.isprintable() else clean(value, TEXT_CHARS_MAX)
 
 
 def _note(key: str, value: object) -> str:
-    if isinstance(value, str):
-        # Browsers drop line breaks inside a URL, so the rules must see what a browser would open.
-        return value.translate(_NO_BREAKS) if key == "vendor_url" and not value.isprintable() else value
-    return "" if value is None else _json(value)
+    if not isinstance(value, str):
+        value = "" if value is None else _json(value)
+    if value.isprintable():
+        return value[:NOTE_CHARS_MAX]
+    # Browsers drop line breaks inside a URL, so the rules must see what a browser would open.
+    return clean(value.translate(_NO_BREAKS) if key == "vendor_url" else value, NOTE_CHARS_MAX)
 
 
 def _json(value: object) -> str:
