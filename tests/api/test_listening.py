@@ -153,3 +153,29 @@ async def test_a_defect_is_500_and_no_request_is_400(port: int) -> None:
 async def test_a_websocket_is_not_spoken(port: int) -> None:
     upgrade = get("/plain", "connection: upgrade, close", "upgrade: websocket", "sec-websocket-version: 13")
     assert not (await said(port, upgrade)).startswith(b"HTTP/1.1 101")
+
+
+async def test_what_is_in_hand_when_the_server_ends_is_answered_and_nothing_new_is_taken() -> None:
+    taken, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        taken.set()
+        await may_go_on.wait()
+        await send_body(send, 200, b"in hand", b"text/plain")
+
+    server = server_of(slow, host="127.0.0.1", port=0, drain_s=int(DEADLINE_S))
+    running = asyncio.create_task(server._serve())
+    async with asyncio.timeout(DEADLINE_S):
+        while not server.started:
+            await asyncio.sleep(0.01)
+        address = server.servers[0].sockets[0].getsockname()
+        answer = asyncio.create_task(said(address[1], get("/")))
+        await taken.wait()
+        server.should_exit = True
+        while server.servers[0].is_serving():
+            await asyncio.sleep(0.01)
+        with pytest.raises(OSError, match=r"."):
+            await asyncio.open_connection(*address)
+        may_go_on.set()
+        assert (await answer).endswith(b"\r\n\r\nin hand")
+        await running
