@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
-import uvicorn
 
 import consumers
 from consumers.create import Debit
@@ -25,7 +24,8 @@ from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.holds import hold_operations
-from streamproc.api.metrics import Asgi, metrics_operation
+from streamproc.api.listening import server_of
+from streamproc.api.metrics import metrics_operation
 from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.policies import freeze_operations, policy_operations
@@ -42,6 +42,7 @@ from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.door import Door
+from streamproc.ingress.problems import Asgi
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -281,18 +282,8 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         if not await opened(settings, stopping):
             return
         app = await stack.enter_async_context(opened_api(settings, meters))
-        config = uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,  # nobody asks where a request came from
-            timeout_graceful_shutdown=int(settings.drain_s),
-        )
-        server = uvicorn.Server(config)
+        look_less_often()
+        server = server_of(app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s))
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
         serving = asyncio.create_task(server._serve(), name="http")
         waiting = asyncio.create_task(stopping.wait())

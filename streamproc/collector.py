@@ -1,4 +1,4 @@
-"""The cyclic garbage collector in a process that handles batches."""
+"""The cyclic garbage collector in a process that handles batches, or requests."""
 
 import asyncio
 import gc

@@ -1,7 +1,7 @@
 """The HTTP application: the route table inside Starlette, with what every answer carries."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -36,6 +36,7 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"strict-transport-security", b"max-age=31536000"),
     (b"cache-control", b"no-store"),
 )
+_SECURITY_NAMES: Final = frozenset(name for name, _ in SECURITY_HEADERS)
 
 
 class Alive(Struct, frozen=True):
@@ -175,10 +176,10 @@ class Front:
         )  # as the router leaves it: who counts requests asks for the route
         begun = False
 
-        async def noted(message: Message) -> None:
+        def noted(message: Message) -> Awaitable[None]:
             nonlocal begun
             begun = True
-            await send(message)
+            return send(message)
 
         try:
             await self._application(scope, receive, noted)
@@ -200,12 +201,15 @@ class SecurityHeaders:
             await self._app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
+        def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                present = {name for name, _ in message["headers"]}
-                missing = [header for header in SECURITY_HEADERS if header[0] not in present]
-                message = {**message, "headers": [*message["headers"], *missing]}
-            await send(message)
+                headers = message["headers"]
+                there = _SECURITY_NAMES.intersection([name for name, _ in headers])
+                missing = (
+                    [one for one in SECURITY_HEADERS if one[0] not in there] if there else SECURITY_HEADERS
+                )
+                message = {**message, "headers": [*headers, *missing]}
+            return send(message)
 
         await self._app(scope, receive, send_with_headers)
 

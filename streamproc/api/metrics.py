@@ -20,7 +20,7 @@ from streamproc.api.operations import Operation, Says
 from streamproc.api.routes_seen import METHODS, route_of
 from streamproc.domain.tokens import SECRET, Token, digest_of
 from streamproc.errors import StreamprocError
-from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_body, send_problem
+from streamproc.ingress.problems import Asgi, Header, Message, Receive, Scope, Send, send_body, send_problem
 from streamproc.telemetry.exposure import Page, Shown
 from streamproc.telemetry.metrics import Meters
 
@@ -31,7 +31,6 @@ PATH = "/metrics"
 MEDIA = ("text/plain", "application/openmetrics-text")
 PLAIN: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
-Asgi: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 KnownToken: TypeAlias = Callable[[str], Awaitable[Token | None]]
 """The API's token with this hash; may raise while Redis is away."""
 
@@ -51,11 +50,11 @@ class Timed:
             return
         begun, status = perf_counter(), 0
 
-        async def noted(message: Message) -> None:
+        def noted(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, noted)

@@ -10,5 +10,8 @@ def route_of(scope: Scope) -> str:
     """The template of the route that took the request: its path with what the caller chose left out."""
     if "endpoint" not in scope:
         return "other"
-    names = {str(value): name for name, value in scope.get("path_params", {}).items()}
+    chosen = scope.get("path_params")
+    if not chosen:
+        return str(scope["path"])
+    names = {str(value): name for name, value in chosen.items()}
     return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))

@@ -3,16 +3,14 @@
 A payout's trace is its own and is known by its id, so the caller's is linked and not continued.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from time import time_ns
 
 from streamproc.api.routes_seen import METHODS, route_of
-from streamproc.ingress.problems import Message, Receive, Scope, Send
+from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send
 from streamproc.telemetry import watch
 from streamproc.telemetry.spans import Place, Tracer, new_place
 from streamproc.telemetry.trace_context import place_of, traceparent_of
-
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Traced:
@@ -35,11 +33,11 @@ class Traced:
         watch.called_by(traceparent_of(own))
         begun_ns, status = time_ns(), 0
 
-        async def noted(message: Message) -> None:
+        def noted(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, noted)

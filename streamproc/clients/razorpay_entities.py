@@ -8,6 +8,7 @@ Nothing of the beneficiary (account numbers, VPAs, names) is read.
 
 import json
 import re
+from functools import lru_cache
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -21,6 +22,8 @@ NOTES_MAX = 32
 """Keys kept of `notes`: the bank allows 15 and adds some of its own."""
 NOTE_CHARS_MAX = 256
 """The bank's own limit for a note."""
+KEYS_KNOWN_MAX = 1024
+"""Keys of notes that were read before: some 1 MB at most, where each has NOTE_CHARS_MAX of the widest characters."""
 GOVERNING_NOTES = frozenset({"agent_id", "vendor_url"})
 """Kept whatever else is there: many other notes must not push them out."""
 TEXT_CHARS_MAX = 64
@@ -108,10 +111,22 @@ def read_notes(notes: object) -> dict[str, str]:
         notes = {key: value for part in notes if isinstance(part, dict) for key, value in part.items()}
     if not isinstance(notes, dict) or not notes:
         return {}
-    keys = [key for key in notes if not _BENEFICIARY.search(key)]
-    if len(keys) > NOTES_MAX:
-        keys = sorted(keys, key=lambda key: key not in GOVERNING_NOTES)[:NOTES_MAX]
-    return {clean(key, NOTE_CHARS_MAX): clean(_note(key, notes[key]), NOTE_CHARS_MAX) for key in keys}
+    kept = [(key, name) for key in notes if (name := _kept_as(key)) is not None]
+    if len(kept) > NOTES_MAX:
+        kept = sorted(kept, key=lambda one: one[0] not in GOVERNING_NOTES)[:NOTES_MAX]
+    return {name: _note(key, notes[key]) for key, name in kept}
+
+
+def _kept_as(key: str) -> str | None:
+    """What a note is called here; None: it tells of the beneficiary. Senders use the same few keys again and again."""
+    return _known_key(key) if len(key) <= NOTE_CHARS_MAX else _read_key(key)
+
+
+def _read_key(key: str) -> str | None:
+    return None if _BENEFICIARY.search(key) else clean(key, NOTE_CHARS_MAX)
+
+
+_known_key = lru_cache(KEYS_KNOWN_MAX)(_read_key)
 
 
 def clean(text: str, chars_max: int) -> str:
@@ -138,14 +153,18 @@ def shown(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    return clean(value, TEXT_CHARS_MAX) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    return value[:TEXT_CHARS_MAX] if value.isprintable() else clean(value, TEXT_CHARS_MAX)
 
 
 def _note(key: str, value: object) -> str:
-    if isinstance(value, str):
-        # Browsers drop line breaks inside a URL, so the rules must see what a browser would open.
-        return value.translate(_NO_BREAKS) if key == "vendor_url" else value
-    return "" if value is None else _json(value)
+    if not isinstance(value, str):
+        value = "" if value is None else _json(value)
+    if value.isprintable():
+        return value[:NOTE_CHARS_MAX]
+    # Browsers drop line breaks inside a URL, so the rules must see what a browser would open.
+    return clean(value.translate(_NO_BREAKS) if key == "vendor_url" else value, NOTE_CHARS_MAX)
 
 
 def _json(value: object) -> str:

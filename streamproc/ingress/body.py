@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
+from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Header, Receive, Scope, Send, send_problem
 
 BODY_READ_S_MAX = 10.0
@@ -63,7 +64,7 @@ async def posted_body(
     send: Send,
     *,
     other_method: str,
-    within_s: float,
+    within: Deadlines,
     bytes_max: int,
     too_large: Callable[[str], None] | None = None,
 ) -> bytes | None:
@@ -75,10 +76,10 @@ async def posted_body(
         await send_problem(send, 405, other_method, [(b"allow", b"POST")])
         return None
     try:
-        async with asyncio.timeout(within_s):
+        with within.within():
             return await read_body(scope, receive, bytes_max)
     except TimeoutError:
-        await send_problem(send, 408, f"the body did not arrive within {within_s:g} s", [CLOSE])
+        await send_problem(send, 408, f"the body did not arrive within {within.after_s:g} s", [CLOSE])
     except TooLarge:
         detail = f"the body is over {bytes_max} bytes"
         if too_large is not None:

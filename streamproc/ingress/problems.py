@@ -10,6 +10,7 @@ Message: TypeAlias = MutableMapping[str, Any]  # ASGI's own type
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Asgi: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header: TypeAlias = tuple[bytes, bytes]
 
 PROBLEM_JSON = b"application/problem+json"

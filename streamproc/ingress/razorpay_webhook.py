@@ -7,7 +7,6 @@ synced it. The bank waits 5 s and tries again for a day after anything but 2xx, 
     408 body too slow                       413 body too large                  503 the log is away
 """
 
-import asyncio
 import hmac
 import logging
 import re
@@ -17,6 +16,7 @@ import msgspec
 
 from streamproc.errors import ConfigError, InputError, LogUnavailable
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
+from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import Seldom
@@ -63,6 +63,7 @@ class RazorpayWebhook:
         self._producer = producer
         self._body_bytes_max = body_bytes_max
         self._fallback_account = fallback_account
+        self._body_in_time, self._append_in_time = Deadlines(BODY_READ_S_MAX), Deadlines(APPEND_S_MAX)
         self._strangers = Seldom(_log, "webhooks refused, signature missing or wrong")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +73,7 @@ class RazorpayWebhook:
             receive,
             send,
             other_method="webhooks are delivered by POST",
-            within_s=BODY_READ_S_MAX,
+            within=self._body_in_time,
             bytes_max=self._body_bytes_max,
         )
         if body is not None:
@@ -85,7 +86,7 @@ class RazorpayWebhook:
             return
         try:
             delivery = self._translate(scope, body)
-            async with asyncio.timeout(APPEND_S_MAX):
+            with self._append_in_time.within():
                 appended = await self._producer.append(delivery.append)
         except InputError as problem:
             _log.warning("webhook refused: signed, but no payload, %d bytes", len(body))

@@ -29,6 +29,7 @@ from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.reviewers import SLACK
 from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
 from streamproc.ingress.body import header, posted_body
+from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import Refusals, Seldom
@@ -138,6 +139,7 @@ class SlackReview:
         self._refusals = refusals
         self._secret = secret
         self._body_bytes_max = body_bytes_max
+        self._body_in_time = Deadlines(BODY_READ_S_MAX)
         self._in_hand = 0
         self._strangers = Seldom(_log, f"requests to {PATH} that Slack did not sign, refused")
 
@@ -148,7 +150,7 @@ class SlackReview:
             receive,
             send,
             other_method="Slack delivers by POST",
-            within_s=BODY_READ_S_MAX,
+            within=self._body_in_time,
             bytes_max=self._body_bytes_max,
             too_large=lambda detail: self._audit("", Refused(413, detail)),
         )

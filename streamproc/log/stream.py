@@ -208,6 +208,7 @@ class Producer:
                 await self.clock.sync(client)
         except LogUnavailable:
             log.warning("Redis is away: until it answers, times are this host's")
+        self._loop = asyncio.get_running_loop()
         self._writers = [
             asyncio.create_task(self._write(p), name=f"append-{p}") for p in range(self._partitions)
         ]
@@ -239,7 +240,7 @@ class Producer:
         if len(queue) >= APPENDS_WAITING_MAX:
             raise LogUnavailable(f"{len(queue)} appends wait already, the limit is {APPENDS_WAITING_MAX}")
         delivery = what.delivery(watch.with_caller(self._meta))
-        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(delivery, self._loop.create_future())
         queue.append(waiting)
         self._wake[partition].set()
         return waiting.done

@@ -10,11 +10,12 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 import consumers
-from streamproc.api.metrics import PATH, Asgi, Metrics, Timed
+from streamproc.api.listening import server_of
+from streamproc.api.metrics import PATH, Metrics, Timed
 from streamproc.api.tracing import Traced
 from streamproc.archive.lookup import opened_pool
 from streamproc.errors import ConfigError
-from streamproc.ingress.problems import Receive, Scope, Send, send_problem
+from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page
@@ -150,18 +151,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
         elif scope["type"] == "http":
             await send_problem(send, 404, "there is nothing at this path")
 
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.metrics_port,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    server = server_of(app, host=settings.host, port=settings.metrics_port, drain_s=1)
     serving = asyncio.create_task(_serve(server, settings), name="metrics")
     try:
         yield

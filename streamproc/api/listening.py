@@ -1,0 +1,114 @@
+"""How HTTP is listened to: uvicorn as every role of ours has it, with less done for each request.
+
+uvicorn's protocol reads and answers. It is given a transport that sends head and body of an answer at once, where
+uvicorn writes them apart, and a loop whose timers for connections that are idle cost next to nothing.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from streamproc.ingress.deadline import Deadline, Deadlines
+from streamproc.ingress.problems import Asgi
+
+KEEP_ALIVE_S: Final = 5
+"""A connection that is idle so long is closed: uvicorn's own default, which proxies and the bank know how to meet."""
+HELD_BYTES_MAX: Final = 64 * 1024
+"""Held back of what one step of the loop writes: more is sent at once, so that a slow reader is felt."""
+
+
+class Gathering:
+    """A transport that sends in one piece what is written within one step of the loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held: list[bytes] = []
+        self._bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Sent when this step of the loop ends, or before."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        self._bytes += len(data)
+        if self._bytes > HELD_BYTES_MAX:
+            self._flush()
+
+    def _flush(self) -> None:
+        held, self._held, self._bytes = self._held, [], 0
+        if held and not self._transport.is_closing():  # whoever has gone meanwhile misses nothing
+            self._transport.write(b"".join(held))
+
+    def close(self) -> None:
+        """Close when everything is sent."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or will be."""
+        return self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _IdleTimers:
+    """The loop as uvicorn's protocol uses it: tasks, and after each answer a timer that closes an idle connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, idle: Deadlines) -> None:
+        self.create_task = loop.create_task
+        self._loop, self._idle = loop, idle
+
+    def call_later(self, after_s: float, back: Callable[[], None]) -> Deadline | asyncio.TimerHandle:
+        """That of uvicorn's keep-alive is one of many alike."""
+        if after_s == self._idle.after_s:
+            return self._idle.call(back, self._loop)
+        return self._loop.call_later(after_s, back)
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's own, over a transport that gathers and with timers that cost little."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        idle: Deadlines,
+    ) -> None:
+        self._real_loop = _loop or asyncio.get_running_loop()
+        timers: Any = _IdleTimers(self._real_loop, idle)
+        super().__init__(config, server_state, app_state, timers)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is connected."""
+        gathering: Any = Gathering(cast("asyncio.Transport", transport), self._real_loop)
+        super().connection_made(gathering)
+
+
+def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Server:
+    """A server that listens when it is run. At its end what is in hand has `drain_s` seconds."""
+    protocol: Any = partial(Protocol, idle=Deadlines(KEEP_ALIVE_S))
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=protocol,
+        ws="none",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,  # nobody asks where a request came from
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=drain_s,
+    )
+    return uvicorn.Server(config)

@@ -1,0 +1,123 @@
+"""Deadlines of many who begin one after the other and all have the same time: one timer of the loop for all of them.
+
+A timer that is set and taken back for each costs more than to verify a signature. Whoever begins first is due first, so
+a dict in its order is the queue, and the one timer is for its head.
+"""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Deadlines:
+    """All of `after_s` seconds. As many wait as there are calls in hand; one that has ended leaves nothing behind.
+
+    Not for threads other than the loop's own.
+    """
+
+    def __init__(self, after_s: float) -> None:
+        self.after_s = after_s
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Of the last one that began."""
+        self._due: dict[Deadline, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def call(self, back: Callable[[], object], loop: asyncio.AbstractEventLoop) -> "Deadline":
+        """Call `back` when the time is over, unless the deadline is cancelled before. `loop` is the one that runs."""
+        deadline = _Call(self, back)
+        self.begin(deadline, loop)
+        return deadline
+
+    def within(self) -> "Within":
+        """What is awaited in this context ends with TimeoutError when the time is over."""
+        return Within(self)
+
+    def begin(self, deadline: "Deadline", loop: asyncio.AbstractEventLoop) -> None:
+        """From now on it counts."""
+        if self.loop is not loop:  # what waited in a loop that is gone has gone with it
+            self.loop, self._timer = loop, None
+            self._due.clear()
+        self._due[deadline] = time.monotonic() + self.after_s
+        if self._timer is None:
+            self._timer = loop.call_later(self.after_s, self._look)
+
+    def end(self, deadline: "Deadline") -> None:
+        """It does not count any more. The timer stays, and may find nobody."""
+        self._due.pop(deadline, None)
+
+    def _look(self) -> None:
+        assert self.loop is not None
+        self._timer = None
+        now, over = time.monotonic(), list[Deadline]()
+        for deadline, due in self._due.items():
+            if due > now:
+                self._timer = self.loop.call_later(due - now, self._look)
+                break
+            over.append(deadline)
+        for deadline in over:
+            del self._due[deadline]
+        for deadline in over:
+            try:
+                deadline.is_over()
+            except Exception as problem:  # noqa: BLE001  # it is told of, and the others are over too
+                self.loop.call_exception_handler(
+                    {"message": "a deadline's call failed", "exception": problem}
+                )
+
+
+class Deadline(ABC):
+    """One of them."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self, all_of_them: Deadlines) -> None:
+        self._all = all_of_them
+
+    def cancel(self) -> None:
+        """It is not called any more."""
+        self._all.end(self)
+
+    @abstractmethod
+    def is_over(self) -> None:
+        """Called when the time is over."""
+
+
+class _Call(Deadline):
+    __slots__ = ("_back",)
+
+    def __init__(self, all_of_them: Deadlines, back: Callable[[], object]) -> None:
+        super().__init__(all_of_them)
+        self._back = back
+
+    def is_over(self) -> None:
+        self._back()
+
+
+class Within(Deadline):
+    """As `asyncio.timeout`: a cancellation by somebody else stays one, also where both come at the same time."""
+
+    __slots__ = ("_cancelling", "_expired", "_task")
+
+    def __enter__(self) -> None:
+        # Where the loop is that of the last deadline, the system need not be asked which one it is.
+        task = asyncio.current_task(self._all.loop) or asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a deadline is for what runs in a task")
+        self._task, self._cancelling, self._expired = task, task.cancelling(), False
+        self._all.begin(self, task.get_loop())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._all.end(self)
+        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from problem
+
+    def is_over(self) -> None:
+        self._expired = True
+        self._task.cancel()
