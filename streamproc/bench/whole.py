@@ -37,7 +37,7 @@ from streamproc.log.connection import connected
 
 NAMES, GROUP = engine.NAMES, consumers.GOVERNANCE
 PARTS = ("checks", "beneficiaries", "own")
-"""Of the engine's scripts, for what is seldom: first sight of a beneficiary, and own outputs passed over once a batch."""
+"""Of the engine's scripts, for what is seldom: a beneficiary is noted, own outputs are passed over."""
 POLICY_VERSION = "1"
 ZONE_S = 19_800
 """India's day begins so long before UTC's, all year."""
@@ -133,7 +133,9 @@ class Clerk:
         ours = [(entry, _decode(e)[0]) for entry, e in entries if e.startswith(OURS)]
         if not ours:
             return None
-        strangers = {one.facts.fund_account_id for _, one in ours if one.facts.fund_account_id not in self._paid_for}
+        strangers = {
+            one.facts.fund_account_id for _, one in ours if one.facts.fund_account_id not in self._paid_for
+        }
         hosts = {vendor.host for vendor in self._vendors.values() if vendor.host not in self._paid_at}
         if strangers or hosts:
             await self._meet(list(strangers), list(hosts))

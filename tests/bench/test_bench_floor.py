@@ -1,19 +1,26 @@
 """`streamproc bench floor`: both sides do the same job, wrong answers have no speed, nothing of ours is touched."""
 
+import copy
 import time
 from collections import Counter
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from streamproc.bench import job
 from streamproc.bench.cli import bench
-from streamproc.bench.contest import RIVAL, SIDES, Arena, Measured, Run, measure
+from streamproc.bench.contest import Arena, Measured, Run, measure
+from streamproc.bench.left import Left, compare
 from streamproc.bench.report import document, headline, table
+from streamproc.bench.sides import ENGINE, RIVAL, RIVAL_USUAL, RIVAL_WHOLE, SIDES, WHOLE, asked_for
+from streamproc.bench.whole import Clerk, script
 from streamproc.cli import run
-from streamproc.domain.wire import decode_events
+from streamproc.domain.events import BudgetReserved, PayoutDecided
+from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import JobFailed
 
 PAYOUTS = 1_000
@@ -42,26 +49,28 @@ def test_wrong_outcomes_are_refused_by_name() -> None:
 
 
 @pytest.mark.embedded
-async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgres(
+async def test_the_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgres(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Nobody listens there: a bench that looked at it would fail.
     monkeypatch.setenv("STREAMPROC_REDIS_URL", "redis://127.0.0.1:1/0")
     said: list[str] = []
-    measured = await measure(PAYOUTS, 1, audit=True, said=said.append)
-    assert [run.side for run in measured.runs] == list(SIDES)
-    assert said == ["warm-up: floor", "warm-up: engine", "round 1 of 1: floor", "round 1 of 1: engine"]
+    # What the whole floor left was held against what the engine left, and the real projector archived it.
+    measured = await measure(PAYOUTS, 1, audit=True, sides=asked_for(whole=True), said=said.append)
+    assert [run.side for run in measured.runs] == [*SIDES, WHOLE]
+    assert said == [f"{which}: {side}" for which in ("warm-up", "round 1 of 1") for side in (*SIDES, WHOLE)]
     assert measured.outcomes == dict(sorted(job.expected(PAYOUTS).items()))
-    floor, engine = measured.runs
+    floor, engine, whole = measured.runs
     assert set(floor.cpu_us) == {"worker", "valkey", "postgres"}
-    assert set(engine.cpu_us) == {"worker", "archive", "valkey", "postgres"}
+    assert set(engine.cpu_us) == set(whole.cpu_us) == {"worker", "archive", "valkey", "postgres"}
     assert all(10 < run.peak_mb < 1_000 for run in measured.runs)
     # A payout and what became of it: never less than its own bytes.
     assert floor.log_bytes > measured.payload_bytes < engine.log_bytes
+    assert whole.log_bytes == pytest.approx(engine.log_bytes, rel=0.1)
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [*SIDES, WHOLE])
 async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
     side: str, tmp_path: Path
 ) -> None:
@@ -71,29 +80,121 @@ async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
         await Arena(tmp_path, None).run(side, 1, PAYOUTS, wanted)
 
 
+def without_an_event(left: Left) -> str:
+    payout = next(payout for payout, one in left.payouts.items() if len(one.events) > 1)
+    del left.payouts[payout].events[0]
+    return f"payout {payout}: .*its beneficiary is noted wrongly|of payout {payout} it left"
+
+
+def with_another_limit(left: Left) -> str:
+    payout, one = next(
+        (payout, one) for payout, one in left.payouts.items() if type(one.events[-2]) is BudgetReserved
+    )
+    one.record = one.record.replace(b'"limit":1000000000000', b'"limit":1000000000001')
+    return f"payout {payout}: its record is not the fold of its events"
+
+
+def with_less_evidence(left: Left) -> str:
+    payout, one = next(
+        (payout, one)
+        for payout, one in left.payouts.items()
+        if type(one.events[-1]) is PayoutDecided and one.events[-1].reason == "TXN_LIMIT_EXCEEDED"
+    )
+    one.record = one.record.replace(b'"limit":10000000}', b'"limit":10000001}')
+    e = encode_events(one.events).replace(b'"limit":10000000}', b'"limit":10000001}')
+    one.events = decode_events(e)
+    return f"of payout {payout} it left .*; the engine left"
+
+
+def with_another_number(left: Left) -> str:
+    payout, one = next((payout, one) for payout, one in left.payouts.items() if one.admission.rate)
+    assert one.admission.rate is not None
+    one.admission = replace(one.admission, rate=replace(one.admission.rate, number=0))
+    return f"payout {payout}: its slot is not what its events tell"
+
+
+def with_another_cause(left: Left) -> str:
+    payout, one = next(iter(left.payouts.items()))
+    one.cause = "1-1"
+    return f"payout {payout}: its entry is not caused by its observation"
+
+
+def without_a_payout(left: Left) -> str:
+    payout, _ = left.payouts.popitem()
+    return f"payout {payout} is not in the log"
+
+
+def with_less_reserved(left: Left) -> str:
+    next(iter(left.budgets.values()))[b"r"] = b"1"
+    return "of budgets it left"
+
+
+def without_a_slot(left: Left) -> str:
+    left.slots[job.TIGHT_AGENT] -= 1
+    return "of slots it left"
+
+
+def without_a_beneficiary(left: Left) -> str:
+    left.paid.popitem()
+    return "of beneficiaries it left"
+
+
+WRONG: list[Callable[[Left], str]] = [
+    without_an_event,
+    with_another_limit,
+    with_less_evidence,
+    with_another_number,
+    with_another_cause,
+    without_a_payout,
+    with_less_reserved,
+    without_a_slot,
+    without_a_beneficiary,
+]
+
+
+@pytest.mark.embedded
+async def test_a_side_that_leaves_less_than_the_engine_or_something_else_is_refused_by_payout(
+    tmp_path: Path,
+) -> None:
+    arena = Arena(tmp_path, None)
+    await arena.run(ENGINE, 1, PAYOUTS, job.expected(PAYOUTS))
+    assert arena.left is not None
+    compare("whole", copy.deepcopy(arena.left), arena.left)
+    for spoil in WRONG:
+        other = copy.deepcopy(arena.left)
+        why = spoil(other)
+        with pytest.raises(JobFailed, match=f"whole: .*(?:{why})"):
+            compare("whole", other, arena.left)
+
+
 @pytest.mark.embedded
 @pytest.mark.skipif(find_spec("faststream") is None, reason="the extra `bench` is not installed")
 async def test_faststream_beside_them_comes_to_the_same_outcomes() -> None:
-    measured = await measure(PAYOUTS, 1, audit=True, faststream=True, said=lambda _: None)
-    assert [run.side for run in measured.runs] == [*SIDES, RIVAL]
+    sides = asked_for(whole=True, faststream=True, usual=True)
+    measured = await measure(PAYOUTS, 1, audit=True, sides=sides, said=lambda _: None)
+    assert [run.side for run in measured.runs] == [*SIDES, WHOLE, RIVAL, RIVAL_WHOLE, RIVAL_USUAL]
     assert "faststream" in measured.versions
     found = document(measured)
-    assert found["ratio_to_faststream"] == pytest.approx(
-        found["engine"]["payouts_per_s"] / found[RIVAL]["payouts_per_s"], rel=0.01
-    )
+    for name, side in (("faststream", RIVAL), ("faststream_whole", RIVAL_WHOLE), ("faststream_usual", RIVAL_USUAL)):
+        assert found[f"ratio_to_{name}"] == pytest.approx(
+            found["engine"]["payouts_per_s"] / found[side]["payouts_per_s"], rel=0.01
+        )
 
 
 @pytest.mark.skipif(find_spec("faststream") is not None, reason="the extra `bench` is installed")
-def test_without_the_extra_faststream_is_refused_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "floor", "--faststream"]) == 2
+@pytest.mark.parametrize("option", ["--faststream", "--faststream-usual"])
+def test_without_the_extra_faststream_is_refused_with_the_command(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "floor", option]) == 2
     assert "--faststream needs the extra `bench`: pip install 'streamproc[bench]'" in capsys.readouterr().err
 
 
-def runs(*rates: tuple[float, ...]) -> Measured:
+def runs(*rates: tuple[float, ...], sides: tuple[str, ...] = (*SIDES, RIVAL)) -> Measured:
     made = [
         Run(side, number, 1000 / rate, rate, {"worker": 1e6 / rate, "valkey": 20.0}, 50.0, 700.0)
         for number, each in enumerate(rates, 1)
-        for side, rate in zip((*SIDES, RIVAL), each, strict=False)
+        for side, rate in zip(sides, each, strict=False)
     ]
     return Measured(1000, False, 200, 2, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
 
@@ -114,6 +215,28 @@ def test_faststream_is_beside_the_engine_of_the_same_round() -> None:
     _, rows = table(found)
     assert [row[:2] for row in rows][-1] == ["faststream", "2,700"]
     assert headline(found)[1] == "engine / FastStream: 2.50 (rounds: 2.00 to 3.00)"
+
+
+def test_the_whole_floor_is_beside_the_engine_of_the_same_round() -> None:
+    found = document(runs((20_000, 6_000, 8_000), (2_000, 900, 1_000), sides=(*SIDES, WHOLE)))
+    assert (found["ratio"], found["ratio_whole"], found[WHOLE]["payouts_per_s"]) == (0.375, 0.825, 4_500)
+    assert [row[0] for row in table(found)[1]] == ["floor", "engine", "whole"]
+    assert headline(found)[1].startswith("engine / whole floor, which leaves the same behind: 0.82 (rounds: 0.75")
+
+
+@pytest.mark.parametrize(
+    ("asked", "sides"),
+    [
+        ({}, SIDES),
+        ({"whole": True}, (*SIDES, WHOLE)),
+        ({"faststream": True, "whole": True}, (*SIDES, WHOLE, RIVAL, RIVAL_WHOLE)),
+        ({"usual": True}, (*SIDES, RIVAL_USUAL)),
+    ],
+)
+def test_the_engine_comes_before_those_who_are_held_against_it(
+    asked: dict[str, bool], sides: tuple[str, ...]
+) -> None:
+    assert asked_for(**asked) == list(sides)
 
 
 def test_the_table_has_a_row_for_each_side() -> None:
