@@ -174,7 +174,7 @@ class Arena:
             seconds, cpu_s, peak_mb = await self._timed(side, store.url, client, db)
             await _check(side, store.url, client, db, wanted)
             if side.keeps_all:
-                self._hold_against(name, await left(store.url, client, payouts))
+                self._hold_against(name, await left(store.url, client, payouts, self._payees))
             log_bytes = await side.log_bytes(client) / payouts
         shutil.rmtree(home, ignore_errors=True)
         cpu_us = {name: used * 1e6 / payouts for name, used in cpu_s.items()}

@@ -67,8 +67,8 @@ class Left(Struct):
     paid: dict[str, list[Any]]
 
 
-async def left(url: str, client: Redis, payouts: int) -> Left:
-    """Read it."""
+async def left(url: str, client: Redis, payouts: int, payees: int) -> Left:
+    """Read it. Of ever new payees it is chance which are in the registry in the end: then it is left out."""
     sample = random.Random(payouts).sample(range(payouts), min(payouts, SAMPLE_MAX))
     wanted = {job.observed(i, 0).payout for i in sample}
     kept: dict[str, Kept] = {}
@@ -85,7 +85,10 @@ async def left(url: str, client: Redis, payouts: int) -> Left:
         row: list[Any] = await client.hmget(names.payout(payout), ["v", "s", "a"])
         loaded = scripts.loaded(row)
         one.version, one.record, one.admission = loaded.version, loaded.record or b"", loaded.admission
-    budgets, paid = await _keys(client, names.budget("*", "*")), await _keys(client, f"{names.base}:paid:*")
+    budgets, paid = (
+        await _keys(client, names.budget("*", "*")),
+        await _keys(client, f"{names.base}:paid:*") if payees else [],
+    )
     return Left(
         payouts=kept,
         number=await client.get(names.number),
