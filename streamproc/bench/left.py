@@ -85,10 +85,8 @@ async def left(url: str, client: Redis, payouts: int, payees: int) -> Left:
         row: list[Any] = await client.hmget(names.payout(payout), ["v", "s", "a"])
         loaded = scripts.loaded(row)
         one.version, one.record, one.admission = loaded.version, loaded.record or b"", loaded.admission
-    budgets, paid = (
-        await _keys(client, names.budget("*", "*")),
-        await _keys(client, f"{names.base}:paid:*") if payees else [],
-    )
+    budgets = await _keys(client, names.budget("*", "*"))
+    paid = await _keys(client, f"{names.base}:paid:*") if payees else []
     return Left(
         payouts=kept,
         number=await client.get(names.number),
