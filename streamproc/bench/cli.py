@@ -298,7 +298,7 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequ
 
     printed = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        printed.add_column(column, justify="left" if number == 0 else "right")
+        printed.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
     Console(highlight=False).print(printed)
