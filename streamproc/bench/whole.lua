@@ -6,13 +6,13 @@
 -- ARGV[5] count and ARGV[6] length (s) of a rate window   ARGV[7] s that a budget is kept after its window
 -- ARGV[8] MessagePack, an array of: number of payouts, then three arrays, of texts but for indexes and numbers:
 --   terms, one after the other: agent, policy's version, day, its limit (paise), its end (Unix s), index of the rate, of the budget;
---   rows, one after the other: entry, payout, amount (paise), received at (µs), number of its terms, rest of the record's head,
---     what its reputation was and until when it is fresh, what is seen of the beneficiary, all JSON, then reason and findings of a
---     rejection, or ''s, and what is noted of the beneficiary, JSON after a comma, or '';
+--   rows, one after the other: entry, payout, amount (paise), received at (µs), number of its terms; pieces of JSON: the rest of the
+--     record's head, its reputation or the finding that rejects it, until when that is fresh, what is seen of the beneficiary; the
+--     reason of a rejection or '', and what is noted of the beneficiary, JSON after a comma, or '';
 --   notes: which of the rows, the index of a beneficiary's hash, and the name to note there
 -- Returns for each payout: 0 approved, 2 over the day's limit, 3 rejected for the reason given.
--- Why Lua: one round trip for a batch. Not safe to resend: a floor has no such worries. A full rate window is an error, since
--- the job has none. O(payouts + log n of each rate set).
+-- Why Lua: one round trip for a batch. Not safe to resend: a floor has no such worries. A full rate window, of which the job has
+-- none, is an error that leaves half a batch. O(payouts + log n of each rate set).
 local call, tonumber = redis.call, tonumber
 local function int(x) return string.format('%d', x) end
 local group, now, account = ARGV[1], ARGV[3], ARGV[4]
@@ -81,6 +81,15 @@ local is_rejected = ',"state":"rejected","bank_status":"pending","decision":"REJ
 local updated, rated, cause = ',"updated_at":' .. now .. '}', ' ' .. ARGV[5] .. ' ' .. int(window) .. ' 0|', '{"by":"' .. group .. '","cause":"'
 local head, received_at = '{"payout":"', '","account":"' .. account .. '","received_at":'
 
+local function rejection(t, payout, paise, reason, finding)
+  local found = reason .. '","findings":[' .. finding .. ']'
+  return decided .. payout .. t.decided .. paise .. ',"decision":"REJECTED","reason":"' .. found .. t.status .. ']'
+end
+
+local function rejected(t, record, reason, finding)
+  return record .. is_rejected .. reason .. '","reasons":["' .. reason .. '"],"findings":[' .. finding .. ']' .. t.version
+end
+
 local codes, ids, first, last = {}, {}, nil, nil
 for n = 1, given[1] do
   local i = 11 * (n - 1)
@@ -89,31 +98,34 @@ for n = 1, given[1] do
   local key, code, e = KEYS[3 + n], 3, nil
   local record = head .. payout .. received_at .. received .. ',"amount":' .. paise .. t.known .. own
   if reason ~= '' then
-    local findings = '"],"findings":[' .. vet .. ']'
-    e = '[' .. decided .. payout .. t.decided .. paise .. ',"decision":"REJECTED","reason":"' .. reason .. '","findings":[' .. vet .. ']' .. t.status .. ']'
-    call('HSET', key, 'v', '1', 's', record .. is_rejected .. reason .. '","reasons":["' .. reason .. findings .. t.version .. updated)
+    e = '[' .. rejection(t, payout, paise, reason, vet)
+    call('HSET', key, 'v', '1', 's', rejected(t, record, reason, vet) .. updated)
   else
-    local amount, used = tonumber(paise), int(slots_used(t.rate, tonumber(received)))
+    local used = int(slots_used(t.rate, tonumber(received)))
     take_slot(t.rate, payout)
     number = number + 1
-    local mine, before, a = int(number), int(t.reserved + t.charged), nil
-    local checked = screened .. payout .. t.screened .. seen .. velocity .. payout .. '","number":' .. mine .. ',"used":' .. used .. vetted .. payout .. vet
-    if t.reserved + t.charged + tonumber(t.committed) + amount > t.limit then
+    local mine, taken, amount = int(number), t.reserved + t.charged, tonumber(paise)
+    local before, spent = int(taken), taken + tonumber(t.committed)
+    local checked = screened .. payout .. t.screened .. seen .. velocity .. payout .. '","number":' .. mine
+      .. ',"used":' .. used .. vetted .. payout .. vet
+    local exceeded = ' 0 '
+    seen = ',"beneficiary":' .. seen .. fresh
+    if spent + amount > t.limit then
       code = 2
-      local finding = t.over .. int(t.reserved + t.charged + tonumber(t.committed)) .. ',"reserved":' .. before .. ',"committed":' .. t.committed
+      local finding = t.over .. int(spent) .. ',"reserved":' .. before .. ',"committed":' .. t.committed
         .. ',"amount":' .. paise .. ',"number":' .. mine .. '}}'
-      e = checked .. '},' .. decided .. payout .. t.decided .. paise .. ',"decision":"REJECTED","reason":"LIMIT_EXCEEDED","findings":[' .. finding .. ']' .. t.status .. ']'
-      record = record .. is_rejected .. 'LIMIT_EXCEEDED","reasons":["LIMIT_EXCEEDED"],"findings":[' .. finding .. ']' .. t.version .. ',"beneficiary":' .. seen .. fresh .. updated
-      a = mine .. ' ' .. used .. rated .. mine .. ' ' .. paise .. ' 0 '
+      e = checked .. '},' .. rejection(t, payout, paise, 'LIMIT_EXCEEDED', finding)
+      record = rejected(t, record, 'LIMIT_EXCEEDED', finding) .. seen .. updated
     else
-      code = 0
+      code, exceeded = 0, ' -1 '
       t.charged = t.charged + amount
       local room = mine .. t.room .. before .. ',"committed":' .. t.committed .. '}]}'
-      e = checked .. reserved .. payout .. '","amount":' .. paise .. ',"number":' .. room .. ',' .. decided .. payout .. t.decided .. paise .. approved .. t.status .. rows[i + 11] .. ']'
-      record = record .. is_approved .. t.version .. ',"beneficiary":' .. seen .. fresh .. ',"reservation":{"state":"reserved","amount":' .. paise .. ',"number":' .. room .. updated
-      a = mine .. ' ' .. used .. rated .. mine .. ' ' .. paise .. ' -1 '
+      e = checked .. reserved .. payout .. '","amount":' .. paise .. ',"number":' .. room .. ',' .. decided .. payout .. t.decided .. paise
+        .. approved .. t.status .. rows[i + 11] .. ']'
+      record = record .. is_approved .. t.version .. seen .. ',"reservation":{"state":"reserved","amount":' .. paise .. ',"number":' .. room .. updated
     end
-    call('HSET', key, 'v', '1', 's', record, 'a', a .. before .. ' ' .. t.committed .. '|' .. t.windows)
+    local admission = mine .. ' ' .. used .. rated .. mine .. ' ' .. paise .. exceeded .. before .. ' ' .. t.committed .. '|' .. t.windows
+    call('HSET', key, 'v', '1', 's', record, 'a', admission)
   end
   last = call('XADD', KEYS[1], '*', 'e', e, 'm', cause .. entry .. '"}')
   first = first or last
