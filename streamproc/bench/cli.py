@@ -56,24 +56,46 @@ def bench() -> None:
     help="Of the engine, in its one worker process: as `worker --concurrency`. Of FastStream, its subscribers.",
 )
 @click.option(
-    "--faststream", is_flag=True, help="FastStream's batch subscriber beside them; needs the extra `bench`."
+    "--whole",
+    is_flag=True,
+    help="A floor beside them that leaves behind all that the engine leaves, which is checked.",
+)
+@click.option(
+    "--faststream",
+    is_flag=True,
+    help="FastStream's batch subscriber beside them, with --whole that too; needs the extra `bench`.",
+)
+@click.option(
+    "--faststream-usual",
+    is_flag=True,
+    help="FastStream as its documentation shows it: typed, one payout a call; needs the extra `bench`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def floor(
-    payouts: int, rounds: int, audit: bool, payees: int, consumers: int, faststream: bool, as_json: bool
+    payouts: int,
+    rounds: int,
+    audit: bool,
+    payees: int,
+    consumers: int,
+    whole: bool,
+    faststream: bool,
+    faststream_usual: bool,
+    as_json: bool,
 ) -> None:
     """Compare the engine with a hand-written worker that does the same job.
 
-    The sides take turns on this machine; one more round is made first and not counted. Exit code 1 when a side
-    comes to wrong outcomes.
+    The floor keeps one short event a payout; with --whole another one keeps what the engine keeps. The sides take
+    turns on this machine; one more round is made first and not counted. Exit code 1 when a side comes to wrong
+    outcomes, or did not leave behind what it had to.
 
     \b
     Example:
       streamproc bench floor --payouts 20000 --rounds 5 --audit
-      streamproc bench floor --faststream
+      streamproc bench floor --whole --faststream
     """
     from streamproc.bench.contest import measure
     from streamproc.bench.report import document, headline, table
+    from streamproc.bench.sides import asked_for
 
     found = document(
         _run(
@@ -83,7 +105,7 @@ def floor(
                 audit=audit,
                 payees=payees,
                 consumers=consumers,
-                faststream=faststream,
+                sides=asked_for(whole=whole, faststream=faststream, usual=faststream_usual),
                 said=said,
             )
         )
@@ -276,7 +298,7 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequ
 
     printed = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        printed.add_column(column, justify="left" if number == 0 else "right")
+        printed.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
     Console(highlight=False).print(printed)

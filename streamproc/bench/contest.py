@@ -1,9 +1,9 @@
-"""Floor and engine, and FastStream where it is asked for, in turns on this machine: fresh servers, the same payouts.
+"""Floor and engine, and others that are asked for, in turns on this machine: fresh servers, the same payouts.
 
 Each run has a Valkey of its own, empty and with `appendfsync always`; Postgres is one server for all runs with a new
 database each. The job is in the stream before the contestants start. A run lasts from `go` until the group has read
 and acknowledged everything (the engine's own outputs too) and, with audit, until the views show the last entry. A run
-that came to wrong answers ends the benchmark.
+that came to wrong answers ends the benchmark, and so does one that was to leave all that the engine leaves and did not.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -24,16 +24,15 @@ from redis.asyncio import Redis
 
 from projections.schema import prepare
 from streamproc import embedded, processes
-from streamproc.bench import cost, engine, faststream_side, floor, job
+from streamproc.bench import cost, faststream_side, floor, job
 from streamproc.bench.contestant import GO, STOP
+from streamproc.bench.left import Left, compare, left
 from streamproc.bench.rig import Said, fresh_database, public_directory
+from streamproc.bench.sides import ALL, ENGINE, Side, asked_for
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 
-FLOOR, ENGINE, RIVAL = "floor", "engine", "faststream"
-SIDES = (FLOOR, ENGINE)
-"""And the rival, where it is asked for."""
 POLL_S = 0.01
 """Between two looks whether a run is done: 1 % of a run of a second."""
 RUN_MAX_S = 600.0
@@ -81,16 +80,17 @@ async def measure(
     audit: bool,
     payees: int = job.PAYEES,
     consumers: int = job.CONSUMERS,
-    faststream: bool = False,
+    sides: Sequence[str] = tuple(asked_for()),
     said: Said,
 ) -> Measured:
     """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end, InputError
-    where FastStream is asked for and not installed."""
+    where FastStream is among the sides and not installed."""
     wanted, runs = job.expected(payouts), list[Run]()
-    versions = cost.package_versions() | (faststream_side.versions() if faststream else {})
+    has_faststream = any(ALL[side].module == faststream_side.__name__ for side in sides)
+    versions = cost.package_versions() | (faststream_side.versions() if has_faststream else {})
     async with _arena(audit, payees, consumers) as arena:
         for number in range(rounds + 1):
-            for side in (*SIDES, RIVAL) if faststream else SIDES:
+            for side in sides:
                 said(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
                 run = await arena.run(side, number, payouts, wanted)
                 if number > 0:
@@ -130,6 +130,8 @@ class Arena:
         self._directory, self._postgres, self._payees = directory, postgres, payees
         self._consumers = consumers
         self._runs = 0
+        self.left: Left | None = None
+        """What the engine left behind in its last run."""
         self.versions: dict[str, str] = {}
 
     async def open(self) -> None:
@@ -153,8 +155,9 @@ class Arena:
         finally:
             await db.close()
 
-    async def run(self, side: str, number: int, payouts: int, wanted: Counter[str]) -> Run:
+    async def run(self, name: str, number: int, payouts: int, wanted: Counter[str]) -> Run:
         """One run of one side, checked."""
+        side = ALL[name]
         self._runs += 1
         home = self._directory / f"run-{self._runs}"
         home.mkdir(mode=0o711)
@@ -167,13 +170,21 @@ class Arena:
             db = None
             if self._postgres is not None:
                 db = await stack.enter_async_context(self._fresh_database(side))
-            await _load(side, client, payouts, self._payees)
+            await side.load(client, payouts, self._payees, time.time_ns() // 1000)
             seconds, cpu_s, peak_mb = await self._timed(side, store.url, client, db)
             await _check(side, store.url, client, db, wanted)
-            log_bytes = await _log_bytes(side, client) / payouts
+            if side.keeps_all:
+                self._hold_against(name, await left(store.url, client, payouts, self._payees))
+            log_bytes = await side.log_bytes(client) / payouts
         shutil.rmtree(home, ignore_errors=True)
         cpu_us = {name: used * 1e6 / payouts for name, used in cpu_s.items()}
-        return Run(side, number, seconds, payouts / seconds, cpu_us, peak_mb, log_bytes)
+        return Run(name, number, seconds, payouts / seconds, cpu_us, peak_mb, log_bytes)
+
+    def _hold_against(self, side: str, found: Left) -> None:
+        if side == ENGINE:
+            self.left = found
+        elif self.left is not None:
+            compare(side, found, self.left)
 
     async def _know(self, client: Redis) -> None:
         if "valkey" not in self.versions:
@@ -181,22 +192,22 @@ class Arena:
             self.versions["valkey"] = str(info.get("valkey_version", info.get("redis_version")))
 
     @asynccontextmanager
-    async def _fresh_database(self, side: str) -> AsyncIterator[asyncpg.Connection]:
+    async def _fresh_database(self, side: Side) -> AsyncIterator[asyncpg.Connection]:
         assert self._postgres is not None
-        name, template = f"bench_{self._runs}", TEMPLATE if side == ENGINE else "template0"
+        name, template = f"bench_{self._runs}", TEMPLATE if side.keeps_all else "template0"
         async with fresh_database(self._postgres, name, template), self._database(name) as db:
-            if side != ENGINE:
+            if not side.keeps_all:
                 await db.execute(floor.AUDIT_TABLE)
             yield db
 
     async def _timed(
-        self, side: str, url: str, client: Redis, db: asyncpg.Connection | None
+        self, side: Side, url: str, client: Redis, db: asyncpg.Connection | None
     ) -> tuple[float, dict[str, float], float]:
         dsn = self._dsn(f"bench_{self._runs}") if db is not None else None
         async with AsyncExitStack() as stack:
             contestants = {
                 name: await stack.enter_async_context(_contestant(argv))
-                for name, argv in _commands(side, url, dsn, self._consumers).items()
+                for name, argv in side.commands(url, dsn, self._consumers).items()
             }
             servers = await self._servers_cpu_s(client)
             began = time.monotonic()
@@ -214,27 +225,6 @@ class Arena:
         if self._postgres is not None:
             used["postgres"] = cost.tree_cpu_s(self._postgres.process.pid)
         return used
-
-
-async def _load(side: str, client: Redis, payouts: int, payees: int) -> None:
-    at_us = time.time_ns() // 1000
-    if side == ENGINE:
-        await engine.load(client, payouts, payees, at_us)
-    else:
-        await floor.load(client, payouts, payees, at_us, faststream_side.FIELD if side == RIVAL else "e")
-
-
-def _commands(side: str, url: str, dsn: str | None, consumers: int) -> dict[str, list[str]]:
-    """The processes of a side."""
-    if side == RIVAL:
-        arguments = [url, str(consumers), *([dsn] if dsn else [])]
-        return {"worker": ["streamproc.bench.faststream_side", *arguments]}
-    if side == FLOOR:
-        return {"worker": ["streamproc.bench.floor", url, *([dsn] if dsn else [])]}
-    commands = {"worker": ["streamproc.bench.engine", "worker", url, str(consumers)]}
-    if dsn is not None:
-        commands["archive"] = ["streamproc.bench.engine", "projector", url, dsn]
-    return commands
 
 
 class _Contestant:
@@ -300,42 +290,33 @@ async def _contestant(arguments: Sequence[str]) -> AsyncIterator[_Contestant]:
 
 
 async def _until_done(
-    side: str, client: Redis, db: asyncpg.Connection | None, contestants: Collection[_Contestant]
+    side: Side, client: Redis, db: asyncpg.Connection | None, contestants: Collection[_Contestant]
 ) -> None:
-    stream = engine.NAMES.log if side == ENGINE else floor.IN
     try:
         async with asyncio.timeout(RUN_MAX_S):
-            while not await _is_done(side, stream, client, db):
+            while not await _is_done(side, client, db):
                 for contestant in contestants:
                     if contestant.has_ended:
                         raise contestant.failed()
                 await asyncio.sleep(POLL_S)
     except TimeoutError as problem:
-        raise JobFailed(f"{side}: not done within {RUN_MAX_S:g} s") from problem
+        raise JobFailed(f"{side.name}: not done within {RUN_MAX_S:g} s") from problem
 
 
-async def _is_done(side: str, stream: str, client: Redis, db: asyncpg.Connection | None) -> bool:
-    (group,) = await client.xinfo_groups(stream)
+async def _is_done(side: Side, client: Redis, db: asyncpg.Connection | None) -> bool:
+    (group,) = await client.xinfo_groups(side.stream)
     if group["lag"] != 0 or group["pending"] != 0:
         return False
-    if side != ENGINE or db is None:
+    if not side.keeps_all or db is None:
         return True
     shown = await db.fetchval(VIEWS_AT)
     return bool(shown is not None and shown.encode() == group["last-delivered-id"])
 
 
-async def _log_bytes(side: str, client: Redis) -> int:
-    """What the streams take of Redis's memory."""
-    streams = (engine.NAMES.log,) if side == ENGINE else (floor.IN, floor.OUT)
-    return sum([int(await client.memory_usage(stream, samples=0) or 0) for stream in streams])
-
-
 async def _check(
-    side: str, url: str, client: Redis, db: asyncpg.Connection | None, wanted: Counter[str]
+    side: Side, url: str, client: Redis, db: asyncpg.Connection | None, wanted: Counter[str]
 ) -> None:
-    found: Awaitable[Counter[str]] = engine.outcomes(url) if side == ENGINE else floor.outcomes(client)
-    job.check(side, "the stream", await found, wanted)
+    job.check(side.name, "the stream", await side.outcomes(url, client), wanted)
     if db is not None:
-        sql = engine.AUDIT_COUNTS if side == ENGINE else floor.AUDIT_COUNTS
-        rows = await db.fetch(sql)
-        job.check(side, "Postgres", Counter({row["reason"]: row["count"] for row in rows}), wanted)
+        rows = await db.fetch(side.audit_counts)
+        job.check(side.name, "Postgres", Counter({row["reason"]: row["count"] for row in rows}), wanted)

@@ -8,19 +8,22 @@ import asyncio
 import json
 import resource
 import sys
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 GO, STOP = b"go\n", b"stop\n"
 
 
-async def compete(work: Awaitable[object], **facts: int) -> None:
-    """Run `work`, which never ends by itself, between `go` and `stop`; `facts` go into the answer."""
+async def compete(work: Coroutine[Any, Any, object], **facts: int) -> None:
+    """Run `work`, which never ends by itself, between `go` and `stop`; `facts` go into the answer.
+
+    A coroutine, since a task would begin before `go`, ahead by the time that other contestants take to start.
+    """
     orders = await _orders()
     say({"ready": True})
     await _heard(orders, GO)
     before = _cpu_s()
-    working, stopped = asyncio.ensure_future(work), asyncio.create_task(_heard(orders, STOP))
+    working, stopped = asyncio.create_task(work), asyncio.create_task(_heard(orders, STOP))
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     used = _cpu_s() - before
     if working.done():

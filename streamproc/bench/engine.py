@@ -94,7 +94,11 @@ async def worker(url: str, consumers_count: int) -> None:
     workers = [Consumer(url, 0, group, name=f"bench-{n}", limits=Limits()) for n in range(consumers_count)]
     stopping = asyncio.Event()
     look_less_often()  # as `app.run_worker` does
-    await compete(asyncio.gather(*(consumer.run(stopping) for consumer in workers)))
+
+    async def work() -> None:  # not `gather` alone: its tasks would begin before `go`
+        await asyncio.gather(*(consumer.run(stopping) for consumer in workers))
+
+    await compete(work())
 
 
 async def projector(url: str, dsn: str) -> None:

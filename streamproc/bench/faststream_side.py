@@ -1,16 +1,22 @@
-"""FastStream's side: its batch subscriber of a Redis stream at the floor's job, tuned to one Lua call a batch.
+"""FastStream's sides: its batch subscriber of a Redis stream, tuned to one Lua call a batch, and its usual idiom.
 
-Reading, the way to the handler and the acknowledgement are FastStream's. Decoding, script and audit rows are the
-floor's. What would only make it slower is off, by what FastStream offers for that: its typed validation, its two log
-lines a message, and its own parsing of JSON, since the handler takes the bytes. It has as many subscribers as the
-engine has consumers.
+Reading, the way to the handler and the acknowledgement are FastStream's. Decoding, script and audit rows are those of
+the floor (`batch`), or of the whole floor (`whole`). What would only make it slower is off there, by what FastStream
+offers for that: its typed validation, its two log lines a message, and its own parsing of JSON, since the handler takes
+the bytes; and it has as many subscribers as the engine has consumers. `usual` is what its documentation shows: one
+subscriber, one payout a call, validated by Pydantic models, with its log lines, which go to nobody; its handler calls
+the floor's script, which decides and writes the decision, once.
 
-Run as a process: `python -m streamproc.bench.faststream_side REDIS_URL SUBSCRIBERS [POSTGRES_DSN]`. Needs the extra
-`bench`.
+Run as a process: `python -m streamproc.bench.faststream_side batch|whole REDIS_URL SUBSCRIBERS [POSTGRES_DSN]`, or
+`... usual REDIS_URL [POSTGRES_DSN]`. Needs the extra `bench`.
 """
 
 import asyncio
+import logging
+import os
 import sys
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -19,12 +25,16 @@ from typing import Any, Final
 import asyncpg
 import uvloop
 
-from streamproc.bench import floor, job
+from streamproc.bench import floor, job, whole
 from streamproc.bench.contestant import compete
 from streamproc.errors import InputError
 
 FIELD: Final = "__data__"
 """Where FastStream looks for a message in an entry."""
+USUAL: Final = "usual"
+
+Received = list[tuple[bytes, bytes]]
+"""Ids and payloads of a batch."""
 
 
 def versions() -> dict[str, str]:
@@ -35,42 +45,76 @@ def versions() -> dict[str, str]:
         raise InputError("--faststream needs the extra `bench`: pip install 'streamproc[bench]'") from problem
 
 
-class Side:
-    """Its subscribers. With a connection to Postgres a batch is acknowledged only after its audit rows are written."""
+class Side(ABC):
+    """A broker with its subscribers, which `_subscribe` makes."""
 
-    def __init__(self, url: str, subscribers: int, db: asyncpg.Connection | None) -> None:
-        from faststream.redis import RedisBroker, StreamSub
-
-        self._broker = RedisBroker(url, logger=None, apply_types=False)
-        self._db, self._inserting, self._policies = db, asyncio.Lock(), job.policies()
+    def __init__(self, broker: Any, db: asyncpg.Connection | None) -> None:
+        self._broker, self._db, self._inserting = broker, db, asyncio.Lock()
         self._client: Any = None
         self._sha = ""
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        for number in range(subscribers):
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Connect; closed with `stack`."""
+        self._client = await self._broker.connect()
+        stack.push_async_callback(self._broker.stop)
+        self._sha = await self._client.script_load(self._script())
+        self._subscribe()
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises what a handler failed with; FastStream would only tell its log."""
+        await self._broker.start()
+        await self._failed
+
+    async def _or_fail(self, deciding: Awaitable[None]) -> None:
+        try:
+            await deciding
+        except Exception as problem:  # noqa: BLE001  # told by `run`
+            if not self._failed.done():
+                self._failed.set_exception(problem)
+
+    def _script(self) -> str:
+        return floor.script()
+
+    @abstractmethod
+    def _subscribe(self) -> None: ...
+
+
+class Batches(Side):
+    """Batches as bytes. With a connection to Postgres one is acknowledged only after its audit rows are written."""
+
+    STREAM, GROUP, NAMED = floor.IN, floor.GROUP, FIELD
+
+    def __init__(self, url: str, subscribers: int, db: asyncpg.Connection | None) -> None:
+        from faststream.redis import RedisBroker
+
+        super().__init__(RedisBroker(url, logger=None, apply_types=False), db)
+        self._subscribers, self._policies = subscribers, job.policies()
+
+    def _subscribe(self) -> None:
+        from faststream.redis import StreamSub
+
+        for number in range(self._subscribers):
             stream = StreamSub(
-                floor.IN,
-                group=floor.GROUP,
+                self.STREAM,
+                group=self.GROUP,
                 consumer=str(number),
                 batch=True,
                 max_records=job.BATCH_MAX,
                 polling_interval=floor.BLOCK_MS,
             )
-            self._broker.subscriber(stream=stream, parser=_unread, decoder=_as_it_is)(self._handle)
+            self._broker.subscriber(stream=stream, parser=_unread, decoder=self._as_it_is)(self._handle)
 
-    async def run(self) -> None:
-        """Work until cancelled. Raises what a handler failed with; FastStream would only leave it unacknowledged."""
-        await self._broker.start()
-        await self._failed
+    async def _as_it_is(self, message: Any) -> Received:
+        """FastStream's decoder of a batch: id and bytes of each entry."""
+        raw, named = message.raw_message, self.NAMED.encode()
+        return [(one, entry[named]) for one, entry in zip(raw["message_ids"], raw["data"], strict=True)]
 
-    async def _handle(self, payloads: list[bytes]) -> None:
-        try:
-            await self._decide(payloads)
-        except Exception as problem:  # noqa: BLE001  # told by `run`
-            if not self._failed.done():
-                self._failed.set_exception(problem)
+    async def _handle(self, received: Received) -> None:
+        await self._or_fail(self._decide(received))
 
-    async def _decide(self, payloads: list[bytes]) -> None:
-        batch = floor.Batch([("", ("", payload)) for payload in payloads], self._policies)
+    async def _decide(self, received: Received) -> None:
+        batch = floor.Batch([("", ("", payload)) for _, payload in received], self._policies)
         # No group: FastStream acknowledges what its handler returns from.
         codes = await self._client.execute_command(
             "EVALSHA", self._sha, 2 + len(batch.keys), floor.IN, floor.OUT, *batch.keys, "", *batch.args
@@ -79,11 +123,75 @@ class Side:
             async with self._inserting:
                 await self._db.execute(floor.AUDIT_ROWS, *batch.rows(codes))
 
-    async def open(self, stack: AsyncExitStack) -> None:
-        """Connect; closed with `stack`."""
-        self._client = await self._broker.connect()
-        stack.push_async_callback(self._broker.stop)
-        self._sha = await self._client.script_load(floor.script())
+
+class WholeBatches(Batches):
+    """Batches of the engine's log. Archiving is the projector's."""
+
+    STREAM, GROUP, NAMED = whole.NAMES.log, whole.GROUP, "e"
+
+    def _script(self) -> str:
+        return whole.script()
+
+    def _subscribe(self) -> None:
+        self._clerk = whole.Clerk(self._client, self._sha, acknowledges=False)
+        super()._subscribe()
+
+    async def _decide(self, received: Received) -> None:
+        batch = await self._clerk.batch(received)
+        if batch is not None:
+            await self._clerk.write(batch)
+
+
+class Usual(Side):
+    """One payout a call, as FastStream's documentation shows it."""
+
+    def __init__(self, url: str, db: asyncpg.Connection | None) -> None:
+        from faststream.redis import RedisBroker
+
+        logger = logging.getLogger(__name__)
+        logger.addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: PTH123, SIM115  # for good
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        super().__init__(RedisBroker(url, logger=logger), db)
+        self._policies = job.policies()
+
+    def _subscribe(self) -> None:
+        from faststream.redis import StreamSub
+        from pydantic import BaseModel
+
+        class Notes(BaseModel):  # type: ignore[misc]
+            agent_id: str
+            vendor_url: str
+
+        class Facts(BaseModel):  # type: ignore[misc]
+            amount: int
+            notes: Notes
+
+        class Observed(BaseModel):  # type: ignore[misc]
+            payout: str
+            facts: Facts
+
+        @self._broker.subscriber(stream=StreamSub(floor.IN, group=floor.GROUP, consumer="1"))  # type: ignore[untyped-decorator]
+        async def decide(events: list[Observed]) -> None:
+            (event,) = events
+            notes = event.facts.notes
+            await self._or_fail(
+                self._decide(event.payout, notes.agent_id, event.facts.amount, notes.vendor_url)
+            )
+
+    async def _decide(self, payout: str, agent: str, amount: int, url: str) -> None:
+        now_us, policy = time.time_ns() // 1000, self._policies[agent]
+        rejected = job.rejection(policy, amount, url)
+        decision = floor.opened(payout, agent, amount, now_us)
+        keys = [floor.IN, floor.OUT, f"rate:{agent}", f"budget:{agent}:{floor.DAY}"]
+        terms = ["", now_us, floor.WINDOW_US, job.RATE_COUNT, 1, policy.day_limit]
+        (code,) = await self._client.evalsha(
+            self._sha, len(keys), *keys, *terms, "", 1, payout, amount, rejected, decision
+        )
+        if self._db is not None:
+            reason = floor.REASONS[code] if code < len(floor.REASONS) else rejected
+            outcome = "APPROVED" if code == 0 else "REJECTED"
+            await self._db.execute(floor.AUDIT_ROWS, [payout], [agent], [amount], [outcome], [reason])
 
 
 async def _unread(message: dict[str, Any], original: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
@@ -93,21 +201,21 @@ async def _unread(message: dict[str, Any], original: Callable[[dict[str, Any]], 
     return parsed
 
 
-async def _as_it_is(message: Any) -> list[bytes]:
-    """FastStream's decoder of a batch: the bytes of each entry."""
-    return [entry[FIELD.encode()] for entry in message.raw_message["data"]]
-
-
-async def main(url: str, subscribers: int, dsn: str | None) -> None:
+async def main(mode: str, url: str, *rest: str) -> None:
     """Compete."""
     async with AsyncExitStack() as stack:
-        db = await asyncpg.connect(dsn) if dsn else None
+        dsn = rest[0 if mode == USUAL else 1 :]
+        db = await asyncpg.connect(dsn[0]) if dsn else None
         if db is not None:
             stack.push_async_callback(db.close)
-        side = Side(url, subscribers, db)
+        side: Side
+        if mode == USUAL:
+            side = Usual(url, db)
+        else:
+            side = (WholeBatches if mode == "whole" else Batches)(url, int(rest[0]), db)
         await side.open(stack)
         await compete(side.run())
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None))
+    uvloop.run(main(*sys.argv[1:]))

@@ -63,6 +63,11 @@ _decode = msgspec.json.Decoder(list[PayoutObserved]).decode
 _encode = msgspec.json.Encoder().encode
 
 
+def opened(payout: str, agent: str, amount: int, now_us: int) -> bytes:
+    """The decision event without its end, as hop.lua takes it."""
+    return _encode(Decision(payout, agent, amount, now_us))[:-1]
+
+
 class Batch:
     """One batch between its reading and its acknowledgement."""
 
@@ -82,7 +87,7 @@ class Batch:
             agent, amount = facts.notes["agent_id"], facts.amount
             verdict = job.rejection(policies.get(agent), amount, facts.notes["vendor_url"])
             number = numbers.setdefault(agent, len(numbers) + 1)
-            head = _encode(Decision(payout, agent, amount, now_us))[:-1]
+            head = opened(payout, agent, amount, now_us)
             rows += (entry, number, payout, amount, verdict, head)
             payouts.append(payout)
             agents.append(agent)

@@ -64,11 +64,15 @@ def policies() -> dict[str, Policy]:
     }
 
 
+def noon_offset_h(at_s: float) -> int:
+    """How many hours before UTC it is noon, or less than an hour later, at a Unix time: no day, week or month ends there
+    in the eleven hours after that. One that fills a day must not meet the next day, at whatever hour it runs."""
+    return 12 - int(at_s) % 86_400 // 3_600
+
+
 def noon_zone(at_s: float) -> str:
-    """A time zone where it is noon, or less than an hour later, at a Unix time: no day, week or month ends there in the
-    eleven hours after that. One that fills a day must not meet the next day, at whatever hour it runs."""
-    east = 12 - int(at_s) % 86_400 // 3_600
-    return f"Etc/GMT{-east:+d}"  # these names count westwards
+    """The time zone of that place."""
+    return f"Etc/GMT{-noon_offset_h(at_s):+d}"  # these names count westwards
 
 
 def policy_file() -> dict[str, Any]:

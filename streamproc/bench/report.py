@@ -7,31 +7,42 @@ from typing import Any
 import msgspec
 
 from streamproc.bench import cost
-from streamproc.bench.contest import ENGINE, FLOOR, RIVAL, SIDES, Measured, Run
+from streamproc.bench.contest import Measured, Run
 from streamproc.bench.replaying import Measured as Replayed
 from streamproc.bench.replaying import Part
+from streamproc.bench.sides import ALL, ENGINE, FLOOR, RIVAL, RIVAL_USUAL, RIVAL_WHOLE, WHOLE
 
+RATIOS = {
+    FLOOR: ("ratio", "engine / floor"),
+    WHOLE: ("ratio_whole", "engine / whole floor, which leaves the same behind"),
+    RIVAL: ("ratio_to_faststream", "engine / FastStream"),
+    RIVAL_WHOLE: ("ratio_to_faststream_whole", "engine / FastStream that leaves the same behind"),
+    RIVAL_USUAL: ("ratio_to_faststream_usual", "engine / FastStream in its usual idiom"),
+}
+"""Whom the engine is held against: the name in JSON, and for people."""
 PARTS = ("worker", "archive", "valkey", "postgres")
 
 
 def document(measured: Measured) -> dict[str, Any]:
     """The JSON of `bench floor --json`."""
-    by_side = {side: [run for run in measured.runs if run.side == side] for side in (*SIDES, RIVAL)}
+    by_side = {side: [run for run in measured.runs if run.side == side] for side in ALL}
     by_side = {side: runs for side, runs in by_side.items() if runs}
-    ratios = _ratios(by_side, FLOOR)
+    ratios: dict[str, float] = {}
+    for other, (name, _) in RATIOS.items():
+        if other in by_side:
+            ratios |= _spread(name, _ratios(by_side, other))
     return {
         "machine": cost.machine(),
         "versions": measured.versions,
         "payouts": measured.payouts,
         "payload_bytes": measured.payload_bytes,
-        "rounds": len(ratios),
+        "rounds": len(by_side[ENGINE]),
         "audit": measured.audit,
         "payees": measured.payees,
         "consumers": measured.consumers,
         "outcomes": measured.outcomes,
         **{side: _side(runs) for side, runs in by_side.items()},
-        **_spread("ratio", ratios),
-        **(_spread("ratio_to_faststream", _ratios(by_side, RIVAL)) if RIVAL in by_side else {}),
+        **ratios,
         "runs": msgspec.to_builtins(measured.runs),
     }
 
@@ -82,21 +93,18 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
 
 
 def _sides(found: dict[str, Any]) -> list[str]:
-    return [side for side in (*SIDES, RIVAL) if side in found]
+    return [side for side in ALL if side in found]
 
 
 def headline(found: dict[str, Any]) -> list[str]:
     """What the table's numbers mean, in lines below it."""
-    beside = (
-        [
-            f"engine / FastStream: {found['ratio_to_faststream']:.2f}"
-            f" (rounds: {found['ratio_to_faststream_min']:.2f} to {found['ratio_to_faststream_max']:.2f})"
-        ]
-        if RIVAL in found
-        else []
-    )
+    floors, *beside = [
+        f"{what}: {found[name]:.2f} (rounds: {found[f'{name}_min']:.2f} to {found[f'{name}_max']:.2f})"
+        for name, what in RATIOS.values()
+        if name in found
+    ]
     return [
-        f"engine / floor: {found['ratio']:.2f} (rounds: {found['ratio_min']:.2f} to {found['ratio_max']:.2f}),"
+        f"{floors},"
         f" {found['payouts']:,} payouts in {found['rounds']} rounds,"
         f" {'with' if found['audit'] else 'without'} audit, to {found['payees'] or 'ever new'} payees;"
         " µs are CPU for each payout",

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,16 +11,23 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
+from redis.exceptions import ResponseError
 
-from streamproc.bench import job
+from streamproc.bench import engine, job
 from streamproc.bench.cli import bench
-from streamproc.bench.contest import RIVAL, SIDES, Arena, Measured, Run, measure
+from streamproc.bench.contest import Arena, Measured, Run, measure
+from streamproc.bench.left import Left, compare
 from streamproc.bench.report import document, headline, table
+from streamproc.bench.sides import ENGINE, RIVAL, RIVAL_USUAL, RIVAL_WHOLE, SIDES, WHOLE, asked_for
+from streamproc.bench.whole import Clerk, script
 from streamproc.cli import run
 from streamproc.domain.budget import calendar_names, windows_of
+from streamproc.domain.events import BudgetReserved, PayoutDecided
 from streamproc.domain.policy import ScopeState, build_book, parse_policy_file, plan_changes
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import JobFailed
+from streamproc.log.connection import connected
 
 PAYOUTS = 1_000
 
@@ -86,7 +94,7 @@ async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgre
     said: list[str] = []
     measured = await measure(PAYOUTS, 1, audit=True, said=said.append)
     assert [run.side for run in measured.runs] == list(SIDES)
-    assert said == ["warm-up: floor", "warm-up: engine", "round 1 of 1: floor", "round 1 of 1: engine"]
+    assert said == [f"{which}: {side}" for which in ("warm-up", "round 1 of 1") for side in SIDES]
     assert measured.outcomes == dict(sorted(job.expected(PAYOUTS).items()))
     floor, engine = measured.runs
     assert set(floor.cpu_us) == {"worker", "valkey", "postgres"}
@@ -97,7 +105,7 @@ async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgre
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [*SIDES, WHOLE])
 async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
     side: str, tmp_path: Path
 ) -> None:
@@ -107,29 +115,156 @@ async def test_a_side_that_comes_to_other_outcomes_than_it_must_fails_the_bench(
         await Arena(tmp_path, None).run(side, 1, PAYOUTS, wanted)
 
 
+def copied(left: Left) -> Left:
+    payouts = {payout: replace(one, events=[*one.events]) for payout, one in left.payouts.items()}
+    budgets = {scope: dict(budget) for scope, budget in left.budgets.items()}
+    return replace(left, payouts=payouts, budgets=budgets, slots=dict(left.slots), paid=dict(left.paid))
+
+
+def without_an_event(left: Left) -> str:
+    payout = next(payout for payout, one in left.payouts.items() if len(one.events) > 1)
+    del left.payouts[payout].events[0]
+    return f"payout {payout}: .*its beneficiary is noted wrongly|of payout {payout} it left"
+
+
+def with_another_limit(left: Left) -> str:
+    payout, one = next(
+        (payout, one)
+        for payout, one in left.payouts.items()
+        if any(type(event) is BudgetReserved for event in one.events)
+    )
+    one.record = one.record.replace(b'"limit":1000000000000', b'"limit":1000000000001')
+    return f"payout {payout}: its record is not the fold of its events"
+
+
+def with_less_evidence(left: Left) -> str:
+    payout, one = next(
+        (payout, one)
+        for payout, one in left.payouts.items()
+        if type(one.events[-1]) is PayoutDecided and one.events[-1].reason == "TXN_LIMIT_EXCEEDED"
+    )
+    one.record = one.record.replace(b'"limit":10000000}', b'"limit":10000001}')
+    e = encode_events(one.events).replace(b'"limit":10000000}', b'"limit":10000001}')
+    one.events = decode_events(e)
+    return f"of payout {payout} it left .*; the engine left"
+
+
+def with_another_number(left: Left) -> str:
+    payout, one = next((payout, one) for payout, one in left.payouts.items() if one.admission.rate)
+    assert one.admission.rate is not None
+    one.admission = replace(one.admission, rate=replace(one.admission.rate, number=0))
+    return f"payout {payout}: its slot is not what its events tell"
+
+
+def with_another_cause(left: Left) -> str:
+    payout, one = next(iter(left.payouts.items()))
+    one.cause = "1-1"
+    return f"payout {payout}: its entry is not caused by its observation"
+
+
+def without_a_payout(left: Left) -> str:
+    payout, _ = left.payouts.popitem()
+    return f"payout {payout} is not in the log"
+
+
+def with_less_reserved(left: Left) -> str:
+    next(iter(left.budgets.values()))[b"r"] = b"1"
+    return "of budgets it left"
+
+
+def without_a_slot(left: Left) -> str:
+    left.slots[job.TIGHT_AGENT] -= 1
+    return "of slots it left"
+
+
+def without_a_beneficiary(left: Left) -> str:
+    left.paid.popitem()
+    return "of beneficiaries it left"
+
+
+WRONG: list[Callable[[Left], str]] = [
+    without_an_event,
+    with_another_limit,
+    with_less_evidence,
+    with_another_number,
+    with_another_cause,
+    without_a_payout,
+    with_less_reserved,
+    without_a_slot,
+    without_a_beneficiary,
+]
+
+
+@pytest.mark.embedded
+async def test_a_side_that_leaves_less_than_the_engine_or_something_else_is_refused_by_payout(
+    tmp_path: Path,
+) -> None:
+    arena, wanted = Arena(tmp_path, None), job.expected(PAYOUTS)
+    engines = await arena.run(ENGINE, 1, PAYOUTS, wanted)
+    assert arena.left is not None
+    # The whole floor is held against it, and has left the same.
+    whole = await arena.run(WHOLE, 1, PAYOUTS, wanted)
+    assert whole.log_bytes == pytest.approx(engines.log_bytes, rel=0.1)
+    for spoil in WRONG:
+        other = copied(arena.left)
+        why = spoil(other)
+        with pytest.raises(JobFailed, match=f"whole: .*(?:{why})"):
+            compare("whole", other, arena.left)
+
+
+async def test_what_is_not_the_job_stops_the_whole_floor(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_us = time.time_ns() // 1000
+    async with connected(redis_url) as client:
+        await engine.load(client, 100, job.PAYEES, at_us)
+        clerk = Clerk(client, await client.script_load(script()), acknowledges=True)
+        event = job.observed(0, at_us)
+        later = replace(event, facts=replace(event.facts, status="processed"))
+        with pytest.raises(JobFailed, match="payout pout_00000000000000 is not of the job"):
+            await clerk.batch([(b"1-1", encode_events([later]))])
+        # The second payout of an agent finds its window full.
+        monkeypatch.setattr(job, "RATE_COUNT", 1)
+        entries = [(b"1-%d" % i, job.payload(i, at_us)) for i in range(job.AGENTS + 1)]
+        batch = await clerk.batch(entries)
+        assert batch is not None
+        with pytest.raises(ResponseError, match="a rate window is full, and the job has no such payouts"):
+            await clerk.write(batch)
+        assert await clerk.batch([(b"1-1", b'[{"type":"policy.changed"}]')]) is None
+
+
 @pytest.mark.embedded
 @pytest.mark.skipif(find_spec("faststream") is None, reason="the extra `bench` is not installed")
 async def test_faststream_beside_them_comes_to_the_same_outcomes() -> None:
-    measured = await measure(PAYOUTS, 1, audit=True, faststream=True, said=lambda _: None)
-    assert [run.side for run in measured.runs] == [*SIDES, RIVAL]
+    sides = asked_for(whole=True, faststream=True, usual=True)
+    measured = await measure(PAYOUTS, 1, audit=True, sides=sides, said=lambda _: None)
+    assert [run.side for run in measured.runs] == [*SIDES, WHOLE, RIVAL, RIVAL_WHOLE, RIVAL_USUAL]
     assert "faststream" in measured.versions
     found = document(measured)
-    assert found["ratio_to_faststream"] == pytest.approx(
-        found["engine"]["payouts_per_s"] / found[RIVAL]["payouts_per_s"], rel=0.01
-    )
+    for name, side in (
+        ("faststream", RIVAL),
+        ("faststream_whole", RIVAL_WHOLE),
+        ("faststream_usual", RIVAL_USUAL),
+    ):
+        assert found[f"ratio_to_{name}"] == pytest.approx(
+            found["engine"]["payouts_per_s"] / found[side]["payouts_per_s"], rel=0.01
+        )
 
 
 @pytest.mark.skipif(find_spec("faststream") is not None, reason="the extra `bench` is installed")
-def test_without_the_extra_faststream_is_refused_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "floor", "--faststream"]) == 2
+@pytest.mark.parametrize("option", ["--faststream", "--faststream-usual"])
+def test_without_the_extra_faststream_is_refused_with_the_command(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "floor", option]) == 2
     assert "--faststream needs the extra `bench`: pip install 'streamproc[bench]'" in capsys.readouterr().err
 
 
-def runs(*rates: tuple[float, ...]) -> Measured:
+def runs(*rates: tuple[float, ...], sides: tuple[str, ...] = (*SIDES, RIVAL)) -> Measured:
     made = [
         Run(side, number, 1000 / rate, rate, {"worker": 1e6 / rate, "valkey": 20.0}, 50.0, 700.0)
         for number, each in enumerate(rates, 1)
-        for side, rate in zip((*SIDES, RIVAL), each, strict=False)
+        for side, rate in zip(sides, each, strict=False)
     ]
     return Measured(1000, False, 200, 2, 600, {"POLICY_OK": 1000}, {"python": "3"}, made)
 
@@ -150,6 +285,30 @@ def test_faststream_is_beside_the_engine_of_the_same_round() -> None:
     _, rows = table(found)
     assert [row[:2] for row in rows][-1] == ["faststream", "2,700"]
     assert headline(found)[1] == "engine / FastStream: 2.50 (rounds: 2.00 to 3.00)"
+
+
+def test_the_whole_floor_is_beside_the_engine_of_the_same_round() -> None:
+    found = document(runs((20_000, 6_000, 8_000), (2_000, 900, 1_000), sides=(*SIDES, WHOLE)))
+    assert (found["ratio"], found["ratio_whole"], found[WHOLE]["payouts_per_s"]) == (0.375, 0.825, 4_500)
+    assert [row[0] for row in table(found)[1]] == ["floor", "engine", "whole"]
+    assert headline(found)[1].startswith(
+        "engine / whole floor, which leaves the same behind: 0.82 (rounds: 0.75"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "sides"),
+    [
+        ({}, SIDES),
+        ({"whole": True}, (*SIDES, WHOLE)),
+        ({"faststream": True, "whole": True}, (*SIDES, WHOLE, RIVAL, RIVAL_WHOLE)),
+        ({"usual": True}, (*SIDES, RIVAL_USUAL)),
+    ],
+)
+def test_the_engine_comes_before_those_who_are_held_against_it(
+    asked: dict[str, bool], sides: tuple[str, ...]
+) -> None:
+    assert asked_for(**asked) == list(sides)
 
 
 def test_the_table_has_a_row_for_each_side() -> None:
