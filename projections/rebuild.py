@@ -7,6 +7,7 @@ added to, or made of sums.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from msgspec import Struct
 
 from projections.fold import Archived
 from projections.run import Moved, Records, Runner, speak_micros, write_lazily
-from projections.schema import enter_place, make_indexes, make_place, quote_ident
+from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
@@ -24,6 +25,8 @@ from streamproc.errors import JobFailed, LogBroken
 
 SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
+CLIENT_CHECK_MS = 1_000
+"""How soon Postgres gives up an index that nobody waits for any more, because the replay was killed."""
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
 
@@ -179,13 +182,18 @@ async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: 
     return _Segment([Row(*row) for row in rows], upto)
 
 
-async def finish_build(db: asyncpg.Connection) -> None:
-    """Indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it."""
-    targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
+async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int) -> None:
+    """Indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it.
+
+    Indexes are made by `jobs` connections at once, each index for good: killed, it goes on with those that are missing.
+    """
     if not await db.fetchval("SELECT EXISTS (SELECT FROM view_heads)"):
+        indexes = {name: made for view in VIEWS for name, made in indexes_of(view).items()}
+        await _each(dsn, schema, jobs, [(name, statement) for name, statement in indexes.items()])
+        targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
         async with db.transaction():
             for view in VIEWS:
-                await make_indexes(db, view)
+                await make_key(db, view)
             versions = [VERSIONS[name] for name in NAMES]
             for share in targets.values():
                 await db.execute(
@@ -196,8 +204,40 @@ async def finish_build(db: asyncpg.Connection) -> None:
                     list(NAMES),
                     versions,
                 )
-    for name in NAMES:
-        await db.execute(f"ANALYZE {quote_ident(name)}")
+    await _each(dsn, schema, jobs, [("", f"ANALYZE {quote_ident(name)}") for name in NAMES])
+
+
+async def _each(dsn: str, schema: str, jobs: int, wanted: Sequence[tuple[str, str]]) -> None:
+    """Execute statements in a place, `jobs` at once; each with the name of what it makes, or none."""
+    left = deque(wanted)
+
+    async def work() -> None:
+        async with connection(dsn, name="streamproc replay", job=True) as db:
+            await enter_place(db, schema)
+            await db.execute("SET max_parallel_maintenance_workers = 0")  # the cores are ours already
+            await db.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
+            while left:
+                await _make(db, *left.popleft())
+
+    working = [asyncio.create_task(work()) for _ in range(min(jobs, len(left)))]
+    try:
+        await asyncio.gather(*working)
+    finally:
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+
+async def _make(db: asyncpg.Connection, name: str, statement: str) -> None:
+    there = "SELECT to_regclass($1) IS NOT NULL"
+    if name and await db.fetchval(there, quote_ident(name)):
+        return
+    try:
+        await db.execute(statement)
+    except (asyncpg.DuplicateTableError, asyncpg.UniqueViolationError):
+        # A replay that was killed may just have finished it; where it is not there, it is the rows that are twice.
+        if not name or not await db.fetchval(there, quote_ident(name)):
+            raise
 
 
 # ---- positions of the past --------------------------------------------------------------

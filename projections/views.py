@@ -22,8 +22,12 @@ class View(Struct, frozen=True):
 
     def statements(self, prefix: str) -> list[str]:
         """The statements of its .sql file whose names begin with `prefix`."""
+        return list(self.named(prefix).values())
+
+    def named(self, prefix: str) -> dict[str, str]:
+        """The same with their names."""
         found = statements("projections", f"{self.name}.sql")
-        return [statement for name, statement in found.items() if name.startswith(prefix)]
+        return {name: statement for name, statement in found.items() if name.startswith(prefix)}
 
 
 VIEWS: tuple[View, ...] = tuple(
