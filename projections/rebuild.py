@@ -9,16 +9,17 @@ added to, or made of sums.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import asyncpg
 from msgspec import Struct
 
+from projections.build import Builder
 from projections.fold import Archived
-from projections.run import Moved, Records, Runner, speak_micros, write_lazily
+from projections.run import Moved, Records, speak_micros, write_lazily
 from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
-from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import ZERO, connection
 from streamproc.errors import JobFailed, LogBroken
@@ -27,6 +28,7 @@ SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
 CLIENT_CHECK_MS = 1_000
 """How soon Postgres gives up an index that nobody waits for any more, because the replay was killed."""
+_by_seq = attrgetter("seq")
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
 
@@ -148,23 +150,33 @@ async def build_slice(
         await write_lazily(place)
         await speak_micros(place)
         mark = _Share(share)
-        runner = Runner(place, share.partition, mark, Records(share.partition), views)
+        builder = Builder(place, share.partition, mark, Records(share.partition), views)
         fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
         try:
             while mark.seq < share.target_seq:
                 segment = await fetching
                 if segment.upto < share.target_seq:
                     fetching = asyncio.create_task(_segment(source, share, segment.upto, segment_rows))
-                on_segment(segment.upto, await runner.fold(segment.rows, segment.upto))
+                on_segment(segment.upto, await builder.fold(segment.rows, segment.upto))
         finally:
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
 
 
+class _Row(Struct, gc=False):
+    """What a builder reads of a row of the archive."""
+
+    seq: int
+    id: str
+    payout: str | None
+    e: bytes
+    m: bytes
+
+
 class _Segment(NamedTuple):
     """A share's rows of a stretch of the archive that ends at `upto`."""
 
-    rows: list[Row]
+    rows: list[_Row]
     upto: int
 
 
@@ -179,7 +191,9 @@ async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: 
                 f" {upto}; `streamproc audit verify` says more"
             )
     rows = await source.fetch(_SQL["rows"], share.partition, after, upto, share.slices, share.slice)
-    return _Segment([Row(*row) for row in rows], upto)
+    found = [_Row(*row) for row in rows]
+    found.sort(key=_by_seq)  # nearly so already: rows lie in this order
+    return _Segment(found, upto)
 
 
 async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int) -> None:
@@ -189,7 +203,7 @@ async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int)
     """
     if not await db.fetchval("SELECT EXISTS (SELECT FROM view_heads)"):
         indexes = {name: made for view in VIEWS for name, made in indexes_of(view).items()}
-        await _each(dsn, schema, jobs, [(name, statement) for name, statement in indexes.items()])
+        await _each(dsn, schema, jobs, list(indexes.items()))
         targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
         async with db.transaction():
             for view in VIEWS:
