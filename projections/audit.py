@@ -5,11 +5,13 @@ the event with its evidence is in the archive, at the line's `seq` and `place`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
 
 import asyncpg
+from msgspec import Struct
 
-from projections.fold import Step, moment
+from projections.fold import POSTGRES_EPOCH_US, Step, having
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 from streamproc.domain.domains import vendor_name
@@ -43,7 +45,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
 """Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""
 
 
-class Said(NamedTuple):
+class Said(Struct, frozen=True, gc=False):
     """What a line says beyond its event: who, why, and in which decision."""
 
     kind: Kind
@@ -146,35 +148,65 @@ def lines(steps: Iterable[Step]) -> list[tuple[object, ...]]:
 
 async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
     """Add the steps' lines."""
-    rows = lines(steps)
+    await _copy(db, lines(steps))
+
+
+class Lines:
+    """The lines of a segment."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[object, ...]] = []
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """As `fold.Sum`."""
+        self._rows += lines(steps)
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """As `fold.Sum`."""
+        rows, self._rows = self._rows, []
+        await _copy(db, rows)
+
+
+begin = Lines
+
+
+async def _copy(db: asyncpg.Connection, rows: Sequence[tuple[object, ...]]) -> None:
     if rows:
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 
+# Asked of an event that has no such field, getattr looks through all its classes.
+_OF_AGENT, _OF_AMOUNT = having("agent"), having("amount")
+_KEYS_CACHED_MAX = 4_096
+_key = lru_cache(maxsize=_KEYS_CACHED_MAX)(text_key)
+"""Agents and vendors come again and again."""
+
+
 def _row(step: Step, what: Said) -> tuple[object, ...]:
-    event, record = step.event, step.after
-    payout = step.payout
-    agent: str = getattr(event, "agent", "")
-    amount: int | None = getattr(event, "amount", None)
+    event: Any = step.event
+    record, payout = step.after, step.payout
+    kind = type(event)
+    agent: str = event.agent if kind in _OF_AGENT else ""
+    amount: int | None = event.amount if kind in _OF_AMOUNT else None
     vendor = ""
     if record is not None:
         agent = agent or record.agent
         amount = record.amount if amount is None else amount
-        vendor = text_key(vendor_name(record.vendor_url, record.fund_account))
-    elif type(event) is e.PolicyChanged:
-        scope = event.scope.removeprefix("freeze:")
+        vendor = vendor_name(record.vendor_url, record.fund_account)
+    elif kind is e.PolicyChanged:
+        scope: str = event.scope.removeprefix("freeze:")
         agent = scope.removeprefix("agent:") if scope.startswith("agent:") else ""
-    elif type(event) is e.AccessRefused:
+    elif kind is e.AccessRefused:
         payout = text_key(event.payout_named)
     return (
-        step.id,
+        f"{step.partition}:{step.entry}:{step.place}",
         step.partition,
         step.seq,
         step.place,
         payout or None,
-        text_key(agent),
-        vendor,
-        moment(event.at),
+        _key(agent),
+        _key(vendor),
+        (event.at - POSTGRES_EPOCH_US,),  # as `fold.moment`
         what.kind,
         what.decision,
         text(what.reason),

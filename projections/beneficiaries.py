@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import asyncpg
 
-from projections.fold import Step, moment
+from projections.fold import Few, Step, moment
 from streamproc.archive.sql import statements
 from streamproc.archive.text import text_key
 from streamproc.domain import events as e
@@ -39,3 +39,8 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
         return
     rows = [(*key, moment(first), moment(last)) for key, (first, last) in sorted(found.items())]
     await db.execute(_SQL["add"], steps[0].partition, *map(list, zip(*rows, strict=True)))
+
+
+def begin() -> Few:
+    """What a builder adds up."""
+    return Few(write)

@@ -34,32 +34,63 @@ class Change:
 
 def changes(steps: Iterable[Step]) -> dict[Key, Change]:
     """What the steps add to each window. Raises LogBroken where a settlement cannot be."""
-    found: dict[Key, Change] = {}
-    named: dict[Key, Change] = {}
-    """The same, by the names as events have them."""
-    for step in steps:
-        event = step.event
-        # By exact type: isinstance of a Struct goes through its metaclass, and this runs for every event.
-        if type(event) is e.BudgetReserved:
-            for use in event.windows:
-                change = _of(found, named, use.scope, use.window)
-                change.limit_paise, change.limit_seq = use.limit, step.seq
-                change.reserved += event.amount
-        elif type(event) is e.PayoutSettled:
-            reserved, committed = _settled_amounts(step, event)
-            for scope, window in event.windows:
-                change = _of(found, named, scope, window)
-                change.reserved += reserved
-                change.committed += committed
-    return found
+    charged = Charged()
+    charged.add(steps)
+    return charged.found
+
+
+class Charged:
+    """What the steps of a segment add to each window."""
+
+    def __init__(self) -> None:
+        self.found: dict[Key, Change] = {}
+        self._named: dict[Key, Change] = {}
+        """The same, by the names as events have them."""
+        self._first = self._last = ""
+
+    def add(self, steps: Iterable[Step]) -> None:
+        """As `fold.Sum`. Raises LogBroken where a settlement cannot be."""
+        found, named = self.found, self._named
+        for step in steps:
+            event = step.event
+            self._first, self._last = self._first or step.entry, step.entry
+            # By exact type: isinstance of a Struct goes through its metaclass, and this runs for every event.
+            if type(event) is e.BudgetReserved:
+                for use in event.windows:
+                    change = named.get((use.scope, use.window)) or _of(found, named, use.scope, use.window)
+                    change.limit_paise, change.limit_seq = use.limit, step.seq
+                    change.reserved += event.amount
+            elif type(event) is e.PayoutSettled:
+                reserved, committed = _settled_amounts(step, event)
+                for scope, window in event.windows:
+                    change = named.get((scope, window)) or _of(found, named, scope, window)
+                    change.reserved += reserved
+                    change.committed += committed
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """As `fold.Sum`. Raises LogBroken where a window would hold less than nothing."""
+        if not self.found:
+            return
+        rows = [
+            (*key, change.limit_paise, change.limit_seq, change.reserved, change.committed)
+            for key, change in sorted(self.found.items())
+        ]
+        after = await db.fetch(_SQL["add"], partition, *map(list, zip(*rows, strict=True)))
+        for row in after:
+            if row["reserved"] < 0 or row["committed"] < 0:
+                raise LogBroken(
+                    f"entries {self._first} to {self._last} settle more than the window {row['scope']}"
+                    f" {row['window_name']} holds: reserved {row['reserved']}, committed {row['committed']}"
+                )
+        self.found, self._named, self._first, self._last = {}, {}, "", ""
+
+
+begin = Charged
 
 
 def _of(found: dict[Key, Change], named: dict[Key, Change], scope: str, window: str) -> Change:
-    change = named.get((scope, window))
-    if change is None:
-        # As it is stored: cut for the index, two long names may be one.
-        stored = (text_key(scope), text_key(window))
-        change = named[scope, window] = found.setdefault(stored, Change())
+    # As it is stored: cut for the index, two long names may be one.
+    change = named[scope, window] = found.setdefault((text_key(scope), text_key(window)), Change())
     return change
 
 
@@ -84,17 +115,6 @@ def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
 
 async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
     """Bring the view up to date with `steps`. Raises LogBroken where a window would hold less than nothing."""
-    found = changes(steps)
-    if not found:
-        return
-    rows = [
-        (*key, change.limit_paise, change.limit_seq, change.reserved, change.committed)
-        for key, change in sorted(found.items())
-    ]
-    after = await db.fetch(_SQL["add"], steps[0].partition, *map(list, zip(*rows, strict=True)))
-    for row in after:
-        if row["reserved"] < 0 or row["committed"] < 0:
-            raise LogBroken(
-                f"entries {steps[0].entry} to {steps[-1].entry} settle more than the window {row['scope']}"
-                f" {row['window_name']} holds: reserved {row['reserved']}, committed {row['committed']}"
-            )
+    charged = Charged()
+    charged.add(steps)
+    await charged.write(db, steps[0].partition)

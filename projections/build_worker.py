@@ -6,6 +6,7 @@ ends with exit code 1 and a line that says why where it cannot go on.
 
 import resource
 import sys
+from collections.abc import Callable
 
 import msgspec
 import uvloop
@@ -14,7 +15,7 @@ from msgspec import Struct
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
 from projections.run import Moved
 from projections.views import BY_NAME, NAMES
-from streamproc.collector import look_less_often
+from streamproc.collector import collect_seldom
 from streamproc.errors import StreamprocError
 
 
@@ -50,16 +51,18 @@ def main() -> int:
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
 
-    look_less_often()
     try:
-        views = [BY_NAME[name] for name in order.views]
-        uvloop.run(
-            build_slice(order.dsn, order.schema, share, say, segment_rows=order.segment_rows, views=views)
-        )
+        uvloop.run(_build(order, say))
     except (StreamprocError, Moved) as problem:
         say(problem=str(problem))
         return 1
     return 0
+
+
+async def _build(order: Order, say: Callable[[int, int], None]) -> None:
+    collect_seldom()
+    views = [BY_NAME[name] for name in order.views]
+    await build_slice(order.dsn, order.schema, order.share, say, segment_rows=order.segment_rows, views=views)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 All views fold the same steps, so they cannot disagree on what a payout was when something happened to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+import asyncpg
 import msgspec
 from msgspec import Struct
 
@@ -14,7 +15,7 @@ from streamproc.domain import events as e
 from streamproc.domain.approval import approved
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, evolve
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import EVENT_KINDS, decode_events
 from streamproc.errors import LogBroken, Unprocessable
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -34,7 +35,7 @@ class Archived(Protocol):
     def m(self) -> bytes: ...
 
 
-class Meta(Struct, frozen=True):
+class Meta(Struct, frozen=True, gc=False):
     """What the views use of an entry's metadata."""
 
     by: str = ""
@@ -75,6 +76,27 @@ class Step(Struct, gc=False):
         return f"{self.partition}:{self.entry}:{self.place}"
 
 
+def having(field: str) -> frozenset[type[e.Fact]]:
+    """The events that have this field."""
+    return frozenset(kind for kind in EVENT_KINDS if field in kind.__struct_fields__)
+
+
+ALL: frozenset[type[e.Fact]] = frozenset(EVENT_KINDS)
+OF_PAYOUT = having("payout")
+
+
+class Sum(Protocol):
+    """What a view makes of the steps of a segment of any length. One partition's, in order."""
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Take in steps that the view reads; the list is the caller's again afterwards."""
+        ...
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """Write it, and be empty. Must run in a transaction."""
+        ...
+
+
 _decode_meta = msgspec.json.Decoder(Meta).decode
 
 
@@ -87,8 +109,7 @@ def decode(partition: int, entry: Archived) -> Decoded:
         raise LogBroken(f"entry {partition}:{entry.id}: {problem}") from problem
     payout = ""
     for event in events:
-        found: str = getattr(event, "payout", "")
-        if found != payout and found:
+        if type(event) in OF_PAYOUT and (found := event.payout) != payout and found:  # type: ignore[union-attr]
             if payout:
                 raise LogBroken(f"entry {partition}:{entry.id} is about several payouts; one is the limit")
             payout = found
@@ -96,13 +117,19 @@ def decode(partition: int, entry: Archived) -> Decoded:
 
 
 def steps_of(
-    partition: int, entries: Sequence[Decoded], records: Mapping[str, PayoutRecord | None]
+    partition: int,
+    entries: Sequence[Decoded],
+    records: Mapping[str, PayoutRecord | None],
+    now: dict[str, PayoutRecord | None] | None = None,
+    told: frozenset[type[e.Fact]] = ALL,
 ) -> list[Step]:
     """The steps of `entries` in order, starting from the payouts' `records`, which are left as they are.
 
+    `now` is what they became, by entries before and then by these. A step that changes no record is left out where its
+    event is not in `told`.
     Raises LogBroken, naming the event, where an event cannot follow what is known of its payout.
     """
-    now: dict[str, PayoutRecord | None] = {}
+    now = {} if now is None else now
     steps: list[Step] = []
     for found in entries:
         owner, seq, entry, by = found.payout, found.seq, found.id, found.by
@@ -111,16 +138,18 @@ def steps_of(
         try:
             if record is not None and (after := _approved_at_sight(record, events)) is not None:
                 for event in events[:DECISION]:
-                    steps.append(Step(partition, seq, entry, place, by, owner, event, record, record))
+                    if type(event) in told:
+                        steps.append(Step(partition, seq, entry, place, by, owner, event, record, record))
                     place += 1
                 steps.append(Step(partition, seq, entry, place, by, owner, events[place], record, after))
                 record, place = after, place + 1
                 events = events[place:]
             for event in events:
                 # A set-aside entry may name no payout; then it is about none.
-                if owner and getattr(event, "payout", ""):
+                if owner and type(event) in OF_PAYOUT and event.payout:  # type: ignore[union-attr]
                     before, record = record, evolve(record, event)
-                    steps.append(Step(partition, seq, entry, place, by, owner, event, before, record))
+                    if record is not before or type(event) in told:
+                        steps.append(Step(partition, seq, entry, place, by, owner, event, before, record))
                 else:
                     after = evolve(None, event)
                     steps.append(Step(partition, seq, entry, place, by, "", event, None, after))
@@ -168,3 +197,21 @@ def moment(at_us: int) -> tuple[int]:
     An aware datetime costs ten times as much to make and to encode.
     """
     return (at_us - POSTGRES_EPOCH_US,)
+
+
+class Few:
+    """The sum of a view whose events are few: its steps, written as the live view writes them."""
+
+    def __init__(self, write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]) -> None:
+        self._write = write
+        self._steps: list[Step] = []
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Keep them."""
+        self._steps += steps
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """Write them."""
+        steps, self._steps = self._steps, []
+        if steps:
+            await self._write(db, steps)

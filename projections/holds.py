@@ -83,6 +83,31 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
         await db.execute(_SQL["update"], steps[0].partition, *map(list, zip(*old, strict=True)))
 
 
+class Held:
+    """The steps of a segment that are about held payouts."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """As `fold.Sum`."""
+        for step in steps:
+            before, after = step.before, step.after
+            if after is None or after is before:
+                continue
+            if after.decision == "HELD" or (before is not None and before.decision == "HELD"):
+                self._steps.append(step)
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """As `fold.Sum`."""
+        steps, self._steps = self._steps, []
+        if steps:
+            await write(db, steps)
+
+
+begin = Held
+
+
 def _outcome(hold: Hold) -> tuple[object, ...]:
     decided_at = None if hold.decided_at is None else moment(hold.decided_at)
     return (hold.state, decided_at, text(hold.decided_by), hold.approvals)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import asyncpg
 
-from projections.fold import Step
+from projections.fold import Few, Step
 from streamproc.archive.text import text_key
 from streamproc.domain import events as e
 
@@ -35,3 +35,8 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
     rows = rows_of(steps)
     if rows:
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
+
+
+def begin() -> Few:
+    """What a builder adds up."""
+    return Few(write)

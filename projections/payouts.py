@@ -31,17 +31,46 @@ COLUMNS = (
 _SQL = statements("projections", "payouts.sql")
 
 
+class Changed:
+    """The last step that changed each payout, and which of the payouts were unknown before."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, Step] = {}
+        self.new: set[str] = set()
+
+    def add(self, steps: Iterable[Step]) -> None:
+        """As `fold.Sum`."""
+        last = self.last
+        for step in steps:
+            # By identity: an event that changes nothing leaves the record as it is, and comparing costs more than a
+            # write.
+            if step.after is not step.before and step.payout:
+                last[step.payout] = step
+                if step.before is None:
+                    self.new.add(step.payout)
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """As `fold.Sum`."""
+        last, new = self.last, self.new
+        self.last, self.new = {}, set()
+        if not last:
+            return
+        # Deleted and copied in again: a COPY costs a third of an UPDATE from arrays, and all indexes change either way.
+        old = sorted(last.keys() - new)
+        if old:
+            await db.execute(_SQL["delete"], partition, old)
+        rows = [_row(payout, last[payout]) for payout in sorted(last)]
+        await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
+
+
+begin = Changed
+
+
 def changed(steps: Iterable[Step]) -> tuple[dict[str, Step], set[str]]:
     """The last step that changed each payout, and which of the payouts were unknown before."""
-    last: dict[str, Step] = {}
-    new: set[str] = set()
-    for step in steps:
-        # By identity: an event that changes nothing leaves the record as it is, and comparing costs more than a write.
-        if step.after is not step.before and step.payout:
-            last[step.payout] = step
-            if step.before is None:
-                new.add(step.payout)
-    return last, new
+    found = Changed()
+    found.add(steps)
+    return found.last, found.new
 
 
 async def load(db: asyncpg.Connection, partition: int, payouts: Iterable[str]) -> dict[str, PayoutRecord]:
@@ -55,15 +84,9 @@ async def load(db: asyncpg.Connection, partition: int, payouts: Iterable[str]) -
 
 async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
     """Bring the view up to date with `steps`."""
-    last, new = changed(steps)
-    if not last:
-        return
-    # Deleted and copied in again: a COPY costs a third of an UPDATE from arrays, and all indexes change either way.
-    old = sorted(last.keys() - new)
-    if old:
-        await db.execute(_SQL["delete"], steps[0].partition, old)
-    rows = [_row(payout, last[payout]) for payout in sorted(last)]
-    await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
+    changed = Changed()
+    changed.add(steps)
+    await changed.write(db, steps[0].partition)
 
 
 def _row(payout: str, step: Step) -> tuple[object, ...]:

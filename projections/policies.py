@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 import msgspec
 
-from projections.fold import Step, moment
+from projections.fold import Few, Step, moment
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 
@@ -43,6 +43,11 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
     rows = versions(steps)
     if rows:
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
+
+
+def begin() -> Few:
+    """What a builder adds up."""
+    return Few(write)
 
 
 def _row(step: Step, event: e.PolicyChanged) -> tuple[object, ...]:

@@ -7,23 +7,28 @@ added to, or made of sums.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import asyncpg
 from msgspec import Struct
 
+from projections.build import Builder
 from projections.fold import Archived
-from projections.run import Moved, Records, Runner, speak_micros, write_lazily
-from projections.schema import enter_place, make_indexes, make_place, quote_ident
+from projections.run import Moved, Records, speak_micros, write_lazily
+from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
-from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import ZERO, connection
 from streamproc.errors import JobFailed, LogBroken
 
 SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
+CLIENT_CHECK_MS = 1_000
+"""How soon Postgres gives up an index that nobody waits for any more, because the replay was killed."""
+_by_seq = attrgetter("seq")
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
 
@@ -145,23 +150,33 @@ async def build_slice(
         await write_lazily(place)
         await speak_micros(place)
         mark = _Share(share)
-        runner = Runner(place, share.partition, mark, Records(share.partition), views)
+        builder = Builder(place, share.partition, mark, Records(share.partition), views)
         fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
         try:
             while mark.seq < share.target_seq:
                 segment = await fetching
                 if segment.upto < share.target_seq:
                     fetching = asyncio.create_task(_segment(source, share, segment.upto, segment_rows))
-                on_segment(segment.upto, await runner.fold(segment.rows, segment.upto))
+                on_segment(segment.upto, await builder.fold(segment.rows, segment.upto))
         finally:
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
 
 
+class _Row(Struct, gc=False):
+    """What a builder reads of a row of the archive."""
+
+    seq: int
+    id: str
+    payout: str | None
+    e: bytes
+    m: bytes
+
+
 class _Segment(NamedTuple):
     """A share's rows of a stretch of the archive that ends at `upto`."""
 
-    rows: list[Row]
+    rows: list[_Row]
     upto: int
 
 
@@ -176,16 +191,23 @@ async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: 
                 f" {upto}; `streamproc audit verify` says more"
             )
     rows = await source.fetch(_SQL["rows"], share.partition, after, upto, share.slices, share.slice)
-    return _Segment([Row(*row) for row in rows], upto)
+    found = [_Row(*row) for row in rows]
+    found.sort(key=_by_seq)  # nearly so already: rows lie in this order
+    return _Segment(found, upto)
 
 
-async def finish_build(db: asyncpg.Connection) -> None:
-    """Indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it."""
-    targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
+async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int) -> None:
+    """Indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it.
+
+    Indexes are made by `jobs` connections at once, each index for good: killed, it goes on with those that are missing.
+    """
     if not await db.fetchval("SELECT EXISTS (SELECT FROM view_heads)"):
+        indexes = {name: made for view in VIEWS for name, made in indexes_of(view).items()}
+        await _each(dsn, schema, jobs, list(indexes.items()))
+        targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
         async with db.transaction():
             for view in VIEWS:
-                await make_indexes(db, view)
+                await make_key(db, view)
             versions = [VERSIONS[name] for name in NAMES]
             for share in targets.values():
                 await db.execute(
@@ -196,8 +218,40 @@ async def finish_build(db: asyncpg.Connection) -> None:
                     list(NAMES),
                     versions,
                 )
-    for name in NAMES:
-        await db.execute(f"ANALYZE {quote_ident(name)}")
+    await _each(dsn, schema, jobs, [("", f"ANALYZE {quote_ident(name)}") for name in NAMES])
+
+
+async def _each(dsn: str, schema: str, jobs: int, wanted: Sequence[tuple[str, str]]) -> None:
+    """Execute statements in a place, `jobs` at once; each with the name of what it makes, or none."""
+    left = deque(wanted)
+
+    async def work() -> None:
+        async with connection(dsn, name="streamproc replay", job=True) as db:
+            await enter_place(db, schema)
+            await db.execute("SET max_parallel_maintenance_workers = 0")  # the cores are ours already
+            await db.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
+            while left:
+                await _make(db, *left.popleft())
+
+    working = [asyncio.create_task(work()) for _ in range(min(jobs, len(left)))]
+    try:
+        await asyncio.gather(*working)
+    finally:
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+
+async def _make(db: asyncpg.Connection, name: str, statement: str) -> None:
+    there = "SELECT to_regclass($1) IS NOT NULL"
+    if name and await db.fetchval(there, quote_ident(name)):
+        return
+    try:
+        await db.execute(statement)
+    except (asyncpg.DuplicateTableError, asyncpg.UniqueViolationError):
+        # A replay that was killed may just have finished it; where it is not there, it is the rows that are twice.
+        if not name or not await db.fetchval(there, quote_ident(name)):
+            raise
 
 
 # ---- positions of the past --------------------------------------------------------------

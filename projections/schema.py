@@ -78,7 +78,7 @@ async def enter_place(db: asyncpg.Connection, schema: str) -> None:
 
 
 async def make_tables(db: asyncpg.Connection, views: Iterable[View]) -> None:
-    """Make the views' tables with their primary keys and grants; other indexes are for later."""
+    """Make the views' tables with their grants; `make_indexes` is for later."""
     for view in views:
         for statement in (*view.statements("table"), *view.statements("comment")):
             await db.execute(statement)
@@ -86,8 +86,23 @@ async def make_tables(db: asyncpg.Connection, views: Iterable[View]) -> None:
 
 
 async def make_indexes(db: asyncpg.Connection, view: View) -> None:
-    """Make a view's indexes beside its primary key."""
-    for statement in view.statements("index_"):
+    """Make what a view's table does not have from the beginning: indexes, and of some the primary key."""
+    for statement in indexes_of(view).values():
+        await db.execute(statement)
+    await make_key(db, view)
+
+
+def indexes_of(view: View) -> dict[str, str]:
+    """A view's indexes beside those of its table: name and statement, each of which may be made at any time."""
+    return {
+        f"{view.name}_{name.removeprefix('index_')}": statement
+        for name, statement in view.named("index_").items()
+    }
+
+
+async def make_key(db: asyncpg.Connection, view: View) -> None:
+    """Make one of the indexes the primary key, where the table has none from the beginning."""
+    for statement in view.statements("key"):
         await db.execute(statement)
 
 

@@ -28,9 +28,11 @@ class Tally:
     last_at: int = 0
 
 
-def tallies(steps: Iterable[Step], name_of: Callable[[PayoutRecord], str]) -> dict[str, Tally]:
-    """What the steps add for each name that `name_of` gives; an empty name is not counted."""
-    found: dict[str, Tally] = {}
+def tallies(
+    steps: Iterable[Step], name_of: Callable[[PayoutRecord], str], found: dict[str, Tally] | None = None
+) -> dict[str, Tally]:
+    """What the steps add, to what was `found` before, for each name that `name_of` gives; none for an empty one."""
+    found = {} if found is None else found
     for step in steps:
         record = step.after
         if record is None or (step.before is not None and type(step.event) not in _LATER):
@@ -42,6 +44,23 @@ def tallies(steps: Iterable[Step], name_of: Callable[[PayoutRecord], str]) -> di
         _add(tally, step, record)
     found.pop("", None)
     return found
+
+
+class Tallies:
+    """The tallies of a segment."""
+
+    def __init__(self, name_of: Callable[[PayoutRecord], str], statement: str) -> None:
+        self._name_of, self._statement = name_of, statement
+        self._found: dict[str, Tally] = {}
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """As `fold.Sum`."""
+        tallies(steps, self._name_of, self._found)
+
+    async def write(self, db: asyncpg.Connection, partition: int) -> None:
+        """As `fold.Sum`."""
+        found, self._found = self._found, {}
+        await add(db, self._statement, partition, found)
 
 
 _LATER: frozenset[type[e.Fact]] = frozenset({e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled})

@@ -6,7 +6,7 @@ import asyncpg
 from msgspec import Struct
 
 from projections import agents, audit, beneficiaries, budgets, holds, letters, payouts, policies, vendors
-from projections.fold import Step
+from projections.fold import Step, Sum
 from streamproc.archive.sql import statements
 from streamproc.domain.events import Fact
 
@@ -19,19 +19,25 @@ class View(Struct, frozen=True):
     write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]
     reads: frozenset[type[Fact]]
     """The events that it is made of; it is given no others."""
+    begin: Callable[[], Sum]
+    """What a builder adds up."""
 
     def statements(self, prefix: str) -> list[str]:
         """The statements of its .sql file whose names begin with `prefix`."""
+        return list(self.named(prefix).values())
+
+    def named(self, prefix: str) -> dict[str, str]:
+        """The same with their names."""
         found = statements("projections", f"{self.name}.sql")
-        return [statement for name, statement in found.items() if name.startswith(prefix)]
+        return {name: statement for name, statement in found.items() if name.startswith(prefix)}
 
 
 VIEWS: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write, module.READS)
+    View(module.NAME, module.VERSION, module.write, module.READS, module.begin)
     for module in (payouts, audit, budgets, holds, policies, agents, vendors, beneficiaries)
 )
 FOR_RECOVERY: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write, module.READS)
+    View(module.NAME, module.VERSION, module.write, module.READS, module.begin)
     for module in (payouts, budgets, policies, beneficiaries, letters)
 )
 """What a recovery reads. It builds these anew and trusts no live view."""

@@ -26,6 +26,17 @@ def look_less_often() -> None:
     _look_later(loop)
 
 
+def collect_seldom() -> None:
+    """For a process of one job, which makes millions of objects and hardly a circle: it looks each WHOLE_S only.
+
+    Call within the running loop, when everything is imported.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    _look_later(asyncio.get_running_loop())
+
+
 def _look_later(loop: asyncio.AbstractEventLoop) -> None:
     loop.call_later(WHOLE_S, _look, loop)
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,13 +24,15 @@ def as_before() -> Iterator[None]:
     yield
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+    gc.enable()
 
 
+@pytest.mark.parametrize("collect", [collector.look_less_often, collector.collect_seldom])
 async def test_what_died_when_it_was_old_goes_with_the_next_look_at_everything(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, collect: Callable[[], None]
 ) -> None:
     monkeypatch.setattr(collector, "WHOLE_S", 0.01)
-    collector.look_less_often()
+    collect()
     gone = asyncio.Event()
     circle = Circle()
     gc.collect()  # it is old now

@@ -120,15 +120,17 @@ def _observed(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRec
             reference_id=facts.reference_id,
             agent_sig=facts.notes.get(NOTE, ""),
         )
-    status = facts.status if moves_forward(record, facts.status) else record.bank_status
+    status, state = record.bank_status, record.state
+    if moves_forward(record, facts.status):
+        status, state = facts.status, state_of(record.decision, facts.status, record.bypassed)
     return replace(
         record,
-        state=state_of(record.decision, status, record.bypassed),
+        state=state,
         bank_status=status,
-        utr=max(facts.utr, record.utr),
-        fees=max(facts.fees, record.fees),
-        tax=max(facts.tax, record.tax),
-        updated_at=max(record.updated_at, event.at),
+        utr=facts.utr if facts.utr > record.utr else record.utr,
+        fees=facts.fees if facts.fees > record.fees else record.fees,
+        tax=facts.tax if facts.tax > record.tax else record.tax,
+        updated_at=event.at if event.at > record.updated_at else record.updated_at,
     )
 
 

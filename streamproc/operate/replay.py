@@ -132,7 +132,7 @@ async def replay(
             await _build(dsn, shadow, plan, jobs, progress, on_progress)
             progress.stage = "indexes"
             on_progress(progress)
-            await finish_build(place)
+            await finish_build(place, dsn, shadow, jobs)
             # What came meanwhile too: an entry that cannot be folded fails this, and not only the live views later.
             await _bring_to(db, place, {end.partition: end.seq for end in await archive_ends(db)})
             progress.stage = "comparing"

@@ -1,0 +1,97 @@
+"""A builder's fold: the same steps and the same folds as the live views', put together for millions of entries.
+
+A few entries at a time are decoded, folded and given to all views while they are in the processor's cache; what the
+views make of them is written once for a whole segment.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
+
+import asyncpg
+
+from projections.fold import Archived, Step, decode, steps_of
+from projections.run import Mark, Records
+from projections.views import View
+from streamproc.domain.events import Fact
+from streamproc.domain.payouts import CHANGING, PayoutRecord
+from streamproc.domain.wire import EVENT_KINDS
+
+ENTRIES_AT_ONCE = 64
+"""Some 300 kB with their events and steps: less than a core's second cache, and enough that calls cost little."""
+
+
+class Stored(Archived, Protocol):
+    """A row of the archive with the payout that it is kept under."""
+
+    @property
+    def payout(self) -> str | None: ...
+
+
+class Builder:
+    """Folds one share's archived rows into the views of a place that is being built, segment by segment.
+
+    After an exception it is of no use any more: what it has folded is not what is written.
+    """
+
+    def __init__(
+        self, db: asyncpg.Connection, partition: int, mark: Mark, records: Records, views: Sequence[View]
+    ) -> None:
+        self._db = db
+        self._partition = partition
+        self._records = records
+        self._parts = [_Part(view) for view in views]
+        self._takers = {
+            kind: [part.take for part in self._parts if kind in part.reads] for kind in EVENT_KINDS
+        }
+        self._told = frozenset[type[Fact]]().union(*(v.reads for v in views if v.reads is not CHANGING))
+        self.mark = mark
+
+    async def fold(self, rows: Sequence[Stored], upto: int) -> int:
+        """As `run.Runner.fold`."""
+        known = await self._records.of(self._db, {row.payout for row in rows if row.payout})
+        now: dict[str, PayoutRecord | None] = {}
+        events = 0
+        for first in range(0, len(rows), ENTRIES_AT_ONCE):
+            events += self._fold(rows[first : first + ENTRIES_AT_ONCE], known, now)
+        async with self._db.transaction():
+            await self.mark.move(self._db, rows, upto)
+            for part in self._parts:
+                await part.write(self._db, self._partition)
+        self.mark.moved(rows, upto)
+        self._records.keep(now)
+        return events
+
+    def _fold(
+        self,
+        rows: Sequence[Stored],
+        known: Mapping[str, PayoutRecord],
+        now: dict[str, PayoutRecord | None],
+    ) -> int:
+        decoded = [decode(self._partition, row) for row in rows]
+        takers = self._takers
+        for step in steps_of(self._partition, decoded, known, now, self._told):
+            for take in takers[type(step.event)]:
+                take(step)
+        for part in self._parts:
+            part.add()
+        return sum([len(entry.events) for entry in decoded])
+
+
+class _Part:
+    """A view in a builder: the steps of the entries in hand, and what came of those before them."""
+
+    def __init__(self, view: View) -> None:
+        self.reads = view.reads
+        self._steps: list[Step] = []
+        self._sum = view.begin()
+        self.take: Callable[[Step], None] = self._steps.append
+
+    def add(self) -> None:
+        """Take the steps in."""
+        if self._steps:
+            self._sum.add(self._steps)
+            self._steps.clear()
+
+    def write(self, db: asyncpg.Connection, partition: int) -> Awaitable[None]:
+        """Write what came of all steps since the last time. Must run in a transaction."""
+        return self._sum.write(db, partition)

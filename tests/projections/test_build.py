@@ -1,0 +1,129 @@
+"""A builder folds many entries at a time and gives views what they read only: it writes what the live ones have."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from projections import build, rebuild
+from projections.fold import decode, steps_of
+from projections.rebuild import archive_ends, build_slice, drop_place, finish_build, plan_build
+from projections.run import Records
+from projections.schema import prepare
+from projections.views import NAMES, VIEWS
+from streamproc.domain.payouts import CHANGING, PayoutRecord
+from tests.projections.histories import (
+    START_MS,
+    ListedLog,
+    Stored,
+    everything,
+    fetch,
+    history,
+    log_of,
+    project_all,
+    rows_of,
+)
+from tests.words import policies
+
+PAYOUTS = 60
+PLACE = "built_here"
+
+
+@pytest.fixture
+async def dsn(postgres: str) -> str:
+    """Of a database whose live views show a history."""
+    await prepare(postgres)
+    first = Stored(f"{START_MS - 1}-0", *log_of(list(policies("policies: {bot: {daily_limit: 5}}")))[0][1:])
+    await project_all(postgres, ListedLog([first, *history(17, PAYOUTS)]))
+    return postgres
+
+
+@pytest.fixture
+async def place(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    db = await asyncpg.connect(dsn)
+    yield db
+    await drop_place(db, PLACE)
+    await db.close()
+
+
+async def built(dsn: str, place: asyncpg.Connection, jobs: int, segment_rows: int) -> None:
+    """Build the place as a replay does, but in this process."""
+    db = await asyncpg.connect(dsn)
+    ends = await archive_ends(db)
+    await db.close()
+    plan = await plan_build(place, PLACE, ends, jobs)
+    shares = [build_slice(dsn, PLACE, share, lambda *_: None, segment_rows=segment_rows) for share in plan]
+    await asyncio.gather(*shares)
+
+
+async def keys(dsn: str, schema: str) -> list[object]:
+    """Constraints and indexes of a schema's views."""
+    return await fetch(
+        dsn,
+        "SELECT c.relname, i.relname, x.indisprimary, pg_get_indexdef(i.oid, 0, true) LIKE '%UNIQUE%'"
+        " FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid"
+        " WHERE c.relnamespace = to_regnamespace($1) AND c.relname = ANY($2) ORDER BY 1, 2",
+        schema,
+        list(NAMES),
+    )
+
+
+@pytest.mark.parametrize(("jobs", "segment_rows", "at_once"), [(1, 1_000, 64), (3, 7, 3)])
+async def test_what_builders_write_is_what_the_live_views_have(
+    dsn: str,
+    place: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    segment_rows: int,
+    at_once: int,
+) -> None:
+    """Also where a payout's record is no longer in memory when its next entry comes."""
+    monkeypatch.setattr(build, "ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr(rebuild, "Records", lambda partition: Records(partition, records_max=segment_rows))
+    await built(dsn, place, jobs, segment_rows)
+    for view in NAMES:
+        differing = f"(SELECT * FROM {PLACE}.{view} EXCEPT ALL SELECT * FROM public.{view})"
+        missing = f"(SELECT * FROM public.{view} EXCEPT ALL SELECT * FROM {PLACE}.{view})"
+        assert await fetch(dsn, f"{differing} UNION ALL {missing}") == [], view
+    shown = await everything(dsn)
+    assert all(shown[view] for view in NAMES)
+
+
+async def test_a_finish_that_was_killed_between_two_indexes_goes_on_with_those_that_are_missing(
+    dsn: str, place: asyncpg.Connection
+) -> None:
+    await built(dsn, place, 1, 1_000)
+    await place.execute("CREATE UNIQUE INDEX audit_pkey ON audit (partition, seq, place)")
+    await place.execute("CREATE INDEX holds_state ON holds (state, held_at)")
+    for _ in range(2):
+        await finish_build(place, dsn, PLACE, 2)
+        assert await keys(dsn, PLACE) == await keys(dsn, "public")
+
+
+async def test_lines_that_are_there_twice_fail_the_finish(dsn: str, place: asyncpg.Connection) -> None:
+    """A builder's mark keeps them out; the key is what would show that it did not."""
+    await built(dsn, place, 1, 1_000)
+    await place.execute("INSERT INTO audit SELECT * FROM audit LIMIT 1")
+    with pytest.raises(asyncpg.UniqueViolationError, match="audit_pkey"):
+        await finish_build(place, dsn, PLACE, 2)
+    assert await place.fetchval("SELECT count(*) FROM view_heads") == 0
+
+
+@given(seed=st.integers(0, 2**32), payouts_n=st.integers(1, 6), at_once=st.integers(1, 5))
+def test_folded_a_few_entries_at_a_time_it_is_the_same_but_for_steps_that_nobody_reads(
+    seed: int, payouts_n: int, at_once: int
+) -> None:
+    log = [decode(0, row) for row in rows_of(history(seed, payouts_n))]
+    read = frozenset().union(*(view.reads for view in VIEWS if view.reads is not CHANGING))
+    now: dict[str, PayoutRecord | None] = {}
+    found = [
+        step
+        for first in range(0, len(log), at_once)
+        for step in steps_of(0, log[first : first + at_once], {}, now, read)
+    ]
+    whole = steps_of(0, log, {})
+    assert found == [s for s in whole if s.after is not s.before or type(s.event) in read]
+    assert now == {step.payout: step.after for step in whole if step.payout}
