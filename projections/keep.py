@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from projections.fold import Archived
+from projections.build import Stored
 from projections.outage import Outage, heed_cancellation, pause
-from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads, write_lazily
+from projections.run import Feed, Moved, open_heads, write_lazily
+from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken
@@ -71,7 +72,7 @@ async def _follow(
     clock = asyncio.get_running_loop().time
     while not stopping.is_set():
         at, begun_s = runner.mark.seq, clock()
-        rows: Sequence[Archived] = feed.take(at, BATCH_MAX)
+        rows: Sequence[Stored] = feed.take(at, BATCH_MAX)
         rows = rows or await rows_after(db, partition, at, BATCH_MAX)
         if rows:
             await runner.fold(rows)
