@@ -16,6 +16,7 @@ from projections.views import View
 from streamproc.domain.events import Fact
 from streamproc.domain.payouts import CHANGING, PayoutRecord
 from streamproc.domain.wire import EVENT_KINDS
+from streamproc.errors import LogBroken
 
 ENTRIES_AT_ONCE = 64
 """Some 300 kB with their events and steps: less than a core's second cache, and enough that calls cost little."""
@@ -52,7 +53,8 @@ class Builder:
     async def fold(self, rows: Sequence[Stored], upto: int) -> int:
         """Bring the views up to `upto`, to which `rows` lead, that follow the mark; the number of events in them.
 
-        Raises LogBroken, naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
+        Raises LogBroken, naming the entry, for what cannot be folded, also where a row is archived under another payout
+        than it is about, and Moved where the views are elsewhere by now.
         """
         known = await self._records.of(self._db, {row.payout for row in rows if row.payout})
         now: dict[str, PayoutRecord | None] = {}
@@ -75,6 +77,13 @@ class Builder:
         now: dict[str, PayoutRecord | None],
     ) -> int:
         decoded = [decode(self._partition, row) for row in rows]
+        for entry, row in zip(decoded, rows, strict=True):
+            if entry.payout != row.payout and entry.payout:
+                # Its record was neither loaded, nor is it this share's.
+                raise LogBroken(
+                    f"entry {self._partition}:{entry.id} is about payout {entry.payout} and archived under"
+                    f" {row.payout or 'none'}; `streamproc audit verify` says more"
+                )
         takers = self._takers
         steps = steps_of(self._partition, decoded, known, now, self._told if self.seen is None else ALL)
         if self.seen is not None:

@@ -9,6 +9,7 @@ added to, or made of sums.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -229,7 +230,8 @@ async def _each(dsn: str, schema: str, jobs: int, wanted: Sequence[tuple[str, st
         async with connection(dsn, name="streamproc replay", job=True) as db:
             await enter_place(db, schema)
             await db.execute("SET max_parallel_maintenance_workers = 0")  # the cores are ours already
-            await db.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
+            with suppress(asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError):  # not everywhere
+                await db.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
             while left:
                 await _make(db, *left.popleft())
 

@@ -80,20 +80,22 @@ def _add(tally: Tally, step: Step, record: PayoutRecord) -> None:
         tally.bypassed += 1
     elif type(event) is e.PayoutSettled:
         _add_settlement(tally, step, event)
-    tally.first_at = min(tally.first_at, event.at) if tally.first_at else event.at
-    tally.last_at = max(tally.last_at, event.at)
+    at = event.at
+    if at < tally.first_at or not tally.first_at:
+        tally.first_at = at
+    if at > tally.last_at:
+        tally.last_at = at
 
 
 def _add_decision(tally: Tally, event: e.PayoutDecided) -> None:
-    match event.decision:
-        case "APPROVED":
-            tally.approved += 1
-            tally.approved_amount += event.amount
-        case "REJECTED":
-            tally.rejected += 1
-            tally.threats += event.reason == "RISK_HIGH"
-        case "HELD":
-            tally.held += 1
+    if event.decision == "APPROVED":
+        tally.approved += 1
+        tally.approved_amount += event.amount
+    elif event.decision == "REJECTED":
+        tally.rejected += 1
+        tally.threats += event.reason == "RISK_HIGH"
+    else:
+        tally.held += 1
 
 
 def _add_settlement(tally: Tally, step: Step, event: e.PayoutSettled) -> None:

@@ -35,7 +35,10 @@ VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "ven
 @click.option("--back", is_flag=True, help="Put the views that the last replay replaced back in place.")
 @click.option("--restart", is_flag=True, help="Do not go on with a build that was left half done.")
 @click.option(
-    "--jobs", type=click.IntRange(1, 64), default=None, help="Builders at once; one per CPU by default."
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=None,
+    help="Builders at once, and then indexes; one per CPU by default.",
 )
 @output.json_option
 def replay(

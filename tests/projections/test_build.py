@@ -15,6 +15,7 @@ from projections.run import Records
 from projections.schema import prepare
 from projections.views import NAMES, VIEWS
 from streamproc.domain.payouts import CHANGING, PayoutRecord
+from streamproc.errors import LogBroken
 from tests.projections.histories import (
     START_MS,
     ListedLog,
@@ -110,6 +111,17 @@ async def test_lines_that_are_there_twice_fail_the_finish(dsn: str, place: async
     with pytest.raises(asyncpg.UniqueViolationError, match="audit_pkey"):
         await finish_build(place, dsn, PLACE, 2)
     assert await place.fetchval("SELECT count(*) FROM view_heads") == 0
+
+
+async def test_an_entry_that_is_archived_under_another_payout_stops_the_build_by_name(
+    dsn: str, place: asyncpg.Connection
+) -> None:
+    """It would be folded as if its payout were new, by a share that does not have that."""
+    await fetch(dsn, "UPDATE events SET payout = 'pout_other' WHERE seq = 30")
+    with pytest.raises(
+        LogBroken, match=r"entry 0:\S+ is about payout pout_\d+ and archived under pout_other"
+    ):
+        await built(dsn, place, 2, 1_000)
 
 
 @given(seed=st.integers(0, 2**32), payouts_n=st.integers(1, 6), at_once=st.integers(1, 5))
