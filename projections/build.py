@@ -1,15 +1,16 @@
-"""A builder's fold: the same steps and the same folds as the live views', put together for millions of entries.
+"""The fold of all views at once, of a place that is being built and of the live one (runner.py).
 
 A few entries at a time are decoded, folded and given to all views while they are in the processor's cache; what the
 views make of them is written once for a whole segment.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
 
-from projections.fold import Archived, Step, decode, steps_of
+from projections.fold import ALL, Archived, Step, decode, steps_of
 from projections.run import Mark, Records
 from projections.views import View
 from streamproc.domain.events import Fact
@@ -46,14 +47,21 @@ class Builder:
         }
         self._told = frozenset[type[Fact]]().union(*(v.reads for v in views if v.reads is not CHANGING))
         self.mark = mark
+        self.seen: list[Step] | None = None
+        """Where a list is put here: all steps, also those that no view is made of."""
 
     async def fold(self, rows: Sequence[Stored], upto: int) -> int:
-        """As `run.Runner.fold`. Raises LogBroken also where a row is archived under another payout than it is about."""
+        """Bring the views up to `upto`, to which `rows` lead, that follow the mark; the number of events in them.
+
+        Raises LogBroken, naming the entry, for what cannot be folded, also where a row is archived under another payout
+        than it is about, and Moved where the views are elsewhere by now.
+        """
         known = await self._records.of(self._db, {row.payout for row in rows if row.payout})
         now: dict[str, PayoutRecord | None] = {}
         events = 0
         for first in range(0, len(rows), ENTRIES_AT_ONCE):
             events += self._fold(rows[first : first + ENTRIES_AT_ONCE], known, now)
+            await asyncio.sleep(0)  # whoever else works in this process waits for some ms, not for a segment
         async with self._db.transaction():
             await self.mark.move(self._db, rows, upto)
             for part in self._parts:
@@ -77,7 +85,10 @@ class Builder:
                     f" {row.payout or 'none'}; `streamproc audit verify` says more"
                 )
         takers = self._takers
-        for step in steps_of(self._partition, decoded, known, now, self._told):
+        steps = steps_of(self._partition, decoded, known, now, self._told if self.seen is None else ALL)
+        if self.seen is not None:
+            self.seen += steps
+        for step in steps:
             for take in takers[type(step.event)]:
                 take(step)
         for part in self._parts:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from projections.fold import Archived
+from projections.build import Stored
 from projections.outage import Outage, heed_cancellation, pause
-from projections.run import BATCH_MAX, Feed, Moved, Runner, open_heads, write_lazily
+from projections.run import Feed, Moved, open_heads, write_lazily
+from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken
@@ -19,6 +20,10 @@ GATHER_S = 0.2
 """While entries keep coming the views are written this often at most, and what comes meanwhile goes together. So a
 payout's first sight and decision make one row, not one that is made, removed and made again, and what the payouts of an
 agent or a vendor add is added once. The first entries after a pause are written at once."""
+MUCH = 500
+"""So many rows in one go are a flood: then each payout waits a while for its decision, which comes in a later row."""
+GATHER_MUCH_S = 0.5
+"""The same in a flood: a row of `payouts` that is written twice costs 20 µs of CPU more."""
 GATHERED_MAX = BATCH_MAX
 """Rows that nobody waits any longer with."""
 BROKEN_RETRY_S = 15.0
@@ -67,7 +72,7 @@ async def _follow(
     clock = asyncio.get_running_loop().time
     while not stopping.is_set():
         at, begun_s = runner.mark.seq, clock()
-        rows: Sequence[Archived] = feed.take(at, BATCH_MAX)
+        rows: Sequence[Stored] = feed.take(at, BATCH_MAX)
         rows = rows or await rows_after(db, partition, at, BATCH_MAX)
         if rows:
             await runner.fold(rows)
@@ -75,6 +80,7 @@ async def _follow(
         if not rows:
             await feed.wait(WAIT_S)
         elif len(rows) < BATCH_MAX:
-            await feed.gather(GATHERED_MAX, begun_s + GATHER_S)
+            gather_s = GATHER_S if len(rows) < MUCH else GATHER_MUCH_S
+            await feed.gather(GATHERED_MAX, begun_s + gather_s)
     if rows := feed.take(runner.mark.seq, BATCH_MAX):  # what was being gathered when the end came
         await runner.fold(rows)

@@ -1,32 +1,27 @@
-"""The views runner: archived rows, from where the views are, folded and written, position and rows in one transaction.
+"""What folding archived rows into views stands on: where a place's views are, its records, the rows that come.
 
-It works on whatever place the connection's search path names, so that keeping the live views and catching up a
-rebuilt one are the same code. What it folds is in the archive, never only in the log: a view can fail, or be away for
-a rebuild, and the archive goes on.
+The fold is in build.py and runner.py. What it folds is in the archive, never only in the log: a view can fail, or be
+away for a rebuild, and the archive goes on.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from time import time_ns
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
 
 from projections import payouts
-from projections.fold import Archived, decode, steps_of
-from projections.traced import folded
-from projections.views import NAMES, VERSIONS, VIEWS, View, write_all
-from streamproc.archive.load import ArchivedEntry, rows_after
+from projections.fold import Archived
+from projections.views import NAMES, VERSIONS
+from streamproc.archive.load import ArchivedEntry
 from streamproc.archive.sql import statements
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import ConfigError, LogBroken
 
-BATCH_MAX = 2_000
-"""Rows in one transaction: enough that its round trips cost little, few enough to stop within a second."""
 RECORDS_MAX = 20_000
 """Payout records kept in memory, some 2 kB each. A payout's events come close together; older ones are read again."""
-FEED_MAX = 10_000
+FEED_MAX = 12_000
 """Archived rows kept for the views, some 2 kB each; views further behind read the archive."""
 
 _SQL = statements("projections", "place.sql")
@@ -92,8 +87,9 @@ class Records:
 
     async def of(self, db: asyncpg.Connection, wanted: set[str]) -> Mapping[str, PayoutRecord]:
         """The records of these payouts, as far as there are any."""
-        missing = wanted - self._known.keys()
-        if missing:
+        # Not as a difference from the keys, which makes a set of all of them: 20,000 for the few of a batch.
+        known = self._known
+        if missing := {payout for payout in wanted if payout not in known}:
             self._known |= await payouts.load(db, self._partition, missing)
         return self._known
 
@@ -187,65 +183,3 @@ async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str
         )
     generations = list({row["generation"] for row in rows})
     return ViewHeads(partition, names, first["seq"], first["entry_id"], generations)
-
-
-class Runner:
-    """Folds one partition's archived rows into the views of a place, batch by batch."""
-
-    def __init__(
-        self,
-        db: asyncpg.Connection,
-        partition: int,
-        mark: Mark,
-        records: Records | None = None,
-        views: Sequence[View] = VIEWS,
-    ) -> None:
-        self._db = db
-        self._partition = partition
-        self._records = records or Records(partition)
-        self._views = views
-        self.mark = mark
-
-    async def fold(self, rows: Sequence[Archived], upto: int | None = None) -> int:
-        """Bring the views up to the last of `rows`, which follow the mark; the number of events in them.
-
-        `upto` is where the mark comes to if not to the last row: a builder's share leaves rows out. Raises LogBroken,
-        naming the entry, for what cannot be folded, and Moved where the views are elsewhere by now.
-        """
-        begun_ns = time_ns()
-        decoded = [decode(self._partition, row) for row in rows]
-        known = await self._records.of(self._db, {entry.payout for entry in decoded if entry.payout})
-        steps = steps_of(self._partition, decoded, known)
-        reached = rows[-1].seq if upto is None else upto
-        async with self._db.transaction():
-            await self.mark.move(self._db, rows, reached)
-            await write_all(self._db, steps, self._views)
-        self.mark.moved(rows, reached)
-        self._records.keep({step.payout: step.after for step in steps if step.payout})
-        folded(rows, steps, begun_ns)
-        return len(steps)
-
-
-async def catch_up(
-    runner: Runner,
-    archive: asyncpg.Connection,
-    partition: int,
-    upto_seq: int | None = None,
-    *,
-    batch_max: int = BATCH_MAX,
-    on_batch: Callable[[int], None] | None = None,
-) -> None:
-    """Fold what the archive has after the runner's position, up to `upto_seq` or its end.
-
-    `archive` is a connection to the archive's own schema; `on_batch` hears the seq after each batch.
-    """
-    while upto_seq is None or runner.mark.seq < upto_seq:
-        count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.mark.seq)
-        rows = await rows_after(archive, partition, runner.mark.seq, count)
-        if not rows:
-            if upto_seq is not None:
-                raise LogBroken(f"the archive of partition {partition} ends before {upto_seq}")
-            return
-        await runner.fold(rows)
-        if on_batch is not None:
-            on_batch(runner.mark.seq)

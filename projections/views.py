@@ -44,11 +44,3 @@ FOR_RECOVERY: tuple[View, ...] = tuple(
 BY_NAME: dict[str, View] = {view.name: view for view in (*VIEWS, *FOR_RECOVERY)}
 NAMES: tuple[str, ...] = tuple(view.name for view in VIEWS)
 VERSIONS: dict[str, int] = {view.name: view.version for view in VIEWS}
-
-
-async def write_all(db: asyncpg.Connection, steps: Sequence[Step], views: Sequence[View] = VIEWS) -> None:
-    """Bring `views` up to date with `steps`, one partition's in order. Must run in a transaction."""
-    for view in views:
-        reads = view.reads
-        if wanted := [step for step in steps if type(step.event) in reads]:
-            await view.write(db, wanted)

@@ -22,6 +22,6 @@ ORDER BY max((reserved + committed)::numeric / greatest(limit_paise, 1)) DESC, s
 -- Decisions since a time by outcome and reason, and how many of them since a later one.
 SELECT decision, reason, count(*) AS count, coalesce(sum(amount), 0) AS paise, count(*) FILTER (WHERE at >= $2) AS recent
 FROM audit
-WHERE decision IN ('APPROVED', 'REJECTED', 'HELD') AND at >= $1  -- as the index has them: of all kinds there are more
+WHERE decision IN ('APPROVED', 'REJECTED', 'HELD') AND at >= $1
 GROUP BY decision, reason
 ORDER BY count(*) DESC, decision, reason LIMIT $3;

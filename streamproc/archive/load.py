@@ -109,7 +109,13 @@ class Row(Struct, gc=False):
     m: bytes
 
 
-async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, count: int) -> list[Row]:
+class RowAbout(Row, gc=False):
+    """The same with the payout that it is kept under."""
+
+    payout: str | None
+
+
+async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, count: int) -> list[RowAbout]:
     """Up to `count` rows of a partition after a seq, in order. Raises LogBroken where one is missing among them."""
     rows = await _rows(db, partition, after_seq, after_seq + count)
     if len(rows) < count:
@@ -128,8 +134,8 @@ async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, cou
     return rows
 
 
-async def _rows(db: asyncpg.Connection, partition: int, after_seq: int, upto_seq: int) -> list[Row]:
-    return [Row(*row) for row in await db.fetch(_SQL["rows_between"], partition, after_seq, upto_seq)]
+async def _rows(db: asyncpg.Connection, partition: int, after_seq: int, upto_seq: int) -> list[RowAbout]:
+    return [RowAbout(*row) for row in await db.fetch(_SQL["rows_between"], partition, after_seq, upto_seq)]
 
 
 async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ WHERE partition = $1;
 
 -- name: rows_between
 -- A range of seq and no LIMIT: seq is dense, and with a LIMIT the planner sorts all the rest of the archive.
-SELECT seq, entry_id AS id, e, m
+SELECT seq, entry_id AS id, e, m, payout
 FROM events WHERE partition = $1 AND seq > $2 AND seq <= $3
 ORDER BY seq;
 

@@ -28,6 +28,8 @@ BUDGET_ROWS_MAX = 1_000
 AUDIT_ROWS_MAX = 1_000
 REASON_INDEXED_CHARS = 64
 """How much of a reason the view's index has; codes are shorter, problems of payloads longer."""
+REASONS_OF_ALL = frozenset({"POLICY_OK", "approve: done", "processed", "committed"})
+"""What nearly every payout's lines have, which the index leaves out, as that of decisions does APPROVED (audit.sql)."""
 
 VIEWS_POLL_S = 0.02
 """The views follow the log within milliseconds; this is how soon a waiting reader notices."""
@@ -204,8 +206,11 @@ def audit_query(
 ) -> tuple[str, list[object]]:
     """The query for the lines that match, and its values; without a limit."""
     asked = {name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None}
-    if wanted.reason is not None and len(wanted.reason) >= REASON_INDEXED_CHARS:
-        asked["long_reason"] = asked.pop("reason")
+    if wanted.reason is not None and wanted.reason not in REASONS_OF_ALL:
+        length = "long" if len(wanted.reason) >= REASON_INDEXED_CHARS else "seldom"
+        asked[f"{length}_reason"] = asked.pop("reason")
+    if wanted.decision is not None and wanted.decision != "APPROVED":
+        asked["seldom_decision"] = asked.pop("decision")
     conditions: list[tuple[str, Sequence[object]]] = [(name, [value]) for name, value in asked.items()]
     if after is not None:
         conditions.append(("after", after))

@@ -40,12 +40,21 @@ AND kind = $1;
 -- name: audit_if_decision
 AND decision = $1;
 
+-- name: audit_if_seldom_decision
+-- Says what the index says, since a plan that is kept does not look at values.
+AND decision = $1 AND decision <> 'APPROVED';
+
 -- name: audit_if_reason
--- The index has the beginning only; of a shorter one that is all.
-AND left(reason, 64) = $1;
+AND reason = $1;
+
+-- name: audit_if_seldom_reason
+-- The index has the beginning only; of a shorter one that is all. It leaves out what nearly every payout has.
+AND left(reason, 64) = $1
+AND left(reason, 64) NOT IN ('POLICY_OK', 'approve: done', 'processed', 'committed');
 
 -- name: audit_if_long_reason
-AND left(reason, 64) = left($1, 64) AND reason = $1;
+AND left(reason, 64) = left($1, 64) AND reason = $1
+AND left(reason, 64) NOT IN ('POLICY_OK', 'approve: done', 'processed', 'committed');
 
 -- name: audit_if_since
 AND at >= $1;

@@ -13,7 +13,7 @@ from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.states import State
 
 
-class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Reservation(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
 
     state: Literal["reserved", "committed", "released"]
@@ -25,7 +25,7 @@ class Reservation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Charged beside the amount, while it is committed."""
 
 
-class Review(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Review(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """One reviewer's valid answer. `at` is µs; `via` the account that it came by, or empty."""
 
     by: str
@@ -36,7 +36,7 @@ class Review(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: int
 
 
-class Notice(Struct, frozen=True, kw_only=True, order=True, omit_defaults=True):
+class Notice(Struct, frozen=True, kw_only=True, gc=False, order=True, omit_defaults=True):
     """A message about a hold. `at` is µs; `ref` is Slack's `channel:ts`, or ntfy's message id."""
 
     at: int
@@ -47,7 +47,7 @@ class Notice(Struct, frozen=True, kw_only=True, order=True, omit_defaults=True):
     """The entry in which the payout was shown, as far as it is known."""
 
 
-class PayoutRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PayoutRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Everything known of one payout; the fold of its events. Amounts in paise, times in µs."""
 
     payout: str

@@ -32,7 +32,8 @@ from projections.rebuild import (
     resumable,
     take_replay_lock,
 )
-from projections.run import Runner, catch_up, open_heads
+from projections.run import open_heads
+from projections.runner import Runner, catch_up
 from projections.schema import enter_place
 from projections.swap import swap
 from projections.views import NAMES, VIEWS, View

@@ -1,5 +1,6 @@
 """What the archive and its views answer, and that they find it by index."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -9,6 +10,7 @@ import pytest
 from projections.schema import prepare
 from streamproc.archive.read import (
     _SQL,
+    REASONS_OF_ALL,
     AuditFilter,
     AuditPlace,
     archived_upto,
@@ -131,7 +133,8 @@ async def many_lines(pool: asyncpg.Pool) -> None:
     await pool.execute(
         "INSERT INTO audit SELECT '0:' || n, 0, n, 0, 'pout_' || n / 5, 'agent ' || n % 97, n % 89 || '.example',"
         " to_timestamp(1796083200 + n), CASE WHEN n % 500 = 0 THEN 'policy' ELSE 'decision' END,"
-        " CASE WHEN n % 50 = 0 THEN 'HELD' WHEN n % 500 = 0 THEN NULL ELSE 'APPROVED' END, 'R' || n % 83, '', 1"
+        " CASE WHEN n % 50 = 0 THEN 'HELD' WHEN n % 500 = 0 THEN NULL ELSE 'APPROVED' END,"
+        " CASE WHEN n % 5 = 0 THEN 'R' || n % 83 ELSE 'POLICY_OK' END, '', 1"
         " FROM generate_series(1, 20000) n"
     )
     await pool.execute("ANALYZE audit")
@@ -144,7 +147,9 @@ INDEXES: list[tuple[dict[str, object], str]] = [
     ({"vendor": "7.example"}, "audit_vendor"),
     ({"reason": "R7"}, "audit_reason"),
     ({"reason": "R" * 80}, "audit_reason"),
+    ({"reason": "POLICY_OK"}, "audit_at"),
     ({"decision": "HELD"}, "audit_decision"),
+    ({"decision": "APPROVED"}, "audit_at"),
     ({"kind": "policy"}, "audit_seldom"),
     ({"since": datetime(2026, 12, 1, 2, tzinfo=UTC)}, "audit_at"),
 ]
@@ -159,6 +164,27 @@ async def test_a_page_of_the_audit_is_found_by_the_index_of_its_filter(pool: asy
             plan = "\n".join(row[0] for row in await pool.fetch(f"EXPLAIN {query} LIMIT 50", *values))
             assert f" {index} " in plan, plan
             assert "Seq Scan" not in plan
+
+
+async def test_what_is_seldom_is_found_by_its_index_also_by_a_plan_that_is_kept(dsn: str, pool: asyncpg.Pool):
+    await many_lines(pool)
+    db = await asyncpg.connect(dsn)
+    try:
+        await db.execute("SET plan_cache_mode = force_generic_plan")
+        for wanted, index in INDEXES[4:9]:
+            query, values = audit_query(AuditFilter(**wanted))  # type: ignore[arg-type]
+            await db.execute(f"PREPARE page AS {query} LIMIT 50")
+            plan = "\n".join(row[0] for row in await db.fetch(f"EXPLAIN EXECUTE page('{values[0]}')"))
+            await db.execute("DEALLOCATE page")
+            assert f" {index} " in plan, plan
+    finally:
+        await db.close()
+
+
+async def test_the_index_of_reasons_leaves_out_what_queries_do_not_ask_it_for(pool: asyncpg.Pool):
+    """Else a page of such lines would be looked for where they are not."""
+    made = await pool.fetchval("SELECT pg_get_indexdef('audit_reason'::regclass)")
+    assert set(re.findall(r"'([^']+)'::text", made)) == REASONS_OF_ALL
 
 
 async def test_a_long_reason_is_found_by_all_of_it(pool: asyncpg.Pool):

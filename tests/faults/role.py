@@ -77,9 +77,9 @@ def later(version: int) -> None:
 
 def keep_records(most: int) -> None:
     """The projector keeps so many payouts' records in memory: its own 20,000 a run of minutes would fill all along."""
-    from projections import run
+    from projections import runner
 
-    run.Records = partial(run.Records, records_max=most)  # type: ignore[misc]
+    runner.Records = partial(runner.Records, records_max=most)  # type: ignore[attr-defined,misc]
 
 
 def crash(point: str, when: str, nth: int) -> None:

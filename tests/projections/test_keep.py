@@ -7,7 +7,8 @@ import asyncpg
 import pytest
 
 from projections.outage import heed_cancellation
-from projections.run import Feed, Moved, Runner, catch_up, open_heads
+from projections.run import Feed, Moved, open_heads
+from projections.runner import Runner, catch_up
 from projections.schema import make_place, prepare
 from projections.views import NAMES, VIEWS
 from streamproc.archive.load import archive, make_ranges

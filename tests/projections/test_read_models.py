@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from projections import holds, policies, vendors
 from projections.fold import Step, decode, steps_of
-from projections.run import Runner, catch_up, open_heads
+from projections.run import open_heads
+from projections.runner import Runner, catch_up
 from projections.schema import prepare
 from projections.tally import Tally, tallies
 from streamproc.domain import events as e

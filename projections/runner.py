@@ -1,0 +1,69 @@
+"""The views runner: archived rows, from where the views are, folded and written, position and rows in one transaction.
+
+It works on whatever place the connection's search path names, so that keeping the live views and catching up a
+rebuilt one are the same code, and it folds as a builder does.
+"""
+
+from collections.abc import Callable, Sequence
+from time import time_ns
+
+import asyncpg
+
+from projections.build import Builder, Stored
+from projections.run import Mark, Records
+from projections.traced import folded
+from projections.views import VIEWS, View
+from streamproc.archive.load import rows_after
+from streamproc.errors import LogBroken
+from streamproc.telemetry import watch
+
+BATCH_MAX = 4_000
+"""Rows in one transaction: enough that a payout's decision comes with its first sight also in a flood, few enough to
+stop within a second."""
+
+
+class Runner(Builder):
+    """Folds one partition's archived rows into the views of a place, batch by batch, and tells of it where payouts are
+    traced.
+
+    After an exception it is of no use any more: what it has folded is not what is written.
+    """
+
+    def __init__(
+        self, db: asyncpg.Connection, partition: int, mark: Mark, views: Sequence[View] = VIEWS
+    ) -> None:
+        super().__init__(db, partition, mark, Records(partition), views)
+
+    async def fold(self, rows: Sequence[Stored], upto: int | None = None) -> int:
+        """As `Builder.fold`, and up to the last of `rows` where nothing else is said."""
+        begun_ns = time_ns()
+        seen = self.seen = None if watch.tracer() is None else []
+        events = await super().fold(rows, rows[-1].seq if upto is None else upto)
+        if seen is not None:
+            folded(rows, seen, begun_ns)
+        return events
+
+
+async def catch_up(
+    runner: Runner,
+    archive: asyncpg.Connection,
+    partition: int,
+    upto_seq: int | None = None,
+    *,
+    batch_max: int = BATCH_MAX,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:
+    """Fold what the archive has after the runner's position, up to `upto_seq` or its end.
+
+    `archive` is a connection to the archive's own schema; `on_batch` hears the seq after each batch.
+    """
+    while upto_seq is None or runner.mark.seq < upto_seq:
+        count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.mark.seq)
+        rows = await rows_after(archive, partition, runner.mark.seq, count)
+        if not rows:
+            if upto_seq is not None:
+                raise LogBroken(f"the archive of partition {partition} ends before {upto_seq}")
+            return
+        await runner.fold(rows)
+        if on_batch is not None:
+            on_batch(runner.mark.seq)
