@@ -65,7 +65,7 @@ def policies() -> dict[str, Policy]:
 
 
 def noon_offset_h(at_s: float) -> int:
-    """How many hours before UTC it is noon, or less than an hour later, at a Unix time: no day, week or month ends there
+    """How many hours before UTC it is noon, or up to an hour later, at a Unix time: no day, week or month ends there
     in the eleven hours after that. One that fills a day must not meet the next day, at whatever hour it runs."""
     return 12 - int(at_s) % 86_400 // 3_600
 
