@@ -88,7 +88,7 @@ class Bindings:
 
     def verified_agent(self, agent: str, fund_account: str) -> bool:
         """Whether *fund_account* is bound to *agent*."""
-        return (agent, "fund_accounts", fund_account) in self._bound
+        return bool(self._bound) and (agent, "fund_accounts", fund_account) in self._bound
 
     def signed_by(self, agent: str, signed: bytes, signature: str) -> bool:
         """Whether *signature* over *signed* is by one of the agent's keys."""
