@@ -28,8 +28,8 @@ CLAIM_BATCH = 64
 SUSPECT_DELIVERIES = 2
 """Deliveries that a crash explains; an entry with more may be what crashes its workers."""
 FEW = 16
-"""Entries that are handled together when they were delivered so often: where workers are killed for no fault of theirs
-there are hundreds, and one at a time they take seconds. One that was delivered once more is alone."""
+"""Suspects that are handled together when they are so for the first time: where workers are killed for no fault of
+theirs there are hundreds, and one at a time they take seconds. One that was delivered once more is alone."""
 ANY = 2**31
 """Deliveries of an entry that is taken up however many they are."""
 
