@@ -7,6 +7,7 @@ no decision. A beneficiary alone is believed to be noted for as long as an answe
 """
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from time import monotonic
 
 from streamproc.domain.beneficiaries import NOTED
@@ -29,7 +30,7 @@ class Unasked:
     def __init__(self) -> None:
         self._noted: dict[tuple[str, str], float] = {}
         """Pairs, by their two hashes, that were noted when Redis was last asked, and when that was."""
-        self._now_us, self._at_s = 0, -CLOCK_S
+        self._now_us, self._at_s = 0, -inf
 
     def learn(
         self, now_us: int, at_s: float, seen: Sequence[First], beneficiaries: Sequence[BeneficiarySeen]
@@ -50,12 +51,12 @@ class Unasked:
 
     def is_believed(self, one: First) -> bool:
         """Whether it was found noted just now."""
-        return monotonic() - self._noted.get((one.by_account, one.by_vendor), 0.0) < BELIEVED_S
+        return monotonic() - self._noted.get((one.by_account, one.by_vendor), -inf) < BELIEVED_S
 
     def forget(self) -> None:
         """Redis has to be asked."""
         self._noted.clear()
-        self._at_s = -CLOCK_S
+        self._at_s = -inf
 
     def of(self, first: Sequence[First], works: int) -> list[First]:
         """Which of a pass's first looks are to be offered. The others wait for it and are asked about after it, so
