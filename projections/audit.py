@@ -146,11 +146,6 @@ def lines(steps: Iterable[Step]) -> list[tuple[object, ...]]:
     return [_row(step, what) for step in steps if (what := said(step)) is not None]
 
 
-async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
-    """Add the steps' lines."""
-    await _copy(db, lines(steps))
-
-
 class Lines:
     """The lines of a segment."""
 
@@ -164,15 +159,11 @@ class Lines:
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
         """As `fold.Sum`."""
         rows, self._rows = self._rows, []
-        await _copy(db, rows)
+        if rows:
+            await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 
 begin = Lines
-
-
-async def _copy(db: asyncpg.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    if rows:
-        await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 
 # Asked of an event that has no such field, getattr looks through all its classes.

@@ -1,6 +1,6 @@
 """View `budgets`: paise reserved and committed per window, as the log's reservations and settlements say."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -111,10 +111,3 @@ def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
     raise LogBroken(
         f"event {step.id}: payout {step.payout} is {event.settlement}, but what was held is {held}"
     )
-
-
-async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
-    """Bring the view up to date with `steps`. Raises LogBroken where a window would hold less than nothing."""
-    charged = Charged()
-    charged.add(steps)
-    await charged.write(db, steps[0].partition)

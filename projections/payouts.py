@@ -1,12 +1,12 @@
 """View `payouts`: what each payout is now, the fold `domain.payouts.evolve` kept in a row."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import asyncpg
 
 from projections.fold import Step, moment
 from streamproc.archive.sql import statements
-from streamproc.archive.text import text, text_key
+from streamproc.archive.text import KEY_CHARS_MAX, text
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.payouts import CHANGING, PayoutRecord, decode_record, encode_record
 
@@ -82,33 +82,29 @@ async def load(db: asyncpg.Connection, partition: int, payouts: Iterable[str]) -
     return {row["payout"]: decode_record(row["record"]) for row in rows}
 
 
-async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
-    """Bring the view up to date with `steps`."""
-    changed = Changed()
-    changed.add(steps)
-    await changed.write(db, steps[0].partition)
-
-
 def _row(payout: str, step: Step) -> tuple[object, ...]:
     record = step.after
     assert record is not None
-    return (
+    whole = encode_record(record)
+    row = (
         payout,
         step.partition,
-        text(record.account),
-        text_key(record.agent),
+        record.account,
+        record.agent[:KEY_CHARS_MAX],
         record.identity,
         record.amount,
-        text(record.currency),
-        text_key(vendor_name(record.vendor_url, record.fund_account)),
-        text(record.vendor_url),
+        record.currency,
+        vendor_name(record.vendor_url, record.fund_account)[:KEY_CHARS_MAX],
+        record.vendor_url,
         record.state,
         record.decision,
-        text(record.reason),
-        text(record.bank_status),
+        record.reason,
+        record.bank_status,
         moment(record.received_at),
         moment(record.updated_at),
         step.entry,
-        encode_record(record),
-        text_key(record.bank_payout),
+        whole,
+        record.bank_payout[:KEY_CHARS_MAX],
     )
+    # One look for all of its texts: where one has U+0000, the record's JSON has this.
+    return row if b"\\u0000" not in whole else tuple(text(v) if type(v) is str else v for v in row)

@@ -41,6 +41,7 @@ class Runner(Builder):
         events = await super().fold(rows, rows[-1].seq if upto is None else upto)
         if seen is not None:
             folded(rows, seen, begun_ns)
+            self.seen = None
         return events
 
 

@@ -1,11 +1,6 @@
 """View `vendors`: what was asked to be paid to each vendor, and what came of it."""
 
-from collections.abc import Sequence
-
-import asyncpg
-
-from projections.fold import Step
-from projections.tally import COUNTED, Tallies, add, tallies
+from projections.tally import COUNTED, Tallies
 from streamproc.archive.sql import statements
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.payouts import PayoutRecord
@@ -17,13 +12,8 @@ READS = COUNTED
 _SQL = statements("projections", "vendors.sql")
 
 
-async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
-    """Bring the view up to date with `steps`."""
-    await add(db, _SQL["add"], steps[0].partition, tallies(steps, _vendor))
-
-
 def begin() -> Tallies:
-    """What a builder adds up."""
+    """What is added up."""
     return Tallies(_vendor, _SQL["add"])
 
 

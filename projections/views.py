@@ -1,12 +1,11 @@
 """The views, in the order in which they are written; a batch of steps goes to all of them or to none."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 
-import asyncpg
 from msgspec import Struct
 
 from projections import agents, audit, beneficiaries, budgets, holds, letters, payouts, policies, vendors
-from projections.fold import Step, Sum
+from projections.fold import Sum
 from streamproc.archive.sql import statements
 from streamproc.domain.events import Fact
 
@@ -16,11 +15,10 @@ class View(Struct, frozen=True):
 
     name: str
     version: int
-    write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]
     reads: frozenset[type[Fact]]
     """The events that it is made of; it is given no others."""
     begin: Callable[[], Sum]
-    """What a builder adds up."""
+    """What its steps are added up in, and written by."""
 
     def statements(self, prefix: str) -> list[str]:
         """The statements of its .sql file whose names begin with `prefix`."""
@@ -33,11 +31,11 @@ class View(Struct, frozen=True):
 
 
 VIEWS: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write, module.READS, module.begin)
+    View(module.NAME, module.VERSION, module.READS, module.begin)
     for module in (payouts, audit, budgets, holds, policies, agents, vendors, beneficiaries)
 )
 FOR_RECOVERY: tuple[View, ...] = tuple(
-    View(module.NAME, module.VERSION, module.write, module.READS, module.begin)
+    View(module.NAME, module.VERSION, module.READS, module.begin)
     for module in (payouts, budgets, policies, beneficiaries, letters)
 )
 """What a recovery reads. It builds these anew and trusts no live view."""
