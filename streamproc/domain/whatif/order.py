@@ -46,10 +46,9 @@ class InOrder(Generic[T]):
                 self._skip_to(number)
             yield self._pop()
 
-    @property
-    def waits(self) -> bool:
-        """Whether an item waits for a number before its own."""
-        return bool(self._heap)
+    def waiting(self) -> Iterator[T]:
+        """The items that wait for a number before their own, in no order."""
+        return (item for _, _, item in self._heap)
 
     def rest(self) -> Iterator[T]:
         """All that is left, at the end of the log."""

@@ -35,7 +35,7 @@ Overlay: TypeAlias = Callable[[Scopes], Scopes]
 OBSERVED_MAX = 50_000
 """Observations remembered for the decision that they cause, some 1 kB each; an older one is looked up."""
 FORGET_EVERY = 5_000
-"""Decisions between two looks for what can be forgotten, or more where something waits for a number then."""
+"""Decisions between two looks for what can be forgotten."""
 KEPT_AFTER_END_S = 86_400
 """Seconds after its last window ended that a reservation is remembered: a late payout may still meet with it."""
 
@@ -59,7 +59,10 @@ class Retrial:
         self._has_begun = False
         self._judge = Judge(assume, self.found, strict=overlay is None)
         self._fates = Fates(self._judge, assume, self.found)
-        self._order: InOrder[Callable[[], None]] = InOrder(first_number)
+        self._order: InOrder[tuple[int, Callable[[], None]]] = InOrder(first_number)
+        """Steps, each with the time (ms) of its entry."""
+        self._now_ms = 0
+        """Of the entry that is read."""
         self._scopes: Scopes = {}
         self._books = self._books_of(self._scopes)
         self._observed: dict[str, PayoutObserved | PayoutRequested] = {}
@@ -90,6 +93,7 @@ class Retrial:
 
     def feed(self, told: Told) -> None:
         """The next entry. Judges what is in order by then."""
+        self._now_ms = told.at_ms
         for payout in self._fates.expired(told.at_ms * 1000):
             self._put(None, partial(self._fates.expire, payout))
         if not self._has_begun and told.at_ms * 1000 >= self._since_us:
@@ -114,18 +118,19 @@ class Retrial:
             self._read_bypass(told)
         if PayoutSettled in kinds:
             self._read_settlement(told)
-        for step in self._order.ready():
+        for _, step in self._order.ready():
             step()
-        # What waits for a number still needs the windows of its own time, however much was read since.
-        if self._decided >= FORGET_EVERY and not self._order.waits:
+        if self._decided >= FORGET_EVERY:
             self._decided = 0
-            cut_s = told.at_ms // 1000 - KEPT_AFTER_END_S
+            # What waits for a number still needs the windows of its own time, however much was read since.
+            oldest_ms = min((at_ms for at_ms, _ in self._order.waiting()), default=told.at_ms)
+            cut_s = oldest_ms // 1000 - KEPT_AFTER_END_S
             self._fates.forget_before(cut_s)
             self._judge.forget_before(cut_s)
 
     def finish(self) -> Comparison:
         """What it comes to, once the whole log was fed."""
-        for step in self._order.rest():
+        for _, step in self._order.rest():
             step()
         self._fates.close_all()
         self.found.skipped_numbers = self._order.skipped
@@ -134,7 +139,7 @@ class Retrial:
     # ---- reading: which step, at which number ---------------------------------------------
 
     def _put(self, number: int | None, step: Callable[[], None]) -> None:
-        self._order.put(number, step)
+        self._order.put(number, (self._now_ms, step))
 
     def _books_of(self, scopes: Scopes) -> Books:
         real = build_book(scopes)
