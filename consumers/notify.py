@@ -41,7 +41,7 @@ from streamproc.domain.notified import NoticeKind
 from streamproc.domain.wire import decode_meta
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
-from streamproc.log.work import Desk, Group, Item, Stage, Work
+from streamproc.log.work import Desk, Group, Item, Stage, Work, written_ms
 
 CONCURRENT_MAX = 4
 """Messages of one worker on their way at once. Slack takes one a second in a channel, so with these waiting and a
@@ -272,7 +272,7 @@ class Telling:
         self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str, old_s: float
     ) -> None:
         """Put the entry off, unless it is so old that nobody wants to be told any more."""
-        written_us = int(work.entry.partition(b"-")[0]) * 1_000
+        written_us = written_ms(work.entry) * 1_000
         if desk.now_us - written_us > old_s * _US:
             self._given_up(work, desk, kind, str(problem))
         else:

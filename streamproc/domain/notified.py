@@ -9,6 +9,8 @@ NoticeKind: TypeAlias = Literal["hold", "reminder", "escalation", "outcome", "al
 Channel: TypeAlias = Literal["slack", "ntfy"]
 ASKING: frozenset[NoticeKind] = frozenset({"hold", "reminder", "escalation"})
 """Who got one of these knows that the payout waits."""
+NOTICES_MAX = 16
+"""Messages that are known of one hold: three, and those that crashes sent twice. Each has its outcome."""
 
 
 class NotificationSent(Fact, frozen=True, kw_only=True, tag="notification.sent"):

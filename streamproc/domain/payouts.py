@@ -13,7 +13,7 @@ from streamproc.domain import events as e
 from streamproc.domain.agent_note import NOTE
 from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, with_copy
 from streamproc.domain.intent import is_intent, without_beneficiary
-from streamproc.domain.notified import ASKING
+from streamproc.domain.notified import ASKING, NOTICES_MAX
 from streamproc.domain.record import Notice as Notice
 from streamproc.domain.record import PayoutRecord as PayoutRecord
 from streamproc.domain.record import Reservation as Reservation
@@ -319,10 +319,6 @@ def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRec
     charged = event.fees if record.reservation.count_fees and event.settlement == "committed" else 0
     reservation = replace(record.reservation, state=event.settlement, fees=charged)
     return replace(record, reservation=reservation, updated_at=at)
-
-
-NOTICES_MAX = 16
-"""Messages that are known of one hold: three, and those that crashes sent twice. Each has its outcome."""
 
 
 def _told(record: PayoutRecord, event: e.NotificationSent, at: int) -> PayoutRecord:

@@ -25,7 +25,7 @@ from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
 from streamproc.log.watched import Watched
-from streamproc.log.work import Desk, Group, Work, run_chain
+from streamproc.log.work import Desk, Group, Work, run_chain, written_ms
 
 log = logging.getLogger(__name__)
 
@@ -330,8 +330,8 @@ class Handler:
     async def _tell_of(self, client: Redis, works: list[Work]) -> None:
         """What is put off; an alarm where it has waited too long."""
         now_us, *_ = await scripts.load(client, self.names, [])
-        oldest = min(works, key=lambda work: _ms_of(work.entry))
-        late_s = now_us / 1e6 - _ms_of(oldest.entry) / 1e3
+        oldest = min(works, key=lambda work: written_ms(work.entry))
+        late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
         level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
         log.log(
             level,
@@ -396,8 +396,3 @@ def _named(problem: Exception | None) -> str:
     if isinstance(problem, StreamprocError):
         return str(problem)
     return f"{type(problem).__name__}: {problem}"[:300]
-
-
-def _ms_of(entry: bytes) -> int:
-    """When an entry was written."""
-    return int(entry.partition(b"-")[0])

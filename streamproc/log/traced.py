@@ -33,7 +33,7 @@ from streamproc.domain.traces import (
 )
 from streamproc.errors import StreamprocError
 from streamproc.log.names import Names
-from streamproc.log.work import Group, Work
+from streamproc.log.work import Group, Work, written_ms
 from streamproc.telemetry.spans import Place, Tracer, Value, new_place
 from streamproc.telemetry.trace_context import place_of
 from streamproc.telemetry.watch import Call
@@ -147,7 +147,7 @@ class Traced:
         """The root, at the one commit that begins to tell of a payout, and the append of what a producer brought."""
         trace, root = trace_of(work.payout)
         record, entry = work.record or work.loaded, work.entry.decode()
-        appended_ns = _appended_ns(work.entry)
+        appended_ns = written_ms(work.entry) * 1_000_000
         if force or work.loaded is None or not self._was_kept(tracer, work):
             begun_ns = record.received_at * 1000 if record is not None else appended_ns
             tracer.tell("payout", Place(trace, root), None, begun_ns, ended_ns, attributes=self._about(work))
@@ -349,7 +349,3 @@ def _tell_call(tracer: Tracer, call: Call, parent: Place) -> None:
         attributes=attributes,
         error=None if call.outcome in GOOD else call.outcome,
     )
-
-
-def _appended_ns(entry: bytes) -> int:
-    return int(entry.partition(b"-")[0]) * 1_000_000

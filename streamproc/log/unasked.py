@@ -13,6 +13,7 @@ from time import monotonic
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.events import BeneficiarySeen
 from streamproc.log.payees import PAIRS_MAX, First
+from streamproc.log.work import written_ms
 
 CLOCK_S = 10.0
 """Redis's clock is carried by this host's monotonic one for so long: at the 50 ppm of a usual clock that is 0.5 ms, at
@@ -81,5 +82,5 @@ class Unasked:
 def _since(one: First) -> int:
     """A moment (µs) that had come when an entry was written: in its id is the millisecond, by Redis's clock, and when
     its producer saw it was in that or before."""
-    ms = int(one.work.entry.partition(b"-")[0])
+    ms = written_ms(one.work.entry)
     return max(ms * 1000, min(one.work.events[0].at, ms * 1000 + 999))

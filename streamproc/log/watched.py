@@ -14,7 +14,7 @@ from streamproc.domain.traces import is_notable, trace_id, trace_of
 from streamproc.log.forms import Offer
 from streamproc.log.scripts import Committed
 from streamproc.log.traced import STRAIGHT, Passed, Times, Traced
-from streamproc.log.work import Desk, Group, Work
+from streamproc.log.work import Desk, Group, Work, written_ms
 from streamproc.telemetry import lines, watch
 from streamproc.telemetry.spans import Tracer
 from streamproc.telemetry.watch import Call
@@ -229,7 +229,7 @@ def _answered(meters: "Meters", work: Work, event: e.BankCommandAnswered, now_us
 
 
 def _settled(meters: "Meters", work: Work, event: e.PayoutSettled, now_us: int) -> None:
-    appended_us = int(work.entry.partition(b"-")[0]) * 1000
+    appended_us = written_ms(work.entry) * 1000
     meters.settled_seconds.labels(event.settlement).observe(_s(now_us - appended_us))
 
 

@@ -198,3 +198,8 @@ def distinct_payouts(works: Iterable[Work]) -> tuple[list[Work], list[Work]]:
             seen.add(work.payout)
             first.append(work)
     return first, rest
+
+
+def written_ms(entry: bytes) -> int:
+    """When an entry was written (ms, by Redis's clock), as its id says."""
+    return int(entry.partition(b"-")[0])
