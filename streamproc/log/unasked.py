@@ -22,7 +22,7 @@ the 500 ppm at which one is slewed 5 ms. A time after Redis's own the script ref
 
 BELIEVED_S = 0.25
 """A pair that was found noted is not looked at again for so long, as what was asked ahead of a batch is not
-(opened.AHEAD_S). In a full load that is nearly all of them, and two looks at each cost 6 % of the script."""
+(opened.AHEAD_S). In a full load that is nearly all of them, and two looks at each cost 10 % of the script."""
 
 
 class Unasked:
