@@ -27,6 +27,8 @@ ZONE = ZoneInfo("Asia/Kolkata")
 """Whose days limits count by: policies.yaml names it."""
 DAY_LEFT_MIN_S = 3 * OUTCOME_MAX_S
 """A day that three payouts are to fill must not end before they are all received."""
+PAST_MIDNIGHT_S = 1.0
+"""So far into the new day: Redis's clock says when a payout was received, and neither it nor a timer is this clock."""
 
 
 class Check(NamedTuple):
@@ -90,7 +92,7 @@ def wait_for_a_day_s(now: datetime) -> float:
     here = now.astimezone(ZONE)
     midnight = here.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     left_s = (midnight - here).total_seconds()
-    return left_s if left_s < DAY_LEFT_MIN_S else 0.0
+    return left_s + PAST_MIDNIGHT_S if left_s < DAY_LEFT_MIN_S else 0.0
 
 
 async def day_limit(running: Running) -> AsyncIterator[Check]:

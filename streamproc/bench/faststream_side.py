@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
     try:
         return {"faststream": version("faststream")}
     except PackageNotFoundError as problem:
-        raise InputError("--faststream needs the extra `bench`: pip install 'streamproc[bench]'") from problem
+        raise InputError("FastStream needs the extra `bench`: pip install 'streamproc[bench]'") from problem
 
 
 class Side(ABC):

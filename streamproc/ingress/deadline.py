@@ -60,8 +60,8 @@ class Deadlines:
                 break
             over.append(deadline)
         for deadline in over:
-            del self._due[deadline]
-        for deadline in over:
+            if self._due.pop(deadline, None) is None:  # taken back by one before it
+                continue
             try:
                 deadline.is_over()
             except Exception as problem:  # noqa: BLE001  # it is told of, and the others are over too
@@ -87,6 +87,10 @@ class Deadline(ABC):
         """Called when the time is over."""
 
 
+def _nothing() -> None:
+    """Instead of a call that was made or taken back."""
+
+
 class _Call(Deadline):
     __slots__ = ("_back",)
 
@@ -94,8 +98,14 @@ class _Call(Deadline):
         super().__init__(all_of_them)
         self._back = back
 
+    def cancel(self) -> None:
+        super().cancel()
+        self._back = _nothing
+
     def is_over(self) -> None:
-        self._back()
+        # Whoever keeps this one is often whom it calls, and that would be a circle until the collector looks.
+        back, self._back = self._back, _nothing
+        back()
 
 
 class Within(Deadline):

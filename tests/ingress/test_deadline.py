@@ -1,10 +1,13 @@
 """Deadlines that share one timer behave as timers of their own would."""
 
 import asyncio
+import gc
+import time
+import weakref
 
 import pytest
 
-from streamproc.ingress.deadline import Deadlines
+from streamproc.ingress.deadline import Deadline, Deadlines
 from tests.deadline import DEADLINE_S
 
 SHORT_S, LONG_S = 0.02, 600.0
@@ -135,6 +138,48 @@ async def test_a_call_that_is_taken_back_is_not_made() -> None:
     async with asyncio.timeout(DEADLINE_S):
         await last.wait()
     assert called == []
+
+
+async def test_a_call_that_another_one_takes_back_at_the_same_time_is_not_made() -> None:
+    deadlines, loop, called, last = (
+        Deadlines(SHORT_S),
+        asyncio.get_running_loop(),
+        list[int](),
+        asyncio.Event(),
+    )
+    taken_back: list[Deadline] = []
+    deadlines.call(lambda: taken_back[0].cancel(), loop)
+    taken_back.append(deadlines.call(lambda: called.append(1), loop))
+    deadlines.call(last.set, loop)
+    time.sleep(SHORT_S * 2)  # noqa: ASYNC251  # so that all of them are over at one look
+    async with asyncio.timeout(DEADLINE_S):
+        await last.wait()
+    assert called == []
+
+
+async def test_who_keeps_a_call_that_was_made_or_taken_back_is_not_kept_by_it() -> None:
+    class Kept:
+        """As a connection, which keeps its timer, and is what the timer calls."""
+
+        def __init__(self) -> None:
+            self.timer = deadlines.call(self.look, loop)
+
+        def look(self) -> None: ...
+
+    deadlines, loop, last = Deadlines(SHORT_S), asyncio.get_running_loop(), asyncio.Event()
+    gc.collect()
+    gc.disable()
+    try:
+        made, taken_back = Kept(), Kept()
+        taken_back.timer.cancel()
+        deadlines.call(last.set, loop)
+        async with asyncio.timeout(DEADLINE_S):
+            await last.wait()
+        gone = [weakref.ref(made), weakref.ref(taken_back)]
+        del made, taken_back
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_second_loop_has_its_own_timer() -> None:

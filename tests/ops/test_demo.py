@@ -13,7 +13,7 @@ MIDNIGHT = datetime.fromisoformat("2027-01-01T00:00:00+05:30")
 
 @pytest.mark.parametrize(
     ("before_s", "wait_s"),
-    [(0.5, 0.5), (DAY_LEFT_MIN_S - 1, DAY_LEFT_MIN_S - 1), (DAY_LEFT_MIN_S, 0), (86_400, 0)],
+    [(0.5, 1.5), (DAY_LEFT_MIN_S - 1, DAY_LEFT_MIN_S), (DAY_LEFT_MIN_S, 0), (86_400, 0)],
 )
 def test_right_before_midnight_the_limit_of_a_day_waits_for_the_next_one(
     before_s: float, wait_s: float
