@@ -7,6 +7,7 @@ added to, or made of sums.
 """
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
 CLIENT_CHECK_MS = 1_000
 """How soon Postgres gives up an index that nobody waits for any more, because the replay was killed."""
+DIGEST_CHARS = 16
+"""Of the SHA-256 of what makes the tables: it tells two versions apart, nobody attacks it."""
 _by_seq = attrgetter("seq")
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
@@ -57,8 +60,17 @@ class Slice(Struct, frozen=True):
 
 
 def fingerprint() -> str:
-    """What a half-built place must agree on with the code that goes on building it."""
-    return " ".join(f"{name}={VERSIONS[name]}" for name in sorted(VERSIONS))
+    """What a half-built place must agree on with the code that goes on building it: versions, and how tables are made.
+
+    A table that a version before made with its key cannot be given it last, and its indexes may be others.
+    """
+    made = "\n".join(statement for view in VIEWS for statement in _making(view))
+    digest = hashlib.sha256(made.encode()).hexdigest()[:DIGEST_CHARS]
+    return " ".join([*(f"{name}={VERSIONS[name]}" for name in sorted(VERSIONS)), f"made={digest}"])
+
+
+def _making(view: View) -> list[str]:
+    return [*view.statements("table"), *view.statements("index_"), *view.statements("key")]
 
 
 async def take_replay_lock(db: asyncpg.Connection, home: str) -> None:

@@ -30,6 +30,8 @@ REASON_INDEXED_CHARS = 64
 """How much of a reason the view's index has; codes are shorter, problems of payloads longer."""
 REASONS_OF_ALL = frozenset({"POLICY_OK", "approve: done", "processed", "committed"})
 """What nearly every payout's lines have, which the index leaves out, as that of decisions does APPROVED (audit.sql)."""
+KINDS_SELDOM = frozenset({"review", "policy", "alert"})
+"""The kinds of lines that have an index of their own."""
 
 VIEWS_POLL_S = 0.02
 """The views follow the log within milliseconds; this is how soon a waiting reader notices."""
@@ -209,6 +211,8 @@ def audit_query(
     if wanted.reason is not None and wanted.reason not in REASONS_OF_ALL:
         length = "long" if len(wanted.reason) >= REASON_INDEXED_CHARS else "seldom"
         asked[f"{length}_reason"] = asked.pop("reason")
+    if wanted.kind in KINDS_SELDOM:
+        asked["seldom_kind"] = asked.pop("kind")
     if wanted.decision is not None and wanted.decision != "APPROVED":
         asked["seldom_decision"] = asked.pop("decision")
     conditions: list[tuple[str, Sequence[object]]] = [(name, [value]) for name, value in asked.items()]

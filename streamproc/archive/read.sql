@@ -37,11 +37,15 @@ AND vendor = $1;
 -- name: audit_if_kind
 AND kind = $1;
 
+-- name: audit_if_seldom_kind
+-- Says what the index says, since a plan that is kept does not look at values.
+AND kind = $1 AND kind IN ('review', 'policy', 'alert');
+
 -- name: audit_if_decision
 AND decision = $1;
 
 -- name: audit_if_seldom_decision
--- Says what the index says, since a plan that is kept does not look at values.
+-- The same.
 AND decision = $1 AND decision <> 'APPROVED';
 
 -- name: audit_if_reason

@@ -10,6 +10,7 @@ import pytest
 from projections.schema import prepare
 from streamproc.archive.read import (
     _SQL,
+    KINDS_SELDOM,
     REASONS_OF_ALL,
     AuditFilter,
     AuditPlace,
@@ -171,7 +172,7 @@ async def test_what_is_seldom_is_found_by_its_index_also_by_a_plan_that_is_kept(
     db = await asyncpg.connect(dsn)
     try:
         await db.execute("SET plan_cache_mode = force_generic_plan")
-        for wanted, index in INDEXES[4:9]:
+        for wanted, index in INDEXES[4:10]:
             query, values = audit_query(AuditFilter(**wanted))  # type: ignore[arg-type]
             await db.execute(f"PREPARE page AS {query} LIMIT 50")
             plan = "\n".join(row[0] for row in await db.fetch(f"EXPLAIN EXECUTE page('{values[0]}')"))
@@ -185,6 +186,8 @@ async def test_the_index_of_reasons_leaves_out_what_queries_do_not_ask_it_for(po
     """Else a page of such lines would be looked for where they are not."""
     made = await pool.fetchval("SELECT pg_get_indexdef('audit_reason'::regclass)")
     assert set(re.findall(r"'([^']+)'::text", made)) == REASONS_OF_ALL
+    made = await pool.fetchval("SELECT pg_get_indexdef('audit_seldom'::regclass)")
+    assert set(re.findall(r"'([^']+)'::text", made)) == KINDS_SELDOM
 
 
 async def test_a_long_reason_is_found_by_all_of_it(pool: asyncpg.Pool):

@@ -33,7 +33,7 @@ from tests.projections.histories import (
     project_all,
     projecting,
 )
-from tests.words import policies
+from tests.words import observed, policies
 
 PAYOUTS = 150
 DEADLINE_S = 60.0
@@ -69,6 +69,13 @@ async def test_every_view_rebuilt_is_the_live_one_row_for_row(dsn: str, log: Lis
     assert result.positions == {0: len(log.entries)}
     assert await everything(dsn) == before
     assert await fetch(dsn, "SELECT to_regnamespace('public_shadow')") == [(None,)]
+
+
+async def test_a_record_with_a_byte_that_postgres_refuses_fails_no_replay(dsn: str):
+    """The views take it; what the rebuilt ones were asked after did not."""
+    odd = observed("pout_odd", agent="a\0b", url="https://x/\\u0000\0")
+    await project_all(dsn, ListedLog([*a_history(), Stored(f"{START_MS + 10**8}-0", log_of([odd])[0].e)]))
+    assert {view.equal for view in (await replay(dsn, verify=True)).views} == {True}
 
 
 async def test_verify_leaves_everything_as_it_was(dsn: str, log: ListedLog):

@@ -13,9 +13,10 @@ from projections.fold import decode, steps_of
 from projections.rebuild import archive_ends, build_slice, drop_place, finish_build, plan_build
 from projections.run import Records
 from projections.schema import prepare
-from projections.views import NAMES, VIEWS
+from projections.views import NAMES, VERSIONS, VIEWS
 from streamproc.domain.payouts import CHANGING, PayoutRecord
 from streamproc.errors import LogBroken
+from streamproc.operate.replay import replay
 from tests.projections.histories import (
     START_MS,
     ListedLog,
@@ -102,6 +103,21 @@ async def test_a_finish_that_was_killed_between_two_indexes_goes_on_with_those_t
     for _ in range(2):
         await finish_build(place, dsn, PLACE, 2)
         assert await keys(dsn, PLACE) == await keys(dsn, "public")
+
+
+async def test_what_a_version_before_left_half_built_with_other_keys_begins_anew(dsn: str) -> None:
+    """Its `audit` has its key from the beginning, and cannot be given it last: every replay failed from then on."""
+    before = await everything(dsn)
+    db = await asyncpg.connect(dsn)
+    [share, *_] = await plan_build(db, "public_shadow", await archive_ends(db), 2)
+    await build_slice(dsn, "public_shadow", share, lambda *_: None)
+    await db.execute("ALTER TABLE audit ADD PRIMARY KEY (partition, seq, place)")
+    versions = " ".join(f"{name}={VERSIONS[name]}" for name in sorted(VERSIONS))
+    await db.execute("UPDATE build SET fingerprint = $1", versions)
+    await db.close()
+    result = await replay(dsn, jobs=1)
+    assert (result.swapped, result.notes) == (True, [])
+    assert await everything(dsn) == before
 
 
 async def test_lines_that_are_there_twice_fail_the_finish(dsn: str, place: asyncpg.Connection) -> None:
