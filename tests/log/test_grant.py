@@ -4,8 +4,9 @@ import copy
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
@@ -125,8 +126,31 @@ batches = st.lists(
 )
 
 
+def at_second(payout: str, second: int, count: int) -> Ask:
+    """Asks for one of `count` slots a minute of agent b."""
+    ask = ask_of(payout, 1, RateAsk("b", count, 60_000_000, hold=False))
+    return replace(ask, received_at=NOW + second * 1_000_000)
+
+
+LATE_AND_LIMITED = ((92, 1), (113, 2), (152, 1), (113, 2))
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=batches)
+@example(  # who is left to the chain looks further on than those who come after it, and leaves no trace of that
+    [
+        (False, [at_second("pout_0", 92, 1)]),
+        (False, [at_second("pout_1", 113, 2), at_second("pout_2", 152, 1)]),
+        (False, [at_second("pout_3", 113, 2)]),
+    ]
+)
+@example(
+    [
+        (False, [at_second("pout_0", 92, 1), at_second("pout_1", 113, 2)]),
+        (False, [at_second("pout_2", 152, 1), at_second("pout_3", 113, 2)]),
+    ]
+)
+@example([(False, [at_second(f"pout_{n}", at, of) for n, (at, of) in enumerate(LATE_AND_LIMITED)])])
 async def test_what_is_granted_is_what_the_model_grants_and_is_recorded_as_such(
     client: Redis, history: list[tuple[bool, list[Ask]]]
 ) -> None:

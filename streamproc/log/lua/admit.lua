@@ -52,7 +52,7 @@ for j = i, #ARGV, 5 do
     local at = tonumber(ARGV[j + 3])
     local used, r = slots_used(t, at)
     limited = used >= t.count
-    if not limited then take_slot(r, ARGV[j + 1], at, ARGV[j + 3]) end
+    if limited then passed(r) else take_slot(r, ARGV[j + 1], at, ARGV[j + 3]) end
     number = number + 1
     mine = number
     p.ra = format('%d %d %d %d %d', mine, used, t.count, t.window_us, limited and 1 or 0)

@@ -29,23 +29,13 @@ local function terms_at(args, i)
 end
 
 -- One agent's slots: those stored, and those added by this batch (times never fall).
-local function rate_of(index, window, at)
+local function rate_of(index, window)
   local r = rates[index]
   if not r then
     local newest = call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')
-    r = { newest = tonumber(newest[2] or '0'), now = 0, window = window, cut = 0, stored = 0, oldest = -1, added = {}, from = 1, z = {} }
+    r = { newest = tonumber(newest[2] or '0'), window = window, cut = 0, seen = 0, stored = 0, oldest = -1, added = {}, from = 1, z = {} }
     rates[index] = r
   end
-  -- A late one counts as of the newest slot, so that no window ever holds more than it may.
-  r.now = at > r.newest and at or r.newest
-  if r.now - window > r.cut then r.cut = r.now - window end
-  if r.oldest == -1 or r.oldest <= r.cut then
-    local cut = '(' .. int(r.cut)
-    r.stored = call('ZCOUNT', KEYS[index], cut, '+inf')
-    local oldest = call('ZRANGEBYSCORE', KEYS[index], cut, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-    r.oldest = tonumber(oldest[2] or '9007199254740992')
-  end
-  while r.from <= #r.added and r.added[r.from] <= r.cut do r.from = r.from + 1 end
   return r
 end
 
@@ -76,14 +66,32 @@ local function told(before)
   return #before == 0 and '' or ' ' .. concat(before, ' ')
 end
 
--- How many slots are used in the window that a payout received at `at` (µs) looks at, and the rate for `take_slot`.
+-- How many slots are used in the window that a payout received at `at` (µs) looks at, and the rate for `passed` and
+-- `take_slot`. To look changes nothing: who is left to the chain is not counted, and must not push slots out of sight.
 local function slots_used(t, at)
-  local r = rate_of(t.rate, t.window_us, at)
-  return r.stored + #r.added - r.from + 1, r
+  local r = rate_of(t.rate, t.window_us)
+  -- A late one counts as of the newest slot, so that no window ever holds more than it may.
+  r.now = at > r.newest and at or r.newest
+  r.ahead = r.now - t.window_us > r.cut and r.now - t.window_us or r.cut
+  if r.oldest == -1 or r.oldest <= r.ahead or r.ahead < r.seen then
+    local cut = '(' .. int(r.ahead)
+    r.seen, r.stored = r.ahead, call('ZCOUNT', KEYS[t.rate], cut, '+inf')
+    local oldest = call('ZRANGEBYSCORE', KEYS[t.rate], cut, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    r.oldest = tonumber(oldest[2] or '9007199254740992')
+  end
+  r.next = r.from
+  while r.next <= #r.added and r.added[r.next] <= r.ahead do r.next = r.next + 1 end
+  return r.stored + #r.added - r.next + 1, r
+end
+
+-- What was looked at last is counted: what is before its window is of no use any more.
+local function passed(r)
+  r.cut, r.from, r.counted = r.ahead, r.next, true
 end
 
 -- Take the slot that was looked at last; `text` is `at` as it came.
 local function take_slot(r, payout, at, text)
+  passed(r)
   r.newest = r.now
   r.added[#r.added + 1] = r.now
   local k = #r.z
@@ -101,9 +109,11 @@ end
 -- `keep`: s that a budget is kept after its window ended, or after `now` (Unix s), if that is later.
 local function write_counters(keep, now)
   for index, r in pairs(rates) do
-    call('ZREMRANGEBYSCORE', KEYS[index], '-inf', int(r.cut))
-    if #r.z > 0 then call('ZADD', KEYS[index], unpack(r.z)) end
-    call('EXPIRE', KEYS[index], int(r.window / 1000000 + BACKLOG_S))
+    if r.counted then
+      call('ZREMRANGEBYSCORE', KEYS[index], '-inf', int(r.cut))
+      if #r.z > 0 then call('ZADD', KEYS[index], unpack(r.z)) end
+      call('EXPIRE', KEYS[index], int(r.window / 1000000 + BACKLOG_S))
+    end
   end
   for index, b in pairs(budgets) do
     if b.add > 0 then

@@ -45,7 +45,7 @@ local all, i = {}, 1
 while i <= #terms do
   local t
   t, i = terms_at(terms, i)
-  if t.rate > 0 then rate_of(t.rate, t.window_us, 0) end
+  if t.rate > 0 then rate_of(t.rate, t.window_us) end
   exceeded_by(t, 0)
   t.limited, t.shared, t.room = format(' %d %d 0', t.count, t.window_us), {}, {}
   for k = 1, whole(terms[i], 0, #terms) do t.shared[k] = terms[i + k] end
