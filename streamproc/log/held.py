@@ -55,13 +55,16 @@ class Held:
         self._names, self._group, self._me = names, group, consumer
         self._again_s = claim_idle_s / PART
         self._since: dict[bytes, float] = {}
-        """When each came into our hands, or was found there (monotonic clock, s)."""
+        """When each was asked for, or it was asked whether it is there (monotonic clock, s)."""
         self._lost: set[bytes] = set()
         """Those of them that others have taken over."""
 
-    def add(self, ids: Iterable[bytes]) -> None:
-        """They are in our hands since now."""
-        self._since |= dict.fromkeys(ids, asyncio.get_running_loop().time())
+    def add(self, ids: Iterable[bytes], since_s: float) -> None:
+        """They are in our hands, for as long at most as `since_s` (monotonic clock): when they were asked for.
+
+        When the answer was seen says nothing: a process that stands still has it long before.
+        """
+        self._since |= dict.fromkeys(ids, since_s)
 
     def done(self, ids: Iterable[bytes]) -> None:
         """They are finished."""
