@@ -272,9 +272,10 @@ class Consumer:
         while ids := await self._upkeep.own(client, after):
             after = "(" + ids[-1].decode()
             asked_s = asyncio.get_running_loop().time()
-            taken = await self._upkeep.take_up(client, ids)
-            self._held.add((one.id for one in taken), asked_s)
-            await self._handle(client, [one.entry for one in taken if one.entry is not None], taken=True)
+            parts = await self._upkeep.take_up_again(client, ids)
+            self._held.add((entry for part in parts for entry, _ in part), asked_s)
+            for part in parts:
+                await self._handle(client, part, taken=True)
             await self._handler.acknowledge(client)
 
 

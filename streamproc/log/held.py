@@ -30,14 +30,15 @@ class TakenUp(NamedTuple):
 
 
 async def take_up(
-    client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes], *, most: int
+    client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes], *, most: int | None
 ) -> list[TakenUp]:
     """Take up what came into the consumer's hands from others', where it was delivered at most `most` times with this.
 
+    None: take up all of it again, by a process that may have had it before and did not die of it; that is no delivery.
     What is not in these hands, is put off or has left the log is left out.
     """
     keys = [names.log, names.retries(group), names.tries(group)]
-    rows = await _take_up(client, keys, [group, consumer, most, *entries])
+    rows = await _take_up(client, keys, [group, consumer, "" if most is None else most, *entries])
     return [TakenUp(int(n), entry, *(tuple(raw) for raw in more)) for n, entry, *more in rows]
 
 
