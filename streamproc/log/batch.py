@@ -52,7 +52,9 @@ class Limits(Struct, frozen=True):
 class Handler:
     """Handles entries of one group on one partition over a consumer's own connection."""
 
-    def __init__(self, partition: int, group: Group, limits: Limits) -> None:
+    def __init__(self, partition: int, group: Group, limits: Limits, consumer: str = "") -> None:
+        """`consumer`: what others have taken from it meanwhile is not put off; '' where nobody else is."""
+        self._consumer = consumer
         self.group, self.partition, self.limits = group, partition, limits
         self.names = Names(partition)
         self._policies = Policies(self.names)
@@ -348,7 +350,7 @@ class Handler:
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
         self._watched.put_off([work for work, _, _ in works])
         deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
-        times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF)
+        times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self._consumer)
         spent = []
         for (work, _, counts), n in zip(works, times, strict=True):
             if counts and n >= ATTEMPTS_MAX:

@@ -71,7 +71,7 @@ class Consumer:
         self.url, self.group, self.name, self.limits = url, group, name, limits
         self.names = Names(partition)
         self.partition = partition
-        self._handler = Handler(partition, group, limits)
+        self._handler = Handler(partition, group, limits, name)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._held = Held(self.names, group.name, name, limits.claim_idle_s)
         self._finding: asyncio.Future[Found] | None = None

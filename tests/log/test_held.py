@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
+from streamproc.errors import TryAgain
 from streamproc.log import held as held_module
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -99,7 +100,9 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bank:
     """A stage that holds each batch until it is let go, and says which payouts it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, problem: Exception | None = None) -> None:
+        self.problem = problem
+        """Why each entry is to be put off, if it is."""
         self.called, self.answers = asyncio.Event(), asyncio.Event()
         self.payouts: list[str] = []
         stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call)
@@ -109,6 +112,9 @@ class Bank:
         self.payouts += [work.payout for work, _ in items]
         self.called.set()
         await self.answers.wait()
+        if self.problem is not None:
+            for work, _ in items:
+                work.fail(self.problem)
 
 
 @asynccontextmanager
@@ -205,3 +211,23 @@ async def test_what_came_when_a_worker_stood_still_already_is_left_to_those_who_
         stopping.set()
         await running
     assert payout not in bank.payouts
+
+
+async def test_what_others_took_while_it_was_at_the_bank_is_not_put_off_under_their_hands(
+    client: Redis, redis_url: str
+) -> None:
+    """A pass that outlives a standstill is too late, so all of it was put off: a second later somebody took up again
+    what others had at the bank."""
+    bank = Bank(problem=TryAgain("the batch took too long", after_s=0.0))
+    async with busy(client, redis_url, bank) as (_, ids):
+        await give(client, "other", ids[0])
+        bank.answers.set()
+
+        async def is_put_off() -> bool:
+            return await client.hexists(NAMES.tries("g"), ids[1].decode() + ":waits")
+
+        await until(is_put_off, what="what is still its own is put off")
+    assert not await client.hexists(NAMES.tries("g"), ids[0].decode() + ":waits")
+    assert bank.payouts.count("pout_1") == 1
+    (row,) = await client.xpending_range(NAMES.log, "g", ids[0], ids[0], 1)
+    assert row["consumer"] == b"other"
