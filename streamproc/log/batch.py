@@ -20,7 +20,7 @@ from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
-from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of, work_of
+from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
@@ -54,8 +54,7 @@ class Handler:
 
     def __init__(self, partition: int, group: Group, limits: Limits, consumer: str = "") -> None:
         """`consumer`: what others have taken from it meanwhile is not put off; '' where nobody else is."""
-        self._consumer = consumer
-        self.group, self.partition, self.limits = group, partition, limits
+        self.group, self.partition, self.limits, self._consumer = group, partition, limits, consumer
         self.names = Names(partition)
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
@@ -171,7 +170,8 @@ class Handler:
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
-        await self._set_aside(client, [(work_of(entry, taken=True), why)])
+        work, *_ = [*self.opener.open([entry], taken=True).works, Work(entry[0], [], taken=True)]
+        await self._set_aside(client, [(work, why)])
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
         beneficiaries = known.beneficiaries() if known is not None else []

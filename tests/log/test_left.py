@@ -239,3 +239,16 @@ async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_i
             await consumer._take_up_own(client)
     (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
     assert row["times_delivered"] == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"e": "no events", "m": "{}"}, {"else": "1"}], ids=["not JSON", "no fields"]
+)
+async def test_what_cannot_be_read_and_was_delivered_too_often_ends_no_worker(
+    client: Redis, redis_url: str, at_once: None, fields: dict[str, str]
+) -> None:
+    """Who would set it aside unseen looked at it, and ended of that: one worker after the other."""
+    entry = await client.xadd(NAMES.log, fields)
+    await hold(client, [entry], DELIVERIES_MAX)
+    assert not await live(client, redis_url, "me", Doing().group)
+    assert await client.xlen(NAMES.dead) == 1
