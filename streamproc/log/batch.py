@@ -142,8 +142,7 @@ class Handler:
             grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted), first.get(work))
             for work, offer in offers
         ]
-        rev, keep_s = self._policies.rev, int(self.limits.retention_s)
-        sent_ns = time_ns()
+        rev, keep_s, sent_ns = self._policies.rev, int(self.limits.retention_s), time_ns()
         granting = grants.grant(
             client,
             self.names,
@@ -162,6 +161,7 @@ class Handler:
             log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
             return set()
         granted = [both for both, fate in zip(offers, fates, strict=True) if fate == grants.GRANTED]
+        remembered.doubt(one.notes for one in sent)
         self._watched.granted(granted, sent_ns)
         gone = {work for work, _ in granted}
         for work in gone & first.keys():
@@ -256,14 +256,14 @@ class Handler:
                 works[0].fail(problem)
                 return
             for work in works:
-                alone = await self._load(client, [work])
-                await self._run(client, [work], alone)
+                await self._run(client, [work], await self._load(client, [work]))
 
     # ---- leaving a batch behind ---------------------------------------------------------
 
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
         handovers = [self._handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
+        self.opener.unasked.doubt(one.notes for one in handovers)
         self._watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:

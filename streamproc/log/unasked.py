@@ -31,7 +31,7 @@ class Unasked:
     def __init__(self) -> None:
         self._noted: dict[tuple[str, str], float] = {}
         """Pairs, by their two hashes, that were noted when Redis was last asked, and when that was."""
-        self._now_us, self._at_s = 0, -inf
+        self._now_us, self._at_s, self._doubted_s = 0, -inf, -inf
 
     def learn(
         self, now_us: int, at_s: float, seen: Sequence[First], beneficiaries: Sequence[BeneficiarySeen]
@@ -42,13 +42,20 @@ class Unasked:
             self._noted.clear()  # rare; those that are in use are learnt again at once
         for one, known in zip(seen, beneficiaries, strict=True):
             if known is NOTED:
-                self._noted[one.by_account, one.by_vendor] = at_s
+                self._noted[one.by_account, one.by_vendor] = at_s if at_s > self._doubted_s else -inf
             else:
                 self._noted.pop((one.by_account, one.by_vendor), None)
 
     def found(self, one: First, at_s: float) -> None:
         """The script was asked at `at_s`, and found it noted."""
         self._noted[one.by_account, one.by_vendor] = at_s
+
+    def doubt(self, notes: Iterable[Sequence[tuple[str, str, int]]]) -> None:
+        """Names were noted, as in a `Handover`: where a hash is full another one went for each, so it is looked at."""
+        keys = {key for some in notes for key, *_ in some}
+        if keys:
+            self._doubted_s = monotonic()
+            self._noted |= dict.fromkeys((pair for pair in self._noted if not keys.isdisjoint(pair)), -inf)
 
     def is_believed(self, one: First) -> bool:
         """Whether it was found noted just now."""
