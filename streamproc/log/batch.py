@@ -77,7 +77,7 @@ class Handler:
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)
-        works, known, unasked = opened.works, opened.known_lately(), opened.unasked
+        works, known, unasked = opened.works, opened.known_lately(self.opener.unasked), opened.unasked
         while works:
             batch, rest = self.opener.one_pass(works)
             works = [*await self._round(client, batch, known, unasked), *rest]
