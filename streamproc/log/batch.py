@@ -20,7 +20,7 @@ from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
-from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of, work_of
+from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
@@ -52,8 +52,9 @@ class Limits(Struct, frozen=True):
 class Handler:
     """Handles entries of one group on one partition over a consumer's own connection."""
 
-    def __init__(self, partition: int, group: Group, limits: Limits) -> None:
-        self.group, self.partition, self.limits = group, partition, limits
+    def __init__(self, partition: int, group: Group, limits: Limits, consumer: str = "") -> None:
+        """`consumer`: what others have taken from it meanwhile is not put off; '' where nobody else is."""
+        self.group, self.partition, self.limits, self._consumer = group, partition, limits, consumer
         self.names = Names(partition)
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
@@ -76,7 +77,7 @@ class Handler:
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)
-        works, known, unasked = opened.works, opened.known_lately(), opened.unasked
+        works, known, unasked = opened.works, opened.known_lately(self.opener.unasked), opened.unasked
         while works:
             batch, rest = self.opener.one_pass(works)
             works = [*await self._round(client, batch, known, unasked), *rest]
@@ -141,8 +142,7 @@ class Handler:
             grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted), first.get(work))
             for work, offer in offers
         ]
-        rev, keep_s = self._policies.rev, int(self.limits.retention_s)
-        sent_ns = time_ns()
+        rev, keep_s, sent_ns = self._policies.rev, int(self.limits.retention_s), time_ns()
         granting = grants.grant(
             client,
             self.names,
@@ -161,6 +161,7 @@ class Handler:
             log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
             return set()
         granted = [both for both, fate in zip(offers, fates, strict=True) if fate == grants.GRANTED]
+        remembered.doubt(one.notes for one in sent)
         self._watched.granted(granted, sent_ns)
         gone = {work for work, _ in granted}
         for work in gone & first.keys():
@@ -169,7 +170,8 @@ class Handler:
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
-        await self._set_aside(client, [(work_of(entry, taken=True), why)])
+        work, *_ = [*self.opener.open([entry], taken=True).works, Work(entry[0], [], taken=True)]
+        await self._set_aside(client, [(work, why)])
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
         beneficiaries = known.beneficiaries() if known is not None else []
@@ -254,14 +256,14 @@ class Handler:
                 works[0].fail(problem)
                 return
             for work in works:
-                alone = await self._load(client, [work])
-                await self._run(client, [work], alone)
+                await self._run(client, [work], await self._load(client, [work]))
 
     # ---- leaving a batch behind ---------------------------------------------------------
 
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
         handovers = [self._handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
+        self.opener.unasked.doubt(one.notes for one in handovers)
         self._watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
@@ -348,7 +350,7 @@ class Handler:
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
         self._watched.put_off([work for work, _, _ in works])
         deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
-        times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF)
+        times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self._consumer)
         spent = []
         for (work, _, counts), n in zip(works, times, strict=True):
             if counts and n >= ATTEMPTS_MAX:

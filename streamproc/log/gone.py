@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
+from streamproc.log.scripts import Script
 
 LOOK_S = 1.0
 """Between two looks at who has entries in hand."""
@@ -31,6 +32,8 @@ CALLED_S = 12.0
 and who asks the bank again meanwhile may be refused what is being done."""
 ENTRIES_MAX = 256
 """Entries that are taken over at one look, where nothing else is said."""
+
+_take_from = Script("take_from", "checks")
 
 
 class _Missed(NamedTuple):
@@ -87,7 +90,7 @@ class Gone:
             if missed is None or idle_ms < (clock_s - missed.clock_s) * 1000:  # it was back meanwhile
                 missed = self._missing[name] = _Missed(look.at_s, clock_s)
             if look.at_s - missed.since_s >= self._missing_s and len(taken) < self._entries_max:
-                taken += await self._take_from(client, name, self._entries_max - len(taken))
+                taken += await self._take_from(client, name, idle_ms, self._entries_max - len(taken))
         return taken
 
     async def _idle(self, client: Redis) -> dict[str, int]:
@@ -97,12 +100,6 @@ class Gone:
         idle = {row["name"].decode(): int(row["idle"]) for row in rows if row["pending"]}
         return {name: idle_ms for name, idle_ms in idle.items() if idle_ms >= IDLE_MS and name != self._me}
 
-    async def _take_from(self, client: Redis, name: str, most: int) -> list[bytes]:
-        key, group = self._names.log, self._group
-        with named_errors():
-            rows = await client.xpending_range(key, group, "-", "+", most, name, idle=IDLE_MS)
-            if not rows:
-                return []
-            ids = [row["message_id"] for row in rows]
-            # Who takes over at the same moment finds them handed out just now.
-            return list(await client.execute_command("XCLAIM", key, group, self._me, IDLE_MS, *ids, "JUSTID"))
+    async def _take_from(self, client: Redis, name: str, idle_ms: int, most: int) -> list[bytes]:
+        args = [self._group, self._me, name, idle_ms, IDLE_MS, most]
+        return list(await _take_from(client, [self._names.log], args))

@@ -71,7 +71,7 @@ class Consumer:
         self.url, self.group, self.name, self.limits = url, group, name, limits
         self.names = Names(partition)
         self.partition = partition
-        self._handler = Handler(partition, group, limits)
+        self._handler = Handler(partition, group, limits, name)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._held = Held(self.names, group.name, name, limits.claim_idle_s)
         self._finding: asyncio.Future[Found] | None = None
@@ -184,6 +184,7 @@ class Consumer:
         return await opener.ahead(reader, await self._read(reader))
 
     async def _read(self, reader: Redis, block_ms: int = BLOCK_MS_MAX) -> list[Raw]:
+        asked_s = asyncio.get_running_loop().time()
         with named_errors():
             reply = await reader.execute_command(
                 "XREADGROUP",
@@ -199,7 +200,7 @@ class Consumer:
                 ">",
             )
         entries: list[Raw] = reply[0][1] if reply else []
-        self._held.add(entry for entry, _ in entries)
+        self._held.add((entry for entry, _ in entries), asked_s)
         return entries
 
     # ---- beside the batches -------------------------------------------------------------
@@ -236,9 +237,10 @@ class Consumer:
             return
         # What is taken over waits for the batch in hand; others may have none.
         is_long = in_hand_s > self.limits.claim_idle_s / 2
+        asked_s = asyncio.get_running_loop().time()
         if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
-            self._held.add(entry for entry, _ in found.together)
-            self._held.add(entry for few in found.apart for entry in few)
+            self._held.add((entry for entry, _ in found.together), asked_s)
+            self._held.add((entry for few in found.apart for entry in few), asked_s)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
@@ -269,9 +271,11 @@ class Consumer:
         after = "-"
         while ids := await self._upkeep.own(client, after):
             after = "(" + ids[-1].decode()
-            taken = await self._upkeep.take_up(client, ids)
-            self._held.add(one.id for one in taken)
-            await self._handle(client, [one.entry for one in taken if one.entry is not None], taken=True)
+            asked_s = asyncio.get_running_loop().time()
+            parts = await self._upkeep.take_up_again(client, ids)
+            self._held.add((entry for part in parts for entry, _ in part), asked_s)
+            for part in parts:
+                await self._handle(client, part, taken=True)
             await self._handler.acknowledge(client)
 
 

@@ -30,14 +30,15 @@ class TakenUp(NamedTuple):
 
 
 async def take_up(
-    client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes], *, most: int
+    client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes], *, most: int | None
 ) -> list[TakenUp]:
     """Take up what came into the consumer's hands from others', where it was delivered at most `most` times with this.
 
+    None: take up all of it again, by a process that may have had it before and did not die of it; that is no delivery.
     What is not in these hands, is put off or has left the log is left out.
     """
     keys = [names.log, names.retries(group), names.tries(group)]
-    rows = await _take_up(client, keys, [group, consumer, most, *entries])
+    rows = await _take_up(client, keys, [group, consumer, "" if most is None else most, *entries])
     return [TakenUp(int(n), entry, *(tuple(raw) for raw in more)) for n, entry, *more in rows]
 
 
@@ -55,13 +56,16 @@ class Held:
         self._names, self._group, self._me = names, group, consumer
         self._again_s = claim_idle_s / PART
         self._since: dict[bytes, float] = {}
-        """When each came into our hands, or was found there (monotonic clock, s)."""
+        """When each was asked for, or it was asked whether it is there (monotonic clock, s)."""
         self._lost: set[bytes] = set()
         """Those of them that others have taken over."""
 
-    def add(self, ids: Iterable[bytes]) -> None:
-        """They are in our hands since now."""
-        self._since |= dict.fromkeys(ids, asyncio.get_running_loop().time())
+    def add(self, ids: Iterable[bytes], since_s: float) -> None:
+        """They are in our hands, for as long at most as `since_s` (monotonic clock): when they were asked for.
+
+        When the answer was seen says nothing: a process that stands still has it long before.
+        """
+        self._since |= dict.fromkeys(ids, since_s)
 
     def done(self, ids: Iterable[bytes]) -> None:
         """They are finished."""

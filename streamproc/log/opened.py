@@ -39,7 +39,9 @@ class Known(NamedTuple):
     at_ns: int
     """this host's, when the answer came,"""
     at_s: float
-    """and its monotonic clock."""
+    """and its monotonic clock;"""
+    asked_s: float
+    """that when it was asked."""
     rev: bytes
     rows: list[scripts.Row]
     seen: list[First]
@@ -58,9 +60,10 @@ async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Wo
     payouts = [w.payout for w in works if w.payout]
     seen = [] if group.outputs_are_facts else payees.first_looks(names, works)
     keys = list(dict.fromkeys(key for first in seen for key in (first.by_account, first.by_vendor)))
+    asked_s = monotonic()
     now_us, rev, rows, found = await scripts.load(client, names, payouts, keys)
     noted = dict(zip(keys, found, strict=True))
-    return Known(now_us, time_ns(), monotonic(), rev, rows, seen, noted)
+    return Known(now_us, time_ns(), monotonic(), asked_s, rev, rows, seen, noted)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,10 +82,16 @@ class Opened:
     unasked: Sequence[First] = ()
     """Of that pass, what is to be offered before Redis is asked about the rest; then `known` is None."""
 
-    def known_lately(self) -> Known | None:
-        """`known`, once, where it is not too old."""
+    def known_lately(self, unasked: Unasked) -> Known | None:
+        """`known`, once, where it is not too old, and the batches before noted nothing where it was looked at."""
         known, self.known = self.known, None
-        return known if known is not None and monotonic() - known.at_s < AHEAD_S else None
+        if (
+            known is None
+            or monotonic() - known.at_s >= AHEAD_S
+            or unasked.is_doubted(known.seen, known.asked_s)
+        ):
+            return None
+        return known
 
 
 class Opener:

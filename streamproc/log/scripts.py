@@ -312,14 +312,16 @@ async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> in
 
 
 async def defer(
-    client: Redis, names: Names, group: str, entries: Sequence[Deferral], backoff: Backoff
+    client: Redis, names: Names, group: str, entries: Sequence[Deferral], backoff: Backoff, consumer: str = ""
 ) -> list[int]:
-    """Put entries off. How often each was so far: attempts that counted, or waits that did not."""
+    """Put entries off. How often each was so far: attempts that counted, or waits that did not; 0 for what is no longer
+    in the hands of `consumer`, if one is named: it is left alone."""
     args = [int(seconds * 1e6) for seconds in (backoff.first_s, backoff.longest_s, backoff.longest_wait_s)]
     flat = [
         x for d in entries for x in (d.entry, int(d.least_s * 1e6), int(d.counts), random.randint(500, 1000))
     ]
-    return [int(n) for n in await _defer(client, [names.retries(group), names.tries(group)], [*args, *flat])]
+    keys = [names.log, names.retries(group), names.tries(group)]
+    return [int(n) for n in await _defer(client, keys, [group, consumer, *args, *flat])]
 
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:

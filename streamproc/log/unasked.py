@@ -24,6 +24,10 @@ BELIEVED_S = 0.25
 """A pair that was found noted is not looked at again for so long, as what was asked ahead of a batch is not
 (opened.AHEAD_S). In a full load that is nearly all of them, and two looks at each cost 10 % of the script."""
 
+DOUBTED_S = 5.0
+"""Names that were noted so long ago were there when anything was asked that is used now: no answer takes so long
+(connection.py), and it is used for a quarter of a second."""
+
 
 class Unasked:
     """What one consumer remembers of Redis. It ends with its connections: another server may answer otherwise."""
@@ -31,7 +35,9 @@ class Unasked:
     def __init__(self) -> None:
         self._noted: dict[tuple[str, str], float] = {}
         """Pairs, by their two hashes, that were noted when Redis was last asked, and when that was."""
-        self._now_us, self._at_s = 0, -inf
+        self._now_us, self._at_s, self._doubted_s = 0, -inf, -inf
+        self._doubted: dict[str, float] = {}
+        """Where names were noted lately, and when that was done."""
 
     def learn(
         self, now_us: int, at_s: float, seen: Sequence[First], beneficiaries: Sequence[BeneficiarySeen]
@@ -42,13 +48,28 @@ class Unasked:
             self._noted.clear()  # rare; those that are in use are learnt again at once
         for one, known in zip(seen, beneficiaries, strict=True):
             if known is NOTED:
-                self._noted[one.by_account, one.by_vendor] = at_s
+                self._noted[one.by_account, one.by_vendor] = at_s if at_s > self._doubted_s else -inf
             else:
                 self._noted.pop((one.by_account, one.by_vendor), None)
 
     def found(self, one: First, at_s: float) -> None:
         """The script was asked at `at_s`, and found it noted."""
         self._noted[one.by_account, one.by_vendor] = at_s
+
+    def doubt(self, notes: Iterable[Sequence[tuple[str, str, int]]]) -> None:
+        """Names were noted, as in a `Handover`: where a hash is full another one went for each, so it is looked at."""
+        keys = {key for some in notes for key, *_ in some}
+        if keys:
+            now_s = self._doubted_s = monotonic()
+            late = {key: at_s for key, at_s in self._doubted.items() if now_s - at_s < DOUBTED_S}
+            self._doubted = late | dict.fromkeys(keys, now_s)
+            self._noted |= dict.fromkeys((pair for pair in self._noted if not keys.isdisjoint(pair)), -inf)
+
+    def is_doubted(self, seen: Iterable[First], asked_s: float) -> bool:
+        """Whether names were noted where these were looked at, after that perhaps: it was asked for at `asked_s`."""
+        when = self._doubted
+        both = ((one.by_account, one.by_vendor) for one in seen) if when else ()
+        return any(when.get(key, -inf) > asked_s for keys in both for key in keys)
 
     def is_believed(self, one: First) -> bool:
         """Whether it was found noted just now."""

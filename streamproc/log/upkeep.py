@@ -116,6 +116,14 @@ class Upkeep:
         """
         return await held.take_up(client, self.names, self.group, self.name, entries, most=most)
 
+    async def take_up_again(self, client: Redis, entries: Sequence[bytes]) -> list[list[Raw]]:
+        """Of what was in our hands when the connection was lost: all that is still there and not put off, as it is to
+        be handled together."""
+        taken = await held.take_up(client, self.names, self.group, self.name, entries, most=None)
+        counted = [(n, entry) for n, _, entry in taken if entry is not None]
+        together = [entry for n, entry in counted if n <= SUSPECT_DELIVERIES]
+        return [together, *([entry] for n, entry in counted if n > SUSPECT_DELIVERIES)]
+
     async def _claimed(self, client: Redis, now: float) -> Found | None:
         """Take over what others left pending: the next of it that there is."""
         idle_ms = int(self._claim_idle_s * 1000)

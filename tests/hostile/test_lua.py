@@ -24,6 +24,7 @@ from streamproc.domain import events as e
 from streamproc.log import batch, held, restore, scripts, trim
 from streamproc.log.connection import connected
 from streamproc.log.digests import Alert, Digests
+from streamproc.log.gone import Gone
 from streamproc.log.names import Names
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
@@ -173,6 +174,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await scripts.due_retries(client, NAMES, "g", "b", limit=4)
     await held.take_up(client, NAMES, "g", "b", [entry], most=9)
     await held.hold(client, NAMES, "g", "b", [entry])
+    await Gone(NAMES, "g", "c")._take_from(client, "b", 0, 9)
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")

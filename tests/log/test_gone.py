@@ -1,7 +1,7 @@
 """Entries in the hands of a consumer that has no connection any more are taken over; anybody else's are left alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from streamproc.log.connection import connect, connected
 from streamproc.log.gone import CALLED_S, IDLE_MS, MISSING_S, Gone
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
-from streamproc.log.roster import Roster
+from streamproc.log.roster import Look, Roster
 from streamproc.log.stream import open_log
 from streamproc.log.upkeep import SUSPECT_DELIVERIES
 from streamproc.log.work import Desk, Group, Item, Stage
@@ -110,6 +110,27 @@ async def test_who_was_back_between_two_lists_and_is_away_again_is_missed_anew(l
             await hold(other, "other")
         assert await taken(gone, client, LATER) == []
         assert await taken(gone, client, 2 * LATER) == ["1-0", "2-0", "3-0"]
+
+
+class StandingStill(Roster):
+    """Where this process stands still after each look; what others do meanwhile."""
+
+    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Look:
+        seen = await super().look(client, me, names, now_s)
+        if me == "me" and now_s:
+            key, other = NAMES.log, "other"
+            await client.execute_command("XREADGROUP", "GROUP", GROUP, other, "STREAMS", key, "0")
+            await client.execute_command("XCLAIM", key, GROUP, other, 0, "1-0", "IDLE", 2 * IDLE_MS, "JUSTID")
+        return seen
+
+
+async def test_who_is_back_while_the_one_who_misses_it_stands_still_keeps_its_entries(log: str) -> None:
+    """They were taken from it while it was at the bank, which was called once more."""
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+    async with connected(log, name="me") as client:
+        gone = Gone(NAMES, GROUP, "me", roster=StandingStill())
+        assert [await taken(gone, client, at) for at in (0, LATER)] == [[], []]
 
 
 async def test_who_does_not_find_itself_in_the_list_believes_nothing_of_it(log: str) -> None:

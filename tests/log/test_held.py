@@ -1,14 +1,17 @@
 """What waits in a living worker's hands is not taken for left behind, and what others have taken is left to them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+import redis
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
+from streamproc.errors import TryAgain
 from streamproc.log import held as held_module
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -66,10 +69,11 @@ async def test_of_what_is_in_hand_for_long_it_is_said_that_it_is_there_and_of_no
     await read(client)
     await give(client, "me", first, second, finished)
     long, lately = Held(NAMES, "g", "me", 0.0), Held(NAMES, "g", "me", 3_600.0)
-    lately.add([first])
+    now_s = asyncio.get_running_loop().time()
+    lately.add([first], now_s)
     await lately.renew(client)
     assert await held(client) == []
-    long.add([first, finished])
+    long.add([first, finished], now_s)
     long.done([finished])
     await long.renew(client)
     assert await held(client) == [first]
@@ -79,7 +83,7 @@ async def test_what_others_have_taken_over_or_finished_is_not_ours(client: Redis
     ours, theirs, finished = await pay(client, "pout_1", "pout_2", "pout_3")
     entries = await read(client)
     hands = Held(NAMES, "g", "me", 0.0)
-    hands.add([ours, theirs, finished])
+    hands.add([ours, theirs, finished], asyncio.get_running_loop().time())
     await give(client, "other", theirs)
     await client.xack(NAMES.log, "g", finished)
     assert [entry for entry, _ in await hands.ours(client, entries)] == [ours]
@@ -96,7 +100,9 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bank:
     """A stage that holds each batch until it is let go, and says which payouts it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, problem: Exception | None = None) -> None:
+        self.problem = problem
+        """Why each entry is to be put off, if it is."""
         self.called, self.answers = asyncio.Event(), asyncio.Event()
         self.payouts: list[str] = []
         stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call)
@@ -106,6 +112,9 @@ class Bank:
         self.payouts += [work.payout for work, _ in items]
         self.called.set()
         await self.answers.wait()
+        if self.problem is not None:
+            for work, _ in items:
+                work.fail(self.problem)
 
 
 @asynccontextmanager
@@ -159,3 +168,66 @@ async def test_what_others_took_while_a_worker_stood_still_is_left_to_them(
     assert bank.payouts == ["pout_1"]
     (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
     assert (row["message_id"], row["consumer"]) == (ids[1], b"other")
+
+
+def stand_still(client: redis.Redis, payout: str, seconds: float) -> bool:
+    """This process stands still, as one that was stopped; whether the server gave it an entry at its first moment,
+    which others have taken over and finished before its last one."""
+    end = time.monotonic() + seconds
+    event = encode_events([observed(payout, 100, agent="bot")])
+    entry = client.xadd(NAMES.log, {"e": event, "m": b'{"by":"webhook"}'})
+    was_given = bool(client.xpending_range(NAMES.log, "g", entry, entry, 1, "me"))
+    client.xclaim(NAMES.log, "g", "other", 0, [entry])
+    client.xack(NAMES.log, "g", entry)
+    time.sleep(max(0.0, end - time.monotonic()))
+    return was_given
+
+
+async def test_what_came_when_a_worker_stood_still_already_is_left_to_those_who_took_it(
+    client: Redis, redis_url: str
+) -> None:
+    """Its read was answered by the server at once, and by its own clock only when it went on."""
+    bank, stopping = Bank(), asyncio.Event()
+    bank.answers.set()
+    limits = Limits(claim_idle_s=1.0)
+    consumer = Consumer(redis_url, 0, bank.group, name="me", limits=limits)
+    running = asyncio.create_task(consumer.run(stopping))
+    try:
+        with redis.Redis.from_url(redis_url) as other:
+            still = map("pout_still_{}".format, range(100))
+
+            async def was_given() -> str:
+                payout = next(still)
+                return payout if stand_still(other, payout, limits.claim_idle_s) else ""
+
+            payout = await until(was_given, what="it is given an entry while it reads")
+        await pay(client, "pout_last")
+
+        async def is_told() -> bool:
+            return "pout_last" in bank.payouts
+
+        await until(is_told, what="it goes on")
+    finally:
+        stopping.set()
+        await running
+    assert payout not in bank.payouts
+
+
+async def test_what_others_took_while_it_was_at_the_bank_is_not_put_off_under_their_hands(
+    client: Redis, redis_url: str
+) -> None:
+    """A pass that outlives a standstill is too late, so all of it was put off: a second later somebody took up again
+    what others had at the bank."""
+    bank = Bank(problem=TryAgain("the batch took too long", after_s=0.0))
+    async with busy(client, redis_url, bank) as (_, ids):
+        await give(client, "other", ids[0])
+        bank.answers.set()
+
+        async def is_put_off() -> bool:
+            return await client.hexists(NAMES.tries("g"), ids[1].decode() + ":waits")
+
+        await until(is_put_off, what="what is still its own is put off")
+    assert not await client.hexists(NAMES.tries("g"), ids[0].decode() + ":waits")
+    assert bank.payouts.count("pout_1") == 1
+    (row,) = await client.xpending_range(NAMES.log, "g", ids[0], ids[0], 1)
+    assert row["consumer"] == b"other"

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.events import EntrySetAside, PayoutObserved
 from streamproc.domain.wire import decode_events, encode_events
+from streamproc.errors import LogUnavailable
 from streamproc.log import gone, scripts, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -205,3 +206,49 @@ async def test_what_is_put_off_is_not_counted_as_delivered_when_its_holder_was_c
         await consumer._take_up_own(client)
     (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
     assert row["times_delivered"] == 1
+
+
+async def test_what_may_kill_its_worker_is_apart_when_the_connection_was_lost_too(
+    client: Redis, redis_url: str
+) -> None:
+    """It was taken up with all that was in hand, and its neighbours went along with it."""
+    ids = await pay(client, "pout_0", "pout_1", "pout_2")
+    await hold(client, ids, SUSPECT_DELIVERIES)
+    await hold(client, ids[1:2], SUSPECT_DELIVERIES + 1)
+    doing = Doing(poison="pout_1")
+    consumer = Consumer(redis_url, 0, doing.group, name="killed", limits=NEVER)
+    with pytest.raises(Killed):
+        await consumer._take_up_own(client)
+    assert doing.given == [["pout_0", "pout_2"], ["pout_1"]]
+
+
+async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_in_hand(
+    client: Redis, redis_url: str
+) -> None:
+    """After ten lost connections, one death was enough to make a dead letter of it, unseen."""
+    ids = await pay(client, "pout_1")
+    await hold(client, ids, 1)
+
+    async def lose(_: Sequence[Item], __: Desk) -> None:
+        raise LogUnavailable("Redis is away")
+
+    stage = Stage(name="lose", consumes=frozenset({PayoutObserved}), handle=lose)
+    consumer = Consumer(redis_url, 0, Group(name="g", stages=(stage,)), name="killed", limits=NEVER)
+    for _ in range(DELIVERIES_MAX):
+        with pytest.raises(LogUnavailable):
+            await consumer._take_up_own(client)
+    (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+    assert row["times_delivered"] == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"e": "no events", "m": "{}"}, {"else": "1"}], ids=["not JSON", "no fields"]
+)
+async def test_what_cannot_be_read_and_was_delivered_too_often_ends_no_worker(
+    client: Redis, redis_url: str, at_once: None, fields: dict[str, str]
+) -> None:
+    """Who would set it aside unseen looked at it, and ended of that: one worker after the other."""
+    entry = await client.xadd(NAMES.log, fields)
+    await hold(client, [entry], DELIVERIES_MAX)
+    assert not await live(client, redis_url, "me", Doing().group)
+    assert await client.xlen(NAMES.dead) == 1

@@ -185,6 +185,30 @@ async def test_a_payee_that_others_pushed_out_since_is_not_paid_as_known(bench: 
         assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_CHANGED"])
 
 
+async def test_a_payee_that_its_own_approvals_pushed_out_is_looked_at_however_lately_he_was_found(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He was paid as known, while the chain holds the payout."""
+    monkeypatch.setattr(unasked, "BELIEVED_S", 3_600.0)
+    await bench.decide(pay("pout_1"))
+    await bench.decide(*(pay(f"pout_{n}", agent="easy", account=f"fa_{n}") for n in range(2, 10)))
+    (record,) = await bench.decide(pay("pout_last"))
+    assert bench.called[0] == "grant"
+    assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_CHANGED"])
+
+
+async def test_a_payee_whom_the_batch_before_pushed_out_is_asked_about_anew(bench: Bench) -> None:
+    """What was known of the next batch ahead of it was used, as all its payees were noted then."""
+    bench.handler.opener.unasked.forget()
+    before = await bench.read(*(pay(f"pout_{n}", agent="easy", account=f"fa_{n}") for n in range(2, 10)))
+    opened = await bench.read(pay("pout_last"))
+    assert opened.known is not None
+    await bench.handle(before)
+    await bench.handle(opened)
+    (record,) = await bench.records("pout_last")
+    assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_CHANGED"])
+
+
 async def test_a_payee_that_was_noted_too_long_ago_is_noted_again(bench: Bench) -> None:
     key = NAMES.paid_for(ACCOUNT, "fa_1")
     opened = await bench.read(pay("pout_1"))

@@ -2,12 +2,14 @@
 -- Take up entries that came into this consumer's hands from others' (XCLAIM with JUSTID, which counts no delivery), but
 -- not those that were delivered so often that they may be what kills their workers.
 -- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
--- ARGV[1] group, ARGV[2] consumer, ARGV[3] most deliveries of what is taken up, this one included, ARGV[4..] entry ids
+-- ARGV[1] group, ARGV[2] consumer, ARGV[3] most deliveries of what is taken up, this one included; or '' to take up all again
+--   that this process may have had, which did not die of it: that is no delivery. ARGV[4..] entry ids
 -- Returns {deliveries, id, entry} for each that is taken up, {deliveries, id} for each that was delivered too often; those
 --   that are not in this consumer's hands, are put off or have left the log are left out.
 -- A delivery after which the entry was put off has a harmless end, and is not counted.
 -- O(entries * log n). Safe to resend: it counts a delivery twice at worst.
-local most = whole(ARGV[3], 0, 2 ^ 31)
+local is_again = ARGV[3] == ''
+local most = is_again and math.huge or whole(ARGV[3], 0, 2 ^ 31)
 for i = 4, #ARGV do
   if not string.find(ARGV[i], '^%d+%-%d+$') then wrong('it has no such entry') end
 end
@@ -23,8 +25,9 @@ for i = 4, #ARGV do
     if n >= most then
       reply[#reply + 1] = { n, id }
     else
-      local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)[1]
-      if entry then reply[#reply + 1] = { n + 1, id, entry } end
+      local count = row[4] + (is_again and 0 or 1)
+      local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', count)[1]
+      if entry then reply[#reply + 1] = { n + count - row[4], id, entry } end
     end
   end
 end
