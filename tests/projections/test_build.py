@@ -58,7 +58,9 @@ async def built(dsn: str, place: asyncpg.Connection, jobs: int, segment_rows: in
     await db.close()
     plan = await plan_build(place, PLACE, ends, jobs)
     shares = [build_slice(dsn, PLACE, share, lambda *_: None, segment_rows=segment_rows) for share in plan]
-    await asyncio.gather(*shares)
+    ended = await asyncio.gather(*shares, return_exceptions=True)  # what fails in one leaves no other at work
+    for problem in filter(None, ended):
+        raise problem
 
 
 async def keys(dsn: str, schema: str) -> list[object]:
