@@ -1,28 +1,17 @@
 """`admit.lua` and the model in `streamproc/domain/budget.py` give the same answers to the same history."""
 
-from collections.abc import AsyncIterator
-
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from streamproc.domain.budget import Ask, Ledger, RateAsk, Window
 from streamproc.log import scripts
-from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 
 NAMES = Names(0)
 FAR = 4_000_000_000
 """Unix s; windows that do not end during a test."""
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=("g",))
-        yield client
 
 
 amounts = st.sampled_from([1, 50, 100, 101, 10**15 - 1, 10**15])

@@ -14,7 +14,6 @@ from streamproc.domain.payouts import decode_record
 from streamproc.domain.wire import encode_events
 from streamproc.log import batch, opened
 from streamproc.log.batch import Handler, Limits
-from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
@@ -42,13 +41,6 @@ class Seen:
         ]
         self.called.set()
         await self.go_on.wait()
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=["g"])
-        yield client
 
 
 @pytest.fixture

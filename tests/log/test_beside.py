@@ -13,11 +13,9 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import group as loop
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
-from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
-from streamproc.log.stream import open_log
 from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
@@ -43,13 +41,6 @@ class Bank:
         self.payouts += [work.payout for work, _ in items]
         self.called.set()
         await self.answers.wait()
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=["g"])
-        yield client
 
 
 @pytest.fixture

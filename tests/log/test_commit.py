@@ -1,7 +1,6 @@
 """`commit.lua`: each input is handed over once, whoever holds it and however often the call is sent."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -9,22 +8,13 @@ from redis.asyncio import Redis
 from streamproc.domain.events import ReviewRefused
 from streamproc.log import held, scripts
 from streamproc.log.batch import Handler, Limits
-from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
-from streamproc.log.stream import open_log
 from streamproc.log.work import Group
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed, reviewed
 
 NAMES = Names(0)
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=("g",))
-        yield client
 
 
 async def delivered(client: Redis, count: int = 1) -> list[bytes]:

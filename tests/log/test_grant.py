@@ -1,7 +1,7 @@
 """`grant.lua` admits as the model does, fills in what only it knows, and does all of it or nothing."""
 
 import copy
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -16,7 +16,6 @@ from streamproc.domain.payouts import PayoutRecord, Reservation, decode_record
 from streamproc.domain.wire import decode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
-from streamproc.log.connection import connected
 from streamproc.log.forms import Offer, offer_of
 from streamproc.log.grants import GRANTED, LEFT, Grant
 from streamproc.log.names import Names
@@ -29,13 +28,6 @@ NASTY = 'https://a.example/%d%s?"number":0,"used":0,"limit":"reserved":0,"commit
 """What somebody else wrote; it must come out as it went in."""
 DAY = (Window("agent:a", "d1", 500, FAR),)
 RATE = RateAsk("a", 2, 60_000_000, False)
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=("g",))
-        yield client
 
 
 def told(ask: Ask, admission: Admission) -> tuple[PayoutRecord, list[Event]]:

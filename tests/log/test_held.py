@@ -19,7 +19,6 @@ from streamproc.log.group import Consumer
 from streamproc.log.held import Held
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
-from streamproc.log.stream import open_log
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed
@@ -28,13 +27,6 @@ NAMES = Names(0)
 AN_HOUR_MS = 3_600_000
 CLAIM_IDLE_S = 36_000.0
 """Nobody takes over what is in hand for an hour."""
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=["g"])
-        yield client
 
 
 async def pay(client: Redis, *payouts: str) -> list[bytes]:

@@ -1,7 +1,7 @@
 """What a worker that was killed had in hand: taken over within seconds, however often its holders are killed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +15,6 @@ from streamproc.log.connection import connected
 from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
-from streamproc.log.stream import open_log
 from streamproc.log.upkeep import SUSPECT_DELIVERIES, Found, Upkeep
 from streamproc.log.work import Desk, Group, Item, Stage
 from tests.bank import until
@@ -43,13 +42,6 @@ class Doing:
         self.given.append([work.payout for work, _ in items])
         if self.poison in self.given[-1]:
             raise Killed
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Redis]:
-    async with connected(redis_url) as client:
-        await open_log(client, partitions=1, groups=["g"])
-        yield client
 
 
 @pytest.fixture
