@@ -8,10 +8,16 @@ import asyncio
 import json
 import resource
 import sys
-from collections.abc import Coroutine
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+Read = TypeVar("Read")
+Decided = TypeVar("Decided")
 
 GO, STOP = b"go\n", b"stop\n"
+UNDER_WAY_MAX = 2
+"""Batches: one is inserted while the next is committed. More would only wait."""
 
 
 async def compete(work: Coroutine[Any, Any, object], **facts: int) -> None:
@@ -32,6 +38,27 @@ async def compete(work: Coroutine[Any, Any, object], **facts: int) -> None:
     say({"cpu_s": used, **facts})
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
+
+
+async def overlapping(
+    read: Callable[[], Coroutine[Any, Any, Read]],
+    decide: Callable[[Read], Awaitable[Decided | None]],
+    finish: Callable[[Decided], Coroutine[Any, Any, None]],
+) -> None:
+    """Read, decide and finish batches until cancelled. The next one is read meanwhile, and UNDER_WAY_MAX are finished
+    at once; what `decide` gives None for is nothing to finish."""
+    under_way: deque[asyncio.Task[None]] = deque()
+    reading = asyncio.create_task(read())
+    while True:
+        entries = await reading
+        reading = asyncio.create_task(read())
+        batch = await decide(entries)
+        if batch is None:
+            continue
+        if len(under_way) == UNDER_WAY_MAX:
+            await under_way.popleft()
+        under_way.append(asyncio.create_task(finish(batch)))
+        await asyncio.sleep(0)  # so that it is sent before the next batch is decoded
 
 
 def say(what: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ Run as a process: `python -m streamproc.bench.floor REDIS_URL [POSTGRES_DSN]`.
 import asyncio
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from contextlib import AsyncExitStack
 from importlib.resources import files
 from typing import Any
@@ -22,14 +22,12 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.bench import job
-from streamproc.bench.contestant import compete
+from streamproc.bench.contestant import compete, overlapping
 from streamproc.domain.events import PayoutObserved
 from streamproc.log.connection import connected
 
 IN, OUT, GROUP = "payouts", "decisions", "floor"
 BLOCK_MS = 1_000
-UNDER_WAY_MAX = 2
-"""Batches: one is inserted while the next is committed. More would only wait."""
 LOAD_BATCH = 500
 REASONS = ("POLICY_OK", "RATE_LIMITED", "LIMIT_EXCEEDED")
 """By the code that hop.lua answers; after them comes the reason that it was given."""
@@ -120,18 +118,10 @@ class Hop:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        under_way: deque[asyncio.Task[None]] = deque()
-        reading = asyncio.create_task(self._read())
-        while True:
-            entries = await reading
-            reading = asyncio.create_task(self._read())
-            if not entries:
-                continue
-            batch = Batch(entries, self._policies)
-            if len(under_way) == UNDER_WAY_MAX:
-                await under_way.popleft()
-            under_way.append(asyncio.create_task(self._finish(batch)))
-            await asyncio.sleep(0)  # so that it is sent before the next batch is decoded
+        await overlapping(self._read, self._decide, self._finish)
+
+    async def _decide(self, entries: list[Any]) -> Batch | None:
+        return Batch(entries, self._policies) if entries else None
 
     async def _read(self) -> list[Any]:
         reply = await self._reader.execute_command(

@@ -8,10 +8,8 @@ payouts that are known already, a second worker on the partition. What is not th
 Run as a process: `python -m streamproc.bench.whole REDIS_URL`.
 """
 
-import asyncio
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import date
@@ -26,8 +24,8 @@ from redis.asyncio import Redis
 
 import consumers
 from streamproc.bench import engine, job
-from streamproc.bench.contestant import compete
-from streamproc.bench.floor import BLOCK_MS, UNDER_WAY_MAX
+from streamproc.bench.contestant import compete, overlapping
+from streamproc.bench.floor import BLOCK_MS
 from streamproc.collector import look_less_often
 from streamproc.domain.beneficiaries import NOTED, RENEW_S, Names, Pair, look, to_note, with_name
 from streamproc.domain.budget import US
@@ -243,6 +241,13 @@ def _blocked(host: str) -> str:
     )
 
 
+class Decided(NamedTuple):
+    """What is to be written, and what only has to be acknowledged."""
+
+    batch: Batch | None
+    skipped: list[bytes]
+
+
 class Worker:
     """Reads, decides and writes; two batches are under way at most."""
 
@@ -252,17 +257,12 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        under_way: deque[asyncio.Task[None]] = deque()
-        reading = asyncio.create_task(self._read())
-        while True:
-            entries = await reading
-            reading = asyncio.create_task(self._read())
-            batch = await self._clerk.batch(entries)
-            skipped = [entry for entry, e in entries if not e.startswith(OURS)]
-            if len(under_way) == UNDER_WAY_MAX:
-                await under_way.popleft()
-            under_way.append(asyncio.create_task(self._finish(batch, skipped)))
-            await asyncio.sleep(0)  # so that it is sent before the next batch is decoded
+        await overlapping(self._read, self._decide, self._finish)
+
+    async def _decide(self, entries: list[Entry]) -> Decided | None:
+        batch = await self._clerk.batch(entries)
+        skipped = [entry for entry, e in entries if not e.startswith(OURS)]
+        return Decided(batch, skipped) if batch is not None or skipped else None
 
     async def _read(self) -> list[Entry]:
         reply = await self._reader.execute_command(
@@ -271,11 +271,11 @@ class Worker:
         )
         return [(entry, fields[1]) for entry, fields in reply[0][1]] if reply else []
 
-    async def _finish(self, batch: Batch | None, skipped: list[bytes]) -> None:
-        if batch is not None:
-            await self._clerk.write(batch)
-        if skipped:
-            await self._client.execute_command("XACK", NAMES.log, GROUP, *skipped)
+    async def _finish(self, decided: Decided) -> None:
+        if decided.batch is not None:
+            await self._clerk.write(decided.batch)
+        if decided.skipped:
+            await self._client.execute_command("XACK", NAMES.log, GROUP, *decided.skipped)
 
 
 def script() -> str:
