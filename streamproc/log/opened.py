@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import look
 from streamproc.domain.events import BeneficiarySeen
+from streamproc.domain.payouts import ASKED
 from streamproc.domain.wire import Newer, decode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log import payees, scripts
@@ -166,4 +167,6 @@ def work_of(entry: Raw, *, taken: bool) -> Work:
     payout = ""
     for event in events:
         payout = payout or payout_of(event)
+    if not payout and not ASKED.isdisjoint(map(type, events)):
+        raise Unprocessable("a payout is asked for that has no id")  # its record would be of no payout
     return Work(entry[0], events, payout, taken, m=entry[1][3])
