@@ -1,4 +1,4 @@
-"""SIGTERM to a role that may still be starting.
+"""Signals to a process that may still be starting, or may just have ended.
 
 An interpreter that has not yet come to catch SIGTERM dies by it: rightly, since it has begun nothing, but it is then
 no drain, and its exit status is not 0.
@@ -23,6 +23,14 @@ async def terminate(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
+
+
+async def killed(process: asyncio.subprocess.Process) -> int:
+    """SIGKILL, and the exit status when it is gone; harmless to one that ended by itself meanwhile."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    return await process.wait()
 
 
 def _catches_sigterm(pid: int) -> bool:

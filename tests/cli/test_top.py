@@ -29,6 +29,7 @@ from tests.bank import until
 from tests.engine import Engine
 from tests.faults.proxy import Proxy
 from tests.operate.words import archive
+from tests.signals import killed
 from tests.words import NOON_ZONE, observed
 
 POLICIES = f"""
@@ -178,9 +179,7 @@ async def on_a_terminal(env: dict[str, str], *arguments: str) -> AsyncIterator[T
         yield terminal
     finally:
         loop.remove_reader(master)
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await killed(process)
         os.close(master)
         os.close(slave)
 

@@ -35,7 +35,7 @@ from tests.faults.replica import Replica, replica_of
 from tests.faults.witness import Witness
 from tests.journeys.system import ACCOUNT, DRAIN_MAX_S, SECRET, System, environment
 from tests.restartable import Restartable, restartable
-from tests.signals import terminate
+from tests.signals import killed, terminate
 
 START_MAX_S = 120.0
 HALT_MAX_S = 90.0
@@ -232,7 +232,7 @@ class Stand:
             async with asyncio.timeout(DRAIN_MAX_S):
                 status = await slot.process.wait()
         except TimeoutError:
-            slot.process.kill()
+            await killed(slot.process)
             self.exits.append(f"{name} did not drain within {DRAIN_MAX_S:g} s")
             return
         if status and not (slot.armed and status == -signal.SIGKILL):
@@ -465,6 +465,5 @@ async def _end(stand: Stand) -> None:
     for task in stand.keepers.values():
         task.cancel()
     for slot in stand.slots.values():
-        if slot.process is not None and slot.process.returncode is None:
-            slot.process.kill()
-            await slot.process.wait()
+        if slot.process is not None:
+            await killed(slot.process)

@@ -22,6 +22,7 @@ from tests.faults.flat import (
     used,
 )
 from tests.faults.plan import CALM, ENDING, LINKS, plan_of
+from tests.signals import killed
 
 HALF_S = 300.0
 NOISE_KB = 1500
@@ -117,8 +118,7 @@ async def test_memory_and_descriptors_are_measured_at_a_real_process() -> None:
             memory.add(turn * LOOK_S, seen[0])
             descriptors.add(turn * LOOK_S, seen[1])
     finally:
-        process.kill()
-        await process.wait()
+        await killed(process)
     assert used(process.pid) is None
     assert used(os.getpid()) is not None
     grown = {one.kind: one for one in judged([memory, descriptors], WARM_S)}

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -33,7 +34,7 @@ from streamproc.log.connection import connect
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
-from tests.signals import terminate
+from tests.signals import killed, terminate
 from tests.words import NOON_ZONE, apply_policies, reviewed
 
 START_MAX_S = 120.0
@@ -87,9 +88,8 @@ class System:
     async def kill(self, name: str) -> None:
         """SIGKILL: nothing is finished, nothing is said."""
         self.killed.add(name)
-        process = self.roles.pop(name)
-        process.kill()
-        await process.wait()
+        status = await killed(self.roles.pop(name))
+        assert status == -signal.SIGKILL, f"{name} had ended by itself with {status}"
 
     async def drain(self, name: str) -> int:
         """SIGTERM, and the exit status."""
@@ -289,9 +289,7 @@ async def running_system(
             assert not any(ended.values()), f"not all drained well: {ended}"
         finally:
             for process in system.roles.values():
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                await killed(process)
 
 
 def environment(

@@ -25,6 +25,7 @@ from tests.databases import clean
 from tests.journeys.system import System
 from tests.journeys.test_metrics import SECRET, scraped
 from tests.journeys.test_people import told_system
+from tests.signals import killed
 from tests.telemetry.pages import Samples
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -207,9 +208,7 @@ async def prometheus(system: System, directory: Path) -> AsyncIterator[httpx.Asy
             await until(reads, what="Prometheus reads the page", deadline_s=30.0)
             yield client
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await killed(process)
 
 
 async def values_of(client: httpx.AsyncClient, expression: str) -> list[float]:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.bank import free_port, until
+from tests.signals import killed
 from tests.words import NOON_ZONE
 
 START_MAX_S = 180.0
@@ -132,9 +133,7 @@ async def test_a_lost_disk_is_noticed_and_recovered_and_budgets_are_still_charge
         await up.comes_to(held, "processed")
         assert await up.end(signal.SIGTERM) == 0
     finally:
-        if up.process.returncode is None:
-            up.process.kill()
-            await up.process.wait()
+        await killed(up.process)
         await _servers_are_gone(home / "data")
 
 

@@ -33,6 +33,7 @@ from tests.projections.histories import (
     project_all,
     projecting,
 )
+from tests.signals import killed
 from tests.words import observed, policies
 
 PAYOUTS = 150
@@ -306,8 +307,7 @@ async def test_a_replay_that_is_killed_again_and_again_ends_with_the_same_rows(
             # Any moment will do, the later ones in the comparison and the swap.
             await asyncio.wait_for(process.wait(), chance.uniform(0.3, 2.5))
         except TimeoutError:
-            process.send_signal(signal.SIGKILL)
-            await process.wait()
+            await killed(process)
         assert {v: rows for v, rows in (await everything(dsn)).items() if v in NAMES} == {
             v: before[v] for v in NAMES
         }

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from streamproc.log.names import Names
 from tests.operate.test_replay_seeded import checksums
 from tests.projections.histories import Stored, archived, fetch
 from tests.seeded import TEST_MAX_S, SeededHistory
+from tests.signals import killed
 
 pytestmark = pytest.mark.timeout(TEST_MAX_S)
 
@@ -43,19 +43,18 @@ async def test_a_projector_that_is_killed_again_and_again_loses_and_doubles_noth
     stores = {"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_POSTGRES_DSN": postgres}
     environment = {**os.environ, **stores, "STREAMPROC_DATA_DIR": str(tmp_path)}
     chance, reached = random.Random(11), []
-    for killed in range(KILLS + 1):
+    for turn in range(KILLS + 1):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "streamproc", "projector", env=environment, stderr=asyncio.subprocess.DEVNULL
         )  # fmt: skip
         try:
-            if killed < KILLS:
+            if turn < KILLS:
                 await asyncio.sleep(chance.uniform(0.7, 1.7))  # any moment will do
                 reached.append((await fetch(postgres, "SELECT coalesce(max(seq), 0) FROM heads"))[0][0])
             else:
                 await archived(postgres, entries[-1].id)
         finally:
-            process.send_signal(signal.SIGKILL)
-            await process.wait()
+            await killed(process)
     assert reached == sorted(reached)
     assert await fetch(postgres, WHOLE) == await fetch(seeded_archive, WHOLE)
     assert await fetch(postgres, "SELECT count(*), max(seq) FROM events") == [(len(entries), len(entries))]
