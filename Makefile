@@ -67,6 +67,9 @@ faults: venv  ## break the real system for some minutes: every kind of fault onc
 faults-all: venv  ## the same, and the longest runs
 	$(BIN)/pytest -m "faults or soak" -n $(AT_ONCE) --no-loadscope-reorder $(BREAKING)
 
+explore: venv  ## the random tests with other cases than `make test` has, others each time
+	$(BIN)/pytest -m "hypothesis and not faults and not soak" --hypothesis-profile=others -n auto --maxprocesses 8
+
 SEED ?= 1
 MINUTES ?= 10
 soak: venv  ## break it for longer, and nothing may grow; SEED=… MINUTES=… CALM=1: of each role one process lives on

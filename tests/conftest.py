@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from streamproc.embedded import Store
@@ -22,6 +23,11 @@ from tests import servers
 from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
+
+# Random tests try the same cases each time: what refuses a change is the change. `make explore` tries others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("others", print_blob=True)
+settings.load_profile("same")
 
 gc.disable()  # until all tests are collected: what is imported stays, and looking through it took a third of that time
 
