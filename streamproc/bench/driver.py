@@ -127,11 +127,13 @@ class Drive:
             self.entries += len(entries)
 
     def _note(self, e: bytes, now_ns: int) -> None:
-        for event in _decode_told(e):
+        events = _decode_told(e)
+        for event in events:
             if event.type == _DECIDED:
-                number = job.number_of(event.payout)
+                payout = event.payout or events[0].payout
+                number = job.number_of(payout)
                 if self.decided_ns[number]:
-                    raise JobFailed(f"payout {event.payout} was decided twice")
+                    raise JobFailed(f"payout {payout} was decided twice")
                 self.decided_ns[number] = now_ns
                 self.decided += 1
                 self.outcomes[event.reason] += 1

@@ -17,7 +17,7 @@ local call, tonumber = redis.call, tonumber
 local function int(x) return string.format('%d', x) end
 local group, now, account = ARGV[1], ARGV[3], ARGV[4]
 local most, window_s, kept_s = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local window, limited = window_s * 1000000, ',"limit":' .. ARGV[5] .. ',"window_s":' .. ARGV[6] .. '},{"type":"payout.reputation_checked","v":2,"at":'
+local window, limited = window_s * 1000000, ',"limit":' .. ARGV[5] .. ',"window_s":' .. ARGV[6] .. '},{"type":"payout.reputation_checked","v":3'
 local given = cmsgpack.unpack(ARGV[8])
 local terms, rows, notes = given[2], given[3], given[4]
 local number, runs = tonumber(call('GET', KEYS[2]) or '0'), call('ZCARD', KEYS[3])
@@ -38,10 +38,10 @@ for i = 1, #terms, 7 do
     rate = rate_of(terms[i + 5]), budget = budget, new = not spent[1], reserved = tonumber(spent[1] or '0'), committed = spent[2] or '0',
     charged = 0, ends = tonumber(ends), limit = tonumber(limit),
     windows = '[["agent:' .. agent .. '","' .. day .. '",' .. limit .. ',' .. ends .. ']]',
-    screened = '","agent":"' .. agent .. '","identity":"claimed","policy_version":' .. version .. ',"beneficiary":',
+    screened = '","agent":"' .. agent .. '","policy_version":' .. version .. ',"beneficiary":',
     room = ',"windows":[{' .. scope .. ',"reserved":',
     over = '{"stage":"budget","code":"LIMIT_EXCEEDED","outcome":"REJECTED","evidence":{' .. scope .. ',"used":',
-    decided = '","account":"' .. account .. '","agent":"' .. agent .. '","amount":',
+    decided = ',"account":"' .. account .. '","agent":"' .. agent .. '","amount":',
     known = ',"currency":"INR","agent":"' .. agent .. '","identity":"claimed"',
     status = ',"policy_version":' .. version .. ',"bank_status":"pending","identity":"claimed"}',
     version = ',"policy_version":' .. version,
@@ -72,18 +72,19 @@ end
 for k = 1, #notes, 3 do look(KEYS[notes[k + 1]], notes[k + 2], now) end
 
 -- What is written, in texts that a batch, or an agent in it, has in common.
-local screened, velocity = '[{"type":"payout.screened","v":3,"at":' .. now .. ',"payout":"', '},{"type":"payout.velocity_checked","v":3,"at":' .. now .. ',"payout":"'
-local vetted, reserved = limited .. now .. ',"payout":"', '},{"type":"payout.budget_reserved","v":3,"at":' .. now .. ',"payout":"'
-local decided = '{"type":"payout.decided","v":2,"at":' .. now .. ',"payout":"'
+-- An entry's first event has the time and the payout for those that follow.
+local first_has = ',"at":' .. now .. ',"payout":"'
+local screened, velocity = '[{"type":"payout.screened","v":4' .. first_has, '},{"type":"payout.velocity_checked","v":4,"number":'
+local reserved, decided = '},{"type":"payout.budget_reserved","v":4,"amount":', '{"type":"payout.decided","v":3'
 local approved = ',"decision":"APPROVED","reason":"POLICY_OK"'
 local is_approved = ',"state":"approved","bank_status":"pending","decision":"APPROVED","decided_at":' .. now .. ',"reason":"POLICY_OK","reasons":["POLICY_OK"]'
 local is_rejected = ',"state":"rejected","bank_status":"pending","decision":"REJECTED","decided_at":' .. now .. ',"reason":"'
 local updated, rated, cause = ',"updated_at":' .. now .. '}', ' ' .. ARGV[5] .. ' ' .. int(window) .. ' 0|', '{"by":"' .. group .. '","cause":"'
 local head, received_at = '{"payout":"', '","account":"' .. account .. '","received_at":'
 
-local function rejection(t, payout, paise, reason, finding)
+local function rejection(has, t, paise, reason, finding)
   local found = reason .. '","findings":[' .. finding .. ']'
-  return decided .. payout .. t.decided .. paise .. ',"decision":"REJECTED","reason":"' .. found .. t.status .. ']'
+  return decided .. has .. t.decided .. paise .. ',"decision":"REJECTED","reason":"' .. found .. t.status .. ']'
 end
 
 local function rejected(t, record, reason, finding)
@@ -98,7 +99,7 @@ for n = 1, given[1] do
   local key, code, e = KEYS[3 + n], 3, nil
   local record = head .. payout .. received_at .. received .. ',"amount":' .. paise .. t.known .. own
   if reason ~= '' then
-    e = '[' .. rejection(t, payout, paise, reason, vet)
+    e = '[' .. rejection(first_has .. payout .. '"', t, paise, reason, vet)
     call('HSET', key, 'v', '1', 's', rejected(t, record, reason, vet) .. updated)
   else
     local used = int(slots_used(t.rate, tonumber(received)))
@@ -106,21 +107,20 @@ for n = 1, given[1] do
     number = number + 1
     local mine, taken, amount = int(number), t.reserved + t.charged, tonumber(paise)
     local before, spent = int(taken), taken + tonumber(t.committed)
-    local checked = screened .. payout .. t.screened .. seen .. velocity .. payout .. '","number":' .. mine
-      .. ',"used":' .. used .. vetted .. payout .. vet
+    local checked = screened .. payout .. t.screened .. seen .. velocity .. mine .. ',"used":' .. used .. limited .. vet
     local exceeded = ' 0 '
     seen = ',"beneficiary":' .. seen .. fresh
     if spent + amount > t.limit then
       code = 2
       local finding = t.over .. int(spent) .. ',"reserved":' .. before .. ',"committed":' .. t.committed
         .. ',"amount":' .. paise .. ',"number":' .. mine .. '}}'
-      e = checked .. '},' .. rejection(t, payout, paise, 'LIMIT_EXCEEDED', finding)
+      e = checked .. '},' .. rejection('', t, paise, 'LIMIT_EXCEEDED', finding)
       record = rejected(t, record, 'LIMIT_EXCEEDED', finding) .. seen .. updated
     else
       code, exceeded = 0, ' -1 '
       t.charged = t.charged + amount
       local room = mine .. t.room .. before .. ',"committed":' .. t.committed .. '}]}'
-      e = checked .. reserved .. payout .. '","amount":' .. paise .. ',"number":' .. room .. ',' .. decided .. payout .. t.decided .. paise
+      e = checked .. reserved .. paise .. ',"number":' .. room .. ',' .. decided .. t.decided .. paise
         .. approved .. t.status .. rows[i + 11] .. ']'
       record = record .. is_approved .. t.version .. seen .. ',"reservation":{"state":"reserved","amount":' .. paise .. ',"number":' .. room .. updated
     end

@@ -222,7 +222,7 @@ def _vendor(url: str, now: int) -> Vendor:
     return Vendor(
         url.split("/", 3)[2],
         f',"vendor_url":{_json(url).decode()}',
-        f'","verdict":"clean","checked_at":{now},"fresh_until":{until}',
+        f',"verdict":"clean","checked_at":{now},"fresh_until":{until}',
         f',"reputation_fresh_until":{until}',
     )
 

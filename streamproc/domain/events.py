@@ -3,7 +3,8 @@
 A log entry is one atomic commit, an ordered list of these events. They are frozen, in the past tense, and
 a closed union: the tag on the wire (`type`) is written out, so renaming a class cannot rewrite history.
 New fields get defaults; a changed meaning gets a new version `v` and an upcaster in `domain/wire.py`.
-The events of every decision leave out on the wire what is only its default, all but `v` (ADR 28).
+The events of every payout leave out on the wire what is only its default, all but `v`, and what the entry's first
+event says already (ADR 28).
 Every event has `type`, `v`, `at` (µs since 1970, Redis's clock) and, where it has one, `payout`.
 Amounts are paise. No floats. No bank account numbers, names, e-mails or phones in ids or reasons.
 """
@@ -21,6 +22,7 @@ from streamproc.domain.facts import Identity as Identity
 from streamproc.domain.facts import MismatchKind as MismatchKind
 from streamproc.domain.facts import RefusalKind as RefusalKind
 from streamproc.domain.facts import Source as Source
+from streamproc.domain.facts import StageFact as StageFact
 from streamproc.domain.facts import TokenScope as TokenScope
 from streamproc.domain.facts import WindowUse as WindowUse
 from streamproc.domain.facts import version
@@ -40,14 +42,16 @@ from streamproc.domain.policy_events import ProposalWithdrawn as ProposalWithdra
 # ---- what came in -----------------------------------------------------------------------
 
 
-class PayoutObserved(Fact, frozen=True, kw_only=True, tag="payout.observed"):
+class PayoutObserved(Fact, frozen=True, kw_only=True, tag="payout.observed", omit_defaults=True):
     """The bank showed a payout: by webhook, in a list, or when asked for it."""
 
+    v: int = version(2)
     payout: str
     account: str
-    source: Source
+    source: Source = "webhook"
     bank_event: str = ""
-    """For example `payout.pending`; empty when the source is not a webhook."""
+    """For example `payout.pending`; empty when, and only when, the source is not a webhook. On the wire it is left out
+    where it is `payout.` and the status that the bank showed."""
     delivery: str = ""
     """The bank's event id of this delivery, or empty."""
     facts: BankPayout
@@ -144,20 +148,21 @@ class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
 # `findings` are those of all stages so far, so that a stage can run in a group of its own.
 
 
-class PayoutScreened(Fact, frozen=True, kw_only=True, tag="payout.screened", omit_defaults=True):
+class PayoutScreened(StageFact, frozen=True, kw_only=True, tag="payout.screened", omit_defaults=True):
     """Rules 2 to 9 let the payout go on, perhaps with reasons to hold it. Version 1 did not look at the beneficiary."""
 
-    v: int = version(3)
-    payout: str
+    v: int = version(4)
     agent: str
-    identity: Identity
+    identity: Identity = "claimed"
     policy_version: int
     findings: list[Finding] = []
     beneficiary: BeneficiarySeen | None = None
     """What rule 13 looks at; None: nobody looked."""
 
 
-class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_checked", omit_defaults=True):
+class VelocityChecked(
+    StageFact, frozen=True, kw_only=True, tag="payout.velocity_checked", omit_defaults=True
+):
     """Rule 10. `used` counts the payouts in the window before this one.
 
     `limit` and `window_s` are the terms that were asked, 0 where the policy limited no rate; in version 1 they were
@@ -165,8 +170,7 @@ class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_chec
     the decision, so that the log has every number.
     """
 
-    v: int = version(3)
-    payout: str
+    v: int = version(4)
     number: int
     used: int
     limit: int
@@ -174,11 +178,12 @@ class VelocityChecked(Fact, frozen=True, kw_only=True, tag="payout.velocity_chec
     findings: list[Finding] = []
 
 
-class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_checked", omit_defaults=True):
+class ReputationChecked(
+    StageFact, frozen=True, kw_only=True, tag="payout.reputation_checked", omit_defaults=True
+):
     """Rules 11 to 13. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
 
-    v: int = version(2)
-    payout: str
+    v: int = version(3)
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
     threats: list[str] = []
     checked_at: int = 0
@@ -186,11 +191,10 @@ class ReputationChecked(Fact, frozen=True, kw_only=True, tag="payout.reputation_
     findings: list[Finding] = []
 
 
-class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserved", omit_defaults=True):
+class BudgetReserved(StageFact, frozen=True, kw_only=True, tag="payout.budget_reserved", omit_defaults=True):
     """Rule 16 found room and the amount is reserved. `number` orders all admissions of the partition."""
 
-    v: int = version(3)
-    payout: str
+    v: int = version(4)
     amount: int
     number: int
     windows: list[WindowUse]
@@ -202,11 +206,10 @@ class BudgetReserved(Fact, frozen=True, kw_only=True, tag="payout.budget_reserve
 # ---- what was decided -------------------------------------------------------------------
 
 
-class PayoutDecided(Fact, frozen=True, kw_only=True, tag="payout.decided", omit_defaults=True):
+class PayoutDecided(StageFact, frozen=True, kw_only=True, tag="payout.decided", omit_defaults=True):
     """The decision. One per payout, or two where the first was HELD. Execution acts on it."""
 
-    v: int = version(2)
-    payout: str
+    v: int = version(3)
     account: str
     agent: str
     amount: int

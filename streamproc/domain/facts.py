@@ -25,6 +25,17 @@ class Fact(Struct, frozen=True, kw_only=True, gc=False, tag_field="type"):
     at: int
 
 
+class StageFact(Fact, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What a stage of governance says of a payout.
+
+    Both fields are always set. They have defaults because on the wire they are left out where the entry's first event
+    has the same (`wire.py`).
+    """
+
+    at: int = 0
+    payout: str = ""
+
+
 def version(number: int) -> int:
     """Default of the field `v` of an event with `omit_defaults`: as a plain default it would be left out as well."""
     return field(default_factory=lambda: number)
@@ -33,7 +44,8 @@ def version(number: int) -> int:
 class BankPayout(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A payout as the bank showed it, without bank account details. Times are Unix seconds."""
 
-    id: str
+    id: str = ""
+    """Always set. Has a default because on the wire it is left out where it is the event's payout (`wire.py`)."""
     amount: int
     currency: str
     status: str

@@ -13,8 +13,9 @@ from typing import TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import force_setattr, replace
 
-from streamproc.domain.events import Event, Fact
+from streamproc.domain.events import Event, Fact, PayoutObserved, StageFact
 from streamproc.errors import Unprocessable
 
 Raw: TypeAlias = dict[str, object]
@@ -33,16 +34,22 @@ def _as_it_was(raw: Raw) -> Raw:
 
 UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.velocity_checked", 1): _velocity_checked_1,
+    ("payout.observed", 1): _as_it_was,
     ("governance.bypassed", 1): _as_it_was,
     ("payout.cancel_requested", 1): _as_it_was,
     ("payout.velocity_checked", 2): _as_it_was,
+    ("payout.velocity_checked", 3): _as_it_was,
     ("bank.command_answered", 1): _as_it_was,
     ("payout.screened", 1): _as_it_was,
     ("payout.screened", 2): _as_it_was,
+    ("payout.screened", 3): _as_it_was,
     ("payout.reputation_checked", 1): _as_it_was,
+    ("payout.reputation_checked", 2): _as_it_was,
     ("payout.budget_reserved", 1): _as_it_was,
     ("payout.budget_reserved", 2): _as_it_was,
+    ("payout.budget_reserved", 3): _as_it_was,
     ("payout.decided", 1): _as_it_was,
+    ("payout.decided", 2): _as_it_was,
     ("payout.settled", 1): _as_it_was,
     ("policy.changed", 1): _as_it_was,
     ("token.created", 1): _as_it_was,
@@ -107,6 +114,9 @@ _known = b"|".join(re.escape(kind.encode()) for kind in NEWEST)
 _names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
 """Whether field `e` may hold an event of a type not known here. Without decoding: others' notes may look like it."""
 
+_STAGE_FACTS = frozenset(kind for kind in EVENT_KINDS if issubclass(kind, StageFact))
+_SHORTENED = _STAGE_FACTS | {PayoutObserved}
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])
 _raw_decoder = msgspec.json.Decoder(list[Raw])
@@ -114,26 +124,64 @@ _meta_decoder = msgspec.json.Decoder(Meta)
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
-    """Field `e` of one entry. The same events always give the same bytes."""
-    return _encoder.encode(events)
+    """Field `e` of one entry, without what its reader can tell. The same events always give the same bytes."""
+    first = events[0]
+    return _encoder.encode([_short(event, first) for event in events])
 
 
 def decode_events(e: bytes) -> list[Event]:
-    """The events of field `e`, in their newest version.
+    """The events of field `e`, whole and in their newest version.
 
     Raises Unprocessable, naming the type and version, where one is not known here or does not fit its shape.
     """
     try:
         events = _decoder.decode(e)
     except (msgspec.DecodeError, RecursionError):
-        return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
+        return _upcast_and_decode(e)
     for event in events:
-        if event.v != _VERSION_OF_KIND[type(event)]:
-            newest = _READ_AS_THEY_WERE.get((type(event), event.v))
+        kind = type(event)
+        if event.v != _VERSION_OF_KIND[kind]:
+            newest = _READ_AS_THEY_WERE.get((kind, event.v))
             if newest is None:
-                return [_upcast_and_decode(raw) for raw in _decode_raw(e)]
-            msgspec.structs.force_setattr(event, "v", newest)  # nobody else has seen it yet
+                return _upcast_and_decode(e)
+            force_setattr(event, "v", newest)  # nobody else has seen it yet
+        if kind in _SHORTENED:
+            _make_whole(event, events[0])
     return events
+
+
+def _short(event: Event, first: Event) -> Event:
+    """Without what the event itself, or its entry's first one, says already."""
+    if type(event) is PayoutObserved:
+        facts = replace(event.facts, id="") if event.facts.id == event.payout else event.facts
+        name = "" if event.bank_event == _usual_name(event) else event.bank_event
+        return replace(event, facts=facts, bank_event=name)
+    if event is first or type(event) not in _STAGE_FACTS:
+        return event
+    same = event.at == first.at and payout_of(event) == payout_of(first)
+    return replace(event, at=0, payout="") if same else event
+
+
+def _make_whole(event: Event, first: Event) -> None:
+    """Put back what `_short` left out; nobody else has seen the event yet."""
+    if type(event) is PayoutObserved:
+        if not event.facts.id:
+            force_setattr(event.facts, "id", event.payout)
+        if not event.bank_event:
+            force_setattr(event, "bank_event", _usual_name(event))
+    elif type(event) in _STAGE_FACTS:
+        if not event.at and not payout_of(event):
+            force_setattr(event, "at", first.at)
+            force_setattr(event, "payout", payout_of(first))
+        if not event.at or not payout_of(event):
+            raise Unprocessable(
+                f"event type {type_of(event)!r} v{event.v}: nothing says its time or its payout"
+            )
+
+
+def _usual_name(seen: PayoutObserved) -> str:
+    """The bank's event by which a webhook tells of that status; empty for what no webhook told."""
+    return "payout." + seen.facts.status if seen.source == "webhook" else ""
 
 
 def refuse_newer(e: bytes) -> None:
@@ -198,10 +246,14 @@ def _decode_raw(e: bytes) -> list[Raw]:
         raise Unprocessable(f"field e is not a JSON array of events: {problem}") from problem
 
 
-def _upcast_and_decode(raw: Raw) -> Event:
-    newest = upcast(raw, UPCASTERS, NEWEST)
-    try:
-        event: Event = msgspec.convert(newest, Event)
-    except msgspec.ValidationError as problem:
-        raise Unprocessable(f"event type {newest['type']!r} v{newest['v']}: {problem}") from problem
-    return event
+def _upcast_and_decode(e: bytes) -> list[Event]:
+    events: list[Event] = []
+    for raw in _decode_raw(e):
+        newest = upcast(raw, UPCASTERS, NEWEST)
+        try:
+            event: Event = msgspec.convert(newest, Event)
+        except msgspec.ValidationError as problem:
+            raise Unprocessable(f"event type {newest['type']!r} v{newest['v']}: {problem}") from problem
+        events.append(event)
+        _make_whole(event, events[0])
+    return events

@@ -4,6 +4,7 @@ import json
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain.shown import event_json
@@ -24,6 +25,7 @@ OBSERVED = e.PayoutObserved(
     payout="pout_1",
     account="acc_1",
     source="webhook",
+    bank_event="payout.pending",
     facts=e.BankPayout(id="pout_1", amount=100, currency="INR", status="pending", notes={"agent_id": "a ₹"}),
 )
 
@@ -57,7 +59,7 @@ def test_an_event_that_leaves_out_its_defaults_still_says_its_version(kind: type
 
 def test_what_only_repeats_its_default_is_not_on_the_wire_and_is_there_again_when_it_is_read():
     assert encode_events([DECIDED]) == (
-        b'[{"type":"payout.decided","v":2,"at":7,"payout":"p","account":"acc_1","agent":"bot","amount":100,'
+        b'[{"type":"payout.decided","v":3,"at":7,"payout":"p","account":"acc_1","agent":"bot","amount":100,'
         b'"decision":"APPROVED","reason":"POLICY_OK","policy_version":1,"bank_status":"pending"}]'
     )
     (read,) = decode_events(encode_events([DECIDED]))
@@ -65,14 +67,71 @@ def test_what_only_repeats_its_default_is_not_on_the_wire_and_is_there_again_whe
     assert encode_events([read]) == encode_events([DECIDED])
 
 
+CHECKED = e.VelocityChecked(at=7, payout="p", number=1, used=0, limit=0, window_s=0)
+
+
+def test_an_observation_says_neither_the_banks_id_nor_its_event_twice():
+    assert b'"facts":{"amount":100,"currency":"INR",' in encode_events([OBSERVED])
+    others = [
+        replace(OBSERVED, bank_event="payout.updated"),
+        replace(OBSERVED, payout="spi_1"),
+        replace(OBSERVED, source="poll", bank_event=""),
+    ]
+    for seen in others:
+        (read,) = decode_events(encode_events([seen]))
+        assert read == seen
+        assert encode_events([read]) == encode_events([seen])
+
+
+def test_an_entry_says_the_time_and_the_payout_of_a_decision_once():
+    later, of_another = replace(CHECKED, at=8), replace(CHECKED, payout="q")
+    events = [CHECKED, DECIDED, later, of_another, FIRED, replace(FIRED, at=7, payout="p")]
+    wire = encode_events(events)
+    assert decode_events(wire) == events
+    said = [{"at", "payout"} & one.keys() for one in json.loads(wire)]
+    assert said == [{"at", "payout"}, set(), *[{"at", "payout"}] * 4]
+    assert encode_events(decode_events(wire)) == wire
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ('"at":7', ""),
+        ('"payout":"p"', ""),
+        ('"at":0,"payout":"p"', ""),
+        ('"at":7,"payout":""', ""),
+        ('"at":7,"payout":"p"', '"at":7'),
+        ('"at":7,"payout":"p"', '"payout":"p"'),
+    ],
+)
+def test_an_event_of_a_decision_whose_time_or_payout_nothing_says_is_refused(first: str, then: str):
+    said = '"type":"payout.velocity_checked","v":4,"number":1,"used":0,"limit":0,"window_s":0'
+    entry = (
+        "["
+        + ",".join("{" + ",".join(part for part in (said, one) if part) + "}" for one in (first, then))
+        + "]"
+    )
+    with pytest.raises(
+        Unprocessable, match=r"'payout.velocity_checked' v4: nothing says its time or its payout"
+    ):
+        decode_events(entry.encode())
+
+
+def test_a_decision_without_an_event_of_a_payout_before_it_names_its_own():
+    about_none = e.BankEventIgnored(at=7, account="acc_1", bank_event="x")
+    assert decode_events(encode_events([about_none, DECIDED])) == [about_none, DECIDED]
+    with pytest.raises(Unprocessable, match="nothing says its time or its payout"):
+        decode_events(encode_events([about_none, DECIDED]).replace(b'"at":7,"payout":"p",', b""))
+
+
 def test_what_is_left_out_on_the_wire_is_shown_all_the_same():
     data = event_json("0:1-1:0", DECIDED)["data"]
     assert data.keys() == {name for name in DECIDED.__struct_fields__ if name != "at"}
-    assert (data["reasons"], data["findings"], data["by"], data["v"]) == (["POLICY_OK"], [], "", 2)
+    assert (data["reasons"], data["findings"], data["by"], data["v"]) == (["POLICY_OK"], [], "", 3)
 
 
 def test_an_old_version_that_reads_like_the_newest_is_the_newest_when_it_is_read():
-    wire = encode_events([DECIDED, FIRED]).replace(b'decided","v":2', b'decided","v":1')
+    wire = encode_events([DECIDED, FIRED]).replace(b'decided","v":3', b'decided","v":1')
     assert decode_events(wire) == [DECIDED, FIRED]
 
 

@@ -28,7 +28,7 @@ from tests.journeys.test_kill import (
 ROOT = Path(__file__).parents[2]
 PREVIOUS = "56958e81476e8ec1b11cb0396cd690d80725fd93"
 """The last version that wrote every field of a decision's events (ADR 28); it leaves to a later one what that wrote."""
-LATER = ("tests.faults.role", "--later", "2")
+LATER = ("tests.faults.role", "--later", "3")
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -118,4 +118,4 @@ async def archived(system: System) -> bool:
 
 def read_both(e: bytes) -> list[e.Event]:
     """What the later version reads."""
-    return decode_events(e.replace(b'"type":"payout.observed","v":2,', b'"type":"payout.observed","v":1,'))
+    return decode_events(e.replace(b'"type":"payout.observed","v":3,', b'"type":"payout.observed","v":2,'))
