@@ -26,6 +26,7 @@ START_WAIT_S = 60.0  # a log of some GB is read from disk before Valkey answers;
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
 LOCK_WAIT_S = 20.0  # as long as a server of a killed `up` may take to stop
 POLL_S = 0.02
+_JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
 
 
@@ -54,10 +55,11 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
     config.write_text(_valkey_config(home, port), encoding="utf-8")
     log = home / "valkey.log"
     async with locked(data_dir / "valkey.lock") as lock:
+        jemalloc = allocator()
         with log.open("wb") as output:
             process = await processes.start(
                 [_valkey_program(), config],
-                env={"PATH": os.defpath, "LC_ALL": "C"},
+                env={"PATH": os.defpath, "LC_ALL": "C"} | ({"LD_PRELOAD": str(jemalloc)} if jemalloc else {}),
                 on_parent_death=signal.SIGTERM,
                 output=output.fileno(),
                 keep_fds=[lock],
@@ -83,7 +85,20 @@ appendfsync always
 aof-use-rdb-preamble yes
 save ""
 maxmemory-policy noeviction
+# Fewer ends of nodes that are rounded up: a tenth of the log's memory.
+stream-node-max-bytes 16384
 """
+
+
+def allocator() -> Path | None:
+    """jemalloc, as Valkey is usually built with, where the machine has it; None: the wheel's Valkey takes libc's.
+
+    With libc's a payout costs it 1.4 times the CPU, and twice that where it holds a million entries (ADR 30).
+    """
+    if platform.system() != "Linux":
+        return None
+    found = (Path(place) / "libjemalloc.so.2" for place in _JEMALLOC_IN)
+    return next((path for path in found if path.is_file()), None)
 
 
 def _valkey_program() -> Path:

@@ -36,6 +36,28 @@ def gone(pid: int) -> bool:
     return state == "Z"
 
 
+def mapped(process: asyncio.subprocess.Process) -> str:
+    return Path(f"/proc/{process.pid}/maps").read_text()
+
+
+async def test_valkey_takes_jemalloc_where_the_machine_has_it(data_dir: Path) -> None:
+    jemalloc = embedded.allocator()
+    if jemalloc is None:
+        pytest.skip("this machine has no libjemalloc.so.2")
+    async with embedded.valkey(data_dir) as store:
+        assert str(jemalloc.resolve()) in mapped(store.process)
+
+
+async def test_valkey_runs_with_libcs_allocator_where_there_is_no_other(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_JEMALLOC_IN", (str(data_dir),))
+    assert embedded.allocator() is None
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        assert await client.ping()
+        assert "jemalloc" not in mapped(store.process)
+
+
 async def test_what_was_written_to_valkey_is_there_after_a_restart(data_dir: Path) -> None:
     async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
         await client.xadd("log", {"e": "[]"})

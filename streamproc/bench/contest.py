@@ -188,8 +188,7 @@ class Arena:
 
     async def _know(self, client: Redis) -> None:
         if "valkey" not in self.versions:
-            info = await client.info("server")
-            self.versions["valkey"] = str(info.get("valkey_version", info.get("redis_version")))
+            self.versions["valkey"] = await cost.valkey_version(client)
 
     @asynccontextmanager
     async def _fresh_database(self, side: Side) -> AsyncIterator[asyncpg.Connection]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import asyncpg
 from redis.asyncio import Redis
 
+from streamproc.embedded import allocator
+
 PROC = Path("/proc")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 CPUCLOCK_SCHED = 2
@@ -129,6 +131,13 @@ def _line(path: Path, name: str) -> str:
         if line.startswith(name):
             return line.partition(":")[2].strip()
     return "unknown"
+
+
+async def valkey_version(client: Redis) -> str:
+    """The server's, and whose allocator it has: that is worth more than most of what could be changed here (ADR 30)."""
+    info = await client.info("server")
+    malloc = "libc's allocator" if allocator() is None else "jemalloc"
+    return f"{info.get('valkey_version', info.get('redis_version'))} with {malloc}"
 
 
 def package_versions() -> dict[str, str]:

@@ -110,11 +110,11 @@ async def measure(payouts: int, rounds: int, *, said: Said) -> Measured:
 
 async def _servers(postgres: Store, valkey: Store) -> dict[str, str]:
     async with connected(valkey.url) as client:
-        info = await client.info("server")
+        version = await cost.valkey_version(client)
     db = await asyncpg.connect(postgres.url)
     try:
         return {
-            "valkey": str(info.get("valkey_version", info.get("redis_version"))),
+            "valkey": version,
             "postgres": str(await db.fetchval("SHOW server_version")),
         }
     finally:

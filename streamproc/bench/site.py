@@ -97,8 +97,7 @@ class Site:
 
     async def learn_versions(self, postgres: Store | None) -> None:
         """Of the servers."""
-        info = await self.client.info("server")
-        self.versions["valkey"] = str(info.get("valkey_version", info.get("redis_version")))
+        self.versions["valkey"] = await cost.valkey_version(self.client)
         if postgres is not None:
             self.versions["postgres"] = await cost.postgres_version(postgres.url)
 
