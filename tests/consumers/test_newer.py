@@ -19,6 +19,9 @@ policies:
 """
 
 
+NEWEST = wire.NEWEST["payout.observed"]
+
+
 def later(**changes: object) -> bytes:
     """A payout's sighting as a later version may write it."""
     [event] = json.loads(encode_events([observed("pout_later")]))
@@ -35,7 +38,7 @@ async def decision(engine: Engine, payout: str) -> str | None:
 @pytest.mark.parametrize(
     ("e", "why"),
     [
-        (later(v=2), "has version 2; known here are 1 to 1"),
+        (later(v=NEWEST + 1), f"has version {NEWEST + 1}; known here are 1 to {NEWEST}"),
         (later(type="payout.announced"), "'payout.announced' is not known here"),
         (
             b'[{"type":"review.delegated","v":1,"payout":"pout_later"}]',
@@ -68,12 +71,14 @@ async def test_a_worker_that_knows_it_finishes_what_the_other_one_left(redis_url
     ):
         async with Engine(redis_url) as engine:
             await engine.apply(POLICIES)
-            written = await engine.client.xadd(engine.names.log, {"e": later(v=2), "m": '{"by":"webhook"}'})
+            written = await engine.client.xadd(
+                engine.names.log, {"e": later(v=NEWEST + 1), "m": '{"by":"webhook"}'}
+            )
             async with asyncio.timeout(60):
                 while await engine.client.zscore(engine.names.retries("governance"), written) is None:
                     await asyncio.sleep(0.01)
-            real = wire.decode_events
-            with mock.patch.object(opened, "decode_events", lambda e: real(e.replace(b'"v":2', b'"v":1'))):
+            real, now, then = wire.decode_events, b'"v":%d' % NEWEST, b'"v":%d' % (NEWEST + 1)
+            with mock.patch.object(opened, "decode_events", lambda e: real(e.replace(then, now))):
                 async with asyncio.timeout(60):
                     while await decision(engine, "pout_later") is None:
                         await asyncio.sleep(0.01)

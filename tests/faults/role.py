@@ -1,6 +1,6 @@
 """A role of the product with something wrong in it: a crash at a named point, a wrong clock, or a known bug.
 
-    python -m tests.faults.role [--crash POINT:before|after:N] [--skew S] [--revert BUG] [--later V] [--records N]
+    python -m tests.faults.role [--crash POINT:before|after:N] [--skew S] [--revert BUG] [--later N] [--records N]
         ROLE [ARGUMENTS]
 
 It patches the product from outside and then runs its command, so that no product code knows of faults.
@@ -58,6 +58,16 @@ def say_where(*_: object) -> None:
     sys.stderr.flush()
 
 
+def wire_names(ahead: int) -> tuple[bytes, bytes]:
+    """How an entry begins to tell of a payout's sighting, in this version and in one that is so many ahead."""
+    from streamproc.domain.wire import NEWEST
+
+    newest = NEWEST["payout.observed"]
+    return b'"type":"payout.observed","v":%d,' % newest, b'"type":"payout.observed","v":%d,' % (
+        newest + ahead
+    )
+
+
 def skew(seconds: float) -> None:
     """This process's clock is `seconds` ahead of the others'. The monotonic clock stays what it is."""
     real, real_ns = time.time, time.time_ns
@@ -65,12 +75,12 @@ def skew(seconds: float) -> None:
     time.time_ns = lambda: real_ns() + int(seconds * 1e9)
 
 
-def later(version: int) -> None:
-    """A version of streamproc that is still to come: it writes sightings of payouts in this version, and reads both."""
+def later(ahead: int) -> None:
+    """A streamproc that is still to come: a payout's sightings are so many versions ahead, and it reads both."""
     from streamproc.domain import wire  # before all who take these two from it
 
     encode, decode = wire.encode_events, wire.decode_events
-    now, then = (b'"type":"payout.observed","v":%d,' % v for v in (1, version))
+    now, then = wire_names(ahead)
     wire.encode_events = lambda events: encode(events).replace(now, then)
     wire.decode_events = lambda e: decode(e.replace(then, now))
 
