@@ -303,6 +303,8 @@ def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
     except (ValueError, TypeError, RecursionError):
         return
     for event in events:
+        if "at" not in event and "payout" not in event:  # then both are those of the entry's first event
+            event |= {name: events[0][name] for name in ("at", "payout") if name in events[0]}
         kind = event.get("type")
         if event.get("payout"):
             findings.payouts.add(str(event["payout"]))
