@@ -304,15 +304,14 @@ def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
         return
     for event in events:
         if "at" not in event and "payout" not in event:  # then both are those of the entry's first event
-            event |= {name: events[0][name] for name in ("at", "payout") if name in events[0]}
-        kind = event.get("type")
+            event = {**{name: events[0].get(name) for name in ("at", "payout")}, **event}
         if event.get("payout"):
             findings.payouts.add(str(event["payout"]))
-        if kind == "payout.decided":
+        if event.get("type") == "payout.decided":
             findings.decisions.append((str(one["entry"]), int(one["partition"]), event))
-        elif kind == "policy.changed":
-            version = int(event.get("version", 0))
-            findings.policies.add((int(one["partition"]), str(event.get("scope")), version))
+        elif event.get("type") == "policy.changed":
+            scope, version = str(event.get("scope")), int(event.get("version", 0))
+            findings.policies.add((int(one["partition"]), scope, version))
 
 
 def check_policies(findings: Findings) -> None:
@@ -373,9 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="verify.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("key", help="the public key, or a file that holds it")
-    parser.add_argument(
-        "bundle", nargs="?", default=str(Path(__file__).parent), help="the .zip or its directory"
-    )
+    parser.add_argument("bundle", nargs="?", default=str(Path(__file__).parent), help=".zip or its directory")
     parser.add_argument("--decisions", action="store_true", help="also list each proven decision")
     asked = parser.parse_args(arguments)
     try:
