@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -141,10 +142,10 @@ class World:
             self.courier.dispatch(self.clock.now())
             due = [at for at in (self.bank.next_due(), self.courier.next_due()) if at is not None]
             wait_s = max(0.0, min([HEARTBEAT_MAX_S, *(at - self.clock.now() for at in due)]))
-            try:
-                await asyncio.wait_for(self._awake.wait(), wait_s)
-            except TimeoutError:
-                continue
+            # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes just as the wait is over.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._awake.wait()
 
     async def reset(self) -> None:
         """Forget everything, as after a first start."""
