@@ -10,9 +10,11 @@ long as a server lives, also when this process was killed and its server is stil
 
 import asyncio
 import fcntl
+import logging
 import os
 import platform
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -23,11 +25,15 @@ from streamproc.errors import ConfigError, JobFailed
 from streamproc.postgres_dir import DATABASE, Place, ensure_cluster, find_place, forget_dead_server
 
 START_WAIT_S = 60.0  # a log of some GB is read from disk before Valkey answers; Postgres may replay its WAL
+TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy with other things
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
 LOCK_WAIT_S = 20.0  # as long as a server of a killed `up` may take to stop
 POLL_S = 0.02
 _JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
+
+
+log = logging.getLogger(__name__)
 
 
 class Store(NamedTuple):
@@ -93,12 +99,30 @@ stream-node-max-bytes 16384
 def allocator() -> Path | None:
     """jemalloc, as Valkey is usually built with, where the machine has it; None: the wheel's Valkey takes libc's.
 
-    With libc's a payout costs it 1.4 times the CPU, and twice that where it holds a million entries (ADR 30).
+    With libc's a payout costs it 1.4 times the CPU, and twice where it holds a million entries (ADR 30).
     """
     if platform.system() != "Linux":
         return None
-    found = (Path(place) / "libjemalloc.so.2" for place in _JEMALLOC_IN)
-    return next((path for path in found if path.is_file()), None)
+    paths = (Path(place) / "libjemalloc.so.2" for place in _JEMALLOC_IN)
+    found = next((path for path in paths if os.access(path, os.R_OK) and path.is_file()), None)
+    why = _why_not(found) if found is not None else ""
+    if why:
+        log.warning("Valkey runs with libc's allocator, since it does not run with %s: %s", found, why)
+    return None if why else found
+
+
+def _why_not(library: Path) -> str:
+    """Why Valkey does not run with that library, or empty."""
+    environment = {"PATH": os.defpath, "LD_PRELOAD": str(library)}
+    command: list[str | Path] = [_valkey_program(), "--version"]
+    try:
+        tried = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TRY_WAIT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return str(problem)
+    # What cannot be loaded ends the program, or is told there and left out.
+    return tried.stderr.strip()[:300] or (f"status {tried.returncode}" if tried.returncode else "")
 
 
 def _valkey_program() -> Path:

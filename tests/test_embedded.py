@@ -58,6 +58,18 @@ async def test_valkey_runs_with_libcs_allocator_where_there_is_no_other(
         assert "jemalloc" not in mapped(store.process)
 
 
+async def test_a_jemalloc_that_cannot_be_loaded_is_told_and_left_out(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = data_dir / "libjemalloc.so.2"
+    found.write_bytes(b"no library")
+    monkeypatch.setattr(embedded, "_JEMALLOC_IN", (str(data_dir),))
+    assert embedded.allocator() is None
+    assert f"does not run with {found}" in caplog.text
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        assert await client.ping()
+
+
 async def test_what_was_written_to_valkey_is_there_after_a_restart(data_dir: Path) -> None:
     async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
         await client.xadd("log", {"e": "[]"})

@@ -11,8 +11,6 @@ from pathlib import Path
 import asyncpg
 from redis.asyncio import Redis
 
-from streamproc.embedded import allocator
-
 PROC = Path("/proc")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 CPUCLOCK_SCHED = 2
@@ -136,7 +134,8 @@ def _line(path: Path, name: str) -> str:
 async def valkey_version(client: Redis) -> str:
     """The server's, and whose allocator it has: that is worth more than most of what could be changed here (ADR 30)."""
     info = await client.info("server")
-    malloc = "libc's allocator" if allocator() is None else "jemalloc"
+    maps = (PROC / str(info["process_id"]) / "maps").read_text("utf-8", "replace")
+    malloc = "jemalloc" if "libjemalloc" in maps else "libc's allocator"
     return f"{info.get('valkey_version', info.get('redis_version'))} with {malloc}"
 
 
