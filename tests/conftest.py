@@ -26,7 +26,7 @@ _database_number = itertools.count(1)
 
 # Random tests try the same cases each time: what refuses a change is the change. `make explore` tries others.
 settings.register_profile("same", derandomize=True)
-settings.register_profile("others", print_blob=True)
+settings.register_profile("others", derandomize=False, print_blob=True)
 settings.load_profile("same")
 
 gc.disable()  # until all tests are collected: what is imported stays, and looking through it took a third of that time

@@ -139,14 +139,14 @@ def decode_events(e: bytes) -> list[Event]:
     except (msgspec.DecodeError, RecursionError):
         return _upcast_and_decode(e)
     for event in events:
-        kind = type(event)
-        if event.v != _VERSION_OF_KIND[kind]:
-            newest = _READ_AS_THEY_WERE.get((kind, event.v))
+        kind, v = type(event), event.v
+        if v != _VERSION_OF_KIND[kind]:
+            newest = _READ_AS_THEY_WERE.get((kind, v))
             if newest is None:
                 return _upcast_and_decode(e)
             force_setattr(event, "v", newest)  # nobody else has seen it yet
         if kind in _SHORTENED:
-            _make_whole(event, events[0])
+            _make_whole(event, events[0], v)
     return events
 
 
@@ -162,12 +162,12 @@ def _short(event: Event, first: Event) -> Event:
     return replace(event, at=0, payout="") if same else event
 
 
-def _make_whole(event: Event, first: Event) -> None:
-    """Put back what `_short` left out; nobody else has seen the event yet."""
+def _make_whole(event: Event, first: Event, v: object) -> None:
+    """Put back what `_short` left out of an event in version `v`; nobody else has seen it yet."""
     if type(event) is PayoutObserved:
         if not event.facts.id:
             force_setattr(event.facts, "id", event.payout)
-        if not event.bank_event:
+        if not event.bank_event and v == _VERSION_OF_KIND[PayoutObserved]:
             force_setattr(event, "bank_event", _usual_name(event))
     elif type(event) in _STAGE_FACTS:
         if not event.at and not payout_of(event):
@@ -255,5 +255,5 @@ def _upcast_and_decode(e: bytes) -> list[Event]:
         except msgspec.ValidationError as problem:
             raise Unprocessable(f"event type {newest['type']!r} v{newest['v']}: {problem}") from problem
         events.append(event)
-        _make_whole(event, events[0])
+        _make_whole(event, events[0], raw["v"])
     return events

@@ -11,16 +11,16 @@ from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
-from streamproc.domain.events import EntrySetAside, Event
+from streamproc.domain.events import EntrySetAside
 from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
 from streamproc.domain.policy import PolicyBook
-from streamproc.domain.wire import decode_events, encode_events
+from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.names import Names
-from streamproc.log.opened import NEWER_S, Known, Opened, Opener, known_of
+from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
@@ -201,15 +201,10 @@ class Handler:
             admit=admit,
             cache=Cache(client, self.names),
             book_now=lambda: self._policies_now.now(client),
-            entry=lambda entry: self._entry(client, entry),
+            entry=lambda entry: events_in(client, self.names, entry),
         )
         self._watched.loaded(desk, at_ns)
         return desk
-
-    async def _entry(self, client: Redis, entry: str) -> list[Event]:
-        with named_errors():
-            rows = await client.execute_command("XRANGE", self.names.log, entry, entry, "COUNT", 1)
-        return decode_events(rows[0][1][1]) if rows and len(rows[0][1]) >= 4 else []
 
     def _open(self, work: Work, row: scripts.Row | None) -> None:
         """Start a work from its payout's row. A row that cannot be read stops this entry, not the worker."""

@@ -15,11 +15,12 @@ from typing import NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import look
-from streamproc.domain.events import BeneficiarySeen
+from streamproc.domain.events import BeneficiarySeen, Event
 from streamproc.domain.payouts import ASKED
 from streamproc.domain.wire import Newer, decode_events, payout_of, refuse_newer, tag_of
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log import payees, scripts
+from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.payees import First
 from streamproc.log.scripts import Raw
@@ -170,3 +171,16 @@ def work_of(entry: Raw, *, taken: bool) -> Work:
     if not payout and not ASKED.isdisjoint(map(type, events)):
         raise Unprocessable("a payout is asked for that has no id")  # its record would be of no payout
     return Work(entry[0], events, payout, taken, m=entry[1][3])
+
+
+async def events_in(client: Redis, names: Names, entry: str) -> list[Event]:
+    """The events of an entry that another one names; none where it is not in the log any more.
+
+    TryAgain: only a later version can read it, so one of its workers is to handle the other one too.
+    """
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.log, entry, entry, "COUNT", 1)
+    try:
+        return decode_events(rows[0][1][1]) if rows and len(rows[0][1]) >= 4 else []
+    except Newer as problem:
+        raise TryAgain(f"entry {entry}: {problem}", after_s=NEWER_S) from problem

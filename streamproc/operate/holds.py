@@ -29,7 +29,7 @@ from streamproc.domain.holds import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json as hold_json
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import Newer, decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import clock_us, held_records
@@ -154,7 +154,15 @@ def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:
     """The outcome, if this is the entry that handled `entry`."""
     if entry.encode() not in found.m or msgspec.json.decode(found.m).get("cause") != entry:
         return None
-    events = decode_events(found.e)
+    try:
+        events = decode_events(found.e)
+    except Newer as problem:
+        return NotHandled(
+            payout,
+            entry,
+            f"the answer is recorded, and a later version handled it; what came of it cannot be read here: {problem}."
+            f" That version's `streamproc explain {payout}` tells it",
+        )
     for event in events:
         if isinstance(event, ReviewRefused):
             return NotCounted(payout, entry, event.kind, event.problem)

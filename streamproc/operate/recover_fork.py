@@ -29,8 +29,8 @@ from streamproc.domain.policy import ScopeState, scopes_after
 from streamproc.domain.policy_changes import replan
 from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.tokens import Token, tokens_after
-from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events, payout_of
-from streamproc.errors import InputError, Unprocessable
+from streamproc.domain.wire import Meta, Newer, decode_events, decode_meta, encode_events, payout_of
+from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.policies import POLICY_WRITER
 from streamproc.log.restore import Restorer, rescued_after, rescued_entry
 from streamproc.log.stream import ZERO, Entry
@@ -106,6 +106,10 @@ class _Fork:
         """Whether something of this entry is kept."""
         try:
             meta, events = decode_meta(entry.m), decode_events(entry.e)
+        except Newer as problem:  # the old log stays aside, and the partition closed, until that is done
+            raise JobFailed(
+                f"entry {entry.id} of the old log: {problem}; recover with that version"
+            ) from problem
         except Unprocessable as problem:
             self._note(f"entry {entry.id} of the old log cannot be read and is not kept: {problem}")
             return False

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
-from streamproc.domain.events import EntrySetAside, PayoutMalformed, ReconcileMismatch
-from streamproc.log import batch, scripts
+from streamproc.domain.events import EntrySetAside, Event, PayoutMalformed, ReconcileMismatch
+from streamproc.domain.wire import Newer, decode_events
+from streamproc.log import batch, opened, scripts
 from streamproc.log.connection import connected
 from streamproc.log.untold import untold
 from tests.deadline import DEADLINE_S
@@ -410,6 +411,33 @@ async def test_a_reminder_comes_where_the_hold_was_told_and_an_escalation_elsewh
         assert sent(await engine.story("pout_1"))[:3] == [
             ("hold", "slack"), ("reminder", "slack"), ("escalation", "ntfy"),
         ]  # fmt: skip
+
+
+async def test_a_reminder_waits_for_a_later_version_where_only_that_can_read_what_the_bank_showed(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await held(engine)
+        await told.slack_has(1)
+        retries = engine.names.retries("notification")
+        with monkeypatch.context() as earlier:
+            earlier.setattr(opened, "decode_events", cannot_read_observations)
+            earlier.setattr(opened, "NEWER_S", 0.1)
+            reminding = asyncio.create_task(fire(engine, "hold_reminder"))
+            async with asyncio.timeout(DEADLINE_S):
+                while not await engine.client.zcard(retries):
+                    await asyncio.sleep(0.01)
+            assert len(await told.slack()) == 1
+        await reminding
+        assert len(await told.slack_has(2)) == 2
+        assert await engine.client.xlen(engine.names.dead) == 0
+
+
+def cannot_read_observations(e: bytes) -> list[Event]:
+    """As an earlier version, to which the observation's version is new."""
+    if b'"type":"payout.observed"' in e:
+        raise Newer("event type 'payout.observed' has version 9; known here are 1 to 1")
+    return decode_events(e)
 
 
 async def test_nobody_is_reminded_of_a_hold_that_is_over(redis_url: str) -> None:

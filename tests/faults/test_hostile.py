@@ -44,6 +44,7 @@ SAMPLES: list[e.Event] = [
         maybe_sent=True,
         caused_by="0:1-1:0",
     ),
+    e.VelocityChecked(at=NOW, payout="pout_hostile", number=0, used=0, limit=0, window_s=0),
     e.PayoutMalformed(at=NOW, payout="pout_hostile", account=ACCOUNT, source="webhook", problem="amount"),
     e.PayoutSettled(
         at=NOW, payout="pout_hostile", settlement="released", amount=1, why="", windows=[["agent:bot", "x"]]

@@ -463,6 +463,14 @@ def _encrypted(data: bytes) -> bytes:
     return bytes(marked)
 
 
+def test_a_bundle_of_before_whose_events_say_all_themselves_is_proven_too(good: Path):
+    old = rewritten(good, "manifest.json", lambda data: data.replace(b"audit-bundle/2", b"audit-bundle/1"))
+    assert verified(old)[0] == 0
+    newer = rewritten(good, "manifest.json", lambda data: data.replace(b"audit-bundle/2", b"audit-bundle/3"))
+    code, said = verified(newer)
+    assert (code, "its format is 'streamproc-audit-bundle/3'" in said) == (1, True)
+
+
 def test_a_broken_manifest_is_no_traceback(good: Path):
     for broken in (b"{}", b"[]", b"nonsense", b'{"format": "streamproc-audit-bundle/1"}'):
         code, said = verified(rewritten(good, "manifest.json", lambda _, b=broken: b))  # type: ignore[misc]

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from streamproc.domain.events import Event
+from streamproc.domain.wire import Newer, decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate import holds
 from streamproc.operate.holds import answer, hold_json, list_holds
@@ -24,6 +26,27 @@ async def test_the_first_approval_decides_and_the_second_is_told_by_whom(redis_u
         assert (outcome.decision, outcome.reason, outcome.needed) == ("APPROVED", "REVIEW_APPROVED", 0)
         with pytest.raises(JobFailed, match="already APPROVED by asha"):
             await answer(site, "pout_1", "reject", by="vikram", why="no")
+
+
+async def test_an_answer_that_a_later_version_handled_is_recorded_and_not_an_error(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A rolling upgrade, workers first: this one has asked, and cannot read what became of it."""
+
+    def decode(e: bytes) -> list[Event]:
+        if b'"type":"review.counted"' in e:
+            raise Newer("event type 'review.counted' has version 9; known here are 1 to 2")
+        return decode_events(e)
+
+    monkeypatch.setattr(holds, "decode_events", decode)
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        with pytest.raises(
+            JobFailed,
+            match="recorded, and a later version handled it",
+        ):
+            await answer(site, "pout_1", "approve", by="asha", why="checked")
+        assert (await engine.record("pout_1")).state == "approved"
 
 
 async def test_a_rejection_is_told(redis_url: str):

@@ -7,14 +7,15 @@ from redis.asyncio import Redis
 
 import consumers
 from streamproc.domain import events as e
-from streamproc.domain.wire import decode_events
-from streamproc.errors import LogBroken
+from streamproc.domain.wire import NEWEST, decode_events, encode_events
+from streamproc.errors import JobFailed, LogBroken
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, LogView, open_log
+from streamproc.operate import recover_fork
 from tests.operate.recovering import archive, dump, recovered
 from tests.operate.twins import Twin, handled, twins
 from tests.operate.words import archive as projected
-from tests.words import ACCOUNT, delivery
+from tests.words import ACCOUNT, delivery, observed
 
 NAMES = Names(0)
 POLICIES = """
@@ -128,6 +129,25 @@ async def test_a_freeze_on_the_fork_stays_in_force_beside_the_change_that_the_fo
         await projected(redis_url, postgres)  # a version told twice would stop the view
         await mine.pays("rogue_1", 1_000, "rogue")
         assert (await mine.record("rogue_1")).reason == "FROZEN"
+
+
+async def test_what_only_a_later_version_can_read_is_not_dropped_that_version_is_to_recover(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with twins(redis_url) as (mine, _):
+        await lost_its_tail(mine, redis_url, postgres)
+        await grew_on(mine)
+        newest = NEWEST["payout.observed"]
+        now, then = b'"v":%d' % newest, b'"v":%d' % (newest + 1)
+        later = encode_events([observed("later_0", 500, agent="bot")]).replace(now, then)
+        client = mine.engine.client
+        await client.xadd(NAMES.log, {"e": later, "m": b'{"by":"webhook"}'})
+        with pytest.raises(JobFailed, match=r"has version \d+; .* recover with that version"):
+            await recovered(redis_url, postgres)
+        assert not await client.exists(NAMES.log)  # nobody goes on with half of it
+        monkeypatch.setattr(recover_fork, "decode_events", lambda e: decode_events(e.replace(then, now)))
+        await recovered(redis_url, postgres)
+        assert later in [fields[1] for _, fields in await client.xrange(NAMES.log)]
 
 
 async def test_what_is_kept_says_where_it_was_and_is_appended_once_however_often_it_was_there(

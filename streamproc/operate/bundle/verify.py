@@ -22,7 +22,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FORMAT = "streamproc-audit-bundle/1"
+FORMAT = "streamproc-audit-bundle/2"
 
 
 class Wrong(Exception):
@@ -229,7 +229,7 @@ class Findings:
 def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Checkpoint], Findings]:
     """The manifest, the checkpoints and the findings. Raises Wrong for the first thing that is not as it must be."""
     manifest = read_json(bundle.text("manifest.json"))
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in (FORMAT, "streamproc-audit-bundle/1"):  # there each event said all
         raise Wrong(f"manifest.json: its format is {manifest.get('format')!r}, this program knows {FORMAT!r}")
     checkpoints = {}
     for partition in map(int, manifest["signed"]):
