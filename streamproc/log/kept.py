@@ -5,6 +5,8 @@ shares one, one whose question failed or was cut off is closed, since an answer 
 the server has closed meanwhile is not lent again.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -15,6 +17,8 @@ from streamproc.log.connection import connect, is_quiet
 
 KEPT_MAX = 16
 """Connections that wait for a question; what is more is closed when its question is answered."""
+KEPT_S = 10.0
+"""What nobody needed for so long is closed when others are asked: after a burst there are more than are needed."""
 
 
 class Kept:
@@ -22,7 +26,8 @@ class Kept:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._idle: list[Redis] = []
+        self._idle: deque[tuple[float, Redis]] = deque()
+        """Since when, the longest first: the one that was used last is lent first."""
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[Redis]:
@@ -34,19 +39,22 @@ class Kept:
             await _closed(client)
             raise
         if len(self._idle) < KEPT_MAX:
-            self._idle.append(client)
+            now = asyncio.get_running_loop().time()
+            self._idle.append((now, client))
+            if self._idle[0][0] < now - KEPT_S:  # one with each answer: nobody waits for all of them
+                await _closed(self._idle.popleft()[1])
         else:
             await _closed(client)
 
     async def aclose(self) -> None:
         """Close what waits."""
         while self._idle:
-            await _closed(self._idle.pop())
+            await _closed(self._idle.pop()[1])
 
     async def _well(self) -> Redis | None:
         """The one that was used last, if the server has said nothing since: there is nothing that it should say."""
         while self._idle:
-            client = self._idle.pop()
+            client = self._idle.pop()[1]
             with suppress(RedisError, OSError):
                 if await is_quiet(client):
                     return client

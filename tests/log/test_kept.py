@@ -1,7 +1,7 @@
 """Connections are kept for the next question, and no question hears another's answer or a closed connection."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -52,6 +52,32 @@ async def test_two_questions_at_once_share_none(redis_url: str) -> None:
     kept = Kept(redis_url)
     async with kept.lent() as one, kept.lent() as other:
         assert await one.client_id() != await other.client_id()
+    await kept.aclose()
+
+
+async def test_what_a_burst_left_is_closed_when_nobody_needed_it_for_a_while(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(redis_url)
+    async with AsyncExitStack() as burst:
+        for _ in range(4):
+            client = await burst.enter_async_context(kept.lent())
+            await client.ping()
+    async with connected(redis_url) as other:
+
+        async def how_many() -> int:
+            return len(await other.client_list()) - 1
+
+        assert await how_many() == 4
+        last = await identity(kept)
+        assert await how_many() == 4  # it was only a moment ago
+        monkeypatch.setattr("streamproc.log.kept.KEPT_S", 0.0)
+
+        async def one_is_left() -> bool:
+            assert await identity(kept) == last
+            return await how_many() == 1
+
+        await until(one_is_left, what="those that nobody needed are closed")
     await kept.aclose()
 
 
