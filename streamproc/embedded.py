@@ -29,9 +29,8 @@ TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
 LOCK_WAIT_S = 20.0  # as long as a server of a killed `up` may take to stop
 POLL_S = 0.02
-_JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
-
+_JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +58,10 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
     port = _port(port)
     config = home / "valkey.conf"
     config.write_text(_valkey_config(home, port), encoding="utf-8")
-    log = home / "valkey.log"
+    said = home / "valkey.log"
     async with locked(data_dir / "valkey.lock") as lock:
-        jemalloc = allocator()
-        with log.open("wb") as output:
+        jemalloc = await asyncio.to_thread(allocator)  # it runs a program
+        with said.open("wb") as output:
             process = await processes.start(
                 [_valkey_program(), config],
                 env={"PATH": os.defpath, "LC_ALL": "C"} | ({"LD_PRELOAD": str(jemalloc)} if jemalloc else {}),
@@ -70,7 +69,7 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
                 output=output.fileno(),
                 keep_fds=[lock],
             )
-        store = Store(f"redis://127.0.0.1:{port}/0", process, log)
+        store = Store(f"redis://127.0.0.1:{port}/0", process, said)
         try:
             await _until_ready("Valkey", store, lambda: _valkey_answers(port))
             yield store
@@ -99,7 +98,7 @@ stream-node-max-bytes 16384
 def allocator() -> Path | None:
     """jemalloc, as Valkey is usually built with, where the machine has it; None: the wheel's Valkey takes libc's.
 
-    With libc's a payout costs it 1.4 times the CPU, and twice where it holds a million entries (ADR 30).
+    With libc's a payout costs it 1.3 times the CPU, and twice where it holds a million entries (ADR 30).
     """
     if platform.system() != "Linux":
         return None
@@ -163,11 +162,11 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
     data_dir = data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
     port = _port(port)
-    log = data_dir / "postgres.log"
+    said = data_dir / "postgres.log"
     async with locked(data_dir / "postgres.lock") as lock:
         place = find_place(data_dir)
-        with log.open("wb") as output:
-            password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), log)
+        with said.open("wb") as output:
+            password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), said)
             forget_dead_server(place.cluster)
             process = await processes.start(
                 [place.programs / "postgres", *_postgres_arguments(place, port, durable=durable)],
@@ -178,7 +177,7 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
                 account=place.account,
                 keep_fds=[lock],
             )
-        store = Store(f"postgresql://{DATABASE}:{password}@127.0.0.1:{port}/{DATABASE}", process, log)
+        store = Store(f"postgresql://{DATABASE}:{password}@127.0.0.1:{port}/{DATABASE}", process, said)
         try:
             await _until_ready("Postgres", store, lambda: _postgres_answers(place, port))
             yield store
