@@ -55,10 +55,15 @@ class Kept:
         """The one that was used last, if the server has said nothing since: there is nothing that it should say."""
         while self._idle:
             client = self._idle.pop()[1]
-            with suppress(RedisError, OSError):
-                if await is_quiet(client):
-                    return client
-            await _closed(client)
+            is_well = False
+            try:
+                with suppress(RedisError, OSError):
+                    is_well = await is_quiet(client)
+            finally:  # who asks may be cancelled meanwhile
+                if not is_well:
+                    await _closed(client)
+            if is_well:
+                return client
         return None
 
 

@@ -18,6 +18,7 @@ from streamproc.ingress.razorpay_watch import (
     next_look_s,
     seeds,
 )
+from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.watch import Watched
 from tests.bank import Sandbox, running_sandbox
@@ -44,12 +45,12 @@ async def client(bank: Sandbox) -> AsyncIterator[Razorpay]:
 class Watch:
     """A watcher with its door and its list."""
 
-    def __init__(self, redis_url: str, client: Razorpay) -> None:
+    def __init__(self, redis_url: str, redis: Redis, client: Razorpay) -> None:
         self.door = Recorder()
         self.door.now_s = int(time.time())
         self.list = Watched(redis_url, account=ACCOUNT, partitions=1)
         self.watcher = Watcher(client, self.door, self.list, account=ACCOUNT)
-        self.redis = Redis.from_url(redis_url)
+        self.redis = redis
 
     async def know(self, payout: str, status: str, *, days_ago: float = 0) -> None:
         received_at = int((self.door.now_s - days_ago * DAY_S) * 1e6)
@@ -67,10 +68,16 @@ class Watch:
         ]
 
 
+@pytest.fixture
+async def watch(redis_url: str, client: Razorpay) -> AsyncIterator[Watch]:
+    async with connected(redis_url) as redis:
+        yield Watch(redis_url, redis, client)
+
+
 async def test_a_payout_held_for_60_days_is_seen_when_it_is_cancelled_at_the_bank(
-    redis_url: str, bank: Sandbox, client: Razorpay
+    watch: Watch, bank: Sandbox
 ) -> None:
-    watch, made = Watch(redis_url, client), await bank.pay(250_000)
+    made = await bank.pay(250_000)
     await watch.know(made["id"], "pending", days_ago=60)
     await watch.list.seed(seeds)
     assert (await watch.watcher.look()).moved == 0
@@ -84,10 +91,7 @@ async def test_a_payout_held_for_60_days_is_seen_when_it_is_cancelled_at_the_ban
     assert await watch.watched() == set()
 
 
-async def test_each_pass_looks_at_a_few_the_longest_due_first(
-    redis_url: str, bank: Sandbox, client: Razorpay
-) -> None:
-    watch = Watch(redis_url, client)
+async def test_each_pass_looks_at_a_few_the_longest_due_first(watch: Watch, bank: Sandbox) -> None:
     payouts = [item["id"] for item in (await bank.pay(1_000, count=LOOKS_MAX + 4))["items"]]
     for days_ago, payout in enumerate(payouts, 1):
         await watch.know(payout, "pending", days_ago=days_ago)
@@ -98,8 +102,8 @@ async def test_each_pass_looks_at_a_few_the_longest_due_first(
     assert (await watch.watcher.look()).looks == 4
 
 
-async def test_what_is_final_here_costs_no_call(redis_url: str, bank: Sandbox, client: Razorpay) -> None:
-    watch, made = Watch(redis_url, client), await bank.pay(1_000)
+async def test_what_is_final_here_costs_no_call(watch: Watch, bank: Sandbox) -> None:
+    made = await bank.pay(1_000)
     await watch.watcher.note([BankPayout(id=made["id"], amount=1_000, currency="INR", status="pending")])
     await watch.know(made["id"], "rejected")  # by a webhook
     await bank.faults(api=[{"kind": "500"}])
@@ -109,9 +113,9 @@ async def test_what_is_final_here_costs_no_call(redis_url: str, bank: Sandbox, c
 
 
 async def test_one_that_the_bank_gives_no_answer_about_holds_up_nobody_and_is_looked_at_again(
-    redis_url: str, bank: Sandbox, client: Razorpay
+    watch: Watch, bank: Sandbox
 ) -> None:
-    watch, bad, made = Watch(redis_url, client), await bank.pay(1_000), await bank.pay(1_000)
+    bad, made = await bank.pay(1_000), await bank.pay(1_000)
     for payout in (bad["id"], made["id"]):
         await watch.know(payout, "pending", days_ago=1)
     await bank.advance(made["id"], "rejected")
@@ -127,9 +131,9 @@ async def test_one_that_the_bank_gives_no_answer_about_holds_up_nobody_and_is_lo
 
 
 async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
-    redis_url: str, bank: Sandbox, client: Razorpay
+    watch: Watch, bank: Sandbox
 ) -> None:
-    watch, made = Watch(redis_url, client), await bank.pay(1_000)
+    made = await bank.pay(1_000)
     for payout in ("pout_Ghost000000001", made["id"]):
         await watch.know(payout, "pending", days_ago=2)
     await bank.advance(made["id"], "cancelled")
@@ -141,10 +145,7 @@ async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
     assert (await watch.watcher.look()).unknown == (unknown,), "it stays so until the bank knows it"
 
 
-async def test_only_what_is_open_is_watched_and_seeding_is_done_once(
-    redis_url: str, client: Razorpay
-) -> None:
-    watch = Watch(redis_url, client)
+async def test_only_what_is_open_is_watched_and_seeding_is_done_once(watch: Watch) -> None:
     for status in ("pending", "queued", "scheduled", "processing", "processed", "rejected", "reversed"):
         await watch.know(f"pout_{status}", status)
     await watch.list.seed(seeds)

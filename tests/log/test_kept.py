@@ -1,7 +1,8 @@
 """Connections are kept for the next question, and no question hears another's answer or a closed connection."""
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +17,18 @@ from tests.faults.proxy import Proxy
 async def identity(kept: Kept) -> int:
     async with kept.lent() as client:
         return int(await client.client_id())
+
+
+@asynccontextmanager
+async def counting(redis_url: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """How many connections the server has besides those it has now: another test's may still end."""
+    async with connected(redis_url) as other:
+        before = {row["id"] for row in await other.client_list()}
+
+        async def how_many() -> int:
+            return len({row["id"] for row in await other.client_list()} - before)
+
+        yield how_many
 
 
 async def test_one_question_after_another_has_the_same_connection(redis_url: str) -> None:
@@ -59,15 +72,11 @@ async def test_what_a_burst_left_is_closed_when_nobody_needed_it_for_a_while(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept(redis_url)
-    async with AsyncExitStack() as burst:
-        for _ in range(4):
-            client = await burst.enter_async_context(kept.lent())
-            await client.ping()
-    async with connected(redis_url) as other:
-
-        async def how_many() -> int:
-            return len(await other.client_list()) - 1
-
+    async with counting(redis_url) as how_many:
+        async with AsyncExitStack() as burst:
+            for _ in range(4):
+                client = await burst.enter_async_context(kept.lent())
+                await client.ping()
         assert await how_many() == 4
         last = await identity(kept)
         assert await how_many() == 4  # it was only a moment ago
@@ -144,15 +153,16 @@ async def test_only_so_many_are_kept(redis_url: str) -> None:
             await begun.wait()
             await go_on.wait()
 
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(many):
-            tasks.create_task(ask())
-        await begun.wait()
-        go_on.set()
-    async with connected(redis_url) as other:
+    async with counting(redis_url) as how_many:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(many):
+                tasks.create_task(ask())
+            await begun.wait()
+            assert await how_many() == many
+            go_on.set()
 
-        async def count() -> bool:
-            return len(await other.client_list()) == KEPT_MAX + 1
+        async def so_many() -> bool:
+            return await how_many() == KEPT_MAX
 
-        await until(count, what=f"{KEPT_MAX} are kept")
+        await until(so_many, what=f"{KEPT_MAX} are kept")
     await kept.aclose()
