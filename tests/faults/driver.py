@@ -163,7 +163,7 @@ async def run(
         for name in (*first[::-1], *pollers):
             await stand.drain(name)
         logs = keep_logs(stand)
-    grown = growing(verdict, LINKS if plan.calm else ()) if flat else []
+    grown = growing(verdict, (*LINKS, "redis", "postgres") if plan.calm else ()) if flat else []
     parts[0] = replace(parts[0], exits=list(stand.exits), growing=grown)
     found = [_placed(one, n, parts) for n, part in enumerate(parts) for one in violations(part)]
     if not found:

@@ -47,6 +47,10 @@ MEMORY = Kind("memory", "kB", 400.0, 1_000.0)
 DESCRIPTORS = Kind("descriptors", "", 0.5, 3.0)
 CONNECTIONS = Kind("connections", "", 0.5, 3.0)
 """A leak of one a minute would be at the server's limit within a day."""
+IDLE_S = 30
+IDLE = Kind(f"connections idle for {IDLE_S} s", "", 0.5, 3.0)
+"""Of Redis. How many are in use goes up and down by ten and more, with each process that is away and each burst; one
+that leaked is asked nothing any more, and all others are, several times a minute."""
 REDIS_MEMORY = Kind("memory without what knows deliveries", "kB", 400.0, 1_000.0)
 ENTRIES = Kind("entries of the log", "", 60.0, 300.0)
 """At 3 payouts, which is 18 entries, a second: 1,080 a minute came."""
@@ -154,13 +158,13 @@ class Watch:
             async with connected(self._stand.system.redis_url) as client:
                 with named_errors():
                     memory = await client.info("memory")
-                    clients = await client.info("clients")
+                    clients = await client.client_list()
                     keys = await client.dbsize()
                     length = await client.xlen(self._stand.system.names.log)
         except LogUnavailable:
             return  # away, or restarted just now
         self._note("redis", REDIS_MEMORY, (memory["used_memory"] - KEY_BYTES * keys) / 1024)
-        self._note("redis", CONNECTIONS, clients["connected_clients"])
+        self._note("redis", IDLE, sum(int(row["idle"]) >= IDLE_S for row in clients))
         self._note("redis", ENTRIES, length)
 
     async def _look_at_postgres(self) -> None:
@@ -182,9 +186,9 @@ def used(pid: int) -> tuple[float, int] | None:
         return None
 
 
-def growing(verdict: Sequence[Grown], roles: Iterable[str] = ()) -> list[str]:
-    """What grew, and which of `roles` no process was old enough of to say."""
-    old = {one.of.partition("-")[0] for one in verdict if one.kind is MEMORY}
+def growing(verdict: Sequence[Grown], of: Iterable[str] = ()) -> list[str]:
+    """What grew, and which of the roles and stores in `of` were not seen for long enough to say."""
+    seen = {one.of.partition("-")[0] for one in verdict if one.kind in (MEMORY, IDLE, CONNECTIONS)}
     return [
         *(
             f"{one.of}: {one.kind.name} grew by {one.per_min:,.1f} {one.kind.unit} a minute,"
@@ -192,5 +196,5 @@ def growing(verdict: Sequence[Grown], roles: Iterable[str] = ()) -> list[str]:
             for one in verdict
             if one.is_growth
         ),
-        *(f"no {role} lived through the second half of the run" for role in sorted(set(roles) - old)),
+        *(f"{one} was not there for long enough in the run's second half" for one in sorted({*of} - seen)),
     ]

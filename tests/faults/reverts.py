@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec.structs import replace
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 
 def acknowledge_before_commit() -> None:
@@ -121,13 +121,18 @@ def trim_before_archive() -> None:
 
 
 def leak() -> None:
-    """Every batch leaves something behind: 200 kB in memory."""
+    """Every batch leaves something behind: 200 kB in memory, and each twentieth a connection to Redis."""
     from streamproc.log.batch import Handler
+    from streamproc.log.connection import connect
 
-    inner, kept = Handler.handle, list[bytes]()
+    inner, kept, left = Handler.handle, list[bytes](), list[Redis]()
 
     async def keeping(self: Handler, *args: Any, **kwargs: Any) -> None:
         kept.append(secrets.token_bytes(200_000))
+        if len(kept) % 20 == 0:
+            left.append(connect(os.environ["STREAMPROC_REDIS_URL"]))
+            with suppress(RedisError):
+                await left[-1].ping()
         await inner(self, *args, **kwargs)
 
     Handler.handle = keeping  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from tests.faults.driver import run
 from tests.faults.flat import (
     CONNECTIONS,
     DESCRIPTORS,
+    IDLE,
     LOOK_S,
     MEMORY,
     SAMPLES_MIN,
@@ -71,18 +72,19 @@ def test_a_process_that_came_or_went_in_the_second_half_says_nothing() -> None:
 
 
 def test_a_descriptor_or_a_connection_a_minute_is_growth() -> None:
-    for kind in (DESCRIPTORS, CONNECTIONS):
+    for kind in (DESCRIPTORS, CONNECTIONS, IDLE):
         one = Series("serve", kind)
         for n in range(300):
             one.add(n * LOOK_S, 20 + int(n * LOOK_S) // 60)
         assert verdict(one)[0].is_growth
 
 
-def test_a_role_of_which_nobody_lived_long_enough_is_a_finding() -> None:
+def test_a_role_or_store_that_was_not_seen_for_long_enough_is_a_finding() -> None:
     flat = verdict(series(lambda _: 70_000))
     assert growing(flat, ["worker"]) == []
-    assert growing(flat, LINKS) == [
-        f"no {role} lived through the second half of the run" for role in ("poller", "projector", "serve")
+    assert growing(flat, (*LINKS, "redis")) == [
+        f"{one} was not there for long enough in the run's second half"
+        for one in ("poller", "projector", "redis", "serve")
     ]
 
 
@@ -134,6 +136,8 @@ async def test_a_leak_in_the_workers_is_found() -> None:
     report = await run(plan, reverts=("leak",), flat=True)
 
     print(report)
-    found = {one.of: one for one in report.verdict if one.kind is MEMORY}
-    assert found["worker-1"].is_growth
+    found = {(one.of, one.kind): one for one in report.verdict}
+    assert found["worker-1", MEMORY].is_growth
+    assert found["worker-1", DESCRIPTORS].is_growth
+    assert found["redis", IDLE].is_growth
     assert "nothing_grows" in {violation.invariant for violation in report.violations}
