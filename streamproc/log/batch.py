@@ -12,18 +12,20 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside
-from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
+from streamproc.domain.payouts import decode_record, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
+from streamproc.log.leaves import Leaves
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
+from streamproc.log.waiting import Waiting
 from streamproc.log.watched import Watched
 from streamproc.log.work import Desk, Group, Work, run_chain, written_ms
 
@@ -61,14 +63,24 @@ class Handler:
         """Apart, since a commit names the revision that `_policies` decided under."""
         self._watched = Watched(group, partition)
         self.opener = Opener(self.names, group)
-        self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
+        self._leaves = Leaves(self.names, group.name, int(limits.retention_s))
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged, by `acknowledge`: nobody waits for that."""
+        self.waiting = Waiting()
 
     async def handle(
-        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
+        self,
+        client: Redis,
+        entries: Sequence[Raw],
+        *,
+        taken: bool,
+        ahead: Opened | None = None,
+        more: bool = False,
     ) -> None:
-        """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already."""
+        """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already.
+
+        `more`: others follow at once, so some may be left in `waiting`. Else none is, not of those of before either.
+        """
         opened = ahead or self.opener.open(entries, taken=taken)
         if taken and opened.skipped:  # what is left of earlier attempts goes with them
             await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
@@ -77,15 +89,26 @@ class Handler:
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)
-        works, known, unasked = opened.works, opened.known_lately(self.opener.unasked), opened.unasked
+        works, unasked = opened.works, opened.unasked
+        if not unasked or self.waiting.meets(works):
+            await self._finish(client, self.waiting.taken())
+        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
+            gone = await self._go_unasked(client, unasked)
+            works = [work for work in works if work not in gone]
+            if more and self.waiting.has_room(works):
+                return
+        await self._finish(client, [*self.waiting.taken(), *works], opened.known_lately(self.opener.unasked))
+
+    async def _finish(self, client: Redis, works: list[Work], known: Known | None = None) -> None:
         while works:
             batch, rest = self.opener.one_pass(works)
-            works = [*await self._round(client, batch, known, unasked), *rest]
-            known, unasked = None, ()
+            works = [*await self._round(client, batch, known), *rest]
+            known = None
 
     def forget(self) -> None:
         """The connections are new: what Redis said on those before may be another server's."""
         self.skipped.clear()
+        self.waiting.taken()
         self.opener.unasked.forget()
         self._policies.forget()
         self._policies_now.forget()
@@ -97,20 +120,11 @@ class Handler:
                 await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
             self.skipped.clear()
 
-    async def _round(
-        self, client: Redis, works: list[Work], known: Known | None, unasked: Sequence[First]
-    ) -> list[Work]:
+    async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
-        offered: set[Work] = set()
-        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
-            offered = {one.work for one in unasked}
-            gone = await self._go_unasked(client, unasked)
-            works = [work for work in works if work not in gone]
-            if not works:
-                return []
         desk = await self._load(client, works, known)
         rev = self._policies.rev  # of what is decided now; works tried one by one may come to see a later one
-        gone = await self._go_straight(client, [work for work in works if work not in offered], desk)
+        gone = await self._go_straight(client, [work for work in works if not work.offered], desk)
         works = [work for work in works if work not in gone]
         if not works:
             return []
@@ -125,7 +139,7 @@ class Handler:
         """Hand over at once first looks by what is remembered of Redis. Those that this is all for."""
         for one in unasked:
             self._open(one.work, scripts.NO_ROW)
-            one.work.beneficiary = NOTED
+            one.work.beneficiary, one.work.offered = NOTED, True
         desk = self._desk(client, self.opener.unasked.now_us(unasked), self._policies.book, time_ns())
         return await self._go_straight(client, [one.work for one in unasked], desk, unasked)
 
@@ -149,7 +163,7 @@ class Handler:
             self.group.name,
             sent,
             rev=rev,
-            m=(self._caused, b'"}'),
+            m=(self._leaves.caused, b'"}'),
             keep_budgets_s=keep_s,
             unasked_at=desk.now_us if unasked else 0,
         )
@@ -256,7 +270,7 @@ class Handler:
     # ---- leaving a batch behind ---------------------------------------------------------
 
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
-        handovers = [self._handover(work) for work in works]
+        handovers = [self._leaves.handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
         self.opener.unasked.doubt(one.notes for one in handovers)
         self._watched.committed(works, statuses)
@@ -275,29 +289,6 @@ class Handler:
             chunk = handovers[start : start + scripts.BATCH_MAX]
             statuses += await whole(scripts.commit(client, self.names, self.group.name, chunk, rev=rev))
         return statuses
-
-    def _meta(self, work: Work) -> bytes:
-        """Field `m` of what a work emits, without its closing brace."""
-        return self._caused + work.entry + b'"'
-
-    def _handover(self, work: Work) -> Handover:
-        handover = Handover(entry=work.entry, taken=work.taken)
-        changed = work.record is not None and work.record != work.loaded
-        if changed or work.out or work.looked_at:
-            handover.payout = work.payout
-            handover.version = work.version
-        if work.record is not None and (changed or work.out):
-            handover.record = encode_record(work.record)
-            handover.keep_s = int(self.limits.retention_s) if is_terminal(work.record) else 0
-        if work.out:
-            handover.e = encode_events(work.out)
-            handover.m = self._meta(work)
-        if work.settle and work.admission.budget is not None:
-            handover.settle, handover.windows = work.settle, work.admission.budget.windows
-            handover.fees = work.fees
-        handover.notes = payees.notes_of(self.names, work.out)
-        handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
-        return handover
 
     async def _settle_problems(self, client: Redis, works: list[Work]) -> None:
         aside: list[tuple[Work, str]] = []
@@ -381,7 +372,7 @@ class Handler:
                 Handover(
                     entry=work.entry,
                     e=encode_events([event]),
-                    m=self._meta(work),
+                    m=self._leaves.meta(work),
                     taken=True,
                     problem=why,
                 )
