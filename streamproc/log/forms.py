@@ -5,7 +5,6 @@ of them, and each payout brings its values alone. A blank stands between two cha
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
@@ -46,8 +45,7 @@ class Form(Struct, frozen=True):
     e: str
 
 
-@dataclass(slots=True, eq=False)
-class Offer:
+class Offer(Struct, eq=False):
     """What is recorded of a payout that is new and that nothing stands against, if there is a slot and room.
 
     What the counters will answer (numbers, slots used, what was in the windows before) is 0 in what is `told`.

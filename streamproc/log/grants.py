@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.budget import NOTHING_ASKED
@@ -53,13 +53,12 @@ def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
         return None
 
 
-@dataclass(slots=True)
-class Grant:
+class Grant(Struct, eq=False):
     """One input with what its handling leaves behind if there is a slot and room."""
 
     entry: bytes
     offer: Offer
-    notes: list[tuple[str, str, int]] = field(default_factory=list)
+    notes: list[tuple[str, str, int]] = []
     """As in a `Handover`."""
     first: First | None = None
     """Whose beneficiary is still to be found as it was remembered; None where Redis was asked about it just now."""

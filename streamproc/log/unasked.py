@@ -7,6 +7,7 @@ no decision. A beneficiary alone is believed to be noted for as long as an answe
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from math import inf
 from time import monotonic
 
@@ -93,15 +94,16 @@ class Unasked:
         """Whether Redis's clock was told lately."""
         return monotonic() - self._at_s < CLOCK_S
 
-    def now_us(self, first: Iterable[First]) -> int:
+    def now_us(self, first: Sequence[First]) -> int:
         """Redis's clock, not after it: by as much behind as its last answer was on its way, and never before one of
-        these was asked for."""
+        these, which are in the log's order, was asked for."""
         carried = self._now_us + int((monotonic() - self._at_s) * 1_000_000)
-        return max(carried, *(_since(one) for one in first))
+        ms = written_ms(first[-1].work.entry)
+        latest = takewhile(lambda one: written_ms(one.work.entry) == ms, reversed(first))
+        return max(carried, *(_since(one, ms) for one in latest))
 
 
-def _since(one: First) -> int:
+def _since(one: First, ms: int) -> int:
     """A moment (µs) that had come when an entry was written: in its id is the millisecond, by Redis's clock, and when
     its producer saw it was in that or before."""
-    ms = written_ms(one.work.entry)
     return max(ms * 1000, min(one.work.events[0].at, ms * 1000 + 999))
