@@ -25,7 +25,6 @@ from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, kno
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Handover, Raw
-from streamproc.log.waiting import Waiting
 from streamproc.log.watched import Watched
 from streamproc.log.work import Desk, Group, Work, run_chain, written_ms
 
@@ -66,21 +65,11 @@ class Handler:
         self._leaves = Leaves(self.names, group.name, int(limits.retention_s))
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged, by `acknowledge`: nobody waits for that."""
-        self.waiting = Waiting()
 
     async def handle(
-        self,
-        client: Redis,
-        entries: Sequence[Raw],
-        *,
-        taken: bool,
-        ahead: Opened | None = None,
-        more: bool = False,
+        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
-        """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already.
-
-        `more`: others follow at once, so some may be left in `waiting`. Else none is, not of those of before either.
-        """
+        """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already."""
         opened = ahead or self.opener.open(entries, taken=taken)
         if taken and opened.skipped:  # what is left of earlier attempts goes with them
             await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
@@ -89,26 +78,15 @@ class Handler:
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)
-        works, unasked = opened.works, opened.unasked
-        if not unasked or self.waiting.meets(works):
-            await self._finish(client, self.waiting.taken())
-        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
-            gone = await self._go_unasked(client, unasked)
-            works = [work for work in works if work not in gone]
-            if more and self.waiting.has_room(works):
-                return
-        await self._finish(client, [*self.waiting.taken(), *works], opened.known_lately(self.opener.unasked))
-
-    async def _finish(self, client: Redis, works: list[Work], known: Known | None = None) -> None:
+        works, known, unasked = opened.works, opened.known_lately(self.opener.unasked), opened.unasked
         while works:
             batch, rest = self.opener.one_pass(works)
-            works = [*await self._round(client, batch, known), *rest]
-            known = None
+            works = [*await self._round(client, batch, known, unasked), *rest]
+            known, unasked = None, ()
 
     def forget(self) -> None:
         """The connections are new: what Redis said on those before may be another server's."""
         self.skipped.clear()
-        self.waiting.taken()
         self.opener.unasked.forget()
         self._policies.forget()
         self._policies_now.forget()
@@ -120,11 +98,20 @@ class Handler:
                 await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
             self.skipped.clear()
 
-    async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
+    async def _round(
+        self, client: Redis, works: list[Work], known: Known | None, unasked: Sequence[First]
+    ) -> list[Work]:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
+        offered: set[Work] = set()
+        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
+            offered = {one.work for one in unasked}
+            gone = await self._go_unasked(client, unasked)
+            works = [work for work in works if work not in gone]
+            if not works:
+                return []
         desk = await self._load(client, works, known)
         rev = self._policies.rev  # of what is decided now; works tried one by one may come to see a later one
-        gone = await self._go_straight(client, [work for work in works if not work.offered], desk)
+        gone = await self._go_straight(client, [work for work in works if work not in offered], desk)
         works = [work for work in works if work not in gone]
         if not works:
             return []
@@ -139,7 +126,7 @@ class Handler:
         """Hand over at once first looks by what is remembered of Redis. Those that this is all for."""
         for one in unasked:
             self._open(one.work, scripts.NO_ROW)
-            one.work.beneficiary, one.work.offered = NOTED, True
+            one.work.beneficiary = NOTED
         desk = self._desk(client, self.opener.unasked.now_us(unasked), self._policies.book, time_ns())
         return await self._go_straight(client, [one.work for one in unasked], desk, unasked)
 

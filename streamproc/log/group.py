@@ -121,7 +121,7 @@ class Consumer:
             while not stopping.is_set():
                 await asyncio.wait(
                     {reading, finding, looking, stopped},
-                    timeout=0 if self._apart else QUIET_S if self._is_owing else None,
+                    timeout=0 if self._apart else QUIET_S if self._handler.skipped else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 is_quiet = not (reading.done() or finding.done())
@@ -129,8 +129,7 @@ class Consumer:
                     # The next batch is fetched and asked about while this one is handled.
                     opened = reading.result()
                     reading = asyncio.create_task(self._read_on(reader, opened.entries))
-                    more = len(opened.entries) >= self.group.read_max
-                    await self._handle(client, opened.entries, taken=False, ahead=opened, more=more)
+                    await self._handle(client, opened.entries, taken=False, ahead=opened)
                 if finding.done():
                     await self._handle_found(client, finding.result())
                     self._finding = finding = asyncio.get_running_loop().create_future()
@@ -139,8 +138,6 @@ class Consumer:
                     looking.result()
                 if self._lost_beside is not None:
                     raise self._lost_beside  # all is connected anew, and what is in our hands is read again
-                if is_quiet and self._handler.waiting:
-                    await self._handle(client, (), taken=False)
                 await self._acknowledge(client, is_quiet=is_quiet)
             # What a read under way brings is ours already: end its waiting, then finish it; so is what was found.
             with named_errors():
@@ -156,31 +153,16 @@ class Consumer:
                 task.cancel()
             await asyncio.gather(reading, stopped, return_exceptions=True)
 
-    @property
-    def _is_owing(self) -> bool:
-        """Whether something is left to be done as soon as nothing comes."""
-        return bool(self._handler.skipped or self._handler.waiting)
-
     async def _handle(
-        self,
-        client: Redis,
-        entries: Sequence[Raw],
-        *,
-        taken: bool,
-        ahead: Opened | None = None,
-        more: bool = False,
+        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
         ours = await self._held.ours(client, entries)
-        waited, waiting = [*self._handler.waiting], self._handler.waiting
         self._in_hand_since = asyncio.get_running_loop().time()
         try:
-            known = ahead if ours is entries else None
-            await self._handler.handle(client, ours, taken=taken, ahead=known, more=more)
+            await self._handler.handle(client, ours, taken=taken, ahead=ahead if ours is entries else None)
         finally:
             self._in_hand_since = None
-        self._held.done(
-            entry for entry in (*waited, *(entry for entry, _ in entries)) if entry not in waiting
-        )
+        self._held.done(entry for entry, _ in entries)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge what was skipped, when that keeps no payout waiting, or is due."""

@@ -51,8 +51,6 @@ class Work(Struct, eq=False):
     calls: list[Call] = []
     """What was waited for on its account: the barrier, the bank."""
     stale_times: int = 0
-    offered: bool = False
-    """It was tried by what is remembered, and was not to be had so."""
     looked_at: bool = False
     """What was said of the payout is not recorded, but is true only until it moves on: the commit finds that out."""
     m: bytes = b"{}"

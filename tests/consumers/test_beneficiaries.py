@@ -3,10 +3,12 @@
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain.beneficiaries import KEPT_S, NAMES_MAX, RENEW_S, Pair, look, with_name
 from streamproc.domain.budget import US
+from streamproc.domain.wire import encode_events
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
@@ -93,6 +95,39 @@ async def test_after_a_payout_to_fa_1_for_the_shop(
     # A fund account that the bank did not name is new, and for a known vendor it is another one than its own.
     expected += " BENEFICIARY_CHANGED" if not fund_account else ""
     assert found == expected
+
+
+@pytest.mark.parametrize("reads_between", [0, 2])
+async def test_a_vendors_second_account_is_changed_though_both_were_in_the_backlog(
+    redis_url: str, reads_between: int
+) -> None:
+    """In reads one after the other: what is approved of one is noted before the next one is decided."""
+    most = 8
+
+    def known(n: int) -> e.Event:
+        return observed(f"pout_{n}", 1, agent="free", url=SHOP)
+
+    def read(at: int, *others: e.Event) -> list[e.Event]:
+        return [*others, *(known(most * at + n) for n in range(most - len(others)))]
+
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*(observed(f"pout_first{n}", 1, agent="free", url=SHOP) for n in range(3)))
+    group = replace(engine.groups[0], read_max=most)
+    async with Engine(redis_url, groups=[group]) as engine:
+        await engine.deliver(observed("pout_last", 1, agent="free", url=SHOP))
+        backlog = [
+            *read(1, observed("pout_one", 1, agent="changed", url=OTHER, fund_account="fa_8")),
+            *(event for at in range(reads_between) for event in read(10 + at)),
+            *read(2, observed("pout_two", 1, agent="changed", url=OTHER, fund_account="fa_9")),
+        ]
+        async with engine.client.pipeline(transaction=True) as pipe:
+            for event in backlog:
+                pipe.xadd(engine.names.log, {"e": encode_events([event]), "m": b'{"by":"webhook"}'})
+            await pipe.execute()
+        await engine.settled()
+        one, two = await engine.record("pout_one"), await engine.record("pout_two")
+    assert (one.decision, two.decision, two.reasons) == ("APPROVED", "HELD", ["BENEFICIARY_CHANGED"])
 
 
 async def test_a_changed_pair_that_a_reviewer_approved_is_known_from_then_on(redis_url: str) -> None:

@@ -1,6 +1,6 @@
 """First looks are offered by what Redis said before. The script finds what is no longer so, and that is asked about."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -8,14 +8,91 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import RENEW_S
-from streamproc.log import grants, unasked
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.wire import encode_events
+from streamproc.log import grants, scripts, unasked
+from streamproc.log.batch import Handler, Limits
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.opened import Opened
+from streamproc.log.scripts import Script
+from streamproc.log.stream import open_log
 from tests.bank import until
 from tests.engine import Engine
-from tests.log.offering import HOST, NAMES, POLICIES, Bench, pay
 from tests.properties.test_straight import governance
-from tests.words import ACCOUNT, apply_policies
+from tests.words import ACCOUNT, apply_policies, observed
 
-US = 1_000_000
+NAMES = Names(0)
+POLICIES = """
+defaults: {rate_limit: {count: 0}}
+policies:
+  bot: {daily_limit: 100000, new_beneficiary: hold, changed_beneficiary: hold}
+  easy: {daily_limit: 100000}
+reviewers: [asha]
+"""
+HOST, US = "shop.example", 1_000_000
+SCRIPTS = {scripts._load.sha: "load", grants._grant.sha: "grant", scripts._commit.sha: "commit"}
+
+
+class Bench:
+    """A consumer's handler, and entries as it reads them."""
+
+    def __init__(self, client: Redis, called: list[str]) -> None:
+        self.client, self.called = client, called
+        self.handler = Handler(0, governance(), Limits())
+
+    async def read(self, *events: PayoutObserved) -> Opened:
+        """Append entries and read them, as a consumer does while another batch is in hand."""
+        self.called.clear()
+        for event in events:
+            await self.client.xadd(NAMES.log, {"e": encode_events([event]), "m": b'{"by":"webhook"}'})
+        name = self.handler.group.name
+        reply = await self.client.execute_command(
+            "XREADGROUP", "GROUP", name, "me", "STREAMS", NAMES.log, ">"
+        )
+        return await self.handler.opener.ahead(self.client, reply[0][1])
+
+    async def handle(self, opened: Opened) -> None:
+        await self.handler.handle(self.client, opened.entries, taken=False, ahead=opened)
+
+    async def decide(self, *events: PayoutObserved) -> list[PayoutRecord]:
+        await self.handle(await self.read(*events))
+        return await self.records(*(event.payout for event in events))
+
+    async def records(self, *payouts: str) -> list[PayoutRecord]:
+        return [decode_record(await self.client.hget(NAMES.payout(payout), "s")) for payout in payouts]
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The scripts that are called, in order."""
+    names: list[str] = []
+    real = Script.__call__
+
+    async def heard(script: Script, client: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        names.append(SCRIPTS.get(script.sha, "another"))
+        return await real(script, client, keys, args)
+
+    monkeypatch.setattr(Script, "__call__", heard)
+    return names
+
+
+@pytest.fixture
+async def bench(redis_url: str, called: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """Whose payee was paid, and is remembered, so long ago that the script looks again."""
+    monkeypatch.setattr(unasked, "BELIEVED_S", 0.0)
+    async with connected(redis_url) as client:
+        bench = Bench(client, called)
+        await open_log(client, partitions=1, groups=[bench.handler.group.name])
+        await apply_policies(client, POLICIES)
+        for n in range(2):  # the first one is noted, the second one is found noted
+            await bench.decide(pay(f"pout_a{n}", agent="easy"))
+        yield bench
+
+
+def pay(payout: str, *, agent: str = "bot", account: str = "fa_1", status: str = "pending") -> PayoutObserved:
+    return observed(payout, 100, agent=agent, url=f"https://{HOST}/", fund_account=account, status=status)
 
 
 async def now_us(client: Redis) -> int:
