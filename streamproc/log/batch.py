@@ -12,14 +12,13 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside
-from streamproc.domain.payouts import decode_record, unknown_in
+from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
-from streamproc.log.leaves import Leaves
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
@@ -62,7 +61,7 @@ class Handler:
         """Apart, since a commit names the revision that `_policies` decided under."""
         self._watched = Watched(group, partition)
         self.opener = Opener(self.names, group)
-        self._leaves = Leaves(self.names, group.name, int(limits.retention_s))
+        self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged, by `acknowledge`: nobody waits for that."""
 
@@ -150,7 +149,7 @@ class Handler:
             self.group.name,
             sent,
             rev=rev,
-            m=(self._leaves.caused, b'"}'),
+            m=(self._caused, b'"}'),
             keep_budgets_s=keep_s,
             unasked_at=desk.now_us if unasked else 0,
         )
@@ -257,7 +256,7 @@ class Handler:
     # ---- leaving a batch behind ---------------------------------------------------------
 
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
-        handovers = [self._leaves.handover(work) for work in works]
+        handovers = [self._handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
         self.opener.unasked.doubt(one.notes for one in handovers)
         self._watched.committed(works, statuses)
@@ -276,6 +275,29 @@ class Handler:
             chunk = handovers[start : start + scripts.BATCH_MAX]
             statuses += await whole(scripts.commit(client, self.names, self.group.name, chunk, rev=rev))
         return statuses
+
+    def _meta(self, work: Work) -> bytes:
+        """Field `m` of what a work emits, without its closing brace."""
+        return self._caused + work.entry + b'"'
+
+    def _handover(self, work: Work) -> Handover:
+        handover = Handover(entry=work.entry, taken=work.taken)
+        changed = work.record is not None and work.record != work.loaded
+        if changed or work.out or work.looked_at:
+            handover.payout = work.payout
+            handover.version = work.version
+        if work.record is not None and (changed or work.out):
+            handover.record = encode_record(work.record)
+            handover.keep_s = int(self.limits.retention_s) if is_terminal(work.record) else 0
+        if work.out:
+            handover.e = encode_events(work.out)
+            handover.m = self._meta(work)
+        if work.settle and work.admission.budget is not None:
+            handover.settle, handover.windows = work.settle, work.admission.budget.windows
+            handover.fees = work.fees
+        handover.notes = payees.notes_of(self.names, work.out)
+        handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
+        return handover
 
     async def _settle_problems(self, client: Redis, works: list[Work]) -> None:
         aside: list[tuple[Work, str]] = []
@@ -359,7 +381,7 @@ class Handler:
                 Handover(
                     entry=work.entry,
                     e=encode_events([event]),
-                    m=self._leaves.meta(work),
+                    m=self._meta(work),
                     taken=True,
                     problem=why,
                 )

@@ -447,18 +447,32 @@ async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack, *,
 async def ready(stand: Stand) -> None:
     """Wait until the API answers that all is well, and every worker reads: a fault before that breaks nothing."""
 
+    said = "nothing"
+
     async def answers() -> bool:
+        nonlocal said
         try:
-            return (await stand.system.api.get("/readyz")).status_code == 200
-        except httpx.TransportError:
+            answer = await stand.system.api.get("/readyz")
+        except httpx.TransportError as problem:
+            said = repr(problem)
             return False
+        said = f"{answer.status_code} {answer.text}"
+        return answer.status_code == 200
 
     async def read() -> bool:
         readers = await stand.system.redis.xinfo_consumers(stand.system.names.log, "execution")
         return len(readers) >= sum(name.startswith("worker") for name in stand.keepers)
 
-    await until(answers, what=f"the API is ready, {stand.exits}", deadline_s=START_MAX_S)
-    await until(read, what=f"every worker reads, {stand.exits}", deadline_s=START_MAX_S)
+    try:
+        await until(answers, what="the API is ready", deadline_s=START_MAX_S)
+        await until(read, what="every worker reads", deadline_s=START_MAX_S)
+    except AssertionError as problem:
+        last = {
+            name: slot.output.read_text()[-500:] for name, slot in stand.slots.items() if slot.output.exists()
+        }
+        raise AssertionError(
+            f"{problem}; it said {said}; ended: {sorted({*stand.exits})}; their last words: {last}"
+        ) from None
 
 
 async def _end(stand: Stand) -> None:
