@@ -1,4 +1,4 @@
-"""What is recorded of a payout that nothing stands against, and the forms that such payouts share.
+"""What is recorded of a payout that nothing but the counters can stand against, and the forms that such payouts share.
 
 A form is made of the record and the events themselves, of a payout whose values are marks. So there is one place that
 says what is recorded (`Approval.told`), and a form is used only once it has given what that says of a real payout.
@@ -7,6 +7,7 @@ says what is recorded (`Approval.told`), and a form is used only once it has giv
 import logging
 import re
 import secrets
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,10 +19,10 @@ from consumers.verdicts import decision_of, noted_by, slot
 from consumers.vet import checked_at
 from streamproc.domain.approval import approved
 from streamproc.domain.beneficiaries import NOTED
-from streamproc.domain.budget import US, Ask, RateAnswer, RateAsk, Window
+from streamproc.domain.budget import US, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
 from streamproc.domain.events import BudgetReserved, Event, Identity, PayoutScreened
-from streamproc.domain.governance import Reputation, conclude, uses
-from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.domain.governance import RULES, Case, Reputation, conclude, find, uses
+from streamproc.domain.payouts import PayoutRecord, encode_record, fold
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.wire import encode_events
 from streamproc.log.forms import (
@@ -31,11 +32,15 @@ from streamproc.log.forms import (
     PAYOUT,
     RECEIVED_AT,
     VALUES,
+    Fate,
     Form,
     Offer,
+    Told,
     as_filled,
     blank,
     form_of,
+    no_room_of,
+    no_slot_of,
     offer_of,
 )
 
@@ -64,34 +69,57 @@ class Approval(Struct, frozen=True):
     rate: RateAsk | None
     windows: tuple[Window, ...]
 
-    def told(self) -> tuple[PayoutRecord, list[Event]]:
-        """What the stages would record of it, each its own, with 0 for what only the counters can say."""
-        record, agent, at = self.record, self.agent, self.at
-        payout, seen, rate = record.payout, record.beneficiary, self.rate
+    def told(self, fate: Fate = Fate.DONE) -> Told:
+        """What the stages would record of it, each its own, with 0 for what only the counters can say. It is the first
+        window that has no room."""
+        record, at = self.record, self.at
         screened = PayoutScreened(
             at=at,
-            payout=payout,
+            payout=record.payout,
             agent=record.agent,
             identity=self.identity,
-            policy_version=agent.version,
+            policy_version=self.agent.version,
             findings=[],
-            beneficiary=seen,
+            beneficiary=record.beneficiary,
         )
-        taken = RateAnswer(0, 0, False, rate.count, rate.window_us) if rate is not None else None
-        vetted = checked_at(at, payout, self.reputation, [])
+        if fate is Fate.NO_SLOT:
+            return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
+        checked = slot(record.payout, at, self._slot(), [])
+        vetted = checked_at(at, record.payout, self.reputation, [])
+        if fate is Fate.NO_ROOM:
+            return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(
             at=at,
-            payout=payout,
+            payout=record.payout,
             amount=record.amount,
             number=0,
-            windows=uses(self.windows, ((0, 0),) * len(self.windows)),
+            windows=uses(self.windows, self._before()),
             findings=[],
-            count_fees=agent.policy.count_fees,
+            count_fees=self.agent.policy.count_fees,
         )
-        decision = decision_of(record, agent, self.identity, _POLICY_OK, at)
-        out: list[Event] = [screened, slot(payout, at, taken, []), vetted, reserved, decision]
-        out += noted_by(decision, record, seen)
+        decision = decision_of(record, self.agent, self.identity, _POLICY_OK, at)
+        out: list[Event] = [screened, checked, vetted, reserved, decision]
+        out += noted_by(decision, record, record.beneficiary)
         return approved(record, screened, vetted, reserved, decision), out
+
+    def _rejected(self, table: str, answer: Admission, *before: Event) -> Told:
+        """By the one rule of `table`, which looks at what the counters answered."""
+        case = Case(self.record, self.identity, self.agent, admission=answer)
+        verdict = conclude(find(RULES[table], case))
+        out = [*before, decision_of(self.record, self.agent, self.identity, verdict, self.at)]
+        after = fold(out, self.record)
+        assert after is not None
+        return after, out
+
+    def _slot(self, *, limited: bool = False) -> RateAnswer | None:
+        rate = self.rate
+        return RateAnswer(0, 0, limited, rate.count, rate.window_us) if rate is not None else None
+
+    def _before(self) -> tuple[tuple[int, int], ...]:
+        return ((0, 0),) * len(self.windows)
+
+    def _no_room(self) -> BudgetAnswer:
+        return BudgetAnswer(0, self.record.amount, 0, self.windows, self._before())
 
 
 # ---- forms ------------------------------------------------------------------------------
@@ -142,7 +170,7 @@ class Forms:
         record, reputation = approval.record, approval.reputation
         ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
         if not FITS or not _is_usual(approval):
-            return offer_of(ask, approval.at, *approval.told())
+            return offer_of(ask, approval.at, *approval.told())  # without a slot or room the chain has it
         key = (
             id(approval.agent),
             record.agent,
@@ -170,19 +198,40 @@ class Forms:
         if len(self._known) >= FORMS_MAX:
             self._known.clear()
             self._forms.clear()
-        which = (*key[2:], approval.agent.policy.count_fees, approval.rate is None)
+        rate = approval.rate
+        terms = (approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
+        which = (*key[2:], *terms)
         form = self._forms.get(which)
         if form is None:
-            form = self._forms[which] = form_of(ask, *map(_with_blanks, _texts(_marked(approval))))
+            form = self._forms[which] = _form_of(_marked(approval))
         common = _common(approval)
         offer = Offer(
             ask, approval.at, form, common, _values(approval.record, approval.reputation), approval.told
         )
-        fits = _texts(approval) == (as_filled(form.record, offer), as_filled(form.e, offer))
+        fits = all(_texts(approval, fate) == as_filled(one, offer) for fate, one in _forms_in(form))
         if not fits:
             log.error("agent %s: no form gives what is told of payout %s", approval.record.agent, ask.payout)
         known = self._known[key] = _Known(approval.agent, form if fits else None, common)
         return known
+
+
+def _form_of(marked: Approval) -> Form:
+    """The form of an approval whose values are marks, with what it is without a slot and without room."""
+    record, rate = marked.record, marked.rate
+    ask = Ask(record.payout, record.amount, record.received_at, rate, marked.windows)
+
+    def form(of: Callable[[Ask, str, str], Form], fate: Fate) -> Form:
+        made = of(ask, *_texts(marked, fate))
+        return Form(_with_blanks(made.record), _with_blanks(made.e))
+
+    # A limit that holds is no rejection: the chain goes on with it.
+    no_slot = form(no_slot_of, Fate.NO_SLOT) if rate is not None and not rate.hold else None
+    return replace(form(form_of, Fate.DONE), no_slot=no_slot, no_room=form(no_room_of, Fate.NO_ROOM))
+
+
+def _forms_in(form: Form) -> list[tuple[Fate, Form]]:
+    both = (Fate.DONE, form), (Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)
+    return [(fate, one) for fate, one in both if one is not None]
 
 
 class _Known(NamedTuple):
@@ -240,8 +289,8 @@ def _repeated(text: str) -> str:
     return _json_of(text).decode()
 
 
-def _texts(approval: Approval) -> tuple[str, str]:
-    record, out = approval.told()
+def _texts(approval: Approval, fate: Fate) -> tuple[str, str]:
+    record, out = approval.told(fate)
     return encode_record(record).decode(), encode_events(out).decode()
 
 

@@ -1,8 +1,9 @@
-"""The straight way: an open payout that is new, and against which no rule has anything, is approved if there is room.
+"""The straight way: an open payout that is new is rejected if screening rejects it, and where no rule has anything
+against it it is approved, or rejected for want of a slot or of room.
 
 The chain says what is right; this comes to the same events and the same record with one case instead of six, sends what
 payouts have in common once (`approvals.py`), and leaves slot and room to the script that writes them down. Whatever is
-not plain is left to the chain: a finding of any kind, a vendor who has to be asked for, a payout that is known.
+not plain is left to the chain: what is held, a vendor who has to be asked for or is a threat, a payout that is known.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,15 @@ from msgspec.structs import replace
 from consumers.approvals import Approval, Forms
 from consumers.recall import gone_before, young_s_of
 from consumers.reserve import Terms
-from consumers.verdicts import DEFAULT_ZONE
+from consumers.verdicts import DEFAULT_ZONE, decision_of, is_rejected
 from consumers.vet import Reputations
-from streamproc.domain.events import PayoutObserved, PayoutRequested
-from streamproc.domain.governance import RULES, Case, find
+from streamproc.domain.budget import Ask
+from streamproc.domain.events import Finding, PayoutObserved, PayoutRequested
+from streamproc.domain.governance import RULES, Case, conclude, find
 from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import rules_under
-from streamproc.domain.payouts import is_open
-from streamproc.log.forms import Offer
+from streamproc.domain.payouts import evolve, is_open
+from streamproc.log.forms import Offer, rejection_of
 from streamproc.log.work import Desk, Stage, Straight, Work
 
 STAGES = ("screen", "velocity", "reputation", "budget", "approval", "review", "stop", "settle")
@@ -53,32 +55,46 @@ class _Batch:
         self._terms = Terms(zone)
 
     def __call__(self, work: Work) -> Offer | None:
-        """The offer for a payout that nothing stands against."""
+        """The offer for a payout that screening rejects, or that nothing stands against. Without a beneficiary nothing
+        is known of who was paid: then there are rejections alone, which do not depend on it."""
         record, desk = work.record, self._desk
         if record is None or not self._is_plain(work) or not is_open(record):
             return None
         reputation = self._reputations.known(record.vendor_url, desk.now_us)
         party = desk.party(record)
-        if reputation is None or party.agent is None:
-            return None
-        record = replace(record, beneficiary=work.beneficiary)
+        agent, seen = party.agent, work.beneficiary
+        if seen is not None:
+            record = replace(record, beneficiary=seen)
         # By position: names cost 0.5 µs.
         case = Case(
             record,
             party.identity,
-            party.agent,
+            agent,
             self._zone,
             party.account,
             party.team,
             reputation=reputation,
             freeze=party.freeze,
         )
-        if find(rules_under(party.agent), case):
+        findings = find(RULES["screening"] if agent is None else rules_under(agent), case)
+        if findings:
+            return self._rejection(work, case, findings)
+        if agent is None or reputation is None or seen is None:
             return None
         rate, windows = self._terms.rate(case), self._terms.windows(case)
         return self._forms.offer(
-            Approval(record, party.identity, party.agent, reputation, desk.now_us, rate, windows)
+            Approval(record, party.identity, agent, reputation, desk.now_us, rate, windows)
         )
+
+    def _rejection(self, work: Work, case: Case, findings: Sequence[Finding]) -> Offer | None:
+        """The offer to reject what screening rejects, which the counters are not asked about."""
+        if not is_rejected(findings) or findings[-1].stage != "screening":
+            return None
+        record, at = work.known(), self._desk.now_us
+        decision = decision_of(record, case.agent, case.identity, conclude(findings), at)
+        after = evolve(record, decision)
+        assert after is not None
+        return rejection_of(Ask(record.payout, record.amount, record.received_at), at, after, [decision])
 
     def _is_plain(self, work: Work) -> bool:
         """Not what the archive has to be asked for, nor what an intent's request alone decides."""

@@ -33,6 +33,7 @@ from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_p
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.log import grants
 from streamproc.log.cache import Cache
+from streamproc.log.forms import Fate
 from streamproc.log.grants import Grant
 from streamproc.log.names import Names
 from streamproc.log.work import Desk, Group, Work, run_chain
@@ -132,9 +133,8 @@ class _Pure:
         runs.append(straight.run("straight", number))
         wanted = job.expected(self._payouts)
         # The counters are asked by a script, so this way does not see that an agent's day is full.
-        job.check(
-            "straight", "memory", granted, Counter({POLICY_OK: wanted[POLICY_OK] + wanted["LIMIT_EXCEEDED"]})
-        )
+        wanted[POLICY_OK] += wanted.pop("LIMIT_EXCEEDED", 0)
+        job.check("straight", "memory", granted, wanted)
         return runs
 
     def _check(self, events: Iterator[Event]) -> None:
@@ -180,7 +180,9 @@ class _Pure:
         for works in self._batches():
             offers = grants.offers_of(self._group, works, self._desk(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
-            found[POLICY_OK] += len(offers)
+            rejected = [offer.told(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
+            found.update(rejected)
+            found[POLICY_OK] += len(offers) - len(rejected)
         return found
 
     def _cases(self, works: Sequence[Work]) -> list[Case]:

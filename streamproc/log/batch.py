@@ -19,6 +19,7 @@ from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unproce
 from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
+from streamproc.log.forms import Fate
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
@@ -103,8 +104,7 @@ class Handler:
         """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
         offered: set[Work] = set()
         if unasked and self._policies.rev and self.opener.unasked.is_fresh():
-            offered = {one.work for one in unasked}
-            gone = await self._go_unasked(client, unasked)
+            gone, offered = await self._go_unasked(client, unasked)
             works = [work for work in works if work not in gone]
             if not works:
                 return []
@@ -121,23 +121,27 @@ class Handler:
         await self._settle_problems(client, [w for w in works if w.problem is not None])
         return stale
 
-    async def _go_unasked(self, client: Redis, unasked: Sequence[First]) -> set[Work]:
-        """Hand over at once first looks by what is remembered of Redis. Those that this is all for."""
+    async def _go_unasked(self, client: Redis, unasked: Sequence[First]) -> tuple[set[Work], set[Work]]:
+        """Hand over at once first looks by what is remembered of Redis. Those that this is all for, and those for which
+        it would come to nothing else once Redis was asked."""
+        remembered = self.opener.unasked
         for one in unasked:
             self._open(one.work, scripts.NO_ROW)
-            one.work.beneficiary = NOTED
-        desk = self._desk(client, self.opener.unasked.now_us(unasked), self._policies.book, time_ns())
-        return await self._go_straight(client, [one.work for one in unasked], desk, unasked)
+            one.work.beneficiary = NOTED if remembered.is_noted(one) else None
+        desk = self._desk(client, remembered.now_us(unasked), self._policies.book, time_ns())
+        gone = await self._go_straight(client, [one.work for one in unasked], desk, unasked)
+        return gone, {one.work for one in unasked if one.work.beneficiary is NOTED}
 
     async def _go_straight(
         self, client: Redis, works: Sequence[Work], desk: Desk, unasked: Sequence[First] = ()
     ) -> set[Work]:
-        """Hand over at once what nothing stands against. Those that this is all for; the chain has the others."""
+        """Hand over at once what needs the counters at most. Those that this is all for; the chain has the others."""
         offers = grants.offers_of(self.group, works, desk)
         if not offers:
             return set()
         remembered, sent_s = self.opener.unasked, monotonic()
-        first = {one.work: one for one in unasked if not remembered.is_believed(one)}
+        asking = {work for work, offer in offers if offer.asks}
+        first = {one.work: one for one in unasked if one.work in asking and not remembered.is_believed(one)}
         sent = [
             grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted), first.get(work))
             for work, offer in offers
@@ -160,10 +164,10 @@ class Handler:
         except Exception:  # whatever was done of it: the chain's scripts find that
             log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
             return set()
-        granted = [both for both, fate in zip(offers, fates, strict=True) if fate == grants.GRANTED]
+        done = [(*one, fate) for one, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
         remembered.doubt(one.notes for one in sent)
-        self._watched.granted(granted, sent_ns)
-        gone = {work for work, _ in granted}
+        self._watched.granted(done, sent_ns)
+        gone = {work for work, *_ in done}
         for work in gone & first.keys():
             remembered.found(first[work], sent_s)
         return gone

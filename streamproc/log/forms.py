@@ -1,31 +1,47 @@
-"""Forms: the texts that a payout's approval leaves behind, with blanks for what only it has, or only the script knows.
+"""Forms: the texts that a payout's decision leaves behind, with blanks for what only it has, or only the script knows.
 
 Payouts of one agent differ in few places of their record and their events. So the texts go to `grant.lua` once for all
-of them, and each payout brings its values alone. A blank stands between two characters that no JSON text has.
+of them, and each payout brings its values alone. A blank stands between two characters that no JSON text has. What it
+comes to where there is no slot or no room is a form too, of the same values: the script takes the one that fits.
 """
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.budget import Ask, Window
+from streamproc.domain.budget import US, Ask, Window
 from streamproc.domain.events import BeneficiaryNoted, Event
 from streamproc.domain.governance import uses
-from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.domain.payouts import PayoutRecord, encode_record, is_terminal
 from streamproc.domain.wire import encode_events
 
 MARK = "\x01"
 """In JSON a control character is always written as an escape."""
 ENTRY, PAYOUT, AMOUNT, RECEIVED_AT, VALUES = 2, 3, 4, 5, 6
 """Where a payout's row has them: its form's number is first, and its own values, as JSON, come last."""
-NUMBER, USED, ROOM, COMMON = -1, -2, -3, -4
-"""What the script knows; what tells of the room; from COMMON downwards what payouts with the same terms share."""
+NUMBER, USED, ROOM, LACK, COMMON = -1, -2, -3, -4, -5
+"""What the script knows; what tells of the room; what tells of the window that has none; and from COMMON downwards what
+payouts with the same terms share."""
+WINDOWS_MAX = 1_024
+"""Windows of agents whose texts a process keeps, some 500 bytes each: they are the same until a day ends."""
 
 _SLOT = '"number":0,"used":0'
 _NUMBER = '"number":0'
 _USE = '"reserved":0,"committed":0'
 _encode = msgspec.json.Encoder().encode
+
+
+class Fate(IntEnum):
+    """What becomes of an offer: it is done, nothing is done, or it is rejected as there is no slot or no room."""
+
+    DONE = 1
+    LEFT = 2
+    NO_SLOT = 3
+    NO_ROOM = 4
 
 
 def blank(place: int) -> str:
@@ -43,10 +59,19 @@ class Form(Struct, frozen=True):
 
     record: str
     e: str
+    no_slot: "Form | None" = None
+    """What it is where there is no slot; None: the chain is to look at it then."""
+    no_room: "Form | None" = None
+    ends: bool = False
+    """Whether the payout is over with it, so that its record may leave Redis."""
+
+
+Told = tuple[PayoutRecord, Sequence[Event]]
 
 
 class Offer(Struct, eq=False):
-    """What is recorded of a payout that is new and that nothing stands against, if there is a slot and room.
+    """What is recorded of a payout that is new and that nothing stands against, if there is a slot and room; or of one
+    that is rejected without asking for any.
 
     What the counters will answer (numbers, slots used, what was in the windows before) is 0 in what is `told`.
     """
@@ -59,17 +84,29 @@ class Offer(Struct, eq=False):
     """For the form's blanks from COMMON on: the same object for payouts with the same terms."""
     values: Sequence[str]
     """For those from VALUES on."""
-    told: Callable[[], tuple[PayoutRecord, Sequence[Event]]]
-    """The record and the events; made when somebody wants to see them."""
+    told: Callable[[Fate], Told]
+    """The record and the events of a fate; made when somebody wants to see them."""
     noted: Sequence[Event] = ()
     """What the registry of beneficiaries is told, among the events."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether it depends on the counters and on who was paid before."""
+        return self.ask.windows is not None
 
 
 def offer_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
     """An offer with a form of its own, for what is seldom. ValueError: it does not tell of slot and room."""
     form = form_of(ask, encode_record(record).decode(), encode_events(out).decode())
     noted = [one for one in out if type(one) is BeneficiaryNoted]
-    return Offer(ask, at, form, (), (), lambda: (record, out), noted)
+    return Offer(ask, at, form, (), (), lambda _: (record, out), noted)
+
+
+def rejection_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
+    """An offer to reject a payout, for which nothing is asked."""
+    ends = is_terminal(record)
+    form = Form(encode_record(record).decode(), encode_events(out).decode(), ends=ends)
+    return Offer(ask, at, form, (), (), lambda _: (record, out))
 
 
 def form_of(ask: Ask, record: str, e: str) -> Form:
@@ -80,8 +117,28 @@ def form_of(ask: Ask, record: str, e: str) -> Form:
     """
     room = _told_room(ask.windows or ())
     e = _put_in(e, room, blank(ROOM))
-    # Without a rate there is no slot to be told of.
-    return Form(_put_in(record, room, blank(ROOM)), e if ask.rate is None else _put_in(e, _SLOT, SLOT))
+    return Form(_put_in(record, room, blank(ROOM)), _with_slot(ask, e))
+
+
+def no_slot_of(ask: Ask, record: str, e: str) -> Form:
+    """The same of texts that tell that there is no slot."""
+    assert ask.rate is not None
+    terms = f',"limit":{ask.rate.count},"window_s":{ask.rate.window_us // US},"number":'
+    lack, blanks = f'"used":0{terms}0', f'"used":{blank(USED)}{terms}{blank(NUMBER)}'
+    return Form(_put_in(record, lack, blanks), _put_in(e, lack, blanks))
+
+
+def no_room_of(ask: Ask, record: str, e: str) -> Form:
+    """The same of texts that tell that the first window has no room."""
+    assert ask.windows
+    amount = f',"amount":{ask.amount},"number":'
+    lack, blanks = f"{_told_lack(ask.windows[0])}{amount}0", f"{blank(LACK)}{amount}{blank(NUMBER)}"
+    return Form(_put_in(record, lack, blanks), _with_slot(ask, _put_in(e, lack, blanks)))
+
+
+def _with_slot(ask: Ask, e: str) -> str:
+    """Without a rate there is no slot to be told of."""
+    return e if ask.rate is None else _put_in(e, _SLOT, SLOT)
 
 
 def _put_in(text: str, mark: str, blanks: str) -> str:
@@ -95,29 +152,59 @@ def _told_room(windows: tuple[Window, ...]) -> str:
     return f'{_NUMBER},"windows":' + _encode(uses(windows, ((0, 0),) * len(windows))).decode()
 
 
-def room_of(windows: tuple[Window, ...]) -> list[str]:
+def _told_lack(window: Window) -> str:
+    return f"{_lack_of(window)}0,{_USE}"
+
+
+def _lack_of(window: Window) -> str:
+    """What rule 16 says of a window without room, as far as what is used in it."""
+    named = _encode({"scope": window.scope, "window": window.window, "limit": window.limit}).decode()
+    return named[1:-1] + ',"used":'
+
+
+class WindowTexts(NamedTuple):
+    """What the script puts together for payouts that are charged to the same windows."""
+
+    room: tuple[str, ...]
     """What tells of the room, in pieces: between them go the number, and what was reserved and committed before."""
+    lack: tuple[str, ...]
+    """Of each, what tells that it has none, as far as what is used."""
+
+
+@lru_cache(maxsize=WINDOWS_MAX)
+def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
+    """The texts of windows."""
     before, *rest = _told_room(windows).removeprefix(_NUMBER).split(_USE)
     pieces = ['"number":', before]
     for after in rest:
         pieces[-1] += '"reserved":'
         pieces += (',"committed":', after)
-    return pieces
+    return WindowTexts(tuple(pieces), tuple(map(_lack_of, windows)))
 
 
-def laid_out(text: str, at: int) -> tuple[list[str | int], list[int]]:
-    """Its pieces, with 0 for each blank between two of them, and what is to be put there."""
+def laid_out(form: Form | None, at: int) -> tuple[object, ...] | None:
+    """Pieces of its record, with 0 for each blank between two of them, and what is to be put there; the same of `e`."""
+    return None if form is None else (*_laid_out(form.record, at), *_laid_out(form.e, at))
+
+
+def _laid_out(text: str, at: int) -> tuple[list[str | int], list[int]]:
     pieces: list[str | int] = [*text.replace(AT, str(at)).split(MARK)]
     places = [int(place) for place in pieces[1::2]]
     pieces[1::2] = [0] * len(places)
     return pieces, places
 
 
-def as_filled(text: str, offer: Offer) -> str:
-    """As the script fills it in, with 0 for what only the script knows."""
+def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
+    """Its texts as the script fills them in, with 0 for what only the script knows, and no room in the first window."""
     ask = offer.ask
+    windows = ask.windows or ()
     row = ("", "", ask.payout, str(ask.amount), str(ask.received_at), *offer.values)
-    own = ("0", "0", "0".join(room_of(ask.windows or ())), *offer.common)
-    pieces, places = laid_out(text, offer.at)
-    pieces[1::2] = [row[place - 1] if place > 0 else own[-place - 1] for place in places]
-    return "".join(map(str, pieces))
+    room = "0".join(texts_of(windows).room)
+    own = ("0", "0", room, _told_lack(windows[0]) if windows else "", *offer.common)
+
+    def filled(text: str) -> str:
+        pieces, places = _laid_out(text, offer.at)
+        pieces[1::2] = [row[place - 1] if place > 0 else own[-place - 1] for place in places]
+        return "".join(map(str, pieces))
+
+    return filled(form.record), filled(form.e)

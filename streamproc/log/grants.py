@@ -1,4 +1,4 @@
-"""Payouts that nothing stands against: one script (`grant.lua`) admits them and hands them over."""
+"""First decisions that need no more than the counters: one script (`grant.lua`) makes them and hands them over."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.budget import NOTHING_ASKED
-from streamproc.log.forms import VALUES, Offer, laid_out, room_of
+from streamproc.log.forms import VALUES, Fate, Offer, laid_out, texts_of
 from streamproc.log.names import Names
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
@@ -17,8 +17,7 @@ from streamproc.log.work import Desk, Group, Work
 
 log = logging.getLogger(__name__)
 
-GRANTED, LEFT = 1, 2
-"""What becomes of a grant: all of it is done, or nothing."""
+_FATES = {fate.value: fate for fate in Fate}
 
 _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 
@@ -74,14 +73,15 @@ async def grant(
     m: tuple[bytes, bytes],
     keep_budgets_s: int,
     unasked_at: int = 0,
-) -> list[int]:
-    """Admit, acknowledge and append; GRANTED or LEFT for each.
+) -> list[Fate]:
+    """Admit, acknowledge and append; what became of each.
 
     `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
     `unasked_at`: when they are decided (µs), where Redis was not asked for the time; the script has it then.
     """
     keys, texts = written_out(names, group, grants, unasked_at)
-    return list(await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts)))
+    fates = await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts))
+    return [_FATES[fate] for fate in fates]
 
 
 def written_out(
@@ -106,13 +106,18 @@ def written_out(
         if number is None:
             number = numbers[same] = len(numbers) + 1
             terms += terms_of(names, keys, ask.rate, ask.windows)
-            terms += (len(common), *common, *room_of(ask.windows or ()))
-        which = (id(form), offer.at)
+            terms += (len(common), *common)
+            if ask.windows is not None:
+                room, lack = texts_of(ask.windows)
+                terms += (*room, *lack)
+        at = offer.at
+        which = (id(form), at)
         laid = places.get(which)
         if laid is None:
             laid = places[which] = len(places) + 1
             length = len(offer.values) + VALUES + 1
-            texts.append((length, *laid_out(form.record, offer.at), *laid_out(form.e, offer.at)))
+            rejections = laid_out(form.no_slot, at) or False, laid_out(form.no_room, at) or False
+            texts.append((length, laid_out(form, at), int(form.ends), *rejections))
         entry = one.entry.decode()
         pair, first = 0, one.first
         if first is not None:
@@ -123,7 +128,7 @@ def written_out(
                 remembered += (keys.index(first.by_account), first.pair.vendor)
                 remembered += (keys.index(first.by_vendor), first.pair.fund_account)
         rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair, number)
-        for key, name, at in one.notes:
-            notes += (place, keys.index(key), name, str(at))
+        for key, name, when in one.notes:
+            notes += (place, keys.index(key), name, str(when))
     ends = grants[0].entry.decode(), grants[-1].entry.decode()
     return keys.list, _pack((len(grants), *ends, terms, texts, rows, notes, unasked_at, remembered))

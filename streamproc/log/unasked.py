@@ -1,5 +1,7 @@
 """What lets first looks be offered to `grant.lua` without asking Redis before: what it answered earlier.
 
+Who is not remembered may be rejected by what screening says, and is asked about else.
+
 It is not relied on. The script finds for itself whether a payout is known, whether its beneficiary is still noted,
 whether the policies are those of the offer, and whether the time of the offer is near its own. What is not so it
 leaves, and Redis is asked about that as ever. So what is remembered here may be wrong: that costs a call, and changes
@@ -81,14 +83,16 @@ class Unasked:
         self._noted.clear()
         self._at_s = -inf
 
-    def of(self, first: Sequence[First], works: int) -> list[First]:
+    def of(self, first: Sequence[First], works: int) -> Sequence[First]:
         """Which of a pass's first looks are to be offered. The others wait for it and are asked about after it, so
-        none are where they would be fewer than half of the pass's `works`."""
+        none are where fewer than half of the pass's `works` have a beneficiary who is known to be noted."""
         if not first or not self.is_fresh():
-            return []
-        noted = self._noted
-        found = [one for one in first if (one.by_account, one.by_vendor) in noted]
-        return found if 2 * len(found) >= works else []
+            return ()
+        return first if 2 * sum(map(self.is_noted, first)) >= works else ()
+
+    def is_noted(self, one: First) -> bool:
+        """Whether it was found noted when Redis was last asked. Where not, nothing is known."""
+        return (one.by_account, one.by_vendor) in self._noted
 
     def is_fresh(self) -> bool:
         """Whether Redis's clock was told lately."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamproc.domain import events as e
 from streamproc.domain.traces import is_notable, trace_id, trace_of
-from streamproc.log.forms import Offer
+from streamproc.log.forms import Fate, Offer
 from streamproc.log.scripts import Committed
 from streamproc.log.traced import STRAIGHT, Passed, Times, Traced
 from streamproc.log.work import Desk, Group, Work, written_ms
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamproc.telemetry.metrics import Meters
 
 US = 1_000_000
+Granted = tuple[Work, Offer, Fate]
 
 
 class Watched:
@@ -41,8 +42,8 @@ class Watched:
         self._desk, self._loaded_ns, self._told_ns, self._calls = desk, time_ns(), at_ns, []
         watch.keep(self._calls)
 
-    def granted(self, granted: Sequence[tuple[Work, Offer]], sent_ns: int) -> None:
-        """Offers were sent at `sent_ns`, and these were granted: the way is one stage, its script the commit."""
+    def granted(self, granted: Sequence[Granted], sent_ns: int) -> None:
+        """Offers were sent at `sent_ns`, and these were done: the way is one stage, its script the commit."""
         with watch.unharmed():
             meters, desk = watch.meters(), self._desk
             if meters is None or desk is None or not granted:
@@ -53,10 +54,10 @@ class Watched:
                 self._tell_times(meters, [Committed.DONE] * len(granted), passed, now_ns)
                 self._tell_granted(meters, granted, self._now_us(desk, now_ns))
                 return
-            works = [work for work, _ in granted]
-            for work, offer in granted:
+            works = [work for work, *_ in granted]
+            for work, offer, fate in granted:
                 # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
-                work.record, out = offer.told()
+                work.record, out = offer.told(fate)
                 work.out = list(out)
             self._tell_committed(works, [Committed.DONE] * len(works), passed, ())
 
@@ -102,18 +103,19 @@ class Watched:
             meters.entries.labels(self._group, status.name.lower()).inc(n)
         return begun_ns
 
-    def _tell_granted(self, meters: "Meters", granted: Sequence[tuple[Work, Offer]], now_us: int) -> None:
+    def _tell_granted(self, meters: "Meters", granted: Sequence[Granted], now_us: int) -> None:
         """As `_tell_committed`, of the decisions alone: nothing else that an offer records is told of. What is recorded
         of a payout costs as much to make as to decide it, and payouts of one form are decided alike."""
-        alike: dict[int, list[tuple[Work, Offer]]] = {}
-        for both in granted:
-            alike.setdefault(id(both[1].form), []).append(both)
+        alike: dict[tuple[int, Fate], list[Granted]] = {}
+        for one in granted:
+            alike.setdefault((id(one[1].form), one[2]), []).append(one)
         for group in alike.values():
-            decisions = [event for event in group[0][1].told()[1] if type(event) is e.PayoutDecided]
+            _, offer, fate = group[0]
+            decisions = [event for event in offer.told(fate)[1] if type(event) is e.PayoutDecided]
             for decision in decisions:
                 _count_decided(meters, decision, group, now_us)
                 if lines.are_said():
-                    lines.say([self._line(decision, work, offer) for work, offer in group])
+                    lines.say([self._line(decision, work, offer) for work, offer, _ in group])
 
     def _line(self, decision: e.PayoutDecided, work: Work, offer: Offer) -> lines.DecisionLine:
         """Of a payout that was decided as another one with the same form."""
@@ -186,10 +188,10 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
 
 
 def _count_decided(
-    meters: "Meters", decision: e.PayoutDecided, granted: Sequence[tuple[Work, Offer]], now_us: int
+    meters: "Meters", decision: e.PayoutDecided, granted: Sequence[Granted], now_us: int
 ) -> None:
     """First decisions that are alike."""
-    asks = [offer.ask for _, offer in granted]
+    asks = [offer.ask for _, offer, _ in granted]
     meters.decisions.labels(decision.decision, decision.reason).inc(len(asks))
     meters.decided_paise.labels(decision.decision).inc(sum(ask.amount for ask in asks))
     took = meters.decision_seconds.labels(decision.decision)

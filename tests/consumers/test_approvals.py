@@ -16,7 +16,7 @@ from streamproc.domain.governance import NO_URL, Reputation
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
 from streamproc.domain.wire import encode_events
-from streamproc.log.forms import Offer, as_filled
+from streamproc.log.forms import Fate, Form, Offer, Told, as_filled
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
@@ -71,9 +71,15 @@ def approvals_of(draw: st.DrawFn) -> Approval:
     )
 
 
-def written(offer: Offer) -> tuple[bytes, bytes]:
+def written(form: Form, offer: Offer) -> tuple[bytes, bytes]:
     """As the script fills it in, but for what only the script knows."""
-    return as_filled(offer.form.record, offer).encode(), as_filled(offer.form.e, offer).encode()
+    record, e = as_filled(form, offer)
+    return record.encode(), e.encode()
+
+
+def encoded(told: Told) -> tuple[bytes, bytes]:
+    record, out = told
+    return encode_record(record), encode_events(out)
 
 
 @settings(max_examples=150, deadline=None)
@@ -81,8 +87,22 @@ def written(offer: Offer) -> tuple[bytes, bytes]:
 def test_a_form_that_is_filled_in_is_what_is_told_of_the_payout(given_all: list[Approval]) -> None:
     forms = Forms()
     for approval in given_all:
-        record, out = approval.told()
-        assert written(forms.offer(approval)) == (encode_record(record), encode_events(out))
+        offer = forms.offer(approval)
+        form = offer.form
+        assert written(form, offer) == encoded(approval.told())
+        for fate, one in ((Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)):
+            if one is not None:
+                assert written(one, offer) == encoded(approval.told(fate))
+
+
+def test_what_has_no_slot_is_left_to_the_chain_where_the_policy_holds_it_or_the_form_is_its_own() -> None:
+    forms, one = Forms(), plain(1)
+    assert one.rate is not None
+    holds = replace(one, rate=replace(one.rate, hold=True))
+    own = replace(one, record=replace(one.record, utr="u"))
+    assert forms.offer(one).form.no_slot is not None
+    assert forms.offer(replace(holds, agent=agent("other"))).form.no_slot is None
+    assert forms.offer(own).form.no_slot is forms.offer(own).form.no_room is None
 
 
 def plain(n: int, *, url: str = "https://a.example/", name: str = "bot") -> Approval:
@@ -139,8 +159,8 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
     """As if something else came to depend on what is the payout's own."""
     told = Approval.told
 
-    def other(approval: Approval) -> object:
-        record, out = told(approval)
+    def other(approval: Approval, fate: Fate = Fate.DONE) -> object:
+        record, out = told(approval, fate)
         return replace(record, reason="long" if len(record.vendor_url) > 20 else ""), out
 
     monkeypatch.setattr(Approval, "told", other)
@@ -166,5 +186,5 @@ def test_a_payout_that_differs_in_more_than_its_values_is_written_as_it_is(other
     first = replace(first, record=replace(first.record, reference_id="r"))
     second = replace(first, record=replace(first.record, **other))
     for one in (first, second, first):
-        record, out = one.told()
-        assert written(forms.offer(one)) == (encode_record(record), encode_events(out))
+        offer = forms.offer(one)
+        assert written(offer.form, offer) == encoded(one.told())

@@ -9,18 +9,21 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from consumers.verdicts import decision_of
+from streamproc.domain import governance
 from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
-from streamproc.domain.events import BudgetReserved, Event, VelocityChecked
-from streamproc.domain.governance import uses
-from streamproc.domain.payouts import PayoutRecord, Reservation, decode_record
-from streamproc.domain.wire import decode_events
+from streamproc.domain.events import BudgetReserved, Event, Finding, VelocityChecked
+from streamproc.domain.governance import Case, conclude, find, uses, window_limit
+from streamproc.domain.payouts import PayoutRecord, Reservation, decode_record, encode_record
+from streamproc.domain.policy import ScopeState, build_book
+from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
-from streamproc.log.forms import Offer, offer_of
-from streamproc.log.grants import GRANTED, LEFT, Grant
+from streamproc.log.forms import Fate, Offer, no_room_of, no_slot_of, offer_of, rejection_of
+from streamproc.log.grants import Grant
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from tests.words import ACCOUNT, NOW
+from tests.words import ACCOUNT, NOW, policies
 
 NAMES = Names(0)
 FAR = 4_000_000_000
@@ -28,19 +31,19 @@ NASTY = 'https://a.example/%d%s?"number":0,"used":0,"limit":"reserved":0,"commit
 """What somebody else wrote; it must come out as it went in."""
 DAY = (Window("agent:a", "d1", 500, FAR),)
 RATE = RateAsk("a", 2, 60_000_000, False)
+AGENT = build_book(
+    {
+        change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
+        for change in policies("policies: {a: {daily_limit: 500}}")
+    }
+).agent("a")
 
 
 def told(ask: Ask, admission: Admission) -> tuple[PayoutRecord, list[Event]]:
     """A record and events that tell of an admission."""
     rate, budget = admission.rate, admission.budget
-    assert budget is not None
-    windows = uses(budget.windows, budget.before)
     record = PayoutRecord(
-        payout=ask.payout,
-        account=ACCOUNT,
-        received_at=ask.received_at,
-        vendor_url=NASTY,
-        reservation=Reservation(state="reserved", amount=ask.amount, number=budget.number, windows=windows),
+        payout=ask.payout, account=ACCOUNT, received_at=ask.received_at, amount=ask.amount, vendor_url=NASTY
     )
     slot = VelocityChecked(
         at=NOW,
@@ -51,19 +54,45 @@ def told(ask: Ask, admission: Admission) -> tuple[PayoutRecord, list[Event]]:
         window_s=rate.window_us // 1_000_000 if rate else 0,
         findings=[],
     )
+    case = Case(record, "claimed", AGENT, admission=admission)
+    if found := find((governance.rate, window_limit), case):
+        return rejected(record, found, [] if found[0].stage == "velocity" else [slot])
+    assert budget is not None
+    windows = uses(budget.windows, budget.before)
+    reservation = Reservation(state="reserved", amount=ask.amount, number=budget.number, windows=windows)
     room = BudgetReserved(
         at=NOW, payout=ask.payout, amount=ask.amount, number=budget.number, windows=windows, findings=[]
     )
-    return record, [slot, room]
+    return replace(record, reservation=reservation), [slot, room]
 
 
-def offer(ask: Ask) -> Offer:
-    """With 0 for what only the script knows."""
+def rejected(
+    record: PayoutRecord, found: list[Finding], before: Sequence[Event] = ()
+) -> tuple[PayoutRecord, list[Event]]:
+    decision = decision_of(record, None, "claimed", conclude(found), NOW)
+    return replace(record, decision="REJECTED", findings=found), [*before, decision]
+
+
+def offer(ask: Ask, *, rejects: bool = False) -> Offer:
+    """With 0 for what only the script knows. `rejects`: it says what it is without a slot and without room, too."""
     assert ask.windows is not None
-    rate = RateAnswer(0, 0, False, ask.rate.count, ask.rate.window_us) if ask.rate is not None else None
     empty = ((0, 0),) * len(ask.windows)
-    record, out = told(ask, Admission(rate, BudgetAnswer(0, ask.amount, -1, ask.windows, empty)))
-    return offer_of(ask, NOW, record, out)
+    room = BudgetAnswer(0, ask.amount, -1, ask.windows, empty)
+    terms = (ask.rate.count, ask.rate.window_us) if ask.rate is not None else (0, 0)
+    rate = RateAnswer(0, 0, False, *terms) if ask.rate is not None else None
+    plain = offer_of(ask, NOW, *told(ask, Admission(rate, room)))
+    if not rejects:
+        return plain
+    lack = told(ask, Admission(rate, replace(room, exceeded=0)))
+    form = replace(plain.form, no_room=no_room_of(ask, *texts(*lack)))
+    if ask.rate is not None and not ask.rate.hold:
+        limited = told(ask, Admission(RateAnswer(0, 0, True, *terms)))
+        form = replace(form, no_slot=no_slot_of(ask, *texts(*limited)))
+    return replace(plain, form=form)
+
+
+def texts(record: PayoutRecord, out: Sequence[Event]) -> tuple[str, str]:
+    return encode_record(record).decode(), encode_events(out).decode()
 
 
 async def pending(client: Redis) -> bytes:
@@ -84,8 +113,10 @@ def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
     return Ask(payout, amount, NOW, rate, DAY)
 
 
-async def granted(client: Redis, ask: Ask, notes: Sequence[tuple[str, str, int]] = ()) -> Grant:
-    return Grant(await pending(client), offer(ask), list(notes))
+async def granted(
+    client: Redis, ask: Ask, notes: Sequence[tuple[str, str, int]] = (), *, rejects: bool = False
+) -> Grant:
+    return Grant(await pending(client), offer(ask, rejects=rejects), list(notes))
 
 
 async def everything(client: Redis) -> dict[bytes, bytes]:
@@ -93,6 +124,7 @@ async def everything(client: Redis) -> dict[bytes, bytes]:
     return {key: await client.dump(key) for key in await client.keys("*")}
 
 
+BY_ADMIT, OR_LEFT, OR_REJECTED = WAYS = ("by admit.lua", "granted or left", "granted or rejected")
 asks = st.builds(
     Ask,
     st.integers(0, 12).map("pout_{}".format),
@@ -114,7 +146,8 @@ asks = st.builds(
     ).map(tuple),
 )
 batches = st.lists(
-    st.tuples(st.booleans(), st.lists(asks, min_size=1, max_size=6, unique_by=lambda a: a.payout)), max_size=8
+    st.tuples(st.sampled_from(WAYS), st.lists(asks, min_size=1, max_size=6, unique_by=lambda a: a.payout)),
+    max_size=8,
 )
 
 
@@ -131,39 +164,38 @@ LATE_AND_LIMITED = ((92, 1), (113, 2), (152, 1), (113, 2))
 @given(history=batches)
 @example(  # who is left to the chain looks further on than those who come after it, and leaves no trace of that
     [
-        (False, [at_second("pout_0", 92, 1)]),
-        (False, [at_second("pout_1", 113, 2), at_second("pout_2", 152, 1)]),
-        (False, [at_second("pout_3", 113, 2)]),
+        (OR_LEFT, [at_second("pout_0", 92, 1)]),
+        (OR_LEFT, [at_second("pout_1", 113, 2), at_second("pout_2", 152, 1)]),
+        (OR_LEFT, [at_second("pout_3", 113, 2)]),
     ]
 )
 @example(
     [
-        (False, [at_second("pout_0", 92, 1), at_second("pout_1", 113, 2)]),
-        (False, [at_second("pout_2", 152, 1), at_second("pout_3", 113, 2)]),
+        (OR_LEFT, [at_second("pout_0", 92, 1), at_second("pout_1", 113, 2)]),
+        (OR_LEFT, [at_second("pout_2", 152, 1), at_second("pout_3", 113, 2)]),
     ]
 )
-@example([(False, [at_second(f"pout_{n}", at, of) for n, (at, of) in enumerate(LATE_AND_LIMITED)])])
+@example([(OR_LEFT, [at_second(f"pout_{n}", at, of) for n, (at, of) in enumerate(LATE_AND_LIMITED)])])
+@example([(OR_REJECTED, [at_second(f"pout_{n}", at, of) for n, (at, of) in enumerate(LATE_AND_LIMITED)])])
 async def test_what_is_granted_is_what_the_model_grants_and_is_recorded_as_such(
-    client: Redis, history: list[tuple[bool, list[Ask]]]
+    client: Redis, history: list[tuple[str, list[Ask]]]
 ) -> None:
     await client.flushdb()
     await open_log(client, partitions=1, groups=("g",))
     model = Ledger()
-    for by_admit, batch in history:
-        if by_admit:  # as the chain does; whatever it answered is known from then on
+    for way, batch in history:
+        if way == BY_ADMIT:  # as the chain does; whatever it answered is known from then on
             answers = await scripts.admit(client, NAMES, batch, keep_budgets_s=60)
             assert answers == [model.admit(ask) for ask in batch]
             continue
-        fates = await send(client, [await granted(client, ask) for ask in batch])
+        rejects = way == OR_REJECTED
+        fates = await send(client, [await granted(client, ask, rejects=rejects) for ask in batch])
         for ask, fate in zip(batch, fates, strict=True):
             trial = copy.deepcopy(model)
             admission = trial.admit(ask)
-            plain = not (admission.rate and admission.rate.limited)
-            plain = plain and admission.budget is not None and admission.budget.granted
-            if ask.payout in model.admissions or not plain:
-                assert fate == LEFT
+            assert fate is fate_of(ask, admission, known=ask.payout in model.admissions, rejects=rejects)
+            if fate is Fate.LEFT:
                 continue
-            assert fate == GRANTED
             model = trial
             version, record, kept = await client.hmget(NAMES.payout(ask.payout), "v", "s", "a")
             assert (version, kept) == (b"1", scripts.kept_admission(admission))
@@ -178,6 +210,17 @@ async def test_what_is_granted_is_what_the_model_grants_and_is_recorded_as_such(
         assert [score for _, score in rows][-len(slots) :] == list(slots)
 
 
+def fate_of(ask: Ask, admission: Admission, *, known: bool, rejects: bool) -> Fate:
+    if known:
+        return Fate.LEFT
+    if admission.rate is not None and admission.rate.limited:
+        assert ask.rate is not None
+        return Fate.NO_SLOT if rejects and not ask.rate.hold else Fate.LEFT
+    if admission.budget is not None and admission.budget.granted:
+        return Fate.DONE
+    return Fate.NO_ROOM if rejects else Fate.LEFT
+
+
 async def log(client: Redis) -> list[list[Event]]:
     rows = await client.execute_command("XRANGE", NAMES.log, "-", "+")
     return [decode_events(fields[1]) for _, fields in rows]
@@ -185,18 +228,18 @@ async def log(client: Redis) -> list[list[Event]]:
 
 async def test_sent_or_delivered_again_it_finds_the_payout_known_and_does_nothing(client: Redis) -> None:
     one = await granted(client, ask_of("pout_1"))
-    assert await send(client, [one]) == [GRANTED]
+    assert await send(client, [one]) == [Fate.DONE]
     again = await granted(client, ask_of("pout_1"))
     before = await everything(client)
-    assert await send(client, [one]) == [LEFT]
-    assert await send(client, [again]) == [LEFT]
+    assert await send(client, [one]) == [Fate.LEFT]
+    assert await send(client, [again]) == [Fate.LEFT]
     assert await everything(client) == before
 
 
 async def test_what_somebody_else_acknowledged_takes_no_slot_no_room_and_no_number(client: Redis) -> None:
     late, other = await granted(client, ask_of("pout_1")), await granted(client, ask_of("pout_2"))
     await client.xack(NAMES.log, "g", late.entry)
-    assert await send(client, [late, other]) == [LEFT, GRANTED]
+    assert await send(client, [late, other]) == [Fate.LEFT, Fate.DONE]
     assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"100"
     assert await client.zrange(NAMES.rate("a"), 0, -1) == [b"pout_2"]
     assert await client.get(NAMES.number) == b"1"
@@ -207,9 +250,9 @@ async def test_under_another_policy_nothing_is_granted(client: Redis) -> None:
     one = await granted(client, ask_of("pout_1"))
     await client.hset(NAMES.policy, "rev", "7")
     before = await everything(client)
-    assert await send(client, [one], rev=b"6") == [LEFT]
+    assert await send(client, [one], rev=b"6") == [Fate.LEFT]
     assert await everything(client) == before
-    assert await send(client, [one], rev=b"7") == [GRANTED]
+    assert await send(client, [one], rev=b"7") == [Fate.DONE]
 
 
 async def test_a_time_after_that_of_redis_or_long_before_it_is_refused(client: Redis) -> None:
@@ -219,17 +262,17 @@ async def test_a_time_after_that_of_redis_or_long_before_it_is_refused(client: R
     seconds, us = await client.time()
     now = seconds * 1_000_000 + us
     for off_s in (60, -11):
-        assert await send(client, [one], unasked_at=now + off_s * 1_000_000) == [LEFT]
+        assert await send(client, [one], unasked_at=now + off_s * 1_000_000) == [Fate.LEFT]
     assert await everything(client) == before
-    assert await send(client, [one], unasked_at=now) == [GRANTED]
+    assert await send(client, [one], unasked_at=now) == [Fate.DONE]
 
 
 async def test_without_a_slot_no_room_is_taken_and_without_room_no_slot(client: Redis) -> None:
     batch = [await granted(client, ask) for ask in (ask_of("pout_1", 501), ask_of("pout_2", 500, None))]
-    assert await send(client, batch) == [LEFT, GRANTED]
+    assert await send(client, batch) == [Fate.LEFT, Fate.DONE]
     assert not await client.exists(NAMES.rate("a"))
     full = RateAsk("a", 0, 60_000_000, False)
-    assert await send(client, [await granted(client, ask_of("pout_3", 0, full))]) == [LEFT]
+    assert await send(client, [await granted(client, ask_of("pout_3", 0, full))]) == [Fate.LEFT]
     assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"500"
 
 
@@ -240,6 +283,27 @@ async def test_a_key_of_a_wrong_type_fails_the_call_before_anything_is_written(c
     with pytest.raises(LogBroken, match="not what it must be"):
         await send(client, list(reversed(batch)))
     assert await everything(client) == before
+
+
+async def test_who_asks_for_nothing_is_rejected_without_a_number_or_an_admission(client: Redis) -> None:
+    """And goes with the retention time where the payout is over with that, as none at the bank is."""
+    record = PayoutRecord(payout="pout_1", account=ACCOUNT, received_at=NOW, bank_status="pending")
+    after, out = rejected(
+        record, [Finding(stage="screening", code="FROZEN", outcome="REJECTED", evidence={})]
+    )
+    for ends, bank_status in ((False, "pending"), (True, "")):
+        payout = f"pout_{bank_status}"
+        after = replace(after, payout=payout, bank_status=bank_status, state="rejected")
+        asked = rejection_of(Ask(payout, 1, NOW), NOW, after, out)
+        batch = [Grant(await pending(client), asked), await granted(client, ask_of(f"{payout}_beside", 1))]
+        assert await send(client, batch) == [Fate.DONE, Fate.DONE]
+        row = await client.hgetall(NAMES.payout(payout))
+        assert row == {b"v": b"1", b"s": encode_record(after)}
+        assert out in await log(client)
+        assert (await client.ttl(NAMES.payout(payout)) > 0) is ends
+    assert await client.get(NAMES.number) == b"2"
+    assert await client.xlen(NAMES.log) == 8
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
 
 
 async def test_without_a_log_nothing_is_granted(client: Redis) -> None:
@@ -259,7 +323,7 @@ async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(clie
 
 def test_an_offer_whose_blanks_are_not_where_they_must_be_is_none() -> None:
     ask = ask_of("pout_1")
-    record, out = offer(ask).told()
+    record, out = offer(ask).told(Fate.DONE)
     for asked, events in (
         (ask, out[:1]),
         (ask, out[1:]),

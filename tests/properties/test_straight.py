@@ -18,9 +18,10 @@ from streamproc.domain.payouts import decode_record, encode_record, fold
 from streamproc.domain.wire import decode_events, decode_meta, encode_events
 from streamproc.log import grants
 from streamproc.log.connection import connected
+from streamproc.log.forms import Fate
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, Vendors, delivery, observed, requested
+from tests.words import ACCOUNT, NOW, Vendors, delivery, observed, requested
 
 POLICIES = f"""
 defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example]}}
@@ -142,6 +143,36 @@ async def test_straight_or_through_the_chain_the_same_is_recorded(
     assert state == state_by_chain
 
 
+to_who_was_paid = st.builds(
+    observed,
+    st.integers(0, 30).map("pout_{}".format),
+    st.sampled_from([100, 200, 300, 399]),
+    agent=st.sampled_from(["bot", "free", "wary"]),
+    url=st.sampled_from(URLS[1:3]),
+    currency=st.sampled_from(["INR", "INR", "INR", "USD"]),
+    at=st.integers(0, 90).map(lambda s: NOW + s * 1_000_000),
+)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(history=st.lists(to_who_was_paid, min_size=8, max_size=14))
+async def test_without_a_slot_or_room_the_script_records_what_the_chain_records(
+    redis_url: str, history: list[PayoutObserved | PayoutRequested]
+) -> None:
+    """To who was paid before, so that an approval is a form; of limits in several windows, and slots."""
+    paid: list[PayoutObserved | PayoutRequested] = [
+        observed(f"pout_before{n}", 1, agent="bot", url=url, at=NOW - 10**9)
+        for n, url in enumerate(URLS[1:3])
+    ]
+    ours = await recorded(redis_url, paid + history, governance())
+    assert ours == await recorded(redis_url, paid + history, replace(governance(), straight=None))
+
+
 async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(redis_url: str) -> None:
     """Of agents with and without a rate, to who was paid before, with what others wrote in the places of blanks."""
     history: list[PayoutObserved | PayoutRequested] = []
@@ -170,33 +201,56 @@ async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> N
 async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fates: dict[str, int] = {}
+    fates: dict[str, Fate] = {}
     real = grants.grant
 
-    async def watched(*args: Any, **named: Any) -> list[int]:
+    async def watched(*args: Any, **named: Any) -> list[Fate]:
         answer = await real(*args, **named)
         fates.update({one.offer.ask.payout: fate for one, fate in zip(args[3], answer, strict=True)})
         return answer
 
     monkeypatch.setattr(grants, "grant", watched)
     intent = requested(100, agent="free")
+    shop = URLS[1]
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
-        await engine.deliver(observed("pout_1", 400, url=URLS[1]))  # nobody knows of the vendor yet
-        await engine.deliver(observed("pout_2", 100, url=URLS[1]))
+        await engine.deliver(observed("unknown_vendor", 400, url=shop))
+        await engine.deliver(observed("plain", 100, agent="free", url=shop))
         await engine.append(ACCOUNT, intent)
         await engine.settled()
-        await engine.deliver(observed("pout_3", 401))
-        await engine.deliver(observed("pout_4", 300), observed("pout_2", 100))
-        decisions = {payout: record.decision for payout, record in (await engine.records()).items()}
+        await engine.deliver(observed("above", 401))
+        await engine.deliver(observed("no_room", 700, agent="free", url=shop))
+        await engine.deliver(observed("last_slot", 100, url=shop))
+        await engine.deliver(observed("no_slot", 100, url=shop))
+        await engine.deliver(observed("new_payee", 700, agent="free", url=shop, fund_account="fa_2"))
+        await engine.deliver(observed("blocked", 100, url="https://bad.example/"))
+        await engine.deliver(
+            observed("nobodys", 100, agent="stranger"), observed("plain", 100, status="queued")
+        )
+        records = await engine.records()
         await kept(engine)  # which holds each record against the fold of its events
-    assert fates == {"pout_2": grants.GRANTED, intent.payout: grants.GRANTED, "pout_4": grants.LEFT}
-    assert decisions == {
-        "pout_1": "APPROVED",
-        "pout_2": "APPROVED",
-        intent.payout: "APPROVED",
-        "pout_3": "HELD",
-        "pout_4": "REJECTED",
+    assert fates == {
+        "plain": Fate.DONE,
+        intent.payout: Fate.DONE,
+        "no_room": Fate.NO_ROOM,
+        "last_slot": Fate.DONE,
+        "no_slot": Fate.NO_SLOT,
+        "new_payee": Fate.LEFT,
+        "blocked": Fate.DONE,
+        "nobodys": Fate.DONE,
+    }
+    reasons = {payout: record.reason for payout, record in records.items()}
+    assert reasons == {
+        "unknown_vendor": "POLICY_OK",
+        "plain": "POLICY_OK",
+        intent.payout: "POLICY_OK",
+        "above": "APPROVAL_REQUIRED",
+        "no_room": "LIMIT_EXCEEDED",
+        "last_slot": "POLICY_OK",
+        "no_slot": "RATE_LIMITED",
+        "new_payee": "LIMIT_EXCEEDED",
+        "blocked": "DOMAIN_BLOCKED",
+        "nobodys": "NO_POLICY",
     }
 
 

@@ -180,7 +180,7 @@ async def test_a_payout_that_is_not_sampled_is_told_of_from_its_rejection_on(
         await archived(engine)
     assert tracer.of("good") == {}
     assert_connected(tracer.of("bad"))
-    assert {"screen", "archive", "view"} <= {one.name for one in tracer.of("bad").values()}
+    assert {"straight", "archive", "view"} <= {one.name for one in tracer.of("bad").values()}
 
 
 async def test_the_slowest_decision_of_a_batch_names_its_trace_as_an_exemplar(

@@ -1,23 +1,27 @@
 #!lua
--- Grant: of payouts that nothing is known of, and against which nothing stands, admit those that find a slot and room,
--- acknowledge their entries and append their outputs, all in one step. It does nothing at all for the others.
+-- Grant: of payouts that nothing is known of, and against which nothing else stands, admit those that find a slot and room
+-- and reject the others; reject those that ask for neither; acknowledge their entries and append their outputs, all in one
+-- step. What a payout has no form for it leaves, and does nothing at all about it.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs, as own.lua has them
 -- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] policy revision that they were looked at under   ARGV[3] as ARGV[1] of admit.lua
 -- ARGV[4], ARGV[5] `m` of each output in two pieces, between which goes the entry's id
 -- ARGV[6] MessagePack, an array of: number of payouts, first and last entry, four arrays, a time, an array:
---   terms, one after the other: as counters.lua has them, then how many texts their payouts share, and these, then what tells of
---     their room, in 2 + 2 * windows pieces: between them go the number, and what was reserved and committed in each window;
---   forms, each: the length of its rows, then of the record and of `e` the pieces, with something to be replaced between each
---     two, and what goes there: n > 0 the nth of the row, -1 the number, -2 the slots used before, -3 what tells of the room,
---     -4, -5, ... what payouts of the terms share;
+--   terms, one after the other: as counters.lua has them, then how many texts their payouts share, and these; where they have
+--     windows, what tells of their room, in 2 + 2 * windows pieces: between them go the number, and what was reserved and
+--     committed in each; then of each window what tells that it has no room, as far as what is used in it;
+--   forms, each: the length of its rows, texts for what is offered, 1 if its payout is over with that, texts for who finds no slot, and
+--     for who finds no room; false where that is left. Texts: of the record and of `e` the pieces, with something to be replaced
+--     between each two, and what goes there: n > 0 the nth of the row, -1 the number, -2 the slots used before, -3 what tells of
+--     the room, -4 what tells of the window that has none, -5, -6, ... what payouts of the terms share;
 --   rows, one after the other: the form's number, then texts: entry, payout, amount (paise), received at (µs), others, and the
 --     numbers of its pair, 0 where Redis was asked about it, and of its terms;
 --   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, and when (µs);
 --   when they were looked at (µs) where Redis was not asked for the time, or 0;
 --   pairs, each: twice the index of a beneficiary's hash and the name that is to be noted there.
--- Returns for each payout: 1 done, 2 nothing was done: something is known of it, its entry was acknowledged earlier,
---   there is no slot or no room, its pair is not noted, the policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
+-- Returns for each payout: 1 done, 3 rejected since there is no slot, 4 rejected since there is no room, 2 nothing was done:
+--   something is known of it, its entry was acknowledged earlier, its pair is not noted, it has no form for what was found, the
+--   policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
 -- NOLOG where there is no log.
 -- Why Lua: what is reserved is reserved in the step that records it, and a payout crosses the wire once.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a second run finds the payouts known.
@@ -33,6 +37,7 @@ if type(given) ~= 'table' or #given ~= 9 then wrong('it has no payouts') end
 local payouts, terms, forms, rows, notes = whole(given[1], 1, #KEYS - 4), given[4], given[5], given[6], given[7]
 local looked_at, time = whole(given[8], 0, US_MAX), call('TIME')
 local now, number = tonumber(time[1]), tonumber(call('GET', KEYS[2]) or '0')
+local first_number = number
 local now_us = now * 1000000 + tonumber(time[2])
 local is_near = looked_at == 0 or (looked_at <= now_us and looked_at >= now_us - UNASKED_US)
 if not is_near or (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
@@ -47,10 +52,11 @@ while i <= #terms do
   t, i = terms_at(terms, i)
   if t.rate > 0 then rate_of(t.rate, t.window_us) end
   exceeded_by(t, 0)
-  t.limited, t.shared, t.room = format(' %d %d 0', t.count, t.window_us), {}, {}
+  t.limited, t.shared, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}, {}
   for k = 1, whole(terms[i], 0, #terms) do t.shared[k] = terms[i + k] end
   i = i + 1 + #t.shared
   for k = 1, 2 + 2 * t.windows do t.room[2 * k - 1], i = terms[i], i + 1 end
+  for k = 1, t.windows do t.lack[k], i = terms[i], i + 1 end
   all[#all + 1] = t
 end
 local noted_pairs, pairs_of = { [0] = true }, given[9]
@@ -78,38 +84,57 @@ local function filled(pieces, blanks, at)
   return concat(pieces)
 end
 
+local DONE, LEFT, NO_SLOT, NO_ROOM = 1, 2, 3, 4
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
   local t, entry, paise, time = all[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
   local amount, received = whole(paise, 0, US_MAX), whole(time, 0, US_MAX)
-  if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return 2 end
-  local exceeded, before = exceeded_by(t, amount)
-  if exceeded >= 0 then return 2 end
-  local used, r = 0, nil
+  if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return LEFT end
+  local fate, used, r, exceeded, before = DONE, 0, nil, -1, nil
   if t.rate > 0 then
     used, r = slots_used(t, received)
-    if used >= t.count then return 2 end
+    if used >= t.count then fate = NO_SLOT end
   end
-  number = number + 1
-  local mine, rate, room = int(number), '', t.room
-  own[1], room[2] = mine, mine
-  if r then
-    take_slot(r, rows[at + 3], received, time)
-    own[2] = int(used)
-    rate = mine .. ' ' .. own[2] .. t.limited
+  if fate == DONE then
+    exceeded, before = exceeded_by(t, amount)
+    if exceeded >= 0 then fate = NO_ROOM end
   end
-  charge(t, amount)
-  for k = 1, #before do room[2 + 2 * k] = before[k] end
-  own[3] = concat(room)
-  for k = 1, #t.shared do own[3 + k] = t.shared[k] end
+  local texts = form[1 + fate]
+  if not texts then return LEFT end
+  local admission = false
+  if t.rate > 0 or t.windows >= 0 then
+    number = number + 1
+    local mine, rate, room = int(number), '', t.room
+    own[1], own[2] = mine, int(used)
+    if r then rate = mine .. ' ' .. own[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
+    if fate == NO_SLOT then
+      passed(r)
+      admission = rate .. '||'
+    else
+      if r then take_slot(r, rows[at + 3], received, time) end
+      admission = rate .. '|' .. mine .. ' ' .. paise .. ' ' .. exceeded .. told(before) .. '|' .. t.w
+      if fate == DONE then
+        charge(t, amount)
+        room[2] = mine
+        for k = 1, #before do room[2 + 2 * k] = before[k] end
+        own[3] = concat(room)
+      else
+        local k, b = exceeded + 1, budget_of(t.budgets[exceeded + 1])
+        local reserved, committed = before[2 * k - 1], before[2 * k]
+        own[4] = t.lack[k] .. int(b.r + b.add + b.c) .. ',"reserved":' .. reserved .. ',"committed":' .. committed
+      end
+    end
+    for k = 1, #t.shared do own[4 + k] = t.shared[k] end
+  end
   acknowledged[#acknowledged + 1] = entry
   writes[written + 1] = KEYS[4 + n]
-  writes[written + 2] = filled(form[2], form[3], at)
-  writes[written + 3] = rate .. '|' .. mine .. ' ' .. paise .. ' -1' .. told(before) .. '|' .. t.w
-  writes[written + 4] = filled(form[4], form[5], at)
+  writes[written + 2] = filled(texts[1], texts[2], at)
+  writes[written + 3] = admission
+  writes[written + 4] = filled(texts[3], texts[4], at)
   writes[written + 5] = ARGV[4] .. entry .. ARGV[5]
-  written = written + 5
-  return 1
+  writes[written + 6] = form[3] == 1
+  written = written + 6
+  return fate
 end
 
 local at = 0
@@ -123,13 +148,18 @@ if #acknowledged == 0 then return reply end
 for k = 1, #notes, 4 do look(KEYS[whole(notes[k + 1], 5, #KEYS)], notes[k + 2], notes[k + 3]) end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
 local first, last
-for k = 1, written, 5 do
-  call('HSET', writes[k], 'v', '1', 's', writes[k + 1], 'a', writes[k + 2])
+for k = 1, written, 6 do
+  if writes[k + 2] then
+    call('HSET', writes[k], 'v', '1', 's', writes[k + 1], 'a', writes[k + 2])
+  else
+    call('HSET', writes[k], 'v', '1', 's', writes[k + 1])
+  end
+  if writes[k + 5] then call('EXPIRE', writes[k], ARGV[3]) end
   last = call('XADD', KEYS[1], '*', 'e', writes[k + 3], 'm', writes[k + 4])
   first = first or last
 end
 write_counters(tonumber(ARGV[3]), now)
-call('SET', KEYS[2], int(number))
+if number > first_number then call('SET', KEYS[2], int(number)) end
 for k = 1, #notes, 4 do
   if reply[tonumber(notes[k])] == 1 then note(KEYS[tonumber(notes[k + 1])], notes[k + 2], notes[k + 3]) end
 end
