@@ -52,9 +52,10 @@ TEXTS_MAX = 4_096
 """Vendors' URLs, fund accounts and times whose JSON a process keeps, some 200 bytes each."""
 
 _POLICY_OK = conclude(())
-_plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
+is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 """An id that is the same in JSON."""
-_json_of = msgspec.json.Encoder().encode
+json_of = msgspec.json.Encoder().encode
+"""A text's JSON, as a form's value is written."""
 
 
 class Approval(Struct, frozen=True):
@@ -101,6 +102,11 @@ class Approval(Struct, frozen=True):
         out: list[Event] = [screened, checked, vetted, reserved, decision]
         out += noted_by(decision, record, record.beneficiary)
         return approved(record, screened, vetted, reserved, decision), out
+
+    def of(self, record: PayoutRecord, at: int) -> "Approval":
+        """The same of another payout that is alike, as it was seen, at that moment."""
+        seen = replace(record, beneficiary=self.record.beneficiary)
+        return replace(self, record=seen, at=at)
 
     def _rejected(self, table: str, answer: Admission, *before: Event) -> Told:
         """By the one rule of `table`, which looks at what the counters answered."""
@@ -191,7 +197,8 @@ class Forms:
             known = self._meet(key, approval, ask)
         if known.form is None:
             return offer_of(ask, approval.at, *approval.told())
-        return Offer(ask, approval.at, known.form, known.common, _values(record, reputation), approval.told)
+        values = _values(record, reputation)
+        return Offer(ask, approval.at, known.form, known.common, values, record.agent, approval.told)
 
     def _meet(self, key: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
         """Find the form for the first of such payouts; none where it does not give what is told of this one."""
@@ -205,9 +212,8 @@ class Forms:
         if form is None:
             form = self._forms[which] = _form_of(_marked(approval))
         common = _common(approval)
-        offer = Offer(
-            ask, approval.at, form, common, _values(approval.record, approval.reputation), approval.told
-        )
+        values, agent = _values(approval.record, approval.reputation), approval.record.agent
+        offer = Offer(ask, approval.at, form, common, values, agent, approval.told)
         fits = all(_texts(approval, fate) == as_filled(one, offer) for fate, one in _forms_in(form))
         if not fits:
             log.error("agent %s: no form gives what is told of payout %s", approval.record.agent, ask.payout)
@@ -256,7 +262,7 @@ def _is_usual(approval: Approval) -> bool:
         and record.amount > 0
         and record.received_at > 0
         and record.updated_at <= approval.at
-        and _plain_id(record.payout) is not None
+        and is_plain_id(record.payout) is not None
     )
 
 
@@ -265,7 +271,7 @@ def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
     return (
         _repeated(record.vendor_url),
         _repeated(record.fund_account),
-        _json_of(record.reference_id).decode(),
+        json_of(record.reference_id).decode(),
         *_when(reputation.checked_at, reputation.fresh_until),
     )
 
@@ -286,7 +292,7 @@ def _common(approval: Approval) -> tuple[str, ...]:
 @lru_cache(maxsize=TEXTS_MAX)
 def _repeated(text: str) -> str:
     """The JSON of a text that many payouts have."""
-    return _json_of(text).decode()
+    return json_of(text).decode()
 
 
 def _texts(approval: Approval, fate: Fate) -> tuple[str, str]:

@@ -16,10 +16,13 @@ from streamproc.domain.events import PayoutScreened, ReputationChecked
 from streamproc.domain.governance import RULES, Case, Reputation, find
 from streamproc.log.work import Desk, Item, Stage, Work
 
+TERMS_MAX = 4_096
+"""Rates, and windows, that are kept, some 300 bytes each. Then it begins anew."""
+
 
 class Terms:
-    """What the payouts of a batch ask for. Those that ask for the same get the same objects: they are made once,
-    and `scripts.admit` sends them once."""
+    """What payouts under one book of policies ask for. Those that ask for the same get the same objects: they are made
+    once, and `scripts.admit` sends them once."""
 
     def __init__(self, zone: str) -> None:
         self._zone = zone
@@ -31,6 +34,8 @@ class Terms:
         agent = case.payout.agent
         if agent in self._rates:
             return self._rates[agent]
+        if len(self._rates) >= TERMS_MAX:
+            self._rates.clear()
         rate = self._rates[agent] = rate_ask(case)
         return rate
 
@@ -40,6 +45,8 @@ class Terms:
         key = (payout.agent, payout.account, vendor, payout.received_at // QUARTER_US)
         known = self._windows.get(key)
         if known is None:
+            if len(self._windows) >= TERMS_MAX:
+                self._windows.clear()
             known = self._windows[key] = charged_windows(case, vendor, self._zone)
         return known
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from consumers.approvals import Approval, Forms
+from consumers.plans import Plans
 from consumers.recall import gone_before, young_s_of
-from consumers.reserve import Terms
 from consumers.verdicts import DEFAULT_ZONE, decision_of, is_rejected
 from consumers.vet import Reputations
 from streamproc.domain.budget import Ask
@@ -38,10 +38,10 @@ def stands_for(chain: Sequence[Stage]) -> bool:
 
 def straight_way(reputations: Reputations, *, zone: str, retention_s: float) -> Straight:
     """`zone` is for policies that name none; what Redis may have forgotten after `retention_s` is left to the chain."""
-    young_s, forms = young_s_of(retention_s), Forms()
+    young_s, plans = young_s_of(retention_s), Plans(Forms(), zone)
 
     def of_batch(desk: Desk) -> "_Batch":
-        return _Batch(desk, reputations, forms, zone, young_s)
+        return _Batch(desk, reputations, plans, zone, young_s)
 
     return of_batch
 
@@ -49,10 +49,9 @@ def straight_way(reputations: Reputations, *, zone: str, retention_s: float) -> 
 class _Batch:
     """What a batch's offers have in common."""
 
-    def __init__(self, desk: Desk, reputations: Reputations, forms: Forms, zone: str, young_s: float) -> None:
-        self._desk, self._reputations, self._forms = desk, reputations, forms
+    def __init__(self, desk: Desk, reputations: Reputations, plans: Plans, zone: str, young_s: float) -> None:
+        self._desk, self._reputations, self._plans = desk, reputations, plans.under(desk.book)
         self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(desk.now_us, young_s)
-        self._terms = Terms(zone)
 
     def __call__(self, work: Work) -> Offer | None:
         """The offer for a payout that screening rejects, or that nothing stands against. Without a beneficiary nothing
@@ -81,10 +80,20 @@ class _Batch:
             return self._rejection(work, case, findings)
         if agent is None or reputation is None or seen is None:
             return None
-        rate, windows = self._terms.rate(case), self._terms.windows(case)
-        return self._forms.offer(
+        terms = self._plans.terms
+        rate, windows = terms.rate(case), terms.windows(case)
+        return self._plans.offer(
             Approval(record, party.identity, agent, reputation, desk.now_us, rate, windows)
         )
+
+    def at_sight(self, work: Work) -> Offer | None:
+        """The offer for a payout of the bank's that is like one that was approved."""
+        if len(work.events) != 1:
+            return None
+        (event,) = work.events
+        if type(event) is not PayoutObserved:
+            return None
+        return self._plans.again(event, self._desk.now_us, self._gone_before_s)
 
     def _rejection(self, work: Work, case: Case, findings: Sequence[Finding]) -> Offer | None:
         """The offer to reject what screening rejects, which the counters are not asked about."""

@@ -64,7 +64,7 @@ class Measured(Struct, frozen=True):
     runs: list[Run]
 
 
-class _NoCache(Cache):
+class NoCache(Cache):
     """Redis's cache, which is not asked: all vendors are in memory."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ async def measure(payouts: int, rounds: int, *, said: Said) -> Measured:
     """Measure each piece in each round. Raises JobFailed where the decisions are not what they must be."""
     at_us, runs = time.time_ns() // 1000, list[Run]()
     reputations = Reputations(_clean(at_us))
-    await reputations.of(job.vendor_urls(), _NoCache(), at_us)
+    await reputations.of(job.vendor_urls(), NoCache(), at_us)
     pure = _Pure(consumers.governance(reputations, zone=job.ZONE), _book(at_us), payouts, at_us)
     look_less_often()
     for number in range(rounds + 1):
@@ -163,7 +163,7 @@ class _Pure:
         async def book() -> PolicyBook:
             return self._book
 
-        return Desk(self._at_us + self._payouts, 0, self._book, admit, _NoCache(), book, entry)
+        return Desk(self._at_us + self._payouts, 0, self._book, admit, NoCache(), book, entry)
 
     async def _stages(self) -> list[Work]:
         ledger, done = Ledger(), list[Work]()

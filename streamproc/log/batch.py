@@ -126,7 +126,6 @@ class Handler:
         it would come to nothing else once Redis was asked."""
         remembered = self.opener.unasked
         for one in unasked:
-            self._open(one.work, scripts.NO_ROW)
             one.work.beneficiary = NOTED if remembered.is_noted(one) else None
         desk = self._desk(client, remembered.now_us(unasked), self._policies.book, time_ns())
         gone = await self._go_straight(client, [one.work for one in unasked], desk, unasked)
@@ -136,7 +135,8 @@ class Handler:
         self, client: Redis, works: Sequence[Work], desk: Desk, unasked: Sequence[First] = ()
     ) -> set[Work]:
         """Hand over at once what needs the counters at most. Those that this is all for; the chain has the others."""
-        offers = grants.offers_of(self.group, works, desk)
+        opens = (lambda work: self._open(work, scripts.NO_ROW)) if unasked else None
+        offers = grants.offers_of(self.group, works, desk, opens)
         if not offers:
             return set()
         remembered, sent_s = self.opener.unasked, monotonic()

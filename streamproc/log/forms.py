@@ -84,6 +84,7 @@ class Offer(Struct, eq=False):
     """For the form's blanks from COMMON on: the same object for payouts with the same terms."""
     values: Sequence[str]
     """For those from VALUES on."""
+    agent: str
     told: Callable[[Fate], Told]
     """The record and the events of a fate; made when somebody wants to see them."""
     noted: Sequence[Event] = ()
@@ -99,14 +100,14 @@ def offer_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> O
     """An offer with a form of its own, for what is seldom. ValueError: it does not tell of slot and room."""
     form = form_of(ask, encode_record(record).decode(), encode_events(out).decode())
     noted = [one for one in out if type(one) is BeneficiaryNoted]
-    return Offer(ask, at, form, (), (), lambda _: (record, out), noted)
+    return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out), noted)
 
 
 def rejection_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
     """An offer to reject a payout, for which nothing is asked."""
     ends = is_terminal(record)
     form = Form(encode_record(record).decode(), encode_events(out).decode(), ends=ends)
-    return Offer(ask, at, form, (), (), lambda _: (record, out))
+    return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out))
 
 
 def form_of(ask: Ask, record: str, e: str) -> Form:

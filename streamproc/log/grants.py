@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 from redis.asyncio import Redis
 
+from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.log.forms import VALUES, Fate, Offer, laid_out, texts_of
 from streamproc.log.names import Names
@@ -24,12 +25,29 @@ _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 _pack = msgspec.msgpack.Encoder().encode
 
 
-def offers_of(group: Group, works: Sequence[Work], desk: Desk) -> list[tuple[Work, Offer]]:
-    """The works that may go the group's short way, each with what it would record."""
+def offers_of(
+    group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None] | None = None
+) -> list[tuple[Work, Offer]]:
+    """The works that may go the group's short way, each with what it would record.
+
+    `opens` opens a first look that has to be looked at as a whole; None: all are open.
+    """
     if group.straight is None:
         return []
     ask = group.straight(desk)
-    return [(work, offer) for work in works if _is_new(work) and (offer := _offered(ask, work))]
+    offers = []
+    for work in works:
+        offer = None
+        if opens is not None:
+            if work.beneficiary is NOTED:
+                offer = _offered(ask.at_sight, work)
+            if offer is None:
+                opens(work)
+        if offer is None and _is_new(work):
+            offer = _offered(ask, work)
+        if offer is not None:
+            offers.append((work, offer))
+    return offers
 
 
 def _is_new(work: Work) -> bool:

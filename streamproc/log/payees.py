@@ -25,19 +25,25 @@ class First(NamedTuple):
 
 def first_looks(names: Names, works: Sequence[Work]) -> list[First]:
     """Those works that may be the first look at a payout."""
-    pairs = [(work, pair) for work in works if (pair := pair_in(work))]
-    return [First(work, pair, *keys_of(names, pair)) for work, pair in pairs]
+    firsts = []
+    for work in works:
+        for event in work.events:
+            if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
+                facts = event.facts
+                whom = event.account, facts.fund_account_id, facts.notes.get("vendor_url", "")
+            elif type(event) is PayoutRequested:
+                whom = event.account, event.intent.fund_account_id, event.vendor_url
+            else:
+                continue
+            firsts.append(First(work, *_whom(names, *whom)))
+            break
+    return firsts
 
 
-def pair_in(work: Work) -> Pair | None:
-    """Whom an open payout is for, where the entry shows one: it may be the first look at it."""
-    for event in work.events:
-        if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
-            facts = event.facts
-            return pair_of(event.account, facts.fund_account_id, facts.notes.get("vendor_url", ""))
-        if type(event) is PayoutRequested:
-            return pair_of(event.account, event.intent.fund_account_id, event.vendor_url)
-    return None
+@lru_cache(maxsize=PAIRS_MAX)
+def _whom(names: Names, account: str, fund_account: str, vendor_url: str) -> tuple[Pair, str, str]:
+    pair = pair_of(account, fund_account, vendor_url)
+    return pair, *keys_of(names, pair)
 
 
 def keys_of(names: Names, pair: Pair) -> tuple[str, str]:

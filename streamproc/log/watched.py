@@ -126,7 +126,7 @@ class Watched:
             trace_id(work.payout),
             decision.decision,
             decision.reason,
-            work.known().agent,
+            offer.agent,
             offer.ask.amount,
             decision.by,
         )

@@ -8,7 +8,7 @@ entry is acknowledged and all of it appended in one step.
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import time_ns
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -129,8 +129,20 @@ class Desk:
         return known
 
 
-Straight: TypeAlias = Callable[[Desk], Callable[[Work], Offer | None]]
-"""For each batch, what to ask for each work: an offer, or None where the chain has to look at it."""
+class Asked(Protocol):
+    """What a batch's short way is asked for each work."""
+
+    def __call__(self, work: Work) -> Offer | None:
+        """An offer for an open work; None where the chain has to look at it."""
+        ...
+
+    def at_sight(self, work: Work) -> Offer | None:
+        """The same of a first look that is not opened, for a pair that is noted; None: open it and ask."""
+        ...
+
+
+Straight: TypeAlias = Callable[[Desk], Asked]
+"""For each batch, what to ask."""
 Item: TypeAlias = tuple[Work, Event]
 Handle: TypeAlias = Callable[[Sequence[Item], Desk], Awaitable[None]]
 

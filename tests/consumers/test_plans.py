@@ -1,0 +1,221 @@
+"""What is remembered of payouts alike comes to what looking at each as a whole comes to, or to nothing."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from consumers import plans, reserve
+from consumers.approvals import Forms
+from consumers.plans import BY_AMOUNT, BY_WHAT_IS_ALIKE
+from consumers.straight import straight_way
+from consumers.vet import Reputations
+from streamproc.bench.pure import NoCache
+from streamproc.domain import governance, narrowed
+from streamproc.domain.beneficiaries import NOTED
+from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
+from streamproc.domain.events import Finding, PayoutObserved
+from streamproc.domain.payouts import fold
+from streamproc.domain.policy import PolicyBook, ScopeState, build_book
+from streamproc.log.forms import Fate, Offer, as_filled
+from streamproc.log.work import Asked, Desk, Work
+from tests.engine import ZONE
+from tests.words import NOW, observed, policies
+
+POLICIES = """
+defaults: {rate_limit: {count: 3, window: 60}, blocked_domains: [bad.example]}
+policies:
+  bot: {daily_limit: 1000, weekly_limit: 1500, require_approval_above: 400}
+  free: {rate_limit: {count: 0}, count_fees: true, vendor_daily_limit: 700, per_txn_limit: 500}
+  wary: {new_beneficiary: hold, changed_beneficiary: hold, on_rate_limit: hold}
+  night: {hours: "00:00-23:00"}
+  usd: {currencies: [INR, USD]}
+  ice: {frozen: true}
+  proven: {require_verified_identity: true}
+agents: {proven: {fund_accounts: [fa_1]}}
+"""
+CREATED_AT = NOW // US
+URLS = ("https://shop.example/100%25?%d", "https://other.example/", "https://bad.example/", "not a url", None)
+alike = st.fixed_dictionaries(
+    {
+        "agent": st.sampled_from(
+            ["bot", "bot", "free", "wary", "night", "usd", "ice", "proven", "stranger", None]
+        ),
+        "url": st.sampled_from([*URLS[:2], *URLS]),
+        "currency": st.sampled_from(["INR", "INR", "INR", "USD"]),
+        "fund_account": st.sampled_from(["fa_1", "fa_1", "fa_2", ""]),
+        "status": st.sampled_from(["pending", "pending", "queued", "processing"]),
+    }
+)
+own = st.tuples(
+    st.sampled_from([*map("pout_{}".format, range(12)), 'pout_"', "spi_0000000000000000"]),
+    st.sampled_from([1, 399, 400, 401, 500, 501, 0]),
+)
+times = st.sampled_from([0, 1, 2, 0, 1, 899, 7200, -10]).map(lambda s: NOW + s * US)
+looked_at = st.sampled_from([3, 3, 3, 950, 8000, 90_000]).map(lambda s: NOW + s * US)
+rare = st.fixed_dictionaries(
+    {},
+    optional={
+        "reference_id": st.sampled_from(["r", '"']),
+        "fees": st.sampled_from([0] * 9 + [7]),
+        "utr": st.sampled_from([""] * 9 + ["u"]),
+        "tax": st.sampled_from([0] * 9 + [7]),
+        "created_at": st.sampled_from([CREATED_AT, CREATED_AT, 1]),
+    },
+)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[PayoutObserved, int]]:
+    """Payouts, few of them unlike, and when each is looked at (µs)."""
+    few, history = draw(st.lists(alike, min_size=1, max_size=3)), []
+    for _ in range(draw(st.integers(2, 20))):
+        (payout, amount), common = draw(own), draw(st.sampled_from(few))
+        event = observed(payout, amount, at=draw(times), **common)
+        event = replace(event, facts=replace(event.facts, **draw(rare)))
+        if draw(st.sampled_from([False] * 9 + [True])):
+            event.facts.notes["agent_sig"] = "x"
+        history.append((event, draw(looked_at)))
+    return history
+
+
+@pytest.fixture(scope="module")
+def book() -> PolicyBook:
+    return book_of(POLICIES)
+
+
+def book_of(text: str) -> PolicyBook:
+    return build_book(
+        {c.scope: ScopeState(version=c.version, own=c.after, effective=c.effective) for c in policies(text)}
+    )
+
+
+async def reputations() -> Reputations:
+    """Clean ones, for a day."""
+
+    async def lookup(urls: Sequence[str]) -> Mapping[str, governance.Reputation]:
+        until = NOW + 86_400 * US
+        return {url: governance.Reputation("clean", checked_at=NOW, fresh_until=until) for url in urls}
+
+    known = Reputations(lookup)
+    await known.of([url for url in URLS if url], NoCache(), NOW)
+    return known
+
+
+def desk(book: PolicyBook, now_us: int) -> Desk:
+    async def none(_: object) -> list[object]:
+        return []
+
+    async def book_now() -> PolicyBook:
+        return book
+
+    return Desk(now_us, 0, book, none, NoCache(), book_now, none)  # type: ignore[arg-type]
+
+
+def work_of(event: PayoutObserved) -> Work:
+    return Work(b"1-1", [event], event.payout, beneficiary=NOTED)
+
+
+def as_a_whole(ask: Asked, event: PayoutObserved) -> Offer | None:
+    work = work_of(event)
+    work.open(b"0", None, NOTHING_ASKED, keep=False)
+    return ask(work)
+
+
+def everything(offer: Offer) -> list[object]:
+    """All that an offer says."""
+    form = offer.form
+    forms = (Fate.DONE, form), (Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)
+    filled = [(as_filled(one, offer), offer.told(fate)) for fate, one in forms if one is not None]
+    return [offer.ask, offer.at, offer.agent, form.ends, *filled]
+
+
+@settings(max_examples=200, deadline=None)
+@given(history=histories())
+async def test_an_offer_at_sight_is_the_offer_of_who_looks_at_the_whole(
+    book: PolicyBook, history: list[tuple[PayoutObserved, int]]
+) -> None:
+    way = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)
+    for event, now_us in history:
+        ask = way(desk(book, now_us))
+        at_sight, whole = ask.at_sight(work_of(event)), as_a_whole(ask, event)
+        if at_sight is not None:
+            assert whole is not None
+            assert everything(at_sight) == everything(whole)
+
+
+async def test_who_was_paid_before_is_offered_at_sight_what_he_asks_for(book: PolicyBook) -> None:
+    ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, NOW + US))
+    first = observed("pout_1", 100, url=URLS[0])
+    assert ask.at_sight(work_of(first)) is None
+    assert as_a_whole(ask, first) is not None
+    second = ask.at_sight(work_of(observed("pout_2", 400, url=URLS[0])))
+    assert second is not None
+    assert (second.ask.payout, second.ask.amount) == ("pout_2", 400)
+    assert (
+        ask.at_sight(work_of(observed("pout_3", 401, url=URLS[0]))) is None
+    )  # a person is asked for that much
+
+
+async def test_what_was_remembered_ends_with_the_policies(book: PolicyBook) -> None:
+    way = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)
+    event = observed("pout_1", 100, url=URLS[0])
+    assert as_a_whole(way(desk(book, NOW + US)), event) is not None
+    assert way(desk(book, NOW + US)).at_sight(work_of(event)) is not None
+    frozen = book_of(POLICIES.replace("bot: {", "bot: {frozen: true, "))
+    assert way(desk(frozen, NOW + US)).at_sight(work_of(event)) is None
+
+
+async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remembered(
+    book: PolicyBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new(_: governance.Case) -> Finding | None:
+        return None
+
+    monkeypatch.setitem(governance.RULES, "approval", (*governance.RULES["approval"], new))
+    narrowed.rules_under.cache_clear()
+    try:
+        ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, NOW + US))
+        event = observed("pout_1", 100, url=URLS[0])
+        assert as_a_whole(ask, event) is not None
+        assert ask.at_sight(work_of(event)) is None
+    finally:
+        narrowed.rules_under.cache_clear()
+
+
+def test_each_rule_about_what_is_alike_or_the_amount_is_a_rule() -> None:
+    rules = {rule for table in governance.RULES.values() for rule in table}
+    assert BY_WHAT_IS_ALIKE | BY_AMOUNT.keys() <= rules
+    others = {governance.no_policy, governance.outside_hours, governance.rate, governance.window_limit}
+    assert rules - BY_WHAT_IS_ALIKE - BY_AMOUNT.keys() == others
+
+
+async def test_plans_are_made_anew_where_there_would_be_too_many(
+    book: PolicyBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "PLANS_MAX", 1)
+    ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, NOW + US))
+    one, other = observed("pout_1", 100, url=URLS[0]), observed("pout_2", 100, url=URLS[1])
+    for event in (one, other):
+        assert as_a_whole(ask, event) is not None
+    assert ask.at_sight(work_of(one)) is None
+    assert ask.at_sight(work_of(other)) is not None
+
+
+async def test_what_is_asked_for_is_not_kept_for_ever(
+    book: PolicyBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker runs for months, and windows are others each quarter of an hour."""
+    monkeypatch.setattr(reserve, "TERMS_MAX", 3)
+    kept = plans.Plans(Forms(), ZONE).under(book).terms
+    for quarter in range(9):
+        for agent in ("bot", "free"):
+            record = fold([observed(agent=agent, at=NOW + quarter * QUARTER_US)])
+            assert record is not None
+            case = governance.Case(record, "claimed", book.agent(agent))
+            assert kept.windows(case) is kept.windows(case)
+            assert kept.rate(case) is kept.rate(case)
+            assert len(kept._windows) <= 3
+            assert len(kept._rates) <= 3
