@@ -39,6 +39,7 @@ from streamproc.log.forms import (
     as_filled,
     blank,
     form_of,
+    form_with,
     no_room_of,
     no_slot_of,
     offer_of,
@@ -226,9 +227,8 @@ def _form_of(marked: Approval) -> Form:
     record, rate = marked.record, marked.rate
     ask = Ask(record.payout, record.amount, record.received_at, rate, marked.windows)
 
-    def form(of: Callable[[Ask, str, str], Form], fate: Fate) -> Form:
-        made = of(ask, *_texts(marked, fate))
-        return Form(_with_blanks(made.record), _with_blanks(made.e))
+    def form(of: Callable[[Ask, str, str], tuple[str, str]], fate: Fate) -> Form:
+        return form_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))
 
     # A limit that holds is no rejection: the chain goes on with it.
     no_slot = form(no_slot_of, Fate.NO_SLOT) if rate is not None and not rate.hold else None

@@ -43,8 +43,8 @@ STALLED_MAX_S = 30.0
 """Without a decision, or anything new in Postgres: what has not come by then will not come."""
 UNDER_WAY_MAX = 1_024
 """Payouts that are sent and not decided: two of the engine's batches in hand and two that wait."""
-BEHIND_MAX = 8_000
-"""Entries that Postgres does not show yet: two of the projector's batches in hand and two that wait."""
+BEHIND_MAX = 16_000
+"""Entries that Postgres does not show yet: two of the views' batches in hand and two that wait."""
 LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
 _DECIDED = tag_of(PayoutDecided)
 _BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'

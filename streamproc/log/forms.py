@@ -51,19 +51,60 @@ def blank(place: int) -> str:
 
 AT = f"{MARK}at{MARK}"
 """When it is decided (µs), which a batch has in common."""
+_AT = "\x02"
+"""The same as one character, which no JSON text has either."""
 SLOT = f'"number":{blank(NUMBER)},"used":{blank(USED)}'
+
+
+class Text(Struct, frozen=True):
+    """A text with blanks, laid out once: every batch needs it, with its own time."""
+
+    pieces: list[str | int]
+    """With 0 for each blank between two of them."""
+    blanks: list[int]
+    """What is to be put there."""
+    times: list[tuple[int, list[str]]]
+    """Pieces that name the time: which, and their parts, between which it stands."""
+
+    @classmethod
+    def of(cls, text: str) -> "Text":
+        """Lay out a text in which a blank, or the time, is a mark."""
+        before, *rest = text.replace(AT, _AT).split(MARK)
+        pieces: list[str | int] = [before]
+        blanks: list[int] = []
+        for place, after in zip(rest[::2], rest[1::2], strict=True):
+            pieces += (0, after)
+            blanks.append(int(place))
+        parts = [
+            (k, piece.split(_AT)) for k, piece in enumerate(pieces) if type(piece) is str and _AT in piece
+        ]
+        return cls(pieces, blanks, parts)
+
+    def at(self, at: int) -> list[str | int]:
+        """The pieces at that time (µs)."""
+        if not self.times:
+            return self.pieces
+        pieces, when = self.pieces.copy(), str(at)
+        for place, parts in self.times:
+            pieces[place] = when.join(parts)
+        return pieces
 
 
 class Form(Struct, frozen=True):
     """A record and the events of an entry, with blanks."""
 
-    record: str
-    e: str
+    record: Text
+    e: Text
     no_slot: "Form | None" = None
     """What it is where there is no slot; None: the chain is to look at it then."""
     no_room: "Form | None" = None
     ends: bool = False
     """Whether the payout is over with it, so that its record may leave Redis."""
+
+
+def form_with(record: str, e: str, *, ends: bool = False) -> Form:
+    """The form of two texts with blanks."""
+    return Form(Text.of(record), Text.of(e), ends=ends)
 
 
 Told = tuple[PayoutRecord, Sequence[Event]]
@@ -98,43 +139,43 @@ class Offer(Struct, eq=False):
 
 def offer_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
     """An offer with a form of its own, for what is seldom. ValueError: it does not tell of slot and room."""
-    form = form_of(ask, encode_record(record).decode(), encode_events(out).decode())
+    form = form_with(*form_of(ask, encode_record(record).decode(), encode_events(out).decode()))
     noted = [one for one in out if type(one) is BeneficiaryNoted]
     return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out), noted)
 
 
 def rejection_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
     """An offer to reject a payout, for which nothing is asked."""
-    ends = is_terminal(record)
-    form = Form(encode_record(record).decode(), encode_events(out).decode(), ends=ends)
+    record_text, e = encode_record(record).decode(), encode_events(out).decode()
+    form = form_with(record_text, e, ends=is_terminal(record))
     return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out))
 
 
-def form_of(ask: Ask, record: str, e: str) -> Form:
-    """The form of texts that have 0 for what only the script knows.
+def form_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
+    """Blanks in texts that have 0 for what only the script knows.
 
     A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it. So only what is
     meant is found.
     """
     room = _told_room(ask.windows or ())
     e = _put_in(e, room, blank(ROOM))
-    return Form(_put_in(record, room, blank(ROOM)), _with_slot(ask, e))
+    return _put_in(record, room, blank(ROOM)), _with_slot(ask, e)
 
 
-def no_slot_of(ask: Ask, record: str, e: str) -> Form:
+def no_slot_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
     """The same of texts that tell that there is no slot."""
     assert ask.rate is not None
     terms = f',"limit":{ask.rate.count},"window_s":{ask.rate.window_us // US},"number":'
     lack, blanks = f'"used":0{terms}0', f'"used":{blank(USED)}{terms}{blank(NUMBER)}'
-    return Form(_put_in(record, lack, blanks), _put_in(e, lack, blanks))
+    return _put_in(record, lack, blanks), _put_in(e, lack, blanks)
 
 
-def no_room_of(ask: Ask, record: str, e: str) -> Form:
+def no_room_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
     """The same of texts that tell that the first window has no room."""
     assert ask.windows
     amount = f',"amount":{ask.amount},"number":'
     lack, blanks = f"{_told_lack(ask.windows[0])}{amount}0", f"{blank(LACK)}{amount}{blank(NUMBER)}"
-    return Form(_put_in(record, lack, blanks), _with_slot(ask, _put_in(e, lack, blanks)))
+    return _put_in(record, lack, blanks), _with_slot(ask, _put_in(e, lack, blanks))
 
 
 def _with_slot(ask: Ask, e: str) -> str:
@@ -184,15 +225,11 @@ def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
 
 
 def laid_out(form: Form | None, at: int) -> tuple[object, ...] | None:
-    """Pieces of its record, with 0 for each blank between two of them, and what is to be put there; the same of `e`."""
-    return None if form is None else (*_laid_out(form.record, at), *_laid_out(form.e, at))
-
-
-def _laid_out(text: str, at: int) -> tuple[list[str | int], list[int]]:
-    pieces: list[str | int] = [*text.replace(AT, str(at)).split(MARK)]
-    places = [int(place) for place in pieces[1::2]]
-    pieces[1::2] = [0] * len(places)
-    return pieces, places
+    """Its texts at that time (µs) as the script has them."""
+    if form is None:
+        return None
+    record, e = form.record, form.e
+    return record.at(at), record.blanks, e.at(at), e.blanks
 
 
 def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
@@ -203,9 +240,9 @@ def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
     room = "0".join(texts_of(windows).room)
     own = ("0", "0", room, _told_lack(windows[0]) if windows else "", *offer.common)
 
-    def filled(text: str) -> str:
-        pieces, places = _laid_out(text, offer.at)
-        pieces[1::2] = [row[place - 1] if place > 0 else own[-place - 1] for place in places]
+    def filled(text: Text) -> str:
+        pieces = text.at(offer.at).copy()
+        pieces[1::2] = [row[place - 1] if place > 0 else own[-place - 1] for place in text.blanks]
         return "".join(map(str, pieces))
 
     return filled(form.record), filled(form.e)

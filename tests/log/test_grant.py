@@ -19,7 +19,7 @@ from streamproc.domain.policy import ScopeState, build_book
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
-from streamproc.log.forms import Fate, Offer, no_room_of, no_slot_of, offer_of, rejection_of
+from streamproc.log.forms import Fate, Offer, form_with, no_room_of, no_slot_of, offer_of, rejection_of
 from streamproc.log.grants import Grant
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
@@ -84,10 +84,10 @@ def offer(ask: Ask, *, rejects: bool = False) -> Offer:
     if not rejects:
         return plain
     lack = told(ask, Admission(rate, replace(room, exceeded=0)))
-    form = replace(plain.form, no_room=no_room_of(ask, *texts(*lack)))
+    form = replace(plain.form, no_room=form_with(*no_room_of(ask, *texts(*lack))))
     if ask.rate is not None and not ask.rate.hold:
         limited = told(ask, Admission(RateAnswer(0, 0, True, *terms)))
-        form = replace(form, no_slot=no_slot_of(ask, *texts(*limited)))
+        form = replace(form, no_slot=form_with(*no_slot_of(ask, *texts(*limited))))
     return replace(plain, form=form)
 
 
