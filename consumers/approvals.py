@@ -1,4 +1,4 @@
-"""What is recorded of a payout that nothing but the counters can stand against, and the forms that such payouts share.
+"""What is recorded of a payout that nothing but the counters can reject, and the forms that such payouts share.
 
 A form is made of the record and the events themselves, of a payout whose values are marks. So there is one place that
 says what is recorded (`Approval.told`), and a form is used only once it has given what that says of a real payout.
@@ -20,10 +20,11 @@ from consumers.vet import checked_at
 from streamproc.domain.approval import approved
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import US, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.domain.events import BudgetReserved, Event, Identity, PayoutScreened
+from streamproc.domain.events import BudgetReserved, Event, Finding, Identity, PayoutScreened
 from streamproc.domain.governance import RULES, Case, Reputation, conclude, find, uses
 from streamproc.domain.payouts import PayoutRecord, encode_record, fold
 from streamproc.domain.policy import AgentPolicy
+from streamproc.domain.reminders import hold_timers
 from streamproc.domain.wire import encode_events
 from streamproc.log.forms import (
     AMOUNT,
@@ -60,7 +61,10 @@ json_of = msgspec.json.Encoder().encode
 
 
 class Approval(Struct, frozen=True):
-    """A payout that no rule has anything against, and by what it was looked at. `at`: when (µs)."""
+    """A payout that no rule rejects, and by what it was looked at: approved, or held for somebody to approve.
+
+    `at`: when (µs).
+    """
 
     record: PayoutRecord
     """As it was seen, with what the registry of beneficiaries knew."""
@@ -70,6 +74,8 @@ class Approval(Struct, frozen=True):
     at: int
     rate: RateAsk | None
     windows: tuple[Window, ...]
+    findings: tuple[Finding, ...] = ()
+    """What the rules found: why it is held."""
 
     def told(self, fate: Fate = Fate.DONE) -> Told:
         """What the stages would record of it, each its own, with 0 for what only the counters can say. It is the first
@@ -81,13 +87,14 @@ class Approval(Struct, frozen=True):
             agent=record.agent,
             identity=self.identity,
             policy_version=self.agent.version,
-            findings=[],
+            findings=self._found("screening"),
             beneficiary=record.beneficiary,
         )
         if fate is Fate.NO_SLOT:
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
-        checked = slot(record.payout, at, self._slot(), [])
-        vetted = checked_at(at, record.payout, self.reputation, [])
+        checked = slot(record.payout, at, self._slot(), screened.findings)
+        found = self._found("screening", "reputation")
+        vetted = checked_at(at, record.payout, self.reputation, found)
         if fate is Fate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(
@@ -96,13 +103,18 @@ class Approval(Struct, frozen=True):
             amount=record.amount,
             number=0,
             windows=uses(self.windows, self._before()),
-            findings=[],
+            findings=found,
             count_fees=self.agent.policy.count_fees,
         )
-        decision = decision_of(record, self.agent, self.identity, _POLICY_OK, at)
+        verdict = conclude(self.findings) if self.findings else _POLICY_OK
+        decision = decision_of(record, self.agent, self.identity, verdict, at)
         out: list[Event] = [screened, checked, vetted, reserved, decision]
         out += noted_by(decision, record, record.beneficiary)
         return approved(record, screened, vetted, reserved, decision), out
+
+    def _found(self, *stages: str) -> list[Finding]:
+        """What these stages' rules found."""
+        return [finding for finding in self.findings if finding.stage in stages] if self.findings else []
 
     def of(self, record: PayoutRecord, at: int) -> "Approval":
         """The same of another payout that is alike, as it was seen, at that moment."""
@@ -176,8 +188,8 @@ class Forms:
         """What to ask the script for."""
         record, reputation = approval.record, approval.reputation
         ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
-        if not FITS or not _is_usual(approval):
-            return offer_of(ask, approval.at, *approval.told())  # without a slot or room the chain has it
+        if approval.findings or not FITS or not _is_usual(approval):
+            return _alone(ask, approval)
         key = (
             id(approval.agent),
             record.agent,
@@ -197,7 +209,7 @@ class Forms:
         if known is None:
             known = self._meet(key, approval, ask)
         if known.form is None:
-            return offer_of(ask, approval.at, *approval.told())
+            return _alone(ask, approval)
         values = _values(record, reputation)
         return Offer(ask, approval.at, known.form, known.common, values, record.agent, approval.told)
 
@@ -220,6 +232,14 @@ class Forms:
             log.error("agent %s: no form gives what is told of payout %s", approval.record.agent, ask.payout)
         known = self._known[key] = _Known(approval.agent, form if fits else None, common)
         return known
+
+
+def _alone(ask: Ask, approval: Approval) -> Offer:
+    """With a form of its own. Without a slot or room the chain has it."""
+    record, out = approval.told()
+    until = record.hold_expires_at
+    timers = hold_timers(record.payout, record.decided_at, until) if record.state == "held" else ()
+    return offer_of(ask, approval.at, record, out, timers)
 
 
 def _form_of(marked: Approval) -> Form:

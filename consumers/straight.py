@@ -1,9 +1,10 @@
-"""The straight way: an open payout that is new is rejected if screening rejects it, and where no rule has anything
-against it it is approved, or rejected for want of a slot or of room.
+"""The straight way: an open payout that is new is rejected if screening rejects it; where no rule does it is approved,
+or held for a person, or rejected for want of a slot or of room.
 
 The chain says what is right; this comes to the same events and the same record with one case instead of six, sends what
 payouts have in common once (`approvals.py`), and leaves slot and room to the script that writes them down. Whatever is
-not plain is left to the chain: what is held, a vendor who has to be asked for or is a threat, a payout that is known.
+not plain is left to the chain: a vendor who has to be asked for or is a threat, a payout that is known, and what there
+is no slot for where the policy holds that.
 """
 
 from collections.abc import Sequence
@@ -54,8 +55,8 @@ class _Batch:
         self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(desk.now_us, young_s)
 
     def __call__(self, work: Work) -> Offer | None:
-        """The offer for a payout that screening rejects, or that nothing stands against. Without a beneficiary nothing
-        is known of who was paid: then there are rejections alone, which do not depend on it."""
+        """The offer for a payout that screening rejects, or that no rule does. Without a beneficiary nothing is known
+        of who was paid: then there are rejections alone, which do not depend on it."""
         record, desk = work.record, self._desk
         if record is None or not self._is_plain(work) or not is_open(record):
             return None
@@ -76,14 +77,14 @@ class _Batch:
             freeze=party.freeze,
         )
         findings = find(RULES["screening"] if agent is None else rules_under(agent), case)
-        if findings:
+        if is_rejected(findings):
             return self._rejection(work, case, findings)
         if agent is None or reputation is None or seen is None:
             return None
-        terms = self._plans.terms
+        terms, found = self._plans.terms, tuple(findings)
         rate, windows = terms.rate(case), terms.windows(case)
         return self._plans.offer(
-            Approval(record, party.identity, agent, reputation, desk.now_us, rate, windows)
+            Approval(record, party.identity, agent, reputation, desk.now_us, rate, windows, found)
         )
 
     def at_sight(self, work: Work) -> Offer | None:
@@ -97,7 +98,7 @@ class _Batch:
 
     def _rejection(self, work: Work, case: Case, findings: Sequence[Finding]) -> Offer | None:
         """The offer to reject what screening rejects, which the counters are not asked about."""
-        if not is_rejected(findings) or findings[-1].stage != "screening":
+        if findings[-1].stage != "screening":
             return None
         record, at = work.known(), self._desk.now_us
         decision = decision_of(record, case.agent, case.identity, conclude(findings), at)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.domain.budget import US, Ask, Window
-from streamproc.domain.events import BeneficiaryNoted, Event
+from streamproc.domain.events import BeneficiaryNoted, Event, TimerFired
 from streamproc.domain.governance import uses
 from streamproc.domain.payouts import PayoutRecord, encode_record, is_terminal
 from streamproc.domain.wire import encode_events
@@ -111,8 +111,8 @@ Told = tuple[PayoutRecord, Sequence[Event]]
 
 
 class Offer(Struct, eq=False):
-    """What is recorded of a payout that is new and that nothing stands against, if there is a slot and room; or of one
-    that is rejected without asking for any.
+    """What is recorded of a payout that is new and that no rule rejects, if there is a slot and room; or of one that is
+    rejected without asking for any.
 
     What the counters will answer (numbers, slots used, what was in the windows before) is 0 in what is `told`.
     """
@@ -130,6 +130,8 @@ class Offer(Struct, eq=False):
     """The record and the events of a fate; made when somebody wants to see them."""
     noted: Sequence[Event] = ()
     """What the registry of beneficiaries is told, among the events."""
+    timers: Sequence[TimerFired] = ()
+    """What is appended when its time has come."""
 
     @property
     def asks(self) -> bool:
@@ -137,11 +139,13 @@ class Offer(Struct, eq=False):
         return self.ask.windows is not None
 
 
-def offer_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
+def offer_of(
+    ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event], timers: Sequence[TimerFired] = ()
+) -> Offer:
     """An offer with a form of its own, for what is seldom. ValueError: it does not tell of slot and room."""
     form = form_with(*form_of(ask, encode_record(record).decode(), encode_events(out).decode()))
     noted = [one for one in out if type(one) is BeneficiaryNoted]
-    return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out), noted)
+    return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out), noted, timers)
 
 
 def rejection_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:

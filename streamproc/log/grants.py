@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
+from streamproc.domain.wire import encode_events
 from streamproc.log.forms import VALUES, Fate, Offer, laid_out, texts_of
 from streamproc.log.names import Names
 from streamproc.log.payees import First
@@ -116,6 +117,7 @@ def written_out(
     notes: list[Any] = []
     remembered: list[Any] = []
     pairs: dict[tuple[str, str], int] = {}
+    timers: list[Any] = []
     for place, one in enumerate(grants, 1):
         offer = one.offer
         ask, form, common = offer.ask, offer.form, offer.common
@@ -148,5 +150,8 @@ def written_out(
         rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair, number)
         for key, name, when in one.notes:
             notes += (place, keys.index(key), name, str(when))
+        for timer in offer.timers:
+            timers += (place, str(timer.at), encode_events([timer]).decode())
     ends = grants[0].entry.decode(), grants[-1].entry.decode()
-    return keys.list, _pack((len(grants), *ends, terms, texts, rows, notes, unasked_at, remembered))
+    later = (keys.index(names.timers), *timers) if timers else ()
+    return keys.list, _pack((len(grants), *ends, terms, texts, rows, notes, unasked_at, remembered, later))

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from consumers.verdicts import decision_of
 from streamproc.domain import governance
 from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
-from streamproc.domain.events import BudgetReserved, Event, Finding, VelocityChecked
+from streamproc.domain.events import BudgetReserved, Event, Finding, TimerFired, VelocityChecked
 from streamproc.domain.governance import Case, conclude, find, uses, window_limit
 from streamproc.domain.payouts import PayoutRecord, Reservation, decode_record, encode_record
 from streamproc.domain.policy import ScopeState, build_book
@@ -304,6 +304,28 @@ async def test_who_asks_for_nothing_is_rejected_without_a_number_or_an_admission
     assert await client.get(NAMES.number) == b"2"
     assert await client.xlen(NAMES.log) == 8
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
+
+
+async def test_timers_are_set_where_the_payout_was_granted_and_nowhere_else(client: Redis) -> None:
+    timers = [TimerFired(at=NOW + n, payout="pout_1", timer="hold_expiry") for n in range(2)]
+    grant = await granted(client, ask_of("pout_1"))
+    grant.offer = replace(grant.offer, timers=timers)
+    full = await granted(client, ask_of("pout_2", 501), rejects=True)
+    full.offer = replace(full.offer, timers=[replace(timers[0], payout="pout_2")])
+    assert await send(client, [grant, full]) == [Fate.DONE, Fate.NO_ROOM]
+    assert await send(client, [grant]) == [Fate.LEFT]
+    due = await client.zrange(NAMES.timers, 0, -1, withscores=True)
+    assert due == [(encode_events([timer]), timer.at) for timer in timers]
+
+
+async def test_where_timers_cannot_be_set_nothing_is_granted(client: Redis) -> None:
+    grant = await granted(client, ask_of("pout_1"))
+    grant.offer = replace(grant.offer, timers=[TimerFired(at=NOW, payout="pout_1", timer="hold_expiry")])
+    await client.set(NAMES.timers, "x")
+    before = await everything(client)
+    with pytest.raises(LogBroken, match="not what it must be"):
+        await send(client, [grant])
+    assert await everything(client) == before
 
 
 async def test_without_a_log_nothing_is_granted(client: Redis) -> None:

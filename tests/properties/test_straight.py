@@ -105,7 +105,7 @@ async def recorded(
 
 
 async def kept(engine: Engine) -> dict[str, Any]:
-    """Admissions, counters, records and who is known."""
+    """Admissions, counters, records, who is known, and timers."""
     client, names, state = engine.client, engine.names, {}
     for key in map(bytes.decode, await client.keys(f"{names.base}:*")):
         kind = key.removeprefix(names.base + ":").partition(":")[0]
@@ -123,6 +123,10 @@ async def kept(engine: Engine) -> dict[str, Any]:
             state[key] = sorted(await client.hkeys(key))
         elif kind == "number":
             state[key] = await client.get(key)
+        elif kind == "timers":
+            due = await client.zrange(key, 0, -1, withscores=True)
+            assert all(decode_events(member)[0].at == score for member, score in due)
+            state[key] = sorted(blank(member) for member, _ in due)
     return state
 
 
@@ -218,7 +222,8 @@ async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
         await engine.deliver(observed("plain", 100, agent="free", url=shop))
         await engine.append(ACCOUNT, intent)
         await engine.settled()
-        await engine.deliver(observed("above", 401))
+        await engine.deliver(observed("above", 401))  # a person is asked for that much
+        assert await engine.client.zcard(engine.names.timers) == 3
         await engine.deliver(observed("no_room", 700, agent="free", url=shop))
         await engine.deliver(observed("last_slot", 100, url=shop))
         await engine.deliver(observed("no_slot", 100, url=shop))
@@ -233,6 +238,7 @@ async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
         "plain": Fate.DONE,
         intent.payout: Fate.DONE,
         "no_room": Fate.NO_ROOM,
+        "above": Fate.DONE,
         "last_slot": Fate.DONE,
         "no_slot": Fate.NO_SLOT,
         "new_payee": Fate.LEFT,

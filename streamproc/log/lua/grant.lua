@@ -1,12 +1,12 @@
 #!lua
--- Grant: of payouts that nothing is known of, and against which nothing else stands, admit those that find a slot and room
--- and reject the others; reject those that ask for neither; acknowledge their entries and append their outputs, all in one
--- step. What a payout has no form for it leaves, and does nothing at all about it.
+-- Grant: of payouts that nothing is known of, and that nothing else rejects, admit those that find a slot and room and reject
+-- the others; reject those that ask for neither; acknowledge their entries, append their outputs and set their timers, all in
+-- one step. What a payout has no form for it leaves, and does nothing at all about it.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs, as own.lua has them
--- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
+-- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries, zset timers; ARGV names them by index
 -- ARGV[1] group   ARGV[2] policy revision that they were looked at under   ARGV[3] as ARGV[1] of admit.lua
 -- ARGV[4], ARGV[5] `m` of each output in two pieces, between which goes the entry's id
--- ARGV[6] MessagePack, an array of: number of payouts, first and last entry, four arrays, a time, an array:
+-- ARGV[6] MessagePack, an array of: number of payouts, first and last entry, four arrays, a time, two arrays:
 --   terms, one after the other: as counters.lua has them, then how many texts their payouts share, and these; where they have
 --     windows, what tells of their room, in 2 + 2 * windows pieces: between them go the number, and what was reserved and
 --     committed in each; then of each window what tells that it has no room, as far as what is used in it;
@@ -18,7 +18,8 @@
 --     numbers of its pair, 0 where Redis was asked about it, and of its terms;
 --   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, and when (µs);
 --   when they were looked at (µs) where Redis was not asked for the time, or 0;
---   pairs, each: twice the index of a beneficiary's hash and the name that is to be noted there.
+--   pairs, each: twice the index of a beneficiary's hash and the name that is to be noted there;
+--   timers, where there are any: the index of their zset, then of each which of the payouts, score (µs) and member.
 -- Returns for each payout: 1 done, 3 rejected since there is no slot, 4 rejected since there is no room, 2 nothing was done:
 --   something is known of it, its entry was acknowledged earlier, its pair is not noted, it has no form for what was found, the
 --   policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
@@ -33,7 +34,7 @@ end
 whole(ARGV[3], 0, S_MAX)
 local UNASKED_US = 10000000 -- so old may what is decided be; more is a host that slept, or a clock that was set
 local given, reply = cmsgpack.unpack(ARGV[6]), {}
-if type(given) ~= 'table' or #given ~= 9 then wrong('it has no payouts') end
+if type(given) ~= 'table' or #given ~= 10 then wrong('it has no payouts') end
 local payouts, terms, forms, rows, notes = whole(given[1], 1, #KEYS - 4), given[4], given[5], given[6], given[7]
 local looked_at, time = whole(given[8], 0, US_MAX), call('TIME')
 local now, number = tonumber(time[1]), tonumber(call('GET', KEYS[2]) or '0')
@@ -64,6 +65,14 @@ if #pairs_of % 4 ~= 0 then wrong('it has a part of a pair') end
 for k = 1, #pairs_of, 4 do
   local by_account, by_vendor = KEYS[whole(pairs_of[k], 5, #KEYS)], KEYS[whole(pairs_of[k + 2], 5, #KEYS)]
   noted_pairs[(k + 3) / 4] = is_noted(by_account, pairs_of[k + 1], now_us) and is_noted(by_vendor, pairs_of[k + 3], now_us)
+end
+local timers = given[10]
+if #timers % 3 ~= 1 and #timers > 0 then wrong('it has a part of a timer') end
+local later = #timers > 0 and KEYS[whole(timers[1], 5, #KEYS)]
+if later then call('ZCARD', later) end
+for k = 2, #timers, 3 do
+  whole(timers[k], 1, payouts)
+  whole(timers[k + 1], 0, US_MAX)
 end
 local known, runs = {}, call('ZCARD', KEYS[4])
 if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
@@ -161,7 +170,10 @@ end
 write_counters(tonumber(ARGV[3]), now)
 if number > first_number then call('SET', KEYS[2], int(number)) end
 for k = 1, #notes, 4 do
-  if reply[tonumber(notes[k])] == 1 then note(KEYS[tonumber(notes[k + 1])], notes[k + 2], notes[k + 3]) end
+  if reply[tonumber(notes[k])] == DONE then note(KEYS[tonumber(notes[k + 1])], notes[k + 2], notes[k + 3]) end
+end
+for k = 2, #timers, 3 do
+  if reply[tonumber(timers[k])] == DONE then call('ZADD', later, timers[k + 1], timers[k + 2]) end
 end
 wrote_own(KEYS[1], ARGV[1], KEYS[4], runs, first, last)
 return reply
