@@ -24,7 +24,7 @@ from streamproc.domain.policy import AgentPolicy, Policy, PolicyBook
 from streamproc.log.forms import Fate, Form, Offer, Told
 
 PLANS_MAX = 4_096
-"""Plans under one book of policies, some 600 bytes each. Then it begins anew."""
+"""Plans under one book of policies, which each consumer has for itself; some 1.6 kB each. Then it begins anew."""
 
 BY_WHAT_IS_ALIKE: frozenset[g.Rule] = frozenset(
     {g.frozen, g.currency, g.unverified_identity, *g.ABOUT_THE_URL, g.threat, g.reputation_unavailable}

@@ -143,7 +143,7 @@ class Handler:
         asking = {work for work, offer in offers if offer.asks}
         first = {one.work: one for one in unasked if one.work in asking and not remembered.is_believed(one)}
         sent = [
-            grants.Grant(work.entry, offer, payees.notes_of(self.names, offer.noted), first.get(work))
+            grants.Grant(work.entry, offer, payees.notes_of(self.names, work, offer.noted), first.get(work))
             for work, offer in offers
         ]
         rev, keep_s, sent_ns = self._policies.rev, int(self.limits.retention_s), time_ns()
@@ -186,8 +186,8 @@ class Handler:
         row = iter(known.rows)
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        for (work, *_), seen in zip(known.seen, beneficiaries, strict=True):
-            work.beneficiary = seen
+        for (work, _, *keys), seen in zip(known.seen, beneficiaries, strict=True):
+            work.beneficiary, work.unpaid = seen, [key for key in keys if not known.noted[key]]
         book = await self._policies.refresh(client, known.rev)
         self.opener.unasked.learn(known.now_us, known.at_s, known.seen, beneficiaries)
         return self._desk(client, known.now_us, book, known.at_ns)
@@ -299,7 +299,7 @@ class Handler:
         if work.settle and work.admission.budget is not None:
             handover.settle, handover.windows = work.settle, work.admission.budget.windows
             handover.fees = work.fees
-        handover.notes = payees.notes_of(self.names, work.out)
+        handover.notes = payees.notes_of(self.names, work, work.out)
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover
 

@@ -12,7 +12,7 @@ from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.wire import encode_events
 from streamproc.log.forms import VALUES, Fate, Offer, laid_out, texts_of
-from streamproc.log.names import Names
+from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
 from streamproc.log.work import Desk, Group, Work
@@ -76,7 +76,7 @@ class Grant(Struct, eq=False):
 
     entry: bytes
     offer: Offer
-    notes: list[tuple[str, str, int]] = []
+    notes: list[Note] = []
     """As in a `Handover`."""
     first: First | None = None
     """Whose beneficiary is still to be found as it was remembered; None where Redis was asked about it just now."""
@@ -148,8 +148,8 @@ def written_out(
                 remembered += (keys.index(first.by_account), first.pair.vendor)
                 remembered += (keys.index(first.by_vendor), first.pair.fund_account)
         rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair, number)
-        for key, name, when in one.notes:
-            notes += (place, keys.index(key), name, str(when))
+        for key, name, when, first_there in one.notes:
+            notes += (place, keys.index(key), name, str(when), int(first_there))
         for timer in offer.timers:
             timers += (place, str(timer.at), encode_events([timer]).decode())
     ends = grants[0].entry.decode(), grants[-1].entry.decode()

@@ -14,6 +14,10 @@ LATE = "late"
 """The mark of a group that began at the end of a log that was there: nobody has looked yet at what was held then."""
 
 
+Note = tuple[str, str, int, bool]
+"""Key of a beneficiary, name to note there, when (µs), and whether nobody may be there by then: nobody was."""
+
+
 class Names:
     """Keys of one partition. Ids in keys are validated where they enter (policy ids, bank ids)."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from streamproc.domain.beneficiaries import Pair, pair_of
 from streamproc.domain.events import BeneficiaryNoted, Event, PayoutObserved, PayoutRequested
 from streamproc.domain.payouts import OPEN_STATUSES
-from streamproc.log.names import Names
+from streamproc.log.names import Names, Note
 from streamproc.log.work import Work
 
 PAIRS_MAX = 4_096
@@ -56,13 +56,13 @@ def _keys_of(names: Names, account: str, fund_account: str, vendor: str) -> tupl
     return names.paid_for(account, fund_account), names.paid_at(account, vendor)
 
 
-def notes_of(names: Names, out: Sequence[Event]) -> list[tuple[str, str, int]]:
-    """What is noted for events that are emitted: hash, name in it, and when (µs)."""
+def notes_of(names: Names, work: Work, out: Sequence[Event]) -> list[Note]:
+    """What is noted for events that a work emits."""
     notes = []
     for event in out:
         if type(event) is BeneficiaryNoted:
             by_account, by_vendor = keys_of(names, Pair(event.account, event.fund_account, event.vendor))
-            notes.append((by_account, event.vendor, event.at))
+            notes.append((by_account, event.vendor, event.at, by_account in work.unpaid))
             if event.vendor:
-                notes.append((by_vendor, event.fund_account, event.at))
+                notes.append((by_vendor, event.fund_account, event.at, by_vendor in work.unpaid))
     return notes

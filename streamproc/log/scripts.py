@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
 from streamproc.errors import Unprocessable
 from streamproc.log.connection import named_errors
-from streamproc.log.names import Names
+from streamproc.log.names import Names, Note
 
 BATCH_MAX = 512
 """Entries in one script call: some 40 ms of the server's one thread at the 60 to 75 µs a payout that
@@ -156,8 +156,7 @@ class Handover:
     taken: bool = False
     problem: str = ""
     timers: list[tuple[int, bytes]] = field(default_factory=list)
-    notes: list[tuple[str, str, int]] = field(default_factory=list)
-    """Key of a beneficiary, name to note there, and when (µs)."""
+    notes: list[Note] = field(default_factory=list)
 
 
 async def append_once(
@@ -301,7 +300,7 @@ def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
         return []
     indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
     timers = [x for timer in h.timers for x in timer]
-    notes = [x for key, name, at in h.notes for x in (keys.index(key), name, at)]
+    notes = [x for key, name, at, first in h.notes for x in (keys.index(key), name, at, int(first))]
     counts = len(indexes), len(h.timers), len(h.notes)
     return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, h.fees, *indexes, *timers, *notes]
 

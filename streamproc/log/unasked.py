@@ -15,6 +15,7 @@ from time import monotonic
 
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.events import BeneficiarySeen
+from streamproc.log.names import Note
 from streamproc.log.payees import PAIRS_MAX, First
 from streamproc.log.work import written_ms
 
@@ -59,7 +60,7 @@ class Unasked:
         """The script was asked at `at_s`, and found it noted."""
         self._noted[one.by_account, one.by_vendor] = at_s
 
-    def doubt(self, notes: Iterable[Sequence[tuple[str, str, int]]]) -> None:
+    def doubt(self, notes: Iterable[Sequence[Note]]) -> None:
         """Names were noted, as in a `Handover`: where a hash is full another one went for each, so it is looked at."""
         keys = {key for some in notes for key, *_ in some}
         if keys:

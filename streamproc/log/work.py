@@ -47,6 +47,8 @@ class Work(Struct, eq=False):
     """Charged in all with what is committed."""
     beneficiary: BeneficiarySeen | None = None
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
+    unpaid: Sequence[str] = ()
+    """Keys of beneficiaries under which nobody was then: who comes there first makes others changed ones."""
     problem: Exception | None = None
     calls: list[Call] = []
     """What was waited for on its account: the barrier, the bank."""

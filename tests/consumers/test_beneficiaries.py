@@ -4,12 +4,15 @@ import random
 
 import pytest
 from msgspec.structs import replace
+from redis.asyncio import Redis
 
 from streamproc.domain import events as e
 from streamproc.domain.beneficiaries import KEPT_S, NAMES_MAX, RENEW_S, Pair, look, with_name
 from streamproc.domain.budget import US
+from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.log import scripts
+from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.scripts import Handover
@@ -130,6 +133,88 @@ async def test_a_vendors_second_account_is_changed_though_both_were_in_the_backl
     assert (one.decision, two.decision, two.reasons) == ("APPROVED", "HELD", ["BENEFICIARY_CHANGED"])
 
 
+OF_ONE_VENDOR = ((OTHER, "fa_8"), (OTHER, "fa_9"))
+TO_ONE_ACCOUNT = ((SHOP, "fa_8"), (OTHER, "fa_8"))
+
+
+def both_new(pairs: tuple[tuple[str, str], tuple[str, str]]) -> list[e.PayoutObserved]:
+    """Two payouts whose beneficiaries nobody knows, and of which either makes the other one a changed one."""
+    (url, account), (other_url, other_account) = pairs
+    return [
+        observed("pout_one", 1, agent="changed", url=url, fund_account=account),
+        observed("pout_two", 1, agent="changed", url=other_url, fund_account=other_account),
+    ]
+
+
+@pytest.mark.parametrize("pairs", [OF_ONE_VENDOR, TO_ONE_ACCOUNT], ids=["one vendor", "one account"])
+@pytest.mark.parametrize("way", ["straight", "chain"])
+async def test_of_two_that_come_together_the_second_is_changed(
+    redis_url: str, way: str, pairs: tuple[tuple[str, str], tuple[str, str]]
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        for n, (url, _) in enumerate(pairs):  # vendors whom nobody has to ask for
+            await engine.deliver(observed(f"pout_{n}", 1, agent="careful", url=url, account="acc_Other"))
+        reputations = engine.groups[0]
+    group = reputations if way == "straight" else replace(reputations, straight=None)
+    async with Engine(redis_url, groups=[group]) as engine:
+        await engine.stop()
+        for event in both_new(pairs):
+            await engine.append(ACCOUNT, event)
+        engine.start()
+        await engine.settled()
+        one, two = await engine.record("pout_one"), await engine.record("pout_two")
+    assert (one.decision, two.decision, two.reasons) == ("APPROVED", "HELD", ["BENEFICIARY_CHANGED"])
+
+
+@pytest.mark.parametrize("pairs", [OF_ONE_VENDOR, TO_ONE_ACCOUNT], ids=["one vendor", "one account"])
+@pytest.mark.parametrize("way", ["straight", "chain"])
+async def test_of_two_in_the_hands_of_two_workers_the_later_one_is_changed(
+    redis_url: str, way: str, pairs: tuple[tuple[str, str], tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one worker knew before the other one approved is found to be so no more in the step that would record it."""
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        group, names, client = engine.groups[0], engine.names, engine.client
+        for url, _ in pairs:
+            await engine.deliver(observed(f"pout_{url}", 1, agent="careful", url=url, account="acc_Other"))
+        await engine.stop()
+        group = group if way == "straight" else replace(group, straight=None)
+        slow, other = Handler(0, group, Limits()), Handler(0, group, Limits())
+        read = "XREADGROUP", "GROUP", group.name, "me", "COUNT", 1, "STREAMS", names.log, ">"
+        in_hand = []
+        for event in both_new(pairs):
+            await engine.append(ACCOUNT, event)
+            [[_, entries]] = await client.execute_command(*read)
+            in_hand.append(entries)
+        refresh, begun = slow._policies.refresh, list[bytes]()
+
+        async def refresh_late(to: Redis, rev: bytes) -> PolicyBook:
+            if not begun:  # what is known of its payout was loaded; nothing is recorded yet
+                begun.append(rev)
+                await other.handle(client, in_hand[1], taken=False)
+            return await refresh(to, rev)
+
+        monkeypatch.setattr(slow._policies, "refresh", refresh_late)
+        await slow.handle(client, in_hand[0], taken=False)
+        one, two = await engine.record("pout_one"), await engine.record("pout_two")
+    assert (two.decision, one.decision, one.reasons) == ("APPROVED", "HELD", ["BENEFICIARY_CHANGED"])
+
+
+async def test_two_to_one_pair_that_nobody_knows_are_both_let_through_where_only_changes_are_held(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.stop()
+        for event in both_new(((OTHER, "fa_8"), (OTHER, "fa_8"))):
+            await engine.append(ACCOUNT, event)
+        engine.start()
+        await engine.settled()
+        one, two = await engine.record("pout_one"), await engine.record("pout_two")
+    assert (one.decision, two.decision) == ("APPROVED", "APPROVED")
+
+
 async def test_a_changed_pair_that_a_reviewer_approved_is_known_from_then_on(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
@@ -191,7 +276,7 @@ async def test_the_script_keeps_the_names_that_the_model_keeps(redis_url: str) -
             name, at = f"host-{rng.randrange(12)}", NOW + rng.randrange(20)
             entry = await client.xadd(names.log, {"e": "[]", "m": "{}"})
             await client.xreadgroup("g", "c", {names.log: ">"})
-            await scripts.commit(client, names, "g", [Handover(entry=entry, notes=[(key, name, at)])])
+            await scripts.commit(client, names, "g", [Handover(entry=entry, notes=[(key, name, at, False)])])
             model = with_name(model, name, at)
             kept = await client.hgetall(key)
             assert {k.decode(): int(v) for k, v in kept.items()} == model

@@ -21,7 +21,7 @@ from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
 from streamproc.log.forms import Fate, Offer, form_with, no_room_of, no_slot_of, offer_of, rejection_of
 from streamproc.log.grants import Grant
-from streamproc.log.names import Names
+from streamproc.log.names import Names, Note
 from streamproc.log.stream import open_log
 from tests.words import ACCOUNT, NOW, policies
 
@@ -113,9 +113,7 @@ def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
     return Ask(payout, amount, NOW, rate, DAY)
 
 
-async def granted(
-    client: Redis, ask: Ask, notes: Sequence[tuple[str, str, int]] = (), *, rejects: bool = False
-) -> Grant:
+async def granted(client: Redis, ask: Ask, notes: Sequence[Note] = (), *, rejects: bool = False) -> Grant:
     return Grant(await pending(client), offer(ask, rejects=rejects), list(notes))
 
 
@@ -306,6 +304,34 @@ async def test_who_asks_for_nothing_is_rejected_without_a_number_or_an_admission
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
 
 
+async def test_who_comes_to_be_the_second_where_nobody_was_is_left(client: Redis) -> None:
+    """Of one call, of two calls; who is there already under that name is no other."""
+    key = NAMES.paid_at(ACCOUNT, "one.example")
+    named = [("fa_1", Fate.DONE), ("fa_2", Fate.LEFT), ("fa_1", Fate.DONE)]
+    batch = [
+        await granted(client, ask_of(f"pout_{n}", 1, None), notes=[(key, name, NOW, True)])
+        for n, (name, _) in enumerate(named)
+    ]
+    assert await send(client, batch) == [fate for _, fate in named]
+    for n, (name, fate) in enumerate(named, 3):
+        one = await granted(client, ask_of(f"pout_{n}", 1, None), notes=[(key, name, NOW, True)])
+        assert await send(client, [one]) == [fate]
+    assert await client.hgetall(key) == {b"fa_1": str(NOW).encode()}
+
+
+@pytest.mark.parametrize("number", ["x", "", "-1"])
+async def test_where_the_counter_is_no_number_nothing_is_done(client: Redis, number: str) -> None:
+    """Also of who asks for no number."""
+    record = PayoutRecord(payout="pout_1", account=ACCOUNT, received_at=NOW, bank_status="pending")
+    found = [Finding(stage="screening", code="FROZEN", outcome="REJECTED", evidence={})]
+    one = Grant(await pending(client), rejection_of(Ask("pout_1", 1, NOW), NOW, *rejected(record, found)))
+    await client.set(NAMES.number, number)
+    before = await everything(client)
+    with pytest.raises(Exception, match="not a whole number"):
+        await send(client, [one])
+    assert await everything(client) == before
+
+
 async def test_timers_are_set_where_the_payout_was_granted_and_nowhere_else(client: Redis) -> None:
     timers = [TimerFired(at=NOW + n, payout="pout_1", timer="hold_expiry") for n in range(2)]
     grant = await granted(client, ask_of("pout_1"))
@@ -339,7 +365,7 @@ async def test_without_a_log_nothing_is_granted(client: Redis) -> None:
 async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(client: Redis) -> None:
     key = NAMES.paid_for(ACCOUNT, "fa_1")
     for payout, name in (("pout_1", "one.example"), ("pout_1", "two.example")):
-        await send(client, [await granted(client, ask_of(payout), notes=[(key, name, NOW)])])
+        await send(client, [await granted(client, ask_of(payout), notes=[(key, name, NOW, False)])])
     assert await client.hgetall(key) == {b"one.example": str(NOW).encode()}
 
 

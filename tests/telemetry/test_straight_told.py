@@ -27,7 +27,7 @@ POLICIES = (
     "policies: {bot: {daily_limit: 1000, require_approval_above: 900, rate_limit: {count: 9, window: 60s}}}"
 )
 AMOUNTS = {"pout_1": 300, "pout_2": 800, "pout_3": 200, "pout_4": 950}
-"""pout_2 finds no room and pout_4 waits for a person: both are the chain's."""
+"""pout_2 finds no room and pout_4 waits for a person."""
 STRAIGHT = {"pout_1", "pout_3"}
 COUNTED = ("streamproc_decisions_total", "streamproc_decided_paise_total", "streamproc_entries_total")
 

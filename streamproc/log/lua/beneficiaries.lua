@@ -11,6 +11,10 @@ local function look(key, name, at)
   noted[key] = noted[key] or {}
   if noted[key][name] == nil then noted[key][name] = redis.call('HGET', key, name) end
 end
+-- Whether somebody else is there where nobody was when it was looked at, so that this one would be a changed one.
+local function is_taken(key, name)
+  return not noted[key][name] and redis.call('HLEN', key) > 0
+end
 -- Whether a name was noted lately.
 local function is_noted(key, name, now_us)
   return tonumber(redis.call('HGET', key, name) or '0') > now_us - RENEW_US

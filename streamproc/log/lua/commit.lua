@@ -10,9 +10,11 @@
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
 --   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes,
---   then score (µs) and member of each timer, then of each note the index of a beneficiary's hash, the name to note there, and when (µs)
+--   then score (µs) and member of each timer, then of each note the index of a beneficiary's hash, the name to note there, when (µs),
+--   and 1 if nobody else may be there
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
---   or the policy has and there are outputs: a freeze binds what was being decided when it came.
+--   or the policy has and there are outputs: a freeze binds what was being decided when it came; or somebody else is noted by now
+--   where nobody was.
 -- NOLOG where there is no log: an input that nobody acknowledged is not one that was handled earlier.
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
@@ -67,7 +69,7 @@ end
 -- What few inputs have, looked at: its counts, its numbers, and the types of its keys.
 local function check_rare(at, more, payout)
   local windows, timers, notes = whole(ARGV[at + 4], 0, more), whole(ARGV[at + 5], 0, more), whole(ARGV[at + 6], 0, more)
-  if more ~= 8 + windows + 2 * timers + 3 * notes then wrong('it has a part of an input') end
+  if more ~= 8 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
   whole(ARGV[at], 0, S_MAX)
   whole(ARGV[at + 7], 0, US_MAX)
   local settlement, first = ARGV[at + 1], at + 8
@@ -81,7 +83,7 @@ local function check_rare(at, more, payout)
   if timers > 0 then look_at('ZCARD', 3) end
   for k = first, first + 2 * timers - 1, 2 do whole(ARGV[k], 0, US_MAX) end
   first = first + 2 * timers
-  for k = first, first + 3 * notes - 1, 3 do look(KEYS[whole(ARGV[k], 9, #KEYS)], ARGV[k + 1], ARGV[k + 2]) end
+  for k = first, first + 4 * notes - 1, 4 do look(KEYS[whole(ARGV[k], 9, #KEYS)], ARGV[k + 1], ARGV[k + 2]) end
   if ARGV[at + 2] == '1' then
     look_at('ZCARD', 5)
     look_at('HLEN', 6)
@@ -117,7 +119,7 @@ local function rare(at, id, payout, m)
   first = first + windows
   for k = first, first + 2 * timers - 1, 2 do call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
   first = first + 2 * timers
-  for k = first, first + 3 * notes - 1, 3 do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
+  for k = first, first + 4 * notes - 1, 4 do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
   if ARGV[at + 2] == '1' then
     call('ZREM', KEYS[5], id)
     call('HDEL', KEYS[6], id, id .. ':waits')
@@ -125,12 +127,22 @@ local function rare(at, id, payout, m)
   return m
 end
 
+-- Whether an approval is the first to its beneficiary no more.
+local function came_second(at)
+  local first = at + 8 + tonumber(ARGV[at + 4]) + 2 * tonumber(ARGV[at + 5])
+  for k = first, first + 4 * tonumber(ARGV[at + 6]) - 1, 4 do
+    if ARGV[k + 3] == '1' and is_taken(KEYS[tonumber(ARGV[k])], ARGV[k + 1]) then return true end
+  end
+  return false
+end
+
 local reply, first, last = {}, nil, nil
 i = 4
 for n = 1, inputs do
   local id, payout, version, record, e, m = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local more = tonumber(ARGV[i + 6])
-  if payout > 0 and version ~= '-1' and (versions[payout] ~= version or (outdated and e ~= '')) then
+  local moved = payout > 0 and version ~= '-1' and (versions[payout] ~= version or (outdated and e ~= ''))
+  if moved or (more > 0 and came_second(i + 7)) then
     reply[n] = 2
   elseif call('XACK', KEYS[1], ARGV[1], id) == 0 then
     reply[n] = 0

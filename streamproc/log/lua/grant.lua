@@ -16,13 +16,14 @@
 --     the room, -4 what tells of the window that has none, -5, -6, ... what payouts of the terms share;
 --   rows, one after the other: the form's number, then texts: entry, payout, amount (paise), received at (µs), others, and the
 --     numbers of its pair, 0 where Redis was asked about it, and of its terms;
---   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, and when (µs);
+--   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, when (µs), and 1 if nobody
+--     else may be there;
 --   when they were looked at (µs) where Redis was not asked for the time, or 0;
 --   pairs, each: twice the index of a beneficiary's hash and the name that is to be noted there;
 --   timers, where there are any: the index of their zset, then of each which of the payouts, score (µs) and member.
 -- Returns for each payout: 1 done, 3 rejected since there is no slot, 4 rejected since there is no room, 2 nothing was done:
---   something is known of it, its entry was acknowledged earlier, its pair is not noted, it has no form for what was found, the
---   policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
+--   something is known of it, its entry was acknowledged earlier, its pair is not noted, somebody else is noted by now where nobody
+--   was, it has no form for what was found, the policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
 -- NOLOG where there is no log.
 -- Why Lua: what is reserved is reserved in the step that records it, and a payout crosses the wire once.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a second run finds the payouts known.
@@ -37,7 +38,7 @@ local given, reply = cmsgpack.unpack(ARGV[6]), {}
 if type(given) ~= 'table' or #given ~= 10 then wrong('it has no payouts') end
 local payouts, terms, forms, rows, notes = whole(given[1], 1, #KEYS - 4), given[4], given[5], given[6], given[7]
 local looked_at, time = whole(given[8], 0, US_MAX), call('TIME')
-local now, number = tonumber(time[1]), tonumber(call('GET', KEYS[2]) or '0')
+local now, number = tonumber(time[1]), whole(call('GET', KEYS[2]) or 0, 0, US_MAX)
 local first_number = number
 local now_us = now * 1000000 + tonumber(time[2])
 local is_near = looked_at == 0 or (looked_at <= now_us and looked_at >= now_us - UNASKED_US)
@@ -66,6 +67,14 @@ for k = 1, #pairs_of, 4 do
   local by_account, by_vendor = KEYS[whole(pairs_of[k], 5, #KEYS)], KEYS[whole(pairs_of[k + 2], 5, #KEYS)]
   noted_pairs[(k + 3) / 4] = is_noted(by_account, pairs_of[k + 1], now_us) and is_noted(by_vendor, pairs_of[k + 3], now_us)
 end
+local notes_of, coming = {}, {} -- by payout, where theirs are; and the name that is going to be under a key
+if #notes % 5 ~= 0 then wrong('it has a part of a note') end
+for k = 1, #notes, 5 do
+  look(KEYS[whole(notes[k + 1], 5, #KEYS)], notes[k + 2], notes[k + 3])
+  local n = whole(notes[k], 1, payouts)
+  notes_of[n] = notes_of[n] or {}
+  table.insert(notes_of[n], k)
+end
 local timers = given[10]
 if #timers % 3 ~= 1 and #timers > 0 then wrong('it has a part of a timer') end
 local later = #timers > 0 and KEYS[whole(timers[1], 5, #KEYS)]
@@ -93,6 +102,17 @@ local function filled(pieces, blanks, at)
   return concat(pieces)
 end
 
+-- Whether an approval is the first to its beneficiary no more; if it is, it is what makes others changed ones.
+local function came_second(of)
+  for _, k in ipairs(of) do
+    local key, name = KEYS[notes[k + 1]], notes[k + 2]
+    local other = coming[key] and coming[key] ~= name
+    if notes[k + 4] == 1 and (other or is_taken(key, name)) then return true end
+  end
+  for _, k in ipairs(of) do coming[KEYS[notes[k + 1]]] = notes[k + 2] end
+  return false
+end
+
 local DONE, LEFT, NO_SLOT, NO_ROOM = 1, 2, 3, 4
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
@@ -109,7 +129,7 @@ local function grant(n, form, at)
     if exceeded >= 0 then fate = NO_ROOM end
   end
   local texts = form[1 + fate]
-  if not texts then return LEFT end
+  if not texts or (fate == DONE and notes_of[n] and came_second(notes_of[n])) then return LEFT end
   local admission = false
   if t.rate > 0 or t.windows >= 0 then
     number = number + 1
@@ -152,9 +172,8 @@ for n = 1, payouts do
   reply[n] = grant(n, form, at)
   at = at + form[1]
 end
-if at ~= #rows or #notes % 4 ~= 0 then wrong('it has a part of a payout') end
+if at ~= #rows then wrong('it has a part of a payout') end
 if #acknowledged == 0 then return reply end
-for k = 1, #notes, 4 do look(KEYS[whole(notes[k + 1], 5, #KEYS)], notes[k + 2], notes[k + 3]) end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
 local first, last
 for k = 1, written, 6 do
@@ -169,8 +188,8 @@ for k = 1, written, 6 do
 end
 write_counters(tonumber(ARGV[3]), now)
 if number > first_number then call('SET', KEYS[2], int(number)) end
-for k = 1, #notes, 4 do
-  if reply[tonumber(notes[k])] == DONE then note(KEYS[tonumber(notes[k + 1])], notes[k + 2], notes[k + 3]) end
+for k = 1, #notes, 5 do
+  if reply[notes[k]] == DONE then note(KEYS[notes[k + 1]], notes[k + 2], notes[k + 3]) end
 end
 for k = 2, #timers, 3 do
   if reply[tonumber(timers[k])] == DONE then call('ZADD', later, timers[k + 1], timers[k + 2]) end
