@@ -18,7 +18,7 @@ from consumers import enact
 from consumers.vet import Reputations
 from streamproc.domain.events import Event
 from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events
-from streamproc.log import batch, grants, scripts
+from streamproc.log import batch, grants, opened, scripts, unasked
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect
 from streamproc.log.group import Consumer
@@ -44,21 +44,29 @@ ROUNDS_MAX = 200
 
 @contextmanager
 def the_tests_clock() -> Iterator[None]:
-    """Scripts read the time where `World.set_clock` puts it, and no wall clock cuts off a worker that waits."""
+    """Scripts read the time where `World.set_clock` puts it, and by it a worker tells how old is what it remembers of
+    Redis; no wall clock cuts off a worker that waits."""
     known = {id(s): s for m in (scripts, grants) for s in vars(m).values() if isinstance(s, Script)}
     with ExitStack() as patches:
         for script in known.values():
             text = script.text.replace(b"call('TIME')", f"call('LRANGE', '{CLOCK}', 0, 1)".encode())
             sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()
             patches.enter_context(mock.patch.multiple(script, text=text, sha=sha))
+        for module in (batch, opened, unasked):
+            patches.enter_context(mock.patch.object(module, "monotonic", World.latest_s))
         patches.enter_context(mock.patch.object(batch, "BATCH_TIMEOUT_S", 3_600.0))
         patches.enter_context(mock.patch.object(enact, "PASS_S", 3_600.0))
         yield
 
 
-def governance(*, straight: bool = True) -> Group:
-    """The chain, with vendors as a table and nothing remembered of them."""
-    group = consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE)
+def vendors() -> Reputations:
+    """As a table, and nothing remembered of it."""
+    return Reputations(Vendors(VENDORS))
+
+
+def governance(*, straight: bool = True, known: Reputations | None = None) -> Group:
+    """The chain. `known`: what the worker's process remembers of vendors; None: nothing."""
+    group = consumers.governance(known or vendors(), zone=ZONE)
     return group if straight else Group(name=group.name, stages=group.stages)
 
 
@@ -72,6 +80,14 @@ class Row(NamedTuple):
 
 class World:
     """A partition, its clock, and the workers on it."""
+
+    latest_us = START
+    """What time it is in the world of which that was told last."""
+
+    @staticmethod
+    def latest_s() -> float:
+        """The same in seconds."""
+        return World.latest_us / 1e6
 
     def __init__(self, url: str) -> None:
         self.url, self.names, self.now = url, Names(0), START
@@ -92,7 +108,7 @@ class World:
 
     async def set_clock(self, now_us: int) -> None:
         """What time it is for every script from now on."""
-        self.now = now_us
+        self.now = World.latest_us = now_us
         async with self.client.pipeline(transaction=True) as pipe:
             pipe.delete(CLOCK)
             pipe.rpush(CLOCK, now_us // 1_000_000, now_us % 1_000_000)
@@ -243,7 +259,8 @@ class Worker:
         consumer, client = self.consumer, self._client
         if turn == "read":
             entries = await consumer._read(client, block_ms=1)
-            await consumer._handler.handle(client, entries, taken=False)
+            ahead = await consumer._handler.opener.ahead(client, entries)
+            await consumer._handler.handle(client, entries, taken=False, ahead=ahead)
             await consumer._handler.acknowledge(client)
         else:
             await look_and_handle(consumer, client, claims=turn == "claim")

@@ -26,10 +26,10 @@ from streamproc.domain.payouts import decode_record, fold
 from tests.consumers.test_refuted import at_once
 from tests.model.bank import NEXT, Bank, Wired
 from tests.model.rulebook import HOLD_US, Facts, Policies, Rulebook, Terms
-from tests.model.stepping import Worker, World, governance, the_tests_clock
+from tests.model.stepping import Worker, World, governance, the_tests_clock, vendors
 from tests.words import ACCOUNT, observed, reviewed
 
-PAYOUTS_MAX = 10
+PAYOUTS_MAX = 16
 KILLS_MAX, CLAIMS_MAX = 3, 4
 """Deaths and takeovers in one history: an entry that was taken up ten times is set aside, and rightly."""
 POLICIES_MAX = 8
@@ -80,6 +80,8 @@ class Histories(RuleBasedStateMachine):
         self.told: dict[str, int] = {}
         self.workers: list[Worker] = []
         self.kills = self.claims = self.started = 0
+        self.known = vendors()
+        """What governance workers remember of vendors, as those of one process do; of beneficiaries each its own."""
         self.groups = {"governance": governance(), "execution": execution(Wired(self.bank), at_once)}
         self._run(self._open())
 
@@ -100,7 +102,7 @@ class Histories(RuleBasedStateMachine):
             worker = self.world.worker(execution(wired, at_once), f"{name}-{self.started}")
             wired.call = worker.call
             return worker
-        return self.world.worker(governance(), f"{name}-{self.started}")
+        return self.world.worker(governance(known=self.known), f"{name}-{self.started}")
 
     # ---- what happens outside -----------------------------------------------------------
 
@@ -114,6 +116,17 @@ class Histories(RuleBasedStateMachine):
     def makes(self, made: list[tuple[str, int, str, int]], times: int) -> None:
         """Somebody makes payouts at the bank, and the bank tells us of each so often."""
         self._make(made, times)
+
+    @precondition(lambda self: len(self.facts) < PAYOUTS_MAX)
+    @rule(
+        agent=st.sampled_from(AGENTS),
+        amounts=st.lists(st.sampled_from([1, 10, 100, 301, 501]), min_size=2, max_size=5),
+        which=st.integers(0, 1),
+    )
+    def makes_some_alike(self, agent: str, amounts: list[int], which: int) -> None:
+        """An agent pays a vendor several times, and a worker reads them together."""
+        self._make([(agent, amount, "shop.example", 0) for amount in amounts], 1)
+        self._run(self.workers[which].whole_turn("read"))
 
     def _make(self, made: list[tuple[str, int, str, int]], times: int) -> None:
         for agent, amount, host, rare in made:
