@@ -37,6 +37,7 @@ policies:
 agents: {proven: {fund_accounts: [fa_1]}}
 """
 CREATED_AT = NOW // US
+"""Some hours before midnight, where a day's windows end."""
 URLS = ("https://shop.example/100%25?%d", "https://other.example/", "https://bad.example/", "not a url", None)
 alike = st.fixed_dictionaries(
     {
@@ -53,8 +54,8 @@ own = st.tuples(
     st.sampled_from([*map("pout_{}".format, range(12)), 'pout_"', "spi_0000000000000000"]),
     st.sampled_from([1, 399, 400, 401, 500, 501, 0]),
 )
-times = st.sampled_from([0, 1, 2, 0, 1, 899, 7200, -10]).map(lambda s: NOW + s * US)
-looked_at = st.sampled_from([3, 3, 3, 950, 8000, 90_000]).map(lambda s: NOW + s * US)
+times = st.sampled_from([0, 1, 2, 0, 1, 899, 18_000, -10]).map(lambda s: NOW + s * US)
+looked_at = st.sampled_from([3, 3, 3, 950, 18_001, 18_002, 90_000]).map(lambda s: NOW + s * US)
 rare = st.fixed_dictionaries(
     {},
     optional={

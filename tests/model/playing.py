@@ -169,9 +169,9 @@ class Crew:
                 return
             for consumer, client in self._all:
                 if consumer.group.name in behind:
-                    await consumer._handler.handle(
-                        client, await consumer._read(client, block_ms=1), taken=False
-                    )
+                    entries = await consumer._read(client, block_ms=1)
+                    ahead = await consumer._handler.opener.ahead(client, entries)
+                    await consumer._handler.handle(client, entries, taken=False, ahead=ahead)
                     await consumer._handler.acknowledge(client)
         raise AssertionError("the groups never come to rest")
 

@@ -1,0 +1,143 @@
+"""What comes together is decided as what comes one by one in the order of the decisions: the straight way, by what a
+worker remembers of Redis and of payouts alike, against the chain, which looks at each as a whole.
+
+To who was paid before: of those who come together to somebody new each sees what was known before them.
+"""
+
+import asyncio
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from consumers.plans import BookPlans
+from streamproc.bench.pure import NoCache
+from streamproc.domain.events import PayoutObserved, PayoutRequested
+from streamproc.log import unasked
+from tests.model.playing import Crew, counters, stories
+from tests.model.stepping import START, Row, World, governance, the_tests_clock, vendors
+from tests.words import ACCOUNT, observed, requested
+
+pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+
+BEFORE = START - 100_000_000
+POLICIES = f"""
+defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example], hold_ttl: 1h}}
+policies:
+  bot: {{daily_limit: 1000, weekly_limit: 1500, require_approval_above: 400, queued_hold: cancel}}
+  free: {{rate_limit: {{count: 0}}, count_fees: true, vendor_daily_limit: 700, per_txn_limit: 500}}
+  wary: {{on_rate_limit: hold, team: ops, require_approval_above: 300, per_txn_limit: 600}}
+  night: {{hours: "00:00-00:01", require_verified_identity: true, per_txn_limit: 300, team: ops}}
+  easy: {{rate_limit: {{count: 0}}}}
+  ice: {{frozen: true}}
+accounts:
+  {ACCOUNT}: {{daily_limit: 2500}}
+teams:
+  ops: {{daily_limit: 900}}
+"""
+SHOPS, ACCOUNTS = ("https://shop.example/100%25?%d", "https://other.example/"), ("fa_1", "fa_2")
+URLS = (*SHOPS, *SHOPS[:1] * 8, "https://bad.example/", "not a url")
+payouts = st.builds(
+    observed,
+    st.integers(0, 60).map("pout_{}".format),
+    st.sampled_from([10, 20, 100, 300, 301, 400, 401, 501]),
+    agent=st.sampled_from(["bot", "free", "easy", "wary", "night"] * 3 + ["ice", "stranger"]),
+    url=st.sampled_from(URLS),
+    status=st.sampled_from(["pending"] * 9 + ["queued", "processing"]),
+    fund_account=st.sampled_from([*ACCOUNTS, *ACCOUNTS[:1] * 4]),
+    at=st.integers(0, 90).map(lambda s: BEFORE + s * 1_000_000),
+)
+intents = st.builds(
+    requested,
+    st.sampled_from([100, 301, 401]),
+    key=st.sampled_from(["k1", "k2", "k3"]),
+    agent=st.sampled_from(["bot", "free", "wary", "ice"]),
+    url=st.sampled_from([SHOPS[0], "https://bad.example/"]),
+    at=st.just(BEFORE),
+)
+batches = st.lists(
+    st.lists(payouts | payouts | payouts | intents, min_size=3, max_size=14), min_size=2, max_size=4
+)
+Batch = list[PayoutObserved | PayoutRequested]
+
+
+def paid_before() -> Batch:
+    """Each vendor into each account, and what is no vendor: once noted, once found noted."""
+    return [
+        observed(f"pout_{url}{account}{n}", 1, agent="easy", url=url, fund_account=account, at=BEFORE)
+        for url in (*SHOPS, None)
+        for account in (*ACCOUNTS, "")
+        for n in range(2)
+    ]
+
+
+async def played(url: str, told: list[Batch], *, straight: bool) -> tuple[list[Row], dict[str, Any]]:
+    """One batch after the other, read at once; the log, and what else is in Redis with what will leave it."""
+    known = vendors()  # the chain takes two numbers for one whom it has to ask for
+    await known.of(SHOPS, NoCache(), START)
+    async with Crew(World(url), [governance(straight=straight, known=known)]) as crew:
+        await crew.world.apply(POLICIES)
+        for batch in told:
+            for event in batch:
+                await crew.tell(event)
+            await crew.rest()
+        state = await counters(crew.world)
+        ends = {key for key in state if ":payout:" in key and await crew.world.client.ttl(key) > 0}
+        return await crew.world.rows(), state | {"ends": ends}
+
+
+def one_by_one(rows: list[Row]) -> list[Batch]:
+    """What was told, in the order in which it was handled."""
+    told = {row.id: row.events for row in rows if row.meta.by == "test"}
+    order = dict.fromkeys(row.meta.cause for row in rows if row.meta.cause in told)
+    return [told[entry] for entry in [*order, *(told.keys() - order.keys())]]  # type: ignore[misc]
+
+
+async def agree(url: str, told: list[Batch], believed_s: float) -> None:
+    before = [[event] for event in paid_before()]
+    with mock.patch.object(unasked, "BELIEVED_S", believed_s):
+        rows, state = await played(url, [*before, *told], straight=True)
+    theirs, chain = await played(url, one_by_one(rows), straight=False)
+    assert {payout: sorted(story) for payout, story in stories(rows).items()} == {
+        payout: sorted(story) for payout, story in stories(theirs).items()
+    }
+    assert state.keys() == chain.keys()
+    for key, value in state.items():
+        if ":rate:" in key:  # what a batch itself pushes out of the window leaves with the next one
+            few, many = sorted((value, chain[key]), key=len)
+            assert many[len(many) - len(few) :] == few, key
+        else:
+            assert value == chain[key], key
+
+
+@pytest.mark.parametrize(
+    "examples", [pytest.param(40, id="quick"), pytest.param(100, id="long", marks=pytest.mark.soak)]
+)
+def test_a_batch_is_decided_as_its_payouts_one_by_one(unsynced: str, examples: int) -> None:
+    at_sight: list[bool] = []
+    again = BookPlans.again
+
+    def seen(*args: Any) -> Any:
+        offer = again(*args)
+        at_sight.append(offer is not None)
+        return offer
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=examples == 40,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+        report_multiple_bugs=False,
+    )
+    @given(batches, st.sampled_from([0.0, 0.25]))
+    def whatever_comes_together(told: list[Batch], believed_s: float) -> None:
+        with the_tests_clock():
+            asyncio.run(agree(unsynced, told, believed_s))
+
+    with mock.patch.object(BookPlans, "again", seen):
+        whatever_comes_together()
+    assert any(at_sight)  # else it is another test
