@@ -15,7 +15,7 @@ from consumers.approvals import Approval, Forms, is_plain_id, json_of
 from consumers.reserve import Terms
 from streamproc.domain import governance as g
 from streamproc.domain.agent_note import NOTE
-from streamproc.domain.budget import QUARTER_US, Ask, RateAsk, Window
+from streamproc.domain.budget import QUARTER_US, Ask
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import about_the_url, rules_under
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     """What an approval of payouts alike has in common."""
 
     approval: Approval
-    """The first one's."""
+    """The last one that was looked at as a whole."""
     form: Form
     common: tuple[str, ...]
     url: str
@@ -55,8 +55,6 @@ class Plan(NamedTuple):
     """µs: how long the vendor's reputation holds; inf where there is no vendor to be asked for."""
     quarter: int
     """The quarter of an hour in which it must have been received: its windows are of that one."""
-    rate: RateAsk | None
-    windows: tuple[Window, ...]
 
 
 class Plans:
@@ -127,9 +125,10 @@ class BookPlans:
         def told(fate: Fate) -> Told:
             return _approval(plan, event, now_us).told(fate)
 
-        ask = Ask(payout, facts.amount, at, plan.rate, plan.windows)
+        like = plan.approval
+        ask = Ask(payout, facts.amount, at, like.rate, like.windows)
         values = (plan.url, plan.fund_account, json_of(facts.reference_id).decode(), *plan.when)
-        return Offer(ask, now_us, plan.form, plan.common, values, plan.approval.record.agent, told)
+        return Offer(ask, now_us, plan.form, plan.common, values, like.record.agent, told)
 
 
 def _alike(approval: Approval) -> tuple[object, ...]:
@@ -149,7 +148,7 @@ def _alike(approval: Approval) -> tuple[object, ...]:
 def plan_of(approval: Approval, offer: Offer) -> Plan | None:
     """The plan by an approval; None where a rule is asked that looks at what is not alike."""
     amount_max = _amount_max(approval.agent)
-    if amount_max is None or offer.ask.windows is None:
+    if amount_max is None:
         return None
     reputation, (url, fund_account, _, *when) = approval.reputation, offer.values
     return Plan(
@@ -161,9 +160,7 @@ def plan_of(approval: Approval, offer: Offer) -> Plan | None:
         (when[0], when[1]),
         amount_max,
         reputation.fresh_until if reputation is not g.NO_URL else inf,
-        offer.ask.received_at // QUARTER_US,
-        offer.ask.rate,
-        offer.ask.windows,
+        approval.record.received_at // QUARTER_US,
     )
 
 

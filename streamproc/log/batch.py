@@ -179,7 +179,7 @@ class Handler:
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
         beneficiaries = known.beneficiaries() if known is not None else []
-        # The batch before may just have noted whom others go to, and no commit would find that.
+        # The batch before may just have noted whom others go to; the scripts find that only where nobody was noted.
         if known is None or any(seen is not NOTED for seen in beneficiaries):
             known = await known_of(client, self.names, self.group, works)
             beneficiaries = known.beneficiaries()

@@ -49,10 +49,8 @@ def blank(place: int) -> str:
     return f"{MARK}{place}{MARK}"
 
 
-AT = f"{MARK}at{MARK}"
-"""When it is decided (µs), which a batch has in common."""
-_AT = "\x02"
-"""The same as one character, which no JSON text has either."""
+AT = "\x02"
+"""Where a text has the time (µs) of its decision, which a batch has in common. No JSON text has this one either."""
 SLOT = f'"number":{blank(NUMBER)},"used":{blank(USED)}'
 
 
@@ -69,15 +67,13 @@ class Text(Struct, frozen=True):
     @classmethod
     def of(cls, text: str) -> "Text":
         """Lay out a text in which a blank, or the time, is a mark."""
-        before, *rest = text.replace(AT, _AT).split(MARK)
+        before, *rest = text.split(MARK)
         pieces: list[str | int] = [before]
         blanks: list[int] = []
         for place, after in zip(rest[::2], rest[1::2], strict=True):
             pieces += (0, after)
             blanks.append(int(place))
-        parts = [
-            (k, piece.split(_AT)) for k, piece in enumerate(pieces) if type(piece) is str and _AT in piece
-        ]
+        parts = [(k, piece.split(AT)) for k, piece in enumerate(pieces) if type(piece) is str and AT in piece]
         return cls(pieces, blanks, parts)
 
     def at(self, at: int) -> list[str | int]:

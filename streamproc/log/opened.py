@@ -1,9 +1,9 @@
 """What was read, before anything is done about it: decoded, and what Redis knows of its payouts.
 
 Both may be done while another batch is in hand. What Redis knew then may have changed since. Of payouts and policies
-the commit finds that, as it finds what another worker did. Of beneficiaries it does not: what was known ahead of one
-is used only where nothing that is noted meanwhile changes it (batch.py). What can be offered by what is remembered is
-not asked about at all (unasked.py).
+the commit finds that, as it finds what another worker did; of beneficiaries only that somebody is noted where nobody
+was. So what was known ahead of one is used only where nothing that is noted meanwhile changes it (batch.py). What can
+be offered by what is remembered is not asked about at all (unasked.py).
 """
 
 import re

@@ -1,6 +1,5 @@
-"""What lets first looks be offered to `grant.lua` without asking Redis before: what it answered earlier.
-
-Who is not remembered may be rejected by what screening says, and is asked about else.
+"""What lets first looks be offered to `grant.lua` without asking Redis before: what it answered earlier. Where it said
+nothing of a beneficiary, only a rejection by screening is offered, which depends on none.
 
 It is not relied on. The script finds for itself whether a payout is known, whether its beneficiary is still noted,
 whether the policies are those of the offer, and whether the time of the offer is near its own. What is not so it

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.traces import process_span, trace_of
+from streamproc.domain.wire import encode_events
 from streamproc.log import grants
 from streamproc.log.connection import connected
 from streamproc.log.work import Group
@@ -24,11 +25,11 @@ from tests.telemetry.test_traces import Keeping, Told, archived, assert_connecte
 from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = (
-    "policies: {bot: {daily_limit: 1000, require_approval_above: 900, rate_limit: {count: 9, window: 60s}}}"
+    "policies: {bot: {daily_limit: 1200, require_approval_above: 700, rate_limit: {count: 9, window: 60s}}}"
 )
-AMOUNTS = {"pout_1": 300, "pout_2": 800, "pout_3": 200, "pout_4": 950}
-"""pout_2 finds no room and pout_4 waits for a person."""
-STRAIGHT = {"pout_1", "pout_3"}
+AMOUNTS = {"pout_1": 300, "pout_2": 750, "pout_3": 200, "pout_4": 100}
+"""pout_2 waits for a person, and pout_3 finds no room, which is the chain's where nobody was paid before."""
+STRAIGHT = {"pout_1", "pout_2", "pout_4"}
 COUNTED = ("streamproc_decisions_total", "streamproc_decided_paise_total", "streamproc_entries_total")
 
 
@@ -59,9 +60,11 @@ def listening() -> Iterator[None]:
 
 
 async def heard(
-    redis_url: str, group: Group, caplog: pytest.LogCaptureFixture, *, traced: bool = True
+    redis_url: str, group: Group, caplog: pytest.LogCaptureFixture, *, traced: bool = True, before: int = 0
 ) -> Heard:
-    """One batch of all payouts, handled by this group. Without traces it is a second one, to who was paid before."""
+    """One batch of all payouts, handled by this group, to somebody who was paid so often before: then
+    he names a URL, and from the second time on his payouts are alike."""
+    url = "https://shop.example/" if before else None
     meters, tracer = Meters(CollectorRegistry()), Keeping()
     watch.turn_on(meters, tracer if traced else None)
     caplog.clear()
@@ -69,13 +72,14 @@ async def heard(
         await client.flushdb()
     async with Engine(redis_url, groups=[group]) as engine:
         await engine.apply(POLICIES)
-        if not traced:
-            await engine.append(ACCOUNT, observed("pout_0", 100))
+        for n in range(before):
+            await engine.append(ACCOUNT, observed(f"pout_0{n}", 10, url=url))
             await engine.settled()
-        await engine.stop()
-        for payout, amount in AMOUNTS.items():
-            await engine.append(ACCOUNT, observed(payout, amount))
-        engine.start()
+        async with engine.client.pipeline(transaction=True) as pipe:
+            for payout, amount in AMOUNTS.items():
+                e = encode_events([observed(payout, amount, url=url)])
+                pipe.xadd(engine.names.log, {"e": e, "m": b'{"by":"webhook"}'})
+            await pipe.execute()
         await engine.settled()
         if traced:
             await archived(engine)
@@ -99,19 +103,22 @@ def governance() -> Group:
     return consumers.governance(Reputations(Vendors()), zone=ZONE)
 
 
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["new", "noted", "alike"])
 async def test_what_goes_straight_is_told_of_as_what_the_chain_commits(
-    redis_url: str, listening: None, caplog: pytest.LogCaptureFixture
+    redis_url: str, listening: None, caplog: pytest.LogCaptureFixture, before: int
 ) -> None:
     caplog.set_level(logging.INFO, "streamproc.decisions")
-    ours = await heard(redis_url, governance(), caplog)
-    chain = await heard(redis_url, replace(governance(), straight=None), caplog)
+    ours = await heard(redis_url, governance(), caplog, before=before)
+    chain = await heard(redis_url, replace(governance(), straight=None), caplog, before=before)
 
     assert ours.counts == chain.counts
-    assert ours.counts["streamproc_decisions_total", "APPROVED", "POLICY_OK"] == 2
-    assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 500
-    assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 2
+    assert ours.counts["streamproc_decisions_total", "APPROVED", "POLICY_OK"] == 2 + before
+    assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 400 + 10 * before
+    assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 2 + before
+    assert ours.counts["streamproc_decisions_total", "HELD", "APPROVAL_REQUIRED"] == 1
+    assert ours.counts["streamproc_decisions_total", "REJECTED", "LIMIT_EXCEEDED"] == 1
     assert ours.lines == chain.lines
-    assert [line["payout"] for line in ours.lines] == list(AMOUNTS)
+    assert [line["payout"] for line in ours.lines[before:]] == list(AMOUNTS)
     for payout in AMOUNTS:
         assert_connected(ours.traces[payout])
         assert about(ours.process(payout)) == about(chain.process(payout))
@@ -123,15 +130,19 @@ async def test_where_nobody_traces_the_same_is_counted_and_said(
 ) -> None:
     """Of payouts that share a form, which are told of together."""
     caplog.set_level(logging.INFO, "streamproc.decisions")
-    ours = await heard(redis_url, governance(), caplog, traced=False)
-    chain = await heard(redis_url, replace(governance(), straight=None), caplog, traced=False)
+    ours = await heard(redis_url, governance(), caplog, traced=False, before=2)
+    chain = await heard(redis_url, replace(governance(), straight=None), caplog, traced=False, before=2)
 
     assert ours.stages["straight"] == 2
     assert ours.counts == chain.counts
-    assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 600
-    assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 3
+    assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 420
+    assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 4
     assert ours.lines == chain.lines
-    assert [(line["payout"], line["amount"]) for line in ours.lines] == [("pout_0", 100), *AMOUNTS.items()]
+    assert [(line["payout"], line["amount"]) for line in ours.lines] == [
+        ("pout_00", 10),
+        ("pout_01", 10),
+        *AMOUNTS.items(),
+    ]
 
 
 async def test_the_straight_way_is_one_step_of_a_trace_and_the_chain_is_its_stages(
@@ -160,7 +171,7 @@ async def test_what_was_granted_while_its_answer_was_lost_is_counted_by_nobody(
 
     monkeypatch.setattr(grants, "grant", lost)
     found = await heard(redis_url, governance(), caplog)
-    assert found.counts["streamproc_entries_total", "governance", "already"] == 2
+    assert found.counts["streamproc_entries_total", "governance", "already"] == len(STRAIGHT)
     assert ("streamproc_decisions_total", "APPROVED", "POLICY_OK") not in found.counts
 
 

@@ -33,6 +33,7 @@ if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
 whole(ARGV[3], 0, S_MAX)
+local DONE, LEFT, NO_SLOT, NO_ROOM = 1, 2, 3, 4 -- forms.py: Fate
 local UNASKED_US = 10000000 -- so old may what is decided be; more is a host that slept, or a clock that was set
 local given, reply = cmsgpack.unpack(ARGV[6]), {}
 if type(given) ~= 'table' or #given ~= 10 then wrong('it has no payouts') end
@@ -43,7 +44,7 @@ local first_number = number
 local now_us = now * 1000000 + tonumber(time[2])
 local is_near = looked_at == 0 or (looked_at <= now_us and looked_at >= now_us - UNASKED_US)
 if not is_near or (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
-  for n = 1, payouts do reply[n] = 2 end
+  for n = 1, payouts do reply[n] = LEFT end
   return reply
 end
 
@@ -113,7 +114,6 @@ local function came_second(of)
   return false
 end
 
-local DONE, LEFT, NO_SLOT, NO_ROOM = 1, 2, 3, 4
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
   local t, entry, paise, time = all[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
@@ -192,7 +192,7 @@ for k = 1, #notes, 5 do
   if reply[notes[k]] == DONE then note(KEYS[notes[k + 1]], notes[k + 2], notes[k + 3]) end
 end
 for k = 2, #timers, 3 do
-  if reply[tonumber(timers[k])] == DONE then call('ZADD', later, timers[k + 1], timers[k + 2]) end
+  if reply[timers[k]] == DONE then call('ZADD', later, timers[k + 1], timers[k + 2]) end
 end
 wrote_own(KEYS[1], ARGV[1], KEYS[4], runs, first, last)
 return reply
