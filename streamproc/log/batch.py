@@ -60,7 +60,7 @@ class Handler:
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
         """Apart, since a commit names the revision that `_policies` decided under."""
-        self._watched = Watched(group, partition)
+        self.watched = Watched(group, partition)
         self.opener = Opener(self.names, group)
         self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
@@ -158,7 +158,7 @@ class Handler:
             unasked_at=desk.now_us if unasked else 0,
         )
         try:
-            fates = await whole(granting)
+            fates = await whole(granting, self.watched.tell_if_due)
         except StreamprocError:
             raise
         except Exception:  # whatever was done of it: the chain's scripts find that
@@ -166,7 +166,7 @@ class Handler:
             return set()
         done = [(*one, fate) for one, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
         remembered.doubt(one.notes for one in sent)
-        self._watched.granted(done, sent_ns)
+        self.watched.granted(done, sent_ns)
         gone = {work for work, *_ in done}
         for work in gone & first.keys():
             remembered.found(first[work], sent_s)
@@ -207,7 +207,7 @@ class Handler:
             book_now=lambda: self._policies_now.now(client),
             entry=lambda entry: events_in(client, self.names, entry),
         )
-        self._watched.loaded(desk, at_ns)
+        self.watched.loaded(desk, at_ns)
         return desk
 
     def _open(self, work: Work, row: scripts.Row | None) -> None:
@@ -263,7 +263,7 @@ class Handler:
         handovers = [self._handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
         self.opener.unasked.doubt(one.notes for one in handovers)
-        self._watched.committed(works, statuses)
+        self.watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
             work.stale_times += 1
@@ -347,7 +347,7 @@ class Handler:
         )
 
     async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
-        self._watched.put_off([work for work, _, _ in works])
+        self.watched.put_off([work for work, _, _ in works])
         deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
         times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self._consumer)
         spent = []
@@ -361,7 +361,7 @@ class Handler:
 
     async def _set_aside(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
         """Dead letters, with a reason, in the log too."""
-        self._watched.set_aside([work for work, _ in works])
+        self.watched.set_aside([work for work, _ in works])
         now_us, *_ = await scripts.load(client, self.names, [])
         handovers = []
         for work, why in works:

@@ -6,7 +6,7 @@ goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -247,10 +247,16 @@ async def connected(
         await client.aclose()
 
 
-async def whole(sending: Awaitable[T]) -> T:
-    """What is sent is never cut off half way: who is cancelled meanwhile waits for the answer first."""
+async def whole(sending: Awaitable[T], meanwhile: Callable[[], None] | None = None) -> T:
+    """What is sent is never cut off half way: who is cancelled meanwhile waits for the answer first.
+
+    `meanwhile` is done once it is sent, and must not raise.
+    """
     task = asyncio.ensure_future(sending)
     try:
+        if meanwhile is not None:
+            await asyncio.sleep(0)
+            meanwhile()
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)

@@ -44,7 +44,8 @@ DELIVERIES_MAX = 10
 APART_S = 1.0
 """For so long entries are handled a few or one at a time before what was read meanwhile has its turn."""
 QUIET_S = 0.02
-"""What was skipped is acknowledged when nothing came for so long: a batch is on its way to its decision meanwhile,"""
+"""What was skipped is acknowledged, and what was decided told of, when nothing came for so long: a batch is on its way
+to its decision meanwhile,"""
 SKIPPED_MAX = 256
 """or when it is so many entries, which is as many as are read at once,"""
 SKIPPED_S = 1.0
@@ -119,9 +120,10 @@ class Consumer:
         self._finding = finding = asyncio.get_running_loop().create_future()
         try:
             while not stopping.is_set():
+                waits = self._handler.skipped or self._handler.watched.has_untold
                 await asyncio.wait(
                     {reading, finding, looking, stopped},
-                    timeout=0 if self._apart else QUIET_S if self._handler.skipped else None,
+                    timeout=0 if self._apart else QUIET_S if waits else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 is_quiet = not (reading.done() or finding.done())
@@ -149,6 +151,7 @@ class Consumer:
                 await self._handle_found(client, finding.result())
             await self._handler.acknowledge(client)
         finally:
+            self._handler.watched.tell()
             for task in (reading, stopped):
                 task.cancel()
             await asyncio.gather(reading, stopped, return_exceptions=True)
@@ -165,13 +168,16 @@ class Consumer:
         self._held.done(entry for entry, _ in entries)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
-        """Acknowledge what was skipped, when that keeps no payout waiting, or is due."""
+        """Acknowledge what was skipped, and tell of what was decided, when that keeps no payout waiting, or is due."""
+        if is_quiet:
+            self._handler.watched.tell()
         skipped = len(self._handler.skipped)
         if not skipped:
             return
         now = asyncio.get_running_loop().time()
         since = self._skipped_since = self._skipped_since or now
         if is_quiet or skipped >= SKIPPED_MAX or now >= since + SKIPPED_S:
+            self._handler.watched.tell()
             await self._handler.acknowledge(client)
             self._skipped_since = None
 

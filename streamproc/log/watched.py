@@ -1,13 +1,15 @@
 """What a batch tells of itself: its stages' times, what was decided and how long that took, what failed.
 
 It is told after the commit, of what this worker committed: an entry that somebody else had acknowledged first is
-counted there. A worker that dies between the two leaves its last batch uncounted; exact figures are the views'.
+counted there. What went straight is told while Redis has the next batch, or when nothing else is to do, so that no
+payout waits for it, and small batches together: to tell of one costs nearly as much as of many. A worker that dies
+before leaves its last batch, or those of the last UNTOLD_S, uncounted; exact figures are the views'.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from time import time_ns
-from typing import TYPE_CHECKING, Any
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamproc.domain import events as e
 from streamproc.domain.traces import is_notable, trace_id, trace_of
@@ -23,7 +25,19 @@ if TYPE_CHECKING:
     from streamproc.telemetry.metrics import Meters
 
 US = 1_000_000
+UNTOLD_MAX = 128
+"""Payouts that went straight and are not told of yet, which is half of a full batch,"""
+UNTOLD_S = 0.1
+"""or how long the first of them waits: shorter than anybody sees on a dashboard."""
 Granted = tuple[Work, Offer, Fate]
+
+
+class _Untold(NamedTuple):
+    """A batch that went straight, when, and by Redis's clock (µs)."""
+
+    granted: Sequence[Granted]
+    times: Times
+    now_us: int
 
 
 class Watched:
@@ -36,6 +50,42 @@ class Watched:
         self._loaded_ns = 0
         self._told_ns = 0
         self._calls: list[Call] = []
+        self._untold: list[_Untold] = []
+        self._untold_since_s = 0.0
+
+    @property
+    def has_untold(self) -> bool:
+        """Whether `tell` has anything to do."""
+        return bool(self._untold)
+
+    def tell_if_due(self) -> None:
+        """Tell what went straight where that is much, or waits for long."""
+        payouts = sum(len(batch.granted) for batch in self._untold)
+        if payouts >= UNTOLD_MAX or (payouts and monotonic() >= self._untold_since_s + UNTOLD_S):
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell what went straight and was not told yet."""
+        untold, self._untold = self._untold, []
+        meters, tracer = watch.meters(), watch.tracer()
+        if not untold or meters is None:
+            return
+        with watch.unharmed():
+            if tracer is None:
+                self._tell_granted(meters, untold)
+            for granted, times, now_us in untold:
+                passed, done = (
+                    [(STRAIGHT, times.loaded_ns, times.handled_ns)],
+                    [Committed.DONE] * len(granted),
+                )
+                self._tell_times(meters, done, passed, times)
+                if tracer is not None:
+                    works = [work for work, *_ in granted]
+                    for work, offer, fate in granted:
+                        # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
+                        work.record, out = offer.told(fate)
+                        work.out = list(out)
+                    self._tell_done(meters, works, passed, (), times, now_us)
 
     def loaded(self, desk: Desk, at_ns: int) -> None:
         """A batch begins: Redis's clock is known, told when ours was `at_ns`."""
@@ -44,78 +94,85 @@ class Watched:
 
     def granted(self, granted: Sequence[Granted], sent_ns: int) -> None:
         """Offers were sent at `sent_ns`, and these were done: the way is one stage, its script the commit."""
-        with watch.unharmed():
-            meters, desk = watch.meters(), self._desk
-            if meters is None or desk is None or not granted:
-                return
-            passed = [(STRAIGHT, self._loaded_ns, sent_ns)]
-            if watch.tracer() is None:
-                now_ns = time_ns()
-                self._tell_times(meters, [Committed.DONE] * len(granted), passed, now_ns)
-                self._tell_granted(meters, granted, self._now_us(desk, now_ns))
-                return
-            works = [work for work, *_ in granted]
-            for work, offer, fate in granted:
-                # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
-                work.record, out = offer.told(fate)
-                work.out = list(out)
-            self._tell_committed(works, [Committed.DONE] * len(works), passed, ())
+        if watch.meters() is None or self._desk is None or not granted:
+            return
+        if not self._untold:
+            self._untold_since_s = monotonic()
+        now_ns = time_ns()
+        times = Times(self._loaded_ns, sent_ns, now_ns)
+        self._untold.append(_Untold(granted, times, self._now_us(self._desk, now_ns)))
 
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
+        self.tell()  # of what went straight before
         with watch.unharmed():
             passed = self._desk.passed if self._desk is not None else []
-            self._tell_committed(works, statuses, passed, self._calls)
+            self._tell_committed(works, statuses, passed)
             # A batch whose payouts moved on is committed again: its stages were timed.
             passed.clear()
 
-    def _tell_committed(
-        self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed, calls: Sequence[Call]
-    ) -> None:
-        meters, desk, now_ns = watch.meters(), self._desk, time_ns()
+    def _tell_committed(self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed) -> None:
+        meters, desk = watch.meters(), self._desk
         if meters is None or desk is None or not works:
             return
-        now_us = self._now_us(desk, now_ns)
-        begun_ns = self._tell_times(meters, statuses, passed, now_ns)
+        now_ns = time_ns()
+        times = Times(self._loaded_ns, passed[-1][2] if passed else self._loaded_ns, now_ns)
+        self._tell_times(meters, statuses, passed, times)
         done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
-        _count(meters, done, now_us)
+        self._tell_done(meters, done, passed, self._calls, times, self._now_us(desk, now_ns))
+
+    def _tell_done(
+        self,
+        meters: "Meters",
+        works: Sequence[Work],
+        passed: Passed,
+        calls: Sequence[Call],
+        times: Times,
+        now_us: int,
+    ) -> None:
+        """Works that were committed; Redis's clock was `now_us` then."""
+        _count(meters, works, now_us)
         if lines.are_said():
-            lines.say([line for work in done for line in self._lines(work)])
+            lines.say([line for work in works for line in self._lines(work)])
         if (tracer := watch.tracer()) is not None:
-            _exemplify(meters, tracer, done, now_us)
-            self._traced.committed(tracer, done, Times(self._loaded_ns, begun_ns, now_ns), passed, calls)
+            _exemplify(meters, tracer, works, now_us)
+            self._traced.committed(tracer, works, times, passed, calls)
 
     def _now_us(self, desk: Desk, now_ns: int) -> int:
         """Redis's clock."""
         return desk.now_us + (now_ns - self._told_ns) // 1000
 
     def _tell_times(
-        self, meters: "Meters", statuses: Sequence[Committed], passed: Passed, now_ns: int
-    ) -> int:
-        """How long each stage took, and the commit; when that began (ns)."""
-        begun_ns = self._loaded_ns
+        self, meters: "Meters", statuses: Sequence[Committed], passed: Passed, times: Times
+    ) -> None:
+        """How long each stage took, and the commit."""
         meters.batch_entries.labels(self._group).observe(len(statuses))
         for stage, stage_ns, ended_ns in passed:
             meters.stage_seconds.labels(self._group, stage).observe((ended_ns - stage_ns) / 1e9)
-            begun_ns = ended_ns
-        meters.commit_seconds.labels(self._group).observe((now_ns - begun_ns) / 1e9)
+        meters.commit_seconds.labels(self._group).observe((times.committed_ns - times.handled_ns) / 1e9)
         for status, n in Counter(statuses).items():
             meters.entries.labels(self._group, status.name.lower()).inc(n)
-        return begun_ns
 
-    def _tell_granted(self, meters: "Meters", granted: Sequence[Granted], now_us: int) -> None:
-        """As `_tell_committed`, of the decisions alone: nothing else that an offer records is told of. What is recorded
+    def _tell_granted(self, meters: "Meters", untold: Sequence[_Untold]) -> None:
+        """As `_tell_done`, of the decisions alone: nothing else that an offer records is told of. What is recorded
         of a payout costs as much to make as to decide it, and payouts of one form are decided alike."""
-        alike: dict[tuple[int, Fate], list[Granted]] = {}
-        for one in granted:
-            alike.setdefault((id(one[1].form), one[2]), []).append(one)
-        for group in alike.values():
-            _, offer, fate = group[0]
-            decisions = [event for event in offer.told(fate)[1] if type(event) is e.PayoutDecided]
-            for decision in decisions:
-                _count_decided(meters, decision, group, now_us)
-                if lines.are_said():
-                    lines.say([self._line(decision, work, offer) for work, offer, _ in group])
+        alike: dict[tuple[int, Fate], tuple[e.PayoutDecided | None, list[tuple[Offer, int]]]] = {}
+        said, are_said = list[lines.DecisionLine](), lines.are_said()
+        for granted, _, now_us in untold:
+            for work, offer, fate in granted:
+                which = (id(offer.form), fate)
+                known = alike.get(which)
+                if known is None:
+                    known = alike[which] = (_decision_in(offer.told(fate)[1]), [])
+                decision, offers = known
+                if decision is not None:
+                    offers.append((offer, now_us))
+                if decision is not None and are_said:
+                    said.append(self._line(decision, work, offer))
+        for decision, offers in alike.values():
+            if decision is not None:
+                _count_decided(meters, decision, offers)
+        lines.say(said)
 
     def _line(self, decision: e.PayoutDecided, work: Work, offer: Offer) -> lines.DecisionLine:
         """Of a payout that was decided as another one with the same form."""
@@ -150,6 +207,7 @@ class Watched:
 
     def put_off(self, works: Sequence[Work]) -> None:
         """Entries that wait for another attempt."""
+        self.tell()
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
                 self._traced.put_off(tracer, works, self._loaded_ns)
@@ -157,6 +215,7 @@ class Watched:
 
     def set_aside(self, works: Sequence[Work]) -> None:
         """Entries that are dead letters now."""
+        self.tell()
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
                 self._traced.set_aside(tracer, works, self._loaded_ns or time_ns())
@@ -187,16 +246,17 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
         meters.decided_paise.labels(decision).inc(amount)
 
 
-def _count_decided(
-    meters: "Meters", decision: e.PayoutDecided, granted: Sequence[Granted], now_us: int
-) -> None:
-    """First decisions that are alike."""
-    asks = [offer.ask for _, offer, _ in granted]
-    meters.decisions.labels(decision.decision, decision.reason).inc(len(asks))
-    meters.decided_paise.labels(decision.decision).inc(sum(ask.amount for ask in asks))
+def _decision_in(out: Sequence[e.Fact]) -> e.PayoutDecided | None:
+    return next((event for event in out if type(event) is e.PayoutDecided), None)
+
+
+def _count_decided(meters: "Meters", decision: e.PayoutDecided, offers: Sequence[tuple[Offer, int]]) -> None:
+    """First decisions that are alike, and when they were recorded by Redis's clock (µs)."""
+    meters.decisions.labels(decision.decision, decision.reason).inc(len(offers))
+    meters.decided_paise.labels(decision.decision).inc(sum(offer.ask.amount for offer, _ in offers))
     took = meters.decision_seconds.labels(decision.decision)
-    for ask in asks:
-        took.observe(_s(now_us - ask.received_at))
+    for offer, now_us in offers:
+        took.observe(_s(now_us - offer.ask.received_at))
 
 
 def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_us: int) -> None:
