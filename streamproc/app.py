@@ -33,6 +33,7 @@ from streamproc.api.slack import slack_operation
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
+from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import payout_view
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
@@ -73,8 +74,6 @@ log = logging.getLogger(__name__)
 
 WAIT_TO_OPEN_S = 0.5
 """Between two looks at a Redis, or an archive, that is not there yet."""
-POOL_MAX = 4
-"""Connections to Postgres for one process that only reads positions."""
 
 
 @asynccontextmanager
@@ -227,12 +226,8 @@ async def _synced(partition: int, entry: str) -> None:
 
 
 async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Pool:
-    """A small pool that connects when it is first used, so that a role starts while Postgres is away."""
-    pool = await asyncpg.create_pool(
-        settings.postgres_dsn.reveal(), min_size=0, max_size=POOL_MAX, timeout=3.0, command_timeout=5.0
-    )
-    stack.push_async_callback(pool.close)
-    return pool
+    """A pool for as long as the role runs."""
+    return await stack.enter_async_context(opened_pool(settings.postgres_dsn.reveal()))
 
 
 # ---- serve ------------------------------------------------------------------------------

@@ -6,7 +6,10 @@ no drain, and its exit status is not 0.
 
 import asyncio
 import contextlib
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CAUGHT_MAX_S = 60.0
@@ -40,3 +43,22 @@ def _catches_sigterm(pid: int) -> bool:
         return False
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) & SIGTERM_BIT)
+
+
+@contextmanager
+def frozen(postmaster: int) -> Iterator[None]:
+    """Postgres and all its backends stand still; sessions stay open, and nothing is answered."""
+    os.kill(postmaster, signal.SIGSTOP)  # first, so that it makes no more children
+    stopped = [postmaster, *_children(postmaster)]
+    for pid in stopped[1:]:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(stopped):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _children(parent: int) -> list[int]:
+    stats = [path.read_text().rpartition(")") for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    return [int(head.partition(" ")[0]) for head, _, rest in stats if int(rest.split()[1]) == parent]

@@ -7,9 +7,8 @@ from datetime import datetime
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.read import QUERY_TIMEOUT_S
+from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY
 from streamproc.errors import TryAgain
 
 _SQL = statements("streamproc.archive", "gauges.sql")
@@ -79,7 +78,7 @@ async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int
 @asynccontextmanager
 async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
+        async with asked(pool) as db:
             yield db
-    except (*AWAY, asyncpg.UndefinedTableError) as problem:
+    except asyncpg.UndefinedTableError as problem:
         raise TryAgain(f"Postgres cannot say: {type(problem).__name__}") from problem

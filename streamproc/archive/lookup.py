@@ -1,39 +1,25 @@
 """Questions that operators ask of the views, beside those of `read`, and the pool to ask them with."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from msgspec import Struct
 
 from streamproc.archive.load import Row
-from streamproc.archive.read import QUERY_TIMEOUT_S
+from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, ZERO, id_key
 from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
-from streamproc.errors import JobFailed, LogBroken, TryAgain
+from streamproc.errors import JobFailed, LogBroken
 
 JOB_TIMEOUT_S = 30.0
 """For a question of a job that reads a whole view."""
-POOL_MAX = 2
-"""Connections of one command."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SQL = statements("streamproc.archive", "lookup.sql")
-
-
-@asynccontextmanager
-async def opened_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    """A pool that connects when it is first asked, so that a command runs while Postgres is away."""
-    pool = await asyncpg.create_pool(
-        dsn, min_size=0, max_size=POOL_MAX, timeout=QUERY_TIMEOUT_S, command_timeout=QUERY_TIMEOUT_S
-    )
-    try:
-        yield pool
-    finally:
-        pool.terminate()
 
 
 @contextmanager
@@ -68,11 +54,8 @@ class Behind(Struct, frozen=True):
 
 async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
     """How far the views are behind the archive, by partition. Raises TryAgain when Postgres is away."""
-    try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
-            rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
-    except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    async with asked(pool) as db:
+        rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
     return [Behind(*row) for row in rows]
 
 
@@ -104,25 +87,19 @@ async def held_page(
     """
     at = None if after is None else _EPOCH + timedelta(microseconds=after.received_at)
     payout = "" if after is None else after.payout
-    try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
-            rows = await db.fetch(
-                _SQL["held_page"], at, payout, account or None, agent or None, limit, timeout=QUERY_TIMEOUT_S
-            )
-    except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    async with asked(pool) as db:
+        rows = await db.fetch(
+            _SQL["held_page"], at, payout, account or None, agent or None, limit, timeout=QUERY_TIMEOUT_S
+        )
     return [decode_record(row["record"]) for row in rows]
 
 
 async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: str) -> int:
     """How many entries the archive has from `first` up to, without, `end`. Raises TryAgain when Postgres is away."""
-    try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
-            found: int = await db.fetchval(
-                _SQL["entries_between"], partition, *id_key(first), *id_key(end), timeout=QUERY_TIMEOUT_S
-            )
-    except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    async with asked(pool) as db:
+        found: int = await db.fetchval(
+            _SQL["entries_between"], partition, *id_key(first), *id_key(end), timeout=QUERY_TIMEOUT_S
+        )
     return max(0, found)
 
 
@@ -133,11 +110,8 @@ async def folded_budgets(
 
     One row per window that ever was: some hundreds of thousands in years. Raises TryAgain when Postgres is away.
     """
-    try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
-            rows = await db.fetch(_SQL["folded_budgets"], partition, timeout=JOB_TIMEOUT_S)
-    except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+    async with asked(pool) as db:
+        rows = await db.fetch(_SQL["folded_budgets"], partition, timeout=JOB_TIMEOUT_S)
     windows = {
         (row["scope"], row["window_name"]): (row["reserved"], row["committed"])
         for row in rows

@@ -5,8 +5,7 @@ Raises TryAgain when Postgres is away. Times in and out are aware datetimes, amo
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -14,14 +13,13 @@ import asyncpg
 from msgspec import Struct
 
 from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY, ZERO, id_key
+from streamproc.archive.store import ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.traces import trace_id
 from streamproc.errors import TryAgain
 
-QUERY_TIMEOUT_S = 3.0
-"""All of these are index look-ups; one that takes longer means that Postgres is not well."""
 HISTORY_ENTRIES_MAX = 10_000
 """A payout has some ten entries; the bank could send as many deliveries as it likes."""
 BUDGET_ROWS_MAX = 1_000
@@ -103,13 +101,13 @@ class AuditFilter(Struct, frozen=True, kw_only=True):
 
 async def archived_upto(pool: asyncpg.Pool, partition: int) -> str:
     """The id of the last archived entry; 0-0 when there is none."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         return await db.fetchval(_SQL["archived_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
 
 
 async def views_upto(pool: asyncpg.Pool, partition: int) -> str:
     """The id of the last entry that the views show; 0-0 when there is none."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         return await db.fetchval(_SQL["views_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
 
 
@@ -130,7 +128,7 @@ async def await_views(pool: asyncpg.Pool, partition: int, entry: str, *, timeout
 
 async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool:
     """Whether this very entry is in the archive."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         found: bool = await db.fetchval(
             _SQL["entry_archived"], partition, *id_key(entry), timeout=QUERY_TIMEOUT_S
         )
@@ -139,28 +137,28 @@ async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool
 
 async def payout_history(pool: asyncpg.Pool, payout: str) -> list[ArchivedEntry]:
     """A payout's entries in log order, the first HISTORY_ENTRIES_MAX of them."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         rows = await db.fetch(_SQL["payout_history"], payout, HISTORY_ENTRIES_MAX, timeout=QUERY_TIMEOUT_S)
     return [_entry(row) for row in rows]
 
 
 async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     """The payout as the view `payouts` has it; None when it was never observed or not archived yet."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         record = await db.fetchval(_SQL["payout_record"], payout, timeout=QUERY_TIMEOUT_S)
     return decode_record(record) if record is not None else None
 
 
 async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
     """What we call the intent that the bank has under its own id `bank_payout`; None where there is none."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         found: str | None = await db.fetchval(_SQL["payout_at_bank"], bank_payout, timeout=QUERY_TIMEOUT_S)
     return found
 
 
 async def budgets_of(pool: asyncpg.Pool, agent: str) -> list[BudgetRow]:
     """The agent's own windows, the newest first."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         rows = await db.fetch(
             _SQL["budgets_of_scope"], f"agent:{agent}", BUDGET_ROWS_MAX, timeout=QUERY_TIMEOUT_S
         )
@@ -189,14 +187,14 @@ async def audit_rows(
     """
     query, values = audit_query(wanted, after=after)
     query = f"{query} LIMIT {min(limit, AUDIT_ROWS_MAX):d}"
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         rows = await db.fetch(query, *values, timeout=QUERY_TIMEOUT_S)
     return [AuditRow(**dict(row)) for row in rows]
 
 
 async def audit_place(pool: asyncpg.Pool, partition: int, entry: str, place: int) -> AuditPlace | None:
     """Where the line of an event is; None where the audit has no such line."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         row = await db.fetchrow(
             _SQL["audit_place"], partition, *id_key(entry), place, timeout=QUERY_TIMEOUT_S
         )
@@ -232,19 +230,10 @@ def _numbered_after(count: int, condition: str) -> str:
 
 async def policy_versions(pool: asyncpg.Pool, scope: str) -> list[PolicyRow]:
     """The versions of a scope, the oldest first; partitions that agree give each version once."""
-    async with _bounded(pool) as db:
+    async with asked(pool) as db:
         rows = await db.fetch(_SQL["policy_versions"], scope, AUDIT_ROWS_MAX, timeout=QUERY_TIMEOUT_S)
     return [PolicyRow(**dict(row)) for row in rows]
 
 
 def _entry(row: asyncpg.Record) -> ArchivedEntry:
     return ArchivedEntry(*row.values())
-
-
-@asynccontextmanager
-async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    try:
-        async with pool.acquire(timeout=QUERY_TIMEOUT_S) as db:
-            yield db
-    except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem

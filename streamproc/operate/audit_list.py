@@ -5,7 +5,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamproc.archive.lookup import opened_pool, refusals_named
+from streamproc.archive.lookup import refusals_named
+from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import AuditFilter, AuditRow, audit_place, audit_rows
 from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.operate.site import iso, us_of

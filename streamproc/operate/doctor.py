@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 import consumers
-from streamproc.archive.lookup import opened_pool, refusals_named, views_behind
+from streamproc.archive.lookup import refusals_named, views_behind
 from streamproc.archive.migrate import current, newest
+from streamproc.archive.pool import opened_pool
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify

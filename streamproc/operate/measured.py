@@ -13,7 +13,7 @@ import consumers
 from streamproc.api.listening import server_of
 from streamproc.api.metrics import PATH, Metrics, Timed
 from streamproc.api.tracing import Traced
-from streamproc.archive.lookup import opened_pool
+from streamproc.archive.pool import opened_pool
 from streamproc.errors import ConfigError
 from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock

@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from streamproc.archive.lookup import job_named, opened_pool
+from streamproc.archive.lookup import job_named
+from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import payout_view
 from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from streamproc.archive.lookup import opened_pool, refusals_named
+from streamproc.archive.lookup import refusals_named
+from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import payout_view
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import iso as iso

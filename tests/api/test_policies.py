@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streamproc.api import policy_shapes as shapes
-from streamproc.archive.lookup import opened_pool
+from streamproc.archive.pool import opened_pool
 from streamproc.domain.budget import windows_of
 from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyProposed, ProposalConfirmed
 from streamproc.domain.policy import Policy, ScopeLimits

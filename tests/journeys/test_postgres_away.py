@@ -6,9 +6,8 @@ STREAMPROC_TEST_OUTAGE_S makes it a minute, or as long as you like.
 
 import asyncio
 import os
-import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.journeys.truth import (
     assert_told_once,
     overspent,
 )
+from tests.signals import frozen
 
 OUTAGE_S = float(os.environ.get("STREAMPROC_TEST_OUTAGE_S", "5"))
 EVERY_S = 0.12
@@ -39,25 +39,6 @@ policies:
 """
 
 pytestmark = pytest.mark.timeout(300 + 6 * OUTAGE_S)
-
-
-@contextmanager
-def frozen(postmaster: int) -> Iterator[None]:
-    """Postgres and all its backends stand still; sessions stay open, and nothing is answered."""
-    os.kill(postmaster, signal.SIGSTOP)  # first, so that it makes no more children
-    stopped = [postmaster, *_children(postmaster)]
-    for pid in stopped[1:]:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in reversed(stopped):
-            os.kill(pid, signal.SIGCONT)
-
-
-def _children(parent: int) -> list[int]:
-    stats = [path.read_text().rpartition(")") for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
-    return [int(head.partition(" ")[0]) for head, _, rest in stats if int(rest.split()[1]) == parent]
 
 
 @asynccontextmanager
@@ -118,6 +99,24 @@ async def test_while_postgres_is_frozen_decisions_go_on_and_money_waits(
         )  # for -s
         await assert_all_went_well(system, made)
         assert await _archived_later(system, told, began) == set()
+
+
+async def test_who_is_told_to_stop_while_postgres_hangs_ends_well(redis_url: str, public_dir: Path) -> None:
+    home = public_dir / "hanging-postgres"
+    home.mkdir()
+    home.chmod(0o711)
+    async with (
+        embedded.postgres(home, port=free_port(), durable=False) as store,
+        running_system(redis_url, store.url) as system,
+    ):
+        await system.apply(POLICIES)
+        paid = await system.bank.pay(10_000, notes={"agent_id": "free"})
+        await system.reaches(paid["id"], "processed")
+        assert (await system.api.get("/readyz")).status_code == 200  # serve and worker have connections now
+        with frozen(store.process.pid):
+            answers = await asyncio.gather(*(system.api.get("/readyz") for _ in range(4)))
+            assert [answer.status_code for answer in answers] == [200] * 4, answers[0].text
+            assert await system.stop() == {"serve": 0, "worker-1": 0, "projector": 0}
 
 
 async def _told(system: System, command: str) -> set[str]:

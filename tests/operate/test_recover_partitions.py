@@ -12,7 +12,7 @@ from consumers.enact import execution
 from consumers.vet import Reputations
 from projections.loop import run_projector
 from projections.schema import prepare
-from streamproc.archive.lookup import opened_pool
+from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import archived_upto
 from streamproc.errors import LogBroken
 from streamproc.log.batch import Limits

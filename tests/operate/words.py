@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from projections.loop import run_projector
 from projections.schema import prepare
-from streamproc.archive.lookup import opened_pool
+from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import views_upto
 from streamproc.archive.store import id_key
 from streamproc.log.stream import LogView

@@ -1,0 +1,74 @@
+"""A Postgres that hangs holds nobody up: neither who gave up asking, nor who ends."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from streamproc import embedded
+from streamproc.archive import pool as pools
+from streamproc.archive.pool import asked, opened_pool
+from streamproc.embedded import Store
+from streamproc.errors import TryAgain
+from tests.bank import free_port
+from tests.signals import frozen
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+DEADLINE_S = 60.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(public_dir: Path) -> AsyncIterator[Store]:
+    """A Postgres that nobody else has."""
+    home = public_dir / "pool-postgres"
+    home.mkdir()
+    home.chmod(0o711)
+    async with embedded.postgres(home, port=free_port(), durable=False) as store:
+        yield store
+
+
+async def one(pool: asyncpg.Pool) -> int:
+    async with asked(pool) as db:
+        return int(await db.fetchval("SELECT 1"))
+
+
+async def test_who_gave_up_does_not_wait_for_the_connection_to_be_given_back(store: Store) -> None:
+    async with asyncio.timeout(DEADLINE_S), opened_pool(store.url) as pool:
+        assert await one(pool) == 1
+        with frozen(store.process.pid):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await one(pool)
+            [giving_back] = pools._giving_back
+            await giving_back  # it raises nothing, whatever Postgres does
+        assert await one(pool) == 1
+        assert not pools._giving_back
+
+
+async def test_a_question_that_takes_too_long_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "QUERY_TIMEOUT_S", 0.2)
+    async with asyncio.timeout(DEADLINE_S), opened_pool(store.url) as pool:
+        assert await one(pool) == 1
+        with frozen(store.process.pid), pytest.raises(TryAgain, match="Postgres is away: TimeoutError"):
+            await one(pool)
+
+
+async def test_a_pool_is_closed_whether_or_not_postgres_hears_the_goodbye(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "CLOSE_S", 0.1)
+    async with asyncio.timeout(DEADLINE_S):
+        async with opened_pool(store.url) as pool:
+            assert await one(pool) == 1
+        with pytest.raises(TryAgain):
+            await one(pool)
+        opened = opened_pool(store.url)
+        pool = await opened.__aenter__()
+        assert await one(pool) == 1
+        with frozen(store.process.pid):
+            await opened.__aexit__(None, None, None)
