@@ -17,7 +17,7 @@ from streamproc.domain.copies import agrees, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
 from streamproc.domain.foreign import could_be
 from streamproc.domain.intent import Beneficiary, without_personal
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import RELEASING_STATUSES, PayoutRecord
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Work
 
@@ -179,10 +179,17 @@ def _fund_account(payee: Beneficiary) -> dict[str, object]:
 
 
 def _ours(record: PayoutRecord, found: Sequence[BankPayout]) -> BankPayout | None:
-    """The oldest that pays the same to the same fund account: whoever made it, it is what was asked for."""
+    """The oldest that pays the same to the same fund account: whoever made it, it is what was asked for. Not one that
+    ended without paying: was that ours, the bank names it again when it is asked under the same key."""
     if not record.fund_account:
         return None
-    same = [p for p in found if _pays_the_same(record, p) and p.fund_account_id == record.fund_account]
+    same = [
+        p
+        for p in found
+        if p.status not in RELEASING_STATUSES
+        and _pays_the_same(record, p)
+        and p.fund_account_id == record.fund_account
+    ]
     return min(same, key=lambda payout: (payout.created_at, payout.id), default=None)
 
 

@@ -45,4 +45,4 @@ def explain(payout: str, as_of: str | None, as_json: bool) -> None:
     if as_json:
         output.say_json(told.as_json(story))
     else:
-        click.echo("\n".join(tell(story)))
+        click.echo("\n".join(map(output.visible, tell(story))))

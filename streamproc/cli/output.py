@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from streamproc.domain.plain import plain
 from streamproc.errors import InputError
 
 T = TypeVar("T")
@@ -42,6 +43,11 @@ def say_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+def visible(text: str) -> str:
+    """A line without what a terminal obeys instead of showing it (escapes, directions); its blanks stay."""
+    return " ".join(plain(word) for word in text.split(" "))
+
+
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """A table, or one line that says that there is nothing to show."""
     from rich.console import Console
@@ -56,8 +62,8 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in found:
-        # Text, not str: what came from outside may look like markup.
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        # Text, not str: what came from outside may look like markup. And may hold what turns a terminal's text around.
+        table.add_row(*(Text("-" if cell is None else visible(str(cell))) for cell in row))
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     Console(width=width, highlight=False).print(table)
 

@@ -131,7 +131,9 @@ def _print(result: "Result") -> None:
     for note in result.notes:
         output.note(note)
     if result.swapped:
-        click.echo("the rebuilt views are in place; `streamproc replay --back` undoes that")
+        click.echo(
+            "the rebuilt views are in place; `streamproc replay --back` undoes a replay of all of them"
+        )
 
 
 def _cut(row: dict[str, object] | None) -> str:

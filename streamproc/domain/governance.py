@@ -302,7 +302,7 @@ BEFORE_MONEY_MOVES: tuple[Rule, ...] = (frozen,)
 """What is looked at once more right before a call that moves money."""
 ABOUT_THE_URL: tuple[Rule, ...] = (vendor_url, domain, suspicious_host)
 """Those that look at nothing but the vendor's URL and the agent's policy; at most one of them finds anything."""
-RECHECKED: tuple[Rule, ...] = (frozen, no_policy, transaction_limit, vendor_url, domain, threat)
+RECHECKED: tuple[Rule, ...] = (frozen, no_policy, currency, transaction_limit, vendor_url, domain, threat)
 """What may have changed while a person thought about it (GOVERNANCE "Holds")."""
 
 

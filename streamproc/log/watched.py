@@ -3,9 +3,11 @@
 It is told after the commit, of what this worker committed: an entry that somebody else had acknowledged first is
 counted there. What went straight is told while Redis has the next batch, or when nothing else is to do, so that no
 payout waits for it, and small batches together: to tell of one costs nearly as much as of many. A worker that dies
-before leaves its last batch, or those of the last UNTOLD_S, uncounted; exact figures are the views'.
+before leaves its last batch, or those of the last UNTOLD_S, uncounted; exact figures are the views'. Where traces are
+wanted each batch is told of at once: that takes long, and the times of others would have it in them.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, time_ns
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 US = 1_000_000
 UNTOLD_MAX = 128
 """Payouts that went straight and are not told of yet, which is half of a full batch,"""
+TOGETHER_S = 0.05
+"""or since when the first of them waits, where Redis has a batch meanwhile,"""
 UNTOLD_S = 0.1
-"""or how long the first of them waits: shorter than anybody sees on a dashboard."""
+"""or else: the chain of a neighbour may wait for others. Shorter than anybody sees on a dashboard."""
 Granted = tuple[Work, Offer, Fate]
 
 
@@ -52,6 +56,7 @@ class Watched:
         self._calls: list[Call] = []
         self._untold: list[_Untold] = []
         self._untold_since_s = 0.0
+        self._due: asyncio.TimerHandle | None = None
 
     @property
     def has_untold(self) -> bool:
@@ -61,12 +66,15 @@ class Watched:
     def tell_if_due(self) -> None:
         """Tell what went straight where that is much, or waits for long."""
         payouts = sum(len(batch.granted) for batch in self._untold)
-        if payouts >= UNTOLD_MAX or (payouts and monotonic() >= self._untold_since_s + UNTOLD_S):
+        if payouts >= UNTOLD_MAX or (payouts and monotonic() >= self._untold_since_s + TOGETHER_S):
             self.tell()
 
     def tell(self) -> None:
         """Tell what went straight and was not told yet."""
         untold, self._untold = self._untold, []
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
         meters, tracer = watch.meters(), watch.tracer()
         if not untold or meters is None:
             return
@@ -98,28 +106,33 @@ class Watched:
             return
         if not self._untold:
             self._untold_since_s = monotonic()
+            self._due = asyncio.get_running_loop().call_later(UNTOLD_S, self.tell)
         now_ns = time_ns()
         times = Times(self._loaded_ns, sent_ns, now_ns)
         self._untold.append(_Untold(granted, times, self._now_us(self._desk, now_ns)))
+        if watch.tracer() is not None:
+            self.tell()
 
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
+        now_ns = time_ns()
         self.tell()  # of what went straight before
         with watch.unharmed():
             passed = self._desk.passed if self._desk is not None else []
-            self._tell_committed(works, statuses, passed)
+            self._tell_committed(works, statuses, passed, now_ns)
             # A batch whose payouts moved on is committed again: its stages were timed.
             passed.clear()
 
-    def _tell_committed(self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed) -> None:
+    def _tell_committed(
+        self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed, at_ns: int
+    ) -> None:
         meters, desk = watch.meters(), self._desk
         if meters is None or desk is None or not works:
             return
-        now_ns = time_ns()
-        times = Times(self._loaded_ns, passed[-1][2] if passed else self._loaded_ns, now_ns)
+        times = Times(self._loaded_ns, passed[-1][2] if passed else self._loaded_ns, at_ns)
         self._tell_times(meters, statuses, passed, times)
         done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
-        self._tell_done(meters, done, passed, self._calls, times, self._now_us(desk, now_ns))
+        self._tell_done(meters, done, passed, self._calls, times, self._now_us(desk, at_ns))
 
     def _tell_done(
         self,

@@ -308,6 +308,34 @@ async def test_an_intent_that_moved_around_us_while_it_was_held_is_not_created_o
         assert "payout.create" not in await gate.commands()
 
 
+@pytest.mark.parametrize("payee", [PAYEE, None], ids=["inline", "fund account"])
+async def test_a_foreign_payout_that_ended_does_not_take_the_place_of_the_one_that_is_created(
+    redis_url: str, payee: Beneficiary | None
+) -> None:
+    """Somebody pays it by hand while it is held, and that is rejected at the bank; then a person approves it."""
+    async with gateway(redis_url) as gate:
+        to = await fund_account(gate.bank)
+        asked = requested(agent="careful", payee=payee, fund_account=to)
+        await gate.ask(asked)
+        same = {} if payee is not None else {"fund_account_id": to}
+        by_hand = await gate.bank.pay(asked.amount, reference_id=asked.payout, **same)
+        await gate.tells(asked.payout)
+        await gate.bank.reaches(by_hand["id"], "rejected")
+        await gate.tells(asked.payout)
+        await gate.engine.review(asked.payout, "asha", "approve", account=asked.account)
+        record = await gate.ends(asked.payout, "confirmed", "processed")
+        assert record.reservation is not None
+        assert record.reservation.state == "reserved"
+        assert record.bank_payout not in ("", by_hand["id"])
+        await gate.bank.reaches(record.bank_payout, "processed")
+        await gate.tells(asked.payout)
+        record = await gate.ends(asked.payout, "processed")
+        assert record.reservation is not None
+        assert record.reservation.state == "committed"
+        settled = [one for one in await gate.engine.story(asked.payout) if isinstance(one, e.PayoutSettled)]
+        assert [one.settlement for one in settled] == ["committed"]
+
+
 async def test_a_key_that_the_bank_may_have_forgotten_is_not_used_again(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,16 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     for payout in sorted(known):
         chain_ = " ".join(decided[payout])
         if chain_ not in _DECISIONS and not (chain_ == "" and payout in excused):
-            yield f"{payout} is decided {chain_ or 'never'}"
+            yield f"{payout} is decided {chain_ or 'never'}: {_story(seen, payout)}"
+
+
+def _story(seen: Evidence, payout: str) -> str:
+    """What the log, the bank's record of commands and the bank itself have of a payout, for who has to find out."""
+    events = [
+        f"{entry} {event} by {meta!r}" for entry, _, event, meta in history(seen.log) if payout in repr(event)
+    ]
+    told = [str(told) for told in seen.told if payout in (told.payout, told.name)]
+    return "; ".join([*events, *told, f"at the bank {seen.bank.get(payout, 'nothing')}"])
 
 
 def _ending(log: Sequence[Entry]) -> set[str]:

@@ -27,9 +27,13 @@ policies:
 
 
 @pytest_asyncio.fixture
-async def bench(redis_url: str, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Bench]:
+async def bench(
+    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
     """A worker of whom metrics and lines are wanted, and no traces."""
     caplog.set_level(logging.INFO, "streamproc.decisions")
+    for wait in ("TOGETHER_S", "UNTOLD_S"):  # no test depends on how quick it is
+        monkeypatch.setattr(watched, wait, 60.0)
     watch.turn_on(Meters(CollectorRegistry()), None)
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=["governance"])
@@ -50,7 +54,7 @@ async def test_small_batches_are_told_of_together_while_redis_has_the_next(
         await bench.decide(observed(f"pout_{n}", 10))
     assert told(caplog) == []
 
-    monkeypatch.setattr(watched, "UNTOLD_S", 0.0)
+    monkeypatch.setattr(watched, "TOGETHER_S", 0.0)
     await bench.decide(observed("pout_3", 10))
     assert told(caplog) == [["pout_0", "pout_1", "pout_2"]]
 
@@ -77,6 +81,16 @@ async def test_what_the_chain_decides_is_told_of_after_what_went_straight_before
     await bench.decide(observed("pout_0", 10, agent="careful"))
     await bench.decide(observed("pout_1", 10, agent="careful"))
     assert told(caplog) == [["pout_0"], ["pout_1"]]
+
+
+async def test_it_is_told_of_in_time_while_the_same_worker_waits_for_others(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "UNTOLD_S", 0.01)
+    await bench.decide(observed("pout_0", 10))
+    async with asyncio.timeout(DEADLINE_S):
+        while told(caplog) != [["pout_0"]]:
+            await asyncio.sleep(0.01)
 
 
 async def test_when_nothing_else_comes_it_is_told_of(
