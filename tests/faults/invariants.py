@@ -120,7 +120,8 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
 
     HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection. Excepted are a
     webhook that a failover took, and a payout that was ended on a rejection or cancel that is gone with the log it was
-    in: the bank has our command on record, and the log has what came of it. Nothing is left to decide then.
+    in: the bank has our command on record, and the log has what came of it. Nothing is left to decide then. Nor of one
+    that nobody was ever told of before it had ended unpaid: the bank gives up a webhook that was refused for long.
     """
     taken = {
         (event.facts.id, event.facts.status)
@@ -132,16 +133,19 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     ended: set[tuple[str, str]] = set()
     excused: set[str] = set()
     known: set[str] = set()
+    seen_as: dict[str, set[str]] = defaultdict(set)
     for _, _, event, _ in history(seen.log):
         match event:
             case e.PayoutObserved():
                 observed.add((event.facts.id, event.facts.status))
                 ended.add((event.payout, event.facts.status))
                 known.add(event.payout)
+                seen_as[event.payout].add(event.facts.status)
             case e.BankCommandAnswered():
                 ended.add((event.payout, event.bank_status))
             case e.PayoutRequested():
                 known.add(event.payout)
+                seen_as[event.payout].add("requested")
             case e.PayoutDecided():
                 decided[event.payout].append(event.decision)
             case e.GovernanceBypassed() | e.BankFeeRecorded() | e.PayoutMalformed():
@@ -163,6 +167,9 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
             and (told.name, status) in ended
         ):
             excused.add(told.name)
+    excused |= {
+        payout for payout, statuses in seen_as.items() if statuses <= {"cancelled", "rejected", "failed"}
+    }
     for payout in sorted(known):
         chain_ = " ".join(decided[payout])
         if chain_ not in _DECISIONS and not (chain_ == "" and payout in excused):

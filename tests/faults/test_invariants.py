@@ -256,6 +256,13 @@ def test_a_rejection_that_a_failover_took_may_have_taken_effect_and_an_approval_
         }
 
 
+@pytest.mark.parametrize("status", ["failed", "cancelled", "rejected"])
+def test_what_was_first_seen_when_it_had_ended_unpaid_needs_no_decision(status: str) -> None:
+    assert violations(seen(sound().add(observed("pout_2", status=status)))) == []
+    earlier = sound().add(observed("pout_2")).add(observed("pout_2", status=status))
+    assert broken(seen(earlier)) == {"what_was_answered_is_decided_once"}
+
+
 def test_what_was_ended_on_a_rejection_that_is_gone_needs_no_decision_and_what_others_ended_does() -> None:
     gone = Log().add(observed("pout_2")).add(decided("pout_2", "REJECTED"))
     ours = [Told(LATER_S, "approve", "pout_1", "pout_1"), Told(LATER_S, "reject", "pout_2", "pout_2")]
