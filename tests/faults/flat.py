@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import asyncpg
 from msgspec import Struct
 
+from streamproc.archive.store import AWAY
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connected, named_errors
 
@@ -172,7 +173,7 @@ class Watch:
         try:
             async with asyncio.timeout(LOOK_S):
                 count = await self._stand.system.pool.fetchval(sql)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (*AWAY, asyncpg.PostgresError):
             return
         self._note("postgres", CONNECTIONS, count)
 
