@@ -1,4 +1,4 @@
-"""Questions that operators ask of the views, beside those of `read`, and the pool to ask them with."""
+"""Questions that operators ask of the views, beside those of `read`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

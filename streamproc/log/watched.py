@@ -178,9 +178,10 @@ class Watched:
                 if known is None:
                     known = alike[which] = (_decision_in(offer.told(fate)[1]), [])
                 decision, offers = known
-                if decision is not None:
-                    offers.append((offer, now_us))
-                if decision is not None and are_said:
+                if decision is None:
+                    continue
+                offers.append((offer, now_us))
+                if are_said:
                     said.append(self._line(decision, work, offer))
         for decision, offers in alike.values():
             if decision is not None:
