@@ -67,7 +67,8 @@ from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.operate.slack_holds import opened_slack_review
-from streamproc.settings import Settings
+from streamproc.processes import bound
+from streamproc.settings import PREFIX, Settings
 from streamproc.telemetry.metrics import Meters
 
 log = logging.getLogger(__name__)
@@ -273,6 +274,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """The HTTP side."""
     async with AsyncExitStack() as stack:
+        sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         meters = await stack.enter_async_context(measured(settings, "serve"))
         if not await opened(settings, stopping):
             return
@@ -280,7 +282,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         look_less_often()
         server = server_of(app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s))
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
-        serving = asyncio.create_task(server._serve(), name="http")
+        serving = asyncio.create_task(server._serve(sockets), name="http")
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True

@@ -14,8 +14,9 @@ import pwd
 import random
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from streamproc.errors import ConfigError
 
@@ -108,6 +109,40 @@ def port_is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int, prefix: str) -> Iterator[list[socket.socket]]:
+    """Sockets that have the port at every address of *host*, for a server to listen on.
+
+    Raises ConfigError, naming *prefix*HOST and *prefix*PORT, where they cannot be had.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            sockets = [stack.enter_context(_bound(one[0], one[4])) for one in dict.fromkeys(found)]
+        except (
+            OSError,
+            UnicodeError,
+        ) as problem:  # a label of the host that is empty or too long is the latter
+            why = getattr(problem, "strerror", None) or "it is no host name"
+            raise ConfigError(
+                f"port {port} of {host} cannot be listened on: {why}; set {prefix}PORT or {prefix}HOST to others"
+            ) from problem
+        yield sockets
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4's has its own socket
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ import msgspec
 
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
+from streamproc.setting_urls import dsn, file_or_url, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
 PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
@@ -146,47 +147,6 @@ def _duration(low_s: float) -> Callable[[str], float]:
     return parse
 
 
-PORT_MAX = 65_535
-_NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
-"""A host with or without a port; an IPv6 address is in brackets."""
-_NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
-
-
-def _redis_url(raw: str) -> str:
-    parts = urlsplit(raw)
-    if parts.scheme in ("redis+cluster", "rediss+cluster"):
-        nodes = parts.netloc.rpartition("@")[2]
-        ports = [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", nodes)]
-        well = _NODES.fullmatch(nodes) and all(0 < port <= PORT_MAX for port in ports)
-        if not well or parts.path not in ("", "/", "/0"):
-            raise ValueError(
-                "must name a cluster's nodes as redis+cluster://host:port,host:port and no database"
-            )
-    elif parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
-    return raw
-
-
-def _dsn(raw: str) -> Secret:
-    if urlsplit(raw).scheme not in ("postgres", "postgresql"):
-        raise ValueError("must start with postgresql://")
-    return Secret(raw)
-
-
-def _http_url(path: str = "") -> Callable[[str], str]:
-    """A URL of an outside system; *path* is added where the operator named only the host."""
-
-    def parse(raw: str) -> str:
-        parts = urlsplit(raw)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("must be an http:// or https:// URL without query or fragment")
-        if parts.username or parts.password:
-            raise ValueError("must not carry a user name or password: give the key in its own variable")
-        return urlunsplit(parts._replace(path=parts.path.rstrip("/") or path))
-
-    return parse
-
-
 def _execute_after(raw: str) -> str:
     if raw not in ("archived", "replicated", "synced"):
         raise ValueError("must be archived, replicated or synced")
@@ -211,26 +171,6 @@ def _signing_key(raw: str) -> Secret:
     return Secret(raw)
 
 
-def _words(raw: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in raw.replace("\n", ",").split(",") if part.strip())
-
-
-def _origins(raw: str) -> tuple[str, ...]:
-    for origin in (found := _words(raw)):
-        parts = urlsplit(origin)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.netloc
-            or origin != f"{parts.scheme}://{parts.netloc}"
-        ):
-            raise ValueError("must be origins as https://console.example.com, comma separated")
-    return found
-
-
-def _file_or_url(raw: str) -> str:
-    return _http_url()(raw) if "://" in raw else raw
-
-
 class Variable(NamedTuple):
     """One environment variable: its name without the prefix, the field it fills, how it is read."""
 
@@ -241,8 +181,8 @@ class Variable(NamedTuple):
 
 
 VARIABLES: tuple[Variable, ...] = (
-    Variable("REDIS_URL", "redis_url", _redis_url, secret=True),
-    Variable("POSTGRES_DSN", "postgres_dsn", _dsn, secret=True),
+    Variable("REDIS_URL", "redis_url", redis_url, secret=True),
+    Variable("POSTGRES_DSN", "postgres_dsn", dsn, secret=True),
     Variable("PARTITIONS", "partitions", _whole(1, PARTITIONS_MAX)),
     Variable("HOST", "host", _text),
     Variable("PORT", "port", _whole(1, 65_535)),
@@ -253,32 +193,32 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("RAZORPAY_OAUTH_CLIENT_ID", "razorpay_oauth_client_id", _text),
     Variable("RAZORPAY_OAUTH_CLIENT_SECRET", "razorpay_oauth_client_secret", Secret, secret=True),
     Variable("RAZORPAY_OAUTH_REFRESH_TOKEN", "razorpay_oauth_refresh_token", Secret, secret=True),
-    Variable("RAZORPAY_AUTH_URL", "razorpay_auth_url", _http_url()),
+    Variable("RAZORPAY_AUTH_URL", "razorpay_auth_url", http_url()),
     Variable("RAZORPAY_WEBHOOK_SECRETS", "razorpay_webhook_secrets", _secrets, secret=True),
     Variable("RAZORPAY_ACCOUNT_NUMBER", "razorpay_account_number", _text),
     Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _text),
-    Variable("RAZORPAY_BASE_URL", "razorpay_base_url", _http_url("/v1")),
+    Variable("RAZORPAY_BASE_URL", "razorpay_base_url", http_url("/v1")),
     Variable("RAZORPAY_CALLS_PER_S", "razorpay_calls_per_s", _whole(1, CALLS_PER_S_MAX)),
     Variable("POLL_INTERVAL", "poll_interval_s", _duration(0.1)),
     Variable("RECONCILE_INTERVAL", "reconcile_interval_s", _duration(1.0)),
     Variable("EXECUTE_AFTER", "execute_after", _execute_after),
     Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),
-    Variable("SAFE_BROWSING_URL", "safe_browsing_url", _http_url("/v4/threatMatches:find")),
-    Variable("GLEIF_URL", "gleif_url", _http_url()),
+    Variable("SAFE_BROWSING_URL", "safe_browsing_url", http_url("/v4/threatMatches:find")),
+    Variable("GLEIF_URL", "gleif_url", http_url()),
     Variable("SLACK_BOT_TOKEN", "slack_bot_token", Secret, secret=True),
     Variable("SLACK_SIGNING_SECRET", "slack_signing_secret", Secret, secret=True),
     Variable("SLACK_CHANNEL_ID", "slack_channel_id", _text),
-    Variable("SLACK_BASE_URL", "slack_base_url", _http_url()),
-    Variable("NTFY_URL", "ntfy_url", _http_url()),
+    Variable("SLACK_BASE_URL", "slack_base_url", http_url()),
+    Variable("NTFY_URL", "ntfy_url", http_url()),
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
     Variable("NTFY_TOKEN", "ntfy_token", Secret, secret=True),
-    Variable("PUBLIC_URL", "public_url", _http_url()),
+    Variable("PUBLIC_URL", "public_url", http_url()),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
     Variable("TRIM_INTERVAL", "trim_interval_s", _duration(0.1)),
     Variable("SIGNING_KEY", "signing_key", _signing_key, secret=True),
-    Variable("CHECKPOINT_KEYS", "checkpoint_keys", _words),
-    Variable("CHECKPOINT_TO", "checkpoint_to", _file_or_url),
+    Variable("CHECKPOINT_KEYS", "checkpoint_keys", words),
+    Variable("CHECKPOINT_TO", "checkpoint_to", file_or_url),
     Variable("CHECKPOINT_ENTRIES", "checkpoint_entries", _whole(1, CHECKPOINT_ENTRIES_MAX)),
     Variable("CHECKPOINT_INTERVAL", "checkpoint_interval_s", _duration(0.1)),
     Variable("CLAIM_IDLE", "claim_idle_s", _duration(CLAIM_IDLE_MIN_S)),
@@ -287,7 +227,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),
     Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
     Variable("API_RATE", "api_rate", _whole(0, API_RATE_MAX)),
-    Variable("CORS_ORIGINS", "cors_origins", _origins),
+    Variable("CORS_ORIGINS", "cors_origins", origins),
     Variable("TOKEN", "token", Secret, secret=True),
     Variable("METRICS_TOKEN", "metrics_token", Secret, secret=True),
     Variable("METRICS_PORT", "metrics_port", _whole(0, 65_535)),
@@ -332,6 +272,7 @@ def secrets_of(settings: Settings) -> list[str]:
 
 def _raw(variable: Variable, env: Mapping[str, str]) -> str:
     raw = env.get(PREFIX + variable.name, "").strip()
+    _must_be_text(raw)
     file = env.get(f"{PREFIX}{variable.name}_FILE", "").strip() if variable.secret else ""
     if not file:
         return raw
@@ -342,6 +283,13 @@ def _raw(variable: Variable, env: Mapping[str, str]) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
         raise ValueError(f"cannot be read from the file in {PREFIX}{variable.name}_FILE: {why}") from problem
+
+
+def _must_be_text(raw: str) -> None:
+    try:
+        raw.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8 text") from None
 
 
 def _warn_of_unknown(env: Mapping[str, str]) -> None:

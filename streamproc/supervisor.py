@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
     if demo and settings.razorpay_key_id:
         raise ConfigError(f"the demo plays with the sandbox only: unset {PREFIX}RAZORPAY_KEY_ID")
     _refuse_busy_ports(settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _make_data_dir(settings.data_dir)
     async with embedded.locked(settings.data_dir / "up.lock"):
         async with asyncio.TaskGroup() as group:
             crew = Crew(group, drain_s=settings.drain_s)
@@ -63,6 +64,17 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
             except StreamprocError as problem:
                 failure = problem  # raised outside, or the group would wrap it
         raise failure
+
+
+def _make_data_dir(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as problem:
+        raise ConfigError(
+            f"{PREFIX}DATA_DIR {directory} cannot be written to: {problem.strerror or problem}"
+        ) from problem
 
 
 async def _until_stopped(running: Coroutine[None, None, int], crew: Crew, *, demo: bool) -> int:

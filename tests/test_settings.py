@@ -116,6 +116,60 @@ def test_what_is_no_plain_http_url_is_refused(text: str) -> None:
     assert problems(RAZORPAY_BASE_URL=text)[0].startswith("STREAMPROC_RAZORPAY_BASE_URL must")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://h:port",
+        "redis://h:65536",
+        "redis://h/name",
+        "redis://h?db=0&colour=blue",
+        "unix:///tmp/s?password=hunter2",
+        "http://h",
+    ],
+)
+def test_what_is_no_redis_url_is_refused_and_not_shown(text: str) -> None:
+    (problem,) = problems(REDIS_URL=text)
+    assert problem.startswith("STREAMPROC_REDIS_URL must") or "STREAMPROC_REDIS_URL may have" in problem
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://h",
+        "rediss://u:p@h:6380/15?ssl_ca_certs=/ca.pem",
+        "unix:///tmp/s?db=1",
+        "redis://[::1]:6379/0",
+    ],
+)
+def test_a_redis_url_may_have_a_database_and_certificates(text: str) -> None:
+    assert given(REDIS_URL=text).redis_url == text
+
+
+@pytest.mark.parametrize("text", ["postgres://u:hunter2@h:port/d", "postgres://u:hunter2@h:5432:1/d"])
+def test_a_postgres_port_that_is_none_is_refused_and_not_shown(text: str) -> None:
+    assert problems(POSTGRES_DSN=text) == [
+        "STREAMPROC_POSTGRES_DSN must name its server as host:port, the port a number"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql:///d?host=/tmp",
+        "postgresql://u@%2Ftmp/d",
+        "postgres://a:1,b:2/d",
+        "postgres://u:p@[::1]/d",
+    ],
+)
+def test_postgres_may_be_several_servers_or_a_socket(text: str) -> None:
+    assert given(POSTGRES_DSN=text).postgres_dsn.reveal() == text
+
+
+def test_a_value_that_is_no_text_is_refused() -> None:
+    assert problems(DATA_DIR="/tmp/\udcff") == ["STREAMPROC_DATA_DIR is not UTF-8 text"]
+
+
 @pytest.mark.parametrize("text", ["c2VjcmV0", "hunter2", 43 * "A", 44 * "A" + "===="])
 def test_a_signing_key_that_is_none_is_refused_and_not_shown(text: str) -> None:
     [problem] = problems(SIGNING_KEY=text)

@@ -301,6 +301,19 @@ async def test_a_busy_port_is_refused_by_number_and_variable(tmp_path: Path, nam
         assert up.events() == []
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+async def test_a_data_directory_that_cannot_be_one_is_refused_by_its_variable(
+    tmp_path: Path, below: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    async with made_up(tmp_path, DATA_DIR=str(file / below)) as up:
+        await up.start()
+        assert await up.ended() == 2
+        assert f"refused: STREAMPROC_DATA_DIR {file / below} cannot be written to: " in up.text()
+        assert up.events() == []
+
+
 @pytest.mark.parametrize("code", [0, 3])
 async def test_the_demos_exit_code_is_the_answer_and_everything_is_drained(tmp_path: Path, code: int) -> None:
     (tmp_path / "crash-demo").write_text(str(code))

@@ -1,6 +1,7 @@
 """Settings of the sandbox: one frozen struct, read from `SANDBOX_*` and refused whole when wrong."""
 
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
@@ -85,6 +86,15 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
         """Every account's id by its number; empty for the one that API calls are about."""
         more = [pair.split("=") for pair in self.more_accounts.split(",") if pair]
         return {self.account_number: ""} | {number: account for account, number in more}
+
+    def bound(self) -> socket.socket:
+        """A socket that has the port. SystemExit where it cannot be had."""
+        try:
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            return socket.create_server((self.host, self.port), family=family)
+        except (OSError, UnicodeError) as problem:
+            why = getattr(problem, "strerror", None) or "no host name"
+            raise _refused(f"{ENV_PREFIX}HOST {self.host}, {ENV_PREFIX}PORT {self.port}: {why}") from problem
 
     def checked(self) -> "SandboxConfig":
         """The same config, or SystemExit with the first value that cannot be."""

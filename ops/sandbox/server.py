@@ -103,7 +103,7 @@ async def elsewhere(request: Request) -> Response:
 
 
 def run(config: SandboxConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. SystemExit when the port is taken.
+    """Serve until SIGTERM or SIGINT, then drain and return. SystemExit, as of a wrong setting, when the port is taken.
 
     Blocks; for the main thread of a process of its own, because it takes over both signals.
     """
@@ -111,11 +111,8 @@ def run(config: SandboxConfig) -> None:
     # ends with status 0 needs somebody there who does nothing.
     for ordered_stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ordered_stop, lambda _number, _frame: None)
-    uvicorn.run(
-        build_app(config),
-        host=config.host,
-        port=config.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_MAX_S,
+    settings = uvicorn.Config(
+        build_app(config), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
     )
+    with config.bound() as listening:
+        uvicorn.Server(settings).run([listening])

@@ -33,6 +33,7 @@ from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
 from streamproc.cli.token import token
 from streamproc.cli.top import top
+from streamproc.cli.wrong_use import line_of, take_text_alone
 from streamproc.errors import ConfigError, InputError, StreamprocError
 
 WRONG_USE, FAILED = 2, 1
@@ -83,6 +84,7 @@ for command in (
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)
+take_text_alone(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,14 +94,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Defects are not caught: they show a traceback and exit 1."""
+    output.take_any_letter()
     try:
-        return int(cli.main(arguments, prog_name="streamproc", standalone_mode=False) or 0)
+        code = int(cli.main(arguments, prog_name="streamproc", standalone_mode=False) or 0)
+        if sys.stdout is not None:  # it is where nobody closed it before we began
+            sys.stdout.flush()
+        return code
     except click.exceptions.Abort:
         click.echo("streamproc: stopped by the user", err=True)
         return FAILED
     except click.ClickException as problem:
-        problem.show()
+        click.echo(line_of(problem), err=True)
         return problem.exit_code
+    except OSError as problem:
+        if problem.filename is not None or problem.errno not in output.NO_ROOM:
+            raise
+        output.abandon_stdout()
+        click.echo(f"streamproc: the answer cannot be written: {problem.strerror}", err=True)
+        return FAILED
     except StreamprocError as problem:
         return _refuse(problem)
     except BaseExceptionGroup as problems:
@@ -110,7 +122,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(problem: StreamprocError) -> int:
-    click.echo(f"streamproc: {problem}", err=True)
+    click.echo("\n".join(output.visible(line) for line in f"streamproc: {problem}".split("\n")), err=True)
     return WRONG_USE if isinstance(problem, ConfigError | InputError) else FAILED
 
 

@@ -1,5 +1,7 @@
 """How commands speak: JSON for machines, tables for people, and how a coroutine is run to its end."""
 
+import errno
+import io
 import json
 import os
 import sys
@@ -83,6 +85,16 @@ def age(ms: int | None) -> str | None:
             parts.append(f"{seconds // size}{unit}")
             seconds %= size
     return " ".join(parts[:2])
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why what was said cannot be written, where it goes to a file."""
+
+
+def take_any_letter() -> None:
+    """What stdout's encoding has no letter for (a terminal set to ASCII) is written as an escape, as on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def abandon_stdout() -> None:

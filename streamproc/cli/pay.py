@@ -104,7 +104,7 @@ def _beneficiary(path: Path) -> dict[str, Any]:
 
     try:
         return msgspec.json.decode(_small_text(path, "--to"), type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):  # the latter: nested deeper than anybody's payee
         raise InputError(
             f"--to {path}: the file is no JSON object, as the bank's `fund_account` is"
         ) from None

@@ -69,7 +69,7 @@ def serve() -> None:
 
 
 @click.command()
-@click.option("--groups", default="", metavar="A,B", help="Consumer groups to work for; all by default.")
+@click.option("--groups", default=None, metavar="A,B", help="Consumer groups to work for; all by default.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, CONCURRENCY_MAX),
@@ -77,7 +77,7 @@ def serve() -> None:
     show_default=True,
     help="Consumers of each group on each partition.",
 )
-def worker(groups: str, concurrency: int) -> None:
+def worker(groups: str | None, concurrency: int) -> None:
     """Run the stages: decide payouts, tell the bank, and tell people of holds and alerts.
 
     Start as many workers as you like, on as many machines: they share the entries of each group. SIGTERM
@@ -92,7 +92,8 @@ def worker(groups: str, concurrency: int) -> None:
     import consumers
     from streamproc.app import run_worker
 
-    names = [name.strip() for name in groups.split(",") if name.strip()] if groups else list(consumers.GROUPS)
+    asked = ",".join(consumers.GROUPS) if groups is None else groups
+    names = [name.strip() for name in asked.split(",") if name.strip()]
     if not names:
         raise InputError(f"--groups names no group; the groups are {', '.join(consumers.GROUPS)}")
     _run_until_stopped(run_worker, settings, names, concurrency)

@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
@@ -36,7 +37,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable, StreamprocError
+from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
 from streamproc.log.exchange import Exchange
 from streamproc.log.names import META
 from streamproc.log.nodes import ClusterClient, is_cluster
@@ -65,6 +66,7 @@ _AWAY = (
 )
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
+_NO_DATABASE = "DB index is out of range"
 _NO_LOG = "NOLOG "
 """How our scripts begin when they find no log."""
 
@@ -291,6 +293,8 @@ def _name_of(problem: Exception) -> StreamprocError | None:
                 "this partition is on another node of a Redis Cluster, or on its way there; a cluster is named as"
                 " redis+cluster://host:port,host:port"
             )
+        case AuthenticationError():  # for redis-py a kind of lost connection
+            return LogUnavailable("Redis refuses the user or the password of STREAMPROC_REDIS_URL")
         case _ if isinstance(problem, _AWAY):
             return LogUnavailable(f"Redis is away: {type(problem).__name__}")
         case ResponseError():
@@ -308,4 +312,6 @@ def _name_of_reply(text: str) -> StreamprocError | None:
         return LogBroken(f"{text.removeprefix(_NO_LOG)}; {WHEN_LOST}")
     if text.startswith(_BROKEN_CODES):
         return LogBroken(f"the log is not what it must be: {text[:200]}; `streamproc doctor` says what to do")
+    if text.startswith(_NO_DATABASE):
+        return ConfigError("STREAMPROC_REDIS_URL names a database that the server does not have")
     return None

@@ -195,6 +195,8 @@ async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None
 
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:
     """The last `count` entries, the oldest of them first."""
+    if not count:
+        return []
     with named_errors():
         rows = await client.execute_command("XREVRANGE", names.log, "+", "-", "COUNT", count)
     return [entry_of(row) for row in reversed(rows)]

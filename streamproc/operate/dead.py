@@ -1,5 +1,6 @@
 """Dead letters: entries that a group could not handle. Look, give one back to its group, or discard it."""
 
+import re
 import time
 from typing import Any, Literal
 
@@ -29,15 +30,17 @@ class LetterId(Struct, frozen=True):
         return f"{self.partition}:{self.letter}"
 
 
+_LETTER = re.compile(r"([0-9]{1,4}):([0-9]{1,20})-([0-9]{1,20})")
+ID_PART_MAX = 2**64 - 1
+"""Of each half of an entry's id in Redis."""
+
+
 def letter_id(text: str) -> LetterId:
     """Read `partition:stream-id`. Raises InputError for anything else."""
-    partition, colon, letter = text.partition(":")
-    try:
-        if colon:
-            ms, n = id_key(letter)
-            return LetterId(int(partition), f"{ms}-{n}")
-    except ValueError:
-        pass
+    if (found := _LETTER.fullmatch(text)) is not None:
+        partition, ms, n = map(int, found.groups())
+        if max(ms, n) <= ID_PART_MAX:
+            return LetterId(partition, f"{ms}-{n}")
     raise InputError(
         f"{text[:60]!r} is no dead letter's id: `streamproc dead list` shows them, such as 0:1700000000000-0"
     )

@@ -63,6 +63,8 @@ async def _client(url: str, token: str) -> AsyncIterator[httpx.AsyncClient]:
         http = httpx.AsyncClient(base_url=url, headers=headers, timeout=CALL_S_MAX, trust_env=False)
     except (httpx.InvalidURL, UnicodeEncodeError) as problem:
         raise InputError(f"--url or the token cannot be sent: {type(problem).__name__}") from None
+    if not http.base_url.host:
+        raise InputError("--url names no host: it is like http://127.0.0.1:8080")
     async with http:
         yield http
 
@@ -72,6 +74,8 @@ async def _call(
 ) -> httpx.Response:
     try:
         return await http.request(method, path, headers={"idempotency-key": key} if key else {}, json=json)
+    except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as problem:  # nothing was sent
+        raise InputError(f"--url, --key or the token cannot be sent: {problem}") from None
     except httpx.HTTPError as problem:
         again = f"; whether it was taken is not known: ask again with --key {key}" if key else ""
         raise JobFailed(f"{http.base_url} gave no answer: {type(problem).__name__}{again}") from None

@@ -1,6 +1,7 @@
 """The command line's contract: what is printed where, exit codes, one line for an error and never a traceback."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from streamproc import cli
 from streamproc.cli import run
+from streamproc.cli.wrong_use import Text
 from streamproc.errors import ConfigError, InputError, JobFailed, LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
@@ -99,6 +101,10 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
         ["hold", "approve", "pout_1", "--by", "asha"],
         ["worker", "--concurrency", "0"],
         ["dead", "show", "not-an-id"],
+        ["dead", "show", f"0:{2**64}-0"],
+        ["dead", "redrive", f"0:1-{2**64}"],
+        ["dead", "discard", "0:١-1", "--yes"],
+        ["worker", "--groups", ""],
         ["log", "tail", "--partition", "3"],
         ["audit", "list", "--since", "yesterday"],
         ["audit", "list", "--after", "pout_1"],
@@ -234,6 +240,129 @@ def test_redis_away_is_one_line_and_exit_1_and_shows_no_password(tmp_path: Path)
     [line] = done.stderr.splitlines()
     assert "Redis is away" in line
     assert "hunter2" not in done.stderr
+
+
+def test_a_password_that_redis_refuses_is_called_that(redis_url: str, tmp_path: Path):
+    url = redis_url.replace("redis://", "redis://nobody:hunter2@", 1)
+    done = in_a_shell("groups", STREAMPROC_REDIS_URL=url, STREAMPROC_DATA_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "streamproc: Redis refuses the user or the password of STREAMPROC_REDIS_URL\n",
+    )
+
+
+def test_a_database_that_redis_does_not_have_is_a_wrong_setting(redis_url: str, tmp_path: Path):
+    url = redis_url.rpartition("/")[0] + "/9999"
+    done = in_a_shell("groups", STREAMPROC_REDIS_URL=url, STREAMPROC_DATA_DIR=str(tmp_path))
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "STREAMPROC_REDIS_URL names a database that the server does not have" in line
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["nothing-of-ours"], "streamproc: No such command 'nothing-of-ours'; see streamproc --help"),
+        (
+            ["pay", "--amount", "x"],
+            "streamproc pay: Invalid value for '--amount': 'x' is not a valid integer;",
+        ),
+        (["hold", "approve"], "streamproc hold approve: Missing argument 'PAYOUT'; see"),
+        (["explain", "pout_\udcff"], "streamproc explain: Invalid value for 'PAYOUT': it is not UTF-8 text;"),
+        (
+            ["freeze", "bot", "--why", "\udcff"],
+            "streamproc freeze: Invalid value for '--why': it is not UTF-8",
+        ),
+        (
+            ["pay", "--amount", "1", "--to", "fa_1", "--note", "a=\udcff"],
+            "streamproc pay: Invalid value for '--n",
+        ),
+    ],
+)
+def test_wrong_use_is_said_in_one_line(asked: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert run(asked) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+def test_every_text_that_a_command_takes_must_be_text():
+    def params(command: click.Command) -> Iterator[click.Parameter]:
+        yield from command.params
+        for below in getattr(command, "commands", {}).values():
+            yield from params(below)
+
+    found = list(params(cli.cli))
+    assert [param.name for param in found if param.type is click.STRING] == []
+    assert sum(isinstance(param.type, Text) for param in found) > 50
+
+
+def test_an_answer_that_cannot_be_written_is_one_line_and_exit_1():
+    command = [sys.executable, "-m", "streamproc", "--help"]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "streamproc: the answer cannot be written: No space left on device\n",
+    )
+
+
+def test_what_a_terminal_has_no_letter_for_is_escaped():
+    program = (
+        "from streamproc.cli import output as o; o.take_any_letter(); o.say_table('A', [['₹8']], empty='')"
+    )
+    env = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True
+    )
+    assert done.stdout.split() == ["A", r"\u20b98"]
+
+
+def test_no_entry_at_all_can_be_asked_for(system: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["log", "tail", "-n", "0"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_payee_nested_deeper_than_python_goes_is_refused(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, token = tmp_path / "deep.json", tmp_path / "token"
+    file.write_text('{"a":' * 12_000)
+    token.write_text("spt_x")
+    assert run(["pay", "--amount", "800", "--to", str(file), "--token", str(token)]) == 2
+    assert "no JSON object" in capsys.readouterr().err
+
+
+@pytest.fixture
+def taken_port() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        yield str(busy.getsockname()[1])
+
+
+@pytest.mark.parametrize("role", ["serve", "sandbox"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid", "192.0.2.1", "a..b"])
+def test_where_nobody_can_listen_is_one_line_and_exit_2(
+    role: str, host: str, taken_port: str, redis_url: str, tmp_path: Path
+):
+    prefix = {"serve": "STREAMPROC_", "sandbox": "SANDBOX_"}[role]
+    told = {
+        "STREAMPROC_REDIS_URL": redis_url,
+        "STREAMPROC_RAZORPAY_WEBHOOK_SECRETS": "hunter2",
+        "STREAMPROC_DATA_DIR": str(tmp_path),
+        f"{prefix}HOST": host,
+        f"{prefix}PORT": taken_port,
+    }
+    done = in_a_shell(role, **told)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert host in line
+    assert f"{prefix}PORT" in line
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://h", "http://h:x"])
+def test_a_url_that_is_none_is_wrong_use(url: str, system: str, tmp_path: Path):
+    (tmp_path / "token").write_text("spt_x")
+    asked = ["pay", "--amount", "800", "--to", "fa_1", "--token", str(tmp_path / "token"), "--url", url]
+    assert run(asked) == 2
 
 
 def test_an_operator_without_a_running_system_is_told_how_to_reach_one(tmp_path: Path):

@@ -1,0 +1,105 @@
+"""How settings that are URLs are read: each function returns the value or raises ValueError saying what is allowed.
+
+No message has anything of the value: a wrong one may be a secret pasted into the wrong place.
+"""
+
+import re
+from collections.abc import Callable
+from urllib.parse import SplitResult, parse_qs, urlsplit, urlunsplit
+
+from streamproc.secret import Secret
+
+PORT_MAX = 65_535
+_NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
+"""A host with or without a port; an IPv6 address is in brackets."""
+_NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
+_REDIS_OPTIONS = frozenset(
+    {
+        "db",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+    }
+)
+"""What a Redis URL may say behind its `?`. No password: it would be seen where the URL is shown without its own."""
+
+
+def redis_url(raw: str) -> str:
+    """Where Redis is, or the nodes of a cluster."""
+    parts = urlsplit(raw)
+    if parts.scheme in ("redis+cluster", "rediss+cluster"):
+        nodes = parts.netloc.rpartition("@")[2]
+        ports = [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", nodes)]
+        well = _NODES.fullmatch(nodes) and all(0 < port <= PORT_MAX for port in ports)
+        if not well or parts.path not in ("", "/", "/0"):
+            raise ValueError(
+                "must name a cluster's nodes as redis+cluster://host:port,host:port and no database"
+            )
+    elif parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
+    elif parts.scheme != "unix" and not (_has_port(parts) and re.fullmatch(r"(?:/[0-9]{0,5})?", parts.path)):
+        raise ValueError("must be redis://host:port or redis://host:port/database, which is a number")
+    unknown = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - _REDIS_OPTIONS)
+    if unknown:
+        raise ValueError(f"may have {', '.join(sorted(_REDIS_OPTIONS))} behind its ?, and nothing else")
+    return raw
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port of a URL is one, or left out."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
+
+
+def dsn(raw: str) -> Secret:
+    """Where Postgres is. The whole is a secret, since a password is often in it."""
+    parts = urlsplit(raw)
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise ValueError("must start with postgresql://")
+    hosts = parts.netloc.rpartition("@")[2]  # there may be several, with a port each
+    if hosts and not _NODES.fullmatch(hosts):
+        raise ValueError("must name its server as host:port, the port a number")
+    return Secret(raw)
+
+
+def http_url(path: str = "") -> Callable[[str], str]:
+    """A URL of an outside system; *path* is added where the operator named only the host."""
+
+    def parse(raw: str) -> str:
+        parts = urlsplit(raw)
+        is_whole = parts.scheme in ("http", "https") and parts.hostname and _has_port(parts)
+        if not is_whole or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL without query or fragment")
+        if parts.username or parts.password:
+            raise ValueError("must not carry a user name or password: give the key in its own variable")
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") or path))
+
+    return parse
+
+
+def words(raw: str) -> tuple[str, ...]:
+    """Words that are separated by commas or new lines."""
+    return tuple(part.strip() for part in raw.replace("\n", ",").split(",") if part.strip())
+
+
+def origins(raw: str) -> tuple[str, ...]:
+    """Origins whose pages may call the API."""
+    for origin in (found := words(raw)):
+        parts = urlsplit(origin)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.netloc
+            or origin != f"{parts.scheme}://{parts.netloc}"
+        ):
+            raise ValueError("must be origins as https://console.example.com, comma separated")
+    return found
+
+
+def file_or_url(raw: str) -> str:
+    """A path, or a URL of an outside system."""
+    return http_url()(raw) if "://" in raw else raw
