@@ -1,9 +1,10 @@
 """`GET /v1/audit`: the audit's lines, the newest first, as `streamproc audit list` has them. 503 without Postgres."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from starlette.responses import Response
 
+from projections.audit import Kind
 from streamproc.api.answers import json_answer, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.api.policy_shapes import AuditPage
@@ -19,7 +20,7 @@ FILTERS = (
     Text("payout", "a payout's id", NAMED),
     Text("agent", "an agent's id", NAMED),
     Text("vendor", "a vendor's host or fund account", NAMED),
-    Text("kind", "a kind of line, like decision, review or policy", "[a-z_]{1,32}"),
+    Text("kind", f"a kind of line: {', '.join(get_args(Kind))}", "|".join(get_args(Kind))),
     Text("decision", "APPROVED, REJECTED or HELD", "APPROVED|REJECTED|HELD"),
     Text("reason", "a reason as the line has it", NAMED),
     Text("since", "a time in ISO 8601, which is included", NAMED),

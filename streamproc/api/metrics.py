@@ -1,6 +1,6 @@
 """`GET /metrics` in the route table: OpenMetrics with exemplars, or Prometheus's older text.
 
-    200 the page     401 no good token     405 any other method than GET or HEAD     503 it took too long
+    200 the page     401 no good token     405 any other method than GET or HEAD     503 ask later
 
 It needs STREAMPROC_METRICS_TOKEN, which is compared here and so works while Redis is away, or a token of the API that
 may read everything. There is no way in without one: behind a proxy on the same machine every caller is loopback.
@@ -29,6 +29,7 @@ PAGE_S_MAX = 8.0
 TOKEN_S_MAX = 2.0
 PATH = "/metrics"
 MEDIA = ("text/plain", "application/openmetrics-text")
+RETRY: Header = (b"retry-after", b"5")
 PLAIN: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 KnownToken: TypeAlias = Callable[[str], Awaitable[Token | None]]
@@ -85,7 +86,15 @@ class Metrics:
         """One request."""
         if scope["method"] not in ("GET", "HEAD"):
             await send_problem(send, 405, "metrics are read by GET", (*PLAIN, (b"allow", b"GET, HEAD")))
-        elif not await self._allowed(scope):
+            return
+        try:
+            allowed = await self._allowed(scope)
+        except (StreamprocError, TimeoutError) as problem:
+            why = str(problem) or f"no answer within {TOKEN_S_MAX:g} s"
+            log.warning("the token of a request for %s cannot be looked up: %s", PATH, why)
+            await send_problem(send, 503, f"the token cannot be looked up: {why}", (*PLAIN, RETRY))
+            return
+        if not allowed:
             detail = (
                 "STREAMPROC_METRICS_TOKEN, or a token that may read everything, is needed as a bearer token"
             )
@@ -104,14 +113,8 @@ class Metrics:
         text = secret.decode("latin-1")
         if not SECRET.fullmatch(text):
             return False
-        try:
-            async with asyncio.timeout(TOKEN_S_MAX):
-                token = await self._token(digest_of(text))
-        except (StreamprocError, TimeoutError) as problem:
-            log.warning(
-                "the token of a request for %s cannot be looked up: %s", PATH, str(problem) or "no answer"
-            )
-            return False
+        async with asyncio.timeout(TOKEN_S_MAX):
+            token = await self._token(digest_of(text))
         return token is not None and token.opens(self._now_us()) and token.may("read all")
 
     async def _show(self, scope: Scope, send: Send) -> None:
@@ -123,7 +126,7 @@ class Metrics:
                 body = encode(Shown(await self._page()))
         except TimeoutError:
             detail = f"the page was not there within {PAGE_S_MAX:g} s"
-            await send_problem(send, 503, detail, (*PLAIN, (b"retry-after", b"5")))
+            await send_problem(send, 503, detail, (*PLAIN, RETRY))
             return
         await send_body(send, 200, body, kind.encode(), PLAIN)
 
@@ -139,6 +142,9 @@ def metrics_operation(page: Metrics) -> Operation:
                 "Neither STREAMPROC_METRICS_TOKEN nor a token that may read everything",
                 headers={"WWW-Authenticate": "Bearer"},
             ),
-            503: Says("The page was not there in time", headers={"Retry-After": "Seconds"}),
+            503: Says(
+                "The page was not there in time, or the token cannot be looked up",
+                headers={"Retry-After": "Seconds"},
+            ),
         },
     )  # fmt: skip

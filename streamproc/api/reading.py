@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import Struct
@@ -26,6 +27,8 @@ def read_parameters(request: Request, operation: Operation) -> dict[str, str | i
     """What was given, by name. Raises Refusal: 404 for the path, 422 for the rest, each by name."""
     given: dict[str, str | int] = {}
     errors: list[dict[str, str]] = []
+    if b"%" in request.scope["query_string"] and not _is_text(request.scope["query_string"]):
+        raise wrong_fields([{"field": "query", "problem": "must be UTF-8"}])
     queries = defaultdict[str, list[str]](list)
     for name, value in request.query_params.multi_items():
         queries[name].append(value)
@@ -43,6 +46,15 @@ def read_parameters(request: Request, operation: Operation) -> dict[str, str | i
     if errors:
         raise wrong_fields(errors)
     return given
+
+
+def _is_text(query: bytes) -> bool:
+    """Whether what is percent-encoded is UTF-8; otherwise it would be taken for U+FFFD, and nothing found."""
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _in_path(one: Parameter, raw: str) -> str | int:

@@ -1,12 +1,14 @@
 """What `/readyz` asks: each dependency of the HTTP side, and whether what it hands on to is keeping up."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeAlias
 
 import asyncpg
 
 from streamproc.api.health import Check, Ready
 from streamproc.archive.read import archived_upto
-from streamproc.errors import WHEN_LOST, LogUnavailable, StreamprocError, TryAgain
+from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
 from streamproc.log.health import ARCHIVE_LATE_S, logs_gone, server_settings, waiting_ms
 from streamproc.operate.breakers import open_breakers
@@ -14,88 +16,80 @@ from streamproc.operate.people import untold_holds, untold_text
 from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
 
-POSTGRES_CHECK_S = 1.5
-"""Less than a probe waits, so that it hears which dependency does not answer."""
+CHECK_S = 1.5
+"""Of one dependency. Less than a probe waits, so that it hears which one does not answer."""
+
+Found: TypeAlias = tuple[bool, str]
+"""Whether a dependency is well, and what is to be said of it."""
 
 
 def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
     """Each dependency with what is wrong with it. Postgres away does not stop the taking of webhooks."""
 
     async def ready() -> list[Check]:
-        checks = [_redis_check(settings)]
+        checks = [_check("redis", _redis(settings), required=True)]
         if settings.razorpay_account_id:
-            checks.append(_poller_check(settings))
-        checks += [_breaker_check(settings), _people_check(settings)]
+            checks.append(_check("poller", _poller(settings)))
+        checks += [_check("breakers", _breakers(settings)), _check("notifications", _people(settings))]
         if pool is not None:
-            checks += [_postgres_check(pool), _archive_check(settings, pool)]
+            checks += [_check("postgres", _postgres(pool)), _check("archive", _archive(settings, pool))]
         # Together: one after the other, a Postgres that hangs took as long as a probe waits, and nothing was ready.
         return list(await asyncio.gather(*checks))
 
     return ready
 
 
-async def _postgres_check(pool: asyncpg.Pool) -> Check:
+async def _check(name: str, asked: Awaitable[Found], *, required: bool = False) -> Check:
     try:
-        async with asyncio.timeout(POSTGRES_CHECK_S):
-            upto = await archived_upto(pool, 0)
-    except TryAgain as problem:
-        return Check(name="postgres", ok=False, detail=str(problem), required=False)
+        async with asyncio.timeout(CHECK_S):
+            ok, detail = await asked
     except TimeoutError:
-        detail = f"no answer within {POSTGRES_CHECK_S} s"
-        return Check(name="postgres", ok=False, detail=detail, required=False)
-    return Check(name="postgres", ok=True, detail=f"partition 0 is archived up to {upto}", required=False)
+        ok, detail = False, f"no answer within {CHECK_S:g} s"
+    except StreamprocError as problem:
+        ok, detail = False, str(problem)
+    return Check(name=name, ok=ok, detail=detail, required=required)
 
 
-async def _archive_check(settings: Settings, pool: asyncpg.Pool) -> Check:
+async def _redis(settings: Settings) -> Found:
+    async with connected(settings.redis_url) as client:
+        problems = await server_settings(client)
+        if gone := await logs_gone(client, settings.partitions):
+            problems.append(f"the log of partition {gone[0]} is gone; {WHEN_LOST}")
+    return not problems, "; ".join(problems)
+
+
+async def _poller(settings: Settings) -> Found:
+    """Webhooks are taken whether or not somebody polls; but who reads this learns of it."""
+    view = await poller_view(settings)
+    return view.ok, view.detail
+
+
+async def _breakers(settings: Settings) -> Found:
+    """The workers' breakers: while one is open, work waits."""
+    found = await open_breakers(settings.redis_url)
+    return not found.detail, found.detail
+
+
+async def _people(settings: Settings) -> Found:
+    """Whether somebody was told of every hold. A hold that nobody knows of waits until it expires."""
+    text = untold_text(await untold_holds(settings))
+    return not text, text
+
+
+async def _postgres(pool: asyncpg.Pool) -> Found:
+    return True, f"partition 0 is archived up to {await archived_upto(pool, 0)}"
+
+
+async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:
     """Whether the archive keeps up: while it does not, no approval is sent. Webhooks are taken all the same."""
     try:
-        async with asyncio.timeout(POSTGRES_CHECK_S), connected(settings.redis_url) as client:
+        async with connected(settings.redis_url) as client:
             upto = {
                 partition: await archived_upto(pool, partition) for partition in range(settings.partitions)
             }
             late_ms = max((await waiting_ms(client, upto)).values())
-    except (StreamprocError, TimeoutError) as problem:
-        detail = f"cannot be compared with the log: {str(problem) or 'no answer'}"
-        return Check(name="archive", ok=False, detail=detail, required=False)
-    if late_ms > ARCHIVE_LATE_S * 1000:
-        detail = f"an entry waits for {late_ms // 1000} s to be archived; is the projector running?"
-        return Check(name="archive", ok=False, detail=detail, required=False)
-    return Check(name="archive", ok=True, detail="keeps up with the log", required=False)
-
-
-async def _redis_check(settings: Settings) -> Check:
-    try:
-        async with connected(settings.redis_url) as client:
-            problems = await server_settings(client)
-            if gone := await logs_gone(client, settings.partitions):
-                problems.append(f"the log of partition {gone[0]} is gone; {WHEN_LOST}")
     except StreamprocError as problem:
-        return Check(name="redis", ok=False, detail=str(problem))
-    return Check(name="redis", ok=not problems, detail="; ".join(problems))
-
-
-async def _poller_check(settings: Settings) -> Check:
-    """Webhooks are taken whether or not somebody polls; but who reads this learns of it."""
-    try:
-        view = await poller_view(settings)
-    except LogUnavailable as problem:
-        return Check(name="poller", ok=False, detail=str(problem), required=False)
-    return Check(name="poller", ok=view.ok, detail=view.detail, required=False)
-
-
-async def _breaker_check(settings: Settings) -> Check:
-    """The workers' breakers: while one is open, work waits."""
-    try:
-        found = await open_breakers(settings.redis_url)
-    except LogUnavailable as problem:
-        return Check(name="breakers", ok=False, detail=str(problem), required=False)
-    return Check(name="breakers", ok=not found.detail, detail=found.detail, required=False)
-
-
-async def _people_check(settings: Settings) -> Check:
-    """Whether somebody was told of every hold. A hold that nobody knows of waits until it expires."""
-    try:
-        text = untold_text(await untold_holds(settings))
-    except LogUnavailable as problem:
-        return Check(name="notifications", ok=False, detail=str(problem), required=False)
-    return Check(name="notifications", ok=not text, detail=text, required=False)
+        return False, f"cannot be compared with the log: {problem}"
+    if late_ms > ARCHIVE_LATE_S * 1000:
+        return False, f"an entry waits for {late_ms // 1000} s to be archived; is the projector running?"
+    return True, "keeps up with the log"

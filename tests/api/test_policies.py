@@ -348,8 +348,22 @@ async def test_pages_of_the_audit_stay_in_order_while_it_grows(redis_url: str, p
             assert [line["payout"] for line in only["items"]] == ["pout_1"]
             none = await ask(api, viewer, "GET", "audit", since="2999-01-01T00:00:00Z", agent="bot")
             assert none.json() == {"items": [], "next": None}
-            for query in ({"since": "yesterday"}, {"after": "0:1-1:0"}, {"decision": "MAYBE"}, {"limit": 0}):
+            wrong = (
+                {"since": "yesterday"},
+                {"after": "0:1-1:0"},
+                {"decision": "MAYBE"},
+                {"limit": 0},
+                {"kind": "foo"},
+            )
+            for query in wrong:
                 assert set(errors(await ask(api, viewer, "GET", "audit", **query))) == set(query)
+
+
+async def test_a_query_that_is_no_text_is_refused(api: Api) -> None:
+    viewer = await api.token("viewer", "viewer")
+    given = {"authorization": f"Bearer {viewer}"}
+    answer = await api.http.get("/v1/audit?agent=%ff", headers=given)
+    assert (answer.status_code, errors(answer)) == (422, {"query": "must be UTF-8"})
 
 
 async def test_without_postgres_the_audit_is_503(api: Api) -> None:

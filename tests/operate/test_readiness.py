@@ -28,3 +28,18 @@ async def test_a_postgres_that_hangs_is_named_within_a_single_wait(
     checks = await readiness.readiness(load({"STREAMPROC_REDIS_URL": redis_url}), pool)()
     assert [check.name for check in checks][-2:] == ["postgres", "archive"]
     assert all(check.ok for check in checks[-2:]), checks
+
+
+async def test_a_redis_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readiness, "CHECK_S", 0.05)
+    async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        checks = await readiness.readiness(
+            load({"STREAMPROC_REDIS_URL": f"redis://127.0.0.1:{port}"}), None
+        )()
+    assert [(check.name, check.ok, check.required) for check in checks] == [
+        ("redis", False, True),
+        ("breakers", False, False),
+        ("notifications", False, False),
+    ]
+    assert {check.detail for check in checks} == {"no answer within 0.05 s"}
