@@ -10,7 +10,7 @@ from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.errors import JobFailed
 from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
-from streamproc.log.stream import ZERO, Entry, entry_of
+from streamproc.log.stream import BEGUN, ZERO, Entry, entry_of
 
 SCAN_COUNT = 500
 """Keys that one SCAN looks at: well under a millisecond of the server's one thread."""
@@ -56,6 +56,21 @@ async def log_exists(client: Redis, partition: int) -> bool:
     """Whether a partition's stream is there."""
     with named_errors():
         return bool(await client.exists(Names(partition).log))
+
+
+async def forgot_nothing(client: Redis, partitions: int, retention_s: float) -> bool:
+    """Whether Redis still knows every payout that there ever was: the log is younger than what it keeps, and whole."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.hget(META, BEGUN)
+            pipe.time()
+            for partition in range(partitions):
+                pipe.xinfo_stream(Names(partition).log)
+            begun, (now_s, _), *logs = await pipe.execute(raise_on_error=False)
+    if begun is None or now_s - int(begun) >= retention_s:
+        return False
+    # A retention time that was shorter once has left its trace: what it kept no longer has left the log too.
+    return all(isinstance(log, dict) and log["entries-added"] == log["length"] for log in logs)
 
 
 async def clock_us(client: Redis) -> int:

@@ -27,7 +27,7 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import LATE, META, Names
 from streamproc.log.proposals import kept as proposals_kept
 from streamproc.log.scripts import Script
-from streamproc.log.stream import ZERO, Entry, entry_of
+from streamproc.log.stream import BEGUN, ZERO, Entry, entry_of
 from streamproc.log.tokens import kept
 
 COMMANDS_MAX = 1_000
@@ -48,6 +48,7 @@ async def mark_recovering(client: Redis, partitions: int, run: int) -> None:
     """From now on no role opens this log."""
     with named_errors():
         await client.hset(META, mapping={"partitions": str(partitions), "recovering": str(run)})
+        await client.hdel(META, BEGUN)  # from now on the archive may know what Redis does not
 
 
 async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> None:

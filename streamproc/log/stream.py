@@ -92,6 +92,10 @@ async def _no_archive() -> Collection[int]:
     return ()
 
 
+BEGUN = "begun"
+"""Mark of META: Unix s by Redis's clock when the log was made. Not there: nobody knows what was before."""
+
+
 async def open_log(
     client: Redis,
     *,
@@ -116,6 +120,10 @@ async def open_log(
             )
         _check_count(meta.get(b"partitions", b""), partitions)
         await _refuse_if_lost(client, partitions, meta, archived)
+        if (
+            not meta
+        ):  # nothing was ever in this log; one that `recover` rebuilds has its marks before it is opened
+            await client.hsetnx(META, BEGUN, str((await client.time())[0]))
         await client.hsetnx(META, "partitions", str(partitions))
         _check_count(await client.hget(META, "partitions"), partitions)  # somebody else may have been faster
         for partition in range(partitions):

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from streamproc.archive.read import payout_view
 from streamproc.domain.deliveries import request_key
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import is_intent
@@ -12,7 +13,7 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.tokens import Token
 from streamproc.domain.wire import decode_events
 from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
-from streamproc.log.inspect import delivered_as, log_exists
+from streamproc.log.inspect import delivered_as, forgot_nothing, log_exists, record_of
 from streamproc.log.kept import Kept
 from streamproc.log.tokens import TOKEN_PARTITION, take_request, token_of
 from streamproc.operate.history import history_of
@@ -23,12 +24,16 @@ QUESTIONS_MAX = 64
 
 
 class SiteGateway:
-    """Each question has a connection for itself, so none can hear another's answer. `pool` None: no archive."""
+    """Each question has a connection for itself, so none can hear another's answer.
 
-    def __init__(self, redis_url: str, partitions: int, pool: Any) -> None:
+    `pool` None: no archive. `retention_s` is how long Redis keeps a payout that has ended; 0: nobody knows.
+    """
+
+    def __init__(self, redis_url: str, partitions: int, pool: Any, *, retention_s: float = 0.0) -> None:
         self.redis_url = redis_url
         self.partitions = partitions
         self._pool = pool
+        self._retention_s = retention_s
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
         self._kept = Kept(redis_url)
 
@@ -58,11 +63,14 @@ class SiteGateway:
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, also one that was asked for and that no worker has looked at yet.
 
-        Raises TryAgain where Redis does not know it and the archive cannot be asked: a key that was used long ago must
-        not be taken for a new one.
+        Raises TryAgain where Redis may have forgotten it and the archive cannot be asked: a key that was used long ago
+        must not be taken for a new one.
         """
         async with self.site() as site:
-            found = await site.record(payout) or await _asked(site, payout)
+            found = await record_of(site.client, site.partitions, payout) or await _asked(site, payout)
+            if found or await forgot_nothing(site.client, site.partitions, self._retention_s):
+                return found
+            found = await site.ask_postgres(payout_view, payout)
             if found is None and site.pool is not None and site.postgres_problem:
                 raise TryAgain(site.postgres_problem)
             return found

@@ -1,13 +1,18 @@
 """Agents over HTTP: what is taken, what is refused and why, and who may see what."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from streamproc.archive.pool import opened_pool
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import TryAgain
+from streamproc.log.names import META
+from streamproc.log.restore import mark_recovered, mark_recovering
+from streamproc.log.stream import BEGUN
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import BODY_BYTES_MAX, ORDER, PAYEE, Api, api, problem, serving
@@ -16,6 +21,8 @@ from tests.engine import Engine
 from tests.words import ACCOUNT, observed
 
 __all__ = ["api"]
+
+DAY_S = 86_400
 
 
 async def requests_in(engine: Engine) -> list[PayoutRequested]:
@@ -189,18 +196,49 @@ async def test_while_the_log_is_away_every_answer_is_503_with_a_time_to_ask_agai
                 assert int(answer.headers["retry-after"]) > 0
 
 
-class NoArchive(SiteGateway):
-    """Redis does not know the payout, and Postgres does not answer."""
+@asynccontextmanager
+async def without_postgres(redis_url: str, *, retention_s: float = DAY_S) -> AsyncIterator[Api]:
+    """The API while Postgres is away."""
+    async with (
+        Engine(redis_url) as engine,
+        opened_pool("postgresql://nobody@127.0.0.1:1/none") as pool,
+        serving(engine.producer, SiteGateway(redis_url, 1, pool, retention_s=retention_s)) as http,
+    ):
+        yield Api(http, engine)
 
-    async def record(self, payout: str) -> PayoutRecord | None:
-        raise TryAgain("Postgres is away")
+
+async def test_while_postgres_is_away_a_young_log_takes_new_requests_and_knows_its_own(
+    redis_url: str,
+) -> None:
+    async with without_postgres(redis_url) as api:
+        token = await api.token("t")
+        first, again = await api.ask(token), await api.ask(token)
+        assert (first.status_code, again.status_code) == (202, 202)
+        assert first.json()["payout"] == again.json()["payout"]
+        assert len(await requests_in(api.engine)) == 1
 
 
-async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one(redis_url: str) -> None:
-    async with Engine(redis_url) as engine, serving(engine.producer, NoArchive(redis_url, 1, None)) as http:
-        api = Api(http, engine)
-        assert problem(await api.ask(await api.token("t")))["status"] == 503
-        assert await requests_in(engine) == []
+@pytest.mark.parametrize("log", ["too old", "of unknown age", "cut", "rebuilt"])
+async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one(
+    redis_url: str, log: str
+) -> None:
+    async with without_postgres(redis_url) as api:
+        token, client = await api.token("t"), api.engine.client
+        match log:
+            case "too old":
+                await client.hset(META, BEGUN, str((await client.time())[0] - DAY_S))
+            case "of unknown age":
+                await client.hdel(META, BEGUN)
+            case "cut":
+                await client.xadd(api.engine.names.log, {"e": "[]", "m": "{}"})
+                await client.xtrim(api.engine.names.log, maxlen=1, approximate=False)
+            case "rebuilt":
+                await mark_recovering(client, 1, 1)
+                await mark_recovered(client, [0], 1)
+        before = len(await requests_in(api.engine))
+        answer = await api.ask(token)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        assert len(await requests_in(api.engine)) == before
 
 
 async def test_while_the_log_is_lost_nobodys_token_is_called_unknown(api: Api) -> None:

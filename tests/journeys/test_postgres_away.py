@@ -17,6 +17,7 @@ from streamproc import embedded
 from streamproc.domain.events import PayoutDecided
 from tests.bank import free_port, until
 from tests.journeys.system import System, running_system
+from tests.journeys.test_gateway import ask, of_reference, token
 from tests.journeys.test_kill import decided_in_log
 from tests.journeys.truth import (
     assert_budgets_agree,
@@ -101,7 +102,9 @@ async def test_while_postgres_is_frozen_decisions_go_on_and_money_waits(
         assert await _archived_later(system, told, began) == set()
 
 
-async def test_who_is_told_to_stop_while_postgres_hangs_ends_well(redis_url: str, public_dir: Path) -> None:
+async def test_while_postgres_hangs_agents_are_served_and_who_is_told_to_stop_ends_well(
+    redis_url: str, public_dir: Path
+) -> None:
     home = public_dir / "hanging-postgres"
     home.mkdir()
     home.chmod(0o711)
@@ -112,10 +115,20 @@ async def test_who_is_told_to_stop_while_postgres_hangs_ends_well(redis_url: str
         await system.apply(POLICIES)
         paid = await system.bank.pay(10_000, notes={"agent_id": "free"})
         await system.reaches(paid["id"], "processed")
+        secret = await token(system, "free")
         assert (await system.api.get("/readyz")).status_code == 200  # serve and worker have connections now
         with frozen(store.process.pid):
             answers = await asyncio.gather(*(system.api.get("/readyz") for _ in range(4)))
             assert [answer.status_code for answer in answers] == [200] * 4, answers[0].text
+            asked = (await ask(system, secret, "inv-1"))["payout"]
+
+            async def decided() -> bool:
+                headers = {"authorization": f"Bearer {secret}"}
+                shown = (await system.api.get(f"/v1/payouts/{asked}", headers=headers)).json()
+                return bool(shown["decision"] == "APPROVED")
+
+            await until(decided, what="what an agent asks for is decided")
+            assert await of_reference(system, asked) == []
             assert await system.stop() == {"serve": 0, "worker-1": 0, "projector": 0}
 
 
