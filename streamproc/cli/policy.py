@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamproc.domain.policy import PolicyFile, ScopeState
     from streamproc.domain.proposals import Proposal
     from streamproc.operate.changes import Plan, Preview
-    from streamproc.operate.policies import Applied
+    from streamproc.operate.policies import Applied, FieldChange
 
 
 @click.group()
@@ -167,8 +167,27 @@ def _change_lines(change: "PolicyChanged") -> list[str]:
     from streamproc.operate.policies import changed_fields
 
     verb = "added" if change.before is None else "removed" if change.after is None else "changed"
-    fields = [f"  {f.field}: {_value(f.before)} -> {_value(f.after)}" for f in changed_fields(change)]
+    fields = [
+        f"  {f.field}: {_value(f.before)} -> {_value(f.after)}{_from_now(change, f)}"
+        for f in changed_fields(change)
+    ]
     return [f"{change.scope} {verb}, version {change.version}", *(fields or ["  (through the defaults)"])]
+
+
+_COUNTED_WHERE_LIMITED = frozenset({"weekly_limit", "monthly_limit", "vendor_daily_limit"})
+"""Of agents, whose day is always counted. Of teams and accounts it is every window."""
+
+
+def _from_now(change: "PolicyChanged", field: "FieldChange") -> str:
+    """A new limit of somebody who may have paid in its window: that is not in it, which nobody would expect."""
+    of_many = change.scope.startswith(("team:", "account:"))
+    counted_here = field.field in _COUNTED_WHERE_LIMITED or (of_many and field.field == "daily_limit")
+    is_new = field.before is None and (of_many or change.before is not None)
+    return (
+        " (counts from now on, nothing of what its first window had before)"
+        if counted_here and is_new
+        else ""
+    )
 
 
 def _value(value: object) -> str:

@@ -183,6 +183,20 @@ def test_a_policy_file_is_applied_once_and_its_fields_are_told(
     assert (change["version"], change["by"], change["why"]) == (1, "asha", "first")
 
 
+def test_a_limit_whose_window_was_not_counted_before_says_so(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "policies.yaml"
+    for text in (POLICIES, "policies: {bot: {daily_limit: 2_000, weekly_limit: 9_000}}"):
+        file.write_text(text)
+        assert run(["policy", "apply", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "agent:bot changed, version 2",
+        "  daily_limit: 1000 -> 2000",
+        "  weekly_limit: not set -> 9000 (counts from now on, nothing of what its first window had before)",
+    ]
+
+
 def test_a_policy_file_with_a_mistake_exits_2_names_the_line_and_changes_nothing(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
