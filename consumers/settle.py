@@ -96,13 +96,15 @@ def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
     """
     record = work.known()
     before = _foreign_before(work, folded=folded)
-    for copy in foreign_copies(record):
+    kept = {copy.id for copy in record.copies}
+    seen = [copy_of(event.facts) for event in work.events if type(event) is PayoutObserved]
+    unkept = [copy for copy in seen if copy.id not in kept]
+    # Of one that is not kept each look asks: execution looks where it stands before it acts.
+    for copy in foreign_copies(record, unkept):
         if copy.status in ("pending", "queued") and (copy.id, copy.status) not in before:
             why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
             work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why, bank_payout=copy.id))
-    kept = {copy.id for copy in record.copies}
-    seen = [copy_of(event.facts) for event in work.events if type(event) is PayoutObserved]
-    for copy in (*foreign_copies(record), *(copy for copy in seen if copy.id not in kept)):
+    for copy in (*foreign_copies(record), *unkept):
         if not copy.bypassed and (copy.status in MOVING_STATUSES or copy.status == "reversed"):
             work.emit(
                 GovernanceBypassed(

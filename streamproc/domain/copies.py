@@ -13,7 +13,8 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.states import BANK_RANK
 
 COPIES_MAX = 8
-"""Payouts at the bank that are kept of one reference. There is one, or somebody plays with the reference."""
+"""Payouts at the bank that are kept of one reference. There is one, or somebody plays with the reference. Any
+further one is judged when it is seen, by that look alone (consumers/settle.py)."""
 
 
 class BankCopy(Struct, frozen=True, kw_only=True, omit_defaults=True):

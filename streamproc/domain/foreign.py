@@ -1,5 +1,7 @@
 """Payouts at the bank that bear an intent's reference and are not the intent's. Pure."""
 
+from collections.abc import Iterable
+
 from streamproc.domain.copies import BankCopy, agrees
 from streamproc.domain.payouts import PayoutRecord
 
@@ -9,13 +11,14 @@ def could_be(record: PayoutRecord, copy: BankCopy) -> bool:
     return agrees(copy, record.amount, record.currency, record.fund_account)
 
 
-def foreign_copies(record: PayoutRecord) -> list[BankCopy]:
-    """Payouts under an intent's reference that are not the intent's, as far as that can be known by now."""
+def foreign_copies(record: PayoutRecord, unkept: Iterable[BankCopy] = ()) -> list[BankCopy]:
+    """Payouts under an intent's reference that are not the intent's, as far as that can be known by now: of those that
+    the record keeps, and of `unkept` ones, which were seen when it had COPIES_MAX."""
     awaited = record.intent is not None and (record.decision == "APPROVED" or record.maybe_sent)
     if record.created_as or record.failure:
         awaited = False
     return [
         copy
-        for copy in record.copies
+        for copy in (*record.copies, *unkept)
         if copy.id != record.bank_payout and not (awaited and could_be(record, copy))
     ]

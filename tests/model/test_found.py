@@ -9,6 +9,7 @@ from consumers.create import Debit
 from consumers.enact import execution
 from streamproc.clients.razorpay import CommandAnswer
 from streamproc.domain import events as e
+from streamproc.domain.copies import COPIES_MAX
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import Beneficiary
 from streamproc.errors import TryAgain
@@ -114,6 +115,44 @@ async def test_a_settlement_in_a_group_of_its_own_has_ended_what_would_pay_itsel
             events = [event for row in await crew.world.rows() for event in row.events]
     ended = [(event.payout, event.bank_payout) for event in events if isinstance(event, e.CancelRequested)]
     assert ended == [("pout_1", ""), (asked.payout, "pout_foreign")]
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_what_is_foreign_is_ended_also_beyond_the_copies_that_are_kept(
+    unsynced: str, asks: bool
+) -> None:
+    """From the ninth on what waited was left at the bank, and what was queued there paid itself."""
+    bank = Bank()
+    asked = requested(300, agent="free", at=START)
+    foreign = [
+        copy_of(asked, f"pout_{n:02}", "queued" if n % 2 else "pending", amount=1)
+        for n in range(COPIES_MAX + 3)
+    ]
+    for one in foreign:
+        bank.make(one.facts)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(Slow(bank))]) as crew:
+            await crew.play([asked] if asks else [])
+            await crew.play(foreign)
+            await crew.play(foreign[-2:])  # the same looks, delivered again
+    assert {bank.now(one.facts.id).status for one in foreign} == {"rejected", "cancelled"}
+    ended = [payout for payout, command in bank.effects if command != "create"]
+    assert sorted(set(ended)) == sorted(ended)
+    assert [command for _, command in bank.effects].count("create") == asks
+
+
+async def test_what_may_be_the_intents_own_is_not_ended_also_beyond_the_copies_that_are_kept(
+    unsynced: str,
+) -> None:
+    """Ours may be the ninth, and be shown before the answer to our call."""
+    asked = requested(300, agent="free", at=START)
+    looks = [copy_of(asked, f"pout_{n:02}", "pending", amount=1) for n in range(COPIES_MAX)]
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance()]) as crew:
+            await crew.play([asked, *looks, copy_of(asked, "pout_ours", "pending")])
+            events = [event for row in await crew.world.rows() for event in row.events]
+    told = {event.bank_payout for event in events if isinstance(event, e.CancelRequested)}
+    assert told == {one.facts.id for one in looks}
 
 
 class Undecided(Slow):
