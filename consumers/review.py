@@ -19,8 +19,14 @@ from streamproc.domain.events import (
     TimerFired,
 )
 from streamproc.domain.governance import NO_URL, Reputation, Verdict
-from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.review import approvals_missing, recheck, refusal_kind, reviewer_of, why_refused
+from streamproc.domain.review import (
+    approvals_missing,
+    recheck,
+    refusal_kind,
+    reviewer_of,
+    why_not_now,
+    why_refused,
+)
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
@@ -65,37 +71,27 @@ def _reject(work: Work, desk: Desk, code: str, reviewer: str, evidence: Evidence
 
 
 def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
-    name = reviewer_of(event, desk.book.people)
-    problem = why_refused(work.record, event, desk.book.people) or _why_not_now(
-        work.record, event, reputation
-    )
-    if problem:
-        work.emit(
-            ReviewRefused(
-                at=desk.now_us,
-                payout=event.payout,
-                by=name,
-                action=event.action,
-                channel=event.channel,
-                problem=problem,
-                kind=refusal_kind(work.record, event, desk.book.people) or "unavailable",
-            )
-        )
+    if problem := why_refused(work.record, event, desk.book.people):
+        _refuse(work, event, desk, problem)
     elif event.action == "reject":
+        name = reviewer_of(event, desk.book.people)
         _count(work, event, desk, needed=0)
         _reject(work, desk, "REVIEW_REJECTED", name, {"by": name, "why": event.why})
     else:
         _approve(work, event, desk, reputation)
 
 
-def _why_not_now(record: PayoutRecord | None, event: ReviewSubmitted, reputation: Reputation) -> str:
-    """An approval cannot stand in for a look-up that the reviewer was never told is missing."""
-    if record is None or event.action == "reject" or reputation.verdict != "unavailable":
-        return ""
-    if "REPUTATION_UNAVAILABLE" in record.reasons:
-        return ""  # it was held for this, and the reviewer vouches
-    return (
-        f"the vendor's reputation cannot be asked for now ({reputation.problem}); the hold stays, try again"
+def _refuse(work: Work, event: ReviewSubmitted, desk: Desk, problem: str) -> None:
+    work.emit(
+        ReviewRefused(
+            at=desk.now_us,
+            payout=event.payout,
+            by=reviewer_of(event, desk.book.people),
+            action=event.action,
+            channel=event.channel,
+            problem=problem,
+            kind=refusal_kind(work.record, event, desk.book.people) or "unavailable",
+        )
     )
 
 
@@ -120,6 +116,9 @@ def _approve(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputat
     name = reviewer_of(event, desk.book.people)
     case = case_of(record, desk, reputation=reputation)
     found = recheck(case)
+    if not found and (problem := why_not_now(case)):
+        _refuse(work, event, desk, problem)
+        return
     if reputation.fresh_until != record.reputation_fresh_until and reputation.verdict != "no_url":
         work.emit(
             checked(work, desk, reputation, [finding for finding in found if finding.code == "RISK_HIGH"])

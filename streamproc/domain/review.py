@@ -99,11 +99,26 @@ def _moment(at_us: int) -> str:
 def recheck(case: Case) -> list[Finding]:
     """What stands against an approval by now; empty where it may go on."""
     found = find(RECHECKED, case)
-    if not found and case.agent is not None and case.agent.policy.on_reputation_unavailable == "reject":
+    if found or why_not_now(case):
+        return found
+    if case.agent is not None and case.agent.policy.on_reputation_unavailable == "reject":
         # Where the policy says hold, the reviewer has just vouched for what cannot be asked.
         finding = reputation_unavailable(case)
         found = [finding] if finding is not None else []
     return found
+
+
+def why_not_now(case: Case) -> str:
+    """Why an approval must wait that nothing else stands against: a rejection needs no reputation, but an approval
+    cannot stand in for a look-up that the reviewer was never told is missing. Empty where it may go on."""
+    reputation = case.reputation
+    if reputation is None or reputation.verdict != "unavailable":
+        return ""
+    if "REPUTATION_UNAVAILABLE" in case.payout.reasons:
+        return ""  # it was held for this, and the reviewer vouches
+    return (
+        f"the vendor's reputation cannot be asked for now ({reputation.problem}); the hold stays, try again"
+    )
 
 
 def approvals_missing(case: Case, people: Reviewers) -> int:

@@ -1,17 +1,15 @@
 """Holds over HTTP: pages that stay in order while holds come and go, and an answer that is told what became of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from msgspec.structs import replace
 
 from streamproc.api.shapes import HoldPage
 from streamproc.domain.events import AccessRefused, ReviewCounted, ReviewRefused, ReviewSubmitted
-from streamproc.domain.governance import Reputation
 from streamproc.domain.holds import Outcome, Place, place_at
 from streamproc.operate import holds
 from streamproc.operate.gateway import SiteGateway
@@ -19,7 +17,7 @@ from tests.api.served import Api, problem, serving
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import archive, opened_pool
-from tests.words import NOW, Vendors, observed
+from tests.words import NOW, Forgotten, observed
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -250,14 +248,6 @@ async def test_a_cursor_is_one_that_was_given(api: Api) -> None:
         said = await api.http.get(f"/v1/holds?limit={limit}", headers={"authorization": f"Bearer {token}"})
         assert said.status_code == 422
     assert ids(await listed(api, token, after=good)) == []
-
-
-class Forgotten(Vendors):
-    """Answers that are fresh for no time at all, so that they are asked for at every look."""
-
-    async def __call__(self, urls: Sequence[str]) -> dict[str, Reputation]:
-        found = await super().__call__(urls)
-        return {url: replace(one, fresh_until=one.checked_at) for url, one in found.items()}
 
 
 async def test_what_cannot_be_decided_now_is_503_and_the_same_key_asks_again(redis_url: str) -> None:

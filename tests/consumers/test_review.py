@@ -7,7 +7,7 @@ import pytest
 from streamproc.domain.events import PayoutDecided, ReviewCounted, ReviewRefused, TimerFired
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
-from tests.words import ACCOUNT, Vendors, observed, reviewed
+from tests.words import ACCOUNT, Forgotten, Vendors, observed, reviewed
 
 POLICIES = """
 policies:
@@ -246,6 +246,35 @@ async def test_a_reviewer_may_vouch_for_a_vendor_that_could_not_be_asked_about(r
         await held(engine)
         await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
         assert (await engine.record("pout_1")).decision == "APPROVED"
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("frozen: true", "FROZEN"),
+        ("per_txn_limit: 100000", "TXN_LIMIT_EXCEEDED"),
+        ("blocked_domains: [vendor.example.com]", "DOMAIN_BLOCKED"),
+    ],
+)
+async def test_what_would_be_rejected_by_now_is_also_while_the_vendor_cannot_be_asked_about(
+    redis_url: str, policy: str, reason: str
+) -> None:
+    """The approval was refused, to be tried again, and the reservation stayed; a rejection needs no reputation."""
+    vendors = Forgotten()
+    async with Engine(redis_url, vendors=vendors) as engine:
+        await held(engine)
+        vendors.verdicts["vendor"] = "unavailable"
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        refused = (await engine.story("pout_1"))[-1]
+        assert (await engine.record("pout_1")).state == "held"
+        await engine.apply(POLICIES.replace("hold_ttl: 1h", f"hold_ttl: 1h, {policy}"))
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        record = await engine.record("pout_1")
+    assert isinstance(refused, ReviewRefused)
+    assert refused.kind == "unavailable"
+    assert (record.decision, record.reason) == ("REJECTED", reason)
+    assert record.reservation is not None
+    assert record.reservation.state == "released"
 
 
 async def test_a_vendor_that_became_a_threat_while_it_was_held_is_rejected(redis_url: str) -> None:

@@ -19,7 +19,7 @@ from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, NOW, Vendors, observed
+from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed
 
 HOUR_US = 3_600_000_000
 NO_RATE = "rate_limit: {count: 0}"
@@ -316,6 +316,24 @@ async def test_a_reputation_that_was_never_asked_for_is_another_payouts_or_assum
     assert clean.assumed[f"{judge.UNKNOWN_VENDOR}: taken as clean"].payouts == 1
     careful = again(log, candidate, unknown_reputation="unavailable")
     assert moved(careful)["p3"] == "REJECTED -> HELD REPUTATION_UNAVAILABLE"
+
+
+async def test_an_approval_without_a_reputation_is_no_approval_under_a_candidate_that_does_not_reject(
+    redis_url: str,
+) -> None:
+    vendors = Forgotten()
+    policy = f"require_approval_above: 100, {NO_RATE}"
+    async with Engine(redis_url, vendors=vendors) as engine:
+        await engine.apply(f"policies: {{bot: {{{policy}}}}}\nreviewers: [asha]")
+        await engine.deliver(observed("p1", 500, url="https://vendor.example.net/"))
+        vendors.verdicts["vendor"] = "unavailable"
+        await engine.apply(f"policies: {{bot: {{{policy}, per_txn_limit: 400}}}}")
+        await engine.review("p1", "asha", "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
+    found = again(log, f"policies: {{bot: {{{policy}}}}}")
+    assert moved(found) == {"p1": "REJECTED -> HELD APPROVAL_REQUIRED"}
+    assert found.assumed[fates.REFUSED].payouts == 1
 
 
 async def test_scopes_that_the_file_does_not_name_follow_their_own_history(redis_url: str) -> None:

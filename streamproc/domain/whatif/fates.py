@@ -22,7 +22,7 @@ from streamproc.domain.governance import NO_URL, Case, Reputation
 from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord, Review
 from streamproc.domain.policy import PolicyBook
-from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_refused
+from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_not_now, why_refused
 from streamproc.domain.whatif.comparison import Change, Comparison, Outcome
 from streamproc.domain.whatif.judge import Assumptions, Judge, Judgement, recorded_windows
 from streamproc.domain.whatif.trial import Books, Told, Trial, reputation_of
@@ -193,6 +193,8 @@ class Fates:
         found = recheck(case)
         if found:
             self._end_hold(fate, ("REJECTED", found[-1].code))
+        elif why_not_now(case):
+            self._found.assume(REFUSED, fate.amount)
         elif approvals_missing(case, book.people):
             fate.hold = replace(
                 hold, reviews=[*hold.reviews, _review_of(counted, reviewer_of(counted, book.people))]
