@@ -46,6 +46,15 @@ _WRITTEN_TOGETHER = (
     frozenset({"LATIN", "CJK", "HANGUL"}),
 )
 """Scripts that one honest label may mix (UTS #39, "highly restrictive")."""
+_IN_ANY_SCRIPT = frozenset({"MODIFIER", "CARON", "VEDIC", "VERTICAL", "MASU"})
+"""How letters' names begin that Unicode counts to no script ("Common"), so that they mix with none."""
+_SCRIPT_OF = {"IDEOGRAPHIC": "CJK", "HENTAIGANA": "HIRAGANA"}
+"""The others whose names do not begin with their script: \u3005 is written among Chinese characters."""
+_LIKE_ASCII = frozenset(
+    "\u30fc\u4e00\u3127\u1173\u02c9\u02cd\u30ce\u4e3f\u4e28\u1175\u02c8\u02cc\u02d0\u02d1"
+)
+"""Letters that look like a hyphen, a slash, an l or other signs of a URL. An apostrophe (U+02BC, the okina U+02BB) is
+none: no host without it looks the same, since hosts have no `'`."""
 
 
 class VendorUrl(Struct, frozen=True):
@@ -60,7 +69,7 @@ class VendorUrl(Struct, frozen=True):
     is_localhost: bool
     """`localhost` or a name under it."""
     mixes_scripts: bool = False
-    """One label mixes scripts that are not written together: a sign of a look-alike."""
+    """One label mixes scripts that are not written together, or signs into Latin letters: a sign of a look-alike."""
 
 
 class UrlProblem(Struct, frozen=True):
@@ -145,9 +154,18 @@ def _canonical_host(host: str) -> tuple[str, bool]:
 def _mixes_scripts(label: str) -> bool:
     if not label.startswith("xn--"):
         return False
-    letters = (letter for letter in ada_url.idna_to_unicode(label) if letter.isalpha())
-    scripts = {unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0] for letter in letters}
+    letters = {letter for letter in ada_url.idna_to_unicode(label) if letter.isalpha()}
+    scripts = {_script_of(letter) for letter in letters} - _IN_ANY_SCRIPT
+    others = {letter for letter in letters if _script_of(letter) != "LATIN"}
+    if others and others < letters and others <= _LIKE_ASCII:
+        return True  # beside nothing but Latin letters `pay\u30fcpal` is there to be read as `pay-pal`
     return len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER)
+
+
+def _script_of(letter: str) -> str:
+    """As its name begins: Python does not know scripts, and letters are named by them."""
+    begins = unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+    return _SCRIPT_OF.get(begins, begins)
 
 
 RULES_KNOWN_MAX = 20_000

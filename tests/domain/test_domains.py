@@ -160,16 +160,45 @@ def test_a_url_of_the_longest_length_passes_and_one_more_is_a_problem() -> None:
     assert "the limit is 2048" in problem_of(longest + "x")
 
 
-def test_a_look_alike_label_mixes_scripts_and_an_honest_one_does_not() -> None:
-    for text, mixes in (
+@pytest.mark.parametrize(
+    ("text", "mixes"),
+    [
         ("аpple.com", True),
+        ("αpple.com", True),
+        ("бα.com", True),
+        ("ひ한.jp", True),
+        ("हिन्दीa.in", True),
+        ("аpple\u02bcs.com", True),
         ("apple.com", False),
         ("яндекс.com", False),
         ("bücher.de", False),
-    ):
-        url = parse_vendor_url(f"https://{text}/")
-        assert isinstance(url, VendorUrl)
-        assert url.mixes_scripts is mixes, text
+        ("佐々木.jp", False),
+        ("々木a.jp", False),
+        ("〆切.jp", False),
+        ("ラーメン.jp", False),
+        ("らーめんlovers.jp", False),
+        ("東京ひらカタtokyo.jp", False),
+        ("한국bank.kr", False),
+        ("韓國한국.kr", False),
+        ("ㄅ中taipei.tw", False),
+        ("第一bank.cn", False),
+        ("हिन्दी.in", False),
+        ("o\u02bcreilly.com", False),
+        ("hawai\u02bbi.com", False),
+        ("м\u02bcята.ua", False),
+    ],
+)
+def test_a_look_alike_label_mixes_scripts_and_an_honest_one_does_not(text: str, mixes: bool) -> None:
+    url = parse_vendor_url(f"https://{text}/")
+    assert isinstance(url, VendorUrl)
+    assert url.mixes_scripts is mixes
+
+
+@pytest.mark.parametrize("sign", "\u30fc一\u3127\u3161ノ丿丨\u3163\u02c9\u02cd\u02c8\u02cc\u02d0\u02d1")
+def test_a_letter_that_looks_like_a_sign_of_a_url_is_suspicious_beside_latin_letters_alone(sign: str) -> None:
+    url = parse_vendor_url(f"https://pay{sign}pal.com/")
+    assert isinstance(url, VendorUrl)
+    assert url.mixes_scripts
 
 
 @given(st.text(max_size=80) | st.text(max_size=40).map(lambda text: f"http://{text}"))
