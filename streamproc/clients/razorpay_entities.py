@@ -17,6 +17,7 @@ from msgspec import Struct
 from streamproc.domain.events import BankPayout
 from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
 from streamproc.domain.payouts import BANK_RANK
+from streamproc.domain.plain import HARMFUL
 
 NOTES_MAX = 32
 """Keys kept of `notes`: the bank allows 15 and adds some of its own."""
@@ -40,8 +41,6 @@ Object: TypeAlias = dict[str, object]
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 _BLANKS = str.maketrans("\t\n\r", "   ")
 _NO_BREAKS = str.maketrans("", "", "\t\n\r")
-# Also what turns the direction of a line or hides in it; the joiners of Indian scripts stay.
-_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _BENEFICIARY = re.compile(r"vpa|ifsc|upi|iban|payee|beneficiary|account_?n", re.IGNORECASE)
 
 
@@ -130,11 +129,11 @@ _known_key = lru_cache(KEYS_KNOWN_MAX)(_read_key)
 
 
 def clean(text: str, chars_max: int) -> str:
-    """Text that any log, terminal or database can hold: line breaks become blanks, control characters and
-    lone surrogates U+FFFD; cut to `chars_max`. Nothing is dropped, so two different keys stay different."""
+    """Text that any log, terminal or database can hold: line breaks become blanks, what is HARMFUL
+    U+FFFD; cut to `chars_max`. Nothing is dropped, so two different keys stay different."""
     if text.isprintable():
         return text[:chars_max]
-    return _HARMFUL.sub("\ufffd", text[:chars_max].translate(_BLANKS))
+    return HARMFUL.sub("\ufffd", text[:chars_max].translate(_BLANKS))
 
 
 def id_or_empty(value: object) -> str:

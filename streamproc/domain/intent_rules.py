@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from streamproc.domain.intent import Beneficiary, Intent
 from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE, rupees
+from streamproc.domain.plain import HARMFUL
 
 PURPOSE_CHARS_MAX = 400
 NARRATION_CHARS_MAX = 30
@@ -47,13 +48,13 @@ _FUND_ACCOUNT_ID = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _NARRATION = re.compile(rf"[A-Za-z0-9 ]{{0,{NARRATION_CHARS_MAX}}}")
 _CONTACT_NAME = re.compile(r"[A-Za-z0-9 ’'().,&/:_\-]{3,50}")
 _CONTACT_TYPE = re.compile(r"[A-Za-z0-9 _\-]{1,40}")
-_HOLDER = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{3,120}")
+_HOLDER = re.compile(r"[\s\S]{3,120}")
 _IFSC = re.compile(r"[A-Z]{4}0[A-Z0-9]{6}")
 _ACCOUNT_NUMBER = re.compile(r"[A-Za-z0-9]{5,35}")
 _VPA = re.compile(r"(?=.{3,100}\Z)[A-Za-z0-9._\-]+@[A-Za-z0-9.\-]+")
-_EMAIL = re.compile(rf"(?=.{{3,{EMAIL_CHARS_MAX}}}\Z)[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+")
+_EMAIL = re.compile(rf"(?=.{{3,{EMAIL_CHARS_MAX}}}\Z)[^@\s]+@[^@\s]+")
 _PHONE = re.compile(r"\+?[0-9]{8,15}")
-_PLAIN = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
+_NOT_PLAIN = "must be without control characters, line ends, changes of direction and hidden characters"
 
 
 class Problem(Struct, frozen=True):
@@ -97,6 +98,9 @@ class _Reading:
             return default or ""
         if not isinstance(value, str) or not shape.fullmatch(value):
             self.wrong(field, f"must be {must}")
+            return ""
+        if HARMFUL.search(value):
+            self.wrong(field, _NOT_PLAIN)
             return ""
         return value
 
@@ -143,8 +147,8 @@ def read_request(body: Mapping[str, Any]) -> Wanted | list[Problem]:
 
 
 def _sayable(name: str) -> str:
-    """A name from outside, without what no JSON text can hold: a lone surrogate."""
-    return name.encode("utf-8", "replace").decode()
+    """A name from outside, as any answer can hold and any reader can see it."""
+    return HARMFUL.sub("\ufffd", name)
 
 
 def _digest(body: Mapping[str, Any]) -> str:
@@ -152,8 +156,8 @@ def _digest(body: Mapping[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-_URL = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{0,{URL_CHARS_MAX}}}")
-_PURPOSE = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{PURPOSE_CHARS_MAX}}}")
+_URL = re.compile(rf"[\s\S]{{0,{URL_CHARS_MAX}}}")
+_PURPOSE = re.compile(rf"[\s\S]{{1,{PURPOSE_CHARS_MAX}}}")
 
 
 def _purpose(top: _Reading) -> str:
@@ -199,8 +203,8 @@ def _notes(top: _Reading) -> dict[str, str]:
             top.wrong(shown, "is reserved: the token says who asks, and `vendor_url` is a field of its own")
         elif not isinstance(note, str) or max(len(name), len(note)) > NOTE_CHARS_MAX:
             top.wrong(shown, f"must be text; name and text have {NOTE_CHARS_MAX} characters at most")
-        elif not (_PLAIN.fullmatch(name) and _PLAIN.fullmatch(note)):
-            top.wrong(shown, "must be without control characters")
+        elif HARMFUL.search(name) or HARMFUL.search(note):
+            top.wrong(shown, _NOT_PLAIN)
     return {str(name): str(note) for name, note in value.items()}
 
 

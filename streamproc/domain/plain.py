@@ -1,8 +1,14 @@
 """Text of strangers, made fit to be shown to a person: nothing in it is invisible, reorders what stands near it, or is
 longer than its place. Pure."""
 
+import re
 import unicodedata
 
+HARMFUL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
+"""What a terminal, a log or a reader's eye obeys instead of seeing: control characters, halves of a pair, ends of
+lines, changes of direction, what hides in a line. Not the joiners U+200C and U+200D: Indian scripts need them."""
 CUT = "…"
 _BLANK = frozenset({"Zs", "Zl", "Zp"})
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})

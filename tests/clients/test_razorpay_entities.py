@@ -261,5 +261,7 @@ def test_a_key_longer_than_a_note_is_cut_and_says_of_whom_it_tells_also_behind_t
 
 
 def test_what_turns_the_direction_of_a_line_becomes_visible_and_the_joiners_of_indian_scripts_stay() -> None:
-    assert clean("a\u202eb", 10) == "a\ufffdb"
+    for char in "\x1b\x7f\x85\x9f\u061c\u200b\u200e\u2028\u2029\u202e\u2069\ufeff\U000e0041\ud800":
+        assert clean(f"a{char}b", 10) == "a\ufffdb"
+        assert read_notes({f"k{char}": f"v{char}"}) == {"k\ufffd": "v\ufffd"}
     assert clean("क्\u200dष", 10) == "क्\u200dष"

@@ -93,6 +93,34 @@ def test_what_the_bank_refuses_is_refused_by_field(order: dict[str, Any], field:
     assert field in fields(order)
 
 
+CONTROLS = "\0\n\x1b\x7f\x80\x85\x9f"
+HIDDEN = "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\U000e0000\U000e0041\U000e007f"
+
+
+@pytest.mark.parametrize("char", [*CONTROLS, *HIDDEN, "\ud800"])
+def test_what_a_reader_would_obey_or_not_see_is_refused_by_field(char: str) -> None:
+    text = f"vendor{char}bill"
+    for order, field in (
+        ({**ORDER, "purpose": text}, "purpose"),
+        ({**ORDER, "narration": text}, "narration"),
+        ({**ORDER, "vendor_url": f"https://{text}.example.com/"}, "vendor_url"),
+        ({**ORDER, "notes": {"n": text}}, "notes.n"),
+        ({**ORDER, "notes": {text: "n"}}, "notes.vendor\ufffdbill"),
+        ({**ORDER, text: "n"}, "vendor\ufffdbill"),
+        (inline(name=text), "fund_account.bank_account.name"),
+    ):
+        assert fields(order) == {field}
+    order = inline()
+    for name, value in (("name", text), ("type", text), ("email", f"{text}@example.com")):
+        order["fund_account"]["contact"] = CONTACT | {name: value}
+        assert fields(order) == {f"fund_account.contact.{name}"}
+
+
+def test_names_in_indian_scripts_keep_their_joiners() -> None:
+    name = "क्\u200dष \u0d28\u0d4d\u200c"
+    assert fields(inline(name=name) | {"purpose": name, "notes": {name: name}}) == set()
+
+
 def test_the_same_request_has_the_same_digest_however_it_is_written() -> None:
     one, two = read_request(inline()), read_request(dict(reversed(inline().items())))
     other = read_request(inline(account_number="000011113333"))
