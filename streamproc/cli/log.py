@@ -1,6 +1,5 @@
 """`streamproc log` and `streamproc groups`: the log as it is, and who is how far."""
 
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +44,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
     from streamproc.operate.site import opened
 
     def say(line: "Line") -> None:
-        shown = (
-            json.dumps(logview.line_json(line), ensure_ascii=False) if as_json else logview.line_text(line)
-        )
+        shown = output.json_text(logview.line_json(line)) if as_json else logview.line_text(line)
         click.echo(shown)
 
     async def body() -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from streamproc.domain.plain import plain
+from streamproc.domain.plain import HARMFUL, plain
 from streamproc.errors import InputError
 
 T = TypeVar("T")
@@ -42,7 +42,14 @@ def confirm(question: str) -> None:
 
 def say_json(value: object) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    click.echo(json_text(value, indent=2))
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON that may be read on a terminal: what would be obeyed there instead of shown is escaped, nothing else."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    # A line end is the layout's: within strings it is escaped already.
+    return HARMFUL.sub(lambda char: char[0] if char[0] == "\n" else json.dumps(char[0])[1:-1], text)
 
 
 def visible(text: str) -> str:

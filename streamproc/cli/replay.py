@@ -164,7 +164,7 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                 async with aclosing(rows_of(place, view)) as rows:  # a cursor left open would keep the place
                     async for row in rows:
                         if as_json:
-                            click.echo(json.dumps(row, ensure_ascii=False))
+                            click.echo(output.json_text(row))
                         elif len(shown) < ROWS_SHOWN_MAX:
                             shown.append([row[name] for name in names])
                         else:

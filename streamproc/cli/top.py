@@ -1,7 +1,6 @@
 """`streamproc top`: the running system on one screen, as it is now."""
 
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -70,7 +69,7 @@ def _print(frame: "Frame", as_json: bool) -> None:
             if frame.look is None
             else look_json(frame.look) | {"problem": frame.problem}
         )
-        click.echo(json.dumps(shown, ensure_ascii=False))
+        click.echo(output.json_text(shown))
         return
     from rich.console import Console
 
