@@ -237,10 +237,10 @@ async def log_stats(client: Redis, partition: int) -> LogStats:
         )
 
 
-async def dead_letters(client: Redis, names: Names, *, limit: int) -> list[DeadLetter]:
-    """The oldest `limit` dead letters of a partition."""
+async def dead_letters(client: Redis, names: Names, *, limit: int, since_ms: int = 0) -> list[DeadLetter]:
+    """The oldest `limit` dead letters of a partition, of those that were set aside at `since_ms` or later."""
     with named_errors():
-        rows = await client.execute_command("XRANGE", names.dead, "-", "+", "COUNT", limit)
+        rows = await client.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", limit)
     return [_letter(row) for row in rows]
 
 

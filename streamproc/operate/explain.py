@@ -1,50 +1,111 @@
 """One payout's whole story: what was asked, what each rule found, who decided, what the bank did."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from streamproc.domain.events import Finding, PayoutObserved, PayoutRequested
+from streamproc.domain.events import (
+    EntrySetAside,
+    Finding,
+    NotificationSent,
+    PayoutMalformed,
+    PayoutObserved,
+    PayoutRequested,
+)
 from streamproc.domain.intent import is_intent
-from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.payouts import CHANGING, UNKNOWN_AGENT, PayoutRecord, fold
 from streamproc.domain.shown import event_json as event_json
 from streamproc.domain.shown import finding_json as finding_json
 from streamproc.domain.shown import payout_json
 from streamproc.domain.traces import trace_id
 from streamproc.errors import JobFailed
-from streamproc.log.inspect import record_of
+from streamproc.log.inspect import dead_letters, record_of
+from streamproc.log.stream import id_key
 from streamproc.operate.history import StoryEvent, history_of, history_until, name_at_bank
 from streamproc.operate.past import targets_of
 from streamproc.operate.site import Site
 
+LETTERS_MAX = 1_000
+"""Dead letters that are looked through for one, from the moment on at which it was set aside."""
+_CHANGING = CHANGING - {NotificationSent}
+"""What a record is made of: an alert may be about what was never observed."""
+
 
 class Story(Struct, frozen=True):
-    """The record and the events it comes from, in log order; `notes` say what may be missing."""
+    """The record and the events it comes from, in log order; `notes` say what may be missing.
+
+    `governed`: else all that is known is that the bank showed it malformed (rule 1); the record says little then.
+    """
 
     record: PayoutRecord
     events: list[StoryEvent]
     notes: list[str]
+    governed: bool = True
 
 
 async def explain(site: Site, payout: str) -> Story:
     """The story of a payout, by our name for it or the bank's. Raises JobFailed for one that nobody has seen."""
     history = await history_of(site, payout)
-    if not history.events and (name := await name_at_bank(site, payout)):
+    first = _first(history.events)
+    if first is None and (name := await name_at_bank(site, payout)):
         payout, history = name, await history_of(site, name)
+        first = _first(history.events)
     notes = list(history.notes)
     begins = {PayoutRequested, PayoutObserved}
     if is_intent(payout) and any(type(found.event) is PayoutRequested for found in history.events):
         begins = {PayoutRequested}  # else nobody asked for it: somebody used such a reference
-    if history.events and type(history.events[0].event) in begins:
+    if first is not None and type(first.event) in begins:
         record = fold(found.event for found in history.events)
     else:
         record = await record_of(site.client, site.partitions, payout)
         if record is not None:
             notes.append("the beginning of its story is not in Redis any more; its state is")
+    if record is None and (story := _malformed(history.events, notes)) is not None:
+        story.notes.extend(await _letters(site, story.events))
+        return story
     if record is None:
         where = f" ({'; '.join(notes)})" if notes else ""
         raise JobFailed(f"payout {payout} is not known here{where}")
     return Story(record, history.events, notes)
+
+
+def _first(events: Sequence[StoryEvent]) -> StoryEvent | None:
+    """The first that a record is made of; before it the payout may have been shown malformed."""
+    return next((found for found in events if type(found.event) in _CHANGING), None)
+
+
+def _malformed(events: list[StoryEvent], notes: Sequence[str]) -> Story | None:
+    """The story of a payout of which nothing is known but that the bank showed it malformed."""
+    shown = next((found.event for found in events if type(found.event) is PayoutMalformed), None)
+    if shown is None:
+        return None
+    record = PayoutRecord(
+        payout=shown.payout,
+        account=shown.account,
+        agent=UNKNOWN_AGENT,
+        received_at=shown.at,
+        updated_at=shown.at,
+    )
+    return Story(record, events, [*notes, f"rule 1, it is not governed: {shown.problem}"], governed=False)
+
+
+async def _letters(site: Site, events: Sequence[StoryEvent]) -> list[str]:
+    """The dead letters that came of it, and are there still."""
+    found = []
+    for told in events:
+        if type(aside := told.event) is EntrySetAside:
+            partition, entry, _ = told.id.split(":")
+            # One script writes the letter and the event that says so.
+            letters = await dead_letters(
+                site.client, site.names_of(int(partition)), limit=LETTERS_MAX, since_ms=id_key(entry)[0]
+            )
+            found += [
+                f"dead letter {partition}:{one.id} of {one.group} (`streamproc dead show {partition}:{one.id}`)"
+                for one in letters
+                if (one.entry, one.group) == (aside.entry, aside.group)
+            ]
+    return list(dict.fromkeys(found))
 
 
 async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
@@ -55,11 +116,13 @@ async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
     targets = await targets_of(dsn, when)
     payout = await name_at_bank(site, payout) or payout
     history = await history_until(site, payout, {target.partition: target.seq for target in targets})
-    record = fold(found.event for found in history.events)
-    if record is None:
-        raise JobFailed(f"payout {payout} was not known at {when}")
     where = ", ".join(f"{target.partition}:{target.seq}" for target in targets)
-    return Story(record, history.events, [f"as it was known at {when} (archive position {where})"])
+    notes = [f"as it was known at {when} (archive position {where})"]
+    record = fold(found.event for found in history.events)
+    story = Story(record, history.events, notes) if record is not None else _malformed(history.events, notes)
+    if story is None:
+        raise JobFailed(f"payout {payout} was not known at {when}")
+    return story
 
 
 def findings_of(story: Story) -> list[Finding]:

@@ -21,7 +21,8 @@ _STAGE_PASSED: Mapping[type[e.Fact], str] = {
 
 def tell(story: Story) -> list[str]:
     """The story as lines of text."""
-    lines = [*_headline(story.record), *(f"  note: {note}" for note in story.notes), ""]
+    head = _headline(story.record) if story.governed else [f"{story.record.payout}  not governed"]
+    lines = [*head, *(f"  note: {note}" for note in story.notes), ""]
     said: set[tuple[str, str]] = set()
     for told in story.events:
         lines.append(f"{iso(told.event.at)}  {told.id}")

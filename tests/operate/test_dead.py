@@ -15,13 +15,11 @@ from tests.operate.words import POLICIES, site_of
 from tests.words import ACCOUNT, NOW, observed
 
 
-async def malformed(engine: Engine) -> None:
+async def malformed(engine: Engine, payout: str = "pout_bad", problem: str = "amount is 99") -> None:
     """Rule 1: what cannot be governed becomes a dead letter."""
     from streamproc.domain.events import PayoutMalformed
 
-    event = PayoutMalformed(
-        at=NOW, payout="pout_bad", account=ACCOUNT, source="webhook", problem="amount is 99"
-    )
+    event = PayoutMalformed(at=NOW, payout=payout, account=ACCOUNT, source="webhook", problem=problem)
     await engine.append(ACCOUNT, event)
     await engine.settled()
 

@@ -7,9 +7,11 @@ import pytest
 
 from streamproc.errors import JobFailed
 from streamproc.log.scripts import BATCH_MAX
+from streamproc.operate.dead import discard, list_letters
 from streamproc.operate.explain import as_json, explain, explain_as_of
 from streamproc.operate.story import tell
 from tests.engine import Engine
+from tests.operate.test_dead import malformed
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
 from tests.words import ACCOUNT, Vendors, copy_of, observed, request, requested
 
@@ -66,6 +68,45 @@ async def test_an_intent_is_found_by_what_the_bank_calls_it(
             await story_of(redis_url, "pout_at_bankrupt", postgres if postgres_there else NOBODY_THERE)
     assert (told["payout"], told["bank_payout"]) == (asked.payout, "pout_at_bank")
     assert asked.payout in text
+
+
+@pytest.mark.parametrize("postgres_there", [True, False])
+async def test_a_malformed_payout_is_shown_with_its_reason_and_its_dead_letter(
+    redis_url: str, postgres: str, postgres_there: bool
+):
+    async with Engine(redis_url) as engine:
+        await malformed(engine, "pout_other", "amount is 1")
+        await malformed(engine, "pout_bad", "amount is 99")
+        if postgres_there:
+            await archive(redis_url, postgres)
+        dsn = postgres if postgres_there else NOBODY_THERE
+        told, text = await story_of(redis_url, "pout_bad", dsn)
+        async with site_of(redis_url) as site:
+            [_, letter] = await list_letters(site)
+            if postgres_there:
+                async with site_of(redis_url, postgres) as whole:
+                    then = await explain_as_of(whole, postgres, "pout_bad", "2999-01-01")
+                    assert (then.governed, then.record.decision) == (False, None)
+            await discard(site, letter["id"], by="asha")
+        closed, _ = await story_of(redis_url, "pout_bad", dsn)
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_bad", 100_000))
+        later, _ = await story_of(redis_url, "pout_bad", dsn)
+    assert (told["payout"], told["account"], told["decision"], told["state"]) == (
+        *("pout_bad", ACCOUNT),
+        *(None, "received"),
+    )
+    assert [event["type"] for event in told["events"]] == ["payout.malformed", "entry.set_aside"]
+    about = "rule 1, it is not governed: amount is 99"
+    assert told["notes"][-2:] == [
+        about,
+        f"dead letter {letter['id']} of governance (`streamproc dead show {letter['id']}`)",
+    ]
+    assert text.splitlines()[0] == "pout_bad  not governed"
+    assert f"note: {about}" in text
+    assert (closed["notes"][-1], closed["events"][-1]["type"]) == (about, "dead_letter.closed")
+    assert (later["decision"], later["events"][0]["type"]) == ("APPROVED", "payout.malformed")
+    assert not any("beginning" in note for note in later["notes"])
 
 
 async def test_a_held_and_approved_payout_shows_request_rules_budget_reviewer_and_decision(redis_url: str):
