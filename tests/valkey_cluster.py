@@ -19,6 +19,7 @@ from tests.servers import started_as
 
 PRIMARIES = 3
 FORMED_MAX_S = 60.0
+PASSWORD = "of-every-node"
 NODE_TIMEOUT_MS = 1_500
 """A primary that does not answer for so long is failed over; shorter, and a busy machine does it by itself."""
 
@@ -28,15 +29,12 @@ class Node:
     """One server. `slots` are the first and the last that it was given; a replica has none."""
 
     store: Restartable
+    url: str
+    """Of this node alone."""
     port: int
     bus: int
     slots: tuple[int, int] | None = None
     id: str = ""
-
-    @property
-    def url(self) -> str:
-        """Of this node alone."""
-        return f"redis://127.0.0.1:{self.port}/0"
 
 
 @dataclass
@@ -49,7 +47,8 @@ class ValkeyCluster:
     @property
     def url(self) -> str:
         """As the product is told it: all nodes, so that any may be away."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{n.port}" for n in [*self.primaries, self.replica])
+        nodes = ",".join(f"127.0.0.1:{node.port}" for node in [*self.primaries, self.replica])
+        return f"redis+cluster://:{PASSWORD}@{nodes}"
 
     def home_of(self, key: str) -> Node:
         """The primary that was given a key's slot."""
@@ -86,19 +85,20 @@ async def valkey_cluster(home: Path) -> AsyncIterator[ValkeyCluster]:
 async def _node(place: Path) -> AsyncIterator[Node]:
     place.mkdir(parents=True)
     port, bus = free_port(), free_port()
+    (place / "valkey.password").write_text(PASSWORD)  # one for all: replicas use it too
     plain = embedded._valkey_config
     more = (
         f"cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout {NODE_TIMEOUT_MS}\n"
+        f"masterauth {PASSWORD}\n"
         "cluster-require-full-coverage no\ncluster-replica-validity-factor 0\nrepl-diskless-sync-delay 0\n"
     )
 
     def start() -> AbstractAsyncContextManager[embedded.Store]:
-        config = patch.object(embedded, "_valkey_config", lambda home, port: plain(home, port) + more)
+        config = patch.object(embedded, "_valkey_config", lambda *given: plain(*given) + more)
         return started_as(partial(embedded.valkey, place, port=port), config)
 
     async with restartable(start) as store:
-        await store.up()
-        yield Node(store, port, bus)
+        yield Node(store, await store.up(), port, bus)
 
 
 async def _form(cluster: ValkeyCluster) -> None:

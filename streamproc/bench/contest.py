@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.bench import cost, faststream_side, floor, job
+from streamproc.bench.arguments import handed
 from streamproc.bench.contestant import GO, STOP
 from streamproc.bench.left import Left, compare, left
 from streamproc.bench.rig import Said, fresh_database, public_directory
@@ -205,8 +206,8 @@ class Arena:
         dsn = self._dsn(f"bench_{self._runs}") if db is not None else None
         async with AsyncExitStack() as stack:
             contestants = {
-                name: await stack.enter_async_context(_contestant(argv))
-                for name, argv in side.commands(url, dsn, self._consumers).items()
+                name: await stack.enter_async_context(_contestant(*command))
+                for name, command in side.commands(url, dsn, self._consumers).items()
             }
             servers = await self._servers_cpu_s(client)
             began = time.monotonic()
@@ -268,13 +269,13 @@ class _Contestant:
 
 
 @asynccontextmanager
-async def _contestant(arguments: Sequence[str]) -> AsyncIterator[_Contestant]:
+async def _contestant(module: str, *arguments: str) -> AsyncIterator[_Contestant]:
     """A process that is ready to go; killed at the end."""
     # Nothing of STREAMPROC_*: the bench never comes near a system that is in use.
     env = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
     process = await processes.start(
-        [sys.executable, "-m", *arguments],
-        env=env,
+        [sys.executable, "-m", module],
+        env=env | handed(arguments),
         on_parent_death=signal.SIGKILL,
         output=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.PIPE,

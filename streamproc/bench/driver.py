@@ -5,8 +5,8 @@ when it was due; so a system that stalls is charged for all that waited. `flood`
 takes them, with a bounded number under way, until Postgres shows all of it. With a port they go as signed webhooks to
 `streamproc serve`, else by the producer that it has.
 
-Run as a process: `python -m streamproc.bench.driver pace REDIS_URL RATE WARM COUNTED` or
-`... flood REDIS_URL POSTGRES_DSN PAYOUTS PORT` (0: no webhooks). It prints one line of JSON.
+Run as a process, with the arguments (`arguments.py`) `pace REDIS_URL RATE WARM COUNTED` or
+`flood REDIS_URL POSTGRES_DSN PAYOUTS PORT` (0: no webhooks). It prints one line of JSON.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from msgspec import Struct
 
 import consumers
 from streamproc.bench import cost, job
+from streamproc.bench.arguments import given
 from streamproc.bench.site import VIEWS_AT
 from streamproc.bench.ticker import ticking
 from streamproc.bench.webhooks import Webhooks, request
@@ -277,6 +278,6 @@ def main(kind: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(*given())
     except StreamprocError as problem:
         sys.exit(str(problem))

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from streamproc import processes
+from streamproc.bench.arguments import handed
 from streamproc.errors import JobFailed
 
 LINE_MAX = 64 * 1024 * 1024
@@ -18,11 +19,11 @@ T = TypeVar("T")
 
 
 async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
-    """What `python -m streamproc.bench.driver ARGUMENTS` prints. Raises JobFailed with its words where it fails."""
+    """What streamproc.bench.driver prints for these arguments. Raises JobFailed with its words where it fails."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))}
     process = await processes.start(
-        [sys.executable, "-m", "streamproc.bench.driver", *map(str, arguments)],
-        env=env,
+        [sys.executable, "-m", "streamproc.bench.driver"],
+        env=env | handed(arguments),
         on_parent_death=SIGKILL,
         output=asyncio.subprocess.PIPE,
         line_max=LINE_MAX,

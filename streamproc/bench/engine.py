@@ -3,13 +3,12 @@
 The vendors' reputations are in the worker's memory before the start, so that no lookup is measured; the floor makes
 none. A lookup during the contest is an error.
 
-Run as a process: `python -m streamproc.bench.engine worker REDIS_URL CONSUMERS`, or `... projector REDIS_URL
-POSTGRES_DSN`.
+Run as a process, with the arguments (`arguments.py`) `worker REDIS_URL CONSUMERS` or
+`projector REDIS_URL POSTGRES_DSN`.
 """
 
 import asyncio
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +19,7 @@ import consumers
 from consumers.vet import Reputations
 from projections.loop import run_projector
 from streamproc.bench import job
+from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete
 from streamproc.collector import look_less_often
 from streamproc.domain.events import PayoutDecided
@@ -107,5 +107,5 @@ async def projector(url: str, dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    role, url, last = sys.argv[1:]
+    role, url, last = given()
     uvloop.run(projector(url, last) if role == "projector" else worker(url, int(last)))

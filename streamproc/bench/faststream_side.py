@@ -7,14 +7,13 @@ the bytes; and it has as many subscribers as the engine has consumers. `usual` i
 subscriber, one payout a call, validated by Pydantic models, with its log lines, which go to nobody; its handler calls
 the floor's script, which decides and writes the decision, once.
 
-Run as a process: `python -m streamproc.bench.faststream_side batch|whole REDIS_URL SUBSCRIBERS [POSTGRES_DSN]`, or
-`... usual REDIS_URL [POSTGRES_DSN]`. Needs the extra `bench`.
+Run as a process, with the arguments (`arguments.py`) `batch|whole REDIS_URL SUBSCRIBERS [POSTGRES_DSN]` or
+`usual REDIS_URL [POSTGRES_DSN]`. Needs the extra `bench`.
 """
 
 import asyncio
 import logging
 import os
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -26,6 +25,7 @@ import asyncpg
 import uvloop
 
 from streamproc.bench import floor, job, whole
+from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete
 from streamproc.errors import InputError
 
@@ -218,4 +218,4 @@ async def main(mode: str, url: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(*sys.argv[1:]))
+    uvloop.run(main(*given()))

@@ -64,6 +64,10 @@ async def _put(url: str, log: str, count: int) -> None:
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     try:
+        if place.password:
+            writer.write(f"AUTH {place.password}\r\n".encode())
+            if await reader.readline() != b"+OK\r\n":
+                raise JobFailed("Valkey refused its password")
         for _ in range(whole):
             await _send(reader, writer, block, len(commands))
         await _send(reader, writer, b"".join(commands[:rest]), rest)

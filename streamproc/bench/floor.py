@@ -4,11 +4,10 @@ No retries, no dead letters, no history of how a decision came about, no policy 
 pending list. Reading, committing and inserting overlap: at most two batches are under way, commits are in order on one
 connection, and a batch's audit rows are written while the next batch is decoded and committed.
 
-Run as a process: `python -m streamproc.bench.floor REDIS_URL [POSTGRES_DSN]`.
+Run as a process, with the arguments (`arguments.py`) REDIS_URL [POSTGRES_DSN].
 """
 
 import asyncio
-import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -22,6 +21,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.bench import job
+from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete, overlapping
 from streamproc.domain.events import PayoutObserved
 from streamproc.log.connection import connected
@@ -162,7 +162,7 @@ async def outcomes(client: Redis) -> Counter[str]:
     return Counter(decode(fields[1]).reason for _, fields in rows)
 
 
-async def main(url: str, dsn: str | None) -> None:
+async def main(url: str, dsn: str | None = None) -> None:
     """Compete."""
     async with AsyncExitStack() as stack:
         reader = await stack.enter_async_context(connected(url, blocking=True))
@@ -175,4 +175,4 @@ async def main(url: str, dsn: str | None) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))
+    uvloop.run(main(*given()))

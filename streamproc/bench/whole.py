@@ -5,10 +5,9 @@ the counters, the registry of beneficiaries, the acknowledgement. What it does w
 would need: policies that change, other rules, other windows, more than one pending status, retries, dead letters,
 payouts that are known already, a second worker on the partition. What is not this job is an error.
 
-Run as a process: `python -m streamproc.bench.whole REDIS_URL`.
+Run as a process, with the argument (`arguments.py`) REDIS_URL.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -24,6 +23,7 @@ from redis.asyncio import Redis
 
 import consumers
 from streamproc.bench import engine, job
+from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete, overlapping
 from streamproc.bench.floor import BLOCK_MS
 from streamproc.collector import look_less_often
@@ -296,4 +296,4 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(*given()))

@@ -1,12 +1,14 @@
 """`streamproc bench floor`: both sides do the same job, wrong answers have no speed, nothing of ours is touched."""
 
+import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 from redis.exceptions import ResponseError
 
+from streamproc import processes
 from streamproc.bench import engine, job
 from streamproc.bench.cli import bench
 from streamproc.bench.contest import Arena, Measured, Run, measure
@@ -91,8 +94,16 @@ async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgre
 ) -> None:
     # Nobody listens there: a bench that looked at it would fail.
     monkeypatch.setenv("STREAMPROC_REDIS_URL", "redis://127.0.0.1:1/0")
-    said: list[str] = []
+    said, lines, start = list[str](), list[str](), processes.start
+
+    async def seen(argv: Sequence[str | Path], **options: Any) -> asyncio.subprocess.Process:
+        lines.append(" ".join(map(str, argv)))
+        return await start(argv, **options)
+
+    monkeypatch.setattr(processes, "start", seen)
     measured = await measure(PAYOUTS, 1, audit=True, said=said.append)
+    assert any("streamproc.bench.engine" in line for line in lines)
+    assert not any("://" in line for line in lines), "every user of the machine can read a store's password"
     assert [run.side for run in measured.runs] == list(SIDES)
     assert said == [f"{which}: {side}" for which in ("warm-up", "round 1 of 1") for side in SIDES]
     assert measured.outcomes == dict(sorted(job.expected(PAYOUTS).items()))

@@ -191,7 +191,7 @@ async def test_a_store_that_is_away_is_one_line_and_asked_again_and_the_end_leav
     where = urlsplit(redis_url)
     proxy = Proxy(where.hostname or "", where.port or 0)
     async with decided(redis_url, postgres), proxy.listening():
-        through = f"redis://127.0.0.1:{proxy.port}{where.path}"
+        through = redis_url.replace(f":{where.port}", f":{proxy.port}")
         async with on_a_terminal(environment(through, postgres, tmp_path), "--interval", "0.5") as terminal:
             before = termios.tcgetattr(terminal.slave)
             seen = await terminal.shows("POLICY_OK")

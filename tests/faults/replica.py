@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from streamproc import embedded
 from streamproc.log.connection import connected
@@ -19,13 +20,9 @@ class Replica:
     """A running replica, and the wire on which it hears of what is written."""
 
     store: Restartable
+    url: str
     port: int
     wire: Proxy
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"redis://127.0.0.1:{self.port}/0"
 
     async def last(self, log: str) -> str:
         """The newest entry of the log that it has."""
@@ -41,18 +38,25 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica_of(port: int, home: Path) -> AsyncIterator[Replica]:
-    """A replica of the server at `port`, in step with it, with its data below `home`."""
-    place = home / "replica"
+async def replica_of(url: str, home: Path) -> AsyncIterator[Replica]:
+    """A replica of the server at `url`, in step with it, with its data below `home`.
+
+    It has the same password, as who is led from the one to the other needs it.
+    """
+    place, primary = home / "replica", urlsplit(url)
+    assert primary.port is not None
+    assert primary.password is not None
     place.mkdir()
+    (place / "valkey.password").write_text(primary.password)
     async with AsyncExitStack() as stack:
-        wire = await stack.enter_async_context(Proxy("127.0.0.1", port).listening())
-        async with connected(f"redis://127.0.0.1:{port}/0") as client:
+        wire = await stack.enter_async_context(Proxy("127.0.0.1", primary.port).listening())
+        async with connected(url) as client:
             await client.config_set("repl-diskless-sync-delay", 0)
         mine = free_port()
         store = await stack.enter_async_context(restartable(lambda: embedded.valkey(place, port=mine)))
-        replica = Replica(store, mine, wire)
-        async with connected(await store.up()) as client:
+        replica = Replica(store, await store.up(), mine, wire)
+        async with connected(replica.url) as client:
+            await client.config_set("masterauth", primary.password)  # the name that Redis has for it too
             await client.execute_command("REPLICAOF", "127.0.0.1", wire.port)
 
             async def in_step() -> bool:

@@ -399,7 +399,7 @@ async def standing(
         stand = Stand(system, slots, redis, postgres, witnesses, reverts, options, home)
         stand.disk = disk
         if replica:
-            stand.replica = await stack.enter_async_context(replica_of(redis_port, home))
+            stand.replica = await stack.enter_async_context(replica_of(redis_url, home))
         stack.push_async_callback(_end, stand)
         for witness in witnesses if not direct else ():
             watching = asyncio.create_task(witness.watch(), name=f"witness-{witness.partition}")

@@ -120,7 +120,9 @@ def test_a_connection_that_is_reset_between_two_appends_is_replaced(valkey: str)
         assert where.port is not None
         async with (
             Proxy("127.0.0.1", where.port).listening() as wire,
-            Producer(f"redis://127.0.0.1:{wire.port}/0", partitions=1, name="webhook") as producer,
+            Producer(
+                valkey.replace(f":{where.port}", f":{wire.port}"), partitions=1, name="webhook"
+            ) as producer,
         ):
             answers: list[Appended | LogUnavailable] = [await producer.append(delivery(observed("pout_0")))]
             for n in range(1, 4):

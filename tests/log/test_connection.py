@@ -56,6 +56,6 @@ async def test_a_unix_socket_serves_as_well(redis_url: str, tmp_path: Path) -> N
 
     async with (
         await asyncio.start_unix_server(pass_on, socket),
-        connected(f"unix://{socket}", name="over-a-socket") as client,
+        connected(f"unix://:{parts.password}@{socket}", name="over-a-socket") as client,
     ):
         assert await client.client_getname() in ("over-a-socket", b"over-a-socket")

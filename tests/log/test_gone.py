@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -278,7 +279,7 @@ async def test_where_nobody_may_ask_who_is_connected_nothing_is_taken(
         await hold(other, "other")
         await other.execute_command("ACL", "SETUSER", "shy", "on", "nopass", "~*", "+@all", "-client|list")
     try:
-        async with looking(log.replace("redis://", "redis://shy:x@")) as (gone, client):
+        async with looking(log.replace(f":{urlsplit(log).password}@", "shy:x@")) as (gone, client):
             assert [await taken(gone, client, at) for at in (0, LATER)] == [[], []]
     finally:
         async with connected(log) as client:
