@@ -349,7 +349,7 @@ def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None
         return None
     if not settings.checkpoint_to:
         with suppress(OSError):  # the first write says what is wrong, and is tried again
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     outside: Outside = NotesFile(notes_path(settings.checkpoint_to, settings.data_dir))
     if "://" in settings.checkpoint_to:
         outside = post = open_checkpoint_post(settings.checkpoint_to)

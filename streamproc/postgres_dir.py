@@ -43,6 +43,18 @@ class Place(NamedTuple):
         return self.home / "postgres"
 
 
+def make_data_dir(path: Path) -> None:
+    """Make DATA_DIR for its owner alone, unless it is there. Under root Postgres runs as somebody else, whose group may
+    pass through."""
+    if path.is_dir():
+        return
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):  # without `nobody` there is no Postgres to pass through
+            os.chown(path, -1, pwd.getpwnam("nobody").pw_gid)
+            path.chmod(0o710)
+
+
 async def ensure_cluster(place: Place, password_file: Path, output: int, log: Path) -> str:
     """Make the cluster unless it is there; give its password. A half-made one is made again from nothing."""
     if place.cluster.exists():

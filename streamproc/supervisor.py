@@ -19,6 +19,7 @@ from streamproc import embedded, processes
 from streamproc.crew import Crew, Role, say
 from streamproc.embedded import Store
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
+from streamproc.postgres_dir import make_data_dir
 from streamproc.run_file import write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
@@ -55,7 +56,7 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
     if demo and settings.razorpay_key_id:
         raise ConfigError(f"the demo plays with the sandbox only: unset {PREFIX}RAZORPAY_KEY_ID")
     _refuse_busy_ports(settings)
-    _make_data_dir(settings.data_dir)
+    _open_data_dir(settings.data_dir)
     async with embedded.locked(settings.data_dir / "up.lock"):
         async with asyncio.TaskGroup() as group:
             crew = Crew(group, drain_s=settings.drain_s)
@@ -66,9 +67,9 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
         raise failure
 
 
-def _make_data_dir(directory: Path) -> None:
+def _open_data_dir(directory: Path) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_data_dir(directory)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as problem:

@@ -339,10 +339,21 @@ async def test_another_command_finds_the_running_system_by_its_directory(public_
         assert found.postgres_dsn.reveal().startswith("postgresql://streamproc:")
         assert found.port == int(up.env["STREAMPROC_PORT"])
         assert run_file.stat().st_mode & 0o777 == 0o600
+        assert run_file.parent.stat().st_mode & 0o707 == 0o700, "other users may not even look"
+        assert (run_file.parent / "postgres" / "PG_VERSION").exists(), "Postgres's user may pass through"
         assert json.loads(run_file.read_bytes())["pid"] == up.process.pid
         up.process.terminate()
         assert await up.ended() == 0
         assert discover(settings) == settings
+
+
+async def test_a_data_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o751)
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        assert (tmp_path / "data").stat().st_mode & 0o777 == 0o751
 
 
 @pytest.mark.embedded
