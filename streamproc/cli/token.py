@@ -1,12 +1,18 @@
 """`streamproc token`: who may use the HTTP API, for what, and for how long."""
 
 import getpass
-from typing import TYPE_CHECKING, Any, cast
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
 from streamproc.cli import output
 from streamproc.cli.context import operator_settings
+from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
     from streamproc.domain.events import TokenScope
@@ -40,6 +46,13 @@ def token() -> None:
     help="Who answers holds by it, as the policy's reviewers; its own name by default. For approver and admin.",
 )
 @click.option("--expires", default="90d", show_default=True, metavar="TIME", help="As 30m, 12h or 90d.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Write the token to FILE, a new one that only you can read, and do not print it.",
+)
 @_by
 @output.json_option
 def create(
@@ -49,15 +62,16 @@ def create(
     account: str,
     reviewer: str,
     expires: str,
+    out: Path | None,
     by: str | None,
     as_json: bool,
 ) -> None:
-    """Make a token NAME and print it, once: only its hash is kept.
+    """Make a token NAME and print it, or write it to FILE, once: only its hash is kept.
 
     \b
     Example:
-      streamproc token create procurement --scope agent --agent procurement-bot > token.txt
-      streamproc token create asha-laptop --scope approver --reviewer asha > token.txt
+      streamproc token create procurement --scope agent --agent procurement-bot --out procurement.token
+      streamproc token create asha-laptop --scope approver --reviewer asha --out asha.token
     """
     settings = operator_settings()
     from streamproc.operate import tokens
@@ -75,12 +89,58 @@ def create(
                 by=by or getpass.getuser(), pays_from=settings.razorpay_account_id, reviewer=reviewer,
             )  # fmt: skip
 
-    made = output.run(body())
-    if as_json:
-        output.say_json({"name": name, "token": made.secret, "expires_at": iso(made.event.expires_at)})
-        return
-    click.echo(made.secret)
-    click.echo(f"token {name} is good until {iso(made.event.expires_at)}; it is not shown again", err=True)
+    made: Made | None = None
+    try:
+        with nullcontext(_stdout()) if out is None else _new_file(out) as place:
+            made = output.run(body())
+            until = iso(made.event.expires_at)
+            if as_json and out is None:
+                output.say_json({"name": name, "token": made.secret, "expires_at": until})
+            else:
+                click.echo(made.secret, file=place)
+    except OSError as problem:
+        if made is None:
+            raise
+        if out is None:
+            output.abandon_stdout()
+        raise JobFailed(
+            f"token {name} was made and its secret is lost, since {out or 'stdout'} could not be written"
+            f" ({problem.strerror}): run `streamproc token revoke {name}`, and make another"
+        ) from problem
+    if out is not None and as_json:
+        output.say_json({"name": name, "file": str(out), "expires_at": until})
+    elif not as_json:
+        where = "it is not shown again" if out is None else f"it is in {out}"
+        click.echo(f"token {name} is good until {until}; {where}", err=True)
+
+
+def _stdout() -> IO[str]:
+    """Where a secret is printed. Raises InputError where there is no such place, before there is a secret."""
+    if sys.stdout is None:
+        raise InputError("stdout is closed: nobody would see the token; give --out FILE")
+    return sys.stdout
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[str]]:
+    """A new file that only its owner can read, on disk at the end; where anything fails there is none.
+
+    Raises InputError, before anything is done, where it cannot be made.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    except FileExistsError as problem:
+        raise InputError(f"{path} is there already, and is not overwritten") from problem
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror}") from problem
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @token.command("list")
