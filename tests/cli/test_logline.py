@@ -91,6 +91,37 @@ def test_no_line_shows_a_secret(terminal: bool):
     assert line.count("***") == 5
 
 
+NAMES = """
+import logging, sys
+from streamproc.cli.logline import log_to_stderr
+from streamproc.telemetry import lines
+sys.stderr.isatty = lambda: {terminal}
+log_to_stderr(logging.INFO, ["hunter2-the-secret"])
+names = [
+    ("of hunter2-the-secret", "spt_abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"),
+    ("at://us:pw-of-us@host", "Bearer abcdefghijklmnopqrstuvwx"),
+    ("at://us", "asha@host"),
+    ("bot", ""),
+]
+lines.say([lines.DecisionLine(0, "1-0", "pout_1", "t", "HELD", "X", agent, 100, by) for agent, by in names])
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_name_in_a_decisions_line_shows_a_secret(terminal: bool):
+    program = NAMES.replace("{terminal}", str(terminal))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for secret in ("hunter2", "pw-of-us", "abcdefghijkl"):
+        assert secret not in done.stderr
+    wanted = [("of ***", "***"), ("at://***@host", "Bearer ***"), ("at://us", "asha@host"), ("bot", "")]
+    lines = done.stderr.splitlines()
+    if terminal:
+        ends = [f" X{by and f' by {by}'}, ₹1.00 of {agent}" for agent, by in wanted]
+        assert [line[line.index(" X") :] for line in lines] == ends
+    else:
+        assert [(one["agent"], one.get("by", "")) for one in map(json.loads, lines)] == wanted
+
+
 def test_a_header_for_a_collector_that_is_written_wrongly_is_logged_without_its_key():
     program = """
 from streamproc.cli.context import role_settings
