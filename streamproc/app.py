@@ -352,7 +352,8 @@ def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     outside: Outside = NotesFile(notes_path(settings.checkpoint_to, settings.data_dir))
     if "://" in settings.checkpoint_to:
-        outside = post = open_checkpoint_post(settings.checkpoint_to)
+        token = settings.checkpoint_token.reveal()
+        outside = post = open_checkpoint_post(settings.checkpoint_to, token=token)
         stack.push_async_callback(post.aclose)
     return Terms(signer, trusted, outside, settings.checkpoint_entries, settings.checkpoint_interval_s)
 

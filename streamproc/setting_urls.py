@@ -76,7 +76,7 @@ def http_url(path: str = "") -> Callable[[str], str]:
         if not is_whole or parts.query or parts.fragment:
             raise ValueError("must be an http:// or https:// URL without query or fragment")
         if parts.username or parts.password:
-            raise ValueError("must not carry a user name or password: give the key in its own variable")
+            raise ValueError("must not carry a user name or password: secrets have variables of their own")
         return urlunsplit(parts._replace(path=parts.path.rstrip("/") or path))
 
     return parse

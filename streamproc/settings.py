@@ -84,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     signing_key: Secret = Secret()
     checkpoint_keys: tuple[str, ...] = ()
     checkpoint_to: str = ""
+    checkpoint_token: Secret = Secret()
     checkpoint_entries: int = 10_000
     checkpoint_interval_s: float = 60.0
     claim_idle_s: float = 60.0
@@ -219,6 +220,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SIGNING_KEY", "signing_key", _signing_key, secret=True),
     Variable("CHECKPOINT_KEYS", "checkpoint_keys", words),
     Variable("CHECKPOINT_TO", "checkpoint_to", file_or_url),
+    Variable("CHECKPOINT_TOKEN", "checkpoint_token", Secret, secret=True),
     Variable("CHECKPOINT_ENTRIES", "checkpoint_entries", _whole(1, CHECKPOINT_ENTRIES_MAX)),
     Variable("CHECKPOINT_INTERVAL", "checkpoint_interval_s", _duration(0.1)),
     Variable("CLAIM_IDLE", "claim_idle_s", _duration(CLAIM_IDLE_MIN_S)),

@@ -121,8 +121,8 @@ def projector() -> None:
     """Archive the log in Postgres, keep the views, sign checkpoints.
 
     One projector writes each partition; another one stands by. Money waits for it: see
-    STREAMPROC_EXECUTE_AFTER. Where checkpoints go and by which key they are signed: STREAMPROC_CHECKPOINT_TO and
-    STREAMPROC_SIGNING_KEY.
+    STREAMPROC_EXECUTE_AFTER. Where checkpoints go and by which key they are signed: STREAMPROC_CHECKPOINT_TO (and
+    STREAMPROC_CHECKPOINT_TOKEN) and STREAMPROC_SIGNING_KEY.
 
     \b
     Example:

@@ -12,8 +12,8 @@ POSTS_PER_S = 20.0
 POSTS_BURST = 20
 
 
-def open_checkpoint_post(url: str, *, breaker: Breaker | None = None) -> "CheckpointPost":
-    """The place behind an http(s) URL. Close it with `aclose`."""
+def open_checkpoint_post(url: str, *, token: str = "", breaker: Breaker | None = None) -> "CheckpointPost":
+    """The place behind an http(s) URL. `token` is its bearer token, or empty. Close it with `aclose`."""
     parts = urlsplit(url)
     http = OutboundClient(
         "checkpoints",
@@ -23,15 +23,18 @@ def open_checkpoint_post(url: str, *, breaker: Breaker | None = None) -> "Checkp
         burst=POSTS_BURST,
         breaker=breaker or Breaker(),
     )
-    return CheckpointPost(http, parts.path or "/", url)
+    return CheckpointPost(http, parts.path or "/", url, token)
 
 
 class CheckpointPost:
     """The place. A note may come twice: after a lost answer it is sent again."""
 
-    def __init__(self, http: OutboundClient, path: str, url: str) -> None:
+    def __init__(self, http: OutboundClient, path: str, url: str, token: str) -> None:
         self._http = http
         self._path = path
+        self._headers = {"content-type": "text/plain; charset=utf-8"}
+        if token:
+            self._headers["authorization"] = f"Bearer {token}"
         self.where = url
 
     async def aclose(self) -> None:
@@ -40,7 +43,6 @@ class CheckpointPost:
 
     async def put(self, note: str) -> None:
         """Hand a note over. Raises TryAgain for anything but a 2xx."""
-        headers = {"content-type": "text/plain; charset=utf-8"}
-        answer = await self._http.call("POST", self._path, headers=headers, content=note.encode())
+        answer = await self._http.call("POST", self._path, headers=self._headers, content=note.encode())
         if answer.status >= 300:
             raise TryAgain(f"{self.where} answered {answer.status}")

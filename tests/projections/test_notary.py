@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -11,6 +12,7 @@ from projections import loop
 from projections.loop import project, run_projector
 from projections.notary import Terms
 from projections.schema import prepare
+from streamproc import app
 from streamproc.archive import checkpoint
 from streamproc.archive.attest import Maker
 from streamproc.archive.chain import link_hash
@@ -21,6 +23,7 @@ from streamproc.archive.store import open_head
 from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.errors import LogBroken, TryAgain
 from streamproc.operate.audit import verify
+from streamproc.settings import PREFIX, load
 from tests.clients.loopback import always, loopback
 from tests.databases import copy_of, template
 from tests.projections.histories import (
@@ -392,6 +395,16 @@ async def test_a_note_is_posted_as_it_was_signed(dsn: str, log: ListedLog):
     assert place.asked[0].headers["content-type"].startswith("text/plain")
     posted = [checkpoint.opened(asked.body.decode(), TRUSTED)[0].size for asked in place.asked]
     assert posted == [20, 35]
+
+
+@pytest.mark.parametrize("token", ["", "hunter2"])
+async def test_a_place_that_asks_for_a_token_is_given_the_configured_one(token: str, tmp_path: Path):
+    async with loopback(always(204)) as place, AsyncExitStack() as stack:
+        named = {"CHECKPOINT_TO": place.url, "CHECKPOINT_TOKEN": token, "DATA_DIR": str(tmp_path)}
+        found = app._checkpoint_terms(load({f"{PREFIX}{name}": text for name, text in named.items()}), stack)
+        assert found is not None
+        await found.outside.put("note")
+    assert place.asked[0].headers.get("authorization", "") == (token and f"Bearer {token}")
 
 
 @pytest.mark.parametrize("status", [301, 400, 429, 500])
