@@ -89,6 +89,18 @@ def parse_vendor_url(text: str) -> VendorUrl | UrlProblem:
     return _parse(text)
 
 
+def without_login(text: str) -> str:
+    """A URL without who logs in. In what is no URL nobody can say where that ends: all before the last `@` goes."""
+    if "@" not in text:
+        return text
+    parsed = parse_vendor_url(text)
+    if type(parsed) is VendorUrl:
+        return parsed.href
+    scheme, slashes, _ = text.partition("://")
+    kept = f"{scheme}://" if slashes and scheme.isalpha() else ""
+    return f"{kept}***@{text.rpartition('@')[2]}"
+
+
 @lru_cache(maxsize=URLS_CACHED_MAX)
 def vendor_name(url: str, fund_account: str) -> str:
     """Who is paid, for budgets and views: the URL's host, or the fund account where there is no usable URL."""

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 from streamproc.domain.budget import US, Admission, Window
-from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url
+from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url, without_login
 from streamproc.domain.events import Decision, Evidence, Finding, Identity, WindowUse
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy, Freeze, ScopeLimits
@@ -139,10 +139,14 @@ def vendor_url(case: Case) -> Finding | None:
     if url is None:
         invalid = parse_vendor_url(text)
         assert isinstance(invalid, UrlProblem)
-        return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], problem=invalid.problem)
+        return _rejected(
+            "screening", "VENDOR_URL_INVALID", url=without_login(text)[:200], problem=invalid.problem
+        )
     if (url.is_ip or url.is_localhost) and case.agent.allowed.match_named(url.host) is None:
         problem = "an IP address or localhost that allowed_domains does not list"
-        return _rejected("screening", "VENDOR_URL_INVALID", url=text[:200], host=url.host, problem=problem)
+        return _rejected(
+            "screening", "VENDOR_URL_INVALID", url=without_login(text)[:200], host=url.host, problem=problem
+        )
     return None
 
 

@@ -112,6 +112,24 @@ LIMITED = Admission(RateAnswer(1, 10, True), None)
 THREAT = Reputation("threat", ("MALWARE",))
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://who:hunter2@127.0.0.1/inv#7", "https://127.0.0.1/inv"),
+        ("ht\ntps://who:hunter2@127.0.0.1/@7", "https://127.0.0.1/@7"),
+        ("https://hunter2@a..b/", "https://***@a..b/"),
+        ("ftp://who:hunter2/hunter2@vendor.example", "ftp://***@vendor.example"),
+        ("who:hunter2@vendor.example", "***@vendor.example"),
+        (f"ftp://who:hunter2{300 * 'x'}@vendor.example", "ftp://***@vendor.example"),
+        ("http://0x7f.1/#7", "http://0x7f.1/#7"),
+        (f"ftp://vendor.example/{300 * 'x'}", f"ftp://vendor.example/{179 * 'x'}"),
+    ],
+)
+def test_evidence_of_a_bad_url_does_not_tell_who_logs_in(url: str, shown: str) -> None:
+    [finding] = decide(bare(url=url)).findings
+    assert (finding.code, finding.evidence["url"]) == ("VENDOR_URL_INVALID", shown)
+
+
 def test_the_order_of_rules_is_the_order_of_reasons() -> None:
     """A payout that every rule objects to is told the first; each mended objection shows the next."""
     everything = bare(
