@@ -238,8 +238,14 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     help="For a checkpoint that covers all of a bundle; by default a little more than the interval of checkpoints.",
 )
 @click.option("--key", "keys", multiple=True, metavar="VKEY|FILE", help="As with verify; for a bundle.")
+@output.json_option
 def export(
-    file: Path, form: str | None, wait_s: float | None, keys: tuple[str, ...], **asked: str | None
+    file: Path,
+    form: str | None,
+    wait_s: float | None,
+    keys: tuple[str, ...],
+    as_json: bool,
+    **asked: str | None,
 ) -> None:
     """Export the audit to FILE: as a table, or as a bundle that others can verify without us.
 
@@ -272,17 +278,26 @@ def export(
                 export_lines(dsn, wanted, file, kind, lambda count: telling.show("exporting", count))
             )
     if kind == "bundle":
-        _say_bundle(bundled)
+        _say_bundle(bundled, as_json=as_json)
+    elif as_json:
+        output.say_json({"file": done.file, "format": done.format, "lines": done.lines})
     else:
         click.echo(f"{file}: {done.lines:,} lines")
 
 
-def _say_bundle(bundled: "Bundled") -> None:
-    signed = ", ".join(f"{partition}:{one.size}" for partition, one in sorted(bundled.signed.items()))
-    click.echo(
-        f"{bundled.file}: {bundled.entries:,} entries about {bundled.payouts:,} payouts and"
-        f" {bundled.policies:,} policy versions, proven up to {signed or 'nothing'}"
-    )
+def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
+    """What is in it. Raises JobFailed where something is missing in it."""
+    if as_json:
+        counted = ("file", "entries", "payouts", "policies", "not_covered", "unknown")
+        sizes = {str(partition): one.size for partition, one in sorted(bundled.signed.items())}
+        told = {name: getattr(bundled, name) for name in counted}
+        output.say_json({"format": "bundle", **told, "proven_up_to": sizes})
+    else:
+        signed = ", ".join(f"{partition}:{one.size}" for partition, one in sorted(bundled.signed.items()))
+        click.echo(
+            f"{bundled.file}: {bundled.entries:,} entries about {bundled.payouts:,} payouts and"
+            f" {bundled.policies:,} policy versions, proven up to {signed or 'nothing'}"
+        )
     if bundled.first_left is not None:
         partition, seq, entry = bundled.first_left
         raise JobFailed(
@@ -294,9 +309,10 @@ def _say_bundle(bundled: "Bundled") -> None:
             f"the view `policies` does not have {', '.join(bundled.unknown[:5])}, by which payouts in {bundled.file}"
             " were decided: verify.py will miss them. Are the views behind (`streamproc doctor`)? Then export again"
         )
-    click.echo(
-        "check it with: unpack it, then python3 verify.py KEY, where KEY is what `streamproc audit key` prints"
-    )
+    if not as_json:
+        click.echo(
+            "check it with: unpack it, then python3 verify.py KEY, where KEY is what `streamproc audit key` prints"
+        )
 
 
 # ---- keys -------------------------------------------------------------------------------

@@ -181,7 +181,8 @@ def list_(as_json: bool) -> None:
 @token.command()
 @click.argument("name")
 @_by
-def revoke(name: str, by: str | None) -> None:
+@output.json_option
+def revoke(name: str, by: str | None, as_json: bool) -> None:
     """Revoke the token NAME: the next request with it is refused.
 
     \b
@@ -196,4 +197,8 @@ def revoke(name: str, by: str | None) -> None:
         async with opened(settings) as site:
             return await tokens.revoke(site, name, by=by or getpass.getuser())
 
-    click.echo(f"token {name} {'is revoked' if output.run(body()) else 'was revoked already'}")
+    changed = output.run(body())
+    if as_json:
+        output.say_json({"name": name, "state": "revoked", "changed": changed})
+        return
+    click.echo(f"token {name} {'is revoked' if changed else 'was revoked already'}")

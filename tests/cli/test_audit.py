@@ -140,6 +140,16 @@ def test_a_list_and_exports_take_the_same_filters(
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "counted"), [("a.csv", {"lines"}), ("a.zip", {"entries", "payouts"})])
+def test_an_export_says_in_json_what_it_wrote(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, counted: set[str]
+):
+    assert run(["audit", "export", str(tmp_path / name), "--decision", "APPROVED", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["file"] == str(tmp_path / name)
+    assert all(said[what] > 0 for what in counted)
+
+
 def test_a_bundle_that_is_not_covered_yet_is_written_and_exit_1(
     sealed: tuple[str, Path], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

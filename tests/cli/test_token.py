@@ -106,6 +106,17 @@ def test_a_secret_that_could_not_be_printed_names_the_token_to_revoke(
     assert names(capsys) == ["asha-laptop"]
 
 
+def test_a_revocation_says_in_json_whether_it_changed_anything(
+    system: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(CREATE) == 0
+    for changed in (True, False):
+        capsys.readouterr()
+        assert run(["token", "revoke", "asha-laptop", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said == {"name": "asha-laptop", "state": "revoked", "changed": changed}
+
+
 def test_where_there_is_no_stdout_no_token_is_made(
     system: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
