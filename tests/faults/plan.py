@@ -48,7 +48,7 @@ LINKS: dict[str, tuple[str, ...]] = {
 }
 """Whom a role talks to, by what the role is called without its number."""
 POINTS: dict[str, tuple[str, ...]] = {
-    "worker": ("admit", "commit", "call"),
+    "worker": ("grant", "admit", "commit", "call"),
     "serve": ("append",),
     "poller": ("append", "cursor"),
     "projector": ("archive",),

@@ -121,6 +121,10 @@ def places_of(point: str) -> list[tuple[Any, str]]:
             from streamproc.log import scripts
 
             return [(scripts, {"append": "append_once"}.get(point, point))]
+        case "grant":
+            from streamproc.log import grants
+
+            return [(grants, "grant")]
         case "call":
             from streamproc.clients.razorpay import Razorpay
 
