@@ -79,6 +79,10 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+ASKS_MS = 10_000
+"""A consumer asks for entries every second; one that did not for so long, with none in hand, was killed."""
+
+
 async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> list[dict[str, Any]]:
     """Lag, pending, age of the oldest pending entry, and consumers of each group of a partition."""
     names = Names(partition)
@@ -97,11 +101,16 @@ async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> 
                     "lag": row["lag"],
                     "pending": row["pending"],
                     "oldest_ms": await _oldest_ms(client, names, group, row),
-                    "consumers": row["consumers"],
+                    "consumers": await _alive(client, names, group),
                     "deferred": int(await client.zcard(names.retries(group))),
                 }
             )
     return rows
+
+
+async def _alive(client: Redis, names: Names, group: str) -> int:
+    rows = await client.xinfo_consumers(names.log, group)
+    return sum(row["pending"] > 0 or row["idle"] < ASKS_MS for row in rows)
 
 
 async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
