@@ -10,8 +10,8 @@ LogBroken       the log is not what it must be (missing group, other partition c
 """
 
 WHEN_LOST = (
-    "stop the workers, so that nothing more is decided on what is left, and run `streamproc recover`, which rebuilds"
-    " Redis from the archive"
+    "stop the workers and the projector (`up` as a whole), so that nothing more is decided on what is left, and run"
+    " `streamproc recover`, which rebuilds Redis from the archive"
 )
 """What to do where the log is behind its archive or gone."""
 

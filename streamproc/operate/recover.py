@@ -195,8 +195,8 @@ async def _locked(dsn: str, plan: Plan) -> AsyncIterator[None]:
                     await take_lock(db, condition.partition, stopping)
             except TimeoutError:
                 raise JobFailed(
-                    f"a projector, or another recovery, is at work on partition {condition.partition}; stop it first."
-                    f" {UNTOUCHED.capitalize()}"
+                    f"a projector, or another recovery, is at work on partition {condition.partition}; stop it first,"
+                    f" under `streamproc up` that as a whole. {UNTOUCHED.capitalize()}"
                 ) from None
         yield
 
