@@ -27,10 +27,12 @@ def recover(yes: bool, without_bank: bool, as_json: bool) -> None:
 
     For when roles say that the log is gone or behind its archive. Stop the workers first: what they still decide
     rests on budgets and policies that have gone back, is dropped here, and a rejection of theirs may have reached the
-    bank. And the projector, which writes to the archive; under `up` stop that as a whole: this starts the stores itself.
-    Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back;
-    what a worker may not have handled is handled again. What came in from outside on a log that had lost its tail is
-    kept. It may be killed and run again.
+    bank. And the projector, which writes to the archive; under `up` stop that as a whole, since this starts the
+    stores itself.
+
+    Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back; what a
+    worker may not have handled is handled again. What came in from outside on a log that had lost its tail is kept.
+    It may be killed and run again.
 
     \b
     Example:

@@ -29,6 +29,8 @@ from streamproc.log.work import Group, Work, distinct_payouts
 
 NEWER_S = 5.0
 """Between two looks at an entry that only a later version can read: one of its workers may take it up in between."""
+_AS_WRITTEN = b'[{"type":"'
+"""How every entry's events begin."""
 AHEAD_S = 0.25
 """What Redis knew longer ago, which is several full batches, is asked anew: what is decided bears that time."""
 
@@ -152,13 +154,18 @@ class Opener:
         return len(entry[1]) >= 4 and entry[1][3].startswith(self._mine)
 
     def _concerns_us(self, entry: Raw) -> bool:
-        """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may."""
+        """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may.
+        Raises Unprocessable for what nobody can read."""
         if self.is_own(entry):
             return False
         e = entry[1][1]
         if self._consumed(e) is not None:
             return True
         refuse_newer(e)
+        if not e.startswith(_AS_WRITTEN):
+            decode_events(
+                e
+            )  # nobody of ours wrote this; what cannot be read is set aside, where people see it
         return False
 
 

@@ -244,3 +244,15 @@ async def test_what_cannot_be_read_and_was_delivered_too_often_ends_no_worker(
     await hold(client, [entry], DELIVERIES_MAX)
     assert not await live(client, redis_url, "me", Doing().group)
     assert await client.xlen(NAMES.dead) == 1
+
+
+@pytest.mark.parametrize(
+    "e", ["no events", "{}", '[{"kind":"payout.observed"}]', '[{"v":1,"type":7}]', "[7]"]
+)
+async def test_what_nobody_of_ours_can_have_written_is_set_aside_where_people_see_it(
+    client: Redis, redis_url: str, e: str
+) -> None:
+    """It was acknowledged without a word, and the views stood still of it."""
+    await client.xadd(NAMES.log, {"e": e, "m": "{}"})
+    assert not await live(client, redis_url, "me", Doing().group)
+    assert await client.xlen(NAMES.dead) == 1
