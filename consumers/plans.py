@@ -33,7 +33,7 @@ BY_WHAT_IS_ALIKE: frozenset[g.Rule] = frozenset(
 """Rules that look at nothing but what payouts of one plan have in common."""
 BY_AMOUNT: dict[g.Rule, Callable[[Policy], int | None]] = {
     g.transaction_limit: lambda policy: policy.per_txn_limit,
-    g.approval: lambda policy: policy.require_approval_above,
+    g.approval: lambda policy: policy.held_above,
 }
 """Those that find nothing up to some amount, and that amount; None: whatever it is."""
 

@@ -277,7 +277,7 @@ def window_limit(case: Case) -> Finding | None:
 def approval(case: Case) -> Finding | None:
     """Rule 17: equal passes; a threshold of 0 holds everything."""
     assert case.agent is not None
-    above = case.agent.policy.require_approval_above
+    above = case.agent.policy.held_above
     if above is None or case.payout.amount <= above:
         return None
     return _held("approval", "APPROVAL_REQUIRED", amount=case.payout.amount, above=above)

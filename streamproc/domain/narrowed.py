@@ -25,7 +25,7 @@ _ONLY_WHERE: Mapping[g.Rule, Callable[[Policy], bool]] = {
     g.beneficiary_new: lambda policy: policy.new_beneficiary != "ignore",
     g.beneficiary_changed: lambda policy: policy.changed_beneficiary != "ignore",
     g.window_limit: lambda policy: False,  # the same
-    g.approval: lambda policy: policy.require_approval_above is not None,
+    g.approval: lambda policy: policy.held_above is not None,
 }
 """What a policy must say for a rule to find anything. A rule that is not here is asked under every policy."""
 

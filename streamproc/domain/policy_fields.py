@@ -85,6 +85,13 @@ class Policy(Struct, frozen=True, kw_only=True):
     """Whether the bank's fees count in the budget windows, once they are known."""
     frozen: bool = False
 
+    @property
+    def held_above(self) -> int | None:
+        """What waits for a person is above this. Who wants two people wants one, so of the two thresholds it is the
+        lower, or the one that is set."""
+        one, two = self.require_approval_above, self.dual_approval_above
+        return two if one is None or (two is not None and two < one) else one
+
 
 class ScopeLimits(Struct, frozen=True, kw_only=True):
     """What an account or a team may spend together. Limits are paise; None is no limit."""

@@ -31,7 +31,7 @@ policies:
   free: {rate_limit: {count: 0}, count_fees: true, vendor_daily_limit: 700, per_txn_limit: 500}
   wary: {new_beneficiary: hold, changed_beneficiary: hold, on_rate_limit: hold}
   night: {hours: "00:00-23:00"}
-  usd: {currencies: [INR, USD]}
+  usd: {currencies: [INR, USD], dual_approval_above: 400}
   ice: {frozen: true}
   proven: {require_verified_identity: true}
 agents: {proven: {fund_accounts: [fa_1]}}

@@ -56,6 +56,9 @@ def bare(fields: str = "", **facts: object) -> Case:
         ("require_approval_above: 1000", 1000, ("APPROVED", "POLICY_OK")),
         ("require_approval_above: 1000", 1001, ("HELD", "APPROVAL_REQUIRED")),
         ("require_approval_above: 0", 100, ("HELD", "APPROVAL_REQUIRED")),
+        ("dual_approval_above: 1000", 1000, ("APPROVED", "POLICY_OK")),
+        ("dual_approval_above: 1000", 1001, ("HELD", "APPROVAL_REQUIRED")),
+        ("require_approval_above: 500, dual_approval_above: 1000", 501, ("HELD", "APPROVAL_REQUIRED")),
     ],
 )
 def test_a_limit_lets_pass_what_equals_it_and_not_one_paisa_more(

@@ -38,6 +38,7 @@ FIELDS = (
     "new_beneficiary: hold",
     "changed_beneficiary: hold",
     "require_approval_above: 200",
+    "dual_approval_above: 200",
     "on_reputation_unavailable: reject",
     "frozen: true",
     "daily_limit: 5000",

@@ -249,7 +249,8 @@ class Rulebook:
             return "REJECTED", "LIMIT_EXCEEDED"
         if known.facts.host.startswith("unknown"):
             return "HELD", "REPUTATION_UNAVAILABLE"
-        if terms.above is not None and known.facts.amount > terms.above:
+        thresholds = [above for above in (terms.above, terms.dual) if above is not None]
+        if thresholds and known.facts.amount > min(thresholds):
             return "HELD", "APPROVAL_REQUIRED"
         return "APPROVED", "POLICY_OK"
 

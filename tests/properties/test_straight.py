@@ -28,7 +28,7 @@ defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example]
 policies:
   bot: {{daily_limit: 1000, weekly_limit: 1500, require_approval_above: 400}}
   free: {{rate_limit: {{count: 0}}, count_fees: true, vendor_daily_limit: 700}}
-  wary: {{new_beneficiary: hold, changed_beneficiary: hold, on_rate_limit: hold, team: ops}}
+  wary: {{new_beneficiary: hold, changed_beneficiary: hold, on_rate_limit: hold, team: ops, dual_approval_above: 400}}
   night: {{hours: "00:00-00:01", currencies: [USD], require_verified_identity: true}}
   ice: {{frozen: true}}
 accounts:
