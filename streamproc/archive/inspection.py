@@ -59,6 +59,8 @@ class OutsideNotes(Struct):
 def read_outside(path: Path, trusted: Trusted) -> OutsideNotes:
     """Every checkpoint in the file. To be read before the snapshot begins: then it cannot be ahead of that."""
     found = OutsideNotes(str(path), {}, [])
+    if not path.exists():
+        return found  # nothing is in it: what the database says was handed there is missing
     with path.open("rb") as file:
         for count, stated in enumerate(stated_in(file, trusted)):
             where = f"{path}, line {stated.line}"

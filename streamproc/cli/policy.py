@@ -4,7 +4,7 @@ import getpass
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -141,11 +141,22 @@ def read_policy_file(file: Path) -> "PolicyFile":
 def _read(file: Path) -> str:
     try:
         if str(file) == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        return file.read_text(encoding="utf-8")
+            return _within_limit(sys.stdin.buffer, file).decode("utf-8")
+        with file.open("rb") as opened:
+            return _within_limit(opened, file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
         raise InputError(f"{file} cannot be read: {why}") from problem
+
+
+def _within_limit(opened: BinaryIO, file: Path) -> bytes:
+    """What is in it. Raises InputError for what may have no end, before all memory is full of it."""
+    from streamproc.domain.policy_file import FILE_CHARS_MAX
+
+    bytes_max = 4 * FILE_CHARS_MAX
+    if len(found := opened.read(bytes_max + 1)) > bytes_max:
+        raise InputError(f"{file} has more than {bytes_max} bytes; the limit is {FILE_CHARS_MAX} characters")
+    return found
 
 
 def applied_lines(applied: "list[Applied]") -> list[str]:

@@ -169,10 +169,14 @@ def own_key(settings: Settings) -> PublicKey | None:
 
 
 def outside_file(settings: Settings, named: Path | None) -> Path | None:
-    """The file of checkpoints to compare with; None where none is named and there is none at its usual place."""
+    """The file of checkpoints to compare with; None where none is named and none has to be at its usual place.
+
+    It has to be beside the key that signs in DATA_DIR, and where STREAMPROC_CHECKPOINT_TO says: also where it is gone.
+    """
     path = named or notes_path(settings.checkpoint_to, settings.data_dir)
     if path.is_file():
         return path
     if named is not None:
         raise InputError(f"--checkpoints {named}: there is no such file")
-    return None
+    goes_here = settings.checkpoint_to or (settings.data_dir / KEY_FILE).is_file()
+    return path if goes_here and "://" not in settings.checkpoint_to else None

@@ -208,6 +208,13 @@ def test_a_policy_file_with_a_mistake_exits_2_names_the_line_and_changes_nothing
     assert json.loads(capsys.readouterr().out) == {"policies": []}
 
 
+def test_a_policy_file_without_an_end_is_refused_before_memory_is_full(
+    system: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(["policy", "apply", "/dev/zero", "--dry-run"]) == 2
+    assert "/dev/zero has more than 4194304 bytes" in capsys.readouterr().err
+
+
 def test_log_tail_prints_one_json_object_a_line(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

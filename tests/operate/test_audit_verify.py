@@ -15,9 +15,11 @@ from projections.schema import prepare
 from streamproc.archive.attest import Maker, identity
 from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.note import Signer, Trusted
+from streamproc.archive.signing_key import KEY_FILE
 from streamproc.archive.store import id_key
 from streamproc.errors import JobFailed
-from streamproc.operate.audit import Verified, verify
+from streamproc.operate.audit import Verified, outside_file, verify
+from streamproc.settings import Settings
 from tests.databases import copy_of, template
 from tests.projections.histories import ListedLog, history, project_all
 from tests.projections.seals import OTHER_SIGNER, SIGNER, TRUSTED, terms
@@ -130,6 +132,23 @@ async def test_without_a_file_outside_it_says_what_that_leaves_open(sealed: Seal
     found = await sealed.verified()
     assert found.broken == []
     assert "nothing outside the database was compared" in found.notes[0]
+
+
+@pytest.mark.parametrize("sign", ["key", "setting", ""])
+async def test_a_file_outside_that_is_gone_is_a_file_that_was_emptied(sealed: Sealed, sign: str):
+    settings = Settings(data_dir=sealed.file.parent)
+    if sign == "key":
+        (sealed.file.parent / KEY_FILE).touch()
+    elif sign == "setting":
+        settings = Settings(data_dir=sealed.file.parent / "else", checkpoint_to=str(sealed.file))
+    sealed.file.unlink()
+    found = await verify(sealed.dsn, TRUSTED, outside_file(settings, None))
+    said = (
+        [f"{sealed.file}: 3 checkpoints of partition 0 that were handed outside are not in it"]
+        if sign
+        else []
+    )
+    assert [str(fault).partition(": it was cut")[0] for fault in found.broken] == said
 
 
 def without_the_first(notes: bytes) -> bytes:
