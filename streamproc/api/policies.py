@@ -14,7 +14,7 @@ from streamproc.api import policy_shapes as shapes
 from streamproc.api.answers import Refusal, json_answer, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.clients.razorpay_entities import clean
-from streamproc.domain.policy_changes import NoPolicy, Stale
+from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Stale
 from streamproc.domain.policy_fields import IDENTIFIER
 from streamproc.domain.policy_report import WrongFields
 from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
@@ -42,6 +42,7 @@ IF_MATCH = Text(
     r'\*|"[1-9][0-9]{0,8}"',
     where="header",
 )
+IF_NONE_MATCH = Text("If-None-Match", "*: only where the agent has no policy", r"\*", where="header")
 ACCOUNT = Text(
     "account", "an account's id; without it that which this installation pays from", IDENTIFIER.pattern
 )
@@ -69,7 +70,8 @@ class PolicyDesk(Protocol):
     async def change(
         self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
     ) -> Made:
-        """Put fields in force, instead of or into an agent's own; `version` None: any, or none; 0: any."""
+        """Put fields in force, instead of or into an agent's own; `version` None: any, or none; 0: any;
+        NONE_YET: none."""
         ...
 
     async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
@@ -109,7 +111,7 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
         202: Says("It loosens something: nothing is in force until somebody else confirms it", shapes.Waits,
                   {"Location": "Where it is listed"}),
         409: FULL,
-        412: Says("Another version is in force than If-Match names"),
+        412: Says("Another version is in force than If-Match names, or one where If-None-Match wants none"),
     }  # fmt: skip
     page = (Number("limit", "how many", 1, PAGE_MAX, PAGE),
             Number("after", "the `next` of another answer", 0, HISTORY_MAX, 0))  # fmt: skip
@@ -123,7 +125,7 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
         Operation(
             method="PUT", path="/v1/policies/{agent:path}", name="replacePolicy",
             summary="Replace an agent's own fields, or give it a policy", action="administer",
-            reads=(AGENT, IF_MATCH), body=shapes.POLICY, handle=it.put, says=changed,
+            reads=(AGENT, IF_MATCH, IF_NONE_MATCH), body=shapes.POLICY, handle=it.put, says=changed,
         ),
         Operation(
             method="PATCH", path="/v1/policies/{agent:path}", name="changePolicy",
@@ -207,11 +209,11 @@ class _Policies:
     async def _change(self, call: Call, *, replaces: bool) -> Response:
         fields = dict(call.body)
         why = _why(fields.pop("why", ""))
-        agent, match = call.text("agent"), call.text("If-Match")
+        agent = call.text("agent")
         try:
             made = await self._desk.change(
                 agent, fields, replaces=replaces, by=call.token.person, why=why,
-                version=None if not match else 0 if match == "*" else int(match.strip('"')),
+                version=_version_wanted(call),
             )  # fmt: skip
         except NoPolicy:
             _no_policy(agent)
@@ -304,6 +306,15 @@ def _own_or_all(call: Call) -> str:
 
 def _no_policy(agent: str) -> NoReturn:
     raise Refusal(404, f"there is no policy of agent {agent}")
+
+
+def _version_wanted(call: Call) -> int | None:
+    match = call.text("If-Match")
+    if call.text("If-None-Match"):
+        if match:
+            raise wrong_fields([{"field": "If-None-Match", "problem": "contradicts If-Match"}])
+        return NONE_YET
+    return None if not match else 0 if match == "*" else int(match.strip('"'))
 
 
 def _why(given: object) -> str:

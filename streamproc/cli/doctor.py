@@ -26,6 +26,10 @@ def doctor(as_json: bool) -> None:
     settings = discover(load(os.environ))
     from streamproc.operate.doctor import examine
 
+    if not settings.redis_url and not settings.postgres_dsn:
+        output.note(
+            f"no `streamproc up` runs on {settings.data_dir}: where one refused to start, its own last lines say why"
+        )
     checks = output.run(examine(settings))
     if as_json:
         output.say_json({"ok": all(c.status != "bad" for c in checks), "checks": msgspec.to_builtins(checks)})

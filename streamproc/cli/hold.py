@@ -58,12 +58,15 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
             ", ".join(r.reasons),
             r.vendor_url or "-",
             iso_or_none(r.hold_expires_at),
+            ", ".join(review.by for review in r.reviews if review.action == "approve") or "-",
             "yes" if r.told else "NO",
         )
         for r in found.items
     ]
     output.say_table(
-        ("PAYOUT", "AGENT", "AMOUNT", "REASONS", "VENDOR", "EXPIRES", "TOLD"), rows, empty="nothing is held"
+        ("PAYOUT", "AGENT", "AMOUNT", "REASONS", "VENDOR", "EXPIRES", "APPROVED BY", "TOLD"),
+        rows,
+        empty="nothing is held",
     )
     if found.next:
         output.note(f"there are more: --after {found.next}")

@@ -16,8 +16,8 @@ from streamproc.errors import InputError
 
 T = TypeVar("T")
 
-PIPE_COLUMNS = 200
-"""Width of a table that is not on a terminal, so that nothing is cut off before `grep` sees it."""
+PIPE_COLUMNS = 100_000
+"""Width of a table that is not on a terminal: no cell is folded there, so that `grep` finds what is in it."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 

@@ -37,6 +37,10 @@ class NoPolicy(InputError):
     """The agent has no policy that could be changed by field."""
 
 
+NONE_YET = -1
+"""In place of a version: there must be none."""
+
+
 class Stale(JobFailed):
     """The policy is at another version than it was thought to be at."""
 
@@ -136,8 +140,12 @@ def put_policy(
 
 
 def check_version(current: Mapping[str, ScopeState], scope: str, version: int) -> None:
-    """Raise Stale unless the scope is there and at this version; 0: at any."""
+    """Raise Stale unless the scope is there and at this version; 0: at any; NONE_YET: unless it is not there."""
     state = current.get(scope)
+    if version == NONE_YET:
+        if state is not None and state.own is not None:
+            raise Stale(f"{scope} has a policy already, at version {state.version}")
+        return
     if state is None or state.own is None:
         raise Stale(f"{scope} has no policy, and so no version {version or 'at all'}")
     if version and state.version != version:

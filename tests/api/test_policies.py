@@ -115,6 +115,23 @@ async def test_if_match_changes_only_the_version_that_was_seen(api: Api) -> None
     assert set(errors(await ask(api, admin, "PATCH", "policies/rival", {}, match="3"))) == {"If-Match"}
 
 
+async def test_if_none_match_makes_a_policy_and_never_replaces_one(api: Api) -> None:
+    admin = await api.token("admin", "admin")
+    headers = {"authorization": f"Bearer {admin}", "if-none-match": "*"}
+
+    async def put(amount: int, **more: str) -> httpx.Response:
+        return await api.http.put("/v1/policies/fresh", json={"daily_limit": amount}, headers=headers | more)
+
+    statuses = [answer.status_code for answer in await asyncio.gather(put(10), put(20))]
+    assert sorted(statuses) == [200, 412]
+    refused = await put(30)
+    assert problem(refused)["detail"] == "agent:fresh has a policy already, at version 1"
+    assert set(errors(await put(40, **{"if-match": '"1"'}))) == {"If-None-Match"}
+    kept = await ask(api, admin, "GET", "policies/fresh")
+    assert kept.headers["etag"] == '"1"'
+    assert f'"daily_limit":{(10, 20)[statuses.index(200)]}' in kept.text
+
+
 async def test_where_a_change_was_broken_off_between_partitions_it_says_so(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

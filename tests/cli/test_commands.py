@@ -11,7 +11,7 @@ import click
 import pytest
 
 from streamproc import cli
-from streamproc.cli import run
+from streamproc.cli import output, run
 from streamproc.cli.wrong_use import Text
 from streamproc.errors import ConfigError, InputError, JobFailed, LogUnavailable
 from streamproc.log.connection import connected
@@ -336,6 +336,12 @@ def test_what_a_terminal_has_no_letter_for_is_escaped():
         [sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True
     )
     assert done.stdout.split() == ["A", r"\u20b98"]
+
+
+def test_a_table_that_goes_into_a_pipe_folds_nothing(capsys: pytest.CaptureFixture[str]):
+    ids = ["pout_" + letter * 60 for letter in "abcdef"]
+    output.say_table(["ID"] * len(ids), [ids], empty="")
+    assert capsys.readouterr().out.splitlines()[1].split() == ids
 
 
 def test_no_entry_at_all_can_be_asked_for(system: str, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """A policy file is taken whole or refused whole, with every problem, its line and its field."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from streamproc.domain.policy import (
     plan_changes,
 )
 from streamproc.domain.policy_changes import put_policy
+from streamproc.domain.policy_fields import ACCOUNT_FIELDS, POLICY_FIELDS
 from streamproc.domain.policy_file import FILE_CHARS_MAX, PolicyFile
 from streamproc.errors import InputError
 
@@ -242,3 +244,11 @@ def test_the_demo_policies_can_be_put_in_force() -> None:
     file = parse_policy_file(DEMO.read_text(encoding="utf-8"), name="policies.yaml")
     changes = plan_changes({}, file, prune=False, at=1, by="asha", why="demo")
     assert {c.scope for c in changes} == {f"agent:{a}" for a in file.policies} | {"defaults", "reviewers"}
+
+
+def test_every_field_is_in_the_document_of_the_rules():
+    text = (Path(__file__).parents[2] / "docs" / "governance.md").read_text(encoding="utf-8")
+    table = text.partition("## Fields of a policy file")[2].partition("\n## ")[0]
+    rows = {row.split(" | ")[0]: row for row in table.splitlines() if row.startswith("| `")}
+    named = {name for names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert named == set(POLICY_FIELDS) | set(ACCOUNT_FIELDS)
