@@ -4,6 +4,7 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
+from math import inf
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -79,7 +80,8 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
         try:
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise _refused(f"{ENV_PREFIX}* is wrong: {error}") from error
+            what, _, field = str(error).rpartition(" - at `$.")
+            raise _refused(f"{ENV_PREFIX}{field.rstrip('`').upper()} is wrong: {what}") from error
         return config.checked()
 
     def accounts(self) -> dict[str, str]:
@@ -108,6 +110,12 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
             )
         if self.balance < 0:
             raise _refused(f"{ENV_PREFIX}BALANCE is below 0 paise")
+        for name in (name for name in self.__struct_fields__ if name.endswith("_s")):
+            if not 0 <= getattr(self, name) < inf:
+                raise _refused(f"{ENV_PREFIX}{name.upper()} must be a number of seconds, 0 or more")
+        for name in ("webhook_url", "slack_webhook_url"):
+            if not re.fullmatch(r"(https?://[^\s/]+\S*)?", getattr(self, name)):
+                raise _refused(f"{ENV_PREFIX}{name.upper()} must be an http:// or https:// URL")
         if min(self.webhook_retry_base_s, self.webhook_timeout_s) <= 0:
             raise _refused(f"{ENV_PREFIX}WEBHOOK_RETRY_BASE_S and _TIMEOUT_S must be above 0")
         return self

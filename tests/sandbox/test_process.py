@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,6 @@ import pytest
 from ops.sandbox.config import SandboxConfig
 from ops.sandbox.server import build_app
 from tests.bank import free_port, receiving_webhooks, running_sandbox, until
-from tests.deadline import DEADLINE_S
 
 
 async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered() -> None:
@@ -72,14 +70,25 @@ async def test_a_seed_draws_the_same_ids_again() -> None:
     assert drawn[0] == drawn[1]
 
 
-async def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ops.sandbox", env={"SANDBOX_PORT": "x"}, stderr=asyncio.subprocess.PIPE
-    )
-    _, said = await asyncio.wait_for(process.communicate(), DEADLINE_S)
-    assert process.returncode == 2
-    assert b"port" in said
-    assert said.count(b"\n") == 1
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SANDBOX_PORT", "x"),
+        ("SANDBOX_PORT", "70000"),
+        ("SANDBOX_WORKFLOW", "some"),
+        ("SANDBOX_PROCESSING_S", "-1"),
+        ("SANDBOX_PROCESSING_S", "nan"),
+        ("SANDBOX_WEBHOOK_URL", "nope"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        SandboxConfig.from_env({name: value})
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sandbox: {name} ")
 
 
 @pytest.mark.parametrize(
