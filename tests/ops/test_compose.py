@@ -6,6 +6,7 @@ Docker does not run here: what is read are the files, with the meaning that our 
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -28,27 +29,60 @@ HOST_VARIABLES = {
 }
 
 
-def filled(node: Any) -> Any:
-    """What compose makes of `${NAME:-default}` and `${NAME:?problem}` when only HOST_VARIABLES are set."""
+NOT_PASSED = {
+    "REDIS_URL": "the stack's own store",
+    "POSTGRES_DSN": "the stack's own store",
+    "DATA_DIR": "the volume",
+    "HOST": "the ports say who may come in",
+    "PORT": "the ports, the simulator and Prometheus name it",
+    "METRICS_TOKEN": "a secret of the stack, which Prometheus has too",
+    "DRAIN": "stop_grace_period must be longer",
+    "METRICS_PORT": "`serve` shows all roles",
+    "GLEIF_URL": "not read by this version",
+    "WORKERS": "of `up`",
+    "SANDBOX_PORT": "of `up`",
+    "TOKEN": "of `pay`",
+}
+"""Settings that compose sets itself, and those that no role here reads."""
+
+
+def filled(node: Any, exported: Mapping[str, str] = HOST_VARIABLES) -> Any:
+    """What compose makes of `${NAME:-default}`, `${NAME:+text}` and `${NAME:?problem}` where *exported* is set."""
     if isinstance(node, dict):
-        return {name: filled(value) for name, value in node.items()}
+        return {name: filled(value, exported) for name, value in node.items()}
     if isinstance(node, list):
-        return [filled(value) for value in node]
+        return [filled(value, exported) for value in node]
     if not isinstance(node, str):
         return node
 
     def value(found: re.Match[str]) -> str:
         name, kind, rest = found.groups()
-        if name in HOST_VARIABLES:
-            return HOST_VARIABLES[name]
+        if kind == ":+":
+            return rest if exported.get(name) else ""
+        if exported.get(name):
+            return exported[name]
         assert kind == ":-", f"{name} is needed and nobody is told to set it"
         return rest
 
-    return re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, node)
+    return re.sub(r"\$\{(\w+)(:[-+?])([^}]*)\}", value, node)
 
 
 def read(name: str) -> Any:
     return yaml.safe_load((OPS / name).read_text())
+
+
+def environment_of(service: str, exported: Mapping[str, str]) -> dict[str, str]:
+    """What a container is given: the lines of its env_file, and over them its `environment`."""
+    found = filled(read("compose.yaml"), HOST_VARIABLES | exported)["services"][service]
+    lines = [
+        line
+        for name in found.get("env_file", [])
+        for line in (OPS / name).read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    of_files = dict(filled(line, HOST_VARIABLES | exported).split("=", 1) for line in lines)
+    assert not set(of_files) & set(found["environment"]), "what is in both is never taken from the file"
+    return of_files | found["environment"]
 
 
 STACK: dict[str, Any] = filled(read("compose.yaml"))
@@ -58,7 +92,7 @@ ROLES = [name for name in SERVICES if name in get_args(Role)]
 
 def settings_of(service: str, directory: Path) -> Settings:
     """The settings that our process finds in its container."""
-    env = dict(SERVICES[service]["environment"])
+    env = environment_of(service, {})
     for name in SERVICES[service].get("secrets", []):
         variable = STACK["secrets"][name]["environment"]
         path = directory / name
@@ -71,7 +105,7 @@ def test_every_role_is_there_and_has_all_that_it_needs_and_nothing_that_is_no_se
     assert set(ROLES) == set(get_args(Role))
     known = {PREFIX + variable.name for variable in VARIABLES}
     for service in ROLES:
-        given = {name for name in SERVICES[service]["environment"] if name.startswith(PREFIX)}
+        given = {name for name in environment_of(service, {}) if name.startswith(PREFIX)}
         assert {name.removesuffix("_FILE") for name in given} <= known
         found = settings_of(service, tmp_path)
         require(found, service)  # type: ignore[arg-type]
@@ -79,6 +113,31 @@ def test_every_role_is_there_and_has_all_that_it_needs_and_nothing_that_is_no_se
     for service in (*ROLES, "sandbox"):
         assert SERVICES[service]["command"][0] in cli.commands
         assert SERVICES[service]["image"] == "streamproc"
+
+
+def test_what_is_exported_for_the_real_bank_reaches_every_role_under_its_own_name() -> None:
+    passed = {f"{PREFIX}{v.name}" for v in VARIABLES if v.name not in NOT_PASSED}
+    passed |= {f"{PREFIX}{v.name}_FILE" for v in VARIABLES if v.secret and v.name not in NOT_PASSED}
+    exported = {name: f"the value of {name}" for name in passed}
+    for service in ROLES:
+        given = environment_of(service, exported)
+        assert {name: given.get(name) for name in passed} == exported
+        fixed = {name for name in given if name.startswith(PREFIX)} - passed
+        assert {name.removeprefix(PREFIX).removesuffix("_FILE") for name in fixed} <= set(NOT_PASSED)
+    assert set(NOT_PASSED) <= {variable.name for variable in VARIABLES}
+
+
+def test_nothing_of_the_simulator_is_left_in_a_role_that_has_a_key_of_the_real_bank() -> None:
+    for service in ROLES:
+        given = environment_of(service, {f"{PREFIX}RAZORPAY_KEY_ID": "rzp_live_1"})
+        assert [name for name, value in given.items() if "sandbox" in value.lower()] == []
+        assert given[f"{PREFIX}RAZORPAY_KEY_ID"] == "rzp_live_1"
+        assert given[f"{PREFIX}RAZORPAY_OAUTH_TOKEN"] == given[f"{PREFIX}SAFE_BROWSING_KEY"] == ""
+
+
+def test_a_real_key_of_safe_browsing_does_not_go_to_the_simulator() -> None:
+    given = environment_of("worker", {f"{PREFIX}SAFE_BROWSING_KEY": "a-real-key"})
+    assert "a-real-key" not in given.values()
 
 
 def test_roles_share_the_directory_by_which_one_page_shows_them_all(tmp_path: Path) -> None:
