@@ -16,6 +16,7 @@ from pathlib import Path
 
 from streamproc import processes
 from streamproc.errors import WHEN_LOST
+from streamproc.run_file import NAME_VARIABLE
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
@@ -128,7 +129,7 @@ class Crew:
     async def _start(self, role: Role) -> asyncio.subprocess.Process:
         role.process = await processes.start(
             role.argv,
-            env=role.env,
+            env={**role.env, NAME_VARIABLE: role.name},
             on_parent_death=signal.SIGKILL,
             output=asyncio.subprocess.PIPE,
             line_max=LINE_MAX,

@@ -11,6 +11,8 @@ from streamproc.errors import ConfigError
 from streamproc.settings import Settings, load
 
 RUN_FILE = "run.json"
+NAME_VARIABLE = "UP_PROCESS"
+"""By which `up` tells a child what it is called in its output, so that metrics call it the same. No setting."""
 
 
 def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:

@@ -53,6 +53,7 @@ def main() -> None:
         "SANDBOX_SLACK_TOKEN",
         "SANDBOX_SLACK_SIGNING_SECRET",
         "SANDBOX_SLACK_WEBHOOK_URL",
+        "UP_PROCESS",
     ):
         note(f"env {ROLE} {name}={os.environ.get(name, '')}")
     print(f"hello from {ROLE}", flush=True)

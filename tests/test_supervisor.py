@@ -130,6 +130,8 @@ async def test_output_of_a_role_carries_its_name(tmp_path: Path) -> None:
         await up.start()
         await up.ready()
         await until(lambda: "[worker-2] hello from worker" in up.text())
+        named = {"env worker UP_PROCESS=worker-1", "env worker UP_PROCESS=worker-2"}
+        await until(lambda: named <= set(up.events()))  # by which its metrics are called the same
 
 
 async def test_roles_get_the_sandboxs_keys_and_the_sandbox_the_same(tmp_path: Path) -> None:

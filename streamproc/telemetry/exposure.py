@@ -4,8 +4,9 @@
     worker-2 ──socket──┼── gather ──> one page, each sample with its process's name
     projector-1 ───────┘
 
-A process takes the lowest free number of its role and keeps it by a lock, so its series goes on under the same name
-after a restart and Prometheus sees an ordinary reset. Nothing is added up here: a sum over processes would fall when
+A process takes the name that `up` gave it, or else the lowest free number of its role, and keeps it by a lock, so its
+series goes on under the same name after a restart and Prometheus sees an ordinary reset. The lock's file says which
+process that is. Nothing is added up here: a sum over processes would fall when
 one of them ends, which reads as a reset of all. A process that hangs is there with `streamproc_up` 0. ADR 24.
 """
 
@@ -25,6 +26,8 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.samples import Exemplar, Sample
+
+from streamproc.run_file import NAME_VARIABLE
 
 DIRECTORY = "metrics"
 SLOTS_MAX = 256
@@ -122,26 +125,42 @@ async def exposed(data_dir: Path, role: str, registry: CollectorRegistry) -> Asy
     finally:
         with suppress(OSError):
             (data_dir / DIRECTORY / f"{name}.sock").unlink(missing_ok=True)
+        with suppress(OSError):
+            os.ftruncate(lock, 0)  # this process's id may be another's soon
         os.close(lock)
 
 
 def _listen(directory: Path, role: str) -> tuple[str, int, socket.socket]:
-    """The lowest free name of a role, the lock that keeps it, and its listening socket."""
+    """The first free name of a role, the lock that keeps it, and its listening socket."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for number in range(1, SLOTS_MAX + 1):
-        name = f"{role}-{number}"
+    for name in _names(role):
         lock = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             continue
+        _say_who(lock)
         try:
             return name, lock, _bound(directory, name)
         except OSError:
             os.close(lock)
             raise
     raise OSError(errno.EUSERS, f"{SLOTS_MAX} processes of role {role} are here already")
+
+
+def _names(role: str) -> list[str]:
+    """What a process of this role may be called; first its name in the output of `up`, if that is such a name."""
+    names = [f"{role}-{number}" for number in range(1, SLOTS_MAX + 1)]
+    wanted = os.environ.get(NAME_VARIABLE, "")
+    return [wanted, *names] if wanted in names else names
+
+
+def _say_who(lock: int) -> None:
+    """Write into the lock's file whose it is: its id, and in the second line the host (or container) that has it."""
+    with suppress(OSError):  # a full disk must not hide what this process counts
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
 
 
 def _bound(directory: Path, name: str) -> socket.socket:

@@ -1,6 +1,9 @@
 """What one process counts, and how it is asked."""
 
 import asyncio
+import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -14,6 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from streamproc.errors import ConfigError
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.measured import machine_page, measured
+from streamproc.run_file import NAME_VARIABLE
 from streamproc.secret import Secret
 from streamproc.settings import Settings
 from streamproc.telemetry import watch
@@ -26,6 +30,19 @@ from tests.telemetry.pages import samples
 from tests.words import observed
 
 SECRET = "a-token-of-the-test"
+EXPOSED = """
+import asyncio, sys
+from pathlib import Path
+from prometheus_client import CollectorRegistry
+from streamproc.telemetry.exposure import exposed
+
+async def run():
+    async with exposed(Path(sys.argv[1]), "worker", CollectorRegistry()) as name:
+        print(name, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(run())
+"""
 POLICIES = "policies: {bot: {daily_limit: 10_000_000, rate_limit: {count: 0, window: 60s}}}"
 
 
@@ -67,6 +84,44 @@ async def test_a_name_is_free_again_when_its_process_has_ended(tmp_path: Path) -
     async with exposed(deep, "worker", registry) as third:
         assert third == "worker-1"
     assert list((deep / DIRECTORY).glob("*.sock")) == []
+
+
+async def test_a_child_of_up_is_called_as_in_its_output_and_its_lock_says_which_process_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, lock = CollectorRegistry(), tmp_path / DIRECTORY / "worker-2.lock"
+    monkeypatch.setenv(NAME_VARIABLE, "worker-2")
+    async with (
+        exposed(tmp_path, "worker", registry) as wanted,
+        exposed(tmp_path, "worker", registry) as next_,
+    ):
+        assert (wanted, next_) == ("worker-2", "worker-1")  # a name in use is nobody else's
+        assert lock.read_text().split() == [str(os.getpid()), socket.gethostname()]
+        async with exposed(tmp_path, "projector", registry) as other:
+            assert other == "projector-1"
+    assert lock.read_text() == ""
+    for strange in ("worker-0", "worker-2/../x", "serve"):
+        monkeypatch.setenv(NAME_VARIABLE, strange)
+        async with exposed(tmp_path, "worker", registry) as name:
+            assert name == "worker-1"
+
+
+async def test_a_child_of_up_that_was_killed_comes_again_under_its_name(tmp_path: Path) -> None:
+    lock, env = tmp_path / DIRECTORY / "worker-2.lock", {**os.environ, NAME_VARIABLE: "worker-2"}
+    for _ in range(2):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", EXPOSED, tmp_path, env=env, stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None
+        try:
+            assert (await child.stdout.readline()).strip() == b"worker-2"
+            assert lock.read_text().split()[0] == str(child.pid)
+            [up] = (await gather(tmp_path))[0].points
+            assert (up.labels["process"], up.value) == ("worker-2", 1.0)
+        finally:
+            child.kill()
+            await child.wait()
+    assert (await gather(tmp_path))[0].points == []
 
 
 async def test_a_role_runs_where_the_directory_cannot_be_used(tmp_path: Path) -> None:
