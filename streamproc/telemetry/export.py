@@ -107,9 +107,17 @@ def _context(place: Place) -> SpanContext:
 
 
 def resource_of(role: str, more: Mapping[str, str] | None = None) -> Resource:
-    """Who tells, as the environment says."""
-    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "streamproc"}
-    return Resource.create({**name, "service.version": __version__, "streamproc.role": role, **(more or {})})
+    """Who tells: what the environment says, and of what it does not say what we know."""
+    ours = {"service.name": "streamproc", "service.version": __version__, **(more or {})}
+    given = _given()
+    return Resource.create({k: v for k, v in ours.items() if k not in given} | {"streamproc.role": role})
+
+
+def _given() -> set[str]:
+    """The attributes that the environment names. The SDK takes what it is given over what it finds there."""
+    pairs = (pair.partition("=") for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    given = {name.strip() for name, _, value in pairs if value.strip()}
+    return given | {"service.name"} if os.environ.get("OTEL_SERVICE_NAME") else given
 
 
 def open_tracer(role: str) -> Exporting:
