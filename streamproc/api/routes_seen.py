@@ -6,10 +6,14 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """Others are counted as one: a label must not hold what a caller makes up."""
 
 
+NO_ROUTE = "other"
+"""The route of a request that no route took."""
+
+
 def route_of(scope: Scope) -> str:
     """The template of the route that took the request: its path with what the caller chose left out."""
     if "endpoint" not in scope:
-        return "other"
+        return NO_ROUTE
     chosen = scope.get("path_params")
     if not chosen:
         return str(scope["path"])

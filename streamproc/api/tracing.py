@@ -6,11 +6,15 @@ A payout's trace is its own and is known by its id, so the caller's is linked an
 from collections.abc import Awaitable
 from time import time_ns
 
-from streamproc.api.routes_seen import METHODS, route_of
+from streamproc.api.routes_seen import METHODS, NO_ROUTE, route_of
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send
 from streamproc.telemetry import watch
-from streamproc.telemetry.spans import Place, Tracer, new_place
+from streamproc.telemetry.spans import Place, Tracer, Value, new_place
 from streamproc.telemetry.trace_context import place_of, traceparent_of
+
+METHOD_CHARS_MAX = 32
+PATH_CHARS_MAX = 512
+"""Of what a caller made up; our own are shorter."""
 
 
 class Traced:
@@ -31,7 +35,7 @@ class Traced:
             await self._app(scope, receive, send)
             return
         watch.called_by(traceparent_of(own))
-        begun_ns, status = time_ns(), 0
+        begun_ns, status, failed = time_ns(), 0, ""
 
         def noted(message: Message) -> Awaitable[None]:
             nonlocal status
@@ -41,8 +45,11 @@ class Traced:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception as problem:
+            failed = type(problem).__name__
+            raise
         finally:
-            _tell(tracer, scope, own, parent, begun_ns, status)
+            _tell(tracer, scope, own, parent, begun_ns, status, failed)
 
 
 def _parent(scope: Scope) -> Place | None:
@@ -50,20 +57,35 @@ def _parent(scope: Scope) -> Place | None:
     return place_of(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
-def _tell(tracer: Tracer, scope: Scope, own: Place, parent: Place | None, begun_ns: int, status: int) -> None:
-    method = scope["method"] if scope["method"] in METHODS else "other"
-    route = route_of(scope)
+def _tell(
+    tracer: Tracer, scope: Scope, own: Place, parent: Place | None, begun_ns: int, status: int, failed: str
+) -> None:
+    error = failed or (str(status) if status >= 500 else None)
+    attributes = _about(scope)
+    if status:  # else the sender had gone before there was an answer
+        attributes["http.response.status_code"] = status
+    if error:
+        attributes["error.type"] = error
+    method = scope["method"] if scope["method"] in METHODS else "HTTP"
+    route = attributes.get("http.route")
     tracer.tell(
-        f"{method} {route}",
+        f"{method} {route}" if route else method,
         own,
         parent.span if parent else None,
         begun_ns,
         time_ns(),
         kind="server",
-        attributes={
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": status,
-        },
-        error=str(status) if status >= 500 else None,
+        attributes=attributes,
+        error=error,
     )
+
+
+def _about(scope: Scope) -> dict[str, Value]:
+    """What was asked for. The path of what is no route of ours is left out: it may be anything, a secret too."""
+    method, route = scope["method"], route_of(scope)
+    about: dict[str, Value] = {"http.request.method": method, "url.scheme": scope.get("scheme", "http")}
+    if method not in METHODS:
+        about |= {"http.request.method": "_OTHER", "http.request.method_original": method[:METHOD_CHARS_MAX]}
+    if route != NO_ROUTE:
+        about |= {"http.route": route, "url.path": scope["path"][:PATH_CHARS_MAX]}
+    return about

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from msgspec import Struct
@@ -23,7 +23,7 @@ from msgspec import Struct
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
 from streamproc.errors import TryAgain
-from streamproc.telemetry.watch import Called
+from streamproc.telemetry.watch import Called, Server
 
 __all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "backoff_s", "retry_after_s"]
 
@@ -110,6 +110,7 @@ class OutboundClient:
     ) -> None:
         self.name = name
         self.breaker = breaker
+        self._server = _server_of(base_url)
         self._timeout_s = timeout_s
         self._wait_s_max = timeout_s if wait_s_max is None else wait_s_max
         self._waits_apart = wait_s_max is not None
@@ -154,7 +155,7 @@ class OutboundClient:
         request = self._http.build_request(
             method, path, params=params, headers=headers, content=content, extensions={"trace": call.trace}
         )
-        with Called(self.name, f"{method} {path}") as called:
+        with Called(self.name, f"{method} {path}", self._server) as called:
             try:
                 async with asyncio.timeout(self._wait_s_max) as limit:
                     await self._take_turn(what, call, urgent)
@@ -234,6 +235,13 @@ class OutboundClient:
         if asked_s is not None:
             return max(asked_s, BACKOFF_BASE_S)
         return max(self.breaker.wait_s, BACKOFF_BASE_S)
+
+
+def _server_of(base_url: str) -> Server:
+    parts = urlsplit(base_url)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    return Server(parts.hostname or "", port, urlunsplit(shown).rstrip("/"))
 
 
 def _is_loopback(base_url: str) -> bool:

@@ -338,7 +338,17 @@ def _tell_call(tracer: Tracer, call: Call, parent: Place) -> None:
     attributes: dict[str, Value] = {"streamproc.outcome": call.outcome}
     if is_call:
         method, _, path = call.detail.partition(" ")
-        attributes |= {"peer.service": call.what, "http.request.method": method, "url.path": path}
+        attributes |= {"service.peer.name": call.what, "http.request.method": method}
+        if call.server is not None:
+            attributes |= {
+                "server.address": call.server.address,
+                "server.port": call.server.port,
+                # Never the query: Safe Browsing's key travels in it, and the number of our account in the bank's.
+                "url.full": f"{call.server.base}/{path.lstrip('/')}",
+            }
+    failed = call.outcome not in GOOD
+    if failed:
+        attributes["error.type"] = call.outcome
     tracer.tell(
         f"{call.what} {call.detail.partition(' ')[0]}".strip(),
         new_place(parent.trace),
@@ -347,5 +357,5 @@ def _tell_call(tracer: Tracer, call: Call, parent: Place) -> None:
         call.ended_ns,
         kind="client" if is_call else "internal",
         attributes=attributes,
-        error=None if call.outcome in GOOD else call.outcome,
+        error=call.outcome if failed else None,
     )

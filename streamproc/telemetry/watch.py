@@ -21,6 +21,15 @@ CALLS_MAX = 64
 """Calls kept of one payout's handling, or of one batch; later ones are only counted."""
 
 
+class Server(NamedTuple):
+    """Where an outside system is."""
+
+    address: str
+    port: int
+    base: str
+    """What the paths of its calls are below: an address without who logs in and without a query."""
+
+
 class Call(NamedTuple):
     """Something that was waited for. Times are ns since 1970 by this host's clock."""
 
@@ -31,6 +40,7 @@ class Call(NamedTuple):
     outcome: str
     begun_ns: int
     ended_ns: int
+    server: Server | None = None
 
 
 log = logging.getLogger(__name__)
@@ -109,10 +119,10 @@ def keeping(calls: list[Call]) -> Iterator[None]:
 class Called:
     """Around one call to an outside system. `outcome` may be set within; an exception sets it by its kind."""
 
-    __slots__ = ("_begun_ns", "_detail", "_what", "outcome")
+    __slots__ = ("_begun_ns", "_detail", "_server", "_what", "outcome")
 
-    def __init__(self, what: str, detail: str = "") -> None:
-        self._what, self._detail = what, detail
+    def __init__(self, what: str, detail: str = "", server: Server | None = None) -> None:
+        self._what, self._detail, self._server = what, detail, server
         self.outcome = "ok"
 
     def __enter__(self) -> "Called":
@@ -122,7 +132,7 @@ class Called:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.outcome = outcome_of(kind)
-        _told(self._what, self._detail, self.outcome, self._begun_ns)
+        _told(self._what, self._detail, self.outcome, self._begun_ns, self._server)
 
 
 def outcome_of(kind: type[BaseException]) -> str:
@@ -132,14 +142,14 @@ def outcome_of(kind: type[BaseException]) -> str:
     return "failed" if issubclass(kind, Exception) else "cancelled"
 
 
-def _told(what: str, detail: str, outcome: str, begun_ns: int) -> None:
+def _told(what: str, detail: str, outcome: str, begun_ns: int, server: Server | None) -> None:
     if _State.meters is None:
         return
     ended_ns = time_ns()
     _State.meters.waited(what, outcome, (ended_ns - begun_ns) / 1e9)
     calls = _calls.get()
     if calls is not None and len(calls) < CALLS_MAX:
-        calls.append(Call(what, detail, outcome, begun_ns, ended_ns))
+        calls.append(Call(what, detail, outcome, begun_ns, ended_ns, server))
 
 
 def appended(producer: str, new: int, known: int, begun_ns: int) -> None:
