@@ -12,7 +12,7 @@ from projections.run import Feed, Moved, open_heads, write_lazily
 from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
-from streamproc.errors import ConfigError, LogBroken
+from streamproc.errors import ConfigError, LogBroken, named
 
 WAIT_S = 1.0
 """How long the views wait for a row before they look at the archive, and so how soon a swap is noticed."""
@@ -49,7 +49,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
         except AWAY as problem:
             await outage.wait(problem, stopping)
         except (LogBroken, ConfigError, asyncpg.PostgresError) as problem:
-            if (what := f"{type(problem).__name__}: {problem}") != said:
+            if (what := named(problem)) != said:
                 log.error("the views of partition %d stand still, the archive goes on: %s", partition, what)
                 said = what
             await pause(stopping, BROKEN_RETRY_S)

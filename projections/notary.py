@@ -20,7 +20,7 @@ from streamproc.archive.checkpoint import Checkpoint, opened
 from streamproc.archive.note import BadNote, Signer, Trusted
 from streamproc.archive.outside import NotesFile, Outside, Stated, stated_in
 from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, connection, take_lock
-from streamproc.errors import ConfigError, LogBroken, TryAgain
+from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 
 LOOK_S = 1.0
 """How often the archive's head is looked at, and so how late a checkpoint by number of entries may be."""
@@ -63,7 +63,7 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
             await ended.wait()
             return
         except (ConfigError, asyncpg.PostgresError) as problem:
-            if (what := f"{type(problem).__name__}: {problem}") != said:
+            if (what := named(problem)) != said:
                 log.error("no checkpoints of partition %d, the archive goes on: %s", partition, what)
                 said = what
             await pause(ended, BROKEN_RETRY_S)

@@ -12,7 +12,7 @@ import asyncpg
 from projections.views import NAMES, VIEWS, View
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, connection
-from streamproc.errors import JobFailed
+from streamproc.errors import JobFailed, named
 
 READER, PROJECTOR = "streamproc_reader", "streamproc_projector"
 
@@ -35,7 +35,7 @@ async def prepare(dsn: str) -> list[str]:
             await db.execute("SELECT pg_advisory_xact_lock($1)", MIGRATE_LOCK)
             return [*applied, *(f"view {name}" for name in await make_missing(db))]
     except (*AWAY, asyncpg.PostgresError) as problem:
-        raise JobFailed(f"Postgres: {type(problem).__name__}: {problem}") from problem
+        raise JobFailed(f"Postgres: {named(problem)}") from problem
 
 
 async def make_missing(db: asyncpg.Connection) -> list[str]:

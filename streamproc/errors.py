@@ -50,3 +50,11 @@ class LogUnavailable(StreamprocError):
 
 class LogBroken(StreamprocError):
     """The log contradicts its own rules; going on could lose payouts, so the process stops."""
+
+
+def named(problem: BaseException | None) -> str:
+    """An error that is not ours, by its kind and its words; many have none, as what took too long."""
+    kind, words = type(problem).__name__, str(problem).strip()
+    if words:
+        return f"{kind}: {words}"
+    return "no answer in time" if isinstance(problem, TimeoutError) else kind

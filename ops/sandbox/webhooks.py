@@ -236,7 +236,7 @@ class Courier:
         except TimeoutError:
             error = f"no answer within {self._timeout_s} s"
         except Exception as problem:  # noqa: BLE001 - a peer that dies while it is connected to: anyio's AttributeError
-            error = f"{type(problem).__name__}: {problem}"
+            error = f"{type(problem).__name__}: {problem}".removesuffix(": ")
         took_ms = int((self._clock.now() - started) * 1000)
         return Attempt(at=started, status=status, error=error, ms=took_ms, copy=copy)
 

@@ -13,7 +13,7 @@ from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY, ZERO, id_key
 from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
-from streamproc.errors import JobFailed, LogBroken
+from streamproc.errors import JobFailed, LogBroken, named
 
 JOB_TIMEOUT_S = 30.0
 """For a question of a job that reads a whole view."""
@@ -41,7 +41,7 @@ def job_named(consequence: str = "") -> Iterator[None]:
     except LogBroken as problem:
         raise JobFailed(f"{problem}{after}") from problem
     except (*AWAY, asyncpg.PostgresError) as problem:
-        raise JobFailed(f"Postgres: {type(problem).__name__}: {problem}{after}") from problem
+        raise JobFailed(f"Postgres: {named(problem)}{after}") from problem
 
 
 class Behind(Struct, frozen=True):

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from streamproc.errors import JobFailed
+from streamproc.errors import JobFailed, named
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ async def _run(dsn: str, work: Callable[[Connection], T]) -> T:
             return await connection.run_sync(work)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as problem:
         cause = problem.orig if isinstance(problem, DBAPIError) else problem
-        raise JobFailed(f"Postgres: {type(cause).__name__}: {cause}") from problem
+        raise JobFailed(f"Postgres: {named(cause)}") from problem
     finally:
         await engine.dispose()
 

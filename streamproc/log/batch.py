@@ -15,7 +15,7 @@ from streamproc.domain.events import EntrySetAside
 from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
-from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable
+from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
 from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
@@ -396,4 +396,4 @@ class Handler:
 def _named(problem: Exception | None) -> str:
     if isinstance(problem, StreamprocError):
         return str(problem)
-    return f"{type(problem).__name__}: {problem}"[:300]
+    return named(problem)[:300]

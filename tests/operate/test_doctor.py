@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from redis.asyncio import Redis
 
 import consumers
 from projections.schema import prepare
+from streamproc.archive import migrate
 from streamproc.archive.signing_key import make_key
+from streamproc.errors import named
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.names import Names
@@ -238,17 +241,45 @@ async def test_a_weaker_execute_after_is_named_and_not_bad(choice: str):
     assert choice in check.detail
 
 
-async def test_a_dependency_that_accepts_and_says_nothing_does_not_hold_the_others_up(
-    redis_url: str, postgres: str, bank: Sandbox
-):
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """The port of one that accepts and says nothing."""
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
     async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_a_dependency_that_accepts_and_says_nothing_does_not_hold_the_others_up(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    async with silent_server() as port:
         env = environment(f"redis://127.0.0.1:{port}/0", postgres, bank)
         checks = await examined(env)
     assert checks["redis"].status == "bad"
     assert checks["bank"].status == "ok"
+
+
+async def test_a_postgres_that_says_nothing_is_told_of_in_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(migrate, "CONNECT_TIMEOUT_S", 0.2)
+    async with silent_server() as port:
+        checks = await examined({"STREAMPROC_POSTGRES_DSN": f"postgresql://x@127.0.0.1:{port}/x"})
+    assert (checks["postgres"].status, checks["postgres"].detail) == ("bad", "Postgres: no answer in time")
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (TimeoutError(), "no answer in time"),
+        (TimeoutError("reading"), "TimeoutError: reading"),
+        (ConnectionResetError(), "ConnectionResetError"),
+        (OSError(" "), "OSError"),
+        (ValueError("two words"), "ValueError: two words"),
+    ],
+)
+def test_an_error_without_words_leaves_no_colon_behind(problem: Exception, said: str):
+    assert named(problem) == said
