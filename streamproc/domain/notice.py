@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from streamproc.domain.agent_note import NOTE
 from streamproc.domain.budget import US
+from streamproc.domain.domains import without_login
 from streamproc.domain.facts import BankPayout
 from streamproc.domain.governance import vendor_of
 from streamproc.domain.intent import Beneficiary, masked, without_personal
@@ -155,7 +156,7 @@ def _approvals(record: PayoutRecord, wanted: int) -> str:
 
 
 def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[Said, ...]:
-    texts: list[tuple[str, str]] = [("vendor URL", record.vendor_url)]
+    texts: list[tuple[str, str]] = [("vendor URL", without_login(record.vendor_url))]
     said_in = record.intent or shown
     payee = record.intent.beneficiary if record.intent is not None else None
     if said_in is not None:

@@ -123,6 +123,25 @@ def test_the_host_stands_apart_from_the_rest_of_the_url_and_has_no_user_name() -
     assert "Vendor host\nevil.example" in fields
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("https://user:s3cret@vendor.example/inv/7?a=b@c", "https://vendor.example/inv/7?a=b@c"),
+        ("HTTPS://s3cret@vendor.example", "https://vendor.example/"),
+        ("user:s3cret@vendor.example", "***@vendor.example"),
+        ("https://user:s3\u200bcret@vendor.example/", "https://vendor.example/"),
+        ("https://user:s3cret@", "https://***@"),
+        ("https://Vendor.example/@us", "https://vendor.example/@us"),
+        ("https://Vendor.example/7", "https://Vendor.example/7"),
+    ],
+)
+def test_a_vendors_url_is_shown_without_who_logs_in_there(written: str, shown: str) -> None:
+    body = message(record(vendor_url=written))
+    untrusted = next(t["text"] for t in texts(body["blocks"]) if t["text"].startswith("Untrusted"))
+    assert f"vendor URL: {shown}\n" in untrusted
+    assert "s3" not in json.dumps(body)
+
+
 def test_of_a_bank_account_number_the_last_four_digits_are_shown_wherever_it_stands() -> None:
     text = "pay 50100123456789 or 5010 0123 4567 89"
     body = json.dumps(message(record(text=text)))
