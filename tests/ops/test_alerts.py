@@ -12,9 +12,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "ops" / "prometheus"
 DASHBOARDS = sorted((ROOT / "ops" / "grafana" / "dashboards").glob("*.json"))
-OTHERS = {"process_resident_memory_bytes"}
+OTHERS = {"process_resident_memory_bytes", "up"}
 PROMTOOL = shutil.which("promtool")
-NAME = re.compile(r"\b(?:streamproc|process)_[a-z_]+|\b[a-z_]+:[a-z_]+:[a-z0-9_]+")
+NAME = re.compile(r"\bup\b|\b(?:streamproc|process)_[a-z_]+|\b[a-z_]+:[a-z_]+:[a-z0-9_]+")
 
 
 def rules(file: str) -> list[dict[str, str]]:
