@@ -22,7 +22,7 @@ from streamproc.operate.gauges import site_page
 from streamproc.operate.replay import OnProgress, Progress, Result
 from streamproc.settings import PREFIX, Settings
 from streamproc.telemetry import watch
-from streamproc.telemetry.exposure import DIRECTORY, Page, exposed, gather, named, snapshot
+from streamproc.telemetry.exposure import DIRECTORY, Page, answering, exposed, gather, named, snapshot
 from streamproc.telemetry.looplag import watch_loop
 from streamproc.telemetry.metrics import Meters
 from streamproc.telemetry.push import interval_s, is_pushed, pushing
@@ -140,7 +140,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
     """/metrics of this process alone, on a port of its own: for a role that has no `serve` beside it."""
 
     async def page() -> Page:
-        return named(snapshot(meters.registry), name)
+        return [answering({name: True}), *named(snapshot(meters.registry), name)]
 
     gateway = SiteGateway(settings.redis_url, settings.partitions, None)
     metrics = Metrics(page, secret=_secret(settings), token=gateway.token, now_us=Clock().now_us)

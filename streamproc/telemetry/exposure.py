@@ -16,7 +16,7 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -207,14 +207,16 @@ async def gather(data_dir: Path) -> Page:
                 return None  # it has ended
 
     told = [found for found in await asyncio.gather(*map(one, names)) if found is not None]
-    up = [Point("streamproc_up", {"process": name}, float(page is not None)) for name, page in told]
     pages = [named(page, name) for name, page in told if page]
-    return [
-        Family(
-            "streamproc_up", "1 for a process that says what it counted, 0 for one that hangs", "gauge", up
-        ),
-        *merged(pages),
-    ]
+    return [answering({name: page is not None for name, page in told}), *merged(pages)]
+
+
+def answering(processes: Mapping[str, bool]) -> Family:
+    """`streamproc_up` of these processes."""
+    up = [Point("streamproc_up", {"process": name}, float(answers)) for name, answers in processes.items()]
+    return Family(
+        "streamproc_up", "1 for a process that says what it counted, 0 for one that hangs", "gauge", up
+    )
 
 
 async def _ask(directory: Path, name: str) -> Page | None:

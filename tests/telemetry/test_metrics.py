@@ -171,5 +171,6 @@ async def test_a_role_that_runs_alone_shows_its_own_page_on_its_own_port(
         answer = await until(page, what="the port answers")
         assert answer is not None
         assert 'streamproc_decisions_total{decision="APPROVED",process="worker-1"' in answer.text
+        assert 'streamproc_up{process="worker-1"} 1.0' in answer.text
         assert (await client.get(f"{url}/metrics")).status_code == 401
         assert (await client.get(f"{url}/elsewhere")).status_code == 404
