@@ -23,6 +23,9 @@ from streamproc.telemetry.exposure import Family, Page, Point
 STORE_S_MAX = 5.0
 """For one store to answer everything; a page without it is better than none."""
 
+BOTH = "redis and postgres"
+"""Asked together for what only both know: apart, so that one that is away or hangs hides nothing of the other."""
+
 Labels = Mapping[str, str]
 
 log = logging.getLogger(__name__)
@@ -33,8 +36,13 @@ async def site_page(settings: Settings, pool: Any, groups: tuple[str, ...]) -> P
     asked = [_asked("redis", lambda: _redis_page(settings, groups))]
     if pool is not None:
         asked.append(_asked("postgres", lambda: _postgres_page(settings, pool)))
+        asked.append(_asked(BOTH, lambda: _archive_page(settings, pool)))
     pages = await asyncio.gather(*asked)
-    up = [Point("streamproc_store_up", {"store": store}, float(page is not None)) for store, page in pages]
+    up = [
+        Point("streamproc_store_up", {"store": store}, float(page is not None))
+        for store, page in pages
+        if store != BOTH
+    ]
     return [
         Family("streamproc_store_up", "1 for a store that answered this page's questions", "gauge", up),
         *(family for _, page in pages for family in page or []),
@@ -145,19 +153,23 @@ def _group(row: Mapping[str, Any]) -> Labels:
 # ---- Postgres ----
 
 
-async def _postgres_page(settings: Settings, pool: Any) -> Page:
-    partitions = range(settings.partitions)
-    upto = {partition: await archived_upto(pool, partition) for partition in partitions}
+async def _archive_page(settings: Settings, pool: Any) -> Page:
+    upto = {partition: await archived_upto(pool, partition) for partition in range(settings.partitions)}
     async with connected(settings.redis_url) as client:
         waiting = await waiting_ms(client, upto)
-    behind = await views_behind(pool)
-    holds = await open_holds(pool)
-    page = [
+    return [
         _gauge(
             "archive_oldest_seconds",
             "Age of the oldest entry that is not archived",
             (({"partition": str(number)}, ms / 1000) for number, ms in waiting.items()),
-        ),
+        )
+    ]
+
+
+async def _postgres_page(settings: Settings, pool: Any) -> Page:
+    behind = await views_behind(pool)
+    holds = await open_holds(pool)
+    page = [
         _gauge(
             "views_behind_entries",
             "Archived entries that the views do not show yet",

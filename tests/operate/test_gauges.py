@@ -1,0 +1,67 @@
+"""What the stores say at a scrape: one that is away, or hangs, hides nothing that the other knows."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+import consumers
+from projections.schema import prepare
+from streamproc.archive.pool import opened_pool
+from streamproc.log.connection import connected
+from streamproc.log.stream import open_log
+from streamproc.operate import gauges
+from streamproc.operate.gauges import site_page
+from streamproc.settings import load
+from tests.operate.words import NOBODY_THERE
+
+Series = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+async def told(redis_url: str, dsn: str, **more: str) -> Series:
+    """The page of the stores by name and labels."""
+    settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_POSTGRES_DSN": dsn, **more})
+    async with opened_pool(dsn) as pool:
+        page = await site_page(settings, pool, consumers.GROUPS)
+    return {
+        family.name: {tuple(point.labels.items()): point.value for point in family.points} for family in page
+    }
+
+
+def up(found: Series) -> dict[str, float]:
+    """`streamproc_store_up` by store."""
+    return {labels[0][1]: value for labels, value in found["streamproc_store_up"].items()}
+
+
+@asynccontextmanager
+async def redis_that(does: str) -> AsyncIterator[str]:
+    """The URL of a Redis that is away, or takes connections and says nothing."""
+    if does == "is away":
+        yield "redis://127.0.0.1:1/0"
+        return
+    async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0) as silent:
+        yield f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}/0"
+
+
+@pytest.mark.parametrize("does", ["is away", "hangs"])
+async def test_what_postgres_knows_is_told_without_redis(
+    postgres: str, monkeypatch: pytest.MonkeyPatch, does: str
+):
+    monkeypatch.setattr(gauges, "STORE_S_MAX", 1.0)
+    await prepare(postgres)
+    async with redis_that(does) as url:
+        found = await told(url, postgres, STREAMPROC_METRICS_AGENTS="5")
+    assert up(found) == {"redis": 0, "postgres": 1}
+    assert found["streamproc_holds_open"] == {(): 0}
+    assert {"streamproc_views_behind_entries", "streamproc_budget_used_ratio"} <= found.keys()
+    assert "streamproc_archive_oldest_seconds" not in found
+
+
+async def test_what_redis_knows_is_told_without_postgres(redis_url: str):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+    found = await told(redis_url, NOBODY_THERE)
+    assert up(found) == {"redis": 1, "postgres": 0}
+    assert "streamproc_log_entries" in found
+    assert "streamproc_archive_oldest_seconds" not in found
