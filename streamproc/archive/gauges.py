@@ -22,6 +22,13 @@ class OpenHolds(Struct, frozen=True):
     oldest_s: float
 
 
+class Unshown(Struct, frozen=True):
+    """Archived entries that the views do not show yet, and how long the first has been archived; 0 for none."""
+
+    entries: int
+    oldest_s: float
+
+
 class BudgetUse(Struct, frozen=True):
     """One window with a limit: `used` is reserved and committed, in paise; `kind` is day, week or month."""
 
@@ -58,11 +65,11 @@ async def open_holds(pool: asyncpg.Pool) -> OpenHolds:
     return OpenHolds(row["count"], int(row["paise"]), float(row["oldest_s"]))
 
 
-async def views_behind(pool: asyncpg.Pool) -> dict[int, int]:
+async def views_behind(pool: asyncpg.Pool) -> dict[int, Unshown]:
     """Of each partition the archived entries that the views do not show yet. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
-    return {row["partition"]: row["behind"] for row in rows}
+    return {row["partition"]: Unshown(row["behind"], float(row["oldest_s"])) for row in rows}
 
 
 async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int) -> list[BudgetUse]:

@@ -5,10 +5,13 @@ SELECT count(*) AS count,
 FROM holds WHERE state = 'open';
 
 -- name: views_behind
--- A partition that has no views yet is behind by all that it has.
-SELECT a.partition, a.seq - coalesce(min(v.seq), 0) AS behind
-FROM heads AS a LEFT JOIN view_heads AS v ON v.partition = a.partition
-GROUP BY a.partition, a.seq;
+-- A partition that has no views yet is behind by all that it has. The age is by Postgres's clock and since the archiving:
+-- what was archived late is not late for the views.
+SELECT a.partition, a.seq - v.seq AS behind,
+       coalesce((SELECT extract(epoch FROM clock_timestamp() - e.archived_at) FROM events AS e
+                 WHERE e.partition = a.partition AND e.seq = v.seq + 1), 0) AS oldest_s
+FROM heads AS a
+CROSS JOIN LATERAL (SELECT coalesce(min(seq), 0) AS seq FROM view_heads WHERE partition = a.partition) AS v;
 
 -- name: budgets_used
 -- A window's rows are one for each partition that an account of the agent is in; a limit counts in each of them.

@@ -173,7 +173,12 @@ async def _postgres_page(settings: Settings, pool: Any) -> Page:
         _gauge(
             "views_behind_entries",
             "Archived entries that the views do not show yet",
-            (({"partition": str(number)}, entries) for number, entries in behind.items()),
+            (({"partition": str(number)}, one.entries) for number, one in behind.items()),
+        ),
+        _gauge(
+            "views_oldest_seconds",
+            "How long the oldest archived entry that the views do not show has been archived; 0: there is none",
+            (({"partition": str(number)}, one.oldest_s) for number, one in behind.items()),
         ),
         _gauge("holds_open", "Holds that wait for a person", [({}, holds.count)]),
         _gauge("holds_open_paise", "Amounts of the open holds in paise", [({}, holds.paise)]),

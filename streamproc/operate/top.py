@@ -101,7 +101,7 @@ async def _archive_ms(site: Site) -> int | None:
 
 async def _views_behind(site: Site) -> int | None:
     behind = await site.ask_postgres(behind_of)
-    return None if behind is None else sum(behind.values())
+    return None if behind is None else sum(one.entries for one in behind.values())
 
 
 async def frames(

@@ -15,6 +15,9 @@ from streamproc.operate import gauges
 from streamproc.operate.gauges import site_page
 from streamproc.settings import load
 from tests.operate.words import NOBODY_THERE
+from tests.projections.histories import ListedLog, fetch, history, project_all
+
+REDIS_AWAY = "redis://127.0.0.1:1/0"
 
 Series = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
@@ -38,7 +41,7 @@ def up(found: Series) -> dict[str, float]:
 async def redis_that(does: str) -> AsyncIterator[str]:
     """The URL of a Redis that is away, or takes connections and says nothing."""
     if does == "is away":
-        yield "redis://127.0.0.1:1/0"
+        yield REDIS_AWAY
         return
     async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0) as silent:
         yield f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}/0"
@@ -65,3 +68,31 @@ async def test_what_redis_knows_is_told_without_postgres(redis_url: str):
     assert up(found) == {"redis": 1, "postgres": 0}
     assert "streamproc_log_entries" in found
     assert "streamproc_archive_oldest_seconds" not in found
+
+
+async def test_how_long_the_views_have_not_shown_what_is_archived_is_told(postgres: str):
+    await prepare(postgres)
+    log = ListedLog(history(seed=1, payouts=3))
+    log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]  # entries of 1970
+    await project_all(postgres, log)
+    of_0 = (("partition", "0"),)
+    found = await told(REDIS_AWAY, postgres)
+    assert found["streamproc_views_behind_entries"] == {of_0: 0}
+    assert found["streamproc_views_oldest_seconds"] == {of_0: 0}
+    await fetch(postgres, "UPDATE view_heads SET seq = seq - 2")
+    found = await told(REDIS_AWAY, postgres)
+    assert found["streamproc_views_behind_entries"] == {of_0: 2}
+    assert 0 < found["streamproc_views_oldest_seconds"][of_0] < 60, "it was archived a moment ago"
+    await archived_earlier(postgres, "1 hour")
+    found = await told(REDIS_AWAY, postgres)
+    assert 3600 < found["streamproc_views_oldest_seconds"][of_0] < 3660
+    await fetch(postgres, "DELETE FROM view_heads")
+    found = await told(REDIS_AWAY, postgres)
+    assert found["streamproc_views_behind_entries"] == {of_0: len(log.entries)}
+    assert found["streamproc_views_oldest_seconds"][of_0] > 3600
+
+
+async def archived_earlier(dsn: str, interval: str) -> None:
+    """As if all had been archived so much earlier."""
+    await fetch(dsn, "ALTER TABLE events DISABLE TRIGGER events_rows_stay")
+    await fetch(dsn, f"UPDATE events SET archived_at = archived_at - interval '{interval}'")
