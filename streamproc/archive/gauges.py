@@ -29,6 +29,13 @@ class Unshown(Struct, frozen=True):
     oldest_s: float
 
 
+class Unsigned(Struct, frozen=True):
+    """Whether a partition was ever signed, and how long its first entry that no checkpoint covers has been archived."""
+
+    ever: bool
+    oldest_s: float
+
+
 class BudgetUse(Struct, frozen=True):
     """One window with a limit: `used` is reserved and committed, in paise; `kind` is day, week or month."""
 
@@ -70,6 +77,13 @@ async def views_behind(pool: asyncpg.Pool) -> dict[int, Unshown]:
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
     return {row["partition"]: Unshown(row["behind"], float(row["oldest_s"])) for row in rows}
+
+
+async def unsigned(pool: asyncpg.Pool) -> dict[int, Unsigned]:
+    """Of each partition what no checkpoint signs yet. Raises TryAgain."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["unsigned"], timeout=QUERY_TIMEOUT_S)
+    return {row["partition"]: Unsigned(row["ever"], float(row["oldest_s"])) for row in rows}
 
 
 async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int) -> list[BudgetUse]:

@@ -13,6 +13,15 @@ SELECT a.partition, a.seq - v.seq AS behind,
 FROM heads AS a
 CROSS JOIN LATERAL (SELECT coalesce(min(seq), 0) AS seq FROM view_heads WHERE partition = a.partition) AS v;
 
+-- name: unsigned
+-- Since its archiving, which is from when a checkpoint is due. Whether any was ever made for this archive: no number of
+-- an archive that nobody signs.
+SELECT a.partition, c.size > 0 AS ever,
+       coalesce((SELECT extract(epoch FROM clock_timestamp() - e.archived_at) FROM events AS e
+                 WHERE e.partition = a.partition AND e.seq = c.size + 1), 0) AS oldest_s
+FROM heads AS a
+CROSS JOIN LATERAL (SELECT coalesce(max(size), 0) AS size FROM checkpoints WHERE partition = a.partition) AS c;
+
 -- name: budgets_used
 -- A window's rows are one for each partition that an account of the agent is in; a limit counts in each of them.
 SELECT scope, window_name, max(limit_paise) AS limit_paise, max(reserved + committed) AS used

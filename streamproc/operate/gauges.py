@@ -10,8 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from streamproc.archive.gauges import budgets_used, open_holds, views_behind
+from streamproc.archive.gauges import budgets_used, open_holds, unsigned, views_behind
 from streamproc.archive.read import archived_upto
+from streamproc.archive.signing_key import KEY_FILE
 from streamproc.domain.budget import calendar_names
 from streamproc.errors import StreamprocError
 from streamproc.log.connection import connected
@@ -180,6 +181,7 @@ async def _postgres_page(settings: Settings, pool: Any) -> Page:
             "How long the oldest archived entry that the views do not show has been archived; 0: there is none",
             (({"partition": str(number)}, one.oldest_s) for number, one in behind.items()),
         ),
+        *await _unsigned(settings, pool),
         _gauge("holds_open", "Holds that wait for a person", [({}, holds.count)]),
         _gauge("holds_open_paise", "Amounts of the open holds in paise", [({}, holds.paise)]),
         _gauge("holds_oldest_seconds", "Age of the oldest open hold", [({}, holds.oldest_s)]),
@@ -189,6 +191,21 @@ async def _postgres_page(settings: Settings, pool: Any) -> Page:
         _, budgets = await _asked("budgets", lambda: _budgets(settings, pool))
         page += budgets or []
     return page
+
+
+async def _unsigned(settings: Settings, pool: Any) -> Page:
+    """Nothing where nobody signs: no checkpoint was ever made, and there is no key here to make one with."""
+    found = await unsigned(pool)
+    signs = any(one.ever for one in found.values()) or settings.signing_key
+    if not (signs or (settings.data_dir / KEY_FILE).exists()):
+        return []
+    return [
+        _gauge(
+            "unsigned_oldest_seconds",
+            "How long the oldest archived entry that no checkpoint signs has been archived; 0: all are signed",
+            (({"partition": str(number)}, one.oldest_s) for number, one in found.items()),
+        )
+    ]
 
 
 async def _budgets(settings: Settings, pool: Any) -> Page:

@@ -78,6 +78,7 @@ async def assert_the_page_shows_it_all(system: System) -> None:
     assert total(found, "streamproc_group_lag_entries") == 0
     assert total(found, "streamproc_views_behind_entries") == 0
     assert total(found, "streamproc_views_oldest_seconds") == 0
+    assert 0 <= total(found, "streamproc_unsigned_oldest_seconds") < 600
     assert total(found, "streamproc_store_up") == 2
     assert found["streamproc_budget_used_ratio", (("scope", "agent:bot"), ("window", "day"))] == 0.0025
     assert {name: total(found, "streamproc_up", process=name) for name in ("serve-1", "worker-1", "projector-1")} == {

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 import consumers
 from projections.schema import prepare
 from streamproc.archive.pool import opened_pool
+from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
 from streamproc.operate import gauges
@@ -16,6 +18,7 @@ from streamproc.operate.gauges import site_page
 from streamproc.settings import load
 from tests.operate.words import NOBODY_THERE
 from tests.projections.histories import ListedLog, fetch, history, project_all
+from tests.projections.seals import terms
 
 REDIS_AWAY = "redis://127.0.0.1:1/0"
 
@@ -90,6 +93,35 @@ async def test_how_long_the_views_have_not_shown_what_is_archived_is_told(postgr
     found = await told(REDIS_AWAY, postgres)
     assert found["streamproc_views_behind_entries"] == {of_0: len(log.entries)}
     assert found["streamproc_views_oldest_seconds"][of_0] > 3600
+
+
+async def test_how_long_what_is_archived_was_not_signed_is_told_where_somebody_signs(
+    postgres: str, tmp_path: Path
+):
+    await prepare(postgres)
+    log = ListedLog(history(seed=1, payouts=3))
+    log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]
+    await project_all(postgres, log)
+    await archived_earlier(postgres, "1 hour")
+    of_0, name, keys = (("partition", "0"),), "streamproc_unsigned_oldest_seconds", tmp_path / "keys"
+
+    async def age() -> float | None:
+        found = await told(REDIS_AWAY, postgres, STREAMPROC_DATA_DIR=str(keys))
+        return found[name][of_0] if name in found else None
+
+    assert await age() is None, "there is no key, and nothing was ever signed"
+    make_key(keys / "checkpoint.key")
+    found = await age()
+    assert found is not None
+    assert 3600 < found < 3660
+    (keys / "checkpoint.key").unlink()  # of `serve` on another machine than the projector
+    await project_all(postgres, log, terms=terms(tmp_path / "checkpoints.txt"))
+    assert await age() == 0
+    await fetch(postgres, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
+    await fetch(postgres, "DELETE FROM checkpoints WHERE size = (SELECT max(size) FROM checkpoints)")
+    found = await age()
+    assert found is not None
+    assert found > 3600
 
 
 async def archived_earlier(dsn: str, interval: str) -> None:
