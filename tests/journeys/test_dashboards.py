@@ -121,7 +121,8 @@ def asked(expression: str) -> list[tuple[str, dict[str, str], set[str]]]:
     by = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", expression)))) - OF_PROMETHEUS
     found = []
     for name, braces in re.findall(r"(?<![\w:])((?:streamproc|process)_\w+)(?:\{([^}]*)\})?", expression):
-        values = {label: value for label, _, value in re.findall(r'(\w+)(=~?)"([^"]*)"', braces)}
+        pairs = re.findall(r'(\w+)(=~?)"([^"]*)"', braces)
+        values = {label: value for label, _, value in pairs if label not in OF_PROMETHEUS}
         found.append((name, values, by))
     return found
 
@@ -147,7 +148,7 @@ async def test_every_metric_and_label_of_dashboards_and_rules_is_on_the_page_of_
     page = await scraped(system)
     missing = []
     for query in queries():
-        legend = set(re.findall(r"\{\{(\w+)\}\}", query.legend))
+        legend = set(re.findall(r"\{\{(\w+)\}\}", query.legend)) - OF_PROMETHEUS
         for name, values, labels in asked(query.expression):
             if not has(page, name, values, labels | legend):
                 missing.append((query.dashboard, query.panel, name, values, labels | legend))

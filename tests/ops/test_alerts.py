@@ -59,6 +59,31 @@ def test_every_query_of_a_dashboard_asks_for_what_is_exported(path: Path) -> Non
             assert asked(target["expr"]) <= exported(), panel["title"]
 
 
+def prometheus_targets() -> list[tuple[str, str, str]]:
+    """Title, expression and legend of what the panels of all dashboards ask Prometheus."""
+    panels = [panel for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]]
+    return [
+        (panel["title"], target["expr"], target["legendFormat"])
+        for panel in panels
+        for target in panel["targets"]
+        if target["datasource"]["type"] == "prometheus"
+    ]
+
+
+def test_a_query_of_a_dashboard_tells_machines_apart_and_asks_for_our_processes_and_its_group_alone() -> None:
+    of_processes = 0
+    for title, expression, legend in prometheus_targets():
+        if "process" in re.findall(r"\w+", "".join(re.findall(r"by \(([^)]*)\)", expression)) + legend):
+            of_processes += 1
+            assert "{{instance}}" in legend, title
+            assert " by (" not in expression or "by (instance, " in expression, title
+        if asked(expression) & OTHERS:
+            assert 'job="streamproc"' in expression, title
+        if "governance" in title:
+            assert 'group="governance"' in expression, title
+    assert of_processes == 3
+
+
 def test_the_journey_is_a_trace_that_is_named_by_the_id_that_explain_shows() -> None:
     journey = json.loads((ROOT / "ops" / "grafana" / "dashboards" / "journey.json").read_text())
     asked_for = {one["name"] for one in journey["templating"]["list"]}
