@@ -75,6 +75,13 @@ async def replica_count(client: Redis) -> int:
     return min(int(info.get("connected_slaves", 0)) for info in found)
 
 
+async def without_limit(client: Redis) -> bool:
+    """Whether the server, or any of a cluster's primaries, has no `maxmemory`."""
+    with named_errors():
+        found = [await node.info("memory") for node in await every_node(client)]
+    return any(not int(memory["maxmemory"]) for memory in found)
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 

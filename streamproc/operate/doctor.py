@@ -18,7 +18,7 @@ from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
-from streamproc.log.health import group_rows, server_settings
+from streamproc.log.health import group_rows, server_settings, without_limit
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
@@ -101,6 +101,7 @@ async def _redis(settings: Settings) -> list[Check]:
             checks.append(
                 Check("redis settings", "ok", "appendonly, appendfsync, eviction and version are right")
             )
+        checks += await _memory(client)
         checks.append(_clock(time.time() - await clock_us(client) / 1_000_000))
         checks += await _replicas(client, settings)
         try:
@@ -112,6 +113,17 @@ async def _redis(settings: Settings) -> list[Check]:
             ]
         checks.append(_partitions(known, settings.partitions))
         return checks + [check for partition in range(known) for check in await _groups(client, partition)]
+
+
+async def _memory(client: Any) -> list[Check]:
+    if not await without_limit(client):
+        return [Check("redis memory", "ok", "maxmemory is set")]
+    detail = (
+        "maxmemory is 0: Redis grows until the machine is full and the kernel kills it, and StreamprocRedisFull"
+        " cannot warn of it (the Valkey of `up` has none)"
+    )
+    todo = "set maxmemory in redis.conf, with room on the machine for a rewrite of the AOF: writes are refused at it"
+    return [Check("redis memory", "note", detail, todo)]
 
 
 async def _replicas(client: Any, settings: Settings) -> list[Check]:

@@ -125,6 +125,20 @@ async def test_redis_set_otherwise_than_the_log_needs_is_bad_by_name(
     assert "appendfsync is everysec, it must be always" in checks["redis settings"].detail
 
 
+async def test_a_redis_without_a_limit_of_memory_is_noted(redis_url: str, postgres: str, bank: Sandbox):
+    env = environment(redis_url, postgres, bank)
+    check = (await examined(env))["redis memory"]
+    assert (check.status, "StreamprocRedisFull cannot warn" in check.detail) == ("note", True)
+    assert "maxmemory" in check.todo
+    async with Redis.from_url(redis_url) as client:
+        await client.config_set("maxmemory", "1gb")
+        try:
+            check = (await examined(env))["redis memory"]
+        finally:
+            await client.config_set("maxmemory", "0")
+    assert (check.status, check.detail) == ("ok", "maxmemory is set")
+
+
 async def test_views_that_stand_still_behind_the_archive_are_bad(
     redis_url: str, postgres: str, bank: Sandbox
 ):

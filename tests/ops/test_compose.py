@@ -173,6 +173,8 @@ def test_stores_are_set_as_the_log_needs_them_and_found_where_they_are(tmp_path:
     command = SERVICES["valkey"]["command"]
     for name, (wanted, _) in WANTED_OF_REDIS.items():
         assert command[command.index(f"--{name}") + 1] == wanted
+    # Without a limit StreamprocRedisFull cannot fire.
+    assert re.fullmatch(r"[1-9]\d*gb", command[command.index("--maxmemory") + 1])
     found = settings_of("worker", tmp_path)
     assert urlsplit(found.redis_url).hostname == "valkey"
     dsn = urlsplit(found.postgres_dsn.reveal())
