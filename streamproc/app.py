@@ -248,7 +248,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
             Producer(settings.redis_url, partitions=settings.partitions, name="gateway")
         )
         pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
-        gateway = SiteGateway(settings.redis_url, settings.partitions, pool, retention_s=settings.retention_s)
+        gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
         stack.push_async_callback(gateway.aclose)
         refusals = await stack.enter_async_context(Refusals(intents))
         slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))

@@ -10,6 +10,7 @@ from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.errors import JobFailed
 from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
+from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN, ZERO, Entry, entry_of
 
 SCAN_COUNT = 500
@@ -58,8 +59,9 @@ async def log_exists(client: Redis, partition: int) -> bool:
         return bool(await client.exists(Names(partition).log))
 
 
-async def forgot_nothing(client: Redis, partitions: int, retention_s: float) -> bool:
-    """Whether Redis still knows every payout that there ever was: the log is younger than what it keeps, and whole."""
+async def forgot_nothing(client: Redis, partitions: int) -> bool:
+    """Whether every delivery that there ever was is known by its keys, and in the log: younger than keys are kept, and
+    whole. Records of payouts may have left meanwhile, as retention times say."""
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
             pipe.hget(META, BEGUN)
@@ -67,9 +69,8 @@ async def forgot_nothing(client: Redis, partitions: int, retention_s: float) -> 
             for partition in range(partitions):
                 pipe.xinfo_stream(Names(partition).log)
             begun, (now_s, _), *logs = await pipe.execute(raise_on_error=False)
-    if begun is None or now_s - int(begun) >= retention_s:
+    if begun is None or now_s - int(begun) >= SEEN_TTL_S:
         return False
-    # A retention time that was shorter once has left its trace: what it kept no longer has left the log too.
     return all(isinstance(log, dict) and log["entries-added"] == log["length"] for log in logs)
 
 

@@ -12,6 +12,7 @@ from streamproc.domain.events import PayoutRequested
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.names import META
 from streamproc.log.restore import mark_recovered, mark_recovering
+from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
@@ -21,8 +22,6 @@ from tests.engine import Engine
 from tests.words import ACCOUNT, observed
 
 __all__ = ["api"]
-
-DAY_S = 86_400
 
 
 async def requests_in(engine: Engine) -> list[PayoutRequested]:
@@ -197,12 +196,12 @@ async def test_while_the_log_is_away_every_answer_is_503_with_a_time_to_ask_agai
 
 
 @asynccontextmanager
-async def without_postgres(redis_url: str, *, retention_s: float = DAY_S) -> AsyncIterator[Api]:
+async def without_postgres(redis_url: str) -> AsyncIterator[Api]:
     """The API while Postgres is away."""
     async with (
         Engine(redis_url) as engine,
         opened_pool("postgresql://nobody@127.0.0.1:1/none") as pool,
-        serving(engine.producer, SiteGateway(redis_url, 1, pool, retention_s=retention_s)) as http,
+        serving(engine.producer, SiteGateway(redis_url, 1, pool)) as http,
     ):
         yield Api(http, engine)
 
@@ -215,6 +214,11 @@ async def test_while_postgres_is_away_a_young_log_takes_new_requests_and_knows_i
         first, again = await api.ask(token), await api.ask(token)
         assert (first.status_code, again.status_code) == (202, 202)
         assert first.json()["payout"] == again.json()["payout"]
+        await api.engine.settled()
+        await api.engine.client.delete(
+            api.engine.names.payout(first.json()["payout"])
+        )  # it has ended, long ago
+        assert (await api.ask(token, {**ORDER, "amount": 250_001})).status_code == 409
         assert len(await requests_in(api.engine)) == 1
 
 
@@ -226,7 +230,7 @@ async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one
         token, client = await api.token("t"), api.engine.client
         match log:
             case "too old":
-                await client.hset(META, BEGUN, str((await client.time())[0] - DAY_S))
+                await client.hset(META, BEGUN, str((await client.time())[0] - SEEN_TTL_S))
             case "of unknown age":
                 await client.hdel(META, BEGUN)
             case "cut":
