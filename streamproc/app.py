@@ -248,7 +248,8 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
             Producer(settings.redis_url, partitions=settings.partitions, name="gateway")
         )
         pool = await postgres_pool(settings, stack) if settings.postgres_dsn else None
-        gateway = SiteGateway(settings.redis_url, settings.partitions, pool)
+        barred = settings.execute_after == "archived"
+        gateway = SiteGateway(settings.redis_url, settings.partitions, pool, log_tells=barred)
         stack.push_async_callback(gateway.aclose)
         refusals = await stack.enter_async_context(Refusals(intents))
         slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
@@ -274,10 +275,10 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """The HTTP side."""
     async with AsyncExitStack() as stack:
-        sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         meters = await stack.enter_async_context(measured(settings, "serve"))
         if not await opened(settings, stopping):
             return
+        sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         app = await stack.enter_async_context(opened_api(settings, meters))
         look_less_often()
         server = server_of(app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s))

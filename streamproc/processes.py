@@ -139,6 +139,7 @@ def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4's has its own socket
         made.bind(address)
+        made.listen()  # bound alone, a second process could have the same port, and would hear nobody
     except BaseException:
         made.close()
         raise

@@ -15,8 +15,15 @@ _NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
 _NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
 _REDIS_OPTIONS = frozenset(
     {
+        "client_name",
         "db",
+        "health_check_interval",
+        "protocol",
+        "socket_connect_timeout",
+        "socket_timeout",
         "ssl_ca_certs",
+        "ssl_ca_data",
+        "ssl_min_version",
         "ssl_ca_path",
         "ssl_cert_reqs",
         "ssl_certfile",
@@ -40,7 +47,9 @@ def redis_url(raw: str) -> str:
             )
     elif parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
-    elif parts.scheme != "unix" and not (_has_port(parts) and re.fullmatch(r"(?:/[0-9]{0,5})?", parts.path)):
+    elif parts.scheme != "unix" and not (
+        _has_port(parts) and re.fullmatch(r"(?:/[0-9]{0,5}/?)?", parts.path)
+    ):
         raise ValueError("must be redis://host:port or redis://host:port/database, which is a number")
     unknown = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - _REDIS_OPTIONS)
     if unknown:

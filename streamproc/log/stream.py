@@ -120,9 +120,9 @@ async def open_log(
             )
         _check_count(meta.get(b"partitions", b""), partitions)
         await _refuse_if_lost(client, partitions, meta, archived)
-        if (
-            not meta
-        ):  # nothing was ever in this log; one that `recover` rebuilds has its marks before it is opened
+        logs = [Names(partition).log for partition in range(partitions)]
+        # Nothing was ever in this log; one that `recover` rebuilds has its marks before it is opened.
+        if not meta and not any([await client.exists(log) for log in logs]):
             await client.hsetnx(META, BEGUN, str((await client.time())[0]))
         await client.hsetnx(META, "partitions", str(partitions))
         _check_count(await client.hget(META, "partitions"), partitions)  # somebody else may have been faster

@@ -7,10 +7,11 @@ import pytest
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect, connected, is_quiet, named_errors
 from streamproc.log.health import log_sizes, replica_count, server_settings
-from streamproc.log.inspect import counted_budgets, counted_in, record_of
+from streamproc.log.inspect import counted_budgets, counted_in, forgot_nothing, record_of
 from streamproc.log.kept import Kept
-from streamproc.log.names import Names
+from streamproc.log.names import META, Names
 from streamproc.log.nodes import ClusterClient, cluster_of, every_node, slot_of
+from streamproc.log.stream import BEGUN
 from tests.bank import until
 from tests.valkey_cluster import valkey_cluster
 
@@ -39,6 +40,13 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
             with pytest.raises(ValueError, match="one partition"):
                 await pipe.execute()
         assert await record_of(client, 5, "pout_nowhere") is None
+        assert not await forgot_nothing(client, 5)
+        for partition in range(5):
+            await client.xadd(Names(partition).log, {"e": "[]", "m": "{}"})
+        await client.hset(META, BEGUN, str((await client.time())[0]))
+        assert await forgot_nothing(client, 5)
+        for key in (META, *(Names(partition).log for partition in range(5))):
+            await client.delete(key)
 
         # Who names one node alone is told how to name the cluster.
         async with connected(cluster.home_of(A.log).url) as one:
