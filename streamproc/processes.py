@@ -121,10 +121,8 @@ def bound(host: str, port: int, prefix: str) -> Iterator[list[socket.socket]]:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             sockets = [stack.enter_context(_bound(one[0], one[4])) for one in dict.fromkeys(found)]
-        except (
-            OSError,
-            UnicodeError,
-        ) as problem:  # a label of the host that is empty or too long is the latter
+        except (OSError, UnicodeError) as problem:
+            # Of a host with an empty or too long label it is the latter.
             why = getattr(problem, "strerror", None) or "it is no host name"
             raise ConfigError(
                 f"port {port} of {host} cannot be listened on: {why}; set {prefix}PORT or {prefix}HOST to others"

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
+from streamproc.domain.plain import is_text
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
 from streamproc.setting_urls import dsn, file_or_url, http_url, origins, redis_url, words
@@ -274,7 +275,8 @@ def secrets_of(settings: Settings) -> list[str]:
 
 def _raw(variable: Variable, env: Mapping[str, str]) -> str:
     raw = env.get(PREFIX + variable.name, "").strip()
-    _must_be_text(raw)
+    if not is_text(raw):
+        raise ValueError("is not UTF-8 text")
     file = env.get(f"{PREFIX}{variable.name}_FILE", "").strip() if variable.secret else ""
     if not file:
         return raw
@@ -285,13 +287,6 @@ def _raw(variable: Variable, env: Mapping[str, str]) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
         raise ValueError(f"cannot be read from the file in {PREFIX}{variable.name}_FILE: {why}") from problem
-
-
-def _must_be_text(raw: str) -> None:
-    try:
-        raw.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not UTF-8 text") from None
 
 
 def _warn_of_unknown(env: Mapping[str, str]) -> None:

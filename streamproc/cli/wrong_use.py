@@ -6,10 +6,11 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from streamproc.cli.output import visible
+from streamproc.domain.plain import is_text
 
 
 class Text(click.ParamType[Any]):
-    """Text of UTF-8: bytes that are none reach Python as halves of surrogate pairs, which nobody can send on."""
+    """Text of UTF-8: what is none cannot be sent on."""
 
     name = "text"
 
@@ -18,15 +19,6 @@ class Text(click.ParamType[Any]):
         if isinstance(value, str) and not is_text(value):
             self.fail("it is not UTF-8 text", param, ctx)
         return value
-
-
-def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def take_text_alone(command: click.Command) -> None:

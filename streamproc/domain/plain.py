@@ -38,6 +38,15 @@ def plain(text: str) -> str:
     return " ".join("".join(shown).split())
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that are none reach Python as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def units(text: str) -> int:
     """Length in UTF-16 code units, as Slack counts: what is beyond the basic plane is two."""
     return len(text) + sum(char > "\uffff" for char in text)

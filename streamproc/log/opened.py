@@ -29,10 +29,11 @@ from streamproc.log.work import Group, Work, distinct_payouts
 
 NEWER_S = 5.0
 """Between two looks at an entry that only a later version can read: one of its workers may take it up in between."""
-_AS_WRITTEN = b'[{"type":"'
-"""How every entry's events begin."""
 AHEAD_S = 0.25
 """What Redis knew longer ago, which is several full batches, is asked anew: what is decided bears that time."""
+
+_AS_WRITTEN = b'[{"type":"'
+"""How every entry's events begin."""
 
 
 class Known(NamedTuple):
@@ -163,9 +164,8 @@ class Opener:
             return True
         refuse_newer(e)
         if not e.startswith(_AS_WRITTEN):
-            decode_events(
-                e
-            )  # nobody of ours wrote this; what cannot be read is set aside, where people see it
+            # Nobody of ours wrote this; what cannot be read is set aside, where people see it.
+            decode_events(e)
         return False
 
 
