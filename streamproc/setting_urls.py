@@ -36,7 +36,7 @@ _REDIS_OPTIONS = frozenset(
 
 def redis_url(raw: str) -> str:
     """Where Redis is, or the nodes of a cluster."""
-    parts = urlsplit(raw)
+    parts = _split(raw)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
         nodes = parts.netloc.rpartition("@")[2]
         ports = [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", nodes)]
@@ -57,6 +57,13 @@ def redis_url(raw: str) -> str:
     return raw
 
 
+def _split(raw: str) -> SplitResult:
+    try:
+        return urlsplit(raw)
+    except ValueError:  # its words have the value in them
+        raise ValueError("is no URL") from None
+
+
 def _has_port(parts: SplitResult) -> bool:
     """Whether the port of a URL is one, or left out."""
     try:
@@ -67,7 +74,7 @@ def _has_port(parts: SplitResult) -> bool:
 
 def dsn(raw: str) -> Secret:
     """Where Postgres is. The whole is a secret, since a password is often in it."""
-    parts = urlsplit(raw)
+    parts = _split(raw)
     if parts.scheme not in ("postgres", "postgresql"):
         raise ValueError("must start with postgresql://")
     hosts = parts.netloc.rpartition("@")[2]  # there may be several, with a port each
@@ -80,7 +87,7 @@ def http_url(path: str = "") -> Callable[[str], str]:
     """A URL of an outside system; *path* is added where the operator named only the host."""
 
     def parse(raw: str) -> str:
-        parts = urlsplit(raw)
+        parts = _split(raw)
         is_whole = parts.scheme in ("http", "https") and parts.hostname and _has_port(parts)
         if not is_whole or parts.query or parts.fragment:
             raise ValueError("must be an http:// or https:// URL without query or fragment")
@@ -99,7 +106,7 @@ def words(raw: str) -> tuple[str, ...]:
 def origins(raw: str) -> tuple[str, ...]:
     """Origins whose pages may call the API."""
     for origin in (found := words(raw)):
-        parts = urlsplit(origin)
+        parts = _split(origin)
         if (
             parts.scheme not in ("http", "https")
             or not parts.netloc

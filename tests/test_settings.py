@@ -133,6 +133,11 @@ def test_what_is_no_redis_url_is_refused_and_not_shown(text: str) -> None:
     assert "hunter2" not in problem
 
 
+@pytest.mark.parametrize("name", ["REDIS_URL", "POSTGRES_DSN", "GLEIF_URL", "CORS_ORIGINS"])
+def test_what_cannot_even_be_taken_apart_is_not_shown(name: str) -> None:
+    assert problems(**{name: "https://u:hunter\u2100@h/d"}) == [f"STREAMPROC_{name} is no URL"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
