@@ -48,17 +48,23 @@ def _catches_sigterm(pid: int) -> bool:
 @contextmanager
 def frozen(postmaster: int) -> Iterator[None]:
     """Postgres and all its backends stand still; sessions stay open, and nothing is answered."""
-    os.kill(postmaster, signal.SIGSTOP)  # first, so that it makes no more children
-    stopped = [postmaster, *_children(postmaster)]
-    for pid in stopped[1:]:
-        os.kill(pid, signal.SIGSTOP)
+    stopped = [postmaster]
     try:
+        os.kill(postmaster, signal.SIGSTOP)  # first, so that it makes no more children
+        for pid in _children(postmaster):
+            with contextlib.suppress(ProcessLookupError):  # a session that just ended
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
         yield
     finally:
         for pid in reversed(stopped):
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _children(parent: int) -> list[int]:
-    stats = [path.read_text().rpartition(")") for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # of others' processes some end meanwhile
+            stats.append(path.read_text().rpartition(")"))
     return [int(head.partition(" ")[0]) for head, _, rest in stats if int(rest.split()[1]) == parent]
