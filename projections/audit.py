@@ -134,6 +134,7 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.DeadLetterClosed: lambda _, event: Said(
         "alert", f"dead letter {event.letter}: {event.action}", event.by
     ),
+    e.EntryDisowned: lambda _, event: Said("alert", f"entry {event.entry} disowned: {event.why}", event.by),
     e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),
 }
 

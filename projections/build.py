@@ -10,9 +10,10 @@ from typing import Protocol
 
 import asyncpg
 
-from projections.fold import ALL, Archived, Step, decode, steps_of
+from projections.fold import ALL, Archived, Decoded, Step, Unreadable, decode, steps_of
 from projections.run import Mark, Records
 from projections.views import View
+from streamproc.archive.disowned import Disowned
 from streamproc.domain.events import Fact
 from streamproc.domain.payouts import CHANGING, PayoutRecord
 from streamproc.domain.wire import EVENT_KINDS
@@ -36,11 +37,19 @@ class Builder:
     """
 
     def __init__(
-        self, db: asyncpg.Connection, partition: int, mark: Mark, records: Records, views: Sequence[View]
+        self,
+        db: asyncpg.Connection,
+        partition: int,
+        mark: Mark,
+        records: Records,
+        views: Sequence[View],
+        disowned: Disowned | None = None,
     ) -> None:
+        """Without `disowned` nothing is passed over."""
         self._db = db
         self._partition = partition
         self._records = records
+        self._disowned = disowned
         self._parts = [_Part(view) for view in views]
         self._takers = {
             kind: [part.take for part in self._parts if kind in part.reads] for kind in EVENT_KINDS
@@ -60,7 +69,8 @@ class Builder:
         now: dict[str, PayoutRecord | None] = {}
         events = 0
         for first in range(0, len(rows), ENTRIES_AT_ONCE):
-            events += self._fold(rows[first : first + ENTRIES_AT_ONCE], known, now)
+            some = rows[first : first + ENTRIES_AT_ONCE]
+            events += self._fold(some, await self._decoded(some), known, now)
             await asyncio.sleep(0)  # whoever else works in this process waits for some ms, not for a segment
         async with self._db.transaction():
             await self.mark.move(self._db, rows, upto)
@@ -70,13 +80,24 @@ class Builder:
         self._records.keep(now)
         return events
 
+    async def _decoded(self, rows: Sequence[Stored]) -> list[Decoded]:
+        partition, disowned = self._partition, self._disowned
+        is_disowned = None if disowned is None else disowned.covers
+        try:
+            return [decode(partition, row, is_disowned) for row in rows]
+        except Unreadable:
+            if disowned is None:
+                raise
+            await disowned.look(rows[0].seq)
+            return [decode(partition, row, is_disowned) for row in rows]
+
     def _fold(
         self,
         rows: Sequence[Stored],
+        decoded: Sequence[Decoded],
         known: Mapping[str, PayoutRecord],
         now: dict[str, PayoutRecord | None],
     ) -> int:
-        decoded = [decode(self._partition, row) for row in rows]
         for entry, row in zip(decoded, rows, strict=True):
             if entry.payout != row.payout and entry.payout:
                 # Its record was neither loaded, nor is it this share's.

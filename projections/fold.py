@@ -100,13 +100,26 @@ class Sum(Protocol):
 _decode_meta = msgspec.json.Decoder(Meta).decode
 
 
-def decode(partition: int, entry: Archived) -> Decoded:
-    """The entry's events. Raises LogBroken, naming the entry, for anything unknown: no fact is skipped."""
+class Unreadable(LogBroken):
+    """An entry that cannot be read here. Only where a person disowned it may it be passed over (ADR 32)."""
+
+
+def decode(partition: int, entry: Archived, is_disowned: Callable[[Archived], bool] | None = None) -> Decoded:
+    """The entry's events; none, where it cannot be read and a person disowned it.
+
+    Raises Unreadable, naming the entry, for anything else that is unknown, since no fact is skipped, and LogBroken for
+    an entry about several payouts.
+    """
     try:
         events = decode_events(entry.e)
         meta = _decode_meta(entry.m)
-    except (Unprocessable, msgspec.DecodeError) as problem:
-        raise LogBroken(f"entry {partition}:{entry.id}: {problem}") from problem
+    except (Unprocessable, msgspec.DecodeError, RecursionError) as problem:
+        if is_disowned is not None and is_disowned(entry):
+            return Decoded(entry.seq, entry.id, "", "", [])
+        raise Unreadable(
+            f"entry {partition}:{entry.id}: {problem}. Where no version of streamproc wrote it, `streamproc log disown"
+            f" {partition}:{entry.id}` lets everybody pass over it (in a recovery `recover --disown`)"
+        ) from problem
     payout = ""
     for event in events:
         if type(event) in OF_PAYOUT and (found := event.payout) != payout and found:  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from projections.build import Builder, Stored
 from projections.run import Mark, Records
 from projections.traced import folded
 from projections.views import VIEWS, View
+from streamproc.archive.disowned import Disowned
 from streamproc.archive.load import rows_after
 from streamproc.errors import LogBroken
 from streamproc.telemetry import watch
@@ -30,9 +31,14 @@ class Runner(Builder):
     """
 
     def __init__(
-        self, db: asyncpg.Connection, partition: int, mark: Mark, views: Sequence[View] = VIEWS
+        self,
+        db: asyncpg.Connection,
+        partition: int,
+        mark: Mark,
+        views: Sequence[View] = VIEWS,
+        disowned: Disowned | None = None,
     ) -> None:
-        super().__init__(db, partition, mark, Records(partition), views)
+        super().__init__(db, partition, mark, Records(partition), views, disowned)
 
     async def fold(self, rows: Sequence[Stored], upto: int | None = None) -> int:
         """As `Builder.fold`, and up to the last of `rows` where nothing else is said."""

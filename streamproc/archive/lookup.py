@@ -72,6 +72,13 @@ async def entries_by_id(db: asyncpg.Connection, partition: int, entries: Sequenc
     return [Row(*row) for row in rows]
 
 
+async def archived_entry(pool: asyncpg.Pool, partition: int, entry: str) -> Row | None:
+    """An entry by its id; None where it is not archived. Raises TryAgain when Postgres is away."""
+    async with asked(pool) as db:
+        found = await entries_by_id(db, partition, [entry])
+    return found[0] if found else None
+
+
 async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Sequence[str]) -> frozenset[str]:
     """Those of these payouts that were ever decided, as far as it is archived."""
     rows = await db.fetch(_SQL["decided_payouts"], partition, list(payouts))

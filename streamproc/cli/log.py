@@ -44,7 +44,9 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
     from streamproc.operate.site import opened
 
     def say(line: "Line") -> None:
-        shown = output.json_text(logview.line_json(line)) if as_json else logview.line_text(line)
+        shown = (
+            output.json_text(logview.line_json(line)) if as_json else output.visible(logview.line_text(line))
+        )
         click.echo(shown)
 
     async def body() -> None:
@@ -152,6 +154,51 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(_trimmed_text(row, dry_run=dry_run))
+
+
+@log.command()
+@click.argument("id")
+@click.option("--by", required=True, metavar="NAME", help="Who states it, for the audit.")
+@click.option("--why", required=True, metavar="TEXT", help="How that is known, for the audit.")
+@click.option(
+    "--no-later-version", is_flag=True, help="Also where it looks like an entry of a later version."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.json_option
+def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_json: bool) -> None:
+    """State that no version of streamproc wrote an entry that cannot be read.
+
+    Whoever reads the log stops at such an entry, since a fact that is skipped is how money goes missing: views stand
+    still, `replay` and `recover` end. After this everybody passes over its bytes. They stay in the log and in the
+    archive; that they are passed over, who stated it and why are in the log and the audit. What can be read is refused.
+
+    \b
+    Example:
+      streamproc log disown 0:1700000000000-0 --by asha --why "a load test wrote to the wrong Redis"
+    """
+    settings = operator_settings()
+    from consumers import GROUPS
+    from streamproc.operate import disown as operate
+    from streamproc.operate.site import opened
+
+    said = operate.statement(id, by=by, why=why, no_later_version=no_later_version)
+    if not yes:
+        output.confirm(f"Let everybody pass over entry {id}, which no version of streamproc wrote?")
+
+    async def body() -> operate.Disowning:
+        async with opened(settings) as site:
+            return await operate.disown(site, said, GROUPS)
+
+    done = output.run(body())
+    if as_json:
+        import msgspec
+
+        output.say_json(msgspec.to_builtins(done))
+        return
+    click.echo(
+        f"{done.entry} is disowned (recorded as {done.recorded}); {len(done.letters)} dead letters of it are"
+        " discarded. Views that stand still at it go on within 15 s"
+    )
 
 
 def _trimmed_text(row: "Kept", *, dry_run: bool) -> str:

@@ -14,6 +14,7 @@ from streamproc.run_file import discover
 from streamproc.settings import PREFIX, Settings, load
 
 if TYPE_CHECKING:
+    from streamproc.operate.disown import Statement
     from streamproc.operate.recover import Plan, Recovered
     from streamproc.operate.recover_bank import Reconciled
 
@@ -21,8 +22,25 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--without-bank", is_flag=True, help="Do not ask the bank what happened meanwhile.")
+@click.option(
+    "--disown",
+    multiple=True,
+    metavar="ID",
+    help="An entry that cannot be read, as `log disown`; may be repeated.",
+)
+@click.option("--by", default="", metavar="NAME", help="Who states that, for the audit.")
+@click.option("--why", default="", metavar="TEXT", help="How it is known, for the audit.")
+@click.option("--no-later-version", is_flag=True, help="With --disown: as for `log disown`.")
 @output.json_option
-def recover(yes: bool, without_bank: bool, as_json: bool) -> None:
+def recover(
+    yes: bool,
+    without_bank: bool,
+    disown: tuple[str, ...],
+    by: str,
+    why: str,
+    no_later_version: bool,
+    as_json: bool,
+) -> None:
     """Rebuild what Redis lost from the archive, then ask the bank what happened meanwhile.
 
     For when roles say that the log is gone or behind its archive. Stop the workers first: what they still decide
@@ -32,15 +50,19 @@ def recover(yes: bool, without_bank: bool, as_json: bool) -> None:
 
     Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back; what a
     worker may not have handled is handled again. What came in from outside on a log that had lost its tail is kept.
-    It may be killed and run again.
+    It may be killed and run again. It ends at an entry that cannot be read; where something else than streamproc wrote
+    that into Redis, state it with --disown, --by and --why, since `log disown` needs a log that is open.
 
     \b
     Example:
       streamproc recover
       streamproc recover --yes --json
     """
+    from streamproc.operate.disown import statement
+
     settings = discover(load(os.environ))
-    done, asked = output.run(_recover(settings, yes=yes, without_bank=without_bank))
+    said = [statement(one, by=by, why=why, no_later_version=no_later_version) for one in disown]
+    done, asked = output.run(_recover(settings, said, yes=yes, without_bank=without_bank))
     left = [*done.left, *(asked.left if asked is not None else ())]
     if as_json:
         output.say_json(_as_json(done, asked, left))
@@ -59,21 +81,22 @@ def recover(yes: bool, without_bank: bool, as_json: bool) -> None:
 
 
 async def _recover(
-    settings: Settings, *, yes: bool, without_bank: bool
+    settings: Settings, disowned: "list[Statement]", *, yes: bool, without_bank: bool
 ) -> "tuple[Recovered, Reconciled | None]":
     from streamproc.log.connection import connected
     from streamproc.log.restore import mark_reconciled
-    from streamproc.operate.recover import Recovered, look, rebuild
+    from streamproc.operate.recover import Recovered, look, rebuild, refuse_unneeded
     from streamproc.operate.recover_bank import is_configured, reconcile
     from streamproc.operate.stores import reachable
 
     async with reachable(settings) as found:
         plan, done, asked = await look(found), Recovered(), None
+        refuse_unneeded(plan, disowned)
         if not plan.bank_only:
             _ask(plan, yes=yes)
         with Telling("recover", "events") as telling:
             if not plan.bank_only:
-                done = await rebuild(found, plan, on_progress=telling.hear)
+                done = await rebuild(found, plan, disowned=disowned, on_progress=telling.hear)
         with Telling("recover", "payouts") as telling:
             if without_bank:
                 async with connected(found.redis_url) as client:

@@ -28,6 +28,7 @@ from streamproc.domain.facts import WindowUse as WindowUse
 from streamproc.domain.facts import version
 from streamproc.domain.housekeeping import AccessRefused as AccessRefused
 from streamproc.domain.housekeeping import DeadLetterClosed as DeadLetterClosed
+from streamproc.domain.housekeeping import EntryDisowned as EntryDisowned
 from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
 from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
@@ -392,6 +393,7 @@ Event: TypeAlias = (
     | ReconcileDone
     | EntrySetAside
     | DeadLetterClosed
+    | EntryDisowned
     | NotificationSent
     | NotificationFailed
     | AccessRefused

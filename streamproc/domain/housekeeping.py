@@ -55,6 +55,18 @@ class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"
     by: str
 
 
+class EntryDisowned(Fact, frozen=True, kw_only=True, tag="entry.disowned"):
+    """A person stated that no version of streamproc wrote an entry that cannot be read: whoever reads passes over it.
+
+    `digest` is that of the entry's bytes (streamproc/archive/disowned.py), so that nothing else can take its place.
+    """
+
+    entry: str
+    digest: str
+    by: str
+    why: str
+
+
 class AccessRefused(Fact, frozen=True, kw_only=True, tag="access.refused"):
     """Somebody asked for what is not theirs, or not genuinely. Like refusals of ten seconds are one event.
 

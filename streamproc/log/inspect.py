@@ -203,11 +203,17 @@ async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None
             for partition in range(partitions):
                 pipe.get(Names(partition).seen(key))
             found = await pipe.execute()
-        for partition, entry in enumerate(found):
-            if entry is not None:
-                rows = await client.execute_command("XRANGE", Names(partition).log, entry, entry)
-                return entry_of(rows[0]) if rows else None
+    for partition, entry in enumerate(found):
+        if entry is not None:
+            return await entry_at(client, Names(partition), entry.decode())
     return None
+
+
+async def entry_at(client: Redis, names: Names, entry: str) -> Entry | None:
+    """An entry of the log by its id; None where Redis has none there."""
+    with named_errors():
+        rows = await client.execute_command("XRANGE", names.log, entry, entry)
+    return entry_of(rows[0]) if rows else None
 
 
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:

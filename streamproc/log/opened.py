@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import look
 from streamproc.domain.events import BeneficiarySeen, Event
 from streamproc.domain.payouts import ASKED
-from streamproc.domain.wire import Newer, decode_events, payout_of, refuse_newer, tag_of
+from streamproc.domain.wire import Newer, decode_events, decode_meta, payout_of, refuse_newer, tag_of
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log import payees, scripts
 from streamproc.log.connection import named_errors
@@ -33,7 +33,9 @@ AHEAD_S = 0.25
 """What Redis knew longer ago, which is several full batches, is asked anew: what is decided bears that time."""
 
 _AS_WRITTEN = b'[{"type":"'
-"""How every entry's events begin."""
+"""How every entry's events begin,"""
+_META_AS_WRITTEN = b'{"by":"'
+"""and its metadata. What begins otherwise is read, since nobody of ours wrote it."""
 
 
 class Known(NamedTuple):
@@ -159,13 +161,14 @@ class Opener:
         Raises Unprocessable for what nobody can read."""
         if self.is_own(entry):
             return False
-        e = entry[1][1]
+        e, m = entry[1][1], entry[1][3]
+        if not m.startswith(_META_AS_WRITTEN):
+            decode_meta(m)
         if self._consumed(e) is not None:
             return True
         refuse_newer(e)
         if not e.startswith(_AS_WRITTEN):
-            # Nobody of ours wrote this; what cannot be read is set aside, where people see it.
-            decode_events(e)
+            decode_events(e)  # what cannot be read is set aside, where people see it
         return False
 
 

@@ -20,29 +20,29 @@ LIST_MAX = 1_000
 """Letters of one partition in one answer."""
 
 
-class LetterId(Struct, frozen=True):
-    """Where a dead letter is: written as `partition:stream-id`."""
+class StreamId(Struct, frozen=True):
+    """Where a dead letter, or an entry of the log, is: written as `partition:stream-id`."""
 
     partition: int
-    letter: str
+    entry: str
 
     def __str__(self) -> str:
-        return f"{self.partition}:{self.letter}"
+        return f"{self.partition}:{self.entry}"
 
 
-_LETTER = re.compile(r"([0-9]{1,4}):([0-9]{1,20})-([0-9]{1,20})")
+_ID = re.compile(r"([0-9]{1,4}):([0-9]{1,20})-([0-9]{1,20})")
 ID_PART_MAX = 2**64 - 1
 """Of each half of an entry's id in Redis."""
 
 
-def letter_id(text: str) -> LetterId:
+def stream_id(text: str, *, of: str = "dead letter", shown_by: str = "dead list") -> StreamId:
     """Read `partition:stream-id`. Raises InputError for anything else."""
-    if (found := _LETTER.fullmatch(text)) is not None:
+    if (found := _ID.fullmatch(text)) is not None:
         partition, ms, n = map(int, found.groups())
         if max(ms, n) <= ID_PART_MAX:
-            return LetterId(partition, f"{ms}-{n}")
+            return StreamId(partition, f"{ms}-{n}")
     raise InputError(
-        f"{text[:60]!r} is no dead letter's id: `streamproc dead list` shows them, such as 0:1700000000000-0"
+        f"{text[:60]!r} is no id of a {of}: `streamproc {shown_by}` shows them, such as 0:1700000000000-0"
     )
 
 
@@ -59,8 +59,8 @@ async def list_letters(
 
 async def show_letter(site: Site, text: str) -> dict[str, Any]:
     """One dead letter with its events; those that cannot be read are shown as they are."""
-    where = letter_id(text)
-    letter = await inspect.dead_letter(site.client, site.names_of(where.partition), where.letter)
+    where = stream_id(text)
+    letter = await inspect.dead_letter(site.client, site.names_of(where.partition), where.entry)
     if letter is None:
         raise _missing(where)
     shown = _row(where.partition, letter)
@@ -87,9 +87,9 @@ async def discard(site: Site, text: str, *, by: str) -> None:
 
 
 async def _close(site: Site, text: str, action: Literal["redrive", "discard"], by: str) -> str:
-    where = letter_id(text)
+    where = stream_id(text)
     names = site.names_of(where.partition)
-    letter = await inspect.dead_letter(site.client, names, where.letter)
+    letter = await inspect.dead_letter(site.client, names, where.entry)
     if letter is None:
         raise _missing(where)
     event = DeadLetterClosed(
@@ -105,7 +105,7 @@ async def _close(site: Site, text: str, action: Literal["redrive", "discard"], b
     record = await scripts.close_letter(
         site.client,
         names,
-        where.letter,
+        where.entry,
         group=letter.group,
         entry=letter.entry,
         action=action,
@@ -117,7 +117,7 @@ async def _close(site: Site, text: str, action: Literal["redrive", "discard"], b
     return f"{where.partition}:{record}"
 
 
-def _missing(where: LetterId) -> JobFailed:
+def _missing(where: StreamId) -> JobFailed:
     return JobFailed(f"there is no dead letter {where} (any more)")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.wire import decode_events, payout_of, type_of
+from streamproc.domain.events import Event
+from streamproc.domain.wire import decode_events, decode_meta, payout_of, type_of
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
@@ -90,26 +91,39 @@ async def _stats(site: Site, partition: int, retention_s: float) -> Stats:
 def line_json(line: Line) -> dict[str, Any]:
     """An entry as scripts see it."""
     base = f"{line.partition}:{line.entry.id}"
-    shown: dict[str, Any] = {"id": base, "at": _at(line), "meta": msgspec.json.decode(line.entry.m)}
+    shown: dict[str, Any] = {"id": base, "at": _at(line), "meta": _meta(line.entry)}
     try:
-        shown["events"] = [
-            event_json(f"{base}:{i}", event) for i, event in enumerate(decode_events(line.entry.e))
-        ]
+        shown["events"] = [event_json(f"{base}:{i}", event) for i, event in enumerate(_events(line.entry))]
     except Unprocessable as problem:
-        shown["unreadable"] = str(problem)
+        raw = {"e": line.entry.e.decode(errors="replace"), "m": line.entry.m.decode(errors="replace")}
+        shown |= {"unreadable": str(problem), "raw": raw}
     return shown
 
 
 def line_text(line: Line) -> str:
     """An entry for a person: when, where, whose, and what is in it."""
-    meta = msgspec.json.decode(line.entry.m)
-    head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-'):10}"
+    meta = _meta(line.entry)
+    head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-')!s:10}"
     try:
-        events = decode_events(line.entry.e)
+        events = _events(line.entry)
     except Unprocessable as problem:
         return f"{head}  cannot be read: {problem}"
     payouts = dict.fromkeys(payout for payout in map(payout_of, events) if payout)
     return f"{head}  {' '.join(payouts) or '-'}  {', '.join(map(_told, events))}"
+
+
+def _meta(entry: Entry) -> dict[str, Any]:
+    """Its metadata; none where something else wrote it."""
+    try:
+        return msgspec.json.decode(entry.m, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+
+
+def _events(entry: Entry) -> list[Event]:
+    """Its events. Raises Unprocessable, also where only its metadata cannot be read: then no reader takes it."""
+    decode_meta(entry.m)
+    return decode_events(entry.e)
 
 
 def _told(event: Any) -> str:

@@ -11,14 +11,13 @@ from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
 from streamproc.domain.policy_changes import Differ
 from streamproc.domain.proposals import Proposal
-from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.log.stream import ZERO
 from streamproc.operate.changes import Plan, make
 from streamproc.operate.changes import Scopes as Scopes
-from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after
+from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after, readable
 from streamproc.operate.proposals import Applied as Applied
 from streamproc.operate.site import Site, iso, us_of
 
@@ -138,17 +137,19 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
     ends = [await site.ask_postgres(views_upto, partition) for partition in range(site.partitions)]
     answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
     rows = None if None in answers else [row for answer in answers for row in answer or ()]
-    changes = [_changed(row) for row in rows or ()]
+    changes, notes = [_changed(row) for row in rows or ()], list[str]()
     for partition, end in enumerate(ends):
         after = ZERO if rows is None or end is None else end
         _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
         for entry in entries:
-            changes += [event for event in decode_events(entry.e) if isinstance(event, PolicyChanged)]
+            events = readable(partition, entry, notes)
+            changes += [event for event in events if isinstance(event, PolicyChanged)]
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
         raise NeverHad(f"agent {agent} never had a policy here")
-    note = "" if rows is not None else f"{site.postgres_problem}; these are the changes still in Redis"
-    return sorted(by_version.values(), key=lambda change: (change.at, change.version)), note
+    if rows is None:
+        notes.append(f"{site.postgres_problem}; these are the changes still in Redis")
+    return sorted(by_version.values(), key=lambda change: (change.at, change.version)), "; ".join(notes)
 
 
 def _changed(row: PolicyRow) -> PolicyChanged:

@@ -21,10 +21,11 @@ import consumers
 from projections.loop import months_of
 from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
+from streamproc.archive.disowned import Disowned
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
-from streamproc.archive.lookup import job_named
+from streamproc.archive.lookup import entries_by_id, job_named
 from streamproc.archive.store import Head, archived_heads, connection, id_key, partitions_opened, take_lock
-from streamproc.errors import JobFailed, TryAgain
+from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.cursor import poll_cursor_name
 from streamproc.log.inspect import clock_us
@@ -35,8 +36,9 @@ from streamproc.log.restore import (
     mark_recovering,
     read_meta,
 )
-from streamproc.log.stream import LogView
+from streamproc.log.stream import Entry, LogView
 from streamproc.operate.condition import Condition, conditions
+from streamproc.operate.disown import Statement, disowning, recorded
 from streamproc.operate.recover_fork import Said, carry_over
 from streamproc.operate.recover_log import restore_letters, restore_log
 from streamproc.operate.recover_recent import restore_recent
@@ -126,6 +128,17 @@ async def look(settings: Settings) -> Plan:
     return Plan(settings.partitions, broken, entries, interrupted=meta.recovering, bank_only=finished)
 
 
+def refuse_unneeded(plan: Plan, disowned: Sequence[Statement]) -> None:
+    """Raise InputError for what is stated of a partition whose log is open: there `log disown` does it."""
+    closed = [] if plan.bank_only else [one.partition for one in plan.broken]
+    for said in disowned:
+        if said.entry.partition not in closed:
+            raise InputError(
+                f"--disown {said.entry}: partition {said.entry.partition} is not to be rebuilt; its log is open for"
+                f" `streamproc log disown {said.entry}`"
+            )
+
+
 async def _broken(settings: Settings, client: Any, partitions: Iterable[int]) -> list[Condition]:
     return [one for one in await conditions(settings, client, partitions) if one.problem]
 
@@ -137,8 +150,17 @@ async def _heads(settings: Settings) -> dict[int, Head]:
         raise JobFailed(f"{problem}; {UNTOUCHED}") from problem
 
 
-async def rebuild(settings: Settings, plan: Plan, *, on_progress: OnProgress = lambda _: None) -> Recovered:
-    """Rebuild the broken partitions and let the roles in again. Raises JobFailed where a projector is still at work."""
+async def rebuild(
+    settings: Settings,
+    plan: Plan,
+    *,
+    disowned: Sequence[Statement] = (),
+    on_progress: OnProgress = lambda _: None,
+) -> Recovered:
+    """Rebuild the broken partitions and let the roles in again. Raises JobFailed where a projector is still at work.
+
+    `disowned`: entries that cannot be read, and which a person states that none of us wrote: that is archived first.
+    """
     began, done = time.monotonic(), Recovered(entries=plan.entries, gone_after=plan.gone_after)
     dsn = settings.postgres_dsn.reveal()
     with job_named(STAYS_CLOSED):
@@ -148,6 +170,7 @@ async def rebuild(settings: Settings, plan: Plan, *, on_progress: OnProgress = l
             # Looked at again: a projector that was just ending may have moved the archive on.
             found = await _broken(settings, client, [one.partition for one in plan.broken])
             broken = [await _archive_rest(settings, condition) for condition in found]
+            broken = [await _archive_statements(settings, one, disowned, run) for one in broken]
             if broken:
                 await _rebuild_all(settings, client, run, broken, done, on_progress)
             await mark_recovered(client, range(plan.partitions), run)
@@ -179,7 +202,8 @@ async def _rebuild_all(
     ):
         await source.execute(SQL["wanted_table"])
         for one in broken:
-            sources = Sources(place, source, one.partition, one.head, run, settings.retention_s)
+            disowned = Disowned(dsn, one.partition)
+            sources = Sources(place, source, one.partition, one.head, run, settings.retention_s, disowned)
             to = Restorer(client, Names(one.partition), run)
             done.partitions.append(await _rebuild_one(settings, sources, to, done, on_progress))
 
@@ -217,6 +241,27 @@ async def _archive_rest(settings: Settings, condition: Condition) -> Condition:
             ranges.update(missing)
             _, head = await archive(db, partition, head, new)
     return Condition(partition, head, condition.problem, anchored=True)
+
+
+async def _archive_statements(
+    settings: Settings, condition: Condition, disowned: Sequence[Statement], now_us: int
+) -> Condition:
+    """Archive what was stated of entries of this partition: the log is closed, and is rebuilt from the archive."""
+    partition, head = condition.partition, condition.head
+    here = [said for said in disowned if said.entry.partition == partition]
+    if not here:
+        return condition
+    async with connection(settings.postgres_dsn.reveal(), name="streamproc recover") as db:
+        for said in here:
+            found = await entries_by_id(db, partition, [said.entry.entry])
+            if not found:
+                raise JobFailed(f"there is no entry {said.entry} in the archive")
+            e, m = recorded(disowning(said, found[0], now_us))
+            ms, n = id_key(head.entry)  # in the archive's last moment: what came after it is still missing
+            entry = Entry(f"{ms}-{n + 1}", e, m)
+            await make_ranges(db, months_of([entry]))
+            _, head = await archive(db, partition, head, [entry])
+    return Condition(partition, head, condition.problem, anchored=condition.anchored)
 
 
 async def _rebuild_one(

@@ -23,6 +23,7 @@ from streamproc.domain.events import (
 from streamproc.domain.policy_fields import RATE_WINDOW_S_MAX
 from streamproc.domain.recovery import Rates, Stored, Unhandled
 from streamproc.domain.wire import Meta, decode_events, decode_meta, tag_of
+from streamproc.errors import Unprocessable
 from streamproc.log.restore import Restorer
 from streamproc.log.scripts import RATE_BACKLOG_S, SEEN_TTL_S
 from streamproc.operate.recover_state import MS, ROWS_AT_ONCE, SQL, Counts, OnStage, Sources
@@ -70,11 +71,16 @@ class _Scan:
         """The next entries."""
         checked: list[tuple[VelocityChecked, int]] = []
         for row in rows:
-            meta, entry_ms = decode_meta(row.m), id_key(row.id)[0]
-            told = _of_interest(row.e) is not None
-            entry = Stored(row.id, meta, decode_events(row.e) if told else [])
-            self._number = max(self._number, meta.settled)
-            await self._seen(row, meta, entry_ms)
+            entry_ms = id_key(row.id)[0]
+            try:
+                told = _of_interest(row.e) is not None
+                entry = Stored(row.id, decode_meta(row.m), decode_events(row.e) if told else [])
+                await self._seen(row, entry.meta, entry_ms)
+            except Unprocessable:
+                if not await self._sources.disowned.looked_for(row, 0):
+                    raise
+                continue
+            self._number = max(self._number, entry.meta.settled)
             self._unanswered.see(entry)
             for event in entry.events:
                 if type(event) is BudgetReserved:

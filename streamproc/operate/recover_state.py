@@ -13,12 +13,12 @@ import asyncpg
 from msgspec import Struct
 
 from consumers.inputs import GOVERNANCE, INPUTS, comes_again
-from streamproc.archive.load import Row
+from streamproc.archive.disowned import Disowned
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Head, id_key
 from streamproc.archive.text import text_key
 from streamproc.domain.budget import Admission, window_end_s
-from streamproc.domain.events import PolicyChanged
+from streamproc.domain.events import Event, PolicyChanged
 from streamproc.domain.payouts import (
     RELEASING_STATUSES,
     TERMINAL_STATES,
@@ -30,9 +30,11 @@ from streamproc.domain.policy import ScopeState
 from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild
 from streamproc.domain.tokens import Token, tokens_after
-from streamproc.domain.wire import decode_events, decode_meta
+from streamproc.domain.wire import Meta, decode_events, decode_meta
+from streamproc.errors import Unprocessable
 from streamproc.log.proposals import PROPOSAL_PARTITION
 from streamproc.log.restore import Restorer
+from streamproc.log.stream import Entry
 from streamproc.log.tokens import TOKEN_PARTITION
 
 ROWS_AT_ONCE = 2_000
@@ -79,6 +81,20 @@ class Sources(Struct, frozen=True):
     head: Head
     now_us: int
     retention_s: float
+    disowned: Disowned
+
+    async def events_of(self, row: Any) -> list[Event]:
+        """The events of a row of the archive; none, where it cannot be read and a person disowned it."""
+        return (await self.stored(row)).events
+
+    async def stored(self, row: Any) -> Stored:
+        """A row of the archive, understood. Raises Unprocessable where it cannot be and nobody disowned it."""
+        try:
+            return Stored(row["id"], decode_meta(row["m"]), decode_events(row["e"]))
+        except Unprocessable:
+            if not await self.disowned.looked_for(Entry(row["id"], row["e"], row["m"]), 0):
+                raise
+            return Stored(row["id"], Meta(), [])
 
     @property
     def now_ms(self) -> int:
@@ -143,7 +159,7 @@ async def policies_of(sources: Sources) -> dict[str, ScopeState]:
     scopes: dict[str, ScopeState] = {}
     for start in range(0, len(seqs), ROWS_AT_ONCE):
         for row in await entries_of(sources, seqs[start : start + ROWS_AT_ONCE]):
-            for change in decode_events(row.e):
+            for change in await sources.events_of(row):
                 if type(change) is PolicyChanged and (change.scope, change.version) in versions:
                     scopes[change.scope] = ScopeState(
                         version=change.version, own=change.after, effective=change.effective
@@ -158,7 +174,7 @@ async def tokens_of(sources: Sources) -> dict[str, Token]:
         asked = (SQL["token_entries"], sources.partition, sources.head.seq)
         async for rows in rows_in_parts(sources.archive, *asked):
             for row in rows:
-                tokens = tokens_after(tokens, decode_events(row["e"]))
+                tokens = tokens_after(tokens, await sources.events_of(row))
     return tokens
 
 
@@ -169,15 +185,15 @@ async def proposals_of(sources: Sources) -> dict[str, Proposal]:
         asked = (SQL["proposal_entries"], sources.partition, sources.head.seq)
         async for rows in rows_in_parts(sources.archive, *asked):
             for row in rows:
-                proposals = proposals_after(proposals, decode_events(row["e"]))
+                proposals = proposals_after(proposals, await sources.events_of(row))
                 proposals = {name: one for name, one in proposals.items() if one.is_kept(sources.now_us)}
     return proposals
 
 
-async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
+async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Any]:
     """Entries by their numbers, in order."""
-    rows = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
-    return [Row(*row) for row in rows]
+    rows: list[Any] = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
+    return rows
 
 
 async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
@@ -232,11 +248,6 @@ async def _histories(sources: Sources, payouts: Sequence[str]) -> AsyncIterator[
                 if history:
                     yield owner, history
                 owner, history = row["payout"], []
-            history.append(stored(row))
+            history.append(await sources.stored(row))
     if history:
         yield owner, history
-
-
-def stored(row: Any) -> Stored:
-    """A row of the archive, understood."""
-    return Stored(row["id"], decode_meta(row["m"]), decode_events(row["e"]))

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import asyncpg
 import msgspec
@@ -38,9 +39,10 @@ from projections.schema import enter_place
 from projections.swap import swap
 from projections.views import NAMES, VIEWS, View
 from streamproc import processes
+from streamproc.archive.disowned import Disowned
 from streamproc.archive.lookup import job_named
 from streamproc.archive.store import connection, snapshot
-from streamproc.errors import JobFailed, StreamprocError
+from streamproc.errors import JobFailed, LogBroken, StreamprocError
 
 JOBS_MAX = 64
 COMPARE_WAIT_S = 60.0
@@ -135,7 +137,7 @@ async def replay(
             on_progress(progress)
             await finish_build(place, dsn, shadow, jobs)
             # What came meanwhile too: an entry that cannot be folded fails this, and not only the live views later.
-            await _bring_to(db, place, {end.partition: end.seq for end in await archive_ends(db)})
+            await _bring_to(dsn, db, place, {end.partition: end.seq for end in await archive_ends(db)})
             progress.stage = "comparing"
             on_progress(progress)
             found, at = await _compared(dsn, db, place, views, progress)
@@ -147,7 +149,7 @@ async def replay(
             if not verify:
                 progress.stage = "swapping"
                 on_progress(progress)
-                await _swap(db, place, home, shadow, views, progress)
+                await _swap(dsn, db, place, home, shadow, views, progress)
             else:
                 await drop_place(db, shadow)
             return Result(
@@ -223,12 +225,11 @@ async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
             problem = said.problem or problem
             hear(said)
         if await process.wait() != 0:
+            if problem:
+                raise LogBroken(problem)
             share = f"{order.share.partition}/{order.share.slice}"
-            why = (
-                problem
-                or f"the builder of share {share} ended early; it said: {''.join(other).strip() or 'nothing'}"
-            )
-            raise JobFailed(f"{why}; {UNTOUCHED}")
+            said_last = "".join(other).strip() or "nothing"
+            raise LogBroken(f"the builder of share {share} ended early; it said: {said_last}")
     finally:
         processes.kill(process)
         await process.wait()
@@ -248,7 +249,7 @@ async def _compared(
     if present and await _caught_up(db, place, present):
         async with snapshot(dsn, name="streamproc replay") as live:
             at = await compare.positions(live, present)
-            await _bring_to(db, place, at)
+            await _bring_to(dsn, db, place, at)
             async with place.transaction():
                 found = [await _compare_one(live if view in present else None, place, view) for view in views]
             return found, at
@@ -272,11 +273,14 @@ async def _caught_up(db: asyncpg.Connection, place: asyncpg.Connection, views: S
     return False
 
 
-async def _bring_to(source: asyncpg.Connection, place: asyncpg.Connection, at: dict[int, int]) -> None:
+async def _bring_to(
+    dsn: str, source: asyncpg.Connection, place: asyncpg.Connection, at: dict[int, int]
+) -> None:
     for partition, seq in at.items():
         heads = await open_heads(place, partition)
         if heads.seq < seq:
-            await catch_up(Runner(place, partition, heads), source, partition, seq)
+            runner = Runner(place, partition, heads, disowned=Disowned(dsn, partition))
+            await catch_up(runner, source, partition, seq)
 
 
 async def _compare_one(live: asyncpg.Connection | None, place: asyncpg.Connection, view: str) -> ViewResult:
@@ -295,6 +299,7 @@ async def _compare_one(live: asyncpg.Connection | None, place: asyncpg.Connectio
 
 
 async def _swap(
+    dsn: str,
     db: asyncpg.Connection,
     place: asyncpg.Connection,
     home: str,
@@ -302,16 +307,13 @@ async def _swap(
     views: Sequence[str],
     progress: Progress,
 ) -> None:
-    async def level(at: dict[int, int]) -> None:
-        await _bring_to(db, place, at)
-
     ahead = await _is_ahead(db, place)
     chosen = NAMES if ahead else views
     if ahead and set(views) != set(NAMES):
         progress.notes.append(
             "the live views are behind the archive or not all there: all views were swapped"
         )
-    await swap(db, home, shadow, chosen, level)
+    await swap(db, home, shadow, chosen, partial(_bring_to, dsn, db, place))
 
 
 async def _is_ahead(db: asyncpg.Connection, place: asyncpg.Connection) -> bool:
@@ -341,9 +343,7 @@ async def go_back(dsn: str) -> list[str]:
                     f"the last replay swapped {', '.join(kept)} only; going back needs all views: replay them instead"
                 )
 
-            async def level(at: dict[int, int]) -> None:
-                await _bring_to(db, place, at)
-
+            level = partial(_bring_to, dsn, db, place)
             if gone := [name for name in NAMES if not await db.fetchval("SELECT to_regclass($1)", name)]:
                 raise JobFailed(f"there is no live {', '.join(gone)} to go back from: replay first")
             await level(await compare.positions(db, NAMES))

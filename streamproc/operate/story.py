@@ -209,6 +209,8 @@ def _other(event: e.Event) -> str:
         case e.DeadLetterClosed():
             done = "gave back to its group" if event.action == "redrive" else "discarded"
             return f"{event.by} {done} dead letter {event.letter} ({event.group})"
+        case e.EntryDisowned():
+            return f"{event.by} stated that none of us wrote entry {event.entry}: {event.why}"
         case e.AccessRefused():
             return f"refused by {event.channel}, {event.what}: {event.problem}"
         case e.NotificationSent():

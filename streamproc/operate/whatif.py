@@ -7,12 +7,14 @@ Nothing is written and nobody is called.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
 from projections.rebuild import Target, archive_ends, target_at_time
+from streamproc.archive.disowned import Disowned
 from streamproc.archive.load import Row, rows_after
 from streamproc.archive.lookup import decided_payouts, entries_by_id, job_named, policy_entries
 from streamproc.archive.store import snapshot
@@ -81,7 +83,8 @@ async def whatif(
                 retrial = Retrial(
                     overlay, assume, since_us=us_of(since), first_number=1 if start.seq == 0 else None
                 )
-                found.take_in(await _retry(db, retrial, start, end, progress, on_progress))
+                archive = _Archive(db, end.partition, Disowned(dsn, end.partition))
+                found.take_in(await _retry(archive, retrial, start, end, progress, on_progress))
             return Answer(found, since, {end.partition: end.seq for end in ends})
 
 
@@ -113,8 +116,29 @@ def _with_freezes(file: PolicyFile, scopes: Scopes) -> PolicyFile:
     )
 
 
+class _Archive(NamedTuple):
+    """One partition's archive, in one snapshot."""
+
+    db: asyncpg.Connection
+    partition: int
+    disowned: Disowned
+
+    async def told(self, row: Row) -> Told:
+        """A row as a retrial reads it; without events where it cannot be read and a person disowned it.
+
+        Raises JobFailed, naming the entry, for anything else that nobody knows here.
+        """
+        try:
+            meta, events = decode_meta(row.m), decode_events(row.e)
+        except Unprocessable as problem:
+            if not await self.disowned.looked_for(row, 0):
+                raise JobFailed(f"entry {self.partition}:{row.id} (seq {row.seq}): {problem}") from problem
+            return Told(row.seq, row.id, "", "", None, [])
+        return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
+
+
 async def _retry(
-    db: asyncpg.Connection,
+    archive: _Archive,
     retrial: Retrial,
     start: Target,
     end: Target,
@@ -124,13 +148,13 @@ async def _retry(
     """One partition."""
     judged = progress.judged
     if start.seq:
-        for row in await policy_entries(db, start.partition, start.seq):
-            _feed(retrial, told_of(start.partition, row))
+        for row in await policy_entries(archive.db, start.partition, start.seq):
+            _feed(retrial, await archive.told(row))
     after = start.seq
-    while after < end.seq and (rows := await rows_after(db, end.partition, after, ROWS_AT_ONCE)):
+    while after < end.seq and (rows := await rows_after(archive.db, end.partition, after, ROWS_AT_ONCE)):
         # All of them, though not all tell something: what nobody knows here must not be passed over.
-        told = [told_of(end.partition, row) for row in rows]
-        await _look_up(db, retrial, end.partition, told)
+        told = [await archive.told(row) for row in rows]
+        await _look_up(archive, retrial, told)
         for one in told:
             _feed(retrial, one)
         progress.done += rows[-1].seq - after
@@ -150,26 +174,17 @@ def _feed(retrial: Retrial, told: Told) -> None:
         ) from problem
 
 
-async def _look_up(db: asyncpg.Connection, retrial: Retrial, partition: int, told: Sequence[Told]) -> None:
+async def _look_up(archive: _Archive, retrial: Retrial, told: Sequence[Told]) -> None:
     """Let the retrial know what these entries rest on, where it does not (any more): what decisions were made on, and
     which bypassed payouts were decided."""
     here = {one.id for one in told}
     wanted = [one.cause for one in told if one.cause and one.cause not in here and retrial.misses(one)]
     for start in range(0, len(wanted), ROWS_AT_ONCE):
-        for row in await entries_by_id(db, partition, wanted[start : start + ROWS_AT_ONCE]):
-            for event in told_of(partition, row).events:
+        some = wanted[start : start + ROWS_AT_ONCE]
+        for row in await entries_by_id(archive.db, archive.partition, some):
+            for event in (await archive.told(row)).events:
                 if type(event) is PayoutObserved or type(event) is PayoutRequested:
                     retrial.remember(row.id, event)
     bypassed = [event.payout for one in told for event in one.events if isinstance(event, GovernanceBypassed)]
     if bypassed:
-        retrial.decided |= await decided_payouts(db, partition, bypassed)
-
-
-def told_of(partition: int, row: Row) -> Told:
-    """A row of the archive as a retrial reads it. Raises JobFailed, naming the entry, for what nobody knows here."""
-    try:
-        meta = decode_meta(row.m)
-        events = decode_events(row.e)
-    except Unprocessable as problem:
-        raise JobFailed(f"entry {partition}:{row.id} (seq {row.seq}): {problem}") from problem
-    return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
+        retrial.decided |= await decided_payouts(archive.db, archive.partition, bypassed)

@@ -256,3 +256,12 @@ async def test_what_nobody_of_ours_can_have_written_is_set_aside_where_people_se
     await client.xadd(NAMES.log, {"e": e, "m": "{}"})
     assert not await live(client, redis_url, "me", Doing().group)
     assert await client.xlen(NAMES.dead) == 1
+
+
+async def test_what_has_metadata_that_nobody_can_read_is_set_aside_where_people_see_it(
+    client: Redis, redis_url: str
+) -> None:
+    """Its events were handled, and the views, which read both, stood still of it."""
+    await client.xadd(NAMES.log, {"e": encode_events([observed("pout_1")]), "m": "no metadata"})
+    assert not await live(client, redis_url, "me", Doing().group)
+    assert await client.xlen(NAMES.dead) == 1

@@ -7,7 +7,7 @@ import pytest
 from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import scripts
-from streamproc.operate.dead import discard, letter_id, list_letters, redrive, show_letter
+from streamproc.operate.dead import discard, list_letters, redrive, show_letter, stream_id
 from streamproc.operate.groups import groups
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
@@ -105,7 +105,7 @@ async def test_a_letter_that_cannot_be_read_is_shown_as_it_is(redis_url: str):
 @pytest.mark.parametrize("text", ["", "x", "0", "0:", "0:x-1", "a:1-1", "1-1", "0:1-1-1"])
 def test_what_is_no_id_is_wrong_use_and_an_example_is_given(text: str):
     with pytest.raises(InputError, match="0:1700000000000-0"):
-        letter_id(text)
+        stream_id(text)
 
 
 async def test_a_partition_that_the_log_does_not_have_is_wrong_use(redis_url: str):

@@ -81,6 +81,17 @@ async def test_an_entry_of_a_newer_writer_is_shown_as_unreadable_not_hidden(redi
     assert "from.the.future" in line_json(line)["unreadable"]
 
 
+async def test_an_entry_whose_metadata_something_else_wrote_is_shown_too(redis_url: str):
+    await made(redis_url)
+    async with site_of(redis_url) as site:
+        await site.client.xadd(Names(0).log, {"e": "[]", "m": "no metadata"})
+        [line] = await tail(site, count=5)
+    assert "cannot be read: field m is not" in line_text(line)
+    shown = line_json(line)
+    assert (shown["meta"], "field m" in shown["unreadable"]) == ({}, True)
+    assert shown["raw"] == {"e": "[]", "m": "no metadata"}
+
+
 async def test_stats_count_entries_timers_and_dead_letters_of_each_partition(redis_url: str):
     await made(redis_url, partitions=2)
     await appended(redis_url, 2, "pout_1", "pout_2", "pout_3")

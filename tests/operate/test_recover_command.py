@@ -145,6 +145,42 @@ def _no(question: str, **_: object) -> None:
     raise click.Abort
 
 
+async def test_at_what_nobody_can_read_it_ends_until_somebody_states_that_none_of_us_wrote_it(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await mine.pays("bot_0", 1_000, "bot")
+    strange = await mine.engine.client.xadd(mine.engine.names.log, {"e": "no events", "m": "no metadata"})
+    await mine.pays("bot_1", 1_000, "bot")
+    await archive(redis_url, postgres)
+    entry = f"0:{strange.decode()}"
+    by = ("--by", "asha", "--why", "a load test")
+    assert await run("recover", "--yes", "--disown", entry, *by) == 1
+    assert "nothing to recover" in capsys.readouterr().err
+
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+    assert await run("recover", "--yes") == 1
+    said = capsys.readouterr().err
+    assert f"entry {entry}: " in said
+    assert "the log stays closed" in said
+    assert await run("recover", "--yes", "--disown", entry) == 2
+    assert await run("recover", "--yes", "--disown", f"5:{strange.decode()}", *by) == 2
+    assert "partition 5 is not to be rebuilt" in capsys.readouterr().err
+    assert await run("recover", "--yes", "--disown", "0:1-1", *by) == 1
+    assert "there is no entry 0:1-1 in the archive" in capsys.readouterr().err
+
+    assert await run("recover", "--yes", "--without-bank", "--json", "--disown", entry, *by) == 0
+    [one] = json.loads(capsys.readouterr().out)["partitions"]
+    assert one["payouts"] == 2
+    assert await run("recover", "--yes", "--disown", entry, *by) == 1  # it is open: `log disown` is for that
+    await mine.engine.client.flushdb()
+    assert await run("recover", "--yes", "--without-bank") == 0  # stated once, it holds for every recovery
+
+
 # ---- what it does, and says ----
 
 

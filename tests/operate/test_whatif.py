@@ -10,10 +10,14 @@ import asyncpg
 import pytest
 
 from projections.schema import prepare
+from streamproc.archive import load
+from streamproc.archive.disowned import digest_of
+from streamproc.archive.store import connection, id_key, open_head
 from streamproc.cli import run as cli
 from streamproc.domain import events as e
 from streamproc.domain.whatif import retrial
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import decode_events, encode_events
+from streamproc.log.stream import Entry
 from tests.seeded import PAYOUTS, TEST_MAX_S, SeededHistory
 
 pytestmark = pytest.mark.timeout(TEST_MAX_S)
@@ -159,6 +163,20 @@ async def test_an_event_that_nobody_knows_here_ends_it_by_name(
     code, _, err = await whatif(capsys, "--in-force", "--since", EVER)
     assert code == 1
     assert "(seq 9000): event type 'budget.adjusted' is not known here" in err
+    await disowned(archive, 9000)
+    code, found, _ = await whatif(capsys, "--in-force", "--since", EVER)
+    assert (code, found["payouts"]) == (0, [])
+
+
+async def disowned(dsn: str, seq: int) -> None:
+    """A person states of an archived entry that no version of ours wrote it."""
+    async with connection(dsn, name="test") as db:
+        head = await open_head(db, 0)
+        row = await db.fetchrow("SELECT entry_id, e, m FROM events WHERE seq = $1", seq)
+        digest = digest_of(row["e"], row["m"])
+        said = e.EntryDisowned(at=1, entry=row["entry_id"], digest=digest, by="asha", why="a test")
+        ms, n = id_key(head.entry)
+        await load.archive(db, 0, head, [Entry(f"{ms}-{n + 1}", encode_events([said]), b"{}")])
 
 
 async def test_nothing_judged_is_no_proof(archive: str, capsys: pytest.CaptureFixture[str]) -> None:

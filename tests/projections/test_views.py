@@ -149,7 +149,7 @@ def test_every_kind_of_event_has_its_place_in_the_audit_or_is_silent_by_name():
         e.TokenCreated, e.TokenRevoked, e.PolicyProposed, e.ProposalConfirmed, e.ProposalWithdrawn,
         e.GovernanceBypassed, e.BankCommandAnswered, e.PayoutSettled, e.EntrySetAside,
         e.DeadLetterClosed, e.CancelRequested, e.PayoutStopped, e.BankFeeRecorded, e.ReconcileMismatch,
-        e.AccessRefused, e.NotificationFailed,
+        e.AccessRefused, e.NotificationFailed, e.EntryDisowned,
     }  # fmt: skip
     assert spoken | set(audit.SILENT) == set(EVENT_KINDS)
     assert not spoken & set(audit.SILENT)

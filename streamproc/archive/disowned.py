@@ -1,0 +1,78 @@
+"""Entries that nobody can read and that a person disowned: no version of streamproc wrote them (ADR 32).
+
+A reader of the archive stops at what it cannot read, since a fact that is skipped is how money goes missing. Something
+else that writes into Redis would stop it for good; the statement of a person, itself an event of the log, lets every
+reader pass over those very bytes.
+"""
+
+import hashlib
+from typing import Protocol
+
+from streamproc.archive.sql import statements
+from streamproc.archive.store import connection
+from streamproc.domain.events import EntryDisowned
+from streamproc.domain.wire import decode_events
+from streamproc.errors import Unprocessable
+
+ROWS_AT_ONCE = 20_000
+"""Rows of the archive that are looked through in one statement, some 2 kB each: a second on a slow disk."""
+
+_SQL = statements("streamproc.archive", "disowned.sql")
+
+
+class Unread(Protocol):
+    """An entry as it is stored."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def e(self) -> bytes: ...
+    @property
+    def m(self) -> bytes: ...
+
+
+def digest_of(e: bytes, m: bytes) -> str:
+    """SHA-256 of an entry's bytes, in hexadecimal."""
+    return hashlib.sha256(len(e).to_bytes(8, "big") + e + m).hexdigest()
+
+
+class Disowned:
+    """The disowned entries of a partition, by the archive. It is looked through only once something cannot be read."""
+
+    def __init__(self, dsn: str, partition: int) -> None:
+        self._dsn, self._partition = dsn, partition
+        self._digests: dict[str, str] = {}
+        self._begun = self._upto = -1
+
+    def covers(self, entry: Unread) -> bool:
+        """Whether a person disowned these very bytes under this id, as far as it was looked."""
+        digest = self._digests.get(entry.id)
+        return digest is not None and digest == digest_of(entry.e, entry.m)
+
+    async def look(self, after: int) -> None:
+        """Look from the row `after`, or from where the last look from there ended, to the archive's end."""
+        at = self._upto if 0 <= self._begun <= after else after
+        self._begun = after if self._begun < 0 else min(self._begun, after)
+        async with connection(self._dsn, name="streamproc disowned entries", job=True) as db:
+            head: int = await db.fetchval(_SQL["head_seq"], self._partition) or 0
+            while at < head:
+                upto = min(head, at + ROWS_AT_ONCE)
+                for row in await db.fetch(_SQL["disowning"], self._partition, at, upto):
+                    self._take(row["e"])
+                at = upto
+        self._upto = max(at, self._upto)
+
+    async def looked_for(self, entry: Unread, after: int) -> bool:
+        """Whether it is covered, after a look where it was not yet."""
+        if not self.covers(entry):
+            await self.look(after)
+        return self.covers(entry)
+
+    def _take(self, e: bytes) -> None:
+        try:
+            events = decode_events(e)
+        except Unprocessable:
+            return  # it states nothing
+        for event in events:
+            if type(event) is EntryDisowned:
+                self._digests[event.entry] = event.digest

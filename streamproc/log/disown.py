@@ -1,0 +1,25 @@
+"""An entry that nobody can read is taken from the groups, once it is on record that none of us wrote it."""
+
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from streamproc.log.connection import named_errors
+from streamproc.log.names import Names
+from streamproc.log.scripts import Delivery, append_once
+
+
+async def disown(
+    client: Redis, names: Names, entry: str, groups: Sequence[str], *, e: bytes, m: bytes
+) -> tuple[str, list[str]]:
+    """Append the record, once; then acknowledge the entry. The record's id, and the groups that had it in hand.
+
+    Safe to run again after a crash in between. A retry that is due finds that the entry is acknowledged.
+    """
+    [(record, _)] = await append_once(client, names, [Delivery((f"disown:{entry}",), e, m)])
+    with named_errors():
+        async with client.pipeline(transaction=True) as pipe:
+            for group in groups:
+                pipe.execute_command("XACK", names.log, group, entry)
+            done = await pipe.execute()
+    return record, [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged]

@@ -1,0 +1,105 @@
+"""Entries that no version of ours wrote: a person states it, and whoever reads the log passes over them (ADR 32).
+
+Only what cannot be read can be disowned. The statement is an event with the digest of the entry's bytes.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from projections.fold import Unreadable, decode
+from streamproc.archive.disowned import digest_of
+from streamproc.archive.load import Row
+from streamproc.archive.lookup import archived_entry
+from streamproc.clients.razorpay_entities import clean
+from streamproc.domain.events import EntryDisowned
+from streamproc.domain.wire import Newer, encode_events
+from streamproc.errors import InputError, JobFailed
+from streamproc.log import disown as log
+from streamproc.log import inspect
+from streamproc.log.stream import id_key
+from streamproc.operate.dead import LIST_MAX, StreamId, discard, stream_id
+from streamproc.operate.holds import NAME_CHARS_MAX
+from streamproc.operate.site import Site
+
+WHY_CHARS_MAX = 200
+"""Of the reason, as it goes into the audit."""
+
+
+class Statement(Struct, frozen=True):
+    """What a person states of an entry. `no_later_version`: also where it looks like one that a later version wrote."""
+
+    entry: StreamId
+    by: str
+    why: str
+    no_later_version: bool = False
+
+
+class Disowning(Struct, frozen=True):
+    """What was done: the entry that records it, groups that had the entry in hand, its dead letters, discarded."""
+
+    entry: str
+    recorded: str
+    groups: list[str]
+    letters: list[str]
+
+
+def statement(text: str, *, by: str, why: str, no_later_version: bool = False) -> Statement:
+    """What was typed, looked at. Raises InputError."""
+    entry = stream_id(text, of="log entry", shown_by="log tail")
+    by, why = clean(by.strip(), NAME_CHARS_MAX), why.strip()
+    if not by or not why:
+        raise InputError("--by and --why must say who and why: the audit keeps them")
+    if len(why) > WHY_CHARS_MAX:
+        raise InputError(f"--why has {len(why)} characters, the limit is {WHY_CHARS_MAX}")
+    return Statement(entry, by, clean(why, WHY_CHARS_MAX), no_later_version)
+
+
+def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
+    """The event. Raises JobFailed where the entry can be read, or a later version may read it."""
+    try:
+        decode(said.entry.partition, row)
+    except Unreadable as problem:
+        if isinstance(problem.__cause__, Newer) and not said.no_later_version:
+            raise JobFailed(
+                f"entry {said.entry}: {problem.__cause__}; where you know that no version of streamproc wrote it, say"
+                " --no-later-version"
+            ) from problem
+        digest = digest_of(row.e, row.m)
+        return EntryDisowned(at=at_us, entry=row.id, digest=digest, by=said.by, why=said.why)
+    raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
+
+
+def recorded(event: EntryDisowned) -> tuple[bytes, bytes]:
+    """Fields `e` and `m` of the entry that records it."""
+    return encode_events([event]), msgspec.json.encode({"by": "operator", "actor": event.by})
+
+
+async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disowning:
+    """Record it, take the entry from the groups and discard its dead letters.
+
+    May be killed anywhere and run again. Raises JobFailed where there is no such entry, or it can be read.
+    """
+    where = said.entry
+    names = site.names_of(where.partition)
+    row = await _entry(site, where)
+    e, m = recorded(disowning(said, row, await inspect.clock_us(site.client)))
+    record, held = await log.disown(site.client, names, where.entry, groups, e=e, m=m)
+    since_ms, _ = id_key(where.entry)
+    found = await inspect.dead_letters(site.client, names, limit=LIST_MAX, since_ms=since_ms)
+    letters = [f"{where.partition}:{letter.id}" for letter in found if letter.entry == where.entry]
+    for letter in letters:
+        await discard(site, letter, by=said.by)
+    return Disowning(str(where), f"{where.partition}:{record}", held, letters)
+
+
+async def _entry(site: Site, where: StreamId) -> Row:
+    entry = await inspect.entry_at(site.client, site.names_of(where.partition), where.entry)
+    if entry is not None:
+        return Row(0, entry.id, entry.e, entry.m)
+    row = await site.ask_postgres(archived_entry, where.partition, where.entry)
+    if row is None:
+        away = f" and Postgres cannot be asked: {site.postgres_problem}" if site.postgres_problem else ""
+        raise JobFailed(f"there is no entry {where} in Redis{away or ' and none in the archive'}")
+    return row
