@@ -8,6 +8,7 @@ The kernel means the parent's *thread*, so children are started from the event l
 import asyncio
 import contextlib
 import ctypes
+import errno
 import importlib.util
 import os
 import pwd
@@ -111,16 +112,20 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+_NOT_HERE = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+"""Of an address of a family that the kernel lacks, or of no interface here."""
+
+
 @contextlib.contextmanager
 def bound(host: str, port: int, prefix: str) -> Iterator[list[socket.socket]]:
-    """Sockets that have the port at every address of *host*, for a server to listen on.
+    """Sockets that have the port at every address of *host* that this machine has, for a server to listen on.
 
     Raises ConfigError, naming *prefix*HOST and *prefix*PORT, where they cannot be had.
     """
     with contextlib.ExitStack() as stack:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            sockets = [stack.enter_context(_bound(one[0], one[4])) for one in dict.fromkeys(found)]
+            sockets = _all_bound(stack, [(one[0], one[4]) for one in dict.fromkeys(found)])
         except (OSError, UnicodeError) as problem:
             # Of a host with an empty or too long label it is the latter.
             why = getattr(problem, "strerror", None) or "it is no host name"
@@ -128,6 +133,23 @@ def bound(host: str, port: int, prefix: str) -> Iterator[list[socket.socket]]:
                 f"port {port} of {host} cannot be listened on: {why}; set {prefix}PORT or {prefix}HOST to others"
             ) from problem
         yield sockets
+
+
+def _all_bound(
+    stack: contextlib.ExitStack, addresses: Sequence[tuple[int, tuple[Any, ...]]]
+) -> list[socket.socket]:
+    sockets, missing = list[socket.socket](), OSError()
+    for address in addresses:
+        try:
+            sockets.append(stack.enter_context(_bound(*address)))
+        except OSError as problem:
+            # `localhost` is ::1 too where no interface has that, as in a container without IPv6.
+            if problem.errno not in _NOT_HERE:
+                raise
+            missing = problem
+    if not sockets:
+        raise missing
+    return sockets
 
 
 def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -1,5 +1,6 @@
 """`streamproc policy whatif`: the past judged again under other policies."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,8 @@ def whatif(
 
     parsed = None if file is None else read_policy_file(file)
     begin = moment("--since", since)
+    if begin > datetime.now(UTC) and not in_force:
+        raise InputError(f"--since {since} is in the future: nothing was decided since then")
     assume = Assumptions(settings.timezone, unknown_reputation, new_holds)  # type: ignore[arg-type]  # click's choices
     with Telling("whatif", "payouts") as telling:
 

@@ -50,6 +50,14 @@ async def redis_that(does: str) -> AsyncIterator[str]:
         yield f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}/0"
 
 
+async def test_a_database_without_tables_takes_nothing_else_off_the_page(redis_url: str, postgres: str):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+    found = await told(redis_url, postgres)
+    assert up(found) == {"redis": 1, "postgres": 0}
+    assert "streamproc_log_entries" in found
+
+
 @pytest.mark.parametrize("does", ["is away", "hangs"])
 async def test_what_postgres_knows_is_told_without_redis(
     postgres: str, monkeypatch: pytest.MonkeyPatch, does: str

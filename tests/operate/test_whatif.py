@@ -184,6 +184,15 @@ async def test_nothing_judged_is_no_proof(archive: str, capsys: pytest.CaptureFi
     assert (code, "nothing was judged" in err) == (1, True)
 
 
+async def test_of_the_future_nothing_is_asked(
+    archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidate = tmp_path / "next.yaml"
+    candidate.write_text("policies: {plain: {daily_limit: 300000}}")
+    code, _, err = await whatif(capsys, str(candidate), "--since", "2099-01-01")
+    assert (code, "--since 2099-01-01 is in the future" in err) == (2, True)
+
+
 async def test_a_candidate_is_answered_with_matrix_moves_payouts_and_assumptions(
     archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
