@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+import asyncpg
+
 from streamproc.archive.gauges import budgets_used, open_holds, unsigned, views_behind
 from streamproc.archive.read import archived_upto
 from streamproc.archive.signing_key import KEY_FILE
@@ -54,7 +56,11 @@ async def _asked(store: str, question: Callable[[], Awaitable[Page]]) -> tuple[s
     try:
         async with asyncio.timeout(STORE_S_MAX):
             return store, await question()
-    except (StreamprocError, TimeoutError) as problem:
+    except (
+        StreamprocError,
+        TimeoutError,
+        asyncpg.PostgresError,
+    ) as problem:  # the last: it has no schema yet
         log.warning(
             "%s could not be asked for metrics: %s", store, str(problem) or f"no answer in {STORE_S_MAX:g} s"
         )
