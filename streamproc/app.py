@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -24,7 +23,7 @@ from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.holds import hold_operations
-from streamproc.api.listening import server_of
+from streamproc.api.listening import serve_until, server_of
 from streamproc.api.metrics import metrics_operation
 from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
@@ -75,20 +74,6 @@ log = logging.getLogger(__name__)
 
 WAIT_TO_OPEN_S = 0.5
 """Between two looks at a Redis, or an archive, that is not there yet."""
-
-
-@asynccontextmanager
-async def stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set: drain and leave."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    try:
-        yield stopping
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
 
 
 async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
@@ -282,13 +267,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         app = await stack.enter_async_context(opened_api(settings, meters))
         look_less_often()
         server = server_of(app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s))
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
-        serving = asyncio.create_task(server._serve(sockets), name="http")
-        waiting = asyncio.create_task(stopping.wait())
-        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
-        waiting.cancel()
-        await serving
+        await serve_until(stopping, server, sockets)
 
 
 def operations_of(

@@ -15,7 +15,7 @@ import pwd
 import random
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,20 @@ def kill(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@contextlib.asynccontextmanager
+async def stop_signals() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set: drain and leave."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
 def port_is_free(host: str, port: int) -> bool:
     """Whether *port* can be listened on now; a socket in TIME_WAIT does not count."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -117,10 +131,10 @@ _NOT_HERE = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 @contextlib.contextmanager
-def bound(host: str, port: int, prefix: str) -> Iterator[list[socket.socket]]:
+def bound(host: str, port: int, prefix: str, port_name: str = "PORT") -> Iterator[list[socket.socket]]:
     """Sockets that have the port at every address of *host* that this machine has, for a server to listen on.
 
-    Raises ConfigError, naming *prefix*HOST and *prefix*PORT, where they cannot be had.
+    Raises ConfigError, naming *prefix*HOST and the port's variable, where they cannot be had.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -130,7 +144,7 @@ def bound(host: str, port: int, prefix: str) -> Iterator[list[socket.socket]]:
             # Of a host with an empty or too long label it is the latter.
             why = getattr(problem, "strerror", None) or "it is no host name"
             raise ConfigError(
-                f"port {port} of {host} cannot be listened on: {why}; set {prefix}PORT or {prefix}HOST to others"
+                f"port {port} of {host} cannot be listened on: {why}; set {prefix}{port_name} or {prefix}HOST to others"
             ) from problem
         yield sockets
 

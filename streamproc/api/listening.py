@@ -5,6 +5,7 @@ uvicorn writes them apart, and a loop whose timers for connections that are idle
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
@@ -112,3 +113,14 @@ def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Serve
         timeout_graceful_shutdown=drain_s,
     )
     return uvicorn.Server(config)
+
+
+async def serve_until(stopping: asyncio.Event, server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+    """Serve on these sockets until we are stopping, and then what is in hand."""
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
+    serving = asyncio.create_task(server._serve(sockets), name="http")
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    waiting.cancel()
+    await serving

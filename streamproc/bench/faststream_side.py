@@ -159,15 +159,15 @@ class Usual(Side):
         from faststream.redis import StreamSub
         from pydantic import BaseModel
 
-        class Notes(BaseModel):  # type: ignore[misc]
+        class Notes(BaseModel):  # type: ignore[misc, unused-ignore]
             agent_id: str
             vendor_url: str
 
-        class Facts(BaseModel):  # type: ignore[misc]
+        class Facts(BaseModel):  # type: ignore[misc, unused-ignore]
             amount: int
             notes: Notes
 
-        class Observed(BaseModel):  # type: ignore[misc]
+        class Observed(BaseModel):  # type: ignore[misc, unused-ignore]
             payout: str
             facts: Facts
 

@@ -14,10 +14,18 @@ from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_o
 
 def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
-    log_to_stderr(logging.INFO)  # a role says what it does; an operator's command only what is wrong
-    settings = load(os.environ)
-    log_to_stderr(logging.INFO, [*secrets_of(settings), *_otlp_keys(os.environ)])
+    settings = log_of_settings(
+        logging.INFO
+    )  # a role says what it does; an operator's command only what is wrong
     require(settings, role)
+    return settings
+
+
+def log_of_settings(level: int) -> Settings:
+    """The settings; from here on no log line holds a secret of theirs."""
+    log_to_stderr(level)
+    settings = load(os.environ)
+    log_to_stderr(level, [*secrets_of(settings), *_otlp_keys(os.environ)])
     return settings
 
 

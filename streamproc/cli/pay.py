@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output
-from streamproc.errors import ConfigError, InputError, JobFailed
+from streamproc.cli.caller import api_url, small_text, token_of
+from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
     from streamproc.operate.pay import Taken
-
-FILE_BYTES_MAX = 65_536
-"""A beneficiary's file has some hundred bytes."""
 
 
 @click.command()
@@ -63,10 +61,7 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
     from streamproc.settings import load
 
     settings = discover(load(os.environ))
-    secret = _small_text(token, "--token").strip() if token is not None else settings.token.reveal()
-    if not secret:
-        raise ConfigError("no token: give --token FILE, STREAMPROC_TOKEN or STREAMPROC_TOKEN_FILE")
-    where = url or f"http://{settings.host}:{settings.port}"
+    secret, where = token_of(settings, token), url or api_url(settings)
     key = key or job.new_key()
     order = _order(to, **given)
 
@@ -103,20 +98,8 @@ def _beneficiary(path: Path) -> dict[str, Any]:
     import msgspec
 
     try:
-        return msgspec.json.decode(_small_text(path, "--to"), type=dict[str, Any])
+        return msgspec.json.decode(small_text(path, "--to"), type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):  # the latter: nested deeper than anybody's payee
         raise InputError(
             f"--to {path}: the file is no JSON object, as the bank's `fund_account` is"
         ) from None
-
-
-def _small_text(path: Path, option: str) -> str:
-    try:
-        with path.open("rb") as file:
-            found = file.read(FILE_BYTES_MAX + 1)
-        if len(found) > FILE_BYTES_MAX:
-            raise InputError(f"{option} {path} is over {FILE_BYTES_MAX} bytes")
-        return found.decode()
-    except (OSError, UnicodeDecodeError) as problem:
-        why = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
-        raise InputError(f"{option} {path} cannot be read: {why}") from None

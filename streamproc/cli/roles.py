@@ -15,11 +15,11 @@ CONCURRENCY_MAX = 64
 """Consumers of one group in one process: past the cores they only wait for each other."""
 
 
-def _run_until_stopped(role: Callable[..., Awaitable[None]], settings: Settings, *arguments: object) -> None:
+def run_until_stopped(role: Callable[..., Awaitable[None]], settings: Settings, *arguments: object) -> None:
     """Run a role until SIGTERM or SIGINT, which drain it."""
     import uvloop
 
-    from streamproc.app import stop_signals
+    from streamproc.processes import stop_signals
 
     async def body() -> None:
         async with stop_signals() as stopping:
@@ -65,7 +65,7 @@ def serve() -> None:
     settings = role_settings("serve")
     from streamproc.app import run_serve
 
-    _run_until_stopped(run_serve, settings)
+    run_until_stopped(run_serve, settings)
 
 
 @click.command()
@@ -96,7 +96,7 @@ def worker(groups: str | None, concurrency: int) -> None:
     names = [name.strip() for name in asked.split(",") if name.strip()]
     if not names:
         raise InputError(f"--groups names no group; the groups are {', '.join(consumers.GROUPS)}")
-    _run_until_stopped(run_worker, settings, names, concurrency)
+    run_until_stopped(run_worker, settings, names, concurrency)
 
 
 @click.command()
@@ -113,7 +113,7 @@ def poller() -> None:
     settings = role_settings("poller")
     from streamproc.app import run_poller
 
-    _run_until_stopped(run_poller, settings)
+    run_until_stopped(run_poller, settings)
 
 
 @click.command()
@@ -131,7 +131,7 @@ def projector() -> None:
     settings = role_settings("projector")
     from streamproc.app import run_projection
 
-    _run_until_stopped(run_projection, settings)
+    run_until_stopped(run_projection, settings)
 
 
 @click.command()

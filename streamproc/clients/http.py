@@ -124,7 +124,7 @@ class OutboundClient:
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEPALIVE_S),
             # Identity, because a size cap on compressed bytes is none.
             headers={"user-agent": "streamproc", "accept": "application/json", "accept-encoding": "identity"},
-            trust_env=not _is_loopback(base_url),  # a proxy of the environment cannot reach our loopback
+            trust_env=not is_loopback(base_url),  # a proxy of the environment cannot reach our loopback
         )
 
     async def __aenter__(self) -> Self:
@@ -244,7 +244,8 @@ def _server_of(base_url: str) -> Server:
     return Server(parts.hostname or "", port, urlunsplit(shown).rstrip("/"))
 
 
-def _is_loopback(base_url: str) -> bool:
+def is_loopback(base_url: str) -> bool:
+    """Whether a URL leads to this machine alone."""
     return urlsplit(base_url).hostname in {"127.0.0.1", "::1", "localhost"}
 
 

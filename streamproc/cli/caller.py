@@ -1,0 +1,36 @@
+"""What commands that call our own API start from: the token, the API's address, and small files."""
+
+from pathlib import Path
+
+from streamproc.errors import ConfigError, InputError
+from streamproc.settings import Settings
+
+FILE_BYTES_MAX = 65_536
+"""A beneficiary's file has some hundred bytes, a token's 48."""
+
+
+def token_of(settings: Settings, file: Path | None) -> str:
+    """The token in the file of --token, or in the settings. Raises ConfigError where there is none."""
+    secret = small_text(file, "--token").strip() if file is not None else settings.token.reveal()
+    if not secret:
+        raise ConfigError("no token: give --token FILE, STREAMPROC_TOKEN or STREAMPROC_TOKEN_FILE")
+    return secret
+
+
+def api_url(settings: Settings) -> str:
+    """Where `serve` listens."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def small_text(path: Path, option: str) -> str:
+    """A file's text. Raises InputError, naming the option, for what cannot be read or is too long."""
+    try:
+        with path.open("rb") as file:
+            found = file.read(FILE_BYTES_MAX + 1)
+        if len(found) > FILE_BYTES_MAX:
+            raise InputError(f"{option} {path} is over {FILE_BYTES_MAX} bytes")
+        return found.decode()
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
+        raise InputError(f"{option} {path} cannot be read: {why}") from None
