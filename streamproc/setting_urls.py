@@ -12,6 +12,7 @@ from streamproc.secret import Secret
 PORT_MAX = 65_535
 _NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
 """A host with or without a port; an IPv6 address is in brackets."""
+_HOST_NAME = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
 _REDIS_OPTIONS = frozenset(
     {
@@ -101,6 +102,14 @@ def http_url(path: str = "") -> Callable[[str], str]:
 def words(raw: str) -> tuple[str, ...]:
     """Words that are separated by commas or new lines."""
     return tuple(part.strip() for part in raw.replace("\n", ",").split(",") if part.strip())
+
+
+def host_names(raw: str) -> tuple[str, ...]:
+    """Hosts as a `Host` header names them, with a port or for any."""
+    found = words(raw)
+    if not all(_HOST_NAME.fullmatch(name) for name in found):
+        raise ValueError("must be hosts as pay.example.com or pay.example.com:8443, comma separated")
+    return found
 
 
 def origins(raw: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import msgspec
 from streamproc.domain.plain import is_text
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
-from streamproc.setting_urls import dsn, file_or_url, http_url, origins, redis_url, words
+from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
 PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
@@ -99,6 +99,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_token: Secret = Secret()
     metrics_port: int = 0
     metrics_agents: int = 0
+    mcp_port: int = 8081
+    mcp_hosts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -235,6 +237,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("METRICS_TOKEN", "metrics_token", Secret, secret=True),
     Variable("METRICS_PORT", "metrics_port", _whole(0, 65_535)),
     Variable("METRICS_AGENTS", "metrics_agents", _whole(0, METRICS_AGENTS_MAX)),
+    Variable("MCP_PORT", "mcp_port", _whole(1, 65_535)),
+    Variable("MCP_HOSTS", "mcp_hosts", host_names),
 )
 
 

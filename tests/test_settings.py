@@ -197,6 +197,12 @@ def test_earlier_public_keys_are_a_list_for_rotation() -> None:
     assert given(CHECKPOINT_KEYS="a+1+b, c+2+d,\n").checkpoint_keys == ("a+1+b", "c+2+d")
 
 
+@pytest.mark.parametrize("text", ["https://mcp.example.com", "mcp.example.com/mcp", "a b", "h:port"])
+def test_hosts_of_mcp_are_names_and_no_urls(text: str) -> None:
+    assert given(MCP_HOSTS="mcp.example.com, [::1]:8081").mcp_hosts == ("mcp.example.com", "[::1]:8081")
+    assert problems(MCP_HOSTS=text)[0].startswith("STREAMPROC_MCP_HOSTS must be hosts")
+
+
 def test_webhook_secrets_are_a_list_for_rotation() -> None:
     assert given(RAZORPAY_WEBHOOK_SECRETS="new, old,").razorpay_webhook_secrets == (
         Secret("new"),

@@ -127,6 +127,7 @@ class Recorded(Struct, frozen=True):
 _TEXT: Final = {"type": "string"}
 _PAYEE: Final = {
     "type": "object",
+    "description": "who is paid, as the bank takes it: bank_account for IMPS, NEFT and RTGS, vpa for UPI",
     "properties": {
         "account_type": {"enum": ["bank_account", "vpa"]},
         "contact": {
@@ -155,14 +156,32 @@ _PAYEE: Final = {
 ORDER: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
-        "amount": {"type": "integer", "minimum": AMOUNT_MIN_PAISE, "maximum": AMOUNT_MAX_PAISE},
+        "amount": {
+            "type": "integer",
+            "minimum": AMOUNT_MIN_PAISE,
+            "maximum": AMOUNT_MAX_PAISE,
+            "description": "in paise: 100 is one rupee",
+        },
         "currency": {"const": "INR"},
         "mode": {"enum": list(MODES)},
-        "purpose": _TEXT,
-        "narration": {"type": "string", "maxLength": NARRATION_CHARS_MAX, "pattern": "^[A-Za-z0-9 ]*$"},
+        "purpose": {**_TEXT, "description": "one that the account has at the bank, as `vendor bill`"},
+        "narration": {
+            "type": "string",
+            "maxLength": NARRATION_CHARS_MAX,
+            "pattern": "^[A-Za-z0-9 ]*$",
+            "description": "what the bank prints on the statement",
+        },
         "notes": {"type": "object", "additionalProperties": _TEXT, "maxProperties": NOTES_MAX},
-        "vendor_url": {"type": "string", "maxLength": URL_CHARS_MAX},
-        "fund_account_id": {"type": "string", "pattern": "^fa_[A-Za-z0-9]{1,40}$"},
+        "vendor_url": {
+            "type": "string",
+            "maxLength": URL_CHARS_MAX,
+            "description": "the vendor's site or invoice, by which his reputation is looked up",
+        },
+        "fund_account_id": {
+            "type": "string",
+            "pattern": "^fa_[A-Za-z0-9]{1,40}$",
+            "description": "who is paid, where the bank knows him; or else `fund_account`",
+        },
         "fund_account": _PAYEE,
     },
     "required": ["amount", "mode", "purpose"],

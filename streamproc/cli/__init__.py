@@ -25,6 +25,7 @@ from streamproc.cli.hold import hold
 from streamproc.cli.lazy import LazyGroup
 from streamproc.cli.log import groups, log
 from streamproc.cli.logline import log_to_stderr
+from streamproc.cli.mcp import mcp
 from streamproc.cli.pay import pay
 from streamproc.cli.policy import policy
 from streamproc.cli.reconcile import reconcile
@@ -63,7 +64,7 @@ def cli() -> None:
 
 
 for command in (
-    *(up, serve, worker, poller, projector, sandbox, migrate, doctor),
+    *(up, serve, worker, poller, projector, mcp, sandbox, migrate, doctor),
     *(
         pay,
         policy,

@@ -17,7 +17,7 @@ from streamproc.telemetry.masks import Masks
 if TYPE_CHECKING:
     from streamproc.telemetry.lines import DecisionLine
 
-_QUIET = ("httpx", "httpcore", "asyncio", "alembic")
+_QUIET = ("httpx", "httpcore", "asyncio", "alembic", "mcp")
 """Their information lines are of no use, or hold whole URLs, and Safe Browsing's key travels in one."""
 
 NAMES_KEPT = 1024

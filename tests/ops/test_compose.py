@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import yaml
 
@@ -42,6 +43,8 @@ NOT_PASSED = {
     "WORKERS": "of `up`",
     "SANDBOX_PORT": "of `up`",
     "TOKEN": "of `pay`",
+    "MCP_PORT": "of `mcp`, whose port is said by the ports",
+    "MCP_HOSTS": "of `mcp`, which is given nothing of the others",
 }
 """Settings that compose sets itself, and those that no role here reads."""
 
@@ -113,6 +116,16 @@ def test_every_role_is_there_and_has_all_that_it_needs_and_nothing_that_is_no_se
     for service in (*ROLES, "sandbox"):
         assert SERVICES[service]["command"][0] in cli.commands
         assert SERVICES[service]["image"] == "streamproc"
+
+
+def test_mcp_is_given_where_the_api_is_and_no_key_store_or_secret() -> None:
+    given = SERVICES["mcp"]
+    assert given["command"] == ["mcp", "--http", "--url", "http://serve:8080"]
+    assert not {"env_file", "secrets", "volumes"} & set(given)
+    found = load(given["environment"])
+    assert msgspec.structs.replace(found, host=Settings().host) == Settings()
+    [port] = given["ports"]
+    assert port == f"127.0.0.1:{found.mcp_port}:{found.mcp_port}"
 
 
 def test_what_is_exported_for_the_real_bank_reaches_every_role_under_its_own_name() -> None:

@@ -1,0 +1,71 @@
+"""`streamproc mcp`: agents ask for payouts over MCP."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from streamproc.cli.caller import api_url, token_of
+from streamproc.cli.context import log_of_settings
+from streamproc.cli.roles import run_until_stopped
+from streamproc.domain.tokens import SECRET
+from streamproc.errors import ConfigError, InputError
+from streamproc.run_file import discover
+from streamproc.setting_urls import http_url
+
+SDK = ("mcp", "mcp_types")
+"""Top modules of the SDK. What else is missing is a defect of an installation that has it, and is shown as one."""
+
+
+@click.command()
+@click.option(
+    "--http", "over_http", is_flag=True, help="Over HTTP at STREAMPROC_MCP_PORT, each request with its token."
+)
+@click.option(
+    "--token",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Over stdio: a file with the token; or STREAMPROC_TOKEN.",
+)
+@click.option(
+    "--url", default="", metavar="URL", help="The API; by default the system that the settings name."
+)
+def mcp(over_http: bool, token: Path | None, url: str) -> None:
+    """Let agents ask for payouts over MCP, the Model Context Protocol.
+
+    A client of the HTTP API, and no more: what the token may do there it may do here. Without --http one client, which
+    starts this command itself (Claude Desktop, Cursor, VS Code), is served over stdin and stdout; with it many are at
+    POST /mcp, on STREAMPROC_HOST. Nothing here approves a payout. Needs the extra `mcp`; see docs/mcp.md.
+
+    \b
+    Example:
+      STREAMPROC_TOKEN_FILE=buyer.token streamproc mcp --url https://pay.example.com
+      STREAMPROC_MCP_PORT=8081 streamproc mcp --http
+    """
+    settings = discover(log_of_settings(logging.INFO))
+    try:
+        where = http_url()(url) if url else api_url(settings)
+    except ValueError as problem:
+        raise InputError(f"--url {problem}") from None
+    if over_http and token is not None:
+        raise InputError("--token is for stdio: over HTTP each request brings its own")
+    try:
+        from streamproc.mcp import role
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").partition(".")[0] not in SDK:
+            raise
+        raise ConfigError(
+            "`streamproc mcp` needs the extra `mcp`: pip install 'streamproc[mcp]'"
+        ) from problem
+    if over_http:
+        run_until_stopped(role.run_http, settings, where)
+        return
+    secret = token_of(settings, token)
+    if not SECRET.fullmatch(secret):
+        raise ConfigError("what is given as the token is none: one is spt_ and 43 characters")
+    if (
+        sys.stdin is None or sys.stdout is None
+    ):  # Python's word for a descriptor that was closed when it began
+        raise ConfigError("MCP is spoken over stdin and stdout, and one of them is closed")
+    run_until_stopped(role.run_stdio, settings, where, secret)

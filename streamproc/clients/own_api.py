@@ -1,0 +1,101 @@
+"""Our own HTTP API, as any client of it sees it. Whoever asks brings a token with each call, and none is kept here.
+
+    Said             the API answered, whatever the status: a 401 or a 503 too has its reason in it
+    TryAgain         nothing was sent
+    OutcomeUnknown   it may have been carried out, and no usable answer came back
+
+There is no breaker and no pace: the API says by itself when it has enough (429, 503), and these words are the answer.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from streamproc.clients.http import OutcomeUnknown, is_loopback
+from streamproc.errors import InputError, TryAgain
+
+CALL_S_MAX = 15.0
+"""One call; the API itself answers within 10 s, if only to say 503."""
+CONNECT_S_MAX = 5.0
+"""Of it, to connect: a handshake that takes longer will not save the call."""
+CONNECTIONS_MAX = 64
+"""More than are asked for at once: who calls has a limit of its own."""
+ANSWER_BYTES_MAX = 1024 * 1024
+"""A page of 100 holds is some 100 kB, a payout's events some 20."""
+
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_CANNOT_BE_SENT = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeEncodeError)
+
+
+class Said(Struct, frozen=True):
+    """What the API answered: a status and a JSON object."""
+
+    status: int
+    body: dict[str, Any]
+
+
+class OwnApi:
+    """The API behind a base URL. Close it with `aclose`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            follow_redirects=False,  # it would take the token elsewhere
+            timeout=httpx.Timeout(CALL_S_MAX, connect=CONNECT_S_MAX),
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
+            # Identity, because a size cap on compressed bytes is none.
+            headers={"user-agent": "streamproc", "accept-encoding": "identity"},
+            trust_env=not is_loopback(url),
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections; a call in flight fails."""
+        await self._http.aclose()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Said:
+        """One call with this token. Raises TryAgain, OutcomeUnknown, or InputError for what no request can hold."""
+        try:
+            sent = {"authorization": f"Bearer {token}", **(headers or {})}
+            request = self._http.build_request(method, path, params=params, headers=sent, json=body)
+            async with asyncio.timeout(CALL_S_MAX):
+                response = await self._http.send(request, stream=True)
+                try:
+                    return await _read(response)
+                finally:
+                    await response.aclose()
+        except _CANNOT_BE_SENT as problem:
+            raise InputError(f"this cannot be sent as a request: {type(problem).__name__}") from problem
+        except _NOT_SENT as problem:
+            raise TryAgain(f"the API cannot be reached: {type(problem).__name__}") from problem
+        except TimeoutError as problem:
+            raise OutcomeUnknown(f"the API gave no answer within {CALL_S_MAX:g} s") from problem
+        except httpx.HTTPError as problem:
+            raise OutcomeUnknown(f"the API gave no answer: {type(problem).__name__}") from problem
+
+
+async def _read(response: httpx.Response) -> Said:
+    found = bytearray()
+    async for chunk in response.aiter_raw():
+        found += chunk
+        if len(found) > ANSWER_BYTES_MAX:
+            raise OutcomeUnknown(f"the API's answer is over {ANSWER_BYTES_MAX} bytes")
+    try:
+        return Said(response.status_code, msgspec.json.decode(bytes(found), type=dict[str, Any]))
+    except (msgspec.DecodeError, RecursionError):
+        raise OutcomeUnknown(
+            f"HTTP {response.status_code}, and no JSON object: is that streamproc's API?"
+        ) from None

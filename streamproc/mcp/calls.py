@@ -1,0 +1,173 @@
+"""A tool's call: its arguments checked against the table, sent to the API as a request, and what came back, in words.
+
+request_payout waits: until the payout is decided, for as long as it was told, or until we are stopping. Whatever ends
+the wait, the payout is taken, and the answer says how far it is.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from streamproc.clients.http import OutcomeUnknown
+from streamproc.clients.own_api import CALL_S_MAX, OwnApi, Said
+from streamproc.domain.plain import plain
+from streamproc.errors import InputError, TryAgain
+from streamproc.mcp import words
+from streamproc.mcp.tools import KEY, WAIT, WAIT_S, WAIT_S_MAX, Tool
+
+CALLS_MAX: Final = 32
+"""Calls at once, of all who ask this process: an agent has one or a few in hand. Within the client's connections."""
+CALL_LONGEST_S: Final = CALL_S_MAX + WAIT_S_MAX
+"""No call takes longer: the request, and the wait, which bounds its looks."""
+LOOK_AFTER_S: Final = 0.1
+LOOK_AFTER_S_MAX: Final = 2.0
+"""Between two looks at a payout whose decision is waited for, twice as long each time: some 18 looks in 30 s, and a
+token has 600 requests a minute."""
+NAMES_MAX: Final = 15
+"""Unknown arguments that are named."""
+NAME_CHARS_MAX: Final = 80
+
+
+class Answer(Struct, frozen=True):
+    """What a tool says: in words, and as its schema describes it where it is no refusal."""
+
+    text: str = ""
+    shown: dict[str, Any] | None = None
+    status: int = 0
+    """The API's status, where it refused; 401 is about the token."""
+
+
+class Asked(Struct, frozen=True):
+    """Who asks: the token that is sent on, and the caller's place in his trace (a traceparent, or empty)."""
+
+    token: str
+    traceparent: str = ""
+
+
+class Calls:
+    """The tools' calls, at one API. `stopping` ends waits, not requests."""
+
+    def __init__(self, api: OwnApi, *, public_url: str, stopping: asyncio.Event) -> None:
+        self._api = api
+        self._public_url = public_url
+        self._stopping = stopping
+        self._in_hand = 0
+
+    async def call(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
+        """One call. It never raises for what the caller did or the API said: that is an answer."""
+        if self._in_hand >= CALLS_MAX:
+            return Answer(
+                f"{self._in_hand} calls are in hand, the limit is {CALLS_MAX}; nothing was asked for"
+            )
+        present = {name: value for name, value in given.items() if value is not None}
+        if wrong := _wrong(tool, present):
+            return Answer(words.of_wrong_arguments(wrong))
+        self._in_hand += 1
+        try:
+            return await self._answered(tool, present, asked)
+        except InputError as problem:
+            return Answer(str(problem))
+        except OutcomeUnknown as problem:
+            taken = f"; whether it was taken is not known. {words.SAME_AGAIN}" if tool.asks else ""
+            return Answer(f"{problem}{taken}")
+        except TryAgain as problem:
+            return Answer(f"{problem}; nothing was asked for. Ask again later.")
+        finally:
+            self._in_hand -= 1
+
+    async def _answered(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
+        said = await self._send(tool, given, asked)
+        if said.status >= 300:
+            return Answer(words.of_problem(said.status, said.body, asks=tool.asks), status=said.status)
+        if "message" not in tool.answer["properties"]:
+            return Answer(shown=said.body)
+        shown = said.body
+        if tool.asks:
+            shown = await self._decided(shown, given.get(WAIT, WAIT_S), asked)
+            shown = {**shown, KEY: given[KEY]}
+        link = words.link_to(self._public_url, shown["payout"])
+        message = words.of_payout(shown, link)
+        shown = {**shown, "message": message, "link": link}
+        return Answer(message, shown)
+
+    async def _send(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Said:
+        path, params, headers = tool.operation.path.replace(":path}", "}"), {}, _headers(asked)
+        for name, one in tool.reads.items():
+            if one.where == "path":
+                path = path.replace(f"{{{name}}}", quote(str(given[name]), safe=""))
+            elif one.where == "header":
+                headers[one.name] = str(given[name])
+            elif name in given:
+                params[one.name] = given[name]
+            elif one.schema().get("default") is not None:
+                params[one.name] = one.schema()["default"]  # a page is shorter here than the API's own
+        body = None
+        if tool.body is not None:
+            # Always with the currency: the key's body must be the same whether a model writes it or not.
+            body = {"currency": "INR", **{k: v for k, v in given.items() if k in tool.body["properties"]}}
+        return await self._api.call(
+            tool.operation.method, path, token=asked.token, params=params, headers=headers, body=body
+        )
+
+    async def _decided(self, shown: dict[str, Any], wait_s: float, asked: Asked) -> dict[str, Any]:
+        """The payout once it is decided, or as it was seen last."""
+        path, pause_s = f"/v1/payouts/{quote(shown['payout'], safe='')}", LOOK_AFTER_S
+        try:
+            async with asyncio.timeout(wait_s):
+                while shown["decision"] is None and not await self._stopped_within(pause_s):
+                    pause_s = min(2 * pause_s, LOOK_AFTER_S_MAX)
+                    shown = await self._seen(path, asked) or shown
+        except TimeoutError:
+            pass
+        return shown
+
+    async def _seen(self, path: str, asked: Asked) -> dict[str, Any] | None:
+        try:
+            said = await self._api.call("GET", path, token=asked.token, headers=_headers(asked))
+        except TryAgain:
+            return None  # the payout is taken all the same, and the next look may be answered
+        return said.body if said.status == 200 else None
+
+    async def _stopped_within(self, pause_s: float) -> bool:
+        try:
+            async with asyncio.timeout(pause_s):
+                return await self._stopping.wait()
+        except TimeoutError:
+            return False
+
+
+def _headers(asked: Asked) -> dict[str, str]:
+    return {"traceparent": asked.traceparent} if asked.traceparent else {}
+
+
+def _wrong(tool: Tool, given: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the arguments, by name. What is in the body the API itself refuses, field by field."""
+    fields = tool.body["properties"] if tool.body is not None else {}
+    known = {*tool.reads, *fields, *((WAIT,) if tool.asks else ())}
+    wrong = {
+        plain(name[:NAME_CHARS_MAX]): f"is no argument of {tool.name}"
+        for name in sorted(given.keys() - known)[:NAMES_MAX]
+    }
+    for name, one in tool.reads.items():
+        if name not in given:
+            if one.required or one.where == "path":
+                wrong[name] = f"is missing; it must be {one.means}"
+            continue
+        try:
+            value = given[name]
+            if not isinstance(value, _type_of(one.schema())) or isinstance(value, bool):
+                raise ValueError(f"must be {one.means}")
+            one.read(str(value))
+        except ValueError as problem:
+            wrong[name] = str(problem)
+    wait_s = given.get(WAIT, WAIT_S)
+    if tool.asks and (type(wait_s) is not int or not 0 <= wait_s <= WAIT_S_MAX):
+        wrong[WAIT] = f"must be a whole number of seconds from 0 to {WAIT_S_MAX}"
+    return wrong
+
+
+def _type_of(schema: Mapping[str, Any]) -> type:
+    return int if schema["type"] == "integer" else str

@@ -1,0 +1,147 @@
+"""MCP over HTTP: POST /mcp, a request and its answer as JSON, no session. Whoever asks brings his own token.
+
+A token of ours is for our API, and this is the same resource in another shape: it is sent on as it came, to our API
+alone, and kept nowhere. The SDK guards against DNS rebinding by `Host` and `Origin`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from mcp.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+
+from streamproc.api.asgi import SecurityHeaders
+from streamproc.api.listening import serve_until, server_of
+from streamproc.domain.tokens import SECRET
+from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
+from streamproc.ingress.deadline import Deadlines
+from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send, send_body, send_problem
+from streamproc.mcp.server import REFUSED, Context
+from streamproc.processes import bound
+from streamproc.settings import PREFIX
+
+PATH: Final = "/mcp"
+REQUESTS_MAX: Final = 128
+"""At once: four times the calls, since listing tools and the like are requests too. The next is told 503."""
+RETRY_AFTER_S: Final = b"5"
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # it is compared, and not listened on
+_WHO: Final = (
+    "a bearer token is needed, from `streamproc token create`, that is known, not expired and not revoked"
+)
+_log = logging.getLogger(__name__)
+
+
+def token_of(context: Context) -> str:
+    """The token that a request brought; `Front` let none without one through."""
+    token = None if context.request is None else bearer(context.request.scope)
+    assert token is not None
+    return token
+
+
+def bearer(scope: Scope) -> str | None:
+    """The request's token; None where there is none that could be one of ours."""
+    scheme, _, secret = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
+    secret = secret.strip()
+    return secret if scheme.lower() == "bearer" and SECRET.fullmatch(secret) else None
+
+
+def allowed(host: str, public_url: str, more: Sequence[str]) -> TransportSecuritySettings:
+    """Whom a request may think it asks (`Host`), whose pages may ask (`Origin`): loopback, ours, and those named."""
+    named = [urlsplit(public_url).netloc, *more] if public_url else list(more)
+    if host not in _ANY_ADDRESS:
+        named.append(f"[{host}]" if ":" in host else host)
+    hosts = [*_LOOPBACK, *named]
+    return TransportSecuritySettings(
+        enable_dns_rebinding_protection=True,
+        allowed_hosts=[*hosts, *(f"{one}:*" for one in hosts)],
+        allowed_origins=[f"http://{one}:*" for one in _LOOPBACK] + [f"https://{one}" for one in named],
+    )
+
+
+class Front:
+    """Lets through to `mcp` what is a POST with a token and a body within the limit; tells 401 where the API does."""
+
+    def __init__(self, mcp: Asgi, *, body_bytes_max: int) -> None:
+        self._mcp = mcp
+        self._bytes_max = body_bytes_max
+        self._within = Deadlines(BODY_READ_S_MAX)
+        self._in_hand = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["path"] == "/healthz" and scope["method"] in ("GET", "HEAD"):
+            await send_body(send, 200, b'{"status":"alive"}', b"application/json")
+        elif scope["path"] != PATH:
+            await send_problem(send, 404, f"MCP is spoken at {PATH}")
+        elif bearer(scope) is None:
+            await _refuse(send)
+        elif self._in_hand >= REQUESTS_MAX:
+            detail = f"{self._in_hand} requests are in hand, the limit is {REQUESTS_MAX}"
+            await send_problem(send, 503, detail, [(b"retry-after", RETRY_AFTER_S)])
+        else:
+            self._in_hand += 1
+            try:
+                await self._pass_on(scope, receive, send)
+            finally:
+                self._in_hand -= 1
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await posted_body(
+            scope,
+            receive,
+            send,
+            other_method="MCP is POSTed: there are no sessions and no streams here",
+            within=self._within,
+            bytes_max=self._bytes_max,
+        )
+        if body is None:
+            return
+        left = [body]
+
+        async def replay() -> Message:
+            if left:
+                return {"type": "http.request", "body": left.pop(), "more_body": False}
+            return await receive()
+
+        async def unless_refused(message: Message) -> None:
+            if REFUSED not in scope:
+                await send(message)
+
+        await self._mcp(scope, replay, unless_refused)
+        if REFUSED in scope:
+            await _refuse(send)
+
+
+async def _refuse(send: Send) -> None:
+    await send_problem(send, 401, _WHO, [(b"www-authenticate", b"Bearer")])
+
+
+async def serve_http(
+    server: Server[Any],
+    stopping: asyncio.Event,
+    *,
+    host: str,
+    port: int,
+    guard: TransportSecuritySettings,
+    body_bytes_max: int,
+    drain_s: float,
+) -> None:
+    """Listen until we are stopping; what is in hand then has `drain_s`. Raises ConfigError where the port is taken."""
+    manager = StreamableHTTPSessionManager(
+        server,
+        json_response=True,
+        stateless=True,
+        security_settings=guard,
+        max_request_body_size=body_bytes_max,
+    )
+    with bound(host, port, PREFIX, "MCP_PORT") as sockets:
+        async with manager.run():
+            front = SecurityHeaders(Front(manager.handle_request, body_bytes_max=body_bytes_max))
+            listener = server_of(front, host=host, port=port, drain_s=int(drain_s))
+            _log.info("MCP is spoken at http://%s:%d%s", host, port, PATH)
+            await serve_until(stopping, listener, sockets)

@@ -1,0 +1,249 @@
+"""A call is a request of the caller's own: what is sent, what is refused before, and what the API's words become."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamproc.clients import own_api
+from streamproc.clients.own_api import ANSWER_BYTES_MAX, OwnApi
+from streamproc.mcp.calls import CALLS_MAX, Answer, Asked, Calls
+from streamproc.mcp.tools import all_tools
+from tests.clients.loopback import Asked as Heard
+from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
+
+TOOLS = {one.name: one for one in all_tools()}
+TOKEN = "spt_" + 43 * "a"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+ORDER = {"amount": 250_000, "mode": "IMPS", "purpose": "payout", "fund_account_id": "fa_00000000000001"}
+KEYED = {"idempotency_key": "inv-7", **ORDER}
+
+
+def payout(decision: str | None = None, **more: Any) -> dict[str, Any]:
+    """As the API shows one, as far as words are made of it."""
+    return {
+        **{"payout": "spi_1", "decision": decision, "reason": "", "reasons": [], "state": "received"},
+        **{"failure": None, **more},
+    }
+
+
+def problem(status: int, detail: str, **more: Any) -> bytes:
+    body = msgspec.json.encode(
+        {"type": "about:blank", "title": "Words", "status": status, "detail": detail, **more}
+    )
+    return response(status, body, content_type="application/problem+json")
+
+
+class Desk:
+    def __init__(self, calls: Calls, api: Loopback, stopping: asyncio.Event) -> None:
+        self.calls, self.api, self.stopping = calls, api, stopping
+
+    async def call(self, name: str, given: Mapping[str, Any], traceparent: str = "") -> Answer:
+        return await self.calls.call(TOOLS[name], given, Asked(TOKEN, traceparent))
+
+    @property
+    def heard(self) -> Heard:
+        [one] = self.api.asked
+        return one
+
+
+@asynccontextmanager
+async def desk(script: Script, *, public_url: str = "") -> AsyncIterator[Desk]:
+    stopping = asyncio.Event()
+    async with loopback(script) as api:
+        own = OwnApi(api.url)
+        try:
+            yield Desk(Calls(own, public_url=public_url, stopping=stopping), api, stopping)
+        finally:
+            await own.aclose()
+
+
+# ---- what is sent ----
+
+
+async def test_a_request_goes_with_the_callers_token_key_and_trace_and_nothing_else_of_his() -> None:
+    async with desk(always(202, payout("APPROVED"))) as it:
+        await it.call("request_payout", {**KEYED, "wait_s": 3, "narration": None}, TRACE)
+        heard = it.heard
+    assert (heard.method, heard.path, heard.headers["authorization"]) == (
+        "POST", "/v1/payouts", f"Bearer {TOKEN}",
+    )  # fmt: skip
+    assert (heard.headers["idempotency-key"], heard.headers["traceparent"]) == ("inv-7", TRACE)
+    assert msgspec.json.decode(heard.body) == {**ORDER, "currency": "INR"}
+
+
+async def test_the_same_request_is_the_same_body_whether_the_currency_is_said_or_not() -> None:
+    async with desk(always(202, payout("APPROVED"))) as it:
+        await it.call("request_payout", KEYED)
+        await it.call("request_payout", {**KEYED, "currency": "INR"})
+        first, second = (msgspec.json.decode(one.body) for one in it.api.asked)
+    assert first == second
+
+
+async def test_what_is_in_a_path_stays_in_its_place_and_a_page_has_its_length() -> None:
+    async with desk(always(200, {"agent": "a", "windows": []})) as it:
+        await it.call("get_budget", {"agent": "team/bot", "account": "acc_1"})
+        assert it.heard.target == "/v1/agents/team%2Fbot/budget?account=acc_1"
+        it.api.asked.clear()
+        await it.call("list_holds", {"after": "x"})
+        assert it.heard.query == {"limit": "20", "after": "x"}
+        assert "traceparent" not in it.heard.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wrong"),
+    [
+        ("get_payout", {}, "payout: is missing"),
+        ("get_payout", {"payout": "../holds"}, "payout: must be"),
+        ("get_payout", {"payout": 7}, "payout: must be"),
+        ("get_payout", {"payout": "spi_1", "colour": "red"}, "colour: is no argument of get_payout"),
+        ("get_payout", {"payout": "spi_1", "wait_s": 1}, "wait_s: is no argument of get_payout"),
+        ("list_holds", {"limit": 101}, "limit: must be a whole number from 1 to 100"),
+        ("list_holds", {"limit": True}, "limit: must be"),
+        ("list_holds", {"limit": "5"}, "limit: must be"),
+        ("request_payout", ORDER, "idempotency_key: is missing"),
+        ("request_payout", {**KEYED, "idempotency_key": "a b"}, "idempotency_key: must be"),
+        ("request_payout", {**KEYED, "wait_s": 31}, "wait_s: must be a whole number of seconds from 0 to 30"),
+        ("request_payout", {**KEYED, "wait_s": True}, "wait_s: must be"),
+        ("request_payout", {**KEYED, "approve": True}, "approve: is no argument of request_payout"),
+    ],
+)
+async def test_wrong_arguments_are_named_and_nothing_is_asked(
+    name: str, given: dict[str, Any], wrong: str
+) -> None:
+    async with desk(always(500)) as it:
+        answer = await it.call(name, given)
+        assert it.api.asked == []
+    assert answer.shown is None
+    assert f"- {wrong}" in answer.text
+    assert "nothing was asked for" in answer.text
+
+
+# ---- what became of a payout ----
+
+
+async def test_the_answer_comes_with_the_decision_that_is_waited_for() -> None:
+    received, seen = (
+        response(status, msgspec.json.encode(payout(decision, state="approved")))
+        for status, decision in ((202, None), (200, "APPROVED"))
+    )
+    async with desk(in_turn(received, problem(503, "away"), None, seen)) as it:
+        answer = await it.call("request_payout", {**KEYED, "wait_s": 30})
+        assert {one.target for one in it.api.asked[1:]} == {"/v1/payouts/spi_1"}
+    assert answer.shown is not None
+    assert (answer.shown["decision"], answer.shown["idempotency_key"]) == ("APPROVED", "inv-7")
+    assert answer.text == answer.shown["message"]
+    assert "is APPROVED" in answer.text
+
+
+@pytest.mark.parametrize("wait_s", [0, 1])
+async def test_what_is_not_decided_in_time_is_taken_and_says_not_to_ask_under_another_key(
+    wait_s: int,
+) -> None:
+    async with desk(in_turn(response(202, msgspec.json.encode(payout())), problem(404, "no"))) as it:
+        answer = await it.call("request_payout", {**KEYED, "wait_s": wait_s})
+        assert (len(it.api.asked) == 1) == (wait_s == 0)
+    assert answer.shown is not None
+    assert answer.shown["decision"] is None
+    assert "Do not ask again under another key" in answer.text
+
+
+async def test_stopping_ends_the_wait_and_the_payout_is_told_as_it_is() -> None:
+    async with desk(always(202, payout())) as it:
+        it.stopping.set()
+        answer = await it.call("request_payout", {**KEYED, "wait_s": 30})
+        assert len(it.api.asked) == 1
+    assert answer.shown is not None
+
+
+async def test_a_held_payout_says_that_a_person_decides_and_where() -> None:
+    held = payout("HELD", reasons=["APPROVAL_REQUIRED"], state="held")
+    async with desk(always(202, held), public_url="https://pay.example.com") as it:
+        answer = await it.call("request_payout", KEYED)
+    assert answer.shown is not None
+    assert answer.shown["link"] == "https://pay.example.com/v1/payouts/spi_1"
+    for words in ("APPROVAL_REQUIRED", "waits for a person", "https://pay.example.com", "under another key"):
+        assert words in answer.text
+
+
+async def test_a_rejection_is_an_answer_with_its_reasons_and_no_error() -> None:
+    async with desk(always(200, payout("REJECTED", reasons=["OVER_LIMIT"]))) as it:
+        answer = await it.call("get_payout", {"payout": "spi_1"})
+    assert answer.shown is not None
+    assert "REJECTED (OVER_LIMIT): it is not paid" in answer.text
+    assert answer.shown["link"] is None
+
+
+# ---- what is refused ----
+
+
+async def test_a_problem_is_told_with_its_status_title_detail_and_every_field() -> None:
+    errors = [{"field": "amount", "problem": "must be more"}, {"field": "mode", "problem": "must be one"}]
+    async with desk(in_turn(problem(422, "2 problems with the request", errors=errors))) as it:
+        answer = await it.call("request_payout", KEYED)
+    assert answer.shown is None
+    assert answer.text.splitlines() == [
+        "HTTP 422 Words: 2 problems with the request", "- amount: must be more", "- mode: must be one",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_what_was_not_taken_for_now_is_asked_again_with_the_same_key(status: int) -> None:
+    async with desk(in_turn(problem(status, "not now"))) as it:
+        answer = await it.call("request_payout", KEYED)
+        shown = await it.call("get_payout", {"payout": "spi_1"})
+    assert "with the same idempotency_key and the same arguments" in answer.text
+    assert "idempotency_key" not in shown.text
+
+
+@pytest.mark.parametrize(
+    "script",
+    [in_turn(None), always(202, b"<html>"), always(202, b"[]"), always(202, b'"' + ANSWER_BYTES_MAX * b"a")],
+    ids=["hangs up", "no JSON", "no object", "over the limit"],
+)
+async def test_a_lost_answer_leaves_open_whether_the_payout_was_taken(script: Script) -> None:
+    async with desk(script) as it:
+        answer = await it.call("request_payout", KEYED)
+    assert answer.shown is None
+    assert "whether it was taken is not known" in answer.text
+    assert "the same idempotency_key" in answer.text
+
+
+async def test_an_api_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_api, "CALL_S_MAX", 0.05)
+    async with desk(hang) as it:
+        answer = await it.call("request_payout", KEYED)
+    assert "gave no answer within 0.05 s; whether it was taken is not known" in answer.text
+
+
+async def test_an_api_that_is_away_was_asked_for_nothing() -> None:
+    async with desk(always(200)) as it:
+        pass
+    own = OwnApi(it.api.url)
+    answer = await Calls(own, public_url="", stopping=asyncio.Event()).call(
+        TOOLS["request_payout"], KEYED, Asked(TOKEN)
+    )
+    await own.aclose()
+    assert "cannot be reached: ConnectError; nothing was asked for" in answer.text
+    assert TOKEN not in answer.text
+
+
+async def test_calls_beyond_the_limit_are_refused_and_not_queued() -> None:
+    begun = asyncio.Semaphore(0)
+
+    async def slow(_heard: Heard) -> bytes | None:
+        begun.release()
+        return await hang(_heard)
+
+    async with desk(slow) as it:
+        waiting = [asyncio.create_task(it.call("get_payout", {"payout": "spi_1"})) for _ in range(CALLS_MAX)]
+        for _ in waiting:
+            await begun.acquire()
+        answer = await it.call("get_payout", {"payout": "spi_1"})
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert f"the limit is {CALLS_MAX}" in answer.text

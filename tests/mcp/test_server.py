@@ -1,0 +1,161 @@
+"""What a client is told by the SDK's server, and what of its transports is ours: lines, hosts, a missing extra."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
+
+from mcp.client.client import Client
+
+from streamproc.clients.own_api import OwnApi
+from streamproc.mcp.calls import Calls
+from streamproc.mcp.http import allowed
+from streamproc.mcp.server import server_of
+from streamproc.mcp.stdio import LINE_BYTES_MAX, InHand, _lines, _ready
+from tests.clients.loopback import Loopback, Script, always, loopback
+
+TOKEN = "spt_" + 43 * "a"
+SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@asynccontextmanager
+async def client_at(script: Script, mode: Any = "auto") -> AsyncIterator[tuple[Client, Loopback]]:
+    async with loopback(script) as api:
+        own = OwnApi(api.url)
+        server = server_of(
+            Calls(own, public_url="", stopping=asyncio.Event()), token_of=lambda _context: TOKEN
+        )
+        async with Client(server, mode=mode) as client:
+            yield client, api
+        await own.aclose()
+
+
+async def test_every_tool_says_all_four_hints_and_only_the_request_is_destructive() -> None:
+    async with client_at(always(200)) as (client, _):
+        tools = (await client.list_tools()).tools
+    hints = {tool.name: tool.annotations for tool in tools}
+    for name, one in hints.items():
+        asks = name == "request_payout"
+        assert one is not None
+        assert (one.read_only_hint, one.destructive_hint, one.idempotent_hint, one.open_world_hint) == (
+            not asks, asks, True, asks,
+        )  # fmt: skip
+    assert all(tool.title and tool.description and tool.output_schema for tool in tools)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [(SAMPLED, SAMPLED), (SAMPLED[:-1] + "0", None), ("hunter2\r\nx: y", None), (7, None), (None, None)],
+)
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_callers_trace_goes_on_to_the_api_if_it_is_one(
+    given: Any, sent: str | None, mode: str
+) -> None:
+    async with client_at(always(200, {"agent": "a", "windows": []}), mode) as (client, api):
+        meta: Any = {} if given is None else {"traceparent": given}
+        await client.call_tool("get_budget", {"agent": "a"}, meta=meta)
+        assert api.asked[-1].headers.get("traceparent") == sent
+        assert api.asked[-1].headers["authorization"] == f"Bearer {TOKEN}"
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_defect_is_told_to_our_log_and_not_to_the_model(
+    mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client_at(always(200, {"hunter2": 1}), mode) as (client, _):
+        result = await client.call_tool("get_payout", {"payout": "spi_1"})
+    assert result.is_error
+    [block] = result.content
+    assert getattr(block, "text", "") == "the call failed here; the reason is in the log of `streamproc mcp`"
+    assert "KeyError" in caplog.text
+
+
+# ---- stdio ----
+
+
+async def lines_of(written: bytes) -> list[bytes | None]:
+    source, sink = os.pipe()
+    try:
+        os.set_blocking(sink, False)
+
+        async def write() -> None:
+            left = written
+            while left:
+                await _ready(sink, to_write=True)
+                left = left[os.write(sink, left[:4096]) :]
+            os.close(sink)
+
+        writing = asyncio.create_task(write())
+        found = [line async for line in _lines(source)]
+        await writing
+        return found
+    finally:
+        os.close(source)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (b"", []),
+        (b"\n \r\na\nb", [b"a", b"b"]),
+        (LINE_BYTES_MAX * b"a" + b"\nb\n", [LINE_BYTES_MAX * b"a", b"b"]),
+        ((LINE_BYTES_MAX + 1) * b"a" + b"\nb\n", [None, b"b"]),
+        (3 * LINE_BYTES_MAX * b"a" + b"\n" + b"b\n", [None, b"b"]),
+    ],
+    ids=["nothing", "blank ones", "of the limit", "over it", "far over it"],
+)
+async def test_a_line_over_the_limit_is_known_as_one_and_the_next_is_read(
+    written: bytes, found: list[bytes | None]
+) -> None:
+    assert await lines_of(written) == found
+
+
+async def test_a_request_is_in_hand_until_it_is_answered_or_given_up() -> None:
+    from mcp_types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
+
+    in_hand = InHand()
+    for number in (1, 2):
+        in_hand.asked(JSONRPCRequest(jsonrpc="2.0", id=number, method="tools/list"))
+    none_left = asyncio.create_task(in_hand.at_most(0))
+    in_hand.answered(JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
+    await in_hand.at_most(1)
+    assert not none_left.done()
+    in_hand.asked(
+        JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params={"requestId": 2})
+    )
+    await none_left
+
+
+# ---- HTTP ----
+
+
+def test_a_request_may_name_loopback_our_own_hosts_and_those_of_the_settings_and_no_other() -> None:
+    guard = allowed("10.0.0.7", "https://pay.example.com", ("mcp.example.com",))
+    for host in ("localhost", "10.0.0.7", "pay.example.com", "mcp.example.com"):
+        assert {host, f"{host}:*"} <= set(guard.allowed_hosts)
+    assert "https://pay.example.com" in guard.allowed_origins
+    open_to_all = allowed("0.0.0.0", "", ())
+    assert set(open_to_all.allowed_hosts) == {
+        name for one in ("127.0.0.1", "localhost", "[::1]") for name in (one, f"{one}:*")
+    }
+    assert guard.enable_dns_rebinding_protection
+    assert open_to_all.enable_dns_rebinding_protection
+
+
+def test_without_the_extra_the_command_says_so_in_one_line() -> None:
+    program = "import sys; sys.modules['mcp'] = None; from streamproc.cli import main; main(['mcp'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "streamproc: `streamproc mcp` needs the extra `mcp`: pip install 'streamproc[mcp]'\n"
+    )
