@@ -23,7 +23,7 @@ CALL_S_MAX = 15.0
 CONNECT_S_MAX = 5.0
 """Of it, to connect: a handshake that takes longer will not save the call."""
 CONNECTIONS_MAX = 64
-"""More than are asked for at once: who calls has a limit of its own."""
+"""As many calls at once; whoever calls keeps to it, since one more would wait within its own time."""
 ANSWER_BYTES_MAX = 1024 * 1024
 """A page of 100 holds is some 100 kB, a payout's events some 20."""
 

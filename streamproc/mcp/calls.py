@@ -5,6 +5,7 @@ the wait, the payout is taken, and the answer says how far it is.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -12,14 +13,16 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from streamproc.clients.http import OutcomeUnknown
-from streamproc.clients.own_api import CALL_S_MAX, OwnApi, Said
+from streamproc.clients.own_api import CALL_S_MAX, CONNECTIONS_MAX, OwnApi, Said
 from streamproc.domain.plain import plain
 from streamproc.errors import InputError, TryAgain
 from streamproc.mcp import words
 from streamproc.mcp.tools import KEY, WAIT, WAIT_S, WAIT_S_MAX, Tool
 
-CALLS_MAX: Final = 32
-"""Calls at once, of all who ask this process: an agent has one or a few in hand. Within the client's connections."""
+CALLS_MAX: Final = CONNECTIONS_MAX
+"""Calls at once, of all who ask this process: none waits for a connection to the API."""
+CALLS_OF_ONE_MAX: Final = 16
+"""Of them with one token: an agent has a few in hand, and one that loops leaves room for the others."""
 CALL_LONGEST_S: Final = CALL_S_MAX + WAIT_S_MAX
 """No call takes longer: the request, and the wait, which bounds its looks."""
 LOOK_AFTER_S: Final = 0.1
@@ -54,18 +57,16 @@ class Calls:
         self._api = api
         self._public_url = public_url
         self._stopping = stopping
-        self._in_hand = 0
+        self._in_hand: Counter[str] = Counter()  # by token
 
     async def call(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
         """One call. It never raises for what the caller did or the API said: that is an answer."""
-        if self._in_hand >= CALLS_MAX:
-            return Answer(
-                f"{self._in_hand} calls are in hand, the limit is {CALLS_MAX}; nothing was asked for"
-            )
+        if full := self._full(asked.token):
+            return Answer(f"{full}; nothing was asked for. Ask again later.")
         present = {name: value for name, value in given.items() if value is not None}
         if wrong := _wrong(tool, present):
             return Answer(words.of_wrong_arguments(wrong))
-        self._in_hand += 1
+        self._in_hand[asked.token] += 1
         try:
             return await self._answered(tool, present, asked)
         except InputError as problem:
@@ -76,7 +77,16 @@ class Calls:
         except TryAgain as problem:
             return Answer(f"{problem}; nothing was asked for. Ask again later.")
         finally:
-            self._in_hand -= 1
+            self._in_hand[asked.token] -= 1
+            self._in_hand += Counter()  # forgets a token of which nothing is in hand
+
+    def _full(self, token: str) -> str:
+        """Why no more calls are taken, or nothing."""
+        if self._in_hand[token] >= CALLS_OF_ONE_MAX:
+            return f"{CALLS_OF_ONE_MAX} calls with this token are in hand, which is the limit"
+        if self._in_hand.total() >= CALLS_MAX:
+            return f"{CALLS_MAX} calls are in hand, which is the limit"
+        return ""
 
     async def _answered(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
         said = await self._send(tool, given, asked)

@@ -26,7 +26,7 @@ from streamproc.settings import PREFIX
 
 PATH: Final = "/mcp"
 REQUESTS_MAX: Final = 128
-"""At once: four times the calls, since listing tools and the like are requests too. The next is told 503."""
+"""At once: twice the calls, since listing tools and the like are requests too. The next is told 503."""
 RETRY_AFTER_S: Final = b"5"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # it is compared, and not listened on

@@ -18,7 +18,7 @@ from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 
-HEAVY = ("redis", "asyncpg", "httpx", "razorpay", "uvicorn", "sqlalchemy", "rich")
+HEAVY = ("redis", "asyncpg", "httpx", "razorpay", "uvicorn", "sqlalchemy", "rich", "mcp", "pydantic")
 POLICIES = "policies: {bot: {daily_limit: 1_000}}"
 
 

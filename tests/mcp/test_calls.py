@@ -10,7 +10,7 @@ import pytest
 
 from streamproc.clients import own_api
 from streamproc.clients.own_api import ANSWER_BYTES_MAX, OwnApi
-from streamproc.mcp.calls import CALLS_MAX, Answer, Asked, Calls
+from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Answer, Asked, Calls
 from streamproc.mcp.tools import all_tools
 from tests.clients.loopback import Asked as Heard
 from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
@@ -231,19 +231,29 @@ async def test_an_api_that_is_away_was_asked_for_nothing() -> None:
     assert TOKEN not in answer.text
 
 
-async def test_calls_beyond_the_limit_are_refused_and_not_queued() -> None:
+async def test_calls_beyond_the_limit_are_refused_and_one_token_leaves_room_for_others() -> None:
     begun = asyncio.Semaphore(0)
 
-    async def slow(_heard: Heard) -> bytes | None:
+    async def slow(heard: Heard) -> bytes | None:
         begun.release()
-        return await hang(_heard)
+        return await hang(heard)
 
     async with desk(slow) as it:
-        waiting = [asyncio.create_task(it.call("get_payout", {"payout": "spi_1"})) for _ in range(CALLS_MAX)]
-        for _ in waiting:
-            await begun.acquire()
-        answer = await it.call("get_payout", {"payout": "spi_1"})
+        tokens = [f"spt_{number}" for number in range(CALLS_MAX // CALLS_OF_ONE_MAX)]
+        show = TOOLS["get_payout"], {"payout": "spi_1"}
+        waiting: list[asyncio.Task[Answer]] = []
+        for token in tokens:
+            waiting += [
+                asyncio.create_task(it.calls.call(*show, Asked(token))) for _ in range(CALLS_OF_ONE_MAX)
+            ]
+            for _ in range(CALLS_OF_ONE_MAX):
+                await begun.acquire()
+            one_more = await it.calls.call(*show, Asked(token))
+            assert one_more.text.startswith(f"{CALLS_OF_ONE_MAX} calls with this token are in hand")
+        anybody = await it.calls.call(*show, Asked("spt_other"))
+        assert anybody.text.startswith(f"{CALLS_MAX} calls are in hand")
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-    assert f"the limit is {CALLS_MAX}" in answer.text
+        it.api.script = always(404, {"detail": "no"})
+        assert (await it.calls.call(*show, Asked(tokens[0]))).status == 404
