@@ -127,6 +127,7 @@ async def test_over_stdio_an_agent_asks_is_refused_waits_for_a_person_and_sees_n
         )  # fmt: skip
         assert "waits for a person" in told(held)
         assert await of_reference(system, waits["payout"]) == []
+        await system.reaches(waits["payout"], "held")  # holds are listed from the views
         listed = await ours.call_tool("list_holds", {})
         assert [one["payout"] for one in listed.structured_content["items"]] == [waits["payout"]]
 
