@@ -5,12 +5,12 @@ views make of them is written once for a whole segment.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
 
-from projections.fold import ALL, Archived, Decoded, Step, Unreadable, decode, steps_of
+from projections.fold import ALL, Archived, Decoded, Step, Sum, Unreadable, decode, steps_of
 from projections.run import Mark, Records
 from projections.views import View
 from streamproc.archive.disowned import Disowned
@@ -50,7 +50,11 @@ class Builder:
         self._partition = partition
         self._records = records
         self._disowned = disowned
-        self._parts = [_Part(view) for view in views]
+        self._sums = [(view.reads, view.begin()) for view in views]
+        self._parts = [
+            _Part(reads, [each for read, each in self._sums if read == reads])
+            for reads in dict.fromkeys(view.reads for view in views)
+        ]
         self._takers = {
             kind: [part.take for part in self._parts if kind in part.reads] for kind in EVENT_KINDS
         }
@@ -74,8 +78,8 @@ class Builder:
             await asyncio.sleep(0)  # whoever else works in this process waits for some ms, not for a segment
         async with self._db.transaction():
             await self.mark.move(self._db, rows, upto)
-            for part in self._parts:
-                await part.write(self._db, self._partition)
+            for _, each in self._sums:
+                await each.write(self._db, self._partition)
         self.mark.moved(rows, upto)
         self._records.keep(now)
         return events
@@ -98,6 +102,7 @@ class Builder:
         known: Mapping[str, PayoutRecord],
         now: dict[str, PayoutRecord | None],
     ) -> int:
+        events = 0
         for entry, row in zip(decoded, rows, strict=True):
             if entry.payout != row.payout and entry.payout:
                 # Its record was neither loaded, nor is it this share's.
@@ -105,6 +110,7 @@ class Builder:
                     f"entry {self._partition}:{entry.id} is about payout {entry.payout} and archived under"
                     f" {row.payout or 'none'}; `streamproc audit verify` says more"
                 )
+            events += len(entry.events)
         takers = self._takers
         steps = steps_of(self._partition, decoded, known, now, self._told if self.seen is None else ALL)
         if self.seen is not None:
@@ -114,24 +120,21 @@ class Builder:
                 take(step)
         for part in self._parts:
             part.add()
-        return sum([len(entry.events) for entry in decoded])
+        return events
 
 
 class _Part:
-    """A view in a builder: the steps of the entries in hand, and what came of those before them."""
+    """Views that read the same events: the steps for them of the entries in hand, and what came of those before."""
 
-    def __init__(self, view: View) -> None:
-        self.reads = view.reads
+    def __init__(self, reads: frozenset[type[Fact]], sums: Sequence[Sum]) -> None:
+        self.reads = reads
         self._steps: list[Step] = []
-        self._sum = view.begin()
+        self._sums = sums
         self.take: Callable[[Step], None] = self._steps.append
 
     def add(self) -> None:
         """Take the steps in."""
         if self._steps:
-            self._sum.add(self._steps)
+            for each in self._sums:
+                each.add(self._steps)
             self._steps.clear()
-
-    def write(self, db: asyncpg.Connection, partition: int) -> Awaitable[None]:
-        """Write what came of all steps since the last time. Must run in a transaction."""
-        return self._sum.write(db, partition)

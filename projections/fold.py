@@ -149,7 +149,11 @@ def steps_of(
         record = now[owner] if owner in now else records.get(owner) if owner else None
         events, place = found.events, 0
         try:
-            if record is not None and (after := _approved_at_sight(record, events)) is not None:
+            if (
+                len(events) > DECISION
+                and record is not None
+                and (after := _approved_at_sight(record, events)) is not None
+            ):
                 for event in events[:DECISION]:
                     if type(event) in told:
                         steps.append(Step(partition, seq, entry, place, by, owner, event, record, record))
@@ -179,12 +183,11 @@ DECISION = 4
 
 
 def _approved_at_sight(record: PayoutRecord, events: Sequence[Event]) -> PayoutRecord | None:
-    """The record after the first events of an entry that approves its payout at first sight; None where it does not.
+    """The record after an entry's first events, of more than DECISION, where they approve its payout at first sight;
+    None where they do not.
 
     What `evolve` makes of them, one after the other, in one copy instead of four: most payouts come this way.
     """
-    if len(events) <= DECISION:
-        return None
     screened, slot, vetted, reserved, decided = events[: DECISION + 1]
     if not (
         type(decided) is e.PayoutDecided

@@ -106,5 +106,7 @@ def _row(payout: str, step: Step) -> tuple[object, ...]:
         whole,
         record.bank_payout[:KEY_CHARS_MAX],
     )
-    # One look for all of its texts: where one has U+0000, the record's JSON has this.
-    return row if b"\\u0000" not in whole else tuple(text(v) if type(v) is str else v for v in row)
+    # One look for all of its texts: where one has U+0000, the record's JSON has this, and few have any backslash.
+    if b"\\" in whole and b"\\u0000" in whole:
+        return tuple(text(v) if type(v) is str else v for v in row)
+    return row

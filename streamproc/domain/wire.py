@@ -9,7 +9,7 @@ is how money goes missing.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
@@ -115,7 +115,6 @@ _names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').
 """Whether field `e` may hold an event of a type not known here. Without decoding: others' notes may look like it."""
 
 _STAGE_FACTS = frozenset(kind for kind in EVENT_KINDS if issubclass(kind, StageFact))
-_SHORTENED = _STAGE_FACTS | {PayoutObserved}
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])
@@ -145,8 +144,9 @@ def decode_events(e: bytes) -> list[Event]:
             if newest is None:
                 return _upcast_and_decode(e)
             force_setattr(event, "v", newest)  # nobody else has seen it yet
-        if kind in _SHORTENED:
-            _make_whole(event, events[0], v)
+        make_whole = _MAKE_WHOLE.get(kind)
+        if make_whole is not None:
+            make_whole(event, events[0], v)
     return events
 
 
@@ -162,21 +162,30 @@ def _short(event: Event, first: Event) -> Event:
     return replace(event, at=0, payout="") if same else event
 
 
-def _make_whole(event: Event, first: Event, v: object) -> None:
-    """Put back what `_short` left out of an event in version `v`; nobody else has seen it yet."""
-    if type(event) is PayoutObserved:
-        if not event.facts.id:
-            force_setattr(event.facts, "id", event.payout)
-        if not event.bank_event and v == _VERSION_OF_KIND[PayoutObserved]:
-            force_setattr(event, "bank_event", _usual_name(event))
-    elif type(event) in _STAGE_FACTS:
-        if not event.at and not payout_of(event):
-            force_setattr(event, "at", first.at)
-            force_setattr(event, "payout", payout_of(first))
-        if not event.at or not payout_of(event):
-            raise Unprocessable(
-                f"event type {type_of(event)!r} v{event.v}: nothing says its time or its payout"
-            )
+# ---- what `_short` left out of an event in version `v` is put back; nobody else has seen the event yet ----
+
+
+def _whole_sight(event: PayoutObserved, first: Event, v: object) -> None:
+    if not event.facts.id:
+        force_setattr(event.facts, "id", event.payout)
+    if not event.bank_event and v == _VERSION_OF_KIND[PayoutObserved]:
+        force_setattr(event, "bank_event", _usual_name(event))
+
+
+def _whole_finding(event: StageFact, first: Event, v: object) -> None:
+    if not event.at and not event.payout:
+        force_setattr(event, "at", first.at)
+        force_setattr(event, "payout", payout_of(first))
+    if not event.at or not event.payout:
+        raise Unprocessable(
+            f"event type {tag_of(type(event))!r} v{event.v}: nothing says its time or its payout"
+        )
+
+
+_MAKE_WHOLE: Mapping[type[Fact], Callable[[Any, Event, object], None]] = {
+    PayoutObserved: _whole_sight,
+    **dict.fromkeys(_STAGE_FACTS, _whole_finding),
+}
 
 
 def _usual_name(seen: PayoutObserved) -> str:
@@ -255,5 +264,6 @@ def _upcast_and_decode(e: bytes) -> list[Event]:
         except msgspec.ValidationError as problem:
             raise Unprocessable(f"event type {newest['type']!r} v{newest['v']}: {problem}") from problem
         events.append(event)
-        _make_whole(event, events[0], raw["v"])
+        if make_whole := _MAKE_WHOLE.get(type(event)):
+            make_whole(event, events[0], raw["v"])
     return events
