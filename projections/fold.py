@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
-import msgspec
 from msgspec import Struct
 
 from streamproc.archive.text import text_key
@@ -15,7 +14,7 @@ from streamproc.domain import events as e
 from streamproc.domain.approval import approved
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, evolve
-from streamproc.domain.wire import EVENT_KINDS, decode_events
+from streamproc.domain.wire import EVENT_KINDS, decode_events, decode_meta
 from streamproc.errors import LogBroken, Unprocessable
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -33,13 +32,6 @@ class Archived(Protocol):
     def e(self) -> bytes: ...
     @property
     def m(self) -> bytes: ...
-
-
-class Meta(Struct, frozen=True, gc=False):
-    """What the views use of an entry's metadata."""
-
-    by: str = ""
-    actor: str = ""
 
 
 class Decoded(Struct, gc=False):
@@ -97,9 +89,6 @@ class Sum(Protocol):
         ...
 
 
-_decode_meta = msgspec.json.Decoder(Meta).decode
-
-
 class Unreadable(LogBroken):
     """An entry that cannot be read here. Only where a person disowned it may it be passed over (ADR 32)."""
 
@@ -112,8 +101,8 @@ def decode(partition: int, entry: Archived, is_disowned: Callable[[Archived], bo
     """
     try:
         events = decode_events(entry.e)
-        meta = _decode_meta(entry.m)
-    except (Unprocessable, msgspec.DecodeError, RecursionError) as problem:
+        meta = decode_meta(entry.m)
+    except Unprocessable as problem:
         if is_disowned is not None and is_disowned(entry):
             return Decoded(entry.seq, entry.id, "", "", [])
         raise Unreadable(

@@ -19,6 +19,7 @@ from streamproc.archive.merkle import Prover
 from streamproc.archive.note import BadNote, PublicKey, Trusted
 from streamproc.archive.read import AuditFilter, audit_query
 from streamproc.archive.sql import statements
+from streamproc.domain.wire import MALFORMED
 from streamproc.errors import JobFailed
 
 LINES_AT_ONCE = 2_000
@@ -127,7 +128,7 @@ async def policies_named(db: asyncpg.Connection, places: Places) -> list[PolicyR
 def _policies_in(partition: int, e: bytes) -> Iterator[PolicyRef]:
     try:
         events = _decode(e)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return  # bytes that nobody understands are evidence all the same
     for event in events:
         if event.type == "payout.decided" and event.policy_version:

@@ -17,6 +17,7 @@ from streamproc.archive.chain import link_hash
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry, Head, id_key, move_head
 from streamproc.archive.text import text_key
+from streamproc.domain.wire import MALFORMED
 from streamproc.errors import LogBroken
 
 COLUMNS = ("partition", "seq", "entry_ms", "entry_n", "payout", "e", "m", "hash")
@@ -58,7 +59,7 @@ def payout_about(e: bytes) -> str | None:
         for event in _decode_about(e):
             if event.payout:
                 return text_key(event.payout)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return None
     return None
 

@@ -65,6 +65,8 @@ class Newer(Unprocessable):
 
 VERSION_MAX = 1_000
 """Of one event; beyond it nobody has counted. What claims more was not written by a later version of this."""
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes of others: it has an error of its own for texts that are no UTF-8, and for depth."""
 _TYPE = re.compile(r"[a-z_]{1,40}(?:\.[a-z_]{1,40}){1,3}")
 
 
@@ -135,7 +137,7 @@ def decode_events(e: bytes) -> list[Event]:
     """
     try:
         events = _decoder.decode(e)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return _upcast_and_decode(e)
     for event in events:
         kind, v = type(event), event.v
@@ -209,7 +211,7 @@ def decode_meta(m: bytes) -> Meta:
     """Field `m` of one entry. Raises Unprocessable where it is not what an entry has."""
     try:
         return _meta_decoder.decode(m)
-    except (msgspec.DecodeError, RecursionError) as problem:
+    except MALFORMED as problem:
         raise Unprocessable(f"field m is not an entry's metadata: {problem}") from problem
 
 
@@ -251,7 +253,7 @@ def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapp
 def _decode_raw(e: bytes) -> list[Raw]:
     try:
         return _raw_decoder.decode(e)
-    except (msgspec.DecodeError, RecursionError) as problem:
+    except MALFORMED as problem:
         raise Unprocessable(f"field e is not a JSON array of events: {problem}") from problem
 
 

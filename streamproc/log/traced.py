@@ -31,6 +31,7 @@ from streamproc.domain.traces import (
     step_span,
     trace_of,
 )
+from streamproc.domain.wire import MALFORMED
 from streamproc.errors import StreamprocError
 from streamproc.log.names import Names
 from streamproc.log.work import Group, Work, written_ms
@@ -72,7 +73,7 @@ def parent_of(partition: int, entry: str, m: bytes, *, aside: bool = False) -> t
     """
     try:
         meta = _decode_meta(m)
-    except msgspec.DecodeError:
+    except MALFORMED:
         meta = _Meta()
     if meta.cause:
         return (aside_span if aside else process_span)(meta.by, partition, meta.cause), False
@@ -83,7 +84,7 @@ def caller_of(m: bytes) -> Place | None:
     """The request that brought an entry, where it was traced."""
     try:
         return place_of(_decode_meta(m).trace)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return None
 
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.domain.events import Event
-from streamproc.domain.wire import decode_events, decode_meta, payout_of, type_of
+from streamproc.domain.wire import MALFORMED, decode_events, decode_meta, payout_of, type_of
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
@@ -116,7 +116,7 @@ def _meta(entry: Entry) -> dict[str, Any]:
     """Its metadata; none where something else wrote it."""
     try:
         return msgspec.json.decode(entry.m, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return {}
 
 

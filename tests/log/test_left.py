@@ -247,10 +247,11 @@ async def test_what_cannot_be_read_and_was_delivered_too_often_ends_no_worker(
 
 
 @pytest.mark.parametrize(
-    "e", ["no events", "{}", '[{"kind":"payout.observed"}]', '[{"v":1,"type":7}]', "[7]"]
+    "e",
+    ["no events", "{}", '[{"kind":"payout.observed"}]', '[{"v":1,"type":7}]', "[7]", b'[{"kind":"\xff"}]'],
 )
 async def test_what_nobody_of_ours_can_have_written_is_set_aside_where_people_see_it(
-    client: Redis, redis_url: str, e: str
+    client: Redis, redis_url: str, e: str | bytes
 ) -> None:
     """It was acknowledged without a word, and the views stood still of it."""
     await client.xadd(NAMES.log, {"e": e, "m": "{}"})
@@ -258,10 +259,24 @@ async def test_what_nobody_of_ours_can_have_written_is_set_aside_where_people_se
     assert await client.xlen(NAMES.dead) == 1
 
 
+@pytest.mark.parametrize(
+    "m", ["no metadata", '{"by":"stranger", broken', '{"by":"stranger","cause":5}', b'{"by":"\xff"}']
+)
 async def test_what_has_metadata_that_nobody_can_read_is_set_aside_where_people_see_it(
-    client: Redis, redis_url: str
+    client: Redis, redis_url: str, m: str | bytes
 ) -> None:
-    """Its events were handled, and the views, which read both, stood still of it."""
-    await client.xadd(NAMES.log, {"e": encode_events([observed("pout_1")]), "m": "no metadata"})
+    """Its events were handled, and the views, which read both, stood still of it, and then of what had come of it."""
+    await client.xadd(NAMES.log, {"e": encode_events([observed("pout_1")]), "m": m})
+    assert not await live(client, redis_url, "me", Doing().group)
+    assert await client.xlen(NAMES.dead) == 1
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("m", "e")])
+async def test_what_has_other_fields_than_ours_is_set_aside(
+    client: Redis, redis_url: str, names: tuple[str, str]
+) -> None:
+    """They were taken by their places, and by their names in the archive, which had another entry than was handled."""
+    fields = dict(zip(names, (encode_events([observed("pout_1")]), '{"by":"stranger"}'), strict=True))
+    await client.xadd(NAMES.log, fields)
     assert not await live(client, redis_url, "me", Doing().group)
     assert await client.xlen(NAMES.dead) == 1

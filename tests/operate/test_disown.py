@@ -28,7 +28,7 @@ OF_NO_GROUP = '[{"type":"token.created","v":1,"broken'
 LATER = '[{"type":"payout.teleported","v":1,"at":1}]'
 
 
-async def strange(site: Site, e: str = GARBAGE, m: str = '{"by":"stranger"}') -> str:
+async def strange(site: Site, e: str | bytes = GARBAGE, m: str | bytes = '{"by":"stranger"}') -> str:
     """Something else writes into the log."""
     entry: bytes = await site.client.xadd(Names(0).log, {"e": e, "m": m})
     return f"0:{entry.decode()}"
@@ -45,10 +45,20 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("e", "m"), [(GARBAGE, "{}"), (OF_NO_GROUP, "{}"), (LATER, "{}"), ("[]", "no metadata")]
+    ("e", "m"),
+    [
+        (GARBAGE, "{}"),
+        (OF_NO_GROUP, "{}"),
+        (LATER, "{}"),
+        ("[]", "no metadata"),
+        ("[]", '{"by":"stranger","cause":5}'),
+        (b'[{"type":"token.\xff"}]', "{}"),
+        (b'[{"payout":"\xff"}]', "{}"),
+        ("[]", b'{"by":"\xff"}'),
+    ],
 )
 async def test_views_and_a_replay_pass_over_it_and_show_what_came_after(
-    redis_url: str, postgres: str, e: str, m: str
+    redis_url: str, postgres: str, e: str | bytes, m: str | bytes
 ) -> None:
     async with Engine(redis_url) as engine, site_of(redis_url, postgres) as site:
         await engine.apply(POLICIES)
