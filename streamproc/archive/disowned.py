@@ -8,10 +8,13 @@ reader pass over those very bytes.
 import hashlib
 from typing import Protocol
 
+import asyncpg
+
+from streamproc.archive.pool import asked
 from streamproc.archive.sql import statements
 from streamproc.archive.store import connection
 from streamproc.domain.events import EntryDisowned
-from streamproc.domain.wire import decode_events
+from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import Unprocessable
 
 ROWS_AT_ONCE = 20_000
@@ -41,25 +44,30 @@ class Disowned:
 
     def __init__(self, dsn: str, partition: int) -> None:
         self._dsn, self._partition = dsn, partition
-        self._digests: dict[str, str] = {}
+        self._stated: set[tuple[str, str]] = set()
+        """Entry and digest: what another statement says of the same entry takes nothing back."""
         self._begun = self._upto = -1
 
     def covers(self, entry: Unread) -> bool:
         """Whether a person disowned these very bytes under this id, as far as it was looked."""
-        digest = self._digests.get(entry.id)
-        return digest is not None and digest == digest_of(entry.e, entry.m)
+        return (entry.id, digest_of(entry.e, entry.m)) in self._stated
 
     async def look(self, after: int) -> None:
         """Look from the row `after`, or from where the last look from there ended, to the archive's end."""
+        async with connection(self._dsn, name="streamproc disowned entries") as db:
+            await self.look_through(db, after)
+
+    async def look_through(self, db: asyncpg.Connection, after: int) -> None:
+        """`look` with a connection that is there."""
         at = self._upto if 0 <= self._begun <= after else after
+        head: int = await db.fetchval(_SQL["head_seq"], self._partition) or 0
+        while at < head:
+            upto = min(head, at + ROWS_AT_ONCE)
+            for row in await db.fetch(_SQL["disowning"], self._partition, at, upto):
+                self._take(row["e"], row["m"])
+            at = upto
+        # Only now: a look that was interrupted has seen nothing for sure.
         self._begun = after if self._begun < 0 else min(self._begun, after)
-        async with connection(self._dsn, name="streamproc disowned entries", job=True) as db:
-            head: int = await db.fetchval(_SQL["head_seq"], self._partition) or 0
-            while at < head:
-                upto = min(head, at + ROWS_AT_ONCE)
-                for row in await db.fetch(_SQL["disowning"], self._partition, at, upto):
-                    self._take(row["e"])
-                at = upto
         self._upto = max(at, self._upto)
 
     async def looked_for(self, entry: Unread, after: int) -> bool:
@@ -68,11 +76,25 @@ class Disowned:
             await self.look(after)
         return self.covers(entry)
 
-    def _take(self, e: bytes) -> None:
+    async def names(self, entry: str) -> bool:
+        """Whether a person disowned anything under this id."""
+        await self.look(0)
+        return any(entry == stated for stated, _ in self._stated)
+
+    def _take(self, e: bytes, m: bytes) -> None:
         try:
+            decode_meta(m)
             events = decode_events(e)
         except Unprocessable:
             return  # it states nothing
         for event in events:
             if type(event) is EntryDisowned:
-                self._digests[event.entry] = event.digest
+                self._stated.add((event.entry, event.digest))
+
+
+async def is_disowned(pool: asyncpg.Pool, partition: int, entry: Unread) -> bool:
+    """Whether a person disowned an entry, for who asks once. Raises TryAgain when Postgres is away."""
+    found = Disowned("", partition)
+    async with asked(pool) as db:
+        await found.look_through(db, 0)
+    return found.covers(entry)

@@ -91,7 +91,7 @@ async def _recover(
 
     async with reachable(settings) as found:
         plan, done, asked = await look(found), Recovered(), None
-        refuse_unneeded(plan, disowned)
+        await refuse_unneeded(found, plan, disowned)
         if not plan.bank_only:
             _ask(plan, yes=yes)
         with Telling("recover", "events") as telling:

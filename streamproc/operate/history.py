@@ -9,9 +9,10 @@ from typing import Protocol
 from msgspec import Struct
 
 from streamproc.archive import read
+from streamproc.archive.disowned import is_disowned
 from streamproc.domain.events import BankCommandAnswered, Event, PayoutObserved
 from streamproc.domain.intent import is_intent
-from streamproc.domain.wire import Newer, decode_events, payout_of
+from streamproc.domain.wire import Newer, decode_events, decode_meta, payout_of
 from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.stream import ZERO, Entry, LogView, id_key
 from streamproc.operate.site import Site
@@ -42,6 +43,8 @@ class _Entry(Protocol):
     def id(self) -> str: ...
     @property
     def e(self) -> bytes: ...
+    @property
+    def m(self) -> bytes: ...
 
 
 async def history_of(site: Site, payout: str) -> History:
@@ -52,13 +55,13 @@ async def history_of(site: Site, payout: str) -> History:
     notes = [] if archived is not None else [f"{site.postgres_problem}; this is what is still in Redis"]
     found: dict[tuple[int, tuple[int, int]], list[StoryEvent]] = {}
     for row in archived or ():
-        found[row.partition, id_key(row.id)] = _events(row.partition, row, payout, notes)
+        found[row.partition, id_key(row.id)] = await _events(site, row.partition, row, payout, notes)
     for partition in {row.partition for row in archived or ()} or range(site.partitions):
         after = ends[partition] if archived is not None else ZERO
         limit = TAIL_ENTRIES_MAX if archived is not None else SCAN_ENTRIES_MAX
         seen, entries = await log_after(site, partition, after or ZERO, payout.encode(), limit=limit)
         for entry in entries:
-            found[partition, id_key(entry.id)] = _events(partition, entry, payout, notes)
+            found[partition, id_key(entry.id)] = await _events(site, partition, entry, payout, notes)
         if seen >= limit:
             notes.append(f"the log of partition {partition} was looked through for {limit} entries only")
     return History([event for key in sorted(found) for event in found[key]], notes)
@@ -73,7 +76,7 @@ async def name_at_bank(site: Site, bank_payout: str) -> str | None:
         end = await site.ask_postgres(read.views_upto, partition)
         limit = SCAN_ENTRIES_MAX if end is None else TAIL_ENTRIES_MAX
         _, entries = await log_after(site, partition, end or ZERO, bank_payout.encode(), limit=limit)
-        for event in (event for entry in entries for event in readable(partition, entry, [])):
+        for event in [event for entry in entries for event in await readable(site, partition, entry, [])]:
             if type(event) is BankCommandAnswered and event.command == "create":
                 if event.bank_payout == bank_payout:
                     return event.payout
@@ -89,7 +92,7 @@ async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> H
         raise JobFailed(f"the past is in the archive alone: {site.postgres_problem}")
     until = [row for row in rows if row.seq <= limits.get(row.partition, 0)]
     notes: list[str] = []
-    found = [event for row in until for event in _events(row.partition, row, payout, notes)]
+    found = [event for row in until for event in await _events(site, row.partition, row, payout, notes)]
     return History(found, notes)
 
 
@@ -107,20 +110,29 @@ async def log_after(
     return seen, about
 
 
-def readable(partition: int, entry: _Entry, notes: list[str]) -> list[Event]:
-    """An entry's events; none and a note, where nothing of ours can have written it. Raises Newer."""
+async def readable(site: Site, partition: int, entry: _Entry, notes: list[str]) -> list[Event]:
+    """An entry's events; none and a note, where nothing of ours can have written it, or a person disowned it.
+
+    Raises Newer, naming the entry, for any other that a later version may have written.
+    """
     try:
+        decode_meta(entry.m)
         return decode_events(entry.e)
-    except Newer:
-        raise
     except Unprocessable as problem:
-        notes.append(f"entry {partition}:{entry.id} cannot be read and is left out: {problem}")
+        name, why = f"entry {partition}:{entry.id}", f"cannot be read and is left out: {problem}"
+        if isinstance(problem, Newer):
+            if not await site.ask_postgres(is_disowned, partition, entry):
+                raise Newer(f"{name}: {problem}") from problem
+            why = "was disowned and is left out"
+        notes.append(f"{name} {why}")
         return []
 
 
-def _events(partition: int, entry: _Entry, payout: str, notes: list[str]) -> list[StoryEvent]:
+async def _events(
+    site: Site, partition: int, entry: _Entry, payout: str, notes: list[str]
+) -> list[StoryEvent]:
     return [
         StoryEvent(f"{partition}:{entry.id}:{index}", event)
-        for index, event in enumerate(readable(partition, entry, notes))
+        for index, event in enumerate(await readable(site, partition, entry, notes))
         if payout_of(event) == payout
     ]

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 
-import msgspec
 from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
@@ -29,8 +28,8 @@ from streamproc.domain.holds import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json as hold_json
-from streamproc.domain.wire import Newer, decode_events
-from streamproc.errors import InputError, JobFailed
+from streamproc.domain.wire import Newer, decode_events, decode_meta
+from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import clock_us, held_records
 from streamproc.log.names import Names, partition_of
@@ -152,9 +151,11 @@ async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) ->
 
 def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:
     """The outcome, if this is the entry that handled `entry`."""
-    if entry.encode() not in found.m or msgspec.json.decode(found.m).get("cause") != entry:
+    if entry.encode() not in found.m:
         return None
     try:
+        if decode_meta(found.m).cause != entry:
+            return None
         events = decode_events(found.e)
     except Newer as problem:
         return NotHandled(
@@ -163,6 +164,8 @@ def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:
             f"the answer is recorded, and a later version handled it; what came of it cannot be read here: {problem}."
             f" That version's `streamproc explain {payout}` tells it",
         )
+    except Unprocessable:
+        return None  # nobody of ours answered with that
     for event in events:
         if isinstance(event, ReviewRefused):
             return NotCounted(payout, entry, event.kind, event.problem)

@@ -142,7 +142,7 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
         after = ZERO if rows is None or end is None else end
         _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
         for entry in entries:
-            events = readable(partition, entry, notes)
+            events = await readable(site, partition, entry, notes)
             changes += [event for event in events if isinstance(event, PolicyChanged)]
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:

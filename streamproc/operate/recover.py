@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 from msgspec import Struct
 
 import consumers
@@ -22,19 +23,20 @@ from projections.loop import months_of
 from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
 from streamproc.archive.disowned import Disowned
-from streamproc.archive.load import archive, drop_redelivered, make_ranges
+from streamproc.archive.load import Row, archive, drop_redelivered, make_ranges
 from streamproc.archive.lookup import entries_by_id, job_named
 from streamproc.archive.store import Head, archived_heads, connection, id_key, partitions_opened, take_lock
 from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.cursor import poll_cursor_name
-from streamproc.log.inspect import clock_us
+from streamproc.log.inspect import clock_us, entry_at
 from streamproc.log.names import Names, partition_of
 from streamproc.log.restore import (
     Restorer,
     mark_recovered,
     mark_recovering,
     read_meta,
+    rescued_entry,
 )
 from streamproc.log.stream import Entry, LogView
 from streamproc.operate.condition import Condition, conditions
@@ -128,14 +130,23 @@ async def look(settings: Settings) -> Plan:
     return Plan(settings.partitions, broken, entries, interrupted=meta.recovering, bank_only=finished)
 
 
-def refuse_unneeded(plan: Plan, disowned: Sequence[Statement]) -> None:
-    """Raise InputError for what is stated of a partition whose log is open: there `log disown` does it."""
+async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Statement]) -> None:
+    """Raise InputError for what is stated of a partition that is not rebuilt: once it is open `log disown` does it.
+
+    Not for what is stated in the archive: a run that was killed rebuilt that partition, and this is the same command.
+    """
     closed = [] if plan.bank_only else [one.partition for one in plan.broken]
+    dsn = settings.postgres_dsn.reveal()
     for said in disowned:
-        if said.entry.partition not in closed:
+        partition, entry = said.entry.partition, said.entry.entry
+        if partition in closed:
+            continue
+        with job_named(UNTOUCHED):
+            stated = await Disowned(dsn, partition).names(entry)
+        if not stated:
             raise InputError(
-                f"--disown {said.entry}: partition {said.entry.partition} is not to be rebuilt; its log is open for"
-                f" `streamproc log disown {said.entry}`"
+                f"--disown {said.entry}: partition {partition} is not to be rebuilt; leave it out, and once the log is"
+                f" open again say `streamproc log disown {said.entry}`"
             )
 
 
@@ -170,7 +181,7 @@ async def rebuild(
             # Looked at again: a projector that was just ending may have moved the archive on.
             found = await _broken(settings, client, [one.partition for one in plan.broken])
             broken = [await _archive_rest(settings, condition) for condition in found]
-            broken = [await _archive_statements(settings, one, disowned, run) for one in broken]
+            broken = [await _archive_statements(settings, client, one, disowned, run) for one in broken]
             if broken:
                 await _rebuild_all(settings, client, run, broken, done, on_progress)
             await mark_recovered(client, range(plan.partitions), run)
@@ -244,24 +255,38 @@ async def _archive_rest(settings: Settings, condition: Condition) -> Condition:
 
 
 async def _archive_statements(
-    settings: Settings, condition: Condition, disowned: Sequence[Statement], now_us: int
+    settings: Settings, client: Any, condition: Condition, disowned: Sequence[Statement], now_us: int
 ) -> Condition:
     """Archive what was stated of entries of this partition: the log is closed, and is rebuilt from the archive."""
     partition, head = condition.partition, condition.head
     here = [said for said in disowned if said.entry.partition == partition]
     if not here:
         return condition
-    async with connection(settings.postgres_dsn.reveal(), name="streamproc recover") as db:
+    dsn = settings.postgres_dsn.reveal()
+    async with connection(dsn, name="streamproc recover") as db:
         for said in here:
-            found = await entries_by_id(db, partition, [said.entry.entry])
-            if not found:
-                raise JobFailed(f"there is no entry {said.entry} in the archive")
-            e, m = recorded(disowning(said, found[0], now_us))
+            row = await _row_of(db, client, said)
+            if await Disowned(dsn, partition).looked_for(row, 0):
+                continue  # a run that was killed came as far
+            e, m = recorded(disowning(said, row, now_us))
             ms, n = id_key(head.entry)  # in the archive's last moment: what came after it is still missing
             entry = Entry(f"{ms}-{n + 1}", e, m)
             await make_ranges(db, months_of([entry]))
             _, head = await archive(db, partition, head, [entry])
     return Condition(partition, head, condition.problem, anchored=condition.anchored)
+
+
+async def _row_of(db: asyncpg.Connection, client: Any, said: Statement) -> Row:
+    """The entry in the archive, or in what is left of the log: there it came after the log had lost its tail."""
+    where, names = said.entry, Names(said.entry.partition)
+    if found := await entries_by_id(db, where.partition, [where.entry]):
+        return found[0]
+    entry = await entry_at(client, names, where.entry) or await rescued_entry(client, names, where.entry)
+    if entry is None:
+        raise JobFailed(
+            f"there is no entry {where} in the archive or in what is left of the log; {STAYS_CLOSED}"
+        )
+    return Row(0, entry.id, entry.e, entry.m)
 
 
 async def _rebuild_one(

@@ -107,8 +107,12 @@ class _Fork:
         try:
             meta, events = decode_meta(entry.m), decode_events(entry.e)
         except Newer as problem:  # the old log stays aside, and the partition closed, until that is done
+            if await self._sources.disowned.looked_for(entry, 0):
+                self._note(f"entry {entry.id} of the old log was disowned and is not kept")
+                return False
             raise JobFailed(
-                f"entry {entry.id} of the old log: {problem}; recover with that version"
+                f"entry {self._sources.partition}:{entry.id} of the old log: {problem}; recover with that version, or"
+                " where no version of streamproc wrote it with `--disown` and `--no-later-version`"
             ) from problem
         except Unprocessable as problem:
             self._note(f"entry {entry.id} of the old log cannot be read and is not kept: {problem}")

@@ -4,16 +4,21 @@ import asyncio
 import json
 
 import pytest
+from msgspec.structs import replace
 
 import consumers
 from projections import keep
+from streamproc.archive.disowned import digest_of, is_disowned
 from streamproc.cli import run as cli
-from streamproc.errors import InputError, JobFailed
+from streamproc.domain.events import EntryDisowned
+from streamproc.domain.wire import encode_events
+from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.names import Names
+from streamproc.log.stream import Entry
 from streamproc.operate.dead import list_letters
 from streamproc.operate.disown import WHY_CHARS_MAX, Disowning, disown, statement
 from streamproc.operate.groups import groups
-from streamproc.operate.history import history_of
+from streamproc.operate.history import history_of, history_until
 from streamproc.operate.replay import replay
 from streamproc.operate.site import Site
 from tests.deadline import DEADLINE_S
@@ -26,6 +31,9 @@ GARBAGE = "no events at all"
 OF_NO_GROUP = '[{"type":"token.created","v":1,"broken'
 """Its type concerns no group, so that nobody sets it aside."""
 LATER = '[{"type":"payout.teleported","v":1,"at":1}]'
+
+
+MADE = b'{"by":"stranger"}'
 
 
 async def strange(site: Site, e: str | bytes = GARBAGE, m: str | bytes = '{"by":"stranger"}') -> str:
@@ -171,6 +179,42 @@ async def test_the_story_of_a_payout_that_it_names_is_told_without_it(redis_url:
         found = await history_of(site, "pout_1")
     assert [told.id for told in found.events] == [told.id for told in before.events]
     assert any(note.startswith(f"entry {entry} cannot be read and is left out: ") for note in found.notes)
+
+
+async def test_the_story_of_a_payout_that_a_disowned_later_version_names_is_told_without_it(
+    redis_url: str, postgres: str
+) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url, postgres) as site:
+        await engine.deliver(observed("pout_1"))
+        entry = await strange(site, LATER.replace("}", ',"payout":"pout_1"}'))
+        await archive_only(redis_url, postgres)
+        with pytest.raises(Unprocessable, match=f"entry {entry}: .*teleported"):
+            await history_of(site, "pout_1")
+        await disowned(site, entry, no_later_version=True)
+        await archive_only(redis_url, postgres)
+        found = await history_of(site, "pout_1")
+        until = await history_until(site, "pout_1", {0: 1_000})
+    assert found.events
+    assert found.notes == until.notes == [f"entry {entry} was disowned and is left out"]
+
+
+async def test_what_else_is_stated_of_it_takes_nothing_back_and_needs_to_be_readable_itself(
+    redis_url: str, postgres: str
+) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url, postgres) as site:
+        entry = await strange(site)
+        event = EntryDisowned(
+            at=1, entry=entry[2:], digest=digest_of(GARBAGE.encode(), MADE), by="x", why="y"
+        )
+        await site.client.xadd(Names(0).log, {"e": encode_events([event]), "m": "no metadata"})
+        await archive_only(redis_url, postgres)
+        assert not await is_disowned(site.pool, 0, Entry(entry[2:], GARBAGE.encode(), MADE))
+        await disowned(site, entry)
+        other = encode_events([replace(event, digest="of other bytes")])
+        await site.client.xadd(Names(0).log, {"e": other, "m": MADE})
+        await engine.settled()
+        await archive_only(redis_url, postgres)
+        assert await is_disowned(site.pool, 0, Entry(entry[2:], GARBAGE.encode(), MADE))
 
 
 async def test_the_command_says_what_it_did(

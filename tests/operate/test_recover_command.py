@@ -20,6 +20,7 @@ from streamproc.log.names import META
 from streamproc.log.stream import open_log
 from streamproc.operate import recover as job
 from streamproc.operate import recover_bank
+from streamproc.operate.disown import statement
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.recover import look
 from tests.bank import Sandbox, running_sandbox
@@ -179,6 +180,44 @@ async def test_at_what_nobody_can_read_it_ends_until_somebody_states_that_none_o
     assert await run("recover", "--yes", "--disown", entry, *by) == 1  # it is open: `log disown` is for that
     await mine.engine.client.flushdb()
     assert await run("recover", "--yes", "--without-bank") == 0  # stated once, it holds for every recovery
+
+
+async def test_the_same_command_again_ends_what_was_killed_and_states_nothing_twice(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strange = await mine.engine.client.xadd(mine.engine.names.log, {"e": "no events", "m": "{}"})
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+    entry, settings = f"0:{strange.decode()}", settings_of(redis_url, postgres)
+    command = (
+        "recover",
+        "--yes",
+        "--without-bank",
+        "--disown",
+        entry,
+        "--by",
+        "asha",
+        "--why",
+        "a load test",
+    )
+    with environment.context() as patched:  # killed once it was stated, before anything was rebuilt
+        patched.setattr(job, "_rebuild_all", no_more)
+        assert await run(*command) == 1
+    said = statement(entry, by="asha", why="a load test")
+    await job.rebuild(settings, await look(settings), disowned=[said])  # killed before the bank was asked
+    assert await run(*command) == 0
+    async with connection(postgres, name="test") as db:
+        stated = "SELECT count(*) FROM events WHERE position('entry.disowned'::bytea IN e) > 0"
+        assert await db.fetchval(stated) == 1
+
+
+async def no_more(*_: object) -> None:
+    raise JobFailed("killed")
 
 
 # ---- what it does, and says ----

@@ -12,7 +12,9 @@ from streamproc.errors import JobFailed, LogBroken
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, LogView, open_log
 from streamproc.operate import recover_fork
-from tests.operate.recovering import archive, dump, recovered
+from streamproc.operate.disown import statement
+from streamproc.operate.recover import look, rebuild
+from tests.operate.recovering import archive, dump, recovered, settings_of
 from tests.operate.twins import Twin, handled, twins
 from tests.operate.words import archive as projected
 from tests.words import ACCOUNT, delivery, observed
@@ -148,6 +150,24 @@ async def test_what_only_a_later_version_can_read_is_not_dropped_that_version_is
         monkeypatch.setattr(recover_fork, "decode_events", lambda e: decode_events(e.replace(then, now)))
         await recovered(redis_url, postgres)
         assert later in [fields[1] for _, fields in await client.xrange(NAMES.log)]
+
+
+async def test_what_looks_like_a_later_versions_is_dropped_where_a_person_disowned_it(
+    redis_url: str, postgres: str
+) -> None:
+    """No archive has it, and no version will ever recover with it: there was no way out."""
+    async with twins(redis_url) as (mine, _):
+        await lost_its_tail(mine, redis_url, postgres)
+        await grew_on(mine)
+        client, settings = mine.engine.client, settings_of(redis_url, postgres)
+        strange = await client.xadd(NAMES.log, {"e": '[{"type":"load.test"}]', "m": "{}"})
+        entry = f"0:{strange.decode()}"
+        with pytest.raises(JobFailed, match=f"entry {entry} of the old log: .*--disown.*--no-later-version"):
+            await recovered(redis_url, postgres)
+        said = statement(entry, by="asha", why="a load test", no_later_version=True)
+        done = await rebuild(settings, await look(settings), disowned=[said])
+        assert f"partition 0: entry {entry[2:]} of the old log was disowned and is not kept" in done.left
+        assert strange not in [found for found, _ in await client.xrange(NAMES.log)]
 
 
 async def test_what_is_kept_says_where_it_was_and_is_appended_once_however_often_it_was_there(
