@@ -116,6 +116,12 @@ def _with_freezes(file: PolicyFile, scopes: Scopes) -> PolicyFile:
     )
 
 
+def told_of(row: Row) -> Told:
+    """A row of the archive as a retrial reads it. Raises Unprocessable for what nobody knows here."""
+    meta, events = decode_meta(row.m), decode_events(row.e)
+    return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
+
+
 class _Archive(NamedTuple):
     """One partition's archive, in one snapshot."""
 
@@ -129,12 +135,11 @@ class _Archive(NamedTuple):
         Raises JobFailed, naming the entry, for anything else that nobody knows here.
         """
         try:
-            meta, events = decode_meta(row.m), decode_events(row.e)
+            return told_of(row)
         except Unprocessable as problem:
             if not await self.disowned.looked_for(row, 0):
                 raise JobFailed(f"entry {self.partition}:{row.id} (seq {row.seq}): {problem}") from problem
             return Told(row.seq, row.id, "", "", None, [])
-        return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
 
 
 async def _retry(

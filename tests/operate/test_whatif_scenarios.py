@@ -28,7 +28,7 @@ NO_RATE = "rate_limit: {count: 0}"
 async def log_of(engine: Engine) -> list[Told]:
     async with LogView(engine.url, 0) as view:
         rows = await view.read("0-0", 100_000, 0)
-    return [told_of(0, Row(n, row.id, row.e, row.m)) for n, row in enumerate(rows, 1)]
+    return [told_of(Row(n, row.id, row.e, row.m)) for n, row in enumerate(rows, 1)]
 
 
 def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **assume: Any) -> Comparison:
