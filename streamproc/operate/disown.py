@@ -4,6 +4,7 @@ Only what cannot be read can be disowned. The statement is an event with the dig
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
@@ -90,7 +91,8 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
     found = await inspect.dead_letters(site.client, names, limit=LIST_MAX, since_ms=since_ms)
     letters = [f"{where.partition}:{letter.id}" for letter in found if letter.entry == where.entry]
     for letter in letters:
-        await discard(site, letter, by=said.by)
+        with suppress(JobFailed):  # somebody else has just closed it
+            await discard(site, letter, by=said.by)
     return Disowning(str(where), f"{where.partition}:{record}", held, letters)
 
 

@@ -138,6 +138,15 @@ async def test_a_run_that_was_killed_is_run_again_and_states_it_once(redis_url: 
     assert sum(b"entry.disowned" in b"".join(fields) for _, fields in rows) == 1
 
 
+async def test_two_who_state_it_at_once_have_both_done_it(redis_url: str) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        entry = await strange(site)
+        await engine.settled()
+        one, other = await asyncio.gather(disowned(site, entry), disowned(site, entry))
+        assert not await list_letters(site)
+    assert one.recorded == other.recorded
+
+
 async def test_what_can_be_read_is_no_entry_or_has_no_reason_is_refused(redis_url: str) -> None:
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await engine.deliver(observed("pout_1"))

@@ -164,8 +164,10 @@ async def test_an_event_that_nobody_knows_here_ends_it_by_name(
     assert code == 1
     assert "(seq 9000): event type 'budget.adjusted' is not known here" in err
     await disowned(archive, 9000)
-    code, found, _ = await whatif(capsys, "--in-force", "--since", EVER)
-    assert (code, found["payouts"]) == (0, [])
+    # What the row was is another thing in each history, and what it was of some payouts goes with it.
+    _, found, err = await whatif(capsys, "--in-force", "--since", EVER)
+    assert "is not known here" not in err
+    assert found["judged"]["payouts"] >= PAYOUTS * 0.95
 
 
 async def disowned(dsn: str, seq: int) -> None:
