@@ -76,10 +76,16 @@ class Builder:
             some = rows[first : first + ENTRIES_AT_ONCE]
             events += self._fold(some, await self._decoded(some), known, now)
             await asyncio.sleep(0)  # whoever else works in this process waits for some ms, not for a segment
-        async with self._db.transaction():
-            await self.mark.move(self._db, rows, upto)
-            for _, each in self._sums:
-                await each.write(self._db, self._partition)
+        try:
+            async with self._db.transaction():
+                await self.mark.move(self._db, rows, upto)
+                for _, each in self._sums:
+                    await each.write(self._db, self._partition)
+        except OverflowError as problem:  # asyncpg's own; of JSON a number may have any length
+            raise LogBroken(
+                f"entries {self._partition}:{self.mark.seq + 1} to {upto} by their seq hold a number that Postgres"
+                f" cannot: {problem}"
+            ) from problem
         self.mark.moved(rows, upto)
         self._records.keep(now)
         return events

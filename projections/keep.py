@@ -30,6 +30,9 @@ GATHERED_MAX = BATCH_MAX
 BROKEN_RETRY_S = 15.0
 """Views that stopped with an alarm are tried again this often: a replay may have put sound ones in place."""
 
+_NAMED = (LogBroken, ConfigError, asyncpg.PostgresError)
+"""What says enough by itself."""
+
 log = logging.getLogger(__name__)
 
 
@@ -49,9 +52,10 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
             log.info("%s; going on from where they are", moved)
         except AWAY as problem:
             await outage.wait(problem, stopping)
-        except (LogBroken, ConfigError, asyncpg.PostgresError) as problem:
+        except Exception as problem:  # a defect of a fold too: money waits for the archive beside it
             if (what := named(problem)) != said:
-                log.error("the views of partition %d stand still, the archive goes on: %s", partition, what)
+                text = "the views of partition %d stand still, the archive goes on: %s"
+                log.error(text, partition, what, exc_info=None if isinstance(problem, _NAMED) else problem)
                 said = what
             await pause(stopping, BROKEN_RETRY_S)
 

@@ -78,6 +78,23 @@ async def test_an_unknown_event_stops_the_views_by_name_and_the_archive_goes_on(
         assert after[view] == before[view], view
 
 
+async def test_a_number_that_postgres_cannot_hold_stops_the_views_and_the_archive_goes_on(
+    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
+):
+    """It ended the projector, and so the archive, as often as that was started again."""
+    await project_all(dsn, log)
+    last = len(log.entries)
+    [huge, after] = log_of([observed("pout_huge", 1_000)], [observed("pout_new")])
+    e = huge.e.replace(b'"amount":1000', b'"amount":%d' % 10**25)
+    log.entries.append(Stored(f"{START_MS + 10**6}-0", e, huge.m))
+    async with projecting(dsn, log):
+        await until_said(caplog, f"entries 0:{last + 1} to {last + 1} by their seq")
+        log.entries.append(Stored(f"{START_MS + 10**6 + 1}-0", after.e, after.m))
+        async with asyncio.timeout(DEADLINE_S):
+            while await fetch(dsn, "SELECT seq FROM heads") != [(last + 2,)]:
+                await asyncio.sleep(0.01)
+
+
 async def test_views_that_were_swapped_under_the_runner_are_followed_from_where_they_are(
     dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
 ):
