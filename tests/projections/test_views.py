@@ -189,7 +189,7 @@ def test_an_entry_about_two_payouts_breaks_the_log():
 
 
 def test_the_actor_is_the_person_where_the_commit_names_one():
-    assert steps([SEEN], m=b'{"by":"policy","actor":"ann","settled":[12]}')[0].by == "ann"
+    assert steps([SEEN], m=b'{"by":"policy","actor":"ann","settled":12}')[0].by == "ann"
 
 
 def test_a_long_or_odd_payout_id_is_cut_and_cleaned_for_the_index():
