@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server import Server
+from mcp.shared.dispatcher import coerce_request_id
 from mcp.shared.message import SessionMessage
 from mcp_types import (
     INVALID_REQUEST,
@@ -25,6 +27,7 @@ from mcp_types import (
     JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
+    RequestId,
     jsonrpc_message_adapter,
 )
 from pydantic import ValidationError
@@ -46,16 +49,21 @@ Incoming = MemoryObjectSendStream[SessionMessage | Exception]
 
 
 class InHand:
-    """Requests that were read and are not answered."""
+    """Requests that were read and are not answered, by id as the SDK compares them: "7" and 7 are one."""
 
     def __init__(self) -> None:
-        self._ids: set[Any] = set()
+        self._ids: Counter[RequestId] = Counter()
         self._fewer = asyncio.Event()
+
+    @property
+    def number(self) -> int:
+        """How many there are."""
+        return self._ids.total()
 
     def asked(self, message: JSONRPCMessage) -> None:
         """A message came in. A request that its client gives up is not answered any more."""
         if isinstance(message, JSONRPCRequest):
-            self._ids.add(message.id)
+            self._ids[coerce_request_id(message.id)] += 1
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             self._gone((message.params or {}).get("requestId"))
 
@@ -66,13 +74,13 @@ class InHand:
 
     async def at_most(self, number: int) -> None:
         """Wait until there are no more than so many."""
-        while len(self._ids) > number:
+        while self.number > number:
             self._fewer.clear()
             await self._fewer.wait()
 
     def _gone(self, name: Any) -> None:
-        if isinstance(name, int | str):
-            self._ids.discard(name)
+        if isinstance(name, int | str) and not isinstance(name, bool):
+            self._ids -= Counter([coerce_request_id(name)])
         self._fewer.set()
 
 

@@ -133,6 +133,24 @@ async def test_a_request_is_in_hand_until_it_is_answered_or_given_up() -> None:
     await none_left
 
 
+@pytest.mark.parametrize(("asked", "given_up"), [(7, "7"), ("7", 7), ("a", "a")])
+async def test_a_request_is_given_up_by_its_id_as_the_sdk_reads_it_and_one_of_two_is_left(
+    asked: int | str, given_up: int | str
+) -> None:
+    from mcp_types import JSONRPCNotification, JSONRPCRequest
+
+    in_hand = InHand()
+    for _ in range(2):
+        in_hand.asked(JSONRPCRequest(jsonrpc="2.0", id=asked, method="tools/list"))
+    left: list[int] = []
+    for name in (True, None, given_up, given_up, given_up):
+        params = {"requestId": name}
+        in_hand.asked(JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params=params))
+        left.append(in_hand.number)
+    assert left == [2, 2, 1, 0, 0]
+    await in_hand.at_most(0)
+
+
 # ---- HTTP ----
 
 
