@@ -8,14 +8,16 @@ There is no breaker and no pace: the API says by itself when it has enough (429,
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import OutcomeUnknown, is_loopback
+from streamproc.clients.http import OutcomeUnknown, is_loopback, retry_after_s
 from streamproc.errors import InputError, TryAgain
 
 CALL_S_MAX = 15.0
@@ -24,6 +26,8 @@ CONNECT_S_MAX = 5.0
 """Of it, to connect: a handshake that takes longer will not save the call."""
 CONNECTIONS_MAX = 64
 """As many calls at once; whoever calls keeps to it, since one more would wait within its own time."""
+KEEP_ALIVE_S = 3.0
+"""Of idle connections: the API closes them after 5 s, and a request that meets one just then is lost."""
 ANSWER_BYTES_MAX = 1024 * 1024
 """A page of 100 holds is some 100 kB, a payout's events some 20."""
 
@@ -36,6 +40,8 @@ class Said(Struct, frozen=True):
 
     status: int
     body: dict[str, Any]
+    after_s: float | None = None
+    """Seconds to wait before asking again, where it said so."""
 
 
 class OwnApi:
@@ -47,7 +53,9 @@ class OwnApi:
             base_url=url,
             follow_redirects=False,  # it would take the token elsewhere
             timeout=httpx.Timeout(CALL_S_MAX, connect=CONNECT_S_MAX),
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_S),
+            # Callers share this client: a cookie that a proxy gave one of them would go out with the next one's token.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             # Identity, because a size cap on compressed bytes is none.
             headers={"user-agent": "streamproc", "accept-encoding": "identity"},
             trust_env=not is_loopback(url),
@@ -68,9 +76,15 @@ class OwnApi:
         body: Mapping[str, Any] | None = None,
     ) -> Said:
         """One call with this token. Raises TryAgain, OutcomeUnknown, or InputError for what no request can hold."""
+        sent = {"authorization": f"Bearer {token}", **(headers or {})}
         try:
-            sent = {"authorization": f"Bearer {token}", **(headers or {})}
             request = self._http.build_request(method, path, params=params, headers=sent, json=body)
+        except (ValueError, RecursionError) as problem:
+            raise InputError(
+                "the arguments cannot be sent as JSON: NaN and Infinity are no numbers, half of a surrogate pair is no"
+                " text, and what nests too deep is not read"
+            ) from problem
+        try:
             async with asyncio.timeout(CALL_S_MAX):
                 response = await self._http.send(request, stream=True)
                 try:
@@ -93,9 +107,12 @@ async def _read(response: httpx.Response) -> Said:
         found += chunk
         if len(found) > ANSWER_BYTES_MAX:
             raise OutcomeUnknown(f"the API's answer is over {ANSWER_BYTES_MAX} bytes")
+    if 300 <= response.status_code < 400:
+        raise OutcomeUnknown(f"HTTP {response.status_code}, which streamproc's API never says")
     try:
-        return Said(response.status_code, msgspec.json.decode(bytes(found), type=dict[str, Any]))
-    except (msgspec.DecodeError, RecursionError):
+        body = msgspec.json.decode(bytes(found), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise OutcomeUnknown(
             f"HTTP {response.status_code}, and no JSON object: is that streamproc's API?"
         ) from None
+    return Said(response.status_code, body, retry_after_s(response.headers.get("retry-after"), time.time()))

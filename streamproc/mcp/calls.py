@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+import msgspec
 from msgspec import Struct
 
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.own_api import CALL_S_MAX, CONNECTIONS_MAX, OwnApi, Said
-from streamproc.domain.plain import plain
+from streamproc.domain.plain import cut, plain
 from streamproc.errors import InputError, TryAgain
 from streamproc.mcp import words
 from streamproc.mcp.tools import KEY, WAIT, WAIT_S, WAIT_S_MAX, Tool
@@ -32,6 +33,8 @@ token has 600 requests a minute."""
 NAMES_MAX: Final = 15
 """Unknown arguments that are named."""
 NAME_CHARS_MAX: Final = 80
+WHY_UNITS_MAX: Final = 200
+"""Of what is said of an answer that is not as the table has it: it may quote the answer."""
 
 
 class Answer(Struct, frozen=True):
@@ -70,10 +73,9 @@ class Calls:
         try:
             return await self._answered(tool, present, asked)
         except InputError as problem:
-            return Answer(str(problem))
+            return Answer(f"{problem}; nothing was asked for")
         except OutcomeUnknown as problem:
-            taken = f"; whether it was taken is not known. {words.SAME_AGAIN}" if tool.asks else ""
-            return Answer(f"{problem}{taken}")
+            return Answer(words.of_lost(str(problem), asks=tool.asks))
         except TryAgain as problem:
             return Answer(f"{problem}; nothing was asked for. Ask again later.")
         finally:
@@ -91,12 +93,14 @@ class Calls:
     async def _answered(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
         said = await self._send(tool, given, asked)
         if said.status >= 300:
-            return Answer(words.of_problem(said.status, said.body, asks=tool.asks), status=said.status)
+            text = words.of_problem(said.status, said.body, asks=tool.asks, after_s=said.after_s)
+            return Answer(text, status=said.status)
+        _hold_against(tool, said)
         if "message" not in tool.answer["properties"]:
             return Answer(shown=said.body)
         shown = said.body
         if tool.asks:
-            shown = await self._decided(shown, given.get(WAIT, WAIT_S), asked)
+            shown = await self._decided(shown, given.get(WAIT, WAIT_S), asked, tool)
             shown = {**shown, KEY: given[KEY]}
         link = words.link_to(self._public_url, shown["payout"])
         message = words.of_payout(shown, link)
@@ -122,21 +126,25 @@ class Calls:
             tool.operation.method, path, token=asked.token, params=params, headers=headers, body=body
         )
 
-    async def _decided(self, shown: dict[str, Any], wait_s: float, asked: Asked) -> dict[str, Any]:
+    async def _decided(
+        self, shown: dict[str, Any], wait_s: float, asked: Asked, tool: Tool
+    ) -> dict[str, Any]:
         """The payout once it is decided, or as it was seen last."""
         path, pause_s = f"/v1/payouts/{quote(shown['payout'], safe='')}", LOOK_AFTER_S
         try:
             async with asyncio.timeout(wait_s):
                 while shown["decision"] is None and not await self._stopped_within(pause_s):
                     pause_s = min(2 * pause_s, LOOK_AFTER_S_MAX)
-                    shown = await self._seen(path, asked) or shown
+                    shown = await self._seen(path, asked, tool) or shown
         except TimeoutError:
             pass
         return shown
 
-    async def _seen(self, path: str, asked: Asked) -> dict[str, Any] | None:
+    async def _seen(self, path: str, asked: Asked, tool: Tool) -> dict[str, Any] | None:
         try:
             said = await self._api.call("GET", path, token=asked.token, headers=_headers(asked))
+            if said.status == 200:
+                _hold_against(tool, said)
         except TryAgain:
             return None  # the payout is taken all the same, and the next look may be answered
         return said.body if said.status == 200 else None
@@ -151,6 +159,17 @@ class Calls:
 
 def _headers(asked: Asked) -> dict[str, str]:
     return {"traceparent": asked.traceparent} if asked.traceparent else {}
+
+
+def _hold_against(tool: Tool, said: Said) -> None:
+    """Raises OutcomeUnknown for an answer that is not as the tool's schema has it."""
+    try:
+        msgspec.convert(said.body, tool.shape)
+    except msgspec.ValidationError as problem:
+        why = cut(plain(str(problem)), WHY_UNITS_MAX)
+        raise OutcomeUnknown(
+            f"HTTP {said.status}, and not what this version knows ({why}): is that streamproc's API?"
+        ) from problem
 
 
 def _wrong(tool: Tool, given: Mapping[str, Any]) -> dict[str, str]:
@@ -168,9 +187,8 @@ def _wrong(tool: Tool, given: Mapping[str, Any]) -> dict[str, str]:
             continue
         try:
             value = given[name]
-            if not isinstance(value, _type_of(one.schema())) or isinstance(value, bool):
-                raise ValueError(f"must be {one.means}")
-            one.read(str(value))
+            fits = isinstance(value, _type_of(one.schema())) and not isinstance(value, bool)
+            one.read(str(value) if fits else "")  # which none of them may be, and it says what they must be
         except ValueError as problem:
             wrong[name] = str(problem)
     wait_s = given.get(WAIT, WAIT_S)

@@ -22,6 +22,7 @@ from mcp_types import Tool as ShownTool
 from streamproc import __version__
 from streamproc.mcp.calls import Answer, Asked, Calls
 from streamproc.mcp.tools import INSTRUCTIONS, Tool, all_tools
+from streamproc.mcp.words import of_defect
 from streamproc.telemetry.trace_context import place_of
 
 TOOLS_FRESH_MS: Final = 3_600_000
@@ -51,7 +52,7 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
         except Exception:  # noqa: BLE001
             # A defect. Of it the SDK would tell some clients in Python's own words; they are for our log.
             _log.exception("%s failed", tool.name)
-            answer = Answer("the call failed here; the reason is in the log of `streamproc mcp`")
+            answer = Answer(of_defect(asks=tool.asks))
         if answer.status == 401 and context.request is not None:
             context.request.scope[REFUSED] = True
         return _result(answer)

@@ -5,12 +5,20 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
+import msgspec
+from msgspec import Struct
+
+from streamproc.domain.plain import cut, plain
+from streamproc.domain.states import TERMINAL_STATES
+
 SAME_AGAIN: Final = (
     "Call request_payout again with the same idempotency_key and the same arguments: that is the same payout and never"
     " a second one."
 )
 ERRORS_MAX: Final = 40
 """Wrong fields that are named; a request has some twenty."""
+FAILURE_UNITS_MAX: Final = 200
+"""Of the bank's own words for why it made no payout."""
 
 
 def link_to(public_url: str, payout: str) -> str | None:
@@ -19,43 +27,78 @@ def link_to(public_url: str, payout: str) -> str | None:
 
 
 def of_payout(shown: Mapping[str, Any], link: str | None) -> str:
-    """What a payout's decision and state mean, and what to do next."""
+    """What a payout's state means, and what to do next. How it ended counts for more than what was decided."""
+    name, state = shown["payout"], shown["state"]
     reasons = ", ".join(shown["reasons"]) or shown["reason"]
-    match shown["decision"]:
-        case None:
-            return (
-                f"{shown['payout']} is taken and not decided yet. Look again with get_payout. Do not ask again under"
-                " another key: that would be another payout."
-            )
-        case "HELD":
-            where = f" It is at {link}." if link else ""
-            return (
-                f"{shown['payout']} is HELD ({reasons}): it waits for a person, and nothing here can approve it.{where}"
-                " Tell whoever you work for. Do not ask again under another key, nor in smaller parts. Look again with"
-                " get_payout."
-            )
-        case "REJECTED":
-            return (
-                f"{shown['payout']} is REJECTED ({reasons}): it is not paid. The same request under another key meets"
-                " the same rules."
-            )
-    failure = f" ({shown['failure']})" if shown["failure"] else ""
-    return f"{shown['payout']} is APPROVED. Its state is {shown['state']}{failure}; get_payout shows how far it is."
+    failure = f" ({cut(plain(shown['failure']), FAILURE_UNITS_MAX)})" if shown["failure"] else ""
+    if state == "processed":
+        return f"{name} is paid: the bank has processed it."
+    if state == "bypassed":
+        return f"{name}: the bank moved it without an approval here. Tell whoever you work for; do not ask again."
+    if shown["decision"] == "REJECTED":
+        return (
+            f"{name} is REJECTED ({reasons}): it is not paid. The same request under another key meets the same"
+            " rules."
+        )
+    if state in TERMINAL_STATES:
+        return (
+            f"{name} is not paid: its state is {state}{failure}, and that is its end. The same key only shows it again;"
+            " another key is another payout, which is decided anew."
+        )
+    if shown["decision"] is None:
+        return (
+            f"{name} is taken and not decided yet. Look again with get_payout. Do not ask again under another key: that"
+            " would be another payout."
+        )
+    if shown["decision"] == "HELD":
+        where = f" It is at {link}." if link else ""
+        return (
+            f"{name} is HELD ({reasons}): it waits for a person, and nothing here can approve it.{where} Tell whoever"
+            " you work for. Do not ask again under another key, nor in smaller parts. Look again with get_payout."
+        )
+    return f"{name} is APPROVED. Its state is {state}{failure}; get_payout shows how far it is."
 
 
-def of_problem(status: int, problem: Mapping[str, Any], *, asks: bool) -> str:
+class _Field(Struct):
+    field: str
+    problem: str
+
+
+class _Problem(Struct):
+    title: str = ""
+    detail: str = "no detail"
+    errors: list[_Field] = []
+
+
+def of_problem(status: int, body: Mapping[str, Any], *, asks: bool, after_s: float | None = None) -> str:
     """A refusal of the API (RFC 9457) in lines: status, title, detail, each wrong field. `asks`: of a new payout."""
-    title = problem.get("title") or _phrase(status)
-    lines = [f"HTTP {status} {title}: {problem.get('detail', 'no detail')}"]
-    errors = problem.get("errors", ())
-    lines += [f"- {one.get('field')}: {one.get('problem')}" for one in errors[:ERRORS_MAX]]
-    if len(errors) > ERRORS_MAX:
-        lines.append(f"- and {len(errors) - ERRORS_MAX} more")
+    try:
+        problem = msgspec.convert(body, _Problem)
+    except msgspec.ValidationError:  # somebody between us and the API said it
+        problem = _Problem()
+    lines = [f"HTTP {status} {problem.title or _phrase(status)}: {problem.detail}"]
+    lines += [f"- {one.field}: {one.problem}" for one in problem.errors[:ERRORS_MAX]]
+    if len(problem.errors) > ERRORS_MAX:
+        lines.append(f"- and {len(problem.errors) - ERRORS_MAX} more")
+    if after_s is not None and status in (429, 503):
+        lines.append(f"Ask again in {after_s:g} s.")
     if asks and (status >= 500 or status == 429):
         lines.append(SAME_AGAIN)
     if asks and status == 409:
-        lines.append("Look at that payout with get_payout first: under another key this is another payout.")
+        lines.append(
+            "Look at that payout with get_payout first. If it is what you were to pay, another key would pay it twice."
+        )
     return "\n".join(lines)
+
+
+def of_lost(why: str, *, asks: bool) -> str:
+    """An answer that never came, or cannot be read."""
+    return f"{why}; whether it was taken is not known. {SAME_AGAIN}" if asks else why
+
+
+def of_defect(*, asks: bool) -> str:
+    """A call that failed of a defect here, perhaps after it was sent."""
+    return of_lost("the call failed here; the reason is in the log of `streamproc mcp`", asks=asks)
 
 
 def of_wrong_arguments(problems: Mapping[str, str]) -> str:

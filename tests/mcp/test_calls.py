@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from streamproc.api.listening import KEEP_ALIVE_S
 from streamproc.clients import own_api
 from streamproc.clients.own_api import ANSWER_BYTES_MAX, OwnApi
 from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Answer, Asked, Calls
@@ -23,18 +24,22 @@ KEYED = {"idempotency_key": "inv-7", **ORDER}
 
 
 def payout(decision: str | None = None, **more: Any) -> dict[str, Any]:
-    """As the API shows one, as far as words are made of it."""
+    """As the API shows one."""
     return {
-        **{"payout": "spi_1", "decision": decision, "reason": "", "reasons": [], "state": "received"},
-        **{"failure": None, **more},
+        **{"payout": "spi_1", "account": "acc_1", "agent": "bot", "identity": "verified", "amount": 250_000},
+        **{"currency": "INR", "vendor_url": "", "received_at": "2026-11-27T08:00:00.000000Z"},
+        **{"decision": decision, "reason": "", "reasons": [], "findings": [], "policy_version": 1},
+        **{"state": "received", "bank_status": "", "bank_payout": None, "failure": None},
+        **{"reservation": None, "reviews": [], **more},
     }
 
 
-def problem(status: int, detail: str, **more: Any) -> bytes:
+def problem(status: int, detail: str, retry_after: str = "", **more: Any) -> bytes:
     body = msgspec.json.encode(
         {"type": "about:blank", "title": "Words", "status": status, "detail": detail, **more}
     )
-    return response(status, body, content_type="application/problem+json")
+    headers = {"retry_after": retry_after} if retry_after else {}
+    return response(status, body, content_type="application/problem+json", **headers)
 
 
 class Desk:
@@ -102,8 +107,8 @@ async def test_what_is_in_a_path_stays_in_its_place_and_a_page_has_its_length() 
         ("get_payout", {"payout": "spi_1", "colour": "red"}, "colour: is no argument of get_payout"),
         ("get_payout", {"payout": "spi_1", "wait_s": 1}, "wait_s: is no argument of get_payout"),
         ("list_holds", {"limit": 101}, "limit: must be a whole number from 1 to 100"),
-        ("list_holds", {"limit": True}, "limit: must be"),
-        ("list_holds", {"limit": "5"}, "limit: must be"),
+        ("list_holds", {"limit": True}, "limit: must be a whole number from 1 to 100"),
+        ("list_holds", {"limit": "5"}, "limit: must be a whole number from 1 to 100"),
         ("request_payout", ORDER, "idempotency_key: is missing"),
         ("request_payout", {**KEYED, "idempotency_key": "a b"}, "idempotency_key: must be"),
         ("request_payout", {**KEYED, "wait_s": 31}, "wait_s: must be a whole number of seconds from 0 to 30"),
@@ -120,6 +125,33 @@ async def test_wrong_arguments_are_named_and_nothing_is_asked(
     assert answer.shown is None
     assert f"- {wrong}" in answer.text
     assert "nothing was asked for" in answer.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), "\ud800", 5000 * "[" + 5000 * "]"])
+async def test_what_no_json_can_hold_is_refused_here_and_nothing_is_asked(value: Any) -> None:
+    if isinstance(value, str) and value.startswith("["):
+        nested: list[Any] = []
+        for _ in range(5000):
+            nested = [nested]
+        value = nested
+    async with desk(always(500)) as it:
+        answer = await it.call("request_payout", {**KEYED, "notes": {"a": value}})
+        assert it.api.asked == []
+    assert answer.shown is None
+    assert answer.text.startswith("the arguments cannot be sent as JSON")
+    assert "nothing was asked for" in answer.text
+
+
+async def test_no_caller_brings_the_cookies_that_another_was_given() -> None:
+    page = response(200, b'{"agent": "a", "windows": []}', set_cookie="session=hunter2; Path=/")
+    async with desk(in_turn(page)) as it:
+        for _ in range(2):
+            await it.call("get_budget", {"agent": "a"})
+        assert [one.headers.get("cookie") for one in it.api.asked] == [None, None]
+
+
+def test_a_connection_is_given_up_before_the_api_closes_it() -> None:
+    assert own_api.KEEP_ALIVE_S < KEEP_ALIVE_S
 
 
 # ---- what became of a payout ----
@@ -177,6 +209,31 @@ async def test_a_rejection_is_an_answer_with_its_reasons_and_no_error() -> None:
     assert answer.shown["link"] is None
 
 
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        (payout("APPROVED", state="confirmed"), "is APPROVED. Its state is confirmed; get_payout shows how"),
+        (payout("APPROVED", state="processed"), "spi_1 is paid"),
+        (payout("APPROVED", state="failed", failure="B:\u202e\nno"), "is not paid: its state is failed (B: no)"),
+        (payout("APPROVED", state="reversed"), "is not paid: its state is reversed"),
+        (payout("HELD", state="cancelled"), "is not paid: its state is cancelled"),
+        (payout(None, state="declined"), "is not paid: its state is declined"),
+        (payout(None, state="bypassed"), "the bank moved it without an approval here"),
+        (payout("REJECTED", state="bypassed"), "the bank moved it without an approval here"),
+        (payout("REJECTED", state="rejected"), "is REJECTED (): it is not paid"),
+        (payout("HELD", state="held"), "it waits for a person"),
+        (payout(None, state="received"), "is taken and not decided yet"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)  # fmt: skip
+async def test_how_a_payout_ended_counts_for_more_than_what_was_decided(
+    shown: dict[str, Any], told: str
+) -> None:
+    async with desk(always(200, shown)) as it:
+        answer = await it.call("get_payout", {"payout": "spi_1"})
+    assert told in answer.text
+
+
 # ---- what is refused ----
 
 
@@ -199,11 +256,39 @@ async def test_what_was_not_taken_for_now_is_asked_again_with_the_same_key(statu
     assert "idempotency_key" not in shown.text
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_how_long_to_wait_is_told_where_the_api_says_so(status: int) -> None:
+    async with desk(in_turn(problem(status, "not now", retry_after="7"))) as it:
+        for name, given in (("request_payout", KEYED), ("get_budget", {"agent": "a"})):
+            assert "\nAsk again in 7 s." in (await it.call(name, given)).text
+
+
+async def test_a_key_of_another_payout_is_no_reason_to_pay_under_a_third_one() -> None:
+    async with desk(in_turn(problem(409, "used with another body, for payout spi_1; use another key"))) as it:
+        answer = await it.call("request_payout", KEYED)
+    assert "If it is what you were to pay, another key would pay it twice." in answer.text
+
+
+@pytest.mark.parametrize("errors", [{"amount": "x"}, ["amount"], None, 7])
+async def test_a_problem_of_somebody_elses_shape_is_told_by_its_status(errors: Any) -> None:
+    async with desk(in_turn(problem(503, "not now", errors=errors))) as it:
+        answer = await it.call("request_payout", KEYED)
+    assert answer.text.startswith("HTTP 503 Service Unavailable: no detail")
+    assert "the same idempotency_key" in answer.text
+
+
 @pytest.mark.parametrize(
     "script",
-    [in_turn(None), always(202, b"<html>"), always(202, b"[]"), always(202, b'"' + ANSWER_BYTES_MAX * b"a")],
-    ids=["hangs up", "no JSON", "no object", "over the limit"],
-)
+    [
+        *(in_turn(None), always(202, b"<html>"), always(202, b"[]"), always(202, b'"' + ANSWER_BYTES_MAX * b"a")),
+        *(always(202, {"ok": True}), always(202, payout("MAYBE")), always(202, payout("APPROVED", reasons=None))),
+        *(always(202, b'{"payout": "\xff"}'), always(302, {"a": 1}, location="http://127.0.0.1:1/")),
+    ],
+    ids=[
+        *("hangs up", "no JSON", "no object", "over the limit", "no payout", "a decision that nobody knows"),
+        *("null for a list", "no UTF-8", "a redirect"),
+    ],
+)  # fmt: skip
 async def test_a_lost_answer_leaves_open_whether_the_payout_was_taken(script: Script) -> None:
     async with desk(script) as it:
         answer = await it.call("request_payout", KEYED)

@@ -19,6 +19,7 @@ from streamproc.mcp.calls import Calls
 from streamproc.mcp.http import allowed
 from streamproc.mcp.server import server_of
 from streamproc.mcp.stdio import LINE_BYTES_MAX, InHand, _lines, _ready
+from streamproc.mcp.words import SAME_AGAIN
 from tests.clients.loopback import Loopback, Script, always, loopback
 
 TOKEN = "spt_" + 43 * "a"
@@ -66,15 +67,22 @@ async def test_the_callers_trace_goes_on_to_the_api_if_it_is_one(
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_defect_is_told_to_our_log_and_not_to_the_model(
-    mode: str, caplog: pytest.LogCaptureFixture
+async def test_a_defect_is_told_to_our_log_and_not_to_the_model_who_may_ask_for_the_same_payout_again(
+    mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with client_at(always(200, {"hunter2": 1}), mode) as (client, _):
-        result = await client.call_tool("get_payout", {"payout": "spi_1"})
-    assert result.is_error
-    [block] = result.content
-    assert getattr(block, "text", "") == "the call failed here; the reason is in the log of `streamproc mcp`"
-    assert "KeyError" in caplog.text
+    async def fails(*_: object, **__: object) -> None:
+        raise AttributeError("hunter2")
+
+    monkeypatch.setattr(OwnApi, "call", fails)
+    order = {"idempotency_key": "inv-1", "amount": 1, "mode": "IMPS", "purpose": "payout"}
+    async with client_at(always(200), mode) as (client, _):
+        shown = await client.call_tool("get_payout", {"payout": "spi_1"})
+        asked = await client.call_tool("request_payout", order)
+    assert (shown.is_error, asked.is_error) == (True, True)
+    texts = [getattr(one.content[0], "text", "") for one in (shown, asked)]
+    assert texts[0] == "the call failed here; the reason is in the log of `streamproc mcp`"
+    assert texts[1] == f"{texts[0]}; whether it was taken is not known. {SAME_AGAIN}"
+    assert caplog.text.count("AttributeError: hunter2") == 2
 
 
 # ---- stdio ----
