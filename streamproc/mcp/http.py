@@ -16,6 +16,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from streamproc.api.asgi import SecurityHeaders
 from streamproc.api.listening import serve_until, server_of
+from streamproc.clients.json_text import names_are_unique
 from streamproc.domain.tokens import SECRET
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
@@ -101,6 +102,9 @@ class Front:
         )
         if body is None:
             return
+        if _names_twice(body):
+            await send_problem(send, 400, "the message names a field twice")
+            return
         left = [body]
 
         async def replay() -> Message:
@@ -115,6 +119,14 @@ class Front:
         await self._mcp(scope, replay, unless_refused)
         if REFUSED in scope:
             await _refuse(send)
+
+
+def _names_twice(body: bytes) -> bool:
+    """Whether a field is there twice: who looks on may see one, and we send the other. The API refuses it too."""
+    try:
+        return not names_are_unique(body)
+    except (ValueError, RecursionError):  # the SDK says that it is no JSON
+        return False
 
 
 async def _refuse(send: Send) -> None:

@@ -32,6 +32,7 @@ from mcp_types import (
 )
 from pydantic import ValidationError
 
+from streamproc.clients.json_text import names_are_unique
 from streamproc.mcp.calls import CALL_LONGEST_S
 
 LINE_BYTES_MAX: Final = 256 * 1024
@@ -144,6 +145,8 @@ async def _read(
                 if line is None:
                     raise ValueError(f"a message is over {LINE_BYTES_MAX} bytes")
                 message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+                if not names_are_unique(line):
+                    raise ValueError("a message names a field twice")
             except (ValidationError, ValueError) as problem:
                 await write.send(SessionMessage(_no_message(problem)))
                 continue

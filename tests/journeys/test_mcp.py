@@ -154,13 +154,15 @@ async def test_on_stdout_is_nothing_but_the_protocol_and_what_was_asked_is_answe
 ) -> None:
     secret = await token(system, "small")
     async with child(system, secret) as process:
-        say(process, "hello", *HELLO, call(2, "get_budget", agent="small"))
+        twice = json.dumps(call(3, "get_budget", agent="bot")).replace("{", '{"id": 4, ', 1)
+        say(process, "hello", twice, *HELLO, call(2, "get_budget", agent="small"))
         assert process.stdin is not None
         process.stdin.close()
         async with asyncio.timeout(END_MAX_S):
             out, err = await process.communicate()
-    garbage, hello, budget = (json.loads(line) for line in out.splitlines())
+    garbage, ambiguous, hello, budget = (json.loads(line) for line in out.splitlines())
     assert (garbage["error"]["code"], garbage["id"]) == (-32700, None)
+    assert (ambiguous["error"]["message"], ambiguous["id"]) == ("a message names a field twice", None)
     assert hello["result"]["serverInfo"]["name"] == "streamproc"
     assert budget["result"]["structuredContent"]["agent"] == "small"
     assert process.returncode == 0
@@ -311,5 +313,10 @@ async def refusals(url: str, secret: str) -> None:
         ):
             assert (await http.post("/mcp", json=asked, headers={**good, **change})).status_code == status
         assert (await http.post("/mcp", content=b"x" * 300_000, headers=good)).status_code == 413
+        twice = json.dumps(asked).replace('"agent": "web"', '"agent": "bot", "agent": "web"')
+        ambiguous = await http.post(
+            "/mcp", content=twice, headers={**good, "content-type": "application/json"}
+        )
+        assert (ambiguous.status_code, ambiguous.json()["detail"]) == (400, "the message names a field twice")
         assert (await http.get("/mcp", headers=good)).status_code == 405
         assert (await http.post("/", json=asked, headers=good)).status_code == 404
