@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from streamproc.domain.tokens import SECRET
 from streamproc.errors import ConfigError, InputError
 from streamproc.settings import Settings
 
@@ -10,7 +11,14 @@ FILE_BYTES_MAX = 65_536
 
 
 def token_of(settings: Settings, file: Path | None) -> str:
-    """The token in the file of --token, or in the settings. Raises ConfigError where there is none."""
+    """The token in the file of --token, or in the settings. Raises ConfigError where there is none.
+
+    Raises InputError, which never repeats a token, where the file cannot be read.
+    """
+    if file is not None and SECRET.fullmatch(str(file)):  # its client keeps what is said here in a log
+        raise InputError(
+            "--token names a file that holds the token: what was given is a token, and was not used"
+        )
     secret = small_text(file, "--token").strip() if file is not None else settings.token.reveal()
     if not secret:
         raise ConfigError("no token: give --token FILE, STREAMPROC_TOKEN or STREAMPROC_TOKEN_FILE")

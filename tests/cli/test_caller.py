@@ -1,0 +1,29 @@
+"""What commands that call our own API start from."""
+
+from pathlib import Path
+
+import pytest
+
+from streamproc.cli.caller import api_url, token_of
+from streamproc.errors import InputError
+from streamproc.settings import load
+
+TOKEN = "spt_" + 43 * "a"
+
+
+def test_a_token_where_its_file_should_be_named_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match="--token names a file that holds the token") as refused:
+        token_of(load({}), Path(TOKEN))
+    assert TOKEN not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--token .*/none cannot be read: No such file"):
+        token_of(load({}), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8080"), ("::1", "http://[::1]:8080")]
+)
+def test_the_api_is_where_serve_listens_an_ipv6_host_in_brackets(host: str, url: str) -> None:
+    assert api_url(load({"STREAMPROC_HOST": host})) == url
