@@ -81,17 +81,22 @@ class Front:
             await send_problem(send, 404, f"MCP is spoken at {PATH}")
         elif bearer(scope) is None:
             await _refuse(send)
-        elif self._in_hand >= REQUESTS_MAX:
-            detail = f"{self._in_hand} requests are in hand, the limit is {REQUESTS_MAX}"
-            await send_problem(send, 503, detail, [(b"retry-after", RETRY_AFTER_S)])
         else:
+            body = await self._body(scope, receive, send)  # a slow sender holds nobody's place
+            if body is None:
+                return
+            if self._in_hand >= REQUESTS_MAX:
+                detail = f"{self._in_hand} requests are in hand, the limit is {REQUESTS_MAX}"
+                await send_problem(send, 503, detail, [(b"retry-after", RETRY_AFTER_S)])
+                return
             self._in_hand += 1
             try:
-                await self._pass_on(scope, receive, send)
+                await self._pass_on(body, scope, receive, send)
             finally:
                 self._in_hand -= 1
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _body(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
+        """The message; None where its sender was answered here."""
         body = await posted_body(
             scope,
             receive,
@@ -100,11 +105,12 @@ class Front:
             within=self._within,
             bytes_max=self._bytes_max,
         )
-        if body is None:
-            return
-        if _names_twice(body):
+        if body is not None and _names_twice(body):
             await send_problem(send, 400, "the message names a field twice")
-            return
+            return None
+        return body
+
+    async def _pass_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         left = [body]
 
         async def replay() -> Message:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from mcp.client.client import Client
 
 from streamproc.clients.own_api import OwnApi
 from streamproc.mcp.calls import Calls
-from streamproc.mcp.http import allowed
+from streamproc.mcp.http import REQUESTS_MAX, Front, allowed
 from streamproc.mcp.server import server_of
 from streamproc.mcp.stdio import LINE_BYTES_MAX, InHand, _lines, _ready
 from streamproc.mcp.words import SAME_AGAIN
@@ -173,6 +173,49 @@ def test_a_request_may_name_loopback_our_own_hosts_and_those_of_the_settings_and
     }
     assert guard.enable_dns_rebinding_protection
     assert open_to_all.enable_dns_rebinding_protection
+
+
+async def statuses_of(front: Front, body: Callable[[], Awaitable[dict[str, Any]]]) -> list[int]:
+    """What one POST is told."""
+    found: list[int] = []
+
+    async def send(message: Any) -> None:
+        found.append(message.get("status", 0))
+
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    await front({"path": "/mcp", "method": "POST", "headers": headers}, body, send)
+    return [status for status in found if status]
+
+
+async def test_a_slow_sender_holds_nobodys_place_and_beyond_the_limit_the_next_is_told_to_wait() -> None:
+    begun, going_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def mcp(_scope: Any, _receive: Any, send: Any) -> None:
+        begun.release()
+        await going_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def never() -> dict[str, Any]:
+        begun.release()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def at_once() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    front = Front(mcp, body_bytes_max=1000)
+    slow, quick = (
+        [asyncio.create_task(statuses_of(front, body)) for _ in range(REQUESTS_MAX)]
+        for body in (never, at_once)
+    )
+    for _ in (*slow, *quick):
+        await begun.acquire()
+    assert await statuses_of(front, at_once) == [503]
+    going_on.set()
+    assert await asyncio.gather(*quick) == REQUESTS_MAX * [[200]]
+    for one in slow:
+        one.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
 
 
 def test_without_the_extra_the_command_says_so_in_one_line() -> None:
