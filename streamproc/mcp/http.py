@@ -56,6 +56,7 @@ def allowed(host: str, public_url: str, more: Sequence[str]) -> TransportSecurit
     named = [urlsplit(public_url).netloc, *more] if public_url else list(more)
     if host not in _ANY_ADDRESS:
         named.append(f"[{host}]" if ":" in host else host)
+    named = [one.lower() for one in named]  # as clients send them
     hosts = [*_LOOPBACK, *named]
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
