@@ -8,7 +8,7 @@ import asyncio
 import asyncpg
 
 from streamproc.archive.read import archived_upto, entry_archived
-from streamproc.errors import TryAgain
+from streamproc.errors import TryAgain, kind_of
 
 POLL_S = 0.01
 """The projector archives an entry within milliseconds; this is how soon that is noticed."""
@@ -41,7 +41,7 @@ class ArchiveBarrier:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
             raise TryAgain(problem, after_s=AGAIN_S) from None
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as problem:
-            raise TryAgain(f"Postgres is away: {type(problem).__name__}", after_s=AGAIN_S) from problem
+            raise TryAgain(f"Postgres is away: {kind_of(problem)}", after_s=AGAIN_S) from problem
         if not archived:
             problem_text = (
                 f"decision {partition}:{entry} is not in the archive, though the archive is past it"

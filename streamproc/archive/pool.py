@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from streamproc.archive.store import AWAY
-from streamproc.errors import TryAgain
+from streamproc.errors import TryAgain, kind_of
 
 QUERY_TIMEOUT_S = 3.0
 """All that is asked this way are index look-ups; one that takes longer means that Postgres is not well."""
@@ -57,7 +57,7 @@ async def asked(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
             raise
         await asyncio.shield(_give_back(pool, db))
     except AWAY as problem:
-        raise TryAgain(f"Postgres is away: {type(problem).__name__}") from problem
+        raise TryAgain(f"Postgres is away: {kind_of(problem)}") from problem
 
 
 def _give_back(pool: asyncpg.Pool, db: asyncpg.Connection) -> "asyncio.Task[None]":
