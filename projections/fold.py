@@ -14,7 +14,7 @@ from streamproc.domain import events as e
 from streamproc.domain.approval import approved
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, evolve
-from streamproc.domain.wire import EVENT_KINDS, decode_events, decode_meta
+from streamproc.domain.wire import EVENT_KINDS, read_entry
 from streamproc.errors import LogBroken, Unprocessable
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -100,8 +100,7 @@ def decode(partition: int, entry: Archived, is_disowned: Callable[[Archived], bo
     an entry about several payouts.
     """
     try:
-        events = decode_events(entry.e)
-        meta = decode_meta(entry.m)
+        meta, events = read_entry(entry.e, entry.m)
     except Unprocessable as problem:
         if is_disowned is not None and is_disowned(entry):
             return Decoded(entry.seq, entry.id, "", "", [])

@@ -10,7 +10,7 @@ from projections.build import Stored
 from projections.outage import Outage, heed_cancellation, pause
 from projections.run import Feed, Moved, open_heads, write_lazily
 from projections.runner import BATCH_MAX, Runner
-from streamproc.archive.disowned import Disowned
+from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import rows_after
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken, named
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Event) -> None:
     """Fold what is archived into the live views until `stopping`; while they cannot be, say so and try again."""
     outage = Outage(f"views of partition {partition}")
-    disowned, said = Disowned(dsn, partition), ""
+    disowned, said = disowned_in(dsn, partition), ""
     while not stopping.is_set():
         heed_cancellation()
         try:

@@ -22,7 +22,7 @@ from projections.fold import Archived
 from projections.run import Moved, Records, speak_micros, write_lazily
 from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
-from streamproc.archive.disowned import Disowned
+from streamproc.archive.disowned import disowned_in
 from streamproc.archive.sql import statements
 from streamproc.archive.store import ZERO, connection
 from streamproc.errors import JobFailed, LogBroken
@@ -164,7 +164,7 @@ async def build_slice(
         await write_lazily(place)
         await speak_micros(place)
         mark = _Share(share)
-        disowned = Disowned(dsn, share.partition)
+        disowned = disowned_in(dsn, share.partition)
         builder = Builder(place, share.partition, mark, Records(share.partition), views, disowned)
         fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
         try:

@@ -52,14 +52,12 @@ class LogBroken(StreamprocError):
     """The log contradicts its own rules; going on could lose payouts, so the process stops."""
 
 
-def kind_of(problem: BaseException) -> str:
+def kind_of(problem: BaseException | None) -> str:
     """An error that is not ours, for those who may not see its words: they have hosts and users in them."""
     return "no answer in time" if isinstance(problem, TimeoutError) else type(problem).__name__
 
 
 def named(problem: BaseException | None) -> str:
     """An error that is not ours, by its kind and its words; many have none, as what took too long."""
-    kind, words = type(problem).__name__, str(problem).strip()
-    if words:
-        return f"{kind}: {words}"
-    return kind if problem is None else kind_of(problem)
+    words = str(problem).strip()
+    return f"{type(problem).__name__}: {words}" if words else kind_of(problem)

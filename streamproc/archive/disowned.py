@@ -6,32 +6,24 @@ reader pass over those very bytes.
 """
 
 import hashlib
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import asyncpg
 
+from streamproc.archive.load import head_seq
 from streamproc.archive.pool import asked
 from streamproc.archive.sql import statements
-from streamproc.archive.store import connection
-from streamproc.domain.events import EntryDisowned
-from streamproc.domain.wire import decode_events, decode_meta
+from streamproc.archive.store import Entry, connection
+from streamproc.domain.events import EntryDisowned, Event
+from streamproc.domain.wire import Meta, read_entry
 from streamproc.errors import Unprocessable
 
 ROWS_AT_ONCE = 20_000
 """Rows of the archive that are looked through in one statement, some 2 kB each: a second on a slow disk."""
 
 _SQL = statements("streamproc.archive", "disowned.sql")
-
-
-class Unread(Protocol):
-    """An entry as it is stored."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def e(self) -> bytes: ...
-    @property
-    def m(self) -> bytes: ...
 
 
 def digest_of(e: bytes, m: bytes) -> str:
@@ -42,38 +34,46 @@ def digest_of(e: bytes, m: bytes) -> str:
 class Disowned:
     """The disowned entries of a partition, by the archive. It is looked through only once something cannot be read."""
 
-    def __init__(self, dsn: str, partition: int) -> None:
-        self._dsn, self._partition = dsn, partition
+    def __init__(
+        self, partition: int, archive: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
+    ) -> None:
+        """`archive` gives a connection to the archive's own schema, for each look."""
+        self._partition, self._archive = partition, archive
         self._stated: set[tuple[str, str]] = set()
         """Entry and digest: what another statement says of the same entry takes nothing back."""
         self._begun = self._upto = -1
 
-    def covers(self, entry: Unread) -> bool:
+    async def read(self, entry: Entry) -> tuple[Meta, list[Event]]:
+        """What an entry says; nothing, where it cannot be read and a person disowned it. Else raises Unprocessable."""
+        try:
+            return read_entry(entry.e, entry.m)
+        except Unprocessable:
+            if not await self.looked_for(entry):
+                raise
+            return Meta(), []
+
+    def covers(self, entry: Entry) -> bool:
         """Whether a person disowned these very bytes under this id, as far as it was looked."""
         return (entry.id, digest_of(entry.e, entry.m)) in self._stated
 
     async def look(self, after: int) -> None:
         """Look from the row `after`, or from where the last look from there ended, to the archive's end."""
-        async with connection(self._dsn, name="streamproc disowned entries") as db:
-            await self.look_through(db, after)
-
-    async def look_through(self, db: asyncpg.Connection, after: int) -> None:
-        """`look` with a connection that is there."""
         at = self._upto if 0 <= self._begun <= after else after
-        head: int = await db.fetchval(_SQL["head_seq"], self._partition) or 0
-        while at < head:
-            upto = min(head, at + ROWS_AT_ONCE)
-            for row in await db.fetch(_SQL["disowning"], self._partition, at, upto):
-                self._take(row["e"], row["m"])
-            at = upto
+        async with self._archive() as db:
+            head = await head_seq(db, self._partition)
+            while at < head:
+                upto = min(head, at + ROWS_AT_ONCE)
+                for row in await db.fetch(_SQL["disowning"], self._partition, at, upto):
+                    self._take(row["e"], row["m"])
+                at = upto
         # Only now: a look that was interrupted has seen nothing for sure.
         self._begun = after if self._begun < 0 else min(self._begun, after)
         self._upto = max(at, self._upto)
 
-    async def looked_for(self, entry: Unread, after: int) -> bool:
-        """Whether it is covered, after a look where it was not yet."""
+    async def looked_for(self, entry: Entry) -> bool:
+        """Whether it is covered, after a look through all of the archive where it was not yet."""
         if not self.covers(entry):
-            await self.look(after)
+            await self.look(0)
         return self.covers(entry)
 
     async def names(self, entry: str) -> bool:
@@ -83,8 +83,7 @@ class Disowned:
 
     def _take(self, e: bytes, m: bytes) -> None:
         try:
-            decode_meta(m)
-            events = decode_events(e)
+            _, events = read_entry(e, m)
         except Unprocessable:
             return  # it states nothing
         for event in events:
@@ -92,9 +91,11 @@ class Disowned:
                 self._stated.add((event.entry, event.digest))
 
 
-async def is_disowned(pool: asyncpg.Pool, partition: int, entry: Unread) -> bool:
+def disowned_in(dsn: str, partition: int) -> Disowned:
+    """For a job or a role, with a connection of its own."""
+    return Disowned(partition, partial(connection, dsn, name="streamproc disowned entries"))
+
+
+async def is_disowned(pool: asyncpg.Pool, partition: int, entry: Entry) -> bool:
     """Whether a person disowned an entry, for who asks once. Raises TryAgain when Postgres is away."""
-    found = Disowned("", partition)
-    async with asked(pool) as db:
-        await found.look_through(db, 0)
-    return found.covers(entry)
+    return await Disowned(partition, partial(asked, pool)).looked_for(entry)

@@ -1,6 +1,3 @@
--- name: head_seq
-SELECT seq FROM heads WHERE partition = $1;
-
 -- name: disowning
 -- It is about no payout; the tag is looked for in the bytes.
 SELECT e, m FROM events

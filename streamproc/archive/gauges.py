@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.sql import statements
-from streamproc.errors import TryAgain, kind_of
+from streamproc.errors import TryAgain
 
 _SQL = statements("streamproc.archive", "gauges.sql")
 
@@ -102,4 +102,4 @@ async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         async with asked(pool) as db:
             yield db
     except asyncpg.UndefinedTableError as problem:
-        raise TryAgain(f"Postgres cannot say: {kind_of(problem)}") from problem
+        raise TryAgain(f"Postgres cannot say: {type(problem).__name__}") from problem

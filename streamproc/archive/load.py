@@ -121,7 +121,7 @@ async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, cou
     rows = await _rows(db, partition, after_seq, after_seq + count)
     if len(rows) < count:
         # Nothing may be skipped: what is not there must be after the archive's end, which is asked for first.
-        head = await db.fetchval(_SQL["head_seq"], partition) or 0
+        head = await head_seq(db, partition)
         rows = await _rows(db, partition, after_seq, after_seq + count)
         expected = min(count, max(head - after_seq, 0))
         if len(rows) < expected or (rows and rows[-1].seq != after_seq + len(rows)):
@@ -133,6 +133,12 @@ async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, cou
                 " `streamproc audit verify` says more"
             )
     return rows
+
+
+async def head_seq(db: asyncpg.Connection, partition: int) -> int:
+    """The seq of the last archived row; 0 where there is none."""
+    found: int | None = await db.fetchval(_SQL["head_seq"], partition)
+    return found or 0
 
 
 async def _rows(db: asyncpg.Connection, partition: int, after_seq: int, upto_seq: int) -> list[RowAbout]:

@@ -14,9 +14,8 @@ from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_o
 
 def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
-    settings = log_of_settings(
-        logging.INFO
-    )  # a role says what it does; an operator's command only what is wrong
+    # A role says what it does; an operator's command only what is wrong.
+    settings = log_of_settings(logging.INFO)
     require(settings, role)
     return settings
 

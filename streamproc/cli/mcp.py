@@ -64,8 +64,7 @@ def mcp(over_http: bool, token: Path | None, url: str) -> None:
     secret = token_of(settings, token)
     if not SECRET.fullmatch(secret):
         raise ConfigError("what is given as the token is none: one is spt_ and 43 characters")
-    if (
-        sys.stdin is None or sys.stdout is None
-    ):  # Python's word for a descriptor that was closed when it began
+    # None is Python's word for a descriptor that was closed when it began.
+    if sys.stdin is None or sys.stdout is None:
         raise ConfigError("MCP is spoken over stdin and stdout, and one of them is closed")
     run_until_stopped(role.run_stdio, settings, where, secret)

@@ -215,6 +215,11 @@ def decode_meta(m: bytes) -> Meta:
         raise Unprocessable(f"field m is not an entry's metadata: {problem}") from problem
 
 
+def read_entry(e: bytes, m: bytes) -> tuple[Meta, list[Event]]:
+    """An entry's metadata and events. Raises Unprocessable where either cannot be read: then no reader takes it."""
+    return decode_meta(m), decode_events(e)
+
+
 def payout_of(event: Event) -> str:
     """The payout that the event is about; empty where it is about none."""
     payout: str = getattr(event, "payout", "")

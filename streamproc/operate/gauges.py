@@ -56,11 +56,8 @@ async def _asked(store: str, question: Callable[[], Awaitable[Page]]) -> tuple[s
     try:
         async with asyncio.timeout(STORE_S_MAX):
             return store, await question()
-    except (
-        StreamprocError,
-        TimeoutError,
-        asyncpg.PostgresError,
-    ) as problem:  # the last: it has no schema yet
+    except (StreamprocError, TimeoutError, asyncpg.PostgresError) as problem:
+        # The last where the database has no schema yet.
         log.warning(
             "%s could not be asked for metrics: %s", store, str(problem) or f"no answer in {STORE_S_MAX:g} s"
         )

@@ -4,15 +4,15 @@ With Postgres away the log alone is read, from its oldest entry on; both reading
 """
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from msgspec import Struct
 
 from streamproc.archive import read
 from streamproc.archive.disowned import is_disowned
+from streamproc.archive.store import Entry as Stored
 from streamproc.domain.events import BankCommandAnswered, Event, PayoutObserved
 from streamproc.domain.intent import is_intent
-from streamproc.domain.wire import Newer, decode_events, decode_meta, payout_of
+from streamproc.domain.wire import Newer, payout_of, read_entry
 from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.stream import ZERO, Entry, LogView, id_key
 from streamproc.operate.site import Site
@@ -36,15 +36,6 @@ class History(Struct, frozen=True):
 
     events: list[StoryEvent]
     notes: list[str]
-
-
-class _Entry(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def e(self) -> bytes: ...
-    @property
-    def m(self) -> bytes: ...
 
 
 async def history_of(site: Site, payout: str) -> History:
@@ -110,14 +101,14 @@ async def log_after(
     return seen, about
 
 
-async def readable(site: Site, partition: int, entry: _Entry, notes: list[str]) -> list[Event]:
+async def readable(site: Site, partition: int, entry: Stored, notes: list[str]) -> list[Event]:
     """An entry's events; none and a note, where nothing of ours can have written it, or a person disowned it.
 
     Raises Newer, naming the entry, for any other that a later version may have written.
     """
     try:
-        decode_meta(entry.m)
-        return decode_events(entry.e)
+        _, events = read_entry(entry.e, entry.m)
+        return events
     except Unprocessable as problem:
         name, why = f"entry {partition}:{entry.id}", f"cannot be read and is left out: {problem}"
         if isinstance(problem, Newer):
@@ -129,7 +120,7 @@ async def readable(site: Site, partition: int, entry: _Entry, notes: list[str]) 
 
 
 async def _events(
-    site: Site, partition: int, entry: _Entry, payout: str, notes: list[str]
+    site: Site, partition: int, entry: Stored, payout: str, notes: list[str]
 ) -> list[StoryEvent]:
     return [
         StoryEvent(f"{partition}:{entry.id}:{index}", event)

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.events import Event
-from streamproc.domain.wire import MALFORMED, decode_events, decode_meta, payout_of, type_of
+from streamproc.domain.wire import MALFORMED, payout_of, read_entry, type_of
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
@@ -93,7 +92,10 @@ def line_json(line: Line) -> dict[str, Any]:
     base = f"{line.partition}:{line.entry.id}"
     shown: dict[str, Any] = {"id": base, "at": _at(line), "meta": _meta(line.entry)}
     try:
-        shown["events"] = [event_json(f"{base}:{i}", event) for i, event in enumerate(_events(line.entry))]
+        shown["events"] = [
+            event_json(f"{base}:{i}", event)
+            for i, event in enumerate(read_entry(line.entry.e, line.entry.m)[1])
+        ]
     except Unprocessable as problem:
         raw = {"e": line.entry.e.decode(errors="replace"), "m": line.entry.m.decode(errors="replace")}
         shown |= {"unreadable": str(problem), "raw": raw}
@@ -105,7 +107,7 @@ def line_text(line: Line) -> str:
     meta = _meta(line.entry)
     head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-')!s:10}"
     try:
-        events = _events(line.entry)
+        _, events = read_entry(line.entry.e, line.entry.m)
     except Unprocessable as problem:
         return f"{head}  cannot be read: {problem}"
     payouts = dict.fromkeys(payout for payout in map(payout_of, events) if payout)
@@ -118,12 +120,6 @@ def _meta(entry: Entry) -> dict[str, Any]:
         return msgspec.json.decode(entry.m, type=dict[str, Any])
     except MALFORMED:
         return {}
-
-
-def _events(entry: Entry) -> list[Event]:
-    """Its events. Raises Unprocessable, also where only its metadata cannot be read: then no reader takes it."""
-    decode_meta(entry.m)
-    return decode_events(entry.e)
 
 
 def _told(event: Any) -> str:

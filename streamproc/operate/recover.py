@@ -22,7 +22,7 @@ import consumers
 from projections.loop import months_of
 from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
-from streamproc.archive.disowned import Disowned
+from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import Row, archive, drop_redelivered, make_ranges
 from streamproc.archive.lookup import entries_by_id, job_named
 from streamproc.archive.store import Head, archived_heads, connection, id_key, partitions_opened, take_lock
@@ -142,7 +142,7 @@ async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Sta
         if partition in closed:
             continue
         with job_named(UNTOUCHED):
-            stated = await Disowned(dsn, partition).names(entry)
+            stated = await disowned_in(dsn, partition).names(entry)
         if not stated:
             raise InputError(
                 f"--disown {said.entry}: partition {partition} is not to be rebuilt; leave it out, and once the log is"
@@ -213,7 +213,7 @@ async def _rebuild_all(
     ):
         await source.execute(SQL["wanted_table"])
         for one in broken:
-            disowned = Disowned(dsn, one.partition)
+            disowned = disowned_in(dsn, one.partition)
             sources = Sources(place, source, one.partition, one.head, run, settings.retention_s, disowned)
             to = Restorer(client, Names(one.partition), run)
             done.partitions.append(await _rebuild_one(settings, sources, to, done, on_progress))
@@ -263,10 +263,11 @@ async def _archive_statements(
     if not here:
         return condition
     dsn = settings.postgres_dsn.reveal()
+    stated = disowned_in(dsn, partition)
     async with connection(dsn, name="streamproc recover") as db:
         for said in here:
             row = await _row_of(db, client, said)
-            if await Disowned(dsn, partition).looked_for(row, 0):
+            if await stated.looked_for(row):
                 continue  # a run that was killed came as far
             e, m = recorded(disowning(said, row, now_us))
             ms, n = id_key(head.entry)  # in the archive's last moment: what came after it is still missing

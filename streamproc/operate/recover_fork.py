@@ -29,7 +29,7 @@ from streamproc.domain.policy import ScopeState, scopes_after
 from streamproc.domain.policy_changes import replan
 from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.tokens import Token, tokens_after
-from streamproc.domain.wire import Meta, Newer, decode_events, decode_meta, encode_events, payout_of
+from streamproc.domain.wire import Meta, Newer, encode_events, payout_of, read_entry
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.policies import POLICY_WRITER
 from streamproc.log.restore import Restorer, rescued_after, rescued_entry
@@ -105,9 +105,9 @@ class _Fork:
     async def take(self, entry: Entry) -> bool:
         """Whether something of this entry is kept."""
         try:
-            meta, events = decode_meta(entry.m), decode_events(entry.e)
+            meta, events = read_entry(entry.e, entry.m)
         except Newer as problem:  # the old log stays aside, and the partition closed, until that is done
-            if await self._sources.disowned.looked_for(entry, 0):
+            if await self._sources.disowned.looked_for(entry):
                 self._note(f"entry {entry.id} of the old log was disowned and is not kept")
                 return False
             raise JobFailed(

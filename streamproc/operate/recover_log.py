@@ -27,18 +27,18 @@ _LETTERS = statements("projections", f"{LETTERS}.sql")
 async def restore_letters(sources: Sources, to: Restorer, counts: Counts) -> None:
     """Dead letters that nobody closed. Each gets the id of the entry that says that it was set aside."""
     async for rows in rows_in_parts(sources.place, _LETTERS["open"], sources.partition):
-        said = {row["seq"]: row for row in await entries_of(sources, [row["seq"] for row in rows])}
+        said = {row.seq: row for row in await entries_of(sources, [row["seq"] for row in rows])}
         await sources.want([row["entry_id"] for row in rows])
         wanted = [row["entry_id"] for row in rows]
         originals = {entry.id: entry for entry in await _entries(sources, wanted)}
         for row in rows:
             aside = next(
                 event
-                for event in decode_events(said[row["seq"]]["e"])
+                for event in decode_events(said[row["seq"]].e)
                 if type(event) is EntrySetAside and event.entry == row["entry_id"]
             )
             original = originals[row["entry_id"]]
-            await to.letter(said[row["seq"]]["id"], original, aside.group, aside.problem)
+            await to.letter(said[row["seq"]].id, original, aside.group, aside.problem)
             counts.letters += 1
 
 

@@ -77,7 +77,7 @@ class _Scan:
                 entry = Stored(row.id, decode_meta(row.m), decode_events(row.e) if told else [])
                 await self._seen(row, entry.meta, entry_ms)
             except Unprocessable:
-                if not await self._sources.disowned.looked_for(row, 0):
+                if not await self._sources.disowned.looked_for(row):
                     raise
                 continue
             self._number = max(self._number, entry.meta.settled)

@@ -14,7 +14,9 @@ from msgspec import Struct
 
 from consumers.inputs import GOVERNANCE, INPUTS, comes_again
 from streamproc.archive.disowned import Disowned
+from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
+from streamproc.archive.store import Entry as StoredEntry
 from streamproc.archive.store import Head, id_key
 from streamproc.archive.text import text_key
 from streamproc.domain.budget import Admission, window_end_s
@@ -30,8 +32,6 @@ from streamproc.domain.policy import ScopeState
 from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild
 from streamproc.domain.tokens import Token, tokens_after
-from streamproc.domain.wire import Meta, decode_events, decode_meta
-from streamproc.errors import Unprocessable
 from streamproc.log.proposals import PROPOSAL_PARTITION
 from streamproc.log.restore import Restorer
 from streamproc.log.stream import Entry
@@ -83,18 +83,10 @@ class Sources(Struct, frozen=True):
     retention_s: float
     disowned: Disowned
 
-    async def events_of(self, row: Any) -> list[Event]:
-        """The events of a row of the archive; none, where it cannot be read and a person disowned it."""
-        return (await self.stored(row)).events
-
-    async def stored(self, row: Any) -> Stored:
-        """A row of the archive, understood. Raises Unprocessable where it cannot be and nobody disowned it."""
-        try:
-            return Stored(row["id"], decode_meta(row["m"]), decode_events(row["e"]))
-        except Unprocessable:
-            if not await self.disowned.looked_for(Entry(row["id"], row["e"], row["m"]), 0):
-                raise
-            return Stored(row["id"], Meta(), [])
+    async def events_of(self, entry: StoredEntry) -> list[Event]:
+        """The events of an archived entry; none, where it cannot be read and a person disowned it."""
+        _, events = await self.disowned.read(entry)
+        return events
 
     @property
     def now_ms(self) -> int:
@@ -174,7 +166,7 @@ async def tokens_of(sources: Sources) -> dict[str, Token]:
         asked = (SQL["token_entries"], sources.partition, sources.head.seq)
         async for rows in rows_in_parts(sources.archive, *asked):
             for row in rows:
-                tokens = tokens_after(tokens, await sources.events_of(row))
+                tokens = tokens_after(tokens, await sources.events_of(Entry(*row)))
     return tokens
 
 
@@ -185,15 +177,15 @@ async def proposals_of(sources: Sources) -> dict[str, Proposal]:
         asked = (SQL["proposal_entries"], sources.partition, sources.head.seq)
         async for rows in rows_in_parts(sources.archive, *asked):
             for row in rows:
-                proposals = proposals_after(proposals, await sources.events_of(row))
+                proposals = proposals_after(proposals, await sources.events_of(Entry(*row)))
                 proposals = {name: one for name, one in proposals.items() if one.is_kept(sources.now_us)}
     return proposals
 
 
-async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Any]:
+async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
     """Entries by their numbers, in order."""
-    rows: list[Any] = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
-    return rows
+    rows = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
+    return [Row(*row) for row in rows]
 
 
 async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
@@ -248,6 +240,7 @@ async def _histories(sources: Sources, payouts: Sequence[str]) -> AsyncIterator[
                 if history:
                     yield owner, history
                 owner, history = row["payout"], []
-            history.append(await sources.stored(row))
+            entry = Entry(row["id"], row["e"], row["m"])
+            history.append(Stored(entry.id, *await sources.disowned.read(entry)))
     if history:
         yield owner, history

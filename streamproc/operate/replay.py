@@ -39,7 +39,7 @@ from projections.schema import enter_place
 from projections.swap import swap
 from projections.views import NAMES, VIEWS, View
 from streamproc import processes
-from streamproc.archive.disowned import Disowned
+from streamproc.archive.disowned import disowned_in
 from streamproc.archive.lookup import job_named
 from streamproc.archive.store import connection, snapshot
 from streamproc.errors import JobFailed, LogBroken, StreamprocError
@@ -279,7 +279,7 @@ async def _bring_to(
     for partition, seq in at.items():
         heads = await open_heads(place, partition)
         if heads.seq < seq:
-            runner = Runner(place, partition, heads, disowned=Disowned(dsn, partition))
+            runner = Runner(place, partition, heads, disowned=disowned_in(dsn, partition))
             await catch_up(runner, source, partition, seq)
 
 

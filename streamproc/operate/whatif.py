@@ -14,18 +14,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from projections.rebuild import Target, archive_ends, target_at_time
-from streamproc.archive.disowned import Disowned
+from streamproc.archive.disowned import Disowned, disowned_in
 from streamproc.archive.load import Row, rows_after
 from streamproc.archive.lookup import decided_payouts, entries_by_id, job_named, policy_entries
 from streamproc.archive.store import snapshot
 from streamproc.domain.budget import US
-from streamproc.domain.events import GovernanceBypassed, PayoutObserved, PayoutRequested
+from streamproc.domain.events import Event, GovernanceBypassed, PayoutObserved, PayoutRequested
 from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
 from streamproc.domain.whatif.retrial import Overlay, Retrial, Scopes
 from streamproc.domain.whatif.trial import Told
-from streamproc.domain.wire import decode_events, decode_meta
+from streamproc.domain.wire import Meta
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.operate.site import us_of
 
@@ -83,7 +83,7 @@ async def whatif(
                 retrial = Retrial(
                     overlay, assume, since_us=us_of(since), first_number=1 if start.seq == 0 else None
                 )
-                archive = _Archive(db, end.partition, Disowned(dsn, end.partition))
+                archive = _Archive(db, end.partition, disowned_in(dsn, end.partition))
                 found.take_in(await _retry(archive, retrial, start, end, progress, on_progress))
             return Answer(found, since, {end.partition: end.seq for end in ends})
 
@@ -116,9 +116,8 @@ def _with_freezes(file: PolicyFile, scopes: Scopes) -> PolicyFile:
     )
 
 
-def told_of(row: Row) -> Told:
-    """A row of the archive as a retrial reads it. Raises Unprocessable for what nobody knows here."""
-    meta, events = decode_meta(row.m), decode_events(row.e)
+def told_of(row: Row, meta: Meta, events: list[Event]) -> Told:
+    """A row of the archive as a retrial reads it."""
     return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
 
 
@@ -135,11 +134,9 @@ class _Archive(NamedTuple):
         Raises JobFailed, naming the entry, for anything else that nobody knows here.
         """
         try:
-            return told_of(row)
+            return told_of(row, *await self.disowned.read(row))
         except Unprocessable as problem:
-            if not await self.disowned.looked_for(row, 0):
-                raise JobFailed(f"entry {self.partition}:{row.id} (seq {row.seq}): {problem}") from problem
-            return Told(row.seq, row.id, "", "", None, [])
+            raise JobFailed(f"entry {self.partition}:{row.id} (seq {row.seq}): {problem}") from problem
 
 
 async def _retry(

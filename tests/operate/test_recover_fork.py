@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 import consumers
 from streamproc.domain import events as e
-from streamproc.domain.wire import NEWEST, decode_events, encode_events
+from streamproc.domain.wire import NEWEST, decode_events, encode_events, read_entry
 from streamproc.errors import JobFailed, LogBroken
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, LogView, open_log
@@ -147,7 +147,7 @@ async def test_what_only_a_later_version_can_read_is_not_dropped_that_version_is
         with pytest.raises(JobFailed, match=r"has version \d+; .* recover with that version"):
             await recovered(redis_url, postgres)
         assert not await client.exists(NAMES.log)  # nobody goes on with half of it
-        monkeypatch.setattr(recover_fork, "decode_events", lambda e: decode_events(e.replace(then, now)))
+        monkeypatch.setattr(recover_fork, "read_entry", lambda e, m: read_entry(e.replace(then, now), m))
         await recovered(redis_url, postgres)
         assert later in [fields[1] for _, fields in await client.xrange(NAMES.log)]
 

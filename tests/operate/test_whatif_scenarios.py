@@ -14,6 +14,7 @@ from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
 from streamproc.domain.whatif.retrial import Retrial
 from streamproc.domain.whatif.trial import Told
+from streamproc.domain.wire import read_entry
 from streamproc.errors import InputError
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
@@ -28,7 +29,7 @@ NO_RATE = "rate_limit: {count: 0}"
 async def log_of(engine: Engine) -> list[Told]:
     async with LogView(engine.url, 0) as view:
         rows = await view.read("0-0", 100_000, 0)
-    return [told_of(Row(n, row.id, row.e, row.m)) for n, row in enumerate(rows, 1)]
+    return [told_of(Row(n, row.id, row.e, row.m), *read_entry(row.e, row.m)) for n, row in enumerate(rows, 1)]
 
 
 def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **assume: Any) -> Comparison:
