@@ -69,6 +69,10 @@ def _problem(step: Step, event: e.PayoutMalformed | e.EntrySetAside) -> Said:
     return Said("alert", event.problem, step.by)
 
 
+def _because(why: str) -> str:
+    return f": {why}" if why else ""
+
+
 def _bypass(step: Step, event: e.GovernanceBypassed) -> Said:
     which = f" ({event.bank_payout} at the bank)" if event.bank_payout else ""
     return Said("alert", f"governance bypassed: {event.status}{which}", step.by)
@@ -132,7 +136,7 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     ),
     e.CancelRequested: lambda step, event: Said("alert", f"cancel requested: {event.why}", step.by),
     e.DeadLetterClosed: lambda _, event: Said(
-        "alert", f"dead letter {event.letter}: {event.action}", event.by
+        "alert", f"dead letter {event.letter}: {event.action}{_because(event.why)}", event.by
     ),
     e.EntryDisowned: lambda _, event: Said("alert", f"entry {event.entry} disowned: {event.why}", event.by),
     e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),

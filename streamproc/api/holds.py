@@ -16,7 +16,6 @@ from streamproc.api.auth import Clock
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.api.payouts import KEY, KEY_CHARS_MAX, PAYOUT_ID, Gateway, visible
 from streamproc.api.shapes import HoldPage, Recorded
-from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import (
     Action,
@@ -29,8 +28,9 @@ from streamproc.domain.holds import (
     place_at,
 )
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.plain import clean
 from streamproc.domain.policy_fields import IDENTIFIER
-from streamproc.domain.review import REASON_CHARS_MAX
+from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.domain.shown import hold_json, iso
 
 PAGE_MAX = 500
@@ -50,14 +50,14 @@ _KEY = Text(
 class Approval(Struct, frozen=True, forbid_unknown_fields=True):
     """Why, for the audit; `by`, where it is there, must be who the token says."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=REASON_CHARS_MAX, pattern=r"\S")] | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=WHY_CHARS_MAX, pattern=r"\S")] | None = None
     by: str | None = None
 
 
 class Rejection(Struct, frozen=True, forbid_unknown_fields=True):
     """Why, for the audit; `by`, where it is there, must be who the token says."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=REASON_CHARS_MAX, pattern=r"\S")]
+    reason: Annotated[str, Meta(min_length=1, max_length=WHY_CHARS_MAX, pattern=r"\S")]
     by: str | None = None
 
 
@@ -148,7 +148,7 @@ class _Holds:
             payout=record.payout,
             by=token.person,
             action=action,
-            why=clean(why.strip(), REASON_CHARS_MAX),
+            why=clean(why.strip(), WHY_CHARS_MAX),
             channel=f"api:{token.name}",
         )
         key = _append_key(token.name, record.payout, call.text("Idempotency-Key") or token_hex(16))

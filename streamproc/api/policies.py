@@ -13,11 +13,12 @@ from starlette.responses import Response
 from streamproc.api import policy_shapes as shapes
 from streamproc.api.answers import Refusal, json_answer, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
-from streamproc.clients.razorpay_entities import clean
+from streamproc.domain.plain import clean
 from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Stale
 from streamproc.domain.policy_fields import IDENTIFIER
 from streamproc.domain.policy_report import WrongFields
 from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
+from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import InputError
 
 PAGE_MAX = 500
@@ -35,7 +36,7 @@ SCOPE = Text(
     where="path",
 )
 PROPOSAL = Text("proposal", "a proposal's id", ID.pattern, where="path")
-WHY = Text("why", f"1 to {shapes.WHY_CHARS_MAX} characters", rf"[\s\S]{{1,{shapes.WHY_CHARS_MAX}}}")
+WHY = Text("why", f"1 to {WHY_CHARS_MAX} characters", rf"[\s\S]{{1,{WHY_CHARS_MAX}}}")
 IF_MATCH = Text(
     "If-Match",
     'the ETag of the version that is to be changed, like "3"',
@@ -252,7 +253,7 @@ class _Policies:
             raise _not_now(problem) from problem
 
     async def withdraw(self, call: Call) -> Response:
-        why = clean(call.text("why"), shapes.WHY_CHARS_MAX)
+        why = clean(call.text("why"), WHY_CHARS_MAX)
         try:
             ended = await self._desk.withdraw(call.text("proposal"), by=call.token.person, why=why)
         except (NotThere, Refused) as problem:
@@ -269,7 +270,7 @@ class _Policies:
         return await self._freeze(call, call.text("why"), frozen=False)
 
     async def _freeze(self, call: Call, why: str, *, frozen: bool) -> Response:
-        why = clean(why.strip(), shapes.WHY_CHARS_MAX)
+        why = clean(why.strip(), WHY_CHARS_MAX)
         if not why:
             raise wrong_fields([{"field": "why", "problem": "must say why, for the audit"}])
         scope, by = call.text("scope"), call.token.person
@@ -318,10 +319,10 @@ def _version_wanted(call: Call) -> int | None:
 
 
 def _why(given: object) -> str:
-    if not isinstance(given, str) or len(given) > shapes.WHY_CHARS_MAX:
-        problem = f"must be text of at most {shapes.WHY_CHARS_MAX} characters"
+    if not isinstance(given, str) or len(given) > WHY_CHARS_MAX:
+        problem = f"must be text of at most {WHY_CHARS_MAX} characters"
         raise wrong_fields([{"field": "why", "problem": problem}])
-    return clean(given.strip(), shapes.WHY_CHARS_MAX)
+    return clean(given.strip(), WHY_CHARS_MAX)
 
 
 def _by_field(problem: InputError, prefix: str) -> Refusal:

@@ -6,9 +6,8 @@ from msgspec import Meta, Struct
 
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_fields import POLICY_FIELDS
+from streamproc.domain.said import WHY_CHARS_MAX
 
-WHY_CHARS_MAX = 500
-"""Longest reason of a change, as the audit keeps it."""
 Why = Annotated[str, Meta(min_length=1, max_length=WHY_CHARS_MAX, pattern=r"\S")]
 
 

@@ -1,17 +1,17 @@
 """`streamproc dead`: entries that could not be handled."""
 
-import getpass
 from typing import Any
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
 
 LIMIT_MAX = 1_000
 
 
-_by = click.option("--by", default=None, metavar="NAME", help="Who does it; your login name by default.")
+_by = person.by_option("Who does it.", required=False)
+_why = person.why_option(required=False)
 
 
 @click.group()
@@ -81,16 +81,17 @@ def show(id: str, as_json: bool) -> None:
 @dead.command()
 @click.argument("id")
 @_by
+@_why
 @output.json_option
-def redrive(id: str, by: str | None, as_json: bool) -> None:
+def redrive(id: str, by: str, why: str, as_json: bool) -> None:
     """Give a dead letter back to its group.
 
     Do this when what went wrong is mended. Its entry is handled again by that group alone; if it fails again it
-    becomes a dead letter again. Who did it is recorded in the log.
+    becomes a dead letter again. Who did it, and why, is recorded in the log.
 
     \b
     Example:
-      streamproc dead redrive 0:1700000000000-0
+      streamproc dead redrive 0:1700000000000-0 --why "the bank is back"
     """
     settings = operator_settings()
     from streamproc.operate import dead as operate
@@ -98,7 +99,7 @@ def redrive(id: str, by: str | None, as_json: bool) -> None:
 
     async def body() -> str:
         async with opened(settings) as site:
-            return await operate.redrive(site, id, by=by or getpass.getuser())
+            return await operate.redrive(site, id, by=by, why=why)
 
     entry = output.run(body())
     if as_json:
@@ -111,15 +112,16 @@ def redrive(id: str, by: str | None, as_json: bool) -> None:
 @click.argument("id")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_by
+@_why
 @output.json_option
-def discard(id: str, yes: bool, by: str | None, as_json: bool) -> None:
+def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
     """Remove a dead letter for good.
 
-    Its entry, that it was set aside and who discarded it stay in the log; its payout stays as it is.
+    Its entry, that it was set aside, who discarded it and why stay in the log; its payout stays as it is.
 
     \b
     Example:
-      streamproc dead discard 0:1700000000000-0 --yes
+      streamproc dead discard 0:1700000000000-0 --why "a test's payout" --yes
     """
     settings = operator_settings()
     from streamproc.operate import dead as operate
@@ -130,7 +132,7 @@ def discard(id: str, yes: bool, by: str | None, as_json: bool) -> None:
 
     async def body() -> None:
         async with opened(settings) as site:
-            await operate.discard(site, id, by=by or getpass.getuser())
+            await operate.discard(site, id, by=by, why=why)
 
     output.run(body())
     if as_json:

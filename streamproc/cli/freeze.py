@@ -4,20 +4,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamproc.cli import output, proposal
+from streamproc.cli import output, person, proposal
 from streamproc.cli.context import operator_settings
-from streamproc.errors import InputError, JobFailed
+from streamproc.errors import JobFailed
 
 if TYPE_CHECKING:
     from streamproc.operate.freezes import Frozen
 
-WHY_CHARS_MAX = 500
-"""Longest --why, as it goes into every rejection's evidence."""
-
 _kind = click.argument("kind", type=click.Choice(["agent", "account", "team"]))
 _id = click.argument("name", metavar="ID")
-_by = click.option("--by", required=True, metavar="NAME", help="Who does it, for the audit.")
-_why = click.option("--why", required=True, metavar="TEXT", help="Why, for the audit.")
+_by = person.by_option()
+_why = person.why_option()
 
 
 @click.command()
@@ -60,10 +57,6 @@ def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
 
 
 def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: bool) -> None:
-    if len(why) > WHY_CHARS_MAX:
-        raise InputError(f"--why has {len(why)} characters, the limit is {WHY_CHARS_MAX}")
-    if not by.strip() or not why.strip():
-        raise InputError("--by and --why must say who and why: the audit keeps them")
     settings = operator_settings()
     from streamproc.operate import freezes
     from streamproc.operate.site import opened

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
 from streamproc.errors import JobFailed
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 1_000
 
-_by = click.option("--by", required=True, metavar="NAME", help="The reviewer, as the policy lists them.")
-_reason = click.option("--reason", required=True, metavar="TEXT", help="Why, for the audit.")
+_by = person.by_option("The reviewer, as the policy lists them.")
+_reason = person.why_option(name="--reason")
 
 
 @click.group()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
 
 @log.command()
 @click.argument("id")
-@click.option("--by", required=True, metavar="NAME", help="Who states it, for the audit.")
-@click.option("--why", required=True, metavar="TEXT", help="How that is known, for the audit.")
+@person.by_option("Who states it, for the audit.")
+@person.why_option("How that is known, for the audit.")
 @click.option(
     "--no-later-version", is_flag=True, help="Also where it looks like an entry of a later version."
 )

@@ -1,6 +1,5 @@
 """`streamproc policy`: put policies in force, show them, and how they came to be."""
 
-import getpass
 import json
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from streamproc.cli import output, proposal
+from streamproc.cli import output, person, proposal
 from streamproc.cli.context import operator_settings
 from streamproc.cli.whatif import whatif
 from streamproc.errors import InputError
@@ -33,11 +32,11 @@ for command in (whatif, proposal.proposals, proposal.confirm, proposal.withdraw)
 @policy.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
 @click.option("--prune", is_flag=True, help="Remove agents, accounts and teams that FILE does not name.")
-@click.option("--by", default=None, metavar="NAME", help="Who changes it; your login name by default.")
-@click.option("--why", default="", metavar="TEXT", help="Why, for the audit.")
+@person.by_option("Who changes it.", required=False)
+@person.why_option(required=False)
 @click.option("--dry-run", is_flag=True, help="Say what would change and what of it loosens; change nothing.")
 @output.json_option
-def apply(file: Path, prune: bool, by: str | None, why: str, dry_run: bool, as_json: bool) -> None:
+def apply(file: Path, prune: bool, by: str, why: str, dry_run: bool, as_json: bool) -> None:
     """Put the policies of FILE (YAML or TOML, - for stdin) in force.
 
     The next decision uses them. A file with a mistake is refused whole, with each mistake's line. What is in
@@ -50,18 +49,18 @@ def apply(file: Path, prune: bool, by: str | None, why: str, dry_run: bool, as_j
     """
     from streamproc.operate import policies
 
-    parsed, who = read_policy_file(file), by or getpass.getuser()
-    _make(policies.of_file(parsed, prune=prune, by=who, why=why), who, why, dry_run, as_json)
+    parsed = read_policy_file(file)
+    _make(policies.of_file(parsed, prune=prune, by=by, why=why), by, why, dry_run, as_json)
 
 
 @policy.command()
 @click.argument("agent")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
-@click.option("--by", default=None, metavar="NAME", help="Who changes it; your login name by default.")
-@click.option("--why", default="", metavar="TEXT", help="Why, for the audit.")
+@person.by_option("Who changes it.", required=False)
+@person.why_option(required=False)
 @click.option("--dry-run", is_flag=True, help="Say what would change and what of it loosens; change nothing.")
 @output.json_option
-def patch(agent: str, file: Path, by: str | None, why: str, dry_run: bool, as_json: bool) -> None:
+def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: bool) -> None:
     """Change the fields of one AGENT's policy that FILE (YAML or TOML, - for stdin) names, and nothing else.
 
     A field that is null is taken away, so that the default counts again. The agent must have a policy.
@@ -73,8 +72,8 @@ def patch(agent: str, file: Path, by: str | None, why: str, dry_run: bool, as_js
     from streamproc.domain.policy_file import parse_fields
     from streamproc.operate import policies
 
-    fields, who = parse_fields(_read(file), name=str(file)), by or getpass.getuser()
-    _make(policies.of_patch(f"agent:{agent}", fields, by=who, why=why), who, why, dry_run, as_json)
+    fields = parse_fields(_read(file), name=str(file))
+    _make(policies.of_patch(f"agent:{agent}", fields, by=by, why=why), by, why, dry_run, as_json)
 
 
 def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
 from streamproc.errors import JobFailed
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streamproc.operate.proposals import Confirmed
 
 _id = click.argument("proposal_id", metavar="ID")
-_by = click.option("--by", required=True, metavar="NAME", help="Who does it, for the audit.")
+_by = person.by_option()
 
 
 def say_waits(proposal: "Proposal", as_json: bool) -> None:
@@ -118,7 +118,7 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
 @click.command()
 @_id
 @_by
-@click.option("--why", default="", metavar="TEXT", help="Why, for the audit.")
+@person.why_option(required=False)
 @output.json_option
 def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
     """End a proposed change that waits, whoever made it; nothing of it comes into force.

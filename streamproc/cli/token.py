@@ -1,6 +1,5 @@
 """`streamproc token`: who may use the HTTP API, for what, and for how long."""
 
-import getpass
 import os
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
 from streamproc.errors import InputError, JobFailed
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from streamproc.domain.tokens import Token
     from streamproc.operate.tokens import Made
 
-_by = click.option("--by", default=None, metavar="NAME", help="Who does it; your login name by default.")
+_by = person.by_option("Who does it.", required=False)
 
 
 @click.group()
@@ -63,7 +62,7 @@ def create(
     reviewer: str,
     expires: str,
     out: Path | None,
-    by: str | None,
+    by: str,
     as_json: bool,
 ) -> None:
     """Make a token NAME and print it, or write it to FILE, once: only its hash is kept.
@@ -86,7 +85,7 @@ def create(
         async with opened(settings) as site:
             return await tokens.create(
                 site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
-                by=by or getpass.getuser(), pays_from=settings.razorpay_account_id, reviewer=reviewer,
+                by=by, pays_from=settings.razorpay_account_id, reviewer=reviewer,
             )  # fmt: skip
 
     made: Made | None = None
@@ -182,7 +181,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @_by
 @output.json_option
-def revoke(name: str, by: str | None, as_json: bool) -> None:
+def revoke(name: str, by: str, as_json: bool) -> None:
     """Revoke the token NAME: the next request with it is refused.
 
     \b
@@ -195,7 +194,7 @@ def revoke(name: str, by: str | None, as_json: bool) -> None:
 
     async def body() -> bool:
         async with opened(settings) as site:
-            return await tokens.revoke(site, name, by=by or getpass.getuser())
+            return await tokens.revoke(site, name, by=by)
 
     changed = output.run(body())
     if as_json:

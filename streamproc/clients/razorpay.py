@@ -16,8 +16,9 @@ from streamproc.clients.http import Answer, Breaker, OutboundClient, OutcomeUnkn
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.limiter import Turns
 from streamproc.clients.oauth import TokenKeeper
-from streamproc.clients.razorpay_entities import MalformedPayout, clean, id_or_empty, read_payout
+from streamproc.clients.razorpay_entities import MalformedPayout, id_or_empty, read_payout
 from streamproc.domain.events import BankCommand, BankPayout
+from streamproc.domain.plain import clean
 from streamproc.errors import TryAgain, Unprocessable
 
 TIMEOUT_S = 10.0

@@ -17,7 +17,7 @@ from msgspec import Struct
 from streamproc.domain.events import BankPayout
 from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
 from streamproc.domain.payouts import BANK_RANK
-from streamproc.domain.plain import HARMFUL
+from streamproc.domain.plain import clean
 
 NOTES_MAX = 32
 """Keys kept of `notes`: the bank allows 15 and adds some of its own."""
@@ -39,7 +39,6 @@ UNIX_S_MAX = 2**40
 Object: TypeAlias = dict[str, object]
 
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
-_BLANKS = str.maketrans("\t\n\r", "   ")
 _NO_BREAKS = str.maketrans("", "", "\t\n\r")
 _BENEFICIARY = re.compile(r"vpa|ifsc|upi|iban|payee|beneficiary|account_?n", re.IGNORECASE)
 
@@ -126,14 +125,6 @@ def _read_key(key: str) -> str | None:
 
 
 _known_key = lru_cache(KEYS_KNOWN_MAX)(_read_key)
-
-
-def clean(text: str, chars_max: int) -> str:
-    """Text that any log, terminal or database can hold: line breaks become blanks, what is HARMFUL
-    U+FFFD; cut to `chars_max`. Nothing is dropped, so two different keys stay different."""
-    if text.isprintable():
-        return text[:chars_max]
-    return HARMFUL.sub("\ufffd", text[:chars_max].translate(_BLANKS))
 
 
 def id_or_empty(value: object) -> str:

@@ -14,9 +14,9 @@ from msgspec import Struct
 
 from streamproc.clients.http import Answer, Breaker, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
-from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
 from streamproc.domain.governance import Reputation
+from streamproc.domain.plain import clean
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 2.0

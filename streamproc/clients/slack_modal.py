@@ -5,7 +5,7 @@ It carries the button's value, so that what is submitted can only be about the p
 
 from streamproc.domain.button import REJECT
 from streamproc.domain.money import rupees
-from streamproc.domain.review import REASON_CHARS_MAX
+from streamproc.domain.said import WHY_CHARS_MAX
 
 REASON = "reason"
 """`block_id` and `action_id` of the reason's field, and `REJECT` the modal's `callback_id`."""
@@ -18,7 +18,7 @@ def reject_modal(value: str, payout: str, amount: int) -> dict[str, object]:
         "action_id": REASON,
         "multiline": True,
         "min_length": 1,
-        "max_length": REASON_CHARS_MAX,
+        "max_length": WHY_CHARS_MAX,
     }
     return {
         "type": "modal",

@@ -45,14 +45,16 @@ class EntrySetAside(Fact, frozen=True, kw_only=True, tag="entry.set_aside"):
 
 
 class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"):
-    """A person gave a dead letter's entry back to its group, or discarded it."""
+    """A person gave a dead letter's entry back to its group, or discarded it. Version 1 had no `why`."""
 
+    v: int = 2
     payout: str
     group: str
     entry: str
     letter: str
     action: Literal["redrive", "discard"]
     by: str
+    why: str = ""
 
 
 class EntryDisowned(Fact, frozen=True, kw_only=True, tag="entry.disowned"):

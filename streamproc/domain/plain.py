@@ -18,6 +18,15 @@ _ALSO_UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5")
 """Letters and marks that show nothing."""
 MARKS_MAX = 2
 """Combining marks on one letter: more are a way to write over the lines above and below."""
+_LINE_ENDS = str.maketrans("\t\n\r", "   ")
+
+
+def clean(text: str, chars_max: int) -> str:
+    """Text that any log, terminal or database can hold: line breaks become blanks, what is HARMFUL
+    U+FFFD; cut to `chars_max`. Nothing is dropped, so two different keys stay different."""
+    if text.isprintable():
+        return text[:chars_max]
+    return HARMFUL.sub("\ufffd", text[:chars_max].translate(_LINE_ENDS))
 
 
 def plain(text: str) -> str:

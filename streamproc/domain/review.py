@@ -11,9 +11,6 @@ from streamproc.domain.governance import RECHECKED, Case, find, reputation_unava
 from streamproc.domain.payouts import PayoutRecord, Review
 from streamproc.domain.reviewers import SLACK, Reviewers
 
-REASON_CHARS_MAX = 500
-"""What a person writes as the reason is kept in the log for ever and shown in messages."""
-
 
 def _said_by(answer: ReviewSubmitted | ReviewCounted) -> str:
     """A name, or the account that it came by: of an answer that counted, whose account it was may be asked again."""

@@ -53,6 +53,7 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.settled", 1): _as_it_was,
     ("policy.changed", 1): _as_it_was,
     ("token.created", 1): _as_it_was,
+    ("dead_letter.closed", 1): _as_it_was,
     ("review.counted", 1): _as_it_was,
     ("review.refused", 1): _as_it_was,
 }

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Self, TypeAlias
 
-from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import AccessRefused
+from streamproc.domain.plain import clean
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.door import Door
 from streamproc.log.stream import Append

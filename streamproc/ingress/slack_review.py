@@ -20,13 +20,13 @@ from typing import Final, Protocol, assert_never
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.razorpay_entities import clean
 from streamproc.clients.slack import SlackRefused
 from streamproc.clients.slack_modal import REASON, reject_modal
 from streamproc.domain.button import payout_of
 from streamproc.domain.events import ReviewSubmitted
-from streamproc.domain.review import REASON_CHARS_MAX
+from streamproc.domain.plain import clean
 from streamproc.domain.reviewers import SLACK
+from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
 from streamproc.ingress.body import header, posted_body
 from streamproc.ingress.deadline import Deadlines
@@ -285,8 +285,8 @@ class SlackReview:
     async def _reject(self, said: Rejection, claim: str) -> bytes:
         why = clean(said.reason.strip(), len(said.reason))
         answer = self._submission(said, "reject", why)
-        if not why or len(why) > REASON_CHARS_MAX:
-            limit = f"a reason has 1 to {REASON_CHARS_MAX} characters, not {len(why)}"
+        if not why or len(why) > WHY_CHARS_MAX:
+            limit = f"a reason has 1 to {WHY_CHARS_MAX} characters, not {len(why)}"
             return msgspec.json.encode({"response_action": "errors", "errors": {REASON: limit}})
         await self._append(answer, await self._hold(answer), claim)
         return b""

@@ -11,7 +11,6 @@ from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.razorpay_entities import (
     MalformedPayout,
     Object,
-    clean,
     count_or_zero,
     id_or_empty,
     read_payout,
@@ -34,6 +33,7 @@ from streamproc.domain.events import (
     PayoutObserved,
     Source,
 )
+from streamproc.domain.plain import clean
 from streamproc.errors import InputError
 from streamproc.log.stream import Append
 

@@ -76,17 +76,17 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
     return shown
 
 
-async def redrive(site: Site, text: str, *, by: str) -> str:
+async def redrive(site: Site, text: str, *, by: str, why: str = "") -> str:
     """Give the letter's entry back to the group that could not handle it; the id of the entry that records it."""
-    return await _close(site, text, "redrive", by)
+    return await _close(site, text, "redrive", by, why)
 
 
-async def discard(site: Site, text: str, *, by: str) -> None:
-    """Remove a dead letter; the log still has its entry, that it was set aside, and who discarded it."""
-    await _close(site, text, "discard", by)
+async def discard(site: Site, text: str, *, by: str, why: str = "") -> None:
+    """Remove a dead letter; the log still has its entry, that it was set aside, who discarded it and why."""
+    await _close(site, text, "discard", by, why)
 
 
-async def _close(site: Site, text: str, action: Literal["redrive", "discard"], by: str) -> str:
+async def _close(site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str) -> str:
     where = stream_id(text)
     names = site.names_of(where.partition)
     letter = await inspect.dead_letter(site.client, names, where.entry)
@@ -100,6 +100,7 @@ async def _close(site: Site, text: str, action: Literal["redrive", "discard"], b
         letter=str(where),
         action=action,
         by=by,
+        why=why,
     )
     m = msgspec.json.encode({"by": "operator", "actor": by})
     record = await scripts.close_letter(

@@ -13,19 +13,16 @@ from projections.fold import Unreadable, decode
 from streamproc.archive.disowned import digest_of
 from streamproc.archive.load import Row
 from streamproc.archive.lookup import archived_entry
-from streamproc.clients.razorpay_entities import clean
 from streamproc.domain.events import EntryDisowned
+from streamproc.domain.said import who
+from streamproc.domain.said import why as because
 from streamproc.domain.wire import Newer, encode_events
-from streamproc.errors import InputError, JobFailed
+from streamproc.errors import JobFailed
 from streamproc.log import disown as log
 from streamproc.log import inspect
 from streamproc.log.stream import id_key
 from streamproc.operate.dead import LIST_MAX, StreamId, discard, stream_id
-from streamproc.operate.holds import NAME_CHARS_MAX
 from streamproc.operate.site import Site
-
-WHY_CHARS_MAX = 200
-"""Of the reason, as it goes into the audit."""
 
 
 class Statement(Struct, frozen=True):
@@ -49,12 +46,7 @@ class Disowning(Struct, frozen=True):
 def statement(text: str, *, by: str, why: str, no_later_version: bool = False) -> Statement:
     """What was typed, looked at. Raises InputError."""
     entry = stream_id(text, of="log entry", shown_by="log tail")
-    by, why = clean(by.strip(), NAME_CHARS_MAX), why.strip()
-    if not by or not why:
-        raise InputError("--by and --why must say who and why: the audit keeps them")
-    if len(why) > WHY_CHARS_MAX:
-        raise InputError(f"--why has {len(why)} characters, the limit is {WHY_CHARS_MAX}")
-    return Statement(entry, by, clean(why, WHY_CHARS_MAX), no_later_version)
+    return Statement(entry, who(by, called="--by"), because(why, called="--why"), no_later_version)
 
 
 def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:

@@ -6,7 +6,7 @@ import secrets
 from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
-from streamproc.clients.razorpay_entities import clean
+from streamproc.domain import said
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -26,10 +26,9 @@ from streamproc.domain.holds import (
     place_of,
 )
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.review import REASON_CHARS_MAX
 from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import Newer, decode_events, decode_meta
-from streamproc.errors import InputError, JobFailed, Unprocessable
+from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import clock_us, held_records
 from streamproc.log.names import Names, partition_of
@@ -43,8 +42,6 @@ HELD_MAX = 10_000
 ANSWER_WAIT_S = 10.0
 """How long a reviewer waits for the outcome; a worker that runs decides within milliseconds."""
 ENTRIES_AT_ONCE = 500
-NAME_CHARS_MAX = 64
-"""A reviewer's name; longer ones are in no list."""
 
 
 class Holds(Struct, frozen=True):
@@ -112,11 +109,7 @@ async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) 
 
 def submission(payout: str, action: Action, *, by: str, why: str, channel: str, at: int) -> ReviewSubmitted:
     """A reviewer's answer as an event. Raises InputError without a name or a reason, or with a long one."""
-    by, why = clean(by.strip(), NAME_CHARS_MAX), clean(why.strip(), len(why))
-    if not by or not why:
-        raise InputError("a review needs a name and a reason")
-    if len(why) > REASON_CHARS_MAX:
-        raise InputError(f"the reason has {len(why)} characters, the limit is {REASON_CHARS_MAX}")
+    by, why = said.who(by, called="the reviewer's name"), said.why(why, called="the reason")
     return ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
 
 

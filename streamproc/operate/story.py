@@ -208,7 +208,8 @@ def _other(event: e.Event) -> str:
             return f"fund account {event.fund_account} is known on this account from now on{vendor}"
         case e.DeadLetterClosed():
             done = "gave back to its group" if event.action == "redrive" else "discarded"
-            return f"{event.by} {done} dead letter {event.letter} ({event.group})"
+            why = f": {event.why}" if event.why else ""
+            return f"{event.by} {done} dead letter {event.letter} ({event.group}){why}"
         case e.EntryDisowned():
             return f"{event.by} stated that none of us wrote entry {event.entry}: {event.why}"
         case e.AccessRefused():

@@ -16,7 +16,7 @@ from streamproc.api.slack import slack_operation
 from streamproc.clients.slack import open_slack
 from streamproc.domain.button import button_value
 from streamproc.domain.events import AccessRefused, ReviewRefused, ReviewSubmitted
-from streamproc.domain.review import REASON_CHARS_MAX
+from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.ingress import slack_review
 from streamproc.ingress.refusals import Refusals
@@ -195,18 +195,18 @@ async def test_a_click_on_reject_opens_a_modal_and_its_reason_rejects(slack: Sla
     assert (record.reviews[0].by, record.reviews[0].why) == ("asha", "not ours   at all")
 
 
-@pytest.mark.parametrize("reason", [None, "", "  \n ", "x" * (REASON_CHARS_MAX + 1)])
+@pytest.mark.parametrize("reason", [None, "", "  \n ", "x" * (WHY_CHARS_MAX + 1)])
 async def test_a_reason_that_cannot_be_taken_is_said_in_the_modal(slack: Slack, reason: str | None) -> None:
     answer = await slack.post(view_submission("U0ASHA", VALUE, reason))
     assert answer.status_code == 200
     said = answer.json()
     assert (said["response_action"], list(said["errors"])) == ("errors", ["reason"])
-    assert f"1 to {REASON_CHARS_MAX}" in said["errors"]["reason"]
+    assert f"1 to {WHY_CHARS_MAX}" in said["errors"]["reason"]
     assert await slack.nothing_was_answered()
 
 
 async def test_the_longest_reason_is_taken(slack: Slack) -> None:
-    answer = await slack.post(view_submission("U0ASHA", VALUE, "x" * REASON_CHARS_MAX))
+    answer = await slack.post(view_submission("U0ASHA", VALUE, "x" * WHY_CHARS_MAX))
     assert (answer.status_code, answer.content) == (200, b"")
     await slack.engine.settled()
     assert (await slack.engine.record(PAYOUT)).decision == "REJECTED"

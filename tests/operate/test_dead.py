@@ -77,14 +77,15 @@ async def test_a_letter_whose_entry_has_left_redis_is_not_redriven_and_not_lost(
         assert await list_letters(site) == [row]
 
 
-async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it(redis_url: str):
+async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await malformed(engine)
         [row] = await list_letters(site)
-        await discard(site, row["id"], by="asha")
+        await discard(site, row["id"], by="asha", why="a load test")
         assert await list_letters(site) == []
         [closed] = (await engine.entries())[-1]
         assert (type_of(closed), closed.action, closed.by) == ("dead_letter.closed", "discard", "asha")
+        assert closed.why == "a load test"
         with pytest.raises(JobFailed, match="no dead letter"):
             await show_letter(site, row["id"])
         for gone in (redrive, discard):

@@ -11,12 +11,13 @@ from projections import keep
 from streamproc.archive.disowned import digest_of, is_disowned
 from streamproc.cli import run as cli
 from streamproc.domain.events import EntryDisowned
+from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.names import Names
 from streamproc.log.stream import Entry
 from streamproc.operate.dead import list_letters
-from streamproc.operate.disown import WHY_CHARS_MAX, Disowning, disown, statement
+from streamproc.operate.disown import Disowning, disown, statement
 from streamproc.operate.groups import groups
 from streamproc.operate.history import history_of, history_until
 from streamproc.operate.replay import replay
@@ -159,8 +160,8 @@ async def test_what_can_be_read_is_no_entry_or_has_no_reason_is_refused(redis_ur
             await disowned(site, "7:1-1")
     for text, why, says in (
         ("1-1", "x", "no id of a log entry"),
-        ("0:1-1", " ", "--by and --why"),
-        ("0:1-1", "x" * (WHY_CHARS_MAX + 1), "the limit is 200"),
+        ("0:1-1", " ", "--why is blank"),
+        ("0:1-1", "x" * (WHY_CHARS_MAX + 1), "the limit is 500"),
     ):
         with pytest.raises(InputError, match=says):
             statement(text, by="asha", why=why)
