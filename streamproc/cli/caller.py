@@ -4,6 +4,7 @@ from pathlib import Path
 
 from streamproc.domain.tokens import SECRET
 from streamproc.errors import ConfigError, InputError
+from streamproc.setting_urls import http_url
 from streamproc.settings import Settings
 
 FILE_BYTES_MAX = 65_536
@@ -25,8 +26,13 @@ def token_of(settings: Settings, file: Path | None) -> str:
     return secret
 
 
-def api_url(settings: Settings) -> str:
-    """Where `serve` listens."""
+def api_url(settings: Settings, given: str = "") -> str:
+    """The API at --url, or else where `serve` listens. Raises InputError for what is no URL of an API."""
+    if given:
+        try:
+            return http_url()(given)
+        except ValueError as problem:  # which does not repeat it: it may have a password in it
+            raise InputError(f"--url {problem}") from None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
 

@@ -12,7 +12,6 @@ from streamproc.cli.roles import run_until_stopped
 from streamproc.domain.tokens import SECRET
 from streamproc.errors import ConfigError, InputError
 from streamproc.run_file import discover
-from streamproc.setting_urls import http_url
 
 SDK = ("mcp", "mcp_types")
 """Top modules of the SDK. What else is missing is a defect of an installation that has it, and is shown as one."""
@@ -44,10 +43,7 @@ def mcp(over_http: bool, token: Path | None, url: str) -> None:
       STREAMPROC_MCP_PORT=8081 streamproc mcp --http
     """
     settings = discover(log_of_settings(logging.INFO))
-    try:
-        where = http_url()(url) if url else api_url(settings)
-    except ValueError as problem:
-        raise InputError(f"--url {problem}") from None
+    where = api_url(settings, url)
     if over_http and token is not None:
         raise InputError("--token is for stdio: over HTTP each request brings its own")
     try:

@@ -61,7 +61,7 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
     from streamproc.settings import load
 
     settings = discover(load(os.environ))
-    secret, where = token_of(settings, token), url or api_url(settings)
+    secret, where = token_of(settings, token), api_url(settings, url)
     key = key or job.new_key()
     order = _order(to, **given)
 

@@ -1,5 +1,6 @@
 """What commands that call our own API start from."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,19 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 )
 def test_the_api_is_where_serve_listens_an_ipv6_host_in_brackets(host: str, url: str) -> None:
     assert api_url(load({"STREAMPROC_HOST": host})) == url
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("ftp://pay.example.com", "--url must be an http:// or https:// URL"),
+        ("pay.example.com:8080", "--url must be an http:// or https:// URL"),
+        ("https://pay.example.com/?key=1", "--url must be an http:// or https:// URL without query"),
+        ("https://asha:hunter2@pay.example.com", "--url must not carry a user name or password"),
+    ],
+)
+def test_another_api_is_named_by_a_plain_url_and_a_password_in_it_is_not_repeated(given: str, problem: str):
+    with pytest.raises(InputError, match=re.escape(problem)) as refused:
+        api_url(load({}), given)
+    assert "hunter2" not in str(refused.value)
+    assert api_url(load({}), "https://pay.example.com/") == "https://pay.example.com"
