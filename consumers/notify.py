@@ -3,7 +3,7 @@
 Messages are sent at least once. Slack and ntfy have no idempotency, so if a worker dies between a message and its
 commit it is sent again; both messages have the same buttons, and the one that the log knows is updated later. If a hold
 is answered while its message is on the way, the payout has changed and the commit is refused; the message is then
-closed in the next look (`Group.looks_again`).
+closed at once, by another pass (`Group.looks_again`).
 """
 
 from collections.abc import Awaitable, Callable, Sequence
