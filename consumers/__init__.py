@@ -17,7 +17,7 @@ from streamproc.log.work import Group, Stage
 GROUPS = (GOVERNANCE, EXECUTION, NOTIFICATION)
 """Every group of the default topology; each reads every partition's log."""
 FROM_THE_END = (NOTIFICATION,)
-"""Those that begin at the end of a log that was there before them: nobody is told of what is long over."""
+"""Groups that begin at the end of a log that is older than they are: nobody is told of what is long over."""
 
 
 def governance_chain(
@@ -55,8 +55,8 @@ def governance(
 
 
 def split(group: Group) -> Mapping[str, Group]:
-    """The same chain with one group for each stage: the same decisions in more commits. The bank may be asked once more
-    to end a payout that was not let through."""
+    """The same chain with one group for each stage: the same decisions in more commits. A payout that was not
+    approved may be ended at the bank twice."""
     stages = [settle.ALONE if stage is settle.STAGE else stage for stage in group.stages]
     return {
         f"{group.name}.{stage.name}": Group(name=f"{group.name}.{stage.name}", stages=(stage,))

@@ -1,7 +1,7 @@
-"""What is recorded of a payout that nothing but the counters can reject, and the forms that such payouts share.
+"""What is recorded of a payout that only the counters can still reject, and the forms that such payouts share.
 
-A form is made of the record and the events themselves, of a payout whose values are marks. So there is one place that
-says what is recorded (`Approval.told`), and a form is used only once it has given what that says of a real payout.
+A form is made from a real record and its events, with marks in place of the payout's values. So one function
+(`Approval.told`) says what is recorded, and a form is used only after it gave what that says of a real payout.
 """
 
 import logging
@@ -49,22 +49,20 @@ from streamproc.log.forms import (
 log = logging.getLogger(__name__)
 
 FORMS_MAX = 4_096
-"""Agents, with what else a form goes by, whose forms a process knows: some 500 bytes each. Then it begins anew."""
+"""Keys (an agent and what else a form depends on) whose forms a process keeps, some 500 bytes each. When full, it is
+cleared."""
 TEXTS_MAX = 4_096
 """Vendors' URLs, fund accounts and times whose JSON a process keeps, some 200 bytes each."""
 
 _POLICY_OK = conclude(())
 is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
-"""An id that is the same in JSON."""
+"""Whether an id needs no escape in JSON."""
 json_of = msgspec.json.Encoder().encode
-"""A text's JSON, as a form's value is written."""
+"""A value's JSON, as a form needs it."""
 
 
 class Approval(Struct, frozen=True):
-    """A payout that no rule rejects, and by what it was looked at: approved, or held for somebody to approve.
-
-    `at`: when (µs).
-    """
+    """A payout that no rule rejects, approved or held, with all that the decision depends on. `at`: when (µs)."""
 
     record: PayoutRecord
     """As it was seen, with what the registry of beneficiaries knew."""
@@ -75,11 +73,11 @@ class Approval(Struct, frozen=True):
     rate: RateAsk | None
     windows: tuple[Window, ...]
     findings: tuple[Finding, ...] = ()
-    """What the rules found: why it is held."""
+    """What the rules found: the reasons to hold it."""
 
     def told(self, fate: Fate = Fate.DONE) -> Told:
-        """What the stages would record of it, each its own, with 0 for what only the counters can say. It is the first
-        window that has no room."""
+        """The record and the events that the stages would write, with 0 for what only the counters know; of a
+        rejection for want of room, by the first window."""
         record, at = self.record, self.at
         screened = PayoutScreened(
             at=at,
@@ -113,16 +111,16 @@ class Approval(Struct, frozen=True):
         return approved(record, screened, vetted, reserved, decision), out
 
     def _found(self, *stages: str) -> list[Finding]:
-        """What these stages' rules found."""
+        """The findings of these stages."""
         return [finding for finding in self.findings if finding.stage in stages] if self.findings else []
 
     def of(self, record: PayoutRecord, at: int) -> "Approval":
-        """The same of another payout that is alike, as it was seen, at that moment."""
+        """The approval of another payout that is alike, decided at `at` (µs)."""
         seen = replace(record, beneficiary=self.record.beneficiary)
         return replace(self, record=seen, at=at)
 
     def _rejected(self, table: str, answer: Admission, *before: Event) -> Told:
-        """By the one rule of `table`, which looks at what the counters answered."""
+        """The rejection by the one rule of `table`, which looks at the counters' answer."""
         case = Case(self.record, self.identity, self.agent, admission=answer)
         verdict = conclude(find(RULES[table], case))
         out = [*before, decision_of(self.record, self.agent, self.identity, verdict, self.at)]
@@ -146,19 +144,21 @@ class Approval(Struct, frozen=True):
 OWN = frozenset(
     {"payout", "amount", "received_at", "vendor_url", "fund_account", "reference_id", "updated_at"}
 )
-"""Fields of a record that are the payout's own: a form has blanks for them; `updated_at` is when it is decided."""
+"""Fields of a record that differ by payout: a form has blanks for them. `updated_at` is the time of the decision."""
 KEYED = frozenset({"account", "currency", "agent", "identity", "state", "bank_status", "beneficiary"})
-"""Those that a form has as they are, and goes by (`identity` as it is decided, `state` by the bank's status)."""
+"""Fields that a form contains as they are, so that it is chosen by them: `identity` by the decision's, `state` by the
+bank's status."""
 _NOT_SEEN = frozenset(
     {"decision", "decided_at", "reason", "reasons", "findings", "policy_version", "hold_expires_at"}
     | {"reputation_fresh_until", "reservation", "reviews", "bypassed", "maybe_sent", "bank_fee", "intent"}
     | {"bank_payout", "created_as", "copies", "failure", "notices"}
 )
-"""Those that no observation of a payout of the bank's own sets, or that the decision does."""
+"""Fields that are not set when a payout at the bank is first seen, or that the decision sets."""
 EMPTY = frozenset({"agent_sig", "utr", "fees", "tax"})
-"""Those that are seldom set before a payout is decided; then it has a form of its own."""
+"""Fields that are rarely set before a payout is decided; a payout with one of them gets a form of its own."""
 FITS = frozenset(PayoutRecord.__struct_fields__) == OWN | KEYED | _NOT_SEEN | EMPTY
-"""Else a field that somebody added would be what it was for a form's first payout: then there are no forms."""
+"""False once somebody adds a field to the record: a form would give it the value of the form's first payout. Then no
+forms are shared."""
 
 _VALUES = ("vendor_url", "fund_account", "reference_id", "checked_at", "fresh_until")
 _COMMON = ("agent", "version", "count", "window_s")
@@ -167,25 +167,25 @@ _BLANKS = {
     **{name: VALUES + place for place, name in enumerate(_VALUES)},
     **{name: COMMON - place for place, name in enumerate(_COMMON)},
 }
-"""Fields of the record, the reputation, the policy and its rate, and the blanks for them."""
+"""The blank for each field of the record, the reputation, the policy and its rate."""
 _TEXTS = frozenset({"payout", "vendor_url", "fund_account", "reference_id", "agent"})
 _MARKS: dict[str, Any] = {
     name: secrets.token_hex(16) if name in _TEXTS else 8_100_000_000_000_000_000 + place
     for name, place in _BLANKS.items()
 }
-"""Values that nothing else has: texts that nobody can guess, and numbers as long as no other is."""
+"""Values that nothing else has: texts that nobody can guess, and numbers longer than any other."""
 _MARKED_AT = 8_200_000_000_000_000_000
 
 
 class Forms:
-    """The forms of one process, which the batches of all its consumers share."""
+    """The forms of one process, shared by all of its consumers."""
 
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], Form] = {}
         self._known: dict[tuple[object, ...], _Known] = {}
 
     def offer(self, approval: Approval) -> Offer:
-        """What to ask the script for."""
+        """The offer for an approval, with a shared form where there is one."""
         record, reputation = approval.record, approval.reputation
         ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
         if approval.findings or not FITS or not _is_usual(approval):
@@ -198,7 +198,7 @@ class Forms:
             record.currency,
             record.bank_status,
             reputation.verdict,
-            # What is empty is not written, or not in the same way.
+            # JSON omits a field that is empty, or writes it otherwise.
             not record.vendor_url,
             not record.fund_account,
             not record.reference_id,
@@ -214,16 +214,17 @@ class Forms:
         return Offer(ask, approval.at, known.form, known.common, values, record.agent, approval.told)
 
     def _meet(self, key: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
-        """Find the form for the first of such payouts; none where it does not give what is told of this one."""
+        """Find or make the form for the first of such payouts; None, unless it gives exactly what is recorded of
+        this one."""
         if len(self._known) >= FORMS_MAX:
             self._known.clear()
             self._forms.clear()
         rate = approval.rate
-        terms = (approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
-        which = (*key[2:], *terms)
-        form = self._forms.get(which)
+        policy_terms = (approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
+        form_key = (*key[2:], *policy_terms)
+        form = self._forms.get(form_key)
         if form is None:
-            form = self._forms[which] = _form_of(_marked(approval))
+            form = self._forms[form_key] = _form_of(_marked(approval))
         common = _common(approval)
         values, agent = _values(approval.record, approval.reputation), approval.record.agent
         offer = Offer(ask, approval.at, form, common, values, agent, approval.told)
@@ -235,7 +236,7 @@ class Forms:
 
 
 def _alone(ask: Ask, approval: Approval) -> Offer:
-    """With a form of its own. Without a slot or room the chain has it."""
+    """An offer with a form of its own; without a slot or room the chain decides it."""
     record, out = approval.told()
     until = record.hold_expires_at
     timers = hold_timers(record.payout, record.decided_at, until) if record.state == "held" else ()
@@ -243,27 +244,27 @@ def _alone(ask: Ask, approval: Approval) -> Offer:
 
 
 def _form_of(marked: Approval) -> Form:
-    """The form of an approval whose values are marks, with what it is without a slot and without room."""
+    """The form of an approval whose values are marks, including its forms for no slot and for no room."""
     record, rate = marked.record, marked.rate
     ask = Ask(record.payout, record.amount, record.received_at, rate, marked.windows)
 
     def form(of: Callable[[Ask, str, str], tuple[str, str]], fate: Fate) -> Form:
         return form_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))
 
-    # A limit that holds is no rejection: the chain goes on with it.
+    # Where the limit holds instead of rejecting, the chain goes on with the other rules.
     no_slot = form(no_slot_of, Fate.NO_SLOT) if rate is not None and not rate.hold else None
     return replace(form(form_of, Fate.DONE), no_slot=no_slot, no_room=form(no_room_of, Fate.NO_ROOM))
 
 
 def _forms_in(form: Form) -> list[tuple[Fate, Form]]:
-    both = (Fate.DONE, form), (Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)
-    return [(fate, one) for fate, one in both if one is not None]
+    forms = (Fate.DONE, form), (Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)
+    return [(fate, given) for fate, given in forms if given is not None]
 
 
 class _Known(NamedTuple):
-    """A form and what the payouts of an agent share; None where theirs need forms of their own.
+    """The form of payouts alike and the texts they share. `form` None: each needs a form of its own.
 
-    The policy is kept with it, so that no other one takes over its identity.
+    The policy is referenced so that its id, which is part of the key, is not reused by another object.
     """
 
     agent: AgentPolicy
@@ -272,11 +273,11 @@ class _Known(NamedTuple):
 
 
 def _is_usual(approval: Approval) -> bool:
-    """Whether what is told of it is nothing but what a form has, goes by, or has a blank for."""
+    """Whether a form can express it: each value is in the form, in the form's key, or has a blank."""
     record = approval.record
     return (
         record.intent is None
-        # Of who is paid without a vendor's URL it is another object, which says the same.
+        # Compared by value: of a payout without a vendor's URL it is another object.
         and record.beneficiary == NOTED
         and not (record.agent_sig or record.utr or record.fees or record.tax or approval.reputation.threats)
         and record.amount > 0
@@ -287,7 +288,7 @@ def _is_usual(approval: Approval) -> bool:
 
 
 def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
-    """Of `_VALUES`, as JSON."""
+    """The values of `_VALUES`, as JSON."""
     return (
         _repeated(record.vendor_url),
         _repeated(record.fund_account),
@@ -298,12 +299,12 @@ def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
 
 @lru_cache(maxsize=TEXTS_MAX)
 def _when(checked_at: int, fresh_until: int) -> tuple[str, str]:
-    """When a vendor was asked for, and for how long that holds, as many payouts have it."""
+    """Two times as JSON: when a vendor was looked up and until when that holds. Cached, as many payouts have them."""
     return str(checked_at), str(fresh_until)
 
 
 def _common(approval: Approval) -> tuple[str, ...]:
-    """Of `_COMMON`, as JSON."""
+    """The values of `_COMMON`, as JSON."""
     rate = approval.rate
     terms = (rate.count, rate.window_us // US) if rate is not None else ()
     return (_repeated(approval.record.agent), *map(str, (approval.agent.version, *terms)))
@@ -311,7 +312,7 @@ def _common(approval: Approval) -> tuple[str, ...]:
 
 @lru_cache(maxsize=TEXTS_MAX)
 def _repeated(text: str) -> str:
-    """The JSON of a text that many payouts have."""
+    """The JSON of a text that many payouts have, cached."""
     return json_of(text).decode()
 
 
@@ -321,7 +322,7 @@ def _texts(approval: Approval, fate: Fate) -> tuple[str, str]:
 
 
 def _marked(approval: Approval) -> Approval:
-    """The same with a mark for each value that is its own, where there is one."""
+    """The approval with a mark in place of each value that has a blank, where it has a value at all."""
 
     def marks(of: Struct) -> dict[str, Any]:
         return {name: mark for name, mark in _MARKS.items() if getattr(of, name, None)}
@@ -340,7 +341,7 @@ def _marked(approval: Approval) -> Approval:
 
 
 def _with_blanks(text: str) -> str:
-    """The blanks in the place of marks. A payout's id is written without quotes, as the script has it."""
+    """The text with blanks in place of marks. A payout's id keeps its quotes, since the script has it without."""
     for name, mark in _MARKS.items():
         written = f'"{mark}"' if name in _TEXTS - {"payout"} else str(mark)
         text = text.replace(written, blank(_BLANKS[name]))

@@ -1,9 +1,10 @@
-"""Creating an approved intent at the bank: once, whatever is lost on the way.
+"""Creates an approved intent at the bank: once, whatever calls or answers are lost.
 
 The bank keeps an idempotency key for seven days: the same key and bytes give the same payout. So the key is made of the
-decision's event id and the bytes of what the log holds, both for good. Before a second attempt the bank's list is asked
-for the reference. What is found there is taken for ours only where that is certain, by its fund account; of an inline
-beneficiary only the key itself tells. After CREATE_WITHIN_S the key may be forgotten, so then nothing is sent any more.
+decision's event id, and the bytes of what the log holds, both of which never change. Before a second attempt the bank's
+list is searched for the reference. A payout found there counts as ours only if its fund account proves it; for an
+inline beneficiary only a call under the same key can tell. After CREATE_WITHIN_S the bank may have forgotten the key,
+so nothing is sent any more.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,26 +23,27 @@ from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Work
 
 CREATE_WITHIN_S = 6 * 86_400
-"""After the decision. The bank promises a key for 7 days; a day is for clocks and for calls under way."""
+"""Counted from the decision. The bank keeps a key for 7 days; one day is left for clocks and calls under way."""
 LOST_FOR_GOOD_S = 3_600
-"""A payout may turn up so long after a call that was lost: the bank advises to look for it for up to an hour."""
+"""A payout may appear this long after a call whose answer was lost: the bank advises to look for it for up to an
+hour."""
 LOOK_AGAIN_S = 5.0
-"""Least time between two looks for it; later ones are rarer."""
+"""Least time between two looks for it; the interval grows."""
 UNREADABLE_AFTER_S = 5.0
-"""Until the same call is made again whose answer could not be read."""
+"""Delay before a call is repeated whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
-"""A setting is missing: a person must act, the payout must not be lost."""
+"""Delay while a setting is missing: a person must act, and the payout must not be lost."""
 
 
 class Debit(Struct, frozen=True):
-    """Who pays what is created here: the account's number at the bank, and the id that its webhooks carry."""
+    """The account that pays: its number at the bank, and the id that the bank's webhooks carry for it."""
 
     number: str = ""
     account: str = ""
 
 
 class CommandAnswer(Protocol):
-    """What the client says to a command, `create` among them (streamproc/clients/razorpay.py)."""
+    """The client's answer to a command, `create` among them (streamproc/clients/razorpay.py)."""
 
     @property
     def http_status(self) -> int: ...
@@ -56,7 +58,7 @@ class CommandAnswer(Protocol):
 
 
 class Creator(Protocol):
-    """The calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
+    """The bank calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
 
     async def create(self, order: bytes, key: str) -> CommandAnswer: ...
     async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]: ...
@@ -72,10 +74,10 @@ async def create(
     debit: Debit,
     is_stopped: Callable[[], Awaitable[bool]],
 ) -> BankPayout | Literal["", "failed"]:
-    """Make sure that the intent is at the bank, and record it.
+    """Make sure that the intent is at the bank, and record it. Returns the payout there.
 
-    `failed`: the bank refused it, and that is recorded. Empty: `is_stopped` said so, right before it was to be sent.
-    Raises Unprocessable where a person must look.
+    'failed': the bank refused it, which is recorded. '': `is_stopped`, asked right before sending, said yes.
+    Raises Unprocessable where a person must look, and TryAgain where the bank must be asked again.
     """
     record = work.known()
     _check_debit(record, debit)
@@ -93,9 +95,10 @@ async def create(
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
     if await is_stopped():
-        for seen in found:  # an attempt of ours may have made it: then it is rejected there too
-            if _pays_the_same(record, seen):
-                work.emit(_sighting(record, desk, seen))
+        for payout in found:
+            # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
+            if _pays_the_same(record, payout):
+                work.emit(_sighting(record, desk, payout))
         return ""
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
@@ -104,17 +107,17 @@ async def create(
 
 
 async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: int, debit: Debit) -> None:
-    """Find out about an attempt whose answer was lost before its intent was stopped: it may still turn up at the bank.
+    """Search the bank for an attempt whose answer was lost before its intent was stopped.
 
-    What is found is governance's: it has it rejected. What is not found within LOST_FOR_GOOD_S is not there, and its
-    money is free.
+    If it is found, it is recorded, and governance has it rejected. If it is not found within LOST_FOR_GOOD_S it is not
+    there, which is recorded and frees the reserved money. Raises TryAgain until then.
     """
     record = work.known()
     _check_debit(record, debit)
-    seen = [one for one in await bank.find(debit.number, record.payout) if _pays_the_same(record, one)]
-    for payout in seen:
+    found = [p for p in await bank.find(debit.number, record.payout) if _pays_the_same(record, p)]
+    for payout in found:
         work.emit(_sighting(record, desk, payout))
-    if seen:
+    if found:
         return
     waited_s = (desk.now_us - decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
@@ -131,7 +134,7 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
-    """What was governed as one account's money must not be paid from another's."""
+    """Refuse to pay from one account what was governed as another one's money."""
     if not debit.number:
         raise TryAgain("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER is not set here", after_s=NOT_SET_AFTER_S)
     if debit.account and record.account != debit.account:
@@ -142,12 +145,13 @@ def _check_debit(record: PayoutRecord, debit: Debit) -> None:
 
 
 def key_of(caused_by: str) -> str:
-    """`X-Payout-Idempotency`: 35 of at most 36 characters, from the event id of the decision."""
+    """The idempotency key (`X-Payout-Idempotency`), by the decision's event id: 35 of at most 36 characters."""
     return f"sp-{sha256(caused_by.encode()).hexdigest()[:32]}"
 
 
 def order_bytes(record: PayoutRecord, debit: str) -> bytes:
-    """The body of the call. The same record gives the same bytes, also in a later release: the bank compares them."""
+    """The body of the call. The bank compares it, so the same record must give the same bytes, in later releases
+    too."""
     intent = record.intent
     assert intent is not None
     order: dict[str, object] = {"account_number": debit}
@@ -179,8 +183,10 @@ def _fund_account(payee: Beneficiary) -> dict[str, object]:
 
 
 def _ours(record: PayoutRecord, found: Sequence[BankPayout]) -> BankPayout | None:
-    """The oldest that pays the same to the same fund account: whoever made it, it is what was asked for. Not one that
-    ended without paying: was that ours, the bank names it again when it is asked under the same key."""
+    """The oldest of `found` that pays the same to the same fund account: whoever made it, it is what was asked for.
+
+    Not one that ended without paying: if it was ours, the bank names it again when it is called under the same key.
+    """
     if not record.fund_account:
         return None
     same = [
@@ -198,7 +204,8 @@ def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
 
 
 def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:
-    """Before a call under our key: what moved here without us may be this very payment, made around us."""
+    """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
+    around us."""
     around_us = {copy.id for copy in record.copies if copy.bypassed}
     doubtful = [payout.id for payout in found if payout.id in around_us and _pays_the_same(record, payout)]
     if doubtful:
@@ -209,6 +216,8 @@ def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
+    """The payout of a successful answer. Raises TryAgain if it cannot be read, Unprocessable if it is another
+    payout."""
     payout = answer.payout
     if payout is None:
         raise TryAgain(f"intent {record.payout} was taken, but {answer.problem}", after_s=UNREADABLE_AFTER_S)
@@ -223,7 +232,8 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
 async def _refused(
     work: Work, desk: Desk, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
 ) -> BankPayout | Literal["failed"]:
-    """A 4xx: once, and then what the bank's list says is the truth."""
+    """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is
+    recorded."""
     record = work.known()
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
@@ -285,6 +295,7 @@ def _bind(
 
 
 def _sighting(record: PayoutRecord, desk: Desk, payout: BankPayout) -> PayoutObserved:
+    """The event that the bank shows this payout."""
     return PayoutObserved(
         at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=payout
     )

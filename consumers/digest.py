@@ -1,4 +1,4 @@
-"""Digests that are due are told, by whichever worker comes first; one that dies with one is followed by another."""
+"""Tells digests that are due, from whichever worker comes first; if that dies, another one tells its digest."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from streamproc.log.digests import Digest
 from streamproc.telemetry import watch
 
 LOOK_S = 1.0
-"""Between two looks at what is due: a digest comes at most this much later than its minute."""
+"""Interval between looks for digests that are due: a digest is at most this late."""
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Due(Protocol):
 async def tell_digests(
     due: Due, channels: Channels, partitions: int, stopping: asyncio.Event, *, look_s: float = LOOK_S
 ) -> None:
-    """Tell digests until `stopping`. What no channel takes is due again when its lease is over."""
+    """Tell digests until `stopping`. One that no channel takes is due again when its lease is over."""
     while not stopping.is_set():
         try:
             for digest in await due.take(partitions):
@@ -42,7 +42,7 @@ async def tell_digests(
 
 
 async def tell_one(due: Due, channels: Channels, digest: Digest) -> None:
-    """Tell one digest and record it. Where the record fails it is told again: at least once."""
+    """Tell one digest and record it. If recording fails it is told again: at least once."""
     notice = digest_notice(
         digest.about, count=digest.count, paise=digest.paise, more=digest.more, examples=digest.examples
     )

@@ -1,10 +1,10 @@
-"""Execution: tell the bank what was decided. The only place that acts on the bank.
+"""Execution: tells the bank what was decided. The only place that acts on the bank.
 
-The bank has no idempotency for approve, reject and cancel, but its states are one-way: a command that already
-took effect is refused, and the payout itself tells (but for a workflow of several levels: docs/governance.md). So
-before an entry is tried again the bank is asked where the payout stands, and after every refusal too. Nothing that
-moves money is sent before its decision is archived, nor while its agent, account or team is frozen. An intent is made
-at the bank first (consumers/create.py).
+The bank has no idempotency for approve, reject and cancel, but its states only move one way: a command that already
+took effect is refused, and the payout's status tells so (except in a workflow of several levels: docs/governance.md).
+So the bank is asked for the status before an entry is tried again, and after every refusal. Nothing that moves money is
+sent before its decision is archived, nor while its agent, account or team is frozen. An intent is first created at the
+bank (consumers/create.py).
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,15 @@ from streamproc.log.work import Desk, Group, Item, Stage, Work
 from streamproc.telemetry.watch import Called, keeping
 
 CONCURRENT_MAX = 16
-"""Bank calls of one worker at once; the client's own limit per second comes on top."""
+"""Bank calls of one worker at once; the client's limit per second applies besides."""
 READ_MAX = 32
-"""Entries read at once: what is read waits in this worker's hands, while all workers together make 8 calls a second."""
+"""Entries read at once. Few, since what is read waits in this worker's hands, and all workers together make 8 calls
+a second."""
 WORKS_MAX = 32
-"""Payouts in one pass: with two calls each, 8 s at the bank's limit where this worker has it for itself."""
+"""Payouts in one pass: with two calls each, 8 s at the bank's limit if this worker has it alone."""
 PASS_S = 18.0
-"""After this a pass ends with what it has, well within a batch's time: where many processes share the bank's limit, a
-batch that is cut off whole would never come to its end."""
+"""A pass ends with what it has done by then, well within a batch's time. Where many processes share the bank's limit, a
+batch that is cut off as a whole would never end."""
 
 NOBODY = Debit()
 
@@ -55,7 +56,7 @@ class Bank(Creator, Protocol):
 
 
 class Barrier(Protocol):
-    """Returns when the entry is as durable as the operator wants before money moves; else raises TryAgain."""
+    """Returns when the entry is as durable as the operator requires before money moves; else raises TryAgain."""
 
     async def __call__(self, partition: int, entry: str) -> None: ...
 
@@ -67,7 +68,7 @@ class _Order(Struct, frozen=True):
 
 
 def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Archived | None = None) -> Group:
-    """The group that calls the bank. `debit` pays what is created, `archived` remembers payouts that Redis forgot."""
+    """The group that calls the bank. `debit` pays what is created; `archived` knows payouts that Redis forgot."""
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         async def one(work: Work, event: Cause) -> None:
@@ -95,9 +96,10 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
 
 
 async def _recalled(work: Work, archived: Archived) -> PayoutRecord:
-    """A payout that is over is forgotten by Redis after the retention time, and this group may be further behind.
+    """The archive's record of a payout that is over and that Redis forgot after the retention time, since this group is
+    behind.
 
-    What the archive shows counts only if it is over there too: else the views have not come so far.
+    Raises TryAgain unless it is over in the archive too: the views have not come so far then.
     """
     record = await archived(work.payout)
     if record is None or not is_terminal(record):
@@ -120,7 +122,7 @@ async def _enact_one(
     if asked_for(cause) is None and command_for(cause, record.bank_status) is None:
         return
     if asked_for(cause) in MOVES_MONEY:
-        # Before anything else: while Postgres is away, waiting must not use up the bank's calls.
+        # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(desk.partition, work.entry.decode())
     caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
@@ -131,7 +133,7 @@ async def _enact_one(
         if not status:
             return
     elif work.taken and status in OPEN_STATUSES:
-        # Somebody may have called before: what the bank says now counts.
+        # An earlier attempt may have called the bank: its status now counts.
         status = _observe(work, desk, await bank.fetch(record.at_bank))
     command = command_for(cause, status)
     if command is None:
@@ -144,7 +146,10 @@ async def _enact_one(
 
 
 async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) -> None:
-    """Reject or cancel a payout that bears the reference of another one. It may have ended, or moved, by itself."""
+    """Reject or cancel a payout that bears the reference of another one. It may have ended, or moved, by itself.
+
+    Raises TryAgain where the bank took the command without effect yet, Unprocessable where it refused.
+    """
     payout, sent = cause.bank_payout, False
     caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     facts = await bank.fetch(payout)
@@ -155,7 +160,7 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
         sent = answer.outcome == "done"
         facts = (answer.payout if sent else None) or await bank.fetch(payout)
         if sent and command_for(cause, facts.status) is not None:
-            # Recorded, it would have governance ask for the same again at once, and so on in a circle.
+            # If this status were recorded, governance would ask for the same at once, and so on in a circle.
             raise TryAgain(
                 f"the bank took {command} of {payout}, and it is still {facts.status}", after_s=LOOK_AGAIN_S
             )
@@ -183,7 +188,7 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
 
 
 async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:
-    """Where the intent stands at the bank, once it is there, or that it failed; empty where it was stopped."""
+    """The intent's status at the bank once it is there, 'failed' if the bank refused it, '' if it was stopped."""
     if work.known().failure:
         return "failed"
 
@@ -197,10 +202,10 @@ async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: 
 
 
 async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) -> bool:
-    """Whether the payout may not be sent any more, because it was frozen since it was approved; that is recorded.
+    """Whether the payout must not be sent any more because it was frozen since its approval; that is recorded.
 
-    To be asked right before each call that moves money. A frozen payout is governance's again: it rejects it, and the
-    bank is told so in the usual way.
+    To be asked right before each call that moves money. Governance then rejects the payout, and the bank is told in the
+    usual way.
     """
     found = await objection(work.known(), desk)
     if found is not None:
@@ -218,13 +223,14 @@ async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) 
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
-    """Whether a later decision has taken the cause's place."""
+    """Whether a later decision has replaced the cause."""
     if isinstance(cause, CancelRequested):
         return record.decision == "APPROVED"
     return (record.decided_at, record.decision) != (cause.at, cause.decision)
 
 
 def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
+    """Record the status that the bank shows, if it is new; returns it."""
     record = work.known()
     if facts.status != record.bank_status:
         work.emit(
@@ -236,7 +242,7 @@ def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
 
 
 def _moved_on(work: Work, cause: Cause, desk: Desk, status: str) -> None:
-    """The bank is past the point: by our own earlier call, or by itself."""
+    """Record that no command is needed any more: an earlier call of ours had effect, or the bank moved on by itself."""
     command = asked_for(cause)
     if command is not None:
         outcome: Literal["already", "not_needed"] = "already" if status in REACHED[command] else "not_needed"
@@ -278,6 +284,10 @@ def _remarks(order: _Order) -> str:
 
 
 async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
+    """Send a command and record its outcome by the status that the bank shows after it.
+
+    Raises Unprocessable if the bank refuses and the payout still waits.
+    """
     payout = work.known().at_bank
     match order.command:
         case "approve":
@@ -289,7 +299,7 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
         case "create":
             raise AssertionError("an intent is created before anything else is sent of it")
     if answer.outcome == "done":
-        # An answer that could not be read still means that it was taken: ask what came of it.
+        # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
         status = _observe(work, desk, facts)
         outcome: Literal["done", "already"] = "done"
@@ -297,7 +307,7 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
         status = _observe(work, desk, await bank.fetch(payout))
         then = command_for(order.cause, status)
         if then is not None and then != order.command and then not in MOVES_MONEY:
-            # It moved between two of our calls, as from pending to queued: there the word is cancel, not reject.
+            # It moved between two of our calls, as from pending to queued, where the command is cancel, not reject.
             await _send(work, _Order(then, order.cause, order.caused_by), desk, bank)
             return
         if status in OPEN_STATUSES and then is not None:

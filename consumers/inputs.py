@@ -1,6 +1,7 @@
-"""What each group is given by others, and what always leaves an answer: how a recovery tells what was handled.
+"""What each group consumes of others, and which inputs always leave an answer: how a recovery finds out what was
+handled.
 
-An entry that a group handled and answered is named as the cause of what it wrote. One that it acknowledged in silence
+An entry that a group handled with an output is named as the output's cause. One that it acknowledged without output
 cannot be told from one that it never saw, so it is handled again; every stage is written so that this changes nothing.
 """
 
@@ -39,22 +40,22 @@ INPUTS: Mapping[str, frozenset[type[Fact]]] = {
     EXECUTION: frozenset({PayoutDecided, CancelRequested}),
     NOTIFICATION: frozenset(),
 }
-"""What a group consumes and does not write itself (its own outputs it handles in the same pass). To notification
-nothing comes again after a recovery: of what is held and was told to nobody a reminder is due (`reminders.overdue`),
-and old alerts are in the audit."""
+"""What a group consumes and does not write itself; its own outputs it handles in the pass that writes them. For
+notification nothing is handled again after a recovery: holds that nobody was told of get a reminder
+(`reminders.overdue`), and old alerts are in the audit."""
 
 
 def comes_again(event: Event) -> bool:
-    """Whether an input that nobody answered is to be handled again.
+    """Whether an input without an answer is to be handled again after a recovery.
 
-    A decision that called for no command is not: what the bank did since is seen by governance, under the policies of
-    now, and an old hold must not cancel what they allow.
+    Not a decision that called for no command: governance sees what the bank did since, under today's policies, and an
+    old hold must not cancel what they allow.
     """
     return not isinstance(event, PayoutDecided | CancelRequested) or asked_for(event) is not None
 
 
 def is_answered(event: Event) -> bool:
-    """Whether handling this input always leaves something in the log, so that without it it was not handled."""
+    """Whether handling this input always leaves an output, so that one without output was not handled."""
     if isinstance(event, ReviewSubmitted | PayoutMalformed | PayoutRequested):
         return True
     return isinstance(event, PayoutDecided | CancelRequested) and asked_for(event) is not None

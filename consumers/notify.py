@@ -1,9 +1,9 @@
-"""Notification: people are told. The log is the outbox: an entry is acknowledged when somebody was told of it.
+"""Notification: tells people. The log is the outbox: an entry is acknowledged when somebody was told of it.
 
-Telling is at least once. Slack and ntfy have no idempotency, so a worker that dies between a message and its commit
-tells again; both messages have the same buttons, and the one that the log knows is the one that is updated. A hold that
-was answered while its message was on its way is seen at the commit, which is refused because the payout moved on: then
-the message is closed at once (`Group.looks_again`).
+Messages are sent at least once. Slack and ntfy have no idempotency, so if a worker dies between a message and its
+commit it is sent again; both messages have the same buttons, and the one that the log knows is updated later. If a hold
+is answered while its message is on the way, the payout has changed and the commit is refused; the message is then
+closed at once, by another pass (`Group.looks_again`).
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,21 +44,21 @@ from streamproc.log.digests import Alert
 from streamproc.log.work import Desk, Group, Item, Stage, Work, written_ms
 
 CONCURRENT_MAX = 4
-"""Messages of one worker on their way at once. Slack takes one a second in a channel, so with these waiting and a
-digest or a private answer beside them nobody waits as long as the clients let wait."""
+"""Messages of one worker under way at once. Slack takes one a second in a channel; with these waiting, and a digest
+or a private answer beside them, none waits as long as the clients' limit."""
 READ_MAX = WORKS_MAX = 32
-"""Entries read at once, and in one pass. The next ones are read meanwhile: they wait for this pass and for one of
-retries, and are told in a third: late, but not twice, as they are held meanwhile (log/held.py)."""
+"""Entries read at once, and in one pass. The next ones are read meanwhile and may wait for two passes, this one and one
+of retries: they are late, but not told twice, since their hold is renewed (log/held.py)."""
 START_S = 10.0
-"""What has not begun to be told by then is put off."""
+"""A message that has not begun to be sent by then is deferred."""
 PASS_S = 23.0
-"""What has begun may end, as a call that is cut off may have been a message all the same; but within a batch's time."""
+"""A message that has begun may take until then, within a batch's time: one that is cut off may have been sent."""
 ALERT_OLD_S = 3_600.0
-"""An alert, or an outcome, that nobody could be told of for so long is given up; the audit has it."""
+"""An alert or an outcome that nobody could be told of for so long is given up; it stays in the audit."""
 PRIVATE_OLD_S = 120.0
-"""Who clicked does not wait longer for an answer."""
+"""A private answer to a click is given up after this."""
 AGAIN_S = 60.0
-"""When a message is looked at again that could not be closed in the pass that sent it."""
+"""Delay until a message that could not be closed in the pass that sent it is looked at again."""
 _US = 1_000_000
 
 CONSUMES: frozenset[type[Fact]] = frozenset(
@@ -73,29 +73,30 @@ WANTED = (
     + "|".join(sorted(ALERTED)).encode()
     + rb')"|"settlement":"released"|"timer":"hold_(?:reminder|escalation)"'
 )
-"""Over the bytes of an entry: an approval that no person gave, and whatever else concerns nobody, is not decoded."""
+"""A pattern over an entry's bytes: entries that concern nobody, such as approvals that no person gave, are not
+decoded."""
 
 
 class Counting(Protocol):
-    """Says of each alert whether it is told now; the others are counted (streamproc/log/digests.py)."""
+    """Says of each alert whether it is told now; others are counted for a digest (streamproc/log/digests.py)."""
 
     async def count(self, partition: int, alerts: Sequence[Alert]) -> list[bool]: ...
 
 
 Once = Callable[[int, str, Event], Awaitable[None]]
-"""Records an event of a partition unless one with this key was."""
+"""Records an event in a partition's log, unless one with this key was."""
 NoteUntold = Callable[[int, Sequence[tuple[str, int]]], Awaitable[None]]
-"""Notes held payouts, and since when (µs), that nobody could be told of."""
+"""Notes held payouts that nobody could be told of, each with when it was held (µs)."""
 
 
 class Telling:
-    """What the stage works with."""
+    """The notification stage and what it works with."""
 
     def __init__(self, channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> None:
         self.channels, self.counting, self.once, self.note_untold = channels, counting, once, note_untold
 
     async def handle(self, items: Sequence[Item], desk: Desk) -> None:
-        """Tell of a batch."""
+        """Tell people of a batch."""
         works: dict[Work, list[Event]] = {}
         for work, event in items:
             works.setdefault(work, []).append(event)
@@ -109,7 +110,8 @@ class Telling:
         )
 
     async def _first_alarms(self, works: dict[Work, list[Event]], desk: Desk) -> dict[Work, list[Alarm]]:
-        """The alarms that are told now. A pass over the same work again has counted them before."""
+        """The alarms that are told now; the others are counted. Another look at the same work counts none: the first
+        one did."""
         found = [
             (work, alarm)
             for work, events in works.items()
@@ -143,7 +145,7 @@ class Telling:
                 else:
                     await self._outcome(work, desk, alarming=bool(alarms))
             elif type(event) is PayoutSettled or type(event) is GovernanceBypassed:
-                # The bank may end a hold that nobody decided.
+                # The bank may end a hold without our decision.
                 await self._outcome(work, desk, alarming=bool(alarms))
             elif type(event) is TimerFired:
                 await self._remind(work, event, desk)
@@ -169,14 +171,15 @@ class Telling:
             await self._ask(work, "hold", desk, shown_in=decode_meta(work.m).cause)
 
     async def _look_again(self, work: Work, desk: Desk) -> None:
-        """The payout moved on while its message was on its way. What was sent is recorded in any case."""
+        """The payout changed while its message was on the way: bring the message up to date. That it was sent stays
+        recorded."""
         try:
             if work.known().state == "held":
                 await show_progress(self.channels, work, desk)
             else:
                 await close_messages(self.channels, work, desk)
         except Untellable:
-            if work.known().state != "held":  # else the next answer shows it too
+            if work.known().state != "held":  # if it is held, the next review brings the message up to date
                 self._close_later(work, desk)
 
     def _close_later(self, work: Work, desk: Desk) -> None:
@@ -215,8 +218,8 @@ class Telling:
         _emit_sent(work, desk, kind, *sent, shown_in=shown_in)
 
     async def _outcome(self, work: Work, desk: Desk, *, alarming: bool = False) -> None:
-        """Close what is open of a hold. Nothing where there is no message, or it is closed. `alarming`: the entry is an
-        alert too, which does not wait for that."""
+        """Say in a hold's open messages how it ended; nothing where none is open. `alarming`: the entry is an alert
+        too, which must not wait until that succeeds."""
         if work.record is None or work.record.state == "held":
             return
         try:
@@ -228,8 +231,8 @@ class Telling:
                 await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 
     async def _progress(self, work: Work, desk: Desk) -> None:
-        """Show who has approved. An update that arrives after another worker's, which said how it ended, brings the
-        buttons back: then it is said once more."""
+        """Show who has approved. If this update arrives after another worker's that showed the end, it brings the
+        buttons back; the commit is refused then, and the end is shown once more."""
         if work.record is None:
             return
         try:
@@ -271,7 +274,7 @@ class Telling:
     async def _until_old(
         self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str, old_s: float
     ) -> None:
-        """Put the entry off, unless it is so old that nobody wants to be told any more."""
+        """Defer the entry, unless it is so old that it is given up."""
         written_us = written_ms(work.entry) * 1_000
         if desk.now_us - written_us > old_s * _US:
             self._given_up(work, desk, kind, str(problem))
@@ -286,7 +289,9 @@ class Telling:
         work.fail(TryAgain(f"nobody could be told ({kind}): {problem}", after_s=problem.after_s))
 
     def _given_up(self, work: Work, desk: Desk, kind: NoticeKind, problem: str) -> None:
-        if not any(type(event) is NotificationFailed for event in work.out):  # else in an earlier pass
+        if not any(
+            type(event) is NotificationFailed for event in work.out
+        ):  # a pass before may have recorded it
             work.emit(
                 NotificationFailed(
                     at=desk.now_us, payout=work.payout, kind=kind, problem=problem, given_up=True
@@ -310,7 +315,7 @@ def notification(channels: Channels, counting: Counting, once: Once, note_untold
 
 
 def _has_sent(work: Work) -> bool:
-    """Whether this work sent something in an earlier pass, or asked in it."""
+    """Whether an earlier pass over this work sent a message; its outputs are kept."""
     return any(type(event) is NotificationSent for event in work.out)
 
 

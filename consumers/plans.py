@@ -1,9 +1,9 @@
-"""Plans: what payouts alike came to, so that the next one of them needs no more than a look at its own values.
+"""Plans: the outcome of earlier payouts, so that a payout that is alike needs only a look at its own values.
 
-The rules are pure, and of most payouts only amount, time and ids are new: the same agent pays the same vendor into the
-same fund account again. What the rules said of the first one they would say of the next, as long as policies, the
-vendor's reputation and the windows are the same, and no rule is asked that looks at anything else. What has no plan, or
-does not fit its own, is looked at as a whole; so a plan changes nothing but what that costs.
+Rules are pure, and of most payouts only amount, time and ids are new: the same agent pays the same vendor at the same
+fund account again. What the rules said of the first one they would say of the next, as long as policies, the vendor's
+reputation and the windows are the same, and no rule looks at anything else. A payout without a plan, or that does not
+fit it, is looked at as a whole. So a plan changes only the cost of a decision.
 """
 
 from collections.abc import Callable
@@ -24,48 +24,48 @@ from streamproc.domain.policy import AgentPolicy, Policy, PolicyBook
 from streamproc.log.forms import Fate, Form, Offer, Told
 
 PLANS_MAX = 4_096
-"""Plans under one book of policies, which each consumer has for itself; some 1.6 kB each. Then it begins anew."""
+"""Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
 
 BY_WHAT_IS_ALIKE: frozenset[g.Rule] = frozenset(
     {g.frozen, g.currency, g.unverified_identity, *g.ABOUT_THE_URL, g.threat, g.reputation_unavailable}
     | {g.beneficiary_new, g.beneficiary_changed}
 )
-"""Rules that look at nothing but what payouts of one plan have in common."""
+"""Rules that look only at what payouts of one plan have in common."""
 BY_AMOUNT: dict[g.Rule, Callable[[Policy], int | None]] = {
     g.transaction_limit: lambda policy: policy.per_txn_limit,
     g.approval: lambda policy: policy.held_above,
 }
-"""Those that find nothing up to some amount, and that amount; None: whatever it is."""
+"""Rules that find nothing up to some amount (paise), and that amount; None: they find nothing at any amount."""
 
 
 class Plan(NamedTuple):
-    """What an approval of payouts alike has in common."""
+    """What the approvals of payouts that are alike have in common."""
 
     approval: Approval
-    """The last one that was looked at as a whole."""
+    """That of the last one that was looked at as a whole."""
     form: Form
     common: tuple[str, ...]
     url: str
     fund_account: str
     when: tuple[str, str]
-    """As JSON, like the values of a form."""
+    """When the vendor was looked up and until when that holds, as JSON."""
     amount_max: float
-    """Paise; inf where nothing limits it."""
+    """The plan holds up to this amount (paise); inf: any."""
     fresh_until: float
-    """µs: how long the vendor's reputation holds; inf where there is no vendor to be asked for."""
+    """Until when (µs) the vendor's reputation holds; inf where there is no vendor to look up."""
     quarter: int
-    """The quarter of an hour in which it must have been received: its windows are of that one."""
+    """The quarter of an hour in which a payout must have been received, since windows are the same only within it."""
 
 
 class Plans:
-    """The plans of a process, each under the policies that it was made under."""
+    """The plans of a process, by the policies that they were made under."""
 
     def __init__(self, forms: Forms, zone: str) -> None:
         self._forms, self._zone = forms, zone
         self._books: WeakKeyDictionary[PolicyBook, BookPlans] = WeakKeyDictionary()
 
     def under(self, book: PolicyBook) -> "BookPlans":
-        """Those under these policies. They end with the book."""
+        """The plans under these policies; dropped with the book."""
         known = self._books.get(book)
         if known is None:
             known = self._books[book] = BookPlans(self._forms, self._zone)
@@ -79,10 +79,10 @@ class BookPlans:
         self._forms = forms
         self._plans: dict[tuple[object, ...], Plan] = {}
         self.terms = Terms(zone)
-        """What is asked for under these policies."""
+        """What is asked of the counters under these policies."""
 
     def offer(self, approval: Approval) -> Offer:
-        """The offer for an approval, which is remembered for those that are alike."""
+        """The offer for an approval; makes a plan of it for payouts that are alike."""
         offer = self._forms.offer(approval)
         if offer.common:  # else it has a form of its own
             if len(self._plans) >= PLANS_MAX:
@@ -93,7 +93,7 @@ class BookPlans:
         return offer
 
     def again(self, event: PayoutObserved, now_us: int, gone_before_s: float) -> Offer | None:
-        """The offer for a payout of the bank's to somebody who was paid before, where there is a plan that fits it."""
+        """The offer for a payout at the bank, to a beneficiary that is noted, if there is a plan that fits."""
         facts, payout, at = event.facts, event.payout, event.at
         notes = facts.notes
         plan = self._plans.get(
@@ -132,7 +132,7 @@ class BookPlans:
 
 
 def _alike(approval: Approval) -> tuple[object, ...]:
-    """What payouts of one plan have in common, as `again` finds it in an event."""
+    """The key of an approval's plan, which `again` makes of an event."""
     record = approval.record
     return (
         record.agent,
@@ -146,7 +146,7 @@ def _alike(approval: Approval) -> tuple[object, ...]:
 
 
 def plan_of(approval: Approval, offer: Offer) -> Plan | None:
-    """The plan by an approval; None where a rule is asked that looks at what is not alike."""
+    """The plan of an approval; None if a rule under its policy looks at what is not alike."""
     amount_max = _amount_max(approval.agent)
     if amount_max is None:
         return None
@@ -165,7 +165,8 @@ def plan_of(approval: Approval, offer: Offer) -> Plan | None:
 
 
 def _amount_max(agent: AgentPolicy) -> float | None:
-    """Up to which amount (paise) no rule under this policy finds anything by it; None: one looks at other things."""
+    """The amount (paise) up to which no rule under this policy finds anything because of it; None: a rule looks at
+    other things."""
     least = inf
     for rule in rules_under(agent):
         up_to = BY_AMOUNT.get(rule)
@@ -178,7 +179,7 @@ def _amount_max(agent: AgentPolicy) -> float | None:
 
 
 def _approval(plan: Plan, event: PayoutObserved, now_us: int) -> Approval:
-    """As it is made of a payout that is looked at as a whole."""
+    """The approval that a look at the whole payout would make."""
     record = evolve(None, event)
     assert record is not None
     return plan.approval.of(record, now_us)

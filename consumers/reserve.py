@@ -1,8 +1,8 @@
 """Velocity (rule 10) and budget (rule 16): the two questions that only the partition's counters can answer.
 
-Both are asked in one round trip where nothing outside has to be asked in between, that is, where the vendor's
-reputation is known already and is no threat. A payout's answers are recorded for good, so a stage that runs
-again, here or in another worker, is told the same.
+Both are asked in one round trip if nothing outside has to be asked in between, that is, if the vendor's reputation is
+known already and is no threat. Answers are recorded for good, so a stage that runs again, here or in another worker,
+gets the same ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from streamproc.domain.governance import RULES, Case, Reputation, find
 from streamproc.log.work import Desk, Item, Stage, Work
 
 TERMS_MAX = 4_096
-"""Rates, and windows, that are kept, some 300 bytes each. Then it begins anew."""
+"""Rates, and sets of windows, that are kept, some 300 bytes each. When full, all are dropped."""
 
 
 class Terms:
-    """What payouts under one book of policies ask for. Those that ask for the same get the same objects: they are made
-    once, and `scripts.admit` sends them once."""
+    """What payouts under one book of policies ask of the counters. Payouts that ask for the same share one object:
+    it is made once, and `scripts.admit`, which compares by identity, sends it once."""
 
     def __init__(self, zone: str) -> None:
         self._zone = zone
@@ -40,7 +40,7 @@ class Terms:
         return rate
 
     def windows(self, case: Case) -> tuple[Window, ...]:
-        """The windows to charge. Their names and ends are the same for a quarter of an hour."""
+        """The windows to charge. Cached by quarter of an hour, within which their names and ends are the same."""
         payout, vendor = case.payout, vendor_charged(case)
         key = (payout.agent, payout.account, vendor, payout.received_at // QUARTER_US)
         known = self._windows.get(key)
@@ -52,7 +52,7 @@ class Terms:
 
 
 def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) -> Stage:
-    """`known(url, now_us)` answers from memory only; None: it has to be asked."""
+    """Rule 10. `known(url, now_us)` gives a reputation from memory; None: it has to be looked up."""
 
     async def check(items: Sequence[Item], desk: Desk) -> None:
         cases = [case_of(work.known(), desk) for work, _ in items]
@@ -63,13 +63,13 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
                 record_decision(work, desk, find(RULES["screening"], case))
                 continue
             reputation = known(case.payout.vendor_url, desk.now_us)
-            at_once = reputation is not None and reputation.verdict != "threat"
+            ask_for_room = reputation is not None and reputation.verdict != "threat"
             ask = Ask(
                 case.payout.payout,
                 case.payout.amount,
                 case.payout.received_at,
                 terms.rate(case),
-                terms.windows(case) if at_once else None,
+                terms.windows(case) if ask_for_room else None,
             )
             if ask.rate is not None or ask.windows is not None:
                 asked.append((work, ask))
@@ -99,7 +99,7 @@ def _check_one(work: Work, event: PayoutScreened, desk: Desk) -> None:
 
 
 def budget_stage(zone: str) -> Stage:
-    """Rule 16, for payouts that nothing has rejected."""
+    """Rule 16, for payouts that no rule has rejected."""
 
     async def reserve(items: Sequence[Item], desk: Desk) -> None:
         live = [(w, e) for w, e in items if type(e) is ReputationChecked and _asks_for_room(w, e)]
@@ -131,14 +131,14 @@ def budget_stage(zone: str) -> Stage:
 
 
 def _asks_for_room(work: Work, event: ReputationChecked) -> bool:
-    """Not what was rejected, and not a review's second look at a payout that is decided."""
+    """Neither rejected, nor a review's second look at a payout that is decided already."""
     return not is_rejected(event.findings) and work.known().decision is None
 
 
 def _reserve_one(work: Work, event: ReputationChecked, desk: Desk) -> None:
     record, answer = work.known(), work.admission.budget
     case = case_of(record, desk, admission=work.admission)
-    if answer is None:  # no policy any more
+    if answer is None:  # not asked for, since its policy is gone
         record_decision(work, desk, [*event.findings, *find(RULES["screening"], case)])
         return
     findings = [*event.findings, *find(RULES["budget"], case)]

@@ -1,9 +1,9 @@
 """Review: a person answers a hold, or nobody does in time.
 
-A hold is decided once. Two answers at the same moment are two entries; the commit of the slower one is refused
-because the payout moved on, and when it is handled again it finds who was first. An approval looks again at what
-may have changed meanwhile. An agent is nobody's reviewer, least of all its own. Whose a Slack account is, is looked up
-here: what is recorded names the reviewer, and the account that he answered by.
+A hold is decided once. Two answers at the same moment are two entries: the slower commit is refused because the payout
+changed, and when its entry is handled again it finds who was first. An approval checks again what may have changed
+since the hold. An agent is nobody's reviewer, least of all its own. A Slack account is resolved to a reviewer here; the
+record names the reviewer and the account that was used.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from streamproc.log.work import Desk, Item, Stage, Work
 
 
 def review_stage(reputations: Reputations) -> Stage:
-    """Answers of reviewers, and expiry."""
+    """Answers of reviewers, and expiry of holds."""
 
     async def review(items: Sequence[Item], desk: Desk) -> None:
         approvals = [work for work, event in items if _is_live_approval(work, event)]

@@ -1,4 +1,4 @@
-"""Screening: rules 1 to 9. The first look at a payout, which costs nothing outside this process."""
+"""Screening: rules 1 to 9. The first look at a payout; it asks nothing outside this process."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def screen_stage(zone: str) -> Stage:
                 continue
             record = work.known()
             if type(event) is PayoutObserved and is_intent(record.payout):
-                continue  # an intent is decided by its request, and nothing else under its reference ever is
+                continue  # an intent is decided by its request; other payouts under its reference never are
             if record.decision is None and not record.bypassed and is_open(record):
                 _screen_one(work, desk, zone)
 

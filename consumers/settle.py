@@ -1,7 +1,7 @@
-"""Lifecycle: what the bank says settles the reservation, and what moved without us is a bypass.
+"""Settlement: what the bank says commits or releases the reservation, and what moved without an approval is a bypass.
 
-Last in the chain, so that a decision of the same pass already counts: a rejection gives its reservation back
-in the commit that records it.
+Last in the chain, so that it sees a decision of the same pass: a rejection releases its reservation in the commit that
+records it.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from streamproc.domain.payouts import MOVING_STATUSES, PayoutRecord, is_open, se
 from streamproc.log.work import Desk, Item, Stage, Work
 
 _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
-"""How the metadata begins of what execution wrote, which commits the payout's record with it."""
+"""How the metadata of execution's entries begins. Execution commits the payout's record together with these entries."""
 
 
 def settle_stage(*, alone: bool = False) -> Stage:
-    """`alone`: in a group of its own, where other stages have folded an entry before this one is given it."""
+    """`alone`: as a group of its own, where other groups have already folded an entry into the record."""
 
     async def settle(items: Sequence[Item], desk: Desk) -> None:
-        # Once for each payout of the batch, whatever number of its events is in hand.
+        # Once for each work, however many of its events are consumed.
         for work in dict.fromkeys(work for work, _ in items):
             _settle_one(work, desk, folded=alone or work.m.startswith(_BY_EXECUTION))
 
@@ -46,8 +46,8 @@ def settle_stage(*, alone: bool = False) -> Stage:
 
 
 def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
-    """`folded`: whoever wrote the entry, or had it before, has its events in the record that was loaded. So that record
-    does not tell what is new: the entry's own events do."""
+    """`folded`: the loaded record contains the entry's events already. Then comparing with that record does not show
+    what is new, and the entry's own events do."""
     record = work.known()
     if is_intent(record.payout):
         _tell_of_foreign(work, desk, folded=folded)
@@ -91,15 +91,17 @@ def _why(record: PayoutRecord) -> str:
 
 
 def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
-    """Other payouts that bear the intent's reference, or one that no intent has. What moved is a bypass, and nothing of
-    the intent changes. What waits, or would pay itself, nobody decided or ever will: the bank is to end it.
+    """Payouts under an intent's reference that are not the intent's, or whose reference no intent has.
+
+    One that moved is a bypass; the intent itself does not change. One that waits, or would pay itself, was never
+    decided and never will be: the bank is asked to end it.
     """
     record = work.known()
     before = _foreign_before(work, folded=folded)
     kept = {copy.id for copy in record.copies}
     seen = [copy_of(event.facts) for event in work.events if type(event) is PayoutObserved]
     unkept = [copy for copy in seen if copy.id not in kept]
-    # Of one that is not kept each look asks: execution looks where it stands before it acts.
+    # One that the record does not keep is asked for at each sighting: execution checks its status before it acts.
     for copy in foreign_copies(record, unkept):
         if copy.status in ("pending", "queued") and (copy.id, copy.status) not in before:
             why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
@@ -120,19 +122,20 @@ def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
 
 
 def _foreign_before(work: Work, *, folded: bool) -> set[tuple[str, str]]:
-    """Other payouts under the reference, with their states, that somebody was told to end already."""
+    """Foreign payouts under the reference, with their states, that execution was already asked to end."""
     if work.loaded is None:
         return set()
     before = {(copy.id, copy.status) for copy in foreign_copies(work.loaded)}
     if not folded:
         return before
     if any(type(event) is BankCommandAnswered and event.command == "create" for event in work.events):
-        return set()  # it says which one is the intent's, so all the others may be foreign since then
+        return set()  # it tells which one is the intent's, so any other may have become foreign by this entry
     return before - {(e.facts.id, e.facts.status) for e in work.events if type(e) is PayoutObserved}
 
 
 def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
-    """The bank's own collection of fees: only to where the account's policy says, which no agent can write."""
+    """The bank collecting its own fees: only to a fund account that the account's policy names, which no agent can
+    write."""
     record = work.known()
     limits = desk.book.account(record.account)
     if record.decision is not None or limits is None or record.fund_account not in limits.fee_fund_accounts:
@@ -147,8 +150,8 @@ def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
 
 
 def _moved(work: Work) -> bool:
-    """Whether the bank shows, or showed, money on its way: a late webhook tells of what was as well."""
-    if is_intent(work.payout):  # others may bear its reference: what counts is the one that is bound
+    """Whether the bank shows, or showed, money on its way; a late webhook counts too."""
+    if is_intent(work.payout):  # others may bear its reference; only the payout bound to it counts
         status = work.known().bank_status
         return status in MOVING_STATUSES or status == "reversed"
     seen = [event.facts.status for event in work.events if type(event) is PayoutObserved]
@@ -158,8 +161,9 @@ def _moved(work: Work) -> bool:
 
 
 def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
-    """A payout that was rejected or held while pending, and that somebody moved to `queued`, would pay itself. And an
-    intent that was stopped may turn up later: an attempt had reached the bank after all."""
+    """Have the bank end a payout that would pay itself although we did not approve it: one that somebody moved from
+    `pending` to `queued`, or one of a stopped intent that turns up since an attempt had reached the bank after
+    all."""
     record = work.known()
     before = work.loaded.bank_status if work.loaded is not None else ""
     if folded and any(_shows(event, record) for event in work.events):
@@ -168,7 +172,7 @@ def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
     if not (record.bank_status == "queued" or waits) or before == record.bank_status:
         return
     if any(type(event) is PayoutDecided for event in work.out):
-        return  # decided in this pass: the decision itself is acted on
+        return  # decided in this pass: execution acts on the decision itself
     agent = desk.book.agent(record.agent)
     unheld = record.decision == "HELD" and (agent is None or agent.policy.queued_hold == "cancel")
     if record.decision == "REJECTED" or unheld:
@@ -177,16 +181,16 @@ def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
 
 
 def _shows(event: Event, record: PayoutRecord) -> bool:
-    """Whether it is this event that tells where the payout stands."""
+    """Whether this event is the one that shows the payout's present status."""
     if type(event) is not PayoutObserved or event.facts.status != record.bank_status:
         return False
     return record.intent is None or event.facts.id == record.bank_payout
 
 
 def _adopt(work: Work, desk: Desk) -> None:
-    """What was admitted before a crash, and that the second run did not come to, is recorded too: slot and money.
+    """Record a slot and a reservation that were admitted before a crash and that the second run did not record.
 
-    A replay needs every number that was given out, and a what-if every slot and paisa that others met with.
+    A replay needs every number that was given out, and a what-if every slot and paisa that counted for others.
     """
     record = work.known()
     if not _is_over(record):
@@ -203,7 +207,7 @@ def _is_over(record: PayoutRecord) -> bool:
 
 
 def _ended_now(work: Work) -> bool:
-    """Whether this pass is the one that decides the payout for the first time, or finds it moved without a decision."""
+    """Whether this pass decides the payout for the first time, or finds that it moved without a decision."""
     if work.loaded is not None and (work.loaded.decision is not None or work.loaded.bypassed):
         return False
     return any(type(event) in (PayoutDecided, GovernanceBypassed) for event in work.out)

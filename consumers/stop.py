@@ -1,7 +1,7 @@
-"""Stop: an approved payout that execution found frozen before it was sent is rejected.
+"""Stop: rejects an approved payout that execution found frozen before it was sent.
 
-Execution only says what it did not do. That the payout is rejected is a decision like any other: it is recorded here,
-and execution tells the bank of it in the usual way.
+Execution only records that it did not send it. The rejection is a decision like any other: it is recorded here, and
+execution tells the bank of it in the usual way.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from streamproc.log.work import Desk, Item, Stage
 
 
 async def stop(items: Sequence[Item], desk: Desk) -> None:
-    """Reject what still waits for its approval at the bank; what moved meanwhile is past that."""
+    """Reject what still waits at the bank; what moved meanwhile cannot be rejected any more."""
     for work, event in items:
         record = work.known()
         if (

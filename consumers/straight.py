@@ -1,10 +1,10 @@
-"""The straight way: an open payout that is new is rejected if screening rejects it; where no rule does it is approved,
-or held for a person, or rejected for want of a slot or of room.
+"""The fast path of governance ("straight", ADR 25): decides a new, open payout at once, without the chain of stages.
 
-The chain says what is right; this comes to the same events and the same record with one case instead of six, sends what
-payouts have in common once (`approvals.py`), and leaves slot and room to the script that writes them down. Whatever is
-not plain is left to the chain: a vendor who has to be asked for or is a threat, a payout that is known, and what there
-is no slot for where the policy holds that.
+It is rejected if screening rejects it; if no rule does, it is approved, or held for a person, or rejected for want of a
+rate slot or of budget room. The chain is the specification: this must come to the same events and the same record. It
+is faster since it makes one case instead of six, sends once what payouts share (`approvals.py`), and leaves slot and
+room to the script that records them. All else is left to the chain: a vendor whose reputation is not known or is a
+threat, a payout that is known, and one without a slot whose policy holds that.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,20 @@ from streamproc.log.forms import Offer, rejection_of
 from streamproc.log.work import Desk, Stage, Straight, Work
 
 STAGES = ("screen", "velocity", "reputation", "budget", "approval", "review", "stop", "settle")
-"""The chain that this stands for; before it there may be `recall`."""
+"""The chain that this replaces; `recall` may come before it."""
 TABLES = ("screening", "velocity", "reputation", "budget", "approval")
-"""The rules that those stages ask."""
+"""The tables of rules that these stages apply."""
 
 
 def stands_for(chain: Sequence[Stage]) -> bool:
-    """Whether the chain is the one that this was written for: with another stage or table it would skip rules."""
+    """Whether the chain is the one that this was written for. With another stage or table it would skip rules."""
     names = tuple(stage.name for stage in chain if stage.name != "recall")
     return names == STAGES and tuple(RULES) == TABLES
 
 
 def straight_way(reputations: Reputations, *, zone: str, retention_s: float) -> Straight:
-    """`zone` is for policies that name none; what Redis may have forgotten after `retention_s` is left to the chain."""
+    """The fast path. `zone` is for policies that name none; what Redis may have forgotten after `retention_s` is
+    left to the chain."""
     young_s, plans = young_s_of(retention_s), Plans(Forms(), zone)
 
     def of_batch(desk: Desk) -> "_Batch":
@@ -48,15 +49,18 @@ def straight_way(reputations: Reputations, *, zone: str, retention_s: float) -> 
 
 
 class _Batch:
-    """What a batch's offers have in common."""
+    """The fast path of one batch; see `work.Asked`."""
 
     def __init__(self, desk: Desk, reputations: Reputations, plans: Plans, zone: str, young_s: float) -> None:
         self._desk, self._reputations, self._plans = desk, reputations, plans.under(desk.book)
         self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(desk.now_us, young_s)
 
     def __call__(self, work: Work) -> Offer | None:
-        """The offer for a payout that screening rejects, or that no rule does. Without a beneficiary nothing is known
-        of who was paid: then there are rejections alone, which do not depend on it."""
+        """The offer for a payout that screening rejects, or that no rule does.
+
+        Without a beneficiary it is not known who was paid before: then only rejections are offered, which do not depend
+        on it.
+        """
         record, desk = work.record, self._desk
         if record is None or not self._is_plain(work) or not is_open(record):
             return None
@@ -88,7 +92,7 @@ class _Batch:
         )
 
     def at_sight(self, work: Work) -> Offer | None:
-        """The offer for a payout of the bank's that is like one that was approved."""
+        """The offer for a payout at the bank that is like one that was approved, by its plan."""
         if len(work.events) != 1:
             return None
         (event,) = work.events
@@ -97,7 +101,8 @@ class _Batch:
         return self._plans.again(event, self._desk.now_us, self._gone_before_s)
 
     def _rejection(self, work: Work, case: Case, findings: Sequence[Finding]) -> Offer | None:
-        """The offer to reject what screening rejects, which the counters are not asked about."""
+        """The offer to reject what screening rejects; no counter is asked. Another stage's rejection is left to the
+        chain."""
         if findings[-1].stage != "screening":
             return None
         record, at = work.known(), self._desk.now_us
@@ -107,7 +112,7 @@ class _Batch:
         return rejection_of(Ask(record.payout, record.amount, record.received_at), at, after, [decision])
 
     def _is_plain(self, work: Work) -> bool:
-        """Not what the archive has to be asked for, nor what an intent's request alone decides."""
+        """Whether neither the archive has to be asked about it, nor it is an intent seen without its request."""
         (event,) = work.events
         if type(event) is PayoutObserved:
             # As `recall` asks it of a payout of which nothing is loaded.

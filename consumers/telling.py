@@ -1,7 +1,7 @@
-"""How people are told: which channel first, which one else, and what is said where.
+"""How people are told: by which channel first, by which one instead, and in which messages.
 
-Holds go to Slack, which has buttons, alerts to ntfy, which rings; where the one is not configured or does not take it,
-the other gets it.
+Holds go to Slack, which has buttons; alerts to ntfy, which rings. If one is not configured or does not take a message,
+the other one gets it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,11 +34,12 @@ PRIORITY_LOW = 2
 """Nobody has to do anything about an outcome."""
 HEADINGS = {"hold": "Approve", "reminder": "Reminder: approve", "escalation": "Nobody has decided: approve"}
 UNTELLABLE_AFTER_S_MAX = 60.0
-"""A channel that asks for a longer pause than this is asked again all the same: a payout waits, and a call is cheap."""
+"""A channel that asks for a longer pause is tried again after this all the same: a payout waits, and a call is
+cheap."""
 
 
 class Untellable(StreamprocError):
-    """No channel took it; what each one said. `after_s` is the least wait in seconds."""
+    """No channel took the message; the text has what each one said. `after_s` is the least delay in seconds."""
 
     def __init__(self, problem: str, *, after_s: float = 1.0) -> None:
         super().__init__(problem)
@@ -46,7 +47,7 @@ class Untellable(StreamprocError):
 
 
 class Room(Protocol):
-    """A Slack channel (streamproc/clients/slack_room.py). Every call raises TryAgain where it is not done."""
+    """A Slack channel (streamproc/clients/slack_room.py). Every call raises TryAgain if it did not succeed."""
 
     async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str: ...
     async def tell(self, notice: Notice) -> str: ...
@@ -62,7 +63,7 @@ class Topic(Protocol):
 
 
 class Channels(Struct, frozen=True):
-    """What is configured. `public_url` is where people reach our API, or empty."""
+    """The configured channels. `public_url` is where people reach our API, or empty."""
 
     slack: Room | None = None
     ntfy: Topic | None = None
@@ -74,7 +75,7 @@ class Channels(Struct, frozen=True):
         return self.slack is not None or self.ntfy is not None
 
     def link(self, payout: str) -> str:
-        """Where a payout is seen, or empty."""
+        """Where people see a payout, or empty."""
         return f"{self.public_url}/v1/payouts/{quote(payout, safe='')}" if self.public_url and payout else ""
 
 
@@ -82,13 +83,14 @@ Send: TypeAlias = Callable[[], Awaitable[str]]
 
 
 class Letter(Struct, frozen=True):
-    """A message as each channel would send it, in the order in which they are asked; sending gives its ref there."""
+    """A message as each channel would send it, in the order in which they are tried. Sending returns the message's
+    ref there."""
 
     ways: tuple[tuple[Channel, Send], ...]
 
 
 async def tell(channels: Channels, letter: Letter) -> tuple[Channel, str]:
-    """By which channel it went, and its ref there. Raises Untellable."""
+    """Send by the first channel that takes it: that channel, and the message's ref there. Raises Untellable."""
     problems: list[TryAgain] = []
     for channel, send in letter.ways:
         try:
@@ -104,7 +106,8 @@ async def tell(channels: Channels, letter: Letter) -> tuple[Channel, str]:
 async def hold_letter(
     channels: Channels, record: PayoutRecord, kind: NoticeKind, desk: Desk, shown_in: str
 ) -> Letter:
-    """Asks for a decision: a reminder where the hold was told first, an escalation elsewhere."""
+    """A message that asks for a decision. A reminder goes first to the channel that was used before, an escalation
+    to the other."""
     notice = await notice_of(channels, record, desk, shown_in)
     first: Channel = next((n.channel for n in record.notices if n.kind in ASKING), "slack")
     other: Channel = "ntfy" if first == "slack" else "slack"
@@ -132,7 +135,7 @@ def alert_letter(channels: Channels, alarm: Alarm) -> Letter:
 
 
 def notice_letter(channels: Channels, notice: Notice) -> Letter:
-    """An alert or a digest: ntfy first."""
+    """An alert or a digest; ntfy is tried first."""
     room, topic = channels.slack, channels.ntfy
     ways: dict[Channel, Send] = {}
     if topic is not None:
@@ -150,8 +153,8 @@ def notice_letter(channels: Channels, notice: Notice) -> Letter:
 
 
 async def notice_of(channels: Channels, record: PayoutRecord, desk: Desk, shown_in: str = "") -> HoldNotice:
-    """What a hold's message says by what is known now. `shown_in` is the entry in which the payout was shown; where it
-    is not given it is the one that an earlier message of the hold names."""
+    """What a hold's message says as of now. `shown_in`: the entry in which the payout was seen; if it is not given,
+    the one that an earlier message of the hold names."""
     entry = shown_in or next((notice.shown_in for notice in record.notices if notice.shown_in), "")
     events = await desk.entry(entry) if entry else []
     shown = next((event.facts for event in events if type(event) is PayoutObserved), None)
@@ -162,39 +165,39 @@ async def notice_of(channels: Channels, record: PayoutRecord, desk: Desk, shown_
 
 
 async def show_progress(channels: Channels, work: Work, desk: Desk) -> None:
-    """Bring the hold's open messages in Slack up to date: somebody has approved, and more must. Raises Untellable."""
+    """Update the hold's open messages in Slack: somebody has approved, and more must. Raises Untellable."""
     record = work.known()
     if channels.slack is None:
         return
     notice = await notice_of(channels, record, desk)
-    for open_one in _open_messages(record, "slack"):
+    for message in _open_messages(record, "slack"):
         try:
-            await channels.slack.progress(open_one.ref, notice, heading=HEADINGS[open_one.kind])
+            await channels.slack.progress(message.ref, notice, heading=HEADINGS[message.kind])
         except TryAgain as problem:
             raise Untellable(f"slack: {problem}", after_s=problem.after_s) from problem
 
 
 async def close_messages(channels: Channels, work: Work, desk: Desk, *, again: bool = False) -> None:
-    """Say in the hold's open messages how it ended, and record it of each. ntfy cannot change a message, so there a
-    last one is sent. `again`: in those in Slack that say so already too. Raises Untellable."""
+    """Say in the hold's open messages how it ended, and record each as closed. ntfy cannot change a message, so a
+    last one is sent there. `again`: also in Slack messages that are closed already. Raises Untellable."""
     record = work.known()
-    open_ones = _open_messages(record, "slack")
-    if not (open_ones or again or _open_messages(record, "ntfy")):
+    open_messages = _open_messages(record, "slack")
+    if not (open_messages or again or _open_messages(record, "ntfy")):
         return
     notice, outcome = await notice_of(channels, record, desk), outcome_of(record)
     try:
-        for one in _asking(record, "slack") if again else open_ones:
+        for message in _asking(record, "slack") if again else open_messages:
             if channels.slack is not None:
-                await channels.slack.close(one.ref, notice, outcome)
-                if one in open_ones:
-                    _closed(work, desk, "slack", one.ref)
+                await channels.slack.close(message.ref, notice, outcome)
+                if message in open_messages:
+                    _closed(work, desk, "slack", message.ref)
         pushed = _open_messages(record, "ntfy") if channels.ntfy is not None else ()
         if pushed and channels.ntfy is not None:
             title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
             push = Push(title=title, message=f"{record.payout}: {outcome.text}", priority=PRIORITY_LOW)
             await channels.ntfy.publish(push)
-            for open_one in pushed:
-                _closed(work, desk, "ntfy", open_one.ref)
+            for message in pushed:
+                _closed(work, desk, "ntfy", message.ref)
     except TryAgain as problem:
         raise Untellable(str(problem), after_s=problem.after_s) from problem
 
@@ -206,7 +209,7 @@ class _Open(Struct, frozen=True):
 
 def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
     closed = {n.ref for n in record.notices if n.channel == channel and n.kind == "outcome"}
-    return [one for one in _asking(record, channel) if one.ref not in closed]
+    return [message for message in _asking(record, channel) if message.ref not in closed]
 
 
 def _asking(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
@@ -222,7 +225,7 @@ def _ordered(ways: dict[Channel, Send], order: Sequence[Channel]) -> Letter:
 
 
 def _hold_push(notice: HoldNotice, heading: str, priority: int, record: PayoutRecord) -> Push:
-    """No text of strangers but names: phones make links of what looks like one."""
+    """No text of strangers except names: phones turn what looks like a link into one."""
     reasons = [f"- {code}{': ' if meaning else ''}{meaning}" for code, meaning in notice.reasons]
     lines = [
         f"{notice.amount} for agent {notice.agent} ({notice.identity})",

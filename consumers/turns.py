@@ -1,4 +1,5 @@
-"""Works of one pass that wait for outsiders, so many at once: each has its turn, its end, and its own failure."""
+"""Run the works of one pass that wait for outside systems, a limited number at once; each can fail or time out by
+itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,14 +12,14 @@ Job: TypeAlias = tuple[Work, Callable[[], Awaitable[None]]]
 
 
 async def in_turns(jobs: Sequence[Job], *, at_once: int, start_s: float, pass_s: float, turn: str) -> None:
-    """Do all of `jobs`, `at_once` at a time. What has not begun within `start_s` of now, or ended within `pass_s`, is
-    put off; any other failure is that of its work.
+    """Run all of `jobs`, `at_once` at a time. A job that has not begun within `start_s` from now, or not ended within
+    `pass_s`, is deferred; any other failure is its work's own.
 
-    Raises LogUnavailable and LogBroken, which concern all. `turn` names what is waited for.
+    Raises LogUnavailable and LogBroken, which concern all jobs. `turn` names in errors what a job waits for.
     """
     turns, began = asyncio.Semaphore(at_once), asyncio.get_running_loop().time()
 
-    async def one(work: Work, do: Callable[[], Awaitable[None]]) -> None:
+    async def run(work: Work, do: Callable[[], Awaitable[None]]) -> None:
         try:
             async with asyncio.timeout_at(began + start_s) as limit, turns:
                 limit.reschedule(began + pass_s)
@@ -35,9 +36,9 @@ async def in_turns(jobs: Sequence[Job], *, at_once: int, start_s: float, pass_s:
     try:
         async with asyncio.TaskGroup() as tasks:
             for work, do in jobs:
-                tasks.create_task(one(work, do))
+                tasks.create_task(run(work, do))
     except BaseExceptionGroup as problems:
-        # By its own name, or the loop takes it for the failure of one work.
-        if (ours := problems.subgroup((LogUnavailable, LogBroken))) is not None:
-            raise ours.exceptions[0] from problems
+        # Raised as itself: in a group, the consume loop would take it for the failure of one work.
+        if (of_the_log := problems.subgroup((LogUnavailable, LogBroken))) is not None:
+            raise of_the_log.exceptions[0] from problems
         raise

@@ -1,4 +1,4 @@
-"""What the stages share: the case that rules look at, and how a reservation and a decision are recorded."""
+"""What the stages share: making the case that rules look at, and recording slots, reservations and decisions."""
 
 from collections.abc import Sequence
 
@@ -48,8 +48,10 @@ def case_of(
 
 
 async def objection(record: PayoutRecord, desk: Desk) -> Finding | None:
-    """What stands against moving a payout's money by the policies of this very moment: a freeze. Asked right before
-    every call that moves money; what comes between this answer and the bank's is not seen by anybody."""
+    """The freeze that forbids to move a payout's money by the policies of this very moment, or None.
+
+    Asked right before every call that moves money. A freeze that comes between this answer and the bank's is not seen.
+    """
     party = party_of(record, await desk.book_now())
     case = Case(record, party.identity, party.agent, "", party.account, party.team, freeze=party.freeze)
     found = find(BEFORE_MONEY_MOVES, case)
@@ -57,12 +59,12 @@ async def objection(record: PayoutRecord, desk: Desk) -> Finding | None:
 
 
 def is_rejected(findings: Sequence[Finding]) -> bool:
-    """A rejection ends the chain; it is always the last finding."""
+    """Whether they end the chain: a rejection is always the last finding."""
     return bool(findings) and findings[-1].outcome == "REJECTED"
 
 
 def record_slot(work: Work, desk: Desk, answer: RateAnswer | None, findings: Sequence[Finding]) -> None:
-    """Record the rate slot on the terms it was asked for; `answer` None: the policy limits no rate."""
+    """Record the rate slot with the terms that it was asked for; `answer` None: the policy limits no rate."""
     work.emit(slot(work.payout, desk.now_us, answer, findings))
 
 
@@ -80,7 +82,7 @@ def slot(payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Fin
 
 
 def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: Sequence[Finding]) -> None:
-    """Record what was admitted: that amount, in those windows, whatever is known of the payout by now."""
+    """Record what was reserved: the amount and the windows of the answer, whatever is known of the payout by now."""
     agent = desk.book.agent(work.known().agent)
     work.emit(
         BudgetReserved(
@@ -96,12 +98,13 @@ def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: S
 
 
 def record_decision(work: Work, desk: Desk, findings: Sequence[Finding]) -> None:
-    """Conclude from everything found, and record it; a hold gets its expiry."""
+    """Record the decision that follows from all findings."""
     decide_as(work, desk, conclude(findings))
 
 
 def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None:
-    """Record `verdict`. `by` is the reviewer where a person decided."""
+    """Record `verdict`, with the beneficiary of an approval and the timers of a hold. `by`: the reviewer, if a
+    person decided."""
     record = work.known()
     decision = decided(record, desk, verdict, by=by)
     work.emit(decision)
@@ -113,7 +116,7 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
 
 
 def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "") -> PayoutDecided:
-    """The event of a decision."""
+    """The event of a decision now, under the policies in force."""
     return decision_of(
         record, desk.book.agent(record.agent), desk.party(record).identity, verdict, desk.now_us, by=by
     )
@@ -128,7 +131,7 @@ def decision_of(
     *,
     by: str = "",
 ) -> PayoutDecided:
-    """The event of a decision under that policy at that moment (µs)."""
+    """The event of a decision under a policy at a time (µs)."""
     held = verdict.decision == "HELD"
     ttl_s = agent.policy.hold_ttl_s if agent is not None else 0
     codes = verdict.reasons
@@ -154,7 +157,7 @@ def decision_of(
 def noted_by(
     decision: PayoutDecided, record: PayoutRecord, seen: BeneficiarySeen | None
 ) -> list[BeneficiaryNoted]:
-    """What an approval tells the registry of beneficiaries, where `seen` was in it before."""
+    """What an approval adds to the registry of beneficiaries; `seen`: what that had before."""
     if decision.decision != "APPROVED" or (seen is not None and seen.noted):
         return []
     pair = pair_of(record.account, record.fund_account, record.vendor_url)

@@ -1,7 +1,7 @@
-"""Reputation: rules 11 to 13. What Safe Browsing says of the vendor, asked at most once while it is fresh.
+"""Reputation: rules 11 to 13. What Safe Browsing says of the vendor, asked at most once while its answer is fresh.
 
-Three places are looked at in turn: this process's memory, Redis, the service. All URLs of a batch that nobody
-knows go out in one request, so one slow lookup costs the batch its own timeout and no more.
+It is looked for in this process's memory, then in Redis, then at the service. All unknown URLs of a batch go out in one
+request, so a slow lookup costs the batch one timeout.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from streamproc.log.cache import Cache
 from streamproc.log.work import Desk, Item, Stage, Work
 
 Lookup: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Reputation]]]
-"""Canonical URLs to what the service says now; never raises, it answers `unavailable`."""
+"""Asks the service about canonical URLs. Never raises: it answers `unavailable`."""
 
 REMEMBERED_MAX = 10_000
 """URLs in a process's memory, about 2 MB."""
@@ -35,7 +35,7 @@ class Reputations:
         self._memory: dict[str, Reputation] = {}
 
     def known(self, text: str, now_us: int) -> Reputation | None:
-        """From memory only; None: it must be asked."""
+        """The reputation from memory only; None: it has to be looked up."""
         url = vendor_of(text)
         if url is None:
             return NO_URL
@@ -43,7 +43,7 @@ class Reputations:
         return remembered if remembered is not None and remembered.fresh_until > now_us else None
 
     async def of(self, texts: Iterable[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
-        """The reputation of every URL as it was written."""
+        """The reputation of every URL, by the URL as it was written."""
         hrefs = {text: url.href for text in texts if (url := vendor_of(text)) is not None}
         known = {href: r for href in set(hrefs.values()) if (r := self._fresh(href, now_us)) is not None}
         wanted = sorted(set(hrefs.values()) - known.keys())
@@ -82,13 +82,13 @@ class Reputations:
 
 
 def _as_of(now_us: int, answer: Reputation) -> Reputation:
-    """The answer on Redis's clock: hosts' clocks are not each other's, but a duration is a duration."""
+    """The answer by Redis's clock: hosts' clocks differ, but a duration is the same everywhere."""
     fresh_until = now_us + answer.fresh_until - answer.checked_at
     return Reputation(answer.verdict, answer.threats, now_us, fresh_until, answer.problem)
 
 
 def cache_key(href: str) -> str:
-    """The whole hash of the canonical URL: two URLs never share an answer."""
+    """The full hash of the canonical URL, so that two URLs never share an answer."""
     return sha256(href.encode()).hexdigest()
 
 
@@ -116,12 +116,12 @@ def _vet_one(work: Work, event: VelocityChecked, desk: Desk, reputation: Reputat
 
 
 def checked(work: Work, desk: Desk, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
-    """The event for what the service said."""
+    """The event that records a reputation now."""
     return checked_at(desk.now_us, work.known().payout, reputation, findings)
 
 
 def checked_at(at: int, payout: str, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
-    """The event for what the service said, recorded at that moment (µs)."""
+    """The event that records a reputation at a time (µs)."""
     return ReputationChecked(
         at=at,
         payout=payout,

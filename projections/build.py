@@ -1,6 +1,6 @@
-"""The fold of all views at once, of a place that is being built and of the live one (runner.py).
+"""The fold of all views at once: of a place that is being built, and of the live one (runner.py).
 
-A few entries at a time are decoded, folded and given to all views while they are in the processor's cache; what the
+A few entries at a time are decoded, folded and given to all views while they are in the processor's cache. What the
 views make of them is written once for a whole segment.
 """
 
@@ -20,20 +20,20 @@ from streamproc.domain.wire import EVENT_KINDS
 from streamproc.errors import LogBroken
 
 ENTRIES_AT_ONCE = 64
-"""Some 300 kB with their events and steps: less than a core's second cache, and enough that calls cost little."""
+"""Some 300 kB with their events and steps: less than a core's L2 cache, and enough that calls cost little."""
 
 
 class Stored(Archived, Protocol):
-    """A row of the archive with the payout that it is kept under."""
+    """A row of the archive with the payout that it is stored under."""
 
     @property
     def payout(self) -> str | None: ...
 
 
 class Builder:
-    """Folds one share's archived rows into the views of a place that is being built, segment by segment.
+    """Folds archived rows of one share into the views of a place, segment by segment.
 
-    After an exception it is of no use any more: what it has folded is not what is written.
+    Of no use after an exception: what it has folded in memory is not what is written.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Builder:
         views: Sequence[View],
         disowned: Disowned | None = None,
     ) -> None:
-        """Without `disowned` nothing is passed over."""
+        """`disowned`: entries to pass over if they cannot be read; None: none."""
         self._db = db
         self._partition = partition
         self._records = records
@@ -61,27 +61,27 @@ class Builder:
         self._told = frozenset[type[Fact]]().union(*(v.reads for v in views if v.reads is not CHANGING))
         self.mark = mark
         self.seen: list[Step] | None = None
-        """Where a list is put here: all steps, also those that no view is made of."""
+        """If a list, `fold` appends all steps to it, also those that no view reads."""
 
     async def fold(self, rows: Sequence[Stored], upto: int) -> int:
-        """Bring the views up to `upto`, to which `rows` lead, that follow the mark; the number of events in them.
+        """Bring the views up to `upto` by `rows`, which follow the mark and lead there; the number of events in them.
 
-        Raises LogBroken, naming the entry, for what cannot be folded, also where a row is archived under another payout
-        than it is about, and Moved where the views are elsewhere by now.
+        Raises LogBroken, naming the entry, for what cannot be folded, or is archived under another payout than it is
+        about; Moved if the views are elsewhere by now.
         """
         known = await self._records.of(self._db, {row.payout for row in rows if row.payout})
         now: dict[str, PayoutRecord | None] = {}
         events = 0
         for first in range(0, len(rows), ENTRIES_AT_ONCE):
-            some = rows[first : first + ENTRIES_AT_ONCE]
-            events += self._fold(some, await self._decoded(some), known, now)
-            await asyncio.sleep(0)  # whoever else works in this process waits for some ms, not for a segment
+            chunk = rows[first : first + ENTRIES_AT_ONCE]
+            events += self._fold(chunk, await self._decoded(chunk), known, now)
+            await asyncio.sleep(0)  # other tasks of this process wait for some ms, not for a segment
         try:
             async with self._db.transaction():
                 await self.mark.move(self._db, rows, upto)
                 for _, each in self._sums:
                     await each.write(self._db, self._partition)
-        except OverflowError as problem:  # asyncpg's own; of JSON a number may have any length
+        except OverflowError as problem:  # from asyncpg; in JSON a number may have any length
             raise LogBroken(
                 f"entries {self._partition}:{self.mark.seq + 1} to {upto} by their seq hold a number that Postgres"
                 f" cannot: {problem}"
@@ -111,7 +111,7 @@ class Builder:
         events = 0
         for entry, row in zip(decoded, rows, strict=True):
             if entry.payout != row.payout and entry.payout:
-                # Its record was neither loaded, nor is it this share's.
+                # Its record was not loaded, and it may belong to another share.
                 raise LogBroken(
                     f"entry {self._partition}:{entry.id} is about payout {entry.payout} and archived under"
                     f" {row.payout or 'none'}; `streamproc audit verify` says more"
@@ -130,7 +130,7 @@ class Builder:
 
 
 class _Part:
-    """Views that read the same events: the steps for them of the entries in hand, and what came of those before."""
+    """Views that read the same events, with the steps of the entries in hand that they are still to add."""
 
     def __init__(self, reads: frozenset[type[Fact]], sums: Sequence[Sum]) -> None:
         self.reads = reads
@@ -139,7 +139,7 @@ class _Part:
         self.take: Callable[[Step], None] = self._steps.append
 
     def add(self) -> None:
-        """Take the steps in."""
+        """Give the steps to the views."""
         if self._steps:
             for each in self._sums:
                 each.add(self._steps)

@@ -1,7 +1,7 @@
-"""A builder as a process: `python -m projections.build_worker`, its share as one JSON line on stdin.
+"""A builder as a process: `python -m projections.build_worker`, with its share as one JSON line on stdin.
 
-The DSN comes that way too, since a process list shows arguments. It answers with a JSON line for each segment, and
-ends with exit code 1 and a line that says why where it cannot go on.
+The DSN comes on stdin too, since a process list shows arguments. It answers with a JSON line for each segment. If it
+cannot go on, it ends with exit code 1 and a line that says why.
 """
 
 import resource
@@ -30,7 +30,7 @@ class Order(Struct, frozen=True):
 
 
 class Said(Struct, frozen=True, omit_defaults=True):
-    """A line of a builder: how far it is, the events since the last line, its memory at most; or why it ends."""
+    """A line of a builder: its position, the events since the last line and its peak memory; or why it ends."""
 
     partition: int
     slice: int

@@ -1,4 +1,4 @@
-"""Comparing two places at one position: counts, checksums, the rows that differ, and what must always hold."""
+"""Compares two places at one position: counts, checksums, differing rows, and what must always hold."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +10,7 @@ from projections.schema import quote_ident
 from streamproc.archive.sql import statements
 
 DIFFERENCES_MAX = 10
-"""Differing rows that are shown of each view; the count is of all."""
+"""Differing rows shown of each view; all are counted."""
 ROWS_AT_ONCE = 5_000
 """Keys and digests fetched at once of each side, some 100 bytes each."""
 
@@ -19,14 +19,14 @@ _INVARIANTS = {name: sql for name, sql in _SQL.items() if name.startswith("invar
 
 
 class Sum(Struct, frozen=True):
-    """What a view holds: how many rows, and a checksum that does not depend on their order."""
+    """What a view holds: the number of rows, and a checksum that does not depend on their order."""
 
     rows: int
     checksum: str
 
 
 class Difference(Struct, frozen=True):
-    """A row that the two places do not agree on. None: it is missing there. Only differing columns are shown."""
+    """A row that differs. None: it is missing in that place. Only differing columns are shown."""
 
     key: str
     live: dict[str, object] | None
@@ -44,7 +44,7 @@ class Shapes(Struct, frozen=True):
 
     @property
     def changed(self) -> str:
-        """What became other with the version, in words; empty where nothing did."""
+        """What changed with the version, in words; '' if nothing did."""
         if (self.live_version, self.only_live, self.only_rebuilt) == (self.version, [], []):
             return ""
         said = [f"the live one is of version {self.live_version}, by its log it is of {self.version}"]
@@ -54,7 +54,7 @@ class Shapes(Struct, frozen=True):
 
 
 async def shapes(live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str) -> Shapes:
-    """What a view is in the two places."""
+    """A view's shapes in the two places."""
     before, after = [await _columns(db, view) for db in (live, rebuilt)]
     live_version, version = [await db.fetchval(_SQL["version"], view) or 0 for db in (live, rebuilt)]
     return Shapes(
@@ -71,25 +71,25 @@ async def _columns(db: asyncpg.Connection, view: str) -> list[str]:
 
 
 def _rows_of(view: str, columns: Sequence[str]) -> str:
-    """The view, or some of its columns, as a query has it after FROM."""
+    """The view, or some of its columns, as a table expression."""
     if not columns:
         return view
     return _SQL["only"].format(view=view, columns=", ".join(map(quote_ident, columns)))
 
 
 async def checksum(db: asyncpg.Connection, view: str, columns: Sequence[str] = ()) -> Sum:
-    """The sum of a view of the place that `db` is in; of some of its columns where they are named."""
+    """The sum of a view in the place that `db` is in; of `columns` only, if any are named."""
     row = await db.fetchrow(_SQL["checksum"].format(view=_rows_of(view, columns)))
     return Sum(row["rows"], row["checksum"])
 
 
 async def positions(db: asyncpg.Connection, views: Sequence[str]) -> dict[int, int]:
-    """Where these views stand, by partition; a partition whose views are not all at one entry is left out."""
+    """The position of these views by partition, without partitions in which they are not all at one entry."""
     return {row["partition"]: row["seq"] for row in await db.fetch(_SQL["positions"], list(views))}
 
 
 async def violations(db: asyncpg.Connection) -> list[str]:
-    """What does not hold in the place that `db` is in, in words with the number of cases; empty when all is well."""
+    """What does not hold in the place that `db` is in, each in words with the number of cases."""
     found = []
     for name, sql in _INVARIANTS.items():
         count = await db.fetchval(sql)
@@ -101,9 +101,9 @@ async def violations(db: asyncpg.Connection) -> list[str]:
 async def differences(
     live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str, columns: Sequence[str] = ()
 ) -> tuple[int, list[Difference]]:
-    """How many rows differ, and the first DIFFERENCES_MAX of them. Both connections are in a transaction.
+    """How many rows differ, and the first DIFFERENCES_MAX of them. Both connections must be in a transaction.
 
-    `columns`: those that are compared, of which the key's are some; all where none are named.
+    `columns`: those to compare, which must include the key's; all, if none are named.
     """
     key = " || '|' || ".join(f"{name}::text" for name in await key_of(live, view))
     rows = _rows_of(view, columns)
@@ -113,8 +113,10 @@ async def differences(
         count += 1
         if len(keys) < DIFFERENCES_MAX:
             keys.append(found)
-    one = _SQL["row"].format(view=rows, key=key)
-    shown = [_difference(k, await live.fetchval(one, k), await rebuilt.fetchval(one, k)) for k in keys]
+    row_query = _SQL["row"].format(view=rows, key=key)
+    shown = [
+        _difference(k, await live.fetchval(row_query, k), await rebuilt.fetchval(row_query, k)) for k in keys
+    ]
     return count, shown
 
 
@@ -131,7 +133,7 @@ async def _rows(db: asyncpg.Connection, sql: str) -> AsyncIterator[tuple[str, in
 async def _unequal(
     one: AsyncIterator[tuple[str, int]], other: AsyncIterator[tuple[str, int]]
 ) -> AsyncIterator[str]:
-    """The keys of two ordered sequences that are in one only, or with another digest."""
+    """Keys of two ordered sequences that are in one of them only, or have different digests."""
     left, right = await anext(one, None), await anext(other, None)
     while left is not None or right is not None:
         if left is not None and right is not None and left[0] == right[0]:

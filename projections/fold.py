@@ -1,6 +1,6 @@
-"""From archived entries to steps: each event at its place, with its payout's record before and after it. Pure.
+"""From archived entries to steps: each event with its payout's record before and after it. Pure.
 
-All views fold the same steps, so they cannot disagree on what a payout was when something happened to it.
+All views fold the same steps, so they cannot disagree on a payout's state when something happened to it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Archived(Protocol):
 
 
 class Decoded(Struct, gc=False):
-    """An entry that was understood. `payout` is empty where it is about none."""
+    """An entry that could be read. `payout` is empty if it is about none."""
 
     seq: int
     id: str
@@ -44,12 +44,12 @@ class Decoded(Struct, gc=False):
     events: list[Event]
 
 
-# Millions are made in a rebuild, and nothing they hold can point back at them: the collector need not know them.
+# gc=False: a rebuild makes millions, and nothing that they hold can refer back to them.
 class Step(Struct, gc=False):
-    """One event of the log, at its `place` in the entry `entry`, which is the archive's number `seq`.
+    """One event of the log: number `place` in the entry `entry`, which is the archive's row `seq`.
 
-    `before` and `after` are its payout's record; None while the payout is unknown, or where there is none. Where an
-    entry approves a payout at first sight, the record changes with the decision, not step by step before it.
+    `before` and `after` are its payout's record; None if the payout is not known yet, or there is none. Where an entry
+    approves a payout at first sight, the whole change of the record is on the decision's step.
     """
 
     partition: int
@@ -78,26 +78,26 @@ OF_PAYOUT = having("payout")
 
 
 class Sum(Protocol):
-    """What a view makes of the steps of a segment of any length. One partition's, in order."""
+    """What a view makes of the steps of a segment, of one partition and in order."""
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Take in steps that the view reads; the list is the caller's again afterwards."""
+        """Add steps that the view reads. The caller may change the list afterwards."""
         ...
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """Write it, and be empty. Must run in a transaction."""
+        """Write the sum and empty it. Must run in a transaction."""
         ...
 
 
 class Unreadable(LogBroken):
-    """An entry that cannot be read here. Only where a person disowned it may it be passed over (ADR 32)."""
+    """An entry that cannot be read here. It may be passed over only if a person disowned it (ADR 32)."""
 
 
 def decode(partition: int, entry: Archived, is_disowned: Callable[[Archived], bool] | None = None) -> Decoded:
-    """The entry's events; none, where it cannot be read and a person disowned it.
+    """The entry's events; none if it cannot be read and a person disowned it.
 
-    Raises Unreadable, naming the entry, for anything else that is unknown, since no fact is skipped, and LogBroken for
-    an entry about several payouts.
+    Raises Unreadable, naming the entry, if it cannot be read otherwise, since no fact is skipped, and LogBroken for an
+    entry about several payouts.
     """
     try:
         meta, events = read_entry(entry.e, entry.m)
@@ -124,18 +124,18 @@ def steps_of(
     now: dict[str, PayoutRecord | None] | None = None,
     told: frozenset[type[e.Fact]] = ALL,
 ) -> list[Step]:
-    """The steps of `entries` in order, starting from the payouts' `records`, which are left as they are.
+    """The steps of `entries` in order, starting from the payouts' `records`, which are not changed.
 
-    `now` is what they became, by entries before and then by these. A step that changes no record is left out where its
-    event is not in `told`.
-    Raises LogBroken, naming the event, where an event cannot follow what is known of its payout.
+    `now` has the records after earlier entries, and after this call those after these entries. A step that changes no
+    record is left out if its event is not in `told`. Raises LogBroken, naming the event, if it cannot follow what is
+    known of its payout.
     """
     now = {} if now is None else now
     steps: list[Step] = []
-    for found in entries:
-        owner, seq, entry, by = found.payout, found.seq, found.id, found.by
+    for decoded in entries:
+        owner, seq, entry, by = decoded.payout, decoded.seq, decoded.id, decoded.by
         record = now[owner] if owner in now else records.get(owner) if owner else None
-        events, place = found.events, 0
+        events, place = decoded.events, 0
         try:
             if (
                 len(events) > DECISION
@@ -150,7 +150,7 @@ def steps_of(
                 record, place = after, place + 1
                 events = events[place:]
             for event in events:
-                # A set-aside entry may name no payout; then it is about none.
+                # `entry.set_aside` may name no payout; then it is about none.
                 if owner and type(event) in OF_PAYOUT and event.payout:  # type: ignore[union-attr]
                     before, record = record, evolve(record, event)
                     if record is not before or type(event) in told:
@@ -167,14 +167,13 @@ def steps_of(
 
 
 DECISION = 4
-"""Where the decision is among the events of an approval at first sight."""
+"""Index of the decision among the events of an approval at first sight."""
 
 
 def _approved_at_sight(record: PayoutRecord, events: Sequence[Event]) -> PayoutRecord | None:
-    """The record after an entry's first events, of more than DECISION, where they approve its payout at first sight;
-    None where they do not.
+    """The record after an entry's first DECISION + 1 events, if they approve its payout at first sight; else None.
 
-    What `evolve` makes of them, one after the other, in one copy instead of four: most payouts come this way.
+    The same as `evolve` gives, in one copy of the record instead of four: most payouts come this way.
     """
     screened, slot, vetted, reserved, decided = events[: DECISION + 1]
     if not (
@@ -185,18 +184,18 @@ def _approved_at_sight(record: PayoutRecord, events: Sequence[Event]) -> PayoutR
         and type(reserved) is e.BudgetReserved
     ):
         return None
-    plain = (
+    fit_together = (
         screened.at == slot.at == vetted.at == reserved.at == decided.at
         and screened.payout == slot.payout == vetted.payout == reserved.payout == decided.payout != ""
         and screened.agent == decided.agent
         and screened.policy_version == decided.policy_version
         and decided.identity in ("unknown", screened.identity)
     )
-    return approved(record, screened, vetted, reserved, decided) if plain else None
+    return approved(record, screened, vetted, reserved, decided) if fit_together else None
 
 
 def moment(at_us: int) -> tuple[int]:
-    """µs since 1970 as Postgres keeps a timestamptz, µs since 2000, for a connection that `run.speak_micros`.
+    """µs since 1970 as Postgres stores a timestamptz, µs since 2000, for a connection after `run.speak_micros`.
 
     An aware datetime costs ten times as much to make and to encode.
     """
@@ -204,18 +203,18 @@ def moment(at_us: int) -> tuple[int]:
 
 
 class Few:
-    """The sum of a view whose events are few: its steps, written as the live view writes them."""
+    """The sum of a view with few events: it keeps the steps and writes them all at the end."""
 
     def __init__(self, write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]) -> None:
         self._write = write
         self._steps: list[Step] = []
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Keep them."""
+        """Keep the steps."""
         self._steps += steps
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """Write them."""
+        """Write the steps kept."""
         steps, self._steps = self._steps, []
         if steps:
             await self._write(db, steps)

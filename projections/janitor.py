@@ -1,7 +1,7 @@
-"""The janitor: beside each partition's projector, which knows the checkpoint, it trims the log every now and then.
+"""The janitor: trims the log at intervals, beside each partition's projector, which knows what is archived.
 
-What may go is decided by the log itself in one step (streamproc/log/lua/trim.lua). A janitor that cannot work waits and
-says so; it never stops the projector.
+What may go is decided in Redis in one step (streamproc/log/lua/trim.lua). A janitor that cannot work logs that and
+waits; it never stops the projector.
 """
 
 import asyncio
@@ -14,20 +14,20 @@ from projections.outage import Outage
 from streamproc.errors import LogBroken, LogUnavailable
 
 AGAIN_S = 1.0
-"""Between two rounds while there is more to trim than one round does."""
+"""Between two rounds while one round does not remove all that may go."""
 
 log = logging.getLogger(__name__)
 
 
 class Round(Struct, frozen=True):
-    """What one bounded round did. `more`: it ended by its bound, not because nothing was left."""
+    """What one bounded round did. `more`: it ended by its bound, so there may be more to remove."""
 
     removed: int
     more: bool
 
 
 class Janitor(Struct, frozen=True):
-    """`trim` does a round on a partition whose last archived entry it is given."""
+    """`trim` does one round on a partition, up to the id of the last archived entry."""
 
     interval_s: float
     trim: Callable[[int, str], Awaitable[Round]]
@@ -36,7 +36,7 @@ class Janitor(Struct, frozen=True):
 async def keep_trimmed(
     partition: int, janitor: Janitor, anchor: Callable[[], str], stopping: asyncio.Event
 ) -> None:
-    """Trim every `interval_s` until `stopping`, up to what `anchor` says is archived by then."""
+    """Trim every `interval_s` until `stopping`, up to the entry that `anchor` gives as archived last."""
     outage, said = Outage(f"janitor of partition {partition}"), ""
     wait_s = janitor.interval_s
     while not await _stopped(stopping, wait_s):

@@ -1,4 +1,4 @@
-"""Keeping the live views: the runner's life through outages, swaps, and entries that cannot be folded."""
+"""Keeps the live views of a partition: through outages, swaps, and entries that cannot be folded."""
 
 import asyncio
 import logging
@@ -16,54 +16,55 @@ from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken, named
 
 WAIT_S = 1.0
-"""How long the views wait for a row before they look at the archive, and so how soon a swap is noticed."""
+"""How long the views wait for a row before they look into the archive, and so how soon a swap is noticed."""
 GATHER_S = 0.2
-"""While entries keep coming the views are written this often at most, and what comes meanwhile goes together. So a
-payout's first sight and decision make one row, not one that is made, removed and made again, and what the payouts of an
-agent or a vendor add is added once. The first entries after a pause are written at once."""
+"""Least interval between writes while entries keep coming; what comes meanwhile is written together. So a payout's
+first sight and decision make one row, not one that is inserted, deleted and inserted again, and what payouts add
+to an agent or a vendor is added once. The first entries after a pause are written at once."""
 MUCH = 500
-"""So many rows in one go are a flood: then each payout waits a while for its decision, which comes in a later row."""
+"""Rows in one go that count as a flood: then a payout waits for its decision, which comes in a later row."""
 GATHER_MUCH_S = 0.5
-"""The same in a flood: a row of `payouts` that is written twice costs 20 µs of CPU more."""
+"""GATHER_S in a flood, where writing a row of `payouts` twice would cost 20 µs of CPU more."""
 GATHERED_MAX = BATCH_MAX
-"""Rows that nobody waits any longer with."""
+"""Rows that are written without waiting for more."""
 BROKEN_RETRY_S = 15.0
-"""Views that stopped with an alarm are tried again this often: a replay may have put sound ones in place."""
+"""Interval at which views that stopped with an alarm are tried again: a replay may have replaced them."""
 
 _NAMED = (LogBroken, ConfigError, asyncpg.PostgresError)
-"""What says enough by itself."""
+"""Errors whose text says enough without a traceback."""
 
 log = logging.getLogger(__name__)
 
 
 async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Event) -> None:
-    """Fold what is archived into the live views until `stopping`; while they cannot be, say so and try again."""
+    """Fold what is archived into the live views until `stopping`. While that fails, log it once and try again."""
     outage = Outage(f"views of partition {partition}")
-    disowned, said = disowned_in(dsn, partition), ""
+    disowned, reported = disowned_in(dsn, partition), ""
     while not stopping.is_set():
         heed_cancellation()
         try:
             async with connection(dsn, name=f"streamproc views {partition}") as db:
                 await write_lazily(db)
                 runner = Runner(db, partition, await open_heads(db, partition), disowned=disowned)
-                said = _over(partition, said)
+                _log_retry(partition, reported)
                 await _follow(runner, db, partition, feed, stopping, outage)
         except Moved as moved:
             log.info("%s; going on from where they are", moved)
         except AWAY as problem:
             await outage.wait(problem, stopping)
-        except Exception as problem:  # a defect of a fold too: money waits for the archive beside it
-            if (what := named(problem)) != said:
+        except (
+            Exception
+        ) as problem:  # even a defect of a fold must not stop the archive, for which money waits
+            if (what := named(problem)) != reported:
                 text = "the views of partition %d stand still, the archive goes on: %s"
                 log.error(text, partition, what, exc_info=None if isinstance(problem, _NAMED) else problem)
-                said = what
+                reported = what
             await pause(stopping, BROKEN_RETRY_S)
 
 
-def _over(partition: int, said: str) -> str:
-    if said:
+def _log_retry(partition: int, reported: str) -> None:
+    if reported:
         log.info("the views of partition %d are tried again", partition)
-    return said
 
 
 async def _follow(
@@ -87,5 +88,5 @@ async def _follow(
         elif len(rows) < BATCH_MAX:
             gather_s = GATHER_S if len(rows) < MUCH else GATHER_MUCH_S
             await feed.gather(GATHERED_MAX, begun_s + gather_s)
-    if rows := feed.take(runner.mark.seq, BATCH_MAX):  # what was being gathered when the end came
+    if rows := feed.take(runner.mark.seq, BATCH_MAX):  # gathered when `stopping` came
         await runner.fold(rows)

@@ -1,6 +1,6 @@
-"""View `letters`: what became dead letters of a group, and what closed them. Built for a recovery only.
+"""View `letters`: what became a group's dead letters, and what closed them. Built for a recovery only.
 
-A dead letter may be older than everything else that is still open, so it is found by a fold of the whole archive.
+A dead letter may be older than all else that is open, so only a fold of the whole archive finds it.
 """
 
 from collections.abc import Iterable, Sequence

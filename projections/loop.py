@@ -7,9 +7,9 @@ the positions; nothing is acknowledged to Redis. The archive keeps bytes and doe
 view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on. So does the
 notary, which signs what is archived (notary.py).
 
-The log is what it must be only while the entry at the checkpoint, the *anchor*, is in it with the archived bytes.
-That tells a log that lost its tail and one that was trimmed too far. So whoever trims keeps the anchor: MINID at
-most the checkpoint, never above. A log that contradicts the archive stops the projector by LogBroken.
+The log is sound only while it has the entry at the checkpoint, the *anchor*, with the archived bytes. A log that lost
+its tail has not, nor one that was trimmed too far; so trimming keeps the anchor: MINID is at most the checkpoint. A log
+that contradicts the archive stops the projector by LogBroken.
 """
 
 import asyncio
@@ -44,17 +44,17 @@ from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable,
 BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
 BLOCK_MS = 1_000
-"""How long a read waits for an entry, and so how soon a stop and a regression of an idle log are noticed."""
+"""How long a read waits for an entry, and so how soon a stop, or an idle log that lost entries, is noticed."""
 GATHER_S = 0.01
-"""While entries keep coming they are archived this often at most, and what comes meanwhile shares a transaction and its
-sync. Whoever waits at the barrier looks as often. The first entry after a pause is archived at once."""
+"""Least interval between transactions while entries keep coming; what comes meanwhile shares one and its sync. The
+barrier polls as often. The first entry after a pause is archived at once."""
 MUCH = 64
-"""So many entries in one go are a flood, in which a transaction costs more than what it holds: some 1.3 ms of CPU here
+"""Entries in one go that count as a flood. Then a transaction costs more than what it holds: some 1.3 ms of CPU here
 and in Postgres, as much as 60 entries."""
 GATHER_MUCH_S = 0.04
-"""How often at most in a flood. So money waits at the barrier 30 ms longer then; a call to the bank takes hundreds."""
+"""GATHER_S in a flood. Money waits at the barrier 30 ms longer then; a call to the bank takes hundreds."""
 DRAIN_S = 5.0
-"""How long a stop waits for the views' batch in hand and a last checkpoint; the rest is done at the next start."""
+"""How long a stop waits for the views' batch in hand and a last checkpoint; what is left is done at the next start."""
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class LogView(Log, Protocol):
 
 
 class Progress(Struct, frozen=True):
-    """Where a partition's projector is. `lag_ms` is by entry time, against the log's own end."""
+    """A partition's archive position. `lag_ms`: how far it is behind the log's end, by the entries' times."""
 
     partition: int
     seq: int
@@ -89,9 +89,9 @@ async def run_projector(
     terms: Terms | None = None,
     janitor: Janitor | None = None,
 ) -> None:
-    """Project all partitions until `stopping` is set. One that breaks stops all, by its LogBroken.
+    """Project all partitions until `stopping` is set. If one breaks, all stop, and its error is raised.
 
-    With `terms` the archive is signed by checkpoints as they say; a `janitor` trims the log behind it.
+    With `terms` the archive is signed by checkpoints; a `janitor` trims the log behind it.
     """
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -109,7 +109,7 @@ async def run_projector(
 
 
 def _first_named(problems: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The error of ours, for the one line that a person reads; None when there is only a defect."""
+    """The first error of our own, which one line can tell a person; None if there are only defects."""
     found: BaseException | None = problems.subgroup(StreamprocError)
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
@@ -129,8 +129,8 @@ async def project(
 ) -> None:
     """Project one partition until `stopping` is set; closes `view`.
 
-    While Postgres or the log is away it tries again, with backoff. Raises LogBroken when the log contradicts the
-    archive or itself, ConfigError when the schema is not there.
+    While Postgres or the log is away it tries again, with backoff. Raises LogBroken if the log contradicts the archive
+    or itself, ConfigError if the schema is not there.
     """
     outage = Outage(f"projector of partition {partition}")
     async with aclosing(view):
@@ -153,7 +153,7 @@ async def project(
 
 
 class _Session:
-    """One connection's worth of projecting: from taking the lock to losing the connection."""
+    """Projecting over one connection: from taking the lock to losing the connection."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Session:
             while not stopping.is_set():
                 for task in followers:
                     if task.done():
-                        task.result()  # a defect: nothing that can happen ends it
+                        task.result()  # raises: only a defect can end it before `ended`
                 entries = await self._read()
                 begun_s = clock()
                 if entries:
@@ -209,7 +209,7 @@ class _Session:
     def _start_followers(
         self, dsn: str, stopping: asyncio.Event
     ) -> tuple[list["asyncio.Task[None]"], asyncio.Event]:
-        """What goes on beside the archive and never holds it up, and the event that says that it has ended."""
+        """Tasks beside the archive that must never delay it, and the event that tells them that it has ended."""
         partition, ended = self._partition, asyncio.Event()
         followers = [asyncio.create_task(keep_views(partition, dsn, self._feed, stopping))]
         if self._terms is not None:
@@ -220,15 +220,15 @@ class _Session:
         return followers, ended
 
     async def _read(self) -> Sequence[Entry]:
-        """What follows the archive's end in the log; empty where nothing did for BLOCK_MS.
+        """What follows the archive's end in the log; empty if nothing came within BLOCK_MS.
 
-        Raises LogBroken unless that end is in the log. Also where entries follow it: a connection may outlive a
-        failover, when a server that others wrote to before follows another one now, and then the log behind it has
-        changed under our reading.
+        Raises LogBroken unless that end is in the log, which is checked even if entries follow it: a connection can
+        outlive a failover in which its server begins to follow another one, and then the log has changed under our
+        reading.
         """
         last = self._anchor
         if last is not None:
-            # While entries keep coming they are here already, and the anchor comes with them.
+            # While entries keep coming, one read without waiting gives both the anchor and what follows it.
             found = await self._view.read(id_before(last.id), self._batch_max + 1, 0)
             if len(found) > 1 and _is_same(found[0], last):
                 return found[1:]
@@ -256,7 +256,7 @@ class _Session:
         return max(0, id_key(await self._view.last_id())[0] - id_key(self._head.entry)[0])
 
     async def _has_anchor(self) -> bool:
-        """Whether the log still has what was archived last: one short read, on the connection that reads the log."""
+        """Whether the log still has the last archived entry: one short read, on the connection that reads the log."""
         last = self._anchor
         if last is None:
             return False
@@ -264,21 +264,21 @@ class _Session:
         return bool(found) and _is_same(found[0], last)
 
     async def _check_anchor(self) -> None:
-        """Raise LogBroken unless the last archived entry is in the log as it was archived."""
+        """Raise LogBroken unless the last archived entry is in the log with the archived bytes."""
         problem = await lost_from(self._db, self._view, self._partition, self._head)
         if problem:
             raise LogBroken(f"{problem}; {WHEN_LOST}")
 
 
-def _is_same(one: Entry, other: Entry) -> bool:
-    return (one.id, one.e, one.m) == (other.id, other.e, other.m)
+def _is_same(entry: Entry, other: Entry) -> bool:
+    return (entry.id, entry.e, entry.m) == (other.id, other.e, other.m)
 
 
 def months_of(entries: Sequence[Entry]) -> list[int]:
-    """The months (UTC, their first ms) in which ascending entries are, and the month after them."""
+    """The first ms of each month (UTC) that ascending entries are in, and of the month after them."""
     starts: list[int] = []
     end_ms = 0
-    # Nearly always all are in the month of the first, and then only the last needs a look.
+    # Nearly always all entries are in the first one's month, and then only the last one is looked at.
     while entries:
         start_ms, end_ms = _month(id_key(entries[0].id)[0])
         starts.append(start_ms)

@@ -1,10 +1,10 @@
-"""The notary: signed checkpoints over what is archived, made beside the archive and handed outside.
+"""The notary: signs checkpoints of what is archived, beside the archive, and publishes them outside.
 
-    rows after the last one -> computed anew -> [ row in `checkpoints` ] -> outside -> [ `checkpoints_published` ]
+rows after the last one -> computed anew -> [ row in `checkpoints` ] -> outside -> [ `checkpoints_published` ]
 
-What is in brackets is one transaction each. A kill anywhere leaves a checkpoint made or not made, and repeats at most a
-publication. The archive never waits for this; what cannot be made or handed over now is made or handed over later. Only
-a contradiction ends it, with an alarm: nothing is ever signed over one.
+What is in brackets is one transaction each. A kill anywhere leaves a checkpoint made or not made, and repeats at most
+one publication. The archive never waits for this; what cannot be made or published now is tried again later. Only a
+contradiction ends it, with an alarm: nothing is ever signed over one.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, connection, take_loc
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 
 LOOK_S = 1.0
-"""How often the archive's head is looked at, and so how late a checkpoint by number of entries may be."""
+"""Interval between looks at the archive's head, and so how late a checkpoint by number of entries may be."""
 BROKEN_RETRY_S = 15.0
-"""Where Postgres refuses (no tables yet, no grant): a person has to do something first."""
+"""Delay where Postgres refuses (no tables yet, no grant): a person has to do something first."""
 
 log = logging.getLogger(__name__)
 
 
 class Terms(Struct, frozen=True):
-    """How to sign and when: after so many entries, or after so many seconds if there is something new."""
+    """How to sign, and when: after so many entries, or after so many seconds if there is anything new."""
 
     signer: Signer
     trusted: Trusted
@@ -70,7 +70,7 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
 
 
 class _Rounds:
-    """Looks at the archive again and again, on one connection."""
+    """Makes and publishes checkpoints that are due, again and again, on one connection."""
 
     def __init__(self, maker: Maker, terms: Terms, partition: int) -> None:
         self._maker = maker
@@ -83,7 +83,7 @@ class _Rounds:
         self._publish_at = 0.0
 
     async def run(self, ended: asyncio.Event, outage: Outage) -> None:
-        """Until `ended`; then whatever is left is signed and tried to be published once."""
+        """Run until `ended`; then sign whatever is left, and try once to publish it."""
         while True:
             last = ended.is_set()
             made = await self._make_one(everything=last)
@@ -97,7 +97,7 @@ class _Rounds:
             await pause(ended, min(LOOK_S, self._terms.every_s))
 
     async def _make_one(self, *, everything: bool) -> bool:
-        """Make the next checkpoint if it is time for it. One that is far behind goes on in steps of a bounded size."""
+        """Make the next checkpoint if it is due. One that is far behind goes on in steps of a bounded size."""
         behind = (await self._maker.head()).seq - self._maker.size
         step = min(behind, self._terms.every_entries)
         if behind <= 0 or not (everything or step == self._terms.every_entries or await self._is_due()):
@@ -107,8 +107,8 @@ class _Rounds:
         return True
 
     async def _is_due(self) -> bool:
-        # The archive says since when something waits: what was due stays due however often these rounds begin anew.
-        # The own clock is asked as well, since the owner of the database could put a row's time into the future.
+        # How long something waits is read from the archive, so that it stays due however often these rounds restart.
+        # Our own clock counts too, since the owner of the database could set a row's time into the future.
         return self._clock() >= self._due_at or await self._maker.waited_s() >= self._terms.every_s
 
     async def _publish_all(self) -> None:
@@ -124,7 +124,7 @@ class _Rounds:
 
 
 async def _check_outside(maker: Maker, terms: Terms) -> None:
-    """Raise LogBroken where the file knows of a longer history than the table: then one was cut, and not the file."""
+    """Raise LogBroken if the file has a longer history than the table: then the table was cut."""
     if not isinstance(terms.outside, NotesFile):
         return
     try:
@@ -156,7 +156,7 @@ async def _check_outside(maker: Maker, terms: Terms) -> None:
 
 
 def _newest(path: Path, origin: str) -> Stated | None:
-    """The largest checkpoint of an origin in the file; before that, one of another archive, if there is any."""
+    """The largest checkpoint of an origin in the file; before it one of another archive, if there is any."""
     newest: Stated | None = None
     archive = origin.rpartition("/")[0]
     try:

@@ -1,4 +1,4 @@
-"""Waiting out a dependency that is away."""
+"""Waiting while a dependency is away, with backoff."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Outage:
-    """Backoff, and one log line when something goes away and one when it is back."""
+    """Backoff, with one log line when something goes away and one when it is back."""
 
     def __init__(self, who: str) -> None:
         self._who = who
@@ -20,13 +20,13 @@ class Outage:
         self._said = False
 
     def over(self) -> None:
-        """All is well: batches commit, or there is nothing to do."""
+        """All is well again."""
         if self._said:
             log.info("%s: goes on", self._who)
         self._said, self._retry_s = False, RETRY_S_MIN
 
     def failed(self, problem: BaseException) -> float:
-        """Say it, if it is new; the seconds to wait before the next try, more each time."""
+        """Log the problem, if it is new; the seconds until the next try, more each time."""
         if not self._said:
             # A driver's own message may hold the DSN; ours do not.
             ours = isinstance(problem, StreamprocError)
@@ -37,15 +37,15 @@ class Outage:
         return retry_s
 
     async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
-        """Wait before the next try, longer each time."""
+        """Log the problem, if it is new, and wait until the next try."""
         await pause(stopping, self.failed(problem))
 
 
 def heed_cancellation() -> None:
     """Raise the CancelledError that was lost on the way here.
 
-    A transaction that is cancelled as its connection dies raises what its rollback met, not the cancellation; whoever
-    waits out lost connections in a loop would then go on for ever, and who cancelled it wait for ever.
+    A transaction that is cancelled while its connection dies raises the error of its rollback, not the cancellation. A
+    loop that waits out lost connections would then go on for ever, and whoever cancelled it would wait for ever.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -53,7 +53,7 @@ def heed_cancellation() -> None:
 
 
 async def pause(stopping: asyncio.Event, seconds: float) -> None:
-    """Wait, but no longer than until `stopping`."""
+    """Sleep, but not longer than until `stopping`."""
     try:
         async with asyncio.timeout(seconds):
             await stopping.wait()

@@ -1,9 +1,9 @@
-"""Building views anew in a place of their own, from the archive, in parallel and resumable.
+"""Builds views anew from the archive, in a place of their own, in parallel and resumable.
 
-The archive up to a target is split by partition and, within one, by payout: a builder folds the entries of its
+The archive up to a target is split by partition and, within one, by payout: each builder folds the entries of its
 payouts in order, in segments. A segment's rows and the builder's mark are one transaction, so a build that was killed
-goes on where its last segment ended. Builders may write one table together because a view is keyed by payout, only
-added to, or made of sums.
+goes on after its last segment. Builders can write to one table together because a view is keyed by payout, append-only,
+or made of sums.
 """
 
 import asyncio
@@ -30,9 +30,10 @@ from streamproc.errors import JobFailed, LogBroken
 SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
 CLIENT_CHECK_MS = 1_000
-"""How soon Postgres gives up an index that nobody waits for any more, because the replay was killed."""
+"""How soon Postgres stops making an index for a replay that was killed."""
 DIGEST_CHARS = 16
-"""Of the SHA-256 of what makes the tables: it tells two versions apart, nobody attacks it."""
+"""Of the SHA-256 of the statements that make the tables: enough to distinguish versions, no protection against
+attacks."""
 _by_seq = attrgetter("seq")
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
@@ -41,7 +42,7 @@ _SQL = statements("projections", "rebuild.sql")
 
 
 class Target(Struct, frozen=True):
-    """Up to where a partition is built."""
+    """The entry up to which a partition is built."""
 
     partition: int
     seq: int
@@ -49,7 +50,7 @@ class Target(Struct, frozen=True):
 
 
 class Slice(Struct, frozen=True):
-    """One builder's share of a partition: the payouts whose hash leaves `slice` when divided by `slices`."""
+    """One builder's share of a partition: the payouts whose hash modulo `slices` is `slice`."""
 
     partition: int
     slice: int
@@ -61,9 +62,10 @@ class Slice(Struct, frozen=True):
 
 
 def fingerprint() -> str:
-    """What a half-built place must agree on with the code that goes on building it: versions, and how tables are made.
+    """The versions of the views and how their tables are made: a half-built place is only resumed by code with the
+    same.
 
-    A table that a version before made with its key cannot be given it last, and its indexes may be others.
+    A table that an earlier version made with its key cannot be given the key last, and its indexes may differ.
     """
     made = "\n".join(statement for view in VIEWS for statement in _making(view))
     digest = hashlib.sha256(made.encode()).hexdigest()[:DIGEST_CHARS]
@@ -88,7 +90,7 @@ async def archive_ends(db: asyncpg.Connection) -> list[Target]:
 async def plan_build(
     db: asyncpg.Connection, schema: str, targets: Sequence[Target], jobs: int, views: Sequence[View] = VIEWS
 ) -> list[Slice]:
-    """Make an empty place of these views with a plan of who builds what; `db` is in it afterwards."""
+    """Make an empty place for these views, with a plan of who builds what; `db` is in it afterwards."""
     await drop_place(db, schema)
     per_partition = max(1, -(-jobs // max(1, len(targets))))
     async with db.transaction():
@@ -102,10 +104,8 @@ async def plan_build(
 
 
 async def resumable(db: asyncpg.Connection, schema: str, ends: Sequence[Target]) -> list[Slice] | None:
-    """The plan of a place that was left half built, entered, and led on to where the archive ends now.
-
-    None where there is none that fits this code.
-    """
+    """Enter a half-built place and extend its plan to where the archive ends now; the plan, or None if none fits
+    this code."""
     if not await db.fetchval(_SQL["schemas"], schema):
         return None
     await enter_place(db, schema)
@@ -128,7 +128,7 @@ async def drop_place(db: asyncpg.Connection, schema: str) -> None:
 
 
 class _Share:
-    """A builder's mark."""
+    """The mark of one builder."""
 
     def __init__(self, share: Slice) -> None:
         self._share = share
@@ -154,7 +154,7 @@ async def build_slice(
     segment_rows: int = SEGMENT_ROWS,
     views: Sequence[View] = VIEWS,
 ) -> None:
-    """Build one share to its target; `on_segment` hears the seq reached and the events of the segment.
+    """Build one share to its target; `on_segment` is called with the seq reached and the segment's number of events.
 
     Raises LogBroken, naming the entry, for what cannot be folded: nothing is skipped.
     """
@@ -196,9 +196,9 @@ class _Segment(NamedTuple):
 
 
 async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: int) -> _Segment:
-    """The next stretch, so long that it holds some `count` rows of the share. Raises LogBroken where it has a hole."""
+    """The next stretch, sized to hold about `count` rows of the share. Raises LogBroken if rows are missing in it."""
     upto = min(share.target_seq, after + count * share.slices)
-    if share.slice == 0:  # one share looks for all
+    if share.slice == 0:  # one share checks for all
         there = await source.fetchval(_SQL["count"], share.partition, after, upto)
         if there != upto - after:
             raise LogBroken(
@@ -207,14 +207,14 @@ async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: 
             )
     rows = await source.fetch(_SQL["rows"], share.partition, after, upto, share.slices, share.slice)
     found = [_Row(*row) for row in rows]
-    found.sort(key=_by_seq)  # nearly so already: rows lie in this order
+    found.sort(key=_by_seq)  # cheap: they are nearly sorted, as rows are stored in this order
     return _Segment(found, upto)
 
 
 async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int) -> None:
-    """Indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it.
+    """Make indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it.
 
-    Indexes are made by `jobs` connections at once, each index for good: killed, it goes on with those that are missing.
+    `jobs` connections make indexes at once. Each index is kept, so a killed run goes on with those that are missing.
     """
     if not await db.fetchval("SELECT EXISTS (SELECT FROM view_heads)"):
         indexes = {name: made for view in VIEWS for name, made in indexes_of(view).items()}
@@ -237,7 +237,7 @@ async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int)
 
 
 async def _each(dsn: str, schema: str, jobs: int, wanted: Sequence[tuple[str, str]]) -> None:
-    """Execute statements in a place, `jobs` at once; each with the name of what it makes, or none."""
+    """Execute statements in a place, `jobs` at once. Each has the name of what it makes, or ''."""
     left = deque(wanted)
 
     async def work() -> None:
@@ -265,7 +265,7 @@ async def _make(db: asyncpg.Connection, name: str, statement: str) -> None:
     try:
         await db.execute(statement)
     except (asyncpg.DuplicateTableError, asyncpg.UniqueViolationError):
-        # A replay that was killed may just have finished it; where it is not there, it is the rows that are twice.
+        # A replay that was killed may just have made it. If it is not there, the rows themselves are not unique.
         if not name or not await db.fetchval(there, quote_ident(name)):
             raise
 
@@ -274,18 +274,18 @@ async def _make(db: asyncpg.Connection, name: str, statement: str) -> None:
 
 
 async def target_at_time(db: asyncpg.Connection, partition: int, at_ms: int) -> Target:
-    """The last entry that was in the log at a time (ms since 1970); the beginning where there was none."""
+    """The last entry that was in the log at a time (ms since 1970); the beginning if there was none."""
     row = await db.fetchrow(_SQL["at_time"], partition, at_ms)
     return Target(partition, row["seq"], row["entry_id"]) if row else Target(partition, 0, ZERO)
 
 
 async def target_at_seq(db: asyncpg.Connection, partition: int, seq: int) -> Target | None:
-    """The entry with that number; None where the archive has none."""
+    """The entry with that number; None if the archive has none."""
     row = await db.fetchrow(_SQL["at_seq"], partition, seq)
     return Target(partition, row["seq"], row["entry_id"]) if row else None
 
 
 async def target_at_entry(db: asyncpg.Connection, partition: int, entry: tuple[int, int]) -> Target | None:
-    """The entry with that id; None where the archive has none."""
+    """The entry with that id; None if the archive has none."""
     row = await db.fetchrow(_SQL["at_entry"], partition, *entry)
     return Target(partition, row["seq"], row["entry_id"]) if row else None

@@ -1,7 +1,8 @@
-"""What folding archived rows into views stands on: where a place's views are, its records, the rows that come.
+"""What the fold of archived rows stands on: the position of a place's views, its payouts' records, and the feed of new
+rows.
 
-The fold is in build.py and runner.py. What it folds is in the archive, never only in the log: a view can fail, or be
-away for a rebuild, and the archive goes on.
+The fold itself is in build.py and runner.py. All that it folds is in the archive, never only in the log: so a view may
+fail, or be away for a rebuild, while the archive goes on.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import ConfigError, LogBroken
 
 RECORDS_MAX = 20_000
-"""Payout records kept in memory, some 2 kB each. A payout's events come close together; older ones are read again."""
+"""Payout records kept in memory, some 2 kB each. A payout's events come close together; older ones are loaded again."""
 FEED_MAX = 12_000
 """Archived rows kept for the views, some 2 kB each; views further behind read the archive."""
 
@@ -28,28 +29,28 @@ _SQL = statements("projections", "place.sql")
 
 
 class Moved(Exception):
-    """Somebody else moved the views: another projector, or a swap. Begin again from where they are now."""
+    """Somebody else moved the views: another projector, or a swap. The caller begins again from where they are now."""
 
 
 class Mark(Protocol):
-    """How far the views of a place have come, moved in the transaction that writes their rows."""
+    """The position of a place's views, moved in the transaction that writes their rows."""
 
     @property
     def seq(self) -> int:
-        """The last row that is folded."""
+        """The last row that was folded."""
         ...
 
     async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
-        """Set the mark to `upto`, to which `rows` lead, if nobody else did meanwhile; Moved if somebody did."""
+        """Set the position to `upto`, to which `rows` lead. Raises Moved if somebody else moved it meanwhile."""
         ...
 
     def moved(self, rows: Sequence[Archived], upto: int) -> None:
-        """The transaction is committed."""
+        """Called when the transaction is committed."""
         ...
 
 
 class ViewHeads:
-    """The mark of views that are all at one entry: their rows in `view_heads`."""
+    """The position of views that are all at one entry: their rows in `view_heads`."""
 
     def __init__(
         self, partition: int, names: Sequence[str], seq: int, entry: str, generations: Sequence[object]
@@ -61,7 +62,7 @@ class ViewHeads:
         self.entry = entry
 
     async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
-        """Compare and set; the rows must follow."""
+        """Compare and set. Raises LogBroken unless `rows` follow the position."""
         last = rows[-1]
         if rows[0].seq != self.seq + 1:
             raise LogBroken(f"partition {self._partition}: row {rows[0].seq} does not follow {self.seq}")
@@ -78,7 +79,8 @@ class ViewHeads:
 
 
 class Records:
-    """The payouts' records of one partition in one place: those used last in memory, the others in its `payouts`."""
+    """The records of one partition's payouts in one place: the recently used in memory, the others in its view
+    `payouts`."""
 
     def __init__(self, partition: int, records_max: int = RECORDS_MAX) -> None:
         self._partition = partition
@@ -86,15 +88,15 @@ class Records:
         self._known: dict[str, PayoutRecord] = {}
 
     async def of(self, db: asyncpg.Connection, wanted: set[str]) -> Mapping[str, PayoutRecord]:
-        """The records of these payouts, as far as there are any."""
-        # Not as a difference from the keys, which makes a set of all of them: 20,000 for the few of a batch.
+        """The records of at least these payouts, as far as there are any."""
+        # Not as a difference of sets, which would make a set of all 20,000 keys for the few of a batch.
         known = self._known
         if missing := {payout for payout in wanted if payout not in known}:
             self._known |= await payouts.load(db, self._partition, missing)
         return self._known
 
     def keep(self, changed: Mapping[str, PayoutRecord | None]) -> None:
-        """Remember what was written; the payouts that were used longest ago are forgotten."""
+        """Remember what was written; when there are too many, those used longest ago are forgotten."""
         for payout, record in changed.items():
             self._known.pop(payout, None)
             if record is not None:
@@ -105,7 +107,7 @@ class Records:
 
 
 class Feed:
-    """Rows that were just archived, handed to the views of the same process without a way through Postgres."""
+    """Rows that were just archived, handed to the views of the same process without reading them from Postgres."""
 
     def __init__(self, rows_max: int = FEED_MAX) -> None:
         self._rows: deque[ArchivedEntry] = deque(maxlen=rows_max)
@@ -117,7 +119,7 @@ class Feed:
         self._more.set()
 
     def take(self, after_seq: int, count: int) -> list[ArchivedEntry]:
-        """The rows that follow `after_seq`, or none where they are not (or no longer) here."""
+        """The rows that follow `after_seq`; none if the next one is not, or no longer, here."""
         rows = self._rows
         while rows and rows[0].seq <= after_seq:
             rows.popleft()
@@ -126,7 +128,7 @@ class Feed:
         return [rows.popleft() for _ in range(min(count, len(rows)))]
 
     async def gather(self, count: int, until_s: float) -> None:
-        """Return when `count` rows are here, or at a time of the loop's clock."""
+        """Return when `count` rows are here, or at `until_s` of the loop's clock."""
         try:
             async with asyncio.timeout_at(until_s):
                 while len(self._rows) < count:
@@ -138,7 +140,7 @@ class Feed:
     async def wait(self, timeout_s: float) -> None:
         """Return when there is something new, or after `timeout_s`."""
         try:
-            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with what it waits for.
+            # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
             async with asyncio.timeout(timeout_s):
                 await self._more.wait()
         except TimeoutError:
@@ -147,7 +149,7 @@ class Feed:
 
 
 async def speak_micros(db: asyncpg.Connection) -> None:
-    """From here on a timestamptz is what `fold.moment` gives, in and out, on this connection. Safe to repeat."""
+    """Have this connection encode and decode every timestamptz as `fold.moment` does. Safe to repeat."""
     await db.set_type_codec("timestamptz", schema="pg_catalog", encoder=_same, decoder=_same, format="tuple")
 
 
@@ -156,15 +158,15 @@ def _same(value: tuple[int]) -> tuple[int]:
 
 
 async def write_lazily(db: asyncpg.Connection) -> None:
-    """From here on a commit does not wait for the disk, on this connection: for what the archive can give again.
+    """From here on commits of this connection do not wait for the disk: for what can be made again from the archive.
 
-    Position and rows are one transaction, so a Postgres that is killed loses both, and they are folded again.
+    Position and rows are one transaction, so a Postgres that is killed loses both, and the rows are folded again.
     """
     await db.execute("SET synchronous_commit = off")
 
 
 async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str] = NAMES) -> ViewHeads:
-    """Where the place's views are. Raises ConfigError where they are not at one entry or of another version."""
+    """The position of the place's views. Raises ConfigError if they are not all at one entry, or of another version."""
     versions = [VERSIONS[name] for name in names]
     await speak_micros(db)
     await db.execute(_SQL["open_heads"], partition, list(names), versions)

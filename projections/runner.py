@@ -1,7 +1,8 @@
-"""The views runner: archived rows, from where the views are, folded and written, position and rows in one transaction.
+"""The views runner: folds archived rows into views, from the position of the views on; rows and position are one
+transaction.
 
-It works on whatever place the connection's search path names, so that keeping the live views and catching up a
-rebuilt one are the same code, and it folds as a builder does.
+It works on whatever place the connection's search path names. So the live views, and a rebuilt place that catches up,
+are kept by the same code, which folds as a builder does.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,15 +20,14 @@ from streamproc.errors import LogBroken
 from streamproc.telemetry import watch
 
 BATCH_MAX = 4_000
-"""Rows in one transaction: enough that a payout's decision comes with its first sight also in a flood, few enough to
-stop within a second."""
+"""Rows in one transaction: many enough that in a flood too a payout's decision comes with its first sight, few
+enough to stop within a second."""
 
 
 class Runner(Builder):
-    """Folds one partition's archived rows into the views of a place, batch by batch, and tells of it where payouts are
-    traced.
+    """Folds one partition's archived rows into the views of a place, batch by batch, and reports traces.
 
-    After an exception it is of no use any more: what it has folded is not what is written.
+    Of no use after an exception: what it has folded in memory is not what is written.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Runner(Builder):
         super().__init__(db, partition, mark, Records(partition), views, disowned)
 
     async def fold(self, rows: Sequence[Stored], upto: int | None = None) -> int:
-        """As `Builder.fold`, and up to the last of `rows` where nothing else is said."""
+        """As `Builder.fold`; `upto` is by default the last of `rows`."""
         begun_ns = time_ns()
         seen = self.seen = None if watch.tracer() is None else []
         events = await super().fold(rows, rows[-1].seq if upto is None else upto)
@@ -60,9 +60,10 @@ async def catch_up(
     batch_max: int = BATCH_MAX,
     on_batch: Callable[[int], None] | None = None,
 ) -> None:
-    """Fold what the archive has after the runner's position, up to `upto_seq` or its end.
+    """Fold what the archive has after the runner's position, up to `upto_seq` or to its end.
 
-    `archive` is a connection to the archive's own schema; `on_batch` hears the seq after each batch.
+    `archive` is a connection to the archive's schema; `on_batch` is called with the seq after each batch. Raises
+    LogBroken if the archive ends before `upto_seq`.
     """
     while upto_seq is None or runner.mark.seq < upto_seq:
         count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.mark.seq)

@@ -1,8 +1,8 @@
-"""Where views live: making their tables in a place, and `prepare`, the whole schema of a database.
+"""Where views live: making their tables in a place, and `prepare`, which makes the whole schema of a database.
 
-A place is a schema that holds all views and `view_heads`; see place.sql. The archive's own tables are Alembic's. A
-view's tables are not: they hold nothing that a rebuild does not give back, so their shape is said once, in the view's
-.sql file, for the live place and for every rebuild.
+A place is a schema that holds all views and `view_heads` (place.sql). The archive's tables are made by Alembic. A
+view's tables are not: they hold only what a rebuild gives back, so their shape is stated once, in the view's .sql file,
+for the live place and for every rebuild.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +20,9 @@ _PLACE = statements("projections", "place.sql")
 
 
 async def prepare(dsn: str) -> list[str]:
-    """Bring the whole schema up to date: the archive's revisions, then the views that are not there yet.
+    """Bring the whole schema up to date: the archive's revisions, then missing views. What was applied and made.
 
-    Safe to repeat and to run twice at once. Returns what was applied and made. Raises JobFailed as `upgrade` does.
+    Safe to repeat and to run twice at once. Raises JobFailed as `upgrade` does.
     """
     from streamproc.archive.migrate import (
         MIGRATE_LOCK,
@@ -39,7 +39,7 @@ async def prepare(dsn: str) -> list[str]:
 
 
 async def make_missing(db: asyncpg.Connection) -> list[str]:
-    """Make what the connection's schema lacks of a place; the views made, empty, at the archive's beginning."""
+    """Make what the connection's schema lacks of a place; the names of the views made, which are empty."""
     wanted = ["view_heads", *NAMES]
     missing = {row["name"] for row in await db.fetch(_PLACE["missing"], wanted)}
     if "view_heads" in missing:
@@ -51,7 +51,7 @@ async def make_missing(db: asyncpg.Connection) -> list[str]:
     for view in made:
         await make_indexes(db, view)
     if made:
-        # A view that was dropped by hand begins anew, and says so by its position.
+        # A view that was dropped by hand begins anew, and so must its position.
         await db.execute("DELETE FROM view_heads WHERE view = ANY($1::text[])", [view.name for view in made])
     return [view.name for view in made]
 
@@ -59,7 +59,7 @@ async def make_missing(db: asyncpg.Connection) -> list[str]:
 async def make_place(
     db: asyncpg.Connection, schema: str, *, indexes: bool, views: Sequence[View] = VIEWS
 ) -> None:
-    """Make a schema with these views, empty, and put it alone in the connection's search path."""
+    """Make a schema with these views, empty, and make it the connection's only search path."""
     quoted = quote_ident(schema)
     await db.execute(f"CREATE SCHEMA {quoted}")
     await enter_place(db, schema)
@@ -73,12 +73,12 @@ async def make_place(
 
 
 async def enter_place(db: asyncpg.Connection, schema: str) -> None:
-    """Put a schema alone in the connection's search path: what it lacks is missing, never taken from elsewhere."""
+    """Make a schema the connection's only search path, so that nothing is ever taken from elsewhere."""
     await db.execute("SELECT set_config('search_path', $1, false)", quote_ident(schema))
 
 
 async def make_tables(db: asyncpg.Connection, views: Iterable[View]) -> None:
-    """Make the views' tables with their grants; `make_indexes` is for later."""
+    """Make the views' tables with their grants, without `make_indexes`."""
     for view in views:
         for statement in (*view.statements("table"), *view.statements("comment")):
             await db.execute(statement)
@@ -86,14 +86,14 @@ async def make_tables(db: asyncpg.Connection, views: Iterable[View]) -> None:
 
 
 async def make_indexes(db: asyncpg.Connection, view: View) -> None:
-    """Make what a view's table does not have from the beginning: indexes, and of some the primary key."""
+    """Make a view's indexes and, where its table was made without one, the primary key."""
     for statement in indexes_of(view).values():
         await db.execute(statement)
     await make_key(db, view)
 
 
 def indexes_of(view: View) -> dict[str, str]:
-    """A view's indexes beside those of its table: name and statement, each of which may be made at any time."""
+    """A view's indexes besides those made with its table: name -> statement, each of which may run at any time."""
     return {
         f"{view.name}_{name.removeprefix('index_')}": statement
         for name, statement in view.named("index_").items()
@@ -101,7 +101,7 @@ def indexes_of(view: View) -> dict[str, str]:
 
 
 async def make_key(db: asyncpg.Connection, view: View) -> None:
-    """Make one of the indexes the primary key, where the table has none from the beginning."""
+    """Make an index the primary key, if the table was made without one."""
     for statement in view.statements("key"):
         await db.execute(statement)
 

@@ -1,7 +1,7 @@
-"""Putting rebuilt views in the place of the live ones, in one transaction, and keeping those for a way back.
+"""Puts rebuilt views in the place of the live ones, in one transaction, and keeps the old ones for a way back.
 
-The rows of the live `view_heads` are locked first, so the projector waits; the rebuilt views are brought to the same
-entry; then tables change schemas. A reader's query waits for that and then sees the new tables, whole.
+The rows of the live `view_heads` are locked first, so that the projector waits; the rebuilt views catch up to the same
+entry; then tables change schemas. A reader's query waits for that and then sees all of the new tables.
 """
 
 import asyncio
@@ -15,15 +15,16 @@ from streamproc.archive.sql import statements
 from streamproc.errors import JobFailed
 
 LOCK_WAIT_MS = 400
-"""How long readers' queries hold a swap up before it steps back and lets those pass that queue behind it. It has some
-tables while it waits for others, and a reader may wait the other way round: it must let go well within Postgres's
-deadlock_timeout (1 s), or Postgres looks for the deadlock and may end the reader."""
+"""How long a swap waits for readers' queries before it gives up and lets pass those that queue behind it. It holds
+some tables while it waits for others, and a reader may do so the other way round: the swap must let go well
+within Postgres's deadlock_timeout (1 s), after which Postgres may end the reader."""
 HEADS_WAIT_MS = 2_000
-"""For the projector's transaction, which holds the heads of the live views."""
+"""How long it waits for the projector's transaction, which locks the heads of the live views."""
 TRIES_MAX = 60
 PAUSE_S = 0.5
 OLD_READERS_S = 60.0
-"""For transactions that began before the rebuilt rows were there. Longer ones are somebody's session left open."""
+"""How long it waits for transactions that are older than the rebuilt rows. One that takes longer was left open by
+somebody."""
 
 _SQL = statements("projections", "swap.sql")
 
@@ -37,8 +38,8 @@ async def swap(
 ) -> None:
     """Exchange `views` of the schemas `home` (live) and `source`; the old ones are then in `<home>_previous`.
 
-    `catch_up` brings the source to the positions (by partition) of the live views, which stand still meanwhile.
-    Raises JobFailed where readers do not let go of the tables.
+    `catch_up` brings the source to the positions (by partition) of the live views, which stand still meanwhile. Raises
+    JobFailed if readers do not release the tables.
     """
     await _outlast_older_readers(db)
     for _ in range(TRIES_MAX):
@@ -78,7 +79,7 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
 
 
 async def _outlast_older_readers(db: asyncpg.Connection) -> None:
-    """Wait until nobody reads by a snapshot that is older than the rebuilt rows: in it the new tables were empty."""
+    """Wait until no transaction has a snapshot older than the rebuilt rows: it would see the new tables empty."""
     mark, deadline = await db.fetchval(_SQL["mark"]), time.monotonic() + OLD_READERS_S
     while older := [row["pid"] for row in await db.fetch(_SQL["older_readers"], mark)]:
         if time.monotonic() >= deadline:
@@ -90,7 +91,7 @@ async def _outlast_older_readers(db: asyncpg.Connection) -> None:
 
 
 async def _take(db: asyncpg.Connection, home: str, views: Sequence[str]) -> None:
-    """Take the live tables from their readers, all within LOCK_WAIT_MS, or raise QueryCanceledError."""
+    """Lock the live tables, all within LOCK_WAIT_MS, or raise QueryCanceledError."""
     names = [f"{quote_ident(home)}.{quote_ident(view)}" for view in views]
     there = [name for name in names if await db.fetchval(_SQL["exists"], name)]
     if there:
@@ -107,7 +108,7 @@ async def _heads(db: asyncpg.Connection, schema: str, views: Sequence[str]) -> l
 async def _put_heads(
     db: asyncpg.Connection, schema: str, views: Sequence[str], rows: Sequence[asyncpg.Record]
 ) -> None:
-    """With a generation of their own, by which the projector notices that these are other tables."""
+    """Write heads with a new generation, by which the projector notices that the tables are others."""
     await db.execute(_in(_SQL["delete_heads"], schema), list(views))
     if rows:
         columns = [list(column) for column in zip(*(tuple(row) for row in rows), strict=True)]

@@ -1,4 +1,4 @@
-"""What agents and vendors have in common: how much was asked, and what came of it. Sums, so they can be added."""
+"""Tallies of an agent or vendor: how much was asked for, and what came of it. They are sums, so they can be added."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -31,7 +31,7 @@ class Tally:
 def tallies(
     steps: Iterable[Step], name_of: Callable[[PayoutRecord], str], found: dict[str, Tally] | None = None
 ) -> dict[str, Tally]:
-    """What the steps add, to what was `found` before, for each name that `name_of` gives; none for an empty one."""
+    """`found` with what the steps add, by the name that `name_of` gives; steps with an empty name are left out."""
     found = {} if found is None else found
     for step in steps:
         record = step.after
@@ -64,9 +64,9 @@ class Tallies:
 
 
 _LATER: frozenset[type[e.Fact]] = frozenset({e.PayoutDecided, e.GovernanceBypassed, e.PayoutSettled})
-"""What changes a row, beside a payout that is seen for the first time."""
+"""Events that change a tally besides the first one of a payout."""
 COUNTED = ASKED | _LATER
-"""What may change a row."""
+"""Events that may change a tally."""
 
 
 def _add(tally: Tally, step: Step, record: PayoutRecord) -> None:
@@ -114,7 +114,7 @@ async def add(db: asyncpg.Connection, statement: str, partition: int, found: dic
 
 
 def _cut(found: dict[str, Tally]) -> list[tuple[str, Tally]]:
-    """By the names as they are stored: cut for the index, two long ones may be one."""
+    """Tallies by stored names: these are cut for the index, so two long names may become one."""
     stored: dict[str, Tally] = {}
     for name, tally in found.items():
         key = text_key(name)
@@ -122,9 +122,9 @@ def _cut(found: dict[str, Tally]) -> list[tuple[str, Tally]]:
     return sorted(stored.items())
 
 
-def _sum(one: Tally, other: Tally) -> Tally:
-    counts = {f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(Tally)}
-    counts |= {"first_at": min(one.first_at, other.first_at), "last_at": max(one.last_at, other.last_at)}
+def _sum(tally: Tally, other: Tally) -> Tally:
+    counts = {f.name: getattr(tally, f.name) + getattr(other, f.name) for f in fields(Tally)}
+    counts |= {"first_at": min(tally.first_at, other.first_at), "last_at": max(tally.last_at, other.last_at)}
     return Tally(**counts)
 
 

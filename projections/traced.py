@@ -1,6 +1,6 @@
-"""A payout's trace, as far as the projector makes it: when an entry was archived, and when the views showed it.
+"""The projector's part of a payout's trace: when an entry was archived, and when the views showed it.
 
-It tells of what is told elsewhere too: sampled payouts, and notable ones from the entry on that made them so.
+As elsewhere, it reports sampled payouts, and notable ones from the entry on that made them so.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,12 @@ _decode_meta = msgspec.json.Decoder(_Meta).decode
 _HANDLED: frozenset[type[e.Fact]] = frozenset(
     {e.PayoutObserved, e.PayoutRequested, e.PayoutMalformed, e.ReviewSubmitted, e.TimerFired}
 )
-"""What producers append and a group handles, which tells of the append too. The rest is told of here."""
+"""Events that producers append and a group handles; the group then reports the append. That of others is reported
+here."""
 
 
 def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> None:
-    """These archived rows were folded into the views, from `begun_ns` until now."""
+    """Report that these rows were folded into the views, from `begun_ns` until now."""
     tracer = watch.tracer()
     if tracer is None:
         return
@@ -63,7 +64,7 @@ def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int)
 
 
 def _parent(row: Archived, step: Step) -> int:
-    """Who appended the entry."""
+    """The span of what appended the entry."""
     meta = _decode_meta(row.m)
     if not meta.cause:
         return append_span(step.partition, row.id)
@@ -72,7 +73,8 @@ def _parent(row: Archived, step: Step) -> int:
 
 
 def _told_of_others(tracer: Tracer, step: Step, root: Place, at_ns: int) -> int:
-    """What no group handles. A dead letter's end is linked to its beginning, and to what its entry came to then."""
+    """Report an entry that no group handles. The end of a dead letter is linked to its beginning and to its
+    handling."""
     own, event = step_span(append_span(step.partition, step.entry), "told"), step.event
     links, attributes = [], dict[str, Value]({"streamproc.payout": step.payout})
     name = type_of(event)

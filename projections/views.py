@@ -11,21 +11,22 @@ from streamproc.domain.events import Fact
 
 
 class View(Struct, frozen=True):
-    """A read model; its table has its name. `version` goes up when its shape or fold changes: then it is rebuilt."""
+    """A read model, whose table has its name. `version` goes up when its shape or fold changes; then it has to be
+    rebuilt."""
 
     name: str
     version: int
     reads: frozenset[type[Fact]]
-    """The events that it is made of; it is given no others."""
+    """The events that it is made of; it gets no others."""
     begin: Callable[[], Sum]
-    """What its steps are added up in, and written by."""
+    """Makes the sum that adds up its steps and writes them."""
 
     def statements(self, prefix: str) -> list[str]:
         """The statements of its .sql file whose names begin with `prefix`."""
         return list(self.named(prefix).values())
 
     def named(self, prefix: str) -> dict[str, str]:
-        """The same with their names."""
+        """The same by their names."""
         found = statements("projections", f"{self.name}.sql")
         return {name: statement for name, statement in found.items() if name.startswith(prefix)}
 
@@ -38,7 +39,7 @@ FOR_RECOVERY: tuple[View, ...] = tuple(
     View(module.NAME, module.VERSION, module.READS, module.begin)
     for module in (payouts, budgets, policies, beneficiaries, letters)
 )
-"""What a recovery reads. It builds these anew and trusts no live view."""
+"""What a recovery reads. It builds these anew, since the live views may be wrong."""
 BY_NAME: dict[str, View] = {view.name: view for view in (*VIEWS, *FOR_RECOVERY)}
 NAMES: tuple[str, ...] = tuple(view.name for view in VIEWS)
 VERSIONS: dict[str, int] = {view.name: view.version for view in VIEWS}

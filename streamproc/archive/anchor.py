@@ -1,6 +1,6 @@
-"""The anchor: the log is what it must be only while it has the archive's last entry, as it was archived.
+"""The anchor: a log is sound only while it has the archive's last entry, with the archived bytes.
 
-That tells a log that lost its tail, one that was begun anew, and one that was trimmed too far.
+A log that lost its tail, was begun anew, or was trimmed too far has not.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Log(Protocol):
 
 
 async def lost_from(db: asyncpg.Connection, log: Log, partition: int, head: Head) -> str:
-    """What is wrong with the log, in words; empty where it has the entry at `head`, the archive's last."""
+    """What is wrong with the log, in words; '' if it has the entry at `head`, the archive's last."""
     if head.seq == 0:
         return ""
     where, last = f"the log of partition {partition}", await log.last_id()

@@ -1,9 +1,9 @@
-"""Making checkpoints: from the last one, over the rows after it, to the next.
+"""Makes signed checkpoints, each from the last one and the rows after it.
 
-A maker signs nothing that it did not compute. It takes no row's hash from the database on trust: each link is computed
-from the bytes that are stored, so a row that was changed before it was signed is noticed and not signed over. What it
-starts from is the last checkpoint, and that only with a trusted signature. (What lies before that checkpoint is signed;
-whether it is still so is what `audit verify` finds out.)
+A maker signs nothing that it did not compute. It trusts no stored hash: each link is computed from the stored bytes, so
+a row that was changed before it was signed is noticed and not signed. It starts from the last checkpoint, if that has a
+trusted signature. (Rows before that checkpoint are signed already; `audit verify` finds out if they were changed
+since.)
 """
 
 from datetime import UTC, datetime
@@ -21,13 +21,13 @@ from streamproc.archive.store import ZERO, Head, id_key, read_head
 from streamproc.errors import ConfigError, LogBroken
 
 ROWS_AT_ONCE = 500
-"""Rows fetched and hashed in one go, some 2 kB each: about 5 ms in which the archive's own task waits."""
+"""Rows fetched and hashed in one go, some 2 kB each: for about 5 ms the archive's own task waits."""
 
 _SQL = statements("streamproc.archive", "attest.sql")
 
 
 class Covered(Struct, frozen=True):
-    """Where the last checkpoint of a partition ends, and the tree so far."""
+    """What the last checkpoint of a partition covers, and the tree up to there."""
 
     size: int = 0
     entry: str = ZERO
@@ -57,7 +57,7 @@ class Maker:
 
     @classmethod
     async def open(cls, db: asyncpg.Connection, partition: int, signer: Signer, trusted: Trusted) -> "Maker":
-        """Take up the work after the last checkpoint. Raises LogBroken where the archive contradicts it."""
+        """Go on after the last checkpoint. Raises LogBroken if the archive contradicts it."""
         archive = await identity(db)
         row = await db.fetchrow(_SQL["last"], partition)
         covered = _trusted_row(row, archive, partition, trusted) if row else Covered()
@@ -71,7 +71,7 @@ class Maker:
         return self._covered.size
 
     def contradicts(self, other: Checkpoint) -> bool:
-        """Whether another checkpoint of the last one's size states another history."""
+        """Whether another checkpoint of the same size as the last one states another history."""
         covered = self._covered
         return other.size == covered.size and (other.entry, other.hash) != (covered.entry, covered.hash)
 
@@ -100,16 +100,16 @@ class Maker:
             )
 
     async def head(self) -> Head:
-        """The end of the archive now."""
+        """The archive's end now."""
         return await read_head(self._db, self._partition)
 
     async def waited_s(self) -> float:
-        """How long the first entry that no checkpoint covers has been archived; 0 where there is none."""
+        """How long ago the first entry that no checkpoint covers was archived; 0 if there is none."""
         found = await self._db.fetchval(_SQL["waited_s"], self._partition, self._covered.size + 1)
         return float(found or 0.0)
 
     async def make(self, upto: int) -> Checkpoint:
-        """Sign the first `upto` entries, which are archived. Raises LogBroken where a row does not follow."""
+        """Sign the first `upto` entries, which must be archived. Raises LogBroken if a row does not follow."""
         frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)
         seq, entry, link = self._covered.size, self._covered.entry, self._covered.hash
         before = id_key(entry)
@@ -151,13 +151,13 @@ class Maker:
         return LogBroken(f"partition {self._partition}: {what}; run `streamproc audit verify`")
 
     async def unpublished(self) -> tuple[int, str] | None:
-        """The first checkpoint that was not handed outside yet: its size and its note."""
+        """The first checkpoint that was not published outside yet: its size and its note."""
         published = await self._db.fetchval(_SQL["published"], self._partition) or 0
         row = await self._db.fetchrow(_SQL["unpublished"], self._partition, published)
         return (row["size"], row["note"]) if row else None
 
     async def published(self, size: int) -> None:
-        """Remember that the checkpoint of that size is outside."""
+        """Record that the checkpoint of that size is outside."""
         await self._db.execute(_SQL["set_published"], self._partition, size)
 
 
@@ -181,9 +181,9 @@ def _trusted_row(row: asyncpg.Record, archive: str, partition: int, trusted: Tru
 
 
 class Standing(Struct, frozen=True):
-    """How far a partition's checkpoints are. Times in ms since 1970, None where there is no such thing:
+    """A partition's checkpoints. Times in ms since 1970, None if there is no such thing:
 
-    `waiting_ms` of the first entry that none covers, `unpublished_ms` of the first that was not handed outside.
+    `waiting_ms` of the first entry that none covers, `unpublished_ms` of the first that was not published outside.
     """
 
     partition: int
@@ -195,5 +195,5 @@ class Standing(Struct, frozen=True):
 
 
 async def standing(db: asyncpg.Connection) -> list[Standing]:
-    """How far the checkpoints of each partition are."""
+    """The state of each partition's checkpoints."""
     return [Standing(*row) for row in await db.fetch(_SQL["standing"])]

@@ -1,4 +1,4 @@
-"""The barrier: no money moves on the strength of a decision that only Redis knows.
+"""The barrier: no money moves by a decision that only Redis has.
 
 Redis replicates asynchronously, so a failover may lose the log's tail. What Postgres has archived is not lost.
 """
@@ -11,16 +11,17 @@ from streamproc.archive.read import archived_upto, entry_archived
 from streamproc.errors import TryAgain, kind_of
 
 POLL_S = 0.01
-"""The projector archives an entry within milliseconds; this is how soon that is noticed."""
+"""How soon it is noticed that an entry is archived, which takes milliseconds."""
 WAIT_S_MAX = 2.0
-"""Longer, and the entry is put off: it waits in the group, not in a worker's hands."""
+"""After this the entry is deferred: it waits in the group, not in a worker's hands."""
 AGAIN_S = 0.5
 NEVER_S = 60.0
-"""The projector has stopped with an alarm by then; a person must look."""
+"""Delay of an entry that the archive has skipped. The projector has stopped with an alarm by then; a person must
+look."""
 
 
 class ArchiveBarrier:
-    """Waits until an entry is archived. Many waiters of a partition share one query at a time."""
+    """Waits until an entry is archived. Those that wait for one partition share one query at a time."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
@@ -28,14 +29,15 @@ class ArchiveBarrier:
         self._asking: dict[int, asyncio.Lock] = {}
 
     async def __call__(self, partition: int, entry: str) -> None:
-        """Returns when `entry` of `partition` is archived; raises TryAgain when it is not within WAIT_S_MAX."""
+        """Return when `entry` of `partition` is archived. Raises TryAgain if it is not within WAIT_S_MAX, or
+        Postgres is away."""
         wanted = _key(entry)
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event
                     await asyncio.sleep(POLL_S)
-                # An id below the head is not yet an entry in the archive: after a failover to a server whose
-                # clock is behind, new ids lie below what the lost tail had reached.
+                # That the head is past this id does not mean that the entry is archived: after a failover to a
+                # server whose clock is behind, new ids are below those of the lost tail.
                 archived = await entry_archived(self._pool, partition, entry)
         except TimeoutError:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
@@ -43,10 +45,8 @@ class ArchiveBarrier:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as problem:
             raise TryAgain(f"Postgres is away: {kind_of(problem)}", after_s=AGAIN_S) from problem
         if not archived:
-            problem_text = (
-                f"decision {partition}:{entry} is not in the archive, though the archive is past it"
-            )
-            raise TryAgain(problem_text, after_s=NEVER_S)
+            skipped = f"decision {partition}:{entry} is not in the archive, though the archive is past it"
+            raise TryAgain(skipped, after_s=NEVER_S)
 
     async def _passed(self, partition: int, wanted: tuple[int, int]) -> bool:
         if wanted <= self._upto.get(partition, (0, 0)):

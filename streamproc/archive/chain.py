@@ -17,12 +17,12 @@ from msgspec import Struct
 
 TAG = b"streamproc/archive/v1"
 GENESIS = bytes(32)
-"""What the first entry of a partition is chained to."""
+"""The previous hash of a partition's first entry."""
 _length = Layout(">Q").pack
 
 
 class Link(Protocol):
-    """A row of the archive, as far as the chain goes."""
+    """A row of the archive, as far as the chain needs it."""
 
     @property
     def partition(self) -> int: ...
@@ -39,7 +39,7 @@ class Link(Protocol):
 
 
 class Position(Struct, frozen=True):
-    """The end of a verified stretch: the seq of its last row and that row's hash."""
+    """The end of a verified stretch: its last row's seq and hash."""
 
     seq: int = 0
     hash: bytes = GENESIS
@@ -55,9 +55,9 @@ class BrokenLink(Struct, frozen=True):
 
 
 def link_hash(previous: bytes, partition: int, seq: int, entry: str, e: bytes, m: bytes) -> bytes:
-    """The hash of one entry, chained to the hash of the entry before it."""
+    """The hash of an entry, chained to the hash of the entry before it."""
     one, two, three = b"%d" % partition, b"%d" % seq, entry.encode()
-    # Written out: it is made of every entry twice, when it is archived and when it is signed.
+    # Written out for speed: computed twice for every entry, when it is archived and when it is signed.
     whole = (
         TAG, previous,
         _length(len(one)), one, _length(len(two)), two, _length(len(three)), three,
@@ -67,7 +67,7 @@ def link_hash(previous: bytes, partition: int, seq: int, entry: str, e: bytes, m
 
 
 def verify(rows: Iterable[Link], start: Position = Position()) -> Position | BrokenLink:  # noqa: B008  # frozen
-    """Follow `rows`, one partition's in order of seq, from `start`; the end, or the first wrong link."""
+    """Follow `rows`, one partition's in order of seq, from `start`: the end, or the first wrong link."""
     seq, previous = start.seq, start.hash
     for row in rows:
         seq += 1

@@ -1,8 +1,9 @@
-"""Entries that nobody can read and that a person disowned: no version of streamproc wrote them (ADR 32).
+"""Entries that nobody can read and that a person disowned, by stating that no version of streamproc wrote them (ADR
+32).
 
-A reader of the archive stops at what it cannot read, since a fact that is skipped is how money goes missing. Something
-else that writes into Redis would stop it for good; the statement of a person, itself an event of the log, lets every
-reader pass over those very bytes.
+A reader of the archive stops at what it cannot read, since skipping a fact is how money goes missing. A foreign writer
+to Redis would stop it for good. A person's statement, itself an event of the log, lets every reader pass over those
+very bytes.
 """
 
 import hashlib
@@ -21,18 +22,19 @@ from streamproc.domain.wire import Meta, read_entry
 from streamproc.errors import Unprocessable
 
 ROWS_AT_ONCE = 20_000
-"""Rows of the archive that are looked through in one statement, some 2 kB each: a second on a slow disk."""
+"""Rows of the archive that one statement looks through, some 2 kB each: a second on a slow disk."""
 
 _SQL = statements("streamproc.archive", "disowned.sql")
 
 
 def digest_of(e: bytes, m: bytes) -> str:
-    """SHA-256 of an entry's bytes, in hexadecimal."""
+    """SHA-256 of an entry's bytes, in hexadecimal; `e` is prefixed by its length."""
     return hashlib.sha256(len(e).to_bytes(8, "big") + e + m).hexdigest()
 
 
 class Disowned:
-    """The disowned entries of a partition, by the archive. It is looked through only once something cannot be read."""
+    """The disowned entries of a partition, by its archive, which is looked through only when something cannot be
+    read."""
 
     def __init__(
         self, partition: int, archive: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
@@ -40,11 +42,13 @@ class Disowned:
         """`archive` gives a connection to the archive's own schema, for each look."""
         self._partition, self._archive = partition, archive
         self._stated: set[tuple[str, str]] = set()
-        """Entry and digest: what another statement says of the same entry takes nothing back."""
+        """(entry, digest) of each statement. All count: a later one about the same entry does not replace an
+        earlier."""
         self._begun = self._upto = -1
 
     async def read(self, entry: Entry) -> tuple[Meta, list[Event]]:
-        """What an entry says; nothing, where it cannot be read and a person disowned it. Else raises Unprocessable."""
+        """An entry's metadata and events; none if a person disowned it. Raises Unprocessable if it cannot be read
+        otherwise."""
         try:
             return read_entry(entry.e, entry.m)
         except Unprocessable:
@@ -53,11 +57,11 @@ class Disowned:
             return Meta(), []
 
     def covers(self, entry: Entry) -> bool:
-        """Whether a person disowned these very bytes under this id, as far as it was looked."""
+        """Whether a person disowned these very bytes under this id, by what was looked through so far."""
         return (entry.id, digest_of(entry.e, entry.m)) in self._stated
 
     async def look(self, after: int) -> None:
-        """Look from the row `after`, or from where the last look from there ended, to the archive's end."""
+        """Look from the row `after`, or from where an earlier look that covers it ended, to the archive's end."""
         at = self._upto if 0 <= self._begun <= after else after
         async with self._archive() as db:
             head = await head_seq(db, self._partition)
@@ -66,12 +70,12 @@ class Disowned:
                 for row in await db.fetch(_SQL["disowning"], self._partition, at, upto):
                     self._take(row["e"], row["m"])
                 at = upto
-        # Only now: a look that was interrupted has seen nothing for sure.
+        # Only now: a look that was interrupted must begin again.
         self._begun = after if self._begun < 0 else min(self._begun, after)
         self._upto = max(at, self._upto)
 
     async def looked_for(self, entry: Entry) -> bool:
-        """Whether it is covered, after a look through all of the archive where it was not yet."""
+        """Whether it is covered, after looking through the whole archive if it was not yet."""
         if not self.covers(entry):
             await self.look(0)
         return self.covers(entry)
@@ -92,10 +96,10 @@ class Disowned:
 
 
 def disowned_in(dsn: str, partition: int) -> Disowned:
-    """For a job or a role, with a connection of its own."""
+    """The disowned entries of a partition, for a job or a role; opens connections of its own."""
     return Disowned(partition, partial(connection, dsn, name="streamproc disowned entries"))
 
 
 async def is_disowned(pool: asyncpg.Pool, partition: int, entry: Entry) -> bool:
-    """Whether a person disowned an entry, for who asks once. Raises TryAgain when Postgres is away."""
+    """Whether a person disowned an entry, for one question. Raises TryAgain when Postgres is away."""
     return await Disowned(partition, partial(asked, pool)).looked_for(entry)

@@ -1,6 +1,6 @@
-"""Reading evidence out of the archive: which entries belong to what is asked for, and proofs that they are signed.
+"""Reads evidence out of the archive: which entries belong to a question, and proofs that they are signed.
 
-Everything is streamed. What is held are positions and paths of the entries that are asked for, never a history.
+Everything is streamed. Only positions and paths of the wanted entries are kept in memory, never a history.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ ENTRIES_AT_ONCE = 200
 """Entries fetched with their bytes, some 2 kB each."""
 PAYOUTS_AT_ONCE = 1_000
 ENTRIES_MAX = 200_000
-"""Entries that can be proven at once: 150 MB of paths, some 700 bytes each."""
+"""Entries that one bundle can prove: 150 MB of paths, some 700 bytes each."""
 STATEMENT_TIMEOUT_MS = 600_000
 """A filter without an index of its own may have to look at the whole audit for its first line."""
 FETCH_TIMEOUT_S = STATEMENT_TIMEOUT_MS / 1000 + 10
@@ -40,7 +40,7 @@ _SQL = statements("streamproc.archive", "evidence.sql")
 
 
 class Decided(Struct):
-    """Of an event, what names a policy version."""
+    """Of an event, the fields that name a policy version."""
 
     type: str
     agent: str = ""
@@ -60,7 +60,7 @@ class Entry(Struct, frozen=True):
 
 
 class PolicyRef(Struct, frozen=True, order=True):
-    """A policy version that a decision names; `seq` is the entry that made it, 0 where that is not known."""
+    """A policy version that a decision names. `seq`: the entry that made it, 0 if that is not known."""
 
     partition: int
     scope: str
@@ -83,8 +83,8 @@ async def lines(db: asyncpg.Connection, wanted: AuditFilter) -> AsyncIterator[li
 async def entries_for(db: asyncpg.Connection, wanted: AuditFilter) -> Places:
     """The entries of the lines that match, and all entries of the payouts that they are about.
 
-    Without a filter all entries; for a payout alone its entries, though the audit may have no line of it yet. Raises
-    JobFailed where these are more than ENTRIES_MAX.
+    Without a filter all entries. With a payout alone its entries, even if the audit has no line of it yet. Raises
+    JobFailed if there are more than ENTRIES_MAX.
     """
     places = Places()
     if wanted == AuditFilter():
@@ -96,8 +96,8 @@ async def entries_for(db: asyncpg.Connection, wanted: AuditFilter) -> Places:
         payouts.update(row["payout"] for row in rows if row["payout"] is not None)
         _add(places, ((row["partition"], row["seq"]) for row in rows))
     waiting = iter(sorted(payouts))
-    while some := list(islice(waiting, PAYOUTS_AT_ONCE)):
-        _add(places, await db.fetch(_SQL["entries_about"], some))
+    while chunk := list(islice(waiting, PAYOUTS_AT_ONCE)):
+        _add(places, await db.fetch(_SQL["entries_about"], chunk))
     return places
 
 
@@ -129,7 +129,7 @@ def _policies_in(partition: int, e: bytes) -> Iterator[PolicyRef]:
     try:
         events = _decode(e)
     except MALFORMED:
-        return  # bytes that nobody understands are evidence all the same
+        return  # bytes that cannot be read are evidence all the same
     for event in events:
         if event.type == "payout.decided" and event.policy_version:
             yield PolicyRef(partition, f"agent:{event.agent}", event.policy_version)
@@ -138,8 +138,8 @@ def _policies_in(partition: int, e: bytes) -> Iterator[PolicyRef]:
 async def entries(db: asyncpg.Connection, partition: int, seqs: Iterable[int]) -> AsyncIterator[Entry]:
     """Entries of a partition in order. Raises JobFailed for one whose bytes do not give its hash."""
     waiting = iter(sorted(seqs))
-    while some := list(islice(waiting, ENTRIES_AT_ONCE)):
-        for row in await db.fetch(_SQL["entries"], partition, some):
+    while chunk := list(islice(waiting, ENTRIES_AT_ONCE)):
+        for row in await db.fetch(_SQL["entries"], partition, chunk):
             entry = Entry(*row)
             if link_hash(entry.before, partition, entry.seq, entry.id, entry.e, entry.m) != entry.hash:
                 raise _broken(partition, f"entry {entry.id}, seq {entry.seq}, does not give its hash")
@@ -167,9 +167,9 @@ async def last_checkpoint(
 async def proofs(
     db: asyncpg.Connection, signed: Checkpoint, seqs: Iterable[int], on_rows: Callable[[int], None]
 ) -> dict[int, list[bytes]]:
-    """The path of each of these entries to the signed root, by seq, made while all hashes below pass by once.
+    """The path of each entry to the signed root, by seq, made in one pass over all hashes below that root.
 
-    `on_rows` hears how many passed. Raises JobFailed where the archive does not have that root.
+    `on_rows` is called with the number passed. Raises JobFailed if the archive does not have that root.
     """
     await rows_stream(db)
     prover = Prover(seq - 1 for seq in seqs)

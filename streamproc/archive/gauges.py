@@ -1,4 +1,4 @@
-"""What the archive and its views say in numbers, for metrics: each one bounded query."""
+"""Numbers of the archive and its views for metrics: each one bounded query."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ _SQL = statements("streamproc.archive", "gauges.sql")
 
 
 class OpenHolds(Struct, frozen=True):
-    """The holds that wait for a person; `oldest_s` is 0 where there is none."""
+    """Holds that wait for a person; `oldest_s` is 0 if there are none."""
 
     count: int
     paise: int
@@ -23,21 +23,21 @@ class OpenHolds(Struct, frozen=True):
 
 
 class Unshown(Struct, frozen=True):
-    """Archived entries that the views do not show yet, and how long the first has been archived; 0 for none."""
+    """Archived entries that the views do not show yet, and how long ago the first was archived; 0 if there are none."""
 
     entries: int
     oldest_s: float
 
 
 class Unsigned(Struct, frozen=True):
-    """Whether a partition was ever signed, and how long its first entry that no checkpoint covers has been archived."""
+    """Whether a partition was ever signed, and how long ago its first entry that no checkpoint covers was archived."""
 
     ever: bool
     oldest_s: float
 
 
 class BudgetUse(Struct, frozen=True):
-    """One window with a limit: `used` is reserved and committed, in paise; `kind` is day, week or month."""
+    """One window with a limit. `used`: reserved and committed, in paise; `kind`: day, week or month."""
 
     scope: str
     kind: str
@@ -46,7 +46,7 @@ class BudgetUse(Struct, frozen=True):
 
 
 class Decided(Struct, frozen=True):
-    """Decisions with one outcome and reason: how many in all, their paise, and how many of them lately."""
+    """Decisions with one outcome and reason: their number, their paise, and the number of recent ones."""
 
     decision: str
     reason: str
@@ -56,7 +56,7 @@ class Decided(Struct, frozen=True):
 
 
 async def decided_since(pool: asyncpg.Pool, since: datetime, recently: datetime, most: int) -> list[Decided]:
-    """What was decided since a time, and since a later one: the `most` frequent outcomes. Raises TryAgain."""
+    """The `most` frequent outcomes since a time; what is recent is since `recently`. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["decided_since"], since, recently, most, timeout=QUERY_TIMEOUT_S)
     return [
@@ -66,28 +66,28 @@ async def decided_since(pool: asyncpg.Pool, since: datetime, recently: datetime,
 
 
 async def open_holds(pool: asyncpg.Pool) -> OpenHolds:
-    """Raises TryAgain while Postgres is away."""
+    """Holds that wait for a person. Raises TryAgain while Postgres is away."""
     async with _bounded(pool) as db:
         row = await db.fetchrow(_SQL["open_holds"], timeout=QUERY_TIMEOUT_S)
     return OpenHolds(row["count"], int(row["paise"]), float(row["oldest_s"]))
 
 
 async def views_behind(pool: asyncpg.Pool) -> dict[int, Unshown]:
-    """Of each partition the archived entries that the views do not show yet. Raises TryAgain."""
+    """For each partition the archived entries that the views do not show yet. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
     return {row["partition"]: Unshown(row["behind"], float(row["oldest_s"])) for row in rows}
 
 
 async def unsigned(pool: asyncpg.Pool) -> dict[int, Unsigned]:
-    """Of each partition what no checkpoint signs yet. Raises TryAgain."""
+    """For each partition what no checkpoint signs yet. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["unsigned"], timeout=QUERY_TIMEOUT_S)
     return {row["partition"]: Unsigned(row["ever"], float(row["oldest_s"])) for row in rows}
 
 
 async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int) -> list[BudgetUse]:
-    """Of these windows (name: kind) the `most` that are used the most of their limit, of agents. Raises TryAgain."""
+    """The `most` used windows of agents, by share of the limit; `windows`: name -> kind. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["budgets_used"], list(windows), most, timeout=QUERY_TIMEOUT_S)
     return [

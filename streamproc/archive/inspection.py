@@ -1,8 +1,8 @@
-"""The whole archive against its chain, its checkpoints, and what lies outside the database.
+"""Checks the whole archive against its chain, its checkpoints, and the checkpoints outside the database.
 
-One snapshot; every row of a partition passes once, in the order of seq, and nothing is believed but the keys that the
-caller trusts: links and tree are computed from the stored bytes and compared with each checkpoint on the way. What
-cannot be found out this way is what no checkpoint covers yet, and that is told, not passed over.
+In one snapshot every row of a partition passes once, in order of seq. Only the keys that the caller trusts are
+believed: links and tree are computed from the stored bytes and compared with each checkpoint on the way. What no
+checkpoint covers yet cannot be checked so, and that is reported.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from streamproc.archive.store import read_head
 from streamproc.archive.walk import FORK, Fault, Part, Walk
 
 ROWS_AT_ONCE = 2_000
-"""Rows in hand, some 2 kB each, and as many on their way."""
+"""Rows being checked, some 2 kB each; as many more are being fetched."""
 OUTSIDE_MAX = 2_000_000
 """Checkpoints of a file, some 600 bytes of memory each: four years of one a minute."""
 
 OnRows = Callable[[int, int], None]
-"""Hears rows done and rows in all."""
+"""Called with the rows done and the rows in all."""
 
 _SQL = statements("streamproc.archive", "inspection.sql")
 
 
 class ArchiveRow(Struct, gc=False):
-    """A row with everything that is stored of it, but when."""
+    """A row with all that is stored of it except its time."""
 
     seq: int
     id: str
@@ -45,7 +45,7 @@ class ArchiveRow(Struct, gc=False):
 
 
 class OutsideNotes(Struct):
-    """The checkpoints of a file by origin and size, each with the line where it is; and what is wrong with the file."""
+    """The checkpoints of a file, by origin and size, each with its line; and what is wrong with the file."""
 
     where: str
     by_origin: dict[str, dict[int, tuple[int, Checkpoint]]]
@@ -53,14 +53,14 @@ class OutsideNotes(Struct):
 
     def of(self, origin: str) -> Mapping[int, Checkpoint]:
         """The checkpoints of one partition by size."""
-        return {size: one for size, (_, one) in self.by_origin.get(origin, {}).items()}
+        return {size: stated for size, (_, stated) in self.by_origin.get(origin, {}).items()}
 
 
 def read_outside(path: Path, trusted: Trusted) -> OutsideNotes:
-    """Every checkpoint in the file. To be read before the snapshot begins: then it cannot be ahead of that."""
+    """Every checkpoint in the file. To be read before the snapshot begins, so that the file cannot be ahead of it."""
     found = OutsideNotes(str(path), {}, [])
     if not path.exists():
-        return found  # nothing is in it: what the database says was handed there is missing
+        return found  # as an empty file: all that the database says was published there is missing
     with path.open("rb") as file:
         for count, stated in enumerate(stated_in(file, trusted)):
             where = f"{path}, line {stated.line}"
@@ -80,9 +80,9 @@ def read_outside(path: Path, trusted: Trusted) -> OutsideNotes:
 
 
 async def rows_stream(db: asyncpg.Connection) -> None:
-    """From here on in this transaction, rows in order come by an index, one after the other.
+    """Have Postgres read rows in order by an index, for the rest of this transaction.
 
-    For a whole partition Postgres may prefer to sort all of it first, which ends in the statement's time limit.
+    For a whole partition it may prefer to sort all of it first, which ends in the statement's time limit.
     """
     await db.execute("SET LOCAL enable_sort = off")
 
@@ -110,11 +110,11 @@ class Inspector:
     async def open(
         cls, db: asyncpg.Connection, trusted: Trusted, outside: OutsideNotes | None, on_rows: OnRows
     ) -> "Inspector":
-        """Learn which archive this is."""
+        """An inspector of the archive that `db` leads to."""
         return cls(db, await identity(db), trusted, outside, on_rows)
 
     async def partitions(self) -> list[int]:
-        """Those that the database, or this archive's checkpoints in the file, name."""
+        """The partitions that the database, or this archive's checkpoints in the file, name."""
         found = {row["partition"] for row in await self._db.fetch(_SQL["partitions"])}
         ours = f"streamproc/{self.archive}/"
         named = self._outside.by_origin if self._outside else {}
@@ -135,7 +135,7 @@ class Inspector:
         return part
 
     async def _follow(self, walk: Walk) -> Fault | None:
-        """All rows; while a batch is computed in a thread, the next one is on its way."""
+        """Check all rows; while a thread computes one batch, the next one is fetched."""
         partition = walk.part.partition
         cursor = await self._db.cursor(_SQL["rows_of"], partition)
         rows = [ArchiveRow(*row) for row in await cursor.fetch(ROWS_AT_ONCE)]
@@ -187,7 +187,7 @@ class Inspector:
         return Fault(where, problem, partition, size, row["entry_id"])
 
     async def _end(self, walk: Walk) -> Fault | None:
-        """What must be so after the last row: no checkpoint reaches beyond it, none is missing, and it is the head."""
+        """Check what must hold after the last row: it is the head, and no checkpoint is beyond it or missing."""
         part, partition = walk.part, walk.part.partition
         row = await self._db.fetchrow(_SQL["last_beyond"], partition, walk.seq)
         fault = walk.beyond([self._read(partition, row)] if row else [])
@@ -202,7 +202,7 @@ class Inspector:
         return walk.against_head(await read_head(self._db, partition))
 
     async def count_missing(self, part: Part, outside: OutsideNotes) -> None:
-        """Count what was handed outside, by the snapshot, and is not in `outside`."""
+        """Count the checkpoints that were published outside, by the snapshot, and are not in `outside`."""
         sizes = sorted(outside.of(f"streamproc/{self.archive}/{part.partition}"))
         first, last = (sizes[0], sizes[-1]) if sizes else (0, 0)
         row = await self._db.fetchrow(_SQL["missing_outside"], part.partition, sizes, first, last)

@@ -1,7 +1,6 @@
-"""Loading entries into the archive: which are new, their links in the chain, and the COPY.
+"""Loading entries into the archive: which ones are new, their links in the chain, and the COPY.
 
-`chained` is pure. A caller runs `load` inside its transaction, with what it derives from the
-entries, so that the archive, the views and the checkpoint move together or not at all.
+`chained` is pure. `load` runs inside the caller's transaction, so that rows and checkpoint move together or not at all.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ _SQL = statements("streamproc.archive", "load.sql")
 
 
 class _About(Struct, gc=False):
-    """Of an event, only whom it is about."""
+    """Of an event, only its payout."""
 
     payout: str = ""
 
@@ -37,7 +36,7 @@ _decode_about = msgspec.json.Decoder(list[_About]).decode
 
 
 class ArchivedEntry(Struct, frozen=True, gc=False):
-    """A row of the archive. `payout` is None where the entry is about none."""
+    """A row of the archive. `payout` is None if the entry is about none."""
 
     partition: int
     seq: int
@@ -51,9 +50,9 @@ class ArchivedEntry(Struct, frozen=True, gc=False):
 
 
 def payout_about(e: bytes) -> str | None:
-    """The payout that an entry is about, to find its rows by; None where it names none or cannot be read.
+    """The payout that an entry is about, as a key to find its rows; None if it names none or cannot be read.
 
-    It looks no further: the archive keeps what it does not understand, and the folds are who stops there.
+    That is no error here: the archive keeps what it does not understand, and the folds stop at it.
     """
     try:
         for event in _decode_about(e):
@@ -94,7 +93,7 @@ async def load(
 async def archive(
     db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]
 ) -> tuple[list[ArchivedEntry], Head]:
-    """Archive entries that follow `head`, in one transaction; the rows, and the new head."""
+    """Archive entries that follow `head`, in one transaction; their rows and the new head."""
     rows, new = chained(partition, head, entries)
     async with db.transaction():
         await load(db, partition, head, new, rows)
@@ -102,7 +101,7 @@ async def archive(
 
 
 class Row(Struct, gc=False):
-    """What a fold reads of a row of the archive."""
+    """A row of the archive as a fold reads it."""
 
     seq: int
     id: str
@@ -111,16 +110,17 @@ class Row(Struct, gc=False):
 
 
 class RowAbout(Row, gc=False):
-    """The same with the payout that it is kept under."""
+    """A Row with the payout that it is stored under."""
 
     payout: str | None
 
 
 async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, count: int) -> list[RowAbout]:
-    """Up to `count` rows of a partition after a seq, in order. Raises LogBroken where one is missing among them."""
+    """Up to `count` rows of a partition after a seq, in order. Raises LogBroken if one is missing among them."""
     rows = await _rows(db, partition, after_seq, after_seq + count)
     if len(rows) < count:
-        # Nothing may be skipped: what is not there must be after the archive's end, which is asked for first.
+        # No row may be skipped, so rows may only be missing after the archive's end. That is read first, and the rows
+        # again, since they may have been archived meanwhile.
         head = await head_seq(db, partition)
         rows = await _rows(db, partition, after_seq, after_seq + count)
         expected = min(count, max(head - after_seq, 0))
@@ -146,7 +146,8 @@ async def _rows(db: asyncpg.Connection, partition: int, after_seq: int, upto_seq
 
 
 async def make_ranges(db: asyncpg.Connection, months_ms: Sequence[int]) -> None:
-    """Make the archive's ranges that hold these times (ms). Not in the load's transaction: it takes locks."""
+    """Make the archive's ranges (partitions of its table) for these months (ms). Not in the load's transaction: it
+    takes locks."""
     for at_ms in months_ms:
         await db.execute(_SQL["make_range"], at_ms)
 
@@ -156,7 +157,7 @@ async def drop_redelivered(
 ) -> Sequence[Entry]:
     """The entries after `head`. Those up to it, which come first, must be archived with the same bytes.
 
-    Raises LogBroken for an entry up to `head` that the archive does not have, or has with other bytes.
+    Raises LogBroken if the archive does not have one of them, or has other bytes.
     """
     last = id_key(head.entry)
     old = list(takewhile(lambda entry: id_key(entry.id) <= last, entries))

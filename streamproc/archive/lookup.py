@@ -1,4 +1,4 @@
-"""Questions that operators ask of the views, beside those of `read`."""
+"""Queries of operators on the archive and its views, besides those of `read`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import JobFailed, LogBroken, named
 
 JOB_TIMEOUT_S = 30.0
-"""For a question of a job that reads a whole view."""
+"""Limit of a job's query that reads a whole view."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SQL = statements("streamproc.archive", "lookup.sql")
@@ -24,7 +24,7 @@ _SQL = statements("streamproc.archive", "lookup.sql")
 
 @contextmanager
 def refusals_named() -> Iterator[None]:
-    """Postgres is there and refuses (no schema yet, wrong password): JobFailed, with its own words."""
+    """Turn a refusal by Postgres (no schema yet, wrong password) into JobFailed, with its own words and advice."""
     try:
         yield
     except asyncpg.PostgresError as problem:
@@ -34,7 +34,7 @@ def refusals_named() -> Iterator[None]:
 
 @contextmanager
 def job_named(consequence: str = "") -> Iterator[None]:
-    """Postgres away or refusing ends a job: JobFailed, with its own words and what that means."""
+    """Turn an error of Postgres into JobFailed, with its own words; `consequence`: what that means for the job."""
     after = f"; {consequence}" if consequence else ""
     try:
         yield
@@ -45,7 +45,8 @@ def job_named(consequence: str = "") -> Iterator[None]:
 
 
 class Behind(Struct, frozen=True):
-    """Archived entries that the views do not show yet; `waiting_ms` is the time of the first, None where none waits."""
+    """Archived entries that the views do not show yet; `waiting_ms`: the time of the first one, None if there is
+    none."""
 
     partition: int
     behind: int
@@ -60,7 +61,7 @@ async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
 
 
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
-    """Every entry with policy changes up to a seq, in order. Looks through the archive: for a job's connection."""
+    """Every entry with policy changes up to a seq, in order. Scans the archive, so it needs a job's connection."""
     rows = await db.fetch(_SQL["policy_entries"], partition, upto_seq)
     return [Row(*row) for row in rows]
 
@@ -80,7 +81,7 @@ async def archived_entry(pool: asyncpg.Pool, partition: int, entry: str) -> Row 
 
 
 async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Sequence[str]) -> frozenset[str]:
-    """Those of these payouts that were ever decided, as far as it is archived."""
+    """Those of `payouts` that were ever decided, as far as archived."""
     rows = await db.fetch(_SQL["decided_payouts"], partition, list(payouts))
     return frozenset(row["payout"] for row in rows)
 
@@ -88,7 +89,7 @@ async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Seque
 async def held_page(
     pool: asyncpg.Pool, *, after: Place | None, account: str, agent: str, limit: int
 ) -> list[PayoutRecord]:
-    """Held payouts behind a place, the longest waiting first, of an account and an agent where these are given.
+    """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
 
     Raises TryAgain when Postgres is away.
     """
@@ -102,7 +103,8 @@ async def held_page(
 
 
 async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: str) -> int:
-    """How many entries the archive has from `first` up to, without, `end`. Raises TryAgain when Postgres is away."""
+    """How many entries the archive has from `first` up to, but not including, `end`. Raises TryAgain when Postgres
+    is away."""
     async with asked(pool) as db:
         found: int = await db.fetchval(
             _SQL["entries_between"], partition, *id_key(first), *id_key(end), timeout=QUERY_TIMEOUT_S
@@ -113,7 +115,7 @@ async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: s
 async def folded_budgets(
     pool: asyncpg.Pool, partition: int
 ) -> tuple[str, dict[tuple[str, str], tuple[int, int]]]:
-    """The view `budgets` of a partition, (scope, window) -> paise reserved, committed, and the entry it shows.
+    """The entry that a partition's view `budgets` shows, and the view: (scope, window) -> paise reserved, committed.
 
     One row per window that ever was: some hundreds of thousands in years. Raises TryAgain when Postgres is away.
     """

@@ -50,7 +50,7 @@ class Frontier:
         return b"".join(self._roots)
 
     def append(self, leaf: bytes) -> None:
-        """Add a leaf: as many subtrees become one as the size has ones at its end."""
+        """Add a leaf: it is merged with one subtree for each 1 at the end of the size in binary."""
         node, size, roots = sha256(b"\x00" + leaf).digest(), self.size, self._roots
         while size & 1:
             node = sha256(b"\x01" + roots.pop() + node).digest()
@@ -69,9 +69,9 @@ class Frontier:
 
 
 class Prover:
-    """Inclusion proofs of some leaves, made while all leaves pass by once.
+    """Makes inclusion proofs of some leaves in one pass over all leaves.
 
-    It holds the frontier and the wanted paths, so memory is (wanted leaves) * log2(size) hashes, most of them shared.
+    It keeps the frontier and the wanted paths: (wanted leaves) * log2(size) hashes, most of them shared.
     """
 
     def __init__(self, wanted: Iterable[int]) -> None:
@@ -80,7 +80,7 @@ class Prover:
         self.size = 0
 
     def append(self, leaf: bytes) -> None:
-        """The next leaf."""
+        """Take in the next leaf."""
         path = self._paths.get(self.size)
         top = leaf_hash(leaf), [] if path is None else [path]
         size = self.size
@@ -91,7 +91,7 @@ class Prover:
         self.size += 1
 
     def finish(self) -> tuple[bytes, dict[int, list[bytes]]]:
-        """The root of the leaves that passed, and the path of each wanted one among them, from the leaf up."""
+        """The root of all leaves, and the path of each wanted one among them, from the leaf up."""
         if not self._stack:
             return EMPTY_ROOT, {}
         top = self._stack.pop()
@@ -103,7 +103,7 @@ class Prover:
 def _joined(
     left: tuple[bytes, list[list[bytes]]], right: tuple[bytes, list[list[bytes]]]
 ) -> tuple[bytes, list[list[bytes]]]:
-    """Two subtrees as one; what is wanted below each gets the other's root as its next step."""
+    """Two subtrees as one; the paths of wanted leaves below each get the other's root as their next step."""
     for path in left[1]:
         path.append(right[0])
     for path in right[1]:
@@ -112,7 +112,8 @@ def _joined(
 
 
 def root_by(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:
-    """The root of a tree of `size` leaves that has `leaf` at `index`, by its path; None where the path does not fit."""
+    """The root of a tree of `size` leaves with `leaf` at `index`, computed by its path; None if the path does not
+    fit."""
     if not 0 <= index < size:
         return None
     here, last, node = index, size - 1, leaf_hash(leaf)
@@ -121,7 +122,7 @@ def root_by(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes 
             return None
         if here & 1 or here == last:
             node = node_hash(step, node)
-            while not here & 1 and here:  # an only child goes up as it is
+            while not here & 1 and here:  # a node without a sibling moves up unchanged
                 here, last = here >> 1, last >> 1
         else:
             node = node_hash(node, step)

@@ -1,7 +1,7 @@
-"""The schema, brought up to date by Alembic from the scripts in this package. No alembic.ini, no models.
+"""Brings the schema up to date by Alembic, from the scripts in this package, without alembic.ini or models.
 
-All pending revisions run in one transaction that first takes an advisory lock, since Alembic has none of its own:
-of two upgrades at once the second waits and then finds nothing to do.
+All pending revisions run in one transaction that first takes an advisory lock, since Alembic has none of its own: the
+second of two upgrades at once waits and then finds nothing to do.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from streamproc.errors import JobFailed, named
 T = TypeVar("T")
 
 MIGRATE_LOCK = 0x53505F4D
-"""The advisory lock's number ('SP_M'); nothing else of streamproc uses it."""
+"""The advisory lock's key ('SP_M'); nothing else of streamproc uses it."""
 CONNECT_TIMEOUT_S = 10.0
 LOCK_WAIT_S = 60
 """How long an upgrade waits for another one, or for a table that a reader holds."""
@@ -31,16 +31,16 @@ STATEMENT_TIMEOUT_S = 600
 
 
 async def upgrade(dsn: str) -> list[str]:
-    """Bring the schema to its newest revision; the revisions that were applied now, oldest first.
+    """Bring the schema to its newest revision; the revisions applied now, oldest first.
 
-    Safe to repeat and to run twice at once. Raises JobFailed when Postgres cannot be reached or refuses; the
-    schema is then as it was.
+    Safe to repeat and to run twice at once. Raises JobFailed if Postgres cannot be reached or refuses; the schema is
+    then as it was.
     """
     return await _run(dsn, _upgrade)
 
 
 async def current(dsn: str) -> str | None:
-    """The revision that the database is at; None before the first upgrade. Raises JobFailed as `upgrade` does."""
+    """The revision of the database; None before the first upgrade. Raises JobFailed as `upgrade` does."""
     return await _run(dsn, _current)
 
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec import Struct
 
 KEY_NAME = "streamproc"
-"""One key signs all partitions, so it is not named after one; the origin line says whose checkpoint it is."""
+"""The name has no partition, since one key signs all; the origin line says whose checkpoint it is."""
 SEED_BYTES = 32
 NOTE_CHARS_MAX = 16_384
 """Ours have about 450; a witness adds some 150 for each signature."""
@@ -33,18 +33,18 @@ _SIGNATURE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")
 
 
 class BadNote(Exception):
-    """What is wrong with a note, as the end of a sentence about it."""
+    """What is wrong with a note, worded as the end of a sentence about it."""
 
 
 class PublicKey(Struct, frozen=True):
-    """Whom a signature is believed. `raw` is the 32 bytes of RFC 8032."""
+    """A key whose signatures can be checked. `raw` is the 32 bytes of RFC 8032."""
 
     name: str
     raw: bytes
 
     @property
     def id(self) -> bytes:
-        """Its first 4 bytes of hash, as signature lines name it."""
+        """The first 4 bytes of its hash, by which signature lines name it."""
         return sha256(self.name.encode() + b"\n" + ED25519 + self.raw).digest()[:4]
 
     @property
@@ -65,7 +65,7 @@ class PublicKey(Struct, frozen=True):
 
 
 class Signer:
-    """A private key. Nothing shows it."""
+    """A private key, which is never shown."""
 
     def __init__(self, seed: bytes, name: str = KEY_NAME) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
@@ -83,7 +83,7 @@ class Signer:
         return cls(seed)
 
     def sign(self, text: str) -> str:
-        """The text, which ends with a newline, as a signed note."""
+        """A signed note of the text, which must end with a newline."""
         signature = base64.b64encode(self.public.id + self._key.sign(text.encode())).decode()
         return f"{text}\n— {self.public.name} {signature}\n"
 
@@ -103,14 +103,14 @@ class Trusted:
     def open(self, note: str) -> tuple[str, PublicKey]:
         """The text of a note, and a trusted key that signed it.
 
-        Raises BadNote where none did, or where a signature that names a trusted key is not that key's.
+        Raises BadNote if none did, or if a signature that names a trusted key is not that key's.
         """
         text, signatures = _split(note)
         signed_by = None
         for name, raw in signatures:
             key = self._known.get((name, raw[:4]))
             if key is None:
-                continue  # a witness's, or a key that was not named to us
+                continue  # a witness's, or an unknown key's
             try:
                 _loaded(key.raw).verify(raw[4:], text.encode())
             except InvalidSignature:

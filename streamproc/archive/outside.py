@@ -1,8 +1,8 @@
 """Where checkpoints go outside the database: a file of signed notes, each followed by a blank line.
 
-It is only ever added to. A write that a crash cut off leaves the beginning of a note; the next write starts on a line
-of its own, and the note is written again, whole. So a reader takes a broken note for a cut-off write where a later
-whole one begins with it, or where it is the last thing in the file, and for damage anywhere else.
+It is append-only. A write that a crash cuts off leaves the beginning of a note; the next write starts on a new line,
+and that note is written again. So a reader takes a broken note for a cut-off write if a later whole note begins with
+it, or if it is last in the file, and for damage otherwise.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from streamproc.archive.signing_key import sync_directory
 from streamproc.errors import TryAgain
 
 NOTES_FILE = "checkpoints.txt"
-"""In DATA_DIR, where STREAMPROC_CHECKPOINT_TO is not set."""
+"""In DATA_DIR, if STREAMPROC_CHECKPOINT_TO is not set."""
 GAP = b"\n\n"
 RECORD_LINES_MAX = 64
 """Lines of one note: ours have 8, and a note may have 16 signatures."""
@@ -31,12 +31,12 @@ _DASH = "—".encode()[:1]
 
 
 def notes_path(to: str, data_dir: Path) -> Path:
-    """The file that STREAMPROC_CHECKPOINT_TO names; where it names none, the one in DATA_DIR."""
+    """The file that STREAMPROC_CHECKPOINT_TO names; if it names none, the one in DATA_DIR."""
     return Path(to) if to and "://" not in to else data_dir / NOTES_FILE
 
 
 class Outside(Protocol):
-    """A place that whoever can write to the database should not be able to write to."""
+    """A place to which whoever can write to the database should not be able to write."""
 
     @property
     def where(self) -> str:
@@ -44,12 +44,12 @@ class Outside(Protocol):
         ...
 
     async def put(self, note: str) -> None:
-        """Keep a note. Safe to repeat. Raises TryAgain where that cannot be said to have happened."""
+        """Keep a note. Safe to repeat. Raises TryAgain unless it is surely kept."""
         ...
 
 
 class NotesFile:
-    """The file."""
+    """A file outside the database."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +82,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 class Stated(Struct, frozen=True):
-    """A checkpoint in the file, from its `line` on, and its note as it is there."""
+    """A checkpoint that starts at `line` of the file, and its note as it is there."""
 
     line: int
     checkpoint: Checkpoint
@@ -90,14 +90,14 @@ class Stated(Struct, frozen=True):
 
 
 class Damaged(Struct, frozen=True):
-    """A place in the file that is no note of a trusted key, and what is wrong there."""
+    """A place in the file that has no note of a trusted key, and what is wrong there."""
 
     line: int
     problem: str
 
 
 def stated_in(file: BinaryIO, trusted: Trusted | None) -> Iterator[Stated | Damaged]:
-    """The checkpoints of a file in its order, then what is damaged. `trusted` None: signatures are not looked at."""
+    """The checkpoints of a file in order, then what is damaged. `trusted` None: signatures are not checked."""
     suspects: dict[bytes, Damaged] = {}
     for line, raw, ended in _records(file):
         try:
@@ -109,13 +109,14 @@ def stated_in(file: BinaryIO, trusted: Trusted | None) -> Iterator[Stated | Dama
             if ended and len(suspects) < SUSPECTS_MAX:
                 suspects[raw.rstrip(b"\n")] = Damaged(line, what)
             continue
-        for beginning in [begun for begun in suspects if raw.startswith(begun)]:
+        for beginning in [start for start in suspects if raw.startswith(start)]:
             del suspects[beginning]
     yield from suspects.values()
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Line number, bytes, and whether something follows: text, a blank line, signatures, up to the next blank line."""
+    """Each record: text, a blank line and signatures, up to the next blank line. Its line number, its bytes, and
+    whether it is complete or followed by something."""
     begun, parts, signing, signed = 0, list[bytes](), False, False
     for number, line in enumerate(iter(lambda: file.readline(NOTE_CHARS_MAX), b""), 1):
         blank = line == b"\n"

@@ -1,4 +1,4 @@
-"""Pools of connections to Postgres. No wait is without a limit, nor is that until a connection is given back."""
+"""Pools of connections to Postgres on which every wait has a limit, also that for giving a connection back."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,19 +10,19 @@ from streamproc.archive.store import AWAY
 from streamproc.errors import TryAgain, kind_of
 
 QUERY_TIMEOUT_S = 3.0
-"""All that is asked this way are index look-ups; one that takes longer means that Postgres is not well."""
+"""Limit of one query. All of them are index look-ups; one that takes longer means that Postgres is not well."""
 POOL_MAX = 4
-"""Connections of one process that only reads."""
+"""Connections of a process that only reads."""
 CLOSE_S = 2.0
-"""For a goodbye; a Postgres that hangs hears none."""
+"""Limit for closing; a Postgres that hangs does not answer."""
 
 _giving_back: set[asyncio.Task[None]] = set()
-"""The loop alone does not keep them."""
+"""Keeps references, since the event loop keeps none."""
 
 
 @asynccontextmanager
 async def opened_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    """A pool that connects when it is first asked, so that who has it starts while Postgres is away."""
+    """A pool that connects at the first query, so that its owner can start while Postgres is away."""
     pool = await asyncpg.create_pool(
         dsn, min_size=0, max_size=POOL_MAX, timeout=QUERY_TIMEOUT_S, command_timeout=QUERY_TIMEOUT_S
     )
@@ -33,7 +33,7 @@ async def opened_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
 
 
 async def _close(pool: asyncpg.Pool) -> None:
-    """Say goodbye to Postgres; where it does not listen, hang up."""
+    """Close the pool; drop its connections if Postgres does not answer in time."""
     try:
         async with asyncio.timeout(CLOSE_S):
             await pool.close()
@@ -43,10 +43,10 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 @asynccontextmanager
 async def asked(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to ask with. Raises TryAgain when Postgres is away.
+    """A connection for a query. Raises TryAgain when Postgres is away.
 
-    Whoever gave up does not wait for it to be given back: that asks Postgres to cancel the question, which can take
-    longer than the question was given.
+    After a failure the caller does not wait until the connection is given back: that has Postgres cancel the query,
+    which can take longer than the query was allowed to.
     """
     try:
         db = await pool.acquire(timeout=QUERY_TIMEOUT_S)
@@ -70,5 +70,5 @@ def _give_back(pool: asyncpg.Pool, db: asyncpg.Connection) -> "asyncio.Task[None
 async def _given_back(pool: asyncpg.Pool, db: asyncpg.Connection) -> None:
     try:
         await pool.release(db, timeout=QUERY_TIMEOUT_S)
-    except AWAY:  # the pool has hung up then
+    except AWAY:  # the pool has dropped the connection then
         return

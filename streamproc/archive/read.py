@@ -1,6 +1,6 @@
-"""Questions to the archive and its views. Every query is bounded in time and in rows.
+"""Queries on the archive and its views, each bounded in time and in rows.
 
-Raises TryAgain when Postgres is away. Times in and out are aware datetimes, amounts paise.
+All raise TryAgain when Postgres is away. Times are aware datetimes, amounts paise.
 """
 
 import asyncio
@@ -21,18 +21,19 @@ from streamproc.domain.traces import trace_id
 from streamproc.errors import TryAgain
 
 HISTORY_ENTRIES_MAX = 10_000
-"""A payout has some ten entries; the bank could send as many deliveries as it likes."""
+"""A payout has some ten entries, but the bank could send any number of deliveries."""
 BUDGET_ROWS_MAX = 1_000
 AUDIT_ROWS_MAX = 1_000
 REASON_INDEXED_CHARS = 64
-"""How much of a reason the view's index has; codes are shorter, problems of payloads longer."""
+"""How much of a reason is in the view's index; codes are shorter, problems of payloads longer."""
 REASONS_OF_ALL = frozenset({"POLICY_OK", "approve: done", "processed", "committed"})
-"""What nearly every payout's lines have, which the index leaves out, as that of decisions does APPROVED (audit.sql)."""
+"""Reasons that nearly every payout has. The index leaves them out, as the index of decisions leaves out APPROVED
+(audit.sql)."""
 KINDS_SELDOM = frozenset({"review", "policy", "alert"})
-"""The kinds of lines that have an index of their own."""
+"""Rare kinds of lines, which have an index of their own."""
 
 VIEWS_POLL_S = 0.02
-"""The views follow the log within milliseconds; this is how soon a waiting reader notices."""
+"""How soon a waiting reader notices that the views have caught up, which takes milliseconds."""
 
 _SQL = statements("streamproc.archive", "read.sql")
 
@@ -67,13 +68,13 @@ class AuditRow(Struct, frozen=True, kw_only=True):
 
     @property
     def trace_id(self) -> str | None:
-        """The payout's trace. Known from its id, so that lines are shown also before a view of an older version, which
-        has no such column, was replayed."""
+        """The payout's trace. Derived from its id, so that it can be shown before a view without that column is
+        replayed."""
         return trace_id(self.payout) if self.payout else None
 
 
 class PolicyRow(Struct, frozen=True, kw_only=True):
-    """One version of a scope's policy, fields as JSON text; `after` None: that version removed it."""
+    """One version of a scope's policy, fields as JSON text. `after` None: this version removed the policy."""
 
     scope: str
     version: int
@@ -87,7 +88,7 @@ class PolicyRow(Struct, frozen=True, kw_only=True):
 
 
 class AuditFilter(Struct, frozen=True, kw_only=True):
-    """What to list; None does not filter. `since` is included, `until` is not."""
+    """Which lines to list; None does not filter. `since` is included, `until` is not."""
 
     payout: str | None = None
     agent: str | None = None
@@ -112,9 +113,9 @@ async def views_upto(pool: asyncpg.Pool, partition: int) -> str:
 
 
 async def await_views(pool: asyncpg.Pool, partition: int, entry: str, *, timeout_s: float) -> None:
-    """Read your own writes: return when the views show `entry` of `partition`, and with it all before it.
+    """Return when the views show `entry` of `partition`, and so everything before it: read your own writes.
 
-    Raises TryAgain when they do not within `timeout_s`, and when Postgres is away.
+    Raises TryAgain if they do not within `timeout_s`, or Postgres is away.
     """
     wanted, upto = id_key(entry), ZERO
     try:
@@ -150,7 +151,7 @@ async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
 
 
 async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
-    """What we call the intent that the bank has under its own id `bank_payout`; None where there is none."""
+    """Our id of the intent that the bank has under its own id `bank_payout`; None if there is none."""
     async with asked(pool) as db:
         found: str | None = await db.fetchval(_SQL["payout_at_bank"], bank_payout, timeout=QUERY_TIMEOUT_S)
     return found
@@ -166,7 +167,7 @@ async def budgets_of(pool: asyncpg.Pool, agent: str) -> list[BudgetRow]:
 
 
 class AuditPlace(NamedTuple):
-    """Where a line is in the order of time."""
+    """The place of a line in the order of time."""
 
     at: datetime
     partition: int
@@ -181,10 +182,7 @@ async def audit_rows(
     after: AuditPlace | None = None,
     limit: int = AUDIT_ROWS_MAX,
 ) -> list[AuditRow]:
-    """The audit's lines that match, the newest first, from the one after a place on.
-
-    `limit` of them, and AUDIT_ROWS_MAX at most.
-    """
+    """The audit's lines that match, the newest first, after a place; at most `limit` and AUDIT_ROWS_MAX of them."""
     query, values = audit_query(wanted, after=after)
     query = f"{query} LIMIT {min(limit, AUDIT_ROWS_MAX):d}"
     async with asked(pool) as db:
@@ -193,7 +191,7 @@ async def audit_rows(
 
 
 async def audit_place(pool: asyncpg.Pool, partition: int, entry: str, place: int) -> AuditPlace | None:
-    """Where the line of an event is; None where the audit has no such line."""
+    """The place of an event's line; None if the audit has no such line."""
     async with asked(pool) as db:
         row = await db.fetchrow(
             _SQL["audit_place"], partition, *id_key(entry), place, timeout=QUERY_TIMEOUT_S
@@ -204,7 +202,8 @@ async def audit_place(pool: asyncpg.Pool, partition: int, entry: str, place: int
 def audit_query(
     wanted: AuditFilter, *, after: AuditPlace | None = None, newest_first: bool = True
 ) -> tuple[str, list[object]]:
-    """The query for the lines that match, and its values; without a limit."""
+    """The query for the lines that match, without a limit, and its values. Uses the conditions that the view's
+    indexes serve."""
     asked = {name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None}
     if wanted.reason is not None and wanted.reason not in REASONS_OF_ALL:
         length = "long" if len(wanted.reason) >= REASON_INDEXED_CHARS else "seldom"
@@ -217,9 +216,9 @@ def audit_query(
     if after is not None:
         conditions.append(("after", after))
     parts, values = [_SQL["audit_lines"]], list[object]()
-    for name, these in conditions:
+    for name, condition_values in conditions:
         parts.append(_numbered_after(len(values), _SQL[f"audit_if_{name}"]))
-        values += these
+        values += condition_values
     parts.append(_SQL["audit_newest_first" if newest_first else "audit_oldest_first"])
     return "\n".join(parts), values
 
@@ -229,7 +228,7 @@ def _numbered_after(count: int, condition: str) -> str:
 
 
 async def policy_versions(pool: asyncpg.Pool, scope: str) -> list[PolicyRow]:
-    """The versions of a scope, the oldest first; partitions that agree give each version once."""
+    """The versions of a scope, the oldest first; a version that partitions agree on is given once."""
     async with asked(pool) as db:
         rows = await db.fetch(_SQL["policy_versions"], scope, AUDIT_ROWS_MAX, timeout=QUERY_TIMEOUT_S)
     return [PolicyRow(**dict(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""The key that signs checkpoints, as a file: made once, whole or not at all, and never overwritten."""
+"""The file of the key that signs checkpoints: written once, whole or not at all, and never overwritten."""
 
 import os
 import secrets
@@ -11,11 +11,11 @@ from streamproc.errors import ConfigError, InputError
 KEY_FILE = "checkpoint.key"
 """In DATA_DIR, where STREAMPROC_SIGNING_KEY is not set."""
 KEY_FILE_BYTES_MAX = 4_096
-"""A key is 45 bytes; a wrong file that is named by mistake is not read whole."""
+"""A key has 45 bytes; a wrong file that is named by mistake is not read whole."""
 
 
 def read_key(path: Path) -> Signer | None:
-    """The key in a file; None where there is no such file. Raises ConfigError where it holds none."""
+    """The key in a file; None if there is no such file. Raises ConfigError if the file holds no key."""
     try:
         with path.open("rb") as file:
             text = file.read(KEY_FILE_BYTES_MAX).decode("ascii", errors="replace").strip()

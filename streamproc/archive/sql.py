@@ -1,6 +1,6 @@
-"""SQL lives in .sql files beside the code that owns the table; here it is loaded by name.
+"""Loads SQL by name from the .sql files that lie beside the code that owns the table.
 
-A file is a row of blocks, each one statement that can be pasted into psql:
+A file is a sequence of blocks, each one statement that can be pasted into psql:
 
     -- name: spent
     -- What it is for, where that needs saying.

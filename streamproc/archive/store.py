@@ -1,7 +1,7 @@
 """The archive's one writer per partition: its connection, its lock, its checkpoint.
 
-The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its
-connection, and cannot write: there is nothing to fence with a token. Others stand by.
+The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its connection
+and cannot write: no fencing token is needed. Other projectors stand by.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from streamproc.errors import LogBroken, TryAgain
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
-"""The client's limit for one statement; above the server's, so that the server's own answer is heard."""
+"""The client's limit for one statement, above the server's, so that the server's own error arrives."""
 STATEMENT_TIMEOUT_MS = 20_000
-"""A batch takes milliseconds; a disk that stalls longer is treated as Postgres being away."""
+"""A batch takes milliseconds; a disk that stalls for longer counts as Postgres being away."""
 JOB_TIMEOUT_S = 3_600.0
-"""For one statement of a job that an operator waits for: an index over, or a checksum of, a hundred million rows."""
+"""Limit for one statement of a job that an operator waits for: an index or a checksum over a hundred million rows."""
 LOCK_TIMEOUT_MS = 10_000
 STANDBY_S = 1.0
-"""A standby asks this often whether the partition is free."""
+"""Interval at which a standby asks whether the partition is free."""
 PROJECTOR_LOCK = 0x53505F50
 """First half of the advisory lock's key ('SP_P'); the second is the partition."""
 CHECKPOINT_LOCK = 0x53505F43
@@ -46,7 +46,7 @@ AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # an old primary after a failover
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-"""What Postgres being away, or not able right now, looks like. Anything else is a defect or a wrong setting."""
+"""Errors of a Postgres that is away, or cannot answer right now. Any other is a defect or a wrong setting."""
 
 _SQL = statements("streamproc.archive", "store.sql")
 
@@ -63,7 +63,7 @@ class Entry(Protocol):
 
 
 class Head(Struct, frozen=True):
-    """The last archived entry of a partition, with its link in the chain: the checkpoint."""
+    """The checkpoint: the last archived entry of a partition, with its link in the chain."""
 
     seq: int = 0
     entry: str = ZERO
@@ -71,13 +71,13 @@ class Head(Struct, frozen=True):
 
 
 def id_key(entry: str) -> tuple[int, int]:
-    """An entry id that compares as Redis orders it."""
+    """An entry id as a tuple that compares as Redis orders ids."""
     ms, _, n = entry.partition("-")
     return int(ms), int(n or 0)
 
 
 def id_before(entry: str) -> str:
-    """An id below `entry` with no possible entry between them, so that reading after it starts at `entry`."""
+    """The id right below `entry`, so that reading after it starts at `entry`."""
     ms, n = id_key(entry)
     if n > 0:
         return f"{ms}-{n - 1}"
@@ -86,9 +86,9 @@ def id_before(entry: str) -> str:
 
 @asynccontextmanager
 async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of our own, every wait on it bounded. `name` shows in pg_stat_activity.
+    """A connection of our own with a limit on every wait. `name` shows in pg_stat_activity.
 
-    `job`: statements look through whole tables, and transactions wait for who works on what they read.
+    `job`: its statements may scan whole tables, and it may wait long for other transactions.
     """
     command_s = JOB_TIMEOUT_S if job else COMMAND_TIMEOUT_S
     statement_ms = int(JOB_TIMEOUT_S * 1000) if job else STATEMENT_TIMEOUT_MS
@@ -101,7 +101,7 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
             "statement_timeout": str(statement_ms),
             "lock_timeout": str(LOCK_TIMEOUT_MS),
             "idle_in_transaction_session_timeout": str(statement_ms),
-            # A writer whose host is gone must not keep its lock for the hours that TCP would.
+            # A writer whose host is gone must not keep its lock for as long as TCP's default, hours.
             "tcp_keepalives_idle": "10",
             "tcp_keepalives_interval": "5",
             "tcp_keepalives_count": "3",
@@ -110,7 +110,7 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
     try:
         yield db
     finally:
-        # Closing says goodbye, which can wait for a peer that is gone; the lock goes either way.
+        # A clean close can wait for a peer that is gone; the lock is released either way.
         try:
             await db.close(timeout=CONNECT_TIMEOUT_S)
         except AWAY:
@@ -119,7 +119,7 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
 
 @asynccontextmanager
 async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """A job's connection that sees one moment of the database, whatever is written meanwhile; it can change nothing."""
+    """A job's read-only connection that sees one moment of the database, whatever is written meanwhile."""
     async with (
         connection(dsn, name=name, job=True) as db,
         db.transaction(isolation="repeatable_read", readonly=True),
@@ -130,7 +130,7 @@ async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
 async def take_lock(
     db: asyncpg.Connection, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
 ) -> bool:
-    """Become the partition's one writer; stands by while another is. False when stopped before."""
+    """Become the partition's one writer; stands by while another one is. False if stopped before."""
     while not await db.fetchval(_SQL["take_lock"], lock, partition):
         if stopping.is_set():
             return False
@@ -143,15 +143,15 @@ async def take_lock(
 
 
 async def read_head(db: asyncpg.Connection, partition: int) -> Head:
-    """The checkpoint; the beginning for a partition that was never archived."""
+    """The checkpoint; an empty Head if the partition was never archived."""
     row = await db.fetchrow(_SQL["read_head"], partition)
     return Head(row["seq"], row["entry_id"], row["hash"]) if row else Head()
 
 
 async def archived_heads(dsn: str) -> dict[int, Head]:
-    """The checkpoints of the partitions that the archive has entries of; none where it has no schema yet.
+    """The checkpoints of all partitions with archived entries; none if there is no schema yet.
 
-    Raises TryAgain while Postgres is away or refuses: then it is not known.
+    Raises TryAgain while Postgres is away or refuses, since then it is not known.
     """
     try:
         async with connection(dsn, name="streamproc open") as db:
@@ -166,21 +166,21 @@ async def archived_heads(dsn: str) -> dict[int, Head]:
 
 
 async def partitions_opened(dsn: str) -> int:
-    """How many partitions the archived log has, also those without an entry: a projector opens all of them at once."""
+    """How many partitions the archived log has, empty ones included: a projector opens all of them at once."""
     async with connection(dsn, name="streamproc open") as db:
         return int(await db.fetchval(_SQL["partitions_opened"]))
 
 
 async def open_head(db: asyncpg.Connection, partition: int) -> Head:
-    """`read_head`, after making the row that `move_head` moves."""
+    """`read_head`, after inserting the row that `move_head` updates."""
     await db.execute(_SQL["open_head"], partition)
     return await read_head(db, partition)
 
 
 async def move_head(db: asyncpg.Connection, partition: int, old: Head, new: Head) -> None:
-    """Compare and set the checkpoint, and keep its row locked until the transaction ends.
+    """Compare and set the checkpoint; its row stays locked until the transaction ends.
 
-    Raises LogBroken when it is not `old`: somebody wrote without the lock.
+    Raises LogBroken if it is not `old`: somebody wrote without the lock.
     """
     moved = await db.fetchval(
         _SQL["move_head"], partition, old.seq, old.entry, old.hash, new.seq, new.entry, new.hash

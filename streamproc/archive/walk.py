@@ -1,6 +1,6 @@
-"""One partition's rows against chain and checkpoints, and what became of the first that is wrong. Pure.
+"""Compares one partition's rows with chain and checkpoints, and explains the first one that is wrong. Pure.
 
-Several kinds of tampering can leave the same traces; then the words say what it looks like, and no more.
+Several kinds of tampering can leave the same traces; the words say what it looks like, and no more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ FORK = "{one} and {other} are two signed checkpoints of {size} entries that stat
 
 
 class Row(Protocol):
-    """A row of the archive with everything that is stored of it, but when."""
+    """A row of the archive with all that is stored of it except its time."""
 
     @property
     def seq(self) -> int: ...
@@ -36,7 +36,7 @@ class Row(Protocol):
 
 
 class Fault(Struct, frozen=True):
-    """Something wrong: where, and what, in words. `seq` is the row's or the checkpoint's size, or 0."""
+    """Something wrong: where, and what, in words. `seq` is the row's, or the checkpoint's size, or 0."""
 
     where: str
     problem: str
@@ -49,27 +49,27 @@ class Fault(Struct, frozen=True):
 
 
 class Part(Struct):
-    """What was found of one partition. `signed` is how many of its rows good checkpoints cover."""
+    """What was found in one partition. `signed`: how many of its rows good checkpoints cover."""
 
     partition: int
     rows: int = 0
     checkpoints: int = 0
     outside: int = 0
     not_outside: int = 0
-    """Checkpoints that the table says were handed outside and that are not in the file."""
+    """Checkpoints that the table says were published outside and that are not in the file."""
     missing_since: int = 0
-    """Of these, those after the file's first: the file was cut, damaged or exchanged."""
+    """Those of them after the file's first one: the file was cut, damaged or exchanged."""
     missing_within: int = 0
-    """Of these, those before the file's last: nor can it be an older copy."""
+    """Those of them before the file's last one: it is not just an older copy."""
     signed: int = 0
     signed_at: datetime | None = None
     fault: Fault | None = None
 
 
 class Walk:
-    """Rows as they pass: the chain and the tree so far, and what good checkpoints have covered.
+    """The pass over a partition's rows: chain and tree so far, and how much good checkpoints cover.
 
-    `outside` are the checkpoints that were found outside the database, by size; `where` is their place.
+    `outside`: the checkpoints found outside the database, by size; `where`: their place.
     """
 
     def __init__(self, part: Part, outside: Mapping[int, Checkpoint], where: str) -> None:
@@ -81,9 +81,9 @@ class Walk:
         self._frontier = Frontier()
 
     def through(self, rows: Sequence[Row], marks: Mapping[int, Checkpoint | Fault]) -> Fault | None:
-        """Take rows in; the first fault among them. A row that does not fit is in `stumbled`, to be `explained`.
+        """Take in rows; the first fault among them. A row that does not fit is in `stumbled`, to be `explained`.
 
-        `marks` are the table's checkpoints of sizes up to the last row's seq.
+        `marks`: the table's checkpoints of sizes up to the last row's seq.
         """
         partition, frontier, before = self.part.partition, self._frontier, id_key(self.entry)
         for row in rows:
@@ -116,7 +116,8 @@ class Walk:
         )
 
     def explained(self, after: Row | None) -> Fault:
-        """What became of the row that does not fit, as far as the row `after` it tells (None: it is the last)."""
+        """What happened to the row that does not fit, as far as the next row `after` shows it (None: it is the
+        last)."""
         assert self.stumbled is not None
         return self._fault_at(self.stumbled, self._why(self.stumbled, after))
 
@@ -138,14 +139,15 @@ class Walk:
         return "neither its bytes nor its hash fit the rows beside it: it and what follows were changed"
 
     def _link(self, row: Row, before: bytes, *, of: Row | None = None) -> bytes:
-        """The row's link after another one, with its own bytes or with those `of` another row."""
+        """The row's link after a hash, with its own bytes or those `of` another row."""
         bytes_of = of or row
         return link_hash(before, self.part.partition, row.seq, row.id, bytes_of.e, bytes_of.m)
 
     # ---- checkpoints ----
 
     def _compare(self, mark: Checkpoint | Fault | None) -> Fault | None:
-        """The rows so far against the checkpoints of this size: `mark` is the table's, and there may be one outside."""
+        """Compare the rows so far with the checkpoints of this size: `mark` is the table's, and there may be one
+        outside."""
         there = self.outside.get(self.seq)
         if isinstance(mark, Fault):
             return mark
@@ -179,7 +181,7 @@ class Walk:
         return next((one for one in marks if isinstance(one, Fault)), None)
 
     def against_head(self, head: Head) -> Fault | None:
-        """After the last row: it must be where the archive's own head is."""
+        """Check that the last row is the archive's head."""
         if (head.seq, head.entry, head.hash) == (self.seq, self.entry, self.link):
             return None
         if head.seq > self.seq:
@@ -187,7 +189,7 @@ class Walk:
         return self.at_end(f"the head says that {head.seq}, entry {head.entry}, is: one of them was changed")
 
     def at_end(self, problem: str) -> Fault:
-        """Something is wrong after the last row."""
+        """A fault after the last row."""
         if self.seq == 0:
             return Fault(
                 f"partition {self.part.partition}", f"it has no rows, but {problem}", self.part.partition
@@ -205,5 +207,5 @@ class Walk:
 
 
 def _rows(first: int, last: int) -> str:
-    """A stretch of rows as a sentence needs it: "row 3 was", "rows 3 to 5 were"."""
+    """A stretch of rows with its verb: "row 3 was", "rows 3 to 5 were"."""
     return f"row {first} was" if first == last else f"rows {first} to {last} were"

@@ -1,4 +1,4 @@
-"""The record of a payout that was approved at first sight, in one copy: copies are most of what `evolve` costs."""
+"""The record of a payout approved at first sight, made in one copy, since copies are most of what `evolve` costs."""
 
 from msgspec.structs import replace
 
@@ -13,7 +13,7 @@ def approved(
     reserved: e.BudgetReserved,
     decided: e.PayoutDecided,
 ) -> PayoutRecord:
-    """What `fold` makes of these events in this order, all of one moment (a property test holds the two together)."""
+    """The same as `fold` of these events in this order, all of one time; a property test compares the two."""
     if record.intent is not None:
         after = fold((screened, vetted, reserved, decided), record)
         assert after is not None

@@ -6,7 +6,7 @@ from streamproc.domain.events import VelocityChecked
 from streamproc.domain.governance import Case
 
 INLINE = "inline"
-"""The vendor whose window is charged where the beneficiary came inline and without a URL."""
+"""Stands for the vendor where the beneficiary came inline and without a URL."""
 
 
 def rate_ask(case: Case) -> RateAsk | None:
@@ -24,16 +24,16 @@ def rate_ask(case: Case) -> RateAsk | None:
 
 
 def slot_of(event: VelocityChecked) -> RateAnswer:
-    """What was answered, as the log has it."""
+    """The counters' answer as the log has it."""
     return RateAnswer(event.number, event.used, event.used >= event.limit, event.limit, event.window_s * US)
 
 
 def vendor_charged(case: Case) -> str:
-    """The vendor whose own window is charged; empty where the policy has none for vendors."""
+    """The vendor whose window is charged; empty where the policy does not limit vendors."""
     assert case.agent is not None
     if case.agent.policy.vendor_daily_limit is None:
         return ""
-    # Payees that came inline and without a URL share one window: an account number makes no name.
+    # Inline beneficiaries without a URL share one window: an account number must not become a name.
     inline = INLINE if case.payout.intent is not None else ""
     return vendor_name(case.payout.vendor_url, case.payout.fund_account) or inline
 

@@ -1,7 +1,7 @@
-"""Who was paid before: fund accounts and vendors that go together, by what was approved on an account. Pure.
+"""The registry of beneficiaries: which fund accounts and vendors were approved together on an account. Pure.
 
-The registry remembers pairs. Under a fund account it keeps the hosts that were paid there, under a host the fund
-accounts that it was paid at, each with the time when that was last noted. So each question of rule 13 is one look.
+Under a fund account it keeps the hosts that were paid there, under a host the fund accounts where it was paid, each
+with the time when that was last noted. So each question of rule 13 is one look-up.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from streamproc.domain.domains import VendorUrl, parse_vendor_url
 from streamproc.domain.events import BeneficiaryNoted, BeneficiarySeen
 
 KEPT_S = 400 * 86_400
-"""A pair is forgotten this long after it was last noted: a yearly invoice still finds it. Then it is new again."""
+"""A pair is forgotten this long after it was last noted, and then is new again; a yearly invoice still finds it."""
 RENEW_S = 30 * 86_400
-"""A pair is noted again when that is longer ago: one event a month, not one a payout."""
+"""A pair that was noted longer ago is noted again: one event a month, not one a payout."""
 NAMES_MAX = 8
-"""Hosts under a fund account, or fund accounts under a host, some 50 bytes each; the one noted longest ago goes."""
+"""Names under one key, some 50 bytes each; the one noted longest ago is dropped."""
 
 PAIRS_MAX = 4_096
-"""Pairs that a process keeps by how they were written, 300 bytes each, and more with long URLs."""
+"""Pairs that a process caches by how they were written, 300 bytes each, more with long URLs."""
 TOLD_MAX = 2
-"""Names that a decision tells of, those noted last: they are in its events and its record, and two are evidence."""
+"""Names that a decision lists, the latest first. They are in its events and its record, and two are evidence enough."""
 
 NOTED = BeneficiarySeen(known=True, noted=True)
-"""What is seen of a pair that was noted lately: nothing that anybody has to look into."""
+"""What is seen of a pair that was noted lately: nothing to object to, and nothing to note."""
 
 Names: TypeAlias = Mapping[str, int]
 """Name -> when it was last noted (µs)."""
@@ -43,16 +43,16 @@ class Pair(Struct, frozen=True):
 
 @lru_cache(maxsize=PAIRS_MAX)
 def pair_of(account: str, fund_account: str, vendor_url: str) -> Pair:
-    """Whom a payout is for."""
+    """The pair that a payout is for."""
     url = parse_vendor_url(vendor_url) if vendor_url else None
     return Pair(account, fund_account, url.host if type(url) is VendorUrl else "")
 
 
 def look(pair: Pair, vendors: Names, accounts: Names, now_us: int) -> BeneficiarySeen:
-    """What is known: `vendors` are those under the pair's fund account, `accounts` those under its host."""
+    """What is known of a pair: `vendors` are the names under its fund account, `accounts` those under its host."""
     fresh = now_us - RENEW_S * US
     if pair.vendor and vendors.get(pair.vendor, 0) > fresh and accounts.get(pair.fund_account, 0) > fresh:
-        return NOTED  # as nearly always; then all below comes to this
+        return NOTED  # nearly always; the code below would give the same
     vendors, accounts = _live(vendors, now_us), _live(accounts, now_us)
     hosts = {name: at for name, at in vendors.items() if name}
     return BeneficiarySeen(
@@ -72,20 +72,20 @@ def _live(names: Names, now_us: int) -> Names:
 
 
 def with_name(names: Names, name: str, at: int) -> dict[str, int]:
-    """The names after one more was noted, as commit.lua keeps them."""
+    """The names after one more was noted, limited as beneficiaries.lua does."""
     after = {**names, name: max(at, names.get(name, 0))}
     if len(after) > NAMES_MAX:
-        del after[min(after, key=lambda one: (after[one], one))]
+        del after[min(after, key=lambda key: (after[key], key))]
     return after
 
 
 def to_note(pair: Pair, seen: BeneficiarySeen | None) -> bool:
-    """Whether an approval of a payout for which this was seen has something to tell the registry."""
+    """Whether an approval of a payout for which this was seen adds to the registry."""
     return bool(pair.fund_account) and (seen is None or not seen.noted)
 
 
 def note(pair: Pair, payout: str, at: int) -> BeneficiaryNoted:
-    """The event of an approval."""
+    """The event by which an approval is noted."""
     return BeneficiaryNoted(
         at=at, payout=payout, account=pair.account, fund_account=pair.fund_account, vendor=pair.vendor
     )

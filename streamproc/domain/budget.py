@@ -1,7 +1,7 @@
-"""Budget windows and admission: who may still spend how much, and how often.
+"""Budget windows and rate slots: how much may still be spent, and how often. Amounts are paise, times µs.
 
-`Ledger.admit` is the model of `log/lua/admit.lua`: the same histories give the same answers (a property test
-holds them together). A what-if counts with its `Counters` alone. Amounts are paise, times µs.
+`Ledger.admit` is the model of `log/lua/admit.lua`: the same history gives the same answers, which a property test
+checks. A what-if counts with `Counters` alone.
 """
 
 from collections import deque
@@ -21,13 +21,13 @@ QUARTER_US = 15 * 60 * US
 _ZONES_CACHED = 4096
 
 FIRST_ZONE_S = 14 * 3600
-"""A day begins, and ends, so long before UTC's where it begins first."""
+"""A day begins, and ends, this long before UTC's in the zone where it begins first."""
 LAST_ZONE_S = 12 * 3600
-"""A calendar window is named without its zone; nowhere does it end later than this after it ended in UTC."""
+"""A window's name has no zone; in no zone does it end later than this after it ended in UTC."""
 
 
 class Window(Struct, frozen=True, array_like=True):
-    """One budget window that a payout is charged to. `limit` None is no limit; `ends_at` is in seconds."""
+    """One budget window that a payout is charged to. `limit` None: no limit; `ends_at`: Unix seconds."""
 
     scope: str
     window: str
@@ -36,7 +36,7 @@ class Window(Struct, frozen=True, array_like=True):
 
 
 class RateAsk(Struct, frozen=True):
-    """At most `count` payouts of `agent` in any `window_us`; `hold`: go on to the budget when it is full."""
+    """At most `count` payouts of `agent` in any `window_us`. `hold`: without a slot, still go on to the budget."""
 
     agent: str
     count: int
@@ -45,7 +45,7 @@ class RateAsk(Struct, frozen=True):
 
 
 class Ask(Struct, frozen=True):
-    """One payout asks for a rate slot, for room in its windows, or for both."""
+    """What one payout asks for: a rate slot, room in its windows, or both."""
 
     payout: str
     amount: int
@@ -55,9 +55,9 @@ class Ask(Struct, frozen=True):
 
 
 class RateAnswer(Struct, frozen=True):
-    """`used` payouts were in the window before this one; `limited`: there was no slot.
+    """`used`: payouts in the window before this one; `limited`: there was no slot.
 
-    `count` and `window_us` are the terms that were asked: a policy that changes meanwhile does not change an answer.
+    `count` and `window_us` are the terms asked for; a policy that changes later does not change the answer.
     """
 
     number: int
@@ -68,9 +68,9 @@ class RateAnswer(Struct, frozen=True):
 
 
 class BudgetAnswer(Struct, frozen=True):
-    """What was answered to `amount`; that amount is what is reserved, whatever is seen of the payout later.
+    """What was answered to `amount`, which is what is reserved, whatever is seen of the payout later.
 
-    `exceeded` is the index of the first window without room, or -1; `before` pairs reserved, committed.
+    `exceeded`: index of the first window without room, or -1; `before`: (reserved, committed) of each window.
     """
 
     number: int
@@ -81,12 +81,12 @@ class BudgetAnswer(Struct, frozen=True):
 
     @property
     def granted(self) -> bool:
-        """The amount is reserved in every window."""
+        """Whether the amount is reserved in every window."""
         return self.exceeded < 0
 
 
 class Admission(Struct, frozen=True):
-    """What was answered to a payout, for good; a part that was not asked for yet is None."""
+    """The counters' answer to a payout, for good. A part that was not asked for yet is None."""
 
     rate: RateAnswer | None = None
     budget: BudgetAnswer | None = None
@@ -97,7 +97,7 @@ NOTHING_ASKED = Admission()
 
 @lru_cache(maxsize=_ZONES_CACHED)
 def _calendar(zone: str, quarter: int) -> tuple[tuple[str, int], tuple[str, int], tuple[str, int]]:
-    """Names and ends (Unix s) of the day, ISO week and month that hold the quarter hour."""
+    """Names and ends (Unix s) of the day, the ISO week and the month that contain the quarter hour."""
     moment = datetime.fromtimestamp(quarter * 900, ZoneInfo(zone))
     midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
     year, week, weekday = moment.isocalendar()
@@ -110,13 +110,13 @@ def _calendar(zone: str, quarter: int) -> tuple[tuple[str, int], tuple[str, int]
 
 
 def calendar_names(zone: str, now_s: float) -> dict[str, str]:
-    """The windows of a zone that hold a time (Unix s): name -> day, week or month."""
+    """The windows of a zone that contain a time (Unix s): name -> day, week or month."""
     names = (name for name, _ in _calendar(zone, int(now_s) // 900))
     return dict(zip(names, ("day", "week", "month"), strict=True))
 
 
 def window_end_s(name: str) -> int:
-    """The latest end (Unix s) of the day `2026-09-21`, week `2026-W39` or month `2026-09`, in whatever zone it is."""
+    """When (Unix s) the day `2026-09-21`, week `2026-W39` or month `2026-09` has ended in every zone."""
     year, _, rest = name.partition("-")
     if rest.startswith("W"):
         after = date.fromisocalendar(int(year), int(rest[1:]), 1) + timedelta(days=7)
@@ -128,7 +128,8 @@ def window_end_s(name: str) -> int:
 
 
 def must_be_counted(window: str, now_s: float, retention_s: float) -> bool:
-    """Whether a window's counter must be there, by its name alone: it may still run in some zone and is kept in all."""
+    """Whether a window's counter must still exist, by the window's name: it may still run in some zone, or is still
+    kept in all."""
     last_end_s = window_end_s(window)
     first_end_s = last_end_s - LAST_ZONE_S - FIRST_ZONE_S
     return now_s < min(last_end_s, first_end_s + retention_s)
@@ -145,9 +146,9 @@ def windows_of(
     received_at: int,
     zone: str,
 ) -> tuple[Window, ...]:
-    """The windows a payout is charged to: the agent's day always, every other one only where it is limited."""
-    own = policy.timezone or zone
-    day, week, month = _calendar(own, received_at // QUARTER_US)
+    """The windows that a payout is charged to: always the agent's day; any other only if it is limited."""
+    own_zone = policy.timezone or zone
+    day, week, month = _calendar(own_zone, received_at // QUARTER_US)
     windows = [Window(f"agent:{agent}", day[0], policy.daily_limit, day[1])]
     scope = f"agent:{agent}"
     if policy.weekly_limit is not None:
@@ -175,17 +176,17 @@ def _scope_windows(scope: str, limits: ScopeLimits, received_at: int, zone: str)
 
 @dataclass
 class Counters:
-    """Budgets and rate slots of one partition in memory, counted exactly as the scripts count."""
+    """Budgets and rate slots of one partition in memory, counted exactly as the scripts count them."""
 
     budgets: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """(scope, window) -> reserved, committed."""
     rates: dict[str, deque[int]] = field(default_factory=dict)
-    """agent -> times counted (µs), which never fall."""
+    """agent -> times of its slots (µs), which never fall."""
 
     def take_slot(self, ask: RateAsk, received_at: int) -> tuple[int, bool]:
-        """How many payouts were in the window before this one, and whether it found no slot."""
+        """How many slots of the window were used before this payout, and whether it found none."""
         slots = self.rates.setdefault(ask.agent, deque())
-        # Workers admit out of order; a late one counts as of the newest, so no window ever holds more.
+        # Workers admit out of order. A late payout counts at the newest slot's time, so no window ever holds too many.
         now = max(received_at, slots[-1]) if slots else received_at
         while slots and slots[0] <= now - ask.window_us:
             slots.popleft()
@@ -195,7 +196,7 @@ class Counters:
         return used, used >= ask.count
 
     def reserve(self, windows: Sequence[Window], amount: int) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """Reserve in all windows or in none: the index of the first without room or -1, and what was in each before."""
+        """Reserve in all windows or in none: index of the first one without room or -1, and what was in each before."""
         before = tuple(self.budgets.get((w.scope, w.window), (0, 0)) for w in windows)
         for i, (window, (reserved, committed)) in enumerate(zip(windows, before, strict=True)):
             if window.limit is not None and reserved + committed + amount > window.limit:
@@ -214,16 +215,16 @@ class Counters:
         charged: int = 0,
         fees: int = 0,
     ) -> bool:
-        """Commit or release what is `held` ('reserved' or 'committed'); False where that cannot be.
+        """Commit or release what is `held` ('reserved' or 'committed'); False if that is not due.
 
-        `charged`: fees that are committed with the amount; `fees`: those that are to be.
+        `charged`: fees committed with the amount so far; `fees`: all fees to be committed with it.
         """
         may = settlement == "released" or fees > charged
         if held != "reserved" and not (held == "committed" and may):
             return False
         for window in windows:
             if (window.scope, window.window) not in self.budgets:
-                continue  # it ended long ago and was forgotten
+                continue  # ended long ago, and is not kept any more
             reserved, committed = self.budgets[window.scope, window.window]
             if held == "reserved":
                 reserved -= amount
@@ -237,7 +238,7 @@ class Counters:
 
 @dataclass
 class Ledger:
-    """The model of `admit.lua`: the counters, and the memory of what each payout was answered."""
+    """The model of `admit.lua`: the counters, and what each payout was answered."""
 
     number: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -251,7 +252,7 @@ class Ledger:
         return self.counters.budgets
 
     def admit(self, ask: Ask) -> Admission:
-        """Answer once per payout and part; the same payout always gets the same answer."""
+        """Answer each part of an ask once; the same payout always gets the same answer."""
         known = self.admissions.get(ask.payout, Admission())
         rate, budget, number = known.rate, known.budget, self.number + 1
         if ask.rate is not None and rate is None:
@@ -270,7 +271,7 @@ class Ledger:
         return admission
 
     def settle(self, payout: str, settlement: str, fees: int = 0) -> bool:
-        """Commit or release a reservation; False when there is none or it is settled that way already."""
+        """Commit or release a reservation; False if there is none, or it is settled so already."""
         budget = self.admissions.get(payout, Admission()).budget
         held, charged = self.settled.get(payout, ""), self.fees.get(payout, 0)
         if budget is None or not self.counters.settle(

@@ -1,4 +1,4 @@
-"""What the bank must be told: the table "Telling the bank" as a pure function."""
+"""What the bank must be told: the table "Telling the bank" of docs/governance.md as a pure function."""
 
 from typing import TypeAlias
 
@@ -9,7 +9,7 @@ Cause: TypeAlias = PayoutDecided | CancelRequested
 """What execution acts on."""
 
 MOVES_MONEY: frozenset[BankCommand] = frozenset({"create", "approve"})
-"""Commands that wait at the barrier until their decision is archived."""
+"""Commands that are sent only after their decision is archived (the barrier)."""
 
 REACHED: dict[BankCommand, frozenset[str]] = {
     "create": frozenset(BANK_RANK),
@@ -17,7 +17,7 @@ REACHED: dict[BankCommand, frozenset[str]] = {
     "reject": frozenset({"rejected", "cancelled", "failed"}),
     "cancel": frozenset({"cancelled", "rejected", "failed"}),
 }
-"""Bank statuses that show that a command took effect, or that there is nothing left for it to do."""
+"""Statuses that show that a command took effect, or that nothing is left for it to do."""
 
 
 def asked_for(cause: Cause) -> BankCommand | None:
@@ -26,11 +26,10 @@ def asked_for(cause: Cause) -> BankCommand | None:
 
 
 def command_for(cause: Cause, bank_status: str) -> BankCommand | None:
-    """The command that a decision calls for while the bank says `bank_status`; None: nothing to tell.
+    """The command that a decision calls for at a bank status; None: nothing to tell.
 
-    Of an intent the bank says nothing (`""`) before it is created. A `pending` payout waits for us; a `queued` one pays
-    itself unless it is cancelled. Only a `scheduled` one has no way back by API: cancelling is tried, and what the bank
-    says is recorded.
+    An intent has the status '' before it is created. A `pending` payout waits for us; a `queued` one pays itself unless
+    it is cancelled. A `scheduled` one cannot be taken back by API: cancelling is tried, and the bank's answer recorded.
     """
     if isinstance(cause, CancelRequested):
         return {"queued": "cancel", "pending": "reject"}.get(bank_status)  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""The keys by which a delivery is known again, so that it counts once. Pure.
+"""Idempotency keys of deliveries, so that each counts once. Pure.
 
-Nearly all follow from what is delivered; then its entry does not repeat them, and a recovery makes them anew
-(`told_keys`). So a key has its form for good: another form of the same key is another key.
+Nearly all of them follow from what is delivered; then its entry does not repeat them, and a recovery derives them again
+(`told_keys`). So a key's form must never change: in another form it would be another key.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,27 @@ from streamproc.domain.events import (
 
 UPDATED = "payout.updated"
 KEY_HASH_CHARS = 16
-"""64 bits of SHA-256: enough to tell one payout's updates apart, or two bodies under one event id."""
+"""64 bits of SHA-256: enough to distinguish one payout's updates, or two bodies under one event id."""
 
 
 def body_digest(body: bytes) -> str:
-    """What is told of a webhook's raw body."""
+    """The digest of a webhook's raw body."""
     return sha256(body).hexdigest()[:KEY_HASH_CHARS]
 
 
 def delivery_key(delivery: str, digest: str) -> str:
-    """One delivery of the bank: its event id, and the body that the signature covers."""
+    """The key of one delivery of the bank: its event id, and the body that the signature covers."""
     return f"wh:{delivery}:{digest}"
 
 
 def body_key(digest: str) -> str:
-    """What makes two deliveries one that are not about a payout's state: the signature does not cover the event id."""
+    """The key of a delivery that is not about a payout's state. By the body alone, since the signature does not
+    cover the event id."""
     return f"body:{digest}"
 
 
 def observation_key(payout: BankPayout, bank_event: str = "") -> str:
-    """What makes two sightings one: payout and status; for `payout.updated` also what an update may change."""
+    """The key of a sighting: payout and status; for `payout.updated` also the fields that an update may change."""
     if bank_event != UPDATED:
         return f"st:{payout.id}:{payout.status}"
     changed = (payout.status, payout.utr, str(payout.fees), str(payout.tax), payout.reason)
@@ -46,19 +47,19 @@ def observation_key(payout: BankPayout, bank_event: str = "") -> str:
 
 
 def request_key(payout: str) -> str:
-    """What makes two requests one: the payout's id, which account, agent and Idempotency-Key make."""
+    """The key of a request: the intent's id, which is made of account, agent and Idempotency-Key."""
     return f"in:{payout}"
 
 
 def malformed_key(payout: str, problem: str) -> str:
-    """One payout, one problem: one dead letter, however often it is seen."""
+    """The key of one problem of one payout, so that there is one dead letter of it, however often it is seen."""
     return f"bad:{payout}:{_hash(problem)}"
 
 
 def told_keys(events: Sequence[Event], digest: str = "") -> tuple[str, ...]:
-    """The keys that a delivery's events tell, with its body's digest where that is known.
+    """The keys that follow from a delivery's events, and from its body's digest if that is known.
 
-    The keys of an entry whose metadata names none.
+    They are the keys of an entry whose metadata names none.
     """
     keys: list[str] = []
     for event in events:

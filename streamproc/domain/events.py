@@ -62,10 +62,10 @@ class PayoutRequested(Fact, frozen=True, kw_only=True, tag="payout.requested"):
     """An agent asked us to make a payout. Nothing is at the bank before it is approved."""
 
     payout: str
-    """`spi_…`: the same for every request under the same Idempotency-Key, and for good (ADR 13)."""
+    """`spi_…`: the same for every request under the same Idempotency-Key, for good (ADR 13)."""
     account: str
     agent: str
-    """Who the token says it is."""
+    """The agent that the token names."""
     token: str
     """The token's name."""
     amount: int
@@ -115,7 +115,7 @@ class ReviewSubmitted(Fact, frozen=True, kw_only=True, tag="review.submitted"):
 
 
 class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
-    """Something that had to happen later is due."""
+    """A timer came due."""
 
     payout: str
     timer: Literal["hold_expiry", "hold_reminder", "hold_escalation"]
@@ -139,7 +139,7 @@ class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
 
 
 class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
-    """A token does not open anything any more."""
+    """A token is not valid any more."""
 
     name: str
     by: str
@@ -158,7 +158,7 @@ class PayoutScreened(StageFact, frozen=True, kw_only=True, tag="payout.screened"
     policy_version: int
     findings: list[Finding] = []
     beneficiary: BeneficiarySeen | None = None
-    """What rule 13 looks at; None: nobody looked."""
+    """What rule 13 looks at; None: the registry was not asked."""
 
 
 class VelocityChecked(
@@ -243,9 +243,9 @@ class ReviewCounted(Fact, frozen=True, kw_only=True, tag="review.counted"):
     v: int = 2
     payout: str
     by: str
-    """The reviewer's name, also where he answered by an account of his."""
+    """The reviewer's name, even if the answer came from an account."""
     via: str = ""
-    """That account, `slack:U…`; empty: under the name itself."""
+    """That account, `slack:U…`; empty if the answer gave a name."""
     action: Literal["approve", "reject"]
     why: str
     channel: str
@@ -265,7 +265,7 @@ class ReviewRefused(Fact, frozen=True, kw_only=True, tag="review.refused"):
 
 
 class BeneficiaryNoted(Fact, frozen=True, kw_only=True, tag="beneficiary.noted"):
-    """A payout to this fund account was approved, for this vendor: from now on it is known on the account (rule 13)."""
+    """A payout to this fund account was approved for this vendor: from now on the account knows the pair (rule 13)."""
 
     payout: str
     account: str
@@ -305,10 +305,10 @@ class PayoutStopped(Fact, frozen=True, kw_only=True, tag="payout.stopped"):
 
     payout: str
     command: BankCommand
-    """What was not sent."""
+    """The command that was not sent."""
     finding: Finding
     maybe_sent: bool
-    """An earlier attempt may have reached the bank: the reservation stays until the bank says that nothing moved."""
+    """An earlier attempt may have reached the bank, so the reservation stays until it is known that nothing moved."""
     caused_by: str
     """Event id of the decision that was not carried out."""
 

@@ -1,4 +1,4 @@
-"""What the events of the log are made of: what every event has, and the parts that several of them share."""
+"""The building blocks of events: what every event has, and the parts that several share."""
 
 from typing import Literal, TypeAlias
 
@@ -10,8 +10,8 @@ Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
 BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
 TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
 RefusalKind: TypeAlias = Literal["", "unknown", "forbidden", "over", "again", "unavailable"]
-"""Why a reviewer's answer did not count: nobody knows the payout; he may not; there is no hold (any more); he has
-approved already; the approval's own look-up could not be made now."""
+"""Why a reviewer's answer did not count: the payout is not known, they may not answer, there is no hold (any more),
+they have approved already, or the approval's own look-up could not be made."""
 MismatchKind: TypeAlias = Literal["unknown_here", "unknown_at_bank", "amount", "behind", "ahead", "budget"]
 Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
 
@@ -26,10 +26,10 @@ class Fact(Struct, frozen=True, kw_only=True, gc=False, tag_field="type"):
 
 
 class StageFact(Fact, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """What a stage of governance says of a payout.
+    """What a governance stage found about a payout.
 
-    Both fields are always set. They have defaults because on the wire they are left out where the entry's first event
-    has the same (`wire.py`).
+    Both fields are always set. They have defaults because on the wire they are left out if the entry's first event has
+    the same (`wire.py`).
     """
 
     at: int = 0
@@ -37,7 +37,7 @@ class StageFact(Fact, frozen=True, kw_only=True, gc=False, omit_defaults=True):
 
 
 def version(number: int) -> int:
-    """Default of the field `v` of an event with `omit_defaults`: as a plain default it would be left out as well."""
+    """The default of field `v` in an event with `omit_defaults`: a plain default would be omitted on the wire."""
     return field(default_factory=lambda: number)
 
 
@@ -45,7 +45,7 @@ class BankPayout(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True
     """A payout as the bank showed it, without bank account details. Times are Unix seconds."""
 
     id: str = ""
-    """Always set. Has a default because on the wire it is left out where it is the event's payout (`wire.py`)."""
+    """Always set. It has a default because on the wire it is left out if it is the event's payout (`wire.py`)."""
     amount: int
     currency: str
     status: str
@@ -65,7 +65,7 @@ class BankPayout(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True
 
 
 class Finding(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """One rule that fired, and on what evidence. `outcome` NOTED never changes a decision."""
+    """A rule that fired, and its evidence. `outcome` NOTED never changes a decision."""
 
     stage: str
     code: str
@@ -79,11 +79,11 @@ class BeneficiarySeen(Struct, frozen=True, kw_only=True, gc=False, omit_defaults
     known: bool = False
     """A payout to this fund account was approved before."""
     noted: bool = False
-    """For this vendor, and not long ago: there is nothing to note when it is approved."""
+    """The pair was noted lately, so an approval need not note it."""
     other_vendors: list[str] = []
-    """Hosts that the fund account was approved for, the last two, where the payout's own is not among them."""
+    """The last two hosts that the fund account was approved for, if the payout's own is not one of them."""
     other_accounts: list[str] = []
-    """Fund accounts that the vendor was approved with, the last two, where the payout's own is not among them."""
+    """The last two fund accounts that the vendor was approved with, if the payout's own is not one of them."""
 
 
 class WindowUse(Struct, frozen=True, kw_only=True, gc=False):

@@ -12,8 +12,8 @@ def could_be(record: PayoutRecord, copy: BankCopy) -> bool:
 
 
 def foreign_copies(record: PayoutRecord, unkept: Iterable[BankCopy] = ()) -> list[BankCopy]:
-    """Payouts under an intent's reference that are not the intent's, as far as that can be known by now: of those that
-    the record keeps, and of `unkept` ones, which were seen when it had COPIES_MAX."""
+    """Payouts under an intent's reference that are surely not the intent's by now: copies that the record keeps, and
+    `unkept` ones, which were seen when it had COPIES_MAX already."""
     awaited = record.intent is not None and (record.decision == "APPROVED" or record.maybe_sent)
     if record.created_as or record.failure:
         awaited = False

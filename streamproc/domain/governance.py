@@ -1,8 +1,8 @@
-"""The rules, in order, as pure functions: a case in, a finding out.
+"""The rules, in order, as pure functions: a case in, a finding or None out.
 
-`decide` is the whole chain at once, for tests, replay and what-if. The stages in `consumers/` run the same
-table piece by piece, because between two pieces there is something to ask: a slot, Safe Browsing, room.
-The numbers are those of the rules table in docs/governance.md.
+`decide` applies all of them at once, for tests, replay and what-if. The stages in `consumers/` apply the same tables
+piece by piece, because between two pieces something has to be asked: a slot, Safe Browsing, room.
+The rules' numbers are those of the table in docs/governance.md.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from streamproc.domain.policy import AgentPolicy, Freeze, ScopeLimits
 
 
 class Reputation(Struct, frozen=True):
-    """What is known of a vendor URL. `unavailable` carries why in `problem`. Times in µs."""
+    """What is known of a vendor URL. `problem`: why it is `unavailable`. Times in µs."""
 
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
     threats: tuple[str, ...] = ()
@@ -35,13 +35,13 @@ NO_URL = Reputation("no_url")
 
 
 class Case(Struct, frozen=True):
-    """Everything that a rule may look at. Parts that are not known yet are None."""
+    """Everything that a rule may look at; None for parts that are not known yet."""
 
     payout: PayoutRecord
     identity: Identity
     agent: AgentPolicy | None
     zone: str = "Asia/Kolkata"
-    """For policies that name none."""
+    """The time zone of policies that name none."""
     account: ScopeLimits | None = None
     team: ScopeLimits | None = None
     admission: Admission = Admission()
@@ -50,7 +50,7 @@ class Case(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """The outcome with its primary reason, and everything that was found."""
+    """A decision with its primary reason and all findings."""
 
     decision: Decision
     reason: str
@@ -58,8 +58,8 @@ class Verdict(Struct, frozen=True):
 
     @property
     def reasons(self) -> list[str]:
-        """All codes found, the primary first; `POLICY_OK` when nothing was."""
-        if not self.findings:  # nearly always, and a comprehension costs more than all else here
+        """The codes of all findings that count, the primary first; `POLICY_OK` if there are none."""
+        if not self.findings:  # nearly always; a comprehension costs more than all else here
             return [self.reason]
         rest = [f.code for f in self.findings if f.outcome != "NOTED" and f.code != self.reason]
         return [self.reason, *dict.fromkeys(rest)]
@@ -80,7 +80,7 @@ def _held(stage: str, code: str, **evidence: str | int | bool | list[str] | None
 
 
 def frozen(case: Case) -> Finding | None:
-    """Rule 2: by a person's freeze, or by what the policy says."""
+    """Rule 2: frozen by a person, or by the policy of the agent, account or team."""
     if case.freeze is not None:
         freeze = case.freeze
         return _rejected("screening", "FROZEN", scope=freeze.scope, by=freeze.by, why=freeze.why)
@@ -94,12 +94,12 @@ def frozen(case: Case) -> Finding | None:
 
 
 def no_policy(case: Case) -> Finding | None:
-    """Rule 3."""
+    """Rule 3: the agent has no policy."""
     return _rejected("screening", "NO_POLICY", agent=case.payout.agent) if case.agent is None else None
 
 
 def currency(case: Case) -> Finding | None:
-    """Rule 4."""
+    """Rule 4: the currency is allowed."""
     assert case.agent is not None
     allowed = case.agent.policy.currencies
     if case.payout.currency in allowed:
@@ -110,7 +110,7 @@ def currency(case: Case) -> Finding | None:
 
 
 def unverified_identity(case: Case) -> Finding | None:
-    """Rule 5."""
+    """Rule 5: the agent's identity is verified, if the policy requires that."""
     assert case.agent is not None
     if case.agent.policy.require_verified_identity and case.identity != "verified":
         sig = "does not verify" if case.payout.agent_sig else "none"
@@ -119,7 +119,7 @@ def unverified_identity(case: Case) -> Finding | None:
 
 
 def transaction_limit(case: Case) -> Finding | None:
-    """Rule 6: equal passes."""
+    """Rule 6: the amount is at most the limit of one payout."""
     assert case.agent is not None
     limit = case.agent.policy.per_txn_limit
     if limit is None or case.payout.amount <= limit:
@@ -128,7 +128,8 @@ def transaction_limit(case: Case) -> Finding | None:
 
 
 def vendor_url(case: Case) -> Finding | None:
-    """Rule 7, with IP literals and localhost, which must be listed to pass."""
+    """Rule 7: the vendor URL is there if it is required, and valid; IP literals and localhost must be listed to
+    pass."""
     assert case.agent is not None
     policy, text = case.agent.policy, case.payout.vendor_url
     if not text:
@@ -165,7 +166,7 @@ def domain(case: Case) -> Finding | None:
 
 
 def suspicious_host(case: Case) -> Finding | None:
-    """A host that mixes scripts in one label looks like another one ("Domains" in docs/governance.md)."""
+    """A host that mixes scripts in one label may imitate another one ("Domains" in docs/governance.md)."""
     url = vendor_of(case.payout.vendor_url)
     if url is None or not url.mixes_scripts:
         return None
@@ -173,7 +174,7 @@ def suspicious_host(case: Case) -> Finding | None:
 
 
 def outside_hours(case: Case) -> Finding | None:
-    """Rule 9, by the time the payout was received. Hours that end before they begin are a night."""
+    """Rule 9: received within the policy's hours and days. Hours that end before they begin span midnight."""
     assert case.agent is not None
     policy = case.agent.policy
     if policy.hours is None and not policy.days:
@@ -192,7 +193,7 @@ def outside_hours(case: Case) -> Finding | None:
 
 
 def rate(case: Case) -> Finding | None:
-    """Rule 10."""
+    """Rule 10: there was a rate slot."""
     answer = case.admission.rate
     if answer is None or not answer.limited:
         return None
@@ -209,7 +210,7 @@ def rate(case: Case) -> Finding | None:
 
 
 def threat(case: Case) -> Finding | None:
-    """Rule 11."""
+    """Rule 11: Safe Browsing knows no threat."""
     reputation = case.reputation
     if reputation is None or reputation.verdict != "threat":
         return None
@@ -219,7 +220,7 @@ def threat(case: Case) -> Finding | None:
 
 
 def reputation_unavailable(case: Case) -> Finding | None:
-    """Rule 12."""
+    """Rule 12: Safe Browsing could answer."""
     reputation = case.reputation
     if reputation is None or reputation.verdict != "unavailable":
         return None
@@ -229,7 +230,7 @@ def reputation_unavailable(case: Case) -> Finding | None:
 
 
 def beneficiary_new(case: Case) -> Finding | None:
-    """Rule 13, first half: no payout to this fund account was approved on this account before."""
+    """Rule 13, first half: a payout to this fund account was approved on this account before."""
     assert case.agent is not None
     seen = case.payout.beneficiary
     if case.agent.policy.new_beneficiary == "ignore" or (seen is not None and seen.known):
@@ -238,7 +239,8 @@ def beneficiary_new(case: Case) -> Finding | None:
 
 
 def beneficiary_changed(case: Case) -> Finding | None:
-    """Rule 13, second half: the fund account is another vendor's, or the vendor's own was another."""
+    """Rule 13, second half: neither was the fund account paid for another vendor, nor the vendor at another fund
+    account."""
     assert case.agent is not None
     seen = case.payout.beneficiary
     if case.agent.policy.changed_beneficiary == "ignore" or seen is None:
@@ -255,7 +257,7 @@ def beneficiary_changed(case: Case) -> Finding | None:
 
 
 def window_limit(case: Case) -> Finding | None:
-    """Rule 16: equal passes; names the first window without room."""
+    """Rule 16: every window has room, up to its limit exactly; names the first one that has not."""
     answer = case.admission.budget
     if answer is None or answer.granted:
         return None
@@ -275,7 +277,7 @@ def window_limit(case: Case) -> Finding | None:
 
 
 def approval(case: Case) -> Finding | None:
-    """Rule 17: equal passes; a threshold of 0 holds everything."""
+    """Rule 17: the amount is at most what is approved without a person; 0 holds everything."""
     assert case.agent is not None
     above = case.agent.policy.held_above
     if above is None or case.payout.amount <= above:
@@ -283,7 +285,7 @@ def approval(case: Case) -> Finding | None:
     return _held("approval", "APPROVAL_REQUIRED", amount=case.payout.amount, above=above)
 
 
-# The first rejection ends the chain, so this order is policy: refuse before asking, ask before reserving.
+# The first rejection ends the chain, so this order is policy: reject before asking anybody, ask before reserving.
 RULES: dict[str, tuple[Rule, ...]] = {
     "screening": (
         frozen,
@@ -303,15 +305,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 BEFORE_MONEY_MOVES: tuple[Rule, ...] = (frozen,)
-"""What is looked at once more right before a call that moves money."""
+"""Applied once more right before each call that moves money."""
 ABOUT_THE_URL: tuple[Rule, ...] = (vendor_url, domain, suspicious_host)
-"""Those that look at nothing but the vendor's URL and the agent's policy; at most one of them finds anything."""
+"""Rules that look only at the vendor's URL and the agent's policy. At most one of them finds anything."""
 RECHECKED: tuple[Rule, ...] = (frozen, no_policy, currency, transaction_limit, vendor_url, domain, threat)
-"""What may have changed while a person thought about it (GOVERNANCE "Holds")."""
+"""Rules that are applied again when a person approves a hold: their outcome may have changed meanwhile."""
 
 
 def find(rules: Iterable[Rule], case: Case) -> list[Finding]:
-    """The findings of `rules` in order, up to and with the first rejection."""
+    """The findings of `rules` in order, up to and including the first rejection."""
     findings: list[Finding] = []
     for rule in rules:
         finding = rule(case)
@@ -323,7 +325,7 @@ def find(rules: Iterable[Rule], case: Case) -> list[Finding]:
 
 
 def conclude(findings: Iterable[Finding]) -> Verdict:
-    """A rejection wins, then the first reason to hold, then POLICY_OK (rule 18)."""
+    """The verdict: a rejection wins, then the first reason to hold, then POLICY_OK (rule 18)."""
     found = tuple(findings)
     for decision in ("REJECTED", "HELD"):
         for finding in found:
@@ -333,20 +335,20 @@ def conclude(findings: Iterable[Finding]) -> Verdict:
 
 
 def decide(case: Case) -> Verdict:
-    """All rules on a complete case: what the stages come to together."""
+    """The verdict of all rules on a complete case: what the stages conclude together."""
     return conclude(find((rule for rules in RULES.values() for rule in rules), case))
 
 
 @lru_cache(maxsize=URLS_CACHED_MAX)
 def vendor_of(text: str) -> VendorUrl | None:
-    """The parsed vendor URL, or None where there is none or it is no URL."""
+    """The parsed vendor URL; None if there is none or it is invalid."""
     url = parse_vendor_url(text) if text else None
-    # Not isinstance: that asks a Struct's metaclass, 0.3 µs. This is asked five times a payout, hence the cache.
+    # Not isinstance, which asks a Struct's metaclass: 0.3 µs. Called five times a payout, hence the cache.
     return url if type(url) is VendorUrl else None
 
 
 def uses(windows: tuple[Window, ...], before: tuple[tuple[int, int], ...]) -> list[WindowUse]:
-    """The windows with what was in them before the payout, as the log keeps it."""
+    """The windows with what was in them before the payout, as the log records it."""
     return [
         WindowUse(scope=w.scope, window=w.window, limit=w.limit, reserved=reserved, committed=committed)
         for w, (reserved, committed) in zip(windows, before, strict=True)

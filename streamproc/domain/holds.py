@@ -1,4 +1,4 @@
-"""Holds as people meet them: pages of them, a place in their order, and what became of an answer. Pure."""
+"""Holds as people use them: pages, a place in their order, and what became of an answer. Pure."""
 
 import base64
 import binascii
@@ -16,13 +16,14 @@ _PLACE = re.compile(r"([0-9]{1,16}):([A-Za-z0-9_]{1,64})")
 
 
 class Place(Struct, frozen=True, order=True):
-    """Where a hold is among all, the longest waiting first. It stays where it is when that hold has ended. µs."""
+    """A hold's place in the order of all, the longest waiting first. It stays valid when that hold has ended. Times
+    in µs."""
 
     received_at: int
     payout: str
 
     def cursor(self) -> str:
-        """As a caller gets it: opaque, safe in a URL."""
+        """The place as callers get it: opaque, and safe in a URL."""
         return base64.urlsafe_b64encode(f"{self.received_at}:{self.payout}".encode()).decode().rstrip("=")
 
 
@@ -32,7 +33,7 @@ def place_of(record: PayoutRecord) -> Place:
 
 
 def place_at(cursor: str) -> Place:
-    """The place of a cursor. Raises ValueError where it is none of ours."""
+    """The place of a cursor. Raises ValueError if we did not make it."""
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode(
             "ascii"
@@ -46,7 +47,7 @@ def place_at(cursor: str) -> Place:
 
 
 class HeldPage(Struct, frozen=True):
-    """Held payouts in their order. `next` None: there are no more. `note`: what may be missing, and why."""
+    """Held payouts in order. `next` None: there are no more. `note`: what may be missing, and why."""
 
     items: list[PayoutRecord]
     next: Place | None
@@ -54,7 +55,7 @@ class HeldPage(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """A reviewer's answer counted. `needed` more approvals are wanted where nothing is decided yet."""
+    """A reviewer's answer that counted. `needed`: approvals still missing, if nothing is decided yet."""
 
     payout: str
     entry: str
@@ -65,7 +66,7 @@ class Outcome(Struct, frozen=True):
 
 
 class NotCounted(Struct, frozen=True):
-    """It did not, and `problem` says why."""
+    """A reviewer's answer that did not count; `problem` says why."""
 
     payout: str
     entry: str
@@ -74,7 +75,7 @@ class NotCounted(Struct, frozen=True):
 
 
 class NotHandled(Struct, frozen=True):
-    """It is recorded, and no worker has handled it yet."""
+    """A reviewer's answer that is recorded, but that no worker has handled yet."""
 
     payout: str
     entry: str

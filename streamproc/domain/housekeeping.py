@@ -1,5 +1,4 @@
-"""Events about the running of it all, and not about what one payout went through: comparisons, dead letters, and who
-was refused."""
+"""Events about running the system, not about what one payout went through: comparisons, dead letters, and refusals."""
 
 from typing import Literal
 
@@ -7,7 +6,7 @@ from streamproc.domain.facts import Fact, MismatchKind
 
 
 class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch"):
-    """The bank, or the fold of the log, says otherwise than we do. An alarm: nothing is mended because of it.
+    """The bank, or the fold of the log, differs from what we know. An alarm: nothing is corrected because of it.
 
     `unknown_here`, `behind`: neither webhook nor poller told us; it was appended now. `ahead`: we were told more than
     the bank shows. `budget`: `ours` is the counter, `theirs` its fold, `payout` is empty, `subject` names the window.
@@ -22,7 +21,7 @@ class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch
 
 
 class ReconcileDone(Fact, frozen=True, kw_only=True, tag="reconcile.done"):
-    """A comparison of bank, log and budgets came to its end. Times are Unix seconds; `left`: what was not compared."""
+    """A comparison of bank, log and budgets was completed. Times are Unix seconds; `left`: what was not compared."""
 
     account: str
     since: int
@@ -58,9 +57,9 @@ class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"
 
 
 class EntryDisowned(Fact, frozen=True, kw_only=True, tag="entry.disowned"):
-    """A person stated that no version of streamproc wrote an entry that cannot be read: whoever reads passes over it.
+    """A person stated that no version of streamproc wrote an entry that cannot be read; readers pass over it.
 
-    `digest` is that of the entry's bytes (streamproc/archive/disowned.py), so that nothing else can take its place.
+    `digest` is of the entry's bytes (streamproc/archive/disowned.py), so that the statement holds for no other bytes.
     """
 
     entry: str
@@ -70,18 +69,19 @@ class EntryDisowned(Fact, frozen=True, kw_only=True, tag="entry.disowned"):
 
 
 class AccessRefused(Fact, frozen=True, kw_only=True, tag="access.refused"):
-    """Somebody asked for what is not theirs, or not genuinely. Like refusals of ten seconds are one event.
+    """Somebody asked for what is not theirs, or forged a request. Refusals that are alike within ten seconds are one
+    event.
 
-    It is in partition 0, and about no payout: whoever is refused may name any, so `payout_named` finds it in the
-    audit and nowhere else.
+    It is in partition 0 and about no payout: whoever is refused may name any payout, so `payout_named` is in the audit
+    only.
     """
 
     channel: Literal["slack", "api"]
     subject: str
-    """A token's name, `slack:U…`, or empty where nobody was known."""
+    """A token's name, `slack:U…`, or empty if it is not known who it was."""
     what: str
     """The route or action."""
     payout_named: str = ""
     problem: str
     count: int
-    """Like refusals since the last such event, this one with them."""
+    """Refusals that are alike since the last such event, this one included."""

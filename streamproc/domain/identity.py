@@ -14,7 +14,7 @@ from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimit
 
 
 class Party(Struct, frozen=True):
-    """Who a payout belongs to, and the policies that hold for it."""
+    """Whose payout it is, and the policies that apply to it."""
 
     identity: Identity
     agent: AgentPolicy | None
@@ -29,16 +29,16 @@ def party_of(record: PayoutRecord, book: PolicyBook) -> Party:
 
 
 def party_as(identity: Identity, record: PayoutRecord, book: PolicyBook) -> Party:
-    """The same with the identity that is known: all else depends on the record's agent and account alone."""
+    """As `party_of`, with a known identity: all else depends on the record's agent and account alone."""
     agent = None if record.agent == UNKNOWN_AGENT else book.agent(record.agent)
-    named = agent.policy.team if agent is not None else None
-    team = book.team(named) if named else None
-    freeze = book.freeze(record.agent, record.account, named)
+    team_name = agent.policy.team if agent is not None else None
+    team = book.team(team_name) if team_name else None
+    freeze = book.freeze(record.agent, record.account, team_name)
     return Party(identity, agent, book.account(record.account), team, freeze)
 
 
 def identity_of(record: PayoutRecord, book: PolicyBook) -> Identity:
-    """How far the agent named on a payout can be believed."""
+    """How sure it is that the named agent asked for a payout."""
     if record.intent is not None:
         return "verified"
     if record.agent == UNKNOWN_AGENT:

@@ -1,7 +1,7 @@
-"""The rules that can find something of a payout under one agent's policy, before the counters are asked. Pure.
+"""The rules that can find anything under one agent's policy, before the counters are asked. Pure.
 
-Most policies say nothing of most things, and to ask every rule was a tenth of what a payout cost a worker. `find` comes
-to the same with these as with all of them: what no list here names is always asked.
+Most policies leave most things open, and applying every rule was a tenth of what a payout cost a worker. `find` gives
+the same with these rules as with all: a rule that is not listed below always applies.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,29 +14,29 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy, Policy
 
 POLICIES_MAX = 4_096
-"""Policies whose rules a process keeps, some 200 bytes each beside the policy."""
+"""Policies whose rules a process keeps, some 200 bytes each besides the policy."""
 
 _ONLY_WHERE: Mapping[g.Rule, Callable[[Policy], bool]] = {
-    g.no_policy: lambda policy: False,  # this is one
+    g.no_policy: lambda policy: False,  # there is one
     g.unverified_identity: lambda policy: policy.require_verified_identity,
     g.transaction_limit: lambda policy: policy.per_txn_limit is not None,
     g.outside_hours: lambda policy: policy.hours is not None or bool(policy.days),
-    g.rate: lambda policy: False,  # of what the counters answered
+    g.rate: lambda policy: False,  # needs the counters' answer
     g.beneficiary_new: lambda policy: policy.new_beneficiary != "ignore",
     g.beneficiary_changed: lambda policy: policy.changed_beneficiary != "ignore",
-    g.window_limit: lambda policy: False,  # the same
+    g.window_limit: lambda policy: False,  # needs it too
     g.approval: lambda policy: policy.held_above is not None,
 }
-"""What a policy must say for a rule to find anything. A rule that is not here is asked under every policy."""
+"""Whether a rule can find anything under a policy. A rule that is not here applies under every policy."""
 
 
 @lru_cache(maxsize=POLICIES_MAX)
 def rules_under(agent: AgentPolicy) -> tuple[g.Rule, ...]:
-    """The rules in order; those about the vendor's URL are one, which remembers what it has nothing against."""
+    """The rules in order; those about the vendor's URL are replaced by one, which caches the URLs that pass."""
     rules = []
     for rule in (rule for rules in g.RULES.values() for rule in rules):
-        says = _ONLY_WHERE.get(rule)
-        if says is not None and not says(agent.policy):
+        applies = _ONLY_WHERE.get(rule)
+        if applies is not None and not applies(agent.policy):
             continue
         if rule not in g.ABOUT_THE_URL:
             rules.append(rule)
@@ -46,7 +46,8 @@ def rules_under(agent: AgentPolicy) -> tuple[g.Rule, ...]:
 
 
 def about_the_url(case: g.Case) -> Finding | None:
-    """What one of the rules about the vendor's URL finds: two of them reject, which ends it, and the third is last."""
+    """The finding of the rules about the vendor's URL. At most one of them has one: two reject, which ends the
+    chain, and the third is last."""
     assert case.agent is not None
     if _is_fine(case.payout.vendor_url, case.agent):
         return None
@@ -55,7 +56,7 @@ def about_the_url(case: g.Case) -> Finding | None:
 
 @lru_cache(maxsize=URLS_CACHED_MAX)
 def _is_fine(url: str, agent: AgentPolicy) -> bool:
-    """Agents pay the same vendors again."""
+    """Whether none of them finds anything; cached, since agents pay the same vendors again."""
     payout = PayoutRecord(payout="", account="", received_at=0, vendor_url=url)
     return _found(g.Case(payout, "unknown", agent)) is None
 

@@ -1,7 +1,7 @@
-"""A payout's life: the bank's states, ours, and `evolve`, the fold that both Redis and Postgres keep.
+"""A payout's life: the bank's states, ours, and `evolve`, the fold whose result both Redis and Postgres keep.
 
-The bank's webhooks come late, twice and out of order, so an observation counts only when it moves the
-payout forward: `BANK_RANK` says what is forward. Two payouts with the same history have the same record.
+The bank's webhooks come late, twice and out of order, so a status counts only if it moves the payout forward, by
+`BANK_RANK`. Two payouts with the same history have the same record.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,37 +30,37 @@ from streamproc.domain.states import State as State
 from streamproc.domain.states import state_of as state_of
 
 UNKNOWN_AGENT = "unknown"
-"""Who a payout belongs to when nobody is named (rule 3)."""
+"""The agent of a payout that names none (rule 3)."""
 
 ASKED: frozenset[type[e.Fact]] = frozenset({e.PayoutObserved, e.PayoutRequested})
-"""What a payout begins with. Producers append it without touching the record, so whoever handles it folds it."""
+"""What a payout begins with. Producers append these without touching the record, so whoever handles them folds them."""
 
 
 def is_terminal(record: PayoutRecord) -> bool:
-    """Nothing but a late reversal is expected; only then may the record leave Redis."""
+    """Whether nothing but a late reversal is expected; only then may the record leave Redis."""
     return record.state in TERMINAL_STATES or (
         record.state == "rejected" and (record.bank_status in RELEASING_STATUSES or not record.bank_status)
     )
 
 
 def is_open(record: PayoutRecord) -> bool:
-    """Whether nothing has moved, so that governance can still say no."""
+    """Whether no money has moved, so that governance can still say no."""
     return record.bank_status in OPEN_STATUSES or (record.intent is not None and not record.bank_status)
 
 
 def moves_forward(record: PayoutRecord | None, status: str) -> bool:
-    """Whether an observed bank status says something newer than what is known."""
+    """Whether an observed bank status is further on than the known one."""
     known = BANK_RANK.get(record.bank_status, 0) if record else 0
     return BANK_RANK.get(status, 0) > known
 
 
 def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
-    """The record after `event`. Events that are not about a payout change nothing.
+    """The record after `event`; unchanged by events that are not about a payout.
 
-    Observations commute with everything else: workers handle entries in another order than the log's, and
-    the log's readers must still come to the same record. So a status only moves forward, the earliest
-    observation gives the facts, and `state` is derived from decision, bank status and bypass alone. Of an intent
-    the request gives the facts, and every payout under its reference is kept apart.
+    Observations commute with everything else: workers handle entries in another order than the log's, and readers of
+    the log must still get the same record. So a status only moves forward, the earliest observation gives the facts,
+    and `state` follows from decision, bank status and bypass alone. For an intent the request gives the facts, and
+    every payout under its reference is kept as a copy of its own. Raises ValueError for an event that cannot come now.
     """
     if type(event) is e.PayoutObserved:
         return _sighted(record, event) if is_intent(event.payout) else _observed(record, event)
@@ -74,7 +74,7 @@ def evolve(record: PayoutRecord | None, event: e.Event) -> PayoutRecord | None:
         raise ValueError(f"evolve does not know {kind.__name__}")
     if record is None:
         if kind is e.NotificationSent:
-            return None  # an alert may be about what was never observed: a malformed payout, a dead letter
+            return None  # an alert can be about something that was never observed: a malformed payout, a dead letter
         payout = getattr(event, "payout", "")
         raise ValueError(f"{kind.__name__} of payout {payout} comes before the payout was observed")
     at = event.at
@@ -133,8 +133,8 @@ def _first_observed(event: e.PayoutObserved, facts: e.BankPayout) -> PayoutRecor
         bank_status=facts.status,
         updated_at=event.at,
     )
-    seldom = facts.utr or facts.fees or facts.tax  # with over 15 names, a call goes by a dictionary, slowly
-    return replace(record, utr=facts.utr, fees=facts.fees, tax=facts.tax) if seldom else record
+    has_rare = facts.utr or facts.fees or facts.tax  # apart: with over 15 keywords a call is slow
+    return replace(record, utr=facts.utr, fees=facts.fees, tax=facts.tax) if has_rare else record
 
 
 def _requested(record: PayoutRecord | None, event: e.PayoutRequested) -> PayoutRecord:
@@ -155,12 +155,12 @@ def _requested(record: PayoutRecord | None, event: e.PayoutRequested) -> PayoutR
     )
     if record is None:
         return asked
-    # Somebody had made a payout under this reference before: it stays a copy.
+    # Somebody had made a payout under this reference before the request: it stays a copy.
     return _bound(replace(asked, copies=record.copies, updated_at=max(event.at, record.updated_at)))
 
 
 def _sighted(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutRecord:
-    """The bank showed a payout under an intent's reference. Without an intent it is nobody's."""
+    """The bank showed a payout under an intent's reference, which may not be that of any intent."""
     at = event.at
     if record is None:
         record = PayoutRecord(
@@ -177,10 +177,11 @@ def _sighted(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutReco
 
 
 def _bound(record: PayoutRecord) -> PayoutRecord:
-    """The record with what follows from an intent's copies: which one is ours, and where that stands.
+    """The record with what follows from an intent's copies: which copy is the intent's payout, and its status.
 
-    Ours is what the answer to our call named. Until it is here, of an approved one, or of one that was stopped when an
-    attempt may have reached the bank, the oldest that agrees; not one that ended unpaid while ours may still be made.
+    That is the one that the answer to our call named. Before that answer, if the intent is approved, or was stopped
+    when an attempt may have reached the bank, it is the oldest copy that agrees; not one that ended unpaid while ours
+    may still come.
     """
     if record.intent is None:
         return record
@@ -196,10 +197,10 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
             and agrees(copy, record.amount, record.currency, record.fund_account)
         )
     status = mine.status if mine is not None else "failed" if record.failure else ""
-    over = record.created_as or record.failure or record.decision == "REJECTED"
+    is_over = record.created_as or record.failure or record.decision == "REJECTED"
     return replace(
         record,
-        intent=without_beneficiary(record.intent) if over else record.intent,
+        intent=without_beneficiary(record.intent) if is_over else record.intent,
         state=state_of(record.decision, status, record.bypassed),
         bank_payout=mine.id if mine is not None else "",
         bank_status=status,
@@ -209,7 +210,7 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
     )
 
 
-# ---- what each event changes, in one copy of the record, since copies cost. `at`: when it was last updated then ----
+# ---- one step for each event; each copies the record once, since copies cost. `at`: the new `updated_at` ----
 
 
 def _screened(record: PayoutRecord, event: e.PayoutScreened, at: int) -> PayoutRecord:
@@ -304,9 +305,9 @@ def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: 
         failure = ": ".join(part for part in (event.code, event.problem) if part) or "the bank refused it"
         return _bound(replace(record, failure=failure, updated_at=at))
     if event.command == "create" and event.outcome == "not_needed":
-        return _bound(replace(record, maybe_sent=False, updated_at=at))  # it was looked for, long enough
+        return _bound(replace(record, maybe_sent=False, updated_at=at))  # it was searched for long enough
     if event.command != "create" and event.bank_payout not in ("", record.created_as):
-        # Of another one under the reference; its sighting tells where it stands.
+        # About another payout under the reference, whose status its sighting tells.
         return replace(record, updated_at=at)
     created_as = event.bank_payout or record.created_as
     if not created_as:
@@ -324,7 +325,7 @@ def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRec
 
 
 def _told(record: PayoutRecord, event: e.NotificationSent, at: int) -> PayoutRecord:
-    """Messages about the hold. Kept in order and the first so many, so that it does not matter who is folded first."""
+    """Messages about the hold, sorted and limited, so that the order of folding does not matter."""
     if event.kind not in ASKING and event.kind != "outcome":
         return record
     notice = Notice(
@@ -348,9 +349,9 @@ _STEPS: Mapping[type[e.Fact], Callable[[PayoutRecord, Any, int], PayoutRecord]] 
     e.PayoutSettled: _settled,
     e.NotificationSent: _told,
 }
-"""By class and not by `match`: a class pattern asks a Struct's metaclass, some 0.3 µs for each case that is not it."""
+"""By class, not by `match`: each class pattern asks a Struct's metaclass, some 0.3 µs."""
 CHANGING: frozenset[type[e.Fact]] = ASKED | frozenset(_STEPS)
-"""The events that may change a payout's record."""
+"""Events that may change a payout's record."""
 _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
     {
         e.PayoutMalformed,
@@ -377,9 +378,9 @@ _CHANGING_NOTHING: frozenset[type[e.Fact]] = frozenset(
 
 
 def settlement_due(record: PayoutRecord) -> Literal["committed", "released"] | None:
-    """What must happen to the reservation now, by the bank's status and our decision; None: nothing.
+    """What must happen to the reservation now, by bank status and decision; None: nothing.
 
-    What is committed is committed once more where fees count and the bank has named more of them.
+    A committed reservation is committed again if fees count and the bank named more of them.
     """
     if record.reservation is None:
         return None

@@ -54,8 +54,8 @@ __all__ = [
 
 
 class AgentPolicy(Struct, frozen=True, eq=False):
-    """One agent's policy in force, its domain lists compiled. Told by identity, so that what follows from it is kept
-    beside it at the price of an address."""
+    """One agent's policy in force, with compiled domain lists. Compared by identity, so that caches can use it as a
+    cheap key."""
 
     version: int
     policy: Policy
@@ -64,7 +64,7 @@ class AgentPolicy(Struct, frozen=True, eq=False):
 
 
 class Freeze(Struct, frozen=True):
-    """What `streamproc freeze` put in force: on which scope, by whom, why."""
+    """A freeze by `streamproc freeze`: on which scope, by whom, why."""
 
     scope: str
     by: str
@@ -96,7 +96,7 @@ class Bindings:
 
 
 class PolicyBook:
-    """All policies in force at one moment. Each is read on first use, then a lookup is one dict access."""
+    """All policies in force at one moment. Each is parsed on first use; then a lookup is one dict access."""
 
     def __init__(self, scopes: Mapping[str, ScopeState]) -> None:
         self._scopes = dict(scopes)
@@ -122,7 +122,7 @@ class PolicyBook:
         return self._scope_limits(f"team:{team}")
 
     def freeze(self, agent: str, account: str, team: str | None) -> Freeze | None:
-        """The freeze that binds a payout of these, the first of agent, account and team; None where there is none."""
+        """The freeze that binds a payout of these: the first of agent, account and team; None if there is none."""
         if not self._may_be_frozen:
             return None  # asked for every payout, and answered so nearly always
         for scope in (f"agent:{agent}", f"account:{account}", f"team:{team}"):
@@ -157,5 +157,5 @@ class PolicyBook:
 
 
 def build_book(scopes: Mapping[str, ScopeState]) -> PolicyBook:
-    """The book of *scopes*: cheap to make, so it is made anew at every change of a policy."""
+    """The book of *scopes*. Cheap, so it is built again at every policy change."""
     return PolicyBook(scopes)

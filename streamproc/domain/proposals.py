@@ -30,13 +30,13 @@ from streamproc.errors import JobFailed
 
 US = 1_000_000
 EXPIRES_S = 86_400
-"""How long a proposal waits: a working day in every zone. Longer, and what it was proposed on would be forgotten."""
+"""How long a proposal waits: a working day in every zone, and not so long that people forget what it was based on."""
 KEPT_S = 7 * 86_400
-"""How long one that is over is kept, so that who comes late hears what became of it."""
+"""How long a closed proposal is kept, so that a late second person hears what became of it."""
 PROPOSALS_MAX = 100
-"""Most that wait at once, and most that are kept when they are over: they are read whole when one is made."""
+"""Most that may wait, and most closed ones that are kept: all are read whenever one is made."""
 PROPOSAL_BYTES_MAX = 262_144
-"""Largest proposal, as it is written: some hundred agents. A larger file is to be split."""
+"""Largest proposal, as stored: some hundred agents. A larger file has to be split."""
 
 ID = re.compile(r"prop_[0-9a-f]{16}")
 
@@ -44,19 +44,19 @@ State: TypeAlias = Literal["waiting", "expired", "confirmed", "withdrawn"]
 
 
 class NotThere(JobFailed):
-    """Nobody proposed this, or it was long ago."""
+    """There is no such proposal, or not any more."""
 
 
 class Refused(JobFailed):
-    """It cannot be confirmed or withdrawn any more, or not as it is; or cannot be proposed, since too many wait."""
+    """It cannot be confirmed or withdrawn (any more), or cannot be proposed since too many wait."""
 
 
 class SamePerson(Refused):
-    """Who proposed it cannot be the second person."""
+    """The proposer cannot be the second person."""
 
 
 class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A proposed change and what became of it. Times in µs; `closed_at` 0: it is neither confirmed nor withdrawn."""
+    """A proposed change and what became of it. Times in µs; `closed_at` 0: neither confirmed nor withdrawn."""
 
     id: str
     changes: list[ScopeChange]
@@ -72,7 +72,7 @@ class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
     base: list[dict[str, int]] = []
 
     def state(self, now_us: int) -> State:
-        """Where it is now."""
+        """Its present state."""
         if self.confirmed_by:
             return "confirmed"
         if self.withdrawn_by:
@@ -80,12 +80,12 @@ class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return "waiting" if now_us < self.expires_at else "expired"
 
     def is_kept(self, now_us: int) -> bool:
-        """Whether anybody may still ask about it."""
+        """Whether it is still kept, so that it can be asked about."""
         return now_us < (self.closed_at or self.expires_at) + KEPT_S * US
 
 
 def proposals_after(proposals: Mapping[str, Proposal], events: Iterable[Event]) -> dict[str, Proposal]:
-    """The proposals by id, after what happened. What is over stays as it ended."""
+    """The proposals by id, after these events. A closed one stays as it was closed."""
     known = dict(proposals)
     for event in events:
         if type(event) is PolicyProposed:
@@ -112,7 +112,7 @@ def proposals_after(proposals: Mapping[str, Proposal], events: Iterable[Event]) 
 
 
 def forgotten(proposals: Mapping[str, Proposal], now_us: int) -> list[str]:
-    """Ids of those that are over, and long ago or before PROPOSALS_MAX others."""
+    """Ids of closed proposals that are too old, or too many, to be kept."""
     over = [one for one in proposals.values() if one.state(now_us) != "waiting"]
     over.sort(key=lambda one: -(one.closed_at or one.expires_at))
     return [one.id for n, one in enumerate(over) if n >= PROPOSALS_MAX or not one.is_kept(now_us)]
@@ -142,7 +142,7 @@ def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: i
 
 
 def refuse_closed(proposal: Proposal, now_us: int) -> None:
-    """Raise Refused, naming by whom and when, where it is over."""
+    """Raise Refused, naming who closed it and when, if it is over."""
     state = proposal.state(now_us)
     if state == "waiting":
         return
@@ -156,10 +156,10 @@ def refuse_closed(proposal: Proposal, now_us: int) -> None:
 def plan_confirmed(
     scopes: Mapping[str, ScopeState], proposal: Proposal, *, confirmed_by: str, at: int
 ) -> list[PolicyChanged]:
-    """What the proposal changes of one partition's policies by now.
+    """The changes that the proposal makes to one partition's policies now.
 
-    Raises Refused where by now it would loosen what the proposal did not tell, and so nobody confirmed; InputError
-    where it is inconsistent with what is in force.
+    Raises Refused if it would now loosen what the proposal did not state, so that nobody confirmed it; InputError if it
+    does not fit what is in force.
     """
     changes = replan(
         scopes, proposal.changes, at=at, by=proposal.by, why=proposal.why,

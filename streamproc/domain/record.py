@@ -1,4 +1,4 @@
-"""Everything known of one payout: what `evolve` makes of its events (payouts.py), and Redis and Postgres keep."""
+"""All that is known of one payout: the fold of its events (payouts.py), which Redis and Postgres keep."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -14,7 +14,7 @@ from streamproc.domain.states import State
 
 
 class Reservation(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """What a payout holds in its budget windows. Settled once; a late reversal releases a commit."""
+    """A payout's amount in its budget windows. Settled once, except that a late reversal releases a commit."""
 
     state: Literal["reserved", "committed", "released"]
     amount: int
@@ -22,11 +22,11 @@ class Reservation(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=Tru
     windows: list[e.WindowUse]
     count_fees: bool = False
     fees: int = 0
-    """Charged beside the amount, while it is committed."""
+    """Committed with the amount (paise)."""
 
 
 class Review(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """One reviewer's valid answer. `at` is µs; `via` the account that it came by, or empty."""
+    """One reviewer's valid answer. `at`: µs; `via`: the account that it came from, or empty."""
 
     by: str
     via: str = ""
@@ -44,11 +44,11 @@ class Notice(Struct, frozen=True, kw_only=True, gc=False, order=True, omit_defau
     ref: str
     kind: NoticeKind
     shown_in: str = ""
-    """The entry in which the payout was shown, as far as it is known."""
+    """The entry in which the payout was shown, if that is known."""
 
 
 class PayoutRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """Everything known of one payout; the fold of its events. Amounts in paise, times in µs."""
+    """All that is known of one payout: the fold of its events. Amounts in paise, times in µs."""
 
     payout: str
     account: str
@@ -80,21 +80,21 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=Tr
     reviews: list[Review] = []
     bypassed: bool = False
     maybe_sent: bool = False
-    """It was stopped after an attempt to send it: only the bank can say that nothing moved."""
+    """It was stopped after an attempt to send it, so only the bank can tell that no money moved."""
     bank_fee: bool = False
     updated_at: int = 0
     intent: Intent | None = None
-    """What an agent asked us to make; None: the payout was made at the bank."""
+    """What an agent asked us to make; None if the payout was made at the bank."""
     bank_payout: str = ""
-    """An intent's own id at the bank, as far as it is known; empty otherwise: there it is `payout`."""
+    """An intent's id at the bank, once known. Empty for other payouts, whose id there is `payout`."""
     created_as: str = ""
-    """The same, once the answer to our own call has told it."""
+    """That id, once the answer to our own call has named it."""
     copies: list[BankCopy] = []
-    """What the bank has under an intent's reference; the one that is `bank_payout` is ours."""
+    """Payouts at the bank under an intent's reference; the one with the id `bank_payout` is ours."""
     failure: str = ""
-    """Why the bank refused to create it."""
+    """Why the bank refused to create the intent."""
     notices: list[Notice] = []
-    """What people were told of the hold, oldest first."""
+    """Messages to people about the hold, the oldest first."""
 
     @property
     def told(self) -> bool:
@@ -113,7 +113,8 @@ decode_record = msgspec.json.Decoder(PayoutRecord).decode
 
 
 def unknown_in(record: PayoutRecord, kept: bytes) -> list[str]:
-    """The fields of a kept record that only a later version knows: written back, the record would not have them."""
+    """Fields of a stored record that only a later version knows, and that would be lost if this one wrote the record
+    back."""
     if encode_record(record) == kept:
         return []
     return sorted(set(_unknown(msgspec.json.decode(kept), inspect.type_info(PayoutRecord))))
@@ -121,8 +122,8 @@ def unknown_in(record: PayoutRecord, kept: bytes) -> list[str]:
 
 def _unknown(found: object, kind: object) -> Iterator[str]:
     if isinstance(kind, inspect.UnionType):
-        for one in kind.types:
-            yield from _unknown(found, one)
+        for option in kind.types:
+            yield from _unknown(found, option)
     elif isinstance(kind, inspect.StructType) and isinstance(found, dict):
         known = {field.encode_name: field.type for field in kind.fields}
         for name, value in found.items():
@@ -131,5 +132,5 @@ def _unknown(found: object, kind: object) -> Iterator[str]:
             else:
                 yield f"{kind.cls.__name__}.{name}"
     elif isinstance(kind, inspect.ListType) and isinstance(found, list):
-        for one in found:
-            yield from _unknown(one, kind.item_type)
+        for item in found:
+            yield from _unknown(item, kind.item_type)

@@ -1,4 +1,5 @@
-"""What Redis must hold of a payout, and who has not handled what, from the archived entries alone. Pure."""
+"""What Redis must hold of a payout, and which groups have not handled which entries, by archived entries alone.
+Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -28,14 +29,14 @@ from streamproc.domain.reminders import hold_timers
 from streamproc.domain.wire import Meta
 
 SLOTS_SPARE = 256
-"""Rate slots that are kept of an agent beyond its limit: commits come in another order than admissions."""
+"""Rate slots kept of an agent beyond its limit, since commits come in another order than admissions."""
 
 Inputs: TypeAlias = Mapping[str, frozenset[type[Fact]]]
-"""Group -> what it is given by others."""
+"""Group -> the events that others write for it."""
 
 
 class Stored(Struct, frozen=True):
-    """An archived entry, understood."""
+    """An archived entry, decoded."""
 
     id: str
     meta: Meta
@@ -43,7 +44,7 @@ class Stored(Struct, frozen=True):
 
 
 class Rebuilt(Struct, frozen=True):
-    """A payout as Redis must have it. `pending`: per group the entries that it may not have handled, in order."""
+    """What Redis must hold of a payout. `pending`: group -> entries that it may not have handled, in order."""
 
     record: PayoutRecord | None
     admission: Admission
@@ -52,16 +53,16 @@ class Rebuilt(Struct, frozen=True):
 
 
 class Unhandled:
-    """Follows a log and keeps, per group, the entries that it has not answered."""
+    """Follows a log and keeps the entries that each group has not answered."""
 
     def __init__(self, inputs: Inputs, counts: Callable[[Event], bool] = lambda _: True) -> None:
-        """`counts`: which inputs are followed."""
+        """`counts`: whether an input is followed."""
         self._inputs = inputs
         self._counts = counts
         self._open: dict[tuple[str, str], None] = {}
 
     def see(self, entry: Stored) -> None:
-        """The next entry."""
+        """Take in the next entry."""
         writer, cause = entry.meta.by, entry.meta.cause
         if cause:
             self._open.pop((writer, cause), None)
@@ -75,7 +76,7 @@ class Unhandled:
                     self._open[group, entry.id] = None
 
     def by_group(self) -> dict[str, list[str]]:
-        """What is open, by group, in the order of the log."""
+        """Group -> unanswered entries, in the order of the log."""
         found: dict[str, list[str]] = {}
         for group, entry in self._open:
             found.setdefault(group, []).append(entry)
@@ -88,9 +89,9 @@ def rebuild(
     observers: str,
     counts: Callable[[Event], bool] = lambda _: True,
 ) -> Rebuilt:
-    """A payout from all its archived entries, in order.
+    """What Redis must hold of a payout, by all its archived entries in order.
 
-    `observers` is the group that folds what the bank shows; `counts`: which inputs come again where nobody answered.
+    `observers`: the group that folds what the bank shows; `counts`: whether an unanswered input is to be handled again.
     """
     unhandled = Unhandled(inputs, counts)
     for entry in history:
@@ -102,10 +103,10 @@ def rebuild(
 
 
 def _record(history: Sequence[Stored], pending: frozenset[str]) -> PayoutRecord | None:
-    """The record as it was before what is pending was handled, where that makes a difference.
+    """The record, without pending observations where these make a difference to how they are handled.
 
-    Observations commute, so one too many is harmless, but for two: the first look at a payout that is open decides
-    it, and a payout that is rejected and then queued is cancelled by whoever sees it become queued.
+    Observations commute, so it does no harm that a pending one is folded already, with two exceptions: the first look
+    at an open payout decides it, and a rejected payout that becomes queued is cancelled by whoever sees it become so.
     """
     whole = fold(event for entry in history for event in entry.events)
     shown = [event.facts.status for entry in history if entry.id in pending for event in _observed(entry)]
@@ -123,7 +124,7 @@ def _record(history: Sequence[Stored], pending: frozenset[str]) -> PayoutRecord 
     }
     try:
         return fold(event for entry in history for event in entry.events if id(event) not in left_out)
-    except ValueError:  # something was recorded before any other observation: so that one was handled
+    except ValueError:  # an event follows that needs one of them, so that one was handled
         return whole
 
 
@@ -132,7 +133,7 @@ def _observed(entry: Stored) -> Iterator[PayoutObserved]:
 
 
 def admission_in(history: Sequence[Stored], record: PayoutRecord | None) -> Admission:
-    """What was answered to a payout, as far as the log tells it."""
+    """The counters' answer to a payout, as far as the log tells it."""
     rate = None
     for entry in history:
         for event in entry.events:
@@ -142,7 +143,8 @@ def admission_in(history: Sequence[Stored], record: PayoutRecord | None) -> Admi
 
 
 def budget_answer(reservation: Reservation) -> BudgetAnswer:
-    """The reservation as it was granted. The windows' ends are not in the log: those here are never too early."""
+    """The answer that granted a reservation. The windows' ends are not in the log; those used here are never too
+    early."""
     windows = tuple(
         Window(use.scope, use.window, use.limit, window_end_s(use.window)) for use in reservation.windows
     )
@@ -153,7 +155,7 @@ def budget_answer(reservation: Reservation) -> BudgetAnswer:
 def timers_of(
     record: PayoutRecord | None, fired: frozenset[int] | set[int] = frozenset()
 ) -> list[TimerFired]:
-    """What must still happen later of a hold that is open: reminders and expiry that have not come (`fired`: µs)."""
+    """The timers of an open hold that have not fired (`fired`: their times, µs)."""
     if record is None or record.state != "held" or not record.hold_expires_at:
         return []
     timers = hold_timers(record.payout, record.decided_at, record.hold_expires_at)
@@ -161,25 +163,25 @@ def timers_of(
 
 
 class _Slots(Struct):
-    """One agent's rate slots of late, in the order of their admission numbers."""
+    """One agent's latest rate slots, in the order of their admission numbers."""
 
     taken: list[tuple[int, str, int]] = []
-    """Number, payout, time received (µs)."""
+    """(number, payout, time received in µs)."""
     newest: int = 0
-    """The newest time counted among those that are no longer kept."""
+    """The newest time of those that are not kept any more."""
     window_us: int = 0
     limit: int = 0
     last_ms: int = 0
 
 
 class Rates:
-    """Rate slots from the log, as admit.lua counts them: a late payout counts as of the newest before it."""
+    """Rate slots by the log, counted as admit.lua does: a late payout counts at the newest slot's time."""
 
     def __init__(self) -> None:
         self._agents: dict[str, _Slots] = {}
 
     def add(self, agent: str, event: VelocityChecked, received_at: int, entry_ms: int) -> None:
-        """A payout of `agent` that was checked; it has taken a slot unless there was none, or no limit."""
+        """Take in a checked payout of `agent`. It took a slot unless there was none, or no limit."""
         if not event.number or not event.limit or slot_of(event).limited:
             return
         slots = self._agents.setdefault(agent, _Slots())
@@ -190,7 +192,7 @@ class Rates:
             self._forget(slots)
 
     def _forget(self, slots: _Slots) -> None:
-        """No window holds more than its limit, so older ones than that many no longer count."""
+        """Drop slots that cannot count any more: no window holds more than the limit."""
         slots.taken.sort()
         gone, slots.taken = (
             slots.taken[: -slots.limit - SLOTS_SPARE],
@@ -199,7 +201,8 @@ class Rates:
         slots.newest = max(slots.newest, *(at for _, _, at in gone))
 
     def agents(self) -> Iterator[tuple[str, dict[str, int], int, int]]:
-        """Each agent, its slots (payout -> time counted, µs), the window (µs), and when the last was recorded (ms)."""
+        """For each agent its slots (payout -> time counted, µs), the window (µs), and when the last one was recorded
+        (ms)."""
         for agent, slots in self._agents.items():
             newest, counted = slots.newest, dict[str, int]()
             for _, payout, received_at in sorted(slots.taken):
@@ -210,7 +213,8 @@ class Rates:
 
 
 def is_over(record: PayoutRecord) -> bool:
-    """Nothing is left to do for a payout, whatever of its entries was handled: it ended, as decided, and is settled."""
+    """Whether nothing is left to do for a payout, whichever of its entries were handled: it ended as decided and is
+    settled."""
     if not is_terminal(record) or settlement_due(record) is not None:
         return False
     if record.bypassed or record.decision == "APPROVED":
@@ -218,5 +222,5 @@ def is_over(record: PayoutRecord) -> bool:
     moved = record.bank_status in MOVING_STATUSES | {
         "failed",
         "reversed",
-    }  # then a bypass may not be recorded yet
+    }  # if so, it may still have to be recorded as bypassed
     return record.decision is not None and not moved

@@ -1,7 +1,7 @@
-"""When people are reminded of a hold, and what is due of one. Pure.
+"""The timers of a hold: when people are reminded of it, and when it ends. Pure.
 
-In shares of the time that a hold has, since what is long for one policy is short for another: at half of it there is
-time enough for whoever overlooked the message; at three quarters others, on another channel, still have a quarter.
+In shares of the hold's time, since what is long for one policy is short for another. After half of it there is still
+time for whoever overlooked the message; after three quarters others, on another channel, still have a quarter.
 """
 
 from streamproc.domain.events import TimerFired
@@ -12,14 +12,14 @@ ESCALATION_QUARTERS = 3
 
 
 def overdue(record: PayoutRecord) -> TimerFired | None:
-    """Of a hold that nobody was told of, a reminder that is due at once: it finds that out, and tells."""
+    """A reminder that is due at once, for a hold that nobody was told of; handling it tells people."""
     if record.state != "held" or record.told:
         return None
     return TimerFired(at=record.decided_at, payout=record.payout, timer="hold_reminder")
 
 
 def hold_timers(payout: str, held_at: int, expires_at: int) -> list[TimerFired]:
-    """What happens later of a hold: its reminder, its escalation, its end. Times in µs."""
+    """A hold's reminder, escalation and expiry. Times in µs."""
     quarter = (expires_at - held_at) // 4
     return [
         TimerFired(at=held_at + REMINDER_QUARTERS * quarter, payout=payout, timer="hold_reminder"),

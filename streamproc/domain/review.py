@@ -1,6 +1,6 @@
-"""Answers of reviewers: which count, what they must stand up to, how many are needed. Pure.
+"""Answers of reviewers: which ones count, what is checked again, how many are needed. Pure.
 
-The review stage and a what-if ask the same functions, so a replayed answer cannot mean something else.
+The review stage and a what-if use the same functions, so that a replayed answer means the same.
 """
 
 from datetime import UTC, datetime
@@ -13,18 +13,18 @@ from streamproc.domain.reviewers import SLACK, Reviewers
 
 
 def _said_by(answer: ReviewSubmitted | ReviewCounted) -> str:
-    """A name, or the account that it came by: of an answer that counted, whose account it was may be asked again."""
+    """The account that an answer came from, else the name: an account's owner is looked up anew each time."""
     return answer.via or answer.by if type(answer) is ReviewCounted else answer.by
 
 
 def reviewer_of(answer: ReviewSubmitted | ReviewCounted, people: Reviewers) -> str:
-    """The name of whoever answered; an account that is nobody's stays what it is."""
+    """The name of whoever answered; an account that belongs to nobody stays as it is."""
     said_by = _said_by(answer)
     return said_by if _is_misplaced(answer) else people.name_of(said_by)
 
 
 def _is_misplaced(answer: ReviewSubmitted | ReviewCounted) -> bool:
-    """Whether somebody who does not come from Slack says that he is an account there."""
+    """Whether an answer that did not come from Slack claims to be from a Slack account."""
     return type(answer) is ReviewSubmitted and answer.by.startswith(SLACK) and answer.channel != "slack"
 
 
@@ -37,7 +37,7 @@ def _why_not(answer: ReviewSubmitted | ReviewCounted, agent: str, people: Review
 def why_refused(
     record: PayoutRecord | None, answer: ReviewSubmitted | ReviewCounted, people: Reviewers
 ) -> str:
-    """Why an answer does not count, in one line; empty when it does."""
+    """Why an answer does not count, in one line; '' if it does."""
     if record is None:
         return f"payout {answer.payout} is not known here"
     if problem := _why_not(answer, record.agent, people):
@@ -56,7 +56,7 @@ def why_refused(
 def refusal_kind(
     record: PayoutRecord | None, answer: ReviewSubmitted | ReviewCounted, people: Reviewers
 ) -> RefusalKind:
-    """The kind of what `why_refused` says; empty where it says nothing."""
+    """The kind of refusal that `why_refused` describes; '' if there is none."""
     if record is None:
         return "unknown"
     if _why_not(answer, record.agent, people):
@@ -67,13 +67,14 @@ def refusal_kind(
 
 
 def _counts(review: Review, agent: str, people: Reviewers) -> bool:
-    """Whether an earlier answer counts still: its reviewer may review, and its account is his."""
+    """Whether an earlier answer still counts: its reviewer may still review, and still owns the account it came
+    from."""
     is_his = not review.via or people.name_of(review.via) == review.by
     return is_his and not people.why_not(review.by, agent)
 
 
 def _is_by(review: Review, name: str, account: str) -> bool:
-    """The same name or the same account: a person stays one where the list was changed in between."""
+    """Whether a review is by the same person: the same name or account, in case the list was changed in between."""
     return review.by == name or (review.via != "" and review.via == account)
 
 
@@ -94,32 +95,33 @@ def _moment(at_us: int) -> str:
 
 
 def recheck(case: Case) -> list[Finding]:
-    """What stands against an approval by now; empty where it may go on."""
+    """Findings that stand against an approval now; empty if there are none."""
     found = find(RECHECKED, case)
     if found or why_not_now(case):
         return found
     if case.agent is not None and case.agent.policy.on_reputation_unavailable == "reject":
-        # Where the policy says hold, the reviewer has just vouched for what cannot be asked.
+        # Where the policy says hold, the reviewer's approval stands in for the look-up.
         finding = reputation_unavailable(case)
         found = [finding] if finding is not None else []
     return found
 
 
 def why_not_now(case: Case) -> str:
-    """Why an approval must wait that nothing else stands against: a rejection needs no reputation, but an approval
-    cannot stand in for a look-up that the reviewer was never told is missing. Empty where it may go on."""
+    """Why an approval that nothing stands against must wait; '' if it need not. An approval cannot replace a look-up
+    of which the reviewer was never told that it is missing. (A rejection needs no reputation.)"""
     reputation = case.reputation
     if reputation is None or reputation.verdict != "unavailable":
         return ""
     if "REPUTATION_UNAVAILABLE" in case.payout.reasons:
-        return ""  # it was held for this, and the reviewer vouches
+        return ""  # it was held for this, so the reviewer knows
     return (
         f"the vendor's reputation cannot be asked for now ({reputation.problem}); the hold stays, try again"
     )
 
 
 def approvals_missing(case: Case, people: Reviewers) -> int:
-    """How many more reviewers must approve after the one who does now. Earlier ones count who may review still."""
+    """How many more reviewers must approve after this one. Earlier approvals count if their reviewers may still
+    review."""
     dual = case.agent.policy.dual_approval_above if case.agent is not None else None
     wanted = 2 if dual is not None and case.payout.amount > dual else 1
     given = 1 + sum(

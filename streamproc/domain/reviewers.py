@@ -1,7 +1,7 @@
 """Who may answer holds, and in whose name: reviewers, their Slack accounts, and agents, who never may. Pure.
 
-A click in Slack is only a claim by an account, `slack:U…`. Whose account it is, is looked up in the policies in force
-when the answer is decided, so that a reviewer who was taken from the list meanwhile has no say (ADR 21).
+A click in Slack is only a claim by an account, `slack:U…`. The account's owner is looked up in the policies in force
+when the answer is decided, so a reviewer who was removed meanwhile has no say (ADR 21).
 """
 
 from collections import Counter
@@ -14,14 +14,14 @@ from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_report import Path
 
 SLACK = "slack:"
-"""Before a Slack user's id, where an answer came from Slack. No reviewer's name begins so."""
+"""Prefix of a Slack user's id, for answers from Slack. No reviewer's name begins so."""
 
 Own: TypeAlias = Callable[[str], Mapping[str, object] | None]
-"""A scope's fields as they were written (`reviewers`, `agents`, `agent:<id>`); None where there is none."""
+"""A scope's fields as written (`reviewers`, `agents`, `agent:<id>`); None if there is no such scope."""
 
 
 class Conflict(Struct, frozen=True):
-    """A reviewer who is an agent: where a file may say so, the likeliest first, and what is wrong."""
+    """A reviewer who is an agent: the places in the file that may say so, the likeliest first, and what is wrong."""
 
     paths: tuple[Path, ...]
     problem: str
@@ -34,18 +34,18 @@ class Reviewers:
         self.slack: Mapping[str, str] = _slack_users(own)
         """Name -> Slack user id, or empty."""
         times = Counter(self.slack.values())
-        # An id that two have is nobody's: one person under two names could give both halves of a dual approval.
+        # An id of two reviewers counts for none: one person under two names could give both halves of a dual approval.
         self._names = {user: name for name, user in self.slack.items() if user and times[user] == 1}
         self._agents = {user: agent for agent, user in _listed(own, "slack")}
         self._owners = set(_listed(own, "owners"))
         self._own = own
 
     def name_of(self, by: str) -> str:
-        """The name of whoever answered `by` an account of his; `by` itself where it is nobody's, or a name."""
+        """The name of the account's owner; `by` itself if the account belongs to nobody, or `by` is a name."""
         return self._names.get(by.removeprefix(SLACK), by) if by.startswith(SLACK) else by
 
     def why_not(self, by: str, agent: str) -> str:
-        """Why `by`, a name or `slack:U…`, may not answer for a payout of `agent`, in one line; empty: may."""
+        """Why `by`, a name or `slack:U…`, may not answer for a payout of `agent`, in one line; '' if they may."""
         name = self.name_of(by)
         user = by.removeprefix(SLACK) if by.startswith(SLACK) else ""
         if user in self._agents:
@@ -70,7 +70,7 @@ def is_agent(own: Own, name: str) -> bool:
 
 
 def conflicts(own: Own) -> list[Conflict]:
-    """Every reviewer who is an agent, by name or by Slack account: it would be one that nobody is told of."""
+    """Every reviewer who is an agent, by name or by Slack account, and who therefore could never review."""
     agents = {user: agent for agent, user in _listed(own, "slack")}
     found: list[Conflict] = []
     for name, user in _slack_users(own).items():

@@ -1,4 +1,4 @@
-"""The bank's statuses and our states: what comes after what, and our state as it follows from the rest. Pure.
+"""The bank's statuses in their order, and our state, which follows from status and decision. Pure.
 
 ours:  received -> held -> approved | rejected -> confirmed -> processed -> reversed
                                                           \\-> failed, cancelled, declined, bypassed
@@ -33,21 +33,21 @@ BANK_RANK: dict[str, int] = {
     "failed": 8,
     "reversed": 9,
 }
-"""Forward is a higher rank, and no two are equal, so that the order of arrival cannot matter. `failed` after
-`processed` and `reversed` after either are documented moves; `reversed` ends everything.
+"""A status moves forward to a higher rank only. No two ranks are equal, so the order of arrival does not matter.
+`failed` after `processed`, and `reversed` after either, are documented moves; `reversed` ends everything.
 Source: RazorpayX docs, states and life cycle."""
 
 OPEN_STATUSES = frozenset({"pending", "scheduled", "queued"})
-"""No money has moved: governance can still say no."""
+"""No money has moved, so governance can still say no."""
 MOVING_STATUSES = frozenset({"processing", "processed"})
-"""Money is on its way or there."""
+"""Money is on its way, or has arrived."""
 RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
-"""The money is, or stays, ours: the reservation is released."""
+"""The money stays ours or came back, so the reservation is released."""
 
 TERMINAL_STATES: frozenset[State] = frozenset(
     {"processed", "failed", "reversed", "cancelled", "declined", "bypassed"}
 )
-"""Beside these a payout has ended that is rejected here and over, or never came to be, at the bank."""
+"""A payout has ended besides these if it is rejected here, and over at the bank or never made there."""
 _STATE_OF_DECISION: dict[Decision | None, State] = {
     None: "received",
     "APPROVED": "approved",
@@ -57,7 +57,7 @@ _STATE_OF_DECISION: dict[Decision | None, State] = {
 
 
 def state_of(decision: Decision | None, bank_status: str, bypassed: bool) -> State:
-    """Our state: what the bank says once money moved or came back, else what was decided."""
+    """Our state: by the bank's status once money moved or came back, else by the decision."""
     decided: State = _STATE_OF_DECISION[decision]
     match bank_status:
         case "processed":

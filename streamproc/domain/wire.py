@@ -1,10 +1,9 @@
-"""The bytes of an entry: field `e`, a JSON array of events, and field `m`, who wrote it and why. Pure, so that the log
-and the archive share it.
+"""The bytes of an entry: field `e`, a JSON array of events, and field `m`, its metadata: who wrote it and why. Pure, so
+that the log and the archive share it.
 
-Writers only ever write the newest version of an event. Readers upcast: `UPCASTERS[type, v]` turns the JSON
-object of version `v` into that of `v + 1`, one step at a time, before it is decoded strictly. A type or a
-version that nobody here knows is refused by name: readers are deployed before writers, and skipping a fact
-is how money goes missing.
+Writers only write the newest version of an event. Readers upcast: `UPCASTERS[type, v]` turns the JSON object of version
+`v` into that of `v + 1`, step by step, before it is decoded strictly. A type or version that is not known here is
+refused by name, since skipping a fact is how money goes missing: so readers are deployed before writers.
 """
 
 import re
@@ -23,12 +22,12 @@ Upcaster: TypeAlias = Callable[[Raw], Raw]
 
 
 def _velocity_checked_1(raw: Raw) -> Raw:
-    """Version 1 told the terms of the policy by which it was decided, also where that limited no rate."""
+    """Version 1 had the policy's terms also where they limited no rate; version 2 has 0 then."""
     return raw if raw.get("number") else {**raw, "limit": 0, "window_s": 0}
 
 
 def _as_it_was(raw: Raw) -> Raw:
-    """The next version only says more, and what it says by default is what was so."""
+    """The next version only adds fields, and their defaults are right for the older one."""
     return raw
 
 
@@ -57,43 +56,44 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("review.counted", 1): _as_it_was,
     ("review.refused", 1): _as_it_was,
 }
-"""(type, v) -> the step from version v to v + 1; it need not touch `v`."""
+"""(type, v) -> the step from version v to v + 1, which need not set `v`."""
 
 
 class Newer(Unprocessable):
-    """An event of a type or a version that a later streamproc writes: one that knows it can handle it."""
+    """An event of a type or version that a later streamproc writes: one that knows it can handle it."""
 
 
 VERSION_MAX = 1_000
-"""Of one event; beyond it nobody has counted. What claims more was not written by a later version of this."""
+"""Highest version that counts as a later one; beyond it the number was not written by any streamproc."""
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding raises for bytes of others: it has an error of its own for texts that are no UTF-8, and for depth."""
+"""What decoding foreign bytes may raise: the decoder's own error, one for text that is not UTF-8, and one for
+nesting."""
 _TYPE = re.compile(r"[a-z_]{1,40}(?:\.[a-z_]{1,40}){1,3}")
 
 
 class Meta(Struct, frozen=True):
-    """Field `m` of an entry. Whoever reads only some of it uses this all the same: unknown fields are ignored."""
+    """Field `m` of an entry. Unknown fields are ignored, so that a reader of some fields can use it too."""
 
     by: str = ""
     """The group, or the producer, that wrote it."""
     cause: str = ""
-    """The entry that it is the handling of; empty for what came from outside."""
+    """The entry whose handling wrote it; empty for what came from outside."""
     actor: str = ""
-    """The person, where one did it."""
+    """The person who did it, if one did."""
     keys: tuple[str, ...] = ()
-    """The keys by which the delivery is known again, where the entry does not tell them (domain/deliveries.py)."""
+    """The idempotency keys of the delivery, unless the entry's events imply them (domain/deliveries.py)."""
     body: str = ""
-    """Digest of a webhook's body, of which some of those are made."""
+    """Digest of a webhook's body, from which some of those keys are made."""
     settled: int = 0
-    """The number of a settlement, in the order of all admissions and settlements of the partition."""
+    """The number of a settlement, in the common order of the partition's admissions and settlements."""
     trace: str = ""
-    """The trace context (W3C) of the request that brought it, where that was traced."""
+    """The trace context (W3C) of the request that brought it, if that was traced."""
     rescued: str = ""
-    """The id that it had in a log that was set aside by `streamproc recover`."""
+    """Its id in the log that `streamproc recover` set aside."""
 
 
 def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
-    """The version that each type is written in: the default of its field `v`."""
+    """The newest version of each type: the default of its field `v`."""
     newest: dict[str, int] = {}
     for kind in kinds:
         v = next(field for field in msgspec.structs.fields(kind) if field.name == "v")
@@ -111,11 +111,11 @@ _READ_AS_THEY_WERE = {
     for since in range(1, newest)
     if all(UPCASTERS.get((str(kind.__struct_config__.tag), v)) is _as_it_was for v in range(since, newest))
 }
-"""(class, v) of what reads like the newest version, and then has it: old archives need no second decoding."""
+"""(class, v) -> newest version, where all steps between only add defaults: such old events need no second decoding."""
 
 _known = b"|".join(re.escape(kind.encode()) for kind in NEWEST)
 _names_other_types = re.compile(rb'"type":"(?!(?:' + _known + rb')")[a-z_]+\.').search
-"""Whether field `e` may hold an event of a type not known here. Without decoding: others' notes may look like it."""
+"""Whether field `e` may hold an event of an unknown type. Without decoding, so a text in an event may look like one."""
 
 _STAGE_FACTS = frozenset(kind for kind in EVENT_KINDS if issubclass(kind, StageFact))
 
@@ -126,15 +126,16 @@ _meta_decoder = msgspec.json.Decoder(Meta)
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
-    """Field `e` of one entry, without what its reader can tell. The same events always give the same bytes."""
+    """Field `e` of one entry, without what a reader can derive. The same events always give the same bytes."""
     first = events[0]
     return _encoder.encode([_short(event, first) for event in events])
 
 
 def decode_events(e: bytes) -> list[Event]:
-    """The events of field `e`, whole and in their newest version.
+    """The events of field `e`, complete and in their newest version.
 
-    Raises Unprocessable, naming the type and version, where one is not known here or does not fit its shape.
+    Raises Unprocessable, naming the type and version, for one that is not known here (Newer, if a later version may
+    know it) or does not fit its shape.
     """
     try:
         events = _decoder.decode(e)
@@ -147,14 +148,14 @@ def decode_events(e: bytes) -> list[Event]:
             if newest is None:
                 return _upcast_and_decode(e)
             force_setattr(event, "v", newest)  # nobody else has seen it yet
-        make_whole = _MAKE_WHOLE.get(kind)
-        if make_whole is not None:
-            make_whole(event, events[0], v)
+        complete = _COMPLETE.get(kind)
+        if complete is not None:
+            complete(event, events[0], v)
     return events
 
 
 def _short(event: Event, first: Event) -> Event:
-    """Without what the event itself, or its entry's first one, says already."""
+    """The event without what it, or the first event of its entry, says already."""
     if type(event) is PayoutObserved:
         facts = replace(event.facts, id="") if event.facts.id == event.payout else event.facts
         name = "" if event.bank_event == _usual_name(event) else event.bank_event
@@ -165,17 +166,17 @@ def _short(event: Event, first: Event) -> Event:
     return replace(event, at=0, payout="") if same else event
 
 
-# ---- what `_short` left out of an event in version `v` is put back; nobody else has seen the event yet ----
+# ---- put back what `_short` left out of an event of version `v`, in place: nobody else has seen the event yet ----
 
 
-def _whole_sight(event: PayoutObserved, first: Event, v: object) -> None:
+def _complete_sighting(event: PayoutObserved, first: Event, v: object) -> None:
     if not event.facts.id:
         force_setattr(event.facts, "id", event.payout)
     if not event.bank_event and v == _VERSION_OF_KIND[PayoutObserved]:
         force_setattr(event, "bank_event", _usual_name(event))
 
 
-def _whole_finding(event: StageFact, first: Event, v: object) -> None:
+def _complete_stage_fact(event: StageFact, first: Event, v: object) -> None:
     if not event.at and not event.payout:
         force_setattr(event, "at", first.at)
         force_setattr(event, "payout", payout_of(first))
@@ -185,19 +186,20 @@ def _whole_finding(event: StageFact, first: Event, v: object) -> None:
         )
 
 
-_MAKE_WHOLE: Mapping[type[Fact], Callable[[Any, Event, object], None]] = {
-    PayoutObserved: _whole_sight,
-    **dict.fromkeys(_STAGE_FACTS, _whole_finding),
+_COMPLETE: Mapping[type[Fact], Callable[[Any, Event, object], None]] = {
+    PayoutObserved: _complete_sighting,
+    **dict.fromkeys(_STAGE_FACTS, _complete_stage_fact),
 }
 
 
 def _usual_name(seen: PayoutObserved) -> str:
-    """The bank's event by which a webhook tells of that status; empty for what no webhook told."""
+    """The name of the webhook that reports this status; empty if no webhook reported it."""
     return "payout." + seen.facts.status if seen.source == "webhook" else ""
 
 
 def refuse_newer(e: bytes) -> None:
-    """Raise Newer where field `e` has an event of a type that only a later version knows. All else passes."""
+    """Raise Newer if field `e` has an event of a type that only a later version knows. All else passes, even if
+    unreadable."""
     if _names_other_types(e) is None:
         return
     try:
@@ -209,7 +211,7 @@ def refuse_newer(e: bytes) -> None:
 
 
 def decode_meta(m: bytes) -> Meta:
-    """Field `m` of one entry. Raises Unprocessable where it is not what an entry has."""
+    """Field `m` of one entry. Raises Unprocessable if it is not an entry's metadata."""
     try:
         return _meta_decoder.decode(m)
     except MALFORMED as problem:
@@ -217,7 +219,8 @@ def decode_meta(m: bytes) -> Meta:
 
 
 def read_entry(e: bytes, m: bytes) -> tuple[Meta, list[Event]]:
-    """An entry's metadata and events. Raises Unprocessable where either cannot be read: then no reader takes it."""
+    """An entry's metadata and events. Raises Unprocessable if either cannot be read: then no reader accepts the
+    entry."""
     return decode_meta(m), decode_events(e)
 
 
@@ -228,17 +231,17 @@ def payout_of(event: Event) -> str:
 
 
 def tag_of(kind: type[Fact]) -> str:
-    """The type of an event class as on the wire, for example `payout.decided`."""
+    """An event class's type on the wire, for example `payout.decided`."""
     return str(kind.__struct_config__.tag)
 
 
 def type_of(event: Event) -> str:
-    """The event's type as on the wire."""
+    """An event's type on the wire."""
     return tag_of(type(event))
 
 
 def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapping[str, int]) -> Raw:
-    """The JSON object of one event in its newest version; raises Unprocessable where no way leads there."""
+    """The JSON object of one event in its newest version. Raises Unprocessable where there is no way to it."""
     kind, version = raw.get("type"), raw.get("v")
     if not isinstance(kind, str) or kind not in newest:
         newer = isinstance(kind, str) and _TYPE.fullmatch(kind)
@@ -272,6 +275,6 @@ def _upcast_and_decode(e: bytes) -> list[Event]:
         except msgspec.ValidationError as problem:
             raise Unprocessable(f"event type {newest['type']!r} v{newest['v']}: {problem}") from problem
         events.append(event)
-        if make_whole := _MAKE_WHOLE.get(type(event)):
-            make_whole(event, events[0], raw["v"])
+        if complete := _COMPLETE.get(type(event)):
+            complete(event, events[0], raw["v"])
     return events

@@ -1,4 +1,4 @@
-"""What producers need of the log: `streamproc.log.stream.Producer` has it, and so has a test's recorder."""
+"""What producers need of the log, as `streamproc.log.stream.Producer` has it, and a recorder in tests."""
 
 from typing import Protocol
 
@@ -6,12 +6,12 @@ from streamproc.log.stream import Append, Appended
 
 
 class Door(Protocol):
-    """The one way into the log."""
+    """Appends to the log."""
 
     def now_us(self) -> int:
         """µs since 1970 by Redis's clock."""
         ...
 
     async def append(self, what: Append, /) -> Appended:
-        """Append once: a delivery with a key that was seen is a repeat. Raises LogUnavailable."""
+        """Append a delivery, unless one of its keys was seen. Raises LogUnavailable."""
         ...

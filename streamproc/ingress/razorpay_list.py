@@ -1,9 +1,9 @@
-"""The bank's list of payouts, read whole: neither its order nor that it stands still while it is read is promised.
+"""Reads the bank's whole list of payouts, which promises neither an order nor to stand still while it is read.
 
-One page is one answer of the bank, taken at one moment. So a window of time that does not fit on a page is cut in two
-until each part does; a skip over pages, which misses what moves between two calls, is left for what was created within
-SPLIT_S seconds, and such a list is read again until a reading shows nothing new. Parts come in the order of time: what
-is read up to a second stays read, whatever happens later.
+One page is one answer of the bank, taken at one moment. So a time window that does not fit on a page is halved until
+each part does. Skipping over pages, which misses what moves between two calls, is only used for windows of at most
+SPLIT_S seconds, and such a window is read again until a reading shows nothing new. Parts come in the order of time:
+what was read up to a second stays read, whatever happens later.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from streamproc.domain.events import BankPayout
 from streamproc.errors import TryAgain
 
 SPLIT_S = 3
-"""Seconds. A shorter window is not cut: its halves, which share a second, would be no shorter."""
+"""Seconds. A shorter window is not halved: the halves share a second, so they would be no shorter."""
 TRIES_MAX = 3
-"""Calls for one page; beyond that the bank is away, and the next pass goes on."""
+"""Calls for one page; after these the bank counts as away, and the next pass goes on."""
 TRY_WAIT_S_MAX = 5.0
 """Longest wait between them. An open breaker or a bank that asks for more ends the reading."""
 READINGS_MAX = 5
@@ -38,14 +38,14 @@ class Lister(Protocol):
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """One page; its items may come again. `upto`: everything created up to that second was shown; None: not yet."""
+    """One page, whose items may come again. `upto`: all that was created up to that second was shown; None: not yet."""
 
     items: list[BankPayout | MalformedPayout]
     upto: int | None
 
 
 async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int) -> AsyncIterator[Part]:
-    """Every payout created in [from_s, to_s] at least once, a part for each call. Raises as the bank's client does."""
+    """Every payout created in [from_s, to_s], each at least once, in parts. Raises as the bank's client does."""
     waiting = [(from_s, to_s)]
     while waiting:
         start, end = waiting.pop()
@@ -64,7 +64,7 @@ async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int
 
 
 async def _page(bank: Lister, account_number: str, start: int, end: int, skip: int) -> Page:
-    """One page, asked for again a few times: of hundreds of calls one fails, and the others need not be made anew."""
+    """One page, with a few tries: of hundreds of calls one may fail, and the others need not be repeated."""
     for attempt in range(1, TRIES_MAX + 1):
         try:
             return await bank.list_page(account_number, from_s=start, to_s=end, skip=skip)

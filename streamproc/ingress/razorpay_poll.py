@@ -26,17 +26,17 @@ from streamproc.ingress.razorpay_watch import Looked
 from streamproc.ingress.translate import append_of
 
 OVERLAP_S = 15 * 60
-"""Listed again at each long look back: the bank's list is said to lag minutes behind."""
+"""How far before the cursor a long look back lists again: the bank's list is said to lag by minutes."""
 LONG_LOOK_EVERY_S = 120
-"""Between two of them: at some hundred payouts a minute one costs dozens of calls, more than an interval has."""
+"""Interval of long looks back: at some hundred payouts a minute one costs dozens of calls, too many for each pass."""
 SHORT_OVERLAP_S = 60
-"""Listed again by the passes between."""
+"""How far before the cursor the other passes list again."""
 FIRST_LOOK_S = 24 * 3600
 """How far back the first pass looks: as long as the bank keeps trying to deliver a webhook."""
 CALLS_MAX = 1_000
 """Pages in one pass: two minutes of the bank's advised limit. The next pass goes on from there."""
 WAIT_S_MAX = 15 * 60.0
-"""Longest wait after failures in a row; below it a repaired bank would be noticed too late."""
+"""Longest wait after failures in a row, so that a repaired bank is soon noticed."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,21 +55,21 @@ class Pass(Struct, kw_only=True):
     to_s: int
     pages: int = 0
     listed: int = 0
-    """Items that the pages had; a payout may be on several."""
+    """Items on the pages; a payout may be on several."""
     new: int = 0
     malformed: int = 0
     looked: Looked = Looked()
     problem: str = ""
     after_s: float = 0.0
-    """The least wait in seconds that the failure asks for."""
+    """The least wait (s) that the failure asks for."""
 
 
 Tell = Callable[[Pass, int, float], Awaitable[None]]
-"""Leaves word of a pass, of the failures in a row, and of the seconds until the next one."""
+"""Saves the result of a pass, the failures in a row, and the seconds until the next one."""
 
 
 async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
-    """Leave no word."""
+    """Save nothing."""
 
 
 class Poller:
@@ -107,7 +107,7 @@ class Poller:
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Poll until `stopping` is set; a pass that is under way then is given up, which loses nothing."""
+        """Poll until `stopping`; a pass under way is then abandoned, which loses nothing."""
         while not stopping.is_set():
             done = asyncio.create_task(self._turn(), name="poll")
             stopped = asyncio.create_task(stopping.wait(), name="poll-stopping")
@@ -122,7 +122,7 @@ class Poller:
                 await asyncio.wait({done, stopped})
 
     async def _turn(self) -> float:
-        """One pass, if it is ours to do; the seconds to wait after it."""
+        """Do one pass, if we are the active poller; the seconds to wait after it."""
         if not self._is_active():
             return self._interval_s
         done = await self.poll_once()
@@ -134,7 +134,7 @@ class Poller:
         return wait_s
 
     async def poll_once(self) -> Pass:
-        """One pass. Failures of the bank or the log are in `problem`, and the cursor stays at what was read."""
+        """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
         done = Pass(to_s=self._producer.now_us() // 1_000_000)
         try:
             await self._read_list(done)
@@ -154,7 +154,7 @@ class Poller:
         return done
 
     def _wait_s(self, done: Pass) -> float:
-        """Never below the interval, whatever backoff and the bank say."""
+        """The wait, never below the interval, whatever backoff and the bank say."""
         if not done.problem:
             return self._interval_s
         backoff = backoff_s(self.failures_in_a_row, self._interval_s, WAIT_S_MAX, random.random)
@@ -185,7 +185,7 @@ class Poller:
             self._long_look_s = done.to_s
 
     async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
-        """Append a page's payouts together, so that the door coalesces them; how many were new."""
+        """Append a page's payouts together, so that they are coalesced; how many were new."""
         now_us = self._producer.now_us()
         appends = [append_of(item, account=self._account, source="poll", now_us=now_us) for item in items]
         answers = await asyncio.gather(
@@ -200,6 +200,6 @@ class Poller:
 
 
 def _from_s(cursor: int | None, to_s: int, overlap_s: int) -> int:
-    """Where a pass begins. A cursor in the future (a clock was wrong) is none."""
+    """Where a pass begins; a cursor in the future (the clock was wrong) does not count."""
     start = to_s - FIRST_LOOK_S if cursor is None else min(cursor, to_s) - overlap_s
     return max(0, start)

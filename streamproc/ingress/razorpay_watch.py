@@ -1,9 +1,9 @@
-"""Payouts that are open are looked at again, however old: the bank's list goes by creation time, and some moves
-(cancelled, for one) send no webhook at all.
+"""Looks again at open payouts, however old: the bank's list goes by creation time, and some moves (cancelled, for one)
+send no webhook.
 
-What the poller lists as open is put on a list of its own, by when it is to be looked at next. Each pass looks at the
-LOOKS_MAX that are due for longest; the older a payout, the more seldom. What is final leaves the list: a reversal that
-comes later is seen by its webhook, or by `reconcile`.
+What the poller lists as open is put on a list of its own, with the time of its next look. Each pass looks at up to
+LOOKS_MAX that are due, the longest due first; older payouts are looked at less often. Final ones leave the list: a
+later reversal is seen by its webhook, or by `reconcile`.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from streamproc.ingress.translate import append_of
 LOOKS_MAX = 16
 """Payouts fetched in one pass: two seconds of the bank's advised limit, in each poll interval."""
 FIRST_LOOK_S = 15 * 60
-"""A younger payout is in the part of the list that each pass reads."""
+"""Age up to which a payout is in the part of the list that each pass reads anyway."""
 AGE_SHARE = 8
-"""Between two looks lies an eighth of the payout's age,"""
+"""Between two looks passes the payout's age divided by this, within BETWEEN_S_MIN and BETWEEN_S_MAX."""
 BETWEEN_S_MIN, BETWEEN_S_MAX = 60, 6 * 3600
-"""but at least a minute, and at most six hours: that late is seen what was cancelled at the bank after two months."""
+"""At most six hours: so late is seen that a payout was cancelled at the bank after two months."""
 UNKNOWN_AGAIN_S = 600
-"""Until one is looked at again that the bank did not know."""
+"""Delay until a payout is looked at again that the bank did not know."""
 WATCHED_STATUSES = OPEN_STATUSES | {"processing"}
 
 
@@ -46,29 +46,29 @@ class Fetcher(Protocol):
 
 
 class WatchList(Protocol):
-    """Who is to be looked at, and when (streamproc/log/watch.py)."""
+    """The open payouts and when each is looked at (streamproc/log/watch.py)."""
 
     async def add(self, when: Mapping[str, int]) -> None:
-        """Put payouts on the list, unless they are."""
+        """Add payouts that are not on the list yet."""
         ...
 
     async def due(self, now_s: int, limit: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Those whose time has come, the longest due first, with what is known of them here."""
+        """Payouts that are due, the longest first, with what is known of them here."""
         ...
 
     async def move(self, when: Mapping[str, int | None]) -> None:
-        """Look at them again then; None: no more."""
+        """Set when each is due next; None takes it off the list."""
         ...
 
 
 class Looked(Struct, frozen=True):
-    """How many were looked at and how many had moved; `unknown` to the bank, by name, until it knows them."""
+    """How many were looked at, and how many had moved; `unknown`: those that the bank does not know, by name."""
 
     looks: int = 0
     moved: int = 0
     unknown: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-    """Of these the bank gave no answer; the others, and the list, are not held up by that."""
+    """How many of them got no answer; that delays neither the others nor the list."""
 
 
 class Watcher:
@@ -82,7 +82,7 @@ class Watcher:
         self._unknown: dict[str, str] = {}
 
     async def note(self, items: Iterable[BankPayout | MalformedPayout]) -> None:
-        """Watch those of a page that are open."""
+        """Watch the open payouts of a page."""
         when = {
             name_here(item): item.created_at + FIRST_LOOK_S
             for item in items
@@ -94,7 +94,8 @@ class Watcher:
     async def look(self) -> Looked:
         """Look at what is due. Raises LogUnavailable.
 
-        Who gets no answer is looked at again in a minute: it may be the bank, or this payout alone, for good.
+        A payout without an answer is looked at again in a minute: the bank may be away, or fail for this payout for
+        good.
         """
         now_s = self._door.now_us() // 1_000_000
         due = await self._watched.due(now_s, LOOKS_MAX)
@@ -124,7 +125,7 @@ class Watcher:
         return Looked(len(due), moved, tuple(self._unknown.values())[:UNKNOWN_SHOWN_MAX], tuple(failed))
 
     async def _look_at(self, payout: str, record: PayoutRecord | None) -> tuple[BankPayout | None, bool]:
-        """The bank's answer, or None where nothing has to be asked; and whether it was news."""
+        """The bank's answer, or None if nothing has to be asked; and whether it was news."""
         if record is not None and record.bank_status not in WATCHED_STATUSES:
             return None, False
         if record is None and is_intent(payout):
@@ -138,7 +139,7 @@ class Watcher:
 
 
 def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: int) -> int | None:
-    """When to look again, Unix seconds; None: it is final."""
+    """When to look again (Unix seconds); None: it is final."""
     if facts is None or facts.status not in WATCHED_STATUSES:
         return None
     since_s = facts.created_at or (record.received_at // 1_000_000 if record is not None else now_s)
@@ -146,7 +147,7 @@ def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: in
 
 
 def seeds(records: Sequence[PayoutRecord]) -> dict[str, int]:
-    """Payouts that are open here and on no list, as after a recovery: due at once, the oldest first."""
+    """Payouts that are open here and on no list, as after a recovery; due at once, the oldest first."""
     return {
         record.payout: record.received_at // 1_000_000
         for record in records

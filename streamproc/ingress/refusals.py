@@ -18,15 +18,15 @@ from streamproc.ingress.door import Door
 from streamproc.log.stream import Append
 
 INTERVAL_S = 10.0
-"""One event of a kind in this time: often enough for a person who watches, seldom enough for a log that is kept."""
+"""Interval of events of one kind: short enough for a person who watches, long enough for a log that is kept."""
 KINDS_MAX = 32
-"""Kinds at a time; what goes beyond is one more kind. So a process writes 3.3 events a second at the very most."""
+"""Kinds counted apart; what goes beyond is one more kind. So a process writes at most 3.3 events a second."""
 APPEND_S_MAX = 4.0
 """As long as a webhook waits for the log."""
 LEAVE_S_MAX = 2.0
-"""What a stopping process gives to what it has not written yet."""
+"""How long a stopping process tries to write what is left."""
 TEXT_CHARS_MAX = 200
-"""Of each text in the event: it may come from whoever is refused."""
+"""Of each text in the event, since whoever is refused may have chosen it."""
 
 Channel: TypeAlias = Literal["slack", "api"]
 _NO_ACCOUNT = ""
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Seldom:
-    """A line of this process's log about what anybody may send: at most every INTERVAL_S, with the number."""
+    """A line in this process's log about what anybody may cause: at most one every INTERVAL_S, with the number."""
 
     def __init__(
         self, logger: logging.Logger, what: str, *, clock: Callable[[], float] = time.monotonic
@@ -47,7 +47,7 @@ class Seldom:
         self._said_at = -math.inf
 
     def say(self) -> None:
-        """It happened."""
+        """Count one occurrence, and log it if it is time."""
         self._count += 1
         if self._clock() - self._said_at >= INTERVAL_S:
             self._logger.warning("%s: %d", self._what, self._count)
@@ -100,10 +100,10 @@ class Refusals:
             _log.warning("the log did not answer within %g s; refusals not written: %s", LEAVE_S_MAX, left)
 
     def note(self, *, channel: Channel, subject: str, what: str, problem: str, payout: str = "") -> None:
-        """Somebody was refused. Returns at once and never fails.
+        """Record that somebody was refused. Returns at once and never fails.
 
-        `problem` and `what` come from a few texts of ours: each other text is another kind. `payout` is whichever
-        was named, or empty.
+        `problem` and `what` are from a few texts of ours, since each text is a kind of its own. `payout`: the one
+        named, or empty.
         """
         kind = _Kind(channel, _cut(subject), _cut(what), _cut(problem))
         seen = self._kinds.get(kind)
@@ -127,7 +127,7 @@ class Refusals:
                 continue
 
     async def _write_due(self) -> float | None:
-        """Write what is due; the seconds until something is again, None where nothing waits."""
+        """Write what is due; the seconds until the next is due, None if nothing waits."""
         for kind, seen in list(self._kinds.items()):
             if seen.due_at > self._clock():
                 continue

@@ -1,6 +1,6 @@
-"""What Slack posts when somebody clicks: form bytes become a click, a submitted reason, or nothing for us. Pure.
+"""Parses what Slack posts when somebody clicks: form bytes to a click, a submitted reason, or nothing for us. Pure.
 
-Nothing here is trusted beyond Slack's signature: whose account it is, and which payout, is decided elsewhere.
+Only Slack's signature was checked: whose account it is, and which payout is meant, is decided elsewhere.
 """
 
 import re
@@ -39,7 +39,7 @@ class RejectClick(Struct, frozen=True):
 
 
 class Rejection(Struct, frozen=True):
-    """Somebody submitted the modal, with a reason as it was written."""
+    """Somebody submitted the modal; the reason is as it was typed."""
 
     user: str
     value: str
@@ -47,7 +47,7 @@ class Rejection(Struct, frozen=True):
 
 
 class NotForUs(Struct, frozen=True):
-    """Genuine and well formed, and nothing to do: a link was clicked, a modal closed. `what` is one word of ours."""
+    """Genuine and well formed, but nothing to do: a link was clicked, a modal closed. `what` is one word of ours."""
 
     user: str
     what: str
@@ -57,7 +57,7 @@ Said: TypeAlias = Approval | RejectClick | Rejection | NotForUs
 
 
 def read_payload(body: bytes) -> Said:
-    """The request's meaning. Raises InputError, which says nothing of what was in it."""
+    """What the request means. Raises InputError, which repeats nothing of the request."""
     payload = _object(_decoded(body), "payload")
     user = _object(payload.get("user"), "user").get("id")
     if not isinstance(user, str) or not _USER.fullmatch(user):

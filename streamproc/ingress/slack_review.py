@@ -39,17 +39,17 @@ from streamproc.log.stream import Append
 PATH = "/webhooks/slack"
 CHANNEL: Final = "slack"
 AGE_S_MAX = 300
-"""How far the signed time may be from Redis's clock, before or after: what Slack advises."""
+"""How far the signed time may be from Redis's clock, either way: Slack's advice."""
 REMEMBERED_S = 900
-"""A request is known again for longer than its time can be good: 5 min on either side."""
+"""How long a request is known again: longer than its signed time can be valid, which is 5 min either way."""
 BODY_READ_S_MAX = 1.0
-"""Slack's body is there at once; with ANSWER_S_MAX it makes less than the 3 s after which Slack shows an error."""
+"""Limit for reading the body. With ANSWER_S_MAX it is below the 3 s after which Slack shows an error."""
 ANSWER_S_MAX = 1.9
-"""From the whole body to the answer: Redis is asked, and the log appended to or the modal opened."""
+"""Limit from the whole body to the answer: asking Redis, and appending to the log or opening the modal."""
 MODAL_S_MAX = 1.4
-"""Of that, what Slack has to open the modal."""
+"""Limit within that for Slack to open the modal."""
 AT_ONCE_MAX = 64
-"""Genuine requests in hand; more are refused at once. People click: so many would be a fault at Slack's side."""
+"""Genuine requests handled at once; more are refused. People click, so that many would be a fault at Slack's side."""
 IN_VAIN_S = 10
 """An answer that cannot count is recorded, with its refusal, once in this time for each account and payout."""
 
@@ -70,14 +70,14 @@ class Hold(Struct, frozen=True):
 
 
 class Holds(Protocol):
-    """What this needs to know of the system."""
+    """What this webhook asks of the system."""
 
     async def first_time(self, key: str, remembered_s: int) -> bool:
-        """Whether the key is new; known from now on, to all processes. Raises LogUnavailable."""
+        """Whether the key is new; all processes know it from now on. Raises LogUnavailable."""
         ...
 
     async def find(self, answer: ReviewSubmitted) -> Hold | None:
-        """The payout that the answer is about; None: not known here. Raises LogUnavailable and TryAgain."""
+        """The payout that the answer is about; None if it is not known here. Raises LogUnavailable and TryAgain."""
         ...
 
 
@@ -90,7 +90,7 @@ class Modals(Protocol):
 
 
 class Refused(Exception):
-    """The answer is a problem. It is audited; `detail` holds nothing that was sent."""
+    """The answer is a problem, which is audited; `detail` repeats nothing that was sent."""
 
     def __init__(self, status: int, detail: str, *, payout: str = "") -> None:
         super().__init__(detail)
@@ -98,7 +98,7 @@ class Refused(Exception):
 
 
 class NotNow(Exception):
-    """Something that is needed is away; whoever clicked is to click again."""
+    """A dependency is away; the person has to click again."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -112,10 +112,10 @@ def signature(secret: str, timestamp: bytes, body: bytes) -> bytes:
 
 
 class NotConfigured:
-    """What answers where Slack's signing secret is not set: nothing could be verified."""
+    """Answers if Slack's signing secret is not set, since then nothing can be verified."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """503 to whatever is asked."""
+        """Answer 503 to every request."""
         detail = "clicks in Slack are not taken here: STREAMPROC_SLACK_SIGNING_SECRET is not set"
         await send_problem(send, 503, detail)
 
@@ -223,7 +223,7 @@ class SlackReview:
             self._in_hand -= 1
 
     async def _act(self, said: Said, claim: str) -> bytes:
-        """Do what was asked; the body of the answer."""
+        """Do what the request asks; the body of the answer."""
         match said:
             case NotForUs():
                 _log.info("a request from Slack has nothing for us: %s", said.what)

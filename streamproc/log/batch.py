@@ -1,4 +1,4 @@
-"""A batch in hand: decoded, loaded, run through the chain, committed, and what failed put off or aside."""
+"""Handling one batch: decode, load, run the chain, commit, and defer or set aside what failed."""
 
 import asyncio
 import logging
@@ -31,20 +31,20 @@ from streamproc.log.work import Desk, Group, Work, run_chain, written_ms
 log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 5
-"""Attempts at an entry that fails on its own; then it is a dead letter."""
+"""Attempts at an entry that fails by itself; after these it becomes a dead letter."""
 BACKOFF = scripts.Backoff(first_s=0.5, longest_s=60.0, longest_wait_s=10.0)
 """A dependency that is back is noticed within `longest_wait_s`; an entry that fails by itself can wait longer."""
 BATCH_TIMEOUT_S = 25.0
-"""The whole chain over one batch. Every outside call has a shorter limit of its own."""
+"""Limit of the whole chain over one batch. Every outside call has a shorter limit of its own."""
 LATE_S = 600.0
-"""An entry that still waits for a dependency at this age is an alarm: a rejection that the bank was not told of may be
+"""An entry that waits for a dependency for longer raises an alarm: a rejection that the bank does not know of may be
 paid by somebody else's approval."""
 STALE_MAX = 20
-"""Times in a row that a payout moved on under our hands before the entry is put off."""
+"""Times in a row that a payout may change during its pass before the entry is deferred."""
 
 
 class Limits(Struct, frozen=True):
-    """What an operator may set. `claim_idle_s`: an entry pending this long is taken over."""
+    """Set by the operator. `claim_idle_s`: an entry that is pending for longer is taken over."""
 
     claim_idle_s: float = 60.0
     retention_s: float = 30 * 86_400.0
@@ -54,24 +54,25 @@ class Handler:
     """Handles entries of one group on one partition over a consumer's own connection."""
 
     def __init__(self, partition: int, group: Group, limits: Limits, consumer: str = "") -> None:
-        """`consumer`: what others have taken from it meanwhile is not put off; '' where nobody else is."""
+        """`consumer`: only entries that are pending with it are deferred; '' where no other consumer can take them."""
         self.group, self.partition, self.limits, self._consumer = group, partition, limits, consumer
         self.names = Names(partition)
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
-        """Apart, since a commit names the revision that `_policies` decided under."""
+        """Apart: `_policies.rev` has to stay the revision that the batch in hand is decided under."""
         self.watched = Watched(group, partition)
         self.opener = Opener(self.names, group)
         self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
-        """Entries that only have to be acknowledged, by `acknowledge`: nobody waits for that."""
+        """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
-        """Handle entries to the end: committed, put off, set aside, or `skipped`. `ahead`: they are open already."""
+        """Handle entries to the end: committed, deferred, set aside, or in `skipped`. `ahead`: they are opened
+        already."""
         opened = ahead or self.opener.open(entries, taken=taken)
-        if taken and opened.skipped:  # what is left of earlier attempts goes with them
+        if taken and opened.skipped:  # by a commit, which removes traces of earlier attempts
             await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
         else:
             self.skipped += opened.skipped
@@ -85,14 +86,14 @@ class Handler:
             known, unasked = None, ()
 
     def forget(self) -> None:
-        """The connections are new: what Redis said on those before may be another server's."""
+        """The connections are new: what Redis said before may not hold for the server they lead to."""
         self.skipped.clear()
         self.opener.unasked.forget()
         self._policies.forget()
         self._policies_now.forget()
 
     async def acknowledge(self, client: Redis) -> None:
-        """Acknowledge what was skipped. Each call waits for the server's disk, and so does what comes after it."""
+        """Acknowledge `skipped` in one call, which waits for the server's disk; so does every command after it."""
         if self.skipped:
             with named_errors():
                 await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
@@ -101,49 +102,49 @@ class Handler:
     async def _round(
         self, client: Redis, works: list[Work], known: Known | None, unasked: Sequence[First]
     ) -> list[Work]:
-        """One pass over distinct payouts. Returns those whose payout moved on meanwhile."""
+        """One pass over distinct payouts. Returns the works that are stale, since their payout changed meanwhile."""
         offered: set[Work] = set()
         if unasked and self._policies.rev and self.opener.unasked.is_fresh():
-            gone, offered = await self._go_unasked(client, unasked)
-            works = [work for work in works if work not in gone]
+            finished, offered = await self._go_unasked(client, unasked)
+            works = [work for work in works if work not in finished]
             if not works:
                 return []
         desk = await self._load(client, works, known)
-        rev = self._policies.rev  # of what is decided now; works tried one by one may come to see a later one
-        gone = await self._go_straight(client, [work for work in works if work not in offered], desk)
-        works = [work for work in works if work not in gone]
+        rev = self._policies.rev  # that of this desk; `_run` may load a later one for works tried one by one
+        finished = await self._go_straight(client, [work for work in works if work not in offered], desk)
+        works = [work for work in works if work not in finished]
         if not works:
             return []
-        done = self.group.outputs_are_facts and not self.group.looks_again
-        fresh = [w for w in works if not (done and w.stale_times)]
+        runs_once = self.group.outputs_are_facts and not self.group.looks_again
+        fresh = [w for w in works if not (runs_once and w.stale_times)]
         await self._run(client, fresh, desk)
         stale = await self._commit(client, [w for w in works if w.problem is None], rev)
         await self._settle_problems(client, [w for w in works if w.problem is not None])
         return stale
 
     async def _go_unasked(self, client: Redis, unasked: Sequence[First]) -> tuple[set[Work], set[Work]]:
-        """Hand over at once first looks by what is remembered of Redis. Those that this is all for, and those for which
-        it would come to nothing else once Redis was asked."""
+        """Send offers by what is remembered of Redis. Returns the works that are finished by that, and those for
+        which asking Redis would give the same offer, so it is not made again."""
         remembered = self.opener.unasked
-        for one in unasked:
-            one.work.beneficiary = NOTED if remembered.is_noted(one) else None
+        for first in unasked:
+            first.work.beneficiary = NOTED if remembered.is_noted(first) else None
         desk = self._desk(client, remembered.now_us(unasked), self._policies.book, time_ns())
-        gone = await self._go_straight(client, [one.work for one in unasked], desk, unasked)
-        return gone, {one.work for one in unasked if one.work.beneficiary is NOTED}
+        finished = await self._go_straight(client, [first.work for first in unasked], desk, unasked)
+        return finished, {first.work for first in unasked if first.work.beneficiary is NOTED}
 
     async def _go_straight(
         self, client: Redis, works: Sequence[Work], desk: Desk, unasked: Sequence[First] = ()
     ) -> set[Work]:
-        """Hand over at once what needs the counters at most. Those that this is all for; the chain has the others."""
+        """Send what needs the counters at most down the fast path. Returns the works that are finished by that."""
         opens = (lambda work: self._open(work, scripts.NO_ROW)) if unasked else None
         offers = grants.offers_of(self.group, works, desk, opens)
         if not offers:
             return set()
         remembered, sent_s = self.opener.unasked, monotonic()
         asking = {work for work, offer in offers if offer.asks}
-        first = {one.work: one for one in unasked if one.work in asking and not remembered.is_believed(one)}
+        unsure = {f.work: f for f in unasked if f.work in asking and not remembered.is_believed(f)}
         sent = [
-            grants.Grant(work.entry, offer, payees.notes_of(self.names, work, offer.noted), first.get(work))
+            grants.Grant(work.entry, offer, payees.notes_of(self.names, work, offer.noted), unsure.get(work))
             for work, offer in offers
         ]
         rev, keep_s, sent_ns = self._policies.rev, int(self.limits.retention_s), time_ns()
@@ -161,16 +162,16 @@ class Handler:
             fates = await whole(granting, self.watched.tell_if_due)
         except StreamprocError:
             raise
-        except Exception:  # whatever was done of it: the chain's scripts find that
+        except Exception:  # whatever part of it was done, the chain's scripts find that
             log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
             return set()
-        done = [(*one, fate) for one, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
-        remembered.doubt(one.notes for one in sent)
+        done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
+        remembered.doubt(grant.notes for grant in sent)
         self.watched.granted(done, sent_ns)
-        gone = {work for work, *_ in done}
-        for work in gone & first.keys():
-            remembered.found(first[work], sent_s)
-        return gone
+        finished = {work for work, *_ in done}
+        for work in finished & unsure.keys():
+            remembered.found(unsure[work], sent_s)
+        return finished
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
@@ -179,7 +180,7 @@ class Handler:
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
         beneficiaries = known.beneficiaries() if known is not None else []
-        # The batch before may just have noted whom others go to; the scripts find that only where nobody was noted.
+        # Else the batch before may have noted their beneficiaries; the commit finds that only where nobody was noted.
         if known is None or any(seen is not NOTED for seen in beneficiaries):
             known = await known_of(client, self.names, self.group, works)
             beneficiaries = known.beneficiaries()
@@ -193,7 +194,7 @@ class Handler:
         return self._desk(client, known.now_us, book, known.at_ns)
 
     def _desk(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> Desk:
-        """A batch begins: Redis's clock was `now_us` when ours was `at_ns`."""
+        """The desk of a batch that begins now; Redis's clock was `now_us` when this host's was `at_ns`."""
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
@@ -211,7 +212,7 @@ class Handler:
         return desk
 
     def _open(self, work: Work, row: scripts.Row | None) -> None:
-        """Start a work from its payout's row. A row that cannot be read stops this entry, not the worker."""
+        """Start a work from its payout's row. A row that cannot be read fails this entry, not the worker."""
         keep = self.group.outputs_are_facts and work.stale_times > 0
         if row is None:
             work.open(b"-1", None, work.admission, keep=keep)
@@ -225,7 +226,7 @@ class Handler:
                 work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
                 return
             later = unknown_in(record, known.record) if record is not None and known.record else []
-            if later:  # written back from here, the record would be without them
+            if later:  # this version would write the record back without these fields
                 what = f"what Redis has of payout {work.payout} was written by a later version: {', '.join(later)}"
                 work.fail(TryAgain(f"{what} is not known here", after_s=NEWER_S))
                 return
@@ -233,12 +234,12 @@ class Handler:
         try:
             work.open(version, record, admission, keep=keep)
         except ValueError as problem:
-            # The payout was over, and its time in Redis ended between our load and our commit. What was done outside is
-            # looked for when the entry is tried again.
+            # There are outputs, but no record any more: the payout was over, and the record expired between load and
+            # commit. The next attempt finds out what was done outside.
             work.fail(problem)
 
     async def _run(self, client: Redis, works: list[Work], desk: Desk) -> None:
-        """The chain; what nobody named is pinned on one entry."""
+        """Run the chain. An error that no stage attributed is attributed to one entry, by running each work alone."""
         try:
             async with asyncio.timeout(BATCH_TIMEOUT_S):
                 await run_chain(self.group, works, desk)
@@ -250,7 +251,7 @@ class Handler:
         except TryAgain as problem:
             for work in works:
                 work.fail(problem)
-        except Exception as problem:  # noqa: BLE001  # pinned on one entry, counted, and bounded
+        except Exception as problem:  # noqa: BLE001  # attributed to one entry, whose attempts are counted and limited
             if len(works) == 1:
                 works[0].fail(problem)
                 return
@@ -262,7 +263,7 @@ class Handler:
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
         handovers = [self._handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
-        self.opener.unasked.doubt(one.notes for one in handovers)
+        self.opener.unasked.doubt(handover.notes for handover in handovers)
         self.watched.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
@@ -273,7 +274,7 @@ class Handler:
         return [work for work in stale if work.stale_times <= STALE_MAX]
 
     async def _send(self, client: Redis, handovers: list[Handover], rev: bytes = b"") -> list[Committed]:
-        """Commits are never cut off half way: a cancelled worker waits for the answer first."""
+        """Commit in chunks. None is cut off half way: a worker that is cancelled waits for the answer first."""
         statuses: list[Committed] = []
         for start in range(0, len(handovers), scripts.BATCH_MAX):
             chunk = handovers[start : start + scripts.BATCH_MAX]
@@ -281,7 +282,7 @@ class Handler:
         return statuses
 
     def _meta(self, work: Work) -> bytes:
-        """Field `m` of what a work emits, without its closing brace."""
+        """Field `m` of what a work emits, without its closing brace, which commit.lua adds."""
         return self._caused + work.entry + b'"'
 
     def _handover(self, work: Work) -> Handover:
@@ -329,7 +330,7 @@ class Handler:
             await self._set_aside(client, aside)
 
     async def _tell_of(self, client: Redis, works: list[Work]) -> None:
-        """What is put off; an alarm where it has waited too long."""
+        """Log what is deferred, as an alarm where it has waited too long."""
         now_us, *_ = await scripts.load(client, self.names, [])
         oldest = min(works, key=lambda work: written_ms(work.entry))
         late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
@@ -360,7 +361,7 @@ class Handler:
             await self._set_aside(client, spent)
 
     async def _set_aside(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
-        """Dead letters, with a reason, in the log too."""
+        """Make dead letters, with the reason; the log gets an event about each."""
         self.watched.set_aside([work for work, _ in works])
         now_us, *_ = await scripts.load(client, self.names, [])
         handovers = []

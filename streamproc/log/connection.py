@@ -1,8 +1,8 @@
-"""Connections to Redis or Valkey, with the client's unsafe defaults switched off.
+"""Connections to Redis or Valkey, without redis-py's unsafe defaults.
 
-redis-py retries every command on its own and times out reads earlier than a blocking read ends; one lost reply
-then appends twice. Here nothing is retried behind our back, every connection has its own timeout, and what
-goes wrong has two names: LogUnavailable (try again later) and LogBroken (stop).
+redis-py retries every command by itself, and its read timeout is shorter than a blocking read; after one lost reply it
+would append twice. Here nothing is retried silently, every connection has timeouts that fit, and errors have two names:
+LogUnavailable (try again later) and LogBroken (stop).
 """
 
 import asyncio
@@ -45,15 +45,15 @@ from streamproc.log.nodes import ClusterClient, is_cluster
 T = TypeVar("T")
 
 COMMAND_TIMEOUT_S = 3.0
-"""No command takes this long; well under the 5 s in which the bank wants its 2xx."""
+"""Limit of a command; well under the 5 s in which the bank wants its 2xx."""
 BLOCK_MS_MAX = 1000
-"""Longest blocking read. Short, so that a stop is noticed and a dead peer too."""
+"""Longest blocking read. Short, so that a stop and a dead peer are noticed soon."""
 BLOCK_MARGIN_S = 3.0
-"""A blocking read's socket timeout is its block time and this."""
+"""A blocking read's socket timeout is its block time plus this."""
 KEEPALIVE = True
 
 _RAW = ("XREAD", "XREADGROUP", "XRANGE", "XREVRANGE", "XCLAIM", "XAUTOCLAIM")
-"""Answered as they are on the wire, [id, [field, value, ...]]: redis-py would build a dict for each entry."""
+"""Commands whose replies stay as on the wire, [id, [field, value, ...]]; redis-py would build a dict for each entry."""
 _AWAY = (
     RedisConnectionError,
     RedisTimeoutError,
@@ -68,35 +68,34 @@ _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "U
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
 _NO_DATABASE = "DB index is out of range"
 _NO_LOG = "NOLOG "
-"""How our scripts begin when they find no log."""
+"""How our scripts' error begins when there is no log."""
 
 
 class _Ours(AbstractConnection):
-    """What we do otherwise than redis-py: packing in C, writes that can be cancelled, and commands of a client that has
-    the connection for itself go by an `Exchange`.
+    """A connection that differs from redis-py's: it packs commands in C, its writes can be cancelled, and the commands
+    of a client that has it alone go through an `Exchange`.
 
-    redis-py packs in Python, about 2 µs for each argument. And it writes under `asyncio.wait_for`, which in Python 3.11
-    swallows a cancellation that comes as the write ends: a worker that should stop went on for ever.
+    redis-py packs in Python, some 2 µs for each argument. It writes under `asyncio.wait_for`, which in Python 3.11
+    loses a cancellation that comes as the write ends; then a worker that should stop went on for ever.
     """
 
     _exchange: Exchange | None = None
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """The command's bytes. A name of two words, as `XGROUP CREATE`, goes as two arguments."""
+        """The command's bytes. A name of two words, such as `XGROUP CREATE`, becomes two arguments."""
         return [_packed(args)]
 
     async def is_quiet(self) -> bool:
-        """Whether the server is there and has said nothing since its last answer, as far as it is known here."""
+        """Whether the connection is open and the server has sent nothing since its last answer, as far as is known
+        here."""
         if self._exchange is not None and self._is_on(self._exchange):
             return self._exchange.is_quiet
         reader = self._reader
         return reader is not None and reader.exception() is None and not await self.can_read()
 
     async def ask(self, args: Sequence[Any]) -> Any:
-        """A command's answer, as it is on the wire. A connection that did not give it is never used again.
-
-        Raises redis's errors.
-        """
+        """A command's answer, as on the wire. Raises redis's errors; without an answer the connection is closed for
+        good."""
         try:
             exchange = self._exchange
             if exchange is None or not self._is_on(exchange):
@@ -112,7 +111,7 @@ class _Ours(AbstractConnection):
         return reply
 
     def _is_on(self, exchange: Exchange) -> bool:
-        """Whether the exchange is about the connection that is open now."""
+        """Whether the exchange belongs to the connection that is open now."""
         return self._writer is not None and self._writer.transport is exchange.transport
 
     async def _opened(self) -> Exchange:
@@ -125,7 +124,7 @@ class _Ours(AbstractConnection):
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
-        """Write a command; a connection on which it could not be written whole is never used again."""
+        """Write a command. If it could not be written completely, the connection is closed for good."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         if check_health:
@@ -165,11 +164,11 @@ def _packed(args: Sequence[Any]) -> bytes:
 
 
 class _Client(Redis):
-    """A client with one connection. redis-py's own way of a command costs 100 µs, most of it for retries and callbacks
-    that nobody has here."""
+    """A client with one connection. redis-py's own path costs 100 µs a command, most of it for retries and callbacks
+    that are not used here."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """The command's answer, made into what redis-py's methods give."""
+        """The command's answer, converted as redis-py's methods do."""
         if self.connection is None:
             await self.initialize()
         connection: Any = self.connection  # of a class of ours, which redis-py does not know
@@ -191,10 +190,10 @@ _CLASSES: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 def connect(url: str, *, blocking: bool = False, home: str = META, name: str | None = None) -> Redis:
-    """A client with one connection of its own (in a cluster, to each node). Close it with `aclose()`.
+    """A client with one connection of its own (in a cluster, one to each node). Close it with `aclose()`.
 
-    `blocking` gives the read timeout that a blocking read of BLOCK_MS_MAX needs. `home`: a key whose node commands
-    without a key go to, where there are several. `name` is what the server lists the connection under.
+    `blocking`: with the read timeout that a blocking read of BLOCK_MS_MAX needs. `home`: in a cluster, a key to whose
+    node commands without a key are sent. `name`: the connection's name in the server's list.
     """
     if is_cluster(url):
         return ClusterClient(url, partial(_connect_node, blocking=blocking, name=name), home)
@@ -225,10 +224,8 @@ def _connect_node(url: str, *, blocking: bool, name: str | None) -> Redis:
 
 
 async def is_quiet(client: Redis) -> bool:
-    """Whether a client of `connect` that was used is connected, and the server has said nothing since its last answer.
-
-    In a cluster: each node that it has used.
-    """
+    """Whether a used client is connected, and the server has sent nothing since its last answer; in a cluster, to
+    each node that it has used."""
     if isinstance(client, ClusterClient):
         return all([await is_quiet(node) for node in client.connected_nodes])
     connection: Any = client.connection
@@ -250,9 +247,9 @@ async def connected(
 
 
 async def whole(sending: Awaitable[T], meanwhile: Callable[[], None] | None = None) -> T:
-    """What is sent is never cut off half way: who is cancelled meanwhile waits for the answer first.
+    """Await what is being sent, even if the caller is cancelled meanwhile: no command is cut off half way.
 
-    `meanwhile` is done once it is sent, and must not raise.
+    `meanwhile` runs once it is sent, and must not raise.
     """
     task = asyncio.ensure_future(sending)
     try:
@@ -266,7 +263,7 @@ async def whole(sending: Awaitable[T], meanwhile: Callable[[], None] | None = No
 
 
 class _Named:
-    """Gives Redis's errors the names that callers act on."""
+    """Turns Redis's errors into those that callers act on."""
 
     def __enter__(self) -> None:
         return None
@@ -282,7 +279,7 @@ _NAMED = _Named()
 
 
 def named_errors() -> _Named:
-    """Give Redis's errors the names that callers act on. The message never holds a URL or a key's value."""
+    """Turn Redis's errors into those that callers act on. The message never has a URL or a key's value."""
     return _NAMED
 
 
@@ -305,7 +302,7 @@ def _name_of(problem: Exception) -> StreamprocError | None:
 
 
 def _name_of_reply(text: str) -> StreamprocError | None:
-    """What an error reply means; None for one that a caller must know itself."""
+    """What an error reply means; None for one that the caller must handle itself."""
     if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
         return LogUnavailable(f"Redis refuses writes: {text[:120]}")
     if text.startswith(_NO_LOG):

@@ -1,4 +1,4 @@
-"""Where a polling producer is and how it does: kept in Redis, for the next poller and for operators."""
+"""How far a polling producer has read, and its state: kept in Redis for the next poller and for operators."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ class PollState(Struct, frozen=True, kw_only=True):
     """The process that polls: host, process id."""
     term: int
     pass_at: int
-    """When the last pass ended, well or not,"""
+    """When the last pass ended, whether it failed or not."""
     next_at: int
-    """and when the next one is to begin."""
+    """When the next pass is to begin."""
     good_at: int = 0
-    """When the last pass that came to its end did."""
+    """When the last pass that did not fail ended."""
     failures: int = 0
-    """Passes that failed in a row,"""
+    """Passes that failed in a row."""
     failing_since: int = 0
     problem: str = ""
-    """and why the last of them did."""
+    """Why the last of them failed."""
     listed: int = 0
     new: int = 0
     malformed: int = 0
@@ -58,7 +58,7 @@ class PollCursor:
         self._reconciled = names.cursor(f"reconcile:{account}")
 
     async def load(self) -> int | None:
-        """None where it was never read."""
+        """The position; None where the list was never read."""
         async with connected(self._url) as client:
             with named_errors():
                 value = await client.get(self._key)
@@ -71,13 +71,13 @@ class PollCursor:
                 await client.set(self._key, position)
 
     async def tell(self, state: PollState) -> None:
-        """Leave word of how the poller does."""
+        """Save the poller's state."""
         async with connected(self._url) as client:
             with named_errors():
                 await client.set(self._state, msgspec.json.encode(state))
 
     async def told(self) -> PollState | None:
-        """What it left word of; None where no poller ever ended a pass."""
+        """The poller's state; None where no pass has ever ended."""
         async with connected(self._url) as client:
             with named_errors():
                 value = await client.get(self._state)

@@ -1,8 +1,8 @@
-"""Alerts that are alike, counted in Redis so that people get one message and not a flood (ADR 22).
+"""Alerts that are alike are counted in Redis, so that people get one message and not a flood (ADR 22).
 
-The first is told at once. The others of its minute are counted, each once, and told together when the minute is over;
-then the next minute begins, without a first. A digest is taken up under a lease: where the process that tells it dies,
-another one tells it.
+The first is told at once. Others of the same minute are counted, each once, and told together in a digest when the
+minute is over; then the next minute begins, without a first. A digest is told under a lease: if the process that tells
+it dies, another one does.
 """
 
 import hashlib
@@ -20,17 +20,18 @@ from streamproc.log.scripts import BATCH_MAX, Keys, Script
 GATHER_S = 60.0
 """One message a minute and kind: often enough to see that it goes on, seldom enough to be read."""
 OPEN_MAX = 50
-"""Kinds of alerts of a partition that are told apart at once: agents' names are what somebody wrote. More are one."""
+"""Kinds of alerts counted apart in a partition: agents' names are whatever somebody wrote. What is more goes to one
+digest."""
 EXACT_MAX = 10_000
-"""Alerts of a digest that are counted exactly: their ids take some 600 kB meanwhile. Then it is `more than`."""
+"""Alerts of a digest that are counted exactly, by some 600 kB of ids. Beyond that it says `more than`."""
 EXAMPLES_MAX = 5
 """Ids that a digest names."""
 LEASE_S = 30.0
 """Longer than both channels together may take to answer."""
 FORGOTTEN_S = 86_400.0
-"""A digest that nobody could be told of for so long is old news; the audit has every line of it."""
+"""A digest that nobody could be told of for so long is dropped; the audit has every alert."""
 DUE_AT_ONCE = 16
-"""Digests that one look takes up: their calls fit into a few leases."""
+"""Digests taken in one look: telling them takes a few leases at most."""
 OTHERS = "others"
 
 _count, _take, _close = (
@@ -41,7 +42,7 @@ _count, _take, _close = (
 
 
 class Alert(NamedTuple):
-    """What is counted. `kind` is what alerts have in common, `about` its words, `subject` this one's id."""
+    """An alert to count: its kind, what that is called to people (`about`), and its own id (`subject`)."""
 
     kind: str
     about: str
@@ -64,7 +65,7 @@ class Digest(Struct, frozen=True):
 
 
 def digest_name(kind: str) -> str:
-    """A key's part: what agents are called is anything."""
+    """A kind's part of a key: hashed, since a kind contains agents' names."""
     return hashlib.sha256(kind.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -77,7 +78,7 @@ class Digests:
         self._lease_us = int(lease_s * 1e6)
 
     async def count(self, partition: int, alerts: Sequence[Alert]) -> list[bool]:
-        """Whether each is to be told now; else it is counted. Raises LogUnavailable."""
+        """For each alert whether it is to be told now; the others are counted. Raises LogUnavailable."""
         names = Names(partition)
         answers: list[bool] = []
         async with connected(self._url) as client:
@@ -94,7 +95,7 @@ class Digests:
         return answers
 
     async def take(self, partitions: int) -> list[Digest]:
-        """Those of all partitions that are due, each leased to the caller. Raises LogUnavailable."""
+        """Digests that are due, each leased to the caller. Raises LogUnavailable."""
         found: list[Digest] = []
         async with connected(self._url) as client:
             with named_errors():

@@ -1,4 +1,5 @@
-"""An entry that nobody can read is taken from the groups, once it is on record that none of us wrote it."""
+"""Take an entry that nobody can read from the groups, once a person has put on record that none of us wrote it (ADR
+32)."""
 
 from collections.abc import Sequence
 
@@ -12,9 +13,9 @@ from streamproc.log.scripts import Delivery, append_once
 async def disown(
     client: Redis, names: Names, entry: str, groups: Sequence[str], *, e: bytes, m: bytes
 ) -> tuple[str, list[str]]:
-    """Append the record, once; then acknowledge the entry. The record's id, and the groups that had it in hand.
+    """Append the record, once; then acknowledge the entry. The record's id, and the groups that had it pending.
 
-    Safe to run again after a crash in between. A retry that is due finds that the entry is acknowledged.
+    Safe to repeat after a crash in between. A retry that is due then finds the entry acknowledged.
     """
     [(record, _)] = await append_once(client, names, [Delivery((f"disown:{entry}",), e, m)])
     with named_errors():

@@ -1,9 +1,9 @@
-"""One command out and its answer in, on a connection that redis-py has opened.
+"""Sends one command and takes its answer, on a connection that redis-py has opened, without redis-py's own reading.
 
 redis-py gives each command a retry, a stream with a buffer of its own, two timeouts and six coroutines. A payout that
 comes alone costs some five commands, and most of its time was this. Here a command is one write, its answer is taken by
-one callback, and one deadline is on both. After an answer that came late, was not waited for, or that nobody had asked
-for, nothing more is sent on the connection: the next answer could be another question's.
+one callback, and both have one deadline. After an answer that came late, was given up, or that nobody had asked for,
+the connection is not used again: the next answer could be another question's.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 _MORE = object()
-"""What the parser says while an answer is not whole."""
+"""What the parser returns while an answer is incomplete."""
 
 
 class Exchange(asyncio.Protocol):
-    """What is said on one connection, one question at a time. It takes the place of the protocol that opened it."""
+    """The protocol of one connection, one question at a time. It replaces the protocol that opened the connection."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -81,13 +81,13 @@ class Exchange(asyncio.Protocol):
             answer.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end: of whoever waits for an answer too."""
+        """The connection ended; so does the question that waits for an answer."""
         self._end(RedisConnectionError("Connection closed by server." if exc is None else type(exc).__name__))
-        self._opened_by.connection_lost(exc)  # it tells whoever waits for the close
+        self._opened_by.connection_lost(exc)  # wakes whoever waits for the close
 
     def _is_late(self) -> None:
         if self._answer is None or self._answer.done():
-            return  # the loop stood still, and the answer came in the same turn of it
+            return  # the loop stood still: answer and deadline came in the same iteration
         self._end(RedisTimeoutError("Timeout reading from socket"))
 
     def _end(self, problem: Exception) -> None:

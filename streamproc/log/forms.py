@@ -1,8 +1,8 @@
-"""Forms: the texts that a payout's decision leaves behind, with blanks for what only it has, or only the script knows.
+"""Forms: the record and the events of a decision as texts with blanks, for `grant.lua` to fill in.
 
-Payouts of one agent differ in few places of their record and their events. So the texts go to `grant.lua` once for all
-of them, and each payout brings its values alone. A blank stands between two characters that no JSON text has. What it
-comes to where there is no slot or no room is a form too, of the same values: the script takes the one that fits.
+Decisions on one agent's payouts differ in few places. So the texts go to the script once for all of them, and each
+payout brings only its own values. What would be recorded if there is no slot or no room is a form too, with the same
+values; the script takes the one that fits. A blank stands between two characters that no JSON text contains.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,15 @@ from streamproc.domain.payouts import PayoutRecord, encode_record, is_terminal
 from streamproc.domain.wire import encode_events
 
 MARK = "\x01"
-"""In JSON a control character is always written as an escape."""
+"""Begins and ends a blank. JSON always escapes a control character."""
 ENTRY, PAYOUT, AMOUNT, RECEIVED_AT, VALUES = 2, 3, 4, 5, 6
-"""Where a payout's row has them: its form's number is first, and its own values, as JSON, come last."""
+"""Places in a payout's row, as `grant.lua` counts them: 1 is its form's number; from VALUES on come its own values,
+as JSON."""
 NUMBER, USED, ROOM, LACK, COMMON = -1, -2, -3, -4, -5
-"""What the script knows; what tells of the room; what tells of the window that has none; and from COMMON downwards what
-payouts with the same terms share."""
+"""Blanks that the script fills: the number and the slots used, the text of the reservation, the text of the window
+without room; and from COMMON downwards the texts that payouts with the same terms share."""
 WINDOWS_MAX = 1_024
-"""Windows of agents whose texts a process keeps, some 500 bytes each: they are the same until a day ends."""
+"""Sets of windows whose texts a process keeps, some 500 bytes each: an agent's are the same until its day ends."""
 
 _SLOT = '"number":0,"used":0'
 _NUMBER = '"number":0'
@@ -36,7 +37,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Fate(IntEnum):
-    """What becomes of an offer: it is done, nothing is done, or it is rejected as there is no slot or no room."""
+    """What became of an offer: recorded, left to the chain, or rejected because there is no slot or no room."""
 
     DONE = 1
     LEFT = 2
@@ -45,28 +46,29 @@ class Fate(IntEnum):
 
 
 def blank(place: int) -> str:
-    """The blank for what is at that place of a row, or for what the script knows."""
+    """The blank for a place of a row (> 0), or for what the script knows (< 0)."""
     return f"{MARK}{place}{MARK}"
 
 
 AT = "\x02"
-"""Where a text has the time (µs) of its decision, which a batch has in common. No JSON text has this one either."""
+"""Stands for the time (µs) of the decision, which a batch has in common. No JSON text contains this character
+either."""
 SLOT = f'"number":{blank(NUMBER)},"used":{blank(USED)}'
 
 
 class Text(Struct, frozen=True):
-    """A text with blanks, laid out once: every batch needs it, with its own time."""
+    """A text with blanks, split once; each batch only puts its time in."""
 
     pieces: list[str | int]
-    """With 0 for each blank between two of them."""
+    """The pieces, with 0 as a placeholder between each two."""
     blanks: list[int]
-    """What is to be put there."""
+    """What goes into each placeholder."""
     times: list[tuple[int, list[str]]]
-    """Pieces that name the time: which, and their parts, between which it stands."""
+    """Pieces that contain the time: their index, and their parts around it."""
 
     @classmethod
     def of(cls, text: str) -> "Text":
-        """Lay out a text in which a blank, or the time, is a mark."""
+        """Split a text with marks for its blanks and for the time."""
         before, *rest = text.split(MARK)
         pieces: list[str | int] = [before]
         blanks: list[int] = []
@@ -77,7 +79,7 @@ class Text(Struct, frozen=True):
         return cls(pieces, blanks, parts)
 
     def at(self, at: int) -> list[str | int]:
-        """The pieces at that time (µs)."""
+        """The pieces with the time `at` (µs) put in."""
         if not self.times:
             return self.pieces
         pieces, when = self.pieces.copy(), str(at)
@@ -87,19 +89,19 @@ class Text(Struct, frozen=True):
 
 
 class Form(Struct, frozen=True):
-    """A record and the events of an entry, with blanks."""
+    """The record and the events of an outcome, with blanks."""
 
     record: Text
     e: Text
     no_slot: "Form | None" = None
-    """What it is where there is no slot; None: the chain is to look at it then."""
+    """What is recorded instead if there is no slot; None: left to the chain. `no_room` likewise."""
     no_room: "Form | None" = None
     ends: bool = False
-    """Whether the payout is over with it, so that its record may leave Redis."""
+    """Whether the payout is over then, so that its record may expire from Redis."""
 
 
 def form_with(record: str, e: str, *, ends: bool = False) -> Form:
-    """The form of two texts with blanks."""
+    """A form of a record's and an entry's text with marks."""
     return Form(Text.of(record), Text.of(e), ends=ends)
 
 
@@ -107,83 +109,80 @@ Told = tuple[PayoutRecord, Sequence[Event]]
 
 
 class Offer(Struct, eq=False):
-    """What is recorded of a payout that is new and that no rule rejects, if there is a slot and room; or of one that is
-    rejected without asking for any.
-
-    What the counters will answer (numbers, slots used, what was in the windows before) is 0 in what is `told`.
-    """
+    """What would be recorded of a new payout that no rule rejects, if there is a slot and room; or of one that is
+    rejected without asking for either."""
 
     ask: Ask
     at: int
     """When it is decided (µs)."""
     form: Form
     common: tuple[str, ...]
-    """For the form's blanks from COMMON on: the same object for payouts with the same terms."""
+    """Fill the form's blanks from COMMON on; the same object for payouts with the same terms."""
     values: Sequence[str]
-    """For those from VALUES on."""
+    """Fill those from VALUES on."""
     agent: str
     told: Callable[[Fate], Told]
-    """The record and the events of a fate; made when somebody wants to see them."""
+    """The record and the events of a fate, for telemetry and tests, with 0 for what only the counters know."""
     noted: Sequence[Event] = ()
-    """What the registry of beneficiaries is told, among the events."""
+    """Those of the events that the registry of beneficiaries takes in."""
     timers: Sequence[TimerFired] = ()
-    """What is appended when its time has come."""
+    """Timers to set."""
 
     @property
     def asks(self) -> bool:
-        """Whether it depends on the counters and on who was paid before."""
+        """Whether it depends on the counters and on who was paid before; a rejection by screening does not."""
         return self.ask.windows is not None
 
 
 def offer_of(
     ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event], timers: Sequence[TimerFired] = ()
 ) -> Offer:
-    """An offer with a form of its own, for what is seldom. ValueError: it does not tell of slot and room."""
+    """An offer with a form of its own, for what is rare. Raises ValueError if `out` does not tell of slot and room."""
     form = form_with(*form_of(ask, encode_record(record).decode(), encode_events(out).decode()))
-    noted = [one for one in out if type(one) is BeneficiaryNoted]
+    noted = [event for event in out if type(event) is BeneficiaryNoted]
     return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out), noted, timers)
 
 
 def rejection_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
-    """An offer to reject a payout, for which nothing is asked."""
+    """An offer to reject a payout without asking a counter."""
     record_text, e = encode_record(record).decode(), encode_events(out).decode()
     form = form_with(record_text, e, ends=is_terminal(record))
     return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out))
 
 
 def form_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
-    """Blanks in texts that have 0 for what only the script knows.
+    """The texts of a granted payout with blanks in place of what only the script knows, which is 0 in them.
 
-    A name in quotes and a colon are never within a JSON text, where a quote has a backslash before it. So only what is
-    meant is found.
+    The patterns replaced here contain a quoted name with its colon. Within a JSON string a quote is escaped, so a
+    pattern is never found in a value.
     """
     room = _told_room(ask.windows or ())
-    e = _put_in(e, room, blank(ROOM))
-    return _put_in(record, room, blank(ROOM)), _with_slot(ask, e)
+    e = _replaced(e, room, blank(ROOM))
+    return _replaced(record, room, blank(ROOM)), _with_slot(ask, e)
 
 
 def no_slot_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
-    """The same of texts that tell that there is no slot."""
+    """As `form_of`, of the texts of a rejection because there is no slot."""
     assert ask.rate is not None
     terms = f',"limit":{ask.rate.count},"window_s":{ask.rate.window_us // US},"number":'
     lack, blanks = f'"used":0{terms}0', f'"used":{blank(USED)}{terms}{blank(NUMBER)}'
-    return _put_in(record, lack, blanks), _put_in(e, lack, blanks)
+    return _replaced(record, lack, blanks), _replaced(e, lack, blanks)
 
 
 def no_room_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
-    """The same of texts that tell that the first window has no room."""
+    """As `form_of`, of the texts of a rejection because the first window has no room."""
     assert ask.windows
     amount = f',"amount":{ask.amount},"number":'
     lack, blanks = f"{_told_lack(ask.windows[0])}{amount}0", f"{blank(LACK)}{amount}{blank(NUMBER)}"
-    return _put_in(record, lack, blanks), _with_slot(ask, _put_in(e, lack, blanks))
+    return _replaced(record, lack, blanks), _with_slot(ask, _replaced(e, lack, blanks))
 
 
 def _with_slot(ask: Ask, e: str) -> str:
-    """Without a rate there is no slot to be told of."""
-    return e if ask.rate is None else _put_in(e, _SLOT, SLOT)
+    """The blank for the slot in `e`; nothing to replace where no rate was asked for."""
+    return e if ask.rate is None else _replaced(e, _SLOT, SLOT)
 
 
-def _put_in(text: str, mark: str, blanks: str) -> str:
+def _replaced(text: str, mark: str, blanks: str) -> str:
     before, found, after = text.partition(mark)
     if not found:
         raise ValueError(f"an offer has no {mark}")
@@ -191,6 +190,7 @@ def _put_in(text: str, mark: str, blanks: str) -> str:
 
 
 def _told_room(windows: tuple[Window, ...]) -> str:
+    """A reservation's number and windows, with 0 for what only the script knows."""
     return f'{_NUMBER},"windows":' + _encode(uses(windows, ((0, 0),) * len(windows))).decode()
 
 
@@ -199,23 +199,24 @@ def _told_lack(window: Window) -> str:
 
 
 def _lack_of(window: Window) -> str:
-    """What rule 16 says of a window without room, as far as what is used in it."""
+    """The evidence of rule 16 for a window without room, up to the amount used."""
     named = _encode({"scope": window.scope, "window": window.window, "limit": window.limit}).decode()
     return named[1:-1] + ',"used":'
 
 
 class WindowTexts(NamedTuple):
-    """What the script puts together for payouts that are charged to the same windows."""
+    """The pieces that the script concatenates, for payouts that are charged to the same windows."""
 
     room: tuple[str, ...]
-    """What tells of the room, in pieces: between them go the number, and what was reserved and committed before."""
+    """The text of the reservation; between the pieces go the number, and what was reserved and committed in each
+    before."""
     lack: tuple[str, ...]
-    """Of each, what tells that it has none, as far as what is used."""
+    """For each window the text of the rejection by it, as far as the amount used."""
 
 
 @lru_cache(maxsize=WINDOWS_MAX)
 def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
-    """The texts of windows."""
+    """The texts of these windows."""
     before, *rest = _told_room(windows).removeprefix(_NUMBER).split(_USE)
     pieces = ['"number":', before]
     for after in rest:
@@ -225,7 +226,7 @@ def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
 
 
 def laid_out(form: Form | None, at: int) -> tuple[object, ...] | None:
-    """Its texts at that time (µs) as the script has them."""
+    """A form's texts at a time (µs), as grant.lua expects them."""
     if form is None:
         return None
     record, e = form.record, form.e
@@ -233,16 +234,17 @@ def laid_out(form: Form | None, at: int) -> tuple[object, ...] | None:
 
 
 def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
-    """Its texts as the script fills them in, with 0 for what only the script knows, and no room in the first window."""
+    """A form's texts as the script would fill them in, to check a form: what only the script knows is 0, and the
+    first window has no room."""
     ask = offer.ask
     windows = ask.windows or ()
     row = ("", "", ask.payout, str(ask.amount), str(ask.received_at), *offer.values)
     room = "0".join(texts_of(windows).room)
-    own = ("0", "0", room, _told_lack(windows[0]) if windows else "", *offer.common)
+    computed = ("0", "0", room, _told_lack(windows[0]) if windows else "", *offer.common)
 
     def filled(text: Text) -> str:
         pieces = text.at(offer.at).copy()
-        pieces[1::2] = [row[place - 1] if place > 0 else own[-place - 1] for place in text.blanks]
+        pieces[1::2] = [row[place - 1] if place > 0 else computed[-place - 1] for place in text.blanks]
         return "".join(map(str, pieces))
 
     return filled(form.record), filled(form.e)

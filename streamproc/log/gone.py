@@ -1,14 +1,14 @@
-"""Entries whose consumer is gone: they need not wait for the claim time, since the server knows who is connected.
+"""Entries whose consumer is gone: found by its missing connections, long before the claim time.
 
-A consumer's connections bear its name (roster.py). A process that dies loses them at once, and who then has entries in
-hand and no connection will not finish them. Only a host that vanishes without a word, or a process that hangs, is
-waited for.
+A consumer's connections bear its name (roster.py). A process that dies loses them at once, and a consumer that has
+entries pending and no connection will not finish them. Only for a host that vanishes without closing connections, or a
+process that hangs, the claim time is waited for.
 
-It is safe to be wrong, since whoever commits first wins; it only costs work done twice. So a consumer is believed gone
-when it was missing for a while, by one who finds itself in the list: behind a proxy names mean nothing.
+To be wrong is safe, since whoever commits first wins; it only costs work done twice. So a consumer is taken for gone
+when it was missing for a while, and only by one who finds itself in the list: behind a proxy names mean nothing.
 
-Which of the entries may be what killed its worker is not asked here (upkeep.py): that it waits for the claim time would
-make all wait whose holders were killed three times in a row, and helps nobody.
+Entries that may have killed their worker are claimed like the others (upkeep.py sorts them out): if suspects waited for
+the claim time, so would every entry whose holders were killed three times in a row for other reasons.
 """
 
 import asyncio
@@ -22,29 +22,29 @@ from streamproc.log.roster import Roster
 from streamproc.log.scripts import Script
 
 LOOK_S = 1.0
-"""Between two looks at who has entries in hand."""
+"""Interval between looks for consumers that are gone."""
 IDLE_MS = 1000
-"""An entry that was handed out, or a consumer that asked for more, so lately is not looked at."""
+"""Entries delivered, or consumers heard of, more lately than this are left alone."""
 MISSING_S = 1.5
-"""A consumer without a connection for so long is gone: two looks find it missing. A lost connection is back sooner."""
+"""A consumer without a connection for so long is gone: two looks find it missing. Reconnecting is faster than that."""
 CALLED_S = 12.0
-"""The same where entries are calls to others: what a dead caller asked for may be under way for 10 s, a call's longest,
-and who asks the bank again meanwhile may be refused what is being done."""
+"""The same where entries are outside calls. A call of a dead worker may be under way for 10 s, the longest that one
+takes; asked again meanwhile, the bank may refuse what is being done."""
 ENTRIES_MAX = 256
-"""Entries that are taken over at one look, where nothing else is said."""
+"""Entries claimed at one look, by default."""
 
 _take_from = Script("take_from", "checks")
 
 
 class _Missed(NamedTuple):
-    """Since when somebody has no connection, by the list that said so, and when we noticed (monotonic clock, s)."""
+    """Since when a consumer has no connection, by the list that showed it, and when we noticed (monotonic clock, s)."""
 
     since_s: float
     clock_s: float
 
 
 class Gone:
-    """One consumer's eye on the others of its group."""
+    """Finds the consumers of one group that are gone, for one consumer of it."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class Gone:
         missing_s: float = MISSING_S,
         roster: Roster | None = None,
     ) -> None:
-        """`entries_max` are taken over at one look, of all that are gone: as many as are surely done in the claim time,
-        or others would take them over in turn. `roster` is that of the process."""
+        """`entries_max`: entries claimed at one look, of all that are gone; as many as are surely handled within the
+        claim time, or others would claim them in turn. `roster` is shared by the process."""
         self._names, self._group, self._me = names, group, consumer
         self._entries_max, self._missing_s = entries_max, missing_s
         self._roster = roster or Roster()
         self._missing: dict[str, _Missed] = {}
 
     async def take(self, client: Redis, now_s: float) -> list[bytes]:
-        """Ids of entries in the hands of consumers that are gone, now in ours; that is no delivery yet.
+        """Claim entries of consumers that are gone; their ids. That counts as no delivery.
 
-        `now_s` is a monotonic clock's.
+        `now_s`: a monotonic clock.
         """
         idle, clock_s = await self._idle(client), asyncio.get_running_loop().time()
         self._missing = {name: missed for name, missed in self._missing.items() if name in idle}
@@ -80,7 +80,7 @@ class Gone:
         self._missing = {name: missed for name, missed in self._missing.items() if name not in look.here}
         if look.at_s is None:
             return []
-        # Who was heard of since all were listed may be connected since.
+        # A consumer that was heard of after the list was made may have connected after it too.
         quiet_ms = IDLE_MS + max(0.0, now_s - look.at_s) * 1000
         taken: list[bytes] = []
         for name, idle_ms in idle.items():
@@ -94,7 +94,7 @@ class Gone:
         return taken
 
     async def _idle(self, client: Redis) -> dict[str, int]:
-        """Who has entries in hand and was not heard of lately, and for how long (ms)."""
+        """Other consumers with pending entries that were not heard of lately, and for how long (ms)."""
         with named_errors():
             rows = await client.xinfo_consumers(self._names.log, self._group)
         idle = {row["name"].decode(): int(row["idle"]) for row in rows if row["pending"]}

@@ -1,4 +1,5 @@
-"""First decisions that need no more than the counters: one script (`grant.lua`) makes them and hands them over."""
+"""Fast path of a group ("straight", ADR 25): first decisions that need the counters at most, a whole batch in one
+`grant.lua`."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -29,9 +30,9 @@ _pack = msgspec.msgpack.Encoder().encode
 def offers_of(
     group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None] | None = None
 ) -> list[tuple[Work, Offer]]:
-    """The works that may go the group's short way, each with what it would record.
+    """The works that may take the group's fast path, each with its offer.
 
-    `opens` opens a first look that has to be looked at as a whole; None: all are open.
+    `opens` opens a work that cannot be offered unopened (`at_sight`); None: all works are open already.
     """
     if group.straight is None:
         return []
@@ -52,7 +53,7 @@ def offers_of(
 
 
 def _is_new(work: Work) -> bool:
-    """One event about a payout of which Redis knows nothing, and that leaves no traces of earlier attempts."""
+    """Whether it is the only event of a payout that Redis does not know, and has no traces of earlier attempts."""
     return (
         work.version == b"0"
         and work.loaded is None
@@ -66,20 +67,20 @@ def _is_new(work: Work) -> bool:
 def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
     try:
         return ask(work)
-    except Exception:  # the chain comes upon it as well, and pins it on its entry
+    except Exception:  # the chain meets the same failure, and attributes it to this entry
         log.warning("entry %s does not go straight", work.entry.decode(), exc_info=True)
         return None
 
 
 class Grant(Struct, eq=False):
-    """One input with what its handling leaves behind if there is a slot and room."""
+    """One input of `grant` with all that its handling leaves behind if it is granted."""
 
     entry: bytes
     offer: Offer
     notes: list[Note] = []
     """As in a `Handover`."""
     first: First | None = None
-    """Whose beneficiary is still to be found as it was remembered; None where Redis was asked about it just now."""
+    """The remembered pair that the script must still find noted; None if Redis was asked about it just now."""
 
 
 async def grant(
@@ -96,7 +97,7 @@ async def grant(
     """Admit, acknowledge and append; what became of each.
 
     `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
-    `unasked_at`: when they are decided (µs), where Redis was not asked for the time; the script has it then.
+    `unasked_at`: the time of the decisions (µs), if Redis was not asked for it; the script checks that it is near.
     """
     keys, texts = written_out(names, group, grants, unasked_at)
     fates = await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts))
@@ -106,52 +107,54 @@ async def grant(
 def written_out(
     names: Names, group: str, grants: Sequence[Grant], unasked_at: int = 0
 ) -> tuple[list[str], bytes]:
-    """The keys, and all that is said of the grants, as the script has it."""
-    payouts = (names.payout(one.offer.ask.payout) for one in grants)
+    """The script's keys, and the MessagePack of all grants."""
+    payouts = (names.payout(item.offer.ask.payout) for item in grants)
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
-    numbers: dict[tuple[int, int, int], int] = {}  # by identity, as in `scripts.admit`
-    places: dict[tuple[int, int], int] = {}
+    terms_numbers: dict[tuple[int, int, int], int] = {}  # by identity, as in `scripts.admit`
+    form_numbers: dict[tuple[int, int], int] = {}
     terms: list[Any] = []
-    texts: list[Any] = []
+    forms: list[Any] = []
     rows: list[Any] = []
     notes: list[Any] = []
-    remembered: list[Any] = []
-    pairs: dict[tuple[str, str], int] = {}
+    pairs: list[Any] = []
+    pair_numbers: dict[tuple[str, str], int] = {}
     timers: list[Any] = []
-    for place, one in enumerate(grants, 1):
-        offer = one.offer
+    for payout_n, item in enumerate(grants, 1):
+        offer = item.offer
         ask, form, common = offer.ask, offer.form, offer.common
-        same = (id(ask.rate), id(ask.windows), id(common))
-        number = numbers.get(same)
-        if number is None:
-            number = numbers[same] = len(numbers) + 1
+        terms_key = (id(ask.rate), id(ask.windows), id(common))
+        terms_n = terms_numbers.get(terms_key)
+        if terms_n is None:
+            terms_n = terms_numbers[terms_key] = len(terms_numbers) + 1
             terms += terms_of(names, keys, ask.rate, ask.windows)
             terms += (len(common), *common)
             if ask.windows is not None:
                 room, lack = texts_of(ask.windows)
                 terms += (*room, *lack)
         at = offer.at
-        which = (id(form), at)
-        laid = places.get(which)
-        if laid is None:
-            laid = places[which] = len(places) + 1
+        form_key = (id(form), at)
+        form_n = form_numbers.get(form_key)
+        if form_n is None:
+            form_n = form_numbers[form_key] = len(form_numbers) + 1
             length = len(offer.values) + VALUES + 1
             rejections = laid_out(form.no_slot, at) or False, laid_out(form.no_room, at) or False
-            texts.append((length, laid_out(form, at), int(form.ends), *rejections))
-        entry = one.entry.decode()
-        pair, first = 0, one.first
+            forms.append((length, laid_out(form, at), int(form.ends), *rejections))
+        entry = item.entry.decode()
+        pair_n, first = 0, item.first
         if first is not None:
-            both = (first.by_account, first.by_vendor)
-            pair = pairs.get(both, 0)
-            if not pair:
-                pair = pairs[both] = len(pairs) + 1
-                remembered += (keys.index(first.by_account), first.pair.vendor)
-                remembered += (keys.index(first.by_vendor), first.pair.fund_account)
-        rows += (laid, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair, number)
-        for key, name, when, first_there in one.notes:
-            notes += (place, keys.index(key), name, str(when), int(first_there))
+            keys_of_pair = (first.by_account, first.by_vendor)
+            pair_n = pair_numbers.get(keys_of_pair, 0)
+            if not pair_n:
+                pair_n = pair_numbers[keys_of_pair] = len(pair_numbers) + 1
+                pairs += (keys.index(first.by_account), first.pair.vendor)
+                pairs += (keys.index(first.by_vendor), first.pair.fund_account)
+        rows += (
+            form_n, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair_n, terms_n,
+        )  # fmt: skip
+        for key, name, when, first_there in item.notes:
+            notes += (payout_n, keys.index(key), name, str(when), int(first_there))
         for timer in offer.timers:
-            timers += (place, str(timer.at), encode_events([timer]).decode())
-    ends = grants[0].entry.decode(), grants[-1].entry.decode()
-    later = (keys.index(names.timers), *timers) if timers else ()
-    return keys.list, _pack((len(grants), *ends, terms, texts, rows, notes, unasked_at, remembered, later))
+            timers += (payout_n, str(timer.at), encode_events([timer]).decode())
+    end_ids = grants[0].entry.decode(), grants[-1].entry.decode()
+    timer_args = (keys.index(names.timers), *timers) if timers else ()
+    return keys.list, _pack((len(grants), *end_ids, terms, forms, rows, notes, unasked_at, pairs, timer_args))

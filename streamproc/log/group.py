@@ -1,17 +1,17 @@
-"""The one consume loop: read, decode, load, run the chain, commit. Claims, retries, dead letters, drain.
+"""The one consume loop of all groups: read, decode, load, run the chain, commit; claims, retries, dead letters, drain.
 
 Why nothing is lost or done twice: an entry stays pending in its consumer group until a commit acknowledges it,
 and Redis acknowledges it to one caller only, in the same step that appends the outputs. So a worker may die at
-any await, be frozen and come back, or send a commit twice; whoever commits first wins and the others write
+any await, be frozen and come back, or send a commit twice: whoever commits first wins, and the others write
 nothing. What is not committed is found again: by this consumer after a reconnect, by any other soon after this one's
 connections ended (gone.py), or after CLAIM_IDLE.
 
-What is looked for beside the batches (upkeep.py) has a connection of its own: no payout waits for it, and timers fire
-while a batch is at the bank.
+Upkeep (timers, retries, lost consumers; upkeep.py) runs beside the batches on a connection of its own: no payout waits
+for it, and timers fire while a batch is at the bank.
 
-An entry that fails on its own is put off with backoff and becomes a dead letter after ATTEMPTS_MAX; a dependency
-that is away (TryAgain) uses up no attempt. An error that nobody named counts as a failed attempt of one entry
-only: the batch is run again entry by entry, so that its neighbours still commit.
+An entry that fails by itself is deferred with backoff, and becomes a dead letter after ATTEMPTS_MAX. A dependency that
+is away (TryAgain) costs no attempt. An unexpected error counts as a failed attempt of one entry only: the batch is run
+again entry by entry, so that the others still commit.
 """
 
 import asyncio
@@ -37,21 +37,22 @@ from streamproc.log.work import Group
 log = logging.getLogger(__name__)
 
 UPKEEP_S = 0.2
-"""Timers, retries and lost consumers are looked at this often. A consumer that has lost its connections has one again
-after this time, which is well within gone.MISSING_S: else others would take it for dead while it is at the bank."""
+"""Interval of the upkeep. It is also how soon a consumer that lost its connections has one again, which must be well
+within gone.MISSING_S: others would take it for dead while it is at the bank."""
 DELIVERIES_MAX = 10
-"""Takeovers of an entry whose workers die with it; then it is a dead letter unseen."""
+"""Takeovers of an entry whose workers die with it; after these it becomes a dead letter unseen."""
 APART_S = 1.0
-"""For so long entries are handled a few or one at a time before what was read meanwhile has its turn."""
+"""How long entries are handled a few or one at a time before the batch that was read meanwhile has its turn."""
 QUIET_S = 0.02
-"""What was skipped is acknowledged, and what was decided told of, when nothing came for so long: a batch is on its way
-to its decision meanwhile,"""
+"""Skipped entries are acknowledged, and telemetry of decisions written, when nothing came for so long. Before, that
+would delay the next batch's decisions."""
 SKIPPED_MAX = 256
-"""or when it is so many entries, which is as many as are read at once,"""
+"""Skipped entries that are acknowledged without waiting for a pause: as many as are read at once."""
 SKIPPED_S = 1.0
-"""or so old, so that it is never seen as left behind."""
+"""Age at which they are acknowledged anyway, so that they never look abandoned."""
 HELD_MAX_S = 600.0
-"""A batch that is in hand for so long is at no bank any more, as a pass has 25 s: others may take over what we have."""
+"""Holds are not renewed for a batch that is in hand for longer: a pass has 25 s, so this worker hangs. Others take
+over."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 
 
@@ -68,7 +69,7 @@ class Consumer:
         limits: Limits,
         roster: Roster | None = None,
     ) -> None:
-        """`roster` is shared by all of this process whose partitions are on one server."""
+        """`roster` is shared by all consumers of this process whose partitions are on one server."""
         self.url, self.group, self.name, self.limits = url, group, name, limits
         self.names = Names(partition)
         self.partition = partition
@@ -76,13 +77,13 @@ class Consumer:
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._held = Held(self.names, group.name, name, limits.claim_idle_s)
         self._finding: asyncio.Future[Found] | None = None
-        """What was found beside the batches and waits to be handled. None: nothing is to be looked for yet."""
+        """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
-        """Those of what was found that are to be handled apart, and were not yet."""
+        """Found entries that are still to be handled apart, a few or one at a time."""
         self._in_hand_since: float | None = None
         self._skipped_since: float | None = None
         self._lost_beside: LogUnavailable | None = None
-        """What the connection for looking failed with: an entry that it took may be in our hands unseen."""
+        """Error of the upkeep's connection: an entry that it claimed may be pending with us without our knowing."""
 
     # ---- open, run, drain, close --------------------------------------------------------
 
@@ -128,7 +129,7 @@ class Consumer:
                 )
                 is_quiet = not (reading.done() or finding.done())
                 if reading.done():
-                    # The next batch is fetched and asked about while this one is handled.
+                    # The next batch is read and asked about while this one is handled.
                     opened = reading.result()
                     reading = asyncio.create_task(self._read_on(reader, opened.entries))
                     await self._handle(client, opened.entries, taken=False, ahead=opened)
@@ -139,9 +140,9 @@ class Consumer:
                 if looking.done():
                     looking.result()
                 if self._lost_beside is not None:
-                    raise self._lost_beside  # all is connected anew, and what is in our hands is read again
+                    raise self._lost_beside  # connects anew, and takes up again all that is pending with us
                 await self._acknowledge(client, is_quiet=is_quiet)
-            # What a read under way brings is ours already: end its waiting, then finish it; so is what was found.
+            # A read under way may have been given entries: unblock it, and handle them, and what the upkeep has found.
             with named_errors():
                 await client.client_unblock(reader_id)
             opened = await reading
@@ -168,7 +169,7 @@ class Consumer:
         self._held.done(entry for entry, _ in entries)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
-        """Acknowledge what was skipped, and tell of what was decided, when that keeps no payout waiting, or is due."""
+        """Acknowledge skipped entries and write telemetry when that delays no payout, or when it is due."""
         if is_quiet:
             self._handler.watched.tell()
         skipped = len(self._handler.skipped)
@@ -182,8 +183,11 @@ class Consumer:
             self._skipped_since = None
 
     async def _read_on(self, reader: Redis, before: Sequence[Raw]) -> Opened:
-        """What comes after these. Where there is more, and they end among our own outputs, those that follow are passed
-        over first; where there was no more, who wrote what follows has passed over it."""
+        """Read what comes after these entries, and open it.
+
+        If a full read ended among our own outputs, those that follow are passed over first. If it was not full, whoever
+        wrote what follows has passed over it already.
+        """
         opener = self._handler.opener
         if len(before) >= self.group.read_max and opener.is_own(before[-1]):
             await scripts.pass_own(reader, self.names, self.group.name)
@@ -213,7 +217,7 @@ class Consumer:
 
     @asynccontextmanager
     async def _looking(self, client: Redis, stopping: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
-        """A task that looks beside the batches, until `stopping`. What it finds is in `_finding`."""
+        """Run the upkeep as a task until `stopping`. What it finds is in `_finding`."""
         self._lost_beside = None
         looking = asyncio.create_task(self._look(client, stopping))
         try:
@@ -229,7 +233,7 @@ class Consumer:
             try:
                 await self._look_once(client)
             except LogUnavailable as problem:
-                # It goes on: while a batch is in hand this connection says that we are there (gone.py).
+                # Goes on all the same: while a batch is in hand, this connection shows that we are alive (gone.py).
                 self._lost_beside = problem
 
     async def _look_once(self, client: Redis) -> None:
@@ -241,7 +245,7 @@ class Consumer:
         finding = self._finding
         if finding is None or finding.done():
             return
-        # What is taken over waits for the batch in hand; others may have none.
+        # What we would claim waits for the batch in hand; other workers may be idle.
         is_long = in_hand_s > self.limits.claim_idle_s / 2
         asked_s = asyncio.get_running_loop().time()
         if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
@@ -254,7 +258,7 @@ class Consumer:
         self._apart += found.apart
 
     async def _handle_apart(self, client: Redis) -> None:
-        """Handle entries a few or one at a time, for a while: each may be what kills its workers."""
+        """Handle entries a few or one at a time, for APART_S: each may be what kills its workers."""
         clock = asyncio.get_running_loop().time
         end = clock() + APART_S
         while self._apart and clock() < end:
@@ -270,7 +274,7 @@ class Consumer:
             self._held.done(few)
 
     async def _take_up_own(self, client: Redis) -> None:
-        """After a lost connection: replies may be lost, so what is in our hands is taken up again."""
+        """After a lost connection: take up again all that is pending with us, since replies may be lost."""
         self._handler.forget()
         self._apart.clear()
         self._held.clear()

@@ -1,4 +1,4 @@
-"""How the server is set, and how the groups are doing."""
+"""The server's settings, and the state of the groups, for `doctor`, readiness and metrics."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from streamproc.log.nodes import every_node
 
 VERSION_MIN = (7, 0)
 ARCHIVE_LATE_S = 30.0
-"""How long an entry may wait for its archiving: a projector does it within a second, a big batch takes a few."""
+"""How long an entry may wait to be archived: normally less than a second, with a big batch a few."""
 _WANTED = {
     "appendonly": ("yes", "the log is lost when the server stops"),
     "appendfsync": ("always", "the last second of the log may be lost when the machine stops"),
@@ -20,7 +20,7 @@ _WANTED = {
 
 
 async def server_settings(client: Redis) -> list[str]:
-    """What is set otherwise than the log needs, one line each; empty when all is well. Of a cluster's primaries all."""
+    """Settings that are not as the log needs them, one line each; of a cluster, those of all primaries."""
     with named_errors():
         found = [await _server_settings(node) for node in await every_node(client)]
     return list(dict.fromkeys(problem for problems in found for problem in problems))
@@ -54,7 +54,7 @@ async def logs_gone(client: Redis, partitions: int) -> list[int]:
 
 
 async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
-    """Of each partition the age in ms of the first entry after `upto` (an entry id), 0 where there is none."""
+    """For each partition the age (ms) of the first entry after `upto`; 0 if there is none."""
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -69,14 +69,14 @@ async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
 
 
 async def replica_count(client: Redis) -> int:
-    """Replicas that are connected to the server now; of a cluster's primaries the one with the fewest."""
+    """Replicas connected to the server; of a cluster, to the primary that has the fewest."""
     with named_errors():
         found = [await node.info("replication") for node in await every_node(client)]
     return min(int(info.get("connected_slaves", 0)) for info in found)
 
 
 async def without_limit(client: Redis) -> bool:
-    """Whether the server, or any of a cluster's primaries, has no `maxmemory`."""
+    """Whether the server, or any primary of a cluster, has no `maxmemory`."""
     with named_errors():
         found = [await node.info("memory") for node in await every_node(client)]
     return any(not int(memory["maxmemory"]) for memory in found)
@@ -87,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 ASKS_MS = 10_000
-"""A consumer asks for entries every second; one that did not for so long, with none in hand, was killed."""
+"""A consumer asks for entries every second. One that has none pending and did not ask for so long was killed."""
 
 
 async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ async def _alive(client: Redis, names: Names, group: str) -> int:
 
 
 async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
-    """Age of the oldest entry that is pending or not delivered yet; 0 when there is none."""
+    """Age (ms) of the oldest entry that is pending or not delivered yet; 0 if there is none."""
     seconds, micros = await client.time()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     pending = await client.xpending_range(names.log, group, min="-", max="+", count=1)
@@ -140,7 +140,7 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
 
 
 class PartitionSize(NamedTuple):
-    """What a partition has in Redis: entries of its log and their memory, dead letters, timers."""
+    """A partition in Redis: entries of its log and their memory, dead letters, timers."""
 
     entries: int
     bytes: int
@@ -149,9 +149,9 @@ class PartitionSize(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of all partitions, and of the server: memory used, and its limit (0: none), in bytes.
+    """All partitions, and the server's memory used and its limit (0: none), in bytes.
 
-    Of a cluster it is the fullest primary: that one refuses writes, however much room the others have.
+    Of a cluster it is the fullest primary, which refuses writes however much room the others have.
     """
 
     partitions: dict[int, PartitionSize]
@@ -160,7 +160,7 @@ class Sizes(NamedTuple):
 
 
 async def log_sizes(client: Redis, partitions: int) -> Sizes:
-    """How large it all is. Redis estimates a log's memory from a few of its nodes, so asking costs little."""
+    """The sizes of it all. Cheap, since Redis estimates a log's memory from a few of its nodes."""
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
             for names in map(Names, range(partitions)):

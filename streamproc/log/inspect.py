@@ -1,4 +1,4 @@
-"""Looking into the log's Redis without a consumer group: for operators, never for decisions. All reads are bounded."""
+"""Bounded reads of the log's Redis without a consumer group: for operators, never for decisions."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN, ZERO, Entry, entry_of
 
 SCAN_COUNT = 500
-"""Keys that one SCAN looks at: well under a millisecond of the server's one thread."""
+"""Keys that one SCAN visits: well under a millisecond of the server's one thread."""
 RECORDS_AT_ONCE = 200
 
 
 class DeadLetter(Struct, frozen=True):
-    """An entry that a group could not handle, as it is kept. `id` and `entry` are stream ids."""
+    """A dead letter as it is kept. `id` and `entry` are stream ids."""
 
     id: str
     entry: str
@@ -30,7 +30,7 @@ class DeadLetter(Struct, frozen=True):
 
 
 class LogStats(Struct, frozen=True, kw_only=True):
-    """The size of one partition. Ids are 0-0 where it is empty."""
+    """The size of one partition. Ids are 0-0 if it is empty."""
 
     partition: int
     length: int
@@ -42,7 +42,7 @@ class LogStats(Struct, frozen=True, kw_only=True):
 
 
 async def partitions_of_log(client: Redis) -> int:
-    """How many partitions this log was made with. Raises JobFailed where there is no log yet."""
+    """The number of partitions that this log was made with. Raises JobFailed if there is no log yet."""
     with named_errors():
         known = await client.hget(META, "partitions")
     if known is None:
@@ -60,11 +60,14 @@ async def log_exists(client: Redis, partition: int) -> bool:
 
 
 async def forgot_nothing(client: Redis, partitions: int) -> bool:
-    """Whether every delivery that there ever was is known by its keys, and in the log: younger than keys are kept, and
-    whole. Records of payouts may have left meanwhile, as retention times say."""
+    """Whether Redis still knows every delivery that ever was: the log is younger than keys are kept, and has all its
+    entries.
+
+    Records of payouts may have expired, as retention times say.
+    """
     with named_errors():
         begun, (now_s, _) = await client.hget(META, BEGUN), await client.time()
-        # A clock that went back says nothing of an age.
+        # A negative age means that the clock went back, so the age is not known.
         if begun is None or not 0 <= now_s - int(begun) < SEEN_TTL_S:
             return False
         for partition in range(partitions):
@@ -83,19 +86,19 @@ async def clock_us(client: Redis) -> int:
 
 
 async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord | None:
-    """What Redis knows of a payout, whichever partition has it; None when it knows nothing (any more)."""
+    """What Redis knows of a payout, in whichever partition; None if it knows nothing (any more)."""
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
             for partition in range(partitions):
                 pipe.hget(Names(partition).payout(payout), "s")
             found = await pipe.execute()
     records = [decode_record(record) for record in found if record]
-    # A payout under an intent's reference may have been shown of another account: the intent is the payout.
+    # A payout under an intent's reference may have been seen on another account too; the intent is the one meant.
     return next((r for r in records if r.intent is not None), records[0] if records else None)
 
 
 async def held_records(client: Redis, names: Names, *, limit: int) -> list[PayoutRecord]:
-    """The held payouts of a partition, `limit` of them and in no order. O(keys of the partition)."""
+    """Held payouts of a partition, up to `limit`, in no order. O(keys of the partition)."""
     held: list[PayoutRecord] = []
     cursor, pattern = 0, names.payout("*")
     while True:
@@ -116,9 +119,9 @@ def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIterator[
 async def records_where(
     client: Redis, names: Names, wanted: Callable[[PayoutRecord], bool], *, at_once: int
 ) -> AsyncIterator[list[PayoutRecord]]:
-    """The payouts of a partition that are wanted, `at_once` of them and in no order. O(keys of Redis).
+    """The payouts of a partition that are `wanted`, in lists of up to `at_once`, in no order. O(keys of Redis).
 
-    A payout may come twice where keys are added meanwhile.
+    A payout may come twice if keys are added meanwhile.
     """
     cursor, waiting = 0, list[PayoutRecord]()
     while True:
@@ -154,7 +157,7 @@ async def known_records(
 async def counted_in(
     client: Redis, names: Names, windows: Sequence[tuple[str, str]]
 ) -> list[tuple[int, int]]:
-    """What these windows (scope, window) hold now: paise reserved, committed; 0 where nothing was charged yet."""
+    """What these windows (scope, window) hold now: paise reserved, committed; 0 if nothing was charged yet."""
     if not windows:
         return []
     with named_errors():
@@ -197,7 +200,7 @@ async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:
 
 
 async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None:
-    """The entry that a producer's key is known by, whichever partition has it; None where it is not in Redis."""
+    """The entry that a delivery's key belongs to, in whichever partition; None if it is not in Redis."""
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
             for partition in range(partitions):
@@ -210,14 +213,14 @@ async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None
 
 
 async def entry_at(client: Redis, names: Names, entry: str) -> Entry | None:
-    """An entry of the log by its id; None where Redis has none there."""
+    """An entry of the log by its id; None if Redis does not have it."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.log, entry, entry)
     return entry_of(rows[0]) if rows else None
 
 
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:
-    """The last `count` entries, the oldest of them first."""
+    """The last `count` entries, oldest first."""
     if not count:
         return []
     with named_errors():
@@ -246,14 +249,14 @@ async def log_stats(client: Redis, partition: int) -> LogStats:
 
 
 async def dead_letters(client: Redis, names: Names, *, limit: int, since_ms: int = 0) -> list[DeadLetter]:
-    """The oldest `limit` dead letters of a partition, of those that were set aside at `since_ms` or later."""
+    """The oldest `limit` dead letters of a partition that were set aside at `since_ms` or later."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", limit)
     return [_letter(row) for row in rows]
 
 
 async def dead_letter(client: Redis, names: Names, letter: str) -> DeadLetter | None:
-    """One dead letter; None when there is none of that id."""
+    """One dead letter; None if there is none with this id."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.dead, letter, letter)
     return _letter(rows[0]) if rows else None

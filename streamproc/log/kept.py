@@ -1,8 +1,8 @@
-"""Connections that are lent to one question at a time and kept for the next one.
+"""A pool of connections: each is lent to one question at a time and kept for the next one.
 
-A new connection costs more than most questions: 15 times the CPU of an HGET. What makes keeping them safe: nobody
-shares one, one whose question failed or was cut off is closed, since an answer may still be on its way, and one that
-the server has closed meanwhile is not lent again.
+A new connection costs more than most questions: 15 times the CPU of an HGET. Keeping them is safe since none is shared,
+one whose question failed or was cut off is closed (an answer may still be on its way), and one that the server has
+closed meanwhile is not lent again.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from redis.exceptions import RedisError
 from streamproc.log.connection import connect, is_quiet
 
 KEPT_MAX = 16
-"""Connections that wait for a question; what is more is closed when its question is answered."""
+"""Idle connections that are kept; one more is closed after its question."""
 KEPT_S = 10.0
-"""What nobody needed for so long is closed when others are asked: after a burst there are more than are needed."""
+"""An idle connection this old is closed when another is given back: after a burst there are more than are needed."""
 
 
 class Kept:
@@ -27,7 +27,7 @@ class Kept:
     def __init__(self, url: str) -> None:
         self._url = url
         self._idle: deque[tuple[float, Redis]] = deque()
-        """Since when, the longest first: the one that was used last is lent first."""
+        """(idle since, connection), the longest idle first; the most recently used is lent first."""
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[Redis]:
@@ -41,25 +41,26 @@ class Kept:
         if len(self._idle) < KEPT_MAX:
             now = asyncio.get_running_loop().time()
             self._idle.append((now, client))
-            if self._idle[0][0] < now - KEPT_S:  # one with each answer: nobody waits for all of them
+            if self._idle[0][0] < now - KEPT_S:  # one at a time, so that no caller waits until all are closed
                 await _closed(self._idle.popleft()[1])
         else:
             await _closed(client)
 
     async def aclose(self) -> None:
-        """Close what waits."""
+        """Close the idle ones."""
         while self._idle:
             await _closed(self._idle.pop()[1])
 
     async def _well(self) -> Redis | None:
-        """The one that was used last, if the server has said nothing since: there is nothing that it should say."""
+        """The most recently used connection on which the server has said nothing since: there is nothing for it to
+        say."""
         while self._idle:
             client = self._idle.pop()[1]
             is_well = False
             try:
                 with suppress(RedisError, OSError):
                     is_well = await is_quiet(client)
-            finally:  # who asks may be cancelled meanwhile
+            finally:  # also if the caller is cancelled meanwhile
                 if not is_well:
                     await _closed(client)
             if is_well:
@@ -68,5 +69,5 @@ class Kept:
 
 
 async def _closed(client: Redis) -> None:
-    with suppress(RedisError, OSError):  # a peer that hears nothing is not waited for
+    with suppress(RedisError, OSError):  # a peer that does not answer is not waited for
         await client.aclose()

@@ -13,7 +13,7 @@ from streamproc.log.connection import connected
 from streamproc.log.names import Names
 
 LEASE_S = 15.0
-"""A process that dies is followed within this time and a third of it."""
+"""After a process dies, another one has its job within this and a third of it."""
 RENEW_S = LEASE_S / 3
 """Two renewals may be lost."""
 
@@ -42,7 +42,7 @@ class Lease:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_S):
                     await stopping.wait()
-        self._asked.set()  # who is stopped before the first answer gets none, and must not wait for it
+        self._asked.set()  # stopped before the first answer: `asked` must not wait for one
         with suppress(LogUnavailable):
             await self._ask(0.0)
 

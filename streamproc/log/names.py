@@ -1,21 +1,19 @@
-"""Names of everything in Redis. All keys of a partition share one hash tag, so one script may touch them all."""
+"""Names of all keys in Redis. All keys of a partition share one hash tag, so one script may use them all."""
 
 from binascii import crc_hqx
 from functools import lru_cache
 
 PREFIX = "sp"
 META = f"{PREFIX}:meta"
-"""Hash: `partitions`, written at first start; another setting later refuses to start. `made:<p>` once a partition was
-made, so that it is not made again. `recovering` while `streamproc recover` is under way, `unreconciled` until the bank
-was asked after it."""
-
+"""Hash: `partitions`, written at the first start; with another setting later we refuse to start. `made:<p>`: the
+partition was made, and is not made again. `recovering`: `streamproc recover` is under way. `unreconciled`: the
+bank was not asked yet since then."""
 
 LATE = "late"
-"""The mark of a group that began at the end of a log that was there: nobody has looked yet at what was held then."""
-
+"""Mark of a group that began at the end of an existing log: what was held then has not been looked for yet."""
 
 Note = tuple[str, str, int, bool]
-"""Key of a beneficiary, name to note there, when (µs), and whether nobody may be there by then: nobody was."""
+"""Key of a beneficiaries' hash, name to note in it, when (µs), and whether the hash must name nobody else."""
 
 
 class Names:
@@ -42,15 +40,15 @@ class Names:
         self.digests = f"{self.base}:digests"
 
     def seen(self, key: str) -> str:
-        """Idempotency of one producer delivery."""
+        """The entry of a producer's delivery, by idempotency key."""
         return f"{self.base}:seen:{key}"
 
     def payout(self, payout: str) -> str:
-        """State, version, reservation of one payout."""
+        """Version, record and admission of one payout."""
         return f"{self.base}:payout:{payout}"
 
     def budget(self, scope: str, window: str) -> str:
-        """Reserved (`r`) and committed (`c`) paise."""
+        """Reserved (`r`) and committed (`c`) paise of a window."""
         return f"{self.base}:budget:{scope}:{window}"
 
     def rate(self, agent: str) -> str:
@@ -58,35 +56,35 @@ class Names:
         return f"{self.base}:rate:{agent}"
 
     def reputation(self, digest: str) -> str:
-        """A cached Safe Browsing answer, by the hash of the canonical URL."""
+        """A cached Safe Browsing answer, by the digest of the canonical URL."""
         return f"{self.base}:reputation:{digest}"
 
     def paid_for(self, account: str, fund_account: str) -> str:
-        """Hosts that payouts to a fund account of an account were approved for: host -> when last noted (µs)."""
+        """Hosts that payouts to a fund account were approved for: host -> when last noted (µs)."""
         return f"{self.base}:paid:{account}:f:{fund_account}"
 
     def paid_at(self, account: str, vendor: str) -> str:
-        """Fund accounts of an account that payouts for a host were approved to, likewise."""
+        """Fund accounts that payouts for a host were approved to: fund account -> when last noted (µs)."""
         return f"{self.base}:paid:{account}:v:{vendor}"
 
     def retries(self, group: str) -> str:
-        """Entries of a group that wait for their next attempt: score µs."""
+        """Entries of a group that wait for their next attempt; score: due (µs)."""
         return f"{self.base}:retries:{group}"
 
     def tries(self, group: str) -> str:
-        """Attempts that counted, by entry."""
+        """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits."""
         return f"{self.base}:tries:{group}"
 
     def own(self, group: str) -> str:
-        """What a group wrote itself and has not passed over: `FIRST LAST`, ids of neighbours; score ms."""
+        """Runs of a group's own outputs that it has not passed over yet: `FIRST LAST` (ids); score: ms of LAST."""
         return f"{self.base}:own:{group}"
 
     def cursor(self, producer: str) -> str:
-        """Where a polling producer is."""
+        """How far a polling producer has read."""
         return f"{self.base}:cursor:{producer}"
 
     def lease(self, job: str) -> str:
-        """Who does a job that one process at a time does."""
+        """Which process does a job that one at a time does."""
         return f"{self.base}:lease:{job}"
 
     def vault(self, name: str) -> str:
@@ -94,23 +92,23 @@ class Names:
         return f"{self.base}:vault:{name}"
 
     def digest(self, name: str) -> str:
-        """What alerts of one kind have in common, counted."""
+        """A digest of alerts that are alike."""
         return f"{self.base}:digest:{name}"
 
     def digested(self, name: str) -> str:
-        """What was counted already."""
+        """Ids that the digest has counted."""
         return f"{self.base}:digest:{name}:seen"
 
     def once(self, key: str) -> str:
-        """That something was done which may be done once within some time."""
+        """A mark that something was done that is done once within some time."""
         return f"{self.base}:once:{key}"
 
     def asked(self, token: str) -> str:
-        """When a token's latest requests were taken (µs)."""
+        """Times (µs) of a token's latest requests."""
         return f"{self.base}:asked:{token}"
 
     def pace(self, system: str) -> str:
-        """When the next call to an outside system may be made, by whichever process."""
+        """When the next call to an outside system may be made, by any process."""
         return f"{self.base}:pace:{system}"
 
 

@@ -1,9 +1,9 @@
-"""Redis Cluster: which node has a partition, and a client that sends each command there.
+"""Redis Cluster: which node has a partition, and a client that sends each command there (ADR 26).
 
-A partition's keys share a hash tag, so they are on one node, and a script works there as it does on a server alone.
-redis-py's own cluster client repeats commands behind our back; this one repeats a command only where a node said MOVED,
-for then nobody has executed it. Who loses a node hears so (LogUnavailable, as from a server alone) and the next command
-asks the others who has its slots now. While slots are moved to another node (ASK), their partition waits.
+A partition's keys share a hash tag, so they are on one node, and a script works there as on a single server. redis-py's
+own cluster client repeats commands on its own; this one repeats a command only after MOVED, when no node has executed
+it. When a node is lost, the caller gets LogUnavailable, as from a single server, and the next command asks other nodes
+who has its slots now. While slots are being moved to another node (ASK), their partition waits.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 SLOTS = 16_384
 PORT = 6379
 MOVES_MAX = 3
-"""Times that one command follows a MOVED; more would be nodes that send us round in circles."""
+"""Times that one command follows MOVED; more would mean that nodes send us round in circles."""
 NODES_ASKED_MAX = 6
-"""Nodes that are asked who has which slots before we say that the cluster is away,"""
+"""Nodes that are asked for the slots before the cluster counts as away."""
 ASK_S = 1.0
-"""each for so long: one that hangs must not hold up those that answer."""
+"""Limit for each of them: a node that hangs must not delay those that answer."""
 _KEYLESS = (
     "CLIENT",
     "CLUSTER",
@@ -42,7 +42,7 @@ _KEYLESS = (
     "WAIT",
 )
 _TWO_WORDS = ("MEMORY", "OBJECT", "XGROUP", "XINFO")
-"""Where the key is third, unless both words are given as one, as redis-py does."""
+"""Commands whose key is the third argument, unless both words are given as one, as redis-py does."""
 _GONE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
 
 
@@ -54,7 +54,7 @@ class Address(NamedTuple):
 
 
 Connect: TypeAlias = Callable[[str], Redis]
-"""A client of one node, by its URL, with one connection of its own."""
+"""Makes a client of one node, by its URL, with one connection of its own."""
 
 
 def is_cluster(url: str) -> bool:
@@ -63,9 +63,9 @@ def is_cluster(url: str) -> bool:
 
 
 class Cluster:
-    """What is known of a cluster: shared by all clients of a process that have its URL.
+    """What a process knows of a cluster, shared by all of its clients with the same URL.
 
-    `redis+cluster://user:password@host:port,host:port,…`. Raises ValueError for a URL that is none.
+    `redis+cluster://user:password@host:port,host:port,…`. Raises ValueError for any other URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -83,12 +83,12 @@ class Cluster:
         self._known: tuple[Address, ...] = ()
 
     def url_of(self, node: Address) -> str:
-        """A URL of one node, with everything else as the cluster's has it."""
+        """The URL of one node; user, password and options as in the cluster's."""
         host = f"[{node.host}]" if ":" in node.host else node.host
         return f"{self._prefix}{host}:{node.port}{self._suffix}"
 
     async def owner(self, slot: int, connect: Connect) -> Address:
-        """The node that has a slot, as far as is known. Raises redis's ConnectionError while nobody can say."""
+        """The node that has a slot, as far as is known. Raises redis's ConnectionError if no node tells."""
         if not self._ranges:
             await self._learn(connect)
         found = self._moved.get(slot) or next(
@@ -106,11 +106,11 @@ class Cluster:
         return sorted({address for _, _, address in self._ranges})
 
     def moved(self, slot: int, to: Address) -> None:
-        """A node said that another one has a slot now."""
+        """Note that another node has a slot now."""
         self._moved[slot] = to
 
     def forget(self) -> None:
-        """What is known is wrong: ask anew before the next command."""
+        """Forget what is known, which was wrong; the next command asks again."""
         self._ranges, self._moved = [], {}
 
     async def _learn(self, connect: Connect) -> None:
@@ -140,7 +140,7 @@ class Cluster:
 
 @lru_cache(maxsize=16)
 def cluster_of(url: str) -> Cluster:
-    """What is known of the cluster at a URL."""
+    """The Cluster of a URL."""
     return Cluster(url)
 
 
@@ -153,23 +153,23 @@ def _address(text: str) -> Address:
 
 
 def _told(node: Sequence[Any], by: Address) -> Address:
-    """A node as another one names it; one that does not know its own address is where it was asked."""
+    """A node's address as told by another one; a node that does not know its own address is where it was asked."""
     host = node[0].decode() if node[0] else ""
     return Address(host if host not in ("", "?") else by.host, int(node[1]))
 
 
 @lru_cache(maxsize=4096)
 def slot_of(key: str) -> int:
-    """The slot of a key: of what is between its first braces, if there is anything."""
+    """The slot of a key, by the text in its first braces, if there is any."""
     _, opened, rest = key.partition("{")
     tag, closed, _ = rest.partition("}")
     return crc_hqx((tag if opened and closed and tag else key).encode(), 0) % SLOTS
 
 
 def key_of(args: Sequence[Any]) -> str | None:
-    """The first key of a command, which says where it goes; None for one without a key.
+    """The first key of a command, which decides where it is sent; None for a command without a key.
 
-    A SCAN has none either, and goes where the keys are that it looks for.
+    For SCAN, its pattern: it is sent where the keys are that it looks for.
     """
     name = _text(args[0]).upper()
     if name.startswith(_KEYLESS):
@@ -216,10 +216,11 @@ class ClusterClient(Redis):
         raise RedisConnectionError(f"slot {slot} was moved {MOVES_MAX} times")
 
     async def _scan(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
-        """A step of a SCAN, from the node that has the slot.
+        """One step of a SCAN, on the node that has the slot.
 
-        SCAN itself never says MOVED: a node that lost the slot answers that there is nothing, and one that is losing it
-        has a part. So a key is asked for in the same breath. A scan that has begun cannot go on elsewhere.
+        SCAN itself never answers MOVED: a node that lost the slot finds nothing, and one that is losing it finds a
+        part. So EXISTS of a key of that slot is sent with it in one transaction. A scan that has begun cannot go on at
+        another node.
         """
         asked = key_of(args)
         assert asked is not None
@@ -236,16 +237,16 @@ class ClusterClient(Redis):
         raise RedisConnectionError(f"the slot of {asked} was moved {MOVES_MAX} times")
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "ClusterPipeline":  # type: ignore[override]
-        """Commands that are sent together, to each node its own; a transaction must be of one partition."""
+        """Commands that are sent together, each to its node; a transaction must be of one partition."""
         return ClusterPipeline(self, transaction)
 
     @property
     def connected_nodes(self) -> list[Redis]:
-        """A client of each node that was needed so far."""
+        """The clients of nodes that were used so far."""
         return list(self._nodes.values())
 
     async def nodes(self) -> list[Redis]:
-        """A client of each node that has slots; they are closed with this one."""
+        """A client of each node that has slots; closed together with this one."""
         return [self._client(node) for node in await self._cluster.primaries(self._connect)]
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
@@ -255,7 +256,7 @@ class ClusterClient(Redis):
         await super().aclose(close_connection_pool)
 
     async def send(self, commands: Sequence[tuple[Any, dict[str, Any]]], *, transaction: bool) -> list[Any]:
-        """Answers in the order of the commands. MOVED is not followed here: some of them were executed."""
+        """Answers in the order of the commands. MOVED is not followed, since some commands were executed already."""
         parts: dict[int, list[int]] = {}
         for place, (args, _) in enumerate(commands):
             parts.setdefault(slot_of(key_of(args) or self._home), []).append(place)
@@ -296,7 +297,7 @@ class ClusterClient(Redis):
 
 
 class ClusterPipeline(Redis):
-    """Commands that wait until they are sent together."""
+    """Collects commands and sends them together."""
 
     def __init__(self, client: ClusterClient, transaction: bool) -> None:
         self.connection = None  # what redis-py looks for when it ends
@@ -310,12 +311,12 @@ class ClusterPipeline(Redis):
         self._commands.clear()
 
     def execute_command(self, *args: Any, **options: Any) -> Self:  # type: ignore[override]
-        """Keep a command."""
+        """Collect a command."""
         self._commands.append((args, options))
         return self
 
     async def execute(self) -> list[Any]:
-        """Send what is kept."""
+        """Send the collected commands."""
         commands, self._commands = self._commands, []
         return await self._client.send(commands, transaction=self._transaction) if commands else []
 

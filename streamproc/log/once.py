@@ -1,4 +1,4 @@
-"""What may be done once within some time, by whichever process: the first to ask may."""
+"""What is to be done only once within some time, by whichever process asks first."""
 
 from streamproc.log.connection import connected, named_errors
 from streamproc.log.names import Names
@@ -6,9 +6,9 @@ from streamproc.log.pace import HOME
 
 
 async def first_time(url: str, key: str, *, remembered_s: int) -> bool:
-    """Whether nobody asked for this key within `remembered_s` seconds; whoever asks is remembered.
+    """Whether this is the first time within `remembered_s` that anybody asks for this key.
 
-    Raises LogUnavailable: then the key may be known from now on, and nobody was told yes.
+    Raises LogUnavailable: the key may have been recorded then, though nobody was answered yes.
     """
     async with connected(url) as client:
         with named_errors():

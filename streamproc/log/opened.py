@@ -1,9 +1,9 @@
-"""What was read, before anything is done about it: decoded, and what Redis knows of its payouts.
+"""Entries that were read, before anything is done about them: decoded, and what Redis knows of their payouts.
 
-Both may be done while another batch is in hand. What Redis knew then may have changed since. Of payouts and policies
-the commit finds that, as it finds what another worker did; of beneficiaries only that somebody is noted where nobody
-was. So what was known ahead of one is used only where nothing that is noted meanwhile changes it (batch.py). What can
-be offered by what is remembered is not asked about at all (unasked.py).
+Both may be done ahead, while another batch is in hand, so that what Redis knew may have changed. For payouts and
+policies the commit finds that out, as it does when another worker was faster. For beneficiaries it finds out only that
+somebody is noted where nobody was; so knowledge from ahead is used only where no note of the batches between can have
+changed it (`known_lately`, batch.py). What can be offered by what is remembered is not asked about at all (unasked.py).
 """
 
 import re
@@ -28,42 +28,43 @@ from streamproc.log.unasked import Unasked
 from streamproc.log.work import Group, Work, distinct_payouts
 
 NEWER_S = 5.0
-"""Between two looks at an entry that only a later version can read: one of its workers may take it up in between."""
+"""Delay of an entry that only a later version can read, so that one of its workers may take it up."""
 AHEAD_S = 0.25
-"""What Redis knew longer ago, which is several full batches, is asked anew: what is decided bears that time."""
+"""Age (several full batches) beyond which knowledge from ahead is asked anew: decisions bear its time."""
 
 _FIELDS = [b"e", b"m"]
-"""By their names, as the archive finds them: another order is nobody's of ours."""
+"""Read by name, as the archive reads them: no version of streamproc writes another order."""
 _AS_WRITTEN = b'[{"type":"'
-"""How every entry's events begin. What begins otherwise is read, since nobody of ours wrote it."""
+"""How the events of every entry begin that streamproc wrote. What begins otherwise is decoded, to see whether it is
+readable."""
 
 
 class Known(NamedTuple):
-    """What Redis knew of some payouts, and of the beneficiaries of those that are looked at for the first time."""
+    """What Redis knew of some payouts, and of the beneficiaries of those that are seen for the first time."""
 
     now_us: int
-    """Redis's clock then,"""
+    """Redis's clock."""
     at_ns: int
-    """this host's, when the answer came,"""
+    """This host's clock when the answer came."""
     at_s: float
-    """and its monotonic clock;"""
+    """Its monotonic clock then."""
     asked_s: float
-    """that when it was asked."""
+    """Its monotonic clock when the question was sent."""
     rev: bytes
     rows: list[scripts.Row]
     seen: list[First]
     noted: dict[str, dict[str, int]]
 
     def beneficiaries(self) -> list[BeneficiarySeen]:
-        """What is known of those in `seen`."""
+        """What is known of the beneficiary of each in `seen`."""
         return [
-            look(one.pair, self.noted[one.by_account], self.noted[one.by_vendor], self.now_us)
-            for one in self.seen
+            look(first.pair, self.noted[first.by_account], self.noted[first.by_vendor], self.now_us)
+            for first in self.seen
         ]
 
 
 async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Work]) -> Known:
-    """Ask Redis about works of distinct payouts."""
+    """Ask Redis about works of distinct payouts, in one call."""
     payouts = [w.payout for w in works if w.payout]
     seen = [] if group.outputs_are_facts else payees.first_looks(names, works)
     keys = list(dict.fromkeys(key for first in seen for key in (first.by_account, first.by_vendor)))
@@ -75,22 +76,22 @@ async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Wo
 
 @dataclass(slots=True, eq=False)
 class Opened:
-    """Entries that were read together."""
+    """Entries that were read together, by what is to be done with them."""
 
     entries: Sequence[Raw] = ()
     works: list[Work] = field(default_factory=list)
     skipped: list[bytes] = field(default_factory=list)
-    """They only have to be acknowledged."""
+    """They concern others; they only have to be acknowledged."""
     unreadable: list[tuple[Work, str]] = field(default_factory=list)
     newer: list[Work] = field(default_factory=list)
-    """Only a later version can read them."""
+    """Only a later version can read them; they are deferred."""
     known: Known | None = None
-    """What Redis knew of the first pass over `works`."""
+    """What Redis knew of the works in the first pass."""
     unasked: Sequence[First] = ()
-    """Of that pass, what is to be offered before Redis is asked about the rest; then `known` is None."""
+    """Works of the first pass that are offered before Redis is asked about the rest; then `known` is None."""
 
     def known_lately(self, unasked: Unasked) -> Known | None:
-        """`known`, once, where it is not too old, and the batches before noted nothing where it was looked at."""
+        """`known`, once, unless it is too old or a batch since then noted a name where it was looked at."""
         known, self.known = self.known, None
         if (
             known is None
@@ -102,7 +103,7 @@ class Opened:
 
 
 class Opener:
-    """Opens entries for one group."""
+    """Decodes entries for one group, and asks about them ahead."""
 
     def __init__(self, names: Names, group: Group) -> None:
         self.names, self.group = names, group
@@ -112,9 +113,11 @@ class Opener:
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 
     async def ahead(self, client: Redis, entries: Sequence[Raw]) -> Opened:
-        """Open entries that were read, and ask about the first pass over them, unless most of it is offered unasked.
+        """Open entries ahead of their batch, and ask about the first pass over them, unless most of it is offered
+        unasked.
 
-        Not for a group whose outputs are facts: who is told of by what was known before a call would call again.
+        Nothing is asked ahead for a group whose outputs are facts: a worker that acts on outdated knowledge would call,
+        or tell people, a second time.
         """
         opened = self.open(entries, taken=False)
         if opened.works and not self.group.outputs_are_facts:
@@ -147,27 +150,30 @@ class Opener:
         return opened
 
     def one_pass(self, works: Sequence[Work]) -> tuple[list[Work], list[Work]]:
-        """Those that are handled together, one of each payout and as many as a pass takes, and the rest in order."""
+        """The works to handle together, one of each payout and at most `works_max`, and the rest in order."""
         batch, rest = distinct_payouts(works)
         most = self.group.works_max
         return batch[:most], [*batch[most:], *rest]
 
     def is_own(self, entry: Raw) -> bool:
-        """Whether the group wrote it, so that it was handled in the same pass."""
+        """Whether the group wrote it: then it was handled in the pass that wrote it."""
         return len(entry[1]) >= 4 and entry[1][3].startswith(self._mine)
 
     def _concerns_us(self, entry: Raw) -> bool:
-        """Without decoding: not our own output, and of a type that we consume. Raises Newer: a later version may.
-        Raises Unprocessable for what nobody can read."""
+        """Whether the group handles it, without decoding the events: it is not our own output, and of a type that we
+        consume.
+
+        Raises Newer where a later version may consume it, and Unprocessable for what nobody can read.
+        """
         if self.is_own(entry):
             return False
         e = entry[1][1]
-        decode_meta(entry[1][3])  # what the views cannot read is not handled
+        decode_meta(entry[1][3])  # raises: what the views could not read is not handled either
         if self._consumed(e) is not None:
             return True
         refuse_newer(e)
         if not e.startswith(_AS_WRITTEN):
-            decode_events(e)  # what cannot be read is set aside, where people see it
+            decode_events(e)  # raises for what nobody can read, so that it is set aside and people see it
         return False
 
 
@@ -178,14 +184,14 @@ def work_of(entry: Raw, *, taken: bool) -> Work:
     for event in events:
         payout = payout or payout_of(event)
     if not payout and not ASKED.isdisjoint(map(type, events)):
-        raise Unprocessable("a payout is asked for that has no id")  # its record would be of no payout
+        raise Unprocessable("a payout is asked for that has no id")  # its record would belong to no payout
     return Work(entry[0], events, payout, taken, m=entry[1][3])
 
 
 async def events_in(client: Redis, names: Names, entry: str) -> list[Event]:
-    """The events of an entry that another one names; none where it is not in the log any more.
+    """The events of another entry of the log; none where it is not in the log any more.
 
-    TryAgain: only a later version can read it, so one of its workers is to handle the other one too.
+    Raises TryAgain where only a later version can read it: then one of its workers has to handle this work too.
     """
     with named_errors():
         rows = await client.execute_command("XRANGE", names.log, entry, entry, "COUNT", 1)

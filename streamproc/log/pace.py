@@ -1,13 +1,13 @@
-"""The pace of calls to an outside system that all processes keep together, counted in Redis (ADR 17)."""
+"""The pace of calls to an outside system, kept by all processes together and counted in Redis (ADR 17)."""
 
 from streamproc.log import scripts
 from streamproc.log.connection import connect
 from streamproc.log.names import Names
 
 LONGEST_WAIT_S = 30.0
-"""No wait is longer: a process holds one turn at most, so this is 240 processes at 8 calls a second."""
+"""No wait can be longer: a process holds one turn at most, so this is 240 processes at 8 calls a second."""
 HOME = 0
-"""The partition whose keys it lives among; any would do, and there always is a first."""
+"""The partition whose keys hold what processes share; any would do, and the first always exists."""
 
 
 class Pace:

@@ -1,4 +1,4 @@
-"""The registry of beneficiaries in the log's keys: what a payout asks of it, and what an approval notes there."""
+"""The registry of beneficiaries in Redis: which keys a payout asks about, and what an approval notes there."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,11 +11,11 @@ from streamproc.log.names import Names, Note
 from streamproc.log.work import Work
 
 PAIRS_MAX = 4_096
-"""Pairs whose keys a process keeps, some 500 bytes each: whom payouts go to is mostly who was paid before."""
+"""Pairs whose keys a process keeps, some 500 bytes each: most payouts go to somebody who was paid before."""
 
 
 class First(NamedTuple):
-    """What may be the first look at a payout: whom it is for, and the hashes of what is known of them."""
+    """What may be the first look at a payout: its beneficiary, and the keys of the two hashes that know of it."""
 
     work: Work
     pair: Pair
@@ -24,7 +24,7 @@ class First(NamedTuple):
 
 
 def first_looks(names: Names, works: Sequence[Work]) -> list[First]:
-    """Those works that may be the first look at a payout."""
+    """The works that may be the first look at their payout, in order."""
     firsts = []
     for work in works:
         for event in work.events:
@@ -47,7 +47,7 @@ def _whom(names: Names, account: str, fund_account: str, vendor_url: str) -> tup
 
 
 def keys_of(names: Names, pair: Pair) -> tuple[str, str]:
-    """The hashes of who was paid for with a fund account, and where a vendor was paid."""
+    """The hash of the vendors paid at a fund account, and the hash of the fund accounts at which a vendor was paid."""
     return _keys_of(names, pair.account, pair.fund_account, pair.vendor)
 
 
@@ -57,7 +57,7 @@ def _keys_of(names: Names, account: str, fund_account: str, vendor: str) -> tupl
 
 
 def notes_of(names: Names, work: Work, out: Sequence[Event]) -> list[Note]:
-    """What is noted for events that a work emits."""
+    """The notes that a commit makes for the events that a work emits."""
     notes = []
     for event in out:
         if type(event) is BeneficiaryNoted:

@@ -46,13 +46,13 @@ class Policies:
         return self.book
 
     async def now(self, client: Redis) -> PolicyBook:
-        """The book in force at this moment: one look at the revision, more only where it has moved."""
+        """The book in force at this moment. Reads the revision, and the policies only where it has changed."""
         with named_errors():
             rev = cast("bytes | None", await client.hget(self._names.policy, "rev"))
         return await self.refresh(client, rev or b"0")
 
     def forget(self) -> None:
-        """Read them anew: after a failover the same revision may be of other policies."""
+        """Read everything anew: after a failover the same revision may mean other policies."""
         self._rev = b""
 
     @property

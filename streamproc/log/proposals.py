@@ -1,6 +1,6 @@
-"""Changes that wait for a second person, as the log's Redis holds them: each written in one commit with its event.
+"""Policy changes that wait for a second person, in Redis: each is written in one commit with its event.
 
-They are about every partition's policies, so like tokens all of them are in partition 0.
+They concern every partition's policies, so like tokens all of them are in partition 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
 PROPOSAL_WRITER = "proposal"
-"""Who writes what becomes of proposals, by their entries' metadata."""
+"""The writer of proposals' events, in their entries' metadata."""
 PROPOSAL_PARTITION = 0
 
 _encode = msgspec.json.Encoder().encode
@@ -41,7 +41,7 @@ async def change_proposal(
 ) -> str | None:
     """Append the event, planned on `proposals` at `rev`; None when `rev` is no longer current.
 
-    What nobody may ask about any more is forgotten on the way.
+    Proposals that are too old to be asked about are removed on this occasion.
     """
     proposal = proposals_after(proposals, [event])[event.proposal]
     gone = [(name, b"") for name in forgotten(proposals, event.at) if name != event.proposal]

@@ -1,10 +1,10 @@
-"""Rebuilding a partition in Redis: what `streamproc recover` writes. Nothing here decides what that is.
+"""Rebuilds a partition in Redis, for `streamproc recover`, which decides what is written.
 
-    set_aside -> [ wipe, write everything, the log under another name ] -> put_in_place
+set_aside -> [ wipe, write everything, the log under another name ] -> put_in_place
 
 Between the two steps the partition has no log, so every script of a worker or producer that still runs answers NOLOG
 and writes nothing. A run that is killed leaves it so; the next one wipes what was written and begins again. Versions
-and the policies' revision are new numbers, so that whatever a worker read before cannot be committed afterwards.
+and the policies' revision are new numbers, so that nothing a worker read before can be committed afterwards.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,27 +32,27 @@ from streamproc.log.tokens import kept
 
 COMMANDS_MAX = 1_000
 ARGUMENTS_MAX = 10_000
-"""Commands sent at once, and what they may have together: some ms of the server's one thread."""
+"""Commands sent at once, and their arguments in all: some ms of the server's one thread."""
 IDS_MAX = 500
 """Members or ids in one command."""
 SCAN_COUNT = 1_000
-"""Keys that one SCAN looks at: about a millisecond."""
+"""Keys that one SCAN visits: about a millisecond."""
 CONSUMER = "recover"
-"""Whom the entries belong to that go back to a group, until a worker takes them up."""
+"""Consumer that entries given back to a group are pending with, until a worker takes them over."""
 
 _set_aside, _put_in_place = Script("set_aside", "checks"), Script("put_in_place", "checks")
 _encode = msgspec.json.Encoder().encode
 
 
 async def mark_recovering(client: Redis, partitions: int, run: int) -> None:
-    """From now on no role opens this log."""
+    """From now on roles refuse to open this log."""
     with named_errors():
         await client.hset(META, mapping={"partitions": str(partitions), "recovering": str(run)})
         await client.hdel(META, BEGUN)  # from now on the archive may know what Redis does not
 
 
 async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> None:
-    """Roles may open the log again. What the bank knows is still to be looked at."""
+    """Roles may open the log again. The bank still has to be asked."""
     marks: Any = {f"made:{p}": "1" for p in partitions} | {"unreconciled": str(run)}
     with named_errors():
         await client.hset(META, mapping=marks)
@@ -66,7 +66,7 @@ async def mark_reconciled(client: Redis) -> None:
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What the log says of itself. `partitions` None: nothing."""
+    """The marks of the log. `partitions` None: it has none."""
 
     partitions: int | None
     recovering: bool
@@ -82,7 +82,7 @@ async def read_meta(client: Redis) -> Meta:
 
 
 async def groups_gone(client: Redis, names: Names, wanted: Sequence[str]) -> list[str]:
-    """Groups that were made, or that are wanted, and are not there."""
+    """Groups that were made, or are wanted, and do not exist."""
     with named_errors():
         present = {row["name"].decode() for row in await client.xinfo_groups(names.log)}
         marks: Any = await client.hkeys(names.groups)
@@ -104,7 +104,7 @@ async def rescued_entry(client: Redis, names: Names, entry: str) -> Entry | None
 
 
 class Restorer:
-    """Writes one partition. Nothing that it wrote counts before `put_in_place`."""
+    """Writes one partition. What it wrote counts only after `put_in_place`."""
 
     def __init__(self, client: Redis, names: Names, run: int) -> None:
         self.client = client
@@ -113,17 +113,18 @@ class Restorer:
         self._commands: list[tuple[Any, ...]] = []
         self._arguments = 0
         self.stamp = str(run).encode()
-        """Version of every payout and revision of the policies: a time in µs, so no earlier number is the same."""
+        """Version of every payout and revision of the policies: a time in µs, so that it differs from all earlier
+        ones."""
 
     # ---- begin and end ----
 
     async def set_aside(self) -> bool:
-        """Take the log out of everybody's hands; whether there was one."""
+        """Take the log away from everybody; whether there was one."""
         keys = [self.names.log, self.names.rescued, self.names.recovery]
         return bool(await _set_aside(self.client, keys, [self._run]) == 1)
 
     async def wipe(self) -> None:
-        """Remove what the partition holds, but for the log set aside, the number and the reputations."""
+        """Remove all keys of the partition except the log set aside, the counter and the reputations."""
         names, cursor = self.names, 0
         kept = {names.rescued, names.recovery, names.number}
         while True:
@@ -137,7 +138,7 @@ class Restorer:
                 return
 
     async def put_in_place(self, *, keep_rescued_s: float) -> None:
-        """The log that was built is the log. Raises JobFailed where another run has taken over."""
+        """Make the staged log the log. Raises JobFailed if another run has taken over."""
         await self.flush()
         names = self.names
         keys = [names.staged, names.log, names.rescued, names.recovery]
@@ -145,12 +146,12 @@ class Restorer:
             raise JobFailed("another `streamproc recover` has taken over; let that one finish")
 
     async def flush(self) -> None:
-        """Send what waits, if this is still the run that may write."""
+        """Send the collected commands. Raises JobFailed if another run has taken over."""
         if not self._commands:
             return
         await self._still_mine()
         with named_errors():
-            # In one transaction: outside of one the server syncs its file after every few of the commands it has read.
+            # One transaction, since otherwise the server syncs its file after every few commands.
             async with self.client.pipeline(transaction=True) as pipe:
                 for command in self._commands:
                     pipe.execute_command(*command)
@@ -189,7 +190,7 @@ class Restorer:
             await self._put("EXPIREAT", key, expires_at_s)
 
     async def budget(self, scope: str, window: str, reserved: int, committed: int, expires_at_s: int) -> None:
-        """What a window holds."""
+        """Reserved and committed paise of a window."""
         key = self.names.budget(scope, window)
         await self._put("HSET", key, "r", reserved, "c", committed)
         await self._put("EXPIREAT", key, expires_at_s)
@@ -197,18 +198,18 @@ class Restorer:
     async def beneficiary(
         self, account: str, fund_account: str, vendors: Mapping[str, int], now_us: int
     ) -> None:
-        """What a fund account was paid for: host -> when last noted (µs)."""
+        """The hosts that a fund account was paid for: host -> when last noted (µs)."""
         await self._names(self.names.paid_for(account, fund_account), vendors, now_us)
 
     async def vendor(self, account: str, vendor: str, accounts: Mapping[str, int], now_us: int) -> None:
-        """Where a vendor was paid: fund account -> when last noted (µs)."""
+        """The fund accounts where a vendor was paid: fund account -> when last noted (µs)."""
         await self._names(self.names.paid_at(account, vendor), accounts, now_us)
 
     async def _names(self, key: str, names: Mapping[str, int], now_us: int) -> None:
-        newest = sorted(names.items(), key=lambda one: (one[1], one[0]))[-NAMES_MAX:]
+        newest = sorted(names.items(), key=lambda name: (name[1], name[0]))[-NAMES_MAX:]
         expires_at_s = newest[-1][1] // US + KEPT_S
         if expires_at_s * US > now_us:
-            await self._put("HSET", key, *(x for one in newest for x in one))
+            await self._put("HSET", key, *(x for name in newest for x in name))
             await self._put("EXPIREAT", key, expires_at_s)
 
     async def rate(self, agent: str, slots: Mapping[str, int], expires_at_s: int) -> None:
@@ -219,40 +220,40 @@ class Restorer:
         await self._put("EXPIREAT", key, expires_at_s)
 
     async def seen(self, key: str, entry: str, expires_at_s: int) -> None:
-        """A delivery that is in the log."""
+        """The key of a delivery that is in the log."""
         await self._put("SET", self.names.seen(key), entry, "EXAT", expires_at_s)
 
     async def timer(self, timer: TimerFired) -> None:
-        """Something that is due later."""
+        """A timer that has not fired."""
         await self._put("ZADD", self.names.timers, timer.at, encode_events([timer]))
 
     async def policies(self, scopes: Mapping[str, ScopeState]) -> None:
-        """What is in force."""
+        """The policies in force."""
         await self._put("HSET", self.names.policy, "rev", self.stamp)
         for scope, state in scopes.items():
             await self._put("HSET", self.names.policy, scope, _encode(state))
 
     async def tokens(self, tokens: Sequence[Token]) -> None:
-        """Who may use the HTTP API."""
+        """The tokens of the HTTP API."""
         if tokens:
             await self._put("HSET", self.names.tokens, "rev", self.stamp)
         for field, value in kept(tokens):
             await self._put("HSET", self.names.tokens, field, value)
 
     async def proposals(self, proposals: Sequence[Proposal]) -> None:
-        """Changes of policies that wait for a second person."""
+        """Policy changes that wait for a second person."""
         if proposals:
             await self._put("HSET", self.names.proposals, "rev", self.stamp)
         for field, value in proposals_kept(proposals):
             await self._put("HSET", self.names.proposals, field, value)
 
     async def letter(self, letter: str, entry: Entry, group: str, problem: str) -> None:
-        """A dead letter, in ascending order of its id."""
+        """A dead letter. To be called in ascending order of ids."""
         fields = ("entry", entry.id, "group", group, "e", entry.e, "m", entry.m, "problem", problem)
         await self._put("XADD", self.names.dead, letter, *fields)
 
     async def entry(self, entry: Entry) -> None:
-        """An entry under its own id, in ascending order."""
+        """An entry under its own id. To be called in ascending order of ids."""
         await self._put("XADD", self.names.staged, entry.id, "e", entry.e, "m", entry.m)
 
     async def groups(

@@ -1,8 +1,8 @@
-"""Who is connected to a server, by the names of connections: one look for all consumers of a process.
+"""Which consumers are connected to a server, by the names of connections: one list for all consumers of a process.
 
-To list all connections takes the server's one thread some 4 µs for each, and a site of many workers that all asked for
-it once a second would feel that. So all are listed only where somebody is not found under the ids that were known;
-whoever is busy, at the bank maybe, is asked for by these alone: a thirtieth of it at 600 connections.
+To list all connections takes the server's one thread some 4 µs for each, which many workers that each did so every
+second would make felt. So a consumer that is busy, at the bank maybe, is first looked up by the connection ids known of
+it: a thirtieth of the cost at 600 connections. All are listed only if somebody is not found in this way.
 """
 
 import logging
@@ -17,28 +17,28 @@ from streamproc.log.connection import named_errors
 from streamproc.log.nodes import is_cluster
 
 LIST_S = 1.0
-"""All connections are listed no more often by one process,"""
+"""Least interval at which one process lists all connections."""
 ROWS_PER_S = 1_000
-"""and longer lists more seldom: so many rows a second, 4 ms of the server's time."""
+"""Longer lists are made less often: so many rows a second, 4 ms of the server's time."""
 LIST_AGE_S = 1.5
-"""So old a list serves the other consumers of the process: each of them looks within this time."""
+"""Age up to which a list serves the other consumers of the process: each of them looks within this time."""
 SEEN_S = 0.5
-"""For so long after somebody was found, the process does not ask for him again."""
+"""How long a consumer that was found counts as connected without another look."""
 IDS_MAX = 4
-"""Connections of one name that are asked for by their ids: one is enough; a worker has two for each log and group."""
+"""Connection ids kept of one name: one would be enough; a worker has two connections for each log and group."""
 UNSEEN_S = 60.0
-"""Until all are listed again where who asked is not in the list itself: behind a proxy names mean nothing."""
+"""Interval if the caller itself is not in the list: behind a proxy names mean nothing."""
 
 log = logging.getLogger(__name__)
 
 
 class Look(Struct, frozen=True):
-    """What is known of those who were asked for."""
+    """What is known of the consumers that were asked for."""
 
     here: frozenset[str]
-    """Surely connected now, or when all were listed last."""
+    """Connected now, or when all were listed last."""
     at_s: float | None = None
-    """When the others had no connection (the caller's monotonic clock); None: of them nothing is known now."""
+    """When the others had no connection (the caller's monotonic clock); None: nothing is known of them."""
 
 
 class Roster:
@@ -46,11 +46,11 @@ class Roster:
 
     def __init__(self) -> None:
         self._ids: dict[str, list[str]] = {}
-        """Some of each name, as all were listed last."""
+        """Name -> some ids of its connections, by the last list."""
         self._seen: dict[str, float] = {}
-        """When each was found last."""
+        """Name -> when it was last found connected."""
         self._at_s = self._due_s = float("-inf")
-        """When that was, and when it may be done again."""
+        """When all were last listed, and when they may be listed again."""
         self._listing = False
         self._blind = False
 
@@ -67,8 +67,8 @@ class Roster:
             if now_s >= self._due_s and not self._listing:
                 await self._list(client, me, now_s)
             elif now_s - self._at_s > LIST_AGE_S or lost & self._ids.keys():
-                return Look(here)  # who was there when all were listed may be back under another id
-        except ResponseError as problem:  # not everybody may ask
+                return Look(here)  # one that was in the list may have reconnected under another id
+        except ResponseError as problem:  # CLIENT LIST may be forbidden
             log.warning(
                 "the server does not say who is connected, so claims wait for their time: %s", problem
             )
@@ -77,9 +77,10 @@ class Roster:
         return Look(here | (wanted & self._ids.keys()), self._at_s)
 
     async def _still(self, client: Redis, names: frozenset[str], now_s: float) -> frozenset[str]:
-        """Who of these has a connection that is known. After a restart of the server ids are others': names count."""
+        """Which of these still have a known connection. Rows are compared by name: a restarted server gives ids to
+        others."""
         here = {name for name in names if now_s - self._seen.get(name, float("-inf")) <= SEEN_S}
-        ids: list[Any] = [one for name in sorted(names - here) for one in self._ids.get(name, ())]
+        ids: list[Any] = [known_id for name in sorted(names - here) for known_id in self._ids.get(name, ())]
         if ids:
             with named_errors():
                 rows: list[dict[str, Any]] = await client.client_list(client_id=ids)

@@ -1,4 +1,4 @@
-"""The scripts with types: only this module knows the order of their keys and arguments."""
+"""The Lua scripts as typed functions: only this module knows the order of their keys and arguments."""
 
 import hashlib
 import random
@@ -19,12 +19,12 @@ from streamproc.log.names import Names, Note
 
 BATCH_MAX = 512
 """Entries in one script call: some 40 ms of the server's one thread at the 60 to 75 µs a payout that
-the two big scripts were measured at; a batch is half of it (docs/performance.md)."""
+the two big scripts were measured at. A batch is half of it (docs/performance.md)."""
 SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
 RATE_BACKLOG_S = 86_400
-"""How long rate slots outlive their window, as counters.lua has it: a backlog of a day still finds them."""
+"""How long rate slots outlive their window, as in counters.lua: after a backlog of a day they are still there."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
@@ -34,13 +34,13 @@ Raw = tuple[bytes, list[bytes]]
 
 
 class Script:
-    """One Lua file: EVALSHA, and EVAL where the server does not know it (yet, or any more).
+    """One Lua file, called by EVALSHA, and by EVAL where the server does not know it.
 
     `parts` are files that several scripts share; they are put before it, below its first line.
     """
 
     def __init__(self, name: str, *parts: str) -> None:
-        texts = [files("streamproc.log").joinpath(f"lua/{one}.lua").read_bytes() for one in (*parts, name)]
+        texts = [files("streamproc.log").joinpath(f"lua/{file}.lua").read_bytes() for file in (*parts, name)]
         first, _, _ = texts[-1].partition(b"\n")
         self.text = b"\n".join((first, *(text.partition(b"\n")[2] for text in texts)))
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
@@ -89,23 +89,23 @@ class Keys:
 Row = list[bytes | None]
 """A payout's hash as `load` gives it: version, record, admission."""
 NO_ROW: Row = [None, None, None]
-"""Where nothing is known of a payout."""
+"""A payout that Redis does not know."""
 
 
 @dataclass(slots=True)
 class Delivery:
-    """What a producer appends: its idempotency keys, the events and the metadata as JSON."""
+    """What a producer appends: its idempotency keys, and the entry's fields `e` (events) and `m` (metadata) as JSON."""
 
     keys: Sequence[str]
     e: bytes
     m: bytes
     told: bool = False
-    """Whether `e` and `m` tell the keys; else they are put into `m`. The archive alone must be enough to know them."""
+    """Whether `e` and `m` imply the keys. Else they are put into `m`: the archive alone must be enough to know them."""
 
 
 @dataclass(slots=True)
 class Loaded:
-    """What Redis knows of a payout. `version` b'0' is none."""
+    """What Redis knows of a payout. `version` b'0': nothing."""
 
     version: bytes
     record: bytes | None
@@ -113,7 +113,7 @@ class Loaded:
 
 
 class Deferral(NamedTuple):
-    """An entry to put off for at least `least_s`; `counts`: the attempt was the entry's own failure."""
+    """An entry to defer for at least `least_s`. `counts`: it failed by itself, so the attempt counts."""
 
     entry: bytes
     least_s: float
@@ -121,7 +121,7 @@ class Deferral(NamedTuple):
 
 
 class Backoff(NamedTuple):
-    """Doubling from `first_s`, with jitter of up to a half: to `longest_s` for attempts, `longest_wait_s` for waits."""
+    """Doubles from `first_s`, less up to half of it (jitter); limited apart for attempts and for waits."""
 
     first_s: float
     longest_s: float
@@ -129,7 +129,7 @@ class Backoff(NamedTuple):
 
 
 class Committed(IntEnum):
-    """The fate of one input of a commit."""
+    """What became of one input of a commit; STALE: nothing was written, since its payout or the policies changed."""
 
     ALREADY = 0
     DONE = 1
@@ -141,7 +141,7 @@ _FATES = tuple(Committed)
 
 @dataclass(slots=True)
 class Handover:
-    """One input with everything that its handling leaves behind."""
+    """One input of a commit with all that its handling leaves behind. `commit.lua` says what the parts mean."""
 
     entry: bytes
     payout: str = ""
@@ -164,7 +164,7 @@ async def append_once(
 ) -> list[tuple[str, bool]]:
     """Append each delivery unless one of its keys was seen; (entry id, whether it is new) for each.
 
-    `log` is another stream of the partition than its log: one that is being built.
+    `log`: another stream of the partition, one that is being built.
     """
     keys: list[str] = [log or names.log]
     args: list[Any] = [SEEN_TTL_S]
@@ -185,8 +185,8 @@ async def open_partition(
 ) -> str:
     """Make what is missing at the first start; the name of a group that was made and is gone, or ''.
 
-    Those `from_end` begin at the end of a log that others have read. Raises LogBroken where the stream was made and is
-    gone, or is being rebuilt.
+    Groups in `from_end` begin at the end of a log that others have read. Raises LogBroken where the stream was made and
+    is gone, or is being rebuilt.
     """
     at_end = [group for group in groups if group in from_end]
     others = [group for group in groups if group not in from_end]
@@ -198,8 +198,8 @@ async def open_partition(
 async def load(
     client: Redis, names: Names, payouts: Sequence[str], beneficiaries: Sequence[str] = ()
 ) -> tuple[int, bytes, list[Row], list[dict[str, int]]]:
-    """Redis's clock (µs), the policy revision, what is known of each payout, for `loaded` to read, and what is under
-    each of these keys of beneficiaries."""
+    """Redis's clock (µs), the policy revision, a row for each payout (see `loaded`), and name -> time (µs) of each
+    beneficiary."""
     keys = [names.policy, *(names.payout(p) for p in payouts), *beneficiaries]
     reply = await _load(client, keys, [len(payouts)])
     rows, found = reply[2 : 2 + len(payouts)], reply[2 + len(payouts) :]
@@ -211,13 +211,13 @@ def _noted(flat: list[bytes]) -> dict[str, int]:
 
 
 def loaded(row: Row) -> Loaded:
-    """A payout's row. Raises ValueError where it is not what these scripts write."""
+    """What a payout's row says. Raises ValueError where it is not what these scripts write."""
     version, record, admission = row
     return Loaded(version or b"0", record, _admission(admission) if admission else NOTHING_ASKED)
 
 
 def _admission(kept: bytes, asked: tuple[Window, ...] = ()) -> Admission:
-    """An admission as admit.lua keeps it. `asked`: the windows where it does not repeat them."""
+    """An admission as admit.lua keeps it. `asked`: the windows of the ask, for an answer that does not repeat them."""
     rate, budget, recorded = kept.split(b"|", 2)
     rate_answer = budget_answer = None
     if rate:
@@ -245,9 +245,9 @@ def kept_admission(admission: Admission) -> bytes:
 
 
 async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budgets_s: int) -> list[Admission]:
-    """Take rate slots and reserve budget; the recorded answer where a payout was answered before."""
+    """Take rate slots and reserve budget. A payout that was answered before gets its recorded answer."""
     keys = Keys(names.number, names.log)
-    # Told by identity: callers share what payouts have in common, and hashing its contents costs 1 µs a payout.
+    # Compared by identity: callers share these objects among payouts, and hashing their contents costs 1 µs a payout.
     numbers: dict[tuple[int, int], int] = {}
     terms: list[Any] = []
     rows: list[Any] = []
@@ -263,7 +263,7 @@ async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budget
 
 
 def terms_of(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Window, ...] | None) -> list[Any]:
-    """What is asked for, as it is the same for many payouts of one agent."""
+    """What is asked for, as counters.lua has it; payouts of one agent mostly share it."""
     terms: list[Any] = [0, 0, 0, 0]
     if rate is not None:
         terms = [keys.index(names.rate(rate.agent)), rate.count, rate.window_us, int(rate.hold)]
@@ -279,9 +279,9 @@ def terms_of(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Wind
 async def commit(
     client: Redis, names: Names, group: str, handovers: Sequence[Handover], *, rev: bytes = b""
 ) -> list[Committed]:
-    """Acknowledge the inputs and append their outputs; says for each what became of it.
+    """Acknowledge the inputs and append their outputs; what became of each.
 
-    `rev` is the policy revision that the outputs were decided under; b'' where they are facts.
+    `rev` is the policy revision that the outputs were decided under; b'' if they are facts that no policy changes.
     """
     retries, tries = names.retries(group), names.tries(group)
     keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy)
@@ -295,7 +295,7 @@ async def commit(
 
 
 def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
-    """What few inputs have; nothing at all for the others, since every argument costs."""
+    """The arguments that only few inputs have; none for the others, since every argument costs."""
     if not (h.keep_s or h.settle or h.taken or h.problem or h.timers or h.notes):
         return []
     indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
@@ -306,15 +306,15 @@ def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:
-    """Append the timers that are due; the number fired."""
+    """Append the timers that are due; their number."""
     return int(await _due(client, [names.log, names.timers], [limit]))
 
 
 async def defer(
     client: Redis, names: Names, group: str, entries: Sequence[Deferral], backoff: Backoff, consumer: str = ""
 ) -> list[int]:
-    """Put entries off. How often each was so far: attempts that counted, or waits that did not; 0 for what is no longer
-    in the hands of `consumer`, if one is named: it is left alone."""
+    """Defer entries; how often each was deferred so far, by attempts that counted or by waits; 0 for what is not
+    pending with `consumer` any more, if one is named: it is left alone."""
     args = [int(seconds * 1e6) for seconds in (backoff.first_s, backoff.longest_s, backoff.longest_wait_s)]
     flat = [
         x for d in entries for x in (d.entry, int(d.least_s * 1e6), int(d.counts), random.randint(500, 1000))
@@ -324,25 +324,25 @@ async def defer(
 
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
-    """Take up deferred entries whose time has come."""
+    """Claim deferred entries that are due."""
     args = [group, consumer, limit]
     return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:
-    """Pass over entries that the group wrote itself, as far as they come next; how many."""
+    """Move the group past its own outputs, as far as they come next; their number."""
     return int(await _pass(client, [names.log, names.own(group)], [group]))
 
 
 async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:
-    """Remove a consumer that owns nothing; False when it still owns entries."""
+    """Remove a consumer that has nothing pending; False where it has."""
     return bool(await _leave(client, [names.log], [group, consumer]) == 1)
 
 
 async def change_policy(
     client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, scopes: Sequence[tuple[str, bytes]]
 ) -> str | None:
-    """Append policy changes and put them in force; None when `rev` is no longer current."""
+    """Append policy changes and put them in force; the entry's id, or None when `rev` is no longer current."""
     flat = [x for pair in scopes for x in pair]
     done, answer = await _change_policy(client, [names.log, names.policy], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
@@ -351,7 +351,7 @@ async def change_policy(
 async def change_tokens(
     client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, tokens: Sequence[tuple[str, bytes]]
 ) -> str | None:
-    """Append a token's event and put it in force; None when `rev` is no longer current."""
+    """Append a token's event and put it in force; the entry's id, or None when `rev` is no longer current."""
     flat = [x for pair in tokens for x in pair]
     done, answer = await _change_policy(client, [names.log, names.tokens], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
@@ -360,7 +360,7 @@ async def change_tokens(
 async def change_proposals(
     client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, proposals: Sequence[tuple[str, bytes]]
 ) -> str | None:
-    """Append a proposal's event and keep what it made of it (b'': forget it); None when `rev` is no longer current."""
+    """Append a proposal's event and keep its new state (b'': forget it); None when `rev` is no longer current."""
     flat = [x for pair in proposals for x in pair]
     done, answer = await _change_policy(client, [names.log, names.proposals], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
@@ -383,17 +383,17 @@ async def close_letter(
 
 
 async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, longest_us: int) -> int:
-    """Take the next turn of a shared rate; the µs until it has come."""
+    """Take the next turn of a rate that processes share; the µs to wait for it."""
     return int(await _take_turn(client, [key], [between_us, burst, longest_us]))
 
 
 async def take_request(client: Redis, names: Names, token: str, *, number: int, window_s: int) -> int:
-    """Take a request of a token's rate: 0, or the µs until there is one."""
+    """Take one request of a token's rate: 0, or the µs until there is one."""
     return int(await _take_request(client, [names.asked(token)], [number, window_s * 1_000_000]))
 
 
 async def lease(client: Redis, names: Names, job: str, owner: str, *, lasts_s: float) -> tuple[int, str]:
-    """Take or renew a job's lease (`lasts_s` 0: give it back): our term, 0 where we have none, and who has it."""
+    """Take or renew a job's lease, or give it back (`lasts_s` 0); our term (0: we do not have it) and its owner."""
     keys = [names.lease(job), names.terms]
     term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000)])
     return int(term), holder.decode()

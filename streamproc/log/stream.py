@@ -1,7 +1,7 @@
-"""The log from the producers' and readers' side: open it, append to it, read it without a group.
+"""The log for producers and readers: open it, append to it, read it without a group.
 
-Appends of concurrent callers are coalesced: one writer per partition sends all that waits in one script call,
-and each caller gets its own answer. A producer may say 2xx only after that answer, when the entry is synced.
+Appends of concurrent callers are coalesced: one writer per partition sends all that wait in one script call, and each
+caller gets its own answer. A producer may say 2xx only after that answer, when the entry is synced to disk.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APPENDS_WAITING_MAX = 10_000
-"""Appends that may wait for Redis; more are refused at once, because the bank stops waiting after 5 s."""
+"""Appends that may wait for Redis. More are refused at once, since the bank stops waiting after 5 s anyway."""
 CLOCK_SYNC_S = 10.0
-"""Redis's clock is asked this often; between two answers our monotonic clock carries it."""
+"""Interval at which Redis's clock is asked; in between it is extrapolated by our monotonic one."""
 ZERO = "0-0"
 
 
@@ -44,10 +44,10 @@ class Append(Struct, frozen=True):
     keys: tuple[str, ...]
     events: tuple[Event, ...]
     body: str = ""
-    """Digest of the webhook's body, where keys are made of it."""
+    """Digest of the webhook's body, if keys are made of it."""
 
     def delivery(self, m: bytes) -> scripts.Delivery:
-        """As it is sent, with the entry's metadata `m`."""
+        """What is sent, with the entry's metadata `m`."""
         if self.keys != told_keys(self.events, self.body):
             return scripts.Delivery(self.keys, encode_events(self.events), m)
         m = m[:-1] + b',"body":"' + self.body.encode() + b'"}' if self.body else m
@@ -55,7 +55,7 @@ class Append(Struct, frozen=True):
 
 
 class Appended(Struct, frozen=True):
-    """Where the delivery is in the log, and whether this call put it there."""
+    """The entry that has the delivery, and whether this call appended it."""
 
     entry: str
     new: bool
@@ -70,22 +70,22 @@ class Entry(NamedTuple):
 
 
 def entry_of(raw: Any) -> Entry:
-    """Redis's [id, [field, value, ...]] as an Entry."""
+    """An Entry of Redis's [id, [field, value, ...]]."""
     identity, fields = raw
-    if len(fields) == 4 and fields[0] == b"e" and fields[2] == b"m":  # as all of ours are written
+    if len(fields) == 4 and fields[0] == b"e" and fields[2] == b"m":  # as we write all entries
         return Entry(identity.decode(), fields[1], fields[3])
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     return Entry(identity.decode(), values.get(b"e", b"[]"), values.get(b"m", b"{}"))
 
 
 def id_key(entry: str) -> tuple[int, int]:
-    """An entry id that compares as Redis orders it."""
+    """An entry id as a tuple that compares as Redis orders ids."""
     ms, _, n = entry.partition("-")
     return int(ms), int(n or 0)
 
 
 Archived: TypeAlias = Callable[[], Awaitable[Collection[int]]]
-"""Asks the archive for the partitions of which it has entries; raises TryAgain while it is away."""
+"""The partitions of which the archive has entries; raises TryAgain while it is away."""
 
 
 async def _no_archive() -> Collection[int]:
@@ -93,7 +93,7 @@ async def _no_archive() -> Collection[int]:
 
 
 BEGUN = "begun"
-"""Mark of META: Unix s by Redis's clock when the log was made. Not there: nobody knows what was before."""
+"""Field of META: when the log was made (Unix s by Redis's clock). If it is missing, nobody knows what was before."""
 
 
 async def open_log(
@@ -104,13 +104,13 @@ async def open_log(
     from_end: Collection[str] = (),
     archived: Archived = _no_archive,
 ) -> None:
-    """Make the log on first start and check it on every other.
+    """Make the log at the first start, and check it at every later one. Raises LogBroken, with what to do, if it is not
+    sound.
 
-    The partition count is written once; another count raises LogBroken, since accounts would change partition.
-    A group is created at the beginning of the log when it is first seen (one of `from_end` at the end of a log that
-    was there before it); one that was there and is gone is an alarm: at `$` it would skip payouts. A stream that is
-    not there is made only where it never was: where it was made, or where the archive has entries of it, that is a
-    loss, and LogBroken says what to do.
+    The partition count is fixed at the first start, since with another count accounts would change partition. A group
+    that is new begins at the log's beginning (one of `from_end` at the end of an older log); one that was made and is
+    gone is not made again, since at `$` it would skip payouts. A stream that is missing is only made if it never was:
+    if it was made before, or the archive has entries of it, it is lost.
     """
     with named_errors():
         meta = await client.hgetall(META)
@@ -121,11 +121,13 @@ async def open_log(
         _check_count(meta.get(b"partitions", b""), partitions)
         await _refuse_if_lost(client, partitions, meta, archived)
         logs = [Names(partition).log for partition in range(partitions)]
-        # Nothing was ever in this log; one that `recover` rebuilds has its marks before it is opened.
+        # Without marks nothing was ever in this log: one that `recover` rebuilds has marks before it is opened.
         if not meta and not any([await client.exists(log) for log in logs]):
             await client.hsetnx(META, BEGUN, str((await client.time())[0]))
         await client.hsetnx(META, "partitions", str(partitions))
-        _check_count(await client.hget(META, "partitions"), partitions)  # somebody else may have been faster
+        _check_count(
+            await client.hget(META, "partitions"), partitions
+        )  # another process may have set it first
         for partition in range(partitions):
             made = f"made:{partition}"
             await _open_partition(
@@ -141,7 +143,8 @@ def _check_count(made_with: bytes | str | None, partitions: int) -> None:
 
 
 async def _refuse_if_lost(client: Redis, partitions: int, meta: Any, archived: Archived) -> None:
-    """The archive is asked only where something is missing, which is at a first start or after a loss."""
+    """Raise LogBroken if a stream is lost. The archive is asked only if one is missing: at a first start, or after a
+    loss."""
     there = {p for p in range(partitions) if await client.exists(Names(p).log)}
     if len(there) == partitions and meta:
         return
@@ -166,18 +169,18 @@ async def _open_partition(
 
 
 class Clock:
-    """Redis's clock, asked now and then and carried by the monotonic clock in between."""
+    """Redis's clock, asked now and then and extrapolated by the monotonic clock in between."""
 
     def __init__(self) -> None:
         self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
         self._synced_at = float("-inf")
 
     def now_us(self) -> int:
-        """µs since 1970 by Redis's clock, as well as it is known."""
+        """µs since 1970 by Redis's clock, as far as it is known."""
         return time.monotonic_ns() // 1000 + self._offset_us
 
     def set(self, redis_now_us: int) -> None:
-        """Redis just said what time it is."""
+        """Take in what Redis's clock says."""
         self._offset_us = redis_now_us - time.monotonic_ns() // 1000
         self._synced_at = time.monotonic()
 
@@ -198,7 +201,7 @@ class _Waiting(NamedTuple):
 
 
 class Producer:
-    """The one door into the log. Use as an async context manager."""
+    """The only way to append to the log. Use as an async context manager."""
 
     def __init__(self, url: str, *, partitions: int, name: str) -> None:
         self._url = url
@@ -236,13 +239,13 @@ class Producer:
     async def append(self, what: Append) -> Appended:
         """Append a delivery at most once; returns when it is in the log and synced.
 
-        Raises LogUnavailable when Redis is away, refuses, or too much waits already. The outcome is then
-        unknown to the caller and harmless: the same delivery again finds its keys.
+        Raises LogUnavailable when Redis is away or refuses, or too many appends wait. Whether it was appended is not
+        known then, and does not matter: the same delivery again finds its keys.
         """
         return await self.submit(what)
 
     def submit(self, what: Append) -> "Future[Appended]":
-        """`append` for who has no task to wait in: what it returns or raises comes in the future."""
+        """`append` for callers without a task of their own: its result or error comes in the future."""
         partition = partition_of(what.account, self._partitions)
         queue = self._waiting[partition]
         if len(queue) >= APPENDS_WAITING_MAX:
@@ -254,7 +257,7 @@ class Producer:
         return waiting.done
 
     async def _write(self, partition: int) -> None:
-        """Send what waits, as long as the process runs. One batch is under way at a time."""
+        """Send what waits for a partition, one batch at a time, as long as the process runs."""
         names, queue, wake = Names(partition), self._waiting[partition], self._wake[partition]
         client = connect(self._url, home=names.log)
         try:
@@ -280,7 +283,7 @@ class Producer:
         except (LogUnavailable, LogBroken) as problem:
             _refuse(batch, LogUnavailable(str(problem)))
             return await self._instead_of(client, names)
-        except Exception:  # a writer that ended would leave every later append without an answer
+        except Exception:  # the writer must not end: all later appends would have no answer
             log.exception("ALARM, an append failed in a way that nobody named; whoever waits for it hears so")
             _refuse(batch, LogUnavailable("the append failed"))
             return await self._instead_of(client, names)
@@ -293,8 +296,8 @@ class Producer:
         return client
 
     async def _instead_of(self, client: Redis, names: Names) -> Redis:
-        """A new client: a reply may still be on its way on the old one's connection, which is never used again."""
-        with suppress(RedisError, OSError):  # a peer that hears nothing is not waited for
+        """A new client in place of one that must not be used again, since a reply may still be on its way."""
+        with suppress(RedisError, OSError):  # a peer that does not answer is not waited for
             await client.aclose()
         return connect(self._url, home=names.log)
 
@@ -335,11 +338,11 @@ class LogView:
         return [entry_of(raw) for raw in reply[0][1]] if reply else []
 
     async def last_id(self) -> str:
-        """The id of the newest entry, 0-0 when there is none."""
+        """The id of the newest entry; 0-0 if there is none."""
         return await self._end("XREVRANGE", "+", "-")
 
     async def first_id(self) -> str:
-        """The id of the oldest entry that is still in Redis, 0-0 when there is none."""
+        """The id of the oldest entry that is still in Redis; 0-0 if there is none."""
         return await self._end("XRANGE", "-", "+")
 
     async def _end(self, command: str, start: str, stop: str) -> str:

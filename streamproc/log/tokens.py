@@ -1,6 +1,6 @@
-"""Tokens as the log's Redis holds them: found by their hash, changed in one commit with their event.
+"""Tokens in Redis: found by their hash, and changed in one commit with their event.
 
-They belong to no account, so all of them are in partition 0. Nothing is cached: a revocation counts for the next
+They belong to no account, so all of them are in partition 0. Nothing is cached, so a revocation counts at the next
 request.
 """
 
@@ -19,24 +19,24 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 
 TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
-"""Who writes changes of tokens, by their entries' metadata."""
+"""The writer of token changes, in their entries' metadata."""
 TOKEN_PARTITION = 0
 RATE_WINDOW_S = 60
-"""STREAMPROC_API_RATE is requests in such a time."""
+"""STREAMPROC_API_RATE is the number of requests in this time."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Token).decode
 
 
 async def token_of(client: Redis, digest: str) -> Token | None:
-    """The token with this hash, whether it still opens anything or not."""
+    """The token with this hash, whether or not it is still valid."""
     with named_errors():
         found = await client.hget(Names(TOKEN_PARTITION).tokens, digest)
     return None if found is None else _decode(found)
 
 
 async def take_request(client: Redis, token: str, *, per_min: int) -> int:
-    """Take a request of a token's rate, a window that slides: 0, or the µs until there is one."""
+    """Take one request of a token's rate, a sliding window: 0, or the µs until there is one."""
     return await scripts.take_request(
         client, Names(TOKEN_PARTITION), token, number=per_min, window_s=RATE_WINDOW_S
     )

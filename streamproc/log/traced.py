@@ -44,13 +44,13 @@ DESTINATION = Names(0).log.replace("0", "partition")
 """The template of a log's name: span names must be few."""
 
 STRAIGHT = "straight"
-"""How the short way is told of, which is every stage at once (ADR 25)."""
+"""Name of the fast path in traces, which is every stage at once (ADR 25)."""
 
 Passed = Sequence[tuple[str, int, int]]
 
 
 class Times(NamedTuple):
-    """Of a batch: loaded, last stage ended, committed. ns since 1970."""
+    """Times of a batch (ns since 1970): loaded, last stage ended, committed."""
 
     loaded_ns: int
     handled_ns: int
@@ -67,9 +67,9 @@ _decode_meta = msgspec.json.Decoder(_Meta).decode
 
 
 def parent_of(partition: int, entry: str, m: bytes, *, aside: bool = False) -> tuple[int, bool]:
-    """The span that appended an entry, and whether a producer did. What cannot be read is a producer's.
+    """The span that appended an entry, and whether a producer did; an entry that cannot be read counts as a producer's.
 
-    `aside`: the entry says that its cause became a dead letter, so that was not handled to the end.
+    `aside`: the entry records that its cause became a dead letter, so the cause was not handled to the end.
     """
     try:
         meta = _decode_meta(m)
@@ -81,7 +81,7 @@ def parent_of(partition: int, entry: str, m: bytes, *, aside: bool = False) -> t
 
 
 def caller_of(m: bytes) -> Place | None:
-    """The request that brought an entry, where it was traced."""
+    """The request that brought an entry, if it was traced."""
     try:
         return place_of(_decode_meta(m).trace)
     except MALFORMED:
@@ -89,7 +89,7 @@ def caller_of(m: bytes) -> Place | None:
 
 
 class Traced:
-    """Tells of one group's batches on one partition."""
+    """Makes the spans of one group's batches on one partition."""
 
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
@@ -106,7 +106,7 @@ class Traced:
     def committed(
         self, tracer: Tracer, works: Sequence[Work], times: Times, passed: Passed, calls: Sequence[Call]
     ) -> None:
-        """Works that this worker committed, with the batch's stages and the calls made on all their account."""
+        """Works that this worker committed, with the batch's stages and the calls made for all of them."""
         kept = [work for work in works if work.payout and self._is_kept(tracer, work)]
         if not kept:
             return
@@ -119,13 +119,13 @@ class Traced:
             self._batch(tracer, batch, kept, len(works), times, calls)
 
     def put_off(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
-        """Attempts that failed, of sampled payouts: what is notable is not known of the others yet."""
+        """Failed attempts, of sampled payouts only: whether the others are notable is not known yet."""
         for work in works:
             if work.payout and tracer.samples(trace_of(work.payout).trace):
                 self._failed(tracer, work, begun_ns, secrets.randbits(64) or 1, "process")
 
     def set_aside(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
-        """Entries that became dead letters, which is always told."""
+        """Entries that became dead letters, which is always reported."""
         for work in works:
             if work.payout:
                 if work.loaded is None or not self._was_kept(tracer, work):
@@ -139,13 +139,13 @@ class Traced:
         )
 
     def _was_kept(self, tracer: Tracer, work: Work) -> bool:
-        """Whether what came before this work was told."""
+        """Whether what came before this work was reported."""
         return is_notable(work.loaded) or tracer.samples(trace_of(work.payout).trace)
 
     # ---- spans ----
 
     def _open(self, tracer: Tracer, work: Work, ended_ns: int, *, force: bool = False) -> None:
-        """The root, at the one commit that begins to tell of a payout, and the append of what a producer brought."""
+        """The root, at the first commit that is reported of a payout, and the append of what a producer brought."""
         trace, root = trace_of(work.payout)
         record, entry = work.record or work.loaded, work.entry.decode()
         appended_ns = written_ms(work.entry) * 1_000_000
@@ -228,7 +228,7 @@ class Traced:
         )
 
     def _hold(self, tracer: Tracer, work: Work, now_ns: int) -> None:
-        """The wait for people, once it is over."""
+        """The wait for a person's decision, once it is over."""
         before = work.loaded
         if before is None or before.decision != "HELD":
             return
@@ -276,7 +276,7 @@ class Traced:
         times: Times,
         calls: Sequence[Call],
     ) -> None:
-        """What several payouts shared, in a trace of its own: a span has one trace, so they are linked."""
+        """What several payouts shared, as a trace of its own to which theirs are linked, since a span has one trace."""
         tracer.tell(
             f"batch {DESTINATION}",
             batch,

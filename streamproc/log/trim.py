@@ -1,4 +1,4 @@
-"""Trimming: the beginning of a partition's log goes when the archive has it and nobody in Redis needs it any more."""
+"""Trimming: removes the beginning of a partition's log that is archived and that nobody in Redis needs any more."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ class Bound(Struct, frozen=True):
 
 
 class Trimmed(Struct, frozen=True):
-    """What a look or a cut found. Nothing needs what is below `cut`; `first` is the entry that the log began with."""
+    """The result of a trim or a dry run. Nothing needs what is below `cut`; `first` is the log's first entry before."""
 
     removed: int
     first: str
@@ -36,7 +36,7 @@ class Trimmed(Struct, frozen=True):
 
     @property
     def held_by(self) -> Bound:
-        """What holds the cut where it is."""
+        """The lowest bound, which determines the cut."""
         return min(self.bounds, key=lambda bound: id_key(bound.entry))
 
 
@@ -71,9 +71,9 @@ async def trim_round(
     calls_max: int = CALLS_MAX,
     on_removed: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trimmed, bool]:
-    """Cut until nothing is left to cut, `calls_max` times at most; all of it, and whether that bound ended it.
+    """Trim until nothing is left to remove, in at most `calls_max` calls: the sum, and whether that limit ended it.
 
-    `on_removed` hears after each cut how many entries are gone so far.
+    `on_removed` is called after each call with the number removed so far.
     """
     first = found = await trim(client, names, anchor=anchor, retention_s=retention_s)
     removed, calls = found.removed, 1

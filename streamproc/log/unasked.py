@@ -1,10 +1,10 @@
-"""What lets first looks be offered to `grant.lua` without asking Redis before: what it answered earlier. Where it said
-nothing of a beneficiary, only a rejection by screening is offered, which depends on none.
+"""What a consumer remembers of Redis's answers, so that first decisions go to `grant.lua` without asking Redis before.
 
-It is not relied on. The script finds for itself whether a payout is known, whether its beneficiary is still noted,
-whether the policies are those of the offer, and whether the time of the offer is near its own. What is not so it
-leaves, and Redis is asked about that as ever. So what is remembered here may be wrong: that costs a call, and changes
-no decision. A beneficiary alone is believed to be noted for as long as an answer that was had ahead of its batch is.
+It is optimistic: the script checks for itself that the payout is not known, that its beneficiary is still noted, that
+the policies are those of the offer, and that the offer's time is near its own. What fails a check is left, and Redis is
+asked about it as usual. So a wrong memory costs a call and changes no decision. One thing is believed without a check:
+that a pair is noted, for as long as an answer that was had ahead of its batch is believed too (BELIEVED_S). Of a payout
+to a beneficiary that is not remembered, only a rejection by screening is offered, which does not depend on it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,95 +19,102 @@ from streamproc.log.payees import PAIRS_MAX, First
 from streamproc.log.work import written_ms
 
 CLOCK_S = 10.0
-"""Redis's clock is carried by this host's monotonic one for so long: at the 50 ppm of a usual clock that is 0.5 ms, at
-the 500 ppm at which one is slewed 5 ms. A time after Redis's own the script refuses, and then Redis is asked."""
-
+"""How long Redis's clock is extrapolated by this host's monotonic one: at the 50 ppm of a usual clock that errs by
+0.5 ms, at the 500 ppm of one that is slewed by 5 ms. A time after Redis's own is refused by the script, and then
+Redis is asked."""
 
 BELIEVED_S = 0.25
-"""A pair that was found noted is not looked at again for so long, as what was asked ahead of a batch is not
-(opened.AHEAD_S). In a full load that is nearly all of them, and two looks at each cost 10 % of the script."""
+"""How long a pair that was found noted is not checked again, the same as for what was asked ahead of a batch
+(opened.AHEAD_S). In a full load that is nearly all pairs, and two HGETs for each cost 10 % of the script."""
 
 DOUBTED_S = 5.0
-"""Names that were noted so long ago were there when anything was asked that is used now: no answer takes so long
-(connection.py), and it is used for a quarter of a second."""
+"""How long it is kept that names were noted. Any answer in use was asked for later: none takes so long (connection.py),
+and it is used for a quarter of a second."""
 
 
 class Unasked:
-    """What one consumer remembers of Redis. It ends with its connections: another server may answer otherwise."""
+    """What one consumer remembers of Redis. Forgotten with its connections: another server may answer otherwise."""
 
     def __init__(self) -> None:
         self._noted: dict[tuple[str, str], float] = {}
-        """Pairs, by their two hashes, that were noted when Redis was last asked, and when that was."""
+        """Pairs, by the keys of their two hashes, that Redis last found noted -> when (monotonic clock, s); -inf:
+        check."""
         self._now_us, self._at_s, self._doubted_s = 0, -inf, -inf
         self._doubted: dict[str, float] = {}
-        """Where names were noted lately, and when that was done."""
+        """Hashes in which this consumer noted a name lately -> when."""
 
     def learn(
         self, now_us: int, at_s: float, seen: Sequence[First], beneficiaries: Sequence[BeneficiarySeen]
     ) -> None:
-        """Redis's clock (µs) as it came when our monotonic one was `at_s`, and what it knew of beneficiaries."""
+        """Take in an answer: Redis's clock (µs) when our monotonic one was `at_s`, and what it knew of
+        beneficiaries."""
         self._now_us, self._at_s = now_us, at_s
         if len(self._noted) + len(seen) > PAIRS_MAX:
-            self._noted.clear()  # rare; those that are in use are learnt again at once
-        for one, known in zip(seen, beneficiaries, strict=True):
+            self._noted.clear()  # rare; pairs in use are learnt again at once
+        for first, known in zip(seen, beneficiaries, strict=True):
             if known is NOTED:
-                self._noted[one.by_account, one.by_vendor] = at_s if at_s > self._doubted_s else -inf
+                self._noted[first.by_account, first.by_vendor] = at_s if at_s > self._doubted_s else -inf
             else:
-                self._noted.pop((one.by_account, one.by_vendor), None)
+                self._noted.pop((first.by_account, first.by_vendor), None)
 
-    def found(self, one: First, at_s: float) -> None:
-        """The script was asked at `at_s`, and found it noted."""
-        self._noted[one.by_account, one.by_vendor] = at_s
+    def found(self, first: First, at_s: float) -> None:
+        """The script was asked at `at_s` (monotonic clock), and found the pair noted."""
+        self._noted[first.by_account, first.by_vendor] = at_s
 
     def doubt(self, notes: Iterable[Sequence[Note]]) -> None:
-        """Names were noted, as in a `Handover`: where a hash is full another one went for each, so it is looked at."""
-        keys = {key for some in notes for key, *_ in some}
+        """This consumer noted names: each may have pushed another one out of a full hash, so those pairs are checked
+        again."""
+        keys = {key for of_one in notes for key, *_ in of_one}
         if keys:
             now_s = self._doubted_s = monotonic()
-            late = {key: at_s for key, at_s in self._doubted.items() if now_s - at_s < DOUBTED_S}
-            self._doubted = late | dict.fromkeys(keys, now_s)
+            recent = {key: at_s for key, at_s in self._doubted.items() if now_s - at_s < DOUBTED_S}
+            self._doubted = recent | dict.fromkeys(keys, now_s)
             self._noted |= dict.fromkeys((pair for pair in self._noted if not keys.isdisjoint(pair)), -inf)
 
     def is_doubted(self, seen: Iterable[First], asked_s: float) -> bool:
-        """Whether names were noted where these were looked at, after that perhaps: it was asked for at `asked_s`."""
-        when = self._doubted
-        both = ((one.by_account, one.by_vendor) for one in seen) if when else ()
-        return any(when.get(key, -inf) > asked_s for keys in both for key in keys)
+        """Whether an answer that was asked for at `asked_s` may be outdated: this consumer noted a name since, in
+        its hashes."""
+        doubted = self._doubted
+        pairs = ((first.by_account, first.by_vendor) for first in seen) if doubted else ()
+        return any(doubted.get(key, -inf) > asked_s for pair in pairs for key in pair)
 
-    def is_believed(self, one: First) -> bool:
-        """Whether it was found noted just now."""
-        return monotonic() - self._noted.get((one.by_account, one.by_vendor), -inf) < BELIEVED_S
+    def is_believed(self, first: First) -> bool:
+        """Whether the pair was found noted so lately that the script need not check it."""
+        return monotonic() - self._noted.get((first.by_account, first.by_vendor), -inf) < BELIEVED_S
 
     def forget(self) -> None:
-        """Redis has to be asked."""
+        """Forget all: Redis has to be asked."""
         self._noted.clear()
         self._at_s = -inf
 
     def of(self, first: Sequence[First], works: int) -> Sequence[First]:
-        """Which of a pass's first looks are to be offered. The others wait for it and are asked about after it, so
-        none are where fewer than half of the pass's `works` have a beneficiary who is known to be noted."""
+        """Which first looks of a pass to offer without asking: all or none.
+
+        The other works of the pass wait for them and are asked about only then. So none, unless at least half of the
+        pass's `works` go to a beneficiary that is remembered as noted.
+        """
         if not first or not self.is_fresh():
             return ()
         return first if 2 * sum(map(self.is_noted, first)) >= works else ()
 
-    def is_noted(self, one: First) -> bool:
-        """Whether it was found noted when Redis was last asked. Where not, nothing is known."""
-        return (one.by_account, one.by_vendor) in self._noted
+    def is_noted(self, first: First) -> bool:
+        """Whether Redis last found the pair noted. If not, nothing is known of it."""
+        return (first.by_account, first.by_vendor) in self._noted
 
     def is_fresh(self) -> bool:
-        """Whether Redis's clock was told lately."""
+        """Whether Redis's clock was heard within CLOCK_S."""
         return monotonic() - self._at_s < CLOCK_S
 
     def now_us(self, first: Sequence[First]) -> int:
-        """Redis's clock, not after it: by as much behind as its last answer was on its way, and never before one of
-        these, which are in the log's order, was asked for."""
+        """Redis's clock (µs), never ahead of it: behind by as long as its last answer took to arrive. It is not
+        before any of these payouts, which are in the log's order, was seen."""
         carried = self._now_us + int((monotonic() - self._at_s) * 1_000_000)
         ms = written_ms(first[-1].work.entry)
-        latest = takewhile(lambda one: written_ms(one.work.entry) == ms, reversed(first))
-        return max(carried, *(_since(one, ms) for one in latest))
+        latest = takewhile(lambda last: written_ms(last.work.entry) == ms, reversed(first))
+        return max(carried, *(_since(last, ms) for last in latest))
 
 
-def _since(one: First, ms: int) -> int:
-    """A moment (µs) that had come when an entry was written: in its id is the millisecond, by Redis's clock, and when
-    its producer saw it was in that or before."""
-    return max(ms * 1000, min(one.work.events[0].at, ms * 1000 + 999))
+def _since(first: First, ms: int) -> int:
+    """The latest moment (µs) that surely lay before an entry was written and its payout was seen. The entry's id has
+    the millisecond by Redis's clock; its producer saw the payout in that one or before."""
+    return max(ms * 1000, min(first.work.events[0].at, ms * 1000 + 999))

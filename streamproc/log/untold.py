@@ -1,7 +1,7 @@
-"""Held payouts that nobody could be told of: noted where they are seen at once, as a look through all records is slow.
+"""Held payouts that nobody could be told of: noted in one place, since to look through all records is slow.
 
-The note is only a hint: whoever reads it looks at the record. What is missing of it, after a recovery for one, is noted
-again at the next attempt to tell.
+A note is only a hint: readers check the record. A note that is missing, as after a recovery, is made at the next
+attempt to tell.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from streamproc.log.inspect import records_where
 from streamproc.log.names import LATE, Names
 
 LOOK_MAX = 1_000
-"""Notes that are looked at, the oldest first: more untold holds than that are told of as so many."""
+"""Notes that are looked at, the oldest first. More untold holds are reported as this many."""
 RECORDS_AT_ONCE = 200
 
 
@@ -81,8 +81,9 @@ def _is_untold(record: PayoutRecord | None) -> bool:
 
 
 async def look_for_held(url: str, partition: int, group: str) -> int:
-    """Once for a group that began at the end of the log: what is held since before gets its timers, and one that is due
-    where nobody was told. How many there were. May be repeated: the same timers are the same. Raises LogUnavailable."""
+    """Once for a group that began at the end of a log: set the timers of payouts that were held before, and one that
+    is due at once where nobody was told. The number of these payouts. Safe to repeat: the same timers are the
+    same members. Raises LogUnavailable."""
     names, found = Names(partition), 0
     async with connected(url) as client:
         with named_errors():

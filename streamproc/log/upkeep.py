@@ -1,6 +1,6 @@
-"""What a consumer looks for beside its batches: timers and retries that are due, and what others left in hand.
+"""What a consumer looks for beside its batches: timers and retries that are due, and what others left pending.
 
-Looking takes entries into this consumer's hands; they are handled by the consume loop, in turn with what is read.
+A look only claims entries; the consume loop handles them, in turn with what it reads.
 """
 
 import asyncio
@@ -24,29 +24,30 @@ from streamproc.telemetry import watch
 log = logging.getLogger(__name__)
 
 CLAIM_BATCH = 64
-"""Entries taken over at once."""
+"""Entries claimed in one call."""
 SUSPECT_DELIVERIES = 2
-"""Deliveries that a crash explains; an entry with more may be what crashes its workers."""
+"""Deliveries that ordinary crashes explain; an entry with more is suspected of killing its workers."""
 FEW = 16
-"""Suspects that are handled together when they are so for the first time: where workers are killed for no fault of
-theirs there are hundreds, and one at a time they take seconds. One that was delivered once more is alone."""
+"""Suspects that are handled together the first time. Workers that are killed for other reasons leave hundreds, which
+one at a time would take seconds. One that was delivered once more after that is handled alone."""
 ANY = 2**31
-"""Deliveries of an entry that is taken up however many they are."""
+"""No limit of deliveries."""
 
 
 class Found(NamedTuple):
-    """Entries that are in our hands now: those to be handled together, and the ids of those to be handled apart, a few
-    or one at a time: one that kills its worker must not take its neighbours along for ever.
+    """Claimed entries: those to be handled together, and the ids of suspects, to be handled apart, a few or one at a
+    time, so that one that kills its worker does not take its neighbours along for ever.
 
-    The latter are taken up (`Upkeep.take_up`) when their turn comes: what only waited behind one that kills its
-    worker was not delivered. Those that were delivered least come first, and do not even wait for it."""
+    Suspects are taken up (`Upkeep.take_up`), which counts a delivery, only when their turn comes: what merely waited
+    behind a killer was not delivered. The least suspicious come first.
+    """
 
     together: list[Raw]
     apart: list[list[bytes]]
 
 
 class Upkeep:
-    """One consumer's looks. `roster` is that of the process."""
+    """The upkeep of one consumer. `roster` is shared by the process."""
 
     def __init__(
         self,
@@ -68,16 +69,19 @@ class Upkeep:
         )
         self._gone_due = 0.0
         self._took = False
-        """Whether the last look took from who is gone: the next leaves that out, so what was put off has its turn."""
+        """Whether the last look claimed from a consumer that is gone: the next one skips that, so that retries have
+        a turn."""
         self._claim_due = 0.0
         self._cursor = b"0-0"
-        """Where the claiming is: it goes on to the end over several looks, since from the start it never gets there."""
+        """Where XAUTOCLAIM goes on: kept over several looks, since from the start each time it might never reach the
+        end."""
 
     async def look(self, client: Redis, *, may_claim: bool = True) -> Found | None:
-        """What is found first: of who is gone, of what nobody finished in the claim time, of what was put off.
+        """The first that is found of: entries of consumers that are gone, entries idle for the claim time, retries that
+        are due.
 
-        The first two are looked for where that `may_claim`, and at their times only, so what was put off gets its turn
-        however much they find.
+        The first two only if `may_claim`, and only at their intervals, so that retries get their turn however much is
+        claimed.
         """
         now = asyncio.get_running_loop().time()
         took, self._took = self._took, False
@@ -102,7 +106,7 @@ class Upkeep:
         return Found(retries, [])
 
     async def own(self, client: Redis, after: str) -> list[bytes]:
-        """Ids of what is in this consumer's hands, of what follows: some of them."""
+        """Ids pending with this consumer, from `after` on, a limited number."""
         with named_errors():
             rows: list[dict[str, Any]] = await client.xpending_range(
                 self.names.log, self.group, after, "+", self._works_max, self.name
@@ -110,22 +114,22 @@ class Upkeep:
         return [row["message_id"] for row in rows]
 
     async def take_up(self, client: Redis, entries: Sequence[bytes], *, most: int = ANY) -> list[TakenUp]:
-        """Of what came into our hands: all that is still there and not put off.
+        """Take up claimed entries that are still pending with us and not deferred.
 
-        What was delivered more often than `most` times, with this one, is told of and not taken up.
+        One that was delivered more often than `most` times, this time included, is returned without itself.
         """
         return await held.take_up(client, self.names, self.group, self.name, entries, most=most)
 
     async def take_up_again(self, client: Redis, entries: Sequence[bytes]) -> list[list[Raw]]:
-        """Of what was in our hands when the connection was lost: all that is still there and not put off, as it is to
-        be handled together."""
+        """Take up what was pending with us when the connection was lost, without those that are deferred, in the
+        parts in which it is to be handled: together, and then each suspect alone."""
         taken = await held.take_up(client, self.names, self.group, self.name, entries, most=None)
         counted = [(n, entry) for n, _, entry in taken if entry is not None]
         together = [entry for n, entry in counted if n <= SUSPECT_DELIVERIES]
         return [together, *([entry] for n, entry in counted if n > SUSPECT_DELIVERIES)]
 
     async def _claimed(self, client: Redis, now: float) -> Found | None:
-        """Take over what others left pending: the next of it that there is."""
+        """Take over what others left pending for the claim time: the next that there is."""
         idle_ms = int(self._claim_idle_s * 1000)
         while True:
             with named_errors():
@@ -149,7 +153,7 @@ class Upkeep:
                 return found
 
     async def _taken_over(self, client: Redis, entries: list[bytes]) -> Found | None:
-        """Take up what is in our hands now, except what is put off and what may be what kills its workers."""
+        """Take up claimed entries, except deferred ones and suspects, which go apart."""
         if not entries:
             return None
         taken = await self.take_up(client, entries, most=SUSPECT_DELIVERIES)
@@ -157,7 +161,7 @@ class Upkeep:
             return None
         log.info("%s/%d: took over %d entries", self.group, self.names.partition, len(taken))
         watch.taken_up(self.group, "claim", len(taken))
-        return Found([one.entry for one in taken if one.entry is not None], _apart(taken))
+        return Found([up.entry for up in taken if up.entry is not None], _apart(taken))
 
     async def _remove_stale_consumers(self, client: Redis) -> None:
         with named_errors():
@@ -165,13 +169,13 @@ class Upkeep:
         for row in consumers:
             name, idle_ms = row["name"].decode(), int(row["idle"])
             if name != self.name and row["pending"] == 0 and idle_ms > 1000 * self._claim_idle_s:
-                # One that was only slow makes itself anew when it reads.
+                # If it was only slow, its next read creates it again.
                 await scripts.leave(client, self.names, self.group, name)
 
 
 def _apart(taken: Sequence[TakenUp]) -> list[list[bytes]]:
-    """Suspects as they are handled, the least suspicious first."""
-    suspects = sorted((one for one in taken if one.entry is None), key=lambda one: one.deliveries)
-    few = [one.id for one in suspects if one.deliveries <= SUSPECT_DELIVERIES]
+    """Suspects in the groups in which they are handled, the least suspicious first."""
+    suspects = sorted((entry for entry in taken if entry.entry is None), key=lambda entry: entry.deliveries)
+    few = [entry.id for entry in suspects if entry.deliveries <= SUSPECT_DELIVERIES]
     groups = [few[at : at + FEW] for at in range(0, len(few), FEW)]
-    return groups + [[one.id] for one in suspects[len(few) :]]
+    return groups + [[entry.id] for entry in suspects[len(few) :]]

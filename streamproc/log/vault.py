@@ -1,4 +1,4 @@
-"""A sealed text that all processes share: Redis keeps bytes that only their writers can read."""
+"""A sealed text that all processes share: Redis keeps the bytes, which only its writers can read."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +9,12 @@ from streamproc.log.names import Names
 from streamproc.log.pace import HOME
 
 TURN_S = 20.0
-"""Longer than a call outside takes; a process that dies meanwhile is followed after this."""
+"""Lease of a turn: longer than an outside call takes. If a process dies in its turn, the next one has its turn after
+this."""
 
 
 class Vault:
-    """One text by name. `owner` is this process."""
+    """One text by its name. `owner` is this process."""
 
     def __init__(self, url: str, *, name: str, owner: str) -> None:
         self._url, self._name, self._owner = url, name, owner
@@ -21,21 +22,21 @@ class Vault:
         self._key = self._names.vault(name)
 
     async def load(self) -> bytes | None:
-        """None where nothing was saved."""
+        """The text; None where nothing was saved."""
         async with connected(self._url) as client:
             with named_errors():
                 found = await client.get(self._key)
         return found if isinstance(found, bytes) else None
 
     async def save(self, sealed: bytes) -> None:
-        """In the place of what was there."""
+        """Replace the text."""
         async with connected(self._url) as client:
             with named_errors():
                 await client.set(self._key, sealed)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
-        """One process at a time; False: it is somebody else's."""
+        """A turn to change it, for one process at a time; False: another process has it."""
         job = f"vault:{self._name}"
         async with connected(self._url) as client:
             term, _ = await scripts.lease(client, self._names, job, self._owner, lasts_s=TURN_S)

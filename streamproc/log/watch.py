@@ -1,4 +1,4 @@
-"""The payouts that a poller looks at again: a sorted set by when, in the account's partition."""
+"""The payouts that a poller looks at again, each at its time: a sorted set in the account's partition."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Seeds = Callable[[Sequence[PayoutRecord]], Mapping[str, int]]
 
 
 class Watched:
-    """Members are payout ids, scores Unix seconds. It holds what is open at the bank, so the bank bounds it."""
+    """Members are payout ids, scores Unix seconds. Its size is bounded by the payouts that are open at the bank."""
 
     def __init__(self, url: str, *, account: str, partitions: int) -> None:
         self._url = url
@@ -21,13 +21,13 @@ class Watched:
         self._mark = self._names.cursor("watch_seeded")
 
     async def add(self, when: Mapping[str, int]) -> None:
-        """Put payouts on the list, unless they are."""
+        """Add payouts that are not on the list yet."""
         async with connected(self._url) as client:
             with named_errors():
                 await client.zadd(self._key, dict(when), nx=True)
 
     async def due(self, now_s: int, limit: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Those whose time has come, the longest due first, with their records."""
+        """Payouts that are due, the longest first, with their records."""
         async with connected(self._url) as client:
             with named_errors():
                 found = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
@@ -42,7 +42,7 @@ class Watched:
         ]
 
     async def move(self, when: Mapping[str, int | None]) -> None:
-        """Look at them again then; None: no more."""
+        """Set when each is due next; None takes it off the list."""
         async with connected(self._url) as client:
             with named_errors():
                 async with client.pipeline(transaction=False) as pipe:
@@ -54,7 +54,7 @@ class Watched:
                     await pipe.execute()
 
     async def seed(self, seeds: Seeds) -> None:
-        """Put on the list what is open here already; once, and again where Redis was rebuilt. O(keys of Redis)."""
+        """Add what is open in Redis already; once, and again after Redis was rebuilt. O(keys of Redis)."""
         async with connected(self._url) as client:
             with named_errors():
                 if await client.exists(self._mark):

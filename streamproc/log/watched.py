@@ -1,10 +1,10 @@
-"""What a batch tells of itself: its stages' times, what was decided and how long that took, what failed.
+"""Telemetry of batches: how long stages took, what was decided and after how long, what failed.
 
-It is told after the commit, of what this worker committed: an entry that somebody else had acknowledged first is
-counted there. What went straight is told while Redis has the next batch, or when nothing else is to do, so that no
-payout waits for it, and small batches together: to tell of one costs nearly as much as of many. A worker that dies
-before leaves its last batch, or those of the last UNTOLD_S, uncounted; exact figures are the views'. Where traces are
-wanted each batch is told of at once: that takes long, and the times of others would have it in them.
+It is recorded after the commit, for what this worker committed; an entry that another worker acknowledged first is
+counted there. For the fast path it is recorded while Redis has the next batch, or when nothing else is to do, so that
+no payout waits for it, and for small batches together, since one payout costs nearly as much as many. A worker that is
+killed leaves its last batch, or the last UNTOLD_S, uncounted; exact figures are in the views. With traces each batch is
+recorded at once: that takes long, and would otherwise be part of other batches' times.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 US = 1_000_000
 UNTOLD_MAX = 128
-"""Payouts that went straight and are not told of yet, which is half of a full batch,"""
+"""Fast-path payouts that may wait to be recorded: half of a full batch."""
 TOGETHER_S = 0.05
-"""or since when the first of them waits, where Redis has a batch meanwhile,"""
+"""How long they may wait, if Redis has a batch meanwhile."""
 UNTOLD_S = 0.1
-"""or else: the chain of a neighbour may wait for others. Shorter than anybody sees on a dashboard."""
+"""How long otherwise, as when another chain waits for the outside. Too short to be seen on a dashboard."""
 Granted = tuple[Work, Offer, Fate]
 
 
 class _Untold(NamedTuple):
-    """A batch that went straight, when, and by Redis's clock (µs)."""
+    """A fast-path batch that is not recorded yet, with its times and Redis's clock (µs)."""
 
     granted: Sequence[Granted]
     times: Times
@@ -45,7 +45,7 @@ class _Untold(NamedTuple):
 
 
 class Watched:
-    """The batches of one group on one partition, one at a time."""
+    """Telemetry of one group on one partition, a batch at a time."""
 
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
@@ -60,17 +60,17 @@ class Watched:
 
     @property
     def has_untold(self) -> bool:
-        """Whether `tell` has anything to do."""
+        """Whether `tell` has anything to record."""
         return bool(self._untold)
 
     def tell_if_due(self) -> None:
-        """Tell what went straight where that is much, or waits for long."""
+        """Record fast-path batches, if they are many or have waited for long."""
         payouts = sum(len(batch.granted) for batch in self._untold)
         if payouts >= UNTOLD_MAX or (payouts and monotonic() >= self._untold_since_s + TOGETHER_S):
             self.tell()
 
     def tell(self) -> None:
-        """Tell what went straight and was not told yet."""
+        """Record the fast-path batches that wait."""
         untold, self._untold = self._untold, []
         if self._due is not None:
             self._due.cancel()
@@ -90,18 +90,19 @@ class Watched:
                 if tracer is not None:
                     works = [work for work, *_ in granted]
                     for work, offer, fate in granted:
-                        # What was recorded but for the counters' numbers, which are 0 here: nothing is told of those.
+                        # As in the log, except that the counters' numbers are 0, which telemetry does not use.
                         work.record, out = offer.told(fate)
                         work.out = list(out)
                     self._tell_done(meters, works, passed, (), times, now_us)
 
     def loaded(self, desk: Desk, at_ns: int) -> None:
-        """A batch begins: Redis's clock is known, told when ours was `at_ns`."""
+        """A batch begins; `desk.now_us` was Redis's clock when this host's was `at_ns`."""
         self._desk, self._loaded_ns, self._told_ns, self._calls = desk, time_ns(), at_ns, []
         watch.keep(self._calls)
 
     def granted(self, granted: Sequence[Granted], sent_ns: int) -> None:
-        """Offers were sent at `sent_ns`, and these were done: the way is one stage, its script the commit."""
+        """These offers, sent at `sent_ns`, were recorded. The fast path counts as one stage, and its script as the
+        commit."""
         if watch.meters() is None or self._desk is None or not granted:
             return
         if not self._untold:
@@ -116,11 +117,11 @@ class Watched:
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
         now_ns = time_ns()
-        self.tell()  # of what went straight before
+        self.tell()  # fast-path batches came before this one
         with watch.unharmed():
             passed = self._desk.passed if self._desk is not None else []
             self._tell_committed(works, statuses, passed, now_ns)
-            # A batch whose payouts moved on is committed again: its stages were timed.
+            # What is stale in this batch is committed again, but its stages are timed already.
             passed.clear()
 
     def _tell_committed(
@@ -143,7 +144,7 @@ class Watched:
         times: Times,
         now_us: int,
     ) -> None:
-        """Works that were committed; Redis's clock was `now_us` then."""
+        """Record works that were committed when Redis's clock was `now_us`."""
         _count(meters, works, now_us)
         if lines.are_said():
             lines.say([line for work in works for line in self._lines(work)])
@@ -152,13 +153,13 @@ class Watched:
             self._traced.committed(tracer, works, times, passed, calls)
 
     def _now_us(self, desk: Desk, now_ns: int) -> int:
-        """Redis's clock."""
+        """Redis's clock at `now_ns` of this host's."""
         return desk.now_us + (now_ns - self._told_ns) // 1000
 
     def _tell_times(
         self, meters: "Meters", statuses: Sequence[Committed], passed: Passed, times: Times
     ) -> None:
-        """How long each stage took, and the commit."""
+        """Record how long each stage and the commit took."""
         meters.batch_entries.labels(self._group).observe(len(statuses))
         for stage, stage_ns, ended_ns in passed:
             meters.stage_seconds.labels(self._group, stage).observe((ended_ns - stage_ns) / 1e9)
@@ -167,29 +168,29 @@ class Watched:
             meters.entries.labels(self._group, status.name.lower()).inc(n)
 
     def _tell_granted(self, meters: "Meters", untold: Sequence[_Untold]) -> None:
-        """As `_tell_done`, of the decisions alone: nothing else that an offer records is told of. What is recorded
-        of a payout costs as much to make as to decide it, and payouts of one form are decided alike."""
+        """As `_tell_done`, for decisions alone, which are all that an offer's events have for telemetry. Payouts of
+        one form are decided alike, so their events are made only once: that costs as much as deciding a payout."""
         alike: dict[tuple[int, Fate], tuple[e.PayoutDecided | None, list[tuple[Offer, int]]]] = {}
-        said, are_said = list[lines.DecisionLine](), lines.are_said()
+        log_lines, are_said = list[lines.DecisionLine](), lines.are_said()
         for granted, _, now_us in untold:
             for work, offer, fate in granted:
-                which = (id(offer.form), fate)
-                known = alike.get(which)
+                form_key = (id(offer.form), fate)
+                known = alike.get(form_key)
                 if known is None:
-                    known = alike[which] = (_decision_in(offer.told(fate)[1]), [])
+                    known = alike[form_key] = (_decision_in(offer.told(fate)[1]), [])
                 decision, offers = known
                 if decision is None:
                     continue
                 offers.append((offer, now_us))
                 if are_said:
-                    said.append(self._line(decision, work, offer))
+                    log_lines.append(self._line(decision, work, offer))
         for decision, offers in alike.values():
             if decision is not None:
                 _count_decided(meters, decision, offers)
-        lines.say(said)
+        lines.say(log_lines)
 
     def _line(self, decision: e.PayoutDecided, work: Work, offer: Offer) -> lines.DecisionLine:
-        """Of a payout that was decided as another one with the same form."""
+        """The log line of a payout that was decided like another one with the same form."""
         return lines.DecisionLine(
             self._partition,
             work.entry.decode(),
@@ -220,7 +221,7 @@ class Watched:
         ]
 
     def put_off(self, works: Sequence[Work]) -> None:
-        """Entries that wait for another attempt."""
+        """Record entries that were deferred."""
         self.tell()
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
@@ -228,7 +229,7 @@ class Watched:
             self._fell_out("put_off", works)
 
     def set_aside(self, works: Sequence[Work]) -> None:
-        """Entries that are dead letters now."""
+        """Record entries that became dead letters."""
         self.tell()
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
@@ -242,13 +243,13 @@ class Watched:
 
 
 def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
-    """What was recorded, with how long it took."""
+    """Count the events of committed works, with how long they took."""
     decided: Counter[tuple[str, str]] = Counter()
     paise: Counter[str] = Counter()
     for work in works:
         for event in work.out:
             if type(event) is e.PayoutDecided:
-                # Summed up first: a counter has a lock, and a batch few different reasons.
+                # Summed up first: each counter has a lock, and a batch has few different reasons.
                 decided[event.decision, event.reason] += 1
                 paise[event.decision] += event.amount
                 _time_of_decision(meters, work, event, now_us)
@@ -265,7 +266,7 @@ def _decision_in(out: Sequence[e.Fact]) -> e.PayoutDecided | None:
 
 
 def _count_decided(meters: "Meters", decision: e.PayoutDecided, offers: Sequence[tuple[Offer, int]]) -> None:
-    """First decisions that are alike, and when they were recorded by Redis's clock (µs)."""
+    """Count first decisions that are alike, each with when it was recorded by Redis's clock (µs)."""
     meters.decisions.labels(decision.decision, decision.reason).inc(len(offers))
     meters.decided_paise.labels(decision.decision).inc(sum(offer.ask.amount for offer, _ in offers))
     took = meters.decision_seconds.labels(decision.decision)
@@ -284,7 +285,7 @@ def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_
 
 
 def _exemplify(meters: "Meters", tracer: Tracer, works: Sequence[Work], now_us: int) -> None:
-    """Name the trace of the slowest first decision of a batch, where it has one."""
+    """Attach the trace of a batch's slowest first decision to its metric, if it has a trace."""
     decided = [
         (now_us - work.record.received_at, work.record)
         for work in works
@@ -326,7 +327,7 @@ def _alarm(kind: str) -> Callable[["Meters", Work, Any, int], None]:
 
 
 def _s(us: int) -> float:
-    """Seconds; two hosts' clocks may make a little less than nothing of it."""
+    """Seconds, at least 0: two hosts' clocks may differ a little."""
     return max(0, us) / US
 
 

@@ -1,4 +1,4 @@
-"""What a process says of itself now and then, for operators who ask another one: kept in Redis for a while."""
+"""The state of each process's breakers, kept in Redis for a while, so that operators can ask any process."""
 
 import time
 from typing import Any
@@ -11,11 +11,11 @@ from streamproc.log.names import Names
 from streamproc.log.pace import HOME
 
 SAY_EVERY_S = 5.0
-"""Between two words."""
+"""Interval at which a process reports."""
 HEARD_S = 20.0
-"""A process that died, or hangs, is no longer heard after this."""
+"""Reports older than this do not count: the process died, or hangs."""
 FORGOTTEN_S = 3600.0
-"""Words of processes that are gone are removed then."""
+"""Reports older than this are removed."""
 
 
 class BreakerWord(Struct, frozen=True):
@@ -29,14 +29,14 @@ class BreakerWord(Struct, frozen=True):
 
 
 async def say_breakers(url: str, process: str, breakers: list[BreakerWord]) -> None:
-    """Say how this process's breakers are. Raises LogUnavailable."""
+    """Report this process's breakers. Raises LogUnavailable."""
     async with connected(url) as client:
         with named_errors():
             await client.hset(Names(HOME).words, process, msgspec.json.encode(breakers))
 
 
 async def heard_breakers(url: str) -> list[BreakerWord]:
-    """What every process said of its breakers lately. Raises LogUnavailable."""
+    """The recent reports of all processes. Raises LogUnavailable."""
     heard: list[BreakerWord] = []
     now_s = time.time()
     async with connected(url) as client:

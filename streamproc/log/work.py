@@ -1,8 +1,8 @@
 """What a group does with an entry, apart from reading and committing it: stages, works, the chain.
 
-A stage is data: a name, the events it consumes, and a function over a batch. It describes what it wants by
-`Work.emit`, `Work.later` and `Work.fail`; nothing is written until the whole chain is through, and then the
-entry is acknowledged and all of it appended in one step.
+A stage is data: a name, the events it consumes, and a function over a batch. The function says what it wants by
+`Work.emit`, `Work.later` and `Work.fail`. Nothing is written until the whole chain is through; then the entry is
+acknowledged and all of it appended in one step.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ Settlement: TypeAlias = str
 
 
 class Work(Struct, eq=False):
-    """One entry in hand: what it says, what is known of its payout, and what shall be recorded.
+    """One entry in hand: what it says, what is known of its payout, and what is to be recorded.
 
     A Struct, since a dataclass with so many fields takes three times as long to make.
     """
@@ -35,7 +35,7 @@ class Work(Struct, eq=False):
     events: list[Event]
     payout: str = ""
     taken: bool = False
-    """It came from retries or from another consumer, so traces of earlier attempts are to be removed."""
+    """It came from retries or from another consumer, so the commit removes traces of earlier attempts."""
     loaded: PayoutRecord | None = None
     version: bytes = b"0"
     record: PayoutRecord | None = None
@@ -44,22 +44,23 @@ class Work(Struct, eq=False):
     timers: list[TimerFired] = []
     settle: Settlement = ""
     fees: int = 0
-    """Charged in all with what is committed."""
+    """All fees that are committed with the amount (paise)."""
     beneficiary: BeneficiarySeen | None = None
     """What the registry knew when the batch was loaded; None where the entry is no first look at an open payout."""
     unpaid: Sequence[str] = ()
-    """Keys of beneficiaries under which nobody was then: who comes there first makes others changed ones."""
+    """Keys of the beneficiary's hashes that were empty then: the commit fails if somebody else is noted there first."""
     problem: Exception | None = None
     calls: list[Call] = []
-    """What was waited for on its account: the barrier, the bank."""
+    """What it waited for: the barrier, the bank."""
     stale_times: int = 0
     looked_at: bool = False
-    """What was said of the payout is not recorded, but is true only until it moves on: the commit finds that out."""
+    """A stage relied on the payout's state without recording anything; the commit checks that it has not moved on."""
     m: bytes = b"{}"
     """The entry's metadata, as it was read."""
 
     def open(self, version: bytes, record: PayoutRecord | None, admission: Admission, *, keep: bool) -> None:
-        """Start from what Redis knows. `keep` leaves earlier outputs: they are facts, only the fold is new."""
+        """Start from what Redis knows. `keep` leaves the outputs of an earlier pass: they are facts, only the fold
+        is new."""
         self.loaded, self.version, self.admission, self.problem = record, version, admission, None
         self.looked_at = False
         # Producers append without touching the record: what they saw is folded by whoever handles it.
@@ -73,7 +74,7 @@ class Work(Struct, eq=False):
             self.out, self.timers, self.settle, self.fees = [], [], "", 0
 
     def emit(self, event: Event) -> None:
-        """Record `event` with this entry's commit; later stages of the chain see it."""
+        """Record `event` with this entry's commit. Later stages of the chain see it."""
         self.out.append(event)
         self.record = evolve(self.record, event)
 
@@ -82,11 +83,12 @@ class Work(Struct, eq=False):
         self.timers.append(timer)
 
     def fail(self, problem: Exception) -> None:
-        """Leave the chain. Unprocessable sets the entry aside, TryAgain puts it off."""
+        """Take the work out of the chain: Unprocessable sets its entry aside, all else defers it; only TryAgain
+        costs no attempt."""
         self.problem = problem
 
     def known(self) -> PayoutRecord:
-        """The payout's record, which every event about a payout has after its observation."""
+        """The payout's record. Raises LookupError where it was never observed."""
         if self.record is None:
             raise LookupError(f"payout {self.payout} was never observed in this log")
         return self.record
@@ -94,7 +96,7 @@ class Work(Struct, eq=False):
 
 @dataclass(slots=True)
 class Desk:
-    """What a batch is handled with: Redis's clock, the policies in force, the counters to ask, the cache."""
+    """What a batch is handled with: Redis's clock, the policies in force, the counters, the cache."""
 
     now_us: int
     partition: int
@@ -106,10 +108,10 @@ class Desk:
     entry: Callable[[str], Awaitable[list[Event]]]
     """The events of another entry of this log; none where it has left Redis."""
     passed: list[tuple[str, int, int]] = field(default_factory=list)
-    """Each stage that had something to do: its name, and when it began and ended (ns, this host's clock)."""
+    """Stages that had something to do: name, begin and end (ns, this host's clock)."""
     _parties: dict[tuple[str, str, Identity], Party] = field(default_factory=dict)
     _signed: dict[tuple[str, str, str], Identity] = field(default_factory=dict)
-    """Of payouts with a signature, which takes long to verify."""
+    """By payout, agent and fund account, for payouts with a signature, which takes long to verify."""
 
     def party(self, record: PayoutRecord) -> Party:
         """Whose payout this is under the policies in force; looked up once a batch, since every stage asks."""
@@ -132,19 +134,19 @@ class Desk:
 
 
 class Asked(Protocol):
-    """What a batch's short way is asked for each work."""
+    """The fast path of one batch: gives an offer for a work, or leaves it to the chain."""
 
     def __call__(self, work: Work) -> Offer | None:
-        """An offer for an open work; None where the chain has to look at it."""
+        """The offer for an open work; None: the chain has to handle it."""
         ...
 
     def at_sight(self, work: Work) -> Offer | None:
-        """The same of a first look that is not opened, for a pair that is noted; None: open it and ask."""
+        """The offer for a first look that is not opened, whose pair is noted; None: open it and ask `__call__`."""
         ...
 
 
 Straight: TypeAlias = Callable[[Desk], Asked]
-"""For each batch, what to ask."""
+"""Makes the fast path of a batch."""
 Item: TypeAlias = tuple[Work, Event]
 Handle: TypeAlias = Callable[[Sequence[Item], Desk], Awaitable[None]]
 
@@ -168,15 +170,16 @@ class Group(Struct, frozen=True):
     name: str
     stages: tuple[Stage, ...]
     straight: Straight | None = None
-    """The short way for what the chain would let pass anyway; it comes to what the chain comes to."""
+    """The fast path for what the chain decides at once; it must come to the same result as the chain."""
     outputs_are_facts: bool = False
     looks_again: bool = False
     read_max: int = 256
-    """Entries read at once: as many as the floor reads. Other sizes have not been measured."""
+    """Entries read at once: as many as the floor of the benchmarks reads. Other sizes have not been measured."""
     works_max: int = 256
-    """Entries in one pass of the chain, of those read: as many as it surely does within the batch's time."""
+    """Entries of those in one pass of the chain: as many as surely fit into the batch's time."""
     wanted: bytes = b""
-    """A pattern over an entry's bytes, where not every event of a consumed type matters: the rest is not decoded."""
+    """A pattern over an entry's bytes, if not every event of a consumed type matters: what does not match is not
+    decoded."""
 
     @property
     def consumes(self) -> frozenset[type[Fact]]:
@@ -185,7 +188,7 @@ class Group(Struct, frozen=True):
 
 
 async def run_chain(group: Group, works: Sequence[Work], desk: Desk) -> None:
-    """Every stage in order over the batch. What a stage emits is handled by later stages in the same pass."""
+    """Run every stage in order over the batch. Later stages of the same pass also handle what a stage emits."""
     for stage in group.stages:
         items = [
             (work, event)
@@ -201,7 +204,7 @@ async def run_chain(group: Group, works: Sequence[Work], desk: Desk) -> None:
 
 
 def distinct_payouts(works: Iterable[Work]) -> tuple[list[Work], list[Work]]:
-    """The first work of each payout, and the rest in order: one payout is handled once at a time."""
+    """The first work of each payout, and the rest in order: a pass handles one work of a payout."""
     first: list[Work] = []
     rest: list[Work] = []
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""The audit trail: is it still what was signed, and what does it say."""
+"""`audit verify`: is the audit trail still what was signed; and the keys and files for that."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,24 +21,24 @@ VKEY_FILE_BYTES_MAX = 65_536
 
 
 class Verified(Struct):
-    """What `audit verify` found. `outside` is the file that was compared, empty where there was none."""
+    """What `audit verify` found. `outside`: the file that was compared, '' if there was none."""
 
     archive: str
     outside: str
     parts: list[Part]
     faults: list[Fault]
-    """Of the file; those of a partition are in its part."""
+    """Faults of the file; those of a partition are in its part."""
     seconds: float
     notes: list[str]
 
     @property
     def rows(self) -> int:
-        """Rows that were good."""
+        """Rows that are good."""
         return sum(part.rows for part in self.parts)
 
     @property
     def rows_per_s(self) -> int:
-        """How fast."""
+        """Rows verified each second."""
         return int(self.rows / self.seconds) if self.seconds > 0 else 0
 
     @property
@@ -56,10 +56,10 @@ async def verify(
     is_copy: bool = False,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verified:
-    """Compute chain and tree anew from the stored bytes and compare them with every checkpoint, inside and outside.
+    """Compute chain and tree again from the stored bytes and compare them with every checkpoint, inside and outside.
 
-    Needs Postgres and the file, nothing else. A file that is a copy may lack the newest checkpoints. Raises JobFailed
-    where Postgres cannot be asked.
+    Needs only Postgres and the file. If the file is a copy, it may lack the newest checkpoints. Raises JobFailed if
+    Postgres cannot be asked.
     """
     began = time.monotonic()
     notes = None if outside is None else read_outside(outside, trusted)
@@ -86,7 +86,7 @@ async def verify(
 
 
 def _of_others(notes: OutsideNotes, archive: str) -> list[Fault]:
-    """The first checkpoint in the file of an archive that is not this one."""
+    """The first checkpoint in the file that is of another archive."""
     for origin, sizes in notes.by_origin.items():
         if origin.split("/")[1] != archive:
             line = min(line for line, _ in sizes.values())
@@ -99,7 +99,8 @@ def _of_others(notes: OutsideNotes, archive: str) -> list[Fault]:
 
 
 def _cut(notes: OutsideNotes, parts: Sequence[Part], is_copy: bool) -> list[Fault]:
-    """Where the file lacks what was handed to it. One that begins later is only noted: the place may have changed."""
+    """Where the file lacks checkpoints that were published to it. One that begins later is only noted: its place may
+    have changed."""
     if notes.faults:
         return []  # what is damaged there is missing too
     faults = []
@@ -131,9 +132,9 @@ def _notes(found: Verified) -> list[str]:
 
 
 def trusted_for(settings: Settings, named: Sequence[str]) -> Trusted:
-    """The keys that are named (a vkey, or a file of them); where none is, our own and STREAMPROC_CHECKPOINT_KEYS.
+    """The named keys (a vkey, or a file of vkeys); if none is named, our own and those in STREAMPROC_CHECKPOINT_KEYS.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     if named:
         vkeys = [vkey for name in named for vkey in _vkeys(name)]
@@ -161,7 +162,7 @@ def _vkeys(name: str) -> list[str]:
 
 
 def own_key(settings: Settings) -> PublicKey | None:
-    """The public half of the key that this system signs with; None where it has none yet."""
+    """The public half of the key that this system signs with; None if it has none yet."""
     if settings.signing_key:
         return Signer.of_text(settings.signing_key.reveal()).public
     signer = read_key(settings.data_dir / KEY_FILE)
@@ -169,9 +170,9 @@ def own_key(settings: Settings) -> PublicKey | None:
 
 
 def outside_file(settings: Settings, named: Path | None) -> Path | None:
-    """The file of checkpoints to compare with; None where none is named and none has to be at its usual place.
+    """The file of checkpoints to compare with; None if none is named and none is expected at its usual place.
 
-    It has to be beside the key that signs in DATA_DIR, and where STREAMPROC_CHECKPOINT_TO says: also where it is gone.
+    It is expected if the key that signs is in DATA_DIR, or STREAMPROC_CHECKPOINT_TO names it, even if it is gone.
     """
     path = named or notes_path(settings.checkpoint_to, settings.data_dir)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""The audit for the HTTP API: pages of lines that stay in order while it grows."""
+"""The audit for the HTTP API: pages of lines that keep their order while the audit grows."""
 
 from datetime import datetime
 from typing import Any
@@ -11,13 +11,13 @@ from streamproc.operate.moments import iso_moment
 
 
 class AuditDesk:
-    """Asks the view `audit`."""
+    """Reads the view `audit`."""
 
     def __init__(self, gateway: SiteGateway) -> None:
         self._gateway = gateway
 
     async def page(self, asked: dict[str, str], *, after: str | None, limit: int) -> dict[str, Any]:
-        """Lines behind another. Raises TryAgain where Postgres is away, InputError for what is no time or no line."""
+        """Lines after another one. Raises TryAgain if Postgres is away, InputError for an invalid time or line."""
         given: dict[str, Any] = dict(asked)
         for name in ("since", "until"):
             if name in given:

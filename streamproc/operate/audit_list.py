@@ -1,4 +1,4 @@
-"""What the audit says: its lines by agent, payout, vendor, reason, decision, kind and time, page by page."""
+"""Lists the audit's lines by agent, payout, vendor, reason, decision, kind and time, page by page."""
 
 import re
 from typing import Any
@@ -15,14 +15,14 @@ _LINE = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18}):(\d{1,6})", re.ASCII)
 
 
 class Page(Struct, frozen=True):
-    """Lines, the newest first; `next` is what to go on after, None where there are no more."""
+    """Lines, the newest first. `next`: the `after` of the next page, None if there are no more."""
 
     items: list[AuditRow]
     next: str | None
 
 
 async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit: int) -> Page:
-    """A page of the lines that match. Raises JobFailed where Postgres is away or has no line `after`."""
+    """A page of the lines that match. Raises JobFailed if Postgres is away or has no line `after`."""
     place = None if after is None else place_of(after)
     try:
         with refusals_named():
@@ -37,12 +37,12 @@ async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit:
 
 
 def page_of(rows: list[AuditRow], limit: int) -> Page:
-    """A page of `limit` lines, of which one more was asked for."""
+    """A page of `limit` lines, of `limit` + 1 that were queried."""
     return Page(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
 
 
 def place_of(line: str) -> tuple[int, str, int]:
-    """Partition, entry and index of a line's id. Raises InputError for what is none."""
+    """Partition, entry and index of a line's id. Raises InputError for anything else."""
     found = _LINE.fullmatch(line)
     if found is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The bank's client as every process and command opens it: one pace for all and one OAuth token, both in Redis."""
+"""Opens the bank's client for every process and command: with one pace for all and one OAuth token, both in Redis."""
 
 import os
 import secrets
@@ -15,14 +15,14 @@ from streamproc.log.vault import Vault
 from streamproc.settings import Settings
 
 PACE = "razorpay"
-"""What the pace is called in Redis. One installation has one key, and the bank limits by key."""
+"""Name of the pace in Redis. One for an installation, which has one key, since the bank limits by key."""
 AUTH_TIMEOUT_S = 8.0
-"""For a new token; less than the vault's turn lasts."""
+"""Limit for getting a new token; less than the vault's turn lasts."""
 
 
 @asynccontextmanager
 async def opened_bank(settings: Settings) -> AsyncIterator[Razorpay]:
-    """The bank. Without a Redis in the settings this process keeps the pace for itself, and a token as it is."""
+    """The bank's client. Without a Redis in the settings, pace and token are this process's own."""
     async with AsyncExitStack() as stack:
         turns = tokens = None
         if settings.redis_url:
@@ -44,7 +44,8 @@ async def opened_bank(settings: Settings) -> AsyncIterator[Razorpay]:
 
 
 def _tokens(settings: Settings, stack: AsyncExitStack) -> TokenKeeper | None:
-    """None where no refresh token is configured: then the token is used as long as it lasts."""
+    """Keeps the OAuth token fresh; None if no refresh token is configured: then the token is used as long as it
+    lasts."""
     refresh_token = settings.razorpay_oauth_refresh_token.reveal()
     if not refresh_token:
         return None

@@ -1,4 +1,4 @@
-"""Every process's breakers where one operator sees them: said by who has them, heard by doctor and `/readyz`."""
+"""All processes' breakers, in one place for operators: each process reports its own, doctor and `/readyz` read them."""
 
 import asyncio
 import time
@@ -12,14 +12,14 @@ from streamproc.log.word import SAY_EVERY_S, BreakerWord, heard_breakers, say_br
 
 
 class Open(NamedTuple):
-    """The breakers that are open, in words, and how many were heard of."""
+    """The open breakers, in words, and how many breakers were reported."""
 
     detail: str
     heard: int
 
 
 async def say_until(url: str, process: str, breakers: Mapping[str, Breaker], stopping: asyncio.Event) -> None:
-    """Say how these breakers are, by the name of the system, until `stopping`."""
+    """Report these breakers, by the name of the system, until `stopping`."""
     while not stopping.is_set():
         now_s = int(time.time())
         words = [
@@ -34,7 +34,7 @@ async def say_until(url: str, process: str, breakers: Mapping[str, Breaker], sto
 
 
 async def open_breakers(url: str) -> Open:
-    """Raises LogUnavailable."""
+    """The breakers that are open. Raises LogUnavailable."""
     heard = await heard_breakers(url)
     texts = [
         f"{word.system} {word.state} since {word.opened_for_s} s in {word.process}"

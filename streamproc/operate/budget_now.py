@@ -11,10 +11,11 @@ from streamproc.operate.site import Site
 
 
 async def windows_now(site: Site, agent: str, account: str, *, zone: str) -> list[dict[str, Any]] | None:
-    """The windows, with what is in each; None: the agent has no policy. `zone` is for policies that name none.
+    """The windows that limit an agent, with what Redis has in each; None: the agent has no policy. `zone` is for
+    policies that name none.
 
-    Of the account's partition: each account's payouts are counted where they are decided. The window of a vendor
-    belongs to a vendor, and so to a payout: it is not among them.
+    Of one account's partition, where its payouts are counted. Vendors' windows are not among them: they depend on the
+    payout.
     """
     names = Names(partition_of(account, site.partitions))
     _, scopes = await read_scopes(site.client, names)

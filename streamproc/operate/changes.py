@@ -1,4 +1,4 @@
-"""A change of policies, from a file or by a field: put in force on every partition, or proposed to a second person."""
+"""Changing policies, by a file or a field: put in force on every partition, or proposed to a second person."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from streamproc.operate.site import Site
 
 Scopes: TypeAlias = Mapping[str, ScopeState]
 Plan: TypeAlias = Callable[[int, Scopes, int], list[PolicyChanged]]
-"""What is to change of a partition's policies, at a time (µs): asked again where others change them meanwhile."""
+"""The changes of a partition's policies at a time (µs); planned again if others change policies meanwhile."""
 
 
 class Preview(Struct, frozen=True):
@@ -31,7 +31,7 @@ class Preview(Struct, frozen=True):
 
 
 async def preview(site: Site, plan: Plan) -> Preview:
-    """Look, and change nothing. Raises InputError for an inconsistent policy."""
+    """Plan without changing anything. Raises InputError for an inconsistent policy."""
     planned: list[Applied] = []
     loosens: dict[tuple[str, str], Loosening] = {}
     guarded = False
@@ -69,7 +69,7 @@ async def make(
 
 
 def _wanted(seen: Preview) -> list[ScopeChange]:
-    """What every partition is to become, without what follows from the defaults alone."""
+    """What every partition is to have, without what only follows from defaults."""
     wanted: dict[str, ScopeChange] = {}
     for one in seen.changes:
         for change in one.changes:

@@ -1,4 +1,4 @@
-"""What `doctor` says of one thing."""
+"""One line of `doctor`."""
 
 from typing import Literal, TypeAlias
 
@@ -8,7 +8,8 @@ Status: TypeAlias = Literal["ok", "bad", "note"]
 
 
 class Check(Struct, frozen=True):
-    """One line. `note` is a choice that an operator may make and should know of; `todo` says what to do."""
+    """What was found of one thing. `note`: a choice that an operator may make and should know of; `todo`: what to
+    do."""
 
     name: str
     status: Status

@@ -1,4 +1,4 @@
-"""The log held against its archive: is it what it must be, and what is wrong where it is not."""
+"""Checks the log against its archive: whether it is sound, and if not, what is wrong."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,9 +19,9 @@ from streamproc.settings import Settings
 
 
 class Condition(Struct, frozen=True):
-    """One partition. `problem` is empty where all is well.
+    """The condition of one partition. `problem` is '' if it is sound.
 
-    `anchored`: the log has the archive's last entry as it was archived, so nothing of the archive is lost from it.
+    `anchored`: the log has the archive's last entry with the archived bytes, so it has lost nothing that is archived.
     """
 
     partition: int
@@ -31,7 +31,7 @@ class Condition(Struct, frozen=True):
 
 
 async def condition_of(client: Any, redis_url: str, db: asyncpg.Connection, partition: int) -> Condition:
-    """Look at one partition."""
+    """The condition of one partition."""
     names, head = Names(partition), await read_head(db, partition)
     if not await log_exists(client, partition):
         return Condition(partition, head, "its stream is gone", anchored=False)
@@ -39,7 +39,7 @@ async def condition_of(client: Any, redis_url: str, db: asyncpg.Connection, part
         problem = await lost_from(db, view, partition, head)
     if problem:
         return Condition(partition, head, problem, anchored=False)
-    # One that begins at the end of the log is not there before its first worker; once it was, its mark wants it.
+    # A group that begins at the log's end is made by its first worker; from then on its mark says that it must exist.
     needed = [group for group in consumers.GROUPS if group not in consumers.FROM_THE_END]
     gone = await groups_gone(client, names, needed)
     problem = f"consumer groups are gone: {', '.join(gone)}" if gone else ""
@@ -47,19 +47,19 @@ async def condition_of(client: Any, redis_url: str, db: asyncpg.Connection, part
 
 
 async def conditions(settings: Settings, client: Any, partitions: Iterable[int]) -> list[Condition]:
-    """Look at some partitions."""
+    """The conditions of some partitions."""
     async with connection(settings.postgres_dsn.reveal(), name="streamproc condition") as db:
         return [await condition_of(client, settings.redis_url, db, partition) for partition in partitions]
 
 
 async def partitions_archived(settings: Settings) -> set[int]:
-    """The partitions that the archive has entries of. Raises TryAgain while Postgres is away."""
+    """The partitions of which the archive has entries. Raises TryAgain while Postgres is away."""
     dsn = settings.postgres_dsn.reveal()
     return set(await archived_heads(dsn)) if dsn else set()
 
 
 async def refuse_if_lost(settings: Settings) -> None:
-    """Raise JobFailed, saying what to do, where the archive has what this log has lost. Makes and changes nothing."""
+    """Raise JobFailed, saying what to do, if the log has lost anything that is archived. Changes nothing."""
     archived = await partitions_archived(settings)
     async with connected(settings.redis_url) as client:
         meta = await read_meta(client)

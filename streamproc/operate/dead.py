@@ -1,4 +1,5 @@
-"""Dead letters: entries that a group could not handle. Look, give one back to its group, or discard it."""
+"""Dead letters, that is, entries that a group could not handle: list or show them, give one back to its group, or
+discard it."""
 
 import re
 import time
@@ -21,7 +22,7 @@ LIST_MAX = 1_000
 
 
 class StreamId(Struct, frozen=True):
-    """Where a dead letter, or an entry of the log, is: written as `partition:stream-id`."""
+    """The place of a dead letter or an entry, written as `partition:stream-id`."""
 
     partition: int
     entry: str
@@ -32,7 +33,7 @@ class StreamId(Struct, frozen=True):
 
 _ID = re.compile(r"([0-9]{1,4}):([0-9]{1,20})-([0-9]{1,20})")
 ID_PART_MAX = 2**64 - 1
-"""Of each half of an entry's id in Redis."""
+"""Largest value of each half of a Redis stream id."""
 
 
 def stream_id(text: str, *, of: str = "dead letter", shown_by: str = "dead list") -> StreamId:
@@ -58,7 +59,7 @@ async def list_letters(
 
 
 async def show_letter(site: Site, text: str) -> dict[str, Any]:
-    """One dead letter with its events; those that cannot be read are shown as they are."""
+    """One dead letter with its events; if these cannot be read, their bytes."""
     where = stream_id(text)
     letter = await inspect.dead_letter(site.client, site.names_of(where.partition), where.entry)
     if letter is None:
@@ -113,7 +114,7 @@ async def _close(site: Site, text: str, action: Literal["redrive", "discard"], b
         e=encode_events([event]),
         m=m,
     )
-    if record is None:  # somebody was faster
+    if record is None:  # somebody else has just closed it
         raise _missing(where)
     return f"{where.partition}:{record}"
 

@@ -1,4 +1,4 @@
-"""Entries that no version of ours wrote: a person states it, and whoever reads the log passes over them (ADR 32).
+"""Disowning: a person states that no version of ours wrote an entry, and readers of the log then pass over it (ADR 32).
 
 Only what cannot be read can be disowned. The statement is an event with the digest of the entry's bytes.
 """
@@ -26,7 +26,7 @@ from streamproc.operate.site import Site
 
 
 class Statement(Struct, frozen=True):
-    """What a person states of an entry. `no_later_version`: also where it looks like one that a later version wrote."""
+    """A person's statement about an entry. `no_later_version`: even if a later version seems to have written it."""
 
     entry: StreamId
     by: str
@@ -35,7 +35,8 @@ class Statement(Struct, frozen=True):
 
 
 class Disowning(Struct, frozen=True):
-    """What was done: the entry that records it, groups that had the entry in hand, its dead letters, discarded."""
+    """What was done: the entry with the record, the groups that had the entry pending, and its dead letters, now
+    discarded."""
 
     entry: str
     recorded: str
@@ -44,13 +45,13 @@ class Disowning(Struct, frozen=True):
 
 
 def statement(text: str, *, by: str, why: str, no_later_version: bool = False) -> Statement:
-    """What was typed, looked at. Raises InputError."""
+    """The statement that was typed. Raises InputError."""
     entry = stream_id(text, of="log entry", shown_by="log tail")
     return Statement(entry, who(by, called="--by"), because(why, called="--why"), no_later_version)
 
 
 def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
-    """The event. Raises JobFailed where the entry can be read, or a later version may read it."""
+    """The event of a statement. Raises JobFailed if the entry can be read, or a later version may be able to."""
     try:
         decode(said.entry.partition, row)
     except Unreadable as problem:
@@ -65,14 +66,14 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
 
 
 def recorded(event: EntryDisowned) -> tuple[bytes, bytes]:
-    """Fields `e` and `m` of the entry that records it."""
+    """Fields `e` and `m` of the entry with the record."""
     return encode_events([event]), msgspec.json.encode({"by": "operator", "actor": event.by})
 
 
 async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disowning:
-    """Record it, take the entry from the groups and discard its dead letters.
+    """Record the statement, take the entry from the groups and discard its dead letters.
 
-    May be killed anywhere and run again. Raises JobFailed where there is no such entry, or it can be read.
+    May be killed anywhere and run again. Raises JobFailed if there is no such entry, or it can be read.
     """
     where = said.entry
     names = site.names_of(where.partition)

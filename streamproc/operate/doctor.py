@@ -1,4 +1,4 @@
-"""Every dependency and setting looked at once, each with what to do where it is wrong."""
+"""`doctor`: checks every dependency and setting once, and says what to do where one is wrong."""
 
 import asyncio
 import hmac
@@ -31,11 +31,11 @@ from streamproc.operate.site import iso
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
-"""The longest a single dependency may take to answer; each call inside has a shorter limit of its own."""
+"""Limit for one dependency; each call inside has a shorter limit of its own."""
 CLOCK_OFFSET_S_MAX = 2.0
-"""Further apart, the times people compare (logs of hosts, events of Redis) mislead them."""
+"""Beyond this, times that people compare (hosts' logs, Redis's events) mislead them."""
 VIEWS_LATE_S = 60.0
-"""Views follow the archive within milliseconds; an entry that waits this long is not just waiting."""
+"""Views follow the archive within milliseconds; an entry that waits for longer means that they are stuck."""
 RECONCILE_LATE_S = 3600.0
 """A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
@@ -43,7 +43,7 @@ BANK_LOOK_BACK_S = 60
 
 
 async def examine(settings: Settings) -> list[Check]:
-    """Every check; a dependency that is away is a line, never an exception."""
+    """All checks. A dependency that is away gives a line, never an exception."""
     parts = [
         _guarded("redis", settings, _redis),
         _guarded("postgres", settings, _postgres),
@@ -227,7 +227,7 @@ async def _bank(settings: Settings) -> list[Check]:
 
 
 async def _poller(settings: Settings) -> list[Check]:
-    """Nothing where Redis is away: that is a line of its own."""
+    """The poller's state; no line while Redis is away, which has a line of its own."""
     if not settings.redis_url:
         return []
     if not settings.razorpay_account_id:
@@ -243,7 +243,7 @@ async def _poller(settings: Settings) -> list[Check]:
 
 
 async def _reconciliation(settings: Settings) -> list[Check]:
-    """What the poller's last comparison of bank, log and budgets found. Nothing before the first."""
+    """What the poller's last comparison of bank, log and budgets found; no line before the first."""
     if not (settings.redis_url and settings.razorpay_account_id):
         return []
     account, partitions = settings.razorpay_account_id, settings.partitions
@@ -295,7 +295,7 @@ async def _safe_browsing(settings: Settings) -> list[Check]:
 
 
 def _webhook_secrets(settings: Settings) -> list[Check]:
-    """The secrets are there, and the bank's own SDK verifies what we verify."""
+    """Whether secrets are set, and the bank's own SDK verifies what we verify."""
     import razorpay  # slow to import, and nothing else here needs it
 
     variable = "STREAMPROC_RAZORPAY_WEBHOOK_SECRETS"

@@ -1,4 +1,4 @@
-"""What `doctor` looks at of the signed checkpoints: the key, whether they are made, and whether they get outside."""
+"""`doctor` on signed checkpoints: the key, whether they are made, and whether they get outside."""
 
 import time
 from pathlib import Path
@@ -14,11 +14,11 @@ from streamproc.operate.check import Check
 from streamproc.settings import Settings
 
 LATE_S = 60.0
-"""Beyond the interval: an entry that waits longer for a checkpoint is not just waiting."""
+"""Beyond the interval: an entry that waits longer for a checkpoint means that none is made."""
 
 
 async def checkpoint_checks(settings: Settings) -> list[Check]:
-    """The signing key, and how far the checkpoints are. The schema is there."""
+    """The signing key, and the state of the checkpoints. The schema must exist."""
     return [_key(settings), await _made(settings), _outside(settings)]
 
 

@@ -1,4 +1,4 @@
-"""What `doctor` says of the log beside its archive: whether it has all of it, and whether its beginning is trimmed."""
+"""`doctor` on the log and its archive: whether the log is sound, and whether it is trimmed."""
 
 from contextlib import AsyncExitStack
 
@@ -13,11 +13,11 @@ from streamproc.operate.trim import Kept, held_text, look
 from streamproc.settings import Settings
 
 TRIM_LATE_S = 3600.0
-"""How much older than the retention time the oldest entry may be, beside two looks of the janitor."""
+"""How much older than the retention time the oldest entry may be, beyond two rounds of the janitor."""
 
 
 async def examine_log(settings: Settings) -> list[Check]:
-    """Nothing where Redis or Postgres is not configured or away: other checks say so."""
+    """The log's lines; none if Redis or Postgres is not configured or away, which other checks report."""
     if not (settings.redis_url and settings.postgres_dsn):
         return []
     archived = await partitions_archived(settings)

@@ -1,4 +1,4 @@
-"""What `doctor` says of how people are reached."""
+"""`doctor` on how people are reached."""
 
 import msgspec
 
@@ -10,7 +10,7 @@ from streamproc.settings import Settings
 
 
 async def examine_people(settings: Settings) -> list[Check]:
-    """Whether Slack takes our token, whether buttons work, and whether a hold waits that nobody was told of."""
+    """Whether Slack takes our token, whether buttons work, and whether there is a hold that nobody was told of."""
     has_slack = bool(settings.slack_bot_token and settings.slack_channel_id)
     checks = [await _slack(settings)] if has_slack else []
     if has_slack and not settings.slack_signing_secret:
@@ -34,7 +34,7 @@ async def _slack(settings: Settings) -> Check:
 
 
 async def _untold(settings: Settings) -> list[Check]:
-    """Nothing where Redis is away: that is a line of its own."""
+    """Holds that nobody was told of; no line while Redis is away, which has a line of its own."""
     if not settings.redis_url:
         return []
     try:

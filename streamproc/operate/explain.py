@@ -1,4 +1,4 @@
-"""One payout's whole story: what was asked, what each rule found, who decided, what the bank did."""
+"""One payout's whole story: what was asked for, what each rule found, who decided, what the bank did."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,15 +27,15 @@ from streamproc.operate.past import targets_of
 from streamproc.operate.site import Site
 
 LETTERS_MAX = 1_000
-"""Dead letters that are looked through for one, from the moment on at which it was set aside."""
+"""Dead letters that are searched for one, from the time on at which it was set aside."""
 _CHANGING = CHANGING - {NotificationSent}
-"""What a record is made of: an alert may be about what was never observed."""
+"""Events that a record is made of. Not a notification: an alert may be about what was never observed."""
 
 
 class Story(Struct, frozen=True):
-    """The record and the events it comes from, in log order; `notes` say what may be missing.
+    """A payout's record and its events in log order; `notes` say what may be missing.
 
-    `governed`: else all that is known is that the bank showed it malformed (rule 1); the record says little then.
+    `governed` False: all that is known is that the bank showed it malformed (rule 1), so the record says little.
     """
 
     record: PayoutRecord
@@ -45,7 +45,7 @@ class Story(Struct, frozen=True):
 
 
 async def explain(site: Site, payout: str) -> Story:
-    """The story of a payout, by our name for it or the bank's. Raises JobFailed for one that nobody has seen."""
+    """The story of a payout, by our id or the bank's. Raises JobFailed if it was never seen."""
     history = await history_of(site, payout)
     first = _first(history.events)
     if first is None and (name := await name_at_bank(site, payout)):
@@ -71,12 +71,12 @@ async def explain(site: Site, payout: str) -> Story:
 
 
 def _first(events: Sequence[StoryEvent]) -> StoryEvent | None:
-    """The first that a record is made of; before it the payout may have been shown malformed."""
+    """The first event that a record can begin with; before it the payout may have been shown malformed."""
     return next((found for found in events if type(found.event) in _CHANGING), None)
 
 
 def _malformed(events: list[StoryEvent], notes: Sequence[str]) -> Story | None:
-    """The story of a payout of which nothing is known but that the bank showed it malformed."""
+    """The story of a payout that the bank only ever showed malformed."""
     shown = next((found.event for found in events if type(found.event) is PayoutMalformed), None)
     if shown is None:
         return None
@@ -91,7 +91,7 @@ def _malformed(events: list[StoryEvent], notes: Sequence[str]) -> Story | None:
 
 
 async def _letters(site: Site, events: Sequence[StoryEvent]) -> list[str]:
-    """The dead letters that came of it, and are there still."""
+    """The dead letters about these events that are still there."""
     found = []
     for told in events:
         if type(aside := told.event) is EntrySetAside:
@@ -101,18 +101,16 @@ async def _letters(site: Site, events: Sequence[StoryEvent]) -> list[str]:
                 site.client, site.names_of(int(partition)), limit=LETTERS_MAX, since_ms=id_key(entry)[0]
             )
             found += [
-                f"dead letter {partition}:{one.id} of {one.group} (`streamproc dead show {partition}:{one.id}`)"
-                for one in letters
-                if (one.entry, one.group) == (aside.entry, aside.group)
+                f"dead letter {partition}:{item.id} of {item.group} (`streamproc dead show {partition}:{item.id}`)"
+                for item in letters
+                if (item.entry, item.group) == (aside.entry, aside.group)
             ]
     return list(dict.fromkeys(found))
 
 
 async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
-    """The story of a payout as it was known then; `when` as in `past.targets_of`.
-
-    Raises JobFailed where nothing was known of it.
-    """
+    """The story of a payout as it was known at `when` (see `past.targets_of`). Raises JobFailed if it was not known
+    then."""
     targets = await targets_of(dsn, when)
     payout = await name_at_bank(site, payout) or payout
     history = await history_until(site, payout, {target.partition: target.seq for target in targets})
@@ -126,7 +124,7 @@ async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
 
 
 def findings_of(story: Story) -> list[Finding]:
-    """Everything found so far: the decision's findings, or before one those of the last stage that spoke."""
+    """All findings so far: those of the decision, or before it those of the last stage."""
     found: list[Finding] = story.record.findings
     if story.record.decision is None:
         for told in story.events:

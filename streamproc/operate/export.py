@@ -30,9 +30,9 @@ COLUMNS = (
     *("amount_paise", "actor", "partition", "seq", "place", "trace_id"),
 )
 ROW_GROUP = 20_000
-"""Lines of a row group of Parquet, some 5 MB: what a reader takes in at once, and what is held while writing."""
+"""Lines of one row group of Parquet, some 5 MB, which a reader loads at once and the writer holds in memory."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What makes a spreadsheet take a cell for a formula. Agents and vendors choose some of the text in here."""
+"""First characters that make a spreadsheet take a cell for a formula. Agents and vendors choose some of these texts."""
 
 OnLines = Callable[[int], None]
 
@@ -46,7 +46,7 @@ class Exported(Struct, frozen=True):
 
 
 def format_of(path: Path, named: str | None) -> Format:
-    """The format that is named, or that the file's suffix means. Raises InputError where neither says."""
+    """The named format, or that of the file's suffix. Raises InputError if neither tells."""
     if named is not None:
         return next(known for known in SUFFIXES.values() if known == named)
     known = SUFFIXES.get(path.suffix.lower())
@@ -60,7 +60,7 @@ def format_of(path: Path, named: str | None) -> Format:
 async def export_lines(
     dsn: str, wanted: AuditFilter, path: Path, form: Format, on_lines: OnLines = lambda _: None
 ) -> Exported:
-    """Write the lines that match, the oldest first. Raises InputError for a place that cannot be written."""
+    """Write the lines that match, the oldest first. Raises InputError if the file cannot be written."""
     make = _WRITERS[form]()
     count = 0
     with job_named(f"{path} was not written"):
@@ -77,7 +77,8 @@ async def export_lines(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name once it is whole and on disk, readable by this user only. What is there stays."""
+    """A file that gets its name once it is complete and on disk, readable by this user only. An existing file is
+    kept."""
     if path.exists():
         raise InputError(f"{path} is there already; name another file")
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -103,11 +104,11 @@ class Writer(Protocol):
     """Writes lines in one format."""
 
     def add(self, rows: Sequence[AuditRow]) -> None:
-        """More lines."""
+        """Add lines."""
         ...
 
     def close(self) -> None:
-        """That was the last."""
+        """Finish the file."""
         ...
 
 
@@ -140,7 +141,7 @@ class _Lines:
 
 
 def safe_cell(text: str | None) -> str:
-    """Text as a spreadsheet must take it: never as a formula."""
+    """Text that no spreadsheet takes for a formula."""
     if text is None:
         return ""
     return f"'{text}" if text.startswith(FORMULA) else text

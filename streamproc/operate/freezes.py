@@ -1,4 +1,4 @@
-"""Freezing: nothing of an agent, an account or a team is paid any more, from the next decision and the next call on."""
+"""Freezing an agent, an account or a team: nothing of it is paid from the next decision and the next call on."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from streamproc.operate.site import Site
 
 
 class Frozen(Struct, frozen=True):
-    """What freezing, or lifting it, came to. `changed`: partitions that were otherwise before.
+    """The result of freezing a scope or lifting that. `changed`: partitions where it was otherwise before.
 
-    `proposal`: nothing is lifted, since that waits for a second person.
+    `proposal`: the lifting waits for a second person, and nothing is lifted yet.
     """
 
     scope: str
@@ -32,7 +32,7 @@ async def freeze(
 ) -> Frozen:
     """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat.
 
-    Raises InputError for what cannot be frozen, LogUnavailable where Redis went away half way: run it again.
+    Raises InputError for what cannot be frozen, LogUnavailable if Redis went away half way: run it again then.
     """
     made = await make(
         site,
@@ -49,7 +49,7 @@ async def freeze(
 
 
 async def frozen_now(site: Site) -> list[dict[str, Any]]:
-    """Every freeze that is in force, by scope. Raises JobFailed where the partitions do not agree."""
+    """Every freeze in force, by scope. Raises JobFailed if partitions do not agree."""
     scopes = await in_force(site, lambda scope: scope.startswith(FREEZE))
     return [
         {
@@ -63,7 +63,7 @@ async def frozen_now(site: Site) -> list[dict[str, Any]]:
 
 
 def _notes(scope: str, scopes: dict[str, ScopeState], *, frozen: bool) -> list[str]:
-    """What a person may not expect: no such policy, or one that says frozen by itself."""
+    """What may surprise: there is no such policy, or it freezes the scope itself."""
     state = scopes.get(scope)
     if frozen and (state is None or state.own is None):
         return [f"no policy names {scope}; it is frozen all the same: check that this is its id"]

@@ -1,4 +1,4 @@
-"""What the HTTP API must know: tokens, payouts and their events, from Redis and the archive."""
+"""What the HTTP API asks of Redis and the archive: tokens, payouts and their events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -20,16 +20,16 @@ from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
 
 SECOND_OPINION_S = 0.5
-"""For the archive where the log itself says that a key is new: it answers in milliseconds, or hangs."""
+"""Limit for asking the archive if the log itself tells that a key is new: it answers in milliseconds, or hangs."""
 QUESTIONS_MAX = 64
-"""Connections to Redis at once; more questions wait, and the API says 503 when that takes too long."""
+"""Connections to Redis at once. More questions wait, and the API answers 503 if that takes too long."""
 
 
 class SiteGateway:
-    """Each question has a connection for itself, so none can hear another's answer.
+    """Each question has a connection of its own, so that none gets another one's answer.
 
-    `pool` None: no archive. `log_tells`: a whole and young log is believed that a key is new while the archive is away;
-    only where nothing is paid before its decision is archived, since a failover may have cost the log its end.
+    `pool` None: no archive. `log_tells`: while the archive is away, a complete and young log is believed that a key is
+    new; only if nothing is paid before its decision is archived, since a failover may have cost the log its end.
     """
 
     def __init__(self, redis_url: str, partitions: int, pool: Any, *, log_tells: bool = True) -> None:
@@ -42,7 +42,7 @@ class SiteGateway:
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
-        """What an operator's command asks, for one question."""
+        """A Site for one question."""
         async with self._turns, self._kept.lent() as client:
             yield Site(self.redis_url, client, self.partitions, self._pool)
 
@@ -51,7 +51,7 @@ class SiteGateway:
         await self._kept.aclose()
 
     async def token(self, digest: str) -> Token | None:
-        """The token with this hash. Raises LogUnavailable where the log is lost: then nobody knows any token."""
+        """The token with this hash. Raises LogUnavailable if the log is lost, since then no token is known."""
         async with self.site() as site:
             found = await token_of(site.client, digest)
             if found is None and not await log_exists(site.client, TOKEN_PARTITION):
@@ -59,14 +59,14 @@ class SiteGateway:
             return found
 
     async def request_wait_us(self, token: str, *, per_min: int) -> int:
-        """Take a request of this token's rate: 0, or the µs until there is one."""
+        """Take one request of this token's rate: 0, or the µs until there is one."""
         async with self.site() as site:
             return await take_request(site.client, token, per_min=per_min)
 
     async def record(self, payout: str) -> PayoutRecord | None:
-        """A payout, also one that was asked for and that no worker has looked at yet.
+        """A payout, even if it was only asked for and no worker has handled it yet.
 
-        Raises TryAgain where Redis may have forgotten it and the archive cannot be asked: a key that was used long ago
+        Raises TryAgain if Redis may have forgotten it and the archive cannot be asked: a key that was used long ago
         must not be taken for a new one.
         """
         async with self.site() as site:
@@ -91,7 +91,7 @@ class SiteGateway:
 
 
 async def _asked(site: Site, payout: str) -> PayoutRecord | None:
-    """The payout as its request in the log has it."""
+    """The payout by its request in the log."""
     if not is_intent(payout):
         return None
     entry = await delivered_as(site.client, site.partitions, request_key(payout))

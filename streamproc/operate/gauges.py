@@ -1,7 +1,7 @@
-"""What is asked of the stores when somebody looks at /metrics: groups, logs, dead letters, archive, holds, budgets.
+"""What /metrics asks of the stores: groups, logs, dead letters, archive, holds, budgets.
 
-It is the same whoever asks, so a machine with several `serve` says it several times: take the maximum, not the sum.
-What cannot be asked is not there, and `streamproc_store_up` of it is 0.
+Every process gives the same, so of several `serve` on a machine take the maximum, not the sum. What cannot be asked is
+left out, and its `streamproc_store_up` is 0.
 """
 
 import asyncio
@@ -24,10 +24,11 @@ from streamproc.settings import Settings
 from streamproc.telemetry.exposure import Family, Page, Point
 
 STORE_S_MAX = 5.0
-"""For one store to answer everything; a page without it is better than none."""
+"""Limit for all answers of one store; a page without it is better than none."""
 
 BOTH = "redis and postgres"
-"""Asked together for what only both know: apart, so that one that is away or hangs hides nothing of the other."""
+"""Name of what needs both stores. Asked apart, so that one that is away or hangs does not hide what the other one
+knows."""
 
 Labels = Mapping[str, str]
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 async def site_page(settings: Settings, pool: Any, groups: tuple[str, ...]) -> Page:
-    """What the stores say now. `pool` None: there is no Postgres. Never raises because a store is away."""
+    """What the stores say now. `pool` None: there is no Postgres. A store that is away never raises."""
     asked = [_asked("redis", lambda: _redis_page(settings, groups))]
     if pool is not None:
         asked.append(_asked("postgres", lambda: _postgres_page(settings, pool)))
@@ -197,7 +198,7 @@ async def _postgres_page(settings: Settings, pool: Any) -> Page:
 
 
 async def _unsigned(settings: Settings, pool: Any) -> Page:
-    """Nothing where nobody signs: no checkpoint was ever made, and there is no key here to make one with."""
+    """Unsigned entries; nothing if no checkpoint was ever made and there is no key here to make one."""
     found = await unsigned(pool)
     signs = any(one.ever for one in found.values()) or settings.signing_key
     if not (signs or (settings.data_dir / KEY_FILE).exists()):

@@ -1,4 +1,4 @@
-"""Consumer groups: how far behind they are, what they hold, who works for them."""
+"""Consumer groups: their lag, what they have pending, and how many consumers they have."""
 
 from typing import Any
 

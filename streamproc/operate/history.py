@@ -1,6 +1,6 @@
-"""A payout's entries from where they are: the archive, then the log's tail that is not archived yet.
+"""A payout's entries: from the archive, and from the log's tail that is not archived yet.
 
-With Postgres away the log alone is read, from its oldest entry on; both readings are bounded.
+With Postgres away only the log is read, from its oldest entry on. Both reads are bounded.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from streamproc.operate.site import Site
 
 READ_AT_ONCE = 1_000
 TAIL_ENTRIES_MAX = 200_000
-"""Entries of one partition that are looked through after the archive's end: a projector that was down an hour."""
+"""Entries of one partition that are read after the archive's end, enough for a projector that was down for an hour."""
 SCAN_ENTRIES_MAX = 2_000_000
-"""Entries of one partition that are looked through with Postgres away: about a minute."""
+"""Entries of one partition that are read with Postgres away: about a minute."""
 
 
 class StoryEvent(Struct, frozen=True):
@@ -32,14 +32,14 @@ class StoryEvent(Struct, frozen=True):
 
 
 class History(Struct, frozen=True):
-    """What was found, in log order. `notes` say what may be missing, and why."""
+    """The events found, in log order. `notes`: what may be missing, and why."""
 
     events: list[StoryEvent]
     notes: list[str]
 
 
 async def history_of(site: Site, payout: str) -> History:
-    """Every event of a payout that can be found."""
+    """All events of a payout that can be found."""
     # The archive's end is asked for first: what is archived meanwhile is then found twice, never missed.
     ends = [await site.ask_postgres(read.archived_upto, partition) for partition in range(site.partitions)]
     archived = await site.ask_postgres(read.payout_history, payout)
@@ -59,7 +59,7 @@ async def history_of(site: Site, payout: str) -> History:
 
 
 async def name_at_bank(site: Site, bank_payout: str) -> str | None:
-    """What we call the intent that the bank calls `bank_payout`; None where it is no intent's."""
+    """Our id of the intent that the bank calls `bank_payout`; None if there is none."""
     name = await site.ask_postgres(read.payout_at_bank, bank_payout)
     if name is not None:
         return name
@@ -90,7 +90,7 @@ async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> H
 async def log_after(
     site: Site, partition: int, after: str, needle: bytes, *, limit: int
 ) -> tuple[int, list[Entry]]:
-    """How many of the entries after an id were looked at, `limit` at most, and those that hold `needle`."""
+    """How many entries after an id were read, `limit` at most, and those of them that contain `needle`."""
     view, seen, about = LogView(site.redis_url, partition), 0, list[Entry]()
     try:
         while seen < limit and (entries := await view.read(after, READ_AT_ONCE, 0)):
@@ -102,9 +102,9 @@ async def log_after(
 
 
 async def readable(site: Site, partition: int, entry: Stored, notes: list[str]) -> list[Event]:
-    """An entry's events; none and a note, where nothing of ours can have written it, or a person disowned it.
+    """An entry's events; none, with a note, if no version of ours can have written it, or a person disowned it.
 
-    Raises Newer, naming the entry, for any other that a later version may have written.
+    Raises Newer, naming the entry, for one that a later version may have written.
     """
     try:
         _, events = read_entry(entry.e, entry.m)

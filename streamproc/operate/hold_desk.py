@@ -1,4 +1,4 @@
-"""Holds for the HTTP API: pages of them, and a reviewer's answer with what becomes of it, many at a time."""
+"""Holds for the HTTP API: pages of them, and recording reviewers' answers, many at a time."""
 
 import asyncio
 
@@ -13,16 +13,16 @@ from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.holds import held, outcome_of
 
 WAITS_MAX = 64
-"""Answers that are waited for at once, each with a connection that reads the log; others wait, unrecorded."""
+"""Answers whose outcome is awaited at once, each with a connection that reads the log; others wait, unrecorded."""
 TURN_S_MAX = 10.0
-"""For a turn among them; then it is 503, and nothing was recorded."""
+"""How long they wait for a turn; then it is 503, and nothing was recorded."""
 APPEND_S_MAX = 10.0
 ATTEMPTS_MAX = 20
-"""Times that one key may ask again what could not be decided then."""
+"""How often one key may be used again for an answer that could not be decided."""
 
 
 class HoldDesk:
-    """`producer` writes the answers."""
+    """Lists holds and records answers, by `producer`."""
 
     def __init__(self, gateway: SiteGateway, producer: Door) -> None:
         self._gateway = gateway
@@ -30,15 +30,15 @@ class HoldDesk:
         self._turns = asyncio.Semaphore(WAITS_MAX)
 
     async def page(self, *, after: Place | None, limit: int, account: str, agent: str) -> HeldPage:
-        """Holds behind a place, of an account and an agent where these are given. From the view, or from Redis while
+        """Holds after a place, of an account and an agent if these are given; from the view, or from Redis while
         Postgres is away."""
         async with self._gateway.site() as site:
             return await held(site, after=after, limit=limit, account=account, agent=agent)
 
     async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
-        """Record an answer, once for its key, and wait for what becomes of it.
+        """Record an answer, once for its key, and wait for its outcome.
 
-        Raises LogUnavailable, and TimeoutError where nothing was recorded, as far as is known.
+        Raises LogUnavailable, and TimeoutError if nothing was recorded, as far as is known.
         """
         async with asyncio.timeout(TURN_S_MAX):
             await self._turns.acquire()
@@ -59,7 +59,7 @@ class HoldDesk:
             self._turns.release()
 
     async def _why_not_again(self, answer: ReviewSubmitted, key: str, entry: str) -> NotCounted | None:
-        """Why an answer whose key is known is not the same answer again; None where it is."""
+        """Why an answer under a known key is another answer; None if it is the same."""
         async with self._gateway.site() as site:
             found = await delivered_as(site.client, site.partitions, key)
         if found is None:

@@ -1,4 +1,4 @@
-"""Holds: which payouts wait for a person, and a person's answer to one."""
+"""Holds: which payouts wait for a person, and recording a person's answer."""
 
 import asyncio
 import secrets
@@ -36,16 +36,16 @@ from streamproc.log.stream import Append, Entry, LogView, Producer
 from streamproc.operate.site import Site
 
 LIST_MAX = 1_000
-"""Holds in one answer: more than a person looks at, little enough for one query."""
+"""Holds in one answer: more than a person looks at, few enough for one query."""
 HELD_MAX = 10_000
-"""Holds of a partition that are looked at while Postgres is away: some 20 MB of records for one answer."""
+"""Holds of a partition read from Redis while Postgres is away: some 20 MB of records."""
 ANSWER_WAIT_S = 10.0
-"""How long a reviewer waits for the outcome; a worker that runs decides within milliseconds."""
+"""How long a reviewer waits for the outcome; a running worker decides within milliseconds."""
 ENTRIES_AT_ONCE = 500
 
 
 class Holds(Struct, frozen=True):
-    """Held payouts, the longest waiting first. `next` is what to ask `after` for more; None: there are no more."""
+    """Held payouts, the longest waiting first. `next`: the `after` of the next page; None: there are no more."""
 
     items: list[PayoutRecord]
     next: str | None
@@ -55,7 +55,7 @@ class Holds(Struct, frozen=True):
 async def held(
     site: Site, *, after: Place | None = None, limit: int, account: str = "", agent: str = ""
 ) -> HeldPage:
-    """Held payouts behind a place, the longest waiting first, of an account and an agent where these are given.
+    """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
 
     From the view, or from Redis while Postgres is away.
     """
@@ -83,17 +83,17 @@ def _page(found: list[PayoutRecord], limit: int, note: str) -> HeldPage:
 
 
 async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
-    """Held payouts after this one, as the command line pages them. Raises JobFailed for one that is not known."""
+    """A page of held payouts after a payout, for the command line. Raises JobFailed if that payout is not known."""
     place = None if after is None else place_of(await _known(site, after))
     page = await held(site, after=place, limit=min(limit, LIST_MAX))
     return Holds(page.items, page.next.payout if page.next is not None else None, page.note)
 
 
 async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) -> Outcome:
-    """Record a reviewer's answer and wait for what becomes of it.
+    """Record a reviewer's answer and wait for its outcome.
 
-    Raises JobFailed where it does not count (with the reason), where the payout is unknown, and where no worker
-    handles it within ANSWER_WAIT_S; then it stays in the log and is handled later.
+    Raises JobFailed, with the reason, if it does not count or the payout is unknown; also if no worker handles it
+    within ANSWER_WAIT_S: it stays in the log then and is handled later.
     """
     at = await clock_us(site.client)
     event = submission(payout, action, by=by, why=why, channel="cli", at=at)
@@ -121,7 +121,7 @@ async def _known(site: Site, payout: str) -> PayoutRecord:
 
 
 async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) -> Answered:
-    """What became of the answer in this entry, waited for as long as ANSWER_WAIT_S."""
+    """The outcome of the answer in this entry, waited for up to ANSWER_WAIT_S."""
     view, after = LogView(redis_url, partition), entry
     try:
         async with asyncio.timeout(ANSWER_WAIT_S):
@@ -143,7 +143,7 @@ async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) ->
 
 
 def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:
-    """The outcome, if this is the entry that handled `entry`."""
+    """The outcome, if `found` is the entry that handled `entry`."""
     if entry.encode() not in found.m:
         return None
     try:
@@ -158,7 +158,7 @@ def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:
             f" That version's `streamproc explain {payout}` tells it",
         )
     except Unprocessable:
-        return None  # nobody of ours answered with that
+        return None  # no version of ours wrote that
     for event in events:
         if isinstance(event, ReviewRefused):
             return NotCounted(payout, entry, event.kind, event.problem)

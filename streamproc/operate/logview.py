@@ -1,4 +1,4 @@
-"""The log as it is: its newest entries, what is appended, how big it is."""
+"""The log as it is: its newest entries, what is appended, and its size."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ TAIL_MAX = 10_000
 """Entries shown at once."""
 FOLLOW_AT_ONCE = 500
 FOLLOW_BLOCK_MS = 200
-"""With several partitions: a quiet one holds up the others' lines no longer than this."""
+"""Wait for one partition; with several, a quiet one delays the others' lines by at most this."""
 
 
 class Line(Struct, frozen=True):
@@ -33,7 +33,7 @@ class Line(Struct, frozen=True):
 
 
 async def tail(site: Site, *, partition: int | None = None, count: int) -> list[Line]:
-    """The newest `count` entries of the chosen partitions together, the oldest of them first."""
+    """The newest `count` entries of the chosen partitions together, oldest first."""
     lines = [
         Line(number, entry)
         for number in site.chosen(partition)
@@ -44,7 +44,7 @@ async def tail(site: Site, *, partition: int | None = None, count: int) -> list[
 
 
 async def follow(site: Site, *, partition: int | None = None, after: list[Line]) -> AsyncIterator[Line]:
-    """Every entry that comes after those of a `tail`, until cancelled."""
+    """Every entry after those of a `tail`, until cancelled."""
     chosen = site.chosen(partition)
     block_ms = BLOCK_MS_MAX if len(chosen) == 1 else FOLLOW_BLOCK_MS
     async with AsyncExitStack() as stack:
@@ -61,13 +61,14 @@ async def follow(site: Site, *, partition: int | None = None, after: list[Line])
 
 
 async def _start(view: LogView, partition: int, after: list[Line]) -> str:
-    """After the last line shown; where none of this partition was shown, after its newest entry."""
+    """Where to follow from: the last line shown, or, if none of this partition was, its newest entry."""
     shown = [line.entry.id for line in after if line.partition == partition]
     return shown[-1] if shown else await view.last_id() or ZERO
 
 
 class Stats(Struct, frozen=True):
-    """The size of a partition, and what holds its beginning. `kept` None: the archive cannot be asked, or `problem`."""
+    """A partition's size, and what keeps its beginning. `kept` None: the archive cannot be asked, or there is a
+    `problem`."""
 
     size: LogStats
     kept: Kept | None
@@ -75,7 +76,7 @@ class Stats(Struct, frozen=True):
 
 
 async def stats(site: Site, retention_s: float) -> list[Stats]:
-    """Every partition, also one that is broken."""
+    """The stats of every partition, broken ones included."""
     return [await _stats(site, partition, retention_s) for partition in range(site.partitions)]
 
 
@@ -103,7 +104,7 @@ def line_json(line: Line) -> dict[str, Any]:
 
 
 def line_text(line: Line) -> str:
-    """An entry for a person: when, where, whose, and what is in it."""
+    """An entry as a line for people: when, where, by whom, and its events."""
     meta = _meta(line.entry)
     head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-')!s:10}"
     try:
@@ -115,7 +116,7 @@ def line_text(line: Line) -> str:
 
 
 def _meta(entry: Entry) -> dict[str, Any]:
-    """Its metadata; none where something else wrote it."""
+    """The entry's metadata; empty if something else wrote the entry."""
     try:
         return msgspec.json.decode(entry.m, type=dict[str, Any])
     except MALFORMED:
@@ -123,7 +124,7 @@ def _meta(entry: Entry) -> dict[str, Any]:
 
 
 def _told(event: Any) -> str:
-    """An event's type, with the word that matters most in it."""
+    """An event's type, with its most important word."""
     details = (getattr(event, name, "") for name in ("decision", "reason", "outcome", "settlement", "scope"))
     status = event.facts.status if hasattr(event, "facts") else ""
     said = " ".join(word for word in (*details, status) if word)

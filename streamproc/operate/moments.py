@@ -1,4 +1,4 @@
-"""Times as people write them on a command line: ISO 8601, or how long ago."""
+"""Reads times that people type: ISO 8601, or a time ago."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def iso_moment(text: str) -> datetime | None:
-    """A time in UTC, which is also its zone where it names none; None where it is none (ISO 8601, years 1 to 9999)."""
+    """A time in UTC, which is also its zone if it names none; None if it is not ISO 8601 of the years 1 to 9999."""
     try:
         at = datetime.fromisoformat(text)
         return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
@@ -19,10 +19,8 @@ def iso_moment(text: str) -> datetime | None:
 
 
 def moment(option: str, text: str, now: datetime | None = None) -> datetime:
-    """A time: ISO 8601 (UTC where it names no zone), or a time ago such as 90m, 24h or 30d.
-
-    Raises InputError for anything else.
-    """
+    """A time: ISO 8601 (UTC if it names no zone), or a time ago such as 90m, 24h or 30d. Raises InputError for
+    anything else."""
     at = iso_moment(text)
     if found := _AGO.fullmatch(text):
         try:

@@ -1,4 +1,4 @@
-"""How the poller does, for operators: `doctor` and `/readyz` ask the same question."""
+"""The poller's state for operators; `doctor` and `/readyz` use the same."""
 
 import time
 from typing import NamedTuple
@@ -7,13 +7,13 @@ from streamproc.log.cursor import PollCursor, PollState
 from streamproc.settings import Settings
 
 FAILING_S_MAX = 120.0
-"""Failures for longer than this are shown as bad: one page that timed out mends itself with the next pass."""
+"""Failures for longer than this count as bad; a single page that timed out is made good by the next pass."""
 LATE_S = 120.0
-"""How much later than announced the next pass may come: a pass may take two minutes at the bank's limit."""
+"""How much later than announced the next pass may be: a pass may take two minutes at the bank's limit."""
 
 
 class PollerView(NamedTuple):
-    """`ok` is False where an operator must act; `seen`: whether a poller ever polled."""
+    """`ok` False: an operator must act; `seen`: whether a poller ever polled."""
 
     ok: bool
     seen: bool
@@ -21,7 +21,7 @@ class PollerView(NamedTuple):
 
 
 async def poller_view(settings: Settings) -> PollerView:
-    """How the poller of the settings' account does. Raises LogUnavailable."""
+    """The state of the poller of the settings' account. Raises LogUnavailable."""
     cursor = PollCursor(
         settings.redis_url, account=settings.razorpay_account_id, partitions=settings.partitions
     )
@@ -32,7 +32,7 @@ async def poller_view(settings: Settings) -> PollerView:
 
 
 def view_of(state: PollState, now_s: float) -> PollerView:
-    """In words."""
+    """The state in words."""
     good = f"last good pass {_ago(now_s - state.good_at)} ago" if state.good_at else "no pass was good yet"
     if now_s > state.next_at + LATE_S:
         return PollerView(False, True, f"nobody polls since {_ago(now_s - state.pass_at)}; {good}")

@@ -1,4 +1,4 @@
-"""Changes that loosen policies and wait for a second person: proposed, confirmed, withdrawn (ADR 23)."""
+"""Policy changes that loosen, and so wait for a second person: proposing, confirming, withdrawing them (ADR 23)."""
 
 import secrets
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ from streamproc.log.proposals import change_proposal, read_proposals
 from streamproc.operate.site import US, Site, iso
 
 ID_BYTES = 8
-"""Chance in an id: it is known to who may see it, and opens nothing."""
+"""Random bytes in an id. It is no secret: whoever may see proposals knows it."""
 
 
 class Applied(Struct, frozen=True):
-    """The changes that one partition needed. `entry` is where they are in its log; None: there were none."""
+    """The changes that one partition needed. `entry`: the log entry that has them, None if there were none."""
 
     partition: int
     entry: str | None
@@ -44,7 +44,7 @@ class Applied(Struct, frozen=True):
 
 
 class Confirmed(Struct, frozen=True):
-    """What a confirmation came to. `left` names partitions that were overtaken by another change meanwhile."""
+    """The result of a confirmation. `left`: partitions where another change came first."""
 
     proposal: Proposal
     applied: list[Applied]
@@ -60,9 +60,9 @@ async def propose(
     why: str,
     channel: Channel,
 ) -> Proposal:
-    """Record what somebody wants; nothing of it is in force.
+    """Record a proposal; nothing of it is in force.
 
-    Raises InputError where it is too much for one proposal, Refused where too many wait.
+    Raises InputError if it is too large for one proposal, Refused if too many wait.
     """
     if not by.strip():
         raise InputError("who proposes a change must have a name")
@@ -134,7 +134,7 @@ async def _put_in_force(site: Site, proposal: Proposal) -> Confirmed:
 
 
 async def _put_on(site: Site, partition: int, proposal: Proposal) -> tuple[Applied, str]:
-    """One partition's changes; or why they do not fit there any more."""
+    """Apply the changes to one partition; or why they do not fit there any more."""
     names, nothing = Names(partition), Applied(partition, None, [])
     base = proposal.base[partition] if partition < len(proposal.base) else {}
     for _ in range(CHANGES_MAX):
@@ -157,7 +157,7 @@ async def _put_on(site: Site, partition: int, proposal: Proposal) -> tuple[Appli
 
 
 async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
-    """End a proposal that waits, whoever made it. Raises NotThere, or Refused where it is over."""
+    """End a waiting proposal, whoever made it. Raises NotThere, or Refused if it is over."""
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
@@ -177,7 +177,7 @@ def _known(proposals: dict[str, Proposal], name: str) -> Proposal:
 
 
 async def listed(site: Site) -> list[dict[str, Any]]:
-    """Every proposal that is kept, the newest first, as scripts see it."""
+    """All proposals that are kept, the newest first, as scripts see them."""
     _, proposals = await read_proposals(site.client)
     now_us = await clock_us(site.client)
     newest = sorted(proposals.values(), key=lambda one: (-one.proposed_at, one.id))

@@ -1,4 +1,4 @@
-"""What `/readyz` asks: each dependency of the HTTP side, and whether what it hands on to is keeping up."""
+"""What `/readyz` checks: each dependency of the HTTP side, and whether workers and archive keep up."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -17,14 +17,14 @@ from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
 
 CHECK_S = 1.5
-"""Of one dependency. Less than a probe waits, so that it hears which one does not answer."""
+"""Limit for one dependency. Less than a probe waits, so that it hears which one does not answer."""
 
 Found: TypeAlias = tuple[bool, str]
-"""Whether a dependency is well, and what is to be said of it."""
+"""Whether a dependency is well, and what to say of it."""
 
 
 def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
-    """Each dependency with what is wrong with it. Postgres away does not stop the taking of webhooks."""
+    """Each dependency with what is wrong with it. With Postgres away webhooks are still taken."""
 
     async def ready() -> list[Check]:
         checks = [_check("redis", _redis(settings), required=True)]
@@ -59,7 +59,7 @@ async def _redis(settings: Settings) -> Found:
 
 
 async def _poller(settings: Settings) -> Found:
-    """Webhooks are taken whether or not somebody polls; but who reads this learns of it."""
+    """The poller's state; webhooks are taken whether or not it polls."""
     view = await poller_view(settings)
     return view.ok, view.detail
 
@@ -71,7 +71,7 @@ async def _breakers(settings: Settings) -> Found:
 
 
 async def _people(settings: Settings) -> Found:
-    """Whether somebody was told of every hold. A hold that nobody knows of waits until it expires."""
+    """Whether somebody was told of every hold; one that nobody knows of waits until it expires."""
     text = untold_text(await untold_holds(settings))
     return not text, text
 
@@ -81,7 +81,7 @@ async def _postgres(pool: asyncpg.Pool) -> Found:
 
 
 async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:
-    """Whether the archive keeps up: while it does not, no approval is sent. Webhooks are taken all the same."""
+    """Whether the archive keeps up. If not, no approval is sent, but webhooks are taken all the same."""
     try:
         async with connected(settings.redis_url) as client:
             upto = {

@@ -1,8 +1,8 @@
-"""`reconcile`: bank, log and budgets held against each other for a period; each disagreement becomes an event.
+"""`reconcile`: compares bank, log and budgets over a period, and records each difference as an event.
 
-A difference counts only if it is still there after a grace, since webhooks are under way while the list is read. What
-the bank shows and we do not know goes in by the one door, and is governed, or found to have moved without us; counters
-are never mended: that they differ from their fold is an alarm for people.
+A difference counts only if it is still there after a grace, since webhooks are under way while the list is read. A
+payout that only the bank knows is appended as usual, and is governed, or found to have moved without us. Counters are
+never corrected: that they differ from their fold is an alarm for people.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ from streamproc.settings import Settings
 SINCE_S_MIN, SINCE_S_MAX = 60, 90 * 86_400
 """Longest period: as long as a payout may wait for approval at the bank."""
 PAYOUTS_MAX = 1_000_000
-"""Payouts of one run: their ids are held in memory, some 100 MB. Choose a shorter period for more."""
+"""Payouts of one run, whose ids take some 100 MB of memory. For more, choose a shorter period."""
 GRACE_S = 15.0
-"""A difference younger than this is a webhook on its way, or the poller's next pass."""
+"""A younger difference may be a webhook under way, or be found by the poller's next pass."""
 FETCHES_AT_ONCE = 16
 TRIES_MAX = 5
-"""Tries of one call to the bank; then the rest of the run is left, and said to be."""
+"""Tries of one call to the bank; after these the rest of the run is left, and reported as left."""
 TRY_WAIT_S_MAX = 30.0
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Reconciled:
-    """What was compared and found. `left` says what was not compared."""
+    """What was compared and found. `left`: what was not compared."""
 
     account: str
     since: int
@@ -85,8 +85,8 @@ async def reconcile(
 ) -> Reconciled:
     """Compare the payouts that the bank made in the last `since_s` seconds, and the budgets, and record what differs.
 
-    Raises InputError for a period that is too long, ConfigError where a setting is missing, JobFailed where the bank's
-    list could not be read to its end: then no comparison was made, and that is not the same as nothing found.
+    Raises InputError for a wrong period, ConfigError if a setting is missing, JobFailed if the bank's list could not be
+    read to its end: then nothing was compared, which must not look like nothing found.
     """
     _check(settings, since_s)
     with job_named():

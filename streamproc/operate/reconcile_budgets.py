@@ -19,14 +19,14 @@ from streamproc.log.names import Names
 from streamproc.log.stream import id_key
 
 LOOK_AGAIN_S = 2.0
-"""Between two looks at all counters and all windows."""
+"""Interval between looks at all counters and windows."""
 VIEWS_POLL_S = 0.1
 VIEWS_WAIT_S = 30.0
-"""For the view to show what is in the log; it follows within milliseconds where it is well."""
+"""How long the view may take to show what is in the log, normally milliseconds."""
 
 
 class Seen(NamedTuple):
-    """How many windows were compared, and those that differ."""
+    """How many windows were compared, and which ones differ."""
 
     windows: int
     apart: list[Mismatch]
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 async def windows_that_differ(
     client: Any, pool: Any, names: Names, *, claim_idle_s: float, retention_s: float
 ) -> Seen:
-    """Compare every window of the partition. Raises TryAgain where the view cannot be asked or stands still."""
+    """Compare every window of the partition. Raises TryAgain if the view cannot be asked or stands still."""
     loop = asyncio.get_running_loop()
     began, stays_s = loop.time(), claim_idle_s + 2 * BATCH_TIMEOUT_S
     suspects: dict[tuple[str, str], Mismatch] | None = None
@@ -57,7 +57,7 @@ async def windows_that_differ(
 
 
 def _gap(found: Mismatch | None) -> tuple[int, int] | None:
-    """By how much a counter is above its fold."""
+    """How far a counter is above its fold."""
     if found is None:
         return None
     (ours_r, ours_c), (theirs_r, theirs_c) = (
@@ -67,14 +67,14 @@ def _gap(found: Mismatch | None) -> tuple[int, int] | None:
 
 
 async def _is_quiet(client: Any, names: Names) -> tuple[bool, str]:
-    """Whether governance has nothing in hand, and the log's last entry."""
+    """Whether governance has nothing pending, and the log's last entry."""
     rows = await group_rows(client, names.partition, (consumers.GOVERNANCE,))
     stats = await log_stats(client, names.partition)
     return all(row.get("lag") == 0 and row.get("pending") == 0 for row in rows), stats.last
 
 
 async def _folded_upto(pool: Any, partition: int, last: str) -> Any:
-    """The fold of everything up to the entry `last` at least."""
+    """The fold up to the entry `last`, or further."""
     loop = asyncio.get_running_loop()
     end = loop.time() + VIEWS_WAIT_S
     while True:

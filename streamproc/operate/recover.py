@@ -1,10 +1,9 @@
-"""`streamproc recover`: Redis lost its data, or the log's tail; what it must hold is rebuilt from the archive.
+"""`streamproc recover`: rebuilds from the archive what Redis must hold, after it lost its data or the log's tail.
 
-    look -> lock the archive -> mark -> each broken partition: set aside, rebuild, put in place -> unmark
-    -> ask the bank
+look -> lock the archive -> mark -> each broken partition: set aside, rebuild, put in place -> unmark -> ask the bank
 
-The archive alone is the source: no live view is trusted, and of what is left in Redis only what came from outside, and
-the counter of admissions. A run may be killed anywhere; no role opens the log before another run has come to the end.
+The source is the archive alone, not the live views. Of what is left in Redis only what came from outside is used, and
+the counter of admissions. A run may be killed anywhere; roles do not open the log until another run has finished.
 """
 
 import asyncio
@@ -59,9 +58,9 @@ from streamproc.operate.replay import Progress, built_as_of
 from streamproc.settings import Settings
 
 LOCK_WAIT_S = 15.0
-"""For a projector that is just ending: it takes a second to notice that its log is broken."""
+"""How long to wait for a projector that is just ending: it takes a second to notice that its log is broken."""
 ONE_JOB_MAX = 20_000
-"""Entries that one builder folds in a second; starting another one takes as long."""
+"""Entries that one builder folds in a second; below this starting another builder takes longer."""
 ARCHIVE_AT_ONCE = 2_000
 """Entries archived in one transaction, as a projector does."""
 UNTOUCHED = "nothing was changed"
@@ -69,7 +68,8 @@ STAYS_CLOSED = "the log stays closed until `streamproc recover` has come to its 
 
 
 class Plan(Struct, frozen=True):
-    """What there is to do. `broken` partitions are rebuilt; `bank_only`: that is done, the bank was not asked yet."""
+    """What there is to do. `broken`: partitions to rebuild; `bank_only`: all are rebuilt, only the bank was not
+    asked yet."""
 
     partitions: int
     broken: list[Condition]
@@ -79,7 +79,7 @@ class Plan(Struct, frozen=True):
 
     @property
     def gone_after(self) -> str:
-        """What the archive cannot give back, and from when on; empty where nothing of the log is lost."""
+        """What the archive cannot give back, and from when on; '' if nothing of the log is lost."""
         ends = [one for one in self.broken if not one.anchored]
         if not ends:
             return ""
@@ -97,7 +97,7 @@ def _moment(head: Head) -> str:
 
 @dataclass
 class Recovered:
-    """What was done. `left` says what a person must still do."""
+    """What was done. `left`: what a person must still do."""
 
     partitions: list[Counts] = field(default_factory=list)
     entries: int = 0
@@ -111,7 +111,8 @@ OnProgress = Callable[[Progress], None]
 
 
 async def look(settings: Settings) -> Plan:
-    """What is to be recovered. Raises JobFailed where there is nothing, where all is well, or Postgres is away."""
+    """Find what has to be recovered. Raises JobFailed if there is nothing to recover from, nothing to do, or
+    Postgres is away."""
     heads = await _heads(settings)
     if not heads:
         raise JobFailed("there is nothing to recover from: the archive is empty")
@@ -131,9 +132,11 @@ async def look(settings: Settings) -> Plan:
 
 
 async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Statement]) -> None:
-    """Raise InputError for what is stated of a partition that is not rebuilt: once it is open `log disown` does it.
+    """Raise InputError for a statement about a partition that is not rebuilt: once it is open `log disown` records
+    that.
 
-    Not for what is stated in the archive: a run that was killed rebuilt that partition, and this is the same command.
+    Not for one that the archive already has: a run that was killed rebuilt that partition, and this is the same
+    command.
     """
     closed = [] if plan.bank_only else [one.partition for one in plan.broken]
     dsn = settings.postgres_dsn.reveal()
@@ -168,9 +171,9 @@ async def rebuild(
     disowned: Sequence[Statement] = (),
     on_progress: OnProgress = lambda _: None,
 ) -> Recovered:
-    """Rebuild the broken partitions and let the roles in again. Raises JobFailed where a projector is still at work.
+    """Rebuild the broken partitions and let roles in again. Raises JobFailed if a projector is still at work.
 
-    `disowned`: entries that cannot be read, and which a person states that none of us wrote: that is archived first.
+    `disowned`: statements about entries that cannot be read; they are archived first.
     """
     began, done = time.monotonic(), Recovered(entries=plan.entries, gone_after=plan.gone_after)
     dsn = settings.postgres_dsn.reveal()
@@ -178,7 +181,7 @@ async def rebuild(
         async with _locked(dsn, plan), connected(settings.redis_url) as client:
             run = await clock_us(client)
             await mark_recovering(client, plan.partitions, run)
-            # Looked at again: a projector that was just ending may have moved the archive on.
+            # Looked at again, since a projector that was just ending may have archived more.
             found = await _broken(settings, client, [one.partition for one in plan.broken])
             broken = [await _archive_rest(settings, condition) for condition in found]
             broken = [await _archive_statements(settings, client, one, disowned, run) for one in broken]
@@ -221,7 +224,7 @@ async def _rebuild_all(
 
 @asynccontextmanager
 async def _locked(dsn: str, plan: Plan) -> AsyncIterator[None]:
-    """Be the only one who may write to the archive of the broken partitions, so that it stands still."""
+    """Lock the archive of the broken partitions against other writers, so that it does not change."""
     async with connection(dsn, name="streamproc recover locks") as db:
         for condition in plan.broken:
             stopping = asyncio.Event()
@@ -237,7 +240,7 @@ async def _locked(dsn: str, plan: Plan) -> AsyncIterator[None]:
 
 
 async def _archive_rest(settings: Settings, condition: Condition) -> Condition:
-    """Where the log goes on after the archive's end, the archive gets the rest: only groups are gone then."""
+    """Archive what the log has after the archive's end, if it is anchored there: then only groups are gone."""
     if not condition.anchored:
         return condition
     partition, head, ranges = condition.partition, condition.head, set[int]()
@@ -257,7 +260,7 @@ async def _archive_rest(settings: Settings, condition: Condition) -> Condition:
 async def _archive_statements(
     settings: Settings, client: Any, condition: Condition, disowned: Sequence[Statement], now_us: int
 ) -> Condition:
-    """Archive what was stated of entries of this partition: the log is closed, and is rebuilt from the archive."""
+    """Archive statements about entries of this partition: its log is closed, and is rebuilt from the archive."""
     partition, head = condition.partition, condition.head
     here = [said for said in disowned if said.entry.partition == partition]
     if not here:
@@ -268,9 +271,11 @@ async def _archive_statements(
         for said in here:
             row = await _row_of(db, client, said)
             if await stated.looked_for(row):
-                continue  # a run that was killed came as far
+                continue  # archived by a run that was killed
             e, m = recorded(disowning(said, row, now_us))
-            ms, n = id_key(head.entry)  # in the archive's last moment: what came after it is still missing
+            ms, n = id_key(
+                head.entry
+            )  # right after the archive's last id, so before anything that is still missing
             entry = Entry(f"{ms}-{n + 1}", e, m)
             await make_ranges(db, months_of([entry]))
             _, head = await archive(db, partition, head, [entry])
@@ -278,7 +283,7 @@ async def _archive_statements(
 
 
 async def _row_of(db: asyncpg.Connection, client: Any, said: Statement) -> Row:
-    """The entry in the archive, or in what is left of the log: there it came after the log had lost its tail."""
+    """The entry, from the archive or from what is left of the log, which has it if it came after the lost tail."""
     where, names = said.entry, Names(said.entry.partition)
     if found := await entries_by_id(db, where.partition, [where.entry]):
         return found[0]
@@ -326,7 +331,7 @@ async def _rebuild_one(
 
 
 async def _poll_from_the_archives_end(settings: Settings, sources: Sources, to: Restorer) -> None:
-    """The poller lists what the bank has made since; what it listed before may be lost again."""
+    """Have the poller list what the bank made since the archive's end: what it listed after that may be lost."""
     account = settings.razorpay_account_id
     if account and sources.head.seq and partition_of(account, settings.partitions) == sources.partition:
         await to.cursor(poll_cursor_name(account), id_key(sources.head.entry)[0] // 1000)

@@ -1,7 +1,7 @@
-"""After a recovery the bank is asked: what it did, or was asked for, in the moments that the archive does not have.
+"""Asks the bank after a recovery: what it did, or was asked for, in the last moments, which the archive does not have.
 
-Everything goes in through the one door, with the keys that webhooks and the poller use: what is known changes nothing.
-Governance settles what comes of it, and alarms where a payout moved that was never approved here.
+Everything is appended as usual, under the keys that webhooks and the poller use, so what is known changes nothing.
+Governance settles what comes of it, and alarms if a payout moved that was never approved here.
 """
 
 import asyncio
@@ -26,18 +26,18 @@ from streamproc.operate.poller_role import poller_of
 from streamproc.settings import Settings
 
 FETCHES_AT_ONCE = 16
-"""Payouts asked for at once; the client's own limit, 8 a second, comes on top."""
+"""Payouts asked about at once; the client's own limit, 8 calls a second, applies besides."""
 TRIES_MAX = 3
-"""Tries of one payout while the bank is away; then the rest is left to do."""
+"""Tries of one payout while the bank is away; after these the rest is left to a person."""
 WAIT_S_MAX = 5.0
-"""Between two tries, whatever the bank asks for: a person is waiting."""
+"""Longest wait between two tries, whatever the bank asks for: a person is waiting."""
 NOTES_MAX = 10
-"""Payouts that the bank does not know, by name; more are counted."""
+"""Payouts unknown to the bank that are named; more are only counted."""
 
 
 @dataclass
 class Reconciled:
-    """What was asked and learned. `left` says what is still to do; empty: the bank was asked about everything."""
+    """What was asked and learned. `left`: what is still to do; empty if the bank was asked about everything."""
 
     asked: int = 0
     listed: int = 0
@@ -103,7 +103,7 @@ async def _open_payouts(
 
 
 async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: PayoutRecord) -> bool:
-    """Record where a payout stands, if that is news; whether it was."""
+    """Record where a payout stands at the bank; whether that was news."""
     for attempt in range(1, TRIES_MAX + 1):
         try:
             found = await _found(settings, bank, record)
@@ -121,7 +121,7 @@ async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: P
 
 
 async def _found(settings: Settings, bank: Razorpay, record: PayoutRecord) -> list[BankPayout]:
-    """The payout at the bank; of an intent, what is there under its reference, which may be nothing yet."""
+    """The payout at the bank; for an intent, all payouts under its reference, of which there may be none yet."""
     if is_intent(record.payout):
         return await bank.find(settings.razorpay_account_number, record.payout)
     return [await bank.fetch(record.payout)]

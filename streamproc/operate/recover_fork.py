@@ -1,10 +1,9 @@
-"""What a log took in after it had lost its tail: kept where it came from outside, decided again where it was decided.
+"""Carries over what a log took in after it had lost its tail: facts from outside are kept, decisions are made again.
 
-After a failover that lost the newest entries the log may have grown on: other entries than the archive has, a fork.
-What was decided there rests on budgets and policies that had gone back, and no approval was sent on the strength of it,
-since the archive did not have it. So decisions are dropped and made again. What the world said is not dropped: what the
-bank showed and answered, what people reviewed, changes of policies, a freeze above all, tokens, and what waits for a
-second person.
+After a failover that lost the newest entries the log may have gone on with other entries than the archive has: a fork.
+Decisions made there rest on budgets and policies that had gone back, and no approval was sent by them, since the
+archive did not have it; so they are dropped and made again. What came from outside is kept: what the bank showed and
+answered, reviews, policy changes (above all a freeze), tokens, and proposals.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,9 +37,9 @@ from streamproc.operate.recover_state import SQL, Counts, Sources
 
 ENTRIES_AT_ONCE = 500
 _OUTSIDE = (BankCommandAnswered, NotificationSent)
-"""What a group wrote that happened in the world: the bank answered, a message is there."""
+"""Events of groups that happened in the world: the bank answered, a message was sent."""
 TIMERS_WRITER = "timers"
-"""Who writes what was due (log/lua/due.lua): what is due is rebuilt, so it comes again."""
+"""The writer of fired timers (log/lua/due.lua). They are dropped, since timers are rebuilt and fire again."""
 
 Scopes: TypeAlias = dict[str, ScopeState]
 Tokens: TypeAlias = dict[str, Token]
@@ -49,7 +48,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Said(Struct, frozen=True):
-    """What people said and is in force: policies by scope, tokens by name, proposals by id."""
+    """What people have put in force: policies by scope, tokens by name, proposals by id."""
 
     scopes: Scopes
     tokens: Tokens
@@ -59,9 +58,9 @@ class Said(Struct, frozen=True):
 async def carry_over(
     sources: Sources, to: Restorer, said: Said, counts: Counts, note: Callable[[str], None]
 ) -> Said:
-    """Append to the log that is built what came from outside; what people had said after it.
+    """Append to the staged log what came from outside; what people have put in force after it.
 
-    `note` hears what was not kept.
+    `note` is called with each thing that was not kept.
     """
     fork = _Fork(sources, to, said, note)
     after = await _common_end(sources, to)
@@ -76,9 +75,9 @@ async def carry_over(
 
 
 async def _common_end(sources: Sources, to: Restorer) -> str:
-    """The last archived entry that the old log has too: what follows it there is the fork.
+    """The last archived entry that the old log has too; what follows it there is the fork.
 
-    Found by halving. Where an earlier recovery left gaps it may be an earlier one: that costs time, no more.
+    Found by bisection. Where an earlier recovery left gaps it may find an earlier entry, which only costs time.
     """
     low, high, common = 0, sources.head.seq, ZERO
     while low < high:
@@ -93,7 +92,7 @@ async def _common_end(sources: Sources, to: Restorer) -> str:
 
 
 class _Fork:
-    """Takes the fork's entries in order."""
+    """Takes in the fork's entries, in order."""
 
     def __init__(self, sources: Sources, to: Restorer, said: Said, note: Callable[[str], None]) -> None:
         self._sources, self._to, self._note = sources, to, note
@@ -103,10 +102,10 @@ class _Fork:
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:
-        """Whether something of this entry is kept."""
+        """Keep what is to be kept of an entry; whether that is anything."""
         try:
             meta, events = read_entry(entry.e, entry.m)
-        except Newer as problem:  # the old log stays aside, and the partition closed, until that is done
+        except Newer as problem:  # until that is done the old log stays aside, and the partition closed
             if await self._sources.disowned.looked_for(entry):
                 self._note(f"entry {entry.id} of the old log was disowned and is not kept")
                 return False
@@ -135,7 +134,7 @@ class _Fork:
         return await self._append(entry.e, entry, meta, meta.keys or told_keys(events, meta.body))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
-        """Of what a group wrote, what happened outside."""
+        """Keep, of what a group wrote, the facts from outside."""
         facts = [
             event
             for event in events
@@ -147,20 +146,20 @@ class _Fork:
         return await self._append(encode_events(facts), entry, Meta(by=meta.by), ())
 
     async def _is_known(self, payout: str) -> bool:
-        """Nothing is recorded of a payout before it was observed."""
+        """Whether the payout was observed; before that nothing may be recorded of it."""
         if payout in self._observed:
             return True
         known = await self._sources.archive.fetchval(SQL["knows_payout"], self._sources.partition, payout)
         return bool(known)
 
     async def _policies(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
-        """The same changes, planned on the policies that the archive has, under their next versions."""
+        """Make the same changes on the policies that the archive has, under their next versions."""
         made = [event for event in events if type(event) is PolicyChanged]
         try:
             done = self._replanned(made)
         except InputError:
             done = []
-            for change in made:  # one that does not fit must not take a freeze along
+            for change in made:  # one by one, so that one that does not fit does not prevent a freeze
                 try:
                     done += self._replanned([change])
                 except InputError as problem:

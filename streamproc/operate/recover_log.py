@@ -1,6 +1,7 @@
-"""The log that a partition gets: the archive's last entry, what a group may not have handled, dead letters' entries.
+"""Restores a partition's log: the archive's last entry, entries that a group may not have handled, and dead letters'
+entries.
 
-All of it under the ids that it had, so that event ids, the barrier and the projector find what they know.
+All have their old ids, so that event ids, the barrier and the projector still find them.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ _LETTERS = statements("projections", f"{LETTERS}.sql")
 
 
 async def restore_letters(sources: Sources, to: Restorer, counts: Counts) -> None:
-    """Dead letters that nobody closed. Each gets the id of the entry that says that it was set aside."""
+    """Restore dead letters that nobody closed. Each gets the id of the entry that records that it was set aside."""
     async for rows in rows_in_parts(sources.place, _LETTERS["open"], sources.partition):
         said = {row.seq: row for row in await entries_of(sources, [row["seq"] for row in rows])}
         await sources.want([row["entry_id"] for row in rows])
@@ -53,7 +54,7 @@ async def _entries(sources: Sources, wanted: Sequence[str]) -> list[Entry]:
 async def restore_log(
     sources: Sources, to: Restorer, groups: Sequence[str], counts: Counts, say: OnStage
 ) -> None:
-    """The entries, the groups at the newest of them, and to each group what it may not have handled."""
+    """Write the entries, set the groups to the last of them, and give each group what it may not have handled."""
     async for rows in rows_in_parts(sources.archive, SQL["wanted_entries"], sources.partition):
         for row in rows:
             await to.entry(Entry(row["id"], row["e"], row["m"]))

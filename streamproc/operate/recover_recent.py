@@ -1,4 +1,4 @@
-"""What the archive's last days tell beside payouts: deliveries seen, rate slots, numbers, unanswered inputs."""
+"""Restores what only recent entries tell: deliveries' keys, rate slots, the counter, unanswered inputs."""
 
 import re
 from collections.abc import Sequence
@@ -29,22 +29,22 @@ from streamproc.log.scripts import RATE_BACKLOG_S, SEEN_TTL_S
 from streamproc.operate.recover_state import MS, ROWS_AT_ONCE, SQL, Counts, OnStage, Sources
 
 NUMBERS_WITHIN = 10_000
-"""The highest number is among so many last entries: workers do not commit further out of order than that."""
+"""The highest number is among this many last entries, since workers do not commit further out of order."""
 RATE_SCAN_S = RATE_WINDOW_S_MAX + RATE_BACKLOG_S
-"""A slot that was recorded longer ago has left the window, also for a payout that comes late."""
+"""A slot recorded longer ago has left the window, even for a payout that comes late."""
 
 _TOLD: tuple[type[Fact], ...] = (
     *(VelocityChecked, BudgetReserved, PayoutDecided, CancelRequested),
     *(PayoutRequested, ReviewSubmitted, PayoutMalformed, EntrySetAside, DeadLetterClosed),
 )
-"""What an entry is decoded for."""
+"""Events for which an entry is decoded."""
 _of_interest = re.compile(
     b'"type":"(?:' + b"|".join(re.escape(tag_of(kind).encode()) for kind in _TOLD) + b')"'
 ).search
 
 
 async def restore_recent(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
-    """Read the archive from as far back as a delivery is remembered to its end."""
+    """Read the archive, from as far back as deliveries are remembered, to its end."""
     scan = _Scan(sources, to, counts)
     first = await target_at_time(sources.archive, sources.partition, sources.now_ms - SEEN_TTL_S * MS)
     at = begin = max(0, min(first.seq, sources.head.seq - NUMBERS_WITHIN))
@@ -68,7 +68,7 @@ class _Scan:
         self._rates_from_ms = sources.now_ms - RATE_SCAN_S * MS
 
     async def take(self, rows: Sequence[Row]) -> None:
-        """The next entries."""
+        """Take in the next entries."""
         checked: list[tuple[VelocityChecked, int]] = []
         for row in rows:
             entry_ms = id_key(row.id)[0]
@@ -110,7 +110,7 @@ class _Scan:
             self._rates.add(agent, event, received_at, entry_ms)
 
     async def end(self) -> None:
-        """Write what only the whole pass tells."""
+        """Write what is known only after the last entry."""
         for agent, slots, window_us, last_ms in self._rates.agents():
             expires_s = last_ms // MS + window_us // 1_000_000 + RATE_BACKLOG_S
             if slots and expires_s * MS > self._sources.now_ms:

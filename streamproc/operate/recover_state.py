@@ -1,8 +1,7 @@
-"""One partition's state, from the archive into Redis: budgets, policies, payouts, and what is due later.
+"""Restores one partition's state from the archive: budgets, beneficiaries, policies, payouts and timers.
 
-Records, budgets and policies come from views that were built for this alone. Of a payout that is over, its record is
-all there is to know; every other one is rebuilt from its own entries, which also tell what each group may not have
-handled.
+Records, budgets and policies are read from views built only for this. For a payout that is over, its record is enough;
+every other one is rebuilt from its own entries, which also tell what each group may not have handled.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -40,20 +39,20 @@ from streamproc.log.tokens import TOKEN_PARTITION
 ROWS_AT_ONCE = 2_000
 """Rows of the archive fetched at once, some 2 kB each."""
 PAYOUTS_AT_ONCE = 200
-"""Payouts whose histories are fetched at once: some ten entries of 2 kB each."""
+"""Payouts whose histories are fetched together: some ten entries of 2 kB each."""
 SCAN_TIMEOUT_S = 600.0
-"""For the next rows of a query that may have to look at millions that it does not want."""
+"""Limit for the next rows of a query that may have to skip millions."""
 MS = 1_000
 
 SQL = statements("streamproc.operate", "recover.sql")
 
 OnStage = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is done, and how much there is (0: not known)."""
+"""Called with what is being done, how much of it is done, and how much there is (0: not known)."""
 
 
 @dataclass
 class Counts:
-    """What was written for one partition. `rescued` and `dropped` are entries of the log that was set aside."""
+    """What was written for one partition. `rescued`, `dropped`: entries of the log that was set aside."""
 
     partition: int
     archived: int = 0
@@ -73,7 +72,7 @@ class Counts:
 
 
 class Sources(Struct, frozen=True):
-    """What a partition is rebuilt from: the built views, and the archive up to `head`; `now_us` by Redis's clock."""
+    """What a partition is rebuilt from: the built views, and the archive up to `head`. `now_us`: Redis's clock."""
 
     place: asyncpg.Connection
     archive: asyncpg.Connection
@@ -84,7 +83,7 @@ class Sources(Struct, frozen=True):
     disowned: Disowned
 
     async def events_of(self, entry: StoredEntry) -> list[Event]:
-        """The events of an archived entry; none, where it cannot be read and a person disowned it."""
+        """The events of an archived entry; none if it cannot be read and a person disowned it."""
         _, events = await self.disowned.read(entry)
         return events
 
@@ -94,7 +93,7 @@ class Sources(Struct, frozen=True):
         return self.now_us // 1000
 
     async def want(self, entries: Iterable[str], group: str = "") -> None:
-        """Entries that the new log must hold, for a group that may not have handled them or for none."""
+        """Have the new log hold these entries, for a group that may not have handled them, or for none."""
         keys = [id_key(entry) for entry in entries]
         if keys:
             await self.archive.execute(SQL["want"], [ms for ms, _ in keys], [n for _, n in keys], group)
@@ -103,7 +102,7 @@ class Sources(Struct, frozen=True):
 async def rows_in_parts(
     db: asyncpg.Connection, sql: str, *arguments: Any, at_once: int = ROWS_AT_ONCE
 ) -> AsyncIterator[list[Any]]:
-    """A query's rows in lists of `at_once`. It may take long, and may wait long for its reader."""
+    """A query's rows in lists of `at_once`. Neither the query nor the reader has a time limit."""
     async with db.transaction():
         await db.execute("SET LOCAL statement_timeout = 0")
         await db.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
@@ -113,7 +112,7 @@ async def rows_in_parts(
 
 
 async def restore_budgets(sources: Sources, to: Restorer, counts: Counts) -> None:
-    """Every window that is still kept: for the retention time after it ended, or after it was last charged."""
+    """Restore each window that is still kept: for the retention time after it ended, or was last charged."""
     async for rows in rows_in_parts(sources.place, SQL["budgets"], sources.partition):
         seqs = [row["limit_seq"] for row in rows]
         times = dict(await sources.archive.fetch(SQL["times_of_seqs"], sources.partition, seqs))
@@ -128,7 +127,7 @@ async def restore_budgets(sources: Sources, to: Restorer, counts: Counts) -> Non
 
 
 async def restore_beneficiaries(sources: Sources, to: Restorer, counts: Counts) -> None:
-    """Who was approved to be paid, as far as it is still remembered."""
+    """Restore the registry of beneficiaries, as far as it is still kept."""
     for sql, write in (("beneficiaries", to.beneficiary), ("vendors_paid", to.vendor)):
         owner, names = ("", ""), dict[str, int]()
         async for rows in rows_in_parts(sources.place, SQL[sql], sources.partition):
@@ -144,7 +143,7 @@ async def restore_beneficiaries(sources: Sources, to: Restorer, counts: Counts) 
 
 
 async def policies_of(sources: Sources) -> dict[str, ScopeState]:
-    """What is in force by the archive. From the events themselves: in the view they are another JSON."""
+    """The policies in force, by the archive. Read from the events, since the view has them as other JSON."""
     newest = await sources.place.fetch(SQL["policies"], sources.partition)
     versions = {(row["scope"], row["version"]) for row in newest}
     seqs = sorted({row["seq"] for row in newest})
@@ -160,7 +159,7 @@ async def policies_of(sources: Sources) -> dict[str, ScopeState]:
 
 
 async def tokens_of(sources: Sources) -> dict[str, Token]:
-    """The tokens by the archive: all of their events are in one partition."""
+    """The tokens, by the archive; all of their events are in one partition."""
     tokens: dict[str, Token] = {}
     if sources.partition == TOKEN_PARTITION:
         asked = (SQL["token_entries"], sources.partition, sources.head.seq)
@@ -171,7 +170,7 @@ async def tokens_of(sources: Sources) -> dict[str, Token]:
 
 
 async def proposals_of(sources: Sources) -> dict[str, Proposal]:
-    """Changes of policies that wait for a second person, by the archive: all of their events are in one partition."""
+    """Policy changes that wait for a second person, by the archive; all of their events are in one partition."""
     proposals: dict[str, Proposal] = {}
     if sources.partition == PROPOSAL_PARTITION:
         asked = (SQL["proposal_entries"], sources.partition, sources.head.seq)
@@ -183,13 +182,13 @@ async def proposals_of(sources: Sources) -> dict[str, Proposal]:
 
 
 async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
-    """Entries by their numbers, in order."""
+    """Entries by seq, in order."""
     rows = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))
     return [Row(*row) for row in rows]
 
 
 async def restore_payouts(sources: Sources, to: Restorer, counts: Counts, say: OnStage) -> None:
-    """Every payout that is not over, and what ended within the retention time."""
+    """Restore every payout that is not over, and those that ended within the retention time."""
     terminal, releasing = sorted(TERMINAL_STATES), ["", *sorted(RELEASING_STATUSES)]
     since_ms = sources.now_ms - int(sources.retention_s * MS)
     arguments = (sources.partition, terminal, releasing, since_ms)

@@ -1,4 +1,4 @@
-"""The running system as an operator's command reaches it: Redis, and Postgres where it is configured and there."""
+"""The running system as operators' commands reach it: Redis, and Postgres if it is configured and there."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,9 +26,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class Site:
-    """`client` is one connection to Redis, `pool` asks Postgres (None: not configured).
+    """`client`: one connection to Redis; `pool`: Postgres (None: not configured).
 
-    `postgres_problem` says, after a question, why Postgres could not be asked.
+    `postgres_problem`: after a question, why Postgres could not answer it.
     """
 
     redis_url: str
@@ -40,7 +40,7 @@ class Site:
     async def ask_postgres(
         self, question: Callable[..., Awaitable[T]], *arguments: Any, **named: Any
     ) -> T | None:
-        """The answer, or None while Postgres is away. Raises JobFailed when it refuses."""
+        """The answer, or None while Postgres is away. Raises JobFailed if it refuses."""
         if self.pool is None:
             self.postgres_problem = "STREAMPROC_POSTGRES_DSN is not set"
             return None
@@ -54,18 +54,19 @@ class Site:
             return None
 
     async def record(self, payout: str) -> PayoutRecord | None:
-        """A payout as Redis has it, or else the view. None while `postgres_problem` is set: the view was not asked."""
+        """A payout from Redis, or else from the view. If it is None and `postgres_problem` is set, the view was not
+        asked."""
         found = await record_of(self.client, self.partitions, payout)
         return found or await self.ask_postgres(payout_view, payout)
 
     def names_of(self, partition: int) -> Names:
-        """The keys of a partition. Raises InputError for one that this log does not have."""
+        """The keys of a partition. Raises InputError for a partition that this log does not have."""
         if not 0 <= partition < self.partitions:
             raise InputError(f"partition {partition}: this log has partitions 0 to {self.partitions - 1}")
         return Names(partition)
 
     def chosen(self, partition: int | None) -> list[int]:
-        """One partition, or all where none is chosen."""
+        """The chosen partition, or all if none is chosen."""
         if partition is None:
             return list(range(self.partitions))
         return [self.names_of(partition).partition]
@@ -75,7 +76,7 @@ class Site:
 async def opened(settings: Settings) -> AsyncIterator[Site]:
     """Reach the system that the settings name.
 
-    Raises LogUnavailable when Redis is away, JobFailed when it holds no log. Postgres is asked later, if at all.
+    Raises LogUnavailable if Redis is away, JobFailed if it has no log. Postgres is connected to only when it is asked.
     """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connected(settings.redis_url))
@@ -86,5 +87,5 @@ async def opened(settings: Settings) -> AsyncIterator[Site]:
 
 
 def us_of(at: datetime) -> int:
-    """An aware datetime as µs since 1970, exactly: a float of seconds would round."""
+    """An aware datetime as µs since 1970; exact, where seconds as a float would be rounded."""
     return (at - _EPOCH) // timedelta(microseconds=1)

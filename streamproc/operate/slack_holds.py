@@ -1,4 +1,4 @@
-"""Slack's webhook as this installation runs it, and what it must know of requests and payouts."""
+"""Slack's webhook in this installation, and its questions about requests and payouts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,14 +20,14 @@ from streamproc.operate.site import Site
 from streamproc.settings import Settings
 
 QUESTIONS_MAX = 16
-"""Connections to Redis at once; people click, so more would be somebody else."""
+"""Connections to Redis at once. People click, so more would not be people."""
 
 
 @asynccontextmanager
 async def opened_slack_review(
     settings: Settings, pool: Any, refusals: Refusals
 ) -> AsyncIterator[SlackReview | NotConfigured]:
-    """What answers POST /webhooks/slack, with the client that opens its modals."""
+    """The application for POST /webhooks/slack, with the client that opens its modals."""
     if not settings.slack_signing_secret:
         yield NotConfigured()
         return
@@ -48,7 +48,7 @@ async def opened_slack_review(
 
 
 class SiteHolds:
-    """Redis first, which has every payout that is held; `pool` asks the archive for older ones (None: none)."""
+    """Asks Redis first, which has every held payout; `pool` asks the archive for older ones (None: there is none)."""
 
     def __init__(self, redis_url: str, partitions: int, pool: Any) -> None:
         self._redis_url = redis_url
@@ -58,13 +58,13 @@ class SiteHolds:
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
 
     async def first_time(self, key: str, remembered_s: int) -> bool:
-        """Whether the key is new; known from now on, to all processes. Raises LogUnavailable."""
+        """Whether the key is new; all processes know it from now on. Raises LogUnavailable."""
         async with self._turns:
             return await first_time(self._redis_url, key, remembered_s=remembered_s)
 
     async def find(self, answer: ReviewSubmitted) -> Hold | None:
-        """The payout, and whether the answer would count now. Raises LogUnavailable; TryAgain where Redis does not
-        know the payout and the archive cannot be asked."""
+        """The payout, and whether an answer would count now. Raises LogUnavailable; TryAgain if Redis does not know
+        the payout and the archive cannot be asked."""
         async with self._turns, connected(self._redis_url) as client:
             site = Site(self._redis_url, client, self._partitions, self._pool)
             record = await site.record(answer.payout)

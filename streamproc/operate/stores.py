@@ -1,4 +1,4 @@
-"""The stores that a command needs while no `up` runs on them: those of DATA_DIR, started for as long as it takes."""
+"""The stores of DATA_DIR for a command while no `up` runs on them: started for as long as it takes."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager

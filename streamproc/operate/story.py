@@ -1,4 +1,4 @@
-"""A payout's story for a person: one paragraph for each thing that happened, in the order of the log. Pure."""
+"""A payout's story for people: one paragraph for each thing that happened, in log order. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -131,7 +131,7 @@ def windows_lines(windows: Sequence[e.WindowUse], amount: int) -> Iterator[str]:
 
 
 def _fresh(findings: Iterable[e.Finding], said: set[tuple[str, str]]) -> Iterator[str]:
-    """Findings that were not told before: each stage carries those of the stages before it."""
+    """Findings that were not told before, since each stage repeats those of earlier stages."""
     for finding in findings:
         if (finding.stage, finding.code) not in said:
             said.add((finding.stage, finding.code))

@@ -1,4 +1,4 @@
-"""Tokens: make one, list them, revoke one. The token itself is shown once and kept nowhere."""
+"""Tokens: making, listing and revoking them. The token itself is shown once and stored nowhere."""
 
 import re
 import secrets
@@ -14,16 +14,16 @@ from streamproc.log.tokens import change_token, read_tokens
 from streamproc.operate.site import US, Site, iso, iso_or_none
 
 TOKEN_BYTES = 32
-"""256 bits of chance."""
+"""256 random bits."""
 CHANGES_MAX = 10
-"""Times a change is planned again because somebody else changed a token meanwhile."""
+"""How often a change is planned again because somebody else changed a token meanwhile."""
 EXPIRES_S_MAX = 3_650 * 86_400
 _EXPIRES = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
 
 class Made(Struct, frozen=True):
-    """A token that was just made, with what opens it."""
+    """A new token, with its secret."""
 
     secret: str
     event: TokenCreated
@@ -52,9 +52,9 @@ async def create(
     pays_from: str = "",
     reviewer: str = "",
 ) -> Made:
-    """Make a token; `pays_from` is the one account that this installation pays from, where that is known.
+    """Make a token. `pays_from`: the account that this installation pays from, if that is known.
 
-    Raises InputError where it may not be made, JobFailed where others keep changing tokens.
+    Raises InputError if it may not be made, JobFailed if others keep changing tokens.
     """
     if pays_from and account and account != pays_from:
         raise InputError(f"--account {account[:64]}: this installation pays from {pays_from} alone")
@@ -80,7 +80,7 @@ async def create(
 
 
 async def revoke(site: Site, name: str, *, by: str) -> bool:
-    """Revoke a token: the next request with it is refused. False where it was revoked already."""
+    """Revoke a token: the next request with it is refused. False if it was revoked already."""
     for _ in range(CHANGES_MAX):
         rev, tokens = await read_tokens(site.client)
         event = plan_revocation(tokens, name, at=await clock_us(site.client), by=by)
@@ -92,7 +92,7 @@ async def revoke(site: Site, name: str, *, by: str) -> bool:
 
 
 async def listed(site: Site) -> list[tuple[Token, str]]:
-    """Every token with what it is: `good`, `expired` or `revoked`."""
+    """Every token with its state: `good`, `expired` or `revoked`."""
     _, tokens = await read_tokens(site.client)
     now = await clock_us(site.client)
     return [
@@ -102,7 +102,7 @@ async def listed(site: Site) -> list[tuple[Token, str]]:
 
 
 def token_json(token: Token, what: str) -> dict[str, Any]:
-    """A token as scripts see it; nothing that opens anything."""
+    """A token as scripts see it, without anything secret."""
     return {
         "name": token.name,
         "scope": token.scope,

@@ -29,16 +29,16 @@ T = TypeVar("T")
 WINDOW_S, RECENT_S = 60, 10
 """What is counted of decisions, and of what the rate is: a minute shows what is seldom, ten seconds what is now."""
 OUTCOMES_MAX = 100
-"""More than there are reasons times outcomes; a bound for the answer."""
+"""A limit for the answer; there are fewer outcomes times reasons."""
 BUDGETS_MAX = 5
-"""The fullest ones; more do not fit on a screen beside the rest."""
+"""The fullest budgets shown; more do not fit on a screen with the rest."""
 
 
 class Look(Struct, frozen=True, kw_only=True):
-    """One look. None: Postgres did not say, and `problem` says why."""
+    """The system at one moment. None: Postgres did not answer; `problem` says why."""
 
     at: datetime
-    """By the clock of Redis."""
+    """By Redis's clock."""
     groups: list[dict[str, Any]]
     sizes: Sizes
     untold: int
@@ -52,7 +52,7 @@ class Look(Struct, frozen=True, kw_only=True):
 
     @property
     def per_s(self) -> float | None:
-        """Decisions a second, of the last RECENT_S."""
+        """Decisions a second, over the last RECENT_S."""
         return None if self.decided is None else sum(one.recent for one in self.decided) / RECENT_S
 
 
@@ -64,7 +64,7 @@ class Frame(NamedTuple):
 
 
 async def look(site: Site, zone: str) -> Look:
-    """Ask both stores once. `zone` is whose days the budgets are. Raises LogUnavailable, LogBroken, JobFailed."""
+    """Ask both stores once. `zone`: whose days the budgets are. Raises LogUnavailable, LogBroken, JobFailed."""
     site.postgres_problem = ""
     with named_errors():
         seconds, micros = await site.client.time()
@@ -107,9 +107,10 @@ async def _views_behind(site: Site) -> int | None:
 async def frames(
     settings: Callable[[], Settings], every_s: float, over: asyncio.Event
 ) -> AsyncGenerator[Frame, None]:
-    """A frame every `every_s` until `over`. While a store is away, or nothing runs, frames say so; it is asked again.
+    """A frame every `every_s` until `over`. While a store is away, or nothing runs, frames say so and it is asked
+    again.
 
-    The settings are read at each new attempt: a system that was started again may be elsewhere.
+    The settings are read again at each attempt, since a system that was restarted may be elsewhere.
     """
     last: Look | None = None
     while not over.is_set():
@@ -132,7 +133,7 @@ async def _pause(seconds: float, over: asyncio.Event) -> None:
 
 
 def look_json(found: Look) -> dict[str, Any]:
-    """A look as scripts see it. Amounts in paise; null is what Postgres did not say."""
+    """A look as scripts see it. Amounts in paise; null: Postgres did not answer."""
     return {
         "at": iso(us_of(found.at)),
         "window_s": WINDOW_S,

@@ -1,4 +1,4 @@
-"""Trimming by hand, and what holds the beginning of the log: the archive, the retention time, or a group."""
+"""Trimming by hand, and what keeps the log's beginning: the archive, the retention time, or a group."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ async def trim_log(
     dry_run: bool = False,
     on_removed: Callable[[int], None] = lambda _: None,
 ) -> list[Kept]:
-    """Trim the chosen partitions as far as may be, or only look. Raises JobFailed while Postgres is away."""
+    """Trim the chosen partitions as far as may be, or only report. Raises JobFailed while Postgres is away."""
     return [
         await _trim_one(site, number, retention_s, dry_run=dry_run, on_removed=on_removed)
         for number in site.chosen(partition)
@@ -47,7 +47,7 @@ async def trim_log(
 
 
 async def look(site: Site, partition: int, retention_s: float) -> Kept | None:
-    """What holds a partition's log; None while the archive cannot be asked."""
+    """What keeps the beginning of a partition's log; None if the archive cannot be asked."""
     anchor = await site.ask_postgres(archived_upto, partition)
     if anchor is None:
         return None
@@ -95,7 +95,7 @@ async def _kept(site: Site, partition: int, found: Trimmed) -> Kept:
 
 
 def held_text(held_by: str, held_at: str) -> str:
-    """What holds the cut, in words."""
+    """What determines the cut, in words."""
     kind, _, group = held_by.partition(" ")
     match kind:
         case "archive":

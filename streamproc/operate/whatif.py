@@ -1,7 +1,8 @@
-"""What if: the archive judged again under a policy file, or, as the determinism gate, under the policies in force then.
+"""What-if: judges the archive again under a policy file, or, as a test of determinism, under the policies in force
+then.
 
-Each partition is read once, in one snapshot, in batches; what was observed long before it was decided is looked up.
-Nothing is written and nobody is called.
+Each partition is read once, in one snapshot, in batches; what was observed long before its decision is looked up.
+Nothing is written and no outside system is called.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +32,13 @@ from streamproc.operate.site import us_of
 
 ROWS_AT_ONCE = 2_000
 WARM_UP_S = 33 * 86_400
-"""Read before `since`: a month's budget window, with a day for time zones. What is older meets no later payout."""
+"""How long before `since` reading begins: a month's budget window, plus a day for time zones. Older payouts have no
+effect."""
 
 
 @dataclass
 class Progress:
-    """How far it is: archive rows read, of how many."""
+    """Archive rows read, of how many."""
 
     done: int = 0
     total: int = 0
@@ -44,7 +46,7 @@ class Progress:
 
 
 class Answer(Struct, frozen=True):
-    """What it came to, and what it was asked of. `positions` are archive positions by partition."""
+    """The result, and what was asked. `positions`: archive positions by partition."""
 
     found: Comparison
     since: datetime
@@ -63,9 +65,9 @@ async def whatif(
     assume: Assumptions,
     on_progress: OnProgress = lambda _: None,
 ) -> Answer:
-    """Judge every decision since `since` again: under `file` over what was in force, or under that alone (None).
+    """Judge every decision since `since` again: under `file` put over what was in force, or under that alone (None).
 
-    Raises InputError where the file could not have been put in force then, JobFailed where the archive cannot be read.
+    Raises InputError if the file could not have been put in force then, JobFailed if the archive cannot be read.
     """
     overlay = None if file is None else overlay_of(file, prune=prune)
     with job_named("nothing was changed"):
@@ -89,7 +91,7 @@ async def whatif(
 
 
 def overlay_of(file: PolicyFile, *, prune: bool) -> Overlay:
-    """The file put in force over whatever was. A freeze of then stays where the file does not speak of it."""
+    """The file put in force over what was. A scope that was `frozen` stays so unless its `frozen` is in the file."""
 
     def overlay(scopes: Scopes) -> Scopes:
         changes = plan_changes(scopes, _with_freezes(file, scopes), prune=prune, at=0, by="whatif", why="")
@@ -177,8 +179,8 @@ def _feed(retrial: Retrial, told: Told) -> None:
 
 
 async def _look_up(archive: _Archive, retrial: Retrial, told: Sequence[Told]) -> None:
-    """Let the retrial know what these entries rest on, where it does not (any more): what decisions were made on, and
-    which bypassed payouts were decided."""
+    """Give the retrial what these entries rest on and it does not have (any more): the payouts that decisions were
+    made on, and which bypassed payouts were decided."""
     here = {one.id for one in told}
     wanted = [one.cause for one in told if one.cause and one.cause not in here and retrial.misses(one)]
     for start in range(0, len(wanted), ROWS_AT_ONCE):

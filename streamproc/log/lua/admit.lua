@@ -1,16 +1,16 @@
 #!lua
--- Admit payouts: take rate slots and reserve budget, each part once per payout, for good.
+-- Admit payouts: take rate slots and reserve budget. Each payout is answered once for either part, and that answer stays.
 -- KEYS[1]    string  the partition's dense counter of admissions and settlements
--- KEYS[2]    stream  the log, which is only asked for
+-- KEYS[2]    stream  the log; only its existence is checked
 -- KEYS[3..]  hash payouts, zset rates, hash budgets; ARGV names them by index
 -- ARGV[1]    s       how long a budget is kept after its window ended (or after now, if that is later)
 -- ARGV[2]    number of terms, then each of them, as counters.lua has them
 -- then for each payout: index of its hash, payout id, amount (paise), received at (µs), its terms' number
 -- Returns for each payout its admission 'RATE|BUDGET|WINDOWS', as field `a` of its hash keeps it:
 --   RATE 'number used count window limited' or '', BUDGET 'number amount exceeded reserved committed ...' or '',
---   WINDOWS the windows JSON; not repeated to whom it was recorded for just now.
+--   WINDOWS the windows JSON, or '' where this call recorded them: the caller has just sent them.
 -- One field for all of it: every field is two more arguments to write, to log and to allocate.
--- NOLOG where there is no log: budgets may be half rebuilt then, and what a worker that was left over takes would be lost.
+-- NOLOG where there is no log: budgets may be half rebuilt then, and what a left-over worker takes would be lost.
 -- Why Lua: read, compare and add are one step; everything is read and checked before the first write.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a recorded answer is given again.
 if call('EXISTS', KEYS[2]) == 0 then
@@ -37,25 +37,25 @@ local function payout_of(index)
 end
 
 whole(keep, 0, S_MAX)
-local all, i = {}, 3
-for n = 1, tonumber(ARGV[2]) do all[n], i = terms_at(ARGV, i) end
+local term_list, i = {}, 3
+for n = 1, tonumber(ARGV[2]) do term_list[n], i = terms_at(ARGV, i) end
 
 if (#ARGV - i + 1) % 5 ~= 0 then wrong('it has a part of a payout') end
 for j = i, #ARGV, 5 do
-  local p, t = payout_of(tonumber(ARGV[j])), all[tonumber(ARGV[j + 4])]
+  local p, t = payout_of(tonumber(ARGV[j])), term_list[tonumber(ARGV[j + 4])]
   local amount = tonumber(ARGV[j + 2])
   if not (amount and amount >= 0 and amount < US_MAX) then wrong(ARGV[j + 2] .. ' is no amount') end
   local ask_rate = t.rate > 0 and p.ra == ''
   local ask_budget = t.windows >= 0 and p.ba == ''
-  local limited, mine = false, 0
+  local limited, my_number = false, 0
   if ask_rate then
     local at = tonumber(ARGV[j + 3])
     local used, r = slots_used(t, at)
     limited = used >= t.count
     if limited then passed(r) else take_slot(r, ARGV[j + 1], at, ARGV[j + 3]) end
     number = number + 1
-    mine = number
-    p.ra = format('%d %d %d %d %d', mine, used, t.count, t.window_us, limited and 1 or 0)
+    my_number = number
+    p.ra = format('%d %d %d %d %d', my_number, used, t.count, t.window_us, limited and 1 or 0)
   elseif p.ra ~= '' then
     limited = string.sub(p.ra, -1) == '1'
   end
@@ -63,11 +63,11 @@ for j = i, #ARGV, 5 do
   if ask_budget then
     local exceeded, before = exceeded_by(t, amount)
     if exceeded < 0 then charge(t, amount) end
-    if mine == 0 then
+    if my_number == 0 then
       number = number + 1
-      mine = number
+      my_number = number
     end
-    p.ba = format('%d %s %d%s', mine, ARGV[j + 2], exceeded, told(before))
+    p.ba = format('%d %s %d%s', my_number, ARGV[j + 2], exceeded, told(before))
     p.w = t.w
   end
   if (ask_rate or ask_budget) and not p.dirty then

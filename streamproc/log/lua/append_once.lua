@@ -5,9 +5,9 @@
 -- ARGV[1]      s       how long a delivery is remembered
 -- then for each delivery: number of its seen keys, `e`, `m`
 -- Returns for each delivery: entry id, 1 if appended now or 0 if seen before (any of its keys known).
--- NOLOG where there is no log: XADD would begin a new one in the place of one that was lost.
+-- NOLOG where there is no log: XADD would begin a new log in the place of a lost one.
 -- O(deliveries). Safe to resend: a second run finds the keys and answers with the same ids.
-local AT_ONCE = 1000 -- keys in one look: Lua passes at most some 8,000 arguments
+local AT_ONCE = 1000 -- keys in one EXISTS: Lua passes at most some 8,000 arguments
 if #ARGV < 4 or (#ARGV - 1) % 3 ~= 0 then
   return redis.error_reply('ERR append_once: wrong number of arguments')
 end
@@ -18,8 +18,8 @@ whole(ARGV[1], 1, S_MAX)
 local keys, known = 1, {}
 for i = 2, #ARGV, 3 do keys = keys + whole(ARGV[i], 0, #KEYS - keys) end
 if keys ~= #KEYS then wrong('it has keys of no delivery') end
--- Nearly always none is known, and one look for all says so. Else all are read before the first write, so a key of a
--- wrong type fails the call whole.
+-- Nearly always no key is known, and one EXISTS for all says so. Else all are read before the first write, so that a key of
+-- a wrong type fails the whole call.
 local some = 0
 for k = 2, keys, AT_ONCE do
   some = some + redis.call('EXISTS', unpack(KEYS, k, math.min(k + AT_ONCE - 1, keys)))

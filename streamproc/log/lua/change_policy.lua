@@ -1,8 +1,8 @@
 #!lua
--- Change policies, tokens or proposals: the events and the state that decisions read, in one step.
--- KEYS[1] stream log   KEYS[2] hash policy (field `rev`, and a field for each scope), tokens (for each hash) or proposals (for each id)
+-- Change policies, tokens or proposals: append the events and write the state that decisions read, in one step.
+-- KEYS[1] stream log   KEYS[2] hash of `rev` and: policies by scope, tokens by hash, or proposals by id
 -- ARGV[1] revision that the change was planned on, ARGV[2] `e`, ARGV[3] `m`, then field and its JSON ('' removes)
--- Returns {1, entry id} or {0, current revision} if somebody was faster; NOLOG where there is no log.  O(scopes).
+-- Returns {1, entry id}, or {0, current revision} if somebody else changed it first; NOLOG where there is no log.  O(fields).
 -- Resent after a lost reply it answers 0: the caller plans again and finds nothing left to change.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')

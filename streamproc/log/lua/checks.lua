@@ -1,10 +1,10 @@
 #!lua
--- What a script asks of its arguments before its first write; this file is put before the scripts that use it.
+-- Checks of a script's arguments before its first write; this file is put before the scripts that use it.
 -- KEYS[1], ... and ARGV as the script has them
--- Returns nothing by itself. What is raised here is the call's error: Redis does not roll back, and a count that is not one
--- would let a loop run without an end, on the server's one thread.
+-- Returns nothing by itself; raises the call's error. Redis does not roll back, and a wrong count could make a loop run
+-- for ever on the server's one thread.
 local function wrong(what) error('ERR a script was called wrongly: ' .. what, 0) end
--- A whole number within limits, of an argument.
+-- An argument as a whole number from `least` to `most`, or an error.
 local function whole(text, least, most)
   local n = tonumber(text)
   if not n or n % 1 ~= 0 or n < least or n > most then

@@ -1,11 +1,11 @@
 #!lua
 -- Close a dead letter: give its entry back to the group that could not handle it, or discard it; and record that.
--- The entry itself goes back to the group's pending list under its own id. Appending its events again would
--- tell every reader of the log the same facts twice.
+-- The entry goes back to the group's pending list under its own id: to append its events again would tell every reader of
+-- the log the same facts twice.
 -- KEYS[1] stream log   KEYS[2] stream dead letters   KEYS[3] zset retries of the letter's group
 -- ARGV[1] id of the letter, ARGV[2] group, ARGV[3] id of its entry, ARGV[4] 'redrive' or 'discard',
 -- ARGV[5] `e` and ARGV[6] `m` of the record of this
--- Returns the id of that record, '' if there is no such letter, or 'gone' if the entry has left Redis;
+-- Returns the id of the record, '' if there is no such letter, or 'gone' if the entry has left Redis;
 -- NOLOG where there is no log.
 -- O(1). Safe to resend: the letter is gone after the first run.
 if redis.call('EXISTS', KEYS[1]) == 0 then

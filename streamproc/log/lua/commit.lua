@@ -1,32 +1,33 @@
 #!lua
--- Hand over: acknowledge inputs and append their outputs, each input exactly once.
+-- Commit: acknowledge inputs and append their outputs, each input exactly once.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] zset timers   KEYS[4] stream dead letters
 -- KEYS[5] zset retries of the group   KEYS[6] hash tries of the group
--- KEYS[7] hash policy   KEYS[8] zset runs of the group, as own.lua has them
+-- KEYS[7] hash policy   KEYS[8] zset runs of the group (own.lua)
 -- KEYS[9..] hash payouts, budgets and beneficiaries; ARGV names them by index
 -- ARGV[1] group   ARGV[2] number of inputs   ARGV[3] policy revision that decided them, or '' for none; then for each:
---   entry id, index of its payout's hash or 0, version seen (or -1: write without a check),
+--   entry id, index of its payout's hash or 0, version that was read (or -1: write without a check),
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
---   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes,
---   then score (µs) and member of each timer, then of each note the index of a beneficiary's hash, the name to note there, when (µs),
---   and 1 if nobody else may be there
--- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
---   or the policy has and there are outputs: a freeze binds what was being decided when it came; or somebody else is noted by now
---   where nobody was.
--- NOLOG where there is no log: an input that nobody acknowledged is not one that was handled earlier.
+--   settle, number of timers, number of notes, total of fees committed with the amount (paise), the hashes' indexes,
+--   then score (µs) and member of each timer, then of each note the index of a beneficiaries' hash, the name to note in it,
+--   when (µs), and 1 if the decision holds only while that hash names nobody else
+-- Returns for each input: 1 done; 0 acknowledged earlier, nothing was written; 2 stale, nothing was written: the payout has moved on,
+--   the policies have and there are outputs (a freeze binds whatever was being decided when it came), or somebody else was
+--   noted where nobody was.
+-- NOLOG where there is no log: an input that nobody acknowledged must not look like one that was handled earlier.
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
 local call, tonumber = redis.call, tonumber
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
-local function int(x) return string.format('%d', x) end -- as in admit.lua: whole, below 2^53
+local function int(x) return string.format('%d', x) end -- as in counters.lua: whole, below 2^53
 
-local there = {} -- budgets that are there, by index; looked at before the first write
+local there = {} -- index of a budget -> whether it exists; read before the first write
+-- Commit or release a payout's reservation in the budgets that exist. False if there is none, or it is settled so already.
 local function settle(payout, wanted, fees, indexes)
-  -- `a` is the admission as admit.lua wrote it; `q` is what became of it, once it was settled; `f` are fees charged since.
+  -- `a` is the admission as admit.lua wrote it; `q` its settlement, once there is one; `f` the fees committed with it.
   local f = call('HMGET', payout, 'q', 'a', 'f')
   local text, exceeded = string.match(f[2] or '', '|%d+ (%d+) (%-?%d+)')
   local held, amount, charged = f[1] or (exceeded == '-1' and 'reserved'), tonumber(text), tonumber(f[3] or '0')
@@ -56,7 +57,7 @@ local function dead_letter(id, problem)
   call('XADD', KEYS[4], '*', 'entry', id, 'group', ARGV[1], 'e', e, 'm', m, 'problem', problem)
 end
 
--- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
+-- Everything is read before the first write, so that a key of a wrong type fails the whole call.
 local inputs, versions, runs = whole(ARGV[2], 0, #ARGV), {}, call('ZCARD', KEYS[8])
 local SETTLEMENTS = { [''] = true, committed = true, released = true }
 
@@ -66,7 +67,7 @@ local function look_at(command, index)
   return looked[index][1]
 end
 
--- What few inputs have, looked at: its counts, its numbers, and the types of its keys.
+-- Check what only few inputs have, before the first write: counts, numbers, and the types of the keys.
 local function check_rare(at, more, payout)
   local windows, timers, notes = whole(ARGV[at + 4], 0, more), whole(ARGV[at + 5], 0, more), whole(ARGV[at + 6], 0, more)
   if more ~= 8 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
@@ -107,8 +108,8 @@ for n = 1, inputs do
 end
 if i ~= #ARGV + 1 then wrong('it has a part of an input') end
 
--- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
-local function rare(at, id, payout, m)
+-- Write what only few inputs have: settlement, timers, notes; and remove traces of earlier attempts. Returns the completed `m`.
+local function write_rare(at, id, payout, m)
   local windows, timers, notes = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
   local first = at + 8
   if ARGV[at + 1] ~= '' then
@@ -127,7 +128,7 @@ local function rare(at, id, payout, m)
   return m
 end
 
--- Whether an approval is the first to its beneficiary no more.
+-- Whether somebody else was noted where an approval counts on being first.
 local function came_second(at)
   local first = at + 8 + tonumber(ARGV[at + 4]) + 2 * tonumber(ARGV[at + 5])
   for k = first, first + 4 * tonumber(ARGV[at + 6]) - 1, 4 do
@@ -148,7 +149,7 @@ for n = 1, inputs do
     reply[n] = 0
   else
     reply[n] = 1
-    if more > 0 then m = rare(i + 7, id, payout, m) end
+    if more > 0 then m = write_rare(i + 7, id, payout, m) end
     if record ~= '' then
       versions[payout] = int(tonumber(versions[payout]) + 1)
       call('HSET', KEYS[payout], 'v', versions[payout], 's', record)

@@ -1,12 +1,13 @@
 #!lua
--- Count alerts, so that of many alike one is told at once and the others together when their time is over.
--- KEYS[1] zset digests that are open (score µs: when it is due)   KEYS[2] hash, KEYS[3] set of the one that takes what is too many
+-- Count alerts: of many that are alike the first is told at once, the others together in a digest when that is due.
+-- KEYS[1] zset open digests (score µs: when it is due)   KEYS[2] hash, KEYS[3] set of the overflow digest
 -- KEYS[4..] hash and set of each digest that an alert may belong to; ARGV names the hash by index, the set follows it
--- ARGV[1] time that a digest gathers (µs)   ARGV[2] most digests that are open   ARGV[3] most alerts counted exactly
--- ARGV[4] most examples kept   ARGV[5] ms after which an untold digest is forgotten   ARGV[6] name of the one for what is too many
+-- ARGV[1] µs from a digest's first alert until it is due   ARGV[2] most open digests; an alert for one more goes to the overflow digest
+-- ARGV[3] most alerts counted exactly in one digest   ARGV[4] most examples kept   ARGV[5] ms after which an untold digest is forgotten
+-- ARGV[6] name of the overflow digest
 -- then for each alert: index of its hash, name of its digest, what the digest is about, what the alert is about (its id), paise
 -- Returns for each alert 1 (tell it now) or 0 (it is counted, or was before).
--- O(alerts). Safe to resend: the first one is the first again, and what was counted is known.
+-- O(alerts). Safe to resend: a digest's first alert is known as the first, and each counted one as counted.
 local call, tonumber = redis.call, tonumber
 local time = call('TIME')
 local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[1]))

@@ -1,19 +1,20 @@
 #!lua
--- Rate slots and budgets, as admit.lua and grant.lua count them: this file is put before each of the two.
+-- Counting of rate slots and budgets, shared by admit.lua and grant.lua: this file is put before each of the two.
 -- KEYS[1], ... as the script has them: zset rates and hash budgets are named by index
--- ARGV         of terms, that is, what payouts of one agent have in common (grant.lua has them in one of its arguments):
+-- ARGV         terms, that is, what is asked for alike by payouts of one agent (grant.lua has them in one of its arguments):
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
 --   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
 --     index of its hash, limit (paise) or -1, end (Unix s)
--- Returns nothing by itself. What a batch takes is counted in memory, and written by `write_counters` alone, after
+-- Returns nothing by itself. What a batch takes is counted in memory and written only by `write_counters`, after
 -- everything was read and checked: Redis does not roll back.
 local call, tonumber, format, concat = redis.call, tonumber, string.format, table.concat
 -- Numbers are doubles, whole and below 2^53, so %d gives every digit; %.0f took three times as long.
 local function int(x) return format('%d', x) end
 
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
-local rates, budgets = {}, {}
+local rates, budgets = {}, {} -- index of the key -> what was read of it and what this call adds
 
+-- The terms at `args[i]`, checked, and the index after them.
 local function terms_at(args, i)
   whole(args[i + 4], -1, (#args - i - 5) / 3)
   whole(args[i + 2], 0, US_MAX)
@@ -28,7 +29,11 @@ local function terms_at(args, i)
   return t, i + 6 + 3 * #t.budgets
 end
 
--- One agent's slots: those stored, and those added by this batch (times never fall).
+-- One agent's slots: those in Redis and those that this batch adds, whose times never fall. A window is open at its start.
+--   newest: time of the newest slot   cut: start of the window of the last payout that was counted; slots up to it can go
+--   seen: window start for which `stored` slots were counted in Redis, the first of them at `oldest` (-1: not counted yet)
+--   added: times of new slots; those before `from` are up to `cut`   z: arguments of their ZADD
+--   now, ahead, next: of the payout that `slots_used` looked at last: its time, its window's start, and `from` for that
 local function rate_of(index, window)
   local r = rates[index]
   if not r then
@@ -61,16 +66,16 @@ local function exceeded_by(t, amount)
   return exceeded, before
 end
 
--- These texts as an admission has them: each with a blank before it.
+-- These texts as an admission has them: each with a space before it.
 local function told(before)
   return #before == 0 and '' or ' ' .. concat(before, ' ')
 end
 
--- How many slots are used in the window that a payout received at `at` (µs) looks at, and the rate for `passed` and
--- `take_slot`. To look changes nothing: who is left to the chain is not counted, and must not push slots out of sight.
+-- How many slots are used in the window of a payout received at `at` (µs), and the rate, for `passed` or `take_slot`.
+-- By itself this counts nothing: a payout that is then left to the chain must not move the window for others.
 local function slots_used(t, at)
   local r = rate_of(t.rate, t.window_us)
-  -- A late one counts as of the newest slot, so that no window ever holds more than it may.
+  -- A late payout counts at the newest slot's time, so that no window ever holds more than it may.
   r.now = at > r.newest and at or r.newest
   r.ahead = r.now - t.window_us > r.cut and r.now - t.window_us or r.cut
   if r.oldest == -1 or r.oldest <= r.ahead or r.ahead < r.seen then
@@ -84,12 +89,12 @@ local function slots_used(t, at)
   return r.stored + #r.added - r.next + 1, r
 end
 
--- What was looked at last is counted: what is before its window is of no use any more.
+-- Count the payout that was looked at last: slots before its window are not needed any more.
 local function passed(r)
   r.cut, r.from, r.counted = r.ahead, r.next, true
 end
 
--- Take the slot that was looked at last; `text` is `at` as it came.
+-- Take a slot for the payout that was looked at last; `text` is `at` as it came.
 local function take_slot(r, payout, at, text)
   passed(r)
   r.newest = r.now

@@ -1,13 +1,13 @@
 #!lua
--- Put entries off: they stay pending in the group and are taken up again when due, later each time.
+-- Defer entries: they stay pending in the group and are retried when due, after a longer delay each time.
 -- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
--- ARGV[1] group   ARGV[2] consumer in whose hands they are, or '' for whoever has them
--- ARGV[3] backoff of the first time (µs)   ARGV[4] longest backoff of an attempt   ARGV[5] longest of a wait (µs)
--- then for each entry: entry id, least delay (µs), 1 if this attempt counts, share of the backoff in thousandths (jitter)
--- Returns for each entry how often it was put off so far: attempts that counted, or waits that did not; 0 where others have
---   it in their hands or have finished it: it is left to them, or it would be taken from them when it is due.
+-- ARGV[1] group   ARGV[2] consumer that must have them, or '' for any
+-- ARGV[3] first backoff (µs)   ARGV[4] longest backoff of a failed attempt (µs)   ARGV[5] longest of a wait for a dependency (µs)
+-- then for each entry: entry id, least delay (µs), 1 if it is a failed attempt of its own, share of the backoff in thousandths (jitter)
+-- Returns for each entry how often it was deferred so far, by failed attempts or by waits, which are counted apart; 0 where it is
+--   finished or another consumer has it: deferred, it would be taken from that consumer when it is due.
 -- O(entries * log n).
--- Resent after a lost reply it counts an attempt twice at worst: a limit is reached one try early.
+-- Resent after a lost reply it counts an attempt twice at worst: the limit is reached one try early.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local first, longest, longest_wait = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -25,9 +25,9 @@ for i = 6, #ARGV, 4 do
   if ARGV[2] ~= '' and not redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])[1] then
     reply[#reply + 1] = 0
   else
-    local counts = ARGV[i + 2] == '1'
-    local n = redis.call('HINCRBY', KEYS[3], counts and ARGV[i] or ARGV[i] .. ':waits', 1)
-    local backoff = math.min(first * 2 ^ math.min(n - 1, 30), counts and longest or longest_wait)
+    local is_attempt = ARGV[i + 2] == '1'
+    local n = redis.call('HINCRBY', KEYS[3], is_attempt and ARGV[i] or ARGV[i] .. ':waits', 1)
+    local backoff = math.min(first * 2 ^ math.min(n - 1, 30), is_attempt and longest or longest_wait)
     local delay = math.max(tonumber(ARGV[i + 1]), backoff * tonumber(ARGV[i + 3]) / 1000)
     redis.call('ZADD', KEYS[2], string.format('%.0f', now + delay), ARGV[i])
     reply[#reply + 1] = n

@@ -1,8 +1,8 @@
 #!lua
--- Append what is due: each timer becomes a log entry and is gone, in one step.
+-- Fire timers that are due: each becomes a log entry and is removed, in one step.
 -- KEYS[1] stream log   KEYS[2] zset timers (score µs, member the entry's `e`)
 -- ARGV[1] most timers to fire
--- Returns the number fired; NOLOG where there is no log.  O(limit * log n). Safe to resend: a fired timer is no longer there.
+-- Returns the number fired; NOLOG where there is no log.  O(limit * log n). Safe to resend: a fired timer is gone.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end

@@ -1,10 +1,10 @@
 #!lua
--- Take up deferred entries that are due. They are put off no longer: they are in the consumer's hands like any other
--- entry, so a worker that dies with one loses nothing, and others find it as they find what it had read.
+-- Claim deferred entries that are due. They are deferred no longer but pending with this consumer like any entry that it
+-- read, so if it dies others take them over in the same way.
 -- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
 -- ARGV[1] group, ARGV[2] consumer, ARGV[3] most entries
 -- Returns the entries as XCLAIM gives them.  O(limit * log n).
--- Safe to resend: what a lost reply named is read again with all that is in the consumer's hands.
+-- Safe to resend: after a lost reply the consumer takes up again everything that is pending with it.
 whole(ARGV[3], 1, 2 ^ 31)
 redis.call('HLEN', KEYS[3])
 local time = redis.call('TIME')
@@ -17,7 +17,7 @@ for _, id in ipairs(due) do
   if entry[1] then
     reply[#reply + 1] = entry[1]
   else
-    -- acknowledged meanwhile, by one who did not know that it was put off, or who only skipped it
+    -- acknowledged meanwhile, by a consumer that did not know of the deferral or only skipped the entry
     redis.call('HDEL', KEYS[3], id, id .. ':waits')
   end
 end

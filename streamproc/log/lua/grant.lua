@@ -1,55 +1,58 @@
 #!lua
--- Grant: of payouts that nothing is known of, and that nothing else rejects, admit those that find a slot and room and reject
--- the others; reject those that ask for neither; acknowledge their entries, append their outputs and set their timers, all in
--- one step. What a payout has no form for it leaves, and does nothing at all about it.
--- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs, as own.lua has them
--- KEYS[5..] hash payouts, in the order of ARGV; then zset rates, hash budgets, hash beneficiaries, zset timers; ARGV names them by index
--- ARGV[1] group   ARGV[2] policy revision that they were looked at under   ARGV[3] as ARGV[1] of admit.lua
--- ARGV[4], ARGV[5] `m` of each output in two pieces, between which goes the entry's id
--- ARGV[6] MessagePack, an array of: number of payouts, first and last entry, four arrays, a time, two arrays:
---   terms, one after the other: as counters.lua has them, then how many texts their payouts share, and these; where they have
---     windows, what tells of their room, in 2 + 2 * windows pieces: between them go the number, and what was reserved and
---     committed in each; then of each window what tells that it has no room, as far as what is used in it;
---   forms, each: the length of its rows, texts for what is offered, 1 if its payout is over with that, texts for who finds no slot, and
---     for who finds no room; false where that is left. Texts: of the record and of `e` the pieces, with something to be replaced
---     between each two, and what goes there: n > 0 the nth of the row, -1 the number, -2 the slots used before, -3 what tells of
---     the room, -4 what tells of the window that has none, -5, -6, ... what payouts of the terms share;
---   rows, one after the other: the form's number, then texts: entry, payout, amount (paise), received at (µs), others, and the
---     numbers of its pair, 0 where Redis was asked about it, and of its terms;
---   notes, likewise: which of the payouts, the index of a beneficiary's hash, the name to note there, when (µs), and 1 if nobody
---     else may be there;
---   when they were looked at (µs) where Redis was not asked for the time, or 0;
---   pairs, each: twice the index of a beneficiary's hash and the name that is to be noted there;
---   timers, where there are any: the index of their zset, then of each which of the payouts, score (µs) and member.
--- Returns for each payout: 1 done, 3 rejected since there is no slot, 4 rejected since there is no room, 2 nothing was done:
---   something is known of it, its entry was acknowledged earlier, its pair is not noted, somebody else is noted by now where nobody
---   was, it has no form for what was found, the policy has moved on, or the time is not near. Then admit.lua and commit.lua have the answer.
+-- Grant: decide, record and acknowledge new payouts whose decision needs the counters at most, all in one step (ADR 25).
+-- Each payout brings a form (log/forms.py): ready-made texts for what the counters may answer. It is approved or held where
+-- there is a rate slot and budget room, and rejected where not; or rejected outright, without asking a counter. Where its form
+-- has no text for the answer, nothing at all is done about it, and the chain decides it.
+-- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs (own.lua)
+-- KEYS[5..] hash of each payout, in order; then zset rates, hash budgets, hash beneficiaries, zset timers, which ARGV[6] names by index
+-- ARGV[1] group   ARGV[2] policy revision that the payouts were decided under   ARGV[3] as ARGV[1] of admit.lua
+-- ARGV[4], ARGV[5] `m` of each output, before and after the id of the entry that caused it
+-- ARGV[6] MessagePack, an array of ten:
+--   1 number of payouts; 2 and 3 the ids of their first and last entry;
+--   4 terms, flat, of each: as counters.lua has them; how many texts its payouts share, and these texts; where it has windows,
+--     the text of a reservation in 2 + 2 * windows pieces, between which go the number and what was reserved and committed in
+--     each window before; then for each window the text of its rejection, as far as the amount used;
+--   5 forms, of each: length of its rows, texts if it is granted, 1 if the payout is over with that, texts if there is no slot,
+--     texts if there is no room; false for an answer that is left to the chain. Texts: pieces of the record, its blanks, pieces
+--     of `e`, its blanks. Between two pieces is a placeholder, and the blank says what goes there: n > 0 the row's nth value,
+--     -1 the number, -2 the slots used before, -3 the text of the reservation, -4 the text of the window without room,
+--     -5, -6, ... the texts that payouts of these terms share;
+--   6 rows, flat, of each payout: its form's number, then texts: entry, payout, amount (paise), received at (µs), the values of
+--     its blanks; then the number of its pair, 0 where Redis was asked about it, and of its terms;
+--   7 notes, flat, of each: its payout's number, index of a beneficiaries' hash, the name to note in it, when (µs), and 1 if the
+--     decision holds only while that hash names nobody else;
+--   8 when the payouts were decided (µs), if by a clock that Redis was not asked for, or 0;
+--   9 pairs, flat, of each: hash and vendor, hash and fund account: a remembered pair counts only if both are noted still;
+--   10 timers, empty or: index of their zset, then flat, of each: its payout's number, score (µs), member.
+-- Returns for each payout: 1 done; 3 rejected, no slot; 4 rejected, no room; 2 left, where nothing was done: it is known already, its
+--   entry is acknowledged, its pair is not noted, somebody else was noted first, its form has no text for the answer, the policies
+--   have changed, or the time of ARGV[6][8] is not near. What is left, the chain decides by admit.lua and commit.lua.
 -- NOLOG where there is no log.
 -- Why Lua: what is reserved is reserved in the step that records it, and a payout crosses the wire once.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a second run finds the payouts known.
--- Each command and each argument costs before it does anything, so what can be asked or told of all payouts is, in one;
--- and string.format looks at each byte of its format, so long texts come in pieces that are put together.
+-- Each command and argument has a fixed cost, so what can be asked or told of all payouts together is. string.format scans its
+-- whole format, so long texts come in pieces that are concatenated.
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
 whole(ARGV[3], 0, S_MAX)
 local DONE, LEFT, NO_SLOT, NO_ROOM = 1, 2, 3, 4 -- forms.py: Fate
-local UNASKED_US = 10000000 -- so old may what is decided be; more is a host that slept, or a clock that was set
-local given, reply = cmsgpack.unpack(ARGV[6]), {}
-if type(given) ~= 'table' or #given ~= 10 then wrong('it has no payouts') end
-local payouts, terms, forms, rows, notes = whole(given[1], 1, #KEYS - 4), given[4], given[5], given[6], given[7]
-local looked_at, time = whole(given[8], 0, US_MAX), call('TIME')
+local UNASKED_US = 10000000 -- longest age of such a decision; an older one is of a host that slept, or whose clock was set
+local request, reply = cmsgpack.unpack(ARGV[6]), {}
+if type(request) ~= 'table' or #request ~= 10 then wrong('it has no payouts') end
+local payouts, terms, forms, rows, notes = whole(request[1], 1, #KEYS - 4), request[4], request[5], request[6], request[7]
+local decided_at, time = whole(request[8], 0, US_MAX), call('TIME')
 local now, number = tonumber(time[1]), whole(call('GET', KEYS[2]) or 0, 0, US_MAX)
 local first_number = number
 local now_us = now * 1000000 + tonumber(time[2])
-local is_near = looked_at == 0 or (looked_at <= now_us and looked_at >= now_us - UNASKED_US)
+local is_near = decided_at == 0 or (decided_at <= now_us and decided_at >= now_us - UNASKED_US)
 if not is_near or (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
   for n = 1, payouts do reply[n] = LEFT end
   return reply
 end
 
--- Everything that is asked for is read before the first write, so a key of a wrong type fails the call whole.
-local all, i = {}, 1
+-- Everything is read before the first write, so that a key of a wrong type fails the whole call.
+local term_list, i = {}, 1
 while i <= #terms do
   local t
   t, i = terms_at(terms, i)
@@ -60,15 +63,15 @@ while i <= #terms do
   i = i + 1 + #t.shared
   for k = 1, 2 + 2 * t.windows do t.room[2 * k - 1], i = terms[i], i + 1 end
   for k = 1, t.windows do t.lack[k], i = terms[i], i + 1 end
-  all[#all + 1] = t
+  term_list[#term_list + 1] = t
 end
-local noted_pairs, pairs_of = { [0] = true }, given[9]
+local noted_pairs, pairs_of = { [0] = true }, request[9]
 if #pairs_of % 4 ~= 0 then wrong('it has a part of a pair') end
 for k = 1, #pairs_of, 4 do
   local by_account, by_vendor = KEYS[whole(pairs_of[k], 5, #KEYS)], KEYS[whole(pairs_of[k + 2], 5, #KEYS)]
   noted_pairs[(k + 3) / 4] = is_noted(by_account, pairs_of[k + 1], now_us) and is_noted(by_vendor, pairs_of[k + 3], now_us)
 end
-local notes_of, coming = {}, {} -- by payout, where theirs are; and the name that is going to be under a key
+local notes_of, claimed = {}, {} -- payout's number -> places of its notes; key -> the name that this call will note in it
 if #notes % 5 ~= 0 then wrong('it has a part of a note') end
 for k = 1, #notes, 5 do
   look(KEYS[whole(notes[k + 1], 5, #KEYS)], notes[k + 2], notes[k + 3])
@@ -76,10 +79,10 @@ for k = 1, #notes, 5 do
   notes_of[n] = notes_of[n] or {}
   table.insert(notes_of[n], k)
 end
-local timers = given[10]
+local timers = request[10]
 if #timers % 3 ~= 1 and #timers > 0 then wrong('it has a part of a timer') end
-local later = #timers > 0 and KEYS[whole(timers[1], 5, #KEYS)]
-if later then call('ZCARD', later) end
+local timers_key = #timers > 0 and KEYS[whole(timers[1], 5, #KEYS)]
+if timers_key then call('ZCARD', timers_key) end
 for k = 2, #timers, 3 do
   whole(timers[k], 1, payouts)
   whole(timers[k + 1], 0, US_MAX)
@@ -89,34 +92,35 @@ if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
   for n = 1, payouts do known[n] = call('EXISTS', KEYS[4 + n]) == 1 end
 end
 
--- Whose entries are pending, so that XACK will answer 1. A worker's entries are neighbours in the log; where others lie
--- between them, more than there is room for here, the last ones are not found and left.
+-- Entries that are pending, so that XACK will answer 1. A worker's entries are neighbours in the log. Where so many of other
+-- workers lie between them that COUNT ends first, the last ones are not found here, and are left to the chain.
 local pending = {}
-for _, one in ipairs(call('XPENDING', KEYS[1], ARGV[1], given[2], given[3], 2 * payouts)) do pending[one[1]] = true end
+for _, row in ipairs(call('XPENDING', KEYS[1], ARGV[1], request[2], request[3], 2 * payouts)) do pending[row[1]] = true end
 
-local own = {} -- what fills the blanks below 0
+local computed = {} -- fills the blanks below 0
 local function filled(pieces, blanks, at)
   for k = 1, #blanks do
     local from = blanks[k]
-    pieces[2 * k] = from > 0 and rows[at + from] or own[-from]
+    pieces[2 * k] = from > 0 and rows[at + from] or computed[-from]
   end
   return concat(pieces)
 end
 
--- Whether an approval is the first to its beneficiary no more; if it is, it is what makes others changed ones.
-local function came_second(of)
-  for _, k in ipairs(of) do
+-- Whether somebody else was noted where an approval counts on being first, before this call or in it: then rule 13 may hold it.
+-- If not, its own names are claimed, for those that follow.
+local function came_second(places)
+  for _, k in ipairs(places) do
     local key, name = KEYS[notes[k + 1]], notes[k + 2]
-    local other = coming[key] and coming[key] ~= name
+    local other = claimed[key] and claimed[key] ~= name
     if notes[k + 4] == 1 and (other or is_taken(key, name)) then return true end
   end
-  for _, k in ipairs(of) do coming[KEYS[notes[k + 1]]] = notes[k + 2] end
+  for _, k in ipairs(places) do claimed[KEYS[notes[k + 1]]] = notes[k + 2] end
   return false
 end
 
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
-  local t, entry, paise, time = all[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
+  local t, entry, paise, time = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
   local amount, received = whole(paise, 0, US_MAX), whole(time, 0, US_MAX)
   if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return LEFT end
   local fate, used, r, exceeded, before = DONE, 0, nil, -1, nil
@@ -133,27 +137,27 @@ local function grant(n, form, at)
   local admission = false
   if t.rate > 0 or t.windows >= 0 then
     number = number + 1
-    local mine, rate, room = int(number), '', t.room
-    own[1], own[2] = mine, int(used)
-    if r then rate = mine .. ' ' .. own[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
+    local my_number, rate, room = int(number), '', t.room
+    computed[1], computed[2] = my_number, int(used)
+    if r then rate = my_number .. ' ' .. computed[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
     if fate == NO_SLOT then
       passed(r)
       admission = rate .. '||'
     else
       if r then take_slot(r, rows[at + 3], received, time) end
-      admission = rate .. '|' .. mine .. ' ' .. paise .. ' ' .. exceeded .. told(before) .. '|' .. t.w
+      admission = rate .. '|' .. my_number .. ' ' .. paise .. ' ' .. exceeded .. told(before) .. '|' .. t.w
       if fate == DONE then
         charge(t, amount)
-        room[2] = mine
+        room[2] = my_number
         for k = 1, #before do room[2 + 2 * k] = before[k] end
-        own[3] = concat(room)
+        computed[3] = concat(room)
       else
         local k, b = exceeded + 1, budget_of(t.budgets[exceeded + 1])
         local reserved, committed = before[2 * k - 1], before[2 * k]
-        own[4] = t.lack[k] .. int(b.r + b.add + b.c) .. ',"reserved":' .. reserved .. ',"committed":' .. committed
+        computed[4] = t.lack[k] .. int(b.r + b.add + b.c) .. ',"reserved":' .. reserved .. ',"committed":' .. committed
       end
     end
-    for k = 1, #t.shared do own[4 + k] = t.shared[k] end
+    for k = 1, #t.shared do computed[4 + k] = t.shared[k] end
   end
   acknowledged[#acknowledged + 1] = entry
   writes[written + 1] = KEYS[4 + n]
@@ -192,7 +196,7 @@ for k = 1, #notes, 5 do
   if reply[notes[k]] == DONE then note(KEYS[notes[k + 1]], notes[k + 2], notes[k + 3]) end
 end
 for k = 2, #timers, 3 do
-  if reply[timers[k]] == DONE then call('ZADD', later, timers[k + 1], timers[k + 2]) end
+  if reply[timers[k]] == DONE then call('ZADD', timers_key, timers[k + 1], timers[k + 2]) end
 end
 wrote_own(KEYS[1], ARGV[1], KEYS[4], runs, first, last)
 return reply

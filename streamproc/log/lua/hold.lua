@@ -1,8 +1,8 @@
 #!lua
--- Say that entries are still in hand: nobody takes them over for the claim time from now on.
+-- Renew the hold on entries that are still in hand: their idle time begins anew, so nobody takes them over before the claim time.
 -- KEYS[1] stream log
 -- ARGV[1] group, ARGV[2] consumer, ARGV[3..] entry ids
--- Returns the ids of those that are in this consumer's hands; to have them is no delivery.
+-- Returns the ids of those that are pending with this consumer. Does not count as a delivery.
 -- O(entries * log n). Safe to resend.
 for i = 3, #ARGV do
   if not string.find(ARGV[i], '^%d+%-%d+$') then wrong('it has no such entry') end

@@ -2,8 +2,8 @@
 -- Take, renew or give back a lease.
 -- KEYS[1] hash lease: owner `o`, term `n`   KEYS[2] string count of terms
 -- ARGV[1] owner   ARGV[2] ms that it lasts from now; 0 gives it back
--- Returns {term, owner}: the term is 0 where somebody else has it, or nobody after it was given back.
--- O(1). Safe to resend: whoever has it renews it.
+-- Returns {term, owner}; term 0 if somebody else has it, or nobody since it was given back.
+-- O(1). Safe to resend: an owner that takes it again renews it.
 local call = redis.call
 local owner, ms = call('HGET', KEYS[1], 'o'), whole(ARGV[2], 0, MS_MAX)
 if owner and owner ~= ARGV[1] then return {0, owner} end

@@ -1,10 +1,10 @@
 #!lua flags=no-writes
--- Read what a batch needs: the clock, the policy revision, and each payout's state and recorded admission.
+-- Read what a batch needs: the clock, the policy revision, each payout's record and admission, and beneficiaries.
 -- KEYS[1]    hash  policy
 -- KEYS[2..]  hash  payouts, and after them the beneficiaries that are asked for
 -- ARGV[1]    number of payouts
--- Returns {now µs, policy revision, {version, record, admission} per payout, {name, µs, ...} per beneficiary};
---   nil for each payout where nothing is known of any of them, as is usual.
+-- Returns {now µs, policy revision, {version, record, admission} per payout, {name, µs, ...} per beneficiary}.
+--   If none of the payouts is known, as is usual, each is nil: one EXISTS is cheaper than an HMGET for each.
 -- O(payouts + beneficiaries, each of which holds few names). Changes nothing.
 local time = redis.call('TIME')
 local reply = {

@@ -1,13 +1,13 @@
 #!lua
--- What a group wrote itself was handled in the step that wrote it: such entries are passed over instead of delivered to it.
--- This file is put before the scripts that write for a group or let it pass; each call names log, group and `runs`.
--- KEYS[1], ... as the script has them: stream log, and zset runs of the group: 'FIRST LAST', the ids of what one call wrote, by the ms of LAST
+-- A group's own outputs were handled in the step that wrote them: they are passed over instead of delivered to it (ADR 27).
+-- This file is put before the scripts that write for a group or let it pass over; each call names log, group and `runs`.
+-- KEYS[1], ... as the script has them: stream log, and zset runs of the group: 'FIRST LAST', the ids that one call wrote, by the ms of LAST
 -- ARGV     as the script has it
 -- Returns nothing by itself.
--- Why nothing is lost: what one call writes has neighbouring ids, and nothing is ever written between two ids of a log. So
---   where the next entry that a group would be given lies in a run, everything up to the run's end is its own.
--- What is not known to be a run is delivered and skipped by the worker, so any run may be forgotten.
-local RUN_MIN, RUNS_MAX = 8, 1000 -- entries, fewer are as cheap to read; runs, of a group that is far behind: 0.1 MB
+-- Why nothing is lost: one call writes neighbouring ids, and nothing is ever written between two ids of a log. So if the
+--   next entry that the group would be given lies in a run, everything up to the run's end is its own.
+-- Any run may be forgotten: then its entries are delivered, and the worker skips them.
+local RUN_MIN, RUNS_MAX = 8, 1000 -- entries in a run, fewer are as cheap to read; runs kept, if a group is far behind: 0.1 MB
 local PASSED_MAX = 64 -- runs in one call, some 10 µs each
 
 local function parts_of(id)
@@ -34,8 +34,8 @@ local function run_end(runs, id, first, last)
   end
 end
 
--- Pass over what comes next and is the group's own: runs that were noted, and the one from `first` to `last`, if it is given.
--- Returns how many entries, and whether that run's end was reached.
+-- Pass over the group's own entries that come next: stored runs, and the run from `first` to `last`, if that is given.
+-- Returns how many entries were passed over, and whether `last` was reached.
 local function pass_own(log, group, runs, first, last)
   local at, read
   for _, row in ipairs(redis.call('XINFO', 'GROUPS', log)) do
@@ -43,7 +43,7 @@ local function pass_own(log, group, runs, first, last)
     for k = 1, #row, 2 do g[row[k]] = row[k + 1] end
     if g.name == group then at, read = g['last-delivered-id'], g['entries-read'] end
   end
-  if not read then return 0, false end -- no such group, or its lag is not known and would be lost for good
+  if not read then return 0, false end -- no such group; or `entries-read` is unknown, and SETID without it would lose the lag for good
   local passed, reached = 0, false
   for _ = 1, PASSED_MAX do
     local following = redis.call('XRANGE', log, '(' .. at, '+', 'COUNT', 1)[1]
@@ -60,11 +60,12 @@ local function pass_own(log, group, runs, first, last)
   return passed, reached
 end
 
--- What this call wrote for its group, from `first` to `last`; `known` is how many runs there were before the first write.
+-- Pass over what this call wrote for its group, from `first` to `last`, or store it as a run for later.
+-- `known` is how many runs there were before the first write.
 local function wrote_own(log, group, runs, known, first, last)
   local ms, from = parts_of(first)
   local last_ms, to = parts_of(last)
-  if ms ~= last_ms then return end -- never within one call, and a run that cannot be counted is none
+  if ms ~= last_ms then return end -- cannot be within one call; across ms the entries could not be counted
   local _, reached = pass_own(log, group, runs, first, last)
   if not reached and known < RUNS_MAX and tonumber(to) - tonumber(from) + 1 >= RUN_MIN then
     redis.call('ZADD', runs, ms, first .. ' ' .. last)

@@ -1,10 +1,10 @@
 #!lua
--- Let a group pass over what it wrote itself, as far as that comes next.
+-- Move a group past its own outputs, as far as they come next (own.lua).
 -- KEYS[1] stream log   KEYS[2] zset runs of the group
 -- ARGV[1] group
--- Returns how many entries.  NOLOG where there is no log.
--- Why Lua: where the group is, what comes next and that it is passed over are one step.
--- O(runs, PASSED_MAX at most). Safe to resend: it then passes over what else there is.
+-- Returns how many entries were passed over.  NOLOG where there is no log.
+-- Why Lua: reading the group's place, checking what comes next and moving on are one step.
+-- O(runs, PASSED_MAX at most). Safe to resend: it goes on from where the first run ended.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end

@@ -1,9 +1,9 @@
 #!lua
--- End the recovery of a partition: the log that was built becomes the log, in one step.
+-- End the recovery of a partition: the staged log becomes the log, in one step.
 -- KEYS[1] stream staged   KEYS[2] stream log   KEYS[3] stream rescued   KEYS[4] hash recovery
--- ARGV[1] this run, ARGV[2] s  how long the log that was set aside is kept for people
+-- ARGV[1] id of this recovery run, ARGV[2] s  how long the log that was set aside is kept for people
 -- Returns 1, or 0 if another run has taken over.  O(1).
--- Resent after a lost reply it answers 0; the log is then in place, as the next look at it shows.
+-- Resent after a lost reply it answers 0, though the log is in place: the caller has to look at it.
 local call = redis.call
 if #KEYS ~= 4 then wrong('it has four keys') end
 whole(ARGV[2], 0, S_MAX)

@@ -1,10 +1,10 @@
 #!lua
--- Take up a digest that is due, for as long as the lease lasts; one that has counted nothing is closed.
+-- Take a lease on a digest that is due, to tell it; a digest that has counted nothing is removed.
 -- KEYS[1] zset digests that are open   KEYS[2] hash digest   KEYS[3] set of what it counted
 -- ARGV[1] name of the digest   ARGV[2] lease (µs)   ARGV[3] most examples
 -- Returns {} where nothing is to be told (not due, taken by somebody else, nothing counted), else
 --   {lease, about, number counted, sum in paise, 1 if there were more than could be counted, examples...}.
--- O(what was counted), where it is closed. Safe to resend: at worst a lease is spent.
+-- O(what was counted), where it is removed. Safe to resend: after a lost reply it waits until the lease is over.
 local call = redis.call
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])

@@ -1,11 +1,11 @@
 #!lua
--- Take entries that lie in the hands of a consumer that is gone into this one's; that is no delivery.
+-- Take over entries that are pending with a consumer that is gone. Does not count as a delivery.
 -- KEYS[1] stream log
--- ARGV[1] group, ARGV[2] consumer, ARGV[3] who is gone, ARGV[4] ms for which it was not heard of when it was looked for,
--- ARGV[5] ms for which each entry was in its hands at least, ARGV[6] most entries
--- Returns their ids; none where it was heard of since.
--- Why Lua: who stood still between a look and the taking would take from one who is back, or who took them first.
--- O(consumers + limit * log n). Safe to resend: what a lost reply named is in this consumer's hands.
+-- ARGV[1] group, ARGV[2] consumer, ARGV[3] the one that is gone, ARGV[4] ms since it was last heard of, as the caller found,
+-- ARGV[5] least ms that an entry has been idle, ARGV[6] most entries
+-- Returns their ids; none if it was heard of since.
+-- Why Lua: a caller that paused between check and claim could take from a consumer that is back, or from one that claimed first.
+-- O(consumers + limit * log n). Safe to resend: what a lost reply named is pending with this consumer.
 local idle_ms, held_ms, most = whole(ARGV[4], 0, MS_MAX), whole(ARGV[5], 0, MS_MAX), whole(ARGV[6], 1, 2 ^ 31)
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local c = {}

@@ -1,8 +1,8 @@
 #!lua
--- Take one request of a token's rate, or say how long until there is one: no more than a number in any window that ends now.
--- KEYS[1] list  times (µs) of the requests that were taken, the newest first, no more than the number
--- ARGV[1] requests in a window, > 0   ARGV[2] µs of the window
--- Returns 0 where it was taken, else the µs until the next one is.
+-- Rate limit of a token (sliding window): take one request, or say how long until there is one.
+-- KEYS[1] list  times (µs) of the requests taken, newest first, at most ARGV[1] of them
+-- ARGV[1] requests in a window, > 0   ARGV[2] length of the window (µs)
+-- Returns 0 if it was taken, else the µs to wait.
 -- O(1) but for a walk along the list's nodes of 8 KB. Resent after a lost reply it takes another: one request is wasted.
 local number, window = whole(ARGV[1], 1, 2 ^ 31), whole(ARGV[2], 1, US_MAX)
 local now = redis.call('TIME')

@@ -1,8 +1,8 @@
 #!lua
--- Take the next turn of a rate that all processes share: each caller is told how long it has to wait for its own.
--- KEYS[1] string  when the first turn that nobody has taken comes (µs)
--- ARGV[1] µs between two turns   ARGV[2] turns that may be taken at once after a rest
--- ARGV[3] µs: a longer wait cannot be, since no process holds more than one turn; the clock went back
+-- Take the next turn of a rate that all processes share; each caller is told how long to wait for its turn.
+-- KEYS[1] string  time of the first turn that nobody has taken (µs)
+-- ARGV[1] µs between two turns   ARGV[2] burst: turns that may be taken at once after a rest
+-- ARGV[3] longest wait possible (µs), since no process holds more than one turn; a longer one means that the clock went back
 -- Returns the wait in µs.  O(1). Resent after a lost reply it takes another turn: one is wasted, none is given twice.
 for i = 1, 3 do whole(ARGV[i], 1, US_MAX) end
 local now = redis.call('TIME')

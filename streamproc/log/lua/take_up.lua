@@ -1,12 +1,12 @@
 #!lua
--- Take up entries that came into this consumer's hands from others' (XCLAIM with JUSTID, which counts no delivery), but
--- not those that were delivered so often that they may be what kills their workers.
+-- Take up entries that were claimed for this consumer from others (XCLAIM with JUSTID, which counts no delivery), unless
+-- they were delivered so often that they may be what kills their workers.
 -- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
--- ARGV[1] group, ARGV[2] consumer, ARGV[3] most deliveries of what is taken up, this one included; or '' to take up all again
---   that this process may have had, which did not die of it: that is no delivery. ARGV[4..] entry ids
+-- ARGV[1] group, ARGV[2] consumer, ARGV[3] most deliveries of an entry, this one included; or '' to take up again all that this
+--   process may have had: it did not die of them, so that counts as no delivery. ARGV[4..] entry ids
 -- Returns {deliveries, id, entry} for each that is taken up, {deliveries, id} for each that was delivered too often; those
---   that are not in this consumer's hands, are put off or have left the log are left out.
--- A delivery after which the entry was put off has a harmless end, and is not counted.
+--   that are not pending with this consumer, are deferred or have left the log are left out.
+-- Deliveries after which the entry was deferred killed nobody, and are not counted.
 -- O(entries * log n). Safe to resend: it counts a delivery twice at worst.
 local is_again = ARGV[3] == ''
 local most = is_again and math.huge or whole(ARGV[3], 0, 2 ^ 31)

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- Cut the log's beginning: what is archived, acknowledged by every group and older than the retention time.
--- Looked at and cut in one step, so that nothing below the cut can come to be needed in between.
+-- Trim the log's beginning: entries that are archived, acknowledged by every group and older than the retention time.
+-- Checked and trimmed in one step, so that nothing below the cut can come to be needed in between.
 -- KEYS[1] stream log   KEYS[2] hash groups: a mark for each group that was made
 -- ARGV[1] id of the archive's last entry; it stays, since the projector knows the log by it
--- ARGV[2] retention (ms)   ARGV[3] most entries to remove now   ARGV[4] 1 to look only
--- Returns number removed, id of the first entry that was there or '', the cut, and for each bound on it: what it is, its id;
---   what: 'archive', 'retention', 'pending GROUP' (its oldest entry not acknowledged), 'read GROUP' (the last it was given).
--- Or {'gone', group} for a group that was made and is not there, {'lost'} where the archive's last entry is not in the log:
+-- ARGV[2] retention (ms)   ARGV[3] most entries to remove now   ARGV[4] 1 for a dry run
+-- Returns number removed, id of the first entry before that or '', the cut (lowest bound), and for each bound its name and id:
+--   'archive', 'retention', 'pending GROUP' (its oldest entry not acknowledged), 'read GROUP' (the last one delivered to it).
+-- Or {'gone', group} if a group was made and is not there, {'lost'} if the archive's last entry is not in the log:
 -- then nothing is removed. NOLOG where there is no log.
--- O(groups + entries removed); whole nodes of the stream only, so a few entries below the cut may stay.
--- Safe to resend: it then removes what is left. Allowed when out of memory, since it frees some.
+-- O(groups + entries removed); only whole nodes of the stream go, so a few entries below the cut may stay.
+-- Safe to resend: it then removes what is left. Runs also when out of memory, since it frees some.
 local call = redis.call
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
