@@ -76,7 +76,7 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
                     record = await _recalled(work, archived)
                     if not (isinstance(event, CancelRequested) and event.bank_payout):
                         return  # there is nothing left to tell the bank
-                    work.record = record
+                    work.recall(record)
                 await _enact_one(work, event, desk, bank, barrier, debit)
 
         jobs = [

@@ -17,8 +17,10 @@ from streamproc.domain.events import BeneficiarySeen, Event, Fact, Identity, Tim
 from streamproc.domain.identity import Party, identity_of, party_as
 from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
+from streamproc.domain.recovery import budget_answer
 from streamproc.log.cache import Cache
 from streamproc.log.forms import Offer
+from streamproc.log.scripts import kept_admission
 from streamproc.telemetry.watch import Call
 
 Settlement: TypeAlias = str
@@ -55,13 +57,15 @@ class Work(Struct, eq=False):
     stale_times: int = 0
     looked_at: bool = False
     """What was said of the payout is not recorded, but is true only until it moves on: the commit finds that out."""
+    recalled: bytes = b""
+    """What the archive tells of the reservation, as commit.lua takes it, where Redis has forgotten the payout."""
     m: bytes = b"{}"
     """The entry's metadata, as it was read."""
 
     def open(self, version: bytes, record: PayoutRecord | None, admission: Admission, *, keep: bool) -> None:
         """Start from what Redis knows. `keep` leaves earlier outputs: they are facts, only the fold is new."""
         self.loaded, self.version, self.admission, self.problem = record, version, admission, None
-        self.looked_at = False
+        self.looked_at, self.recalled = False, b""
         # Producers append without touching the record: what they saw is folded by whoever handles it.
         for event in self.events:
             if type(event) in ASKED:
@@ -71,6 +75,14 @@ class Work(Struct, eq=False):
             self.record = fold(self.out, self.record)
         else:
             self.out, self.timers, self.settle, self.fees = [], [], "", 0
+
+    def recall(self, record: PayoutRecord) -> None:
+        """Go on from what the archive has of a payout that has left Redis, its reservation included: what comes of that
+        later, as a reversal, must find it."""
+        self.record = record
+        if (held := record.reservation) is not None:
+            self.admission = Admission(None, budget_answer(held))
+            self.recalled = b"%b %d %b" % (held.state.encode(), held.fees, kept_admission(self.admission))
 
     def emit(self, event: Event) -> None:
         """Record `event` with this entry's commit; later stages of the chain see it."""

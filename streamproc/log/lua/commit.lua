@@ -9,7 +9,8 @@
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
---   settle, number of timers, number of notes, fees charged in all with what is committed (paise), the hashes' indexes,
+--   settle, number of timers, number of notes, fees charged in all with what is committed (paise), what the archive tells of the
+--   reservation of a payout that had left Redis: 'STATE FEES ADMISSION', or '', the hashes' indexes,
 --   then score (µs) and member of each timer, then of each note the index of a beneficiary's hash, the name to note there, when (µs),
 --   and 1 if nobody else may be there
 -- Returns for each input: 1 done, 0 acknowledged earlier (nothing written), 2 the payout has moved on,
@@ -58,6 +59,7 @@ end
 
 -- Every payout's version is read before the first write, so a key of a wrong type fails the call whole.
 local inputs, versions, runs = whole(ARGV[2], 0, #ARGV), {}, call('ZCARD', KEYS[8])
+local RECALLED = '^(%l+) (%d+) ([^|]*|%d+ %d+ %-?%d+.*)$'
 local SETTLEMENTS = { [''] = true, committed = true, released = true }
 
 local looked = {}
@@ -69,11 +71,12 @@ end
 -- What few inputs have, looked at: its counts, its numbers, and the types of its keys.
 local function check_rare(at, more, payout)
   local windows, timers, notes = whole(ARGV[at + 4], 0, more), whole(ARGV[at + 5], 0, more), whole(ARGV[at + 6], 0, more)
-  if more ~= 8 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
+  if more ~= 9 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
   whole(ARGV[at], 0, S_MAX)
   whole(ARGV[at + 7], 0, US_MAX)
-  local settlement, first = ARGV[at + 1], at + 8
+  local settlement, recalled, first = ARGV[at + 1], ARGV[at + 8], at + 9
   if not SETTLEMENTS[settlement] or (settlement ~= '' and payout == 0) then wrong('it settles nothing') end
+  if recalled ~= '' and (payout == 0 or not string.find(recalled, RECALLED)) then wrong('it recalls nothing') end
   if settlement ~= '' then whole(look_at('GET', 2) or 0, 0, US_MAX) end
   for k = first, first + windows - 1 do
     local index = whole(ARGV[k], 9, #KEYS)
@@ -110,7 +113,11 @@ if i ~= #ARGV + 1 then wrong('it has a part of an input') end
 -- What few inputs have: a settlement, an expiry, a dead letter, timers, traces of earlier attempts.
 local function rare(at, id, payout, m)
   local windows, timers, notes = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
-  local first = at + 8
+  local first = at + 9
+  if ARGV[at + 8] ~= '' and call('HEXISTS', KEYS[payout], 'a') == 0 then
+    local q, fees, a = string.match(ARGV[at + 8], RECALLED)
+    if q == 'reserved' then call('HSET', KEYS[payout], 'a', a) else call('HSET', KEYS[payout], 'a', a, 'q', q, 'f', fees) end
+  end
   if ARGV[at + 1] ~= '' then
     local indexes = {}
     for w = 1, windows do indexes[w] = tonumber(ARGV[first + w - 1]) end
@@ -129,7 +136,7 @@ end
 
 -- Whether an approval is the first to its beneficiary no more.
 local function came_second(at)
-  local first = at + 8 + tonumber(ARGV[at + 4]) + 2 * tonumber(ARGV[at + 5])
+  local first = at + 9 + tonumber(ARGV[at + 4]) + 2 * tonumber(ARGV[at + 5])
   for k = first, first + 4 * tonumber(ARGV[at + 6]) - 1, 4 do
     if ARGV[k + 3] == '1' and is_taken(KEYS[tonumber(ARGV[k])], ARGV[k + 1]) then return true end
   end
