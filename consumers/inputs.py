@@ -20,6 +20,7 @@ from streamproc.domain.events import (
     ReviewSubmitted,
     TimerFired,
 )
+from streamproc.domain.intent import is_intent
 
 GOVERNANCE = "governance"
 EXECUTION = "execution"
@@ -48,8 +49,10 @@ def comes_again(event: Event) -> bool:
     """Whether an input that nobody answered is to be handled again.
 
     A decision that called for no command is not: what the bank did since is seen by governance, under the policies of
-    now, and an old hold must not cancel what they allow.
+    now, and an old hold must not cancel what they allow. But who stops an intent may have to look for an attempt of it.
     """
+    if isinstance(event, PayoutDecided) and event.decision == "REJECTED" and is_intent(event.payout):
+        return True
     return not isinstance(event, PayoutDecided | CancelRequested) or asked_for(event) is not None
 
 

@@ -37,10 +37,9 @@ ASKED: frozenset[type[e.Fact]] = frozenset({e.PayoutObserved, e.PayoutRequested}
 
 
 def is_terminal(record: PayoutRecord) -> bool:
-    """Nothing but a late reversal is expected; only then may the record leave Redis."""
-    return record.state in TERMINAL_STATES or (
-        record.state == "rejected" and (record.bank_status in RELEASING_STATUSES or not record.bank_status)
-    )
+    """Nothing but a late reversal is expected, nor an attempt looked for; only then may the record leave Redis."""
+    ended = record.bank_status in RELEASING_STATUSES or not (record.bank_status or record.maybe_sent)
+    return record.state in TERMINAL_STATES or (record.state == "rejected" and ended)
 
 
 def is_open(record: PayoutRecord) -> bool:
