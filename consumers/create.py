@@ -106,15 +106,19 @@ async def create(
 async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: int, debit: Debit) -> None:
     """Find out about an attempt whose answer was lost before its intent was stopped: it may still turn up at the bank.
 
-    What is found is governance's: it has it rejected. What is not found within LOST_FOR_GOOD_S is not there, and its
-    money is free.
+    What is found is taken for it, and is governance's: it has it rejected. What is not found within LOST_FOR_GOOD_S is
+    not there, and its money is free. One that ended unpaid may be anybody's: ours may still turn up beside it.
     """
     record = work.known()
     _check_debit(record, debit)
     seen = [one for one in await bank.find(debit.number, record.payout) if _pays_the_same(record, one)]
-    for payout in seen:
-        work.emit(_sighting(record, desk, payout))
-    if seen:
+    around_us = {copy.id for copy in record.copies if copy.bypassed}
+    live = [one for one in seen if one.status not in RELEASING_STATUSES and one.id not in around_us]
+    if live:
+        for payout in live:
+            work.emit(_sighting(record, desk, payout))
+        oldest = min(live, key=lambda one: (one.created_at, one.id))
+        take_for_ours(work, desk, oldest.id, oldest.status)
         return
     waited_s = (desk.now_us - decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
@@ -126,6 +130,20 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
     work.emit(
         BankCommandAnswered(
             at=desk.now_us, payout=record.payout, command="create", outcome="not_needed", bank_status=""
+        )
+    )
+
+
+def take_for_ours(work: Work, desk: Desk, payout: str, status: str) -> None:
+    """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=work.payout,
+            command="create",
+            outcome="already",
+            bank_status=status,
+            bank_payout=payout,
         )
     )
 

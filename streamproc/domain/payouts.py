@@ -179,7 +179,7 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
     """The record with what follows from an intent's copies: which one is ours, and where that stands.
 
     Ours is what the answer to our call named. Until it is here, of an approved one, or of one that was stopped when an
-    attempt may have reached the bank, the oldest that agrees; not one that ended unpaid while ours may still be made.
+    attempt may have reached the bank, the oldest that agrees; not one that ended unpaid while ours may still turn up.
     """
     if record.intent is None:
         return record
@@ -191,7 +191,7 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
             copy
             for copy in record.copies
             if not copy.bypassed
-            and (record.maybe_sent or copy.status not in RELEASING_STATUSES)
+            and copy.status not in RELEASING_STATUSES
             and agrees(copy, record.amount, record.currency, record.fund_account)
         )
     status = mine.status if mine is not None else "failed" if record.failure else ""
