@@ -109,15 +109,24 @@ async def create(
 async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: int, debit: Debit) -> None:
     """Search the bank for an attempt whose answer was lost before its intent was stopped.
 
-    If it is found, it is recorded, and governance has it rejected. If it is not found within LOST_FOR_GOOD_S it is not
-    there, which is recorded and frees the reserved money. Raises TryAgain until then.
+    A live payout that pays the same is taken for it and recorded, and governance has it rejected. One that ended unpaid
+    may be somebody else's: ours may still turn up beside it. If none is found within LOST_FOR_GOOD_S it is not there,
+    which is recorded and frees the reserved money. Raises TryAgain until then.
     """
     record = work.known()
     _check_debit(record, debit)
-    found = [p for p in await bank.find(debit.number, record.payout) if _pays_the_same(record, p)]
-    for payout in found:
-        work.emit(_sighting(record, desk, payout))
-    if found:
+    same = [
+        payout for payout in await bank.find(debit.number, record.payout) if _pays_the_same(record, payout)
+    ]
+    around_us = {copy.id for copy in record.copies if copy.bypassed}
+    live = [
+        payout for payout in same if payout.status not in RELEASING_STATUSES and payout.id not in around_us
+    ]
+    if live:
+        for payout in live:
+            work.emit(_sighting(record, desk, payout))
+        oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
+        take_for_ours(work, desk, oldest.id, oldest.status)
         return
     waited_s = (desk.now_us - decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
@@ -129,6 +138,20 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
     work.emit(
         BankCommandAnswered(
             at=desk.now_us, payout=record.payout, command="create", outcome="not_needed", bank_status=""
+        )
+    )
+
+
+def take_for_ours(work: Work, desk: Desk, payout: str, status: str) -> None:
+    """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=work.payout,
+            command="create",
+            outcome="already",
+            bank_status=status,
+            bank_payout=payout,
         )
     )
 

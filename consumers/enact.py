@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost
+from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
 from consumers.recall import Archived
 from consumers.turns import in_turns
 from consumers.verdicts import objection
@@ -77,7 +77,7 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
                     record = await _recalled(work, archived)
                     if not (isinstance(event, CancelRequested) and event.bank_payout):
                         return  # there is nothing left to tell the bank
-                    work.record = record
+                    work.recall(record)
                 await _enact_one(work, event, desk, bank, barrier, debit)
 
         jobs = [
@@ -116,9 +116,12 @@ async def _enact_one(
         return
     if _is_superseded(cause, record):
         return
-    if record.intent is not None and record.maybe_sent and not record.bank_payout:
-        await look_for_lost(work, desk, bank, decided_at=cause.at, debit=debit)
-        return
+    if record.intent is not None and record.maybe_sent and not record.created_as:
+        if not record.bank_payout:
+            await look_for_lost(work, desk, bank, decided_at=cause.at, debit=debit)
+            return
+        take_for_ours(work, desk, record.bank_payout, record.bank_status)
+        record = work.known()
     if asked_for(cause) is None and command_for(cause, record.bank_status) is None:
         return
     if asked_for(cause) in MOVES_MONEY:

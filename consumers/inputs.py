@@ -21,6 +21,7 @@ from streamproc.domain.events import (
     ReviewSubmitted,
     TimerFired,
 )
+from streamproc.domain.intent import is_intent
 
 GOVERNANCE = "governance"
 EXECUTION = "execution"
@@ -49,8 +50,10 @@ def comes_again(event: Event) -> bool:
     """Whether an input without an answer is to be handled again after a recovery.
 
     Not a decision that called for no command: governance sees what the bank did since, under today's policies, and an
-    old hold must not cancel what they allow.
+    old hold must not cancel what they allow. But an intent's rejection is: a lost attempt may have to be looked for.
     """
+    if isinstance(event, PayoutDecided) and event.decision == "REJECTED" and is_intent(event.payout):
+        return True
     return not isinstance(event, PayoutDecided | CancelRequested) or asked_for(event) is not None
 
 

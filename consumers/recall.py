@@ -39,8 +39,8 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 work.fail(problem)
                 return
             if record is not None:
-                observed = [event for event in work.events if type(event) is PayoutObserved]
-                work.record = fold(observed, record)
+                work.recall(record)
+                work.record = fold((event for event in work.events if type(event) is PayoutObserved), record)
 
         await asyncio.gather(*(look_up(work) for work in old))
 

@@ -37,10 +37,10 @@ ASKED: frozenset[type[e.Fact]] = frozenset({e.PayoutObserved, e.PayoutRequested}
 
 
 def is_terminal(record: PayoutRecord) -> bool:
-    """Whether nothing but a late reversal is expected; only then may the record leave Redis."""
-    return record.state in TERMINAL_STATES or (
-        record.state == "rejected" and (record.bank_status in RELEASING_STATUSES or not record.bank_status)
-    )
+    """Whether nothing but a late reversal is expected, and no attempt is looked for. Only then may the record leave
+    Redis."""
+    ended = record.bank_status in RELEASING_STATUSES or not (record.bank_status or record.maybe_sent)
+    return record.state in TERMINAL_STATES or (record.state == "rejected" and ended)
 
 
 def is_open(record: PayoutRecord) -> bool:
@@ -181,7 +181,7 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
 
     That is the one that the answer to our call named. Before that answer, if the intent is approved, or was stopped
     when an attempt may have reached the bank, it is the oldest copy that agrees; not one that ended unpaid while ours
-    may still come.
+    may still turn up.
     """
     if record.intent is None:
         return record
@@ -193,7 +193,7 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
             copy
             for copy in record.copies
             if not copy.bypassed
-            and (record.maybe_sent or copy.status not in RELEASING_STATUSES)
+            and copy.status not in RELEASING_STATUSES
             and agrees(copy, record.amount, record.currency, record.fund_account)
         )
     status = mine.status if mine is not None else "failed" if record.failure else ""

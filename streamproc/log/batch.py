@@ -292,7 +292,7 @@ class Handler:
             handover.payout = work.payout
             handover.version = work.version
         if work.record is not None and (changed or work.out):
-            handover.record = encode_record(work.record)
+            handover.record, handover.recalled = encode_record(work.record), work.recalled
             handover.keep_s = int(self.limits.retention_s) if is_terminal(work.record) else 0
         if work.out:
             handover.e = encode_events(work.out)

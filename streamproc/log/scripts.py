@@ -157,6 +157,7 @@ class Handover:
     problem: str = ""
     timers: list[tuple[int, bytes]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    recalled: bytes = b""
 
 
 async def append_once(
@@ -296,13 +297,13 @@ async def commit(
 
 def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
     """The arguments that only few inputs have; none for the others, since every argument costs."""
-    if not (h.keep_s or h.settle or h.taken or h.problem or h.timers or h.notes):
+    if not (h.keep_s or h.settle or h.taken or h.problem or h.timers or h.notes or h.recalled):
         return []
     indexes = [keys.index(names.budget(w.scope, w.window)) for w in h.windows] if h.settle else []
     timers = [x for timer in h.timers for x in timer]
     notes = [x for key, name, at, first in h.notes for x in (keys.index(key), name, at, int(first))]
-    counts = len(indexes), len(h.timers), len(h.notes)
-    return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, h.fees, *indexes, *timers, *notes]
+    counts = len(indexes), len(h.timers), len(h.notes), h.fees
+    return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, h.recalled, *indexes, *timers, *notes]
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:

@@ -34,6 +34,9 @@ APPENDS_WAITING_MAX = 10_000
 """Appends that may wait for Redis. More are refused at once, since the bank stops waiting after 5 s anyway."""
 CLOCK_SYNC_S = 10.0
 """Interval at which Redis's clock is asked; in between it is extrapolated by our monotonic one."""
+CLOCK_STEP_S = 10.0
+"""Our idea of Redis's clock is off by more only if this host slept, Redis was away when we started, or Redis is another
+server now."""
 ZERO = "0-0"
 
 
@@ -174,6 +177,8 @@ class Clock:
     def __init__(self) -> None:
         self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
         self._synced_at = float("-inf")
+        self.steps = 0
+        """How often it was found to be off: what was told before that is wrong."""
 
     def now_us(self) -> int:
         """µs since 1970 by Redis's clock, as far as it is known."""
@@ -181,7 +186,11 @@ class Clock:
 
     def set(self, redis_now_us: int) -> None:
         """Take in what Redis's clock says."""
-        self._offset_us = redis_now_us - time.monotonic_ns() // 1000
+        before_us, self._offset_us = self._offset_us, redis_now_us - time.monotonic_ns() // 1000
+        off_s = (self._offset_us - before_us) / 1e6
+        if abs(off_s) > CLOCK_STEP_S:
+            self.steps += 1
+            log.warning("Redis's clock is %.0f s from what it was taken to be", off_s)
         self._synced_at = time.monotonic()
 
     def is_stale(self) -> bool:
@@ -198,6 +207,8 @@ class Clock:
 class _Waiting(NamedTuple):
     delivery: scripts.Delivery
     done: "Future[Appended]"
+    steps: int
+    """Of the clock, when it came."""
 
 
 class Producer:
@@ -251,7 +262,7 @@ class Producer:
         if len(queue) >= APPENDS_WAITING_MAX:
             raise LogUnavailable(f"{len(queue)} appends wait already, the limit is {APPENDS_WAITING_MAX}")
         delivery = what.delivery(watch.with_caller(self._meta))
-        waiting = _Waiting(delivery, self._loop.create_future())
+        waiting = _Waiting(delivery, self._loop.create_future(), self.clock.steps)
         queue.append(waiting)
         self._wake[partition].set()
         return waiting.done
@@ -276,6 +287,9 @@ class Producer:
         try:
             if self.clock.is_stale():
                 await self.clock.sync(client)
+            batch = _told_now(batch, self.clock.steps)
+            if not batch:
+                return client
             begun_ns = time.time_ns()
             answers = await scripts.append_once(client, names, [w.delivery for w in batch])
             new = sum(is_new for _, is_new in answers)
@@ -300,6 +314,14 @@ class Producer:
         with suppress(RedisError, OSError):  # a peer that does not answer is not waited for
             await client.aclose()
         return connect(self._url, home=names.log)
+
+
+def _told_now(batch: list[_Waiting], steps: int) -> list[_Waiting]:
+    """Those whose times are by the clock as it is known now. What came a day ahead would be charged to that day,
+    and keep an agent's slots until then."""
+    old = [waiting for waiting in batch if waiting.steps != steps]
+    _refuse(old, LogUnavailable("Redis's clock is another one than was thought; deliver again"))
+    return [waiting for waiting in batch if waiting.steps == steps] if old else batch
 
 
 def _refuse(batch: list[_Waiting], problem: LogUnavailable) -> None:

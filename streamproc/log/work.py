@@ -17,8 +17,10 @@ from streamproc.domain.events import BeneficiarySeen, Event, Fact, Identity, Tim
 from streamproc.domain.identity import Party, identity_of, party_as
 from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
 from streamproc.domain.policy import PolicyBook
+from streamproc.domain.recovery import budget_answer
 from streamproc.log.cache import Cache
 from streamproc.log.forms import Offer
+from streamproc.log.scripts import kept_admission
 from streamproc.telemetry.watch import Call
 
 Settlement: TypeAlias = str
@@ -55,6 +57,8 @@ class Work(Struct, eq=False):
     stale_times: int = 0
     looked_at: bool = False
     """A stage relied on the payout's state without recording anything; the commit checks that it has not moved on."""
+    recalled: bytes = b""
+    """What the archive has of the reservation, in commit.lua's form, if the payout has left Redis."""
     m: bytes = b"{}"
     """The entry's metadata, as it was read."""
 
@@ -62,7 +66,7 @@ class Work(Struct, eq=False):
         """Start from what Redis knows. `keep` leaves the outputs of an earlier pass: they are facts, only the fold
         is new."""
         self.loaded, self.version, self.admission, self.problem = record, version, admission, None
-        self.looked_at = False
+        self.looked_at, self.recalled = False, b""
         # Producers append without touching the record: what they saw is folded by whoever handles it.
         for event in self.events:
             if type(event) in ASKED:
@@ -72,6 +76,14 @@ class Work(Struct, eq=False):
             self.record = fold(self.out, self.record)
         else:
             self.out, self.timers, self.settle, self.fees = [], [], "", 0
+
+    def recall(self, record: PayoutRecord) -> None:
+        """Go on from what the archive has of a payout that has left Redis, its reservation included: what comes of that
+        later, as a reversal, must find it."""
+        self.record = record
+        if (held := record.reservation) is not None:
+            self.admission = Admission(None, budget_answer(held))
+            self.recalled = b"%b %d %b" % (held.state.encode(), held.fees, kept_admission(self.admission))
 
     def emit(self, event: Event) -> None:
         """Record `event` with this entry's commit. Later stages of the chain see it."""

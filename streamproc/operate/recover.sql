@@ -1,11 +1,12 @@
 -- What a recovery asks. `payouts`, `budgets`, `policies` are those of the place that it has built, `events` is the archive.
 
 -- name: payouts
--- Everything that is not over, and what is over for less than the retention time.
+-- Everything that is not over, what is over for less than the retention time, and what an attempt is looked for of.
 SELECT record, split_part(entry_id, '-', 1)::bigint AS last_ms FROM payouts
 WHERE partition = $1
   AND (NOT (state = ANY($2::text[]) OR (state = 'rejected' AND bank_status = ANY($3::text[])))
-       OR split_part(entry_id, '-', 1)::bigint >= $4);
+       OR split_part(entry_id, '-', 1)::bigint >= $4
+       OR position('"maybe_sent":true'::bytea IN record) > 0);
 
 -- name: budgets
 SELECT scope, window_name, reserved, committed, limit_seq FROM budgets WHERE partition = $1;

@@ -19,6 +19,7 @@ from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.errors import TryAgain
 from streamproc.ingress.translate import append_of
+from streamproc.operate.recover import look, rebuild
 from streamproc.operate.recover_bank import reconcile
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
@@ -558,3 +559,42 @@ def test_what_the_bank_repeats_of_a_beneficiary_is_masked() -> None:
     said = "The account number 000011112222 of Some Body is invalid"
     assert without_personal(said, PAYEE) == "The account number ********2222 of *****Body is invalid"
     assert without_personal(said, None) == said
+
+
+async def test_a_recovery_goes_on_looking_for_an_attempt_whose_answer_was_lost_before_a_freeze(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was rejected with nothing at the bank was taken for over, so nobody looked any more: its money stayed
+    reserved for good."""
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    again, opened, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def barrier(partition: int, entry: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            again.set()
+            await opened.wait()
+
+    async with gateway(redis_url, barrier=barrier) as gate:
+        await gate.bank.faults(api=[{"kind": "500", "path": "/v1/payouts", "method": "POST", "count": 1}])
+        asked = requested(payee=PAYEE)
+        await gate.engine.producer.append(request(asked))
+        await asyncio.wait_for(again.wait(), DEADLINE_S)
+        await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
+        opened.set()
+        await gate.ends(asked.payout, "rejected")
+        await gate.engine.stop()
+        await archive(redis_url, postgres)
+        await gate.engine.client.flushdb()
+        settings = replace(settings_of(redis_url, postgres), retention_s=0.001)  # however short it is
+        await rebuild(settings, await look(settings))
+        monkeypatch.setattr(creating, "LOST_FOR_GOOD_S", 0)  # the hour is over
+        gate.engine.start()
+
+        async def free() -> bool:
+            known = await gate.engine.client.hget(gate.engine.names.payout(asked.payout), "s")
+            held = decode_record(known).reservation if known is not None else None
+            return held is not None and held.state == "released"
+
+        await until(free, what="the money is free", deadline_s=20.0)

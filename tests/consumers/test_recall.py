@@ -1,5 +1,6 @@
 """A payout that was decided months ago is not decided again when the bank shows it once more."""
 
+import pytest
 from msgspec.structs import replace
 
 from streamproc.domain.payouts import PayoutRecord
@@ -54,3 +55,34 @@ async def test_while_the_archive_cannot_be_asked_an_old_payout_waits_and_the_oth
         assert (await engine.record("pout_new")).decision == "APPROVED"
         assert (await engine.record("pout_old")).decision is None
         assert await engine.client.zcard(engine.names.retries("governance")) == 1
+
+
+@pytest.mark.parametrize("between", ["", "a look that settles nothing"])
+async def test_a_reversal_of_what_redis_has_forgotten_gives_the_budget_back_as_the_log_says(
+    redis_url: str, between: str
+) -> None:
+    """The log had it released, and the counters kept it: the month's budget stayed spent, and `reconcile` alarmed."""
+    kept: dict[str, PayoutRecord] = {}
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        return kept.get(payout)
+
+    async def counted() -> set[tuple[bytes | None, ...]]:
+        keys = [key async for key in engine.client.scan_iter(match=engine.names.budget("*", "*"))]
+        return {tuple(await engine.client.hmget(key, "r", "c")) for key in keys}
+
+    async with Engine(redis_url, archived=archived) as engine:
+        await engine.apply("policies: {bot: {daily_limit: 1000000, monthly_limit: 1000000}}")
+        await engine.deliver(old("pending"), old("processed"))
+        await engine.until_state("pout_old", "processed")
+        assert await counted() == {(b"0", b"250000")}
+        kept["pout_old"] = await engine.record("pout_old")
+        await engine.client.delete(engine.names.payout("pout_old"))  # its retention time is over
+        if between:
+            late = old("queued")
+            await engine.deliver(replace(late, facts=replace(late.facts, fees=118)))
+        await engine.deliver(old("reversed"))
+        record = await engine.record("pout_old")
+        assert record.reservation is not None
+        assert record.reservation.state == "released"
+        assert await counted() == {(b"0", b"0")}

@@ -17,7 +17,7 @@ from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
-from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
+from streamproc.log.stream import CLOCK_STEP_S, Append, Appended, LogView, Producer, open_log
 from tests.deadline import DEADLINE_S
 from tests.faults.proxy import Proxy
 from tests.words import delivery, observed
@@ -107,6 +107,28 @@ async def test_an_append_while_redis_is_away_says_so_and_what_was_synced_is_ther
         assert not (await producer.append(delivery(observed("pout_1")))).new
         assert (await producer.append(delivery(observed("pout_2")))).new
         await producer.__aexit__()
+
+
+@pytest.mark.parametrize("off_s", [86_400, -86_400, 5])
+async def test_what_was_told_by_a_wrong_clock_is_to_be_delivered_again(log_url: str, off_s: int) -> None:
+    """Redis was away when the producer started, on a host whose clock is a day off; or the host slept for a day.
+    A payout was charged to another day then, and where that was ahead its agent had no slot until the day had come."""
+    async with Producer(log_url, partitions=1, name="test") as producer:
+        producer.clock._offset_us += off_s * 1_000_000
+        producer.clock._synced_at = float("-inf")
+        first, last = observed("first", at=producer.now_us()), observed("last", at=producer.now_us())
+        answers = await asyncio.gather(
+            *(producer.append(delivery(event)) for event in (first, last)), return_exceptions=True
+        )
+        is_wrong = abs(off_s) > CLOCK_STEP_S
+        assert [isinstance(answer, LogUnavailable) for answer in answers] == [is_wrong, is_wrong]
+        again = [await producer.append(delivery(replace(e, at=producer.now_us()))) for e in (first, last)]
+        assert [appended.new for appended in again] == [is_wrong, is_wrong]
+        async with connected(log_url) as client:
+            seconds, _ = await client.time()
+    async with LogView(log_url, 0) as view:
+        ats = [decode_events(entry.e)[0].at for entry in await view.read("0-0", 10, 0)]
+    assert all(abs(at / 1e6 - seconds) < CLOCK_STEP_S + 60 for at in ats)
 
 
 def test_a_connection_that_is_reset_between_two_appends_is_replaced(valkey: str) -> None:

@@ -12,6 +12,8 @@ from streamproc.domain import events as e
 from streamproc.domain.copies import COPIES_MAX
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import Beneficiary
+from streamproc.domain.payouts import fold
+from streamproc.domain.wire import payout_of
 from streamproc.errors import TryAgain
 from streamproc.log.work import Group
 from tests.consumers.test_refuted import at_once
@@ -190,3 +192,52 @@ async def test_what_the_bank_said_that_it_ends_and_did_not_is_asked_for_again_la
             await later(crew, 12)
             await crew.rest()
     assert bank.now("pout_foreign").status == "rejected"
+
+
+@pytest.mark.parametrize("how", ["seen here before", "only listed"])
+async def test_what_ended_under_the_reference_does_not_stand_for_an_attempt_that_is_still_looked_for(
+    unsynced: str, how: str
+) -> None:
+    """Somebody's payout with the same reference was cancelled; our attempt's answer was lost, and the agent frozen. The
+    cancelled one was taken for the attempt: its money was free at once, and what turned up later was left pending."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", at=START)
+    ended = copy_of(asked, "pout_ended", "cancelled", at=START)
+    with the_tests_clock():
+        chain = governance()
+        async with Crew(World(unsynced), [chain, desk(wire)], puts_off=True) as crew:
+            bank.make(ended.facts)
+            await crew.tell(asked)
+            await crew.rest()
+            if how == "seen here before":
+                await crew.tell(ended)
+                await crew.rest()
+            await crew.tell("policies: {free: {frozen: true}}")
+            wire.find = Listed(wire, bank, "pout_ended")  # type: ignore[method-assign]
+            for _ in range(3):
+                await later(crew, 12)
+                await crew.rest()
+            record = fold([ev for row in await crew.world.rows() for ev in row.events if payout_of(ev)])
+            assert record is not None
+            assert record.reservation is not None
+            assert (record.state, record.reservation.state) == ("rejected", "reserved")
+            wire.find = Listed(wire, bank)  # type: ignore[method-assign]
+            for _ in range(4):
+                await later(crew, 600)
+                await crew.rest()
+            record = fold([ev for row in await crew.world.rows() for ev in row.events if payout_of(ev)])
+    assert bank.now("pout_made_0").status == "rejected"
+    assert record is not None
+    assert record.reservation is not None
+    assert record.reservation.state == "released"
+
+
+class Listed:
+    """The bank's list: all that there is, or these alone, while it lags."""
+
+    def __init__(self, wire: Slow, bank: Bank, *alone: str) -> None:
+        self.bank, self.alone = bank, alone
+
+    async def __call__(self, account_number: str, reference: str) -> Sequence[BankPayout]:
+        return [one for one in self.bank.under(reference) if not self.alone or one.id in self.alone]

@@ -9,7 +9,8 @@
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
---   settle, number of timers, number of notes, total of fees committed with the amount (paise), the hashes' indexes,
+--   settle, number of timers, number of notes, total of fees committed with the amount (paise), what the archive has of the
+--   reservation of a payout that has left Redis ('STATE FEES ADMISSION', else ''), the hashes' indexes,
 --   then score (µs) and member of each timer, then of each note the index of a beneficiaries' hash, the name to note in it,
 --   when (µs), and 1 if the decision holds only while that hash names nobody else
 -- Returns for each input: 1 done; 0 acknowledged earlier, nothing was written; 2 stale, nothing was written: the payout has moved on,
@@ -59,6 +60,7 @@ end
 
 -- Everything is read before the first write, so that a key of a wrong type fails the whole call.
 local inputs, versions, runs = whole(ARGV[2], 0, #ARGV), {}, call('ZCARD', KEYS[8])
+local RECALLED = '^(%l+) (%d+) ([^|]*|%d+ %d+ %-?%d+.*)$'
 local SETTLEMENTS = { [''] = true, committed = true, released = true }
 
 local looked = {}
@@ -70,11 +72,12 @@ end
 -- Check what only few inputs have, before the first write: counts, numbers, and the types of the keys.
 local function check_rare(at, more, payout)
   local windows, timers, notes = whole(ARGV[at + 4], 0, more), whole(ARGV[at + 5], 0, more), whole(ARGV[at + 6], 0, more)
-  if more ~= 8 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
+  if more ~= 9 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
   whole(ARGV[at], 0, S_MAX)
   whole(ARGV[at + 7], 0, US_MAX)
-  local settlement, first = ARGV[at + 1], at + 8
+  local settlement, recalled, first = ARGV[at + 1], ARGV[at + 8], at + 9
   if not SETTLEMENTS[settlement] or (settlement ~= '' and payout == 0) then wrong('it settles nothing') end
+  if recalled ~= '' and (payout == 0 or not string.find(recalled, RECALLED)) then wrong('it recalls nothing') end
   if settlement ~= '' then whole(look_at('GET', 2) or 0, 0, US_MAX) end
   for k = first, first + windows - 1 do
     local index = whole(ARGV[k], 9, #KEYS)
@@ -111,7 +114,11 @@ if i ~= #ARGV + 1 then wrong('it has a part of an input') end
 -- Write what only few inputs have: settlement, timers, notes; and remove traces of earlier attempts. Returns the completed `m`.
 local function write_rare(at, id, payout, m)
   local windows, timers, notes = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
-  local first = at + 8
+  local first = at + 9
+  if ARGV[at + 8] ~= '' and call('HEXISTS', KEYS[payout], 'a') == 0 then
+    local q, fees, a = string.match(ARGV[at + 8], RECALLED)
+    if q == 'reserved' then call('HSET', KEYS[payout], 'a', a) else call('HSET', KEYS[payout], 'a', a, 'q', q, 'f', fees) end
+  end
   if ARGV[at + 1] ~= '' then
     local indexes = {}
     for w = 1, windows do indexes[w] = tonumber(ARGV[first + w - 1]) end
@@ -130,7 +137,7 @@ end
 
 -- Whether somebody else was noted where an approval counts on being first.
 local function came_second(at)
-  local first = at + 8 + tonumber(ARGV[at + 4]) + 2 * tonumber(ARGV[at + 5])
+  local first = at + 9 + tonumber(ARGV[at + 4]) + 2 * tonumber(ARGV[at + 5])
   for k = first, first + 4 * tonumber(ARGV[at + 6]) - 1, 4 do
     if ARGV[k + 3] == '1' and is_taken(KEYS[tonumber(ARGV[k])], ARGV[k + 1]) then return true end
   end
