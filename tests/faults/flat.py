@@ -46,8 +46,11 @@ class Kind(Struct, frozen=True):
 MEMORY = Kind("memory", "kB", 400.0, 1_000.0)
 """24 MB an hour. A process that leaks 2 kB a payout at 3 payouts a second is over it."""
 DESCRIPTORS = Kind("descriptors", "", 0.5, 3.0)
-CONNECTIONS = Kind("connections", "", 0.5, 3.0)
-"""A leak of one a minute would be at the server's limit within a day."""
+POOLED_S = 330
+"""A pool closes a connection that was not used for 300 s. Those in use go up and down by ten, with each server that is
+killed and each burst; one that leaked is used no more."""
+CONNECTIONS = Kind(f"connections idle for {POOLED_S} s", "", 0.5, 3.0)
+"""Of Postgres. A leak of one a minute would be at the server's limit within a day."""
 IDLE_S = 30
 IDLE = Kind(f"connections idle for {IDLE_S} s", "", 0.5, 3.0)
 """Of Redis. How many are in use goes up and down by ten and more, with each process that is away and each burst; one
@@ -169,10 +172,13 @@ class Watch:
         self._note("redis", ENTRIES, length)
 
     async def _look_at_postgres(self) -> None:
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        sql = (
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            " AND state_change < now() - $1 * interval '1 second'"
+        )
         try:
             async with asyncio.timeout(LOOK_S):
-                count = await self._stand.system.pool.fetchval(sql)
+                count = await self._stand.system.pool.fetchval(sql, POOLED_S)
         except (*AWAY, asyncpg.PostgresError):
             return
         self._note("postgres", CONNECTIONS, count)
