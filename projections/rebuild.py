@@ -24,7 +24,8 @@ from projections.schema import enter_place, indexes_of, make_key, make_place, qu
 from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.sql import statements
-from streamproc.archive.store import ZERO, connection
+from streamproc.archive.store import connection
+from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import JobFailed, LogBroken
 
 SEGMENT_ROWS = 5_000

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from projections.fold import POSTGRES_EPOCH_US, Archived, Step
 from streamproc.domain import events as e
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.traces import append_span, aside_span, is_notable, process_span, step_span, trace_of
 from streamproc.domain.wire import type_of
 from streamproc.telemetry import watch
@@ -46,7 +47,7 @@ def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> No
 def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int) -> None:
     trace, root = trace_of(step.payout)
     parent = _parent(row, step)
-    appended_ns = int(row.id.partition("-")[0]) * 1_000_000
+    appended_ns = id_key(row.id)[0] * 1_000_000
     # As `run.speak_micros` reads it; a row that comes straight from the archiver was archived a moment ago.
     at: tuple[int] | None = getattr(row, "archived_at", None)
     archived_ns = (at[0] + POSTGRES_EPOCH_US) * 1000 if isinstance(at, tuple) else begun_ns

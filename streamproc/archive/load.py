@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from streamproc.archive.chain import link_hash
 from streamproc.archive.sql import statements
-from streamproc.archive.store import Entry, Head, id_key, move_head
+from streamproc.archive.store import Entry, Head, move_head
 from streamproc.archive.text import text_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.wire import MALFORMED
 from streamproc.errors import LogBroken
 

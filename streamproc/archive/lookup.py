@@ -10,7 +10,8 @@ from msgspec import Struct
 from streamproc.archive.load import Row
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY, ZERO, id_key
+from streamproc.archive.store import AWAY
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import JobFailed, LogBroken, named

@@ -13,7 +13,8 @@ from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.load import payout_about
 from streamproc.archive.merkle import Frontier
-from streamproc.archive.store import ZERO, Head, id_key
+from streamproc.archive.store import Head
+from streamproc.domain.entry_ids import ZERO, id_key
 
 FORK = "{one} and {other} are two signed checkpoints of {size} entries that state different histories: a fork"
 

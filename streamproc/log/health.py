@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from streamproc.domain.entry_ids import id_key
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.nodes import every_node
@@ -63,7 +64,7 @@ async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
             (seconds, micros), *firsts = await pipe.execute()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     return {
-        partition: max(0, now_ms - int(_text(first[0][0]).partition("-")[0])) if first else 0
+        partition: max(0, now_ms - id_key(_text(first[0][0]))[0]) if first else 0
         for partition, first in zip(upto, firsts, strict=True)
     }
 
@@ -136,7 +137,7 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
         entry = _text(after[0][0])
     else:
         return 0
-    return max(0, now_ms - int(entry.partition("-")[0]))
+    return max(0, now_ms - id_key(entry)[0])
 
 
 class PartitionSize(NamedTuple):

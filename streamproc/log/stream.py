@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from streamproc.domain.deliveries import told_keys
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
@@ -34,7 +35,6 @@ APPENDS_WAITING_MAX = 10_000
 """Appends that may wait for Redis. More are refused at once, since the bank stops waiting after 5 s anyway."""
 CLOCK_SYNC_S = 10.0
 """Interval at which Redis's clock is asked; in between it is extrapolated by our monotonic one."""
-ZERO = "0-0"
 
 
 class Append(Struct, frozen=True):
@@ -76,12 +76,6 @@ def entry_of(raw: Any) -> Entry:
         return Entry(identity.decode(), fields[1], fields[3])
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     return Entry(identity.decode(), values.get(b"e", b"[]"), values.get(b"m", b"{}"))
-
-
-def id_key(entry: str) -> tuple[int, int]:
-    """An entry id as a tuple that compares as Redis orders ids."""
-    ms, _, n = entry.partition("-")
-    return int(ms), int(n or 0)
 
 
 Archived: TypeAlias = Callable[[], Awaitable[Collection[int]]]

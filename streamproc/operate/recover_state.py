@@ -16,9 +16,10 @@ from streamproc.archive.disowned import Disowned
 from streamproc.archive.load import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry as StoredEntry
-from streamproc.archive.store import Head, id_key
+from streamproc.archive.store import Head
 from streamproc.archive.text import text_key
 from streamproc.domain.budget import Admission, window_end_s
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import Event, PolicyChanged
 from streamproc.domain.payouts import (
     RELEASING_STATUSES,

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from streamproc.archive.chain import GENESIS, BrokenLink, Position, link_hash, verify
 from streamproc.archive.load import ArchivedEntry, chained
-from streamproc.archive.store import Head, id_before, id_key
+from streamproc.archive.store import Head
+from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import LogBroken
 from tests.projections.histories import Stored
 
