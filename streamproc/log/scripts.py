@@ -60,7 +60,7 @@ _append_once, _load, _admit, _commit = (
     Script("commit", "checks", "beneficiaries", "own"),
 )
 _due, _defer = Script("due", "checks"), Script("defer", "checks")
-_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "own")
+_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_policy, _close_letter = Script("change_policy", "checks"), Script("close_letter", "checks")
 _open, _leave = Script("open", "checks"), Script("leave")
 _take_turn, _lease, _take_request = (

@@ -16,7 +16,7 @@ ENTRIES_MAX = 4_000
 CALLS_MAX = 250
 """Calls of one round of the janitor: a million entries, in slices between which the server serves others."""
 
-_trim = Script("trim")
+_trim = Script("trim", "checks")
 
 
 class Bound(Struct, frozen=True):
