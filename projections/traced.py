@@ -6,7 +6,8 @@ As elsewhere, it reports sampled payouts, and notable ones from the entry on tha
 from collections.abc import Sequence
 from time import time_ns
 
-from projections.fold import POSTGRES_EPOCH_US, Archived, Step
+from projections.fold import POSTGRES_EPOCH_US, Step
+from streamproc.archive.rows import Row
 from streamproc.domain import events as e
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.traces import (
@@ -29,7 +30,7 @@ _HANDLED: frozenset[type[e.Fact]] = frozenset(
 here."""
 
 
-def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> None:
+def folded(rows: Sequence[Row], steps: Sequence[Step], begun_ns: int) -> None:
     """Report that these rows were folded into the views, from `begun_ns` until now."""
     tracer = watch.tracer()
     if tracer is None:
@@ -42,7 +43,7 @@ def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> No
                 _tell(tracer, of_seq[seq], step, begun_ns, now_ns)
 
 
-def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int) -> None:
+def _tell(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> None:
     trace, root = trace_of(step.payout)
     aside = type(step.event) is e.EntrySetAside
     parent = parent_span(step.partition, row.id, decode_meta(row.m), aside=aside)

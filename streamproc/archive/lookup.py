@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.load import Row
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
+from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import AWAY
 from streamproc.domain.entry_ids import ZERO, id_key

@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from projections.fold import Unreadable, decode
 from streamproc.archive.disowned import digest_of
-from streamproc.archive.load import Row
 from streamproc.archive.lookup import archived_entry
+from streamproc.archive.rows import Row
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import EntryDisowned
 from streamproc.domain.said import who

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from consumers.inputs import GOVERNANCE, INPUTS, comes_again
 from streamproc.archive.disowned import Disowned
-from streamproc.archive.load import Row
+from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry as StoredEntry
 from streamproc.archive.store import Head

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from streamproc.archive import chain
-from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.domain import events as e
 from streamproc.domain.wire import decode_events, decode_meta, payout_of
 from streamproc.log.stream import Entry
