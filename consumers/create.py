@@ -18,7 +18,8 @@ from streamproc.domain.copies import agrees, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
 from streamproc.domain.foreign import could_be
 from streamproc.domain.intent import Beneficiary, without_personal
-from streamproc.domain.payouts import RELEASING_STATUSES, PayoutRecord
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.states import RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Work
 

@@ -27,7 +27,8 @@ from streamproc.domain.events import (
     PayoutObserved,
     PayoutStopped,
 )
-from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord, is_terminal
+from streamproc.domain.payouts import PayoutRecord, is_terminal
+from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
 from streamproc.telemetry.watch import Called, keeping

@@ -6,7 +6,8 @@ is answered while its message is on the way, the payout has changed and the comm
 closed at once, by another pass (`Group.looks_again`).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
@@ -222,37 +223,32 @@ class Telling:
         too, which must not wait until that succeeds."""
         if work.record is None or work.record.state == "held":
             return
-        try:
-            await close_messages(self.channels, work, desk)
-        except Untellable as problem:
-            if alarming:
+        async with self._until_old(work, desk, "outcome", work.payout):
+            try:
+                await close_messages(self.channels, work, desk)
+            except Untellable:
+                if not alarming:
+                    raise
                 self._close_later(work, desk)
-            else:
-                await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 
     async def _progress(self, work: Work, desk: Desk) -> None:
         """Show who has approved. If this update arrives after another worker's that showed the end, it brings the
         buttons back; the commit is refused then, and the end is shown once more."""
         if work.record is None:
             return
-        try:
+        async with self._until_old(work, desk, "outcome", work.payout):
             if work.record.state == "held":
                 work.looked_at = True
                 await show_progress(self.channels, work, desk)
             elif work.taken or work.stale_times:
                 await close_messages(self.channels, work, desk, again=True)
-        except Untellable as problem:
-            await self._until_old(work, desk, "outcome", problem, work.payout, ALERT_OLD_S)
 
     # ---- alerts, and answers to one person ----------------------------------------------
 
     async def _alert(self, work: Work, alarm: Alarm, desk: Desk) -> None:
-        try:
+        async with self._until_old(work, desk, "alert", alarm.subject):
             sent = await tell(self.channels, alert_letter(self.channels, alarm))
-        except Untellable as problem:
-            await self._until_old(work, desk, "alert", problem, alarm.subject, ALERT_OLD_S)
-            return
-        _emit_sent(work, desk, "alert", *sent, about=alert_about(alarm.code, alarm.agent, alarm.account))
+            _emit_sent(work, desk, "alert", *sent, about=alert_about(alarm.code, alarm.agent, alarm.account))
 
     async def _private(self, work: Work, event: ReviewRefused, desk: Desk) -> None:
         named = event.by.startswith("slack:")
@@ -260,26 +256,29 @@ class Telling:
         if not user or self.channels.slack is None or _has_sent(work):
             return
         text = f"Your {event.action} of {event.payout} does not count: {event.problem}"
-        try:
-            ref = await self.channels.slack.answer(user, text)
-        except TryAgain as problem:
-            untold = Untellable(f"slack: {problem}", after_s=problem.after_s)
-            subject = f"{desk.partition}:{work.entry.decode()}"
-            await self._until_old(work, desk, "private", untold, subject, PRIVATE_OLD_S)
-            return
-        _emit_sent(work, desk, "private", "slack", ref)
+        subject = f"{desk.partition}:{work.entry.decode()}"
+        async with self._until_old(work, desk, "private", subject, PRIVATE_OLD_S):
+            try:
+                ref = await self.channels.slack.answer(user, text)
+            except TryAgain as problem:
+                raise Untellable(f"slack: {problem}", after_s=problem.after_s) from problem
+            _emit_sent(work, desk, "private", "slack", ref)
 
     # ---- nobody could be told -----------------------------------------------------------
 
+    @asynccontextmanager
     async def _until_old(
-        self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str, old_s: float
-    ) -> None:
-        """Defer the entry, unless it is so old that it is given up."""
-        written_us = written_ms(work.entry) * 1_000
-        if desk.now_us - written_us > old_s * _US:
-            self._given_up(work, desk, kind, str(problem))
-        else:
-            await self._put_off(work, desk, kind, problem, subject)
+        self, work: Work, desk: Desk, kind: NoticeKind, subject: str, old_s: float = ALERT_OLD_S
+    ) -> AsyncIterator[None]:
+        """Where what is within is Untellable, defer the entry, unless it is so old that it is given up."""
+        try:
+            yield
+        except Untellable as problem:
+            written_us = written_ms(work.entry) * 1_000
+            if desk.now_us - written_us > old_s * _US:
+                self._given_up(work, desk, kind, str(problem))
+            else:
+                await self._put_off(work, desk, kind, problem, subject)
 
     async def _put_off(
         self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str

@@ -23,7 +23,8 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.foreign import foreign_copies
 from streamproc.domain.intent import is_intent
-from streamproc.domain.payouts import MOVING_STATUSES, PayoutRecord, is_open, settlement_due
+from streamproc.domain.payouts import PayoutRecord, is_open, settlement_due
+from streamproc.domain.states import MOVING_STATUSES
 from streamproc.log.work import Desk, Item, Stage, Work
 
 _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from consumers.verdicts import decide_as
 from streamproc.domain.events import PayoutStopped
 from streamproc.domain.governance import Verdict
-from streamproc.domain.payouts import MOVING_STATUSES, RELEASING_STATUSES
+from streamproc.domain.states import MOVING_STATUSES, RELEASING_STATUSES
 from streamproc.log.work import Desk, Item, Stage
 
 

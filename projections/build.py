@@ -6,14 +6,14 @@ views make of them is written once for a whole segment.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import asyncpg
 
-from projections.fold import ALL, Archived, Decoded, Step, Sum, Unreadable, decode, steps_of
+from projections.fold import ALL, Decoded, Step, Sum, Unreadable, decode, steps_of
 from projections.run import Mark, Records
 from projections.views import View
 from streamproc.archive.disowned import Disowned
+from streamproc.archive.rows import RowAbout
 from streamproc.domain.events import Fact
 from streamproc.domain.payouts import CHANGING, PayoutRecord
 from streamproc.domain.wire import EVENT_KINDS
@@ -21,13 +21,6 @@ from streamproc.errors import LogBroken
 
 ENTRIES_AT_ONCE = 64
 """Some 300 kB with their events and steps: less than a core's L2 cache, and enough that calls cost little."""
-
-
-class Stored(Archived, Protocol):
-    """A row of the archive with the payout that it is stored under."""
-
-    @property
-    def payout(self) -> str | None: ...
 
 
 class Builder:
@@ -63,7 +56,7 @@ class Builder:
         self.seen: list[Step] | None = None
         """If a list, `fold` appends all steps to it, also those that no view reads."""
 
-    async def fold(self, rows: Sequence[Stored], upto: int) -> int:
+    async def fold(self, rows: Sequence[RowAbout], upto: int) -> int:
         """Bring the views up to `upto` by `rows`, which follow the mark and lead there; the number of events in them.
 
         Raises LogBroken, naming the entry, for what cannot be folded, or is archived under another payout than it is
@@ -90,7 +83,7 @@ class Builder:
         self._records.keep(now)
         return events
 
-    async def _decoded(self, rows: Sequence[Stored]) -> list[Decoded]:
+    async def _decoded(self, rows: Sequence[RowAbout]) -> list[Decoded]:
         partition, disowned = self._partition, self._disowned
         is_disowned = None if disowned is None else disowned.covers
         try:
@@ -103,7 +96,7 @@ class Builder:
 
     def _fold(
         self,
-        rows: Sequence[Stored],
+        rows: Sequence[RowAbout],
         decoded: Sequence[Decoded],
         known: Mapping[str, PayoutRecord],
         now: dict[str, PayoutRecord | None],

@@ -9,6 +9,7 @@ from typing import Protocol
 import asyncpg
 from msgspec import Struct
 
+from streamproc.archive.rows import Row
 from streamproc.archive.text import text_key
 from streamproc.domain import events as e
 from streamproc.domain.approval import approved
@@ -19,19 +20,6 @@ from streamproc.errors import LogBroken, Unprocessable
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """2000-01-01, in µs since 1970."""
-
-
-class Archived(Protocol):
-    """A row of the archive, as far as folds go."""
-
-    @property
-    def seq(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def e(self) -> bytes: ...
-    @property
-    def m(self) -> bytes: ...
 
 
 class Decoded(Struct, gc=False):
@@ -93,7 +81,7 @@ class Unreadable(LogBroken):
     """An entry that cannot be read here. It may be passed over only if a person disowned it (ADR 32)."""
 
 
-def decode(partition: int, entry: Archived, is_disowned: Callable[[Archived], bool] | None = None) -> Decoded:
+def decode(partition: int, entry: Row, is_disowned: Callable[[Row], bool] | None = None) -> Decoded:
     """The entry's events; none if it cannot be read and a person disowned it.
 
     Raises Unreadable, naming the entry, if it cannot be read otherwise, since no fact is skipped, and LogBroken for an

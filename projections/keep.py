@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from projections.build import Stored
 from projections.outage import Outage, heed_cancellation, pause
 from projections.run import Feed, Moved, open_heads, write_lazily
 from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import rows_after
+from streamproc.archive.rows import RowAbout
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken, named
 
@@ -78,7 +78,7 @@ async def _follow(
     clock = asyncio.get_running_loop().time
     while not stopping.is_set():
         at, begun_s = runner.mark.seq, clock()
-        rows: Sequence[Stored] = feed.take(at, BATCH_MAX)
+        rows: Sequence[RowAbout] = feed.take(at, BATCH_MAX)
         rows = rows or await rows_after(db, partition, at, BATCH_MAX)
         if rows:
             await runner.fold(rows)

@@ -29,16 +29,8 @@ from projections.outage import Outage, heed_cancellation, pause
 from projections.run import Feed
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
-from streamproc.archive.store import (
-    AWAY,
-    Entry,
-    Head,
-    connection,
-    id_before,
-    id_key,
-    open_head,
-    take_lock,
-)
+from streamproc.archive.store import AWAY, Entry, Head, connection, open_head, take_lock
+from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
 
 BATCH_MAX = 2_000

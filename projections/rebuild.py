@@ -18,13 +18,14 @@ import asyncpg
 from msgspec import Struct
 
 from projections.build import Builder
-from projections.fold import Archived
 from projections.run import Moved, Records, speak_micros, write_lazily
 from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.disowned import disowned_in
+from streamproc.archive.rows import Row, RowAbout
 from streamproc.archive.sql import statements
-from streamproc.archive.store import ZERO, connection
+from streamproc.archive.store import connection
+from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import JobFailed, LogBroken
 
 SEGMENT_ROWS = 5_000
@@ -134,13 +135,13 @@ class _Share:
         self._share = share
         self.seq = share.done_seq
 
-    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Row], upto: int) -> None:
         """Compare and set."""
         status = await db.execute(_SQL["move"], self._share.partition, self._share.slice, self.seq, upto)
         if status != "UPDATE 1":
             raise Moved(f"share {self._share.partition}/{self._share.slice} is built by somebody else too")
 
-    def moved(self, rows: Sequence[Archived], upto: int) -> None:
+    def moved(self, rows: Sequence[Row], upto: int) -> None:
         """Remember the new position."""
         self.seq = upto
 
@@ -178,20 +179,10 @@ async def build_slice(
             await asyncio.gather(fetching, return_exceptions=True)
 
 
-class _Row(Struct, gc=False):
-    """What a builder reads of a row of the archive."""
-
-    seq: int
-    id: str
-    payout: str | None
-    e: bytes
-    m: bytes
-
-
 class _Segment(NamedTuple):
     """A share's rows of a stretch of the archive that ends at `upto`."""
 
-    rows: list[_Row]
+    rows: list[RowAbout]
     upto: int
 
 
@@ -206,7 +197,7 @@ async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: 
                 f" {upto}; `streamproc audit verify` says more"
             )
     rows = await source.fetch(_SQL["rows"], share.partition, after, upto, share.slices, share.slice)
-    found = [_Row(*row) for row in rows]
+    found = [RowAbout(*row) for row in rows]
     found.sort(key=_by_seq)  # cheap: they are nearly sorted, as rows are stored in this order
     return _Segment(found, upto)
 

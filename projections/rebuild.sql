@@ -33,7 +33,7 @@ WHERE partition = $1 AND slice = $2 AND done_seq = $3;
 -- A builder's share of a stretch: the rows of its payouts. Those about no payout are one share's. By ranges of the dense
 -- seq and not by LIMIT, for which the planner sorts all the rest of the archive, again for every stretch. The builder
 -- puts them in order: it costs nothing there, and here it copies them all once more.
-SELECT seq, entry_id AS id, payout, e, m FROM events
+SELECT seq, entry_id AS id, e, m, payout FROM events
 WHERE partition = $1 AND seq > $2 AND seq <= $3
   AND (hashtext(coalesce(payout, '')) & 2147483647) % $4 = $5;
 

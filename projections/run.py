@@ -13,9 +13,8 @@ from typing import Protocol
 import asyncpg
 
 from projections import payouts
-from projections.fold import Archived
 from projections.views import NAMES, VERSIONS
-from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry, Row
 from streamproc.archive.sql import statements
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import ConfigError, LogBroken
@@ -40,11 +39,11 @@ class Mark(Protocol):
         """The last row that was folded."""
         ...
 
-    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Row], upto: int) -> None:
         """Set the position to `upto`, to which `rows` lead. Raises Moved if somebody else moved it meanwhile."""
         ...
 
-    def moved(self, rows: Sequence[Archived], upto: int) -> None:
+    def moved(self, rows: Sequence[Row], upto: int) -> None:
         """Called when the transaction is committed."""
         ...
 
@@ -61,7 +60,7 @@ class ViewHeads:
         self.seq = seq
         self.entry = entry
 
-    async def move(self, db: asyncpg.Connection, rows: Sequence[Archived], upto: int) -> None:
+    async def move(self, db: asyncpg.Connection, rows: Sequence[Row], upto: int) -> None:
         """Compare and set. Raises LogBroken unless `rows` follow the position."""
         last = rows[-1]
         if rows[0].seq != self.seq + 1:
@@ -73,7 +72,7 @@ class ViewHeads:
         if status != f"UPDATE {len(self._names)}":
             raise Moved(f"the views of partition {self._partition} are no longer at {self.seq}")
 
-    def moved(self, rows: Sequence[Archived], upto: int) -> None:
+    def moved(self, rows: Sequence[Row], upto: int) -> None:
         """Remember the new position."""
         self.seq, self.entry = upto, rows[-1].id
 

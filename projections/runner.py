@@ -10,12 +10,13 @@ from time import time_ns
 
 import asyncpg
 
-from projections.build import Builder, Stored
+from projections.build import Builder
 from projections.run import Mark, Records
 from projections.traced import folded
 from projections.views import VIEWS, View
 from streamproc.archive.disowned import Disowned
 from streamproc.archive.load import rows_after
+from streamproc.archive.rows import RowAbout
 from streamproc.errors import LogBroken
 from streamproc.telemetry import watch
 
@@ -40,7 +41,7 @@ class Runner(Builder):
     ) -> None:
         super().__init__(db, partition, mark, Records(partition), views, disowned)
 
-    async def fold(self, rows: Sequence[Stored], upto: int | None = None) -> int:
+    async def fold(self, rows: Sequence[RowAbout], upto: int | None = None) -> int:
         """As `Builder.fold`; `upto` is by default the last of `rows`."""
         begun_ns = time_ns()
         seen = self.seen = None if watch.tracer() is None else []

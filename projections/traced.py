@@ -6,23 +6,23 @@ As elsewhere, it reports sampled payouts, and notable ones from the entry on tha
 from collections.abc import Sequence
 from time import time_ns
 
-import msgspec
-from msgspec import Struct
-
-from projections.fold import POSTGRES_EPOCH_US, Archived, Step
+from projections.fold import POSTGRES_EPOCH_US, Step
+from streamproc.archive.rows import Row
 from streamproc.domain import events as e
-from streamproc.domain.traces import append_span, aside_span, is_notable, process_span, step_span, trace_of
-from streamproc.domain.wire import type_of
+from streamproc.domain.entry_ids import id_key
+from streamproc.domain.traces import (
+    append_span,
+    aside_span,
+    is_notable,
+    parent_span,
+    process_span,
+    step_span,
+    trace_of,
+)
+from streamproc.domain.wire import decode_meta, type_of
 from streamproc.telemetry import watch
 from streamproc.telemetry.spans import Place, Tracer, Value
 
-
-class _Meta(Struct, frozen=True):
-    by: str = ""
-    cause: str = ""
-
-
-_decode_meta = msgspec.json.Decoder(_Meta).decode
 _HANDLED: frozenset[type[e.Fact]] = frozenset(
     {e.PayoutObserved, e.PayoutRequested, e.PayoutMalformed, e.ReviewSubmitted, e.TimerFired}
 )
@@ -30,7 +30,7 @@ _HANDLED: frozenset[type[e.Fact]] = frozenset(
 here."""
 
 
-def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> None:
+def folded(rows: Sequence[Row], steps: Sequence[Step], begun_ns: int) -> None:
     """Report that these rows were folded into the views, from `begun_ns` until now."""
     tracer = watch.tracer()
     if tracer is None:
@@ -43,10 +43,11 @@ def folded(rows: Sequence[Archived], steps: Sequence[Step], begun_ns: int) -> No
                 _tell(tracer, of_seq[seq], step, begun_ns, now_ns)
 
 
-def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int) -> None:
+def _tell(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> None:
     trace, root = trace_of(step.payout)
-    parent = _parent(row, step)
-    appended_ns = int(row.id.partition("-")[0]) * 1_000_000
+    aside = type(step.event) is e.EntrySetAside
+    parent = parent_span(step.partition, row.id, decode_meta(row.m), aside=aside)
+    appended_ns = id_key(row.id)[0] * 1_000_000
     # As `run.speak_micros` reads it; a row that comes straight from the archiver was archived a moment ago.
     at: tuple[int] | None = getattr(row, "archived_at", None)
     archived_ns = (at[0] + POSTGRES_EPOCH_US) * 1000 if isinstance(at, tuple) else begun_ns
@@ -61,15 +62,6 @@ def _tell(tracer: Tracer, row: Archived, step: Step, begun_ns: int, now_ns: int)
         parent = _told_of_others(tracer, step, Place(trace, root), appended_ns)
     tracer.tell("archive", Place(trace, own), parent, appended_ns, archived_ns, attributes=about)
     tracer.tell("view", Place(trace, step_span(own, "view")), own, begun_ns, now_ns, attributes=about)
-
-
-def _parent(row: Archived, step: Step) -> int:
-    """The span of what appended the entry."""
-    meta = _decode_meta(row.m)
-    if not meta.cause:
-        return append_span(step.partition, row.id)
-    told_by = aside_span if type(step.event) is e.EntrySetAside else process_span
-    return told_by(meta.by, step.partition, meta.cause)
 
 
 def _told_of_others(tracer: Tracer, step: Step, root: Place, at_ns: int) -> int:

@@ -9,7 +9,8 @@ from typing import Protocol
 import asyncpg
 
 from streamproc.archive.load import drop_redelivered
-from streamproc.archive.store import Entry, Head, id_before, id_key
+from streamproc.archive.store import Entry, Head
+from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import LogBroken
 
 

@@ -17,7 +17,8 @@ from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.merkle import Frontier
 from streamproc.archive.note import BadNote, Signer, Trusted
 from streamproc.archive.sql import statements
-from streamproc.archive.store import ZERO, Head, id_key, read_head
+from streamproc.archive.store import Head, read_head
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.errors import ConfigError, LogBroken
 
 ROWS_AT_ONCE = 500

@@ -8,6 +8,7 @@ import asyncio
 import asyncpg
 
 from streamproc.archive.read import archived_upto, entry_archived
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import TryAgain, kind_of
 
 POLL_S = 0.01
@@ -31,7 +32,7 @@ class ArchiveBarrier:
     async def __call__(self, partition: int, entry: str) -> None:
         """Return when `entry` of `partition` is archived. Raises TryAgain if it is not within WAIT_S_MAX, or
         Postgres is away."""
-        wanted = _key(entry)
+        wanted = id_key(entry)
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event
@@ -53,10 +54,5 @@ class ArchiveBarrier:
             return True
         async with self._asking.setdefault(partition, asyncio.Lock()):
             if wanted > self._upto.get(partition, (0, 0)):
-                self._upto[partition] = _key(await archived_upto(self._pool, partition))
+                self._upto[partition] = id_key(await archived_upto(self._pool, partition))
         return wanted <= self._upto[partition]
-
-
-def _key(entry: str) -> tuple[int, int]:
-    ms, _, n = entry.partition("-")
-    return int(ms), int(n or 0)

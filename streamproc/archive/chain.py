@@ -11,31 +11,15 @@ that takes a checkpoint which is kept elsewhere (attest.py).
 from collections.abc import Iterable
 from hashlib import sha256
 from struct import Struct as Layout
-from typing import Protocol
 
 from msgspec import Struct
+
+from streamproc.archive.rows import ArchivedEntry
 
 TAG = b"streamproc/archive/v1"
 GENESIS = bytes(32)
 """The previous hash of a partition's first entry."""
 _length = Layout(">Q").pack
-
-
-class Link(Protocol):
-    """A row of the archive, as far as the chain needs it."""
-
-    @property
-    def partition(self) -> int: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def e(self) -> bytes: ...
-    @property
-    def m(self) -> bytes: ...
-    @property
-    def hash(self) -> bytes: ...
 
 
 class Position(Struct, frozen=True):
@@ -66,7 +50,7 @@ def link_hash(previous: bytes, partition: int, seq: int, entry: str, e: bytes, m
     return sha256(b"".join(whole)).digest()
 
 
-def verify(rows: Iterable[Link], start: Position = Position()) -> Position | BrokenLink:  # noqa: B008  # frozen
+def verify(rows: Iterable[ArchivedEntry], start: Position = Position()) -> Position | BrokenLink:  # noqa: B008  # frozen
     """Follow `rows`, one partition's in order of seq, from `start`: the end, or the first wrong link."""
     seq, previous = start.seq, start.hash
     for row in rows:

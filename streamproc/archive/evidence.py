@@ -18,6 +18,7 @@ from streamproc.archive.inspection import rows_stream
 from streamproc.archive.merkle import Prover
 from streamproc.archive.note import BadNote, PublicKey, Trusted
 from streamproc.archive.read import AuditFilter, audit_query
+from streamproc.archive.rows import ChainedRow
 from streamproc.archive.sql import statements
 from streamproc.domain.wire import MALFORMED
 from streamproc.errors import JobFailed
@@ -47,15 +48,9 @@ class Decided(Struct):
     policy_version: int = 0
 
 
-class Entry(Struct, frozen=True):
+class Entry(ChainedRow, frozen=True):
     """An entry with the hash before it."""
 
-    seq: int
-    id: str
-    payout: str | None
-    e: bytes
-    m: bytes
-    hash: bytes
     before: bytes
 
 

@@ -6,7 +6,7 @@ SELECT partition, seq FROM events WHERE payout = ANY ($1::text[]);
 
 -- name: entries
 -- With the hash of the entry before, which an entry's own hash is chained to.
-SELECT e.seq, e.entry_id AS id, e.payout, e.e, e.m, e.hash,
+SELECT e.seq, e.entry_id AS id, e.e, e.m, e.payout, e.hash,
        coalesce((SELECT b.hash FROM events b WHERE b.partition = e.partition AND b.seq = e.seq - 1),
                 decode(repeat('00', 32), 'hex')) AS before
 FROM events e

@@ -18,6 +18,7 @@ from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.merkle import Frontier
 from streamproc.archive.note import BadNote, Trusted
 from streamproc.archive.outside import Damaged, stated_in
+from streamproc.archive.rows import ChainedRow
 from streamproc.archive.sql import statements
 from streamproc.archive.store import read_head
 from streamproc.archive.walk import FORK, Fault, Part, Walk
@@ -31,17 +32,6 @@ OnRows = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
 
 _SQL = statements("streamproc.archive", "inspection.sql")
-
-
-class ArchiveRow(Struct, gc=False):
-    """A row with all that is stored of it except its time."""
-
-    seq: int
-    id: str
-    payout: str | None
-    e: bytes
-    m: bytes
-    hash: bytes
 
 
 class OutsideNotes(Struct):
@@ -138,7 +128,7 @@ class Inspector:
         """Check all rows; while a thread computes one batch, the next one is fetched."""
         partition = walk.part.partition
         cursor = await self._db.cursor(_SQL["rows_of"], partition)
-        rows = [ArchiveRow(*row) for row in await cursor.fetch(ROWS_AT_ONCE)]
+        rows = [ChainedRow(*row) for row in await cursor.fetch(ROWS_AT_ONCE)]
         while rows:
             marks = await self._marks(partition, walk.seq, rows[-1].seq)
             fetching = asyncio.create_task(cursor.fetch(ROWS_AT_ONCE))
@@ -150,11 +140,11 @@ class Inspector:
                 return fault
             if walk.stumbled is not None:
                 near = await self._db.fetch(_SQL["rows_from"], partition, walk.stumbled.seq)
-                others = [row for row in (ArchiveRow(*row) for row in near) if row.id != walk.stumbled.id]
+                others = [row for row in (ChainedRow(*row) for row in near) if row.id != walk.stumbled.id]
                 return walk.explained(others[0] if others else None)
             self._done += len(rows)
             self._on_rows(self._done, self._total)
-            rows = [ArchiveRow(*row) for row in following]
+            rows = [ChainedRow(*row) for row in following]
         return None
 
     async def _marks(self, partition: int, after: int, upto: int) -> dict[int, Checkpoint | Fault]:

@@ -12,11 +12,11 @@ UNION SELECT partition FROM checkpoints_published
 ORDER BY partition;
 
 -- name: rows_of
-SELECT seq, entry_ms || '-' || entry_n, payout, e, m, hash FROM events
+SELECT seq, entry_ms || '-' || entry_n, e, m, payout, hash FROM events
 WHERE partition = $1 ORDER BY seq, entry_ms, entry_n;
 
 -- name: rows_from
-SELECT seq, entry_ms || '-' || entry_n, payout, e, m, hash FROM events
+SELECT seq, entry_ms || '-' || entry_n, e, m, payout, hash FROM events
 WHERE partition = $1 AND seq >= $2 ORDER BY seq, entry_ms, entry_n LIMIT 3;
 
 -- name: checkpoints_of

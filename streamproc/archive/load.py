@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from itertools import takewhile
 from typing import TypeVar
 
@@ -13,9 +12,11 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.archive.chain import link_hash
+from streamproc.archive.rows import ArchivedEntry, RowAbout
 from streamproc.archive.sql import statements
-from streamproc.archive.store import Entry, Head, id_key, move_head
+from streamproc.archive.store import Entry, Head, move_head
 from streamproc.archive.text import text_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.wire import MALFORMED
 from streamproc.errors import LogBroken
 
@@ -33,20 +34,6 @@ class _About(Struct, gc=False):
 
 
 _decode_about = msgspec.json.Decoder(list[_About]).decode
-
-
-class ArchivedEntry(Struct, frozen=True, gc=False):
-    """A row of the archive. `payout` is None if the entry is about none."""
-
-    partition: int
-    seq: int
-    id: str
-    payout: str | None
-    e: bytes
-    m: bytes
-    hash: bytes
-    archived_at: datetime | None = None
-    """None until it is read back."""
 
 
 def payout_about(e: bytes) -> str | None:
@@ -76,7 +63,7 @@ def chained(partition: int, head: Head, entries: Sequence[Entry]) -> tuple[list[
             raise LogBroken(f"partition {partition}: entry {name} comes after entry {before} in the log")
         seq += 1
         link = link_hash(link, partition, seq, name, e, m)
-        rows.append(ArchivedEntry(partition, seq, name, payout_about(e), e, m, link))
+        rows.append(ArchivedEntry(seq, name, e, m, payout_about(e), link, partition))
         before, last = name, key
     return rows, Head(seq, before, link)
 
@@ -98,21 +85,6 @@ async def archive(
     async with db.transaction():
         await load(db, partition, head, new, rows)
     return rows, new
-
-
-class Row(Struct, gc=False):
-    """A row of the archive as a fold reads it."""
-
-    seq: int
-    id: str
-    e: bytes
-    m: bytes
-
-
-class RowAbout(Row, gc=False):
-    """A Row with the payout that it is stored under."""
-
-    payout: str | None
 
 
 async def rows_after(db: asyncpg.Connection, partition: int, after_seq: int, count: int) -> list[RowAbout]:

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.load import Row
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
+from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY, ZERO, id_key
+from streamproc.archive.store import AWAY
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import JobFailed, LogBroken, named

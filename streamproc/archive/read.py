@@ -12,10 +12,10 @@ from typing import NamedTuple
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.load import ArchivedEntry
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.sql import statements
-from streamproc.archive.store import ZERO, id_key
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.traces import trace_id
 from streamproc.errors import TryAgain

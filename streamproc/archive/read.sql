@@ -5,7 +5,7 @@ SELECT entry_id FROM heads WHERE partition = $1;
 SELECT EXISTS (SELECT FROM events WHERE partition = $1 AND entry_ms = $2 AND entry_n = $3);
 
 -- name: payout_history
-SELECT partition, seq, entry_id, payout, e, m, hash, archived_at
+SELECT seq, entry_id, e, m, payout, hash, partition, archived_at
 FROM events WHERE payout = $1
 ORDER BY entry_ms, entry_n LIMIT $2;
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from streamproc.archive.chain import GENESIS
 from streamproc.archive.sql import statements
+from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import LogBroken, TryAgain
 
 CONNECT_TIMEOUT_S = 5.0
@@ -30,7 +31,6 @@ PROJECTOR_LOCK = 0x53505F50
 """First half of the advisory lock's key ('SP_P'); the second is the partition."""
 CHECKPOINT_LOCK = 0x53505F43
 """The same for the one maker of the partition's signed checkpoints ('SP_C')."""
-ZERO = "0-0"
 
 assert COMMAND_TIMEOUT_S * 1000 > STATEMENT_TIMEOUT_MS > LOCK_TIMEOUT_MS
 
@@ -68,20 +68,6 @@ class Head(Struct, frozen=True):
     seq: int = 0
     entry: str = ZERO
     hash: bytes = GENESIS
-
-
-def id_key(entry: str) -> tuple[int, int]:
-    """An entry id as a tuple that compares as Redis orders ids."""
-    ms, _, n = entry.partition("-")
-    return int(ms), int(n or 0)
-
-
-def id_before(entry: str) -> str:
-    """The id right below `entry`, so that reading after it starts at `entry`."""
-    ms, n = id_key(entry)
-    if n > 0:
-        return f"{ms}-{n - 1}"
-    return f"{ms - 1}-{2**64 - 1}" if ms > 0 else ZERO
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ Several kinds of tampering can leave the same traces; the words say what it look
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -13,26 +12,11 @@ from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.load import payout_about
 from streamproc.archive.merkle import Frontier
-from streamproc.archive.store import ZERO, Head, id_key
+from streamproc.archive.rows import ChainedRow
+from streamproc.archive.store import Head
+from streamproc.domain.entry_ids import ZERO, id_key
 
 FORK = "{one} and {other} are two signed checkpoints of {size} entries that state different histories: a fork"
-
-
-class Row(Protocol):
-    """A row of the archive with all that is stored of it except its time."""
-
-    @property
-    def seq(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def payout(self) -> str | None: ...
-    @property
-    def e(self) -> bytes: ...
-    @property
-    def m(self) -> bytes: ...
-    @property
-    def hash(self) -> bytes: ...
 
 
 class Fault(Struct, frozen=True):
@@ -76,11 +60,11 @@ class Walk:
         self.part = part
         self.seq, self.entry, self.link = 0, ZERO, GENESIS
         self.outside = outside
-        self.stumbled: Row | None = None
+        self.stumbled: ChainedRow | None = None
         self._where = where
         self._frontier = Frontier()
 
-    def through(self, rows: Sequence[Row], marks: Mapping[int, Checkpoint | Fault]) -> Fault | None:
+    def through(self, rows: Sequence[ChainedRow], marks: Mapping[int, Checkpoint | Fault]) -> Fault | None:
         """Take in rows; the first fault among them. A row that does not fit is in `stumbled`, to be `explained`.
 
         `marks`: the table's checkpoints of sizes up to the last row's seq.
@@ -105,7 +89,7 @@ class Walk:
                     return fault
         return None
 
-    def _not_next(self, row: Row) -> Fault:
+    def _not_next(self, row: ChainedRow) -> Fault:
         if row.seq == self.seq:
             problem = (
                 f"this seq is there twice, as entries {self.entry} and {row.id}: a fork, two histories in one"
@@ -115,13 +99,13 @@ class Walk:
             row, f"it comes after seq {self.seq}: {_rows(self.seq + 1, row.seq - 1)} deleted"
         )
 
-    def explained(self, after: Row | None) -> Fault:
+    def explained(self, after: ChainedRow | None) -> Fault:
         """What happened to the row that does not fit, as far as the next row `after` shows it (None: it is the
         last)."""
         assert self.stumbled is not None
         return self._fault_at(self.stumbled, self._why(self.stumbled, after))
 
-    def _why(self, row: Row, after: Row | None) -> str:
+    def _why(self, row: ChainedRow, after: ChainedRow | None) -> str:
         if after is not None and after.seq == row.seq:
             return f"this seq is there twice, also as entry {after.id}: a fork, two histories in one"
         if id_key(row.id) <= id_key(self.entry):
@@ -138,7 +122,7 @@ class Walk:
             return "its hash was changed: its bytes fit the rows before and after it"
         return "neither its bytes nor its hash fit the rows beside it: it and what follows were changed"
 
-    def _link(self, row: Row, before: bytes, *, of: Row | None = None) -> bytes:
+    def _link(self, row: ChainedRow, before: bytes, *, of: ChainedRow | None = None) -> bytes:
         """The row's link after a hash, with its own bytes or those `of` another row."""
         bytes_of = of or row
         return link_hash(before, self.part.partition, row.seq, row.id, bytes_of.e, bytes_of.m)
@@ -197,7 +181,7 @@ class Walk:
         where = f"partition {self.part.partition}, seq {self.seq}, entry {self.entry}"
         return Fault(where, f"this is the last row, but {problem}", self.part.partition, self.seq, self.entry)
 
-    def _fault_at(self, row: Row, problem: str) -> Fault:
+    def _fault_at(self, row: ChainedRow, problem: str) -> Fault:
         where = f"partition {self.part.partition}, seq {row.seq}, entry {row.id}"
         return Fault(where, problem, self.part.partition, row.seq, row.id)
 

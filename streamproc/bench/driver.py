@@ -30,10 +30,11 @@ from streamproc.bench.site import VIEWS_AT
 from streamproc.bench.ticker import ticking
 from streamproc.bench.webhooks import Webhooks, request
 from streamproc.collector import look_less_often
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided, PayoutObserved
 from streamproc.domain.wire import tag_of
 from streamproc.errors import JobFailed, StreamprocError
-from streamproc.log.stream import ZERO, LogView, Producer
+from streamproc.log.stream import LogView, Producer
 
 S_NS = 1_000_000_000
 LEAD_S = 0.2

@@ -14,7 +14,6 @@
 -- Why Lua: one round trip for a batch. Not safe to resend: a floor has no such worries. A full rate window, of which the job has
 -- none, is an error that leaves half a batch. O(payouts + log n of each rate set).
 local call, tonumber = redis.call, tonumber
-local function int(x) return string.format('%d', x) end
 local group, now, account = ARGV[1], ARGV[3], ARGV[4]
 local most, window_s, kept_s = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local window, limited = window_s * 1000000, ',"limit":' .. ARGV[5] .. ',"window_s":' .. ARGV[6] .. '},{"type":"payout.reputation_checked","v":3'

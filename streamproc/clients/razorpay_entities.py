@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from streamproc.domain.events import BankPayout
 from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
-from streamproc.domain.payouts import BANK_RANK
 from streamproc.domain.plain import clean
+from streamproc.domain.states import BANK_RANK
 
 NOTES_MAX = 32
 """Keys kept of `notes`: the bank allows 15 and adds some of its own."""

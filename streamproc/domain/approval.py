@@ -3,7 +3,9 @@
 from msgspec.structs import replace
 
 from streamproc.domain import events as e
-from streamproc.domain.payouts import PayoutRecord, Reservation, fold, state_of
+from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.record import Reservation
+from streamproc.domain.states import state_of
 
 
 def approved(

@@ -14,20 +14,19 @@ from streamproc.domain.agent_note import NOTE
 from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, with_copy
 from streamproc.domain.intent import is_intent, without_beneficiary
 from streamproc.domain.notified import ASKING, NOTICES_MAX
-from streamproc.domain.record import Notice as Notice
+from streamproc.domain.record import Notice, Reservation, Review
 from streamproc.domain.record import PayoutRecord as PayoutRecord
-from streamproc.domain.record import Reservation as Reservation
-from streamproc.domain.record import Review as Review
 from streamproc.domain.record import decode_record as decode_record
 from streamproc.domain.record import encode_record as encode_record
 from streamproc.domain.record import unknown_in as unknown_in
-from streamproc.domain.states import BANK_RANK as BANK_RANK
-from streamproc.domain.states import MOVING_STATUSES as MOVING_STATUSES
-from streamproc.domain.states import OPEN_STATUSES as OPEN_STATUSES
-from streamproc.domain.states import RELEASING_STATUSES as RELEASING_STATUSES
-from streamproc.domain.states import TERMINAL_STATES as TERMINAL_STATES
-from streamproc.domain.states import State as State
-from streamproc.domain.states import state_of as state_of
+from streamproc.domain.states import (
+    BANK_RANK,
+    MOVING_STATUSES,
+    OPEN_STATUSES,
+    RELEASING_STATUSES,
+    TERMINAL_STATES,
+    state_of,
+)
 
 UNKNOWN_AGENT = "unknown"
 """The agent of a payout that names none (rule 3)."""

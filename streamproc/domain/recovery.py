@@ -16,16 +16,10 @@ from streamproc.domain.events import (
     TimerFired,
     VelocityChecked,
 )
-from streamproc.domain.payouts import (
-    MOVING_STATUSES,
-    OPEN_STATUSES,
-    PayoutRecord,
-    Reservation,
-    fold,
-    is_terminal,
-    settlement_due,
-)
+from streamproc.domain.payouts import PayoutRecord, fold, is_terminal, settlement_due
+from streamproc.domain.record import Reservation
 from streamproc.domain.reminders import hold_timers
+from streamproc.domain.states import MOVING_STATUSES, OPEN_STATUSES
 from streamproc.domain.wire import Meta
 
 SLOTS_SPARE = 256

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from streamproc.domain.budget import US
 from streamproc.domain.events import Finding, RefusalKind, ReviewCounted, ReviewSubmitted
 from streamproc.domain.governance import RECHECKED, Case, find, reputation_unavailable
-from streamproc.domain.payouts import PayoutRecord, Review
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.record import Review
 from streamproc.domain.reviewers import SLACK, Reviewers
 
 

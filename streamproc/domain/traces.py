@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import RELEASING_STATUSES
+from streamproc.domain.wire import Meta
 
 TRACE = "streamproc/trace/v1:"
 SPAN = "streamproc/span/v1:"
@@ -55,6 +56,16 @@ def process_span(group: str, partition: int, entry: str) -> int:
 def aside_span(group: str, partition: int, entry: str) -> int:
     """An entry became a dead letter of a group."""
     return _span("aside", group, partition, entry)
+
+
+def parent_span(partition: int, entry: str, meta: Meta, *, aside: bool = False) -> int:
+    """What appended an entry: a producer, or a group's handling of the entry's cause.
+
+    `aside`: the entry records that its cause became a dead letter, so the cause was not handled to the end.
+    """
+    if not meta.cause:
+        return append_span(partition, entry)
+    return (aside_span if aside else process_span)(meta.by, partition, meta.cause)
 
 
 def step_span(of: int, name: str) -> int:

@@ -16,7 +16,8 @@ from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import is_intent
-from streamproc.domain.payouts import OPEN_STATUSES, PayoutRecord
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.door import Door
 from streamproc.ingress.translate import append_of

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from streamproc.domain.entry_ids import id_key
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
-from streamproc.log.nodes import every_node
+from streamproc.log.nodes import every_node, text_of
 
 VERSION_MIN = (7, 0)
 ARCHIVE_LATE_S = 30.0
@@ -31,7 +32,7 @@ async def _server_settings(client: Redis) -> list[str]:
         config = await client.config_get("append*")
         config |= await client.config_get("maxmemory-policy")
         info = await client.info("server")
-    found = {_text(key): _text(value) for key, value in config.items()}
+    found = {text_of(key): text_of(value) for key, value in config.items()}
     problems = [
         f"{name} is {found.get(name, 'unknown')}, it must be {wanted}: {why}"
         for name, (wanted, why) in _WANTED.items()
@@ -63,7 +64,7 @@ async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
             (seconds, micros), *firsts = await pipe.execute()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     return {
-        partition: max(0, now_ms - int(_text(first[0][0]).partition("-")[0])) if first else 0
+        partition: max(0, now_ms - id_key(text_of(first[0][0]))[0]) if first else 0
         for partition, first in zip(upto, firsts, strict=True)
     }
 
@@ -82,10 +83,6 @@ async def without_limit(client: Redis) -> bool:
     return any(not int(memory["maxmemory"]) for memory in found)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 ASKS_MS = 10_000
 """A consumer asks for entries every second. One that has none pending and did not ask for so long was killed."""
 
@@ -94,7 +91,7 @@ async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> 
     """Lag, pending, age of the oldest pending entry, and consumers of each group of a partition."""
     names = Names(partition)
     with named_errors():
-        found = {_text(row["name"]): row for row in await client.xinfo_groups(names.log)}
+        found = {text_of(row["name"]): row for row in await client.xinfo_groups(names.log)}
         rows = []
         for group in groups:
             row = found.get(group)
@@ -126,17 +123,17 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     pending = await client.xpending_range(names.log, group, min="-", max="+", count=1)
     if pending:
-        entry = _text(pending[0]["message_id"])
+        entry = text_of(pending[0]["message_id"])
     elif row["lag"]:
         after = await client.execute_command(
-            "XRANGE", names.log, "(" + _text(row["last-delivered-id"]), "+", "COUNT", 1
+            "XRANGE", names.log, "(" + text_of(row["last-delivered-id"]), "+", "COUNT", 1
         )
         if not after:
             return 0
-        entry = _text(after[0][0])
+        entry = text_of(after[0][0])
     else:
         return 0
-    return max(0, now_ms - int(entry.partition("-")[0]))
+    return max(0, now_ms - id_key(entry)[0])
 
 
 class PartitionSize(NamedTuple):

@@ -6,12 +6,13 @@ from typing import Any
 from msgspec import Struct
 from redis.asyncio import Redis
 
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.errors import JobFailed
 from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
 from streamproc.log.scripts import SEEN_TTL_S
-from streamproc.log.stream import BEGUN, ZERO, Entry, entry_of
+from streamproc.log.stream import BEGUN, Entry, entry_of
 
 SCAN_COUNT = 500
 """Keys that one SCAN visits: well under a millisecond of the server's one thread."""

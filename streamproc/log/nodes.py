@@ -171,19 +171,20 @@ def key_of(args: Sequence[Any]) -> str | None:
 
     For SCAN, its pattern: it is sent where the keys are that it looks for.
     """
-    name = _text(args[0]).upper()
+    name = text_of(args[0]).upper()
     if name.startswith(_KEYLESS):
         return None
     if name in ("EVAL", "EVALSHA"):
-        return _text(args[3]) if int(args[2]) else None
+        return text_of(args[3]) if int(args[2]) else None
     if name in ("XREAD", "XREADGROUP"):
-        return _text(args[list(args).index("STREAMS") + 1])
+        return text_of(args[list(args).index("STREAMS") + 1])
     if name == "SCAN":
-        return _text(args[list(args).index(b"MATCH" if b"MATCH" in args else "MATCH") + 1])
-    return _text(args[2 if name in _TWO_WORDS else 1])
+        return text_of(args[list(args).index(b"MATCH" if b"MATCH" in args else "MATCH") + 1])
+    return text_of(args[2 if name in _TWO_WORDS else 1])
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A name or number that Redis gave as bytes, or a client as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -200,7 +201,7 @@ class ClusterClient(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command to the node that has its key."""
-        if _text(args[0]).upper() == "SCAN":
+        if text_of(args[0]).upper() == "SCAN":
             return await self._scan(args, options)
         slot = slot_of(key_of(args) or self._home)
         for _ in range(MOVES_MAX):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from streamproc.domain.beneficiaries import Pair, pair_of
 from streamproc.domain.events import BeneficiaryNoted, Event, PayoutObserved, PayoutRequested
-from streamproc.domain.payouts import OPEN_STATUSES
+from streamproc.domain.states import OPEN_STATUSES
 from streamproc.log.names import Names, Note
 from streamproc.log.work import Work
 

@@ -70,8 +70,8 @@ async def put_in_force(
     ]
     meta = _encode({"by": POLICY_WRITER, "actor": actor})
     try:
-        return await scripts.change_policy(
-            client, names, rev=rev, e=encode_events(changes), m=meta, scopes=states
+        return await scripts.change(
+            client, names, names.policy, rev=rev, e=encode_events(changes), m=meta, fields=states
         )
     except LogUnavailable as problem:
         raise LogUnavailable(

@@ -43,17 +43,18 @@ async def change_proposal(
 
     Proposals that are too old to be asked about are removed on this occasion.
     """
-    proposal = proposals_after(proposals, [event])[event.proposal]
+    proposal, names = proposals_after(proposals, [event])[event.proposal], Names(PROPOSAL_PARTITION)
     gone = [(name, b"") for name in forgotten(proposals, event.at) if name != event.proposal]
     meta = _encode({"by": PROPOSAL_WRITER, "actor": event.by})
     try:
-        return await scripts.change_proposals(
+        return await scripts.change(
             client,
-            Names(PROPOSAL_PARTITION),
+            names,
+            names.proposals,
             rev=rev,
             e=encode_events([event]),
             m=meta,
-            proposals=[*gone, *kept([proposal])],
+            fields=[*gone, *kept([proposal])],
         )
     except LogUnavailable as problem:
         raise LogUnavailable(

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import KEPT_S, NAMES_MAX
 from streamproc.domain.budget import US, Admission
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import TimerFired
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.domain.policy import ScopeState
@@ -27,7 +28,7 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import LATE, META, Names
 from streamproc.log.proposals import kept as proposals_kept
 from streamproc.log.scripts import Script
-from streamproc.log.stream import BEGUN, ZERO, Entry, entry_of
+from streamproc.log.stream import BEGUN, Entry, entry_of
 from streamproc.log.tokens import kept
 
 COMMANDS_MAX = 1_000

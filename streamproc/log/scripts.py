@@ -60,7 +60,7 @@ _append_once, _load, _admit, _commit = (
     Script("commit", "checks", "beneficiaries", "own"),
 )
 _due, _defer = Script("due", "checks"), Script("defer", "checks")
-_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "own")
+_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_policy, _close_letter = Script("change_policy", "checks"), Script("close_letter", "checks")
 _open, _leave = Script("open", "checks"), Script("leave")
 _take_turn, _lease, _take_request = (
@@ -340,30 +340,20 @@ async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:
     return bool(await _leave(client, [names.log], [group, consumer]) == 1)
 
 
-async def change_policy(
-    client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, scopes: Sequence[tuple[str, bytes]]
+async def change(
+    client: Redis,
+    names: Names,
+    state: str,
+    *,
+    rev: bytes,
+    e: bytes,
+    m: bytes,
+    fields: Sequence[tuple[str, bytes]],
 ) -> str | None:
-    """Append policy changes and put them in force; the entry's id, or None when `rev` is no longer current."""
-    flat = [x for pair in scopes for x in pair]
-    done, answer = await _change_policy(client, [names.log, names.policy], [rev, e, m, *flat])
-    return answer.decode() if done == 1 else None
-
-
-async def change_tokens(
-    client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, tokens: Sequence[tuple[str, bytes]]
-) -> str | None:
-    """Append a token's event and put it in force; the entry's id, or None when `rev` is no longer current."""
-    flat = [x for pair in tokens for x in pair]
-    done, answer = await _change_policy(client, [names.log, names.tokens], [rev, e, m, *flat])
-    return answer.decode() if done == 1 else None
-
-
-async def change_proposals(
-    client: Redis, names: Names, *, rev: bytes, e: bytes, m: bytes, proposals: Sequence[tuple[str, bytes]]
-) -> str | None:
-    """Append a proposal's event and keep its new state (b'': forget it); None when `rev` is no longer current."""
-    flat = [x for pair in proposals for x in pair]
-    done, answer = await _change_policy(client, [names.log, names.proposals], [rev, e, m, *flat])
+    """Append events about what the hash `state` keeps (policies, tokens or proposals) and set its fields (b'': remove);
+    the entry's id, or None when `rev` is no longer current."""
+    flat = [x for pair in fields for x in pair]
+    done, answer = await _change_policy(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
 
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from streamproc.domain.deliveries import told_keys
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
@@ -37,7 +38,6 @@ CLOCK_SYNC_S = 10.0
 CLOCK_STEP_S = 10.0
 """Our idea of Redis's clock is off by more only if this host slept, Redis was away when we started, or Redis is another
 server now."""
-ZERO = "0-0"
 
 
 class Append(Struct, frozen=True):
@@ -79,12 +79,6 @@ def entry_of(raw: Any) -> Entry:
         return Entry(identity.decode(), fields[1], fields[3])
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     return Entry(identity.decode(), values.get(b"e", b"[]"), values.get(b"m", b"{}"))
-
-
-def id_key(entry: str) -> tuple[int, int]:
-    """An entry id as a tuple that compares as Redis orders ids."""
-    ms, _, n = entry.partition("-")
-    return int(ms), int(n or 0)
 
 
 Archived: TypeAlias = Callable[[], Awaitable[Collection[int]]]

@@ -54,11 +54,11 @@ async def change_token(
     client: Redis, rev: bytes, tokens: Mapping[str, Token], event: TokenCreated | TokenRevoked
 ) -> str | None:
     """Append the event, planned on `tokens` at `rev`, and put it in force; None when `rev` is no longer current."""
-    token = tokens_after(tokens, [event])[event.name]
+    token, names = tokens_after(tokens, [event])[event.name], Names(TOKEN_PARTITION)
     meta = _encode({"by": TOKEN_WRITER, "actor": event.by})
     try:
-        return await scripts.change_tokens(
-            client, Names(TOKEN_PARTITION), rev=rev, e=encode_events([event]), m=meta, tokens=kept([token])
+        return await scripts.change(
+            client, names, names.tokens, rev=rev, e=encode_events([event]), m=meta, fields=kept([token])
         )
     except LogUnavailable as problem:
         raise LogUnavailable(

@@ -19,20 +19,18 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-from msgspec import Struct
-
 from streamproc.domain import events as e
 from streamproc.domain.traces import (
     append_span,
     aside_span,
     is_notable,
+    parent_span,
     process_span,
     step_span,
     trace_of,
 )
-from streamproc.domain.wire import MALFORMED
-from streamproc.errors import StreamprocError
+from streamproc.domain.wire import Meta, decode_meta
+from streamproc.errors import StreamprocError, Unprocessable
 from streamproc.log.names import Names
 from streamproc.log.work import Group, Work, written_ms
 from streamproc.telemetry.spans import Place, Tracer, Value, new_place
@@ -55,37 +53,6 @@ class Times(NamedTuple):
     loaded_ns: int
     handled_ns: int
     committed_ns: int
-
-
-class _Meta(Struct, frozen=True):
-    by: str = ""
-    cause: str = ""
-    trace: str = ""
-
-
-_decode_meta = msgspec.json.Decoder(_Meta).decode
-
-
-def parent_of(partition: int, entry: str, m: bytes, *, aside: bool = False) -> tuple[int, bool]:
-    """The span that appended an entry, and whether a producer did; an entry that cannot be read counts as a producer's.
-
-    `aside`: the entry records that its cause became a dead letter, so the cause was not handled to the end.
-    """
-    try:
-        meta = _decode_meta(m)
-    except MALFORMED:
-        meta = _Meta()
-    if meta.cause:
-        return (aside_span if aside else process_span)(meta.by, partition, meta.cause), False
-    return append_span(partition, entry), True
-
-
-def caller_of(m: bytes) -> Place | None:
-    """The request that brought an entry, if it was traced."""
-    try:
-        return place_of(_decode_meta(m).trace)
-    except MALFORMED:
-        return None
 
 
 class Traced:
@@ -152,9 +119,9 @@ class Traced:
         if force or work.loaded is None or not self._was_kept(tracer, work):
             begun_ns = record.received_at * 1000 if record is not None else appended_ns
             tracer.tell("payout", Place(trace, root), None, begun_ns, ended_ns, attributes=self._about(work))
-        _, by_producer = parent_of(self._partition, entry, work.m)
-        if by_producer:
-            caller = caller_of(work.m)
+        meta = _meta_of(work)
+        if not meta.cause:
+            caller = place_of(meta.trace)
             at_ns = min((event.at * 1000 for event in work.events), default=appended_ns)
             tracer.tell(
                 f"append {DESTINATION}",
@@ -175,9 +142,10 @@ class Traced:
 
     def _parent(self, tracer: Tracer, work: Work) -> int:
         aside = any(type(event) is e.EntrySetAside for event in work.events)
-        parent, by_producer = parent_of(self._partition, work.entry.decode(), work.m, aside=aside)
-        told = by_producer or self._was_kept(tracer, work)
-        return parent if told else trace_of(work.payout).root
+        meta = _meta_of(work)
+        if meta.cause and not self._was_kept(tracer, work):
+            return trace_of(work.payout).root
+        return parent_span(self._partition, work.entry.decode(), meta, aside=aside)
 
     def _process(
         self,
@@ -324,6 +292,14 @@ class Traced:
             if record.decision is not None:
                 about |= {"streamproc.decision": record.decision, "streamproc.reason": record.reason}
         return about
+
+
+def _meta_of(work: Work) -> Meta:
+    """An entry's metadata; where they cannot be read, it counts as a producer's."""
+    try:
+        return decode_meta(work.m)
+    except Unprocessable:
+        return Meta()
 
 
 def _of_entry(work: Work) -> dict[str, Value]:

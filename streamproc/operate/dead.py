@@ -8,12 +8,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import DeadLetterClosed
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import inspect, scripts
 from streamproc.log.inspect import DeadLetter
-from streamproc.log.stream import id_key
 from streamproc.operate.explain import event_json
 from streamproc.operate.site import US, Site, iso
 

@@ -11,8 +11,9 @@ from msgspec import Struct
 
 from projections.fold import Unreadable, decode
 from streamproc.archive.disowned import digest_of
-from streamproc.archive.load import Row
 from streamproc.archive.lookup import archived_entry
+from streamproc.archive.rows import Row
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import EntryDisowned
 from streamproc.domain.said import who
 from streamproc.domain.said import why as because
@@ -20,7 +21,6 @@ from streamproc.domain.wire import Newer, encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import disown as log
 from streamproc.log import inspect
-from streamproc.log.stream import id_key
 from streamproc.operate.dead import LIST_MAX, StreamId, discard, stream_id
 from streamproc.operate.site import Site
 

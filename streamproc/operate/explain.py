@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     EntrySetAside,
     Finding,
@@ -21,7 +22,6 @@ from streamproc.domain.shown import payout_json
 from streamproc.domain.traces import trace_id
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import dead_letters, record_of
-from streamproc.log.stream import id_key
 from streamproc.operate.history import StoryEvent, history_of, history_until, name_at_bank
 from streamproc.operate.past import targets_of
 from streamproc.operate.site import Site

@@ -10,11 +10,12 @@ from msgspec import Struct
 from streamproc.archive import read
 from streamproc.archive.disowned import is_disowned
 from streamproc.archive.store import Entry as Stored
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.events import BankCommandAnswered, Event, PayoutObserved
 from streamproc.domain.intent import is_intent
 from streamproc.domain.wire import Newer, payout_of, read_entry
 from streamproc.errors import JobFailed, Unprocessable
-from streamproc.log.stream import ZERO, Entry, LogView, id_key
+from streamproc.log.stream import Entry, LogView
 from streamproc.operate.site import Site
 
 READ_AT_ONCE = 1_000

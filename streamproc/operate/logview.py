@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.wire import MALFORMED, payout_of, read_entry, type_of
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
 from streamproc.log.names import Names
-from streamproc.log.stream import ZERO, Entry, LogView, id_key
+from streamproc.log.stream import Entry, LogView
 from streamproc.operate.explain import event_json
 from streamproc.operate.site import US, Site, iso
 from streamproc.operate.trim import Kept, look

@@ -17,7 +17,8 @@ from projections.rebuild import (
 )
 from projections.schema import quote_ident
 from streamproc.archive.lookup import job_named
-from streamproc.archive.store import connection, id_key
+from streamproc.archive.store import connection
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.moments import iso_moment
 

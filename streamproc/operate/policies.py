@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
 from streamproc.domain.policy_changes import Differ
@@ -14,7 +15,6 @@ from streamproc.domain.proposals import Proposal
 from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
-from streamproc.log.stream import ZERO
 from streamproc.operate.changes import Plan, make
 from streamproc.operate.changes import Scopes as Scopes
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after, readable

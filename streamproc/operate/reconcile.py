@@ -20,8 +20,9 @@ from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout, ReconcileDone, ReconcileMismatch
-from streamproc.domain.payouts import MOVING_STATUSES, OPEN_STATUSES, PayoutRecord
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.reconciliation import Mismatch, compared
+from streamproc.domain.states import MOVING_STATUSES, OPEN_STATUSES
 from streamproc.errors import ConfigError, InputError, JobFailed, TryAgain, Unprocessable
 from streamproc.ingress.razorpay_list import read_list
 from streamproc.ingress.translate import append_of

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import consumers
 from streamproc.archive.lookup import folded_budgets
 from streamproc.archive.text import text_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.reconciliation import Mismatch, windows_apart
 from streamproc.errors import TryAgain
 from streamproc.log.batch import BATCH_TIMEOUT_S
 from streamproc.log.health import group_rows
 from streamproc.log.inspect import clock_us, counted_budgets, log_stats
 from streamproc.log.names import Names
-from streamproc.log.stream import id_key
 
 LOOK_AGAIN_S = 2.0
 """Interval between looks at all counters and windows."""

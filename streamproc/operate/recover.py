@@ -22,9 +22,11 @@ from projections.loop import months_of
 from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
 from streamproc.archive.disowned import disowned_in
-from streamproc.archive.load import Row, archive, drop_redelivered, make_ranges
+from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.lookup import entries_by_id, job_named
-from streamproc.archive.store import Head, archived_heads, connection, id_key, partitions_opened, take_lock
+from streamproc.archive.rows import Row
+from streamproc.archive.store import Head, archived_heads, connection, partitions_opened, take_lock
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.cursor import poll_cursor_name

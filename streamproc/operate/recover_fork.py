@@ -15,6 +15,7 @@ from msgspec import Struct
 from consumers.inputs import INPUTS
 from streamproc.archive.load import not_archived, rows_after
 from streamproc.domain.deliveries import told_keys
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import (
     BankCommandAnswered,
     DeadLetterClosed,
@@ -32,7 +33,7 @@ from streamproc.domain.wire import Meta, Newer, encode_events, payout_of, read_e
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.policies import POLICY_WRITER
 from streamproc.log.restore import Restorer, rescued_after, rescued_entry
-from streamproc.log.stream import ZERO, Entry
+from streamproc.log.stream import Entry
 from streamproc.operate.recover_state import SQL, Counts, Sources
 
 ENTRIES_AT_ONCE = 500

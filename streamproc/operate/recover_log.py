@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from consumers import FROM_THE_END
 from projections.letters import NAME as LETTERS
 from streamproc.archive.sql import statements
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.events import EntrySetAside
 from streamproc.domain.wire import decode_events
 from streamproc.log.restore import Restorer
-from streamproc.log.stream import ZERO, Entry
+from streamproc.log.stream import Entry
 from streamproc.operate.recover_state import (
     SQL,
     Counts,
@@ -44,9 +45,9 @@ async def restore_letters(sources: Sources, to: Restorer, counts: Counts) -> Non
 
 
 async def _entries(sources: Sources, wanted: Sequence[str]) -> list[Entry]:
-    keys = [entry.partition("-") for entry in wanted]
+    keys = [id_key(entry) for entry in wanted]
     rows = await sources.archive.fetch(
-        SQL["entries_of_ids"], sources.partition, [int(ms) for ms, _, _ in keys], [int(n) for _, _, n in keys]
+        SQL["entries_of_ids"], sources.partition, [ms for ms, _ in keys], [n for _, n in keys]
     )
     return [Entry(*row) for row in rows]
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from consumers.inputs import INPUTS, is_answered
 from projections.rebuild import target_at_time
-from streamproc.archive.load import Row, rows_after
-from streamproc.archive.store import id_key
+from streamproc.archive.load import rows_after
+from streamproc.archive.rows import Row
 from streamproc.domain.deliveries import told_keys
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     BudgetReserved,
     CancelRequested,

@@ -13,23 +13,19 @@ from msgspec import Struct
 
 from consumers.inputs import GOVERNANCE, INPUTS, comes_again
 from streamproc.archive.disowned import Disowned
-from streamproc.archive.load import Row
+from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry as StoredEntry
-from streamproc.archive.store import Head, id_key
+from streamproc.archive.store import Head
 from streamproc.archive.text import text_key
 from streamproc.domain.budget import Admission, window_end_s
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import Event, PolicyChanged
-from streamproc.domain.payouts import (
-    RELEASING_STATUSES,
-    TERMINAL_STATES,
-    PayoutRecord,
-    decode_record,
-    is_terminal,
-)
+from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.domain.policy import ScopeState
 from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild
+from streamproc.domain.states import RELEASING_STATUSES, TERMINAL_STATES
 from streamproc.domain.tokens import Token, tokens_after
 from streamproc.log.proposals import PROPOSAL_PARTITION
 from streamproc.log.restore import Restorer

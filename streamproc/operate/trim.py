@@ -6,10 +6,10 @@ from msgspec import Struct
 
 from streamproc.archive.lookup import entries_between
 from streamproc.archive.read import archived_upto
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import clock_us, log_stats
 from streamproc.log.names import Names
-from streamproc.log.stream import id_key
 from streamproc.log.trim import Trimmed, trim, trim_round
 from streamproc.operate.site import Site
 

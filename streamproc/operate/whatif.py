@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from projections.rebuild import Target, archive_ends, target_at_time
 from streamproc.archive.disowned import Disowned, disowned_in
-from streamproc.archive.load import Row, rows_after
+from streamproc.archive.load import rows_after
 from streamproc.archive.lookup import decided_payouts, entries_by_id, job_named, policy_entries
+from streamproc.archive.rows import Row
 from streamproc.archive.store import snapshot
 from streamproc.domain.budget import US
 from streamproc.domain.events import Event, GovernanceBypassed, PayoutObserved, PayoutRequested

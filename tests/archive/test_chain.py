@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamproc.archive.chain import GENESIS, BrokenLink, Position, link_hash, verify
-from streamproc.archive.load import ArchivedEntry, chained
-from streamproc.archive.store import Head, id_before, id_key
+from streamproc.archive.load import chained
+from streamproc.archive.rows import ArchivedEntry
+from streamproc.archive.store import Head
+from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import LogBroken
 from tests.projections.histories import Stored
 

@@ -14,7 +14,7 @@ from streamproc.clients.razorpay_entities import (
 )
 from streamproc.domain.events import BankPayout
 from streamproc.domain.money import AMOUNT_MAX_PAISE
-from streamproc.domain.payouts import BANK_RANK
+from streamproc.domain.states import BANK_RANK
 
 
 def entity(**changes: object) -> dict[str, object]:

@@ -7,7 +7,8 @@ from unittest import mock
 import pytest
 
 from streamproc.domain import wire
-from streamproc.domain.payouts import decode_record, encode_record, fold, unknown_in
+from streamproc.domain.payouts import decode_record, encode_record, fold
+from streamproc.domain.record import unknown_in
 from streamproc.domain.wire import encode_events
 from streamproc.log import batch, opened, scripts
 from tests.engine import Engine

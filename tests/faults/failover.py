@@ -9,7 +9,8 @@ What the log was is not guessed: the server that died is started once more where
 
 from collections.abc import Callable
 
-from streamproc.archive.store import archived_heads, id_key
+from streamproc.archive.store import archived_heads
+from streamproc.domain.entry_ids import id_key
 from streamproc.log.connection import connect, connected
 from tests.bank import until
 from tests.faults.replica import Replica

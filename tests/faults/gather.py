@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of

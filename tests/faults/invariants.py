@@ -9,13 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
 from msgspec import Struct
 
 from streamproc.archive import chain
-from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.domain import events as e
-from streamproc.domain.wire import decode_events, payout_of
+from streamproc.domain.wire import decode_events, decode_meta, payout_of
 from streamproc.log.stream import Entry
 
 MOVES_MONEY = ("create", "approve")
@@ -252,7 +251,7 @@ def every_reservation_found_what_was_there(seen: Evidence) -> Iterator[str]:
     for _, _, event, meta in history(seen.log):
         if isinstance(event, e.BudgetReserved):
             numbered.append((event.number, event))
-        elif isinstance(event, e.PayoutSettled) and (number := _settled_number(meta)):
+        elif isinstance(event, e.PayoutSettled) and (number := decode_meta(meta).settled):
             numbered.append((number, event))
     money: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     of: dict[str, e.BudgetReserved] = {}
@@ -311,17 +310,6 @@ def _move(money: list[int], amount: int, state: str, settlement: str) -> None:
     money[0 if state == "reserved" else 1] -= amount
     if settlement == "committed":
         money[1] += amount
-
-
-class _Meta(Struct):
-    settled: int = 0
-
-
-_decode_meta = msgspec.json.Decoder(_Meta).decode
-
-
-def _settled_number(meta: bytes) -> int:
-    return _decode_meta(meta).settled
 
 
 def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:

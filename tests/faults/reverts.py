@@ -87,10 +87,10 @@ def new_key_for_each_try() -> None:
 def trim_before_archive() -> None:
     """The log is cut behind what every group has acknowledged, whether or not it is archived."""
     from streamproc import app
+    from streamproc.domain.entry_ids import id_key
     from streamproc.errors import LogUnavailable
     from streamproc.log.connection import connected, named_errors
     from streamproc.log.names import Names
-    from streamproc.log.stream import id_key
 
     inner = app.run_worker
 

@@ -16,7 +16,7 @@ import consumers
 from consumers.vet import Reputations
 from projections.loop import run_projector
 from projections.schema import prepare
-from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import connection
 from streamproc.domain import events as e
 from streamproc.errors import LogUnavailable

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from streamproc.archive.load import ArchivedEntry, chained
+from streamproc.archive.load import chained
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import Head
 from streamproc.domain import events as e
 from streamproc.domain.wire import encode_events

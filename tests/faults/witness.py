@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from streamproc.archive.store import id_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import Event
 from streamproc.domain.wire import decode_events
 from streamproc.errors import LogUnavailable, StreamprocError

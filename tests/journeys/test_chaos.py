@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from streamproc.domain.payouts import RELEASING_STATUSES
+from streamproc.domain.states import RELEASING_STATUSES
 from tests.bank import until
 from tests.journeys.system import System, running_system
 from tests.journeys.truth import (

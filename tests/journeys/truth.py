@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
 from streamproc.archive import chain
-from streamproc.archive.load import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.domain import events as e
-from streamproc.domain.payouts import RELEASING_STATUSES, decode_record
+from streamproc.domain.payouts import decode_record
+from streamproc.domain.states import RELEASING_STATUSES
 from streamproc.domain.wire import decode_events
 from streamproc.log.names import Names
 from tests.journeys.system import System

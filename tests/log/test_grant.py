@@ -14,8 +14,9 @@ from streamproc.domain import governance
 from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
 from streamproc.domain.events import BudgetReserved, Event, Finding, TimerFired, VelocityChecked
 from streamproc.domain.governance import Case, conclude, find, uses, window_limit
-from streamproc.domain.payouts import PayoutRecord, Reservation, decode_record, encode_record
+from streamproc.domain.payouts import PayoutRecord, decode_record, encode_record
 from streamproc.domain.policy import ScopeState, build_book
+from streamproc.domain.record import Reservation
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts

@@ -162,7 +162,9 @@ async def fire_due(client: Redis) -> None:
 
 
 async def change_policy(client: Redis) -> None:
-    await scripts.change_policy(client, NAMES, rev=b"0", e=b"[]", m=b"{}", scopes=[("defaults", b"{}")])
+    await scripts.change(
+        client, NAMES, NAMES.policy, rev=b"0", e=b"[]", m=b"{}", fields=[("defaults", b"{}")]
+    )
 
 
 async def close_letter(client: Redis) -> None:

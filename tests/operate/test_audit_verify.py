@@ -16,7 +16,7 @@ from streamproc.archive.attest import Maker, identity
 from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.signing_key import KEY_FILE
-from streamproc.archive.store import id_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import JobFailed
 from streamproc.operate.audit import Verified, outside_file, verify
 from streamproc.settings import Settings

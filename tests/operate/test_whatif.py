@@ -12,9 +12,10 @@ import pytest
 from projections.schema import prepare
 from streamproc.archive import load
 from streamproc.archive.disowned import digest_of
-from streamproc.archive.store import connection, id_key, open_head
+from streamproc.archive.store import connection, open_head
 from streamproc.cli import run as cli
 from streamproc.domain import events as e
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.whatif import retrial
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.log.stream import Entry

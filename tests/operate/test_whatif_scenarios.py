@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from streamproc.archive.load import Row
+from streamproc.archive.rows import Row
 from streamproc.domain import events as e
 from streamproc.domain.policy import parse_policy_file
 from streamproc.domain.whatif import fates, judge, retrial

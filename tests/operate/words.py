@@ -8,7 +8,7 @@ from projections.loop import run_projector
 from projections.schema import prepare
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import views_upto
-from streamproc.archive.store import id_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.log.stream import LogView
 from streamproc.operate.site import Site, opened
 from streamproc.settings import Settings, load

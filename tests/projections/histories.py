@@ -12,7 +12,8 @@ import asyncpg
 from projections.loop import OnBatch, project
 from projections.notary import Terms
 from projections.views import NAMES
-from streamproc.archive.load import ArchivedEntry, chained
+from streamproc.archive.load import chained
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import Head
 from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord, fold, settlement_due

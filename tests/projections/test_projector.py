@@ -14,7 +14,8 @@ from projections.payouts import COLUMNS
 from projections.schema import prepare
 from streamproc import embedded
 from streamproc.archive.chain import Position, verify
-from streamproc.archive.load import ArchivedEntry, archive, make_ranges
+from streamproc.archive.load import archive, make_ranges
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import open_head
 from streamproc.domain import events as e
 from streamproc.domain.payouts import decode_record
@@ -71,7 +72,10 @@ async def test_each_entry_is_archived_once_with_dense_seq_and_a_chain_that_verif
     assert [(row[1], row[2], row[4], row[5]) for row in rows] == [
         (n, entry.id, entry.e, entry.m) for n, entry in enumerate(log.entries, 1)
     ]
-    end = verify(ArchivedEntry(*row) for row in rows)  # type: ignore[arg-type]
+    end = verify(
+        ArchivedEntry(seq, id, e, m, payout, link, partition)  # type: ignore[arg-type]
+        for partition, seq, id, payout, e, m, link in rows
+    )
     assert end == Position(len(log.entries), bytes(rows[-1][6]))  # type: ignore[arg-type]
     assert (await fetch(dsn, "SELECT seq, hash FROM heads")) == [(end.seq, end.hash)]
 

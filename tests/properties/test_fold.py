@@ -7,7 +7,8 @@ from msgspec.structs import replace
 from streamproc.domain import events as e
 from streamproc.domain import payouts
 from streamproc.domain.budget import Counters, Window
-from streamproc.domain.payouts import ASKED, BANK_RANK, evolve, fold, settlement_due, state_of
+from streamproc.domain.payouts import ASKED, evolve, fold, settlement_due
+from streamproc.domain.states import BANK_RANK, state_of
 from streamproc.domain.wire import EVENT_KINDS
 from tests.words import NOW, observed
 

@@ -20,8 +20,9 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.governance import NO_URL, Case, Reputation
 from streamproc.domain.identity import party_of
-from streamproc.domain.payouts import PayoutRecord, Review
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook
+from streamproc.domain.record import Review
 from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_not_now, why_refused
 from streamproc.domain.whatif.comparison import Change, Comparison, Outcome
 from streamproc.domain.whatif.judge import Assumptions, Judge, Judgement, recorded_windows

@@ -20,8 +20,9 @@ from streamproc.domain.events import (
     PolicyChanged,
     ReviewCounted,
 )
-from streamproc.domain.payouts import ASKED, OPEN_STATUSES
+from streamproc.domain.payouts import ASKED
 from streamproc.domain.policy import ScopeState, build_book, scopes_after
+from streamproc.domain.states import OPEN_STATUSES
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.fates import Fates
 from streamproc.domain.whatif.judge import Assumptions, Judge

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from streamproc.domain.asks import slot_of
 from streamproc.domain.budget import US, RateAnswer
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     BudgetReserved,
     Event,
@@ -43,7 +44,7 @@ class Told(Struct, gc=False):
     @property
     def at_ms(self) -> int:
         """When it was appended, by the clock of Redis."""
-        return int(self.id.partition("-")[0])
+        return id_key(self.id)[0]
 
 
 class Books:

@@ -23,7 +23,6 @@ local call, tonumber = redis.call, tonumber
 if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
-local function int(x) return string.format('%d', x) end -- as in counters.lua: whole, below 2^53
 
 local there = {} -- index of a budget -> whether it exists; read before the first write
 -- Commit or release a payout's reservation in the budgets that exist. False if there is none, or it is settled so already.

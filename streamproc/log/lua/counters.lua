@@ -7,9 +7,7 @@
 --     index of its hash, limit (paise) or -1, end (Unix s)
 -- Returns nothing by itself. What a batch takes is counted in memory and written only by `write_counters`, after
 -- everything was read and checked: Redis does not roll back.
-local call, tonumber, format, concat = redis.call, tonumber, string.format, table.concat
--- Numbers are doubles, whole and below 2^53, so %d gives every digit; %.0f took three times as long.
-local function int(x) return format('%d', x) end
+local call, tonumber, concat = redis.call, tonumber, table.concat
 
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
 local rates, budgets = {}, {} -- index of the key -> what was read of it and what this call adds

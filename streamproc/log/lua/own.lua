@@ -1,6 +1,7 @@
 #!lua
 -- A group's own outputs were handled in the step that wrote them: they are passed over instead of delivered to it (ADR 27).
--- This file is put before the scripts that write for a group or let it pass over; each call names log, group and `runs`.
+-- This file is put after checks.lua, before the scripts that write for a group or let it pass over; each call names log, group
+-- and `runs`.
 -- KEYS[1], ... as the script has them: stream log, and zset runs of the group: 'FIRST LAST', the ids that one call wrote, by the ms of LAST
 -- ARGV     as the script has it
 -- Returns nothing by itself.
@@ -9,16 +10,6 @@
 -- Any run may be forgotten: then its entries are delivered, and the worker skips them.
 local RUN_MIN, RUNS_MAX = 8, 1000 -- entries in a run, fewer are as cheap to read; runs kept, if a group is far behind: 0.1 MB
 local PASSED_MAX = 64 -- runs in one call, some 10 µs each
-
-local function parts_of(id)
-  return string.match(id, '^(%d+)-(%d+)$')
-end
-
--- Both parts of an id may be beyond 2^53, so ids are compared as text of one length.
-local function padded_id(id)
-  local ms, n = parts_of(id)
-  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #n) .. n
-end
 
 local function within(id, first, last)
   local here = padded_id(id)
@@ -54,7 +45,7 @@ local function pass_own(log, group, runs, first, last)
     passed, at, reached = passed + tonumber(to) - tonumber(from) + 1, stop, stop == last
   end
   if passed > 0 then
-    redis.call('XGROUP', 'SETID', log, group, at, 'ENTRIESREAD', string.format('%d', read + passed))
+    redis.call('XGROUP', 'SETID', log, group, at, 'ENTRIESREAD', int(read + passed))
   end
   redis.call('ZREMRANGEBYSCORE', runs, '-inf', '(' .. parts_of(at))
   return passed, reached

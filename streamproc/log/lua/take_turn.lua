@@ -11,5 +11,5 @@ local between, burst, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(A
 local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now - (burst - 1) * between)
 if turn - now > longest then turn = now end
 local after = turn + between
-redis.call('SET', KEYS[1], string.format('%d', after), 'PX', math.ceil((math.max(0, after - now) + burst * between) / 1000) + 1)
+redis.call('SET', KEYS[1], int(after), 'PX', math.ceil((math.max(0, after - now) + burst * between) / 1000) + 1)
 return math.max(0, turn - now)

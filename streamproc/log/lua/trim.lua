@@ -15,12 +15,6 @@ if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
 
--- Both parts of an id may be beyond 2^53, so ids are compared as text of one length.
-local function padded(id)
-  local ms, n = string.match(id, '^(%d+)-(%d+)$')
-  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #n) .. n
-end
-
 if ARGV[1] ~= '0-0' and #call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return { 'lost' } end
 local now = call('TIME')
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
@@ -42,7 +36,7 @@ end
 
 local cut = ARGV[1]
 for i = 4, #bounds, 2 do
-  if padded(bounds[i]) < padded(cut) then cut = bounds[i] end
+  if padded_id(bounds[i]) < padded_id(cut) then cut = bounds[i] end
 end
 local first = call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local removed = 0
