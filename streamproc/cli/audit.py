@@ -1,4 +1,4 @@
-"""`streamproc audit`: is the archive still what was signed, what does it say, and evidence for others."""
+"""`streamproc audit`: verify the archive against its signatures, list the audit, export evidence for others."""
 
 import os
 from collections.abc import Callable
@@ -49,8 +49,8 @@ def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...
     """Verify the archive from its stored bytes against its chain and its signed checkpoints.
 
     Reads every row, from Postgres alone, and compares with the checkpoints in the database and with those that were
-    published outside. Exit code 1, and the first wrong link of each partition by name, where anything does not fit.
-    What no checkpoint covers yet is said.
+    published outside. If anything does not fit, the first wrong link of each partition is named, with exit code 1.
+    It also says which entries no checkpoint covers yet.
 
     \b
     Example:
@@ -125,7 +125,7 @@ def _lines(found: "Verified") -> list[str]:
 KINDS = ("decision", "review", "command", "confirmation", "settlement", "policy", "alert")
 LIST_MAX = 1_000
 COVER_MARGIN_S = 10.0
-"""Beyond the interval of checkpoints: for making one."""
+"""Added to the interval of checkpoints, for making one."""
 
 _FILTERS = (
     click.option("--agent", default=None, metavar="ID", help="Only about this agent's payouts and policy."),
@@ -147,7 +147,7 @@ _FILTERS = (
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which lines; they are given to the command as its keyword arguments."""
+    """Adds the options that filter lines; the command gets them as keyword arguments."""
     for option in reversed(_FILTERS):
         command = option(command)
     return command
@@ -251,7 +251,7 @@ def export(
 
     A table (CSV, JSON lines, Parquet) has the lines that match, amounts in paise. A bundle has every archived entry of
     the payouts that match, with proofs under a signed checkpoint, the policy versions, and a program that checks it
-    with nothing but Python. Exit code 1 where not all of it is covered by a checkpoint yet.
+    with nothing but Python. Exit code 1 if not all of it is covered by a checkpoint yet.
 
     \b
     Example:
@@ -286,7 +286,7 @@ def export(
 
 
 def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
-    """What is in it. Raises JobFailed where something is missing in it."""
+    """Print what the bundle has. Raises JobFailed if something is missing in it."""
     if as_json:
         counted = ("file", "entries", "payouts", "policies", "not_covered", "unknown")
         sizes = {str(partition): one.size for partition, one in sorted(bundled.signed.items())}
@@ -329,10 +329,10 @@ def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
 )
 @output.json_option
 def key(new: Path | None, as_json: bool) -> None:
-    """Print the public key that checkpoints are signed by. Give it to whoever is to verify them.
+    """Print the public key by which checkpoints are signed. Give it to whoever verifies them.
 
-    With --new a private key is made; a file that is there is never overwritten. When a key is replaced, the public key
-    of the old one belongs into STREAMPROC_CHECKPOINT_KEYS.
+    With --new a private key is made; an existing file is never overwritten. After replacing a key, add the old public
+    key to STREAMPROC_CHECKPOINT_KEYS.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`streamproc explain`: one payout's story."""
+"""`streamproc explain`: the whole story of one payout."""
 
 from typing import TYPE_CHECKING
 

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bool, **given: Any) -> None:
     """Ask for a payout, as an agent does. Nothing is at the bank before it is approved.
 
-    Exit code 0 where it is taken (with --wait: approved or held), 1 where it is refused, 2 for wrong use. Without
-    --key each call is another payout: after a lost answer give the key that was printed.
+    Exit code 0 if it is accepted (with --wait: approved or held), 1 if it is refused, 2 for wrong use. Without
+    --key each call is another payout: after a lost answer, give the key that was printed.
 
     \b
     Example:
@@ -99,7 +99,7 @@ def _beneficiary(path: Path) -> dict[str, Any]:
 
     try:
         return msgspec.json.decode(small_text(path, "--to"), type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):  # the latter: nested deeper than anybody's payee
+    except (msgspec.DecodeError, RecursionError):  # the latter: nested too deeply
         raise InputError(
             f"--to {path}: the file is no JSON object, as the bank's `fund_account` is"
         ) from None

@@ -114,7 +114,7 @@ def create(
 
 
 def _stdout() -> IO[str]:
-    """Where a secret is printed. Raises InputError where there is no such place, before there is a secret."""
+    """stdout, for printing the secret. Raises InputError if it is closed, before a secret is made."""
     if sys.stdout is None:
         raise InputError("stdout is closed: nobody would see the token; give --out FILE")
     return sys.stdout
@@ -122,9 +122,9 @@ def _stdout() -> IO[str]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[IO[str]]:
-    """A new file that only its owner can read, on disk at the end; where anything fails there is none.
+    """A new file that only its owner can read, synced at the end; removed if anything fails.
 
-    Raises InputError, before anything is done, where it cannot be made.
+    Raises InputError, before anything is done, if it cannot be made.
     """
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
