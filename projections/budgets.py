@@ -109,5 +109,5 @@ def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
         case "committed", "committed" if fees > charged:  # fees that the bank named later
             return 0, fees - charged
     raise LogBroken(
-        f"event {step.id}: payout {step.payout} is {event.settlement}, but what was held is {held}"
+        f"event {step.id}: payout {step.payout} is {event.settlement}, but its reservation was already {held}"
     )

@@ -54,7 +54,7 @@ def redis_url(raw: str) -> str:
         raise ValueError("must be redis://host:port or redis://host:port/database, which is a number")
     unknown = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - _REDIS_OPTIONS)
     if unknown:
-        raise ValueError(f"may have {', '.join(sorted(_REDIS_OPTIONS))} behind its ?, and nothing else")
+        raise ValueError(f"may have only {', '.join(sorted(_REDIS_OPTIONS))} after its ?")
     return raw
 
 

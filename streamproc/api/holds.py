@@ -141,7 +141,7 @@ class _Holds:
     async def _answer(self, call: Call, action: Action, why: str) -> Response:
         token = call.token
         if call.body.by not in (None, token.person):
-            raise Refusal(403, f"`by` must be who this token says, {token.person}")
+            raise Refusal(403, f"`by` must be this token's owner, {token.person}")
         record = await visible(call, self._gateway)
         answer = ReviewSubmitted(
             at=self._now_us(),

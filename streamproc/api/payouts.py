@@ -140,7 +140,7 @@ def _wanted(body: dict[str, Any]) -> Wanted:
     try:
         found = read_request(body)
     except ValueError as problem:  # for an integer of thousands of digits
-        raise Refusal(400, "the body is no request: it holds a number too long to write") from problem
+        raise Refusal(400, "the body is no request: it holds a number with too many digits") from problem
     if isinstance(found, list):
         raise wrong_fields([msgspec.to_builtins(one) for one in found])
     return found

@@ -240,7 +240,9 @@ class _Policies:
         found, after = await self._desk.proposals(), call.text("after")
         ids = [one["id"] for one in found]
         if after and after not in ids:
-            raise wrong_fields([{"field": "after", "problem": "is no proposal that is kept: begin again"}])
+            raise wrong_fields(
+                [{"field": "after", "problem": "is not a proposal that is kept: ask again without it"}]
+            )
         first = ids.index(after) + 1 if after else 0
         last = first + call.number("limit")
         more = ids[last - 1] if last < len(ids) else None

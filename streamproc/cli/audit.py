@@ -29,7 +29,13 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option("--partition", type=click.IntRange(0), default=None, metavar="N", help="Only this one.")
+@click.option(
+    "--partition",
+    type=click.IntRange(0),
+    default=None,
+    metavar="N",
+    help="Only this partition; all by default.",
+)
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
@@ -42,7 +48,7 @@ def audit() -> None:
     "keys",
     multiple=True,
     metavar="VKEY|FILE",
-    help="Trust this public key, and none that lies on this machine. May be given several times.",
+    help="Trust only this public key, none of this machine's; may be given several times.",
 )
 @output.json_option
 def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...], as_json: bool) -> None:
@@ -141,8 +147,13 @@ _FILTERS = (
         help="Only decisions of this outcome.",
     ),
     click.option("--kind", type=click.Choice(KINDS), default=None, help="Only lines of this kind."),
-    click.option("--since", default=None, metavar="WHEN", help="From then on: ISO 8601, or 24h, 30d ago."),
-    click.option("--until", default=None, metavar="WHEN", help="Until before then."),
+    click.option(
+        "--since",
+        default=None,
+        metavar="WHEN",
+        help="Only from then on: a time (ISO 8601), or one ago such as 24h or 30d.",
+    ),
+    click.option("--until", default=None, metavar="WHEN", help="Only before then: a time as for --since."),
 )
 
 
@@ -174,7 +185,7 @@ def _wanted(asked: dict[str, str | None]) -> "AuditFilter":
 @click.option(
     "--limit", type=click.IntRange(1, LIST_MAX - 1), default=50, show_default=True, help="How many to show."
 )
-@click.option("--after", default=None, metavar="ID", help="Go on after this line.")
+@click.option("--after", default=None, metavar="ID", help="Continue after the line with this id.")
 @output.json_option
 def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> None:
     """List what was decided, reviewed, commanded, confirmed, settled and changed, the newest first.
@@ -227,7 +238,7 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     "form",
     type=click.Choice(["csv", "jsonl", "parquet", "bundle"]),
     default=None,
-    help="By FILE's suffix otherwise: .csv, .jsonl, .parquet, .zip (a bundle).",
+    help="By default as FILE's suffix says: .csv, .jsonl, .parquet, .zip (a bundle).",
 )
 @click.option(
     "--wait",
@@ -235,9 +246,11 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     type=click.FloatRange(0, 3_600),
     default=None,
     metavar="SECONDS",
-    help="For a checkpoint that covers all of a bundle; by default a little more than the interval of checkpoints.",
+    help="Longest wait for a checkpoint that covers the whole bundle; by default just over a checkpoint interval.",
 )
-@click.option("--key", "keys", multiple=True, metavar="VKEY|FILE", help="As with verify; for a bundle.")
+@click.option(
+    "--key", "keys", multiple=True, metavar="VKEY|FILE", help="For a bundle: as with `audit verify`."
+)
 @output.json_option
 def export(
     file: Path,
@@ -302,7 +315,8 @@ def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
         partition, seq, entry = bundled.first_left
         raise JobFailed(
             f"{bundled.not_covered} entries that match are NOT in {bundled.file}: no checkpoint covers them yet."
-            f" The first is partition {partition}, seq {seq}, entry {entry}. Export again when the projector made one"
+            f" The first is partition {partition}, seq {seq}, entry {entry}."
+            " Export again once the projector has made one"
         )
     if bundled.unknown:
         raise JobFailed(

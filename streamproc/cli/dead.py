@@ -22,7 +22,11 @@ def dead() -> None:
 @dead.command("list")
 @click.option("--partition", type=click.IntRange(0), default=None, help="One partition; all by default.")
 @click.option(
-    "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="Of each partition."
+    "--limit",
+    type=click.IntRange(1, LIMIT_MAX),
+    default=100,
+    show_default=True,
+    help="How many to show of each partition.",
 )
 @output.json_option
 def list_(partition: int | None, limit: int, as_json: bool) -> None:

@@ -27,7 +27,7 @@ def hold() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="How many to show."
 )
-@click.option("--after", default=None, metavar="PAYOUT", help="Go on after this one.")
+@click.option("--after", default=None, metavar="PAYOUT", help="Continue after this payout's hold.")
 @output.json_option
 def list_(limit: int, after: str | None, as_json: bool) -> None:
     """List the payouts that wait for a reviewer, the longest waiting first.

@@ -29,7 +29,7 @@ def log() -> None:
 @click.option(
     "-n", "count", type=click.IntRange(0, TAIL_MAX), default=20, show_default=True, help="How many entries."
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is appended, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Show new entries as they come, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None:
     """Show the newest entries.
@@ -117,7 +117,7 @@ def stats(as_json: bool) -> None:
 
 @log.command()
 @_partition
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @output.json_option
 def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     """Remove from Redis entries that are archived, acknowledged by every group, and older than the retention time.
@@ -161,7 +161,9 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
 @person.by_option("Who states it, for the audit.")
 @person.why_option("How that is known, for the audit.")
 @click.option(
-    "--no-later-version", is_flag=True, help="Also where it looks like an entry of a later version."
+    "--no-later-version",
+    is_flag=True,
+    help="State that no later version wrote it, even if it looks like that.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output.json_option

@@ -19,13 +19,16 @@ SDK = ("mcp", "mcp_types")
 
 @click.command()
 @click.option(
-    "--http", "over_http", is_flag=True, help="Over HTTP at STREAMPROC_MCP_PORT, each request with its token."
+    "--http",
+    "over_http",
+    is_flag=True,
+    help="Serve over HTTP at STREAMPROC_MCP_PORT; each request brings its token.",
 )
 @click.option(
     "--token",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Over stdio: a file with the token; or STREAMPROC_TOKEN.",
+    help="For stdio: the file with the token; or set STREAMPROC_TOKEN.",
 )
 @click.option(
     "--url", default="", metavar="URL", help="The API; by default the system that the settings name."
@@ -59,8 +62,10 @@ def mcp(over_http: bool, token: Path | None, url: str) -> None:
         return
     secret = token_of(settings, token)
     if not SECRET.fullmatch(secret):
-        raise ConfigError("what is given as the token is none: one is spt_ and 43 characters")
+        raise ConfigError(
+            "the given token is malformed: a token is spt_ and 43 characters, as `streamproc token create` makes it"
+        )
     # Python sets these to None if the descriptor was closed at the start.
     if sys.stdin is None or sys.stdout is None:
-        raise ConfigError("MCP is spoken over stdin and stdout, and one of them is closed")
+        raise ConfigError("stdin or stdout is closed, over which MCP is served: open both, or use --http")
     run_until_stopped(role.run_stdio, settings, where, secret)

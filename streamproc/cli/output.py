@@ -37,7 +37,7 @@ def confirm(question: str) -> None:
     try:
         click.confirm(question, abort=True, err=True)
     except UnicodeDecodeError as problem:
-        raise InputError("the answer is not UTF-8 text; say y, or give --yes") from problem
+        raise InputError("the answer is not UTF-8 text; answer y, or give --yes") from problem
 
 
 def say_json(value: object) -> None:

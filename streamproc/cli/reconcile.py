@@ -19,7 +19,7 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @click.command()
 @click.option(
-    "--since", default="7d", show_default=True, metavar="TIME", help="How far back, as 90m, 24h or 7d."
+    "--since", default="7d", show_default=True, metavar="TIME", help="How far back, such as 90m, 24h or 7d."
 )
 @output.json_option
 def reconcile(since: str, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def reconcile(since: str, as_json: bool) -> None:
     """
     found = _PERIOD.fullmatch(since)
     if found is None:
-        raise InputError(f"--since {since}: write a number and s, m, h or d, as 24h")
+        raise InputError(f"--since {since}: write a number and s, m, h or d, such as 24h")
     settings = operator_settings()
     from streamproc.operate.reconcile import reconcile as job
 

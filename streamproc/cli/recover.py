@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--disown",
     multiple=True,
     metavar="ID",
-    help="An entry that cannot be read, as `log disown`; may be repeated.",
+    help="State, as `log disown` does, that this unreadable entry is not ours; may be repeated.",
 )
 @click.option("--by", default="", metavar="NAME", help="Who states that, for the audit.")
 @click.option("--why", default="", metavar="TEXT", help="How it is known, for the audit.")

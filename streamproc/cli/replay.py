@@ -29,16 +29,14 @@ VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "ven
     metavar="WHEN",
     help="Print one VIEW as it was: a time (ISO 8601), a seq, or partition:seq.",
 )
-@click.option(
-    "--verify", is_flag=True, help="Compare only; exit code 1 where a live view differs from its log."
-)
+@click.option("--verify", is_flag=True, help="Compare only; exit code 1 if a live view differs from its log.")
 @click.option("--back", is_flag=True, help="Put the views that the last replay replaced back in place.")
-@click.option("--restart", is_flag=True, help="Do not go on with a build that was left half done.")
+@click.option("--restart", is_flag=True, help="Begin anew, even if a replay was left half done.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=None,
-    help="Builders at once, and then indexes; one per CPU by default.",
+    help="Processes that build at once, then indexes at once; one per CPU by default.",
 )
 @output.json_option
 def replay(

@@ -21,14 +21,14 @@ PIPE_COLUMNS = 80
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Show it once and end, as where there is no terminal.")
+@click.option("--once", is_flag=True, help="Show it once and end; always so without a terminal.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 3_600),
     default=INTERVAL_S,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks.",
+    help="Time between two looks.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")
 def top(once: bool, interval: float, as_json: bool) -> None:

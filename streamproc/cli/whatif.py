@@ -30,9 +30,7 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     metavar="WHEN",
     help="Judge what was decided since then: a time before now (12h, 30d) or ISO 8601.",
 )
-@click.option(
-    "--prune", is_flag=True, help="As `policy apply --prune` would: without what FILE does not name."
-)
+@click.option("--prune", is_flag=True, help="Without the agents, accounts and teams that FILE does not name.")
 @click.option(
     "--in-force",
     is_flag=True,
@@ -43,14 +41,14 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     type=click.Choice(["wait", "approve"]),
     default="wait",
     show_default=True,
-    help="A hold of FILE alone, which nobody was asked about: unanswered until it expires, or approved.",
+    help="Holds that only FILE makes, which nobody was asked about: unanswered until they expire, or approved.",
 )
 @click.option(
     "--unknown-reputation",
     type=click.Choice(["clean", "unavailable"]),
     default="clean",
     show_default=True,
-    help="Of vendors that were never looked up.",
+    help="What to assume of vendors that were never looked up.",
 )
 @output.json_option
 def whatif(

@@ -131,7 +131,9 @@ class TokenKeeper:
         answer = await self._http.call("POST", "/token", headers=headers, content=form)
         if answer.status >= 400:
             log.error(
-                "the bank refuses the OAuth refresh token (%d): authorize streamproc anew", answer.status
+                "the bank refuses the OAuth refresh token with %d; authorize anew and set"
+                " STREAMPROC_RAZORPAY_OAUTH_REFRESH_TOKEN",
+                answer.status,
             )
             raise TryAgain(
                 f"the bank refuses the OAuth refresh token with {answer.status}; authorize anew and set"
@@ -147,7 +149,7 @@ class TokenKeeper:
         fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + life_s)
         # At once: if this pair is lost, the old refresh token may be void, and a person has to authorize again.
         await self._vault.save(self._seal(fresh))
-        log.info("a new OAuth token of the bank, good for %d s", life_s)
+        log.info("the bank gave a new OAuth token, valid for %d s", life_s)
         return fresh
 
     def _seal(self, pair: Pair) -> bytes:
@@ -162,7 +164,7 @@ class TokenKeeper:
             plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._bound_to)
             return msgspec.json.decode(plain, type=Pair)
         except (InvalidTag, ValueError):
-            log.warning("the OAuth token that is kept was sealed by another client secret; it is not used")
+            log.warning("the stored OAuth token was sealed with another client secret and is not used")
             return None
 
 

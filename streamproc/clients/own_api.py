@@ -81,8 +81,8 @@ class OwnApi:
             request = self._http.build_request(method, path, params=params, headers=sent, json=body)
         except (ValueError, RecursionError) as problem:
             raise InputError(
-                "the arguments cannot be sent as JSON: NaN and Infinity are no numbers, half of a surrogate pair is no"
-                " text, and what nests too deep is not read"
+                "the arguments cannot be sent as JSON, which has no NaN, no Infinity and no half of a surrogate pair;"
+                " nor may they nest too deep"
             ) from problem
         try:
             async with asyncio.timeout(CALL_S_MAX):
@@ -108,7 +108,9 @@ async def _read(response: httpx.Response) -> Said:
         if len(found) > ANSWER_BYTES_MAX:
             raise OutcomeUnknown(f"the API's answer is over {ANSWER_BYTES_MAX} bytes")
     if 300 <= response.status_code < 400:
-        raise OutcomeUnknown(f"HTTP {response.status_code}, which streamproc's API never says")
+        raise OutcomeUnknown(
+            f"HTTP {response.status_code}, which streamproc's API never answers: check its URL"
+        )
     try:
         body = msgspec.json.decode(bytes(found), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

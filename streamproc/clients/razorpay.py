@@ -38,6 +38,7 @@ FOUND_MAX = 100
 """Payouts under one reference that are looked at: more than one means that somebody reuses it."""
 IN_FLIGHT = 409
 """Not documented; the usual status while a call with the same key is under way, whose outcome is not known."""
+_CHECK_KEYS = "check STREAMPROC_RAZORPAY_KEY_ID and STREAMPROC_RAZORPAY_KEY_SECRET"
 KEYS_REFUSED_AFTER_S = 60.0
 """Wait after a 401 or 403: the keys are wrong or not yet valid. A person must act; the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
@@ -156,7 +157,8 @@ class Razorpay:
         answer = await self._http.call("POST", "/v1/payouts", headers=headers, content=order)
         if answer.status in _KEYS_REFUSED:
             raise TryAgain(
-                f"create: {answer.status}, {_read_error(answer.body)[1]}", after_s=KEYS_REFUSED_AFTER_S
+                f"create: the bank refuses our keys with {answer.status}, {_read_error(answer.body)[1]}; {_CHECK_KEYS}",
+                after_s=KEYS_REFUSED_AFTER_S,
             )
         if answer.status == IN_FLIGHT:
             raise OutcomeUnknown(f"create: {answer.status}, {_read_error(answer.body)[1]}")
@@ -249,7 +251,8 @@ def _remarks(text: str) -> bytes:
 
 def _read_answer(what: str, status: int, body: bytes) -> object:
     if status in _KEYS_REFUSED:
-        raise TryAgain(f"{what}: {status}, {_read_error(body)[1]}", after_s=KEYS_REFUSED_AFTER_S)
+        why = f"{what}: the bank refuses our keys with {status}, {_read_error(body)[1]}; {_CHECK_KEYS}"
+        raise TryAgain(why, after_s=KEYS_REFUSED_AFTER_S)
     if status >= 400:
         code, problem = _read_error(body)
         raise Unprocessable(f"{what}: {status} {code}, {problem}")
@@ -285,7 +288,7 @@ def _refusal(what: str, answer: Answer) -> tuple[str, str]:
     code, problem = _read_error(answer.body)
     from_between = problem in _NO_ENVELOPE and answer.status not in _KEYS_REFUSED
     if answer.status in _SAY_NOTHING or from_between:
-        raise OutcomeUnknown(f"{what}: {answer.status} that is not the bank's refusal, {problem}")
+        raise OutcomeUnknown(f"{what}: {answer.status} in a form that is not the bank's, {problem}")
     return code, problem
 
 

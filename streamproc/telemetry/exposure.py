@@ -102,7 +102,7 @@ async def exposed(data_dir: Path, role: str, registry: CollectorRegistry) -> Asy
     try:
         name, lock, listening = _listen(data_dir / DIRECTORY, role)
     except OSError as problem:
-        log.warning("what this process counts cannot be seen: %s: %s", data_dir / DIRECTORY, problem.strerror)
+        log.warning("this process's metrics cannot be shown: %s: %s", data_dir / DIRECTORY, problem.strerror)
         yield role
         return
 

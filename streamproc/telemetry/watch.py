@@ -81,7 +81,7 @@ def unharmed() -> Iterator[None]:
     except Exception:  # the batch is committed, and a worker must not die of its metrics
         if not _State.failed:
             _State.failed = True
-            log.exception("metrics or traces are not complete any more: telling of a batch failed")
+            log.exception("metrics or traces are incomplete from now on: reporting a batch failed")
 
 
 def tracer() -> "Tracer | None":
