@@ -163,12 +163,7 @@ class Handler:
         except StreamprocError:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
-            log.exception(
-                "%s/%d: the fast path failed for %d entries; the chain handles them",
-                self.group.name,
-                self.partition,
-                len(sent),
-            )
+            log.exception("%s/%d: no fast path for %d entries", self.group.name, self.partition, len(sent))
             return set()
         done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
         remembered.doubt(grant.notes for grant in sent)
