@@ -230,7 +230,11 @@ class Forms:
         offer = Offer(ask, approval.at, form, common, values, agent, approval.told)
         fits = all(_texts(approval, fate) == as_filled(one, offer) for fate, one in _forms_in(form))
         if not fits:
-            log.error("agent %s: no form gives what is told of payout %s", approval.record.agent, ask.payout)
+            log.error(
+                "agent %s: its cached form does not give the events of payout %s, and is not used",
+                approval.record.agent,
+                ask.payout,
+            )
         known = self._known[key] = _Known(approval.agent, form if fits else None, common)
         return known
 

@@ -160,11 +160,14 @@ def take_for_ours(work: Work, desk: Desk, payout: str, status: str) -> None:
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
     """Refuse to pay from one account what was governed as another one's money."""
     if not debit.number:
-        raise TryAgain("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER is not set here", after_s=NOT_SET_AFTER_S)
+        raise TryAgain(
+            "this worker creates no payouts: set STREAMPROC_RAZORPAY_ACCOUNT_NUMBER for it",
+            after_s=NOT_SET_AFTER_S,
+        )
     if debit.account and record.account != debit.account:
         raise Unprocessable(
             f"ALARM: intent {record.payout} is of account {record.account}, and this installation pays from"
-            f" {debit.account}; it is not created. Its token names the wrong account: revoke it"
+            f" {debit.account}, so it is not created. Its token names the wrong account: revoke it"
         )
 
 

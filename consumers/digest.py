@@ -35,7 +35,7 @@ async def tell_digests(
             for digest in await due.take(partitions):
                 await tell_one(due, channels, digest)
         except LogUnavailable as problem:
-            log.warning("digests wait: %s", problem)
+            log.warning("digests of alerts wait, they are sent later: %s", problem)
         with suppress(TimeoutError):
             async with asyncio.timeout(look_s):
                 await stopping.wait()
@@ -49,11 +49,11 @@ async def tell_one(due: Due, channels: Channels, digest: Digest) -> None:
     try:
         channel, ref = await tell(channels, notice_letter(channels, notice))
     except Untellable as problem:
-        log.warning("a digest of %d alerts cannot be told: %s", digest.count, problem)
+        log.warning("a digest of %d alerts was not sent, it is tried again: %s", digest.count, problem)
         return
     event = NotificationSent(
         at=digest.at, kind="digest", channel=channel, ref=ref, count=digest.count, about=digest.about
     )
     watch.notified(event.kind, event.channel)
     if not await due.close(digest, event, NOTIFICATION):
-        log.warning("a digest of %d alerts took longer than its lease and may be told twice", digest.count)
+        log.warning("a digest of %d alerts took longer than its lease and may be sent twice", digest.count)

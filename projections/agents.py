@@ -1,4 +1,4 @@
-"""View `agents`: what each agent asked for, and what came of it."""
+"""View `agents`: what each agent asked for, and the outcome."""
 
 from projections.tally import COUNTED, Tallies
 from streamproc.archive.sql import statements
@@ -12,7 +12,7 @@ _SQL = statements("projections", "agents.sql")
 
 
 def begin() -> Tallies:
-    """What is added up."""
+    """An empty sum."""
     return Tallies(_agent, _SQL["add"])
 
 

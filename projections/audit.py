@@ -31,7 +31,7 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.BankEventIgnored,
         e.BankDowntimeReported,
         e.PayoutRequested,
-        e.ReviewSubmitted,  # what came of it is a line
+        e.ReviewSubmitted,  # its outcome is a line
         e.TimerFired,
         e.PayoutScreened,
         e.VelocityChecked,
@@ -42,11 +42,11 @@ SILENT: frozenset[type[e.Fact]] = frozenset(
         e.NotificationSent,
     }
 )
-"""Events that are steps on the way to a line. Listed, so that a new event is not left out unseen."""
+"""Events without a line of their own. They are listed, so that a new event cannot be left out by accident."""
 
 
 class Said(Struct, frozen=True, gc=False):
-    """What a line says beyond its event: who, why, and in which decision."""
+    """What a line adds to its event: who, why, and in which decision."""
 
     kind: Kind
     reason: str
@@ -55,7 +55,7 @@ class Said(Struct, frozen=True, gc=False):
 
 
 def said(step: Step) -> Said | None:
-    """The line that a step gives, or None. Raises TypeError for an event that nobody placed."""
+    """The line for a step, or None. Raises TypeError for an event that has neither a line nor a place in SILENT."""
     kind = type(step.event)
     if kind in SILENT:
         return None
@@ -99,13 +99,13 @@ def _refusal(event: e.AccessRefused) -> str:
 
 
 def _confirmation(step: Step, event: e.PayoutObserved) -> Said | None:
-    """A known payout's new status at the bank; what is seen again, late or first is no confirmation."""
+    """The line for a known payout's new status at the bank; none if it is seen for the first time, again, or late."""
     if step.before is None or step.after is None or step.after.bank_status == step.before.bank_status:
         return None
     return Said("confirmation", step.after.bank_status, event.source)
 
 
-# By class and not by `match`: a class pattern asks a Struct's metaclass, some 0.3 µs for each case that is not it.
+# A dict by class instead of `match`: a class pattern asks the Struct's metaclass, some 0.3 µs per case that fails.
 _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.PayoutObserved: _confirmation,
     e.PayoutDecided: lambda step, event: Said("decision", event.reason, event.by or step.by, event.decision),
@@ -143,7 +143,7 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
 }
 
 READS: frozenset[type[e.Fact]] = frozenset(EVENT_KINDS) - SILENT
-"""Also what nobody placed, so that it is not left out unseen."""
+"""Includes events that have no place yet, so that they raise instead of being left out."""
 
 
 def lines(steps: Iterable[Step]) -> list[tuple[object, ...]]:
@@ -171,11 +171,11 @@ class Lines:
 begin = Lines
 
 
-# Asked of an event that has no such field, getattr looks through all its classes.
+# If an event lacks a field, getattr looks through all its classes.
 _OF_AGENT, _OF_AMOUNT = having("agent"), having("amount")
 _KEYS_CACHED_MAX = 4_096
 _key = lru_cache(maxsize=_KEYS_CACHED_MAX)(text_key)
-"""Agents and vendors come again and again."""
+"""Cached, since agents and vendors recur."""
 
 
 def _row(step: Step, what: Said) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""View `beneficiaries`: fund accounts and vendors that were approved to be paid together, and since when (rule 13)."""
+"""View `beneficiaries`: pairs of fund account and vendor that were approved, and since when (rule 13)."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -42,5 +42,5 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
 
 
 def begin() -> Few:
-    """What a builder adds up."""
+    """An empty sum."""
     return Few(write)

@@ -1,4 +1,4 @@
-"""View `budgets`: paise reserved and committed per window, as the log's reservations and settlements say."""
+"""View `budgets`: paise reserved and committed per window, from the log's reservations and settlements."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _SQL = statements("projections", "budgets.sql")
 
 @dataclass(slots=True)
 class Change:
-    """What steps do to one window. `limit_paise` is what the last reservation, of entry `limit_seq`, saw."""
+    """What steps add to one window. `limit_paise` is the limit that the last reservation, in entry `limit_seq`, saw."""
 
     limit_paise: int | None = None
     limit_seq: int = 0
@@ -33,7 +33,7 @@ class Change:
 
 
 def changes(steps: Iterable[Step]) -> dict[Key, Change]:
-    """What the steps add to each window. Raises LogBroken where a settlement cannot be."""
+    """What the steps add to each window. Raises LogBroken for an impossible settlement."""
     charged = Charged()
     charged.add(steps)
     return charged.found
@@ -45,11 +45,11 @@ class Charged:
     def __init__(self) -> None:
         self.found: dict[Key, Change] = {}
         self._named: dict[Key, Change] = {}
-        """The same, by the names as events have them."""
+        """The same, by names as events have them, before they are cut."""
         self._first = self._last = ""
 
     def add(self, steps: Iterable[Step]) -> None:
-        """As `fold.Sum`. Raises LogBroken where a settlement cannot be."""
+        """As `fold.Sum`. Raises LogBroken for an impossible settlement."""
         found, named = self.found, self._named
         for step in steps:
             event = step.event
@@ -68,7 +68,7 @@ class Charged:
                     change.committed += committed
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """As `fold.Sum`. Raises LogBroken where a window would hold less than nothing."""
+        """As `fold.Sum`. Raises LogBroken if a window would fall below zero."""
         if not self.found:
             return
         rows = [
@@ -89,13 +89,13 @@ begin = Charged
 
 
 def _of(found: dict[Key, Change], named: dict[Key, Change], scope: str, window: str) -> Change:
-    # As it is stored: cut for the index, two long names may be one.
+    # As stored: cut for the index, so two long names may become one.
     change = named[scope, window] = found.setdefault((text_key(scope), text_key(window)), Change())
     return change
 
 
 def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
-    """What a settlement adds to reserved and to committed; it depends on what the reservation was before."""
+    """What a settlement adds to reserved and to committed, given the reservation's state before."""
     before = step.before.reservation if step.before else None
     held = before.state if before else "nothing"
     charged, fees = (before.fees, event.fees if before.count_fees else 0) if before else (0, 0)
@@ -106,8 +106,8 @@ def _settled_amounts(step: Step, event: e.PayoutSettled) -> tuple[int, int]:
             return -event.amount, 0
         case "committed", "released":  # reversed after it was processed
             return 0, -event.amount - charged
-        case "committed", "committed" if fees > charged:  # the bank named fees later
+        case "committed", "committed" if fees > charged:  # fees that the bank named later
             return 0, fees - charged
     raise LogBroken(
-        f"event {step.id}: payout {step.payout} is {event.settlement}, but what was held is {held}"
+        f"event {step.id}: payout {step.payout} is {event.settlement}, but its reservation was already {held}"
     )

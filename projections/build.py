@@ -76,8 +76,8 @@ class Builder:
                     await each.write(self._db, self._partition)
         except OverflowError as problem:  # from asyncpg; in JSON a number may have any length
             raise LogBroken(
-                f"entries {self._partition}:{self.mark.seq + 1} to {upto} by their seq hold a number that Postgres"
-                f" cannot: {problem}"
+                f"partition {self._partition}, seq {self.mark.seq + 1} to {upto}: a number is too large for"
+                f" Postgres: {problem}"
             ) from problem
         self.mark.moved(rows, upto)
         self._records.keep(now)

@@ -1,4 +1,4 @@
-"""View `holds`: every payout that a person was asked about, and what became of it."""
+"""View `holds`: every payout that a person was asked about, and the outcome."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SQL = statements("projections", "holds.sql")
 
 @dataclass(slots=True)
 class Hold:
-    """A hold after some steps. `opened` is the step that held the payout, None where that was earlier."""
+    """A hold after some steps. `opened` is the step that held the payout, None if that was earlier."""
 
     opened: Step | None
     state: State = "open"

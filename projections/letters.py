@@ -1,6 +1,6 @@
-"""View `letters`: what became a group's dead letters, and what closed them. Built for a recovery only.
+"""View `letters`: a group's dead letters, and what closed them. Built for a recovery only.
 
-A dead letter may be older than all else that is open, so only a fold of the whole archive finds it.
+A dead letter may be older than everything else that is open, so only a fold of the whole archive finds it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,5 +38,5 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
 
 
 def begin() -> Few:
-    """What a builder adds up."""
+    """An empty sum."""
     return Few(write)

@@ -1,4 +1,4 @@
-"""View `payouts`: what each payout is now, the fold `domain.payouts.evolve` kept in a row."""
+"""View `payouts`: each payout's present state, a row with the fold of `domain.payouts.evolve`."""
 
 from collections.abc import Iterable
 
@@ -42,8 +42,8 @@ class Changed:
         """As `fold.Sum`."""
         last = self.last
         for step in steps:
-            # By identity: an event that changes nothing leaves the record as it is, and comparing costs more than a
-            # write.
+            # By identity: an event that changes nothing returns the same record, and a comparison would cost more
+            # than a write.
             if step.after is not step.before and step.payout:
                 last[step.payout] = step
                 if step.before is None:
@@ -106,7 +106,7 @@ def _row(payout: str, step: Step) -> tuple[object, ...]:
         whole,
         record.bank_payout[:KEY_CHARS_MAX],
     )
-    # One look for all of its texts: where one has U+0000, the record's JSON has this, and few have any backslash.
+    # One test for all its texts: if one has U+0000, the record's JSON has this escape; most have no backslash at all.
     if b"\\" in whole and b"\\u0000" in whole:
         return tuple(text(v) if type(v) is str else v for v in row)
     return row

@@ -46,7 +46,7 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
 
 
 def begin() -> Few:
-    """What a builder adds up."""
+    """An empty sum."""
     return Few(write)
 
 
@@ -67,7 +67,7 @@ def _row(step: Step, event: e.PolicyChanged) -> tuple[object, ...]:
 
 
 def _json(fields: dict[str, object] | None) -> str | None:
-    """The fields as jsonb takes them, which like text refuses U+0000."""
+    """The fields as JSON that jsonb takes: like text, it refuses U+0000."""
     if fields is None:
         return None
     data = _encode(fields)

@@ -139,7 +139,9 @@ class _Share:
         """Compare and set."""
         status = await db.execute(_SQL["move"], self._share.partition, self._share.slice, self.seq, upto)
         if status != "UPDATE 1":
-            raise Moved(f"share {self._share.partition}/{self._share.slice} is built by somebody else too")
+            raise Moved(
+                f"share {self._share.partition}/{self._share.slice} is being built by another replay too"
+            )
 
     def moved(self, rows: Sequence[Row], upto: int) -> None:
         """Remember the new position."""

@@ -71,7 +71,7 @@ async def catch_up(
         rows = await rows_after(archive, partition, runner.mark.seq, count)
         if not rows:
             if upto_seq is not None:
-                raise LogBroken(f"the archive of partition {partition} ends before {upto_seq}")
+                raise LogBroken(f"the archive of partition {partition} ends before seq {upto_seq}")
             return
         await runner.fold(rows)
         if on_batch is not None:

@@ -1,4 +1,4 @@
-"""View `vendors`: what was asked to be paid to each vendor, and what came of it."""
+"""View `vendors`: what was to be paid to each vendor, and the outcome."""
 
 from projections.tally import COUNTED, Tallies
 from streamproc.archive.sql import statements
@@ -13,7 +13,7 @@ _SQL = statements("projections", "vendors.sql")
 
 
 def begin() -> Tallies:
-    """What is added up."""
+    """An empty sum."""
     return Tallies(_vendor, _SQL["add"])
 
 

@@ -1,4 +1,4 @@
-"""The composition root: what each role is made of. Open, run, drain, close; the only file that wires it all."""
+"""The composition root: builds each role from its parts, opens, runs, drains and closes it."""
 
 import asyncio
 import logging
@@ -73,13 +73,13 @@ from streamproc.telemetry.metrics import Meters
 log = logging.getLogger(__name__)
 
 WAIT_TO_OPEN_S = 0.5
-"""Between two looks at a Redis, or an archive, that is not there yet."""
+"""Between two tries to reach a Redis, or an archive, that is not there yet."""
 
 
 async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
-    """Wait for Redis, then make or check the log. False if we are stopped before Redis is there.
+    """Wait for Redis, then make or check the log. False if we are stopped before that.
 
-    Where Redis holds no log the archive decides whether there never was one; while it is away nothing is decided.
+    If Redis holds no log, the archive says whether there ever was one; while it is away this waits.
     """
     said = ""
     while not stopping.is_set():
@@ -136,8 +136,8 @@ def _show_breakers(meters: Meters, breakers: Mapping[str, Breaker]) -> None:
 
 
 async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
-    """A consumer that ends ends all: by the task group's cancellation, and by `stopping`, since redis-py's wait_for
-    (Python 3.11) swallows a cancellation that comes together with what it waits for."""
+    """Run a consumer; its end ends all others, by the task group's cancellation and by `stopping`, since redis-py's
+    wait_for (Python 3.11) swallows a cancellation that comes together with what it waits for."""
     try:
         await consumer.run(stopping)
     finally:
@@ -157,7 +157,7 @@ def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) ->
 
 
 def _me() -> str:
-    """This process, for people and for Redis."""
+    """A name of this process, for people and for Redis."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
@@ -208,7 +208,7 @@ async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
 
 
 async def _synced(partition: int, entry: str) -> None:
-    """`EXECUTE_AFTER=synced`: the entry is on the server's disk, since it was committed with fsync always."""
+    """The barrier of `EXECUTE_AFTER=synced`: nothing to wait for, since commits are synced to the server's disk."""
 
 
 async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Pool:
@@ -221,9 +221,9 @@ async def postgres_pool(settings: Settings, stack: AsyncExitStack) -> asyncpg.Po
 
 @asynccontextmanager
 async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncIterator[Asgi]:
-    """The HTTP application: webhooks, the routes that need a token, health and metrics, with all that they hold open.
+    """The HTTP application (webhooks, routes with a token, health, metrics) and the connections that it holds open.
 
-    `meters` count its requests; without them nobody sees what is counted here, only what other processes count.
+    `meters` count its requests; without them /metrics shows the other processes only.
     """
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(
@@ -258,7 +258,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
 
 
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
-    """The HTTP side."""
+    """Run the HTTP side."""
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "serve"))
         if not await opened(settings, stopping):
@@ -273,9 +273,9 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
 def operations_of(
     producer: Door, gateway: SiteGateway, *, zone: str = "Asia/Kolkata", account: str = ""
 ) -> list[Operation]:
-    """Every route that needs a token, of every module that has some.
+    """All routes that need a token.
 
-    `zone` is for policies that name none, `account` that which this installation pays from, where it is known.
+    `zone` is for policies that name none; `account` is the one that this installation pays from, if known.
     """
     desk = PolicyDesk(gateway, zone=zone, account=account)
     return [
@@ -320,7 +320,7 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
 
 
 def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None:
-    """How checkpoints are signed. None, with an alarm, where there is no key: money must not wait for that."""
+    """How checkpoints are signed. None, with an alarm, if there is no key: money must not wait for that."""
     try:
         signer = _signer(settings)
         trusted = trusted_keys([signer.public], settings.checkpoint_keys)
@@ -328,7 +328,7 @@ def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None
         log.error("ALARM, no checkpoints are signed: %s", problem)
         return None
     if not settings.checkpoint_to:
-        with suppress(OSError):  # the first write says what is wrong, and is tried again
+        with suppress(OSError):  # the first write reports the error, and is tried again
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     outside: Outside = NotesFile(notes_path(settings.checkpoint_to, settings.data_dir))
     if "://" in settings.checkpoint_to:

@@ -1,20 +1,20 @@
-"""The cyclic garbage collector in a process that handles batches, or requests."""
+"""Settings of Python's cyclic garbage collector for processes that handle batches or requests."""
 
 import asyncio
 import gc
 
 YOUNG_MAX = 50_000
-"""Two batches in hand are some 20,000 objects, and all of them are freed by their reference counts. At Python's own
-threshold of 700 the collector looked at every batch again and again, about 40 µs of CPU a payout."""
+"""Objects before a collection of the young. Two batches are some 20,000, which their reference counts free. With
+Python's threshold of 700 the collector looked at every batch again and again, some 40 µs of CPU a payout."""
 WHOLE_S = 60.0
-"""Between two looks at everything. What dies in a circle when it is old, as a connection that is lost (90 kB of the
-projector's), would else stay for as long as the process: the thresholds count what is made, and that is little."""
+"""Between two full collections. Else old objects in a dead cycle, such as a lost connection (90 kB in the projector),
+would stay as long as the process: the thresholds count new objects, of which there are few."""
 
 
 def look_less_often() -> None:
-    """Call once at the start, when everything is imported: what lives as long as the process is not looked at again.
+    """Call once at the start, after all imports: what exists then is never looked at again.
 
-    Within a running loop everything else is looked at now and then; each look takes some ms.
+    Within a running loop there is a full collection of the rest every WHOLE_S, of some ms.
     """
     gc.collect()
     gc.freeze()
@@ -27,9 +27,9 @@ def look_less_often() -> None:
 
 
 def collect_seldom() -> None:
-    """For a process of one job, which makes millions of objects and hardly a circle: it looks each WHOLE_S only.
+    """For a process of one job, with millions of objects and hardly a cycle: it collects every WHOLE_S only.
 
-    Call within the running loop, when everything is imported.
+    Call within the running loop, after all imports.
     """
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
-"""The child processes of `up`: started, restarted with backoff, stopped in order, their output named.
+"""The child processes of `up`: started, restarted with backoff, stopped in order, each line of output named.
 
-A crash of a role is ordinary (an error that nobody named stops the process on purpose) and the log remembers what
-was in flight, so a role is simply started again. What is not ordinary ends `up`: a role that keeps crashing, and
-one that refuses its settings (exit 2), which no restart can help.
+A role may crash (an unexpected error ends the process on purpose), and the log remembers what was in flight, so it is
+simply started again. Two cases end `up`: a role that keeps crashing, and one that refuses its settings (exit 2), since
+no restart helps.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from streamproc.run_file import NAME_VARIABLE
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
 CRASHES_MAX = 5
-CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do not mend
+CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do not cure
 KILL_AFTER_DRAIN_S = (
     5.0  # on top of the drain time that the role knows: closing connections, leaving the group
 )
 LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather than held in memory
 LOST_LOG_S = 10.0
-"""Between two starts of a role that refuses a lost log: the stores must stay up for `streamproc recover`."""
+"""Between two starts of a role that refuses a lost log. `up` goes on, since `streamproc recover` needs its stores."""
 WRONG_SETTINGS = 2  # exit code, by the contract of the command line
 
 
 def say(text: str) -> None:
-    """Print a line; a reader that went away must not keep `up` from draining."""
+    """Print a line. A closed pipe must not keep `up` from draining."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -51,7 +51,7 @@ class Role:
         self.crashes: deque[float] = deque(maxlen=CRASHES_MAX)
 
     def crashed_too_often(self, now: float) -> bool:
-        """Count a crash at *now* (monotonic seconds)."""
+        """Count a crash at *now* (monotonic seconds); whether that was one too many."""
         self.crashes.append(now)
         return len(self.crashes) == CRASHES_MAX and now - self.crashes[0] < CRASH_WINDOW_S
 
@@ -62,7 +62,7 @@ class Role:
 
 
 class Crew:
-    """Keeps roles running inside *group*. `broken` is set, with the reason, when that is no longer possible."""
+    """Keeps roles running as tasks of *group*. `broken` gets the reason when that is no longer possible."""
 
     def __init__(self, group: asyncio.TaskGroup, *, drain_s: float) -> None:
         self._group, self._drain_s = group, drain_s
@@ -83,7 +83,7 @@ class Crew:
             self.broken.set_result(reason)
 
     async def once(self, role: Role) -> int:
-        """Run *role* to its end and give its exit code; a caller that is cancelled takes it along."""
+        """Run *role* to its end; its exit code. If the caller is cancelled, the role is stopped."""
         self._roles.append(role)
         process = await self._start(role)
         output = self._group.create_task(self._copy_output(role, process))
@@ -119,7 +119,7 @@ class Crew:
                 if not await _first(process.wait(), role.stop.wait()):
                     await self._end(process)
             finally:
-                processes.kill(process)  # and what it may have left behind
+                processes.kill(process)  # and its session, in case it left children
             await output
             if self._hurried:
                 return
@@ -174,7 +174,7 @@ class Crew:
 
 
 async def _first(wanted: Coroutine[None, None, object], other: Coroutine[None, None, object]) -> bool:
-    """Wait until one of the two ends, cancel the other; whether *wanted* was the one."""
+    """Wait until one of the two ends, and cancel the other; whether *wanted* ended first."""
     tasks = [asyncio.ensure_future(wanted), asyncio.ensure_future(other)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

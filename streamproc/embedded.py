@@ -1,10 +1,10 @@
-"""Valkey and Postgres from Python wheels, kept in DATA_DIR and alive as long as this process.
+"""Valkey and Postgres from Python wheels, with data in DATA_DIR, running as long as this process.
 
-Both listen on loopback only, where every user of this machine can connect: both ask for a password, which is kept in
+Both listen on loopback only, where every user of this machine can connect, so both need a password, which is kept in
 DATA_DIR with mode 0600.
 
-One directory, one server: a lock file is locked here and inherited by the server, so that it stays locked exactly as
-long as a server lives, also when this process was killed and its server is still writing.
+One directory, one server: a lock is taken here and inherited by the server, so it lasts exactly as long as the server,
+even if this process was killed while its server still writes.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ from streamproc.postgres_dir import (
     write_private,
 )
 
-START_WAIT_S = 60.0  # a log of some GB is read from disk before Valkey answers; Postgres may replay its WAL
+START_WAIT_S = 60.0  # Valkey reads a log of some GB before it answers; Postgres may replay its WAL
 TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy with other things
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
-LOCK_WAIT_S = 20.0  # as long as a server of a killed `up` may take to stop
+LOCK_WAIT_S = 20.0  # a killed `up`'s server may take as long to stop
 POLL_S = 0.02
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
 _JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Store(NamedTuple):
-    """A running server: where to connect (the URL holds its password), the process, its log file."""
+    """A running server: its URL (with the password), its process, its log file."""
 
     url: str
     process: asyncio.subprocess.Process
@@ -57,7 +57,7 @@ class Store(NamedTuple):
 async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[Store]:
     """Run Valkey with its data in *data_dir*/valkey; every write is on disk before it is answered.
 
-    Raises ConfigError when another server uses the directory or the port, JobFailed when Valkey does not start.
+    Raises ConfigError if another server uses the directory or the port, JobFailed if Valkey does not start.
     """
     home = data_dir.absolute() / "valkey"
     home.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
         password = _valkey_password(data_dir / "valkey.password")
         config.unlink(missing_ok=True)
         write_private(config, _valkey_config(home, port, password))
-        jemalloc = await asyncio.to_thread(allocator)  # it runs a program
+        jemalloc = await asyncio.to_thread(allocator)  # runs a program
         with said.open("wb") as output:
             process = await processes.start(
                 [_valkey_program(), config],
@@ -86,11 +86,11 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
 
 
 def _valkey_password(file: Path) -> str:
-    """The file's password, or a new one: who is connected finds the server again where it is started anew."""
+    """The file's password, or a new one. It is kept, so that clients can reconnect after a restart."""
     with suppress(FileNotFoundError):
         if found := file.read_text(encoding="ascii"):
             return found
-        file.unlink()  # it was killed before it wrote
+        file.unlink()  # empty: the writer was killed
     password = secrets.token_urlsafe(24)
     write_private(file, password)
     return password
@@ -116,9 +116,9 @@ stream-node-max-bytes 16384
 
 
 def allocator() -> Path | None:
-    """jemalloc, as Valkey is usually built with, where the machine has it; None: the wheel's Valkey takes libc's.
+    """The machine's jemalloc, with which Valkey is usually built; None: the wheel's Valkey uses libc's allocator.
 
-    With libc's a payout costs it 1.3 times the CPU, and twice where it holds a million entries (ADR 30).
+    With libc's a payout takes 1.3 times the CPU, and twice with a million entries (ADR 30).
     """
     if platform.system() != "Linux":
         return None
@@ -131,7 +131,7 @@ def allocator() -> Path | None:
 
 
 def _why_not(library: Path) -> str:
-    """Why Valkey does not run with that library, or empty."""
+    """Why Valkey does not run with that library; empty if it does."""
     environment = {"PATH": os.defpath, "LD_PRELOAD": str(library)}
     command: list[str | Path] = [_valkey_program(), "--version"]
     try:
@@ -140,7 +140,7 @@ def _why_not(library: Path) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         return str(problem)
-    # What cannot be loaded ends the program, or is told there and left out.
+    # A library that cannot be loaded ends the program, or is reported in its output and left out.
     return tried.stderr.strip()[:300] or (f"status {tried.returncode}" if tried.returncode else "")
 
 
@@ -154,7 +154,7 @@ def _valkey_program() -> Path:
 
 
 async def _valkey_answers(port: int, password: str) -> bool:
-    """PING: while it loads its file Valkey answers -LOADING."""
+    """Whether Valkey answers PING; while it loads its file it answers -LOADING."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -176,8 +176,8 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
     """Run Postgres 18 with its cluster in *data_dir*/postgres, made at the first start with a database `streamproc`.
 
     `durable=False` is for tests: it does not wait for the disk.
-    Raises ConfigError when another server uses the directory or the port, or the cluster is of another version;
-    JobFailed when Postgres does not start.
+    Raises ConfigError if another server uses the directory or the port, or the cluster is of another version;
+    JobFailed if Postgres does not start.
     """
     data_dir = data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ async def _postgres_answers(place: Place, port: int) -> bool:
 
 
 def _port(wanted: int | None) -> int:
-    """A free port, or *wanted*: checked here, since a stranger's server on it would answer as if it were ours."""
+    """A free port, or *wanted*, which is checked here, since another server on it would be taken for ours."""
     if wanted is None:
         return processes.free_port()
     if not processes.port_is_free("127.0.0.1", wanted):
@@ -247,7 +247,7 @@ def _port(wanted: int | None) -> int:
 
 @asynccontextmanager
 async def locked(path: Path) -> AsyncIterator[int]:
-    """Hold *path* locked; the descriptor is inherited by the server, so the lock lasts as long as either lives."""
+    """Hold *path* locked. The server inherits the descriptor, so the lock lasts as long as either process."""
     with _opened(path) as lock:
         try:
             async with asyncio.timeout(LOCK_WAIT_S):

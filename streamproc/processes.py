@@ -1,8 +1,8 @@
 """Child processes that never outlive their parent: start, stop within a deadline, find a port.
 
-A child leads its own session, so Ctrl-C reaches the parent alone and the parent decides the order of stopping. The
-kernel signals a child whose parent died (PR_SET_PDEATHSIG, Linux): after a SIGKILL of the parent no handler runs.
-The kernel means the parent's *thread*, so children are started from the event loop's thread, which lives as long.
+A child leads its own session, so Ctrl-C reaches only the parent, which decides the order of stopping. After a SIGKILL
+of the parent no handler runs, so the kernel signals its children (PR_SET_PDEATHSIG, Linux). It does so when the
+parent's *thread* ends, so children are started from the event loop's thread, which lives as long as the process.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Any
 from streamproc.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
-_PORTS = (20_000, 32_000)  # below Linux's range for outgoing connections, which could take a port just chosen
+_PORTS = (20_000, 32_000)  # below Linux's range for outgoing connections, which could take the chosen port
 _PORT_TRIES = 100
 KILL_WAIT_S = 5.0  # SIGKILL cannot be refused; longer means a process stuck in the kernel
 
@@ -44,9 +44,8 @@ async def start(
 ) -> asyncio.subprocess.Process:
     """Start a child whose stdout and stderr both go to *output* (a file descriptor or PIPE).
 
-    *account* is whom to become, for a parent that is root. *keep_fds* stay open in the child.
-    *line_max* bytes is the longest line that `readline` gives of a PIPE.
-    Raises OSError when the program cannot be run.
+    *account* is the user to become, for a parent that is root. *keep_fds* stay open in the child. *line_max* bytes is
+    the longest line that `readline` returns from a PIPE. Raises OSError if the program cannot be run.
     """
     return await asyncio.create_subprocess_exec(
         *argv,
@@ -70,14 +69,14 @@ def _die_with_parent(signum: signal.Signals) -> Callable[[], None]:
 
     def set_in_child() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, int(signum))
-        if os.getppid() != parent:  # it died between fork and prctl
+        if os.getppid() != parent:  # the parent died between fork and prctl
             os._exit(1)
 
     return set_in_child
 
 
 async def stop(process: asyncio.subprocess.Process, signum: signal.Signals, within_s: float) -> bool:
-    """Ask *process* to stop, kill its whole session after *within_s*; False when it had to be killed.
+    """Ask *process* to stop; kill its whole session after *within_s*. False if it had to be killed.
 
     Safe to call on a process that has ended.
     """
@@ -95,14 +94,14 @@ async def stop(process: asyncio.subprocess.Process, signum: signal.Signals, with
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
-    """SIGKILL to the child and to everything left of its session."""
+    """Send SIGKILL to the child and everything left in its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.asynccontextmanager
 async def stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set: drain and leave."""
+    """An event that SIGTERM and SIGINT set, for draining."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,7 +114,7 @@ async def stop_signals() -> AsyncIterator[asyncio.Event]:
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether *port* can be listened on now; a socket in TIME_WAIT does not count."""
+    """Whether *port* can be listened on now; sockets in TIME_WAIT do not count."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -127,21 +126,21 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 _NOT_HERE = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
-"""Of an address of a family that the kernel lacks, or of no interface here."""
+"""Errors of an address whose family the kernel lacks, or that no interface here has."""
 
 
 @contextlib.contextmanager
 def bound(host: str, port: int, prefix: str, port_name: str = "PORT") -> Iterator[list[socket.socket]]:
-    """Sockets that have the port at every address of *host* that this machine has, for a server to listen on.
+    """Sockets that listen on the port at every address of *host* that this machine has, for a server.
 
-    Raises ConfigError, naming *prefix*HOST and the port's variable, where they cannot be had.
+    Raises ConfigError, naming *prefix*HOST and the port's variable, if that is not possible.
     """
     with contextlib.ExitStack() as stack:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             sockets = _all_bound(stack, [(one[0], one[4]) for one in dict.fromkeys(found)])
         except (OSError, UnicodeError) as problem:
-            # Of a host with an empty or too long label it is the latter.
+            # UnicodeError comes for a host with an empty or too long label.
             why = getattr(problem, "strerror", None) or "it is no host name"
             raise ConfigError(
                 f"port {port} of {host} cannot be listened on: {why}; set {prefix}{port_name} or {prefix}HOST to others"
@@ -157,7 +156,7 @@ def _all_bound(
         try:
             sockets.append(stack.enter_context(_bound(*address)))
         except OSError as problem:
-            # `localhost` is ::1 too where no interface has that, as in a container without IPv6.
+            # `localhost` is ::1 too even if no interface has that, as in a container without IPv6.
             if problem.errno not in _NOT_HERE:
                 raise
             missing = problem
@@ -171,9 +170,9 @@ def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4's has its own socket
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own socket
         made.bind(address)
-        made.listen()  # bound alone, a second process could have the same port, and would hear nobody
+        made.listen()  # if only bound, a second process could bind the same port and would get no connection
     except BaseException:
         made.close()
         raise
@@ -190,7 +189,7 @@ def free_port() -> int:
 
 
 def wheel(package: str) -> Path:
-    """Where a package lies, without importing it: importing these starts machinery that is not wanted here."""
+    """A package's directory, without importing it: an import would run code that is not wanted here."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
@@ -201,6 +200,6 @@ def wheel(package: str) -> Path:
 
 
 def last_line(log: Path) -> str:
-    """The last thing a server said, for the error that says it ended."""
+    """The last line of a server's log, for the error that says that it ended."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else "it printed nothing"

@@ -1,4 +1,4 @@
-"""A system that `up` runs leaves word of where it is, so that other commands find it."""
+"""The run file, by which other commands find a system that `up` runs."""
 
 import os
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from streamproc.settings import Settings, load
 
 RUN_FILE = "run.json"
 NAME_VARIABLE = "UP_PROCESS"
-"""By which `up` tells a child what it is called in its output, so that metrics call it the same. No setting."""
+"""Variable in which `up` gives a child its name, so that output and metrics have the same one. Not a setting."""
 
 
 def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
-    """Leave in DATA_DIR, readable by this user only, what other commands need to reach the running system.
+    """Write to DATA_DIR, readable by this user only, what other commands need to reach the running system.
 
     *environment* is what `up` made itself: the addresses of its stores and the sandbox's keys,
     never the operator's secrets.
@@ -36,9 +36,9 @@ class _Run(msgspec.Struct, frozen=True):
 
 
 def discover(settings: Settings) -> Settings:
-    """Fill what is left at its default from the `up` that runs on the same DATA_DIR, if one does.
+    """Fill in what is left at its default from the `up` that runs on the same DATA_DIR, if one does.
 
-    The run file of an `up` that was killed is ignored: its ports may belong to somebody else by now.
+    The run file of a killed `up` is ignored: other programs may have its ports by now.
     """
     try:
         run = msgspec.json.decode((settings.data_dir / RUN_FILE).read_bytes(), type=_Run)
@@ -61,5 +61,5 @@ def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as problem:
-        return not isinstance(problem, ProcessLookupError)  # somebody else's is alive too
+        return not isinstance(problem, ProcessLookupError)  # it is alive, but another user's
     return True

@@ -1,6 +1,6 @@
-"""How settings that are URLs are read: each function returns the value or raises ValueError saying what is allowed.
+"""Parsers of settings that are URLs: each returns the value, or raises ValueError that says what is allowed.
 
-No message has anything of the value: a wrong one may be a secret pasted into the wrong place.
+No message repeats the value: a wrong one may be a secret pasted into the wrong place.
 """
 
 import re
@@ -32,7 +32,7 @@ _REDIS_OPTIONS = frozenset(
         "ssl_keyfile",
     }
 )
-"""What a Redis URL may say behind its `?`. No password: it would be seen where the URL is shown without its own."""
+"""What a Redis URL may have after its `?`. No password: only one before the `@` is hidden when the URL is shown."""
 
 
 def redis_url(raw: str) -> str:
@@ -54,19 +54,19 @@ def redis_url(raw: str) -> str:
         raise ValueError("must be redis://host:port or redis://host:port/database, which is a number")
     unknown = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - _REDIS_OPTIONS)
     if unknown:
-        raise ValueError(f"may have {', '.join(sorted(_REDIS_OPTIONS))} behind its ?, and nothing else")
+        raise ValueError(f"may have only {', '.join(sorted(_REDIS_OPTIONS))} after its ?")
     return raw
 
 
 def _split(raw: str) -> SplitResult:
     try:
         return urlsplit(raw)
-    except ValueError:  # its words have the value in them
+    except ValueError:  # its text contains the value
         raise ValueError("is no URL") from None
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Whether the port of a URL is one, or left out."""
+    """Whether a URL's port is valid or left out."""
     try:
         return parts.port != 0
     except ValueError:
@@ -74,18 +74,18 @@ def _has_port(parts: SplitResult) -> bool:
 
 
 def dsn(raw: str) -> Secret:
-    """Where Postgres is. The whole is a secret, since a password is often in it."""
+    """Where Postgres is. All of it is a secret, since it often has a password."""
     parts = _split(raw)
     if parts.scheme not in ("postgres", "postgresql"):
         raise ValueError("must start with postgresql://")
-    hosts = parts.netloc.rpartition("@")[2]  # there may be several, with a port each
+    hosts = parts.netloc.rpartition("@")[2]  # several are possible, each with a port
     if hosts and not _NODES.fullmatch(hosts):
         raise ValueError("must name its server as host:port, the port a number")
     return Secret(raw)
 
 
 def http_url(path: str = "") -> Callable[[str], str]:
-    """A URL of an outside system; *path* is added where the operator named only the host."""
+    """A URL of an outside system; *path* is added if the operator named only the host."""
 
     def parse(raw: str) -> str:
         parts = _split(raw)
@@ -100,12 +100,12 @@ def http_url(path: str = "") -> Callable[[str], str]:
 
 
 def words(raw: str) -> tuple[str, ...]:
-    """Words that are separated by commas or new lines."""
+    """Words separated by commas or line ends."""
     return tuple(part.strip() for part in raw.replace("\n", ",").split(",") if part.strip())
 
 
 def host_names(raw: str) -> tuple[str, ...]:
-    """Hosts as a `Host` header names them, with a port or for any."""
+    """Hosts as a `Host` header names them; without a port, for any."""
     found = words(raw)
     if not all(_HOST_NAME.fullmatch(name) for name in found):
         raise ValueError("must be hosts as pay.example.com or pay.example.com:8443, comma separated")
@@ -113,7 +113,7 @@ def host_names(raw: str) -> tuple[str, ...]:
 
 
 def origins(raw: str) -> tuple[str, ...]:
-    """Origins whose pages may call the API."""
+    """Web origins whose pages may call the API."""
     for origin in (found := words(raw)):
         parts = _split(origin)
         if (

@@ -2,8 +2,8 @@
 
 Every variable starts with `STREAMPROC_`. A secret may instead be named by a file: `STREAMPROC_X_FILE` holds the path
 of a file whose content is the value of `STREAMPROC_X`. An empty variable counts as absent, because compose files
-and CI systems write absent values that way. All problems are reported together, by variable name and never by value:
-a wrong value may be a secret pasted into the wrong place.
+and CI systems write absent values that way. All problems are reported together, by variable name and never with the
+value: a wrong one may be a secret pasted into the wrong place.
 """
 
 import base64
@@ -25,15 +25,15 @@ from streamproc.secret import Secret as Secret
 from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
-PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more than this wants another design
+PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more would need another design
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
-CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a maker that is killed does as many again
-CLAIM_IDLE_MIN_S = 1.0  # seconds; a living worker says five times a second, if need be, what it still has
+CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a notary that is killed hashes as many again
+CLAIM_IDLE_MIN_S = 1.0  # seconds; a live worker renews its claims up to five times a second
 SIGNING_KEY_BYTES = 32
 CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
-API_RATE_MAX = 60_000  # requests a minute; a token's list of times in Redis is some 10 bytes for each
-BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; one webhook is held in memory whole to check its signature
-METRICS_AGENTS_MAX = 100  # budget windows; a series each, twice
+API_RATE_MAX = 60_000  # requests a minute; each takes some 10 bytes in Redis, in the token's list of times
+BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; a webhook is held in memory as a whole to check its signature
+METRICS_AGENTS_MAX = 100  # budget windows; each is two series
 
 ExecuteAfter = Literal["archived", "replicated", "synced"]
 Role = Literal["serve", "worker", "poller", "projector", "migrate"]
@@ -106,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """What may be shown: secrets as set or empty, and the Redis URL without its password."""
+        """The settings as they may be shown: secrets as set or empty, the Redis URL without its password."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         return list((shown | {"redis_url": _without_password(self.redis_url)}).items())
 
@@ -118,7 +118,7 @@ def _without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
-# --- one parser per kind of value: returns the value or raises ValueError saying what is allowed ---
+# --- one parser per kind of value: returns the value, or raises ValueError that says what is allowed ---
 
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -245,7 +245,7 @@ VARIABLES: tuple[Variable, ...] = (
 def load(env: Mapping[str, str]) -> Settings:
     """Read *env*; raise ConfigError with one line per wrong variable.
 
-    A `STREAMPROC_` variable that nothing reads is only warned of: a newer version may have written the file.
+    An unknown `STREAMPROC_` variable gives only a warning: the file may be for a newer version.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -263,7 +263,7 @@ def load(env: Mapping[str, str]) -> Settings:
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """Every value that must not be shown, for whoever masks them; the Redis URL's password too."""
+    """Every value that must be masked, the Redis URL's password too."""
     found = [
         urlsplit(settings.redis_url).password or "",
         urlsplit(settings.postgres_dsn.reveal()).password or "",
@@ -301,7 +301,7 @@ def _warn_of_unknown(env: Mapping[str, str]) -> None:
         _log.warning("%s is not a setting of this version and is ignored%s", name, hint)
 
 
-# --- what a role cannot start without: the fields, and why a field is needed only sometimes ---
+# --- what each role cannot start without, and why some fields are needed only sometimes ---
 
 _NEEDS: dict[Role, tuple[str, ...]] = {
     "serve": ("redis_url", "razorpay_webhook_secrets"),
@@ -318,14 +318,17 @@ def require(settings: Settings, role: Role) -> None:
     if role == "worker" and settings.execute_after == "archived":
         needed.append("postgres_dsn")  # the barrier asks the archive before money moves
     if role == "poller":
-        # Without it, polled and pushed payouts would belong to different accounts: other limits, other freezes.
+        # Without it, payouts from poller and webhook would be of different accounts, with other limits and freezes.
         needed.append("razorpay_account_id")
     if role == "worker" and settings.razorpay_oauth_refresh_token:
-        needed += ["razorpay_oauth_client_id", "razorpay_oauth_client_secret"]  # it is exchanged with both
+        needed += [
+            "razorpay_oauth_client_id",
+            "razorpay_oauth_client_secret",
+        ]  # renewing the token takes both
     if role == "worker" and settings.slack_bot_token:
         needed.append("slack_channel_id")
     if role == "serve" and (settings.slack_signing_secret or settings.slack_bot_token):
-        # A button that nobody listens to, or a rejection whose reason nobody can be asked for.
+        # Else buttons that nobody listens to, or rejections whose reason cannot be asked for.
         needed += ["slack_bot_token", "slack_signing_secret"]
     missing = [f"{PREFIX}{v.name}" for v in VARIABLES if v.field in needed and not getattr(settings, v.field)]
     if missing:

@@ -1,8 +1,8 @@
 """`streamproc up`: the whole system on this machine, as supervised child processes of this one.
 
-Order of starting: stores, bank sandbox, schema, roles. Order of stopping: first what lets new work in (API and
-poller), then the workers, then the projector, since a worker's barrier waits for the archive, then sandbox and stores.
-What the operator configured is used; only what is missing is started here.
+It starts stores, bank sandbox, schema and roles, in this order. It stops first what lets new work in (API and poller),
+then the workers, then the projector, since a worker's barrier waits for the archive, then sandbox and stores. What the
+operator configured is used; only what is missing is started here.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ PROBE_S = 0.05  # between two looks
 PROBE_WAIT_S = 5.0  # for one answer: /readyz asks every dependency
 SANDBOX_KEY_ID = "rzp_test_sandbox"
 SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
-SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # stays the same for ever: the account decides the partition
+SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # must never change: the account decides the partition
 SANDBOX_NTFY_TOPIC = "streamproc"
 PROGRAM = (sys.executable, "-m", "streamproc")
 DEMO_PROGRAM = (sys.executable, "-m", "ops.demo")
 
 
 class Programs(NamedTuple):
-    """The command that each role name is appended to, and the command of the demo scenarios."""
+    """The command to which a role's name is appended, and the command of the demo scenarios."""
 
     role: Sequence[str] = PROGRAM
     demo: Sequence[str] = DEMO_PROGRAM
@@ -47,10 +47,9 @@ PROGRAMS = Programs()
 async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs: Programs = PROGRAMS) -> int:
     """Run everything until Ctrl-C, SIGTERM or SIGHUP, then drain; the exit code.
 
-    With *demo* the scenarios are run, then everything is drained, and their exit code is the answer. Raises
-    ConfigError, before anything is started, for a port or a directory in use, for settings that a role misses and
-    for a demo with a real bank's key;
-    JobFailed, after everything was stopped again, when the system could not start or keep running.
+    With *demo* the scenarios are run, then everything is drained, and the exit code is theirs. Raises ConfigError,
+    before anything is started, if a port or a directory is in use, a role lacks settings, or a demo has a real bank's
+    key; JobFailed, after everything was stopped again, if the system could not start or keep running.
     Needs asyncio's own event loop: uvloop cannot start a child as another user.
     """
     if demo and settings.razorpay_key_id:
@@ -79,7 +78,7 @@ def _open_data_dir(directory: Path) -> None:
 
 
 async def _until_stopped(running: Coroutine[None, None, int], crew: Crew, *, demo: bool) -> int:
-    """Await *running*; the first signal or a broken crew cancels it, which drains; the second signal kills."""
+    """Await *running*. The first signal or a broken crew cancels it, which drains; the second signal kills."""
     work = asyncio.ensure_future(running)
     stopped = asyncio.Event()
 
@@ -102,7 +101,7 @@ async def _until_stopped(running: Coroutine[None, None, int], crew: Crew, *, dem
             return await work
         except asyncio.CancelledError:
             if stopped.is_set():
-                return 1 if demo else 0  # a demo that was not finished has not passed
+                return 1 if demo else 0  # an unfinished demo has not passed
             if crew.broken.done():
                 raise JobFailed(crew.broken.result()) from None
             raise
@@ -130,7 +129,7 @@ async def _run(
         if sandbox:
             made |= _sandbox_overlay(settings)
         child_env = {**env, **made, "PYTHONUNBUFFERED": "1"}
-        child_env[f"{PREFIX}METRICS_PORT"] = ""  # `serve` shows them all; one port cannot be everybody's
+        child_env[f"{PREFIX}METRICS_PORT"] = ""  # `serve` shows all processes; they cannot share one port
         running = load(child_env)
         polls = bool(running.razorpay_account_id)
         for role in ("serve", "worker", *(("poller",) if polls else ()), "projector", "migrate"):
@@ -156,7 +155,7 @@ async def _run(
 
 
 async def _refuse_if_lost(running: Settings) -> None:
-    """A log that lost what its archive has is said at once, not by roles that crash until `up` gives up."""
+    """Refuse at once a log that lost entries of its archive, instead of starting roles that crash."""
     from streamproc.operate.condition import refuse_if_lost
 
     try:
@@ -194,7 +193,7 @@ async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict
 
 @asynccontextmanager
 async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
-    """A store that ends by itself ends `up`: its clients would wait for a port that nobody listens on."""
+    """End `up` if a store ends by itself: its clients would wait for a port on which nothing listens."""
 
     async def watch() -> None:
         code = await store.process.wait()
@@ -208,7 +207,7 @@ async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
 
 
 def _sandbox_overlay(settings: Settings) -> dict[str, str]:
-    """What makes the roles talk to the sandbox. What the operator set stays; secrets are new at every start."""
+    """The settings that make the roles use the sandbox. The operator's own stay; secrets are new at every start."""
     base = f"http://127.0.0.1:{settings.sandbox_port}"
     untouched = Settings()
     filled = {
@@ -239,12 +238,12 @@ def _sandbox_overlay(settings: Settings) -> dict[str, str]:
 
 
 def _has_slack(settings: Settings) -> bool:
-    """Whether the operator has a Slack of his own, which then is not the sandbox's."""
+    """Whether the operator set up a Slack of their own, which is then used instead of the sandbox's."""
     return bool(settings.slack_bot_token or settings.slack_signing_secret)
 
 
 def _slack_of_sandbox(settings: Settings, running: Settings) -> dict[str, str]:
-    """What makes the sandbox's Slack post clicks to us. An operator's own secrets do not go there."""
+    """The settings that make the sandbox's Slack post clicks to us. The operator's own secrets do not go there."""
     if _has_slack(settings):
         return {}
     return {
@@ -288,7 +287,7 @@ def _refuse_busy_ports(settings: Settings) -> None:
 
 
 def _reachable(host: str) -> str:
-    """Where a server that listens on *host* is reached from here; the wildcard is no address to connect to."""
+    """The host at which a server that listens on *host* is reached from here: a wildcard cannot be connected to."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not a binding
 
 
@@ -311,7 +310,7 @@ async def _answering(what: str, host: str, port: int, path: str) -> None:
 
 
 async def _status(host: str, port: int, path: str) -> str:
-    """The status code of a GET, or why there is none. One request by hand: an HTTP client belongs to clients/."""
+    """The status code of a GET, or why there is none. Written by hand, since only clients/ imports an HTTP client."""
     try:
         async with asyncio.timeout(PROBE_WAIT_S):
             reader, writer = await asyncio.open_connection(host, port)

@@ -24,14 +24,14 @@ from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
 
-# Random tests try the same cases each time: what refuses a change is the change. `make explore` tries others.
+# Random tests try the same cases each time, so that a failure is due to the change. `make explore` tries others.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("others", derandomize=False, print_blob=True)
 settings.load_profile("same")
 
-gc.disable()  # until all tests are collected: what is imported stays, and looking through it took a third of that time
+gc.disable()  # until all tests are collected: imported objects stay, and scanning them took a third of that time
 
-# Files whose tests share one seeded history, which takes most of a minute to make: one worker runs them all.
+# Files that share one seeded history, which takes most of a minute to make: one worker runs them all.
 SEEDED_FILES = frozenset(
     {
         "tests/operate/test_replay_seeded.py",
@@ -41,7 +41,7 @@ SEEDED_FILES = frozenset(
 )
 
 
-# Files of long tests that share nothing: each test is a group, or one file would run on when all others are done.
+# Files of long tests that share nothing: each test is a group of its own, else one file would outlast all others.
 APART_FILES = frozenset(
     {
         "tests/journeys/test_gateway.py",
@@ -52,7 +52,7 @@ APART_FILES = frozenset(
     }
 )
 
-# What takes longest begins first, so that the short tests fill the gaps at the end.
+# The longest begin first, so that short tests fill the gaps at the end.
 LONGEST_FIRST = (
     "tests/journeys/test_disk_lost.py",
     "tests/journeys/test_chaos.py",
@@ -72,25 +72,25 @@ LONGEST_FIRST = (
 )
 
 WORKERS_PER_CORE = 2
-"""For `-n auto`: the tests wait for processes, servers and timers more than they compute."""
+"""For `-n auto`: tests wait for processes, servers and timers more than they compute."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More than there are cores; `--maxprocesses` is the limit, since each has a Valkey and a Postgres of its own."""
+    """More workers than cores; `--maxprocesses` limits them, since each has its own Valkey and Postgres."""
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`make test`) a file's tests stay together, and so do all that need the seeded history.
+    """With several workers (`make test`) a file's tests stay together, and so do all tests of the seeded history.
 
     Not `--dist loadgroup`: with pytest 9.2 it forgets the groups (pytest-xdist issue 1386).
     """
     from xdist.scheduler import LoadFileScheduling
 
     wanted = config.option.markexpr
-    breaking = "faults" in wanted and "not faults" not in wanted  # nothing is shared there, and all take long
+    breaking = "faults" in wanted and "not faults" not in wanted  # these share nothing, and all take long
 
     class KeepTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -104,13 +104,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups are given out in the order of collection: where there are several workers the longest come first."""
+    """Groups are given out in the order of collection: with several workers, put the longest first."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _rank(item.nodeid))
 
 
 def pytest_collection_finish() -> None:
-    """What was imported lives as long as the process: the collector never looks through it again."""
+    """Imported objects live as long as the process: keep the collector from scanning them again."""
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -124,7 +124,7 @@ def _rank(nodeid: str) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_here() -> Iterator[None]:
-    """`make run` after `make test` must find the directory as a fresh clone has it."""
+    """Check that tests leave nothing in the repository: `make run` must find it like a fresh clone."""
     was_there = Path("data").exists()
     yield
     assert was_there or not Path("data").exists(), "a test wrote to ./data: give it a STREAMPROC_DATA_DIR"
@@ -132,20 +132,20 @@ def nothing_is_left_here() -> Iterator[None]:
 
 MEMORY = Path("/dev/shm")
 MEMORY_FREE_MIN = 8 * 1024**3
-"""Bytes. The stores of one process have used 130 MB, and Postgres lets its WAL grow to 1 GB; there may be eight."""
+"""Bytes. The stores of one process used 130 MB, and Postgres lets its WAL grow to 1 GB; there may be eight."""
 PREFIX, IN_USE = "streamproc-test-", "in-use.lock"
 LEFT_S = 3600.0
-"""A younger directory may be one that is just being made: its lock is not held yet."""
+"""Seconds. A younger directory may just be being made, with its lock not held yet."""
 
 
 def _parent() -> Path | None:
-    """In memory where there is room: stores are killed here, the machine never is, so no test needs a disk's fsync."""
+    """A directory in memory if there is room: tests kill stores but not the machine, so none needs a disk's fsync."""
     there = MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK)
     return MEMORY if there and shutil.disk_usage(MEMORY).free >= MEMORY_FREE_MIN else None
 
 
 def _remove_what_was_left() -> None:
-    """By runs that were killed: it would take memory until the next boot. A run that lives holds its lock."""
+    """Remove what killed runs left, which would take memory until the next boot. A live run holds its lock."""
     for lock in MEMORY.glob(f"{PREFIX}*/{IN_USE}"):
         with suppress(OSError), lock.open() as left:
             if time.time() - lock.stat().st_mtime > LEFT_S:
@@ -155,7 +155,7 @@ def _remove_what_was_left() -> None:
 
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
-    """A directory that every user may enter: under root Postgres runs as somebody else, and pytest's are private."""
+    """A directory that every user may enter: under root Postgres runs as another user, and pytest's are private."""
     _remove_what_was_left()
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
     directory.chmod(0o711)
@@ -202,7 +202,7 @@ async def redis_url(valkey: str) -> str:
 
 @pytest.fixture
 async def postgres(postgres_server: str) -> AsyncIterator[str]:
-    """DSN of a database that is new and empty, and dropped afterwards."""
+    """DSN of a new, empty database, which is dropped afterwards."""
     name = f"test_{os.getpid()}_{next(_database_number)}"
     admin = await asyncpg.connect(postgres_server)
     try:
@@ -215,7 +215,7 @@ async def postgres(postgres_server: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 def seeded(valkey: str, postgres_server: str) -> Iterator[SeededHistory]:
-    """A long history that the real engine made, once for the session: its entries, and an archive of most of them."""
+    """A long history made by the real engine, once per session: its entries, and an archive of most of them."""
     history = asyncio.run(make_history(valkey, postgres_server))
     yield history
     asyncio.run(drop_history(postgres_server, history))

@@ -42,7 +42,7 @@ async def _play_one(scenario: Scenario, running: Running, report: Report) -> Non
 
 
 async def _nothing_twice(running: Running, report: Report) -> None:
-    """A command that came late, after its scenario was over, would show here."""
+    """Check for commands that came late, after their scenario was over."""
     report.title("At the end the bank was told nothing more")
     payouts = report.last_of_each_payout()
     for check in payouts:

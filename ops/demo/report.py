@@ -1,4 +1,4 @@
-"""What the demo prints: a line for each check as it comes, and at the end a table on a terminal or a count."""
+"""Prints the demo: a line for each check as it comes, and at the end a table on a terminal or a count."""
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +27,7 @@ class Report:
         self._console.print(Text(f"\n{title}", style="bold"))
 
     def say(self, text: str) -> None:
-        """Anything, as it is."""
+        """Print a text as it is."""
         self._console.print(Text(text))
 
     def add(self, check: Check) -> None:
@@ -42,7 +42,7 @@ class Report:
         return self._scenarios.get(title, [])
 
     def last_of_each_payout(self) -> list[Check]:
-        """For each payout the last check that names what the bank was told."""
+        """For each payout, the last check of what the bank was told."""
         named = [c for checks in self._scenarios.values() for c in checks if "told: " in c.expected]
         return list({check.payout: check for check in named if check.payout}.values())
 

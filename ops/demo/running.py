@@ -19,7 +19,7 @@ from streamproc.settings import Settings
 T = TypeVar("T")
 
 CALL_MAX_S = 10.0
-"""One call of the sandbox or one run of the command line."""
+"""For one call of the sandbox, or one run of the command line."""
 CLI_MAX_S = 30.0
 POLL_S = 0.05
 OUTCOME_MAX_S = 30.0
@@ -29,7 +29,7 @@ CLI_AT_ONCE = 2
 
 
 class Outcome(NamedTuple):
-    """What became of a payout. `told`: the commands that took effect at the bank."""
+    """A payout's outcome. `told`: the commands that took effect at the bank."""
 
     decision: str
     reason: str
@@ -136,7 +136,7 @@ class Running(AbstractAsyncContextManager["Running"]):
     # ---- both ----
 
     async def at_bank(self, payout: str, wanted: Outcome) -> None:
-        """Wait until the bank's side of the outcome is so, for OUTCOME_MAX_S at most."""
+        """Wait until the bank's side of the outcome is as wanted, for OUTCOME_MAX_S at most."""
 
         async def there() -> bool:
             return (await self.bank_status(payout), await self.told(payout)) == (wanted.bank, wanted.told)
@@ -144,7 +144,7 @@ class Running(AbstractAsyncContextManager["Running"]):
         await until(there)
 
     async def outcome(self, payout: str, wanted: Outcome) -> Outcome:
-        """What became of the payout: `wanted` as soon as it is so, else what is there after OUTCOME_MAX_S."""
+        """The payout's outcome: `wanted` as soon as it is so, else as it is after OUTCOME_MAX_S."""
 
         async def here() -> Outcome | None:
             seen = await self._seen(payout)

@@ -20,19 +20,19 @@ WAITING: tuple[str, tuple[str, ...]] = ("pending", ())
 
 APPROVED_OK = Outcome("APPROVED", "POLICY_OK", *PROCESSED)
 DELIVERIES = 3
-"""The same webhook so many times."""
+"""How often the same webhook is sent."""
 RATE_COUNT = 10
 """Requests of one agent that pass within a minute, by its policy."""
 ZONE = ZoneInfo("Asia/Kolkata")
-"""Whose days limits count by: policies.yaml names it."""
+"""The time zone of limits per day, as in policies.yaml."""
 DAY_LEFT_MIN_S = 3 * OUTCOME_MAX_S
-"""A day that three payouts are to fill must not end before they are all received."""
+"""A day that three payouts shall fill must not end before all are received."""
 PAST_MIDNIGHT_S = 1.0
-"""So far into the new day: Redis's clock says when a payout was received, and neither it nor a timer is this clock."""
+"""Margin after midnight: the time of a payout is by Redis's clock, which may differ from this one."""
 
 
 class Check(NamedTuple):
-    """One statement: what it is about, what was expected, what came. `payout` is empty where it is about none."""
+    """One statement: what it is about, what was expected, what came. `payout` is empty if it is about none."""
 
     about: str
     expected: str

@@ -31,7 +31,7 @@ from ops.sandbox.refusals import (
 from ops.sandbox.world import World
 
 NO_ANSWER_MAX_S = 120.0
-"""How long a call that is never answered is kept open, when the client does not hang up before."""
+"""How long an unanswered call is kept open if the client does not hang up before."""
 APPROVAL_SCOPE = "rx_partner_read_write"
 BODY_MAX_BYTES = 1_000_000
 
@@ -192,7 +192,7 @@ async def answer(request: Request) -> Response:
 
 
 def _befallen(fault: ApiFault | None) -> Response | None:
-    """The answer of a call that is not even looked at."""
+    """The answer that a fault gives instead of handling the call; None: handle it."""
     kind = fault.kind if fault is not None else ""
     if fault is not None and kind == "429":
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
@@ -235,7 +235,7 @@ def _authenticated(world: World, header: str) -> Auth:
         if world.oauth_scope != APPROVAL_SCOPE:
             raise bad_token("The OAuth token used does not have sufficient permissions for this request")
         return "bearer"
-    if scheme != "Basic":  # the bank, too, wants the word in exactly this case
+    if scheme != "Basic":  # the bank too is case-sensitive here
         raise not_authenticated()
     try:
         given = base64.b64decode(credentials, validate=True).decode()

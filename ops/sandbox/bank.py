@@ -1,7 +1,7 @@
 """The bank's side of a payout's life: workflow, balance, queue, and what the clock does to it.
 
-Pure of I/O: `now` comes in with every call (Unix seconds), what the customer is to be told comes out in
-`outbox`, and `changed` names the rows to keep. Every change of a status goes through `_enter`, so a move
+No I/O: `now` comes in with every call (Unix seconds), events for the customer go to `outbox`, and
+`changed` names the rows to store. Every change of a status goes through `_enter`, so a move
 that is not in `EVENT_OF_MOVE` cannot happen.
 """
 
@@ -25,7 +25,7 @@ LATE_MODES = ("NEFT", "RTGS")
 
 
 class Level(Struct, frozen=True, forbid_unknown_fields=True):
-    """Approvals that payouts of this many paise need; `max_amount` is inclusive, None is no end."""
+    """Approvals that payouts up to an amount (paise) need; `max_amount` is inclusive, None is no limit."""
 
     min_amount: int = 0
     max_amount: int | None = None
@@ -33,7 +33,7 @@ class Level(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Behaviour(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What can be changed while the bank runs. Times in seconds."""
+    """Settings that can be changed while the bank runs. Times in seconds."""
 
     workflow: Literal["all", "dashboard", "off"] = "all"
     levels: list[Level] = field(default_factory=lambda: [Level()])
@@ -41,7 +41,7 @@ class Behaviour(Struct, kw_only=True, forbid_unknown_fields=True):
     utr_s: float = 0.1
     outcome: Outcome = "processed"
     next_outcomes: list[Outcome] = []
-    """Fates of the next payouts that start processing, before `outcome` counts again."""
+    """Outcomes of the next payouts that start processing; after these `outcome` counts again."""
     expand_pending: bool = False
     """Send `payout.pending` with `fund_account` in place of `fund_account_id`, and without `created_at`."""
 
@@ -65,7 +65,7 @@ class Bank:
         self._rng = rng
 
     def load(self, payouts: list[Payout]) -> None:
-        """Take over what an earlier process kept; its timers go on."""
+        """Load what an earlier process stored; its timers go on."""
         for payout in sorted(payouts, key=lambda each: each.number):
             self.payouts[payout.id] = payout
             if payout.status == "queued":
@@ -76,7 +76,7 @@ class Bank:
     # ---- commands ---------------------------------------------------------------------------
 
     def create(self, order: Order, now: float) -> Payout:
-        """Take an order. Refused when the balance is too low and the order may not wait for more."""
+        """Take an order. Raises Refused if the balance is too low and the order may not wait for more."""
         payout = Payout(
             id=new_id(self._rng, "pout"),
             fund_account_id=order.fund_account_id,
@@ -134,9 +134,9 @@ class Bank:
         return payout
 
     def move(self, payout_id: str, to: str, now: float, *, reason: str | None, utr: str | None) -> Payout:
-        """Move a payout by hand along any documented move; to its own state means `payout.updated`.
+        """Move a payout by hand along any documented move; a move to its own state sends `payout.updated`.
 
-        Raises Refused with the moves that there are. A move to `processing` needs the balance.
+        Raises Refused, naming the possible moves. A move to `processing` needs the balance.
         """
         payout = self.payout(payout_id)
         if to == payout.status:
@@ -155,7 +155,7 @@ class Bank:
         return payout
 
     def add_funds(self, amount: int, now: float) -> None:
-        """Add (or, below 0, withdraw) paise, then pay from the queue what can be paid."""
+        """Add paise (below 0: withdraw), then pay what can be paid from the queue."""
         if amount < 0:
             amount = max(amount, -self.ledger.balance)
             self.ledger.debit(-amount, source_id="", entity="bank_transfer", at=int(now), rng=self._rng)
@@ -168,7 +168,7 @@ class Bank:
         while self._due and self._due[0][0] <= now:
             at, _, payout_id = heapq.heappop(self._due)
             payout = self.payouts[payout_id]
-            if payout.due_at == at:  # else it was moved by hand meanwhile
+            if payout.due_at == at:  # else it was moved by hand before
                 self._fall_due(payout, now)
 
     def next_due(self) -> float | None:
@@ -267,7 +267,7 @@ class Bank:
         self._release_queue(now)
 
     def _release_queue(self, now: float) -> None:
-        """First in, first out, but one that is too dear does not stop the cheaper ones behind it."""
+        """First in, first out, but a payout above the balance does not delay smaller ones behind it."""
         for payout in list(self._queue.values()):
             if payout.reason == "low_balance" and self.ledger.affords(self._cost(payout)):
                 self._enter(payout, "processing", now)
@@ -310,7 +310,7 @@ class Bank:
     def _shown_in_event(self, payout: Payout) -> Json:
         account = self.directory.fund_account(payout.fund_account_id)
         body = payout.shown(self.merchant_id)
-        # The bank writes the word, not null, while it has not debited anything.
+        # The bank writes this word, not null, while it has not debited anything.
         body["debit_account_number"] = self.ledger.account_number if payout.debited else "null"
         if payout.status == "pending" and self.behaviour.expand_pending:
             del body["fund_account_id"]

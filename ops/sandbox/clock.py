@@ -1,10 +1,10 @@
-"""The sandbox's own time: the host's, plus what the control API has added."""
+"""The sandbox's own time: the host's, plus what the control API added."""
 
 import time
 
 
 class Clock:
-    """Unix seconds. It only goes forward by hand, never back, so nothing becomes due twice."""
+    """Unix seconds. It can be moved only forward, so nothing becomes due twice."""
 
     def __init__(self) -> None:
         self._added_s = 0.0

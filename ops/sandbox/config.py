@@ -1,4 +1,4 @@
-"""Settings of the sandbox: one frozen struct, read from `SANDBOX_*` and refused whole when wrong."""
+"""Settings of the sandbox: one frozen struct, read from `SANDBOX_*`; any wrong value refuses all."""
 
 import re
 import socket
@@ -18,7 +18,7 @@ Workflow: TypeAlias = Literal["all", "dashboard", "off"]
 
 
 class SandboxConfig(Struct, frozen=True, kw_only=True):
-    """Everything that the sandbox can be told at start. Amounts in paise, `_s` in seconds."""
+    """All settings at start. Amounts in paise, `_s` in seconds."""
 
     host: str = "127.0.0.1"
     port: int = 8090
@@ -30,7 +30,7 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     oauth_client_secret: str = "sandbox_client_secret"  # noqa: S105 - public default of a simulator
     oauth_refresh_token: str = "sandbox_refresh_token"  # noqa: S105 - public default of a simulator
     oauth_expires_s: int = 7_862_400
-    """The life of an access token that a refresh token gave; it is said, and `expire_token` ends it."""
+    """The life that is named for an access token from a refresh token; only `expire_token` ends it."""
     webhook_secret: str = "sandbox_webhook_secret"  # noqa: S105 - public default of a simulator
     webhook_url: str = ""
     """Where events are posted; empty: nowhere."""
@@ -41,9 +41,9 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     balance: int = 100_000_000_00
     """Paise on the account at the first start: ten crore rupees."""
     seed: int = 0
-    """Ids, UTRs and fault rates are drawn from it; 0 draws a new one at each start."""
+    """Seed of ids, UTRs and fault rates; 0: a new one at each start."""
     data_file: str = ""
-    """SQLite file that keeps the state over a restart; empty: memory only."""
+    """SQLite file that keeps the state across restarts; empty: memory only."""
     workflow: Workflow = "all"
     processing_s: float = 0.2
     """From `processing` to the bank's answer."""
@@ -53,7 +53,7 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
     webhook_retry_base_s: float = 5.8
     """The first gap of the retry ladder; every later gap about doubles."""
     webhook_give_up_s: float = 86_400.0
-    """After this the event is given up and the webhook is disabled."""
+    """After this the event is given up, and the webhook disabled."""
     control_from: Literal["loopback", "anywhere"] = "loopback"
     """Who may use `/_control`, which has no authentication."""
     safebrowsing_key: str = ""
@@ -66,9 +66,9 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "SandboxConfig":
-        """Read `SANDBOX_<FIELD>`. SystemExit names what is wrong; unknown names are told of and ignored.
+        """Read `SANDBOX_<FIELD>`. SystemExit names what is wrong; unknown names are reported and ignored.
 
-        They may belong to the host: more than one kind of machine calls itself a sandbox.
+        They may belong to the host, since other things too are called sandbox.
         """
         given = {
             name.removeprefix(ENV_PREFIX).lower(): value
@@ -85,12 +85,12 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
         return config.checked()
 
     def accounts(self) -> dict[str, str]:
-        """Every account's id by its number; empty for the one that API calls are about."""
+        """Account ids by number; an empty id for the one that API calls are about."""
         more = [pair.split("=") for pair in self.more_accounts.split(",") if pair]
         return {self.account_number: ""} | {number: account for account, number in more}
 
     def bound(self) -> socket.socket:
-        """A socket that has the port. SystemExit where it cannot be had."""
+        """A socket bound to the port. SystemExit if that is not possible."""
         try:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             return socket.create_server((self.host, self.port), family=family)
@@ -99,7 +99,7 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
             raise _refused(f"{ENV_PREFIX}HOST {self.host}, {ENV_PREFIX}PORT {self.port}: {why}") from problem
 
     def checked(self) -> "SandboxConfig":
-        """The same config, or SystemExit with the first value that cannot be."""
+        """The same config; SystemExit with the first impossible value."""
         if not 0 <= self.port <= 65535:
             raise _refused(f"{ENV_PREFIX}PORT {self.port} is not a port")
         if len(self.account_id) != 18 or not self.account_id.startswith("acc_"):
@@ -122,6 +122,6 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
 
 
 def _refused(why: str) -> SystemExit:
-    """One line for the person, exit status 2 for the script."""
+    """SystemExit with one line on stderr and exit status 2."""
     sys.stderr.write(f"sandbox: {why}\n")
     return SystemExit(2)

@@ -1,6 +1,6 @@
 """`/_control/*`: act as the outsider, the bank's staff, or bad luck. No authentication: bind to loopback.
 
-Bodies are strict: an unknown field is 400, so a misspelt knob is noticed and not silently ignored.
+Bodies are strict: an unknown field is 400, so that a misspelt one is not ignored.
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Advance(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Move a payout by hand; to the state that it is in: `payout.updated`."""
+    """Move a payout by hand; moving it to its present state sends `payout.updated`."""
 
     to: str
     reason: str | None = None
@@ -45,7 +45,7 @@ class BalanceChange(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class BehaviourChange(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields of `Behaviour`, and the scope of the OAuth token; what is not given stays."""
+    """Fields of `Behaviour`, and the OAuth token's scope; what is not given stays."""
 
     workflow: str | None = None
     levels: list[Level] | None = None
@@ -59,7 +59,7 @@ class BehaviourChange(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubscriptionChange(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Where webhooks go from now on; events already made keep their secret. Also the ladder's times."""
+    """Where webhooks go from now on, and the times of retries; existing events keep their secret."""
 
     url: str | None = None
     secret: str | None = None
@@ -70,7 +70,7 @@ class SubscriptionChange(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RawEvent(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Any event at all, signed and sent as the bank would: `payload` is {entity name: its body}."""
+    """Any event, signed and sent as the bank would: `payload` is {entity name: its body}."""
 
     event: str
     entity: str
@@ -90,7 +90,7 @@ class LoopbackOnly:
         self._inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403 to strangers, and pass on everything else."""
+        """Answer 403 to other machines; pass everything else on."""
         config: SandboxConfig = scope["app"].state.world.config
         caller = scope.get("client") or ("", 0)
         if config.control_from == "anywhere" or _is_loopback(caller[0]):

@@ -8,10 +8,10 @@ from msgspec import Struct
 
 
 class ApiFault(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What befalls API calls that fit.
+    """A fault of matching API calls.
 
-    429, 500 (JSON) and 502 (HTML): answered so, nothing happens. `timeout`: it happens, no answer comes.
-    `slow`: it happens, after `ms`. `ms` delays the others as well.
+    429, 500 (JSON) and 502 (HTML): answered so, without effect. `timeout`: it takes effect, no answer comes.
+    `slow`: it takes effect, after `ms`. `ms` delays the others too.
     """
 
     kind: Literal["429", "500", "502", "timeout", "slow"]
@@ -19,20 +19,20 @@ class ApiFault(Struct, kw_only=True, forbid_unknown_fields=True):
     """Shell pattern over the path, for example `/v1/payouts/*/approve`."""
     method: str = "*"
     count: int | None = None
-    """How many more calls it befalls; None: all."""
+    """How many more calls it hits; None: all."""
     rate: float = 1.0
-    """The share of fitting calls that it befalls."""
+    """The share of matching calls that it hits."""
     retry_after: int | None = None
     """Seconds in `Retry-After`, with 429."""
     ms: int = 0
 
 
 class WebhookFault(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What befalls webhooks that fit.
+    """A fault of matching webhooks.
 
-    `drop`: the event is never sent. `duplicate`: each event is sent `copies` times more with the same id.
-    `delay`: the first attempt waits `ms`. `reorder`: it waits until a later event was tried, at most `ms`.
-    `bad_signature`, `stale_secret`: per attempt, signed wrongly, or with `secret`.
+    `drop`: the event is never sent. `duplicate`: it is sent `copies` times more with the same id. `delay`: its
+    first attempt waits `ms`. `reorder`: that waits until a later event was tried, at most `ms`.
+    `bad_signature`, `stale_secret`: each attempt is signed wrongly, or with `secret`.
     """
 
     kind: Literal["drop", "duplicate", "delay", "reorder", "bad_signature", "stale_secret"]
@@ -45,7 +45,7 @@ class WebhookFault(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FaultPlan(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /_control/faults`: a list that is given replaces the one before, [] clears it."""
+    """The body of `POST /_control/faults`: a given list replaces the former one, [] clears it."""
 
     api: list[ApiFault] | None = None
     webhooks: list[WebhookFault] | None = None
@@ -65,7 +65,7 @@ class Faults:
         self.webhooks = self.webhooks if plan.webhooks is None else plan.webhooks
 
     def for_call(self, method: str, path: str) -> ApiFault | None:
-        """The first fault that befalls this call; its count goes down."""
+        """The first fault that hits this call; its count goes down."""
         for fault in self.api:
             fits = fnmatchcase(path, fault.path) and fnmatchcase(method, fault.method)
             if fits and self._befalls(fault):
@@ -73,7 +73,7 @@ class Faults:
         return None
 
     def for_webhook(self, event: str, *kinds: str) -> list[WebhookFault]:
-        """Every fault of these kinds that befalls this event or attempt; their counts go down."""
+        """All faults of these kinds that hit this event or attempt; their counts go down."""
         return [
             fault
             for fault in self.webhooks

@@ -10,7 +10,7 @@ from ops.sandbox.refusals import Refused
 HEADER = "X-Payout-Idempotency"
 KEY = re.compile(r"[A-Za-z0-9\-_ ]{4,36}")
 KEEP_S = 7 * 86_400
-"""The bank promises seven days; what comes after is not published. Here the key is forgotten."""
+"""The bank promises seven days and does not publish what comes after. Here the key is then forgotten."""
 
 
 class Used(Struct, frozen=True, kw_only=True):
@@ -36,8 +36,8 @@ class IdempotencyKeys:
     def payout_for(self, key: str, body: bytes, now: float) -> str | None:
         """The payout that this key made, or None for a new key.
 
-        Refused when the key is missing, malformed, or was used with other bytes. What the bank compares
-        (bytes or values) is not published: bytes are the stricter reading.
+        Raises Refused if the key is missing, malformed, or was used with other bytes. Whether the bank
+        compares bytes or values is not published: bytes are stricter.
         """
         if not key:
             words = "Idempotency key is missing. Include idempotency header and key in the request."

@@ -9,20 +9,20 @@ COMMANDS_MAX = 200_000
 
 
 class Command(Struct, kw_only=True):
-    """One call that wanted to change something. `effect`: it did. `answered`: the caller could know it."""
+    """One call of a command. `effect`: it changed something. `answered`: the caller got an answer."""
 
     at: float
     method: str
     path: str
     command: str
-    """`payout.create`, `payout.approve`, ...; empty where there is no such URL."""
+    """`payout.create`, `payout.approve`, ...; empty if there is no such URL."""
     auth: str = "none"
     idempotency_key: str = ""
     payout: str = ""
     remarks: str = ""
     effect: bool = False
     replay: bool = False
-    """An idempotency key seen before, with the same body: the payout of that time was given."""
+    """The idempotency key was seen before with the same body, and the payout made then was returned."""
     status: int = 0
     answered: bool = True
     fault: str = ""
@@ -35,7 +35,7 @@ class Journal:
     def __init__(self) -> None:
         self.commands: deque[Command] = deque(maxlen=COMMANDS_MAX)
         self.noted = 0
-        """Lines noted since the first start, also those no longer in memory."""
+        """Lines since the first start, including those no longer in memory."""
 
     def note(self, command: Command) -> None:
         """Add one line."""
@@ -43,7 +43,7 @@ class Journal:
         self.noted += 1
 
     def selected(self, *, payout: str = "", command: str = "", effect: str = "") -> list[Command]:
-        """Lines that fit every given filter; `effect` is `true`, `false` or empty."""
+        """Lines that match every given filter; `effect` is `true`, `false` or empty."""
         return [
             line
             for line in self.commands

@@ -30,7 +30,7 @@ class Ledger(Struct, kw_only=True):
     transactions: list[Transaction] = []
 
     def debit(self, amount: int, *, source_id: str, entity: str, at: int, rng: random.Random) -> Transaction:
-        """Take `amount` paise. Raises ValueError when the balance is too low: callers ask `affords` first."""
+        """Take `amount` paise. Raises ValueError if the balance is too low: callers ask `affords` first."""
         if amount > self.balance:
             raise ValueError(f"debit of {amount} paise from a balance of {self.balance}")
         self.balance -= amount

@@ -1,4 +1,4 @@
-"""Slack's Web API and ntfy, as far as streamproc talks to them: everything sent is kept for reading."""
+"""The parts of Slack's Web API and ntfy that streamproc uses; everything sent is kept to be read."""
 
 import json
 from collections import deque

@@ -1,4 +1,4 @@
-"""What every neighbour of the bank can suffer: be slow, be down, or throttle."""
+"""Faults that every neighbour of the bank can have: slow, down, or throttling."""
 
 import asyncio
 from typing import Literal, TypeAlias
@@ -12,7 +12,7 @@ SLOW_MAX_MS = 120_000
 
 
 async def suffer(mood: Mood, slow_ms: int) -> Response | None:
-    """Wait as told; the answer of a service that is down, or None when it should answer by itself."""
+    """Wait as set; the answer of a service that is down, or None if it should answer normally."""
     await asyncio.sleep(min(slow_ms, SLOW_MAX_MS) / 1000)
     if mood == "timeout":
         await asyncio.sleep(NO_ANSWER_S)

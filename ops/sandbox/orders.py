@@ -86,7 +86,7 @@ def parse_order(body: Json, account_number: str, fund_account: Callable[[Json], 
 
 
 def check_amount(amount: int, mode: str) -> None:
-    """Refuse an unknown mode and an amount that the mode does not carry. Paise."""
+    """Refuse an unknown mode, and an amount outside its limits. Paise."""
     if mode not in MODES:
         raise Refused(f"Payout mode is invalid: {mode}", field="mode")
     if amount < AMOUNT_MIN_PAISE:
@@ -105,7 +105,7 @@ def check_mode(mode: str, account_type: str) -> None:
 
 
 def required(body: Json, field: str, kind: type[T]) -> T:
-    """The field's value, or the bank's refusal when it is absent, null or of another type."""
+    """The field's value. Raises the bank's refusal if it is absent, null or of another type."""
     value = body.get(field)
     words = field.replace("_", " ")
     if value is None or value == "":

@@ -1,4 +1,4 @@
-"""A payout made at the bank by somebody who asked nobody: an agent with the dashboard's password, say."""
+"""A payout made directly at the bank, by an agent with the dashboard's password, say."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ IMPS_MAX_PAISE = 50_000_000
 
 
 class Vendor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whom an outsider pays: with `vpa` by UPI, else to the bank account."""
+    """The vendor whom an outsider pays: with `vpa` by UPI, else to the bank account."""
 
     name: str = "Asha Paper Works"
     vpa: str = ""
@@ -26,13 +26,13 @@ class Vendor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class OutsiderPayout(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A payout that somebody makes at the bank without asking anyone. Amount in paise."""
+    """A payout made directly at the bank. Amount in paise."""
 
     amount: int
     fund_account_id: str = ""
     vendor: Vendor = Vendor()
     mode: str = ""
-    """Empty: UPI where the vendor has a VPA, else IMPS, or NEFT above the limit of IMPS."""
+    """Empty: UPI if the vendor has a VPA, else IMPS, or NEFT above the limit of IMPS."""
     purpose: str = "vendor bill"
     currency: str = "INR"
     reference_id: str | None = None

@@ -117,7 +117,7 @@ def _number(query: Mapping[str, str], field: str, default: int, *, least: int, g
 
 
 def _check_account(world: World, query: Mapping[str, str]) -> str:
-    """The account of the number in the query, as payouts have it."""
+    """The account with the query's number, as payouts name it."""
     number = query.get("account_number", "")
     if not number:
         raise Refused("The account number field is required", field="account_number")

@@ -22,7 +22,7 @@ class Refused(Exception):
         self.field = field
 
     def envelope(self) -> dict[str, object]:
-        """The body of the answer, in the bank's shape; `field` only where there is one."""
+        """The body of the answer, in the bank's form; with `field` only if there is one."""
         error: dict[str, object] = {
             "code": self.code,
             "description": str(self),
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 def url_not_found() -> Refused:
-    """Wrong path, wrong method, or a feature that is off: all the same to the bank, and all 400."""
+    """Wrong path, wrong method, or a feature that is off: the bank answers 400 to all."""
     return Refused("The requested URL was not found on the server.", source=None, reason=None)
 
 

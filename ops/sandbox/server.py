@@ -18,7 +18,7 @@ from ops.sandbox.refusals import url_not_found
 from ops.sandbox.world import World
 
 DRAIN_MAX_S = 2
-"""How long SIGTERM waits for calls in flight; those that are never answered must not hold it up."""
+"""How long SIGTERM waits for calls in flight; those that are never answered must not delay it."""
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -40,7 +40,7 @@ def build_app(config: SandboxConfig) -> Starlette:
 
 
 def _loud(heartbeat: asyncio.Task[None]) -> None:
-    """A bank whose clock has stopped must not look alive: its error ends the process."""
+    """End the process if the heartbeat fails: a bank whose clock has stopped must not look alive."""
     if not heartbeat.cancelled() and heartbeat.exception() is not None:
         signal.raise_signal(signal.SIGTERM)
         heartbeat.result()
@@ -103,12 +103,12 @@ async def elsewhere(request: Request) -> Response:
 
 
 def run(config: SandboxConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. SystemExit, as of a wrong setting, when the port is taken.
+    """Serve until SIGTERM or SIGINT, then drain and return. SystemExit, as for a wrong setting, if the port is taken.
 
     Blocks; for the main thread of a process of its own, because it takes over both signals.
     """
-    # uvicorn drains and then raises the signal anew for whoever was there before: that an ordered stop
-    # ends with status 0 needs somebody there who does nothing.
+    # uvicorn drains and then raises the signal again for the handler before its own: for an ordered stop to
+    # end with status 0, that handler must do nothing.
     for ordered_stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ordered_stop, lambda _number, _frame: None)
     settings = uvicorn.Config(

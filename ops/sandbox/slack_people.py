@@ -21,15 +21,15 @@ from ops.sandbox.entities import Json
 from ops.sandbox.refusals import Refused
 
 ANSWER_S_MAX = 3.0
-"""Slack shows an error to whoever clicked after this; a trigger is good for as long."""
+"""After this Slack shows an error to whoever clicked; a trigger is valid for as long."""
 KEPT_MAX = 1_000
-"""Triggers and views that are kept; the oldest go first."""
+"""Triggers and views kept; the oldest go first."""
 TEAM = {"id": "T0SANDBOX", "domain": "sandbox"}
 
 
 class SlackClick(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Somebody clicks the button `action_id` of the message `ts`. `value` in place of the button's own, and `age_s`
-    from the signed time, are what somebody else would have to forge."""
+    """A click on the button `action_id` of the message `ts`. To test forgeries: `value` replaces the button's own, and
+    `age_s` shifts the signed time."""
 
     user: str
     ts: str
@@ -37,11 +37,11 @@ class SlackClick(Struct, kw_only=True, forbid_unknown_fields=True):
     value: str | None = None
     age_s: float = 0.0
     url: str = ""
-    """Elsewhere than configured."""
+    """Where to post, if not to the configured URL."""
 
 
 class SlackSubmit(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Somebody submits the modal `view`; `values` are his texts by block id, and each is the block's only field."""
+    """A modal `view` is submitted; `values` are texts by block id, each for the block's only field."""
 
     user: str
     view: str
@@ -51,7 +51,7 @@ class SlackSubmit(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class People:
-    """Whoever clicks, and the modals that they see."""
+    """The people who click, and the modals that they see."""
 
     def __init__(self, config: SandboxConfig, rng: random.Random) -> None:
         self._url, self._secret, self._rng = config.slack_webhook_url, config.slack_signing_secret, rng
@@ -60,7 +60,7 @@ class People:
         self._view_of: OrderedDict[str, str] = OrderedDict()
 
     async def click(self, body: SlackClick, sent: Iterable[dict[str, Any]], now: float) -> Json:
-        """Post the click; the answer, and the modal that was opened for it."""
+        """Post a click; the answer, and the modal that was opened for it."""
         message = _message(sent, body.ts)
         action = _button(message["blocks"], body.action_id)
         trigger = self._trigger(now)
@@ -94,7 +94,7 @@ class People:
         return {**answer, "trigger_id": trigger, "view": self._view_of.get(trigger)}
 
     async def submit(self, body: SlackSubmit, now: float) -> Json:
-        """Post what was written into a modal."""
+        """Post the values of a modal."""
         view = self._views.get(body.view)
         if view is None:
             raise Refused(f"no modal {body.view} was opened", field="view")
@@ -120,7 +120,7 @@ class People:
         return await self._post(body.url or self._url, payload, now + body.age_s)
 
     def open_view(self, trigger: str, view: Any, now: float) -> tuple[str, str]:
-        """The id of the view that the app opens, and how Slack refuses it: one of both is empty."""
+        """The id of the view that the app opens, or Slack's error; the other one is empty."""
         issued_at = self._triggers.pop(trigger, None)
         if issued_at is None:
             return "", "exchanged_trigger_id" if trigger in self._view_of else "invalid_trigger_id"

@@ -1,4 +1,4 @@
-"""A payout's states at the bank: which moves exist, which event each one sends, and what is said about it."""
+"""A payout's states at the bank: the possible moves, the event of each, and the texts about them."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ EVENT_OF_MOVE: Final[dict[tuple[str, str], str | None]] = {
     ("failed", "reversed"): "payout.reversed",
     ("reversed", "failed"): "payout.failed",
 }
-"""Every move there is. None: the bank documents no event for it (there is no `payout.cancelled`)."""
+"""Every possible move. None: the bank documents no event for it (there is no `payout.cancelled`)."""
 
 STATES: Final = tuple(dict.fromkeys(to for _, to in EVENT_OF_MOVE))
 
@@ -61,4 +61,4 @@ REASON_OF_STATE: Final[dict[str, str]] = {
     "failed": "beneficiary_bank_failure",
     "reversed": "bank_account_closed",
 }
-"""What is said when nobody named a reason. `processing` says nothing, as in captured answers."""
+"""The default reason of each state. `processing` has none, as in captured answers."""

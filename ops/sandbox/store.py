@@ -1,4 +1,4 @@
-"""Keeps the state over a restart: one SQLite table of JSON rows, or nothing at all."""
+"""Keeps the state across restarts in one SQLite table of JSON rows, or not at all."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ BUSY_TIMEOUT_S = 5.0
 
 
 class Store:
-    """Rows by kind and id. With an empty file name it forgets everything, at no cost."""
+    """Rows by kind and id. With an empty file name nothing is stored."""
 
     def __init__(self, data_file: str) -> None:
         self._db: sqlite3.Connection | None = None
@@ -23,7 +23,7 @@ class Store:
             Path(data_file).parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(data_file, timeout=BUSY_TIMEOUT_S)
             self._db.execute("PRAGMA journal_mode=WAL")
-            # A crash of the process loses nothing; a power cut may, and costs a simulated bank nothing.
+            # A crash of the process loses nothing; a power cut may, which does not matter for a simulator.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(SCHEMA)
 
@@ -38,7 +38,7 @@ class Store:
             self._db.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", encoded)
 
     def load(self, kind: str, of: type[T]) -> list[T]:
-        """Every row of a kind. Raises msgspec.ValidationError when the file is from another version."""
+        """Every row of a kind. Raises msgspec.ValidationError if the file is from another version."""
         if self._db is None:
             return []
         rows = self._db.execute("SELECT body FROM kept WHERE kind = ?", (kind,))

@@ -1,4 +1,4 @@
-"""The bank's token endpoint: an access token for a refresh token, which is good once and comes back as another one."""
+"""The bank's token endpoint: gives an access token for a refresh token, which is valid once and is replaced."""
 
 import hmac
 import random
@@ -15,7 +15,7 @@ TOKEN_CHARS = 40
 
 
 class Tokens:
-    """The one token that may approve now, and the one refresh token that gives the next."""
+    """The one valid access token, and the one refresh token that gives the next."""
 
     def __init__(self, config: SandboxConfig, rng: random.Random) -> None:
         self._config = config
@@ -25,11 +25,11 @@ class Tokens:
         self.given = 0
 
     def fits(self, token: str) -> bool:
-        """Whether this is the access token of now."""
+        """Whether this is the valid access token."""
         return hmac.compare_digest(token.encode(), self.access.encode())
 
     def expire(self) -> None:
-        """The access token's time is over."""
+        """Make the access token expire."""
         self.access = self._new()
 
     async def answer(self, request: Request) -> Response:

@@ -1,9 +1,9 @@
-"""Webhooks as RazorpayX sends them: signed bytes, five seconds, a doubling ladder, disabled after a day.
+"""Webhooks as RazorpayX sends them: signed, five seconds each, retried at doubling gaps, disabled after a day.
 
 One dispatcher (`dispatch`, called by the server's heartbeat) starts what is due, at most SENDS_MAX at a
 time; the rest waits in a heap, so a slow customer costs memory per event but never a task per event.
-An event remembers which secret was in force when it was made: a retry after a rotation is still signed
-with the old one. Secrets are not kept over a restart; what is left then is signed with the configured one.
+An event remembers the secret of its time: a retry after a rotation is still signed with the old one.
+Secrets are not stored; events left after a restart are signed with the configured one.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from ops.sandbox.faults import Faults
 SENDS_MAX = 16
 """Deliveries in flight: enough that one slow answer does not stop the others."""
 RETRY_FACTOR = 1.977
-"""Fits the one ladder that somebody observed: from 5.8 s to 11.4 h in 14 gaps."""
+"""Fits the one sequence of retries that was observed: from 5.8 s to 11.4 h in 14 gaps."""
 DELIVERIES_MAX = 200_000
 """Deliveries kept for `GET /_control/deliveries`; the oldest finished ones go first."""
 USER_AGENT = "Razorpay-Webhook/v1"
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
-    """One POST: the status that came back, or the error when none did. `ms` is how long it took."""
+    """One POST: the status of its answer, or the error. `ms`: how long it took."""
 
     at: float
     status: int | None
@@ -41,7 +41,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 
 class Delivery(Struct, kw_only=True):
-    """One event on its way. `state`: waiting, delivered, given_up, dropped, or skipped (nowhere to send)."""
+    """One event to deliver. `state`: waiting, delivered, given_up, dropped, or skipped (nowhere to send)."""
 
     id: str
     event: str
@@ -83,7 +83,7 @@ def signature(body: bytes, secret: str) -> str:
 
 
 class Courier:
-    """Brings events to the customer."""
+    """Delivers events to the customer."""
 
     def __init__(
         self,
@@ -119,10 +119,10 @@ class Courier:
         """Sign events that are made from now on with `secret`; empty: do not sign."""
         self._secrets.append(secret)
 
-    # ---- taking events on -------------------------------------------------------------------
+    # ---- accepting events -------------------------------------------------------------------
 
     def take(self, event: BankEvent) -> Delivery:
-        """Take an event on; it is sent by `dispatch` when it is due."""
+        """Accept an event; `dispatch` sends it when it is due."""
         delivery = Delivery(
             id=new_id(self._rng),
             event=event.name,
@@ -156,7 +156,7 @@ class Courier:
         return 0.0
 
     def load(self, deliveries: list[Delivery]) -> None:
-        """Go on with what an earlier process could not deliver."""
+        """Load what an earlier process could not deliver."""
         for delivery in sorted(deliveries, key=lambda each: each.created_at):
             delivery.secret_number = 0
             self.deliveries[delivery.id] = delivery
@@ -164,7 +164,7 @@ class Courier:
                 self._schedule(delivery, delivery.next_at)
 
     def send_again(self, delivery_id: str) -> Delivery | None:
-        """Send one delivery anew, same id and bytes, as the bank's support can. None: no such delivery."""
+        """Send one delivery again, with the same id and bytes, as the bank's support can. None: no such delivery."""
         delivery = self.deliveries.get(delivery_id)
         if delivery is not None:
             delivery.state, delivery.created_at = "waiting", self._clock.now()
@@ -189,11 +189,11 @@ class Courier:
             task.add_done_callback(self._sent)
 
     def next_due(self) -> float | None:
-        """When `dispatch` has something to start; None also while it is full: the end of a send wakes it."""
+        """When `dispatch` has something to start; None also with SENDS_MAX in flight, since a send's end wakes it."""
         return self._due[0][0] if self._due and len(self._sending) < SENDS_MAX else None
 
     async def close(self) -> None:
-        """Stop sending; what was in flight counts as not sent and is tried again after a restart."""
+        """Stop sending; what was in flight counts as not sent, and is tried again after a restart."""
         self._closed = True
         for task in list(self._sending):
             task.cancel()
@@ -205,7 +205,7 @@ class Courier:
         self._sending.discard(task)
         self._wake()
         if not task.cancelled():
-            task.result()  # a defect of the courier is loud, not a lost delivery
+            task.result()  # raises a defect of the courier, instead of losing the delivery
 
     async def _send(self, delivery: Delivery) -> None:
         first = not delivery.attempts
@@ -227,7 +227,7 @@ class Courier:
         client = self._client = self._client or httpx.AsyncClient(trust_env=False, timeout=self._timeout_s)
         status, error = None, ""
         try:
-            # httpx counts each read anew; the bank's five seconds are for the whole answer.
+            # httpx's limit is for each read; the bank's five seconds are for the whole answer.
             async with asyncio.timeout(self._timeout_s):
                 answer = await client.post(
                     self.subscription.url, content=delivery.body.encode(), headers=self._headers(delivery)

@@ -25,7 +25,7 @@ from ops.sandbox.tokens import Tokens
 from ops.sandbox.webhooks import Courier, Delivery, Subscription
 
 HEARTBEAT_MAX_S = 60.0
-"""The longest sleep of the heartbeat when nothing is due; a wake-up ends it earlier."""
+"""The heartbeat's longest sleep if nothing is due; a change ends it earlier."""
 
 
 class Balance(Struct, frozen=True):
@@ -47,7 +47,7 @@ class World:
     def _build(self) -> None:
         config = self.config
         kept = self.store.load("payout", Payout)
-        # Salted with what is already there, so that a restart with the same seed cannot draw the same ids.
+        # Salted with what is stored already, so that a restart with the same seed does not draw the same ids.
         rng = self.rng = random.Random(f"{config.seed}/{len(kept)}" if config.seed else None)
         self.faults = Faults(rng)
         self.journal = Journal()
@@ -98,7 +98,7 @@ class World:
     # ---- after each change ------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Hand over what happened: events to the courier, changed rows to the store. Call after a change."""
+        """Pass on what happened: events to the courier, changed rows to the store. Call after every change."""
         events, self.bank.outbox = self.bank.outbox, []
         for event in events:
             self.courier.take(event)
@@ -142,7 +142,7 @@ class World:
             self.courier.dispatch(self.clock.now())
             due = [at for at in (self.bank.next_due(), self.courier.next_due()) if at is not None]
             wait_s = max(0.0, min([HEARTBEAT_MAX_S, *(at - self.clock.now() for at in due)]))
-            # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes just as the wait is over.
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes just as the wait ends.
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._awake.wait()
@@ -155,7 +155,7 @@ class World:
         self._awake.set()
 
     async def close(self) -> None:
-        """Stop sending and keep what is left."""
+        """Stop sending, and store what is left."""
         await self.courier.close()
         self.settle()
         self.store.close()

@@ -1,1 +1,1 @@
-"""HTTP routes: they append and query, never process."""
+"""HTTP routes: they append to the log and query it; workers do the rest."""

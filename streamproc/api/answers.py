@@ -1,4 +1,4 @@
-"""What the API says: JSON, or a problem (RFC 9457). A handler that cannot answer raises Refusal."""
+"""The API's answers: JSON, or a problem (RFC 9457). A handler that cannot answer raises Refusal."""
 
 import logging
 from collections.abc import Awaitable, Mapping
@@ -12,7 +12,7 @@ from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain, Un
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
 
 RETRY_AFTER_S = 5
-"""What a 503 asks for."""
+"""Retry-After of a 503, seconds."""
 JSON = "application/json"
 _log = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ class Refusal(Exception):
         self.status, self.detail, self.headers, self.more = status, detail, dict(headers or {}), more
 
     def response(self) -> Response:
-        """As it is sent."""
+        """The problem as a response."""
         return problem(self.status, self.detail, self.headers, **self.more)
 
 
 def wrong_fields(errors: list[dict[str, str]]) -> Refusal:
-    """422, with every wrong field by name."""
+    """422 that names every wrong field."""
     many = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
     return Refusal(422, f"{many} with the request", errors=errors)
 
@@ -49,16 +49,16 @@ def json_answer(status: int, value: object, headers: Mapping[str, str] | None = 
 
 
 async def answered(handling: Awaitable[Response]) -> Response:
-    """The answer; a refusal as its problem, and 503 while the log or the archive cannot be asked."""
+    """The answer; a refusal becomes its problem, and 503 is sent while the log or the archive cannot be asked."""
     try:
         return await handling
     except Refusal as refusal:
         return refusal.response()
-    except Differ as found:  # in words for whoever can mend it; the log itself is well
+    except Differ as found:  # its text says what to do; the log itself is sound
         _log.warning("a request was not answered: %s", found)
         return problem(503, str(found), {"retry-after": str(RETRY_AFTER_S)})
     except (LogUnavailable, LogBroken, TryAgain, JobFailed, Unprocessable, TimeoutError) as trouble:
-        # Unprocessable: what a later version wrote, which its `serve` can read.
+        # Unprocessable: a later version wrote it, and only that version's `serve` can read it.
         _log.warning("a request was not answered: %s", str(trouble) or type(trouble).__name__)
         what = "the archive" if isinstance(trouble, TryAgain) else "the log"
         return problem(

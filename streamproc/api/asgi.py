@@ -26,7 +26,7 @@ from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 
 FAILED = "the request failed here; the reason is in the log"
 READY_S_MAX = 3.0
-"""A probe that takes longer says as much as one that fails."""
+"""Longest wait for all checks; after that the answer is 503."""
 
 SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
@@ -53,7 +53,7 @@ class Readiness(Struct, frozen=True):
 
 
 class Taken(Struct, frozen=True):
-    """What became of a webhook."""
+    """The outcome of a webhook."""
 
     status: Literal["accepted", "duplicate", "ignored"]
     entry: str
@@ -72,7 +72,7 @@ def create_app(
 ) -> "SecurityHeaders":
     """The ASGI application: `operations`, and the bank's webhook and health, which need no token.
 
-    Only pages of `cors_origins` may call it from a browser. Raises ConfigError when no secret could verify a webhook.
+    Only pages of `cors_origins` may call it from a browser. Raises ConfigError if no secret could verify a webhook.
     """
     webhook = RazorpayWebhook(
         producer, secrets, body_bytes_max=body_bytes_max, fallback_account=fallback_account
@@ -90,7 +90,7 @@ def create_app(
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
-    """For pages of these origins alone. No cookies: a page sends its token itself."""
+    """CORS for pages of these origins only. No cookies: a page sends its token itself."""
     if not origins:
         return []
     return [
@@ -120,7 +120,7 @@ def _webhook(webhook: RazorpayWebhook) -> Operation:
 
 
 def _health(ready: Ready) -> list[Operation]:
-    # All who ask meanwhile hear the same: needing no token, nobody's many questions make the dependencies look slow.
+    # Requests that come meanwhile share one answer: they need no token, and must not make the dependencies look slow.
     probe: asyncio.Task[list[Check]] | None = None
 
     async def alive(_call: Call) -> Response:
@@ -158,9 +158,9 @@ def _openapi(table: Sequence[Operation]) -> Operation:
 
 
 class Front:
-    """Hands the bank's deliveries straight to their application: to look through all routes first costs a quarter more.
+    """Passes the bank's webhooks straight to their application: looking through all routes first costs a quarter more.
 
-    What the application raises becomes a 500 here.
+    An exception of the application becomes a 500 here.
     """
 
     def __init__(self, path: str, application: ASGIApp, others: ASGIApp) -> None:
@@ -171,9 +171,7 @@ class Front:
         if scope["type"] != "http" or scope["path"] != self._path:
             await self._others(scope, receive, send)
             return
-        scope["endpoint"] = (
-            self._application
-        )  # as the router leaves it: who counts requests asks for the route
+        scope["endpoint"] = self._application  # as the router sets it: the request metrics need the route
         begun = False
 
         def noted(message: Message) -> Awaitable[None]:

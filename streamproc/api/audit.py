@@ -14,7 +14,7 @@ PAGE_MAX = 500
 """Lines in one answer, some 300 bytes each."""
 PAGE = 100
 NAMED = r"[^\x00-\x1f\x7f]{1,256}"
-"""Of a filter: what no name that is looked for has is refused."""
+"""A filter's value: control characters are refused, which no name has."""
 
 FILTERS = (
     Text("payout", "a payout's id", NAMED),
@@ -29,10 +29,10 @@ FILTERS = (
 
 
 class AuditDesk(Protocol):
-    """What this route needs (streamproc/operate/audit_desk.py). Raises TryAgain where Postgres is away."""
+    """What this route needs (streamproc/operate/audit_desk.py). Raises TryAgain if Postgres is away."""
 
     async def page(self, asked: dict[str, str], *, after: str | None, limit: int) -> dict[str, Any]:
-        """Lines behind another. Raises InputError for what is no time, or no line."""
+        """The lines after line `after`. Raises InputError for a bad time or line."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""Who is asking: a bearer token, whether it is good, what its scope allows, and how often it asks.
+"""Who is asking: checks a bearer token, what its scope allows, and how often it asks.
 
-Nothing is kept in memory, so a revocation counts for the next request, and all processes keep a token's rate together.
-Who is refused by name is in the log (`access.refused`, bounded). A token that nobody knows is only counted: whoever
-sends made-up ones must not be able to write.
+Nothing is kept in memory, so a revocation counts for the next request, and all processes share a token's rate. The
+refusal of a known token is recorded in the log (`access.refused`, bounded). An unknown token is only counted: made-up
+ones must not be able to fill the log.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from streamproc.domain.tokens import SECRET, Token, digest_of
 from streamproc.ingress.refusals import Seldom
 
 LOOK_S_MAX = 10.0
-"""For everything that is looked up to answer one request."""
+"""For all look-ups of one request."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,19 +28,19 @@ Clock: TypeAlias = Callable[[], int]
 
 
 class Tokens(Protocol):
-    """Where tokens are known (streamproc/operate/gateway.py). Raises LogUnavailable."""
+    """Looks tokens up (streamproc/operate/gateway.py). Raises LogUnavailable."""
 
     async def token(self, digest: str) -> Token | None:
-        """The token with this hash, whether it still opens anything or not."""
+        """The token with this hash, revoked and expired ones too."""
         ...
 
     async def request_wait_us(self, token: str, *, per_min: int) -> int:
-        """Take a request of this token's rate: 0, or the µs until there is one."""
+        """Count a request against this token's rate: 0 if it may go on, else the µs until one may."""
         ...
 
 
 class Noted(Protocol):
-    """Where refusals are written (streamproc/ingress/refusals.py); returns at once and never fails."""
+    """Records refusals (streamproc/ingress/refusals.py); returns at once and never fails."""
 
     def note(
         self, *, channel: Literal["slack", "api"], subject: str, what: str, problem: str, payout: str = ""
@@ -50,7 +50,7 @@ class Noted(Protocol):
 
 
 class Doorkeeper:
-    """Admits requests. `now_us` is Redis's clock; `per_min` requests of a token in any minute, 0: any number."""
+    """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute, 0 for no limit."""
 
     def __init__(self, tokens: Tokens, now_us: Clock, refusals: Noted, *, per_min: int = 0) -> None:
         self._tokens = tokens
@@ -60,7 +60,7 @@ class Doorkeeper:
         self._unknown = Seldom(_log, "requests with a token that nobody knows")
 
     async def admitted(self, request: Request, operation: Operation) -> Token:
-        """The request's token, which may do this. Raises Refusal: 401, 403, 429."""
+        """The request's token, if it may do this. Raises Refusal: 401, 403, 429."""
         assert operation.action is not None
         token = await self._known(request)
         if token is None:
@@ -76,7 +76,7 @@ class Doorkeeper:
         return token
 
     def note(self, token: Token, operation: Operation, request: Request, problem: str) -> None:
-        """A token that we know was refused: that is in the log."""
+        """Record that a known token was refused."""
         self._refusals.note(
             channel="api",
             subject=token.name,
@@ -116,5 +116,5 @@ def _no_token() -> NoReturn:
 
 
 def sees(token: Token, *, account: str, agent: str) -> bool:
-    """Whether what belongs to this agent of this account may be shown to the token."""
+    """Whether the token may see what belongs to this agent of this account."""
     return token.may("read all") or (account, agent) == (token.account, token.agent)

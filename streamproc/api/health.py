@@ -13,7 +13,7 @@ class Check(Struct, frozen=True):
     ok: bool
     detail: str = ""
     required: bool = True
-    """Whether this role can do nothing without it. Webhooks are taken while Postgres is away."""
+    """Whether this role is useless without it. Postgres is not required for webhooks."""
 
 
 Ready: TypeAlias = Callable[[], Awaitable[list[Check]]]

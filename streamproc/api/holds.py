@@ -1,7 +1,7 @@
-"""`/v1/holds`: what waits for a person, and a person's answer. Who answers is who the token says.
+"""`/v1/holds`: what waits for a person, and a person's answer. The token says who answers.
 
-An answer is recorded first, whoever gives it; the review stage decides whether it counts, and that is said here. 202
-means: recorded, and not handled yet. 409 means: it was decided before, by whom and when.
+Every answer is recorded first; then the review stage decides whether it counts, and the response says so. 202: recorded
+but not handled yet. 409: it was decided before, with by whom and when.
 """
 
 from hashlib import sha256
@@ -34,10 +34,10 @@ from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.domain.shown import hold_json, iso
 
 PAGE_MAX = 500
-"""Holds in one answer: more than a person looks at; some 1 KB each."""
+"""Holds in one answer, some 1 kB each: more than a person looks at."""
 PAGE = 100
 NO_REASON = "no reason given"
-"""An approval's, where none was; a rejection has one."""
+"""Recorded for an approval without a reason; a rejection must have one."""
 
 _KEY = Text(
     "Idempotency-Key",
@@ -65,11 +65,11 @@ class HoldDesk(Protocol):
     """What these routes need (streamproc/operate/hold_desk.py). Raises LogUnavailable or TimeoutError."""
 
     async def page(self, *, after: Place | None, limit: int, account: str, agent: str) -> HeldPage:
-        """Holds behind a place, of an account and an agent where these are given."""
+        """Holds after a place, of one account and agent if these are given."""
         ...
 
     async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
-        """Record an answer, once for its key, and wait for what becomes of it."""
+        """Record an answer, once per key, and wait for its outcome."""
         ...
 
 
@@ -141,7 +141,7 @@ class _Holds:
     async def _answer(self, call: Call, action: Action, why: str) -> Response:
         token = call.token
         if call.body.by not in (None, token.person):
-            raise Refusal(403, f"`by` must be who this token says, {token.person}")
+            raise Refusal(403, f"`by` must be this token's owner, {token.person}")
         record = await visible(call, self._gateway)
         answer = ReviewSubmitted(
             at=self._now_us(),
@@ -181,7 +181,7 @@ def _after(cursor: str) -> Place | None:
 
 
 def _append_key(token: str, payout: str, key: str) -> str:
-    """As the log knows an answer again; the caller's own key may be long, and is not shown."""
+    """The key by which the log recognizes an answer: a hash, since the caller's own may be long, and is not shown."""
     return "review:api:" + sha256(f"{token}\0{payout}\0{key}".encode()).hexdigest()
 
 

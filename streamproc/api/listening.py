@@ -1,7 +1,7 @@
-"""How HTTP is listened to: uvicorn as every role of ours has it, with less done for each request.
+"""The HTTP server of every role: uvicorn, with less work per request.
 
-uvicorn's protocol reads and answers. It is given a transport that sends head and body of an answer at once, where
-uvicorn writes them apart, and a loop whose timers for connections that are idle cost next to nothing.
+uvicorn's protocol reads and answers. We give it a transport that sends an answer's head and body at once, which uvicorn
+writes one by one, and a loop whose timers for idle connections cost next to nothing.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from streamproc.ingress.deadline import Deadline, Deadlines
 from streamproc.ingress.problems import Asgi
 
 KEEP_ALIVE_S: Final = 5
-"""A connection that is idle so long is closed: uvicorn's own default, which proxies and the bank know how to meet."""
+"""An idle connection is closed after this: uvicorn's own default, with which proxies and the bank can deal."""
 HELD_BYTES_MAX: Final = 64 * 1024
-"""Held back of what one step of the loop writes: more is sent at once, so that a slow reader is felt."""
+"""Most bytes gathered in one step of the loop; more is sent at once, so that back-pressure of a slow reader works."""
 
 
 class Gathering:
-    """A transport that sends in one piece what is written within one step of the loop."""
+    """A transport that sends in one piece whatever is written within one step of the loop."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
@@ -32,7 +32,7 @@ class Gathering:
         self._bytes = 0
 
     def write(self, data: bytes) -> None:
-        """Sent when this step of the loop ends, or before."""
+        """Send at the end of this step of the loop, or earlier."""
         if not self._held:
             self._loop.call_soon(self._flush)
         self._held.append(data)
@@ -42,11 +42,11 @@ class Gathering:
 
     def _flush(self) -> None:
         held, self._held, self._bytes = self._held, [], 0
-        if held and not self._transport.is_closing():  # whoever has gone meanwhile misses nothing
+        if held and not self._transport.is_closing():  # a client that has gone needs no answer
             self._transport.write(b"".join(held))
 
     def close(self) -> None:
-        """Close when everything is sent."""
+        """Close after everything is sent."""
         self._flush()
         self._transport.close()
 
@@ -59,21 +59,21 @@ class Gathering:
 
 
 class _IdleTimers:
-    """The loop as uvicorn's protocol uses it: tasks, and after each answer a timer that closes an idle connection."""
+    """What uvicorn's protocol uses of the loop: tasks, and after each answer a timer that closes an idle connection."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, idle: Deadlines) -> None:
         self.create_task = loop.create_task
         self._loop, self._idle = loop, idle
 
     def call_later(self, after_s: float, back: Callable[[], None]) -> Deadline | asyncio.TimerHandle:
-        """That of uvicorn's keep-alive is one of many alike."""
+        """A timer; those of uvicorn's keep-alive are all alike, and share one."""
         if after_s == self._idle.after_s:
             return self._idle.call(back, self._loop)
         return self._loop.call_later(after_s, back)
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's own, over a transport that gathers and with timers that cost little."""
+    """uvicorn's own protocol, over a gathering transport and with cheap timers."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Protocol(HttpToolsProtocol):
 
 
 def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Server:
-    """A server that listens when it is run. At its end what is in hand has `drain_s` seconds."""
+    """A server, not yet listening. When it stops, requests in progress have `drain_s` seconds."""
     protocol: Any = partial(Protocol, idle=Deadlines(KEEP_ALIVE_S))
     config = uvicorn.Config(
         app,
@@ -108,7 +108,7 @@ def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Serve
         access_log=False,
         lifespan="off",
         server_header=False,
-        proxy_headers=False,  # nobody asks where a request came from
+        proxy_headers=False,  # the client's address is not used
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
@@ -116,7 +116,7 @@ def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Serve
 
 
 async def serve_until(stopping: asyncio.Event, server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-    """Serve on these sockets until we are stopping, and then what is in hand."""
+    """Serve on these sockets until `stopping`, then finish the requests in progress."""
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn; ours set `stopping`
     serving = asyncio.create_task(server._serve(sockets), name="http")
     waiting = asyncio.create_task(stopping.wait())

@@ -3,8 +3,8 @@
     200 the page     401 no good token     405 any other method than GET or HEAD     503 ask later
 
 It needs STREAMPROC_METRICS_TOKEN, which is compared here and so works while Redis is away, or a token of the API that
-may read everything. There is no way in without one: behind a proxy on the same machine every caller is loopback.
-It answers by itself, since that one token is none of the API's: no rate limit, and no audit of who was refused.
+may read everything. Loopback needs a token too: behind a proxy on the same machine every caller is loopback. The route
+checks tokens itself, since that one is not the API's: no rate limit, and no audit of refusals.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from streamproc.telemetry.exposure import Page, Shown
 from streamproc.telemetry.metrics import Meters
 
 PAGE_S_MAX = 8.0
-"""Less than Prometheus waits by default (10 s), so that it hears a 503 and not nothing."""
+"""Less than Prometheus waits by default (10 s), so that it gets a 503 instead of nothing."""
 TOKEN_S_MAX = 2.0
 PATH = "/metrics"
 MEDIA = ("text/plain", "application/openmetrics-text")
@@ -33,13 +33,13 @@ RETRY: Header = (b"retry-after", b"5")
 PLAIN: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 KnownToken: TypeAlias = Callable[[str], Awaitable[Token | None]]
-"""The API's token with this hash; may raise while Redis is away."""
+"""Looks up the API's token with this hash; may raise while Redis is away."""
 
 log = logging.getLogger(__name__)
 
 
 class Timed:
-    """Passes requests on to `app` and counts them, by the route's template and never by its path."""
+    """Passes requests on to `app` and counts them by the route's template, never by the path."""
 
     def __init__(self, app: Asgi, meters: Meters) -> None:
         self._app, self._meters = app, meters
@@ -61,14 +61,14 @@ class Timed:
             await self._app(scope, receive, noted)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            # 0: the sender went away before there was an answer.
+            # 0: the client went away before there was an answer.
             self._meters.http_seconds.labels(method, route_of(scope), str(status)).observe(
                 perf_counter() - begun
             )
 
 
 class Metrics:
-    """Answers every request with the page, or says why not."""
+    """Answers every request with the page, or with why not."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Metrics:
         accepts = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         encode, kind = choose_encoder(accepts)
         try:
-            # One at a time: scrapers that come all at once must not ask the stores all at once.
+            # One at a time: several scrapers together must not query the stores together.
             async with asyncio.timeout(PAGE_S_MAX), self._turn:
                 body = encode(Shown(await self._page()))
         except TimeoutError:
@@ -132,7 +132,7 @@ class Metrics:
 
 
 def metrics_operation(page: Metrics) -> Operation:
-    """What is counted, for Prometheus. `action` says what a token of the API must be allowed."""
+    """The metrics' route. `action` is what a token of the API must be allowed."""
     return Operation(
         method="GET", path=PATH, name="showMetrics", summary="What every process here counts, and what the stores hold",
         action="read all", raw=page,

@@ -1,4 +1,4 @@
-"""The route table: every operation of the HTTP API as data. Routes and `/openapi.json` are made of it alone.
+"""The route table: every operation of the HTTP API as data, from which routes and `/openapi.json` are made.
 
 A module adds routes by a function that returns operations, which `streamproc/app.py` joins:
 
@@ -13,14 +13,14 @@ A module adds routes by a function that returns operations, which `streamproc/ap
                 action="administer",                       # domain/tokens.py; None: no token is asked for
                 reads=(Text("scope", where="path", pattern="...", means="what is frozen"),),
                 body=Freeze,                               # a Struct, or the JSON schema of an object
-                says={200: Says("it is frozen", Frozen)},  # what only this operation says; see `said`
+                says={200: Says("it is frozen", Frozen)},  # statuses of this operation alone; see `said`
                 handle=put,
             )
         ]
 
-Before `handle` is called the token is known, good, within its rate and its scope allows `action`; parameters and body
-are read and within what the table says. Whether this token may touch *this* resource only the handler knows: what is
-another agent's is 404, as if it were not there. A handler raises `Refusal`, or what log and archive raise (503).
+Before `handle` is called, the token is known to be valid, within its rate, and of a scope that allows `action`;
+parameters and body are read and within the table's limits. Only the handler knows whether the token may touch *this*
+resource: another agent's is 404, as if it did not exist. A handler raises `Refusal`, or errors of log or archive (503).
 """
 
 import re
@@ -41,7 +41,7 @@ Schema: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A parameter that is text of a shape. In a path, what has another shape is not there: 404; elsewhere it is 422."""
+    """A text parameter that must match a pattern. What does not match is 404 in a path, and 422 elsewhere."""
 
     name: str
     means: str
@@ -62,7 +62,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A parameter that is a whole number within limits."""
+    """A whole-number parameter within limits."""
 
     name: str
     means: str
@@ -94,29 +94,29 @@ class Says:
     means: str
     shape: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers by name, each with what it says."""
+    """Headers by name, each with its meaning."""
     media: tuple[str, ...] = ()
-    """Content types, where the body is no JSON."""
+    """Content types, if the body is not JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, read: who asks, and what the table says is there."""
+    """One request as read by the table: its token, parameters and body."""
 
     request: Request
     caller: Token | None
     given: Mapping[str, str | int]
     body: Any = None
-    """A Struct, or a dict where the table has a JSON schema."""
+    """A Struct, or a dict if the table has a JSON schema."""
 
     @property
     def token(self) -> Token:
-        """Who asks."""
+        """The caller's token."""
         assert self.caller is not None, "an operation without an action has no token"
         return self.caller
 
     def text(self, name: str) -> str:
-        """A text parameter; empty where it was not given."""
+        """A text parameter; empty if it was not given."""
         return str(self.given.get(name, ""))
 
     def number(self, name: str) -> int:
@@ -139,11 +139,11 @@ class Operation:
     action: Action | None
     handle: Handler | None = None
     raw: ASGIApp | None = None
-    """Instead of `handle`: an application that does everything itself, as webhooks do, which verify raw bytes."""
+    """Instead of `handle`: an application that does everything itself, as for webhooks, which verify raw bytes."""
     reads: tuple[Parameter, ...] = ()
     body: Any = None
     body_required: bool = True
-    """Where it is not, no body at all is an empty object."""
+    """If False, a missing body counts as an empty object."""
     says: Mapping[int, Says]
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class Operation:
 
 
 def said(operation: Operation) -> dict[int, Says]:
-    """Everything that an operation may say, by status: its own, and what the frame says for it."""
+    """All answers of an operation by status: its own, and those that the framework gives (401, 429 and so on)."""
     if operation.raw is not None or operation.action is None:
         return dict(operation.says)
     common = {

@@ -1,6 +1,6 @@
-"""`/v1/payouts`: an agent asks for a payout, and sees what became of it.
+"""`/v1/payouts`: an agent asks for a payout, and sees its outcome.
 
-Nothing is decided here: what is asked for is appended to the log, once, and the governance chain decides.
+Nothing is decided here: the request is appended to the log, once, and the governance chain decides.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from streamproc.ingress.door import Door
 from streamproc.log.stream import Append
 
 APPEND_S_MAX = 10.0
-"""An agent waits longer than the bank does; then it hears 503 and asks again under the same key."""
+"""Longer than the bank would wait for a webhook's answer. Then the agent gets 503 and asks again under the same key."""
 KEY_CHARS_MAX = 128
 
 PAYOUT_ID = Text("payout", "a payout's id, ours or the bank's", r"[A-Za-z0-9_]{1,64}", where="path")
@@ -40,11 +40,11 @@ _KEY = Text(
 
 
 class Gateway(Protocol):
-    """What these routes need to know (streamproc/operate/gateway.py). Raises LogUnavailable, or TryAgain where
-    only the archive would know and is away."""
+    """Looks payouts up (streamproc/operate/gateway.py). Raises LogUnavailable, or TryAgain if only the archive would
+    know and is away."""
 
     async def record(self, payout: str) -> PayoutRecord | None:
-        """A payout, also one that no worker has looked at yet."""
+        """A payout, even if no worker has handled it yet."""
         ...
 
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
@@ -80,7 +80,7 @@ def payout_operations(producer: Door, gateway: Gateway) -> list[Operation]:
 
 
 async def visible(call: Call, gateway: Gateway) -> PayoutRecord:
-    """The payout of the path, if this token may see it. Another agent's is as if it were not there."""
+    """The path's payout, if this token may see it; another agent's is 404, as if it did not exist."""
     async with asyncio.timeout(LOOK_S_MAX):
         record = await gateway.record(call.text("payout"))
     if record is None or not sees(call.token, account=record.account, agent=record.agent):
@@ -116,7 +116,7 @@ class _Payouts:
         async with asyncio.timeout(APPEND_S_MAX):
             appended = await self._producer.append(Append(token.account, (request_key(payout),), (event,)))
             if not appended.new:
-                # The same key at the same moment: whoever was first is in the log.
+                # The same key at the same moment: the first request is in the log.
                 known = await self._gateway.record(payout)
                 if known is None:
                     raise LogUnavailable(f"entry {appended.entry} has left the log")
@@ -139,15 +139,15 @@ class _Payouts:
 def _wanted(body: dict[str, Any]) -> Wanted:
     try:
         found = read_request(body)
-    except ValueError as problem:  # an integer of thousands of digits
-        raise Refusal(400, "the body is no request: it holds a number too long to write") from problem
+    except ValueError as problem:  # for an integer of thousands of digits
+        raise Refusal(400, "the body is no request: it holds a number with too many digits") from problem
     if isinstance(found, list):
         raise wrong_fields([msgspec.to_builtins(one) for one in found])
     return found
 
 
 def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
-    """The payout that this key made before, if it was asked for with the same body."""
+    """The payout made under this key before. Raises Refusal if it was asked for with another body."""
     if known.intent is None:
         raise Refusal(
             409,

@@ -1,7 +1,7 @@
 """`/v1/policies`, `/v1/freezes`, `/v1/agents/{agent}/budget`: what agents may do, and who changes it: an admin.
 
-200 in force    202 it loosens, and waits for a second person    404 no such policy, or another agent's
-412 another version is in force    422 fields, each with its problem    409 a proposal that is over, and by whom
+200 in force    202 it loosens a rule and waits for a second person    404 no such policy, or another agent's
+412 another version is in force    422 each wrong field with its problem    409 the proposal is over, and by whom
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import InputError
 
 PAGE_MAX = 500
-"""Changes in one answer: a change may have a list of domains before and after."""
+"""Changes in one answer: each may have a list of domains before and after."""
 PAGE = 100
 PROPOSALS_PAGE_MAX = 20
-"""Proposals in one answer: each may have a quarter of a megabyte."""
+"""Proposals in one answer: each may have 256 KiB."""
 HISTORY_MAX = 1_000_000
 
 AGENT = Text("agent", "an agent's id", IDENTIFIER.pattern, where="path")
@@ -53,7 +53,7 @@ FULL = Says("It would wait for a second person, and too many changes do so alrea
 
 
 class Made(Struct, frozen=True):
-    """What a change came to, as scripts see it: what is in force now, or the proposal that waits."""
+    """The result of a change: what is in force now, or the proposal that waits."""
 
     version: int = 0
     changes: list[dict[str, Any]] = []
@@ -71,36 +71,36 @@ class PolicyDesk(Protocol):
     async def change(
         self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
     ) -> Made:
-        """Put fields in force, instead of or into an agent's own; `version` None: any, or none; 0: any;
-        NONE_YET: none."""
+        """Put fields in force, instead of an agent's own (`replaces`) or merged into them. `version` must be the one in
+        force; None: any or none; 0: any; NONE_YET: none."""
         ...
 
     async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
-        """Its changes, the oldest first, and what may be missing; None: it never had a policy."""
+        """An agent's changes, the oldest first, and what may be missing; None: it never had a policy."""
         ...
 
     async def proposals(self) -> list[dict[str, Any]]:
-        """Those that are kept, the newest first."""
+        """The proposals that are kept, the newest first."""
         ...
 
     async def confirm(self, proposal: str, *, by: str) -> Made:
-        """Put it in force, as its second person."""
+        """Put a proposal in force, as its second person."""
         ...
 
     async def withdraw(self, proposal: str, *, by: str, why: str) -> dict[str, Any]:
-        """End it."""
+        """Withdraw a proposal."""
         ...
 
     async def freezes(self) -> list[dict[str, Any]]:
-        """Those that are in force."""
+        """The freezes in force."""
         ...
 
     async def freeze(self, scope: str, *, frozen: bool, by: str, why: str) -> tuple[dict[str, Any], Made]:
-        """Freeze a scope or lift that: what is in force now, and the proposal where that waits."""
+        """Freeze a scope or lift its freeze; what is in force now, and the proposal if it waits."""
         ...
 
     async def budget(self, agent: str, account: str) -> list[dict[str, Any]] | None:
-        """The windows that limit the agent now; None: it has no policy. InputError where it must name an account."""
+        """The windows that limit the agent now; None: it has no policy. InputError if an account must be named."""
         ...
 
 
@@ -240,7 +240,9 @@ class _Policies:
         found, after = await self._desk.proposals(), call.text("after")
         ids = [one["id"] for one in found]
         if after and after not in ids:
-            raise wrong_fields([{"field": "after", "problem": "is no proposal that is kept: begin again"}])
+            raise wrong_fields(
+                [{"field": "after", "problem": "is not a proposal that is kept: ask again without it"}]
+            )
         first = ids.index(after) + 1 if after else 0
         last = first + call.number("limit")
         more = ids[last - 1] if last < len(ids) else None
@@ -298,7 +300,7 @@ class _Policies:
 
 
 def _own_or_all(call: Call) -> str:
-    """The agent that is asked about, if this token may see it."""
+    """The path's agent, if this token may see it."""
     agent, token = call.text("agent"), call.token
     if not token.may("read all") and agent != token.agent:
         _no_policy(agent)
@@ -335,7 +337,7 @@ def _by_field(problem: InputError, prefix: str) -> Refusal:
 
 
 def _safe(text: str) -> str:
-    """A name that was sent may hold what no answer can."""
+    """A name from a request, without characters that no answer may hold."""
     return clean(text, 500)
 
 

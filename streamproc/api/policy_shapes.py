@@ -1,4 +1,4 @@
-"""What the routes of policies, freezes, budgets and the audit show and take, as types for `/openapi.json`."""
+"""Requests and answers of the routes of policies, freezes, budgets and the audit, as types for `/openapi.json`."""
 
 from typing import Annotated, Any, Final
 
@@ -31,7 +31,7 @@ class FieldChange(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One version of a scope, and what made it."""
+    """One version of a scope, and the change that made it."""
 
     scope: str
     version: int
@@ -44,7 +44,7 @@ class Change(Struct, frozen=True):
 
 
 class Changes(Struct, frozen=True):
-    """What is in force now that was not before; none where it was so already. `left`: what a person must look at."""
+    """What is in force now that was not before; empty if nothing changed. `left`: what a person must look at."""
 
     changed: bool
     changes: list[Change]
@@ -52,7 +52,7 @@ class Changes(Struct, frozen=True):
 
 
 class History(Struct, frozen=True):
-    """Changes, the oldest first; `next` is what to ask `after` for more. `notes` say what may be missing."""
+    """Changes, the oldest first; give `next` as `after` to get more. `notes` say what may be missing."""
 
     items: list[Change]
     next: int | None
@@ -60,7 +60,7 @@ class History(Struct, frozen=True):
 
 
 class Loosens(Struct, frozen=True):
-    """One field by which a change lets more through. An empty `field` is the scope as a whole."""
+    """One field by which a change lets more through. An empty `field` means the scope as a whole."""
 
     scope: str
     field: str
@@ -87,7 +87,7 @@ class ProposalShown(Struct, frozen=True):
 
 
 class Waits(Struct, frozen=True):
-    """Nothing is in force: somebody else must confirm it."""
+    """Nothing changed yet: somebody else must confirm it."""
 
     proposal: ProposalShown
 
@@ -120,7 +120,7 @@ class Freezes(Struct, frozen=True):
 
 
 class Frozen(Struct, frozen=True):
-    """What is in force now. `notes`: what a person may not expect."""
+    """What is in force now. `notes`: surprises, for a person."""
 
     scope: str
     frozen: bool
@@ -129,7 +129,7 @@ class Frozen(Struct, frozen=True):
 
 
 class BudgetWindow(Struct, frozen=True):
-    """One window, now. Paise; `remaining` is never below 0."""
+    """One window as it is now. Paise; `remaining` is never below 0."""
 
     scope: str
     window: str

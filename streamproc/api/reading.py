@@ -66,7 +66,7 @@ def _in_path(one: Parameter, raw: str) -> str | int:
 
 def _read(one: Parameter, values: list[str]) -> dict[str, str | int]:
     if len(values) > 1:
-        raise ValueError("is there more than once")
+        raise ValueError("is given more than once")
     if values:
         return {one.name: one.read(values[0])}
     if one.required:
@@ -113,7 +113,7 @@ def _object(request: Request, body: bytes) -> dict[str, Any]:
     except NotJson as problem:
         raise Refusal(400, f"the body is no request: {problem}") from problem
     except ValueError as problem:  # an integer of thousands of digits
-        raise Refusal(400, "the body is no request: it holds a number too long to write") from problem
+        raise Refusal(400, "the body is no request: it holds a number with too many digits") from problem
     if not isinstance(decoded, dict):
         raise Refusal(400, "the body is no request: it is not a JSON object")
     if not unique:

@@ -1,4 +1,4 @@
-"""The route table as Starlette's routes: one for each path, so that 405 names every method that is there."""
+"""The route table as Starlette's routes: one for each path, so that a 405 names every method of the path."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from streamproc.api.operations import Call, Operation
 from streamproc.api.reading import read_json, read_parameters
 
 BUSY_RETRY_AFTER_S = 1
-"""What a 503 asks for that has no other reason than that too many ask."""
+"""Retry-After, in seconds, of a 503 for too many requests at once."""
 IN_HAND_MAX = 64
-"""Requests with a token that are handled at once. Whoever asks beyond that is refused at once: to wait would mean to be
-answered when the client has gone and asks again, and so on for ever, with nobody served. A request takes 5 to 60 ms of
-this process, so the last of them is answered within 4 s. Webhooks, health and metrics are not counted."""
+"""Requests with a token that are handled at once; more are refused at once. If they waited, their clients would have
+given up and asked again by the time they are answered, and so on, and nobody would be served. A request takes 5 to 60
+ms of this process, so the last of them is answered within 4 s. Webhooks, health and metrics are not counted."""
 
 
 class Desk:
-    """How many requests are in hand."""
+    """Counts the requests in progress."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -31,7 +31,7 @@ class Desk:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """One request, while it is handled. Raises Refusal where too many are."""
+        """Counts one request while it is handled. Raises Refusal if there are too many."""
         if self._in_hand >= self._most:
             raise Refusal(
                 503, f"{self._in_hand} requests are in hand, the limit is {self._most}; ask again",
@@ -47,7 +47,7 @@ class Desk:
 def routes_of(
     operations: Sequence[Operation], doorkeeper: Doorkeeper | None, *, body_bytes_max: int
 ) -> list[Route]:
-    """A route for each path; those that say more come first, as `/a/fixed` before `/a/{any}`."""
+    """A route for each path; more specific ones come first, as `/a/fixed` before `/a/{any}`."""
     desk = Desk(IN_HAND_MAX)
     by_path: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
@@ -82,7 +82,7 @@ def _route(
         return await answered(_handled(request, operation, doorkeeper, desk, body_bytes_max))
 
     route = Route(path, endpoint)
-    route.methods = None  # every method comes here, also one that nobody has heard of
+    route.methods = None  # every method comes here, unknown ones too
     return route
 
 
@@ -101,7 +101,7 @@ async def _handled(
     try:
         given = read_parameters(request, operation)
         body = None
-        if operation.body is not None:  # a slow sender holds nobody's place
+        if operation.body is not None:  # read before counting, so that slow senders take no place
             body = await read_json(request, operation, body_bytes_max)
         with desk.taken():
             return await operation.handle(Call(request, token, given, body))

@@ -1,5 +1,5 @@
-"""What the API shows, as types: for `/openapi.json`. The values themselves are made in domain/shown.py; tests hold them
-against these."""
+"""The API's answers as types, for `/openapi.json`. The values are made in domain/shown.py; tests compare them with
+these."""
 
 from typing import Any, Final, Literal
 
@@ -20,7 +20,7 @@ class Finding(Struct, frozen=True):
 
 
 class Window(Struct, frozen=True):
-    """A budget window that the payout is charged to, as it was right after. Paise."""
+    """A budget window that the payout is charged to, as it was right after the charge. Paise."""
 
     scope: str
     window: str
@@ -30,7 +30,7 @@ class Window(Struct, frozen=True):
 
 
 class Reservation(Struct, frozen=True):
-    """What the payout holds of its budgets. Paise."""
+    """What the payout takes from its budgets. Paise."""
 
     state: str
     amount: int
@@ -105,11 +105,11 @@ class Hold(Struct, frozen=True):
     expires_at: str | None
     approved_by: list[str]
     notified: bool
-    """Whether anybody was told of it."""
+    """Whether people were told of it."""
 
 
 class HoldPage(Struct, frozen=True):
-    """`next` is what to ask `after` for more; null: there are no more. `notes` say what may be missing."""
+    """Give `next` as `after` to get more; null: there are no more. `notes` say what may be missing."""
 
     items: list[Hold]
     next: str | None

@@ -1,4 +1,4 @@
-"""`POST /webhooks/slack` in the route table. What it does is in `streamproc/ingress/slack_review.py`."""
+"""`POST /webhooks/slack` in the route table. `streamproc/ingress/slack_review.py` handles it."""
 
 from starlette.types import ASGIApp
 
@@ -7,7 +7,7 @@ from streamproc.ingress.slack_review import PATH
 
 
 def slack_operation(app: ASGIApp) -> Operation:
-    """Slack tells of a click. No token: Slack signs."""
+    """The route for clicks in Slack. No token: Slack signs its requests."""
     return Operation(
         method="POST", path=PATH, name="deliverClick", summary="Slack tells of a click on a hold's message",
         action=None, raw=app,

@@ -1,6 +1,6 @@
-"""A request's place in its caller's trace: told as a server span, and written to what it appends.
+"""A request's place in its caller's trace: reported as a server span, and written to what the request appends.
 
-A payout's trace is its own and is known by its id, so the caller's is linked and not continued.
+A payout has its own trace, which follows from its id, so the caller's trace is linked and not continued.
 """
 
 from collections.abc import Awaitable
@@ -14,11 +14,11 @@ from streamproc.telemetry.trace_context import place_of, traceparent_of
 
 METHOD_CHARS_MAX = 32
 PATH_CHARS_MAX = 512
-"""Of what a caller made up; our own are shorter."""
+"""Characters kept of a path, since a caller can make one up; our own are shorter."""
 
 
 class Traced:
-    """Passes requests on to `app`; tells of them where somebody takes traces."""
+    """Passes requests on to `app`; makes spans of them if traces are on."""
 
     def __init__(self, app: Asgi) -> None:
         self._app = app
@@ -62,7 +62,7 @@ def _tell(
 ) -> None:
     error = failed or (str(status) if status >= 500 else None)
     attributes = _about(scope)
-    if status:  # else the sender had gone before there was an answer
+    if status:  # else the client had gone before there was an answer
         attributes["http.response.status_code"] = status
     if error:
         attributes["error.type"] = error
@@ -81,7 +81,7 @@ def _tell(
 
 
 def _about(scope: Scope) -> dict[str, Value]:
-    """What was asked for. The path of what is no route of ours is left out: it may be anything, a secret too."""
+    """The request's attributes, without the path unless it is a route of ours: it may be anything, even a secret."""
     method, route = scope["method"], route_of(scope)
     about: dict[str, Value] = {"http.request.method": method, "url.scheme": scope.get("scheme", "http")}
     if method not in METHODS:

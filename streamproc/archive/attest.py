@@ -167,15 +167,15 @@ def _trusted_row(row: asyncpg.Record, archive: str, partition: int, trusted: Tru
     try:
         signed, _ = checkpoint.opened(row["note"], trusted)
     except BadNote as problem:
-        hint = "the public key of an earlier signing key belongs into STREAMPROC_CHECKPOINT_KEYS"
-        raise LogBroken(f"{where} is not to be built on: {problem} ({hint})") from problem
+        hint = "the public key of an earlier signing key belongs in STREAMPROC_CHECKPOINT_KEYS"
+        raise LogBroken(f"{where} cannot be continued: {problem} ({hint})") from problem
     stored = (archive, partition, row["size"], row["entry_id"], row["hash"], row["root"])
     if stored != (signed.archive, signed.partition, signed.size, signed.entry, signed.hash, signed.root):
         raise LogBroken(f"{where} has another content than its signed note; run `streamproc audit verify`")
     try:
         grown = Frontier.unpacked(signed.size, row["frontier"])
     except ValueError as problem:
-        raise LogBroken(f"{where} cannot be built on: {problem}") from problem
+        raise LogBroken(f"{where} cannot be continued: {problem}; run `streamproc audit verify`") from problem
     if grown.root() != signed.root:
         raise LogBroken(f"{where} has a frontier that is not that of its root; run `streamproc audit verify`")
     return Covered(signed.size, signed.entry, signed.hash, row["frontier"])

@@ -70,7 +70,7 @@ def read(text: str) -> Checkpoint:
     try:
         when = datetime.fromisoformat(at)
     except ValueError:
-        raise BadNote(f"its time {at} is none") from None
+        raise BadNote(f"its time {at} cannot be read") from None
     return Checkpoint(
         archive, int(partition), int(size), base64.b64decode(root), entry, base64.b64decode(link), when
     )

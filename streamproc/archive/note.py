@@ -138,7 +138,7 @@ def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     for line in tail[:-1].split("\n"):
         found = _SIGNATURE.fullmatch(line)
         if found is None:
-            raise BadNote("it has a line among its signatures that is none")
+            raise BadNote("one of its signature lines is malformed")
         try:
             signatures.append((found[1], base64.b64decode(found[2], validate=True)))
         except binascii.Error:

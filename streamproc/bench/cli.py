@@ -53,7 +53,7 @@ def bench() -> None:
     type=click.IntRange(1, CONSUMERS_MAX),
     default=CONSUMERS,
     show_default=True,
-    help="Of the engine, in its one worker process: as `worker --concurrency`. Of FastStream, its subscribers.",
+    help="The engine's consumers in its one worker process, as `worker --concurrency`; FastStream's subscribers.",
 )
 @click.option(
     "--whole",

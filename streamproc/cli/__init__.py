@@ -41,7 +41,7 @@ WRONG_USE, FAILED = 2, 1
 
 
 class Root(click.Group):
-    """`streamproc log tail | head`: a reader that had enough is no failure."""
+    """The command group. A reader that closes our pipe early (`streamproc log tail | head`) is no failure."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     output.take_any_letter()
     try:
         code = int(cli.main(arguments, prog_name="streamproc", standalone_mode=False) or 0)
-        if sys.stdout is not None:  # it is where nobody closed it before we began
+        if sys.stdout is not None:  # None: it was closed before we began
             sys.stdout.flush()
         return code
     except click.exceptions.Abort:
@@ -128,7 +128,7 @@ def _refuse(problem: StreamprocError) -> int:
 
 
 def _named(problems: BaseExceptionGroup[BaseException]) -> StreamprocError | None:
-    """The first error of a task group, where all of them were raised on purpose."""
+    """The first error of a task group, if all of them were raised on purpose."""
     ours, rest = problems.split(StreamprocError)
     if ours is None or rest is not None:
         return None

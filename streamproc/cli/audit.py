@@ -1,4 +1,4 @@
-"""`streamproc audit`: is the archive still what was signed, what does it say, and evidence for others."""
+"""`streamproc audit`: verify the archive against its signatures, list the audit, export evidence for others."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,13 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option("--partition", type=click.IntRange(0), default=None, metavar="N", help="Only this one.")
+@click.option(
+    "--partition",
+    type=click.IntRange(0),
+    default=None,
+    metavar="N",
+    help="Only this partition; all by default.",
+)
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
@@ -42,15 +48,15 @@ def audit() -> None:
     "keys",
     multiple=True,
     metavar="VKEY|FILE",
-    help="Trust this public key, and none that lies on this machine. May be given several times.",
+    help="Trust only this public key, none of this machine's; may be given several times.",
 )
 @output.json_option
 def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...], as_json: bool) -> None:
     """Verify the archive from its stored bytes against its chain and its signed checkpoints.
 
     Reads every row, from Postgres alone, and compares with the checkpoints in the database and with those that were
-    published outside. Exit code 1, and the first wrong link of each partition by name, where anything does not fit.
-    What no checkpoint covers yet is said.
+    published outside. If anything does not fit, the first wrong link of each partition is named, with exit code 1.
+    It also says which entries no checkpoint covers yet.
 
     \b
     Example:
@@ -125,7 +131,7 @@ def _lines(found: "Verified") -> list[str]:
 KINDS = ("decision", "review", "command", "confirmation", "settlement", "policy", "alert")
 LIST_MAX = 1_000
 COVER_MARGIN_S = 10.0
-"""Beyond the interval of checkpoints: for making one."""
+"""Added to the interval of checkpoints, for making one."""
 
 _FILTERS = (
     click.option("--agent", default=None, metavar="ID", help="Only about this agent's payouts and policy."),
@@ -141,13 +147,18 @@ _FILTERS = (
         help="Only decisions of this outcome.",
     ),
     click.option("--kind", type=click.Choice(KINDS), default=None, help="Only lines of this kind."),
-    click.option("--since", default=None, metavar="WHEN", help="From then on: ISO 8601, or 24h, 30d ago."),
-    click.option("--until", default=None, metavar="WHEN", help="Until before then."),
+    click.option(
+        "--since",
+        default=None,
+        metavar="WHEN",
+        help="Only from then on: a time (ISO 8601), or one ago such as 24h or 30d.",
+    ),
+    click.option("--until", default=None, metavar="WHEN", help="Only before then: a time as for --since."),
 )
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which lines; they are given to the command as its keyword arguments."""
+    """Adds the options that filter lines; the command gets them as keyword arguments."""
     for option in reversed(_FILTERS):
         command = option(command)
     return command
@@ -174,7 +185,7 @@ def _wanted(asked: dict[str, str | None]) -> "AuditFilter":
 @click.option(
     "--limit", type=click.IntRange(1, LIST_MAX - 1), default=50, show_default=True, help="How many to show."
 )
-@click.option("--after", default=None, metavar="ID", help="Go on after this line.")
+@click.option("--after", default=None, metavar="ID", help="Continue after the line with this id.")
 @output.json_option
 def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> None:
     """List what was decided, reviewed, commanded, confirmed, settled and changed, the newest first.
@@ -227,7 +238,7 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     "form",
     type=click.Choice(["csv", "jsonl", "parquet", "bundle"]),
     default=None,
-    help="By FILE's suffix otherwise: .csv, .jsonl, .parquet, .zip (a bundle).",
+    help="By default as FILE's suffix says: .csv, .jsonl, .parquet, .zip (a bundle).",
 )
 @click.option(
     "--wait",
@@ -235,9 +246,11 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     type=click.FloatRange(0, 3_600),
     default=None,
     metavar="SECONDS",
-    help="For a checkpoint that covers all of a bundle; by default a little more than the interval of checkpoints.",
+    help="Longest wait for a checkpoint that covers the whole bundle; by default just over a checkpoint interval.",
 )
-@click.option("--key", "keys", multiple=True, metavar="VKEY|FILE", help="As with verify; for a bundle.")
+@click.option(
+    "--key", "keys", multiple=True, metavar="VKEY|FILE", help="For a bundle: as with `audit verify`."
+)
 @output.json_option
 def export(
     file: Path,
@@ -251,7 +264,7 @@ def export(
 
     A table (CSV, JSON lines, Parquet) has the lines that match, amounts in paise. A bundle has every archived entry of
     the payouts that match, with proofs under a signed checkpoint, the policy versions, and a program that checks it
-    with nothing but Python. Exit code 1 where not all of it is covered by a checkpoint yet.
+    with nothing but Python. Exit code 1 if not all of it is covered by a checkpoint yet.
 
     \b
     Example:
@@ -286,7 +299,7 @@ def export(
 
 
 def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
-    """What is in it. Raises JobFailed where something is missing in it."""
+    """Print what the bundle has. Raises JobFailed if something is missing in it."""
     if as_json:
         counted = ("file", "entries", "payouts", "policies", "not_covered", "unknown")
         sizes = {str(partition): one.size for partition, one in sorted(bundled.signed.items())}
@@ -302,7 +315,8 @@ def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
         partition, seq, entry = bundled.first_left
         raise JobFailed(
             f"{bundled.not_covered} entries that match are NOT in {bundled.file}: no checkpoint covers them yet."
-            f" The first is partition {partition}, seq {seq}, entry {entry}. Export again when the projector made one"
+            f" The first is partition {partition}, seq {seq}, entry {entry}."
+            " Export again once the projector has made one"
         )
     if bundled.unknown:
         raise JobFailed(
@@ -329,10 +343,10 @@ def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
 )
 @output.json_option
 def key(new: Path | None, as_json: bool) -> None:
-    """Print the public key that checkpoints are signed by. Give it to whoever is to verify them.
+    """Print the public key by which checkpoints are signed. Give it to whoever verifies them.
 
-    With --new a private key is made; a file that is there is never overwritten. When a key is replaced, the public key
-    of the old one belongs into STREAMPROC_CHECKPOINT_KEYS.
+    With --new a private key is made; an existing file is never overwritten. After replacing a key, add the old public
+    key to STREAMPROC_CHECKPOINT_KEYS.
 
     \b
     Example:

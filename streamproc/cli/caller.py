@@ -1,4 +1,4 @@
-"""What commands that call our own API start from: the token, the API's address, and small files."""
+"""For commands that call our own API: the token, the API's address, and small files."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from streamproc.setting_urls import http_url
 from streamproc.settings import Settings
 
 FILE_BYTES_MAX = 65_536
-"""A beneficiary's file has some hundred bytes, a token's 48."""
+"""Largest file: a beneficiary's has some hundred bytes, a token's 48."""
 
 
 def token_of(settings: Settings, file: Path | None) -> str:
-    """The token in the file of --token, or in the settings. Raises ConfigError where there is none.
+    """The token in the file of --token, or in the settings. Raises ConfigError if there is none.
 
-    Raises InputError, which never repeats a token, where the file cannot be read.
+    Raises InputError, which never repeats a token, if the file cannot be read.
     """
-    if file is not None and SECRET.fullmatch(str(file)):  # its client keeps what is said here in a log
+    if file is not None and SECRET.fullmatch(str(file)):  # errors must not repeat it: MCP clients log them
         raise InputError(
             "--token names a file that holds the token: what was given is a token, and was not used"
         )
@@ -27,18 +27,18 @@ def token_of(settings: Settings, file: Path | None) -> str:
 
 
 def api_url(settings: Settings, given: str = "") -> str:
-    """The API at --url, or else where `serve` listens. Raises InputError for what is no URL of an API."""
+    """The API at --url, or else where `serve` listens. Raises InputError if the URL cannot be an API's."""
     if given:
         try:
             return http_url()(given)
-        except ValueError as problem:  # which does not repeat it: it may have a password in it
+        except ValueError as problem:  # does not repeat the URL, which may have a password in it
             raise InputError(f"--url {problem}") from None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
 
 
 def small_text(path: Path, option: str) -> str:
-    """A file's text. Raises InputError, naming the option, for what cannot be read or is too long."""
+    """A file's text. Raises InputError, naming the option, if it cannot be read or is too long."""
     try:
         with path.open("rb") as file:
             found = file.read(FILE_BYTES_MAX + 1)

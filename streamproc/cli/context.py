@@ -1,4 +1,4 @@
-"""What commands start from: the settings, and, for operators, where the running system is."""
+"""What commands start with: the settings and, for operators' commands, where the running system is."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_o
 
 def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
-    # A role says what it does; an operator's command only what is wrong.
+    # A role logs what it does; an operator's command only what is wrong.
     settings = log_of_settings(logging.INFO)
     require(settings, role)
     return settings
 
 
 def log_of_settings(level: int) -> Settings:
-    """The settings; from here on no log line holds a secret of theirs."""
+    """The settings; from here on their secrets are masked in log lines."""
     log_to_stderr(level)
     settings = load(os.environ)
     log_to_stderr(level, [*secrets_of(settings), *_otlp_keys(os.environ)])
@@ -29,7 +29,7 @@ def log_of_settings(level: int) -> Settings:
 
 
 def _otlp_keys(env: Mapping[str, str]) -> Iterator[str]:
-    """What OTEL_EXPORTER_OTLP_HEADERS and the like hold: OpenTelemetry logs whole a header that it cannot read."""
+    """The values of OTEL_EXPORTER_OTLP_HEADERS and the like: OpenTelemetry logs a header that it cannot read."""
     for name, raw in env.items():
         if name.startswith("OTEL_EXPORTER_OTLP_") and name.endswith("HEADERS"):
             for header in raw.split(","):
@@ -49,7 +49,7 @@ def operator_settings() -> Settings:
 
 
 def postgres_dsn() -> str:
-    """Where the archive is, for commands that need nothing else. Raises ConfigError where it is not said."""
+    """The archive's DSN, for commands that need nothing else. Raises ConfigError if it is not set."""
     return archive_settings().postgres_dsn.reveal()
 
 

@@ -22,7 +22,11 @@ def dead() -> None:
 @dead.command("list")
 @click.option("--partition", type=click.IntRange(0), default=None, help="One partition; all by default.")
 @click.option(
-    "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="Of each partition."
+    "--limit",
+    type=click.IntRange(1, LIMIT_MAX),
+    default=100,
+    show_default=True,
+    help="How many to show of each partition.",
 )
 @output.json_option
 def list_(partition: int | None, limit: int, as_json: bool) -> None:
@@ -54,7 +58,7 @@ def list_(partition: int | None, limit: int, as_json: bool) -> None:
 @click.argument("id")
 @output.json_option
 def show(id: str, as_json: bool) -> None:
-    """Show a dead letter: whose it is, what is in it, what went wrong.
+    """Show a dead letter: its group and payout, its entry, what went wrong.
 
     \b
     Example:
@@ -86,8 +90,8 @@ def show(id: str, as_json: bool) -> None:
 def redrive(id: str, by: str, why: str, as_json: bool) -> None:
     """Give a dead letter back to its group.
 
-    Do this when what went wrong is mended. Its entry is handled again by that group alone; if it fails again it
-    becomes a dead letter again. Who did it, and why, is recorded in the log.
+    Do this after correcting what went wrong. Only that group handles the entry again; if it fails again, it becomes
+    a dead letter again. Who did it, and why, is recorded in the log.
 
     \b
     Example:
@@ -117,7 +121,7 @@ def redrive(id: str, by: str, why: str, as_json: bool) -> None:
 def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
     """Remove a dead letter for good.
 
-    Its entry, that it was set aside, who discarded it and why stay in the log; its payout stays as it is.
+    The log keeps its entry, that it was set aside, who discarded it and why. Its payout stays as it is.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`streamproc doctor`: is everything as it must be, and if not, what to do."""
+"""`streamproc doctor`: checks everything, and says what to do about what is wrong."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`streamproc explain`: one payout's story."""
+"""`streamproc explain`: the whole story of one payout."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("payout")
 @click.option(
-    "--as-of", "as_of", metavar="WHEN", help="As it was known then: a time (ISO 8601), a seq, partition:seq."
+    "--as-of",
+    "as_of",
+    metavar="WHEN",
+    help="What was known then: a time (ISO 8601), a seq, or partition:seq.",
 )
 @output.json_option
 def explain(payout: str, as_of: str | None, as_json: bool) -> None:

@@ -26,9 +26,9 @@ _why = person.why_option()
 def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
     """Freeze an agent, an account or a team: its payouts are REJECTED FROZEN.
 
-    It binds the next decision, reviewers' approvals, and what is approved and not sent to the bank yet: that is
-    rejected there. What the bank has been told already, or pays by itself (`queued`), is not called back. No policy
-    file lifts a freeze; only `streamproc unfreeze` does.
+    It binds the next decision, reviewers' approvals, and payouts that are approved but not sent to the bank yet: these
+    are rejected there. What the bank was told already, or pays by itself (`queued`), is not called back. No policy file
+    lifts a freeze; only `streamproc unfreeze` does.
 
     \b
     Example:
@@ -46,8 +46,8 @@ def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
 def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
     """Lift the freeze of an agent, an account or a team.
 
-    What was rejected meanwhile stays rejected. Exit code 1 where its policy says `frozen: true` by itself. Where the
-    policies say `changes: {loosening: two_people}` somebody else must confirm it first (`policy confirm`).
+    What was rejected meanwhile stays rejected. Exit code 1 if its policy says `frozen: true`, which keeps it frozen. If
+    the policies say `changes: {loosening: two_people}`, somebody else must confirm it first (`policy confirm`).
 
     \b
     Example:

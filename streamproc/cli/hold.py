@@ -27,7 +27,7 @@ def hold() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="How many to show."
 )
-@click.option("--after", default=None, metavar="PAYOUT", help="Go on after this one.")
+@click.option("--after", default=None, metavar="PAYOUT", help="Continue after this payout's hold.")
 @output.json_option
 def list_(limit: int, after: str | None, as_json: bool) -> None:
     """List the payouts that wait for a reviewer, the longest waiting first.
@@ -80,8 +80,8 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
 def approve(payout: str, by: str, reason: str, as_json: bool) -> None:
     """Approve a held PAYOUT, so that it may be paid.
 
-    What may have changed since is checked again. Above the policy's dual_approval_above another reviewer must
-    approve too. Exit code 1 where the approval does not count or the payout is rejected after all.
+    Whatever may have changed since is checked again. Above the policy's dual_approval_above another reviewer must
+    approve too. Exit code 1 if the approval does not count, or if the payout is rejected after all.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""A command whose module is imported only when it is asked for: benchmarks bring a lot along."""
+"""A command whose module is imported only when it is used: benchmarks import a lot."""
 
 from importlib import import_module
 
@@ -6,7 +6,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """Stands for the group at `target` ("module:name") until somebody looks into it."""
+    """Stands for the group at `target` ("module:name") until it is used."""
 
     def __init__(self, name: str, target: str, short_help: str) -> None:
         super().__init__(name, help=short_help)

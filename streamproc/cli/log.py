@@ -1,4 +1,4 @@
-"""`streamproc log` and `streamproc groups`: the log as it is, and who is how far."""
+"""`streamproc log` and `streamproc groups`: the log as it is, and how far each group is."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ def log() -> None:
 @click.option(
     "-n", "count", type=click.IntRange(0, TAIL_MAX), default=20, show_default=True, help="How many entries."
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is appended, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Show new entries as they come, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None:
     """Show the newest entries.
@@ -68,7 +68,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
 @log.command()
 @output.json_option
 def stats(as_json: bool) -> None:
-    """Show length, memory, first and last entry of each partition, and what holds its beginning.
+    """Show length, memory, first and last entry of each partition, and what keeps its oldest entries.
 
     \b
     Example:
@@ -117,13 +117,13 @@ def stats(as_json: bool) -> None:
 
 @log.command()
 @_partition
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @output.json_option
 def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
-    """Remove from Redis what the archive has, every group has acknowledged, and the retention time has passed.
+    """Remove from Redis entries that are archived, acknowledged by every group, and older than the retention time.
 
-    The projector does this by itself every STREAMPROC_TRIM_INTERVAL. What stays is said with what holds it:
-    the archive, STREAMPROC_RETENTION, or a group. While Postgres is away nothing is trimmed: exit code 1.
+    The projector does this by itself every STREAMPROC_TRIM_INTERVAL. It says what keeps the rest: the archive,
+    STREAMPROC_RETENTION, or a group. While Postgres is away nothing is trimmed: exit code 1.
 
     \b
     Example:
@@ -161,16 +161,18 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
 @person.by_option("Who states it, for the audit.")
 @person.why_option("How that is known, for the audit.")
 @click.option(
-    "--no-later-version", is_flag=True, help="Also where it looks like an entry of a later version."
+    "--no-later-version",
+    is_flag=True,
+    help="State that no later version wrote it, even if it looks like that.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output.json_option
 def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_json: bool) -> None:
     """State that no version of streamproc wrote an entry that cannot be read.
 
-    Whoever reads the log stops at such an entry, since a fact that is skipped is how money goes missing: views stand
-    still, `replay` and `recover` end. After this everybody passes over its bytes. They stay in the log and in the
-    archive; that they are passed over, who stated it and why are in the log and the audit. What can be read is refused.
+    Every reader of the log stops at such an entry, since a skipped fact is how money goes missing: views stand still,
+    `replay` and `recover` end. After this command all readers pass over its bytes. They stay in the log and in the
+    archive; log and audit say that they are passed over, who stated it and why. An entry that can be read is refused.
 
     \b
     Example:
@@ -216,10 +218,10 @@ def _trimmed_text(row: "Kept", *, dry_run: bool) -> str:
 @click.command()
 @output.json_option
 def groups(as_json: bool) -> None:
-    """Show each consumer group: how far behind, what it holds, how many work for it.
+    """Show each consumer group: how far behind it is, its pending entries, its consumers.
 
-    LAG entries were not read yet, PENDING are in a worker's hands, DEFERRED of them wait for their next attempt;
-    OLDEST_MS is the age of the oldest. Exit code 1 where a group is missing.
+    LAG: entries not read yet. PENDING: read by a worker, not acknowledged yet. DEFERRED: of these, how many wait for
+    their next attempt. OLDEST_MS: age of the oldest. Exit code 1 if a group is missing.
 
     \b
     Example:

@@ -1,6 +1,6 @@
 """Log lines on stderr: for people on a terminal, one JSON object a line for everything else. Secrets are masked.
 
-A line about a payout has its trace id (`extra={"payout": …}`); decisions come as a batch and are a line each.
+A line about a payout has its trace id (`extra={"payout": …}`); decisions are logged as a batch and written a line each.
 """
 
 import json
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from streamproc.telemetry.lines import DecisionLine
 
 _QUIET = ("httpx", "httpcore", "asyncio", "alembic", "mcp")
-"""Their information lines are of no use, or hold whole URLs, and Safe Browsing's key travels in one."""
+"""Loggers whose INFO lines are of no use, or hold whole URLs, one of which has Safe Browsing's key."""
 
 NAMES_KEPT = 1024
-"""Names of agents and reviewers whose masked form is remembered: those of one batch come again in the next."""
+"""Names of agents and reviewers whose masked form is cached: those of one batch come again in the next."""
 
 
 def log_to_stderr(level: int, secrets: Iterable[str] = ()) -> None:
@@ -53,8 +53,8 @@ class _Masking(logging.Formatter, ABC):
         return "\n".join(self.decided(record, self._named(decisions)))
 
     def _named(self, decisions: "Sequence[DecisionLine]") -> "Sequence[DecisionLine]":
-        """With masked names: an agent's is whatever the bank's notes claim. Name by name: a batch has few, and in a
-        whole line a mask could begin in one name and end in another."""
+        """Decisions with masked names, since an agent's name is whatever the bank's notes claim. Name by name: a batch
+        has few, and in a whole line a mask could begin in one name and end in another."""
         names = {one.agent for one in decisions} | {one.by for one in decisions}
         masked = {name: shown for name in names if (shown := self._masked_name(name)) != name}
         if not masked:
@@ -68,7 +68,7 @@ class _Masking(logging.Formatter, ABC):
 
     @abstractmethod
     def one(self, record: logging.LogRecord) -> str:
-        """A record as it is written."""
+        """A record as a line."""
 
     @abstractmethod
     def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
@@ -81,7 +81,7 @@ class _ForPeople(_Masking):
         return self._masks(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
     def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
-        from streamproc.domain.money import rupees  # a command that prints its help needs none of these
+        from streamproc.domain.money import rupees  # here, since `--help` needs none of these
 
         head = self._head(record)
         for one in decisions:
@@ -104,7 +104,7 @@ class _ForMachines(_Masking):
         return json.dumps(line, ensure_ascii=False)
 
     def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
-        from msgspec.json import encode  # eight times as fast as json, and this is for every decision
+        from msgspec.json import encode  # eight times as fast as json, and used for every decision
 
         head = encode(self._head(record))[:-1].decode()
         for one in decisions:

@@ -14,18 +14,21 @@ from streamproc.errors import ConfigError, InputError
 from streamproc.run_file import discover
 
 SDK = ("mcp", "mcp_types")
-"""Top modules of the SDK. What else is missing is a defect of an installation that has it, and is shown as one."""
+"""Top modules of the SDK. If any other module is missing, that is a defect and gets a traceback."""
 
 
 @click.command()
 @click.option(
-    "--http", "over_http", is_flag=True, help="Over HTTP at STREAMPROC_MCP_PORT, each request with its token."
+    "--http",
+    "over_http",
+    is_flag=True,
+    help="Serve over HTTP at STREAMPROC_MCP_PORT; each request brings its token.",
 )
 @click.option(
     "--token",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Over stdio: a file with the token; or STREAMPROC_TOKEN.",
+    help="For stdio: the file with the token; or set STREAMPROC_TOKEN.",
 )
 @click.option(
     "--url", default="", metavar="URL", help="The API; by default the system that the settings name."
@@ -33,9 +36,9 @@ SDK = ("mcp", "mcp_types")
 def mcp(over_http: bool, token: Path | None, url: str) -> None:
     """Let agents ask for payouts over MCP, the Model Context Protocol.
 
-    A client of the HTTP API, and no more: what the token may do there it may do here. Without --http one client, which
-    starts this command itself (Claude Desktop, Cursor, VS Code), is served over stdin and stdout; with it many are at
-    POST /mcp, on STREAMPROC_HOST. Nothing here approves a payout. Needs the extra `mcp`; see docs/mcp.md.
+    It is only a client of the HTTP API: a token may do here what it may do there. Without --http it serves the one
+    client that started it (Claude Desktop, Cursor, VS Code) over stdin and stdout; with --http it serves many at POST
+    /mcp, on STREAMPROC_HOST. Nothing here approves a payout. Needs the extra `mcp`; see docs/mcp.md.
 
     \b
     Example:
@@ -59,8 +62,10 @@ def mcp(over_http: bool, token: Path | None, url: str) -> None:
         return
     secret = token_of(settings, token)
     if not SECRET.fullmatch(secret):
-        raise ConfigError("what is given as the token is none: one is spt_ and 43 characters")
-    # None is Python's word for a descriptor that was closed when it began.
+        raise ConfigError(
+            "the given token is malformed: a token is spt_ and 43 characters, as `streamproc token create` makes it"
+        )
+    # Python sets these to None if the descriptor was closed at the start.
     if sys.stdin is None or sys.stdout is None:
-        raise ConfigError("MCP is spoken over stdin and stdout, and one of them is closed")
+        raise ConfigError("stdin or stdout is closed, over which MCP is served: open both, or use --http")
     run_until_stopped(role.run_stdio, settings, where, secret)

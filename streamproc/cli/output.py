@@ -1,4 +1,4 @@
-"""How commands speak: JSON for machines, tables for people, and how a coroutine is run to its end."""
+"""How commands print: JSON for machines, tables for people; and how a coroutine is run to its end."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ from streamproc.errors import InputError
 T = TypeVar("T")
 
 PIPE_COLUMNS = 100_000
-"""Width of a table that is not on a terminal: no cell is folded there, so that `grep` finds what is in it."""
+"""Width of a table that is not on a terminal: no cell is folded there, so that `grep` works."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
@@ -33,32 +33,32 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def confirm(question: str) -> None:
-    """Ask on the terminal; anything but yes ends the command. Raises InputError where the answer is no text."""
+    """Ask on the terminal; anything but yes ends the command. Raises InputError if the answer is not UTF-8."""
     try:
         click.confirm(question, abort=True, err=True)
     except UnicodeDecodeError as problem:
-        raise InputError("the answer is not UTF-8 text; say y, or give --yes") from problem
+        raise InputError("the answer is not UTF-8 text; answer y, or give --yes") from problem
 
 
 def say_json(value: object) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json_text(value, indent=2))
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
-    """JSON that may be read on a terminal: what would be obeyed there instead of shown is escaped, nothing else."""
+    """JSON that is safe on a terminal: only characters that a terminal would obey instead of showing are escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    # A line end is the layout's: within strings it is escaped already.
+    # Line ends belong to the layout: within strings they are escaped already.
     return HARMFUL.sub(lambda char: char[0] if char[0] == "\n" else json.dumps(char[0])[1:-1], text)
 
 
 def visible(text: str) -> str:
-    """A line without what a terminal obeys instead of showing it (escapes, directions); its blanks stay."""
+    """A line without characters that a terminal would obey (escapes, text direction); blanks stay."""
     return " ".join(plain(word) for word in text.split(" "))
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """A table, or one line that says that there is nothing to show."""
+    """Print a table, or `empty` if there are no rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -71,7 +71,7 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in found:
-        # Text, not str: what came from outside may look like markup. And may hold what turns a terminal's text around.
+        # Text, not str: values from outside may look like markup, or turn a terminal's text around.
         table.add_row(*(Text("-" if cell is None else visible(str(cell))) for cell in row))
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     Console(width=width, highlight=False).print(table)
@@ -95,21 +95,21 @@ def age(ms: int | None) -> str | None:
 
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""Why what was said cannot be written, where it goes to a file."""
+"""Errors that mean that output to a file cannot be written."""
 
 
 def take_any_letter() -> None:
-    """What stdout's encoding has no letter for (a terminal set to ASCII) is written as an escape, as on stderr."""
+    """Escape, as stderr does, what stdout's encoding cannot express (as on a terminal set to ASCII)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def abandon_stdout() -> None:
-    """The reader of our pipe has gone: Python must not complain again while it exits."""
+    """The reader of our pipe has gone: keep Python from complaining again at exit."""
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # lives as long as the process
 
 
 def note(text: str) -> None:
-    """What may be missing in an answer, on stderr, so that stdout stays the answer."""
+    """Print on stderr what may be missing in an answer, so that stdout has the answer only."""
     if text:
         click.echo(f"note: {text}", err=True)

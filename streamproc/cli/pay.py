@@ -27,30 +27,39 @@ if TYPE_CHECKING:
     "--purpose",
     default="payout",
     show_default=True,
-    help="One that the account has at the bank, as `vendor bill`.",
+    help="A purpose that the account has at the bank, such as `vendor bill`.",
 )
-@click.option("--vendor-url", default="", metavar="URL", help="Who is paid.")
+@click.option("--vendor-url", default="", metavar="URL", help="URL of the vendor who is paid.")
 @click.option(
-    "--narration", default="", metavar="TEXT", help="What the bank prints: 30 of A-Z a-z 0-9 and blanks."
+    "--narration",
+    default="",
+    metavar="TEXT",
+    help="What the bank prints: at most 30 of A-Z a-z 0-9 and blanks.",
 )
-@click.option("--note", "notes", multiple=True, metavar="NAME=TEXT", help="May be given several times.")
+@click.option(
+    "--note",
+    "notes",
+    multiple=True,
+    metavar="NAME=TEXT",
+    help="A note at the bank; may be given several times.",
+)
 @click.option("--key", default="", metavar="KEY", help="Idempotency-Key: the same key is the same payout.")
 @click.option(
     "--token",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A file with the token; or STREAMPROC_TOKEN.",
+    help="The file with the token; or set STREAMPROC_TOKEN.",
 )
 @click.option(
     "--url", default="", metavar="URL", help="The API; by default the system that the settings name."
 )
-@click.option("--wait", is_flag=True, help="Until it is decided.")
+@click.option("--wait", is_flag=True, help="Wait until it is decided.")
 @output.json_option
 def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bool, **given: Any) -> None:
     """Ask for a payout, as an agent does. Nothing is at the bank before it is approved.
 
-    Exit code 0 where it is taken (with --wait: approved or held), 1 where it is refused, 2 for wrong use. Without
-    --key each call is another payout: after a lost answer give the key that was printed.
+    Exit code 0 if it is accepted (with --wait: approved or held), 1 if it is refused, 2 for wrong use. Without
+    --key each call is another payout: after a lost answer, give the key that was printed.
 
     \b
     Example:
@@ -99,7 +108,7 @@ def _beneficiary(path: Path) -> dict[str, Any]:
 
     try:
         return msgspec.json.decode(small_text(path, "--to"), type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):  # the latter: nested deeper than anybody's payee
+    except (msgspec.DecodeError, RecursionError):  # the latter: nested too deeply
         raise InputError(
-            f"--to {path}: the file is no JSON object, as the bank's `fund_account` is"
+            f"--to {path}: the file must hold one JSON object, like the bank's `fund_account`"
         ) from None

@@ -1,4 +1,4 @@
-"""`--by` and `--why`: who does something and why, asked for and looked at alike by every command."""
+"""`--by` and `--why`: who does something and why, the same for every command."""
 
 import getpass
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def by_option(text: str = "Who does it, for the audit.", *, required: bool = True) -> _Option:
-    """`--by NAME`; the login name where it is not required and not given."""
+    """`--by NAME`; the login name if it is neither required nor given."""
     if required:
         return click.option("--by", required=True, metavar="NAME", help=text, callback=_who)
     text = f"{text.removesuffix('.')}; your login name by default."
@@ -21,7 +21,7 @@ def by_option(text: str = "Who does it, for the audit.", *, required: bool = Tru
 
 
 def why_option(text: str = "Why, for the audit.", *, name: str = "--why", required: bool = True) -> _Option:
-    """`--why TEXT`; empty where it is not required and not given."""
+    """`--why TEXT`; empty if it is neither required nor given."""
     if required:
         return click.option(name, required=True, metavar="TEXT", help=text, callback=_why)
     return click.option(name, default="", metavar="TEXT", help=text, callback=_why_or_nothing)
@@ -36,7 +36,7 @@ def _who_or_login(context: click.Context, param: click.Parameter, given: str | N
         return _who(context, param, given)
     try:
         return getpass.getuser()
-    except (KeyError, OSError) as problem:  # a container's user that no passwd file has
+    except (KeyError, OSError) as problem:  # in a container whose passwd file lacks the user
         raise InputError("this user has no login name: say who does it with --by NAME") from problem
 
 

@@ -1,4 +1,4 @@
-"""`streamproc policy`: put policies in force, show them, and how they came to be."""
+"""`streamproc policy`: put policies in force, show them and their history."""
 
 import json
 import sys
@@ -39,9 +39,9 @@ for command in (whatif, proposal.proposals, proposal.confirm, proposal.withdraw)
 def apply(file: Path, prune: bool, by: str, why: str, dry_run: bool, as_json: bool) -> None:
     """Put the policies of FILE (YAML or TOML, - for stdin) in force.
 
-    The next decision uses them. A file with a mistake is refused whole, with each mistake's line. What is in
-    force already changes nothing. Where the policies in force say `changes: {loosening: two_people}` and the file
-    loosens anything, all of it waits until somebody else confirms it (`policy confirm`).
+    The next decision uses them. A file with a mistake is refused as a whole, with each mistake's line. What is in force
+    already stays as it is. If the policies in force say `changes: {loosening: two_people}` and the file loosens
+    anything, all of it waits until somebody else confirms it (`policy confirm`).
 
     \b
     Example:
@@ -63,7 +63,7 @@ def apply(file: Path, prune: bool, by: str, why: str, dry_run: bool, as_json: bo
 def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: bool) -> None:
     """Change the fields of one AGENT's policy that FILE (YAML or TOML, - for stdin) names, and nothing else.
 
-    A field that is null is taken away, so that the default counts again. The agent must have a policy.
+    A field that is null is removed, so that the default counts again. The agent must have a policy.
 
     \b
     Example:
@@ -121,7 +121,7 @@ def _say_preview(seen: "Preview", as_json: bool) -> None:
 
 
 def partitions_json(applied: "list[Applied]") -> list[dict[str, object]]:
-    """What each partition needed, for scripts."""
+    """What changed on each partition, for scripts."""
     from streamproc.operate.policies import change_json
 
     return [
@@ -149,7 +149,7 @@ def _read(file: Path) -> str:
 
 
 def _within_limit(opened: BinaryIO, file: Path) -> bytes:
-    """What is in it. Raises InputError for what may have no end, before all memory is full of it."""
+    """The file's bytes. Raises InputError above the limit, before an endless file fills all memory."""
     from streamproc.domain.policy_file import FILE_CHARS_MAX
 
     bytes_max = 4 * FILE_CHARS_MAX
@@ -163,7 +163,7 @@ def applied_lines(applied: "list[Applied]") -> list[str]:
     lines: list[str] = []
     told: list[tuple[Any, ...]] = []
     for one in applied:
-        # What partitions have in common, which is nearly always everything, is told once.
+        # What is the same on all partitions, which is nearly always everything, is printed once.
         changes = tuple((c.scope, c.version, repr(c.before), repr(c.after)) for c in one.changes)
         if not one.changes or changes in told:
             continue
@@ -185,11 +185,11 @@ def _change_lines(change: "PolicyChanged") -> list[str]:
 
 
 _COUNTED_WHERE_LIMITED = frozenset({"weekly_limit", "monthly_limit", "vendor_daily_limit"})
-"""Of agents, whose day is always counted. Of teams and accounts it is every window."""
+"""An agent's windows that are counted only if they are limited; its day always is. For teams and accounts it is all."""
 
 
 def _from_now(change: "PolicyChanged", field: "FieldChange") -> str:
-    """A new limit of somebody who may have paid in its window: that is not in it, which nobody would expect."""
+    """A warning for a new limit: payouts made before in its window are not counted, which nobody would expect."""
     of_many = change.scope.startswith(("team:", "account:"))
     counted_here = field.field in _COUNTED_WHERE_LIMITED or (of_many and field.field == "daily_limit")
     is_new = field.before is None and (of_many or change.before is not None)

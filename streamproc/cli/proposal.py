@@ -21,11 +21,11 @@ _by = person.by_option()
 
 
 def say_waits(proposal: "Proposal", as_json: bool) -> None:
-    """Nothing is in force: what was proposed waits."""
+    """Print that a proposal waits, and that nothing of it is in force."""
     from streamproc.operate.proposals import proposal_json
 
     if as_json:
-        # What was just proposed waits: no clock is needed to say so.
+        # It was proposed just now, so its state needs no clock.
         output.say_json({"changed": False, "proposal": proposal_json(proposal, proposal.proposed_at)})
         return
     click.echo(f"{proposal.id} waits for a second person; nothing is in force yet. It loosens:")
@@ -35,7 +35,7 @@ def say_waits(proposal: "Proposal", as_json: bool) -> None:
 
 
 def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:
-    """What lets more through, for people."""
+    """What a change loosens, for people."""
     return [
         f"  loosens {one.scope} {one.field}".rstrip()
         + f": {_value(one.before)} -> {_value(one.after)} ({one.why})"
@@ -87,8 +87,8 @@ def proposals(as_json: bool) -> None:
 def confirm(proposal_id: str, by: str, as_json: bool) -> None:
     """Confirm a proposed change, as its second person: it is in force from then on.
 
-    Not who proposed it; and of several people one. Run it again after a crash: nothing is done twice. Names on the
-    command line are claimed, so what was proposed over HTTP is confirmed there, by another token's owner.
+    The proposer cannot confirm it; one other person is enough. After a crash run it again: nothing is done twice. Names
+    on the command line are only claimed, so a change proposed over HTTP is confirmed there, by another token's owner.
 
     \b
     Example:
@@ -121,7 +121,7 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
 @person.why_option(required=False)
 @output.json_option
 def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
-    """End a proposed change that waits, whoever made it; nothing of it comes into force.
+    """End a proposed change that waits, whoever proposed it; nothing of it comes into force.
 
     \b
     Example:

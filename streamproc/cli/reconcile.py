@@ -1,4 +1,4 @@
-"""`streamproc reconcile`: the bank, the log and the budgets held against each other."""
+"""`streamproc reconcile`: compares the bank, the log and the budgets."""
 
 import re
 from typing import TYPE_CHECKING
@@ -19,16 +19,16 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @click.command()
 @click.option(
-    "--since", default="7d", show_default=True, metavar="TIME", help="How far back, as 90m, 24h or 7d."
+    "--since", default="7d", show_default=True, metavar="TIME", help="How far back, such as 90m, 24h or 7d."
 )
 @output.json_option
 def reconcile(since: str, as_json: bool) -> None:
     """Compare the bank's payouts, ours, and the budgets; record what does not agree.
 
-    Every payout that the bank made in the period is held against what is known here; those that are open or moved
-    here and that the list does not show are fetched; each budget counter is held against its fold. A payout that is
-    unknown here goes in as if its webhook had come. Each mismatch becomes an event (`audit list --kind alert`), once.
-    Nothing else is mended. Exit code 1 if anything does not agree. A poller does this by itself every
+    Compares every payout that the bank made in the period with what is known here, and each budget counter with its
+    fold of the log. Payouts that are open or moved here but are not in the bank's list are fetched. A payout that is
+    unknown here is appended as if its webhook had come. Each mismatch becomes an event (`audit list --kind alert`),
+    once. Nothing else is corrected. Exit code 1 if anything does not agree. A poller does this by itself every
     STREAMPROC_RECONCILE_INTERVAL.
 
     \b
@@ -38,7 +38,7 @@ def reconcile(since: str, as_json: bool) -> None:
     """
     found = _PERIOD.fullmatch(since)
     if found is None:
-        raise InputError(f"--since {since}: write a number and s, m, h or d, as 24h")
+        raise InputError(f"--since {since}: write a number and s, m, h or d, such as 24h")
     settings = operator_settings()
     from streamproc.operate.reconcile import reconcile as job
 

@@ -1,4 +1,4 @@
-"""`streamproc recover`: Redis rebuilt from the archive."""
+"""`streamproc recover`: rebuilds Redis from the archive."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--disown",
     multiple=True,
     metavar="ID",
-    help="An entry that cannot be read, as `log disown`; may be repeated.",
+    help="State, as `log disown` does, that this unreadable entry is not ours; may be repeated.",
 )
 @click.option("--by", default="", metavar="NAME", help="Who states that, for the audit.")
 @click.option("--why", default="", metavar="TEXT", help="How it is known, for the audit.")
@@ -43,15 +43,14 @@ def recover(
 ) -> None:
     """Rebuild what Redis lost from the archive, then ask the bank what happened meanwhile.
 
-    For when roles say that the log is gone or behind its archive. Stop the workers first: what they still decide
-    rests on budgets and policies that have gone back, is dropped here, and a rejection of theirs may have reached the
-    bank. And the projector, which writes to the archive; under `up` stop that as a whole, since this starts the
-    stores itself.
+    Use it when roles say that the log is gone or behind its archive. First stop the workers: what they still decide
+    rests on outdated budgets and policies and is dropped here, but their rejections may reach the bank. Stop the
+    projector too, which writes to the archive. Under `up` stop all of it: this command starts the stores itself.
 
-    Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back; what a
-    worker may not have handled is handled again. What came in from outside on a log that had lost its tail is kept.
-    It may be killed and run again. It ends at an entry that cannot be read; where something else than streamproc wrote
-    that into Redis, state it with --disown, --by and --why, since `log disown` needs a log that is open.
+    Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back; entries
+    that a worker may not have handled are handled again. What came from outside into a log that had lost its end is
+    kept. It may be killed and run again. It ends at an entry that cannot be read; if something else than streamproc
+    wrote that into Redis, state it with --disown, --by and --why, since `log disown` needs a log that is open.
 
     \b
     Example:
@@ -107,7 +106,7 @@ async def _recover(
 
 
 def _ask(plan: "Plan", *, yes: bool) -> None:
-    """Say what is wrong, and go on only if a person wants it."""
+    """Say what is wrong, and go on only if a person agrees."""
     for one in plan.broken:
         click.echo(f"partition {one.partition}: {one.problem}", err=True)
     if plan.gone_after:

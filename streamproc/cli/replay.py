@@ -1,4 +1,4 @@
-"""`streamproc replay`: views built anew from the archive."""
+"""`streamproc replay`: rebuilds views from the archive."""
 
 import json
 from collections.abc import Sequence
@@ -29,16 +29,14 @@ VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "ven
     metavar="WHEN",
     help="Print one VIEW as it was: a time (ISO 8601), a seq, or partition:seq.",
 )
-@click.option(
-    "--verify", is_flag=True, help="Compare only; exit code 1 where a live view differs from its log."
-)
+@click.option("--verify", is_flag=True, help="Compare only; exit code 1 if a live view differs from its log.")
 @click.option("--back", is_flag=True, help="Put the views that the last replay replaced back in place.")
-@click.option("--restart", is_flag=True, help="Do not go on with a build that was left half done.")
+@click.option("--restart", is_flag=True, help="Begin anew, even if a replay was left half done.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=None,
-    help="Builders at once, and then indexes; one per CPU by default.",
+    help="Processes that build at once, then indexes at once; one per CPU by default.",
 )
 @output.json_option
 def replay(
@@ -50,12 +48,12 @@ def replay(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Build views anew from the archive, beside the live ones, and put them in place in one step.
+    """Rebuild views from the archive, beside the live ones, and put them in their place in one step.
 
-    All views where no VIEW is named. The rebuilt ones are compared with the live ones at one position before they are
-    swapped; where a view's version was raised, in the columns that both have. Readers never see a half-built view, the
-    projector and the workers go on. A replay that was killed goes on where it stopped. Nothing is written to the log
-    and nobody is called.
+    Without VIEW, all views. The rebuilt ones are compared with the live ones at the same position before they are
+    swapped; if a view's version was raised, in the columns that both have. Readers never see a half-built view;
+    projector and workers go on. A replay that was killed continues where it stopped. Nothing is written to the log, and
+    nothing outside is called.
 
     \b
     Example:
@@ -161,7 +159,7 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                 telling.end()
                 shown: list[list[object]] = []
                 names = await columns_of(place, view)
-                async with aclosing(rows_of(place, view)) as rows:  # a cursor left open would keep the place
+                async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place
                     async for row in rows:
                         if as_json:
                             click.echo(output.json_text(row))

@@ -12,11 +12,11 @@ from streamproc.run_file import discover
 from streamproc.settings import Settings, load, require
 
 CONCURRENCY_MAX = 64
-"""Consumers of one group in one process: past the cores they only wait for each other."""
+"""Most consumers of one group in one process: more than there are cores only wait for each other."""
 
 
 def run_until_stopped(role: Callable[..., Awaitable[None]], settings: Settings, *arguments: object) -> None:
-    """Run a role until SIGTERM or SIGINT, which drain it."""
+    """Run a role until SIGTERM or SIGINT, then let it drain."""
     import uvloop
 
     from streamproc.processes import stop_signals
@@ -36,8 +36,7 @@ def up(context: click.Context, demo: bool) -> None:
 
     Starts Valkey and Postgres from wheels and the bank sandbox, unless STREAMPROC_REDIS_URL,
     STREAMPROC_POSTGRES_DSN and STREAMPROC_RAZORPAY_KEY_ID name others; migrates the schema; then runs the API,
-    workers, the poller and the projector as supervised children. Ctrl-C drains. Data stay in
-    STREAMPROC_DATA_DIR.
+    workers, the poller and the projector as supervised children. Ctrl-C drains. Data stay in STREAMPROC_DATA_DIR.
 
     \b
     Example:
@@ -56,7 +55,7 @@ def up(context: click.Context, demo: bool) -> None:
 def serve() -> None:
     """Run the HTTP side: the API, webhooks of the bank and of Slack, health, metrics.
 
-    A webhook is answered 2xx when its event is in the log and synced to disk.
+    A webhook is answered 2xx once its event is in the log and synced to disk.
 
     \b
     Example:
@@ -101,10 +100,10 @@ def worker(groups: str | None, concurrency: int) -> None:
 
 @click.command()
 def poller() -> None:
-    """Append what the bank's list of payouts shows.
+    """Append new payouts and changes that the bank's list shows.
 
-    It looks every STREAMPROC_POLL_INTERVAL and finds what no webhook told; an event that is known already
-    changes nothing.
+    It looks every STREAMPROC_POLL_INTERVAL and finds what no webhook reported; an event that is known already changes
+    nothing.
 
     \b
     Example:
@@ -120,9 +119,9 @@ def poller() -> None:
 def projector() -> None:
     """Archive the log in Postgres, keep the views, sign checkpoints.
 
-    One projector writes each partition; another one stands by. Money waits for it: see
-    STREAMPROC_EXECUTE_AFTER. Where checkpoints go and by which key they are signed: STREAMPROC_CHECKPOINT_TO (and
-    STREAMPROC_CHECKPOINT_TOKEN) and STREAMPROC_SIGNING_KEY.
+    One projector writes each partition; others stand by. Money waits for it: see STREAMPROC_EXECUTE_AFTER.
+    STREAMPROC_CHECKPOINT_TO (and STREAMPROC_CHECKPOINT_TOKEN) say where checkpoints go, STREAMPROC_SIGNING_KEY by
+    which key they are signed.
 
     \b
     Example:

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import click
 
 SAY_EVERY_S = 5.0
-"""Between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 
 class Progress(Protocol):
-    """How far a job is: `done` of `total`, and `events` handled in `seconds`."""
+    """How far a job is: `done` of `total`; `events` handled in `seconds`."""
 
     stage: str
     done: int
@@ -21,7 +21,7 @@ class Progress(Protocol):
 
 
 class Telling:
-    """Tells how far a job is; `what` is the job and `unit` what it counts."""
+    """Shows how far a job is; `what` is the job and `unit` what it counts."""
 
     def __init__(self, what: str, unit: str) -> None:
         self._what = what
@@ -52,7 +52,7 @@ class Telling:
         self.end()
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -64,7 +64,7 @@ class Telling:
     def show(
         self, stage: str, done: int, total: int = 0, count: int | None = None, seconds: float | None = None
     ) -> None:
-        """`done` of `total` (0: nobody knows); the rate is `count` in `seconds`, by default `done` since the start."""
+        """Show `done` of `total` (0: unknown). The rate is `count` in `seconds`, by default `done` since the start."""
         count = done if count is None else count
         seconds = time.monotonic() - self._began if seconds is None else seconds
         rate = f"{count / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""

@@ -32,19 +32,24 @@ def token() -> None:
     "--scope",
     required=True,
     type=click.Choice(["agent", "viewer", "approver", "admin"]),
-    help="agent: ask for payouts and see its own. viewer: see all. approver: and review. admin: and policies.",
+    help="agent: request payouts, see its own. viewer: see all. approver: also answer holds. admin: also set policies.",
 )
-@click.option("--agent", default="", metavar="ID", help="Whose token it is; for scope agent.")
+@click.option("--agent", default="", metavar="ID", help="The agent whose token it is; for scope agent.")
 @click.option(
-    "--account", default="", metavar="ACC", help="Whose money; STREAMPROC_RAZORPAY_ACCOUNT_ID by default."
+    "--account",
+    default="",
+    metavar="ACC",
+    help="The agent's account; STREAMPROC_RAZORPAY_ACCOUNT_ID by default.",
 )
 @click.option(
     "--reviewer",
     default="",
     metavar="NAME",
-    help="Who answers holds by it, as the policy's reviewers; its own name by default. For approver and admin.",
+    help="For approver and admin: the policies' reviewer who answers holds with it; the token's name by default.",
 )
-@click.option("--expires", default="90d", show_default=True, metavar="TIME", help="As 30m, 12h or 90d.")
+@click.option(
+    "--expires", default="90d", show_default=True, metavar="TIME", help="Valid for, such as 30m, 12h or 90d."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -114,7 +119,7 @@ def create(
 
 
 def _stdout() -> IO[str]:
-    """Where a secret is printed. Raises InputError where there is no such place, before there is a secret."""
+    """stdout, for printing the secret. Raises InputError if it is closed, before a secret is made."""
     if sys.stdout is None:
         raise InputError("stdout is closed: nobody would see the token; give --out FILE")
     return sys.stdout
@@ -122,9 +127,9 @@ def _stdout() -> IO[str]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[IO[str]]:
-    """A new file that only its owner can read, on disk at the end; where anything fails there is none.
+    """A new file that only its owner can read, synced at the end; removed if anything fails.
 
-    Raises InputError, before anything is done, where it cannot be made.
+    Raises InputError, before anything is done, if it cannot be made.
     """
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")

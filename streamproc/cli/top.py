@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 2.0
 PIPE_COLUMNS = 80
-"""Width of the picture that is not on a terminal."""
+"""Width without a terminal."""
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Show it once and end, as where there is no terminal.")
+@click.option("--once", is_flag=True, help="Show it once and end; always so without a terminal.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 3_600),
     default=INTERVAL_S,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks.",
+    help="Time between two looks.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")
 def top(once: bool, interval: float, as_json: bool) -> None:
     """Show decisions, holds, budgets and lag, live until Ctrl-C.
 
-    A store that is away is said in one line, and asked again. With --once that is exit code 1. Rates are those of the
-    last ten seconds, decisions those of the last minute; budgets are the fullest windows of agents.
+    A store that is away is named in one line, and asked again; with --once the exit code is then 1. Rates are those of
+    the last ten seconds, decisions those of the last minute; budgets are the fullest windows of agents.
 
     \b
     Example:
@@ -79,7 +79,7 @@ def _print(frame: "Frame", as_json: bool) -> None:
 
 
 async def _follow(interval_s: float, as_json: bool) -> None:
-    """Look again and again, until a signal. Whatever ends it, the terminal is as it was."""
+    """Refresh until a signal comes. Whatever ends it, the terminal is restored."""
     from streamproc.operate.top import frames
 
     async with _until_signal() as over, aclosing(frames(operator_settings, interval_s, over)) as looks:
@@ -94,7 +94,7 @@ async def _follow(interval_s: float, as_json: bool) -> None:
         from streamproc.cli.top_screen import screen
 
         console = Console(highlight=False)
-        # Without its thread: what is shown changes when there was a look.
+        # Without its refresh thread: the screen changes only after a look.
         with Live(Text("looking …"), console=console, screen=True, auto_refresh=False) as live:
             async for frame in looks:
                 live.update(screen(frame, interval_s), refresh=True)
@@ -102,7 +102,7 @@ async def _follow(interval_s: float, as_json: bool) -> None:
 
 @asynccontextmanager
 async def _until_signal() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set; they also end what is waited for, which is no failure."""
+    """An event that SIGINT and SIGTERM set; they also cancel what the body awaits, which is no failure."""
     over, loop, me = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
     assert me is not None
 

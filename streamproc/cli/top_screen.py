@@ -1,4 +1,4 @@
-"""What `streamproc top` shows: 24 lines of 80 columns, so that nothing is cut off on a small terminal."""
+"""The screen of `streamproc top`: 24 lines of 80 columns, so that nothing is cut off on a small terminal."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from streamproc.domain.plain import cut, plain
 from streamproc.operate.top import WINDOW_S, Frame, Look
 
 OUTCOMES_MAX = 5
-"""Lines of outcomes; the seldom ones are one line together."""
+"""Lines of outcomes; rare ones share one line."""
 BAR_COLUMNS = 12
 EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 NAME_UNITS = 28
-"""Of an agent's name, which is whatever somebody wrote."""
+"""Characters (UTF-16 units) shown of an agent's name, which may be anything."""
 STYLES = {"APPROVED": "green", "REJECTED": "red", "HELD": "yellow"}
 
 
 def screen(frame: Frame, every_s: float = 0.0) -> RenderableType:
-    """One frame. `every_s`: how often there is a new one; 0: this is the only one."""
+    """One frame. `every_s`: seconds between frames; 0: this is the only one."""
     parts: list[RenderableType] = [_title(frame, every_s)]
     if frame.problem:
         parts.append(_line(f"{plain(frame.problem)}{'; asked again' if every_s else ''}", "bold red"))
@@ -113,7 +113,7 @@ def _budgets(budgets: Sequence[BudgetUse]) -> Table:
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a group, all partitions together: entries summed up, the oldest of all."""
+    """A line per group, over all partitions: the sum of entries, the oldest of all."""
     table = _table("left", "right", "right", "right", "right", "right")
     table.add_row(
         *(Text(name, "bold") for name in ("group", "lag", "in hand", "put off", "oldest", "workers"))
@@ -155,7 +155,7 @@ def _table(*justify: Any) -> Table:
 
 
 def _bar(part: int, whole: int) -> str:
-    """How much of it, in eighths of a column."""
+    """A bar of `part` in `whole`, in eighths of a column."""
     eighths = 0 if whole <= 0 else round(BAR_COLUMNS * 8 * min(1.0, part / whole))
     return "█" * (eighths // 8) + EIGHTHS[eighths % 8]
 

@@ -1,4 +1,4 @@
-"""`streamproc policy whatif`: the past judged again under other policies."""
+"""`streamproc policy whatif`: judges the past again under other policies."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +30,7 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     metavar="WHEN",
     help="Judge what was decided since then: a time before now (12h, 30d) or ISO 8601.",
 )
-@click.option(
-    "--prune", is_flag=True, help="As `policy apply --prune` would: without what FILE does not name."
-)
+@click.option("--prune", is_flag=True, help="Without the agents, accounts and teams that FILE does not name.")
 @click.option(
     "--in-force",
     is_flag=True,
@@ -43,14 +41,14 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     type=click.Choice(["wait", "approve"]),
     default="wait",
     show_default=True,
-    help="A hold of FILE alone, which nobody was asked about: unanswered until it expires, or approved.",
+    help="Holds that only FILE makes, which nobody was asked about: unanswered until they expire, or approved.",
 )
 @click.option(
     "--unknown-reputation",
     type=click.Choice(["clean", "unavailable"]),
     default="clean",
     show_default=True,
-    help="Of vendors that were never looked up.",
+    help="What to assume of vendors that were never looked up.",
 )
 @output.json_option
 def whatif(
@@ -65,9 +63,9 @@ def whatif(
     """Judge the past again under the policies of FILE, as if they had been in force.
 
     Budgets and rates evolve under FILE: what it rejects leaves room for later payouts. Scopes that FILE does not name
-    are as they were, with every change of then; a freeze of then stays. Reviewers answer and the bank does what they
-    did. The answer counts old and new outcomes, names each changed payout with its reason, and says what was assumed.
-    It reads the archive alone, changes nothing and calls nobody.
+    are as they were at each time, and freezes of that time stay. Reviewers and the bank do what they did. The answer
+    counts old and new outcomes, names each changed payout with its reason, and says what was assumed. It reads only the
+    archive, changes nothing and calls nothing outside.
 
     \b
     Example:
@@ -168,7 +166,7 @@ def _sum(many: "Sum") -> dict[str, int]:
 
 
 def _matrix(matrix: "Matrix") -> dict[str, dict[str, dict[str, int]]]:
-    """Old decision -> new decision -> how many; every cell, also the empty ones."""
+    """Old decision -> new decision -> count and amount; every cell, empty ones too."""
     from streamproc.domain.whatif.comparison import Sum
 
     return {old: {new: _sum(matrix.get((old, new), Sum())) for new in DECISIONS} for old in DECISIONS}

@@ -1,4 +1,4 @@
-"""Wrong use of the command line: text that is none is refused where it comes in, and every refusal is one line."""
+"""Wrong use of the command line: arguments that are not UTF-8 are refused, and every refusal is one line."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from streamproc.domain.plain import is_text
 
 
 class Text(click.ParamType[Any]):
-    """Text of UTF-8: what is none cannot be sent on."""
+    """UTF-8 text: anything else could not be sent on."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The same text, or the refusal that names its option."""
+        """The same text; a refusal that names its option if it is not UTF-8."""
         if isinstance(value, str) and not is_text(value):
             self.fail("it is not UTF-8 text", param, ctx)
         return value
 
 
 def take_text_alone(command: click.Command) -> None:
-    """Let every option and argument that takes text, of this command and those below it, take nothing else."""
+    """Make every text option and argument of this command, and of those below it, refuse anything but UTF-8."""
     for param in command.params:
         if param.type is click.STRING:
             param.type = Text()
@@ -31,7 +31,7 @@ def take_text_alone(command: click.Command) -> None:
 
 
 def line_of(problem: click.ClickException) -> str:
-    """What is wrong, in one line with the command that says more; asked nothing, a command shows its help instead."""
+    """What is wrong, in one line that names the command for more; a command without arguments shows its help."""
     if isinstance(problem, NoArgsIsHelpError):
         return problem.format_message()
     said = visible(" ".join(problem.format_message().split())).rstrip(".")

@@ -1,10 +1,10 @@
-"""The circuit breaker: after several failures in a row an outside system is left alone for a while.
+"""The circuit breaker: after several failures in a row an outside system is not called for a while.
 
     closed --(FAILURES_MAX consecutive failures)--> open --(OPEN_S)--> half_open
     half_open --(its one call succeeds)--> closed,  --(it fails)--> open again
 
-Every call gets a ticket. A ticket of an earlier time (the call began before the breaker opened) changes
-nothing, so a slow answer from before the trouble neither closes the breaker nor opens it again.
+Every call gets a ticket. The ticket of a call that began before the breaker last changed its state changes nothing, so
+a late answer from before the trouble neither closes the breaker nor opens it again.
 """
 
 import time
@@ -16,9 +16,9 @@ State: TypeAlias = Literal["closed", "open", "half_open"]
 FAILURES_MAX = 5
 """Consecutive failures that open it: fewer would open on one bad connection pool."""
 OPEN_S = 15.0
-"""Seconds without calls: long enough to let a restart happen, short beside a payout's life."""
+"""Seconds without calls: long enough for the system to restart, short compared with a payout's life."""
 PROBE_WAIT_S = 1.0
-"""Seconds to wait while somebody else's probe is on its way."""
+"""Seconds to wait while another call's probe is under way."""
 
 
 class Breaker:
@@ -42,19 +42,19 @@ class Breaker:
 
     @property
     def state(self) -> State:
-        """What the next call would meet."""
+        """The state that the next call would find."""
         if self._first_opened is None:
             return "closed"
         return "open" if self._clock() < self._opened + self._open_s else "half_open"
 
     @property
     def opened_for_s(self) -> float:
-        """Seconds since it left `closed`, over failed probes too; 0 while closed."""
+        """Seconds since it left `closed`, failed probes included; 0 while closed."""
         return 0.0 if self._first_opened is None else self._clock() - self._first_opened
 
     @property
     def wait_s(self) -> float:
-        """Seconds until a call may be let through; 0 when the next one would be."""
+        """Seconds until a call may be let through; 0 if the next one would be."""
         match self.state:
             case "closed":
                 return 0.0
@@ -64,7 +64,7 @@ class Breaker:
                 return PROBE_WAIT_S if self._probing else 0.0
 
     def begin(self) -> int | None:
-        """A ticket for one call, or None: do not call now. Every ticket must be ended by one of the three below."""
+        """A ticket for one call; None: do not call now. End every ticket by one of the three methods below."""
         if self.wait_s > 0:
             return None
         if self._first_opened is not None:
@@ -73,7 +73,7 @@ class Breaker:
         return self._ticket
 
     def succeeded(self, ticket: int) -> None:
-        """The system answered sensibly; a 4xx is such an answer."""
+        """The call got a usable answer; a 4xx is one."""
         if ticket != self._ticket:
             return
         self._failures = 0
@@ -81,7 +81,7 @@ class Breaker:
         self._first_opened = None
 
     def failed(self, ticket: int) -> None:
-        """5xx, 429, timeout or no connection."""
+        """The call got a 5xx, a 429, a timeout or no connection."""
         if ticket != self._ticket:
             return
         self._failures += 1
@@ -94,6 +94,6 @@ class Breaker:
             self._first_opened = self._opened
 
     def abandoned(self, ticket: int) -> None:
-        """The caller was cancelled: nothing is known, and another call may be the probe."""
+        """The caller was cancelled: the outcome is not known, and another call may be the probe."""
         if ticket == self._ticket:
             self._probing = False

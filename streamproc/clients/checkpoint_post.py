@@ -1,4 +1,4 @@
-"""A place for checkpoints that is reached over HTTP: each note is one POST of text/plain."""
+"""Publishes checkpoints to an HTTP endpoint: each note is one POST of text/plain."""
 
 from urllib.parse import urlsplit, urlunsplit
 
@@ -6,14 +6,14 @@ from streamproc.clients.http import Breaker, OutboundClient
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 10.0
-"""A whole POST. Nobody waits for it; the next checkpoint is made meanwhile at the earliest."""
+"""For a whole POST. No payout waits for it."""
 POSTS_PER_S = 20.0
-"""More than partitions make between them; a place that was away gets what it missed at this rate."""
+"""More than all partitions make together; an endpoint that was away gets what it missed at this rate."""
 POSTS_BURST = 20
 
 
 def open_checkpoint_post(url: str, *, token: str = "", breaker: Breaker | None = None) -> "CheckpointPost":
-    """The place behind an http(s) URL. `token` is its bearer token, or empty. Close it with `aclose`."""
+    """The endpoint at an http(s) URL. `token` is its bearer token, or empty. Close it with `aclose`."""
     parts = urlsplit(url)
     http = OutboundClient(
         "checkpoints",
@@ -27,7 +27,7 @@ def open_checkpoint_post(url: str, *, token: str = "", breaker: Breaker | None =
 
 
 class CheckpointPost:
-    """The place. A note may come twice: after a lost answer it is sent again."""
+    """The endpoint. It may get a note twice: after a lost answer the note is sent again."""
 
     def __init__(self, http: OutboundClient, path: str, url: str, token: str) -> None:
         self._http = http

@@ -4,8 +4,8 @@
     TryAgain         nothing was done: no connection, 429, the breaker is open, no token in time
     OutcomeUnknown   the request may have been carried out, but no usable answer came back (a TryAgain)
 
-There are no automatic retries and no redirects: a call to a bank is repeated by whoever knows what it does.
-The difference between the two failures is made where it is known: httpcore says when it begins to send.
+There are no automatic retries and no redirects: only the caller knows whether a call to a bank may be repeated.
+The two failures can be told apart because httpcore says when it begins to send.
 """
 
 import asyncio
@@ -30,23 +30,23 @@ __all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "
 BODY_BYTES_MAX = 8 * 1024 * 1024
 """A page of 100 payouts is about 150 kB; more than this is not an answer to anything we ask."""
 CONNECT_S_MAX = 5.0
-"""A TCP and TLS handshake that takes longer will not save the call; the total limit rules anyway."""
+"""A call whose TCP and TLS handshake takes longer would hardly succeed in time; the total limit holds besides."""
 CONNECTIONS_MAX = 32
-"""More concurrent calls than any client's rate limit needs at one second per answer."""
+"""Concurrent calls: more than any client's rate limit needs if each answer takes a second."""
 KEEPALIVE_S = 5.0
-"""Below the usual idle limits of servers, so that a call seldom meets a connection that just closed."""
+"""Below the usual idle limits of servers, so that a call seldom gets a connection that was just closed."""
 BACKOFF_BASE_S = 1.0
-"""Least wait after a failure when the system names none."""
+"""Least wait after a failure if the system names none."""
 RETRY_AFTER_S_MAX = 900.0
-"""A system that says `Retry-After: tomorrow` is asked again after a quarter of an hour."""
+"""The longest Retry-After that is obeyed: a system that asks for a day is called again after 15 minutes."""
 
 
 class OutcomeUnknown(TryAgain):
-    """The request may have reached the system, and its answer is lost: look before repeating it."""
+    """The request may have been carried out and its answer was lost: look what happened before repeating it."""
 
 
 class Answer(Struct, frozen=True):
-    """What an outside system said: a 2xx or 4xx status and the body's bytes."""
+    """An outside system's answer: a 2xx or 4xx status and the body's bytes."""
 
     status: int
     body: bytes
@@ -74,7 +74,7 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
 
 
 class _Call:
-    """How far one call came."""
+    """How far one call got."""
 
     def __init__(self) -> None:
         self.ticket: int | None = None
@@ -86,10 +86,10 @@ class _Call:
 
 
 class OutboundClient:
-    """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included; where `wait_s_max` is
-    given, that bounds the waiting and `timeout_s` what comes after it.
+    """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included; if `wait_s_max` is
+    given, it bounds the waiting, and `timeout_s` only what comes after.
 
-    `turns` counts calls together with other processes; without it this client counts its own.
+    `turns` limits the calls of all processes together; without it this client limits only its own.
 
     Messages of failures name the system, the method and the path, never the query, headers or body.
     """
@@ -122,9 +122,9 @@ class OutboundClient:
             follow_redirects=False,
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S_MAX)),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEPALIVE_S),
-            # Identity, because a size cap on compressed bytes is none.
+            # Uncompressed, since a limit on compressed bytes limits nothing.
             headers={"user-agent": "streamproc", "accept": "application/json", "accept-encoding": "identity"},
-            trust_env=not is_loopback(base_url),  # a proxy of the environment cannot reach our loopback
+            trust_env=not is_loopback(base_url),  # a proxy named in the environment cannot reach our loopback
         )
 
     async def __aenter__(self) -> Self:
@@ -170,7 +170,9 @@ class OutboundClient:
             except httpx.HTTPError as error:
                 raise self._lost(what, call, type(error).__name__) from error
             finally:
-                if call.ticket is not None:  # cancelled, or a defect: the probe's place must not stay taken
+                if (
+                    call.ticket is not None
+                ):  # cancelled, or a defect: the breaker must not wait for this probe for ever
                     self.breaker.abandoned(call.ticket)
             answer = self._read(what, call, response, body)
             called.outcome = f"{answer.status // 100}xx"
@@ -229,7 +231,7 @@ class OutboundClient:
         return kind(f"{what}: {why}", after_s=self._failed(call, None))
 
     def _failed(self, call: _Call, asked_s: float | None) -> float:
-        """Tell the breaker; the least wait in seconds: what was asked for, else the breaker's, else the base."""
+        """Tell the breaker; the least wait in seconds: what the system asked for, else the breaker's, else the base."""
         if call.ticket is not None:
             self.breaker.failed(call.ticket)
         if asked_s is not None:
@@ -245,7 +247,7 @@ def _server_of(base_url: str) -> Server:
 
 
 def is_loopback(base_url: str) -> bool:
-    """Whether a URL leads to this machine alone."""
+    """Whether a URL's host is this machine's loopback."""
     return urlsplit(base_url).hostname in {"127.0.0.1", "::1", "localhost"}
 
 

@@ -13,25 +13,25 @@ NESTING_MAX = 32
 
 
 class NotJson(ValueError):
-    """The bytes are no JSON text, or nest too deeply; the message says which."""
+    """The bytes are not JSON, or nest too deeply; the message says which."""
 
 
 def decode_json(body: bytes) -> object:
-    """The decoded text: str, int, float, bool, None, list, dict. Raises NotJson."""
+    """The decoded value: str, int, float, bool, None, list or dict. Raises NotJson."""
     try:
         value: object = msgspec.json.decode(body)
     except RecursionError as error:
         raise NotJson(f"it nests deeper than {NESTING_MAX} levels") from error
     except (msgspec.DecodeError, ValueError):
         value = _decode_leniently(body)
-    # As many opening brackets as levels are needed, so the walk is for the rare body that has that many.
+    # Deep nesting needs as many opening brackets, so only the rare body that has them is walked.
     if body.count(b"{") + body.count(b"[") > NESTING_MAX and _nests_deeper(value, NESTING_MAX):
         raise NotJson(f"it nests deeper than {NESTING_MAX} levels")
     return value
 
 
 def names_are_unique(body: bytes) -> bool:
-    """Whether no object in a JSON text names a field twice; of those readers take one or the other."""
+    """Whether no object in a JSON text has a field twice: some readers would take the first value, some the last."""
     unique = True
 
     def look(pairs: list[tuple[str, object]]) -> None:
@@ -55,7 +55,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def _nests_deeper(value: object, levels: int) -> bool:
-    """Whether lists and objects stand in each other more than `levels` deep; without recursion."""
+    """Whether lists and objects nest more than `levels` deep. Without recursion."""
     level = [value]
     for _ in range(levels):
         inside: list[object] = []

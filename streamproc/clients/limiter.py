@@ -13,13 +13,13 @@ from typing import Protocol, TypeAlias
 from streamproc.errors import LogUnavailable, TryAgain
 
 QUEUE_MAX = 1_000
-"""Waiting calls: at the bank's advised 8 a second that is two minutes, longer than any caller waits."""
+"""Waiting calls: two minutes' worth at the 8 a second that the bank advises, longer than any caller waits."""
 Reserve: TypeAlias = Callable[[], Awaitable[float]]
-"""Takes the next turn that all processes share, and gives the seconds until it has come. Raises LogUnavailable."""
+"""Reserves the next turn among all processes; returns the seconds until it comes. Raises LogUnavailable."""
 
 
 class Turns(Protocol):
-    """What a client needs of a limiter."""
+    """What a client needs from a limiter."""
 
     @property
     def queued(self) -> int:
@@ -31,12 +31,12 @@ class Turns(Protocol):
         ...
 
     async def take(self, *, urgent: bool = False) -> None:
-        """Wait for a turn. Raises TryAgain where none can be had."""
+        """Wait for a turn. Raises TryAgain if there can be none."""
         ...
 
 
 class _Lanes:
-    """Who waits, in which order."""
+    """The calls that wait, in order."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -47,17 +47,17 @@ class _Lanes:
         return len(self._waiting) + len(self._urgent)
 
     def ahead(self, *, urgent: bool) -> int:
-        """How many would be served before one that came now."""
+        """How many calls would be served before one that came now."""
         return min(2 * len(self._urgent), len(self)) if urgent else len(self)
 
     def join(self, *, urgent: bool) -> asyncio.Future[None]:
-        """A place at the end of a lane."""
+        """Take a place at the end of a lane."""
         place = asyncio.get_running_loop().create_future()
         (self._urgent if urgent else self._waiting).append(place)
         return place
 
     def leave(self, place: asyncio.Future[None]) -> bool:
-        """Give the place up; False where it had its turn already."""
+        """Give a place up; False if it had its turn already."""
         for lane in (self._urgent, self._waiting):
             if place in lane:
                 lane.remove(place)
@@ -65,7 +65,7 @@ class _Lanes:
         return False
 
     def serve(self) -> bool:
-        """Give a turn to whoever is next; False where nobody waits."""
+        """Give a turn to the next call; False if none waits."""
         while len(self):
             urgent = bool(self._urgent) and not (self._urgent_was_last and self._waiting)
             place = (self._urgent if urgent else self._waiting).popleft()
@@ -76,7 +76,7 @@ class _Lanes:
         return False
 
     def refuse(self, problem: Exception) -> None:
-        """Nobody gets a turn."""
+        """Fail every waiting call with `problem`."""
         for lane in (self._urgent, self._waiting):
             while lane:
                 place = lane.popleft()
@@ -150,9 +150,9 @@ class Limiter:
 class SharedLimiter:
     """Turns of a rate that all processes share. For one event loop.
 
-    It reserves one turn at a time and gives it, when it has come, to the most urgent call that waits then. So a
-    process never holds more than one turn, processes that wait take turns, and an urgent call overtakes what waits
-    here at once and is one turn per process behind the others.
+    It reserves one turn at a time and gives it, when it comes, to the most urgent call that waits then. So a process
+    never holds more than one turn, and waiting processes alternate. An urgent call overtakes all calls that wait in
+    this process, and waits for at most one turn of each other process.
     """
 
     def __init__(self, reserve: Reserve, per_s: float) -> None:
@@ -168,13 +168,13 @@ class SharedLimiter:
         return len(self._lanes)
 
     def wait_s(self, *, urgent: bool = False) -> float:
-        """About how long a call that came now would wait, as turns were spaced lately; 0 where nobody waits."""
+        """About how long a call that came now would wait, by the recent spacing of turns; 0 if none waits."""
         return self._lanes.ahead(urgent=urgent) * self._spacing_s
 
     async def take(self, *, urgent: bool = False) -> None:
         """Wait for a turn. Cancelling gives up the place; a turn that was just given passes to the next.
 
-        Raises TryAgain where turns cannot be counted now: uncounted calls could be too many.
+        Raises TryAgain if turns cannot be counted now: uncounted calls could exceed the rate.
         """
         place = self._lanes.join(urgent=urgent)
         if self._pump is None or self._pump.done():

@@ -11,21 +11,21 @@ from streamproc.domain.plain import cut_bytes
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 5.0
-"""A call, from its turn on. Where it takes longer the other channel is asked, while a payout waits."""
+"""For a call, from its turn on. After that the other channel is used, since a payout waits."""
 CALLS_PER_S = 1.0
-"""A public server lets a client send some dozens at once and then one in a few seconds; 429 says when to go on."""
+"""A public server takes some dozens at once, then one every few seconds; a 429 says when to go on."""
 CALLS_BURST = 20
 WAIT_S_MAX = 8.0
-"""For its turn: as for Slack's."""
+"""Longest wait for a turn, as for Slack."""
 MESSAGE_BYTES_MAX = 4_000
-"""Beyond 4,096 bytes ntfy makes an attachment of it."""
+"""Beyond 4,096 bytes ntfy turns a message into an attachment."""
 TITLE_BYTES_MAX = 200
 ID_CHARS_MAX = 64
 PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX = 3, 4, 5
 
 
 class Push(Struct, frozen=True, omit_defaults=True):
-    """What is published. `message` is shown as it is, not as Markdown; `click` is a URL, or empty."""
+    """A message. `message` is shown as it is, not as Markdown; `click` is a URL, or empty."""
 
     title: str
     message: str
@@ -60,7 +60,7 @@ class Ntfy:
 
     @property
     def breaker(self) -> Breaker:
-        """For those who show how it is."""
+        """For the metric and `/readyz`."""
         return self._http.breaker
 
     async def aclose(self) -> None:
@@ -68,8 +68,8 @@ class Ntfy:
         await self._http.aclose()
 
     async def publish(self, push: Push) -> str:
-        """Publish, and give the message's id. Raises TryAgain where the server does not take it, also for a 4xx: a
-        topic or token that is wrong is put right while the message waits."""
+        """Publish, and return the message's id. Raises TryAgain if the server does not take it, for a 4xx too: a wrong
+        topic or token can be corrected while the message waits."""
         body = {
             "topic": self._topic,
             "title": cut_bytes(push.title, TITLE_BYTES_MAX),
@@ -87,7 +87,7 @@ class Ntfy:
 
 
 def _id_in(body: bytes) -> str:
-    """What was taken was taken, whatever the answer looks like."""
+    """The id in an answer, or empty: the message was taken, even if its answer cannot be read."""
     try:
         said = decode_json(body)
     except NotJson:

@@ -1,8 +1,8 @@
-"""The bank's OAuth token, kept fresh: a new one before the old expires, and once when the bank refuses it.
+"""The bank's OAuth token, kept fresh: renewed before it expires, and once when the bank refuses it.
 
-The bank may give a new refresh token with each access token and void the old one, so the newest pair has to outlive a
-restart and be known to every process. It is kept in a vault that all share, sealed (AES-GCM) by a key made of the
-client's secret, which is not in the vault: who reads only the vault has nothing.
+The bank may give a new refresh token with each access token and void the old one, so the newest pair must survive a
+restart and be known to every process. It is kept in a vault that all share, sealed (AES-GCM) with a key derived from
+the client's secret, which is not in the vault: the vault alone is of no use to a thief.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from streamproc.clients.http import OutboundClient
 from streamproc.errors import LogUnavailable, TryAgain
 
 REFRESH_BEFORE_S = 86_400
-"""A token is exchanged so long before it expires, or in the last tenth of a shorter life."""
+"""A token is renewed this long before it expires, or in the last tenth of a shorter life."""
 REFUSED_AFTER_S = 60.0
-"""The bank refuses the refresh token: a person must authorize anew; payouts wait for that."""
+"""Wait after the bank refused the refresh token: a person must authorize again, and payouts wait for that."""
 LIFE_S = 3600
-"""Of a token whose answer names no life. A token that is refused earlier is exchanged then."""
+"""Assumed life of a token if the bank names none. If it is refused earlier, it is renewed then."""
 NONCE_BYTES = 12
 
 log = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ class Vault(Protocol):
     async def load(self) -> bytes | None: ...
     async def save(self, sealed: bytes) -> None: ...
     def turn(self) -> AbstractAsyncContextManager[bool]:
-        """One process at a time; False: it is somebody else's."""
+        """Lets one process at a time renew; False: another one has the turn."""
         ...
 
 
 class Pair(Struct, frozen=True):
-    """What the bank gave. Times are Unix seconds."""
+    """Access and refresh token as the bank gave them. Times are Unix seconds."""
 
     access: str
     refresh: str
@@ -55,13 +55,13 @@ class Pair(Struct, frozen=True):
     expires_at: int
 
     def is_old(self, now_s: float) -> bool:
-        """Whether it is time to exchange it."""
+        """Whether it is time to renew it."""
         life_s = self.expires_at - self.given_at
         return now_s > self.expires_at - min(REFRESH_BEFORE_S, life_s / 10)
 
 
 class _Given(Struct):
-    """Read without strictness: the refresh token was used, so what can be understood must not be lost."""
+    """The bank's answer, read leniently: the refresh token is spent, so whatever can be understood must be kept."""
 
     access_token: Annotated[str, Meta(min_length=1)]
     expires_in: int = 0
@@ -69,7 +69,7 @@ class _Given(Struct):
 
 
 class TokenKeeper:
-    """Gives the access token of now. `first` is the one that was configured, or empty."""
+    """Gives the current access token. `first` is the configured one, or empty."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class TokenKeeper:
         self._bound_to = client_id.encode()
 
     async def token(self, *, refused: str = "") -> str:
-        """The token to send. `refused`: the bank did not take this one. Raises TryAgain where none can be had."""
+        """The token to send. `refused`: a token that the bank did not take. Raises TryAgain if there can be none."""
         async with self._busy:
             if not self._is_good(self._pair, refused):
                 try:
@@ -106,13 +106,13 @@ class TokenKeeper:
         return self._pair.access if self._pair is not None else self._first
 
     def _is_good(self, pair: Pair | None, refused: str) -> bool:
-        """The configured token is good, until it is refused, where the vault has none."""
+        """Whether to use what we have. If the vault is empty, the configured token is good until it is refused."""
         if pair is None:
             return self._has_looked and bool(self._first) and not refused
         return pair.access != refused and not pair.is_old(self._clock())
 
     async def _renew(self, refused: str) -> None:
-        """Take over what another process got, or get a new one."""
+        """Take the pair that another process got, or get a new one."""
         self._pair = self._open(await self._vault.load())
         self._has_looked = True
         if self._is_good(self._pair, refused):
@@ -131,7 +131,9 @@ class TokenKeeper:
         answer = await self._http.call("POST", "/token", headers=headers, content=form)
         if answer.status >= 400:
             log.error(
-                "the bank refuses the OAuth refresh token (%d): authorize streamproc anew", answer.status
+                "the bank refuses the OAuth refresh token with %d; authorize anew and set"
+                " STREAMPROC_RAZORPAY_OAUTH_REFRESH_TOKEN",
+                answer.status,
             )
             raise TryAgain(
                 f"the bank refuses the OAuth refresh token with {answer.status}; authorize anew and set"
@@ -145,9 +147,9 @@ class TokenKeeper:
         now_s = int(self._clock())
         life_s = given.expires_in if given.expires_in > 0 else LIFE_S
         fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + life_s)
-        # At once: where this is lost, the refresh token of before may be void and a person has to authorize anew.
+        # At once: if this pair is lost, the old refresh token may be void, and a person has to authorize again.
         await self._vault.save(self._seal(fresh))
-        log.info("a new OAuth token of the bank, good for %d s", life_s)
+        log.info("the bank gave a new OAuth token, valid for %d s", life_s)
         return fresh
 
     def _seal(self, pair: Pair) -> bytes:
@@ -155,17 +157,17 @@ class TokenKeeper:
         return nonce + self._cipher.encrypt(nonce, msgspec.json.encode(pair), self._bound_to)
 
     def _open(self, sealed: bytes | None) -> Pair | None:
-        """None where there is nothing, or what another client's secret sealed."""
+        """The sealed pair; None if there is none, or if another client's secret sealed it."""
         if not sealed:
             return None
         try:
             plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._bound_to)
             return msgspec.json.decode(plain, type=Pair)
         except (InvalidTag, ValueError):
-            log.warning("the OAuth token that is kept was sealed by another client secret; it is not used")
+            log.warning("the stored OAuth token was sealed with another client secret and is not used")
             return None
 
 
 def vault_name(refresh_token: str) -> str:
-    """What the vault is called: another configured refresh token begins anew."""
+    """The vault's name, which depends on the configured refresh token, so that a new one starts afresh."""
     return hashlib.sha256(refresh_token.encode()).hexdigest()[:16]

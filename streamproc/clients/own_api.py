@@ -1,10 +1,10 @@
-"""Our own HTTP API, as any client of it sees it. Whoever asks brings a token with each call, and none is kept here.
+"""Our own HTTP API, as any client sees it. Each call brings its caller's token, and none is kept here.
 
-    Said             the API answered, whatever the status: a 401 or a 503 too has its reason in it
+    Said             the API answered, whatever the status: a 401 or a 503 also states its reason
     TryAgain         nothing was sent
     OutcomeUnknown   it may have been carried out, and no usable answer came back
 
-There is no breaker and no pace: the API says by itself when it has enough (429, 503), and these words are the answer.
+There is no breaker and no pace: the API itself says when there are too many calls (429, 503), and the caller is told.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from streamproc.clients.http import OutcomeUnknown, is_loopback, retry_after_s
 from streamproc.errors import InputError, TryAgain
 
 CALL_S_MAX = 15.0
-"""One call; the API itself answers within 10 s, if only to say 503."""
+"""For one call; the API itself answers within 10 s, if only with a 503."""
 CONNECT_S_MAX = 5.0
-"""Of it, to connect: a handshake that takes longer will not save the call."""
+"""The part of it for connecting: a call whose handshake takes longer would hardly succeed in time."""
 CONNECTIONS_MAX = 64
-"""As many calls at once; whoever calls keeps to it, since one more would wait within its own time."""
+"""Calls at once; callers must keep to it, since another call would spend its own time waiting."""
 KEEP_ALIVE_S = 3.0
-"""Of idle connections: the API closes them after 5 s, and a request that meets one just then is lost."""
+"""Life of an idle connection: the API closes it after 5 s, and a request sent just then is lost."""
 ANSWER_BYTES_MAX = 1024 * 1024
-"""A page of 100 holds is some 100 kB, a payout's events some 20."""
+"""A page of 100 holds has some 100 kB, a payout's events some 20 kB."""
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CANNOT_BE_SENT = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeEncodeError)
@@ -41,7 +41,7 @@ class Said(Struct, frozen=True):
     status: int
     body: dict[str, Any]
     after_s: float | None = None
-    """Seconds to wait before asking again, where it said so."""
+    """Seconds to wait before asking again, if it said so."""
 
 
 class OwnApi:
@@ -54,9 +54,9 @@ class OwnApi:
             follow_redirects=False,  # it would take the token elsewhere
             timeout=httpx.Timeout(CALL_S_MAX, connect=CONNECT_S_MAX),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_S),
-            # Callers share this client: a cookie that a proxy gave one of them would go out with the next one's token.
+            # Callers share this client: a cookie that a proxy set for one of them would be sent for the next one too.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            # Identity, because a size cap on compressed bytes is none.
+            # Uncompressed, since a limit on compressed bytes limits nothing.
             headers={"user-agent": "streamproc", "accept-encoding": "identity"},
             trust_env=not is_loopback(url),
         )
@@ -75,14 +75,14 @@ class OwnApi:
         headers: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Said:
-        """One call with this token. Raises TryAgain, OutcomeUnknown, or InputError for what no request can hold."""
+        """One call with this token. Raises TryAgain, OutcomeUnknown; InputError for values that no request can hold."""
         sent = {"authorization": f"Bearer {token}", **(headers or {})}
         try:
             request = self._http.build_request(method, path, params=params, headers=sent, json=body)
         except (ValueError, RecursionError) as problem:
             raise InputError(
-                "the arguments cannot be sent as JSON: NaN and Infinity are no numbers, half of a surrogate pair is no"
-                " text, and what nests too deep is not read"
+                "the arguments cannot be sent as JSON, which has no NaN, no Infinity and no half of a surrogate pair;"
+                " nor may they nest too deep"
             ) from problem
         try:
             async with asyncio.timeout(CALL_S_MAX):
@@ -108,7 +108,9 @@ async def _read(response: httpx.Response) -> Said:
         if len(found) > ANSWER_BYTES_MAX:
             raise OutcomeUnknown(f"the API's answer is over {ANSWER_BYTES_MAX} bytes")
     if 300 <= response.status_code < 400:
-        raise OutcomeUnknown(f"HTTP {response.status_code}, which streamproc's API never says")
+        raise OutcomeUnknown(
+            f"HTTP {response.status_code}, which streamproc's API never answers: check its URL"
+        )
     try:
         body = msgspec.json.decode(bytes(found), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

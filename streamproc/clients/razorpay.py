@@ -22,24 +22,25 @@ from streamproc.domain.plain import clean
 from streamproc.errors import TryAgain, Unprocessable
 
 TIMEOUT_S = 10.0
-"""A call, from its turn on. The bank's own webhooks give us 5 s; its API is slower under load."""
+"""For a call, from its turn on. The bank's own webhooks give us 5 s; its API is slower under load."""
 WAIT_S_MAX = 8.0
-"""For its turn in the pace that all processes keep together: waiting is no failure of the bank's, so it takes nothing
-of the time that the bank has. With the call's own time it is execution's pass (18 s)."""
+"""Longest wait for a turn in the pace that all processes share. It is apart from TIMEOUT_S, since waiting is not the
+bank's failure. Both together are the time of execution's pass (18 s)."""
 CALLS_PER_S = 8.0
 """The bank advises 5 to 10 a second and publishes no limit."""
 CALLS_BURST = 8
 PAGE_COUNT_MAX = 100
 """The bank refuses more with 400."""
 REMARKS_CHARS_MAX = 255
-"""Not documented; what a text column usually holds."""
+"""Not documented; the usual length of a text column."""
 PROBLEM_CHARS_MAX = 200
 FOUND_MAX = 100
-"""Payouts under one reference that are looked at: there is one, or somebody plays with it."""
+"""Payouts under one reference that are looked at: more than one means that somebody reuses it."""
 IN_FLIGHT = 409
-"""Not documented; what a bank says while the same key is under way. The outcome of that call is not known."""
+"""Not documented; the usual status while a call with the same key is under way, whose outcome is not known."""
+_CHECK_KEYS = "check STREAMPROC_RAZORPAY_KEY_ID and STREAMPROC_RAZORPAY_KEY_SECRET"
 KEYS_REFUSED_AFTER_S = 60.0
-"""401 or 403 means keys are wrong or not yet rotated in: a person must act, the payout must not be lost."""
+"""Wait after a 401 or 403: the keys are wrong or not yet valid. A person must act; the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
 _NO_REASON = frozenset({"", "null", "NA"})
 _SAY_NOTHING = frozenset({408, 425})
@@ -47,14 +48,14 @@ _NO_ENVELOPE = ("the error body is not JSON", "the error body has no `error`")
 
 
 class CommandAnswer(Struct, frozen=True, kw_only=True):
-    """What the bank said to approve, reject or cancel. `refused` is a 4xx: then its state is the truth."""
+    """The bank's answer to a command. `refused`: it was a 4xx, so look at the payout's state at the bank."""
 
     http_status: int
     outcome: Literal["done", "refused"]
     payout: BankPayout | None = None
-    """The payout after the command; None where refused, or where the answer could not be read."""
+    """The payout after the command; None if refused, or if the answer could not be read."""
     code: str = ""
-    """The error's `reason` (`payout_approval_not_allowed`), or its `code` where it gives no reason."""
+    """The error's `reason` (`payout_approval_not_allowed`), or its `code` if it gives no reason."""
     problem: str = ""
 
 
@@ -77,7 +78,7 @@ def open_razorpay(
 ) -> "Razorpay":
     """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`.
 
-    `turns` counts the calls of all processes together; without it this client keeps CALLS_PER_S by itself.
+    `turns` limits the calls of all processes together; without it this client alone keeps CALLS_PER_S.
     """
     http = OutboundClient(
         "razorpay",
@@ -93,8 +94,8 @@ def open_razorpay(
 
 
 class Razorpay:
-    """The bank. Every call raises TryAgain when nothing was done, and OutcomeUnknown (a TryAgain) when that
-    cannot be known: 5xx, an answer that was lost. Commands are safe to repeat: the bank refuses the second."""
+    """The bank. Every call raises TryAgain if nothing was done, and OutcomeUnknown (a TryAgain) if that is not known: a
+    5xx, or a lost answer. Approve, reject and cancel are safe to repeat: the bank refuses the second."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Razorpay:
         oauth_token: str = "",
         tokens: TokenKeeper | None = None,
     ) -> None:
-        """`tokens` keeps the token fresh; without it `oauth_token` is used as long as it lasts."""
+        """`tokens` keeps the OAuth token fresh; without it `oauth_token` is used until it expires."""
         self._http = http
         self._tokens = tokens
         pair = f"{key_id}:{key_secret}".encode()
@@ -124,8 +125,8 @@ class Razorpay:
     async def fetch(self, payout_id: str) -> BankPayout:
         """The payout as it is now.
 
-        Raises Unprocessable when the bank does not know it or shows it malformed, TryAgain also for refused
-        keys (401, 403) and for an answer that is no JSON, which comes from something in between.
+        Raises Unprocessable if the bank does not know it or shows it malformed; TryAgain also for refused keys (401,
+        403) and for an answer that is not JSON, which is not the bank's but that of a proxy.
         """
         answer = await self._http.call("GET", _path(payout_id), headers=self._by_key)
         entity = _read_answer(f"payout {payout_id}", answer.status, answer.body)
@@ -150,13 +151,14 @@ class Razorpay:
         return Page(items=[read_payout(item) for item in items], raw_count=len(items))
 
     async def create(self, order: bytes, key: str) -> CommandAnswer:
-        """Create a payout. `order` is the whole body, `key` the idempotency key: under the same key and bytes the bank
-        makes one payout, for seven days. Refused keys (401, 403) raise TryAgain: nothing was done."""
+        """Create a payout. `order` is the whole body, `key` the idempotency key: for seven days the bank makes one
+        payout for the same key and bytes. Refused keys (401, 403) raise TryAgain: nothing was done."""
         headers = {**self._by_key, "content-type": "application/json", "x-payout-idempotency": key}
         answer = await self._http.call("POST", "/v1/payouts", headers=headers, content=order)
         if answer.status in _KEYS_REFUSED:
             raise TryAgain(
-                f"create: {answer.status}, {_read_error(answer.body)[1]}", after_s=KEYS_REFUSED_AFTER_S
+                f"create: the bank refuses our keys with {answer.status}, {_read_error(answer.body)[1]}; {_CHECK_KEYS}",
+                after_s=KEYS_REFUSED_AFTER_S,
             )
         if answer.status == IN_FLIGHT:
             raise OutcomeUnknown(f"create: {answer.status}, {_read_error(answer.body)[1]}")
@@ -167,7 +169,7 @@ class Razorpay:
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
 
     async def find(self, account_number: str, reference: str) -> list[BankPayout]:
-        """The payouts under a reference. Raises as `fetch` does; what cannot be read there is Unprocessable."""
+        """The payouts under a reference. Raises as `fetch` does; Unprocessable if one of them cannot be read."""
         query: dict[str, str | int] = {"account_number": account_number, "reference_id": reference}
         answer = await self._http.call(
             "GET", "/v1/payouts", params=query | {"count": FOUND_MAX}, headers=self._by_key
@@ -177,18 +179,18 @@ class Razorpay:
             payout = read_payout(item)
             if isinstance(payout, MalformedPayout):
                 raise Unprocessable(f"payouts under {reference}: {payout.problem}")
-            if payout.reference_id == reference:  # whatever the bank makes of the filter
+            if payout.reference_id == reference:  # even if the bank ignores the filter
                 found.append(payout)
         return found
 
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
-        """Approve a `pending` payout, by the OAuth token; without one by key and secret, which the bank
-        documents as not enough: expect a refusal (401), and a person who approves in the dashboard."""
+        """Approve a `pending` payout, with the OAuth token; without one with key and secret, which by the bank's docs
+        is not enough: expect a refusal (401), and then a person has to approve it in the bank's dashboard."""
         return await self._by_partner(payout_id, "approve", _remarks(remarks))
 
     async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
-        """Reject a `pending` payout, by the OAuth token if there is one (the docs show both ways). Urgent: somebody
-        else may approve it at the bank meanwhile."""
+        """Reject a `pending` payout, with the OAuth token if there is one (the docs show both ways). Urgent: somebody
+        may approve it at the bank meanwhile."""
         return await self._by_partner(payout_id, "reject", _remarks(remarks), urgent=True)
 
     async def cancel(self, payout_id: str) -> CommandAnswer:
@@ -201,7 +203,7 @@ class Razorpay:
     async def _by_partner(
         self, payout_id: str, command: BankCommand, body: bytes, *, urgent: bool = False
     ) -> CommandAnswer:
-        """By the OAuth token; where the bank refuses it, once more by a new one."""
+        """Send a command with the OAuth token; if the bank refuses the token, once more with a new one."""
         if self._tokens is None:
             return await self._command(payout_id, command, self._by_token, body, urgent)
         token = await self._tokens.token()
@@ -242,14 +244,15 @@ def _path(payout_id: str) -> str:
 
 
 def _remarks(text: str) -> bytes:
-    """Remarks are mandatory and their alphabet is not documented, so they are short printable ASCII."""
+    """The body with remarks, which are mandatory. Their alphabet is not documented, so they become printable ASCII."""
     plain = clean(text, REMARKS_CHARS_MAX).replace("₹", "Rs ").encode("ascii", "replace").decode("ascii")
     return msgspec.json.encode({"remarks": plain.strip()[:REMARKS_CHARS_MAX] or "decided by streamproc"})
 
 
 def _read_answer(what: str, status: int, body: bytes) -> object:
     if status in _KEYS_REFUSED:
-        raise TryAgain(f"{what}: {status}, {_read_error(body)[1]}", after_s=KEYS_REFUSED_AFTER_S)
+        why = f"{what}: the bank refuses our keys with {status}, {_read_error(body)[1]}; {_CHECK_KEYS}"
+        raise TryAgain(why, after_s=KEYS_REFUSED_AFTER_S)
     if status >= 400:
         code, problem = _read_error(body)
         raise Unprocessable(f"{what}: {status} {code}, {problem}")
@@ -280,17 +283,17 @@ def _read_done(payout_id: str, body: bytes) -> tuple[BankPayout | None, str]:
 
 
 def _refusal(what: str, answer: Answer) -> tuple[str, str]:
-    """Code and description of the bank's own refusal. Raises OutcomeUnknown where that cannot be told: 408 and 425 say
-    nothing of what was done, and an error without the bank's envelope comes from something in between."""
+    """Code and description of the bank's own refusal. Raises OutcomeUnknown if it may not be one: 408 and 425 do not
+    say what was done, and an error without the bank's envelope is that of a proxy."""
     code, problem = _read_error(answer.body)
     from_between = problem in _NO_ENVELOPE and answer.status not in _KEYS_REFUSED
     if answer.status in _SAY_NOTHING or from_between:
-        raise OutcomeUnknown(f"{what}: {answer.status} that is not the bank's refusal, {problem}")
+        raise OutcomeUnknown(f"{what}: {answer.status} in a form that is not the bank's, {problem}")
     return code, problem
 
 
 def _read_error(body: bytes) -> tuple[str, str]:
-    """Code and description of an error body, whatever it is: the envelope, another JSON text, HTML, nothing."""
+    """Code and description from an error body, which may be the bank's envelope, other JSON, HTML or empty."""
     try:
         answer = decode_json(body)
     except NotJson:

@@ -1,8 +1,8 @@
-"""The bank's payout entity, however odd, becomes a `BankPayout` or a reason why not. Pure.
+"""Reads the bank's payout entity, however odd, as a `BankPayout`, or says why it cannot. Pure.
 
-Shared by the client (answers), the poller (list items) and the webhook. Legitimate oddities are taken:
+Shared by the client (answers), the poller (list items) and the webhook. Legitimate oddities are accepted:
 `notes` as `[]` or with numbers, `fund_account` in place of its id, null where text is usual, extra keys.
-What rule 1 calls malformed is not repaired: an amount that is no integer is not guessed.
+What rule 1 calls malformed is not repaired: if the amount is not an integer, it is not guessed.
 Nothing of the beneficiary (account numbers, VPAs, names) is read.
 """
 
@@ -24,17 +24,17 @@ NOTES_MAX = 32
 NOTE_CHARS_MAX = 256
 """The bank's own limit for a note."""
 KEYS_KNOWN_MAX = 1024
-"""Keys of notes that were read before: some 1 MB at most, where each has NOTE_CHARS_MAX of the widest characters."""
+"""Note keys that are cached: at most some 1 MB, if each has NOTE_CHARS_MAX of the widest characters."""
 GOVERNING_NOTES = frozenset({"agent_id", "vendor_url"})
-"""Kept whatever else is there: many other notes must not push them out."""
+"""Always kept: many other notes must not push them out."""
 TEXT_CHARS_MAX = 64
 """For utr, reference_id (the bank allows 40), narration (30), mode, purpose and reason."""
 CURRENCY_CHARS_MAX = 16
-"""A currency that is no code of three letters is kept for the policy to refuse."""
+"""A currency that is not a three-letter code is kept, so that the policy refuses it."""
 SHOWN_CHARS_MAX = 40
-"""How much of an odd value a problem text shows."""
+"""Characters of an odd value that a problem text shows."""
 UNIX_S_MAX = 2**40
-"""A time beyond this (year 36,812) is not one."""
+"""A number beyond this (year 36,812) is not taken for a time."""
 
 Object: TypeAlias = dict[str, object]
 
@@ -44,12 +44,12 @@ _BENEFICIARY = re.compile(r"vpa|ifsc|upi|iban|payee|beneficiary|account_?n", re.
 
 
 class MalformedPayout(Struct, frozen=True):
-    """A payout that cannot be governed. `payout` is its id, or empty where that is unusable."""
+    """A payout that cannot be governed. `payout` is its id, or empty if that is unusable."""
 
     payout: str
     problem: str
     fingerprint: str
-    """16 hex of SHA-256 over the entity: tells two payouts without an id apart."""
+    """16 hex digits of the entity's SHA-256: tells two payouts without an id apart."""
 
 
 def read_payout(entity: object) -> BankPayout | MalformedPayout:
@@ -85,11 +85,11 @@ def _malformed(entity: object, payout: str, problem: str) -> MalformedPayout:
 
 
 def _problem(entity: Object, payout: str) -> str:
-    """Why rule 1 fires, or empty."""
+    """Why rule 1 fires; empty if it does not."""
     amount, currency, status = entity.get("amount"), entity.get("currency"), entity.get("status")
     if not payout:
         return f"id {shown(entity.get('id'))} is not 1 to 64 letters, digits or underscores"
-    if type(amount) is not int:  # bool is an int to isinstance, and true is not one paisa
+    if type(amount) is not int:  # not isinstance, for which `true` is an int: it is not one paisa
         return f"amount {shown(amount)} is not an integer of paise"
     if not AMOUNT_MIN_PAISE <= amount <= AMOUNT_MAX_PAISE:
         return f"amount {shown(amount)} paise is not between {AMOUNT_MIN_PAISE} and {AMOUNT_MAX_PAISE}"
@@ -101,9 +101,10 @@ def _problem(entity: Object, payout: str) -> str:
 
 
 def read_notes(notes: object) -> dict[str, str]:
-    """`notes` as text to text. `[]`, null and what is no object are empty; a list of objects is their union.
+    """`notes` as text to text. `[]`, null and anything but an object are empty; a list of objects is their union.
 
-    Where the money goes is not kept: the bank itself adds `VPA_HANDLE`, `payee_ifsc` and `payee_bank_name`.
+    Notes about the beneficiary's account are dropped: the bank itself adds `VPA_HANDLE`, `payee_ifsc` and
+    `payee_bank_name`.
     """
     if isinstance(notes, list):
         notes = {key: value for part in notes if isinstance(part, dict) for key, value in part.items()}
@@ -116,7 +117,7 @@ def read_notes(notes: object) -> dict[str, str]:
 
 
 def _kept_as(key: str) -> str | None:
-    """What a note is called here; None: it tells of the beneficiary. Senders use the same few keys again and again."""
+    """The name under which a note is kept; None: it is about the beneficiary. Cached, since senders use few keys."""
     return _known_key(key) if len(key) <= NOTE_CHARS_MAX else _read_key(key)
 
 
@@ -138,7 +139,7 @@ def count_or_zero(value: object, most: int) -> int:
 
 
 def shown(value: object) -> str:
-    """A value as a problem text may show it."""
+    """A value, short enough for a problem text."""
     return clean(_json(value), SHOWN_CHARS_MAX)
 
 
@@ -153,14 +154,14 @@ def _note(key: str, value: object) -> str:
         value = "" if value is None else _json(value)
     if value.isprintable():
         return value[:NOTE_CHARS_MAX]
-    # Browsers drop line breaks inside a URL, so the rules must see what a browser would open.
+    # Browsers drop line breaks inside a URL, and the rules must see what a browser would open.
     return clean(value.translate(_NO_BREAKS) if key == "vendor_url" else value, NOTE_CHARS_MAX)
 
 
 def _json(value: object) -> str:
     try:
         return json.dumps(value, separators=(",", ":"))
-    except ValueError:  # Python refuses to write integers of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         return "a number too long to write"
 
 

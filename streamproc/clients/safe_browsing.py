@@ -1,7 +1,7 @@
-"""Google Safe Browsing v4, `threatMatches:find`: does anybody know this vendor's URL as a threat?
+"""Google Safe Browsing v4, `threatMatches:find`: is this vendor's URL a known threat?
 
-Whatever goes wrong, the answer is `unavailable` with a reason: the rules hold such a payout, they never
-approve it and never call it fraud. The API key travels in the query, so no message here shows a URL.
+Whatever goes wrong, the answer is `unavailable` with a reason: the rules hold such a payout, and neither approve it nor
+call it fraud. The API key is in the query, so no message here shows a URL.
 """
 
 import re
@@ -20,18 +20,18 @@ from streamproc.domain.plain import clean
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 2.0
-"""A whole lookup: a payout waits for it, and it may be held instead."""
+"""For a whole lookup: a payout waits for it, and is held if it takes longer."""
 CALLS_PER_S = 50.0
 """Far below the default quota (10,000 lookups a minute), far above what batches of 500 need."""
 CALLS_BURST = 50
 URLS_PER_CALL_MAX = 500
 """The API's own limit for one request."""
 CLEAN_FRESH_S = 300
-"""How long `clean` holds: the v4 lookup names no negative duration, its usual positive one is 300 s."""
+"""How long `clean` is valid: the v4 lookup names no duration for it; for threats it usually names 300 s."""
 FRESH_S_MAX = 86_400
 """No answer is trusted for more than a day, whatever duration it names."""
 THREATS_MAX = 8
-"""Threat types kept of one URL; four are asked for."""
+"""Most threat types kept for one URL; four are asked for."""
 THREAT_TYPES = ("MALWARE", "SOCIAL_ENGINEERING", "UNWANTED_SOFTWARE", "POTENTIALLY_HARMFUL_APPLICATION")
 
 _DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?s")
@@ -61,7 +61,7 @@ def open_safe_browsing(
 
 
 class SafeBrowsing:
-    """Looks URLs up, many at a time. `now_us` is the clock of the answers' times."""
+    """Looks up many URLs at a time. `now_us` is the clock for the answers' times."""
 
     def __init__(self, http: OutboundClient, key: str, now_us: Callable[[], int] = host_clock_us) -> None:
         self._http = http
@@ -78,7 +78,7 @@ class SafeBrowsing:
         await self._http.aclose()
 
     async def lookup(self, urls: Iterable[str]) -> dict[str, Reputation]:
-        """A reputation for every URL, under the spelling it was asked by. Never raises for the API's failures.
+        """A reputation for every URL, as it was spelled when asked. Never raises for the API's failures.
 
         Each 500 distinct URLs are one call of at most TIMEOUT_S. A verdict is `clean`, `threat`, or `unavailable`
         with its `problem`, which is never fresh. Its times count from before the call.
@@ -107,7 +107,7 @@ class SafeBrowsing:
 
 
 class _Unusable(Exception):
-    """The API answered, but not with something that says anything about the URLs."""
+    """The API answered, but the answer says nothing about the URLs."""
 
 
 class _Match(Struct, frozen=True):
@@ -133,7 +133,8 @@ def _request(urls: Iterable[str]) -> bytes:
 
 
 def _matches(answer: Answer, asked: set[str]) -> list[_Match]:
-    """The threats named. One that belongs to no URL asked for would make every `clean` a guess."""
+    """The threats named. Raises _Unusable for an answer that cannot be read or is about a URL that was not asked for,
+    since then no `clean` could be trusted."""
     if answer.status >= 300:
         raise _Unusable(f"safe browsing answered {answer.status}")
     try:
@@ -178,7 +179,7 @@ def _unavailable(problem: str, now_us: int) -> Reputation:
 
 
 def _duration_s(text: object) -> float:
-    """Seconds in `300.000s`; the default where it says nothing usable."""
+    """Seconds in `300.000s`; the default if it is not usable."""
     parts = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if parts is None:
         return CLEAN_FRESH_S

@@ -1,12 +1,12 @@
 """Slack's Web API: one call, and failures named by what to do next.
 
     the answer       Slack did it: `ok: true`
-    SlackRefused     Slack says no, `ok: false` with its own word for why (`channel_not_found`, `expired_trigger_id`)
+    SlackRefused     Slack refuses, `ok: false` with its own error code (`channel_not_found`, `expired_trigger_id`)
     TryAgain         nothing was done: 429 (Retry-After is in `after_s`), no connection, the breaker is open
     OutcomeUnknown   it may have been done: no answer in time, 5xx, or Slack's own `internal_error` (a TryAgain)
 
-No call is repeated here, and none of those that post is idempotent: who repeats one may say a thing twice.
-The token travels in a header; no message here shows it, nor what was said.
+No call is repeated here, and posting is not idempotent: whoever repeats a post may show a message twice.
+The token is in a header; no error shows it, nor the text of a message.
 """
 
 import json
@@ -21,29 +21,29 @@ from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.errors import StreamprocError, TryAgain
 
 TIMEOUT_S = 5.0
-"""A call of a worker, which has nobody waiting, from its turn on."""
+"""For a worker's call, from its turn on; no person waits for it."""
 WAIT_S_MAX = 8.0
-"""For its turn: more than those take that one worker has on their way at once. Waiting is no failure of Slack's, so it
-takes nothing of the time that Slack has, nor is the other channel asked."""
+"""Longest wait for a turn: more than one worker's concurrent calls need. It is apart from TIMEOUT_S, since waiting is
+not Slack's failure, and no reason to use the other channel."""
 CALLS_PER_S = 1.0
-"""What Slack asks of those who post to a channel."""
+"""Slack's limit for posting to a channel."""
 CALLS_BURST = 20
 """Slack lets short bursts pass; beyond them it answers 429, which is honoured."""
 BODY_BYTES_MAX = 1024 * 1024
-"""An answer repeats the message that was sent, some 50 kB at Slack's own limits."""
+"""An answer repeats the message that was sent, which Slack limits to some 50 kB."""
 
 _NOT_DONE = frozenset(
     {"ratelimited", "rate_limited", "service_unavailable", "request_timeout", "team_added_to_org"}
 )
-"""`ok: false`, and the same call later may be done."""
+"""Errors after which the same call may succeed later."""
 _PERHAPS_DONE = frozenset({"internal_error", "fatal_error"})
-"""Slack's documentation: some of it may have happened before the error."""
+"""Errors that, by Slack's documentation, may come after a part was done."""
 _METHOD = re.compile(r"[a-z]+(\.[A-Za-z]+)+")
 _WORD = re.compile(r"[a-z0-9_]{1,64}")
 
 
 class SlackRefused(StreamprocError):
-    """Slack will not do it. `error` is its own word for why; the same call again gets the same answer."""
+    """Slack refuses. `error` is its own code for why; the same call again gets the same answer."""
 
     def __init__(self, method: str, error: str) -> None:
         super().__init__(f"slack {method}: refused, {error}")
@@ -58,8 +58,8 @@ def open_slack(
     timeout_s: float = TIMEOUT_S,
     wait_s_max: float | None = None,
 ) -> "Slack":
-    """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`. Without `wait_s_max` a call
-    waits for its turn within `timeout_s`."""
+    """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`. Without `wait_s_max`,
+    `timeout_s` includes the wait for a turn."""
     http = OutboundClient(
         "slack",
         base_url,
@@ -101,16 +101,16 @@ class Slack:
         await self._http.aclose()
 
     async def call(self, method: str, body: Mapping[str, object]) -> dict[str, object]:
-        """Call `method` (`chat.postMessage`) and give Slack's answer. Raises SlackRefused, TryAgain, OutcomeUnknown."""
+        """Call `method` (`chat.postMessage`); Slack's answer. Raises SlackRefused, TryAgain, OutcomeUnknown."""
         if not _METHOD.fullmatch(method):
             raise ValueError(f"{method!r} is no method of the Web API")
-        # Escaped as ASCII, so that no text can fail to be encoded.
+        # Escaped as ASCII: a lone surrogate cannot be encoded otherwise.
         content = json.dumps(body, separators=(",", ":")).encode("ascii")
         answer = await self._http.call("POST", f"/{method}", headers=self._headers, content=content)
         return _read(method, answer)
 
     async def open_view(self, trigger: str, view: Mapping[str, object]) -> None:
-        """Show a modal to whoever clicked; the trigger is good for 3 s and once."""
+        """Show a modal to whoever clicked; the trigger is valid once, for 3 s."""
         await self.call("views.open", {"trigger_id": trigger, "view": view})
 
 

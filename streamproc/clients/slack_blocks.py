@@ -1,7 +1,7 @@
-"""Notices as Slack's Block Kit. What a stranger wrote is `plain_text`, where no markup, mention or link works.
+"""Notices as Slack's Block Kit. Text of strangers is `plain_text`, in which no markup, mention or link works.
 
-`mrkdwn` is used for a time and for a link to us, in which no text of others can be. Slack's limits are for what is
-sent, so they are kept after `&`, `<` and `>` are written as entities.
+`mrkdwn` is used only for a time and for a link to us, which hold no text of others. Slack's limits count `&`, `<` and
+`>` as the entities that are sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from streamproc.domain.plain import CUT, units
 Block: TypeAlias = dict[str, Any]
 
 HEADER_MAX, SECTION_MAX, FIELD_MAX, TEXT_MAX = 150, 3_000, 2_000, 3_000
-"""Characters (UTF-16 units) of a header, a section, a field of a section, and of what stands in for the blocks."""
+"""Characters (UTF-16 units) of a header, a section, a section's field, and the text shown instead of the blocks."""
 BLOCKS_MAX = 50
 FIELDS_MAX = 10
 _QUOTED = {"&": "&amp;", "<": "%3C", ">": "%3E", "|": "%7C", " ": "%20"}
-"""What would end a link, or a part of it."""
+"""Characters that would end a link or a part of it."""
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def escaped(text: str, units_max: int) -> str:
-    """The text with entities, within so many units; what is cut ends with `…` and never within an entity."""
+    """The text with entities, cut to `units_max` UTF-16 units; a cut ends with `…` and never within an entity."""
     written = [_ENTITIES.get(char, char) for char in text]
     if units("".join(written)) <= units_max:
         return "".join(written)
@@ -38,14 +38,15 @@ def escaped(text: str, units_max: int) -> str:
 
 
 def hold_message(notice: HoldNotice, *, value: str, heading: str) -> Mapping[str, Any]:
-    """Text and blocks that ask for a decision. `value` is the buttons'; empty: no buttons, clicks cannot be trusted."""
+    """Text and blocks that ask for a decision. `value` is the buttons'; empty: no buttons, since no click could be
+    verified."""
     asks = [_buttons(notice, value)] if value else [_plain(_by_command(notice))]
     title = f"{heading} {notice.amount} for {notice.agent}?"
     return _message(title, [*_facts(notice), *asks])
 
 
 def outcome_message(notice: HoldNotice, outcome: Outcome) -> Mapping[str, Any]:
-    """The same message when it is decided: without buttons, and with how it ended."""
+    """The same message after the decision: the outcome instead of buttons."""
     title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
     return _message(title, [_plain(outcome.text), *_facts(notice)])
 
@@ -57,7 +58,7 @@ def notice_message(notice: Notice) -> Mapping[str, Any]:
 
 
 def _message(title: str, blocks: Sequence[Block]) -> Mapping[str, Any]:
-    """`text` is shown where blocks are not: in a phone's notification. Nothing in it is looked up or unfolded."""
+    """`text` is shown where blocks are not, as in a phone's notification. No names or links in it are expanded."""
     header = {"type": "header", "text": _plain_text(title, HEADER_MAX)}
     return {
         "text": escaped(title, TEXT_MAX),
@@ -105,7 +106,7 @@ def _expiry(notice: HoldNotice) -> Block:
 
 
 def _link(url: str) -> str:
-    """Not a button: a click on one, even with a URL, is sent to the app as well."""
+    """A link as text, not as a button: a click on a button, even with a URL, is sent to the app as well."""
     quoted = "".join(_QUOTED.get(char, char) for char in url)
     return f"<{quoted}|Details>" if url else ""
 

@@ -1,6 +1,6 @@
 """The modal that asks a reviewer for the reason of a rejection, as Block Kit. Pure.
 
-It carries the button's value, so that what is submitted can only be about the payout that was clicked.
+It carries the button's value, so that the answer can only be about the payout that was clicked.
 """
 
 from streamproc.domain.button import REJECT

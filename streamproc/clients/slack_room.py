@@ -12,19 +12,19 @@ from streamproc.domain.plain import plain
 from streamproc.errors import TryAgain
 
 REFUSED_AFTER_S = 5.0
-"""A refusal is a setting (token, scope, channel): it is looked at again now and then, until somebody puts it right."""
+"""Wait after a refusal: the cause is a setting (token, scope, channel), so it is tried again until it is corrected."""
 PRIVATE_CHARS_MAX = 1_000
 _TS = re.compile(r"[0-9]{1,16}\.[0-9]{1,16}")
 _CHANNEL = re.compile(r"[A-Z0-9]{1,32}")
 _GONE = frozenset({"message_not_found", "channel_not_found", "cant_update_message", "edit_window_closed"})
-"""Why a message cannot be changed any more, and never will be."""
+"""Errors that say that a message can never be changed again."""
 _UPDATED = frozenset({"text", "blocks", "parse", "link_names"})
-"""What chat.update knows of what chat.postMessage takes."""
+"""Arguments of chat.postMessage that chat.update takes too."""
 
 
 class SlackRoom:
-    """The channel. `secret` signs buttons; without it there are none. Posting is not idempotent: after a lost answer a
-    message comes twice, with the same buttons."""
+    """The channel. `secret` signs buttons; without it there are none. Posting is not idempotent: after a lost answer
+    a message is shown twice, with the same buttons."""
 
     def __init__(self, slack: Slack, channel: str, secret: str) -> None:
         self._slack = slack
@@ -32,9 +32,9 @@ class SlackRoom:
         self._secret = secret
 
     async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str:
-        """Ask for a decision; the message's `channel:ts`. `thread` is such a message, below which it is shown as well.
+        """Ask for a decision; the message's `channel:ts`. `thread`: the `channel:ts` of a message to answer, too.
 
-        Raises TryAgain, also for what Slack refuses.
+        Raises TryAgain, also if Slack refuses.
         """
         value = button_value(notice.payout, self._secret) if self._secret else ""
         body = dict(hold_message(notice, value=value, heading=heading))
@@ -43,16 +43,16 @@ class SlackRoom:
         return await self._post(body)
 
     async def tell(self, notice: Notice) -> str:
-        """An alert or a digest; the message's `channel:ts`. Raises TryAgain."""
+        """Post an alert or a digest; the message's `channel:ts`. Raises TryAgain."""
         return await self._post(notice_message(notice))
 
     async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None:
-        """Show a message anew, still with buttons. Raises TryAgain."""
+        """Update a message, still with buttons. Raises TryAgain."""
         value = button_value(notice.payout, self._secret) if self._secret else ""
         await self._update(ref, hold_message(notice, value=value, heading=heading))
 
     async def close(self, ref: str, notice: HoldNotice, outcome: Outcome) -> None:
-        """Show how it ended, without buttons. A message that is gone needs nothing. Raises TryAgain."""
+        """Show the outcome instead of buttons. A message that is gone needs nothing. Raises TryAgain."""
         await self._update(ref, outcome_message(notice, outcome))
 
     async def answer(self, user: str, text: str) -> str:
@@ -77,7 +77,7 @@ class SlackRoom:
     async def _update(self, ref: str, body: Mapping[str, Any]) -> None:
         channel, _, ts = ref.partition(":")
         if not ts:
-            return  # it was posted, and the answer did not say as what
+            return  # it was posted, but the answer did not give its `ts`
         try:
             shown = {name: value for name, value in body.items() if name in _UPDATED}
             await self._slack.call("chat.update", {"channel": channel, "ts": ts, **shown})

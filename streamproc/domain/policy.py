@@ -72,7 +72,7 @@ class Freeze(Struct, frozen=True):
 
 
 class Bindings:
-    """Which fund accounts and signing keys are known to be an agent's. Its people are in `Reviewers`."""
+    """The fund accounts and signing keys bound to each agent. Its people are in `Reviewers`."""
 
     def __init__(self, own: Mapping[str, object]) -> None:
         self._bound = {

@@ -1,4 +1,4 @@
-"""How policies become others: versions, and the `policy.changed` events that a file or a command makes.
+"""Changes of policies: versions, and the `policy.changed` events that a file or a command makes.
 
 A scope is `agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents` (bindings) or `changes` (who may
 make them), or a freeze of one of the first three, `freeze:agent:<id>`, which no file names and so no file lifts. Its
@@ -29,7 +29,7 @@ from streamproc.errors import InputError, JobFailed, LogBroken
 
 _UNSET = object()
 FREEZE = "freeze:"
-"""Before the scope that is frozen: a scope of its own, so that a file's `frozen` and a person's freeze do not meet."""
+"""Prefix of a frozen scope: a scope of its own, so that a file's `frozen` and a person's freeze do not mix."""
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
 
 
@@ -38,19 +38,19 @@ class NoPolicy(InputError):
 
 
 NONE_YET = -1
-"""In place of a version: there must be none."""
+"""Given as a version: there must be no policy yet."""
 
 
 class Stale(JobFailed):
-    """The policy is at another version than it was thought to be at."""
+    """The policy is at another version than the caller expected."""
 
 
 class Differ(JobFailed):
-    """The partitions have other policies for a scope: a change of it was broken off, and is to be made again."""
+    """The partitions have different policies for a scope: a change was interrupted, and has to be made again."""
 
 
 class ScopeState(Struct, frozen=True, kw_only=True):
-    """One scope at one version. `own` is as written; both are None where the scope was removed."""
+    """One scope at one version. `own` is as written; both are None if the scope was removed."""
 
     version: int
     own: Fields | None
@@ -60,10 +60,10 @@ class ScopeState(Struct, frozen=True, kw_only=True):
 def plan_changes(
     current: Mapping[str, ScopeState], file: PolicyFile, *, prune: bool, at: int, by: str, why: str
 ) -> list[PolicyChanged]:
-    """The changes that putting *file* in force makes; none where nothing differs. *at* is µs.
+    """The changes that putting *file* in force makes; none if nothing differs. *at* is µs.
 
     Scopes that the file does not name stay; *prune* removes agents, accounts and teams among them.
-    Raises InputError where a policy is inconsistent once the defaults are filled in.
+    Raises InputError if a policy is inconsistent once the defaults are filled in.
     """
     named = _named(file)
     wanted = {
@@ -80,8 +80,8 @@ def _is_prunable(scope: str) -> bool:
 def plan_freeze(
     current: Mapping[str, ScopeState], scope: str, *, frozen: bool, at: int, by: str, why: str
 ) -> list[PolicyChanged]:
-    """The change that freezes *scope* (`agent:<id>`, `account:<id>`, `team:<id>`) or lifts its freeze; none where it
-    is so already. The scope need not have a policy. InputError for what cannot be frozen.
+    """The change that freezes *scope* (`agent:<id>`, `account:<id>`, `team:<id>`) or lifts its freeze; none if that is
+    so already. The scope need not have a policy. InputError for a scope that cannot be frozen.
     """
     kind, _, name = scope.partition(":")
     if kind not in _SECTION:
@@ -101,10 +101,10 @@ def plan_freeze(
 def patch_scope(
     current: Mapping[str, ScopeState], scope: str, fields: Mapping[str, object], *, at: int, by: str, why: str
 ) -> list[PolicyChanged]:
-    """The changes that a PATCH of an agent, account, team or `defaults` makes; none where nothing differs.
+    """The changes that a PATCH of an agent, account, team or `defaults` makes; none if nothing differs.
 
-    Fields that are not named stay; null takes a field away, so that the default counts again. InputError
-    for a wrong field, and for an agent that has no policy, which a PATCH must not give it.
+    Fields that are not named stay; null removes a field, so that the default counts again. InputError for a wrong
+    field, and for an agent without a policy, since a PATCH must not give it one.
     """
     kind, _, name = scope.partition(":")
     if scope != "defaults" and kind not in _SECTION:
@@ -140,7 +140,7 @@ def put_policy(
 
 
 def check_version(current: Mapping[str, ScopeState], scope: str, version: int) -> None:
-    """Raise Stale unless the scope is there and at this version; 0: at any; NONE_YET: unless it is not there."""
+    """Raise Stale unless the scope is at this version. 0: it must exist, at any version; NONE_YET: it must not."""
     state = current.get(scope)
     if version == NONE_YET:
         if state is not None and state.own is not None:
@@ -162,10 +162,10 @@ def replan(
     confirmed_by: str = "",
     proposal: str = "",
 ) -> list[PolicyChanged]:
-    """What making *changes*, which were made together on other policies, once more changes now.
+    """*changes*, which were planned together on other policies, planned again on the present ones.
 
-    Only what they changed of their scopes' own fields is changed: what is in force of the others stays. Each gets its
-    scope's next version. InputError where that is inconsistent.
+    Only the own fields that they change are changed; all others stay as they are now. Each gets its scope's next
+    version. InputError if the result is inconsistent.
     """
     if not changes:
         return []
@@ -177,7 +177,7 @@ def replan(
 
 
 def _rebased(change: PolicyChanged | ScopeChange, own: Fields | None) -> Fields | None:
-    """What *change* makes of a scope's own fields, which are not those that it was made on."""
+    """A scope's own fields after *change*, which was planned on other ones."""
     before, after = change.before or {}, change.after
     if own is None or after is None:
         return after
@@ -186,7 +186,7 @@ def _rebased(change: PolicyChanged | ScopeChange, own: Fields | None) -> Fields 
 
 
 def scopes_after(scopes: Mapping[str, ScopeState], *changes: PolicyChanged) -> dict[str, ScopeState]:
-    """The fold: what is in force after *changes*. LogBroken where a version is skipped or repeated."""
+    """The fold: what is in force after *changes*. LogBroken if a version is skipped or repeated."""
     after = dict(scopes)
     for change in changes:
         before = after[change.scope].version if change.scope in after else 0
@@ -256,7 +256,7 @@ def _check_teams(
     changes: list[PolicyChanged],
     report: Report,
 ) -> None:
-    """An agent's team must be there: a misspelt one would be a limit that nobody keeps."""
+    """Report an agent's team that does not exist: with a misspelt team, its limit would not bind the agent."""
     effective = {scope: state.effective for scope, state in current.items()}
     effective |= {change.scope: change.effective for change in changes}
     for scope, fields in effective.items():
@@ -269,7 +269,7 @@ def _check_teams(
 def _check_reviewers(
     current: Mapping[str, ScopeState], wanted: Mapping[str, Fields | None], report: Report
 ) -> None:
-    """No change makes an agent a reviewer. What was so before does not stand in the way of another change."""
+    """Report a change that makes an agent a reviewer. One that already is does not block other changes."""
 
     def own_now(scope: str) -> Fields | None:
         return current[scope].own if scope in current else None
@@ -289,10 +289,10 @@ def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report)
 
 
 def _same_policy(one: Fields | None, other: Fields | None) -> bool:
-    """Compared as policies: a field that a newer release added is not a change."""
+    """Whether both are the same once parsed: a field that a newer release added is not a change."""
     if one is None or other is None:
         return one is other
-    # Problems of `one` are already in the caller's report, which refuses the whole plan.
+    # Problems of `one` are already in the caller's report, which then refuses the whole plan.
     ignored = Report("")
     return read_policy(one, ignored, ()) == read_policy(other, ignored, ())
 

@@ -7,36 +7,36 @@ from msgspec import Struct
 from streamproc.domain.facts import Fact
 
 Channel: TypeAlias = Literal["cli", "api"]
-"""How somebody came: a name is claimed on the command line, and the token's owner's over HTTP."""
+"""Where a person's name comes from: claimed on the command line, or the token's owner over HTTP."""
 
 
 class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
-    """One scope's policy became another. `own` and `effective` are what is in force afterwards.
+    """One scope's policy changed. `after` and `effective` are in force from then on.
 
-    Version 1 knew of no second person.
+    Version 1 of this event knew no second person.
     """
 
     v: int = 2
     scope: str
-    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, `changes`, or `freeze:` before one
-    of the first three: what `streamproc freeze` says of it, whatever its policy says."""
+    """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, `changes`, or `freeze:` and one of
+    the first three: its freeze by `streamproc freeze`, whatever its policy says."""
     version: int
     """Dense per scope, from 1."""
     before: dict[str, object] | None
     after: dict[str, object] | None
-    """The fields as they were written for this scope; None where the scope does not exist."""
+    """The fields as written for this scope; None if the scope does not exist."""
     effective: dict[str, object] | None
     """With the defaults filled in: what `decide` gets. For agents; else the same as `after`."""
     by: str
     why: str
     confirmed_by: str = ""
-    """The second person, where the change had to wait for one."""
+    """The second person, if the change had to wait for one."""
     proposal: str = ""
-    """What that person confirmed."""
+    """Id of the proposal that this person confirmed."""
 
 
 class ScopeChange(Struct, frozen=True, kw_only=True):
-    """What is to become of one scope's own fields; None: there is no such scope."""
+    """The intended change of one scope's own fields; None: the scope does not exist."""
 
     scope: str
     before: dict[str, object] | None
@@ -44,8 +44,8 @@ class ScopeChange(Struct, frozen=True, kw_only=True):
 
 
 class Loosening(Struct, frozen=True, kw_only=True):
-    """One field by which a change lets more through, with what is in force before and after. `field` may be empty: the
-    scope as a whole."""
+    """One field by which a change lets more through, with its effective value before and after. An empty `field` means
+    the scope as a whole."""
 
     scope: str
     field: str
@@ -55,7 +55,7 @@ class Loosening(Struct, frozen=True, kw_only=True):
 
 
 class PolicyProposed(Fact, frozen=True, kw_only=True, tag="policy.proposed"):
-    """Somebody wants a change that loosens something. A second person must confirm it: nothing is in force yet."""
+    """Somebody proposed a change that loosens something. Nothing is in force until a second person confirms it."""
 
     proposal: str
     changes: list[ScopeChange]
@@ -68,18 +68,18 @@ class PolicyProposed(Fact, frozen=True, kw_only=True, tag="policy.proposed"):
 
 
 class ProposalConfirmed(Fact, frozen=True, kw_only=True, tag="policy.proposal_confirmed"):
-    """A second person confirmed it: it is put in force on every partition."""
+    """A second person confirmed the proposal: it is put in force on every partition."""
 
     proposal: str
     by: str
     channel: Channel
     base: list[dict[str, int]]
-    """For each partition the versions of the scopes that it was confirmed on: a partition where one of them has moved
-    on has the change already, or was overtaken by another, and is left alone however often this is repeated."""
+    """For each partition, the versions of the scopes at the confirmation. If one of them has moved on, the partition
+    has the change already, or another one came first; so repeating the confirmation leaves it alone."""
 
 
 class ProposalWithdrawn(Fact, frozen=True, kw_only=True, tag="policy.proposal_withdrawn"):
-    """It is not wanted any more, by who proposed it or by somebody else."""
+    """The proposal was withdrawn, by its proposer or by somebody else."""
 
     proposal: str
     by: str

@@ -1,7 +1,7 @@
-"""What a policy can say: every field, its default, and how its written form is read.
+"""The fields of a policy: their defaults, and how their written form is read.
 
-A written policy is a mapping of field names to JSON values. Reading reports every problem at once, each
-with its place, so that a person mends a file in one go. Amounts are integer paise: floats never hold money.
+A written policy is a mapping of field names to JSON values. Reading reports all problems at once, each with its place,
+so that a person can correct a file in one go. Amounts are integer paise: floats never hold money.
 """
 
 import re
@@ -22,9 +22,9 @@ Weekday: TypeAlias = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 DAY_S = 86_400
 HOLD_TTL_S_MIN = 60
-"""Shorter, and nobody could answer a hold in time."""
+"""With less, nobody could answer a hold in time."""
 HOLD_TTL_S_MAX = 90 * DAY_S
-"""Longer, and payout records would outlive the log's retention."""
+"""With more, payout records would outlive the log's retention."""
 RATE_WINDOW_S_MAX = DAY_S
 """Longest rate window: budgets limit longer times."""
 RATE_COUNT_MAX = 10_000
@@ -34,9 +34,9 @@ RULES_MAX = 10_000
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,63}")
 _PATHS_BEGIN, _PATHS_END = ("proposals",), ("history", "budget")
-"""Of /v1/policies/… and /v1/agents/…, where an agent's name, which may have a `/`, stands as it is;"""
+"""An agent's name may have a `/`, and must not begin or end like other paths below /v1/policies and /v1/agents."""
 _NO_STEP = frozenset({"", ".", ".."})
-"""and these are taken out of paths on their way."""
+"""Parts of a path that clients and proxies remove."""
 _FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_S}
 _DURATION = re.compile(r"(\d{1,9})([smhd]?)")
@@ -74,7 +74,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     require_entity: bool = False
     anomaly: bool = False
     hours: tuple[int, int] | None = None
-    """From and to, in minutes since midnight; from after to is a night."""
+    """From and to, in minutes since midnight; if from is later than to, it spans midnight."""
     days: tuple[Weekday, ...] = ()
     """Empty means every day."""
     timezone: str | None = None
@@ -82,19 +82,19 @@ class Policy(Struct, frozen=True, kw_only=True):
     team: str | None = None
     queued_hold: Literal["cancel", "allow"] = "cancel"
     count_fees: bool = False
-    """Whether the bank's fees count in the budget windows, once they are known."""
+    """Whether the bank's fees count in budget windows, once they are known."""
     frozen: bool = False
 
     @property
     def held_above(self) -> int | None:
-        """What waits for a person is above this. Who wants two people wants one, so of the two thresholds it is the
-        lower, or the one that is set."""
+        """Larger payouts wait for a person. Where two people are needed, one is needed too, so this is the lower of
+        both thresholds, or the one that is set."""
         one, two = self.require_approval_above, self.dual_approval_above
         return two if one is None or (two is not None and two < one) else one
 
 
 class ScopeLimits(Struct, frozen=True, kw_only=True):
-    """What an account or a team may spend together. Limits are paise; None is no limit."""
+    """What an account or a team may spend in total. Limits are paise; None is no limit."""
 
     daily_limit: int | None = None
     weekly_limit: int | None = None
@@ -102,11 +102,11 @@ class ScopeLimits(Struct, frozen=True, kw_only=True):
     timezone: str | None = None
     frozen: bool = False
     fee_fund_accounts: tuple[str, ...] = ()
-    """Accounts only: where the bank's own payouts of fees go."""
+    """Accounts only: fund accounts of the bank's own payouts for fees."""
 
 
 class _Problems(ValueError):
-    """Several problems inside one value, each with the place below it."""
+    """Several problems inside one value, each with its place in it."""
 
     def __init__(self, problems: list[tuple[Path, str]]) -> None:
         super().__init__("; ".join(problem for _, problem in problems))
@@ -142,7 +142,7 @@ def identifier(value: object) -> str:
 
 
 def agent_with_policy(value: object) -> str:
-    """An id of an agent that may have a policy: a path of the HTTP API that names it names nothing else."""
+    """An agent's id that may have a policy: one that no path of the HTTP API can confuse with something else."""
     name = identifier(value)
     steps = name.split("/")
     if (
@@ -256,8 +256,8 @@ def _rate(value: object) -> RateLimit:
 
 
 def _not_enforced(reader: Reader, neutral: object) -> Reader:
-    """A field whose rule this version does not have: only its neutral value is taken, since a limit that is
-    written but not enforced would be believed."""
+    """A reader for a field whose rule this version does not have. It takes only the neutral value, since people would
+    rely on a limit that is written but not enforced."""
 
     def read(value: object) -> object:
         wanted = reader(value)
@@ -280,7 +280,7 @@ def _hours(value: object) -> tuple[int, int]:
 
 
 def _timezone(value: object) -> str:
-    # The pattern comes first: ZoneInfo opens a file of that name.
+    # The pattern is checked first, since ZoneInfo opens a file of that name.
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+/-]{0,63}", value):
         try:
             return ZoneInfo(value).key
@@ -328,17 +328,17 @@ _RISING = (
     ("per_txn_limit", "daily_limit", "weekly_limit", "monthly_limit"),
     ("require_approval_above", "dual_approval_above"),
 )
-"""Fields that may not fall from left to right, where they are set."""
+"""Fields whose values, if set, may not fall from left to right."""
 
 
 def read_policy(fields: object, report: Report, path: Path) -> Policy:
-    """An agent's policy from its fields; problems go to *report*, and then the answer means nothing."""
+    """An agent's policy from its fields; problems go to *report*, and the result is then meaningless."""
     values = _read(fields, POLICY_FIELDS, report, path)
     return Policy(**{_ATTRIBUTE.get(name, name): value for name, value in values.items()})  # type: ignore[arg-type]
 
 
 def read_limits(fields: object, report: Report, path: Path, *, of_account: bool = False) -> ScopeLimits:
-    """An account's or a team's limits; problems go to *report*, and then the answer means nothing."""
+    """An account's or a team's limits; problems go to *report*, and the result is then meaningless."""
     readers = ACCOUNT_FIELDS if of_account else SCOPE_FIELDS
     return ScopeLimits(**_read(fields, readers, report, path))  # type: ignore[arg-type]
 
@@ -373,7 +373,7 @@ def _check_order(values: Fields, report: Report, path: Path) -> None:
 
 
 def effective_policy(defaults: Mapping[str, object], own: Mapping[str, object]) -> Policy:
-    """*own* over *defaults* over what the fields mean when absent. InputError names every problem."""
+    """*own* over *defaults* over the meaning of absent fields. InputError names every problem."""
     report = Report("policy")
     policy = read_policy({**defaults, **own}, report, ())
     report.refuse_if_any()
@@ -381,7 +381,7 @@ def effective_policy(defaults: Mapping[str, object], own: Mapping[str, object]) 
 
 
 def fields_of(policy: Policy) -> Fields:
-    """Every field of *policy* as a file would write it: what `policy.changed` records as effective."""
+    """Every field of *policy* as a file would write it; `policy.changed` records that as effective."""
     attributes = (_ATTRIBUTE.get(name, name) for name in POLICY_FIELDS)
     return dict(written(attribute, getattr(policy, attribute)) for attribute in attributes)
 

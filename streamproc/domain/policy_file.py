@@ -1,8 +1,8 @@
-"""A policy file's text into checked, plain values: YAML (so JSON too), or TOML.
+"""Reads a policy file, YAML (so JSON too) or TOML, into checked plain values.
 
-YAML is read from its events, with our own few scalars: null, true, false, decimal integers, and text. YAML
-1.1 would read `050000` as octal, `1:30` as ninety and `no` as false, and a limit must be what it looks like.
-Aliases and tags are refused: a small text could otherwise grow without bound.
+YAML is read from its events, and only null, true, false, decimal integers and text are scalars: YAML 1.1 would read
+`050000` as octal, `1:30` as ninety and `no` as false, and a limit must be what it looks like. Aliases and tags are
+refused: with them a small text could grow without bound.
 """
 
 import re
@@ -38,7 +38,7 @@ BOUND_MAX = 10_000
 SECTIONS = ("defaults", "policies", "accounts", "teams", "reviewers", "agents", "changes")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.")
-"""What YAML reads as a float, but for .inf and .nan, which stay text: nothing here takes either."""
+"""What YAML reads as a float, except .inf and .nan, which stay text; no field takes either."""
 _INTEGER_CHARS_MAX = 40
 _SLACK_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
 _WORDS: dict[str, bool | None] = {
@@ -48,7 +48,7 @@ _WORDS: dict[str, bool | None] = {
 
 
 class PolicyFile(Struct, frozen=True, kw_only=True):
-    """A checked policy file. Fields are JSON values exactly as written; None is a section left out."""
+    """A checked policy file. Fields are JSON values exactly as written; None is a missing section."""
 
     name: str
     policies: dict[str, Fields] = {}
@@ -66,7 +66,7 @@ class PolicyFile(Struct, frozen=True, kw_only=True):
 
 
 def parse_policy_file(text: str, *, name: str) -> PolicyFile:
-    """Read and check a policy file; TOML where *name* ends in `.toml`, else YAML.
+    """Read and check a policy file; TOML if *name* ends in `.toml`, else YAML.
 
     Raises InputError with every problem found, each with its line (YAML) and its field.
     """
@@ -75,7 +75,7 @@ def parse_policy_file(text: str, *, name: str) -> PolicyFile:
 
 
 def parse_fields(text: str, *, name: str) -> Fields:
-    """Read the fields of one policy, as a PATCH has them; what they mean is checked when they are merged."""
+    """Read the fields of one policy, as for a PATCH; their meaning is checked when they are merged."""
     report = Report(name)
     document = _document(text, report)
     if not isinstance(document, dict) or not document:
@@ -130,7 +130,7 @@ def _or_empty(value: object) -> object:
 
 
 def _named(sections: dict[str, object], section: str, report: Report) -> dict[str, object]:
-    """The entries of a section that maps ids; an id with nothing after it has no fields of its own."""
+    """The entries of a section that maps ids; an id without a value has no fields of its own."""
     entries = _or_empty(sections.get(section))
     if not isinstance(entries, dict):
         report.add((section,), f"must map ids to fields, not {shown(entries)}")
@@ -185,7 +185,7 @@ def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], re
         report.add(path, str(problem))
         return
     if user in taken:
-        # One person under two names could give both halves of a dual approval.
+        # One person with two names could give both answers of a dual approval.
         report.add(path, f"Slack user {user} is already the reviewer {taken[user]!r}")
     else:
         taken[user] = str(path[1])
@@ -248,7 +248,7 @@ def _toml(text: str, report: Report) -> object:
         return tomllib.loads(text)
     except RecursionError:
         report.add((), "nested too deeply")
-    except ValueError as problem:  # TOMLDecodeError, and integers that Python refuses to read
+    except ValueError as problem:  # TOMLDecodeError, and integers that are too long for Python
         report.add((), f"not TOML: {problem}")
     report.refuse_if_any()
     return None
@@ -270,7 +270,7 @@ def _yaml(text: str, report: Report) -> object:
 
 
 class _Builder:
-    """Plain values from YAML events, noting the line of each path."""
+    """Builds plain values from YAML events, noting the line of each path."""
 
     def __init__(self, events: Iterator[Any], report: Report, lines: dict[Path, int]) -> None:
         self._events = events
@@ -278,7 +278,7 @@ class _Builder:
         self._lines = lines
 
     def document(self) -> object:
-        """The one document, or None where there is none."""
+        """The one document, or None if there is none."""
         next(self._events)  # the stream starts
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return None

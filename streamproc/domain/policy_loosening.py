@@ -1,8 +1,8 @@
-"""Which changes of policies let more through than before: those that may want a second person (ADR 23). Pure.
+"""Finds changes of policies that let more through than before and so may need a second person (ADR 23). Pure.
 
-Compared is what is in force, an agent's policy with its defaults, and everything else as written. What is not surely as
-tight as before counts as looser: a doubt costs a second look, and nothing else. `hold_ttl` alone never counts: how
-long people may think about a hold makes nobody's money easier to get.
+An agent's policy is compared with its defaults filled in, everything else as written. Whatever is not certainly as
+tight as before counts as looser: a doubt costs only a second look. `hold_ttl` alone never counts: how long people may
+think about a hold makes no money easier to get.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from streamproc.domain.policy_fields import (
 from streamproc.domain.policy_report import Report
 
 Looser: TypeAlias = Callable[[Any, Any], str]
-"""Why the new value may let more through than the old one; empty where it surely does not."""
+"""Says why the new value may let more through than the old one; empty if it certainly does not."""
 
 _DAY_MINUTES = 24 * 60
 
@@ -38,7 +38,7 @@ def _limit(old: int | None, new: int | None) -> str:
 
 
 def _must_stay(strict: object, why: str) -> Looser:
-    """For a field of two values, one of which is the strict one."""
+    """For a field with two values, one of which is strict."""
     return lambda old, new: why if old == strict and new != strict else ""
 
 
@@ -61,7 +61,7 @@ def _rate(old: RateLimit, new: RateLimit) -> str:
 
 
 def _within(why: str, everything: Iterable[object]) -> Looser:
-    """For a list that allows what it names; an empty one allows everything."""
+    """For a list of what is allowed; an empty one allows everything."""
 
     def looser(old: Sequence[object], new: Sequence[object]) -> str:
         return why if set(new or everything) - set(old or everything) else ""
@@ -83,7 +83,7 @@ def _minutes(hours: tuple[int, int] | None) -> set[int]:
 def _allowed(old: Sequence[str], new: Sequence[str]) -> str:
     if not new:
         return "every domain is allowed" if old else ""
-    # With no list every host is allowed but IP addresses and localhost, just as with `*`.
+    # Without a list every host but IP addresses and localhost is allowed, as with `*`.
     wider = _uncovered(new, old or ("*",))
     return f"allows {_named(wider)}" if wider else ""
 
@@ -98,7 +98,7 @@ def _named(texts: Sequence[str]) -> str:
 
 
 def _uncovered(texts: Sequence[str], by: Sequence[str], *, block: bool = False) -> list[str]:
-    """Those of *texts* that match something that no rule of *by* matches. Lists may be long: each rule is read once."""
+    """The rules in *texts* that match something that no rule of *by* does. Lists may be long: each is read once."""
     same = set(by)
     others = [text for text in texts if text not in same]
     if not others:
@@ -110,9 +110,9 @@ def _uncovered(texts: Sequence[str], by: Sequence[str], *, block: bool = False) 
 
 
 def _covered(rule: DomainRule, by: Mapping[str, set[str]], *, block: bool) -> bool:
-    """Whether a rule of *by* (their hosts by what they cover) by itself matches whatever *rule* matches.
+    """Whether a single rule of *by* (hosts by what they cover) matches everything that *rule* matches.
 
-    To allow an IP address or localhost a rule must name it, so `*` does not cover one that does; to block, it does.
+    `*` covers a rule that names an IP address or localhost only when blocking: to be allowed, these must be named.
     """
     if by["everything"] and (block or rule.covers == "everything" or not _names_no_domain(rule.host)):
         return True
@@ -128,7 +128,7 @@ def _covered(rule: DomainRule, by: Mapping[str, set[str]], *, block: bool) -> bo
 
 
 def _names_no_domain(host: str) -> bool:
-    """An IP address, localhost, or a name under it."""
+    """Whether it is an IP address, localhost, or a name under that."""
     last = host.rpartition(".")[2]
     return host.startswith("[") or last == "localhost" or last.isdigit()
 
@@ -170,17 +170,17 @@ OF_LIMITS: Mapping[str, Looser] = {
     **_LIMITS,
     "fee_fund_accounts": lambda old, new: "payouts there are not governed" if set(new) - set(old) else "",
 }
-"""By field of Policy and of ScopeLimits. A field that is missing here is looser whenever it differs."""
+"""By field of Policy and of ScopeLimits. A field that is missing here counts as looser whenever it changes."""
 
 
 _COUNTS_AS = frozenset({"fund_accounts", "public_keys"})
-"""Bindings by which a payout counts as an agent's own: more of them loosen."""
+"""Bindings by which a payout counts as an agent's own: adding one loosens."""
 _KEEPS_OUT = frozenset({"slack", "owners"})
-"""Bindings of people who may not decide an agent's holds: fewer of them loosen."""
+"""Bindings of people who may not decide an agent's holds: removing one loosens."""
 
 
 def loosened(current: Mapping[str, ScopeState], changes: Iterable[PolicyChanged]) -> list[Loosening]:
-    """Everything by which *changes*, planned on *current*, may let more through; empty where they only tighten."""
+    """Everything by which *changes*, planned on *current*, may let more through; empty if they only tighten."""
     return [one for change in changes for one in _of_change(current.get(change.scope), change)]
 
 
@@ -209,7 +209,7 @@ def _of_change(state: ScopeState | None, change: PolicyChanged) -> Iterator[Loos
 
 
 def two_people(own: Mapping[str, object] | None) -> bool:
-    """Whether the scope `changes` wants a second person for what loosens."""
+    """Whether the scope `changes` requires a second person for loosening."""
     return (own or {}).get("loosening") == "two_people"
 
 
@@ -265,7 +265,7 @@ def _of_bindings(old: Fields, new: Fields) -> Iterator[Loosening]:
 
 
 def _policy(own: Fields) -> Policy:
-    # Problems were refused when the change was planned.
+    # The report is empty: problems were refused when the change was planned.
     return read_policy(own, Report(""), ())
 
 

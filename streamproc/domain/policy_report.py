@@ -1,4 +1,4 @@
-"""Problems of a written policy: all of them at once, each with its line and its field."""
+"""Collects the problems of a written policy, each with its line and field, to report all at once."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ PROBLEMS_SHOWN_MAX = 50
 
 
 class WrongFields(InputError):
-    """What is wrong, by field: pairs of the path as `path_text` writes it and the problem, without lines."""
+    """The wrong fields: pairs of the path as `path_text` writes it and the problem, without lines."""
 
     def __init__(self, message: str, errors: list[tuple[str, str]]) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class WrongFields(InputError):
 
 
 class Report:
-    """The problems of one text, collected. `lines` says on which line a path was written."""
+    """The problems of one text. `lines`: the line of each path."""
 
     def __init__(self, name: str, lines: Mapping[Path, int] | None = None) -> None:
         self.name = name
@@ -30,13 +30,13 @@ class Report:
         self._errors: list[tuple[str, str]] = []
 
     def add(self, path: Path, problem: str) -> None:
-        """Note a problem at *path*; the line is that of the nearest written parent."""
+        """Add a problem at *path*; its line is that of the nearest parent in the text."""
         parents = (path[:n] for n in range(len(path), 0, -1))
         line = next((self.lines[parent] for parent in parents if parent in self.lines), None)
         self.add_line(line, path, problem)
 
     def add_line(self, line: int | None, path: Path, problem: str) -> None:
-        """Note a problem on a line that the caller knows."""
+        """Add a problem on a line that the caller knows."""
         self._errors.append((path_text(path), problem))
         places = [] if line is None else [f"line {line}"]
         if path:
@@ -44,7 +44,7 @@ class Report:
         self._problems.append(f"{', '.join(places)}: {problem}" if places else problem)
 
     def refuse_if_any(self) -> None:
-        """Raise one WrongFields with every problem noted so far."""
+        """Raise one WrongFields with all problems so far, if there are any."""
         if not self._problems:
             return
         shown = list(dict.fromkeys(self._problems))
@@ -80,6 +80,6 @@ def shown(value: object) -> str:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that nobody knows, with the nearest one that is known."""
+    """The problem text for an unknown name, with the nearest known one."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"{name[:60]!r} is not known" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -132,7 +132,7 @@ def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: i
     name = proposal.id
     refuse_closed(proposal, now_us)
     if not _folded(by):
-        raise SamePerson(f"proposal {name} is confirmed by somebody with a name")
+        raise SamePerson(f"proposal {name} must be confirmed by somebody with a name: none was given")
     if is_same_person(by, proposal.by):
         raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
     if proposal.channel == "api" and channel != "api":

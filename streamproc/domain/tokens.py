@@ -138,7 +138,7 @@ def _check_agent(wanted: TokenCreated) -> None:
         except ValueError as problem:
             raise InputError(str(problem)) from problem
     if wanted.agent == UNKNOWN_AGENT:
-        raise InputError(f"the agent {UNKNOWN_AGENT} is who nobody is; it gets no token")
+        raise InputError(f"agent {UNKNOWN_AGENT} stands for payouts that name no agent; it gets no token")
 
 
 def plan_revocation(tokens: Mapping[str, Token], name: str, *, at: int, by: str) -> TokenRevoked | None:

@@ -87,7 +87,7 @@ async def _crowded(bank: Lister, account_number: str, start: int, end: int) -> A
             yield Part(items=page.items, upto=end if last and before and len(seen) == before else None)
         if before and len(seen) == before:
             return
-    raise TryAgain(f"the list from {start} to {end} showed other payouts at each of {READINGS_MAX} readings")
+    raise TryAgain(f"the bank's list from {start} to {end} changed in each of {READINGS_MAX} readings")
 
 
 def _name(item: BankPayout | MalformedPayout) -> str:

@@ -130,7 +130,7 @@ class Poller:
         try:
             await self._tell(done, self.failures_in_a_row, wait_s)
         except LogUnavailable as problem:
-            _log.warning("what the poller did could not be told: %s", problem)
+            _log.warning("the result of this poll could not be written to Redis: %s", problem)
         return wait_s
 
     async def poll_once(self) -> Pass:

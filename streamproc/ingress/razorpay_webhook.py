@@ -59,7 +59,7 @@ class RazorpayWebhook:
     ) -> None:
         self._secrets = tuple(secret.encode() for secret in secrets if secret)
         if not self._secrets:
-            raise ConfigError("RAZORPAY_WEBHOOK_SECRETS is empty: no webhook could be verified")
+            raise ConfigError("STREAMPROC_RAZORPAY_WEBHOOK_SECRETS is empty: no webhook could be verified")
         self._producer = producer
         self._body_bytes_max = body_bytes_max
         self._fallback_account = fallback_account
@@ -89,10 +89,13 @@ class RazorpayWebhook:
             with self._append_in_time.within():
                 appended = await self._producer.append(delivery.append)
         except InputError as problem:
-            _log.warning("webhook refused: signed, but no payload, %d bytes", len(body))
+            _log.warning(
+                "webhook refused: its signature is valid, but its body of %d bytes is not a payload",
+                len(body),
+            )
             await send_problem(send, 400, str(problem))
         except (LogUnavailable, TimeoutError) as problem:
-            _log.warning("webhook not taken, the log is away: %s", str(problem) or type(problem).__name__)
+            _log.warning("webhook answered 503, the log is away: %s", str(problem) or type(problem).__name__)
             retry = (b"retry-after", str(RETRY_AFTER_S).encode("ascii"))
             await send_problem(send, 503, "the log cannot be written now; deliver again", [retry])
         else:

@@ -163,7 +163,7 @@ class Handler:
         except StreamprocError:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
-            log.exception("%s/%d: %d entries do not go straight", self.group.name, self.partition, len(sent))
+            log.exception("%s/%d: no fast path for %d entries", self.group.name, self.partition, len(sent))
             return set()
         done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
         remembered.doubt(grant.notes for grant in sent)
@@ -315,7 +315,7 @@ class Handler:
                     aside.append((work, str(work.problem)))
                 case problem:
                     log.error(
-                        "%s/%d: entry %s failed",
+                        "%s/%d: entry %s failed unexpectedly; it is retried, and in the end a dead letter",
                         self.group.name,
                         self.partition,
                         work.entry.decode(),
@@ -367,7 +367,7 @@ class Handler:
         handovers = []
         for work, why in works:
             log.error(
-                "%s/%d: entry %s set aside: %s",
+                "%s/%d: entry %s became a dead letter: %s",
                 self.group.name,
                 self.partition,
                 work.entry.decode(),

@@ -68,7 +68,9 @@ def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
     try:
         return ask(work)
     except Exception:  # the chain meets the same failure, and attributes it to this entry
-        log.warning("entry %s does not go straight", work.entry.decode(), exc_info=True)
+        log.warning(
+            "the fast path failed for entry %s; the chain handles it", work.entry.decode(), exc_info=True
+        )
         return None
 
 

@@ -57,7 +57,7 @@ class Lease:
         except LogUnavailable:
             self.term = 0
         if self.held != held:
-            log.info("%s: %s", self._job, f"ours, term {self.term}" if self.held else "standing by")
+            log.info("%s: %s", self._job, f"active, term {self.term}" if self.held else "standing by")
 
     async def _ask(self, lasts_s: float) -> tuple[int, str]:
         async with connected(self._url) as client:

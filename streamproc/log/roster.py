@@ -70,7 +70,8 @@ class Roster:
                 return Look(here)  # one that was in the list may have reconnected under another id
         except ResponseError as problem:  # CLIENT LIST may be forbidden
             log.warning(
-                "the server does not say who is connected, so claims wait for their time: %s", problem
+                "Redis does not say who is connected, so a dead worker's entries wait for STREAMPROC_CLAIM_IDLE: %s",
+                problem,
             )
             self._blind = True
             return Look(frozenset())

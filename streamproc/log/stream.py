@@ -136,7 +136,9 @@ async def open_log(
 
 def _check_count(made_with: bytes | str | None, partitions: int) -> None:
     if made_with and int(made_with) != partitions:
-        raise LogBroken(f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {int(made_with)}")
+        raise LogBroken(
+            f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {int(made_with)}: set that"
+        )
 
 
 async def _refuse_if_lost(client: Redis, partitions: int, meta: Any, archived: Archived) -> None:
@@ -292,7 +294,7 @@ class Producer:
             _refuse(batch, LogUnavailable(str(problem)))
             return await self._instead_of(client, names)
         except Exception:  # the writer must not end: all later appends would have no answer
-            log.exception("ALARM, an append failed in a way that nobody named; whoever waits for it hears so")
+            log.exception("ALARM, an append failed unexpectedly; its callers are told")
             _refuse(batch, LogUnavailable("the append failed"))
             return await self._instead_of(client, names)
         except BaseException:

@@ -1,5 +1,5 @@
-"""`streamproc mcp`: agents ask for payouts over the Model Context Protocol. A client of our own HTTP API, and no more.
+"""`streamproc mcp`: agents ask for payouts over the Model Context Protocol. It is only a client of our own HTTP API.
 
-It holds no store and no bank's key. What the caller's token may do over HTTP it may do here, and the API decides
-(ADR 31). Nothing here approves, rejects, or changes a policy or a token: what a model clicks is no person's approval.
+It has no store and no bank key. The caller's token may do here what it may do over HTTP, and the API decides that (ADR
+31). Nothing here approves, rejects, or changes a policy or a token: a model's click is not a person's approval.
 """

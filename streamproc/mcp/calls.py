@@ -1,7 +1,7 @@
-"""A tool's call: its arguments checked against the table, sent to the API as a request, and what came back, in words.
+"""A tool's call: checks its arguments against the table, sends them to the API, and puts the answer into words.
 
-request_payout waits: until the payout is decided, for as long as it was told, or until we are stopping. Whatever ends
-the wait, the payout is taken, and the answer says how far it is.
+request_payout waits until the payout is decided, but at most as long as asked, and not when we are stopping. Whatever
+ends the wait, the payout has been accepted, and the answer says its state.
 """
 
 import asyncio
@@ -21,40 +21,40 @@ from streamproc.mcp import words
 from streamproc.mcp.tools import KEY, WAIT, WAIT_S, WAIT_S_MAX, Tool
 
 CALLS_MAX: Final = CONNECTIONS_MAX
-"""Calls at once, of all who ask this process: none waits for a connection to the API."""
+"""Calls at once of all callers together, so that none waits for a connection to the API."""
 CALLS_OF_ONE_MAX: Final = 16
-"""Of them with one token: an agent has a few in hand, and one that loops leaves room for the others."""
+"""Calls at once with one token: an agent needs a few, and one that loops leaves room for the others."""
 CALL_LONGEST_S: Final = CALL_S_MAX + WAIT_S_MAX
-"""No call takes longer: the request, and the wait, which bounds its looks."""
+"""Longest time of a call: the request and the wait for a decision."""
 LOOK_AFTER_S: Final = 0.1
 LOOK_AFTER_S_MAX: Final = 2.0
-"""Between two looks at a payout whose decision is waited for, twice as long each time: some 18 looks in 30 s, and a
-token has 600 requests a minute."""
+"""Longest pause between two looks at an undecided payout; it doubles up to this. That makes some 18 looks in 30 s, and
+a token has 600 requests a minute."""
 NAMES_MAX: Final = 15
-"""Unknown arguments that are named."""
+"""Most unknown arguments that are named."""
 NAME_CHARS_MAX: Final = 80
 WHY_UNITS_MAX: Final = 200
-"""Of what is said of an answer that is not as the table has it: it may quote the answer."""
+"""Characters of a complaint about an answer of the wrong form, since it may quote the answer."""
 
 
 class Answer(Struct, frozen=True):
-    """What a tool says: in words, and as its schema describes it where it is no refusal."""
+    """A tool's answer: in words, and unless it is a refusal also in the form of its schema."""
 
     text: str = ""
     shown: dict[str, Any] | None = None
     status: int = 0
-    """The API's status, where it refused; 401 is about the token."""
+    """The API's status if it refused; 401 is about the token."""
 
 
 class Asked(Struct, frozen=True):
-    """Who asks: the token that is sent on, and the caller's place in his trace (a traceparent, or empty)."""
+    """Who asks: the token to send on, and the caller's trace context (a traceparent, or empty)."""
 
     token: str
     traceparent: str = ""
 
 
 class Calls:
-    """The tools' calls, at one API. `stopping` ends waits, not requests."""
+    """Calls one API for the tools. `stopping` ends waits, not requests."""
 
     def __init__(self, api: OwnApi, *, public_url: str, stopping: asyncio.Event) -> None:
         self._api = api
@@ -63,7 +63,7 @@ class Calls:
         self._in_hand: Counter[str] = Counter()  # by token
 
     async def call(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
-        """One call. It never raises for what the caller did or the API said: that is an answer."""
+        """One call. Never raises for a caller's mistake or a refusal of the API: these are answers."""
         if full := self._full(asked.token):
             return Answer(f"{full}; nothing was asked for. Ask again later.")
         present = {name: value for name, value in given.items() if value is not None}
@@ -80,10 +80,10 @@ class Calls:
             return Answer(f"{problem}; nothing was asked for. Ask again later.")
         finally:
             self._in_hand[asked.token] -= 1
-            self._in_hand += Counter()  # forgets a token of which nothing is in hand
+            self._in_hand += Counter()  # forgets tokens without calls
 
     def _full(self, token: str) -> str:
-        """Why no more calls are taken, or nothing."""
+        """Why no more calls are taken; empty if they are."""
         if self._in_hand[token] >= CALLS_OF_ONE_MAX:
             return f"{CALLS_OF_ONE_MAX} calls with this token are in hand, which is the limit"
         if self._in_hand.total() >= CALLS_MAX:
@@ -117,10 +117,10 @@ class Calls:
             elif name in given:
                 params[one.name] = given[name]
             elif one.schema().get("default") is not None:
-                params[one.name] = one.schema()["default"]  # a page is shorter here than the API's own
+                params[one.name] = one.schema()["default"]  # pages are shorter here than over HTTP
         body = None
         if tool.body is not None:
-            # Always with the currency: the key's body must be the same whether a model writes it or not.
+            # Always with the currency: for one key the body must be the same, whether the model names it or not.
             body = {"currency": "INR", **{k: v for k, v in given.items() if k in tool.body["properties"]}}
         return await self._api.call(
             tool.operation.method, path, token=asked.token, params=params, headers=headers, body=body
@@ -129,7 +129,7 @@ class Calls:
     async def _decided(
         self, shown: dict[str, Any], wait_s: float, asked: Asked, tool: Tool
     ) -> dict[str, Any]:
-        """The payout once it is decided, or as it was seen last."""
+        """The payout once it is decided, or as it was last seen."""
         path, pause_s = f"/v1/payouts/{quote(shown['payout'], safe='')}", LOOK_AFTER_S
         try:
             async with asyncio.timeout(wait_s):
@@ -146,7 +146,7 @@ class Calls:
             if said.status == 200:
                 _hold_against(tool, said)
         except TryAgain:
-            return None  # the payout is taken all the same, and the next look may be answered
+            return None  # the payout is accepted all the same, and the next look may succeed
         return said.body if said.status == 200 else None
 
     async def _stopped_within(self, pause_s: float) -> bool:
@@ -162,7 +162,7 @@ def _headers(asked: Asked) -> dict[str, str]:
 
 
 def _hold_against(tool: Tool, said: Said) -> None:
-    """Raises OutcomeUnknown for an answer that is not as the tool's schema has it."""
+    """Raise OutcomeUnknown if an answer does not match the tool's schema."""
     try:
         msgspec.convert(said.body, tool.shape)
     except msgspec.ValidationError as problem:
@@ -173,7 +173,7 @@ def _hold_against(tool: Tool, said: Said) -> None:
 
 
 def _wrong(tool: Tool, given: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with the arguments, by name. What is in the body the API itself refuses, field by field."""
+    """What is wrong with the arguments, by name. The body's fields are checked by the API itself."""
     fields = tool.body["properties"] if tool.body is not None else {}
     known = {*tool.reads, *fields, *((WAIT,) if tool.asks else ())}
     wrong = {
@@ -188,7 +188,7 @@ def _wrong(tool: Tool, given: Mapping[str, Any]) -> dict[str, str]:
         try:
             value = given[name]
             fits = isinstance(value, _type_of(one.schema())) and not isinstance(value, bool)
-            one.read(str(value) if fits else "")  # which none of them may be, and it says what they must be
+            one.read(str(value) if fits else "")  # none may be empty, so the error says what it must be
         except ValueError as problem:
             wrong[name] = str(problem)
     wait_s = given.get(WAIT, WAIT_S)

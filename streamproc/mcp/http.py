@@ -1,7 +1,7 @@
-"""MCP over HTTP: POST /mcp, a request and its answer as JSON, no session. Whoever asks brings his own token.
+"""MCP over HTTP: POST /mcp, a request and its answer as JSON, no session. Each caller brings its own token.
 
-A token of ours is for our API, and this is the same resource in another shape: it is sent on as it came, to our API
-alone, and kept nowhere. The SDK guards against DNS rebinding by `Host` and `Origin`.
+Tokens are for our API, of which this is another form: a token is sent on unchanged, to our API only, and kept nowhere.
+The SDK guards against DNS rebinding by `Host` and `Origin`.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from streamproc.settings import PREFIX
 
 PATH: Final = "/mcp"
 REQUESTS_MAX: Final = 128
-"""At once: twice the calls, since listing tools and the like are requests too. The next is told 503."""
+"""Requests at once: twice the calls, since listing tools and the like are requests too. Others get 503."""
 RETRY_AFTER_S: Final = b"5"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
-_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # it is compared, and not listened on
+_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # compared, not listened on
 _WHO: Final = (
     "a bearer token is needed, from `streamproc token create`, that is known, not expired and not revoked"
 )
@@ -38,25 +38,25 @@ _log = logging.getLogger(__name__)
 
 
 def token_of(context: Context) -> str:
-    """The token that a request brought; `Front` let none without one through."""
+    """The request's token; `Front` lets no request without one through."""
     token = None if context.request is None else bearer(context.request.scope)
     assert token is not None
     return token
 
 
 def bearer(scope: Scope) -> str | None:
-    """The request's token; None where there is none that could be one of ours."""
+    """The request's token; None if it has none that could be ours."""
     scheme, _, secret = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
     secret = secret.strip()
     return secret if scheme.lower() == "bearer" and SECRET.fullmatch(secret) else None
 
 
 def allowed(host: str, public_url: str, more: Sequence[str]) -> TransportSecuritySettings:
-    """Whom a request may think it asks (`Host`), whose pages may ask (`Origin`): loopback, ours, and those named."""
+    """The hosts that `Host` and `Origin` may name: loopback, our own, and those in `more`."""
     named = [urlsplit(public_url).netloc, *more] if public_url else list(more)
     if host not in _ANY_ADDRESS:
         named.append(f"[{host}]" if ":" in host else host)
-    named = [one.lower() for one in named]  # as clients send them
+    named = [one.lower() for one in named]  # clients send lower case
     hosts = [*_LOOPBACK, *named]
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
@@ -66,7 +66,7 @@ def allowed(host: str, public_url: str, more: Sequence[str]) -> TransportSecurit
 
 
 class Front:
-    """Lets through to `mcp` what is a POST with a token and a body within the limit; tells 401 where the API does."""
+    """Passes on to `mcp` a POST with a token and a body within the limit; answers 401 where the API does."""
 
     def __init__(self, mcp: Asgi, *, body_bytes_max: int) -> None:
         self._mcp = mcp
@@ -83,7 +83,9 @@ class Front:
         elif bearer(scope) is None:
             await _refuse(send)
         else:
-            body = await self._body(scope, receive, send)  # a slow sender holds nobody's place
+            body = await self._body(
+                scope, receive, send
+            )  # before counting, so that slow senders take no place
             if body is None:
                 return
             if self._in_hand >= REQUESTS_MAX:
@@ -97,7 +99,7 @@ class Front:
                 self._in_hand -= 1
 
     async def _body(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
-        """The message; None where its sender was answered here."""
+        """The message; None if the request was answered here."""
         body = await posted_body(
             scope,
             receive,
@@ -129,10 +131,10 @@ class Front:
 
 
 def _names_twice(body: bytes) -> bool:
-    """Whether a field is there twice: who looks on may see one, and we send the other. The API refuses it too."""
+    """Whether a field is there twice: a proxy may check one value while we send the other. The API refuses it too."""
     try:
         return not names_are_unique(body)
-    except (ValueError, RecursionError):  # the SDK says that it is no JSON
+    except (ValueError, RecursionError):  # the SDK reports that it is not JSON
         return False
 
 
@@ -150,7 +152,7 @@ async def serve_http(
     body_bytes_max: int,
     drain_s: float,
 ) -> None:
-    """Listen until we are stopping; what is in hand then has `drain_s`. Raises ConfigError where the port is taken."""
+    """Listen until `stopping`; requests in progress then have `drain_s`. Raises ConfigError if the port is taken."""
     manager = StreamableHTTPSessionManager(
         server,
         json_response=True,

@@ -1,4 +1,4 @@
-"""What `streamproc mcp` is made of: the API's client, the tools, and one of the two ways to be asked."""
+"""Puts `streamproc mcp` together: the API's client, the tools, and one of the two transports."""
 
 import asyncio
 import logging

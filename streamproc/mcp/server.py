@@ -1,4 +1,4 @@
-"""The server, by the official SDK: what it says of itself, its tools, and the way from a request to a call."""
+"""The MCP server, by the official SDK: its description, its tools, and how a request becomes a call."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ from streamproc.mcp.words import of_defect
 from streamproc.telemetry.trace_context import place_of
 
 TOOLS_FRESH_MS: Final = 3_600_000
-"""The tools change with the version of the process alone."""
+"""How long clients may cache the tools, which change only with the version of the process."""
 REFUSED: Final = "streamproc.token_refused"
-"""Set in a request's ASGI scope where the API knows its token not: the answer is then 401 over HTTP too."""
+"""Set in a request's ASGI scope if the API does not know its token: the answer over HTTP is then 401 too."""
 _log = logging.getLogger(__name__)
 
 Context: TypeAlias = "ServerRequestContext[Any, Any]"
 
 
 def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
-    """The server. `token_of` says by which token a request is made."""
+    """The server. `token_of` gives a request's token."""
     tools = {one.name: one for one in all_tools()}
     listed = _listed(list(tools.values()))
 
@@ -50,7 +50,7 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
         try:
             answer = await calls.call(tool, params.arguments or {}, asked)
         except Exception:  # noqa: BLE001
-            # A defect. Of it the SDK would tell some clients in Python's own words; they are for our log.
+            # A defect. The SDK would show some clients Python's own text, which belongs in our log.
             _log.exception("%s failed", tool.name)
             answer = Answer(of_defect(asks=tool.asks))
         if answer.status == 401 and context.request is not None:
@@ -63,7 +63,7 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
         title="streamproc",
         description="Asks for payouts that are governed before money moves, and shows what became of them.",
         instructions=INSTRUCTIONS,
-        # Else the SDK lists all tools anew for each call over HTTP, to look for headers that none of ours declares.
+        # Else the SDK would list all tools for each call over HTTP, to look for headers that none of ours declares.
         get_tool_input_schema=lambda _name: None,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
@@ -71,7 +71,7 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
 
 
 def _result(answer: Answer) -> CallToolResult:
-    """In words first. What is structured is there as text too, for clients that read nothing else."""
+    """Words first. Structured content is added as text too, for clients that read nothing else."""
     texts = [answer.text] if answer.text else []
     if answer.shown is not None:
         texts.append(msgspec.json.encode(answer.shown).decode())
@@ -90,7 +90,7 @@ def _listed(tools: Sequence[Tool]) -> list[ShownTool]:
             description=one.description,
             input_schema=one.arguments(),
             output_schema=dict(one.answer),
-            # All four, always: what is left out counts as destructive and open. They are hints, and the API decides.
+            # Always all four: a missing one counts as destructive and open. They are hints; the API decides.
             annotations=ToolAnnotations(
                 title=one.title,
                 read_only_hint=not one.asks,
@@ -104,6 +104,6 @@ def _listed(tools: Sequence[Tool]) -> list[ShownTool]:
 
 
 def _traceparent(context: Context) -> str:
-    """The caller's place in his trace, if it is one that the API would link."""
+    """The caller's trace context, if the API would link it."""
     given = (context.meta or {}).get("traceparent")
     return given if isinstance(given, str) and place_of(given) is not None else ""

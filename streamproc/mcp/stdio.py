@@ -1,8 +1,8 @@
-"""MCP over stdin and stdout: a message a line, for clients that start us as a child.
+"""MCP over stdin and stdout: one message a line, for clients that start us as a child.
 
-The SDK's own transport reads in a thread, which nobody can tell to stop: after SIGTERM the process would stay until its
-client closed stdin. It reads lines of any length, and drops calls in hand when stdin ends. Here nothing is in a thread,
-a line has a limit, and what was asked is answered before the end.
+The SDK's own transport reads in a thread that cannot be stopped: after SIGTERM the process would stay until its client
+closed stdin. It also reads lines of any length, and drops pending calls when stdin ends. Here there is no thread, a
+line has a limit, and pending requests are answered before the end.
 """
 
 import asyncio
@@ -36,21 +36,21 @@ from streamproc.clients.json_text import names_are_unique
 from streamproc.mcp.calls import CALL_LONGEST_S
 
 LINE_BYTES_MAX: Final = 256 * 1024
-"""One message; a request for a payout has some 2 kB, and the API takes no more than this by default."""
+"""Longest message: a request for a payout has some 2 kB, and the API takes no more than this by default."""
 READ_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 4096
-"""PIPE_BUF: of a pipe that is ready so much is taken without waiting."""
+"""PIPE_BUF: a pipe that is ready takes this much without blocking."""
 IN_HAND_MAX: Final = 256
-"""Requests that are read and not answered. From then on nothing is read: who does not read answers must wait."""
+"""Most unanswered requests; then nothing more is read until the client has read answers."""
 CLOSE_S_MAX: Final = 5.0
-"""For the SDK to end, and its last answers to be written, after everything that was asked is answered or given up."""
+"""For the SDK to end and the last answers to be written, once every request is answered or given up."""
 _log = logging.getLogger(__name__)
 
 Incoming = MemoryObjectSendStream[SessionMessage | Exception]
 
 
 class InHand:
-    """Requests that were read and are not answered, by id as the SDK compares them: "7" and 7 are one."""
+    """Unanswered requests, by id as the SDK compares them: "7" and 7 are the same."""
 
     def __init__(self) -> None:
         self._ids: Counter[RequestId] = Counter()
@@ -62,7 +62,7 @@ class InHand:
         return self._ids.total()
 
     def asked(self, message: JSONRPCMessage) -> None:
-        """A message came in. A request that its client gives up is not answered any more."""
+        """A message came in. A request that its client cancels is not answered any more."""
         if isinstance(message, JSONRPCRequest):
             self._ids[coerce_request_id(message.id)] += 1
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
@@ -74,7 +74,7 @@ class InHand:
             self._gone(message.id)
 
     async def at_most(self, number: int) -> None:
-        """Wait until there are no more than so many."""
+        """Wait until there are at most `number`."""
         while self.number > number:
             self._fewer.clear()
             await self._fewer.wait()
@@ -88,7 +88,7 @@ class InHand:
 async def serve_stdio(server: Server[Any], stopping: asyncio.Event, *, drain_s: float) -> None:
     """Serve the client at stdin and stdout until stdin ends or we are stopping.
 
-    What was asked before is answered: after `stopping` within `drain_s`, else when each call ends by itself.
+    Requests read before are answered: after `stopping` within `drain_s`, else as each call ends.
     """
     with _own_descriptors() as (source, sink):
         incoming, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
@@ -111,7 +111,7 @@ async def serve_stdio(server: Server[Any], stopping: asyncio.Event, *, drain_s: 
 
 
 async def _until_answered(in_hand: InHand, stop: asyncio.Task[Any], drain_s: float) -> None:
-    """Until nothing is in hand, or the time for it is over."""
+    """Wait until everything is answered, or the time for that is over."""
     answered = asyncio.create_task(in_hand.at_most(0))
     await asyncio.wait({answered, stop}, timeout=CALL_LONGEST_S, return_when=asyncio.FIRST_COMPLETED)
     if stop.done():
@@ -120,7 +120,7 @@ async def _until_answered(in_hand: InHand, stop: asyncio.Task[Any], drain_s: flo
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:
-    """The task has ended. What it failed of is raised, but that the client has gone."""
+    """Wait for the end of a task. Raises what it failed with, unless the client has gone."""
     task.cancel()
     try:
         await task
@@ -138,7 +138,7 @@ async def _ended(task: asyncio.Task[Any]) -> None:
 async def _read(
     source: int, incoming: Incoming, write: MemoryObjectSendStream[SessionMessage], in_hand: InHand
 ) -> None:
-    """Hand on each message. A line that is none is answered, as JSON-RPC has it, and the next one is read."""
+    """Pass on each message. A line that is not one gets an error, as JSON-RPC wants it, and reading goes on."""
     async with write:
         async for line in _lines(source):
             try:
@@ -156,7 +156,7 @@ async def _read(
 
 
 def _no_message(problem: ValueError) -> JSONRPCError:
-    """Without the line itself: it may be anything."""
+    """The error for such a line, without the line itself, which may be anything."""
     if isinstance(problem, ValidationError):
         is_json = problem.errors(include_input=False, include_url=False)[0]["type"] != "json_invalid"
         code, text = (
@@ -183,7 +183,7 @@ async def _write(sink: int, outgoing: MemoryObjectReceiveStream[SessionMessage],
 
 
 async def _lines(source: int) -> AsyncIterator[bytes | None]:
-    """Lines that are not blank; None for one over the limit, whose bytes are not kept."""
+    """Lines that are not blank; None for one over the limit, whose bytes are dropped."""
     held, too_long = bytearray(), False
     while True:
         await _ready(source, to_write=False)
@@ -206,14 +206,14 @@ async def _lines(source: int) -> AsyncIterator[bytes | None]:
 
 
 async def _ready(descriptor: int, *, to_write: bool) -> None:
-    """Wait until a descriptor can be read, or written to. A file always can, and is not waited for."""
+    """Wait until a descriptor can be read or written. A file always can, so this returns at once."""
     loop = asyncio.get_running_loop()
     add: Callable[..., None] = loop.add_writer if to_write else loop.add_reader
     remove: Callable[[int], bool] = loop.remove_writer if to_write else loop.remove_reader
     ready = loop.create_future()
     try:
         add(descriptor, lambda: None if ready.done() else ready.set_result(None))
-    except PermissionError:  # epoll's word for a file
+    except PermissionError:  # epoll's answer for a file
         await asyncio.sleep(0)
         return
     try:
@@ -224,7 +224,7 @@ async def _ready(descriptor: int, *, to_write: bool) -> None:
 
 @contextlib.contextmanager
 def _own_descriptors() -> Iterator[tuple[int, int]]:
-    """stdin and stdout for the protocol alone. Meanwhile 0 is empty, and what anybody prints to 1 goes to stderr."""
+    """stdin and stdout for the protocol alone: meanwhile descriptor 0 is empty, and prints to 1 go to stderr."""
     with contextlib.ExitStack() as stack:
         source, sink = os.dup(0), os.dup(1)
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What a model is told: what a payout's state means for whoever asked for it, and what the API's refusals say."""
+"""The words for a model: what a payout's state means to whoever asked for it, and what the API's refusals say."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -16,18 +16,18 @@ SAME_AGAIN: Final = (
     " a second one."
 )
 ERRORS_MAX: Final = 40
-"""Wrong fields that are named; a request has some twenty."""
+"""Most wrong fields that are named; a request has some twenty."""
 FAILURE_UNITS_MAX: Final = 200
-"""Of the bank's own words for why it made no payout."""
+"""Characters of the bank's own reason for making no payout."""
 
 
 def link_to(public_url: str, payout: str) -> str | None:
-    """Where people see a payout, as in messages; None where STREAMPROC_PUBLIC_URL is not set."""
+    """The link to a payout, as in messages to people; None if STREAMPROC_PUBLIC_URL is not set."""
     return f"{public_url}/v1/payouts/{quote(payout, safe='')}" if public_url else None
 
 
 def of_payout(shown: Mapping[str, Any], link: str | None) -> str:
-    """What a payout's state means, and what to do next. How it ended counts for more than what was decided."""
+    """What a payout's state means, and what to do next. Its end matters more than its decision."""
     name, state = shown["payout"], shown["state"]
     reasons = ", ".join(shown["reasons"]) or shown["reason"]
     failure = f" ({cut(plain(shown['failure']), FAILURE_UNITS_MAX)})" if shown["failure"] else ""
@@ -71,10 +71,10 @@ class _Problem(Struct):
 
 
 def of_problem(status: int, body: Mapping[str, Any], *, asks: bool, after_s: float | None = None) -> str:
-    """A refusal of the API (RFC 9457) in lines: status, title, detail, each wrong field. `asks`: of a new payout."""
+    """A refusal of the API (RFC 9457) in lines: status, title, detail, wrong fields. `asks`: a payout was requested."""
     try:
         problem = msgspec.convert(body, _Problem)
-    except msgspec.ValidationError:  # somebody between us and the API said it
+    except msgspec.ValidationError:  # a proxy between us and the API answered
         problem = _Problem()
     lines = [f"HTTP {status} {problem.title or _phrase(status)}: {problem.detail}"]
     lines += [f"- {one.field}: {one.problem}" for one in problem.errors[:ERRORS_MAX]]
@@ -92,17 +92,17 @@ def of_problem(status: int, body: Mapping[str, Any], *, asks: bool, after_s: flo
 
 
 def of_lost(why: str, *, asks: bool) -> str:
-    """An answer that never came, or cannot be read."""
+    """What to say if an answer never came or cannot be read."""
     return f"{why}; whether it was taken is not known. {SAME_AGAIN}" if asks else why
 
 
 def of_defect(*, asks: bool) -> str:
-    """A call that failed of a defect here, perhaps after it was sent."""
+    """What to say if a call failed by a defect here, perhaps after it was sent."""
     return of_lost("the call failed here; the reason is in the log of `streamproc mcp`", asks=asks)
 
 
 def of_wrong_arguments(problems: Mapping[str, str]) -> str:
-    """Arguments that were refused here, as the API refuses a request's fields."""
+    """What to say of arguments that were refused here, in the form of the API's wrong fields."""
     lines = [f"- {name}: {problem}" for name, problem in problems.items()]
     many = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     return "\n".join([f"{many} with the arguments; nothing was asked for", *lines])

@@ -158,7 +158,7 @@ def _vkeys(name: str) -> list[str]:
             return file.read(VKEY_FILE_BYTES_MAX).split()
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it is not text"
-        raise InputError(f"--key {name}: no public key, and no file of public keys: {why}") from problem
+        raise InputError(f"--key {name}: neither a public key nor a file of public keys: {why}") from problem
 
 
 def own_key(settings: Settings) -> PublicKey | None:

@@ -46,7 +46,7 @@ def place_of(line: str) -> tuple[int, str, int]:
     found = _LINE.fullmatch(line)
     if found is None:
         raise InputError(
-            f"--after {line[:60]!r} is no line's id: partition:entry:index, as the list shows them"
+            f"--after {line[:60]!r} is not a line's id: partition:entry:index, as the list shows them"
         )
     return int(found[1]), found[2], int(found[3])
 

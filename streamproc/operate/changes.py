@@ -88,12 +88,12 @@ async def _make_on(site: Site, partition: int, plan: Plan, *, by: str) -> Applie
             return Applied(partition, None, [])
         if _guarded(scopes) and loosened(scopes, changes):
             raise JobFailed(
-                f"partition {partition}: policies changed under our hands, and by now this waits for a second"
-                " person; do it again"
+                f"partition {partition}: policies changed meanwhile, and this change now needs a second person;"
+                " run it again to propose it"
             )
         entry = await put_in_force(site.client, names, rev, changes, actor=by)
         if entry is not None:
             return Applied(partition, entry, changes)
     raise JobFailed(
-        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; do it again"
+        f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
     )

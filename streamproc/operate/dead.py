@@ -43,7 +43,7 @@ def stream_id(text: str, *, of: str = "dead letter", shown_by: str = "dead list"
         if max(ms, n) <= ID_PART_MAX:
             return StreamId(partition, f"{ms}-{n}")
     raise InputError(
-        f"{text[:60]!r} is no id of a {of}: `streamproc {shown_by}` shows them, such as 0:1700000000000-0"
+        f"{text[:60]!r} is not the id of a {of}: `streamproc {shown_by}` shows them, such as 0:1700000000000-0"
     )
 
 

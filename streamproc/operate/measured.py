@@ -165,4 +165,7 @@ async def _serve(server: uvicorn.Server, settings: Settings) -> None:
     try:
         await server._serve()
     except (OSError, SystemExit):  # uvicorn leaves the process where the port is taken
-        log.error("port %d is taken: this process's /metrics cannot be seen there", settings.metrics_port)
+        log.error(
+            "port %d is taken, so this process has no /metrics: set STREAMPROC_METRICS_PORT to another",
+            settings.metrics_port,
+        )

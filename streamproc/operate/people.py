@@ -79,7 +79,7 @@ async def _look_for_held(settings: Settings, stopping: asyncio.Event) -> None:
                     )
                 break
             except LogUnavailable as problem:
-                log.warning("what is held cannot be looked for: %s", problem)
+                log.warning("held payouts cannot be looked up, it is tried again: %s", problem)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_AGAIN_S):
                         await stopping.wait()

@@ -98,7 +98,7 @@ async def in_force(site: Site, of: Callable[[str], bool] = lambda _: True) -> di
         ]
         if different:
             raise Differ(
-                f"partitions 0 and {partition} have other policies for {', '.join(sorted(different))};"
+                f"partitions 0 and {partition} have different policies for {', '.join(sorted(different))};"
                 " apply the policy file, or freeze and unfreeze, again"
             )
     return {scope: state for scope, state in first.items() if of(scope) and state.own is not None}

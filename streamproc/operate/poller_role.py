@@ -106,7 +106,7 @@ async def _seeded(watched: Watched, stopping: asyncio.Event) -> None:
             await watched.seed(seeds)
             return
         except LogUnavailable as problem:
-            log.warning("which payouts are open could not be read: %s", problem)
+            log.warning("the open payouts could not be read from Redis, it is tried again: %s", problem)
             with suppress(TimeoutError):
                 async with asyncio.timeout(SEED_AGAIN_S):
                     await stopping.wait()

@@ -91,7 +91,7 @@ async def propose(
             raise Refused(f"{many} proposals wait, the limit is {PROPOSALS_MAX}: confirm or withdraw some")
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after({}, [event])[name]
-    raise JobFailed(f"proposals changed {CHANGES_MAX} times under our hands; nothing is recorded, try again")
+    raise JobFailed(f"others changed proposals {CHANGES_MAX} times meanwhile; nothing is recorded, try again")
 
 
 async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confirmed:
@@ -119,7 +119,7 @@ async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confir
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return await _put_in_force(site, proposals_after(proposals, [event])[name])
     raise JobFailed(
-        f"proposals changed {CHANGES_MAX} times under our hands; {name} is not confirmed, try again"
+        f"others changed proposals {CHANGES_MAX} times meanwhile; {name} is not confirmed, try again"
     )
 
 
@@ -152,7 +152,7 @@ async def _put_on(site: Site, partition: int, proposal: Proposal) -> tuple[Appli
         if entry is not None:
             return Applied(partition, entry, changes), ""
     raise JobFailed(
-        f"partition {partition}: policies changed {CHANGES_MAX} times under our hands; run it again"
+        f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
     )
 
 
@@ -166,7 +166,7 @@ async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after(proposals, [event])[name]
     raise JobFailed(
-        f"proposals changed {CHANGES_MAX} times under our hands; {name} is not withdrawn, try again"
+        f"others changed proposals {CHANGES_MAX} times meanwhile; {name} is not withdrawn, try again"
     )
 
 

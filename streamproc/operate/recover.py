@@ -123,7 +123,8 @@ async def look(settings: Settings) -> Plan:
         known = meta.partitions or await partitions_opened(settings.postgres_dsn.reveal())
         if known != settings.partitions:
             raise JobFailed(
-                f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}; {UNTOUCHED}"
+                f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}: set that;"
+                f" {UNTOUCHED}"
             )
         broken = await _broken(settings, client, range(settings.partitions))
     finished = not broken and not meta.recovering and meta.partitions is not None

@@ -35,7 +35,7 @@ def seconds_of(text: str) -> int:
     seconds = int(found[1]) * _UNITS[found[2]] if found else 0
     if not 0 < seconds <= EXPIRES_S_MAX:
         raise InputError(
-            f"--expires {text[:40]}: give minutes, hours or days, as 30m, 12h or 90d; 3650d at most"
+            f"--expires {text[:40]}: give minutes, hours or days, such as 30m, 12h or 90d; 3650d at most"
         )
     return seconds
 
@@ -76,7 +76,7 @@ async def create(
         event = plan_creation(tokens, wanted)
         if await change_token(site.client, rev, tokens, event) is not None:
             return Made(secret, event)
-    raise JobFailed(f"tokens changed {CHANGES_MAX} times under our hands; nothing was made, try again")
+    raise JobFailed(f"others changed tokens {CHANGES_MAX} times meanwhile; nothing was made, try again")
 
 
 async def revoke(site: Site, name: str, *, by: str) -> bool:
@@ -88,7 +88,7 @@ async def revoke(site: Site, name: str, *, by: str) -> bool:
             return False
         if await change_token(site.client, rev, tokens, event) is not None:
             return True
-    raise JobFailed(f"tokens changed {CHANGES_MAX} times under our hands; {name} is not revoked, try again")
+    raise JobFailed(f"others changed tokens {CHANGES_MAX} times meanwhile; {name} is not revoked, try again")
 
 
 async def listed(site: Site) -> list[tuple[Token, str]]:

@@ -1,1 +1,1 @@
-"""What is told of the running: metrics, traces, and how both leave a process. It decides nothing."""
+"""Metrics and traces, and how they leave a process. Nothing here influences a decision."""

@@ -1,7 +1,7 @@
-"""Spans on their way out, by OTLP over HTTP: imported only where somebody takes them.
+"""Exports spans by OTLP over HTTP: imported only if traces are on.
 
-The SDK brings sampling, resource, queue and export, all set by the standard OTEL_* variables. Its tracer is not
-used: it takes times and ids from the moment, and ours are of entries and payouts (ADR 24).
+Sampling, resource, queue and export are the SDK's, set by the standard OTEL_* variables. Its tracer is not used: it
+takes times and ids of the moment, and ours come from entries and payouts (ADR 24).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from streamproc.telemetry import push
 from streamproc.telemetry.spans import LINKS_MAX, Kind, Place, Value
 
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
-"""The semantic conventions whose names are used; those of messaging are still in development there."""
+"""The semantic conventions whose names are used; those for messaging are not stable yet."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _SCOPE = InstrumentationScope("streamproc", __version__, SCHEMA)
 
 
 class Exporting:
-    """Gives spans to an exporter, in the background; what its queue cannot hold is dropped there."""
+    """Gives spans to an exporter in the background, which drops what its queue cannot hold."""
 
     def __init__(self, sampler: Sampler, resource: Resource, processor: SpanProcessor) -> None:
         self._resource, self._processor = resource, processor
@@ -59,7 +59,7 @@ class Exporting:
         links: Sequence[Place] = (),
         error: str | None = None,
     ) -> None:
-        """One span that is over. `error`: why it failed, where it did; ns since 1970."""
+        """One span that is over. `error`: why it failed, if it did. Times are ns since 1970."""
         self._processor.on_end(
             ReadableSpan(
                 name,
@@ -77,13 +77,13 @@ class Exporting:
         )
 
     def close(self) -> None:
-        """Export what is left; may take as long as the exporter's time limit."""
+        """Export what is left; takes at most the exporter's time limit."""
         self._processor.shutdown()
 
 
 def _quick(sampler: Sampler) -> Callable[[int], bool]:
-    """Whether a trace is sampled, by its id alone. What the environment names is answered without asking the sampler,
-    which takes 10 µs, and this is asked for every payout."""
+    """Whether a trace is sampled, by its id alone. The usual samplers are computed here, since asking the SDK's takes
+    10 µs, and every payout asks."""
     name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().removeprefix("parentbased_")
     if name in ("", "always_on"):
         return lambda _trace: True
@@ -94,7 +94,7 @@ def _quick(sampler: Sampler) -> Callable[[int], bool]:
 
 
 def _share() -> float:
-    """As the SDK reads it: all, where it cannot be read."""
+    """The sampled share, as the SDK reads it: 1 if it cannot be read."""
     try:
         share = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1"))
     except ValueError:
@@ -107,21 +107,21 @@ def _context(place: Place) -> SpanContext:
 
 
 def resource_of(role: str, more: Mapping[str, str] | None = None) -> Resource:
-    """Who tells: what the environment says, and of what it does not say what we know."""
+    """The process that exports: the environment's attributes, and ours if it does not name them."""
     ours = {"service.name": "streamproc", "service.version": __version__, **(more or {})}
     given = _given()
     return Resource.create({k: v for k, v in ours.items() if k not in given} | {"streamproc.role": role})
 
 
 def _given() -> set[str]:
-    """The attributes that the environment names. The SDK takes what it is given over what it finds there."""
+    """The names of the environment's attributes: the SDK would let ours override them."""
     pairs = (pair.partition("=") for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
     given = {name.strip() for name, _, value in pairs if value.strip()}
     return given | {"service.name"} if os.environ.get("OTEL_SERVICE_NAME") else given
 
 
 def open_tracer(role: str) -> Exporting:
-    """A tracer as the environment says."""
+    """A tracer as set by the environment."""
     resource = resource_of(role)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     return Exporting(provider.sampler, resource, BatchSpanProcessor(OTLPSpanExporter()))
@@ -129,7 +129,7 @@ def open_tracer(role: str) -> Exporting:
 
 @asynccontextmanager
 async def tracing(role: str) -> AsyncIterator[Exporting]:
-    """The tracer of a role; at the end its last spans get LAST_S."""
+    """The tracer of a role; at the end it has LAST_S to export its last spans."""
     tracer = open_tracer(role)
     try:
         yield tracer
@@ -138,7 +138,7 @@ async def tracing(role: str) -> AsyncIterator[Exporting]:
 
 
 async def _close(tracer: Exporting) -> None:
-    """In a thread that the process does not wait for: an executor's would hold up its end."""
+    """Close in a thread that does not keep the process from ending, as an executor's would."""
     loop, closed = asyncio.get_running_loop(), asyncio.Event()
 
     def close() -> None:

@@ -1,13 +1,13 @@
-"""How what a process counts is seen: a Unix socket for each process in DATA_DIR, asked when somebody looks.
+"""How a process's metrics are read: each process has a Unix socket in DATA_DIR, which is asked at a scrape.
 
     worker-1 ──socket──┐
     worker-2 ──socket──┼── gather ──> one page, each sample with its process's name
     projector-1 ───────┘
 
-A process takes the name that `up` gave it, or else the lowest free number of its role, and keeps it by a lock, so its
-series goes on under the same name after a restart and Prometheus sees an ordinary reset. The lock's file says which
-process that is. Nothing is added up here: a sum over processes would fall when
-one of them ends, which reads as a reset of all. A process that hangs is there with `streamproc_up` 0. ADR 24.
+A process takes the name that `up` gave it, or else the lowest free number of its role, and keeps it by a lock. So its
+series goes on under the same name after a restart, and Prometheus sees an ordinary reset. The lock's file says which
+process has it. Nothing is added up here: a sum over processes would fall when one of them ends, which looks like a
+reset of all. A process that hangs is shown with `streamproc_up` 0. ADR 24.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from streamproc.run_file import NAME_VARIABLE
 
 DIRECTORY = "metrics"
 SLOTS_MAX = 256
-"""Processes of one role on one machine: more than `up` starts, and than one machine bears."""
+"""Processes of one role on one machine: more than `up` starts, and more than one machine can run."""
 ANSWER_S_MAX = 1.0
-"""For one process to say what it counted: it takes a millisecond, and one that hangs must not hide the others."""
+"""For one process's page, which takes a millisecond: one that hangs must not hide the others."""
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """A process has some thousand samples of 100 bytes."""
 AT_ONCE_MAX = 32
@@ -52,7 +52,7 @@ class Point(Struct, frozen=True, array_like=True):
 
 
 class Family(Struct, frozen=True, array_like=True):
-    """Samples that belong together under one name, as they travel between processes."""
+    """The samples of one metric, as sent between processes."""
 
     name: str
     text: str
@@ -67,7 +67,7 @@ _decode = msgspec.msgpack.Decoder(Page).decode
 
 
 def snapshot(registry: CollectorRegistry) -> Page:
-    """What the registry's instruments say now. When a counter was made is left out: nobody here needs it."""
+    """The registry's metrics as they are now, without the times when counters were created."""
     return [
         Family(
             metric.name,
@@ -94,15 +94,15 @@ def _seconds(exemplar: Exemplar) -> float | None:
 
 @asynccontextmanager
 async def exposed(data_dir: Path, role: str, registry: CollectorRegistry) -> AsyncIterator[str]:
-    """Answer with what `registry` has while the context lasts; the name under which this process is seen.
+    """Serve the metrics of `registry` while the context lasts; yields the name under which this process is shown.
 
-    Where the directory cannot be used that is said once and the name is the role's: what a process does must not
-    depend on whether it can be watched.
+    If the directory cannot be used, that is logged once and the name is the role's: a process must work whether or not
+    it can be watched.
     """
     try:
         name, lock, listening = _listen(data_dir / DIRECTORY, role)
     except OSError as problem:
-        log.warning("what this process counts cannot be seen: %s: %s", data_dir / DIRECTORY, problem.strerror)
+        log.warning("this process's metrics cannot be shown: %s: %s", data_dir / DIRECTORY, problem.strerror)
         yield role
         return
 
@@ -112,7 +112,7 @@ async def exposed(data_dir: Path, role: str, registry: CollectorRegistry) -> Asy
             async with asyncio.timeout(ANSWER_S_MAX):
                 await writer.drain()
         except (OSError, TimeoutError):
-            pass  # whoever asked has gone
+            pass  # the asker has gone
         finally:
             writer.close()
 
@@ -126,7 +126,7 @@ async def exposed(data_dir: Path, role: str, registry: CollectorRegistry) -> Asy
         with suppress(OSError):
             (data_dir / DIRECTORY / f"{name}.sock").unlink(missing_ok=True)
         with suppress(OSError):
-            os.ftruncate(lock, 0)  # this process's id may be another's soon
+            os.ftruncate(lock, 0)  # another process may soon have this one's id
         os.close(lock)
 
 
@@ -150,15 +150,15 @@ def _listen(directory: Path, role: str) -> tuple[str, int, socket.socket]:
 
 
 def _names(role: str) -> list[str]:
-    """What a process of this role may be called; first its name in the output of `up`, if that is such a name."""
+    """Possible names of a process of this role; first its name in the output of `up`, if it has one."""
     names = [f"{role}-{number}" for number in range(1, SLOTS_MAX + 1)]
     wanted = os.environ.get(NAME_VARIABLE, "")
     return [wanted, *names] if wanted in names else names
 
 
 def _say_who(lock: int) -> None:
-    """Write into the lock's file whose it is: its id, and in the second line the host (or container) that has it."""
-    with suppress(OSError):  # a full disk must not hide what this process counts
+    """Write the owner into the lock's file: the process id, and on the second line its host (or container)."""
+    with suppress(OSError):  # a full disk must not hide this process's metrics
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
 
@@ -166,7 +166,9 @@ def _say_who(lock: int) -> None:
 def _bound(directory: Path, name: str) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        (directory / f"{name}.sock").unlink(missing_ok=True)  # of a process that was killed: the lock is ours
+        (directory / f"{name}.sock").unlink(
+            missing_ok=True
+        )  # left by a killed process, since the lock is ours
         with _short(directory) as short:
             listening.bind(f"{short}/{name}.sock")
         listening.listen(8)
@@ -179,7 +181,7 @@ def _bound(directory: Path, name: str) -> socket.socket:
 
 @contextmanager
 def _short(directory: Path) -> Iterator[str]:
-    """The directory under a name that fits into a socket's address, which has 108 bytes."""
+    """A short name for the directory, since a socket's address has at most 108 bytes."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}"
@@ -191,9 +193,9 @@ def _short(directory: Path) -> Iterator[str]:
 
 
 async def gather(data_dir: Path) -> Page:
-    """What every process that shares this DATA_DIR counted, each sample with the label `process`.
+    """The metrics of every process that shares this DATA_DIR, each sample with the label `process`.
 
-    Never raises for a process that does not answer: `streamproc_up` of it is 0. One that is gone is not there.
+    Never raises for a process that does not answer: its `streamproc_up` is 0. One that has ended is left out.
     """
     directory = data_dir / DIRECTORY
     names = sorted(path.stem for path in directory.glob("*.sock"))
@@ -220,7 +222,7 @@ def answering(processes: Mapping[str, bool]) -> Family:
 
 
 async def _ask(directory: Path, name: str) -> Page | None:
-    """One process's page, None where it does not answer. Raises the two errors of one that has ended."""
+    """One process's page; None if it does not answer. Raises the two errors that mean that it has ended."""
     try:
         async with asyncio.timeout(ANSWER_S_MAX):
             with _short(directory) as short:
@@ -257,7 +259,7 @@ def named(page: Page, process: str) -> Page:
 
 
 def merged(pages: Iterable[Page]) -> Page:
-    """The families of several pages, each once. Of a name with two kinds (two releases) the first counts."""
+    """The families of several pages, each once. If a name has two kinds (of two releases), the first one counts."""
     found: dict[str, Family] = {}
     for page in pages:
         for family in page:
@@ -270,7 +272,7 @@ def merged(pages: Iterable[Page]) -> Page:
 
 
 class Shown:
-    """A page as prometheus_client renders registries."""
+    """A page in the form of a prometheus_client registry, to be rendered."""
 
     def __init__(self, page: Sequence[Family]) -> None:
         self._page = page

@@ -1,4 +1,4 @@
-"""A line of the log for each decision, a batch of them in one write, since a logging call costs as much as deciding."""
+"""A log line for each decision, written once per batch, since a logging call costs as much as a decision."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ DECISIONS = logging.getLogger("streamproc.decisions")
 
 
 class DecisionLine(Struct, frozen=True, omit_defaults=True):
-    """What is said of a decision. No vendor and no note: what others wrote is read in the audit."""
+    """A decision's log line. No vendor and no note: text of strangers is in the audit only."""
 
     partition: int
     entry: str
@@ -20,15 +20,15 @@ class DecisionLine(Struct, frozen=True, omit_defaults=True):
     agent: str
     amount: int
     by: str = ""
-    """The reviewer, where a person decided."""
+    """The reviewer, if a person decided."""
 
 
 def are_said() -> bool:
-    """Whether anybody reads these lines."""
+    """Whether these lines are logged at all."""
     return DECISIONS.isEnabledFor(logging.INFO)
 
 
 def say(lines: Sequence[DecisionLine]) -> None:
-    """One record; the formatters of `cli/logline.py` make a line of each."""
+    """Log one record for all; the formatters of `cli/logline.py` write a line for each."""
     if lines:
         DECISIONS.info("%d decisions", len(lines), extra={"decisions": lines})

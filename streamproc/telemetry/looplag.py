@@ -1,4 +1,4 @@
-"""How late an event loop runs: what it does beside waiting is time that nobody else gets."""
+"""How late an event loop runs: while it computes, nothing else in the process goes on."""
 
 import asyncio
 from contextlib import suppress
@@ -6,7 +6,7 @@ from contextlib import suppress
 from streamproc.telemetry.metrics import Meters
 
 LOOK_S = 0.25
-"""Between two looks: a stall of a second is seen, and four wake-ups a second cost nothing."""
+"""Between two measurements: a stall of a second is seen, and four wake-ups a second cost nothing."""
 
 
 async def watch_loop(meters: Meters, stopping: asyncio.Event) -> None:

@@ -1,7 +1,7 @@
-"""Everything that a process counts, with its name, unit and labels. No label's values grow with the traffic.
+"""Every metric of a process, with name, unit and labels. The number of label values does not grow with traffic.
 
-A name says its unit: `_seconds`, `_paise`, `_bytes`. What is asked of the stores at a scrape is in
-`streamproc/operate/gauges.py`; both are listed in docs/telemetry.md, which a test compares with the code.
+A name ends with its unit: `_seconds`, `_paise`, `_bytes`. What is read from the stores at a scrape is in
+`streamproc/operate/gauges.py`. docs/telemetry.md lists both, and a test compares it with the code.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -31,11 +31,11 @@ FAST_S = (
     10.0,
     60.0,
 )
-"""What takes milliseconds when all is well. 4 ms is the aim of append to decision at the 99th percentile."""
+"""For what takes milliseconds if all is well. The aim from append to decision is 4 ms at the 99th percentile."""
 SLOW_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-"""What waits for others: the archive, the bank, its pace."""
+"""For what waits for others: the archive, the bank, the pace of its calls."""
 HOLD_S = (60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 8 * 3600.0, 12 * 3600.0, 24 * 3600.0, 72 * 3600.0)
-"""What waits for people."""
+"""For what waits for people."""
 BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 ALARMS = ("bypassed", "stopped", "cancel_requested")
@@ -43,7 +43,7 @@ BREAKER_STATES = ("closed", "half_open", "open")
 
 
 class Archived(Protocol):
-    """How far a projector is, as far as it is counted."""
+    """The part of a projector's progress that is counted."""
 
     @property
     def partition(self) -> int: ...
@@ -52,7 +52,7 @@ class Archived(Protocol):
 
 
 class Meters:
-    """The instruments of one process. Not for threads other than the loop's own and the one that collects."""
+    """The instruments of one process. Only for the loop's thread and the one that collects."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -86,7 +86,7 @@ class Meters:
             "notifications", "Messages to people, by channel, and those given up", "kind", "outcome"
         )
         self.alarms = self._counter("alarms", "Recorded facts that a person must look at", "kind")
-        for kind in ALARMS:  # from nought: Prometheus sees no increase in a series that begins with 1
+        for kind in ALARMS:  # start at 0: Prometheus sees no increase in a series that begins with 1
             self.alarms.labels(kind)
 
     def _make_engine(self) -> None:
@@ -132,27 +132,27 @@ class Meters:
             "replay_entries_wanted", "Entries that a running replay has to fold", "task"
         )
 
-    # ---- what several places tell ----
+    # ---- counted in several places ----
 
     def waited(self, what: str, outcome: str, seconds: float) -> None:
-        """The barrier, or a call to an outside system by its name."""
+        """Count a wait: at the barrier, or for a call to an outside system, by its name."""
         if what == "barrier":
             self.barrier_seconds.labels(outcome).observe(seconds)
         else:
             self.outbound_seconds.labels(what, outcome).observe(seconds)
 
     def appended(self, producer: str, new: int, known: int, seconds: float) -> None:
-        """An append of several deliveries."""
+        """Count an append of several deliveries."""
         self.append_seconds.labels(producer).observe(seconds)
         self.appends.labels(producer, "new").inc(new)
         self.appends.labels(producer, "known").inc(known)
 
     def archived(self, progress: Archived) -> None:
-        """A batch was archived."""
+        """Count an archived batch."""
         self.archived_entries.labels(str(progress.partition)).inc(progress.entries)
 
     def watch_breakers(self, states: Callable[[], Mapping[str, str]]) -> None:
-        """Show these breakers' states, by the name of the system, whenever somebody looks."""
+        """Show the states of these breakers, by system, at each scrape."""
         self.registry.register(_Breakers(states))
 
     # ---- making ----

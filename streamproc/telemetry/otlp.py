@@ -1,7 +1,7 @@
-"""A page of metrics as OTLP has it: imported only where metrics are sent away.
+"""Metrics as OTLP: imported only if metrics are pushed.
 
 Names and labels are those of /metrics, so that dashboards and alerts read both. Sums and histograms are cumulative
-from the start of the process. Exemplars are left out: in OTLP they name a span, and a page knows its trace only.
+from the start of the process. Exemplars are left out: in OTLP they name a span, and ours name a trace only.
 """
 
 import os
@@ -36,11 +36,11 @@ _CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
 class Exporter:
-    """Sends pages of one process. `name` is what it is called on /metrics, like worker-1."""
+    """Sends the metrics of one process. `name` is its name on /metrics, like worker-1."""
 
     def __init__(self, role: str, name: str) -> None:
-        # Two processes that were one for a receiver would set each other's sums back. A name without a number is
-        # that of one whose directory of sockets cannot be used.
+        # If a receiver took two processes for one, they would reset each other's sums. A process without a number has
+        # no usable directory of sockets.
         own = f"{role}-{os.getpid()}" if name == role else name
         instance = {"service.instance.id": f"{socket.gethostname()}:{own}"}
         self._resource = resource_of(role, instance)
@@ -48,21 +48,21 @@ class Exporter:
         self._exporter = OTLPMetricExporter()
 
     def send(self, page: Page) -> None:
-        """Send a page; what is not taken is said by the exporter, and contained in the next one."""
+        """Send a page. If it is not taken, the exporter logs that, and the next page has the same sums."""
         now_ns = time.time_ns()
         metrics = [metric for family in page for metric in metrics_of(family, self._began_ns, now_ns)]
         scope = ScopeMetrics(_SCOPE, metrics, SCHEMA)
         self._exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], SCHEMA)]))
 
     def close(self) -> None:
-        """Nothing is sent after this."""
+        """Close; nothing may be sent after this."""
         self._exporter.shutdown()
 
 
 def metrics_of(family: Family, began_ns: int, now_ns: int) -> Iterable[Metric]:
-    """A family as the metrics that it is in OTLP: a counter and a histogram are one, by their kind."""
+    """A family as OTLP metrics, by its kind."""
     if not family.points:
-        return  # nothing was counted yet, and a metric of no kind could not be read
+        return  # nothing was counted yet, and OTLP has no metric without data
     if family.kind == "histogram":
         yield _metric(family.name, family, Histogram(_histograms(family, began_ns, now_ns), _CUMULATIVE))
         return
@@ -83,7 +83,7 @@ def _metric(name: str, family: Family, data: Sum | Gauge | Histogram) -> Metric:
 
 
 def _histograms(family: Family, began_ns: int, now_ns: int) -> list[HistogramDataPoint]:
-    """The series of a histogram, each put together from its samples. How small and large values were is not known."""
+    """The series of a histogram, each made of its samples. Minimum and maximum are not known."""
     series: dict[tuple[tuple[str, str], ...], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in family.points:
         labels = tuple((name, value) for name, value in point.labels.items() if name != "le")
@@ -101,5 +101,5 @@ def _histograms(family: Family, began_ns: int, now_ns: int) -> list[HistogramDat
 
 
 def _apart(cumulative: Sequence[int]) -> list[int]:
-    """What each bucket has, from what it and all below it have."""
+    """The count of each bucket, from cumulative counts."""
     return [upper - lower for lower, upper in zip([0, *cumulative], cumulative, strict=False)]

@@ -1,7 +1,7 @@
-"""What a process counts, sent away by OTLP now and then, where OTEL_METRICS_EXPORTER says so; else it is only scraped.
+"""Pushes a process's metrics by OTLP at intervals, if OTEL_METRICS_EXPORTER says so; else they are only scraped.
 
-Each process sends its own, and nothing that another one counted, so nothing is there twice: `serve` shows all
-processes on /metrics, and sends itself and what the stores say. Whoever both scrapes and receives has two copies.
+Each process sends only its own metrics, so nothing is sent twice: `serve` shows all processes on /metrics, but sends
+only its own and those read from the stores. Whoever both scrapes and receives has two copies.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from streamproc.telemetry.exposure import Page
 INTERVAL_MS = 60_000.0
 """OpenTelemetry's own default of OTEL_METRIC_EXPORT_INTERVAL."""
 INTERVAL_MS_MIN = 100.0
-"""Less than this is a mistake that a collector would feel."""
+"""Least interval: a shorter one would be a mistake, and a burden for the collector."""
 LAST_S = 2.0
-"""How long the end of a process waits for its last numbers to be put together and taken, and at the same time for its
-last spans. A collector that hangs must not eat up the time that an end has; what it did not take may be lost."""
+"""How long an ending process waits for its last metrics, and at the same time its last spans, to be taken. A
+collector that hangs must not use up the time for stopping; what it did not take may be lost."""
 
 log = logging.getLogger(__name__)
 
 Send = Callable[[Page], None]
-"""Sends a page and returns when it was taken or given up. Called in a thread."""
+"""Sends a page; returns when it was taken or given up. Called in a thread."""
 
 
 def is_pushed() -> bool:
-    """Whether the environment asks for metrics by OTLP. It must say so: without a word they are scraped."""
+    """Whether the environment asks for metrics by OTLP; by default they are only scraped."""
     off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     exporters = os.environ.get("OTEL_METRICS_EXPORTER", "").lower().split(",")
     return not off and "otlp" in {one.strip() for one in exporters}
 
 
 def interval_s() -> float:
-    """OTEL_METRIC_EXPORT_INTERVAL in seconds; what cannot be read is the default, as in the SDK."""
+    """OTEL_METRIC_EXPORT_INTERVAL in seconds; the default if it cannot be read, as in the SDK."""
     try:
         given = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "") or INTERVAL_MS)
     except ValueError:
@@ -75,12 +75,12 @@ async def _push(
         over = stopping.is_set()
         try:
             sender.give(await page())
-        except Exception:  # what is only told of must not end the role
+        except Exception:  # telemetry must not end the role
             log.exception("metrics could not be put together for OTLP")
 
 
 class _Sender:
-    """One thread of its own that a process does not wait for: an executor's would hold up its end."""
+    """Sends in a thread that does not keep the process from ending, as an executor's would."""
 
     def __init__(self, send: Send, close: Callable[[], None]) -> None:
         self._send, self._close = send, close
@@ -89,13 +89,13 @@ class _Sender:
         threading.Thread(target=self._run, name="metrics by OTLP", daemon=True).start()
 
     def give(self, page: Page) -> None:
-        """Send this next. One that still waits is dropped: what it says the newer one says too."""
+        """Send this page next. One that still waits is dropped: the newer one contains it."""
         with suppress(queue.Empty):
             self._pages.get_nowait()
         self._pages.put_nowait(page)
 
     async def end(self) -> None:
-        """Wait until what was given is taken."""
+        """Wait until the given pages are sent."""
         self._pages.put_nowait(None)  # behind one page at most
         await self._ended.wait()
 

@@ -1,4 +1,4 @@
-"""Spans: made when what they tell of is over, so that nothing is open while somebody waits."""
+"""Spans: made when what they describe is over, so that no span is open while a payout waits."""
 
 import os
 import secrets
@@ -15,18 +15,18 @@ Value = str | int | bool
 
 
 class Place(NamedTuple):
-    """A span somewhere: its trace and its id."""
+    """Identifies a span: its trace and its id."""
 
     trace: int
     span: int
 
 
 class Tracer(Protocol):
-    """Takes spans. It never waits and never raises."""
+    """Takes spans. Never waits and never raises."""
 
     @property
     def samples(self) -> Callable[[int], bool]:
-        """Whether a trace is sampled, by its id: alike in every process and at every time."""
+        """Whether a trace is sampled, by its id: the same in every process and at any time."""
         ...
 
     def tell(
@@ -42,17 +42,17 @@ class Tracer(Protocol):
         links: Sequence[Place] = (),
         error: str | None = None,
     ) -> None:
-        """One span that is over. `error`: why it failed, where it did; ns since 1970."""
+        """One span that is over. `error`: why it failed, if it did. Times are ns since 1970."""
         ...
 
 
 def new_place(trace: int = 0) -> Place:
-    """A span that nobody can compute, in a trace of its own unless one is named."""
+    """A random span id, in a new trace unless one is named."""
     return Place(trace or secrets.randbits(128) or 1, secrets.randbits(64) or 1)
 
 
 def is_wanted() -> bool:
-    """Whether the environment names somebody who takes traces, and does not switch them off or never samples."""
+    """Whether the environment names a receiver of traces, and does not switch them off or sample none."""
     off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
     off = off or os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in NEVER

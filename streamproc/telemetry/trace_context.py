@@ -8,7 +8,7 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 def place_of(traceparent: str) -> Place | None:
-    """The span that a `traceparent` names; None for anything that is none, as an unsampled one is to us."""
+    """The span that a `traceparent` names; None if it is malformed or not sampled."""
     found = _TRACEPARENT.fullmatch(traceparent)
     if found is None:
         return None

@@ -1,7 +1,7 @@
-"""Where the running code says what happened. Nobody listens until a role turns it on: then one `if` is all it costs.
+"""The functions by which code reports to metrics and traces. Until a role turns them on they cost one `if`.
 
-Places that many packages share call these functions and know nothing of Prometheus or OpenTelemetry. Nothing here
-raises for what it is told, and nothing here waits.
+Code that many packages share calls these functions and knows nothing of Prometheus or OpenTelemetry. They neither raise
+nor wait.
 """
 
 import logging
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from streamproc.telemetry.spans import Tracer
 
 CALLS_MAX = 64
-"""Calls kept of one payout's handling, or of one batch; later ones are only counted."""
+"""Calls kept for one payout's handling, or for one batch; later ones are only counted."""
 
 
 class Server(NamedTuple):
-    """Where an outside system is."""
+    """An outside system's address."""
 
     address: str
     port: int
     base: str
-    """What the paths of its calls are below: an address without who logs in and without a query."""
+    """The URL that precedes the paths of its calls, without login and query."""
 
 
 class Call(NamedTuple):
-    """Something that was waited for. Times are ns since 1970 by this host's clock."""
+    """A wait for something outside. Times are ns since 1970 by this host's clock."""
 
     what: str
     """`barrier`, or the system that was called."""
     detail: str
-    """The method and the path, which holds no secret."""
+    """Method and path, without secrets."""
     outcome: str
     begun_ns: int
     ended_ns: int
@@ -59,48 +59,48 @@ _caller: ContextVar[str] = ContextVar("streamproc_caller", default="")
 
 
 def turn_on(meters: "Meters", tracer: "Tracer | None" = None) -> None:
-    """From now on this process counts, and traces where there is somebody who takes that."""
+    """From now on this process counts, and traces if it has a tracer."""
     _State.meters, _State.tracer, _State.failed = meters, tracer, False
 
 
 def turn_off() -> None:
-    """Nobody listens any more."""
+    """Stop counting and tracing."""
     _State.meters = _State.tracer = None
 
 
 def meters() -> "Meters | None":
-    """What counts in this process; None where nobody listens."""
+    """This process's meters; None if they are off."""
     return _State.meters
 
 
 @contextmanager
 def unharmed() -> Iterator[None]:
-    """What is only told of must not stop what it tells of: a defect here is said once, and the work goes on."""
+    """Keeps a defect in telemetry from stopping the work: it is logged once."""
     try:
         yield
-    except Exception:  # the batch is committed; a worker that dies of its metrics decides nothing
+    except Exception:  # the batch is committed, and a worker must not die of its metrics
         if not _State.failed:
             _State.failed = True
-            log.exception("metrics or traces are not complete any more: telling of a batch failed")
+            log.exception("metrics or traces are incomplete from now on: reporting a batch failed")
 
 
 def tracer() -> "Tracer | None":
-    """What takes this process's spans; None where nobody does."""
+    """This process's tracer; None if there is none."""
     return _State.tracer
 
 
 def keep(calls: list[Call]) -> None:
-    """From here on, in this task and those it starts, calls are put into `calls` unless `keeping` says otherwise."""
+    """Collect calls in `calls` from here on, in this task and those it starts, except within `keeping`."""
     _calls.set(calls)
 
 
 def called_by(traceparent: str) -> None:
-    """What is appended from here on, in this task, was asked for by a request with this trace context (W3C)."""
+    """Set the trace context (W3C) of the request that caused what this task appends from here on."""
     _caller.set(traceparent)
 
 
 def with_caller(m: bytes) -> bytes:
-    """An entry's metadata with the trace context of whoever asked for it; unchanged where nobody traces."""
+    """An entry's metadata with the trace context of the request that caused it; unchanged without tracing."""
     if _State.tracer is None or not (caller := _caller.get()):
         return m
     return m[:-1] + b',"trace":"' + caller.encode() + b'"}'
@@ -108,7 +108,7 @@ def with_caller(m: bytes) -> bytes:
 
 @contextmanager
 def keeping(calls: list[Call]) -> Iterator[None]:
-    """What is called within is also put into `calls`: those of one payout, or of a batch."""
+    """Also collect the calls within this context in `calls`: those of one payout, or of a batch."""
     token = _calls.set(calls)
     try:
         yield
@@ -117,7 +117,7 @@ def keeping(calls: list[Call]) -> Iterator[None]:
 
 
 class Called:
-    """Around one call to an outside system. `outcome` may be set within; an exception sets it by its kind."""
+    """Context of one call to an outside system. `outcome` may be set within; an exception sets it by its kind."""
 
     __slots__ = ("_begun_ns", "_detail", "_server", "_what", "outcome")
 
@@ -136,7 +136,7 @@ class Called:
 
 
 def outcome_of(kind: type[BaseException]) -> str:
-    """`put_off` for what is tried again, `unknown` where the answer was lost, else `failed`; a stop is `cancelled`."""
+    """`put_off` if it is tried again, `unknown` if the answer was lost, `cancelled` at a stop, else `failed`."""
     if issubclass(kind, TryAgain):
         return "put_off" if kind is TryAgain else "unknown"
     return "failed" if issubclass(kind, Exception) else "cancelled"
@@ -153,24 +153,24 @@ def _told(what: str, detail: str, outcome: str, begun_ns: int, server: Server | 
 
 
 def appended(producer: str, new: int, known: int, begun_ns: int) -> None:
-    """A producer's deliveries were appended, or were known already."""
+    """Report that a producer's deliveries were appended, or were known already."""
     if _State.meters is not None:
         _State.meters.appended(producer, new, known, (time_ns() - begun_ns) / 1e9)
 
 
 def notified(kind: str, channel: str) -> None:
-    """People were told something that no entry of the log asked for: a digest."""
+    """Report a message to people that no log entry caused: a digest."""
     if _State.meters is not None:
         _State.meters.notifications.labels(kind, channel).inc()
 
 
 def polled(*, good: bool) -> None:
-    """A pass over the bank's list came to its end, or failed."""
+    """Report that a pass over the bank's list was completed, or failed."""
     if _State.meters is not None:
         _State.meters.polls.labels("good" if good else "failed").inc()
 
 
 def taken_up(group: str, how: str, entries: int) -> None:
-    """A consumer took up entries that were in somebody's hands: `claim`, `retry` or `own`."""
+    """Report that a consumer took up pending entries: `claim`, `retry` or `own`."""
     if _State.meters is not None:
         _State.meters.taken_up.labels(group, how).inc(entries)

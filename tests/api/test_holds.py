@@ -140,7 +140,7 @@ async def test_who_is_no_reviewer_or_says_to_be_another_is_403_and_that_is_in_th
     await held(api.engine, "pout_1")
     assert "not in the list" in problem(await answer(api, stranger, "pout_1"))["detail"]
     other = await answer(api, asha, "pout_1", body={"reason": "x", "by": "vikram"})
-    assert (other.status_code, problem(other)["detail"]) == (403, "`by` must be who this token says, asha")
+    assert (other.status_code, problem(other)["detail"]) == (403, "`by` must be this token's owner, asha")
     assert (await answer(api, agent, "pout_1")).status_code == 403
     assert {event.kind for event in await of_type(api.engine, ReviewRefused)} == {"forbidden"}
     assert (await api.engine.record("pout_1")).state == "held"

@@ -75,7 +75,7 @@ def test_a_witness_beside_our_signature_does_no_harm() -> None:
         (lambda note: note.replace("\n1200\n", "\n1201\n"), "not that of key"),
         (lambda note: note.replace("— streamproc ", "— streamprox "), "none of the keys"),
         (lambda note: note[:-5] + "AAA=\n", "not that of key"),
-        (lambda note: note.replace("— ", "- "), "that is none"),
+        (lambda note: note.replace("— ", "- "), "signature lines is malformed"),
         (lambda note: note[:-1], "no signed note"),
         (lambda note: note.partition("\n\n")[0] + "\n", "no signed note"),
         (lambda note: "x" * 20_000 + note, "no signed note"),

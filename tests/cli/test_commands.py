@@ -356,7 +356,7 @@ def test_a_payee_nested_deeper_than_python_goes_is_refused(
     file.write_text('{"a":' * 12_000)
     token.write_text("spt_x")
     assert run(["pay", "--amount", "800", "--to", str(file), "--token", str(token)]) == 2
-    assert "no JSON object" in capsys.readouterr().err
+    assert "must hold one JSON object" in capsys.readouterr().err
 
 
 @pytest.fixture

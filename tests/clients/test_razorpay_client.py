@@ -252,7 +252,7 @@ async def test_five_failures_open_the_bank_s_breaker_and_refusals_do_not() -> No
 async def test_a_refusal_that_is_not_the_banks_own_leaves_the_outcome_open(status: int, body: object) -> None:
     """A proxy says such things, also after the bank has acted."""
     async with bank(always(status, body)) as (client, _):
-        with pytest.raises(OutcomeUnknown, match=f"{status} that is not the bank's refusal"):
+        with pytest.raises(OutcomeUnknown, match=f"{status} in a form that is not the bank's"):
             await client.create(b"{}", "sp-key")
-        with pytest.raises(OutcomeUnknown, match=f"{status} that is not the bank's refusal"):
+        with pytest.raises(OutcomeUnknown, match=f"{status} in a form that is not the bank's"):
             await client.approve(PAYOUT, "yes")

@@ -166,7 +166,7 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
     monkeypatch.setattr(Approval, "told", other)
     forms = Forms()
     assert not any(forms.offer(plain(n)).values for n in range(3))
-    assert "no form gives what is told of payout pout_0" in caplog.text
+    assert "its cached form does not give the events of payout pout_0" in caplog.text
 
 
 @pytest.mark.parametrize(

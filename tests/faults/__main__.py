@@ -1,6 +1,6 @@
-"""python -m tests.faults --seed N --minutes M: break the real system by a plan, and look whether it held.
+"""python -m tests.faults --seed N --minutes M: break the real system by a plan, and check that it held.
 
-The plan is printed, and is the same for the same seed and length. Exit 1 where an invariant does not hold.
+The plan is printed, and is the same for the same seed and length. Exit 1 if an invariant does not hold.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from tests.faults.reverts import REVERTS
 
 
 def main() -> int:
-    """Run; 0 where everything held."""
+    """Run; 0 if everything held."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="what the plan is drawn from (1)")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long it is loaded and broken (1)")

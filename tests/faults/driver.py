@@ -1,4 +1,4 @@
-"""One run: start everything, load and break it by the plan, let it come to rest, look."""
+"""One run: start everything, load and break it by the plan, let it come to rest, check it."""
 
 import asyncio
 import shutil
@@ -23,15 +23,15 @@ from tests.faults.plan import LINKS, Fault, Plan
 from tests.faults.stand import Stand, ready, standing
 
 REST_MAX_S = 240.0
-"""For everything that was put off: backoffs are bounded by 10 s, the breaker and the webhooks' ladder add theirs."""
+"""For all work that was put off: backoffs are at most 10 s; the breaker and the retries of webhooks add to that."""
 LATE_S = 0.3
-"""How late a slow wire is, each way and piece: a blocking read and its command's limit are longer."""
+"""Delay of a slow wire, per direction and piece: less than a blocking read and its command's time limit."""
 RECORDS = ("--records", "200")
-"""Payouts that the projector remembers in a run that is measured. As many come in a minute or so: what has a limit
-is at it when growth is judged."""
+"""Payouts that the projector keeps in a measured run: as many as come in a minute or so, so that this cache is full
+when growth is judged."""
 TRIMMED = {"retention": "60s", "trim_interval": "5s", "claim_idle": "30s"}
-"""The least retention that may be set: the log comes to its full length in the first minute. And a claim time that is
-longer than a pass of execution: on a busy machine the workers would take each other's entries away again and again."""
+"""The least retention that may be set, so that the log reaches its full length in the first minute; and a claim time
+above that of execution's pass, else workers on a busy machine would keep taking each other's entries."""
 BANK_FAULTS = [
     {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 2, "rate": 0.3},
     {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 1, "rate": 0.3},
@@ -40,7 +40,7 @@ BANK_FAULTS = [
     {"kind": "500", "count": 10, "rate": 0.2},
     {"kind": "502", "count": 10, "rate": 0.2},
 ]
-"""429, 500 as JSON, 502 as HTML, and calls that are acted on and never answered."""
+"""429, 500 as JSON, 502 as HTML, and calls that take effect but are never answered."""
 WEBHOOK_FAULTS = [
     {"kind": "drop", "rate": 0.1},
     {"kind": "duplicate", "rate": 0.3, "copies": 2},
@@ -57,24 +57,24 @@ class Report(Struct, frozen=True, kw_only=True):
     injected: dict[str, int]
     violations: list[Violation]
     parts: list[Evidence]
-    """Of each partition."""
+    """The evidence of each partition."""
     starts: int
     rest_s: float
     lives: list[Life]
     logs: str
-    """Where the roles' own logs are kept; empty where everything held."""
+    """Where the roles' logs are kept; empty if everything held."""
     crashed: list[str]
-    """Crash points that a role came by, and killed itself."""
+    """Crash points that a role reached, and at which it killed itself."""
     alarms: list[str]
     """Roles that ended because the log had lost something."""
     stood: int
-    """By how many entries the log grew while the archive stood still, Postgres's disk being full."""
+    """Entries by which the log grew while Postgres's disk was full and the archive stood still."""
     verdict: list[Grown] = []
-    """What was measured all the time, where that was asked for."""
+    """Growth in a measured run."""
 
     @property
     def evidence(self) -> Evidence:
-        """Of the first partition, where most runs have everything."""
+        """The evidence of the first partition, where most runs have everything."""
         return self.parts[0]
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return "\n".join(lines)
 
     def _sum(self, what: str) -> str:
-        """How many there are; of several partitions, of each."""
+        """The number; with several partitions, of each."""
         counts = [len(getattr(part, what)) for part in self.parts]
         each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
         return f"{sum(counts)}{each}"
@@ -111,7 +111,7 @@ async def run(
     flat: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """A run of `plan` from first start to last look. `flat`: nothing may grow, and the log is trimmed meanwhile."""
+    """Run `plan` from the first start to the final check. `flat`: nothing may grow, and the log is trimmed."""
     balance = 1000 * len(plan.payments) * 10_000
     stores = {"replica": plan.has("failover"), "small": plan.has("postgres_full")}
     settings, options = (TRIMMED, RECORDS) if flat else ({}, ())
@@ -185,7 +185,7 @@ async def run(
 
 
 def keep_logs(stand: Stand) -> Path:
-    """Copies of what the roles said, since their directory goes with them."""
+    """Copy the roles' logs, since their directory is removed."""
     place = Path(tempfile.mkdtemp(prefix="streamproc-faults-logs-"))
     for slot in stand.slots.values():
         if slot.output.exists():
@@ -198,7 +198,7 @@ def _placed(one: Violation, partition: int, parts: list[Evidence]) -> Violation:
 
 
 async def look(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
-    """The evidence, with nobody appending any more."""
+    """The evidence, once nobody appends any more."""
     await stand.fresh_connections()
     return await evidence(stand, waits)
 
@@ -213,7 +213,7 @@ async def heal(stand: Stand) -> None:
 
 
 async def break_it(stand: Stand, plan: Plan, injected: Counter[str], say: Callable[[str], None]) -> None:
-    """Every fault of the plan, in its order, none before its time; returns when the last is over."""
+    """Inject every fault of the plan, in order, none before its time; returns when the last is over."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.TaskGroup() as tasks:
@@ -225,7 +225,7 @@ async def break_it(stand: Stand, plan: Plan, injected: Counter[str], say: Callab
 
 
 async def inject(stand: Stand, fault: Fault, say: Callable[[str], None]) -> None:
-    """One fault, until it is over."""
+    """Inject one fault; returns when it is over."""
     match fault.kind:
         case "kill":
             stand.kill(fault.slot)

@@ -1,10 +1,10 @@
 """A failover to a replica that lags, and what an operator does about it.
 
-    ahead    the archive has more than the replica, and the log that died had still more: the projector must stop with
-             an alarm, and `streamproc recover` is run as the runbook says
-    behind   the archive has less than the replica: nobody has to do anything
+    ahead    the archive has more than the replica, and the lost log had even more: the projector must stop with an
+             alarm, and `streamproc recover` is run as the runbook says
+    behind   the archive has less than the replica: nothing has to be done
 
-What the log was is not guessed: the server that died is started once more where nobody but the witness reaches it.
+To know what the lost log had, its server is started once more where only the witness can reach it.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from tests.faults.replica import Replica
 from tests.faults.stand import Stand, ready
 
 MORE = 8
-"""Entries by which one place is ahead of another."""
+"""Least entries by which one place is ahead of another."""
 STEP_MAX_S = 60.0
 RECOVER_MAX_S = 120.0
 STOPPED = ("worker-1", "worker-2", "poller", "projector")
-"""Whom the operator stops; `serve` goes on, and answers 503 meanwhile."""
+"""Roles that the operator stops; `serve` goes on, and answers 503."""
 
 
 async def fail_over(stand: Stand, how: str, say: Callable[[str], None]) -> None:
-    """Kill Redis while its replica lags, let the replica take over, and recover where the archive is ahead of it."""
+    """Kill Redis while its replica lags, let the replica take over, and recover if the archive is ahead of it."""
     async with stand.redis_busy, stand.postgres_busy:
         await (_archive_ahead if how == "ahead" else _archive_behind)(stand)
         shared = await _take_over(stand, how)
@@ -36,7 +36,7 @@ async def fail_over(stand: Stand, how: str, say: Callable[[str], None]) -> None:
 
 
 async def _archive_ahead(stand: Stand) -> None:
-    """The replica hears no more, the archive goes on, and then the log alone."""
+    """Stop the replica's feed and let the archive go on, then only the log."""
     replica = _replica(stand)
     replica.wire.stall()
     last = await replica.last(stand.system.names.log)
@@ -47,7 +47,7 @@ async def _archive_ahead(stand: Stand) -> None:
 
 
 async def _archive_behind(stand: Stand) -> None:
-    """The archive stands still, the replica goes on, and then the log alone."""
+    """Stop the archive and let the replica go on, then only the log."""
     replica = _replica(stand)
     stand.slots["projector"].wires["postgres"].stall()
 
@@ -62,7 +62,7 @@ async def _archive_behind(stand: Stand) -> None:
 
 
 async def _take_over(stand: Stand, how: str) -> str:
-    """The primary dies, the replica is promoted, everybody is led to it. The last entry that both had."""
+    """Kill the primary, promote the replica and lead every role to it; the last entry that both had."""
     replica, system, dead = _replica(stand), stand.system, stand.redis
     async with stand.witness.turn:
         await dead.kill()
@@ -85,7 +85,7 @@ async def _take_over(stand: Stand, how: str) -> str:
 
 
 async def _recover(stand: Stand, say: Callable[[str], None]) -> None:
-    """As docs/runbook.md says: the alarm, the workers stopped, `streamproc recover`, everything started again."""
+    """Do as docs/runbook.md says: see the alarm, stop the workers, run `streamproc recover`, start everything again."""
 
     async def alarmed() -> bool:
         return any(alarm.startswith("projector") for alarm in stand.alarms)

@@ -1,9 +1,8 @@
-"""Does anything grow? Every process and store is measured again and again, and a rule says what is growth.
+"""Does anything grow? Every process and store is measured at intervals, and a rule says what counts as growth.
 
-The rule: the second half of the run, when everything has been done many times before, is cut into six parts. The growth
-of a series is the median of the steps from one part's median to the next one's: three of five steps must go up, so a
-buffer that is allocated once, or twice, makes none, and a leak of a little at a time does. It may not be over the bound
-of its kind.
+The rule: the second half of the run, when everything was done many times before, is cut into six parts. A series'
+growth is the median of the five steps from one part's median to the next. Since three steps must go up, a buffer
+allocated once or twice is no growth, but a slow leak is. The growth must not exceed the bound of its kind.
 """
 
 import asyncio
@@ -26,16 +25,16 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 WARM_S = 60.0
-"""A younger process still loads what it needs and fills its pools and caches."""
+"""A younger process still loads modules and fills its pools and caches."""
 SAMPLES_MIN = 18
-"""In the second half, three for each part. Fewer say nothing."""
+"""Least samples in the second half, three for each part: fewer say nothing."""
 PARTS = 6
 KEY_BYTES = 200
-"""Of Redis's memory for a key that says that a delivery is known; they stay for 16 days, whatever RETENTION is."""
+"""Redis's memory for the key of a known delivery; such keys stay for 16 days, whatever RETENTION is."""
 
 
 class Kind(Struct, frozen=True):
-    """What is measured, in which unit, and how much it may grow in a minute. Up to `least` in all is no growth."""
+    """A kind of measurement: its unit, and how much it may grow in a minute. Up to `least` in all is no growth."""
 
     name: str
     unit: str
@@ -53,15 +52,15 @@ CONNECTIONS = Kind(f"connections idle for {POOLED_S} s", "", 0.5, 3.0)
 """Of Postgres. A leak of one a minute would be at the server's limit within a day."""
 IDLE_S = 30
 IDLE = Kind(f"connections idle for {IDLE_S} s", "", 0.5, 3.0)
-"""Of Redis. How many are in use goes up and down by ten and more, with each process that is away and each burst; one
-that leaked is asked nothing any more, and all others are, several times a minute."""
+"""Idle connections to Redis. The number in use varies by ten and more, with restarts and bursts; but only a leaked
+one is never used again, while others are used several times a minute."""
 REDIS_MEMORY = Kind("memory without what knows deliveries", "kB", 400.0, 1_000.0)
 ENTRIES = Kind("entries of the log", "", 60.0, 300.0)
-"""At 3 payouts, which is 18 entries, a second: 1,080 a minute came."""
+"""With 3 payouts a second, which make 18 entries, 1,080 entries a minute come in."""
 
 
 class Series(Struct):
-    """One kind of thing of one process or store, over time. `at` is in seconds."""
+    """One measurement of one process or store over time. `at` is in seconds."""
 
     of: str
     kind: Kind
@@ -75,7 +74,7 @@ class Series(Struct):
 
 
 class Grown(NamedTuple):
-    """A series that was judged: how it was at the half and at the end (medians of ten samples), and its growth."""
+    """A judged series: its value at half time and at the end (medians of ten samples), and its growth."""
 
     of: str
     kind: Kind
@@ -104,14 +103,14 @@ HEAD = (
 
 
 def growth_per_min(at: Sequence[float], values: Sequence[float]) -> float:
-    """The median step from one part to the next, for a minute."""
+    """The median step from one part to the next, per minute."""
     ends = [round(len(values) * part / PARTS) for part in range(PARTS + 1)]
     levels = [statistics.median(values[begin:end]) for begin, end in pairwise(ends)]
     return statistics.median(b - a for a, b in pairwise(levels)) * PARTS * 60.0 / (at[-1] - at[0])
 
 
 def judged(series: Iterable[Series], half_s: float) -> Iterator[Grown]:
-    """Every series that was there for WARM_S at `half_s` and has enough samples since."""
+    """Judge every series that was WARM_S old at `half_s` and has enough samples since."""
     for one in series:
         since = next((n for n, at in enumerate(one.at) if at >= half_s), len(one.at))
         at, values = one.at[since:], one.values[since:]
@@ -122,9 +121,9 @@ def judged(series: Iterable[Series], half_s: float) -> Iterator[Grown]:
 
 
 class Watch:
-    """Measures every process of the roles, and what the stores say of themselves.
+    """Measures every role's processes, and the stores by their own figures.
 
-    Not the bank's sandbox: it keeps all that it was ever told, for the invariants.
+    Not the bank's sandbox: it keeps everything that it was told, for the invariants.
     """
 
     def __init__(self, stand: "Stand") -> None:
@@ -141,7 +140,7 @@ class Watch:
             await self._look_at_postgres()
 
     def verdict(self) -> list[Grown]:
-        """What became of each series that can be judged."""
+        """The growth of each series that can be judged."""
         found = judged(self._series.values(), (time.monotonic() - self._began) / 2)
         return sorted(found, key=lambda grown: (grown.of, grown.kind.name))
 
@@ -185,7 +184,7 @@ class Watch:
 
 
 def used(pid: int) -> tuple[float, int] | None:
-    """Resident memory (kB) and open descriptors of a process; None where it has just ended."""
+    """Resident memory (kB) and open descriptors of a process; None if it has just ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * 4, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
@@ -194,7 +193,7 @@ def used(pid: int) -> tuple[float, int] | None:
 
 
 def growing(verdict: Sequence[Grown], of: Iterable[str] = ()) -> list[str]:
-    """What grew, and which of the roles and stores in `of` were not seen for long enough to say."""
+    """What grew, and which roles and stores in `of` were not measured long enough to say."""
     seen = {one.of.partition("-")[0] for one in verdict if one.kind in (MEMORY, IDLE, CONNECTIONS)}
     return [
         *(

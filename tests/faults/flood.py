@@ -1,13 +1,13 @@
-"""python -m tests.faults.flood: webhooks at a fixed rate while workers are killed; was anything lost, and how late?
+"""python -m tests.faults.flood: webhooks at a fixed rate while workers are killed; is anything lost, and how late?
 
 Everything is real: HTTP into `serve`, two workers, the projector, Valkey that syncs every write, Postgres with fsync,
-the sandbox as the bank. The sender is open loop (tests/faults/sender.py). No proxies and no witness here, since
-they would take the cores that are measured; afterwards log, archive, counters and the bank's record are read whole, and
-the invariants of `make faults` are checked over them.
+the sandbox as the bank. The sender is open loop (tests/faults/sender.py). There are no proxies and no witness, which
+would take the cores that are measured; afterwards log, archive, counters and the bank's record are read completely, and
+checked by the invariants of `make faults`.
 
-The mix: `--bank` payouts a second are known to the bank, pending: of five, three are approved and two rejected, and the
-bank is told and tells what came of it. The others are `queued` at the bank: they are approved, the bank pays them by
-itself and needs not be told, and of `--outcomes` of them a second webhook says so. Exit 1 where an invariant does not
+The mix: `--bank` payouts a second exist at the bank as pending: of five, three are approved and two rejected; the bank
+is told, and its webhooks report the outcome. The others are `queued` at the bank: they are approved, the bank pays them
+by itself without being told, and for `--outcomes` of them a second webhook says so. Exit 1 if an invariant does not
 hold.
 """
 
@@ -40,11 +40,11 @@ AGENTS, VENDORS = 200, 50
 AMOUNT = 10_000
 """Paise of a payout."""
 REST_MAX_S = 300.0
-"""Until nothing waits any more, when nothing more is sent."""
+"""After the last webhook, until nothing waits any more."""
 VERIFY_MAX_S = 600.0
-"""For a rebuild of every view, to compare."""
+"""For a rebuild of every view, which is compared with the live ones."""
 BANK_AGENTS = ("agent-0", "agent-1", "agent-2", "small", "full")
-"""Whose the payouts are that the bank has: three are approved, one is over its limit, one has no room in its day."""
+"""Agents of the bank's payouts: three are approved, one is over its limit, one has no room in its day."""
 POLICIES = f"""
 defaults: {{rate_limit: {{count: 0, window: 60s}}, daily_limit: 1_000_000_000_000}}
 policies:
@@ -56,7 +56,7 @@ READ_MAX = 5_000
 
 
 class Terms(Struct, frozen=True, kw_only=True):
-    """What is asked of the system. `kill_every_s` 0: nobody is killed."""
+    """The load of a flood. `kill_every_s` 0: no worker is killed."""
 
     rate: float = 1000.0
     seconds: float = 120.0
@@ -69,7 +69,7 @@ class Terms(Struct, frozen=True, kw_only=True):
 
 
 class Spread(Struct, frozen=True):
-    """How some times are spread, in ms."""
+    """The distribution of some times, in ms."""
 
     p50: float
     p99: float
@@ -81,14 +81,14 @@ class Spread(Struct, frozen=True):
 
 
 def spread_of(times_s: Sequence[float]) -> Spread:
-    """Of nothing: zeros."""
+    """The distribution; zeros if there are no times."""
     ordered = sorted(times_s) or [0.0]
     last = len(ordered) - 1
     return Spread(*(1000 * ordered[round(part * last)] for part in (0.5, 0.99, 0.999, 1.0)))
 
 
 class Flooded(Struct, kw_only=True):
-    """What a flood came to."""
+    """The result of a flood."""
 
     terms: Terms
     sent: list[Sent]
@@ -130,7 +130,7 @@ class Flooded(Struct, kw_only=True):
 
 
 async def flood(terms: Terms, say: Callable[[str], None] = lambda _: None) -> Flooded:
-    """Start everything, flood it, let it come to rest, look."""
+    """Start everything, flood it, let it come to rest, check it."""
     claim = {"claim_idle": f"{terms.claim_idle_s:g}s"}
     began_load = os.getloadavg()[0]
     async with standing(terms.seed, direct=True, settings=claim, balance=10**13) as stand:
@@ -176,8 +176,8 @@ async def flood(terms: Terms, say: Callable[[str], None] = lambda _: None) -> Fl
 
 
 def decision_times(log: Sequence[Entry]) -> tuple[list[float], int]:
-    """From a payout's first entry to the one that decides it (s, exact to 1 ms: ids are Redis's clock); and how many
-    have none."""
+    """Times from a payout's first entry to its decision (s, exact to 1 ms, as ids are Redis's clock); and how many
+    payouts have none."""
     first: dict[str, int] = {}
     decided: dict[str, int] = {}
     for entry, _, event, _ in history(log):
@@ -193,7 +193,7 @@ def decision_times(log: Sequence[Entry]) -> tuple[list[float], int]:
 
 
 async def _order(stand: Stand, terms: Terms) -> Order:
-    """What is to be sent; the payouts that the bank shall know are made there."""
+    """What to send; also makes, at the bank, the payouts that it shall know."""
     count = int(terms.bank_per_s * terms.seconds)
     made: list[dict[str, Any]] = []
     for number, agent in enumerate(BANK_AGENTS):
@@ -257,7 +257,7 @@ async def _sent(stand: Stand, order: Order, meter: "Meter") -> list[Sent]:
 
 
 async def _kill_in_turns(stand: Stand, terms: Terms, killed: list[str], say: Callable[[str], None]) -> None:
-    """One of the two workers, in turns."""
+    """Kill one of the two workers, in turns."""
     while terms.kill_every_s:
         await asyncio.sleep(terms.kill_every_s)
         name = f"worker-{1 + len(killed) % 2}"
@@ -270,7 +270,7 @@ async def _kill_in_turns(stand: Stand, terms: Terms, killed: list[str], say: Cal
 
 
 class Meter:
-    """What every process uses while it is loaded, and how far the groups are behind."""
+    """Measures what every process uses under load, and how far the groups are behind."""
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
@@ -283,7 +283,7 @@ class Meter:
         self.most_unread = 0
         self._began = time.monotonic()
         self._used: dict[tuple[str, int], tuple[float, float]] = {}
-        """By role and pid: CPU seconds when it was first seen, and last."""
+        """By role and pid: CPU seconds at the first and the last look."""
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -300,7 +300,7 @@ class Meter:
             used = own_cpu_s(pid) if name == "driver" else tree_cpu_s(pid)
             if used:
                 known = self._used.get((name, pid))
-                # A process that was started meanwhile began with nothing.
+                # A process that was started later began with 0.
                 old = time.monotonic() - self._began < 2 * LOOK_S
                 self._used[name, pid] = (known[0] if known else used if old else 0.0, used)
 
@@ -313,14 +313,14 @@ class Meter:
 
 
 def own_cpu_s(pid: int) -> float:
-    """A process without its children."""
+    """CPU seconds of a process without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _rest(stand: Stand, told: set[str], since: float) -> tuple[dict[str, int], float]:
-    """Until nothing waits; what does after REST_MAX_S, and how long it took (s). `told`: payouts of the bank's that we
-    were told of."""
+    """Wait until nothing waits; what still does after REST_MAX_S, and how long it took (s). `told`: the bank's payouts
+    that we were told of."""
     while True:
         found, _ = await in_the_log(stand)
         there = [each for each in await stand.bank.show("payouts") if each["id"] in told]
@@ -357,7 +357,7 @@ async def _evidence(stand: Stand, sent: list[Sent], waits: dict[str, int]) -> Ev
 
 
 def main() -> int:
-    """Run; 0 where everything held."""
+    """Run; 0 if everything held."""
     terms = Terms()
     parser = argparse.ArgumentParser(prog="python -m tests.faults.flood", description=__doc__)
     parser.add_argument("--rate", type=float, default=terms.rate, help="payouts a second (1000)")

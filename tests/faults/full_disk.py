@@ -1,7 +1,7 @@
-"""A small disk of its own under Postgres, that can be filled up to the last byte.
+"""A small disk under Postgres that can be filled to the last byte.
 
-It is a tmpfs: mounting one takes root (and, in a container, CAP_SYS_ADMIN). Where that is not allowed there is no
-honest stand-in: a limit of the file size says EFBIG, which Postgres does not meet in earnest.
+It is a tmpfs, which takes root to mount (and, in a container, CAP_SYS_ADMIN). There is no honest substitute: a limit on
+file sizes gives EFBIG, which Postgres does not get from a full disk.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 SIZE_MB = 320
-"""A new cluster takes some 40 MB; the rest is for what a run writes, WAL above all."""
+"""A new cluster takes some 40 MB; the rest is for a run's writes, WAL above all."""
 FILLER = "other-peoples-data"
 STEP_BYTES = 1 << 20
 REST_BYTES = 4096
@@ -26,7 +26,7 @@ class CannotMount(Exception):
 
 @asynccontextmanager
 async def small_disk(place: Path) -> AsyncIterator[Path]:
-    """`place` is a disk of SIZE_MB. Raises CannotMount."""
+    """Mount a disk of SIZE_MB at `place`. Raises CannotMount."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=711", "streamproc-test", str(place)]
     try:

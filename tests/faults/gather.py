@@ -1,4 +1,4 @@
-"""What is seen of a system at rest: waiting until it is, and collecting the evidence."""
+"""Waits until a system is at rest, and collects the evidence."""
 
 import asyncio
 import itertools
@@ -21,9 +21,9 @@ from tests.journeys.truth import budgets_of_redis
 
 LOOK_S = 0.7
 VERIFY_MAX_S = 120.0
-"""For a rebuild beside the live views, on a machine that is busy with other things; it takes seconds."""
+"""For a rebuild beside the live views, which takes seconds, on a busy machine."""
 CALM_LOOKS = 3
-"""Looks in a row that find nothing waiting: a timer or a poll could be between two of them."""
+"""Looks in a row that must find nothing waiting, since a timer or a poll could come between two of them."""
 
 
 async def rest(stand: Stand, load: Load, within_s: float) -> dict[str, int]:
@@ -39,7 +39,7 @@ async def rest(stand: Stand, load: Load, within_s: float) -> dict[str, int]:
 
 
 async def waiting(stand: Stand, load: Load) -> dict[str, int]:
-    """What is unread, in somebody's hands, put off, not archived or not over, by what it is."""
+    """The number of things that are unread, pending, put off, not archived or not over, by kind."""
     found, heads = await in_the_log(stand)
     found["entries that the witness has not seen"] = sum(
         witness.last != head for witness, head in zip(stand.witnesses, heads, strict=True)
@@ -60,7 +60,7 @@ async def waiting(stand: Stand, load: Load) -> dict[str, int]:
 
 
 async def in_the_log(stand: Stand) -> tuple[dict[str, int], list[str]]:
-    """What is unread, in hand, put off, not archived, or on its way from the bank; each log's newest entry."""
+    """How much is unread, pending, put off, not archived, or on its way from the bank; and each log's last entry."""
     found, heads = Counter[str](), []
     async with connected(stand.system.redis_url) as client:
         for partition in range(stand.partitions):
@@ -101,7 +101,7 @@ def _folds(stand: Stand) -> dict[str, PayoutRecord]:
 async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
     """Everything that the invariants look at, of each partition.
 
-    What is of the whole system (what waits, the views, roles that ended), or of no log, is looked at with the first.
+    The first one also has what concerns the whole system (what waits, views, roles that ended), or no log.
     """
     everything = await _told_and_answered(stand)
     owners = {
@@ -138,7 +138,7 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
 
 
 class Everything(NamedTuple):
-    """What the bank has of all accounts. Webhooks are given with the partition of the account that they name."""
+    """What the bank has of all accounts. Webhooks come with the partition of the account that they name."""
 
     told: list[Told]
     answered: list[tuple[int, Answered]]
@@ -176,7 +176,7 @@ def _name(shown: dict[str, Any]) -> str:
 
 
 def _command(line: dict[str, Any]) -> str:
-    """create, approve, reject, cancel; also where the bank did not even look at the call."""
+    """The command: create, approve, reject or cancel; also if a fault kept the bank from handling the call."""
     last = str(line["path"]).rpartition("/")[2]
     return {"payouts": "create"}.get(last, last if last in ("approve", "reject", "cancel") else "")
 
@@ -215,7 +215,7 @@ async def archive_of(stand: Stand, partition: int = 0) -> list[ArchivedEntry]:
 
 
 async def wrong_views(stand: Stand, within_s: float = VERIFY_MAX_S) -> list[str]:
-    """Views that are not what a rebuild from the archive gives."""
+    """Views that differ from a rebuild from the archive."""
     try:
         code, out, err = await stand.system.cli("replay", "--verify", "--json", within_s=within_s)
     except TimeoutError:

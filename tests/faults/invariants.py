@@ -1,7 +1,7 @@
-"""What must hold of a system that has come to rest, whatever was done to it. Pure: over what was seen from outside.
+"""Invariants of a system at rest, whatever was done to it. Pure: they check what was seen from outside.
 
 The log is what a witness read while it was written; the rest is what archive, Redis, views and bank held in the end.
-Nothing here asks the product what it thinks of itself: events are decoded, and counted by hand.
+Nothing here relies on the product's own view of itself: events are decoded, and counted by hand.
 """
 
 from bisect import bisect_left, insort
@@ -21,11 +21,11 @@ MOVES_MONEY = ("create", "approve")
 COMMITTED = ("processed", "processing")
 RELEASED = ("cancelled", "rejected", "failed", "reversed")
 SHOWN_MAX = 5
-"""Findings of one kind that are shown; there may be one for each payout."""
+"""Most findings of one kind that are shown; there may be one per payout."""
 
 
 class Told(Struct, frozen=True):
-    """The bank was told something. `payout`: its own id; `name`: what the payout is called here. Unix seconds."""
+    """A command that the bank got. `payout`: its own id; `name`: our name of the payout. Unix seconds."""
 
     at: float
     command: str
@@ -52,33 +52,33 @@ class Letter(Struct, frozen=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """All that was seen. Amounts are paise."""
+    """Everything that was seen. Amounts are paise."""
 
     log: Sequence[Entry]
     archive: Sequence[ArchivedEntry]
     told: Sequence[Told] = ()
     answered: Sequence[Answered] = ()
     bank: dict[str, str] = {}
-    """The bank's status of each payout, by what it is called here."""
+    """The bank's status of each payout, by our name for it."""
     counters: dict[tuple[str, str], tuple[int, int]] = {}
     """Redis's reserved and committed, by scope and window."""
     waiting: dict[str, int] = {}
-    """What is still in somebody's hands, unread or not over, by what it is."""
+    """How much is still pending, unread or not over, by kind."""
     letters: Sequence[Letter] = ()
     views: Sequence[str] = ()
-    """Views that are not the fold of the archive, each with how."""
+    """Views that are not the fold of the archive, each with the difference."""
     exits: Sequence[str] = ()
-    """Roles that ended though nobody had ended them."""
+    """Roles that ended by themselves."""
     lost: Sequence[Entry] = ()
-    """What a failover took: neither the server that took over has these entries, nor the archive."""
+    """Entries lost in a failover: neither the new server nor the archive has them."""
     dropped: Sequence[Entry] = ()
-    """What the server that took over wrote before it was recovered from the archive."""
+    """Entries that the new server wrote before it was recovered from the archive."""
     growing: Sequence[str] = ()
-    """What grew through the second half of a run that was measured (tests/faults/flat.py)."""
+    """What grew in the second half of a measured run (tests/faults/flat.py)."""
 
 
 class Happened(NamedTuple):
-    """An event, where it is, and the number that its entry's settlement has."""
+    """An event, its place, and the settlement number of its entry."""
 
     entry: str
     place: int
@@ -97,7 +97,7 @@ class Violation(NamedTuple):
 
 
 def violations(evidence: Evidence) -> list[Violation]:
-    """Everything that is wrong, SHOWN_MAX of each kind at most."""
+    """All violations, SHOWN_MAX of each invariant at most."""
     found = []
     for check in INVARIANTS:
         hows = list(check(evidence))
@@ -117,10 +117,10 @@ def history(log: Sequence[Entry]) -> Iterator[Happened]:
 def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     """Every webhook answered 2xx is in the log, and its payout has one decision, or a bypass on record.
 
-    HELD is followed by one more at most. An approval that a freeze stopped is followed by a rejection. Excepted are a
-    webhook that a failover took, and a payout that was ended on a rejection or cancel that is gone with the log it was
-    in: the bank has our command on record, and the log has what came of it. Nothing is left to decide then. Nor of one
-    that nobody was ever told of before it had ended unpaid: the bank gives up a webhook that was refused for long.
+    HELD is followed by at most one more decision; an approval that a freeze stopped is followed by a rejection.
+    Exceptions: a webhook lost in a failover; a payout ended by a rejection or cancel that was lost with its log (the
+    bank has our command on record and the log its outcome, so nothing is left to decide); and a payout of which we
+    first heard when it had ended unpaid, since the bank gives up a webhook that was refused for long.
     """
     taken = {
         (event.facts.id, event.facts.status)
@@ -156,7 +156,7 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
         if (hook.payout, hook.status) not in observed and hook.name not in excused:
             yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
     gone = _ending((*seen.lost, *seen.dropped))
-    for told in seen.told:  # not of an intent: what the bank ends under its reference may be another's
+    for told in seen.told:  # not of an intent: another's payout may have its reference
         ours = told.effect and told.command in ("reject", "cancel") and told.name == told.payout
         status = seen.bank.get(told.name, "")
         if (
@@ -176,7 +176,7 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
 
 
 def _story(seen: Evidence, payout: str) -> str:
-    """What the log, the bank's record of commands and the bank itself have of a payout, for who has to find out."""
+    """What the log, the bank's record of commands and the bank itself have of a payout, for debugging."""
     events = [
         f"{entry} {event} by {meta!r}" for entry, _, event, meta in history(seen.log) if payout in repr(event)
     ]
@@ -185,7 +185,7 @@ def _story(seen: Evidence, payout: str) -> str:
 
 
 def _ending(log: Sequence[Entry]) -> set[str]:
-    """The payouts that somebody decided there to end: what the bank is told without waiting for the archive."""
+    """The payouts that were decided there to be ended, of which the bank is told without waiting for the archive."""
     return {
         event.payout
         for _, _, event, _ in history(log)
@@ -202,7 +202,7 @@ _DECISIONS = {
 
 
 def no_delivery_counts_twice(seen: Evidence) -> Iterator[str]:
-    """Webhook and poller tell of one payout in one status once, however often they see it."""
+    """A payout in one status is recorded once, however often webhook and poller see it."""
     times: Counter[tuple[str, str]] = Counter()
     for _, _, event, _ in history(seen.log):
         if (
@@ -219,8 +219,8 @@ def no_delivery_counts_twice(seen: Evidence) -> Iterator[str]:
 def no_window_is_over_its_limit(seen: Evidence) -> Iterator[str]:
     """At every prefix of the log, what is reserved and committed in a window is within the limit then in force.
 
-    That is the limit of the reservation with the highest number among those that count: when it was made, all the
-    others counted already. An older one may have had another limit.
+    That limit is the one of the counted reservation with the highest number: when it was made, all others counted
+    already. An older one may have had another limit.
     """
     windows: dict[tuple[str, str], list[tuple[int, str, int, int | None]]] = defaultdict(list)
     totals: dict[tuple[str, str], int] = defaultdict(int)
@@ -246,7 +246,7 @@ def no_window_is_over_its_limit(seen: Evidence) -> Iterator[str]:
 
 
 def every_reservation_found_what_was_there(seen: Evidence) -> Iterator[str]:
-    """In the order of the counters' numbers: what a reservation met in its windows is what those before it had left."""
+    """In the order of numbers, each reservation found in its windows what the earlier ones had left there."""
     numbered: list[tuple[int, e.BudgetReserved | e.PayoutSettled]] = []
     for _, _, event, meta in history(seen.log):
         if isinstance(event, e.BudgetReserved):
@@ -279,7 +279,7 @@ def every_reservation_found_what_was_there(seen: Evidence) -> Iterator[str]:
 
 
 def reserved_is_what_is_open(seen: Evidence) -> Iterator[str]:
-    """Redis's counters hold the reservations that the log has, in the windows that were charged, and nothing else."""
+    """Redis's counters hold exactly the reservations of the log, in the windows that were charged."""
     expected: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     of: dict[str, e.BudgetReserved] = {}
     state: dict[str, str] = {}
@@ -313,7 +313,7 @@ def _move(money: list[int], amount: int, state: str, settlement: str) -> None:
 
 
 def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
-    """Committed or released once, or first one and then the other, to the windows charged, as the bank says."""
+    """It is committed or released once, or one after the other, in the windows charged, as the bank's status says."""
     reserved: dict[str, e.BudgetReserved] = {}
     settled: dict[str, list[str]] = defaultdict(list)
     decision: dict[str, str] = {}
@@ -327,7 +327,7 @@ def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
             case e.PayoutDecided():
                 decision[event.payout] = event.decision
             case e.GovernanceBypassed():
-                bypassed.add(event.payout)  # it was rejected, and what the bank did all the same is on record
+                bypassed.add(event.payout)  # rejected, but the bank moved it; that is on record
             case e.PayoutSettled():
                 settled[event.payout].append(event.settlement)
                 mine = reserved.get(event.payout)
@@ -368,10 +368,10 @@ def money_moves_after_the_archive(seen: Evidence) -> Iterator[str]:
 
 
 def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
-    """One payout is made at the bank for one intent; of each one command takes effect, and it is the one decided.
+    """An intent makes one payout at the bank; of each payout one command takes effect, the one that was decided.
 
-    Rejecting waits for no archive: a rejection that a failover took, or that was decided on the log before it was
-    recovered, may have taken effect as well. An approval may not.
+    Rejections do not wait for the archive: one lost in a failover, or decided before the log was recovered, may
+    have taken effect too. An approval may not.
     """
     created: Counter[str] = Counter()
     commands: dict[str, list[str]] = defaultdict(list)
@@ -387,7 +387,7 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
             created[told.name] += 1
         else:
             commands[told.payout].append(told.command)
-        # A held payout that the bank has queued is cancelled, and a person may approve it before that is known here.
+        # A held payout that the bank queued is cancelled, and a person may approve it before we know of that.
         if told.name not in ended if told.command not in MOVES_MONEY else last.get(told.name) != "APPROVED":
             yield f"{told.command} of {told.payout} took effect; {told.name} is {last.get(told.name, 'not decided')}"
     for name, count in created.items():
@@ -399,7 +399,7 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
 
 
 def the_archive_is_the_log(seen: Evidence) -> Iterator[str]:
-    """Entry for entry, byte for byte; the sequence is dense and the chain of hashes holds."""
+    """The archive equals the log, byte for byte; its sequence is dense and its hash chain holds."""
     log = {entry.id: (entry.e, entry.m) for entry in seen.log}
     archived = {row.id: (row.e, row.m) for row in seen.archive}
     for entry in (*log, *(identity for identity in archived if identity not in log)):
@@ -424,7 +424,7 @@ def the_views_are_the_fold(seen: Evidence) -> Iterator[str]:
 
 
 def nothing_waits_for_ever(seen: Evidence) -> Iterator[str]:
-    """No entry is unread, unacknowledged or put off, no payout is without an end, once everything is well again."""
+    """Once all faults are over, no entry is unread, unacknowledged or put off, and no payout is without an end."""
     for what, count in seen.waiting.items():
         if count:
             yield f"{what}: {count}"
@@ -445,12 +445,12 @@ def every_dead_letter_says_why(seen: Evidence) -> Iterator[str]:
 
 
 def no_role_ends_by_itself(seen: Evidence) -> Iterator[str]:
-    """What is away is waited for; only a log that lost something may stop a role."""
+    """A role waits for what is away; only a log that lost something may stop it."""
     yield from seen.exits
 
 
 def nothing_grows(seen: Evidence) -> Iterator[str]:
-    """Memory, descriptors, connections and the log in Redis stay as they are, where the run was measured."""
+    """In a measured run, memory, descriptors, connections and the log in Redis do not grow."""
     yield from seen.growing
 
 

@@ -1,4 +1,4 @@
-"""What each process used while it lived: memory and file descriptors, looked at now and then."""
+"""Memory and file descriptors of each process, sampled while it lives."""
 
 import asyncio
 import time
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 GROWN_UP_S = 20.0
-"""A younger process still loads modules and fills its pools: what it uses then is no beginning to compare with."""
+"""A younger process still loads modules and fills its pools, so comparison starts at this age."""
 
 
 class Life(Struct):
-    """One process. Memory is resident, in kB; `first_` was seen when it was GROWN_UP_S old, 0 where it never was."""
+    """One process. Memory is resident, in kB; `first_` is from when it was GROWN_UP_S old, 0 if it never was."""
 
     role: str
     born: float
@@ -56,7 +56,7 @@ def look(stand: "Stand") -> None:
 
 
 def table(lives: Iterable[Life]) -> list[str]:
-    """For each role its longest life: how it was when it had grown up, and at its end."""
+    """For each role its longest-lived process: at GROWN_UP_S, and at its end."""
     oldest: dict[str, Life] = {}
     for life in lives:
         if life.age_s >= oldest.get(life.role, life).age_s:

@@ -26,9 +26,9 @@ DAY_S = 86_400
 AGAIN_S = 0.4
 AGAIN_S_MAX = 4.0
 GIVE_UP_S = 120.0
-"""For one request or change while the servers come and go."""
+"""For one request or change, since servers are away at times."""
 ENDED = ("processed", "failed", "reversed", "rejected", "cancelled")
-"""At the bank."""
+"""Final statuses at the bank."""
 GATEWAY_AGENTS = ("free", "crowded", "small", "careful")
 PAYEE = {
     "account_type": "bank_account",
@@ -38,7 +38,7 @@ PAYEE = {
 
 
 def policies(room: int = CROWDED_ROOM) -> str:
-    """The policy file of a run; so many of the crowded agent's payouts fit into its day."""
+    """The policy file of a run; `room` of the crowded agent's payouts fit into its day."""
     return f"""
 defaults: {{rate_limit: {{count: 0, window: 60s}}}}
 policies:
@@ -51,7 +51,7 @@ reviewers: [asha]
 
 
 class Load:
-    """Makes what the plan says, for as long as it takes."""
+    """Makes the plan's payments and changes, for as long as it takes."""
 
     def __init__(self, stand: Stand, plan: Plan) -> None:
         self._stand, self._plan = stand, plan
@@ -63,13 +63,13 @@ class Load:
         self.asked: set[str] = set()
         """Intents that were answered 202."""
         self.untaken = 0
-        """Intents that the gateway did not take in GIVE_UP_S, which is longer than anything is away."""
+        """Intents that the gateway did not accept within GIVE_UP_S, which is longer than anything is away."""
         for witness in stand.witnesses:
             witness.heard.append(self._hear)
         stand.witness.rewritten.append(self._hear_again)
 
     async def prepare(self) -> None:
-        """Policies, tokens and a fund account, while all is well."""
+        """Set up policies, tokens and a fund account, before any fault."""
         system, partitions = self._stand.system, self._plan.accounts
         for partition in range(partitions):
             await apply_policies(system.redis, policies(), partition=partition)
@@ -85,7 +85,7 @@ class Load:
         self._fund_account = (await bank.call("POST", "/v1/fund_accounts", wanted)).json()["id"]
 
     async def overnight(self) -> None:
-        """Payouts that were received yesterday: their windows are not today's. Before anybody else looks."""
+        """Make payouts received yesterday, whose windows are not today's, before any role sees them."""
         bank = self._stand.bank
         await bank.webhook(enabled=False)
         notes = {"agent_id": "free", "vendor_url": "https://overnight.example.com/"}
@@ -132,7 +132,7 @@ class Load:
                 tasks.create_task(limit(change.at_s, change.room))
 
     async def go_on_until(self, over: "asyncio.Task[None]") -> None:
-        """Where roles are to come by a point: one more payment now and then, however long that takes."""
+        """Until roles have reached their crash points: make one more payment at intervals."""
         if not any(fault.kind == "crash" and fault.for_s for fault in self._plan.faults):
             return
         await asyncio.wait({over}, timeout=self._plan.seconds)
@@ -161,7 +161,7 @@ class Load:
                 self.asked.add(answer.json()["payout"])
                 return
             assert answer is None or answer.status_code == 503, answer.text
-            # As a good client does: many that ask again at once would be a load of their own.
+            # Wait, as a good client does: many that ask again at once would add to the load.
             await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
             wait_s = min(2 * wait_s, AGAIN_S_MAX)
         self.untaken += 1
@@ -192,10 +192,10 @@ class Load:
             else:
                 self._held[event.payout] = ""
         elif isinstance(event, PayoutObserved) and event.facts.status in ENDED:
-            self._held[event.payout] = ""  # it is over at the bank, and an answer would be refused
+            self._held[event.payout] = ""  # ended at the bank, so an answer would be refused
 
     def _hear_again(self) -> None:
-        """What the log says now, after a failover: decisions may be gone, and intents that were answered 202."""
+        """Read the log again after a failover: decisions, and intents that were answered 202, may be gone."""
         self._held.clear()
         requested: set[str] = set()
         for _, _, event, _ in history(self._stand.witness.entries):
@@ -210,7 +210,7 @@ class Load:
         self.asked -= lost - requested
 
     async def review(self) -> None:
-        """Answer every hold until cancelled, again and again until the answer counts: two of three are approved."""
+        """Answer every hold until cancelled, repeating each answer until it counts; two of three are approved."""
         chance = random.Random(self._plan.seed)
         while True:
             for payout, account in [(payout, account) for payout, account in self._held.items() if account]:

@@ -1,7 +1,6 @@
-"""What a run does and when, drawn from its seed before it begins. Pure: the same seed is the same plan.
+"""What a run does and when, drawn from its seed before it begins. Pure: the same seed gives the same plan.
 
-A plan is data: payments that are made, faults that are injected, changes of policy. What the machine makes of it is
-not the same twice, and must not matter.
+A plan is data: payments, faults and changes of policy. The run itself is never the same twice, which must not matter.
 """
 
 import itertools
@@ -18,7 +17,7 @@ Kind: TypeAlias = Literal[
     "crash",  # started again so that it kills itself at a named point
     "freeze",  # SIGSTOP for longer than the claim time, then SIGCONT
     "skew",  # started again with a clock that is an hour wrong
-    "reset",  # every connection of a role to one server is reset
+    "reset",  # all connections of a role to one server are reset
     "stall",  # half open: connections stay, nothing goes through
     "slow",  # everything arrives late
     "mute",  # what is sent arrives, what is answered is lost
@@ -26,18 +25,18 @@ Kind: TypeAlias = Literal[
     "redis_full",  # `maxmemory` below what is used: writes are refused
     "postgres_kill",  # SIGKILL of the postmaster
     "postgres_stop",  # SIGQUIT, an immediate stop
-    "bank",  # 429, 500, HTML, acted and never answered
+    "bank",  # 429, 500, HTML, or carried out and never answered
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 Rare: TypeAlias = Literal[
     "failover",  # Redis is killed for good while its replica lags, and the replica takes over (failover.py)
     "postgres_full",  # the disk under Postgres is full
 ]
-"""What needs stores of its own, and is in the plans that ask for it."""
+"""Faults that need stores of their own, only in plans that ask for them."""
 
 SLOTS = ("worker-1", "worker-2", "serve", "poller", "projector")
 CALM = "worker-2"
-"""In a calm run only this role is killed: of each role one process lives through it all, while the rest is broken."""
+"""The only role that is killed in a calm run, so that one process of each role lives through all other faults."""
 ENDING: tuple[Kind, ...] = ("kill", "drain", "crash", "skew")
 """Faults that end a process."""
 LINKS: dict[str, tuple[str, ...]] = {
@@ -46,18 +45,18 @@ LINKS: dict[str, tuple[str, ...]] = {
     "poller": ("redis", "bank"),
     "projector": ("redis", "postgres"),
 }
-"""Whom a role talks to, by what the role is called without its number."""
+"""The servers that a role talks to, by the role's name without number."""
 POINTS: dict[str, tuple[str, ...]] = {
     "worker": ("grant", "admit", "commit", "call"),
     "serve": ("append",),
     "poller": ("append", "cursor"),
     "projector": ("archive",),
 }
-"""Where a role can be made to kill itself, before or after (tests/faults/role.py)."""
+"""Points before or after which a role can be made to kill itself (tests/faults/role.py)."""
 
 CLAIM_IDLE_S = 2.0
 COME_BY_S = 180.0
-"""For a role to come by the point where it kills itself, on a busy machine."""
+"""For a role to reach the point where it kills itself, on a busy machine."""
 FREEZE_S = 3.0
 """Longer than the claim time: others take over what the frozen worker holds, and then it comes back."""
 AMOUNT = 10_000
@@ -65,14 +64,14 @@ AMOUNT = 10_000
 CROWDED_ROOM = 8
 """How many of the crowded agent's payouts fit into its day."""
 AGENTS = {"free": 8, "crowded": 5, "small": 2, "careful": 2, "stranger": 1}
-"""Whose payouts they are, by weight. The stranger has no policy; the careful one's are held for a person."""
+"""Agents of payouts, by weight. The stranger has no policy; the careful one's payouts are held for a person."""
 OUTCOMES = ("processed", "processed", "processed", "failed", "reversed")
 
 assert FREEZE_S > CLAIM_IDLE_S
 
 
 class Payment(Struct, frozen=True):
-    """A payout that is made at `at_s`: by an outsider at the bank in this status, or asked for through the gateway."""
+    """A payout at `at_s`: made at the bank by an outsider in this status, or requested through the gateway."""
 
     at_s: float
     agent: str
@@ -80,11 +79,11 @@ class Payment(Struct, frozen=True):
     outcome: str
     amount: int = AMOUNT
     account: int = 0
-    """Whose it is, by number: each account's log is a partition of its own."""
+    """The account's number: each account's log is a partition of its own."""
 
 
 class Fault(Struct, frozen=True):
-    """Something that goes wrong at `at_s` for `for_s`: in `slot`, or between it and `link`."""
+    """A fault at `at_s` for `for_s`: in `slot`, or between it and `link`."""
 
     at_s: float
     kind: Kind | Rare
@@ -99,14 +98,14 @@ class Fault(Struct, frozen=True):
 
 
 class Limit(Struct, frozen=True):
-    """At `at_s` this many of the crowded agent's payouts fit into its day."""
+    """From `at_s` on, how many of the crowded agent's payouts fit into its day."""
 
     at_s: float
     room: int
 
 
 class Plan(Struct, frozen=True):
-    """Everything that a run does. `overnight`: payouts that were received yesterday."""
+    """Everything that a run does. `overnight`: payouts received yesterday."""
 
     seed: int
     seconds: float
@@ -118,7 +117,7 @@ class Plan(Struct, frozen=True):
     accounts: int = 1
 
     def has(self, kind: Kind | Rare) -> bool:
-        """Whether that will be done."""
+        """Whether the plan has a fault of this kind."""
         return any(fault.kind == kind for fault in self.faults)
 
     def __str__(self) -> str:
@@ -166,7 +165,7 @@ def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
 
 
 def spread(plan: Plan, accounts: int) -> Plan:
-    """The same plan for several accounts: outsiders' payouts are any one's, the gateway pays from the first."""
+    """The same plan for several accounts: outsiders pay from any of them, the gateway from the first."""
     chance = random.Random(f"{plan.seed} accounts")
     payments = tuple(
         replace(each, account=chance.randrange(accounts) if each.how in ("pending", "queued") else 0)
@@ -176,10 +175,10 @@ def spread(plan: Plan, accounts: int) -> Plan:
 
 
 def failover_of(seed: int, how: Literal["ahead", "behind"], *, seconds: float = 36.0) -> Plan:
-    """One failover among lesser faults; the archive is ahead of what the replica has, or behind it."""
+    """One failover among lesser faults; the archive is ahead of the replica, or behind it."""
     plan = plan_of(seed, seconds, every_s=5.0, kinds=("kill", "reset", "bank", "freeze"))
     failover = Fault(10.0, "failover", detail=how)
-    # Nothing else may hold up the archive while the replica is made to lag.
+    # Nothing else may delay the archive while the replica is made to lag.
     apart = [fault for fault in plan.faults if not 6.0 < fault.at_s < 20.0]
     return replace(plan, faults=tuple(sorted([*apart, failover], key=lambda fault: fault.at_s)))
 

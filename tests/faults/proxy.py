@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves when told to: the wire between one role and one server."""
+"""A TCP proxy between one role and one server that can be made to misbehave."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Listens on `port` and passes bytes to and from a server. Its moods can be changed at any time."""
+    """Listens on `port` and passes bytes to and from a server. Its faults can be changed at any time."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -24,7 +24,7 @@ class Proxy:
         self.late_s = 0.0
         """How late every piece arrives."""
         self.mute = False
-        """What the server says is lost."""
+        """The server's bytes are lost."""
         self.port = 0
 
     @asynccontextmanager
@@ -47,16 +47,16 @@ class Proxy:
             _reset(writer)
 
     def lead_to(self, port: int) -> None:
-        """From now on the server is the one at `port`; who was connected is reset."""
+        """From now on the server is the one at `port`; existing connections are reset."""
         self._target = (self._target[0], port)
         self.reset()
 
     def stall(self) -> None:
-        """Nothing goes through any more; connections stay, and new ones are taken."""
+        """Stop passing bytes; connections stay, and new ones are accepted."""
         self._flows.clear()
 
     def flow(self) -> None:
-        """Well again. What was lost makes its connections useless: they are reset."""
+        """End all faults. Connections that lost bytes are useless, so they are reset."""
         if self.mute:
             self.reset()
         self.mute, self.late_s = False, 0.0
@@ -83,7 +83,7 @@ class Proxy:
                 self._writers.discard(back)
                 _reset(back)
         except* (OSError, RuntimeError, asyncio.CancelledError):
-            pass  # either end has gone, which is what this is about, or we are closing
+            pass  # either end has gone, which is intended, or we are closing
         finally:
             self._writers.discard(writer)
             self._tasks.discard(task)

@@ -1,4 +1,4 @@
-"""A second Valkey that follows the first over a wire that can be made to lag."""
+"""A second Valkey that follows the first over a connection that can be made to lag."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +17,7 @@ IN_STEP_MAX_S = 30.0
 
 @dataclass
 class Replica:
-    """A running replica, and the wire on which it hears of what is written."""
+    """A running replica, and the proxy through which it follows."""
 
     store: Restartable
     url: str
@@ -31,7 +31,7 @@ class Replica:
         return rows[0][0].decode() if rows else "0-0"
 
     async def promote(self) -> None:
-        """It follows nobody any more, and takes writes."""
+        """Make it a primary, which takes writes."""
         async with connected(self.url) as client:
             await client.execute_command("REPLICAOF", "NO", "ONE")
         self.wire.flow()
@@ -41,7 +41,7 @@ class Replica:
 async def replica_of(url: str, home: Path) -> AsyncIterator[Replica]:
     """A replica of the server at `url`, in step with it, with its data below `home`.
 
-    It has the same password, as who is led from the one to the other needs it.
+    It has the same password, since roles are led from one to the other.
     """
     place, primary = home / "replica", urlsplit(url)
     assert primary.port is not None

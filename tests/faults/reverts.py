@@ -1,4 +1,4 @@
-"""Known bugs, brought back by patching: the harness is only worth what it finds (tests/faults/test_reverts.py)."""
+"""Known bugs, brought back by patching, to show that the harness finds them (tests/faults/test_reverts.py)."""
 
 import asyncio
 import hashlib
@@ -55,7 +55,7 @@ def release_to_today() -> None:
 
 
 def other_keys_for_the_poller() -> None:
-    """The poller names what it sees otherwise than the webhook does."""
+    """The poller's idempotency keys differ from the webhook's."""
     from streamproc.ingress import razorpay_poll
 
     inner = razorpay_poll.append_of
@@ -78,14 +78,14 @@ def no_barrier() -> None:
 
 
 def new_key_for_each_try() -> None:
-    """Each attempt to create a payout has an idempotency key of its own."""
+    """Each attempt to create a payout has another idempotency key."""
     from consumers import create
 
     create.key_of = lambda _: f"sp-{secrets.token_hex(16)}"
 
 
 def trim_before_archive() -> None:
-    """The log is cut behind what every group has acknowledged, whether or not it is archived."""
+    """The log is trimmed up to what every group acknowledged, archived or not."""
     from streamproc import app
     from streamproc.domain.entry_ids import id_key
     from streamproc.errors import LogUnavailable
@@ -121,7 +121,7 @@ def trim_before_archive() -> None:
 
 
 def leak() -> None:
-    """Every batch leaves something behind: 200 kB in memory, and each twentieth a connection to Redis."""
+    """Every batch leaks 200 kB of memory, and every twentieth a connection to Redis."""
     from streamproc.log.batch import Handler
     from streamproc.log.connection import connect
 

@@ -52,14 +52,14 @@ def main(arguments: list[str]) -> None:
 
 
 def say_where(*_: object) -> None:
-    """What every task waits for, into the role's output: asked of one that does not end."""
+    """Print where every task waits, for a role that does not end."""
     for task in asyncio.all_tasks():
         task.print_stack(file=sys.stderr)
     sys.stderr.flush()
 
 
 def wire_names(ahead: int) -> tuple[bytes, bytes]:
-    """How an entry begins to tell of a payout's sighting, in this version and in one that is so many ahead."""
+    """The first bytes of a `payout.observed`, in this version and in one that is `ahead` later."""
     from streamproc.domain.wire import NEWEST
 
     newest = NEWEST["payout.observed"]
@@ -69,15 +69,15 @@ def wire_names(ahead: int) -> tuple[bytes, bytes]:
 
 
 def skew(seconds: float) -> None:
-    """This process's clock is `seconds` ahead of the others'. The monotonic clock stays what it is."""
+    """Set this process's clock `seconds` ahead of the others'. The monotonic clock is unchanged."""
     real, real_ns = time.time, time.time_ns
     time.time = lambda: real() + seconds
     time.time_ns = lambda: real_ns() + int(seconds * 1e9)
 
 
 def later(ahead: int) -> None:
-    """A streamproc that is still to come: a payout's sightings are so many versions ahead, and it reads both."""
-    from streamproc.domain import wire  # before all who take these two from it
+    """Act as a later streamproc: it writes `payout.observed` in a version `ahead` of ours, and reads both."""
+    from streamproc.domain import wire  # before any module imports these two from it
 
     encode, decode = wire.encode_events, wire.decode_events
     now, then = wire_names(ahead)
@@ -86,14 +86,14 @@ def later(ahead: int) -> None:
 
 
 def keep_records(most: int) -> None:
-    """The projector keeps so many payouts' records in memory: its own 20,000 a run of minutes would fill all along."""
+    """Limit the payout records that the projector keeps: its own 20,000 would fill up throughout a run of minutes."""
     from projections import runner
 
     runner.Records = partial(runner.Records, records_max=most)  # type: ignore[attr-defined,misc]
 
 
 def crash(point: str, when: str, nth: int) -> None:
-    """SIGKILL to ourselves right before, or right after, the n-th time that we come by a point."""
+    """Kill ourselves (SIGKILL) right before, or right after, reaching a point for the n-th time."""
     passed = 0
 
     def around(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -115,7 +115,7 @@ def crash(point: str, when: str, nth: int) -> None:
 
 
 def places_of(point: str) -> list[tuple[Any, str]]:
-    """What a point is in the code."""
+    """The functions that a point stands for."""
     match point:
         case "append" | "admit" | "commit":
             from streamproc.log import scripts

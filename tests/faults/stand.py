@@ -1,6 +1,6 @@
-"""The system that is broken: every role a process behind proxies, real stores that can be killed, a bank sandbox.
+"""The system under test: every role a process behind proxies, real stores that can be killed, a bank sandbox.
 
-A role that ends is started again, as a supervisor would. Who ended it is kept: that nobody did is a finding.
+A role that ends is started again, as by a supervisor. If no fault ended it, that is a finding.
 """
 
 import asyncio
@@ -39,24 +39,24 @@ from tests.signals import killed, terminate
 
 START_MAX_S = 120.0
 HALT_MAX_S = 90.0
-"""To start, where that is under way, and to drain: on a machine that is busy with other things."""
+"""For starting, if that is under way, and for draining, on a busy machine."""
 AGAIN_S = 0.3
 """Until a role that ended is started again."""
 API_S = 5.0
-"""For an answer of our own API, which says 503 earlier."""
+"""For an answer of our own API, which gives a 503 earlier."""
 FULL_AGAIN_S = 0.2
 STOOD_LOOKS_MIN = 5
 """A second in which the archive does not move although the log grows."""
 STOOD, STOOD_MAX_S = 8, 30.0
-"""So many entries the log is to grow by while the archive stands still, and for so long the disk stays full beyond its
-time for that: on a busy machine a look at the archive takes seconds."""
+"""The log must grow by so many entries while the archive stands still; the disk stays full for up to so much longer
+until it has, since on a busy machine a look at the archive takes seconds."""
 CALLS_PER_S = 100
-"""At the bank's pace of 8 the run would wait for that alone."""
+"""At the bank's pace of 8 the run would mostly wait for that."""
 
 
 @dataclass
 class Slot:
-    """A role's place: what runs there, its wires, and what is wrong with the next one to be started."""
+    """A role's place: its process, its proxies, and the fault of the next process to be started."""
 
     name: str
     wires: dict[str, Proxy]
@@ -65,7 +65,7 @@ class Slot:
     process: asyncio.subprocess.Process | None = None
     wrong: tuple[str, ...] = ()
     armed: str = ""
-    """Where it kills itself when it comes by."""
+    """The point at which it kills itself."""
     killed: bool = False
     restarting: bool = False
     ending: bool = False
@@ -73,7 +73,7 @@ class Slot:
 
     @property
     def role(self) -> str:
-        """What it is without its number."""
+        """Its name without the number."""
         return self.name.partition("-")[0]
 
 
@@ -86,22 +86,22 @@ class Stand:
     redis: Restartable
     postgres: Restartable
     witnesses: list[Witness]
-    """Of each partition."""
+    """One for each partition."""
     reverts: tuple[str, ...]
     options: tuple[str, ...]
-    """What every role is started with besides (tests/faults/role.py)."""
+    """More options of every role (tests/faults/role.py)."""
     home: Path
     exits: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
-    """Crash points that were come by."""
+    """Crash points that were reached."""
     replica: Replica | None = None
-    """What takes over, where the plan has a failover."""
+    """The replica that takes over, if the plan has a failover."""
     disk: Path | None = None
-    """What Postgres's data are on, where the plan fills it."""
+    """The disk of Postgres's data, if the plan fills it."""
     full_heads: list[tuple[str, int]] = field(default_factory=list)
     """While it was full: the last entry of the archive, and how many the log had."""
     regressed: bool = False
-    """The log lost something, and nobody has recovered it yet."""
+    """The log lost something, and was not recovered yet."""
     alarms: list[str] = field(default_factory=list)
     """Roles that ended because of that, and said so."""
     starts: int = 0
@@ -113,7 +113,7 @@ class Stand:
 
     @property
     def witness(self) -> Witness:
-        """Of the first partition."""
+        """The witness of the first partition."""
         return self.witnesses[0]
 
     @property
@@ -166,13 +166,13 @@ class Stand:
             self._signal(slot, signal.SIGKILL)
 
     def kill(self, name: str, *wrong: str) -> None:
-        """SIGKILL; the next one has this wrong with it."""
+        """SIGKILL; the next process gets these faults."""
         slot = self.slots[name]
         slot.wrong, slot.killed = wrong, True
         self._signal(slot, signal.SIGKILL)
 
     async def crash(self, name: str, point: str, within_s: float) -> None:
-        """SIGKILL; the next one kills itself at a point. Waits for that for `within_s`."""
+        """SIGKILL; the next process kills itself at a point, which is awaited for `within_s`."""
         slot = self.slots[name]
         async with slot.busy:
             before = len(self.crashed)
@@ -183,7 +183,7 @@ class Stand:
                         await asyncio.sleep(AGAIN_S)
 
     async def restart(self, name: str) -> None:
-        """SIGTERM: it ends by itself, with 0, when it has finished what it had."""
+        """SIGTERM: it must finish its work and exit with 0."""
         slot = self.slots[name]
         slot.restarting = True
         if slot.process is not None:
@@ -222,7 +222,7 @@ class Stand:
                 slot.process.send_signal(number)
 
     async def drain(self, name: str) -> None:
-        """SIGTERM; that it does not end well is a finding."""
+        """SIGTERM; it is a finding if it does not exit with 0."""
         slot = self.slots[name]
         slot.ending = True
         if slot.process is None:
@@ -241,14 +241,14 @@ class Stand:
     # ---- stores ----
 
     async def restart_redis(self, down_s: float) -> None:
-        """SIGKILL, then the same data on the same port."""
+        """SIGKILL, then a restart with the same data and port."""
         async with self.redis_busy:
             await self.redis.kill()
             await asyncio.sleep(down_s)
             await self.redis.up()
 
     async def fill_redis(self, seconds: float) -> None:
-        """Redis is over its memory limit: every write that may be refused is."""
+        """Put Redis over its memory limit: every write that may be refused is."""
         async with self.redis_busy:
             await self._limit_redis(1)
             try:
@@ -264,16 +264,16 @@ class Stand:
             await client.aclose()
 
     async def restart_postgres(self, how: signal.Signals, down_s: float) -> None:
-        """Kill or stop at once, then the same data on the same port: it recovers from its WAL."""
+        """Kill, or stop at once, then restart with the same data and port: it recovers from its WAL."""
         async with self.postgres_busy:
             await self.postgres.kill(how)
             await asyncio.sleep(down_s)
             await self.postgres.up()
 
     async def fill_postgres(self, seconds: float, *, killed: bool) -> None:
-        """Postgres's disk is full. A server that ends is started again as long as it takes, as a supervisor would.
+        """Fill Postgres's disk. A server that ends is started again for as long as it takes, as by a supervisor.
 
-        Others' data come first, so that whatever is freed meanwhile is taken again at once.
+        The filling goes on, so that space that Postgres frees is taken at once.
         """
         assert self.disk is not None, "this stand has no small disk"
         loop = asyncio.get_running_loop()
@@ -295,9 +295,9 @@ class Stand:
 
     @property
     def stood(self) -> int:
-        """By how many entries the log grew while the archive was at the last place where it was seen.
+        """Entries by which the log grew while the archive stood still at its last known place.
 
-        0 after few looks, since an archive that is only late stands still for one or two.
+        0 after few looks, since an archive that is only late also stands still for one or two.
         """
         counts = [count for head, count in self.full_heads if head == self.full_heads[-1][0]]
         return counts[-1] - counts[0] if len(counts) >= STOOD_LOOKS_MIN else 0
@@ -315,7 +315,7 @@ class Stand:
             return ""
 
     async def fresh_connections(self) -> None:
-        """Ours do not outlive a store; what is looked at from now on is asked for anew."""
+        """Open new connections for our own look-ups, since the old ones ended with the store."""
         await self.system.redis.connection_pool.disconnect()
         await self.system.pool.expire_connections()
 
@@ -408,7 +408,7 @@ async def standing(
 
 
 def accounts_of(count: int) -> list[tuple[str, str]]:
-    """Accounts (id, number), each of the partition that is its place here; the first is the one that we pay from."""
+    """Accounts (id, number); the n-th is of partition n. We pay from the first."""
     found = {partition_of(ACCOUNT, count): (ACCOUNT, SandboxConfig().account_number)}
     for n in itertools.count(1):
         if len(found) == count:
@@ -420,13 +420,13 @@ def accounts_of(count: int) -> list[tuple[str, str]]:
 
 
 def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
-    """One connection for each call: a server may close an idle one just as the next call takes it."""
+    """A client with a new connection for each call: a server may close an idle one just as it is used again."""
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
 
 
 async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack, *, direct: bool) -> Slot:
-    """A role's own wires to what it talks to, and the environment that names them."""
+    """A role's proxies to its servers, and the environment that names them."""
     urls = {
         "redis": ("STREAMPROC_REDIS_URL", system.redis_url),
         "postgres": ("STREAMPROC_POSTGRES_DSN", system.dsn),
@@ -445,7 +445,7 @@ async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack, *,
 
 
 async def ready(stand: Stand) -> None:
-    """Wait until the API answers that all is well, and every worker reads: a fault before that breaks nothing."""
+    """Wait until the API reports ready and every worker reads: a fault before that would break nothing."""
 
     said = "nothing"
 

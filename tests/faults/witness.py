@@ -1,4 +1,4 @@
-"""Who reads the log while it is written, and still knows what a failover has taken from it."""
+"""Reads the log while it is written, and so knows what a failover lost."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,21 +16,21 @@ BLOCK_MS = 500
 class Witness:
     """Reads the log while it is written: what was once there must be in the archive, whatever Redis has later.
 
-    After a failover `entries` is what counts as the log from then on. What it no longer has is kept beside it.
+    After a failover `entries` is the log that counts from then on; entries that it lost are kept besides.
     """
 
     def __init__(self, url: str, partition: int = 0) -> None:
         self.url, self.partition = url, partition
         self.turn = asyncio.Lock()
-        """Held while it reads; who holds it may change what is read."""
+        """Held while it reads; its holder may change what is read."""
         self.entries: list[Entry] = []
         self.lost: list[Entry] = []
-        """Only the server that died had these: the archive has not got them, nor has the server that took over."""
+        """Entries that only the dead server had: neither the archive nor the new server has them."""
         self.dropped: list[Entry] = []
-        """The server that took over wrote these before its log was recovered from the archive."""
+        """Entries that the new server wrote before its log was recovered from the archive."""
         self.heard: list[Callable[[Event], None]] = []
         self.rewritten: list[Callable[[], None]] = []
-        """Called when `entries` is no longer what it was."""
+        """Called when `entries` was changed."""
         self._tail: list[Entry] = []
         self._forked_at = 0
 
@@ -51,13 +51,13 @@ class Witness:
                         await asyncio.sleep(0.05)
 
     async def catch_up(self) -> None:
-        """Read to the end of a log to which nobody writes; `turn` is held."""
+        """Read to the end of a log that nobody writes to; the caller holds `turn`."""
         async with LogView(self.url, self.partition) as view:
             while await self._read(view, 0) != 0:
                 pass
 
     def follow(self, url: str, shared: str) -> None:
-        """Another server has the log now, up to and with the entry `shared`."""
+        """Another server has the log now, the same up to and including entry `shared`."""
         self.url = url
         self._tail = [entry for entry in self.entries if id_key(entry.id) > id_key(shared)]
         self.entries = self.entries[: len(self.entries) - len(self._tail)]
@@ -78,7 +78,7 @@ class Witness:
             hear()
 
     async def _read(self, view: LogView, block_ms: int = BLOCK_MS) -> int | None:
-        """How many were new; None while the log is away, or being rebuilt."""
+        """The number of new entries; None while the log is away, or being rebuilt."""
         try:
             found = await view.read(self.last, READ_MAX, block_ms)
         except (LogUnavailable, StreamprocError):

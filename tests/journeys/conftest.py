@@ -24,7 +24,7 @@ policies:
   careful: {daily_limit: 10_000_000, require_approval_above: 100_000}
 reviewers: [asha]
 """
-"""For the few payouts that show that a site of other servers works: paid, over a limit, held."""
+"""For the few payouts that show that a system on other servers works: paid, over a limit, held."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

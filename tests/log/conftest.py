@@ -1,4 +1,4 @@
-"""What most tests of the log begin with: a log of one partition, with a group."""
+"""The start of most tests of the log: a log of one partition, with a group."""
 
 from collections.abc import AsyncIterator
 
@@ -11,7 +11,7 @@ from streamproc.log.stream import open_log
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of a Valkey that has nothing but the log, with the group `g`."""
+    """A client of a Valkey that has only the log, with the group `g`."""
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=["g"])
         yield client

@@ -1,4 +1,4 @@
-"""A Valkey that does not wait for its disk: these tests ask what workers do, not what a power cut does."""
+"""A Valkey that does not wait for its disk: these tests are about workers, not about power cuts."""
 
 from collections.abc import Iterator
 

@@ -84,7 +84,7 @@ async def test_pages_of_a_filter_are_what_matches(dsn: str):
 
 
 async def test_going_on_after_what_is_no_line_is_refused(dsn: str):
-    with pytest.raises(InputError, match="is no line's id"):
+    with pytest.raises(InputError, match="is not a line's id"):
         await list_lines(dsn, AuditFilter(), after="pout_1", limit=5)
     with pytest.raises(JobFailed, match="the audit has no such line"):
         await list_lines(dsn, AuditFilter(), after="0:1-1:0", limit=5)

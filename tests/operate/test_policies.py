@@ -118,7 +118,7 @@ async def test_partitions_that_do_not_agree_are_named(redis_url: str):
     async with site_of(redis_url) as site:
         await put(site, ONE)
         await site.client.hdel(site.names_of(1).policy, "agent:gone")
-        with pytest.raises(JobFailed, match="partitions 0 and 1 have other policies for agent:gone"):
+        with pytest.raises(JobFailed, match="partitions 0 and 1 have different policies for agent:gone"):
             await in_force(site)
         with pytest.raises(Differ):
             await policy_of(site, "gone")

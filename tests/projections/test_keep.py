@@ -88,7 +88,7 @@ async def test_a_number_that_postgres_cannot_hold_stops_the_views_and_the_archiv
     e = huge.e.replace(b'"amount":1000', b'"amount":%d' % 10**25)
     log.entries.append(Stored(f"{START_MS + 10**6}-0", e, huge.m))
     async with projecting(dsn, log):
-        await until_said(caplog, f"entries 0:{last + 1} to {last + 1} by their seq")
+        await until_said(caplog, f"partition 0, seq {last + 1} to {last + 1}: a number is too large")
         log.entries.append(Stored(f"{START_MS + 10**6 + 1}-0", after.e, after.m))
         async with asyncio.timeout(DEADLINE_S):
             while await fetch(dsn, "SELECT seq FROM heads") != [(last + 2,)]:

@@ -303,10 +303,10 @@ HARM = {
     "its row": ("UPDATE events SET hash = sha256(hash) WHERE seq = 35", "row 35 is not the one that was signed"),
     "its row's id": ("UPDATE events SET entry_n = 9 WHERE seq = 35", "row 35 is not the one that was signed"),
     "its note": (
-        "UPDATE checkpoints SET note = replace(note, 'entry', 'entri')", "not to be built on: its signature is not",
+        "UPDATE checkpoints SET note = replace(note, 'entry', 'entri')", "cannot be continued: its signature is not",
     ),
     "its root": ("UPDATE checkpoints SET root = sha256(root)", "another content than its signed note"),
-    "its frontier's length": ("UPDATE checkpoints SET frontier = sha256(frontier)", "cannot be built on"),
+    "its frontier's length": ("UPDATE checkpoints SET frontier = sha256(frontier)", "cannot be continued"),
     "its frontier": (
         "UPDATE checkpoints SET frontier = sha256('1') || sha256('2') || sha256('3')", "a frontier that is not",
     ),

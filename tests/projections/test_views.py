@@ -53,7 +53,7 @@ def test_a_reversal_after_the_commit_lowers_what_was_committed():
 
 @pytest.mark.parametrize("again", ["committed", "released"])
 def test_what_was_released_cannot_be_settled_again(again: str):
-    with pytest.raises(LogBroken, match=r"pout_1 is .*, but what was held is released"):
+    with pytest.raises(LogBroken, match=r"pout_1 is .*, but its reservation was already released"):
         use_after(HELD, settled(HELD, "released"), settled(HELD, again))
 
 

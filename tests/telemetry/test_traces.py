@@ -212,7 +212,7 @@ async def test_a_defect_of_the_telling_stops_no_payout(
         await engine.deliver(observed("pout_2", 100))
         await archived(engine)
         assert (await engine.record("pout_2")).decision == "APPROVED"
-    assert caplog.text.count("metrics or traces are not complete any more") == 1
+    assert caplog.text.count("metrics or traces are incomplete from now on") == 1
 
 
 async def test_nothing_is_told_or_counted_by_a_worker_whose_commit_came_second(

@@ -1,8 +1,8 @@
-"""What if: a log judged again under other policies, statefully. Pure; `retrial.Retrial` is the way in.
+"""What if: judges a log again under other policies, statefully. Pure; start at `retrial.Retrial`.
 
-order       entries back in the order of the counters' numbers
-trial       a recorded decision taken apart: what it saw, what it was answered
-judge       the rules again, on counters that hold what the candidate let pass
-fates       what becomes of a payout afterwards: reviewers, expiry, the bank
-comparison  old and new outcomes, added up
+order       puts entries into the order of the counters' numbers
+trial       takes a recorded decision apart: what it saw, and what the counters answered
+judge       applies the rules again, on counters that hold what the candidate let pass
+fates       follows a payout afterwards: reviewers, expiry, the bank
+comparison  adds up old and new outcomes
 """

@@ -1,4 +1,4 @@
-"""What a what-if comes to: old and new outcomes by count and amount, what changed and why, what was assumed. Pure."""
+"""The result of a what-if: old and new outcomes by count and amount, what changed and why, what was assumed. Pure."""
 
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
@@ -6,7 +6,7 @@ from typing import TypeAlias, TypeVar
 from msgspec import Struct
 
 CHANGES_MAX = 100_000
-"""Changed payouts kept one by one, some 500 bytes each; beyond it they are counted only."""
+"""Changed payouts kept one by one, some 500 bytes each; more are only counted."""
 
 K = TypeVar("K")
 Outcome: TypeAlias = tuple[str, str]
@@ -14,7 +14,7 @@ Outcome: TypeAlias = tuple[str, str]
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """A payout that comes out otherwise. `rules`: what the rules said first; `end`: after people and time."""
+    """A payout with another outcome. `rules`: what the rules decided first; `end`: after people and time."""
 
     payout: str
     agent: str
@@ -29,18 +29,18 @@ class Change(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Sum:
-    """Payouts and their paise."""
+    """A number of payouts and the sum of their paise."""
 
     payouts: int = 0
     amount: int = 0
 
     def add(self, amount: int) -> None:
-        """One more."""
+        """Add one payout."""
         self.payouts += 1
         self.amount += amount
 
     def take_in(self, other: "Sum") -> None:
-        """All of another sum."""
+        """Add another sum."""
         self.payouts += other.payouts
         self.amount += other.amount
 
@@ -56,27 +56,27 @@ Matrix: TypeAlias = dict[tuple[str, str], Sum]
 
 @dataclass
 class Comparison:
-    """All partitions' answers add up in one of these."""
+    """Adds up the results of all partitions."""
 
     judged: Sum = field(default_factory=Sum)
     rules: Matrix = field(default_factory=dict)
     """What the rules decided, before any person did."""
     ends: Matrix = field(default_factory=dict)
-    """What it came to in the end."""
+    """The outcome in the end."""
     moves: dict[tuple[Outcome, Outcome], Sum] = field(default_factory=dict)
-    """Old and new outcome of the rules with their reasons, where they differ."""
+    """Old and new outcome of the rules with their reasons, if they differ."""
     changes: list[Change] = field(default_factory=list)
     changed: Sum = field(default_factory=Sum)
     assumed: dict[str, Sum] = field(default_factory=dict)
     unjudged: dict[str, Sum] = field(default_factory=dict)
-    """What is not judged again, by why."""
+    """Payouts that are not judged again, by the reason."""
     counters_differ: list[str] = field(default_factory=list)
-    """Under the same policies: payouts that found other counters than the log says. None, or something is wrong."""
+    """Payouts that, under the same policies, found other counters than the log says. Any of them means a defect."""
     counters_differing: int = 0
     skipped_numbers: int = 0
 
     def close(self, change: Change) -> None:
-        """A payout whose end is known, changed or not."""
+        """Count a payout whose end is known, changed or not."""
         amount = change.amount
         self.judged.add(amount)
         self.rules.setdefault((change.old_rules[0], change.new_rules[0]), Sum()).add(amount)
@@ -89,21 +89,21 @@ class Comparison:
                 self.changes.append(change)
 
     def assume(self, what: str, amount: int) -> None:
-        """Something that nobody knows was taken for given."""
+        """Count an assumption about something that cannot be known."""
         self.assumed.setdefault(what, Sum()).add(amount)
 
     def leave_out(self, why: str, amount: int) -> None:
-        """A payout that cannot be judged again."""
+        """Count a payout that cannot be judged again."""
         self.unjudged.setdefault(why, Sum()).add(amount)
 
     def differ(self, payout: str) -> None:
-        """A payout that found other counters under the same policies."""
+        """Note a payout that found other counters under the same policies."""
         self.counters_differing += 1
         if len(self.counters_differ) < CHANGES_MAX:
             self.counters_differ.append(payout)
 
     def take_in(self, other: "Comparison") -> None:
-        """All of another partition's answer."""
+        """Add another partition's result."""
         self.judged.take_in(other.judged)
         self.changed.take_in(other.changed)
         _add(self.rules, other.rules)

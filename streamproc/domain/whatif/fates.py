@@ -1,6 +1,6 @@
-"""What becomes of payouts after the rules, old and new side by side: reviewers' answers, ends of holds, the bank.
+"""What happens to payouts after the rules, old and new side by side: reviewers' answers, ends of holds, the bank.
 
-Reviewers answer as they did, as far as the candidate would have asked them; the bank does what it did, to what it had.
+Reviewers answer as they did, if the candidate would have asked them; the bank does what it did to each payout.
 """
 
 import heapq
@@ -35,7 +35,7 @@ REFUSED = "a reviewer's answer of then does not count under the candidate"
 
 @dataclass(slots=True)
 class Fate:
-    """One payout, for as long as something can still come of it. `judged`: it is in the comparison."""
+    """One payout, for as long as it can still change. `judged`: it is in the comparison."""
 
     payout: str
     agent: str
@@ -48,46 +48,46 @@ class Fate:
     new_rules: Outcome = ("", "")
     new_end: Outcome = ("", "")
     waits: bool = False
-    """It was held, and what came of that was not read yet."""
+    """It was held, and the end of that hold was not read yet."""
     hold: PayoutRecord | None = None
-    """The record as the candidate held it, while it is held."""
+    """The record under the candidate, while it is held there."""
     reputation: Reputation = NO_URL
     windows: tuple[Window, ...] = ()
     charged: int = 0
     count_fees: bool = False
     fees: int = 0
-    """Committed beside what is charged."""
+    """Fees (paise) committed on top of what is charged."""
     money: Literal["", "reserved", "committed", "released"] = ""
     closed: bool = False
     timed: bool = False
-    """Its end by the candidate's time is awaited."""
+    """The candidate's hold will expire by its own time to live."""
     passed: bool = False
-    """The log settled it while the candidate had come to another decision: no settlement follows any more."""
+    """The log settled it while the candidate had another decision, so no settlement will follow."""
 
     def charge(self, windows: tuple[Window, ...], amount: int, *, count_fees: bool) -> None:
-        """It holds money in these windows."""
+        """Note that it holds money in these windows."""
         self.windows, self.charged, self.money, self.count_fees = windows, amount, "reserved", count_fees
 
     @property
     def ends_at(self) -> int:
-        """When the last window that it is charged to ends (Unix s)."""
+        """When its last window ends (Unix s)."""
         return max((window.ends_at for window in self.windows), default=0)
 
 
 class Fates:
-    """The payouts of one partition that something can still come of."""
+    """The payouts of one partition that can still change."""
 
     def __init__(self, judge: Judge, assume: Assumptions, found: Comparison) -> None:
         self._judge, self._assume, self._found = judge, assume, found
         self._open: dict[str, Fate] = {}
         self._expiries: list[tuple[int, str]] = []
-        """Ends (µs) of holds that the log knows no end of: the candidate gives another time to live, or they outlive
-        what ended them then."""
+        """Ends (µs) of holds for which the log has no end: the candidate gives another time to live, or they outlive
+        what ended them in the log."""
 
     # ---- the rules have spoken ----------------------------------------------------------
 
     def conclude(self, trial: Trial, judgement: Judgement) -> None:
-        """A trial is judged."""
+        """Take in a trial's judgement."""
         fate = _fate_of(trial, judged=True)
         verdict = judgement.verdict
         fate.new_rules = fate.new_end = (verdict.decision, verdict.reason)
@@ -99,7 +99,7 @@ class Fates:
         self._keep(fate)
 
     def repeat(self, trial: Trial) -> None:
-        """A decision that is not judged: it is as it was."""
+        """Take in a decision that is not judged again: it stays as it was."""
         fate = _fate_of(trial, judged=False)
         fate.new_rules = fate.new_end = fate.old_end
         if trial.room is not None:
@@ -108,7 +108,7 @@ class Fates:
         self._keep(fate)
 
     def bypass(self, room: BudgetReserved) -> None:
-        """Money that a payout holds which was never decided."""
+        """Take in the reservation of a payout that was never decided."""
         nothing = ("", "")
         fate = Fate(room.payout, "", "", room.amount, room.at, False, nothing, nothing)
         fate.charge(recorded_windows(room), room.amount, count_fees=room.count_fees)
@@ -144,7 +144,7 @@ class Fates:
     # ---- people and time ----------------------------------------------------------------
 
     def answer(self, told: Told, books: Books, zone: str) -> None:
-        """A reviewer's answer, or the end of a hold, as the log has it: what it means for the candidate's hold."""
+        """Apply a reviewer's answer, or a hold's end, from the log to the candidate's hold."""
         decided = next((event for event in told.events if type(event) is PayoutDecided), None)
         counted = next((event for event in told.events if type(event) is ReviewCounted), None)
         about = decided if decided is not None else counted
@@ -204,14 +204,14 @@ class Fates:
             self._end_hold(fate, ("APPROVED", "REVIEW_APPROVED"))
 
     def expired(self, now_us: int) -> list[str]:
-        """Payouts whose hold ends by the candidate's own time to live, to be given to `expire` in their turn."""
+        """Payouts whose hold has ended by the candidate's time to live; call `expire` for each in its turn."""
         due = []
         while self._expiries and self._expiries[0][0] <= now_us:
             due.append(heapq.heappop(self._expiries)[1])
         return due
 
     def expire(self, payout: str) -> None:
-        """The candidate's hold is over, if nobody ended it before."""
+        """End the candidate's hold, unless it was ended before."""
         fate = self._open.get(payout)
         if fate is not None and fate.hold is not None:
             self._end_hold(fate, ("REJECTED", "HOLD_EXPIRED"))
@@ -219,12 +219,12 @@ class Fates:
 
     def _end_hold(self, fate: Fate, end: Outcome) -> None:
         fate.hold, fate.new_end = None, end
-        # Where the log rejects it too, its own release follows, in its own place, unless that is over.
+        # If the log rejects it too, its own release follows in its own place, unless that has passed.
         if end[0] == "REJECTED" and (fate.passed or fate.old_end[0] != "REJECTED"):
             self._move(fate, "released")
 
     def stop(self, decided: PayoutDecided) -> None:
-        """What was approved was frozen before it was sent. That was an incident and no rule: it stays so."""
+        """An approved payout was frozen before it was sent. That was a person's act, not a rule, so it stays."""
         fate = self._open.get(decided.payout)
         if fate is None:
             return
@@ -236,11 +236,11 @@ class Fates:
     # ---- the bank -----------------------------------------------------------------------
 
     def settle(self, event: PayoutSettled) -> None:
-        """What was settled then is settled under the candidate where it had come to the same decision."""
+        """Apply a settlement from the log, if the candidate had come to the same decision."""
         fate = self._open.get(event.payout)
         if fate is None:
             return
-        fate.waits = False  # the bank ends a hold as well
+        fate.waits = False  # a settlement ends a hold too
         if not fate.judged or fate.old_end[0] == fate.new_end[0]:
             self._move(fate, event.settlement, event.fees)
             fate.hold = None
@@ -258,7 +258,7 @@ class Fates:
     # ---- keeping and forgetting ---------------------------------------------------------
 
     def _keep(self, fate: Fate) -> None:
-        """Remember it while something can come of it; tell its end as soon as that is known."""
+        """Keep it while it can change; report its end as soon as that is known."""
         if fate.hold is not None and not fate.waits:
             self._time(fate, fate.hold)
         waits = fate.waits or fate.hold is not None
@@ -290,12 +290,12 @@ class Fates:
         )
 
     def close_all(self) -> None:
-        """The log is at its end: what is held now stays held."""
+        """The log has ended: whatever is held now counts as held."""
         for fate in self._open.values():
             self._close(fate)
 
     def forget_before(self, cut_s: int) -> None:
-        """Forget payouts whose windows ended before `cut_s` (Unix s): no later payout can meet with their money."""
+        """Forget payouts whose windows ended before `cut_s` (Unix s): no later payout shares a window with them."""
         for payout, fate in list(self._open.items()):
             held = fate.hold is not None and fate.hold.hold_expires_at // US >= cut_s
             if not fate.waits and not held and fate.ends_at < cut_s:
@@ -319,7 +319,7 @@ def _fate_of(trial: Trial, *, judged: bool) -> Fate:
 
 
 def _expired_at(decided: PayoutDecided) -> int:
-    """The timer's own time, which the end of a hold is decided by."""
+    """The timer's due time, at which the hold expires."""
     at = next((f.evidence.get("expired_at") for f in decided.findings if f.code == "HOLD_EXPIRED"), None)
     return at if isinstance(at, int) else decided.at
 

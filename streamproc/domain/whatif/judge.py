@@ -1,7 +1,7 @@
-"""The rules again, under the candidate's policies, on counters that hold what the candidate let pass.
+"""Applies the rules again, under the candidate's policies, on counters that hold what the candidate let pass.
 
-Where the candidate changes nothing for a payout, it is asked on the recorded terms: a policy may have changed between
-the question and the commit. So under the policies that were in force every answer must come out as recorded.
+If the candidate changes nothing for a payout, the counters are asked on the recorded terms, since a policy may have
+changed between the question and the commit. So under the policies that were in force every answer is as recorded.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.trial import Books, Trial
 
 VENDORS_MAX = 50_000
-"""Vendors whose last known reputation is remembered."""
+"""Vendors whose last known reputation is kept."""
 CHARGED_MAX = 50_000
-"""Sets of windows that are shared by the payouts charged to them."""
+"""Cached sets of windows, each shared by the payouts charged to it."""
 WINDOW_S_MAX = 32 * 86_400
-"""A month and a time zone: no window ends later after its payout was received."""
+"""A month and a time zone's offset: no window ends later than this after its payout was received."""
 
 SAME_VENDOR = "the vendor's reputation is what another payout's look-up found"
 KNOWN_THEN = "the beneficiary is known or new as it was then, whoever the candidate lets be paid before"
@@ -40,16 +40,16 @@ UNKNOWN_VENDOR = "the vendor's reputation was never asked for"
 
 
 class Assumptions(Struct, frozen=True):
-    """What is taken for given where the log cannot know."""
+    """What is assumed where the log cannot say."""
 
     zone: str
-    """For policies that name none."""
+    """Time zone of policies that name none."""
     unknown_reputation: Literal["clean", "unavailable"] = "clean"
     new_holds: Literal["wait", "approve"] = "wait"
 
 
 class Judgement(Struct, frozen=True):
-    """What a trial came to; `windows` are those that it is charged to, by `amount`, none where it is not."""
+    """The outcome of a trial. `windows`: those that it is charged `amount` to; none if it is not."""
 
     verdict: Verdict
     reputation: Reputation = NO_URL
@@ -59,7 +59,7 @@ class Judgement(Struct, frozen=True):
 
 
 class Judge:
-    """One partition's counters under the candidate. `strict`: its policies are the real ones, and so must they be."""
+    """One partition's counters under the candidate. `strict`: policies are the real ones, so counters must agree."""
 
     def __init__(self, assume: Assumptions, found: Comparison, *, strict: bool) -> None:
         self._assume = assume
@@ -74,7 +74,7 @@ class Judge:
     # ---- judging ------------------------------------------------------------------------
 
     def begin(self, trial: Trial) -> None:
-        """Screening and velocity, at the place of the trial's rate slot."""
+        """Screening and velocity, at the trial's place in the order of rate slots."""
         case = trial.case(self._assume.zone)
         trial.findings = find(RULES["screening"], case)
         if _is_rejected(trial):
@@ -84,7 +84,7 @@ class Judge:
             trial.findings += find(RULES["velocity"], replace(case, admission=Admission(rate=answer)))
 
     def end(self, trial: Trial) -> Judgement:
-        """Reputation, budget and approval, at the place of the trial's question for room; and the verdict."""
+        """Reputation, budget, approval and the verdict, at the trial's place in the order of budget questions."""
         answer: BudgetAnswer | None = None
         reputation = NO_URL
         if not _is_rejected(trial):
@@ -107,7 +107,7 @@ class Judge:
 
     def _slot(self, trial: Trial, case: Case) -> RateAnswer | None:
         if trial.stray and trial.slot is not None:
-            return trial.slot  # it has one already
+            return trial.slot  # it already has one
         ask, slot = rate_ask(case), trial.slot
         if slot is not None and trial.books.same_for(case.payout):
             hold = ask is not None and ask.hold
@@ -122,7 +122,7 @@ class Judge:
     def _room(self, trial: Trial, case: Case) -> BudgetAnswer:
         windows, amount = self._windows(trial, case), case.payout.amount
         if trial.stray and trial.room is not None:
-            return BudgetAnswer(0, amount, -1, windows, ((0, 0),) * len(windows))  # it has that already
+            return BudgetAnswer(0, amount, -1, windows, ((0, 0),) * len(windows))  # it already has that
         exceeded, before = self._counters.reserve(windows, amount)
         if self._strict and trial.room is not None:
             recorded = tuple((use.reserved, use.committed) for use in trial.room.windows)
@@ -131,7 +131,7 @@ class Judge:
         return BudgetAnswer(0, amount, exceeded, windows, before)
 
     def _windows(self, trial: Trial, case: Case) -> tuple[Window, ...]:
-        """What to charge: by the candidate; on the recorded terms where it changes nothing."""
+        """The windows to charge: the candidate's, or the recorded ones if it changes nothing."""
         windows = self._candidate_windows(trial, case)
         if not trial.books.same_for(case.payout):
             return windows
@@ -141,7 +141,7 @@ class Judge:
         return windows if trial.full is None else _with_named(windows, trial.full, trial.decided.at)
 
     def _candidate_windows(self, trial: Trial, case: Case) -> tuple[Window, ...]:
-        """Payouts that are charged to the same share it: it is remembered for as long as its windows last."""
+        """The candidate's windows. Payouts charged to the same ones share them, as long as the windows last."""
         if trial.books is not self._charged_by:  # other policies
             self._charged, self._charged_by = {}, trial.books
         vendor = vendor_charged(case)
@@ -155,7 +155,7 @@ class Judge:
         return known
 
     def _with_beneficiary(self, trial: Trial, case: Case) -> Case:
-        """With what was known of the beneficiary then: what the candidate lets pass makes nobody known."""
+        """The case with what was known of the beneficiary then; payouts that the candidate lets pass add nothing."""
         assert case.agent is not None
         policy = case.agent.policy
         if policy.new_beneficiary == policy.changed_beneficiary == "ignore" or trial.books.same_for(
@@ -176,7 +176,7 @@ class Judge:
         if known is not None:
             if known.verdict in ("clean", "threat"):
                 if len(self._reputations) > VENDORS_MAX:
-                    self._reputations.clear()  # costs an assumption, no more
+                    self._reputations.clear()  # costs only an assumption later
                 self._reputations[url.href] = known
             return known
         amount = trial.record.amount
@@ -186,17 +186,17 @@ class Judge:
         self._found.assume(f"{UNKNOWN_VENDOR}: taken as {self._assume.unknown_reputation}", amount)
         return Reputation(self._assume.unknown_reputation, problem="nobody asked")
 
-    # ---- what was, whatever the candidate says ------------------------------------------
+    # ---- what the log says, whatever the candidate says ---------------------------------
 
     def take_recorded_slot(self, trial: Trial) -> None:
-        """The slot that the payout took."""
+        """Take the rate slot that the payout took."""
         slot = trial.slot
         if slot is not None and not slot.limited:
             ask = RateAsk(trial.record.agent, slot.count, slot.window_us, False)
             self._counters.take_slot(ask, trial.record.received_at)
 
     def charge(self, room: BudgetReserved) -> None:
-        """A reservation as it was made, past any limit."""
+        """Charge a reservation as it was made, past any limit."""
         windows = recorded_windows(room)
         self._remember_ends(windows)
         self._counters.reserve([replace(window, limit=None) for window in windows], room.amount)
@@ -204,7 +204,7 @@ class Judge:
     def settle(
         self, windows: Sequence[Window], amount: int, held: str, settlement: str, *, charged: int, fees: int
     ) -> bool:
-        """Commit or release; False where that cannot be. Fees as `Counters.settle` has them."""
+        """Commit or release; False if that is not possible. Fees as in `Counters.settle`."""
         return self._counters.settle(windows, amount, held, settlement, charged=charged, fees=fees)
 
     def _remember_ends(self, windows: Sequence[Window]) -> None:
@@ -219,7 +219,7 @@ class Judge:
 
 
 def recorded_windows(room: BudgetReserved, computed: Sequence[Window] = ()) -> tuple[Window, ...]:
-    """The windows as they were charged. Their ends are not recorded: from `computed`, else as far as any can be."""
+    """The windows as they were charged. Their ends, not recorded, are from `computed`, else the latest possible."""
     ends = {(window.scope, window.window): window.ends_at for window in computed}
     far = room.at // US + WINDOW_S_MAX
     return tuple(
@@ -229,7 +229,7 @@ def recorded_windows(room: BudgetReserved, computed: Sequence[Window] = ()) -> t
 
 
 def _with_named(windows: tuple[Window, ...], full: Evidence, at: int) -> tuple[Window, ...]:
-    """The windows with the one that was full as it was asked for; the others of that question are not recorded."""
+    """The windows, with the full one as it was asked for; the others of that question are not recorded."""
     scope, name, limit = full.get("scope"), full.get("window"), full.get("limit")
     if not isinstance(scope, str) or not isinstance(name, str) or not isinstance(limit, int):
         return windows

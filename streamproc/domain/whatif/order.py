@@ -1,8 +1,8 @@
-"""Giving a log back the order of its numbers. Pure.
+"""Puts a log's items into the order of their numbers. Pure.
 
-Workers admit payouts in one order and commit them in another; the dense number that the counters gave out is the
-order that was real. Items go in as the log has them and come out by number. A number that is missing holds up the
-others until too many wait for it: then it is taken for lost (a crash before the numbers were recorded) and skipped.
+Workers admit payouts in one order and commit them in another; the true order is that of the dense numbers that the
+counters gave out. Items go in as the log has them and come out by number. A missing number delays the others until too
+many wait for it; then it is taken for lost (in a crash before it was recorded) and skipped.
 """
 
 import heapq
@@ -12,12 +12,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 WAITING_MAX = 20_000
-"""Items that wait for a missing number, some 3 kB each: what is admitted and committed while a dead worker's entry
-waits to be taken over."""
+"""Items that may wait for a missing number, some 3 kB each: as many as are admitted and committed while a dead
+worker's entry waits to be taken over."""
 
 
 class InOrder(Generic[T]):
-    """Items by their numbers. `first` is the first number that there is; None where that is not known."""
+    """Items by their numbers. `first` is the first number; None if it is not known."""
 
     def __init__(self, first: int | None = 1, waiting_max: int = WAITING_MAX) -> None:
         self._next = first
@@ -29,15 +29,15 @@ class InOrder(Generic[T]):
         """Numbers that never came."""
 
     def put(self, number: int | None, item: T) -> None:
-        """Add an item; without a number it comes after all numbers that were put before it."""
+        """Add an item; one without a number comes after all numbers put before it."""
         self._put += 1
         if number is not None:
             self._highest = max(self._highest, number)
-        # Ties in the order in which they were put: `_put` also keeps items from being compared.
+        # `_put` keeps ties in the order of their arrival, and items from being compared.
         heapq.heappush(self._heap, (self._highest if number is None else number, self._put, item))
 
     def ready(self) -> Iterator[T]:
-        """The items whose turn has come."""
+        """The items that are next."""
         while self._heap:
             number = self._heap[0][0]
             if self._next is None or number > self._next:
@@ -47,11 +47,11 @@ class InOrder(Generic[T]):
             yield self._pop()
 
     def waiting(self) -> Iterator[T]:
-        """The items that wait for a number before their own, in no order."""
+        """The items that wait for a lower number, in no order."""
         return (item for _, _, item in self._heap)
 
     def rest(self) -> Iterator[T]:
-        """All that is left, at the end of the log."""
+        """All remaining items, at the end of the log."""
         while self._heap:
             self._skip_to(self._heap[0][0])
             yield self._pop()
@@ -64,7 +64,7 @@ class InOrder(Generic[T]):
     def _pop(self) -> T:
         number, _, item = heapq.heappop(self._heap)
         assert self._next is not None
-        # Unnumbered items share the number before them, which is done by then.
+        # Unnumbered items share the number before them, which has come out by then.
         if number == self._next:
             self._next += 1
         return item

@@ -1,8 +1,8 @@
-"""One partition's log judged again. Entries come in as the log has them and are judged in the order of their numbers.
+"""Judges one partition's log again. Entries come in as the log has them and are judged in the order of their numbers.
 
-From the log are taken: what came in, what the vendor's reputation was, what reviewers answered, what the bank did. The
-rules decide anew, on counters that hold what the candidate let pass; so a payout that it rejects leaves room for
-later ones. What nobody can know is assumed, and counted. Under the policies that were in force nothing may change.
+Taken from the log: what came in, the vendors' reputations, reviewers' answers, what the bank did. The rules decide
+again, on counters that hold what the candidate let pass, so a payout that it rejects leaves room for later ones. What
+cannot be known is assumed, and counted. Under the policies that were in force nothing may change.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,23 +31,23 @@ from streamproc.domain.whatif.trial import Books, Told, Trial, trial_of
 
 Scopes: TypeAlias = Mapping[str, ScopeState]
 Overlay: TypeAlias = Callable[[Scopes], Scopes]
-"""The candidate's scopes over those that were in force."""
+"""Puts the candidate's scopes over those that were in force."""
 
 OBSERVED_MAX = 50_000
-"""Observations remembered for the decision that they cause, some 1 kB each; an older one is looked up."""
+"""Observations kept for the decision that they cause, some 1 kB each; an older one is looked up."""
 FORGET_EVERY = 5_000
-"""Decisions between two looks for what can be forgotten."""
+"""Decisions between two clean-ups of what is no longer needed."""
 KEPT_AFTER_END_S = 86_400
-"""Seconds after its last window ended that a reservation is remembered: a late payout may still meet with it."""
+"""How long a reservation is kept after its last window ended, since a late payout may share that window."""
 
 MOVED = "moved at the bank without an approval here"
 NOT_FOUND = "what the decision was made on is not in the archive"
 
 
 class Retrial:
-    """Feed it the entries of one partition in the order of the log, then `finish`.
+    """Feed it the entries of one partition in log order, then call `finish`.
 
-    `overlay` None judges under the policies that were in force. Decisions before `since_us` are taken as they were.
+    `overlay` None judges under the policies that were in force. Decisions before `since_us` are taken as they are.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Retrial:
         self._judge = Judge(assume, self.found, strict=overlay is None)
         self._fates = Fates(self._judge, assume, self.found)
         self._order: InOrder[tuple[int, Callable[[], None]]] = InOrder(first_number)
-        """Steps, each with the time (ms) of its entry."""
+        """Steps to do, each with the time (ms) of its entry."""
         self._now_ms = 0
-        """Of the entry that is read."""
+        """Time of the entry being read."""
         self._scopes: Scopes = {}
         self._books = self._books_of(self._scopes)
         self._observed: dict[str, PayoutObserved | PayoutRequested] = {}
         self._held: set[str] = set()
-        """Payouts that were held and of which the end was not read yet."""
+        """Held payouts whose hold's end was not read yet."""
         self._stopped: set[str] = set()
-        """Payouts that execution found frozen, until the decision that follows from that."""
+        """Payouts that execution found frozen, until the decision that follows."""
         self._decided = 0
         self.decided: frozenset[str] = frozenset()
-        """Payouts that moved at the bank without an approval and were decided all the same: they are judged."""
+        """Payouts that moved at the bank without an approval but were decided all the same, so they are judged."""
 
     def remember(self, entry: str, event: PayoutObserved | PayoutRequested) -> None:
-        """An observation or a request, for the decision that it may cause. Only an open payout is decided."""
+        """Keep an observation or a request for the decision that it may cause. Only an open payout is decided."""
         if not isinstance(event, PayoutObserved) or event.facts.status in OPEN_STATUSES:
             self._observed[entry] = event
             if len(self._observed) > OBSERVED_MAX:
@@ -84,7 +84,7 @@ class Retrial:
                     del self._observed[old]
 
     def misses(self, told: Told) -> bool:
-        """Whether the entry is a first decision whose cause is not remembered: then it must be looked up."""
+        """Whether the entry is a first decision whose cause is not kept and must be looked up."""
         return told.cause not in self._observed and any(
             type(event) is PayoutDecided
             and event.payout not in self._held
@@ -93,7 +93,7 @@ class Retrial:
         )
 
     def feed(self, told: Told) -> None:
-        """The next entry. Judges what is in order by then."""
+        """Take the next entry, and judge whatever is in order then."""
         self._now_ms = told.at_ms
         for payout in self._fates.expired(told.at_ms * 1000):
             self._put(None, partial(self._fates.expire, payout))
@@ -123,14 +123,14 @@ class Retrial:
             step()
         if self._decided >= FORGET_EVERY:
             self._decided = 0
-            # What waits for a number still needs the windows of its own time, however much was read since.
+            # Items that wait for a number need the windows of their own time, however much was read since.
             oldest_ms = min((at_ms for at_ms, _ in self._order.waiting()), default=told.at_ms)
             cut_s = oldest_ms // 1000 - KEPT_AFTER_END_S
             self._fates.forget_before(cut_s)
             self._judge.forget_before(cut_s)
 
     def finish(self) -> Comparison:
-        """What it comes to, once the whole log was fed."""
+        """The result, after the whole log was fed."""
         for _, step in self._order.rest():
             step()
         self._fates.close_all()
@@ -195,7 +195,7 @@ class Retrial:
     def _read_settlement(self, told: Told) -> None:
         for event in told.events:
             if type(event) is PayoutSettled:
-                self._held.discard(event.payout)  # a hold that the bank ends gets no answer any more
+                self._held.discard(event.payout)  # a hold that the bank ended gets no answer
                 self._put(told.settled, partial(self._fates.settle, event))
 
     # ---- the steps ------------------------------------------------------------------------

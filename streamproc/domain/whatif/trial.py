@@ -1,7 +1,7 @@
-"""A decision as the log has it, taken apart: what was asked, on what evidence, in what order. Pure.
+"""Takes a recorded decision apart: what was asked, on what evidence, in what order. Pure.
 
-A replay must decide on what the decision saw, not on what came later. That is the entry that caused it: an
-observation, or a request, that is handled leads to a decision in the same pass, so a decided payout had no earlier one.
+A replay must decide on what the decision saw, not on what came later: the entry that caused it. An observation or a
+request leads to a decision in the pass that handles it, so there was no earlier one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from streamproc.domain.policy import PolicyBook
 
 
 class Told(Struct, gc=False):
-    """An entry of the archive as a replay reads it. `settled` is the number of its settlement, None without one."""
+    """An archived entry as a replay reads it. `settled`: the number of its settlement, None without one."""
 
     seq: int
     id: str
@@ -48,7 +48,7 @@ class Told(Struct, gc=False):
 
 
 class Books:
-    """The policies in force at one point of the log, and the candidate's in their place."""
+    """The policies in force at one point of the log, and the candidate's instead of them."""
 
     def __init__(self, real: PolicyBook, candidate: PolicyBook) -> None:
         self.real, self.candidate = real, candidate
@@ -63,22 +63,22 @@ class Books:
         if known is None:
             real, candidate = party_of(record, self.real), party_of(record, self.candidate)
             known = _terms(real) == _terms(candidate)
-            if not record.agent_sig:  # a signature is about one payout
+            if not record.agent_sig:  # a signature is of one payout
                 self._same[key] = known
         return known
 
 
 def _terms(party: Party) -> tuple[object, ...]:
-    """Without the version, which is a name and no rule."""
+    """The party's terms, without the version, which is only a name."""
     policy = party.agent.policy if party.agent is not None else None
     return (party.identity, policy, party.account, party.team, party.freeze)
 
 
 @dataclass(slots=True)
 class Trial:
-    """One payout's first decision: the record that it looked at, and what was answered to it.
+    """One payout's first decision: the record that it looked at, and what the counters answered.
 
-    `stray`: a crash left a slot or a reservation that the decision did not want; others met with it all the same.
+    `stray`: a crash left a slot or a reservation that the decision did not use, but that counted for other payouts.
     """
 
     record: PayoutRecord
@@ -88,21 +88,21 @@ class Trial:
     checked: ReputationChecked | None = None
     room: BudgetReserved | None = None
     full: Evidence | None = None
-    """The evidence of LIMIT_EXCEEDED."""
+    """The evidence of LIMIT_EXCEEDED, if that was found."""
     stray: bool = False
     findings: list[Finding] = field(default_factory=list)
     """What a replay has found so far."""
     verdict: Verdict | None = None
-    """What a replay has come to."""
+    """The replay's verdict."""
 
     @property
     def slot_number(self) -> int | None:
-        """Where the rate slot stands in the order of admissions."""
+        """The rate slot's number in the order of admissions."""
         return self.slot.number if self.slot is not None and self.slot.number else None
 
     @property
     def room_number(self) -> int | None:
-        """Where the question for room stands; the slot's own number where both were asked at once."""
+        """The budget question's number; the slot's own if both were asked at once."""
         if self.room is not None:
             return self.room.number
         number = (self.full or {}).get("number")
@@ -122,7 +122,7 @@ class Trial:
         )
 
     def reputation(self) -> Reputation | None:
-        """What was known of the vendor then; None where nobody asked."""
+        """What was known of the vendor then; None if it was not looked up."""
         if self.checked is None:
             return None
         problem = self._evidence("REPUTATION_UNAVAILABLE").get("problem", "")
@@ -133,14 +133,14 @@ class Trial:
 
 
 def reputation_of(checked: ReputationChecked, problem: str = "") -> Reputation:
-    """A recorded look-up as the rules look at it."""
+    """A recorded look-up in the form that the rules take."""
     return Reputation(
         checked.verdict, tuple(checked.threats), checked.checked_at, checked.fresh_until, problem
     )
 
 
 def trial_of(events: Sequence[Event], seen: PayoutObserved | PayoutRequested, books: Books) -> Trial:
-    """The trial that the entry `events` tells of, decided on `seen`. The entry holds a first decision."""
+    """The trial in an entry's `events`, which hold a first decision, on what was `seen`."""
     decided = next(event for event in events if type(event) is PayoutDecided)
     record = fold([seen])
     assert record is not None

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Check a bundle of `streamproc audit export` against a public key that you got some other way.
+"""Check a bundle of `streamproc audit export` against a public key that you got in another way.
 
     python3 verify.py KEY [BUNDLE]
 
 KEY is the public key as `streamproc audit key` prints it (name+8 hex digits+base64), or a file of keys. BUNDLE is the
-.zip or its directory; by default that of this file. Nothing in a bundle is believed, not even the key that lies in it.
+.zip or its directory; by default this file's. Nothing in a bundle is trusted, not even the key that lies in it.
 
-Checked of each entry: its bytes give its hash, and this hash is at its place in the tree whose root the key signed (RFC
-6962, Ed25519 of RFC 8032). Exit code 0: all of it is so. 1: the first thing that is not, by name. 2: wrong use.
+It checks of each entry that its bytes give its hash, and that this hash is at its place in the tree whose root the key
+signed (RFC 6962, Ed25519 of RFC 8032). Exit code 0: all fits. 1: the first thing that does not, by name. 2: wrong use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = "streamproc-audit-bundle/2"
 
 
 class Wrong(Exception):
-    """Something is not as it must be: where, and what."""
+    """A check failed: where, and how."""
 
 
 P = 2**255 - 19
@@ -47,7 +47,7 @@ def point_add(one: Point, other: Point) -> Point:
 
 
 def point_times(times: int, point: Point) -> Point:
-    """A point added to itself."""
+    """The point multiplied by a number."""
     result: Point = (0, 1, 1, 0)
     while times:
         if times & 1:
@@ -58,7 +58,7 @@ def point_times(times: int, point: Point) -> Point:
 
 
 def point_read(raw: bytes) -> Point | None:
-    """The point that 32 bytes encode; None where they encode none."""
+    """The point that 32 bytes encode; None if they encode none."""
     y = int.from_bytes(raw, "little")
     sign, y = y >> 255, y & (2**255 - 1)
     if y >= P:
@@ -86,7 +86,7 @@ BASE = point_read((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
 
 
 def ed25519_verifies(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether the signature of the message is that of the public key."""
+    """Whether the signature over the message is valid for the public key."""
     key = point_read(public) if len(public) == 32 else None
     if key is None or BASE is None or len(signature) != 64:
         return False
@@ -125,7 +125,7 @@ def tree_root(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes | 
 
 
 class Key(NamedTuple):
-    """A public key, and the start of its hash by which signatures name it."""
+    """A public key, and the first bytes of its hash, by which signatures name it."""
 
     name: str
     id: bytes
@@ -133,7 +133,7 @@ class Key(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What was signed: the first `size` entries of a partition; `entry` and `link` are the last one's."""
+    """A signed statement about the first `size` entries of a partition; `entry` and `link` are the last one's."""
 
     archive: str
     partition: int
@@ -145,7 +145,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_key(text: str) -> Key:
-    """A public key as one word."""
+    """Read a public key, written as one word."""
     name, _, rest = text.partition("+")
     key_id, _, encoded = rest.partition("+")
     try:
@@ -165,7 +165,7 @@ _TEXT = re.compile(
 
 
 def read_checkpoint(where: str, note: str, keys: list[Key]) -> Checkpoint:
-    """The checkpoint of a signed note, if one of the keys signed it."""
+    """The checkpoint in a signed note. Raises Wrong unless one of the keys signed it."""
     body, gap, tail = note.rpartition("\n\n")
     found = _TEXT.fullmatch(body + "\n")
     if not gap or found is None:
@@ -183,7 +183,7 @@ def read_checkpoint(where: str, note: str, keys: list[Key]) -> Checkpoint:
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON that says one thing to every reader: no name twice."""
+    """Decoded JSON. Refuses a name that is there twice, which readers would take differently."""
 
     def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
@@ -211,13 +211,13 @@ class Bundle:
             raise Wrong(f"{name}: it is not in the bundle") from None
 
     def text(self, name: str) -> str:
-        """All of one of the files."""
+        """The whole text of one of the files."""
         with self.open(name) as file:
             return str(file.read().decode("utf-8"))
 
 
 class Findings:
-    """What was proven on the way. A decision is with its entry and partition, a policy version with its scope."""
+    """What was proven. Decisions come with entry and partition, policy versions with their scope."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -227,9 +227,9 @@ class Findings:
 
 
 def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Checkpoint], Findings]:
-    """The manifest, the checkpoints and the findings. Raises Wrong for the first thing that is not as it must be."""
+    """The manifest, the checkpoints and the findings. Raises Wrong at the first failed check."""
     manifest = read_json(bundle.text("manifest.json"))
-    if manifest.get("format") not in (FORMAT, "streamproc-audit-bundle/1"):  # there each event said all
+    if manifest.get("format") not in (FORMAT, "streamproc-audit-bundle/1"):  # in which events omit nothing
         raise Wrong(f"manifest.json: its format is {manifest.get('format')!r}, this program knows {FORMAT!r}")
     checkpoints = {}
     for partition in map(int, manifest["signed"]):
@@ -247,7 +247,7 @@ def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Ch
 
 
 def check_entries(bundle: Bundle, checkpoints: dict[int, Checkpoint]) -> Findings:
-    """Every entry against its partition's checkpoint."""
+    """Check every entry against its partition's checkpoint."""
     findings, last = Findings(), (-1, 0)
     for number, line in enumerate(bundle.open("entries.jsonl"), 1):
         where = f"entries.jsonl, line {number}"
@@ -270,14 +270,14 @@ def check_entries(bundle: Bundle, checkpoints: dict[int, Checkpoint]) -> Finding
 
 
 def archived_bytes(one: dict[str, Any], name: str) -> bytes:
-    """The bytes of a field: as text, or in base64 where they are no text."""
+    """The bytes of a field: given as text, or in base64 if they are not text."""
     if name in one:
         return str(one[name]).encode("utf-8")
     return base64.b64decode(one[f"{name}_base64"], validate=True)
 
 
 def check_entry(where: str, one: dict[str, Any], e: bytes, m: bytes, checkpoint: Checkpoint | None) -> None:
-    """One entry: its bytes, its hash, its place under the signed root."""
+    """Check one entry: its bytes, its hash, its place under the signed root."""
     fields = {name if name in one else f"{name}_base64" for name in ("e", "m")}
     if more := set(one) - fields - {"partition", "seq", "entry", "before", "hash", "proof"}:
         raise Wrong(f"{where}: it has {', '.join(sorted(more))}, which nothing proves")
@@ -297,13 +297,13 @@ def check_entry(where: str, one: dict[str, Any], e: bytes, m: bytes, checkpoint:
 
 
 def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
-    """What a proven entry says. Bytes that are no events are proven all the same."""
+    """Take in what a proven entry says. Bytes that are not events are proven all the same."""
     try:
         events = [found for found in read_json(e) if isinstance(found, dict)]
     except (ValueError, TypeError, RecursionError):
         return
     for event in events:
-        if "at" not in event and "payout" not in event:  # then both are those of the entry's first event
+        if "at" not in event and "payout" not in event:  # omitted: the same as in the entry's first event
             event = {**{name: events[0].get(name) for name in ("at", "payout")}, **event}
         if event.get("payout"):
             findings.payouts.add(str(event["payout"]))
@@ -315,7 +315,7 @@ def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
 
 
 def check_policies(findings: Findings) -> None:
-    """Each policy version that a decision names is proven as well."""
+    """Check that each policy version that a decision names is proven as well."""
     for entry, partition, event in findings.decisions:
         version = int(event.get("policy_version", 0))
         wanted = (partition, f"agent:{event.get('agent')}", version)
@@ -327,7 +327,7 @@ def check_policies(findings: Findings) -> None:
 def report(
     manifest: Any, checkpoints: dict[int, Checkpoint], findings: Findings, keys: list[Key]
 ) -> list[str]:
-    """What is proven, and what is not."""
+    """Lines that say what is proven, and what is not."""
     outcomes: dict[str, list[int]] = {}
     for _, _, event in findings.decisions:
         outcomes.setdefault(str(event.get("decision")), []).append(int(event.get("amount", 0)))
@@ -362,13 +362,13 @@ def decision_lines(findings: Findings) -> list[str]:
 
 
 def say(lines: list[str]) -> None:
-    """Print, without what could steer a terminal: some of it comes from the bundle."""
+    """Print without control characters that could steer a terminal: some text comes from the bundle."""
     for line in lines:
         sys.stdout.write("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a bundle and tell."""
+    """Check a bundle and print the result; the exit code."""
     parser = argparse.ArgumentParser(prog="verify.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("key", help="the public key, or a file that holds it")
@@ -387,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         manifest, checkpoints, findings = check(bundle, keys)
         told = report(manifest, checkpoints, findings, keys)
-    except Exception as problem:  # noqa: BLE001  # whoever made the bundle may want it to fail
+    except Exception as problem:  # noqa: BLE001  # a forged bundle may raise anything
         unread = f"the bundle cannot be read: {type(problem).__name__} {problem}"
         say([f"WRONG: {problem if isinstance(problem, Wrong) else unread}"])
         return 1

@@ -1,4 +1,4 @@
-"""Writing a bundle: choose the entries, wait until a checkpoint covers them, prove them, and put it all into one .zip.
+"""Writes a bundle: chooses entries, waits until a checkpoint covers them, proves them, and packs it all into one .zip.
 
 filter -> lines -> payouts -> their entries, and those that made the policies that decisions name
 last checkpoint of each partition >= these?   -> paths to its root -> entries.jsonl
@@ -41,16 +41,16 @@ from streamproc.operate.export import written_whole
 from streamproc.operate.site import iso, us_of
 
 COVER_POLL_S = 0.5
-"""How often it is looked whether a checkpoint has come."""
+"""Between two looks for a new checkpoint."""
 
 OnStage = Callable[[str, int, int], None]
-"""Hears what is being done, how far it is and of how much (0: nobody knows)."""
+"""Is told the stage, how much of it is done, and of how much (0: not known)."""
 
 
 class Bundled(Struct):
     """What a bundle holds. `not_covered` entries match and were left out; `first_left` is the first of them.
 
-    `unknown` are policy versions that decisions name and that no entry was found for: verify.py will miss them.
+    `unknown` are policy versions that decisions name but no entry was found for: verify.py will miss them.
     """
 
     file: str
@@ -77,7 +77,7 @@ async def write_bundle(
     wait_s: float,
     on_stage: OnStage = lambda stage, done, total: None,
 ) -> Bundled:
-    """Write the bundle of what matches. Waits up to `wait_s` for checkpoints that cover it; the rest is left out."""
+    """Write a bundle of what matches. Waits up to `wait_s` for checkpoints that cover it; the rest is left out."""
     with job_named(f"{path} was not written"), written_whole(path) as file:
         on_stage("choosing", 0, 0)
         async with snapshot(dsn, name="streamproc audit export") as db:
@@ -127,7 +127,7 @@ class _Packer:
         self._payouts: set[str] = set()
 
     async def pack(self, wanted: AuditFilter, path: Path) -> Bundled:
-        """All files of the bundle."""
+        """Write all files of the bundle."""
         signed, keys, notes = await self._checkpoints()
         left = self._leave_out(signed)
         count = 0
@@ -153,7 +153,7 @@ class _Packer:
         return result
 
     async def _checkpoints(self) -> tuple[dict[int, Checkpoint], set[str], dict[int, str]]:
-        """Of each partition that has chosen entries, the last checkpoint, its key and its note."""
+        """For each partition with chosen entries: the last checkpoint, its key and its note."""
         signed, keys, notes = dict[int, Checkpoint](), set[str](), dict[int, str]()
         for partition in self._chosen.places:
             found = await last_checkpoint(self._db, partition, self._trusted)
@@ -163,7 +163,7 @@ class _Packer:
         return signed, keys, notes
 
     def _leave_out(self, signed: Mapping[int, Checkpoint]) -> list[tuple[int, int]]:
-        """Take out what no checkpoint covers, and say which that is."""
+        """Remove entries that no checkpoint covers, and return them."""
         left = []
         for partition, seqs in self._chosen.places.items():
             size = signed[partition].size if partition in signed else 0
@@ -211,7 +211,7 @@ class _Packer:
 
 
 def filters_json(wanted: AuditFilter) -> dict[str, str]:
-    """What was asked for; nothing is everything."""
+    """The filters as given; empty means everything."""
     found = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
     return {
         name: iso(us_of(value)) if isinstance(value, datetime) else str(value)
@@ -231,7 +231,7 @@ def _entry_json(partition: int, entry: Entry, path: list[bytes]) -> dict[str, An
 
 
 def _bytes_json(name: str, data: bytes) -> dict[str, str]:
-    """Bytes as the text that they are, for people; in base64 where they are none."""
+    """Bytes as text, for people; in base64 if they are not text."""
     try:
         return {name: data.decode("utf-8")}
     except UnicodeDecodeError:
