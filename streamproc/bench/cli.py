@@ -301,6 +301,9 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequ
         printed.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console(highlight=False).print(printed)
+    console = Console(highlight=False)
+    with console.capture() as drawn:  # and click writes it: rich ends the program with 1 at `| head`
+        console.print(printed)
+    click.echo(drawn.get(), nl=False)
     for line in lines:
         click.echo(line)

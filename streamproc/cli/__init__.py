@@ -43,6 +43,14 @@ WRONG_USE, FAILED = 2, 1
 class Root(click.Group):
     """The command group. A reader that closes our pipe early (`streamproc log tail | head`) is no failure."""
 
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        """Read the command line; `--help` and `--version` speak here."""
+        try:
+            return super().make_context(*given, **more)
+        except BrokenPipeError:
+            output.abandon_stdout()
+            raise click.exceptions.Exit(0) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:

@@ -59,7 +59,6 @@ def visible(text: str) -> str:
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table, or `empty` if there are no rows."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -73,8 +72,24 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty
     for row in found:
         # Text, not str: values from outside may look like markup, or turn a terminal's text around.
         table.add_row(*(Text("-" if cell is None else visible(str(cell))) for cell in row))
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    Console(width=width, highlight=False).print(table)
+    say_drawn(table)
+
+
+def say_drawn(shown: object) -> None:
+    """What rich draws. Written by click: rich itself ends the program with 1 where the reader had enough (`| head`)."""
+    from rich.console import Console
+
+    if sys.stdout is None:
+        return  # closed before we began, and click says nothing either
+    console = Console(width=None if on_terminal() else PIPE_COLUMNS, highlight=False)
+    with console.capture() as drawn:
+        console.print(shown)
+    click.echo(drawn.get(), file=sys.stdout, nl=False)
+
+
+def on_terminal() -> bool:
+    """Whether somebody looks at stdout."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:

@@ -154,6 +154,7 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
 
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
+        cut_off: OSError | None = None  # inside, it would be taken for one of Postgres's
         with Telling("replay", "events") as telling:
             async with built_as_of(dsn, targets, jobs=jobs, on_progress=telling.hear) as place:
                 telling.end()
@@ -162,13 +163,19 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                 async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place
                     async for row in rows:
                         if as_json:
-                            click.echo(output.json_text(row))
+                            try:
+                                click.echo(output.json_text(row))
+                            except OSError as problem:
+                                cut_off = problem
+                                break
                         elif len(shown) < ROWS_SHOWN_MAX:
                             shown.append([row[name] for name in names])
                         else:
                             output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
                             break
-                if not as_json:
-                    output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
+        if cut_off is not None:
+            raise cut_off
+        if not as_json:
+            output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 
     output.run(body())

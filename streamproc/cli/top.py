@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -43,7 +42,7 @@ def top(once: bool, interval: float, as_json: bool) -> None:
       streamproc top --once --json | jq .decisions_per_s
     """
     settings = operator_settings()
-    if once or not (as_json or sys.stdout.isatty()):
+    if once or not (as_json or output.on_terminal()):
         from streamproc.errors import JobFailed
         from streamproc.operate.site import opened
         from streamproc.operate.top import Frame, Look, look
@@ -71,11 +70,9 @@ def _print(frame: "Frame", as_json: bool) -> None:
         )
         click.echo(output.json_text(shown))
         return
-    from rich.console import Console
-
     from streamproc.cli.top_screen import screen
 
-    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False).print(screen(frame))
+    output.say_drawn(screen(frame))
 
 
 async def _follow(interval_s: float, as_json: bool) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import secrets
+from typing import Any
 
 from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
+from streamproc.archive.read import await_views
 from streamproc.domain import said
 from streamproc.domain.events import (
     EntrySetAside,
@@ -30,7 +32,7 @@ from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import Newer, decode_events, decode_meta
 from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
-from streamproc.log.inspect import clock_us, held_records
+from streamproc.log.inspect import clock_us, held_records, newest_entries
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from streamproc.operate.site import Site
@@ -41,6 +43,8 @@ HELD_MAX = 10_000
 """Holds of a partition read from Redis while Postgres is away: some 20 MB of records."""
 ANSWER_WAIT_S = 10.0
 """How long a reviewer waits for the outcome; a running worker decides within milliseconds."""
+VIEW_WAIT_S = 2.0
+"""How long a list waits for the view to reach the log's end; the projector is there within tenths of a second."""
 ENTRIES_AT_ONCE = 500
 
 
@@ -57,8 +61,10 @@ async def held(
 ) -> HeldPage:
     """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
 
-    From the view, or from Redis while Postgres is away.
+    From the view, once it shows what the log has now: who saw a payout held or decided sees it here too. From Redis
+    while Postgres is away or the view stays behind, and `note` says so.
     """
+    await site.ask_postgres(_view_is_here, site)
     found = await site.ask_postgres(held_page, after=after, account=account, agent=agent, limit=limit + 1)
     if found is not None:
         return _page(found, limit, "")
@@ -75,6 +81,15 @@ async def held(
             and agent in ("", record.agent)
         ]
     return _page(sorted(found, key=place_of), limit, note)
+
+
+async def _view_is_here(pool: Any, site: Site) -> None:
+    """Return when the views show what the log has now. Raises TryAgain after VIEW_WAIT_S, with how far they are."""
+    until = asyncio.get_running_loop().time() + VIEW_WAIT_S
+    for partition in range(site.partitions):
+        for entry in await newest_entries(site.client, Names(partition), 1):
+            left_s = round(max(0.1, until - asyncio.get_running_loop().time()), 1)
+            await await_views(pool, partition, entry.id, timeout_s=left_s)
 
 
 def _page(found: list[PayoutRecord], limit: int, note: str) -> HeldPage:

@@ -210,12 +210,12 @@ async def test_pages_show_each_hold_once_while_holds_come_and_go(
     async with Engine(redis_url) as engine, opened_pool(postgres) as pool:
         await engine.apply(POLICIES)
         await held(engine, *(f"pout_{n}" for n in range(8)))
-        if has_archive:
-            await archive(redis_url, postgres)
         gateway = SiteGateway(redis_url, 1, pool if has_archive else None)
         async with serving(engine.producer, gateway) as http:
             api = Api(http, engine)
             token = await api.token("asha", "approver")
+            if has_archive:
+                await archive(redis_url, postgres)
             seen: list[str] = []
             page = await listed(api, token, limit=2)
             assert bool(page["notes"]) is not has_archive

@@ -1,6 +1,7 @@
 """The command line's contract: what is printed where, exit codes, one line for an error and never a traceback."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -325,6 +326,30 @@ def test_an_answer_that_cannot_be_written_is_one_line_and_exit_1():
         1,
         "streamproc: the answer cannot be written: No space left on device\n",
     )
+
+
+A_TABLE = (
+    "import click; from streamproc import cli; from streamproc.cli import output;"
+    "cli.cli.add_command(click.Command('t', callback=lambda: output.say_table('A', [['x']], empty='')));"
+    "raise SystemExit(cli.run(['t']))"
+)
+
+
+@pytest.mark.parametrize("asked", [["-m", "streamproc", "--help"], ["-c", A_TABLE]], ids=["help", "table"])
+def test_a_reader_that_had_enough_is_no_failure(asked: list[str]):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, *asked], stdout=nobody, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_table_for_a_stdout_that_was_closed_before_is_said_to_nobody():
+    closed = [*("sh", "-c", 'exec "$0" -c "$1" >&-'), sys.executable, A_TABLE]
+    done = subprocess.run(closed, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_a_terminal_has_no_letter_for_is_escaped():

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -164,6 +165,35 @@ async def test_an_unpacked_bundle_is_checked_by_the_program_in_it(dsn: str, tmp_
     key_file = tmp_path / "key"
     key_file.write_text(f"{OTHER_SIGNER.public.vkey}\n{KEY}\n")
     assert verified(here, str(key_file))[0] == 0
+
+
+async def test_a_reader_that_had_enough_changes_nothing_of_what_was_found(dsn: str, tmp_path: Path):
+    """`verify.py … --decisions | head` with more decisions than a pipe holds."""
+    path, _ = await exported(dsn, tmp_path)
+    forged = rewritten(path, "entries.jsonl", lambda data: data.replace(b"TXN_LIMIT_EXCEEDED", b"POLICY_OK"))
+    for bundle, finding in ((path, 0), (forged, 1)):
+        reading, writing = os.pipe()
+        os.close(reading)
+        assert unread(bundle, writing) == (finding, "")
+
+
+async def test_an_answer_that_cannot_be_written_is_one_line_and_no_proof(dsn: str, tmp_path: Path):
+    path, _ = await exported(dsn, tmp_path)
+    full = os.open("/dev/full", os.O_WRONLY)
+    said = "verify.py: the answer cannot be written: No space left on device\n"
+    assert unread(path, full) == (1, said)
+
+
+def unread(bundle: Path, stdout: int) -> tuple[int, str]:
+    """The exit code and stderr of a check whose answer goes there; that end is closed then."""
+    command = [sys.executable, "-I", "-S", VERIFY, KEY, str(bundle), "--decisions"]
+    try:
+        done = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(stdout)
+    return done.returncode, done.stderr
 
 
 async def test_bytes_that_are_no_text_and_no_events_are_proven_too(dsn: str, tmp_path: Path):

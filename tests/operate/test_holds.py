@@ -128,6 +128,32 @@ async def test_holds_are_listed_from_the_view_in_pages_the_longest_waiting_first
     assert (first.next, rest.next, first.note) == ("pout_a", None, "")
 
 
+async def test_a_payout_that_was_seen_held_is_listed_at_once(redis_url: str, postgres: str):
+    """The view is a moment behind the log: the list waits for it, and shows nothing of before."""
+    async with Engine(redis_url) as engine, site_of(redis_url, postgres) as site:
+        await held(engine, "pout_1")
+        await archive(redis_url, postgres)
+        await held(engine, "pout_2")
+        listing = asyncio.create_task(list_holds(site))
+        await archive(redis_url, postgres)
+        found = await listing
+    assert ([record.payout for record in found.items], found.note) == (["pout_1", "pout_2"], "")
+
+
+async def test_while_the_view_stays_behind_holds_are_listed_from_redis_and_that_is_said(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(holds, "VIEW_WAIT_S", 0.1)
+    async with Engine(redis_url) as engine, site_of(redis_url, postgres) as site:
+        await held(engine, "pout_1")
+        await archive(redis_url, postgres)
+        await held(engine, "pout_2")
+        found = await list_holds(site)
+    assert [record.payout for record in found.items] == ["pout_1", "pout_2"]
+    assert "the views show partition 0 up to" in found.note
+    assert "listed from Redis" in found.note
+
+
 @pytest.mark.parametrize("dsn", ["", NOBODY_THERE], ids=["not configured", "away"])
 async def test_without_postgres_holds_are_listed_from_redis_and_that_is_said(redis_url: str, dsn: str):
     async with Engine(redis_url) as engine, site_of(redis_url, dsn) as site:

@@ -1,6 +1,8 @@
 """Views are rebuilt from the archive beside the live ones, and are the same, row for row."""
 
 import asyncio
+import errno
+import io
 import os
 import random
 import re
@@ -437,6 +439,23 @@ async def test_as_of_prints_the_first_rows_of_a_long_view_and_leaves_nothing_beh
     said = capsys.readouterr()
     assert "the first 5 rows; --json prints all" in said.err
     assert len(re.findall(r"^pout_", said.out, re.MULTILINE)) == 5
+    assert await fetch(dsn, "SELECT to_regnamespace('public_as_of')") == [(None,)]
+
+
+async def test_as_of_ends_without_a_word_where_its_reader_had_enough(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """`replay payouts --as-of … --json | head`; what is written fails among Postgres's own errors."""
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    asked = ["replay", "payouts", "--as-of", str(len(log.entries)), "--json"]
+    assert await asyncio.to_thread(cli, asked) == 0
+    assert "Broken pipe" not in capsys.readouterr().err
     assert await fetch(dsn, "SELECT to_regnamespace('public_as_of')") == [(None,)]
 
 

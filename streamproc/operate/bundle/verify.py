@@ -38,10 +38,8 @@ Point = tuple[int, int, int, int]  # X, Y, Z, T with x = X/Z, y = Y/Z, xy = T/Z
 
 def point_add(one: Point, other: Point) -> Point:
     """The sum of two points of the curve."""
-    a = (one[1] - one[0]) * (other[1] - other[0]) % P
-    b = (one[1] + one[0]) * (other[1] + other[0]) % P
-    c = 2 * one[3] * other[3] * D % P
-    d = 2 * one[2] * other[2] % P
+    a, b = (one[1] - one[0]) * (other[1] - other[0]) % P, (one[1] + one[0]) * (other[1] + other[0]) % P
+    c, d = 2 * one[3] * other[3] * D % P, 2 * one[2] * other[2] % P
     e, f, g, h = b - a, d - c, d + c, b + a
     return e * f % P, g * h % P, f * g % P, e * h % P
 
@@ -78,8 +76,7 @@ def point_bytes(point: Point) -> bytes:
     """The 32 bytes that encode a point."""
     inverse = pow(point[2], P - 2, P)
     x, y = point[0] * inverse % P, point[1] * inverse % P
-    encoded = y | (x & 1) << 255
-    return encoded.to_bytes(32, "little")
+    return (y | (x & 1) << 255).to_bytes(32, "little")
 
 
 BASE = point_read((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
@@ -324,27 +321,23 @@ def check_policies(findings: Findings) -> None:
             raise Wrong(f"{where}: version {version} of {wanted[1]}, by which it was made, is not in it")
 
 
-def report(
-    manifest: Any, checkpoints: dict[int, Checkpoint], findings: Findings, keys: list[Key]
-) -> list[str]:
+def report(manifest: Any, signed: list[Checkpoint], found: Findings, keys: list[Key]) -> list[str]:
     """Lines that say what is proven, and what is not."""
     outcomes: dict[str, list[int]] = {}
-    for _, _, event in findings.decisions:
+    for _, _, event in found.decisions:
         outcomes.setdefault(str(event.get("decision")), []).append(int(event.get("amount", 0)))
-    lines = [f"PROVEN against {', '.join(f'{key.name}+{key.id.hex()}' for key in keys)}:"]
-    for one in checkpoints.values():
-        lines.append(f"  archive {one.archive}, partition {one.partition}: {one.size} entries, {one.time}")
-    lines += [
-        f"  {findings.entries} entries about {len(findings.payouts)} payouts are among them, each at its place and with"
+    lines = [
+        f"PROVEN against {', '.join(f'{key.name}+{key.id.hex()}' for key in keys)}:",
+        *map("  archive {0.archive}, partition {0.partition}: {0.size} entries, {0.time}".format, signed),
+        f"  {found.entries} entries about {len(found.payouts)} payouts are among them, each at its place and with"
         " the bytes that were archived",
-        f"  {len(findings.policies)} policy versions, among them all that the decisions name",
+        f"  {len(found.policies)} policy versions, among them all that the decisions name",
         *(f"  decisions {name}: {len(of)}, {sum(of)} paise" for name, of in sorted(outcomes.items())),
         "NOT PROVEN, and not to be proven by any bundle:",
         f"  that nothing is missing: the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
         "  that what the entries say is true: they are what was recorded, at the time of the recorder's clock",
     ]
-    left = manifest["not_covered"]
-    if left["count"]:
+    if (left := manifest["not_covered"])["count"]:
         lines += [
             f"  {left['count']} newer entries that match were left out, since no checkpoint covered them yet:",
             f"  partition {left['partition']}, seq {left['seq']}, entry {left['entry']} is the first of them",
@@ -362,9 +355,14 @@ def decision_lines(findings: Findings) -> list[str]:
 
 
 def say(lines: list[str]) -> None:
-    """Print without control characters that could steer a terminal: some text comes from the bundle."""
-    for line in lines:
-        sys.stdout.write("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) + "\n")
+    """Print what may steer no terminal, since some of it comes from the bundle. Exits if it cannot be written."""
+    plain = ["".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) + "\n" for line in lines]
+    try:
+        with open(1, "w", encoding="utf-8", closefd=False) as out:
+            out.writelines(plain)
+    except OSError as problem:
+        if not isinstance(problem, BrokenPipeError):  # `| head`: a reader that had enough changes no finding
+            sys.exit(f"verify.py: the answer cannot be written: {problem.strerror}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -386,7 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{asked.bundle}: {problem}")
     try:
         manifest, checkpoints, findings = check(bundle, keys)
-        told = report(manifest, checkpoints, findings, keys)
+        told = report(manifest, list(checkpoints.values()), findings, keys)
     except Exception as problem:  # noqa: BLE001  # a forged bundle may raise anything
         unread = f"the bundle cannot be read: {type(problem).__name__} {problem}"
         say([f"WRONG: {problem if isinstance(problem, Wrong) else unread}"])
@@ -396,4 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("verify.py: stopped by the user")
