@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import Protocol
 
 from consumers.inputs import NOTIFICATION
@@ -12,6 +11,7 @@ from streamproc.domain.notice import digest_notice
 from streamproc.errors import LogUnavailable
 from streamproc.log.digests import Digest
 from streamproc.telemetry import watch
+from streamproc.waiting import set_within
 
 LOOK_S = 1.0
 """Interval between looks for digests that are due: a digest is at most this late."""
@@ -36,9 +36,7 @@ async def tell_digests(
                 await tell_one(due, channels, digest)
         except LogUnavailable as problem:
             log.warning("digests of alerts wait, they are sent later: %s", problem)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(look_s):
-                await stopping.wait()
+        await set_within(stopping, look_s)
 
 
 async def tell_one(due: Due, channels: Channels, digest: Digest) -> None:

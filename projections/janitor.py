@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from projections.outage import Outage
 from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.waiting import set_within
 
 AGAIN_S = 1.0
 """Between two rounds while one round does not remove all that may go."""
@@ -39,7 +40,7 @@ async def keep_trimmed(
     """Trim every `interval_s` until `stopping`, up to the entry that `anchor` gives as archived last."""
     outage, said = Outage(f"janitor of partition {partition}"), ""
     wait_s = janitor.interval_s
-    while not await _stopped(stopping, wait_s):
+    while not await set_within(stopping, wait_s):
         wait_s = janitor.interval_s
         try:
             done = await janitor.trim(partition, anchor())
@@ -56,12 +57,3 @@ async def keep_trimmed(
             log.info("janitor of partition %d: %d entries trimmed", partition, done.removed)
         if done.more:
             wait_s = min(wait_s, AGAIN_S)
-
-
-async def _stopped(stopping: asyncio.Event, within_s: float) -> bool:
-    try:
-        async with asyncio.timeout(within_s):
-            await stopping.wait()
-    except TimeoutError:
-        return False
-    return True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from projections.outage import Outage, heed_cancellation, pause
+from projections.outage import Outage, heed_cancellation
 from projections.run import Feed, Moved, open_heads, write_lazily
 from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.disowned import disowned_in
@@ -14,6 +14,7 @@ from streamproc.archive.load import rows_after
 from streamproc.archive.rows import RowAbout
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken, named
+from streamproc.waiting import set_within
 
 WAIT_S = 1.0
 """How long the views wait for a row before they look into the archive, and so how soon a swap is noticed."""
@@ -59,7 +60,7 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
                 text = "the views of partition %d stand still, the archive goes on: %s"
                 log.error(text, partition, what, exc_info=None if isinstance(problem, _NAMED) else problem)
                 reported = what
-            await pause(stopping, BROKEN_RETRY_S)
+            await set_within(stopping, BROKEN_RETRY_S)
 
 
 def _log_retry(partition: int, reported: str) -> None:

@@ -25,13 +25,14 @@ from msgspec import Struct
 from projections.janitor import Janitor, keep_trimmed
 from projections.keep import keep_views
 from projections.notary import Terms, keep_checkpoints
-from projections.outage import Outage, heed_cancellation, pause
+from projections.outage import Outage, heed_cancellation
 from projections.run import Feed
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import AWAY, Entry, Head, connection, open_head, take_lock
 from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
+from streamproc.waiting import set_within
 
 BATCH_MAX = 2_000
 """Entries in one transaction: enough that its round trips cost little, few enough to stop within a second."""
@@ -190,7 +191,7 @@ class _Session:
                 outage.over()
                 gather_s = GATHER_S if len(entries) < MUCH else GATHER_MUCH_S
                 if 0 < len(entries) < self._batch_max and (rest_s := begun_s + gather_s - clock()) > 0:
-                    await pause(stopping, rest_s)
+                    await set_within(stopping, rest_s)
             ended.set()
             await asyncio.wait(followers, timeout=DRAIN_S)
         finally:

@@ -14,13 +14,14 @@ from pathlib import Path
 import asyncpg
 from msgspec import Struct
 
-from projections.outage import Outage, heed_cancellation, pause
+from projections.outage import Outage, heed_cancellation
 from streamproc.archive.attest import Maker
 from streamproc.archive.checkpoint import Checkpoint, opened
 from streamproc.archive.note import BadNote, Signer, Trusted
 from streamproc.archive.outside import NotesFile, Outside, Stated, stated_in
 from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, connection, take_lock
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
+from streamproc.waiting import set_within
 
 LOOK_S = 1.0
 """Interval between looks at the archive's head, and so how late a checkpoint by number of entries may be."""
@@ -66,7 +67,7 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
             if (what := named(problem)) != said:
                 log.error("no checkpoints of partition %d, the archive goes on: %s", partition, what)
                 said = what
-            await pause(ended, BROKEN_RETRY_S)
+            await set_within(ended, BROKEN_RETRY_S)
 
 
 class _Rounds:
@@ -94,7 +95,7 @@ class _Rounds:
                 continue
             if last:
                 return
-            await pause(ended, min(LOOK_S, self._terms.every_s))
+            await set_within(ended, min(LOOK_S, self._terms.every_s))
 
     async def _make_one(self, *, everything: bool) -> bool:
         """Make the next checkpoint if it is due. One that is far behind goes on in steps of a bounded size."""

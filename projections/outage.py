@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from streamproc.errors import StreamprocError
+from streamproc.waiting import set_within
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
@@ -38,7 +39,7 @@ class Outage:
 
     async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
         """Log the problem, if it is new, and wait until the next try."""
-        await pause(stopping, self.failed(problem))
+        await set_within(stopping, self.failed(problem))
 
 
 def heed_cancellation() -> None:
@@ -50,12 +51,3 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def pause(stopping: asyncio.Event, seconds: float) -> None:
-    """Sleep, but not longer than until `stopping`."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stopping.wait()
-    except TimeoutError:
-        return

@@ -69,6 +69,7 @@ from streamproc.operate.slack_holds import opened_slack_review
 from streamproc.processes import bound
 from streamproc.settings import PREFIX, Settings
 from streamproc.telemetry.metrics import Meters
+from streamproc.waiting import set_within
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +97,7 @@ async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
         except (LogUnavailable, TryAgain) as problem:
             if said != (said := str(problem)):
                 log.warning("waiting to open the log: %s", problem)
-            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with what it waits for.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(WAIT_TO_OPEN_S):
-                    await stopping.wait()
+            await set_within(stopping, WAIT_TO_OPEN_S)
     return False
 
 

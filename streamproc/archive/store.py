@@ -16,6 +16,7 @@ from streamproc.archive.chain import GENESIS
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import LogBroken, TryAgain
+from streamproc.waiting import set_within
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
@@ -120,11 +121,7 @@ async def take_lock(
     while not await db.fetchval(_SQL["take_lock"], lock, partition):
         if stopping.is_set():
             return False
-        try:
-            async with asyncio.timeout(STANDBY_S):
-                await stopping.wait()
-        except TimeoutError:
-            continue
+        await set_within(stopping, STANDBY_S)
     return True
 
 

@@ -16,6 +16,7 @@ from streamproc.domain.plain import clean
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.door import Door
 from streamproc.log.stream import Append
+from streamproc.waiting import set_within
 
 INTERVAL_S = 10.0
 """Interval of events of one kind: short enough for a person who watches, long enough for a log that is kept."""
@@ -120,11 +121,7 @@ class Refusals:
         while True:
             self._wake.clear()
             wait_s = await self._write_due()
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await set_within(self._wake, wait_s)
 
     async def _write_due(self) -> float | None:
         """Write what is due; the seconds until the next is due, None if nothing waits."""

@@ -33,6 +33,7 @@ from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
 from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Group
+from streamproc.waiting import set_within
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Consumer:
                     await scripts.leave(client, self.names, self.group.name, self.name)
             except LogUnavailable as problem:
                 log.warning("%s/%d: %s; again in %.1f s", self.group.name, self.partition, problem, delay)
-                await _sleep_unless(stopping, delay)
+                await set_within(stopping, delay)
                 delay = min(RECONNECT_CAP_S, delay * 2)
 
     async def _serve(
@@ -229,7 +230,7 @@ class Consumer:
 
     async def _look(self, client: Redis, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            await _sleep_unless(stopping, UPKEEP_S)
+            await set_within(stopping, UPKEEP_S)
             try:
                 await self._look_once(client)
             except LogUnavailable as problem:
@@ -287,11 +288,3 @@ class Consumer:
             for part in parts:
                 await self._handle(client, part, taken=True)
             await self._handler.acknowledge(client)
-
-
-async def _sleep_unless(stopping: asyncio.Event, delay_s: float) -> None:
-    try:
-        async with asyncio.timeout(delay_s):
-            await stopping.wait()
-    except TimeoutError:
-        return

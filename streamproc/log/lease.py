@@ -11,6 +11,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
+from streamproc.waiting import set_within
 
 LEASE_S = 15.0
 """After a process dies, another one has its job within this and a third of it."""
@@ -39,9 +40,7 @@ class Lease:
         while not stopping.is_set():
             await self._take()
             self._asked.set()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RENEW_S):
-                    await stopping.wait()
+            await set_within(stopping, RENEW_S)
         self._asked.set()  # stopped before the first answer: `asked` must not wait for one
         with suppress(LogUnavailable):
             await self._ask(0.0)

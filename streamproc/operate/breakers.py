@@ -9,6 +9,7 @@ from typing import NamedTuple
 from streamproc.clients.breaker import Breaker
 from streamproc.errors import LogUnavailable
 from streamproc.log.word import SAY_EVERY_S, BreakerWord, heard_breakers, say_breakers
+from streamproc.waiting import set_within
 
 
 class Open(NamedTuple):
@@ -28,9 +29,7 @@ async def say_until(url: str, process: str, breakers: Mapping[str, Breaker], sto
         ]
         with suppress(LogUnavailable):
             await say_breakers(url, process, words)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SAY_EVERY_S):
-                await stopping.wait()
+        await set_within(stopping, SAY_EVERY_S)
 
 
 async def open_breakers(url: str) -> Open:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 from consumers.digest import tell_digests
 from consumers.inputs import NOTIFICATION
@@ -21,6 +21,7 @@ from streamproc.log.digests import Digests
 from streamproc.log.untold import Untold, look_for_held, note_untold, record_once, untold
 from streamproc.log.work import Group
 from streamproc.settings import Settings
+from streamproc.waiting import set_within
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,7 @@ async def _look_for_held(settings: Settings, stopping: asyncio.Event) -> None:
                 break
             except LogUnavailable as problem:
                 log.warning("held payouts cannot be looked up, it is tried again: %s", problem)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN_S):
-                        await stopping.wait()
+                await set_within(stopping, LOOK_AGAIN_S)
 
 
 async def untold_holds(settings: Settings) -> Untold:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.razorpay import Razorpay
@@ -21,6 +21,7 @@ from streamproc.operate.breakers import say_until
 from streamproc.operate.reconcile import reconcile
 from streamproc.settings import Settings
 from streamproc.telemetry import watch
+from streamproc.waiting import set_within
 
 SEED_AGAIN_S = 0.5
 """Between two looks at a Redis that is away."""
@@ -107,9 +108,7 @@ async def _seeded(watched: Watched, stopping: asyncio.Event) -> None:
             return
         except LogUnavailable as problem:
             log.warning("the open payouts could not be read from Redis, it is tried again: %s", problem)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SEED_AGAIN_S):
-                    await stopping.wait()
+            await set_within(stopping, SEED_AGAIN_S)
 
 
 def _teller(cursor: PollCursor, lease: Lease) -> Tell:
@@ -161,9 +160,7 @@ async def _reconcile_now_and_then(
                 for task in (running, stopped):
                     task.cancel()
                 await asyncio.wait({running, stopped})
-        with suppress(TimeoutError):
-            async with asyncio.timeout(look_s):
-                await stopping.wait()
+        await set_within(stopping, look_s)
 
 
 async def _reconcile_if_due(settings: Settings, cursor: PollCursor) -> None:

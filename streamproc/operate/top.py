@@ -5,7 +5,6 @@ What was decided, holds and budgets are the views', so they are as late as those
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +22,7 @@ from streamproc.operate.breakers import open_breakers
 from streamproc.operate.groups import groups
 from streamproc.operate.site import Site, iso, opened, us_of
 from streamproc.settings import Settings
+from streamproc.waiting import set_within
 
 T = TypeVar("T")
 
@@ -120,16 +120,10 @@ async def frames(
                 while not over.is_set():
                     last = await look(site, found.timezone)
                     yield Frame(last, last.problem)
-                    await _pause(every_s, over)
+                    await set_within(over, every_s)
         except StreamprocError as problem:
             yield Frame(last, str(problem))
-            await _pause(every_s, over)
-
-
-async def _pause(seconds: float, over: asyncio.Event) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await over.wait()
+            await set_within(over, every_s)
 
 
 def look_json(found: Look) -> dict[str, Any]:

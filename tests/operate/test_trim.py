@@ -23,6 +23,7 @@ from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.logview import stats
 from streamproc.operate.trim import held_text, trim_log
 from streamproc.settings import load
+from streamproc.waiting import set_within
 from tests.operate.words import DEADLINE_S, NOBODY_THERE, archive, site_of
 from tests.words import observed
 
@@ -178,13 +179,12 @@ async def test_a_janitor_that_did_not_come_to_the_end_goes_on_soon(monkeypatch: 
     hour_s = 3600.0
     stopping = asyncio.Event()
     waits: list[float] = []
-    stopped = janitors._stopped
 
     async def counted(event: asyncio.Event, within_s: float) -> bool:
         waits.append(within_s)
-        return len(waits) > 3 or await stopped(event, 0)
+        return len(waits) > 3 or await set_within(event, 0)
 
-    monkeypatch.setattr(janitors, "_stopped", counted)
+    monkeypatch.setattr(janitors, "set_within", counted)
     await keep_trimmed(0, Janitor(hour_s, rounds), lambda: "1-1", stopping)
     assert waits == [hour_s, 0.001, 0.001, hour_s]
 
