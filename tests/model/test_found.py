@@ -233,6 +233,39 @@ async def test_what_ended_under_the_reference_does_not_stand_for_an_attempt_that
     assert record.reservation.state == "released"
 
 
+@pytest.mark.parametrize("beside", ["", "an older one that was cancelled"])
+@pytest.mark.parametrize("ends", ["reversed", "failed"])
+async def test_a_lost_attempt_that_was_paid_all_the_same_gives_its_money_back_if_it_comes_back(
+    unsynced: str, ends: str, beside: str
+) -> None:
+    """Its agent was frozen, and the webhooks told all of it before it was searched for again: its payment was
+    committed, and its end was taken for somebody else's, so the money stayed spent."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", at=START)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(wire)], puts_off=True) as crew:
+            await crew.tell(asked)
+            await crew.rest()
+            await crew.tell("policies: {free: {frozen: true}}")
+            await later(crew, 12)
+            await crew.rest()
+            if beside:
+                await crew.tell(copy_of(asked, "pout_ended", "cancelled", at=START))
+                await crew.rest()
+            for status in ("processing", "processed", ends):
+                bank.move("pout_made_0", status)
+                await crew.tell(copy_of(asked, "pout_made_0", status, at=START))
+                await crew.rest()
+            record = fold([ev for row in await crew.world.rows() for ev in row.events if payout_of(ev)])
+            keys = await crew.world.client.keys(crew.world.names.budget("*", "*"))
+            spent = {tuple(await crew.world.client.hmget(key, "r", "c")) for key in keys}
+    assert record is not None
+    assert record.reservation is not None
+    assert (record.bank_payout, record.reservation.state) == ("pout_made_0", "released")
+    assert spent == {(b"0", b"0")}
+
+
 class Listed:
     """The bank's list: all that there is, or these alone, while it lags."""
 
