@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, held, restore, scripts, trim
+from streamproc.log import batch, held, letters, restore, scripts, trim
 from streamproc.log.connection import connected
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.gone import Gone
@@ -154,7 +154,7 @@ async def work(url: str) -> None:
         (letter, fields), *_ = await client.xrange(NAMES.dead)
         entry = dict(zip(fields[::2], fields[1::2], strict=True))[b"entry"].decode()
         record: dict[str, Any] = {"group": group, "entry": entry, "e": b"[]", "m": b"{}"}
-        await scripts.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
+        await letters.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
         last = (await client.xrevrange(NAMES.log, count=1))[0][0].decode()
         await trim.trim(client, NAMES, anchor=last, retention_s=0)
     async with connected(url) as client:

@@ -12,7 +12,7 @@ from streamproc.domain import events as e
 from streamproc.domain.copies import COPIES_MAX
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import Beneficiary
-from streamproc.domain.payouts import fold
+from streamproc.domain.payouts import decode_record, fold
 from streamproc.domain.wire import payout_of
 from streamproc.errors import TryAgain
 from streamproc.log.work import Group
@@ -264,6 +264,26 @@ async def test_a_lost_attempt_that_was_paid_all_the_same_gives_its_money_back_if
     assert record.reservation is not None
     assert (record.bank_payout, record.reservation.state) == ("pout_made_0", "released")
     assert spent == {(b"0", b"0")}
+
+
+async def test_an_intent_that_seemed_paid_by_a_copy_and_is_open_again_stays_in_redis(unsynced: str) -> None:
+    """Somebody's payout stood for it until the answer named its own: its record had a time to live from then, and was
+    gone after the retention time although it was open."""
+    bank = Bank()
+    asked = requested(300, agent="free", payee=PAYEE, at=START)
+    with the_tests_clock():
+        chain = governance()
+        async with Crew(World(unsynced), [chain, desk(Slow(bank))]) as crew:
+            await crew.tell(asked)
+            await crew.rest_of(chain)
+            await crew.tell(copy_of(asked, "pout_foreign", "processed"))
+            await crew.rest_of(chain)
+            key, client = crew.world.names.payout(asked.payout), crew.world.client
+            assert await client.ttl(key) > 0
+            await crew.rest()
+            record = decode_record(await client.hget(key, "s"))
+            assert (record.bank_payout, record.bank_status) == ("pout_made_0", "processing")
+            assert await client.ttl(key) == -1
 
 
 class Listed:
