@@ -24,6 +24,7 @@ from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.payees import First
 from streamproc.log.scripts import Raw
+from streamproc.log.stream import ZERO, id_key
 from streamproc.log.unasked import Unasked
 from streamproc.log.work import Group, Work, distinct_payouts
 
@@ -108,9 +109,14 @@ class Opener:
     def __init__(self, names: Names, group: Group) -> None:
         self.names, self.group = names, group
         self.unasked = Unasked()
+        self._doubted = id_key(ZERO)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
+
+    def doubt(self, upto: str) -> None:
+        """Entries up to this id count as taken, however they come: a server that is gone may have delivered them."""
+        self._doubted = id_key(upto)
 
     async def ahead(self, client: Redis, entries: Sequence[Raw]) -> Opened:
         """Open entries ahead of their batch, and ask about the first pass over them, unless most of it is offered
@@ -139,7 +145,8 @@ class Opener:
                 continue
             try:
                 if self._concerns_us(entry):
-                    opened.works.append(work_of(entry, taken=taken))
+                    had = taken or id_key(entry[0].decode()) <= self._doubted
+                    opened.works.append(work_of(entry, taken=had))
                 else:
                     opened.skipped.append(entry[0])
             except Newer as problem:

@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, held, letters, restore, scripts, trim
+from streamproc.log import batch, held, letters, restore, scripts, server, trim
 from streamproc.log.connection import connected
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.gone import Gone
@@ -178,6 +178,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")
+    await server.delivered_before(client, NAMES)
     await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
     await scripts.take_request(client, NAMES, "t", number=2, window_s=60)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)

@@ -286,6 +286,44 @@ async def test_an_intent_that_seemed_paid_by_a_copy_and_is_open_again_stays_in_r
             assert await client.ttl(key) == -1
 
 
+async def test_a_failover_that_loses_a_delivery_does_not_make_a_lost_attempt_a_first_one(
+    unsynced: str,
+) -> None:
+    """The new server had the decision, and not that a worker had it and called the bank. It came as if for the first
+    time, its agent was frozen by then, and its money was free at once although the bank had the payout."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", at=START)
+    with the_tests_clock():
+        calls = desk(wire)
+        async with Crew(World(unsynced), [governance(), calls], puts_off=True) as crew:
+            names, client = crew.world.names, crew.world.client
+
+            async def connect_anew() -> None:
+                for consumer, own in crew._all:
+                    await consumer._take_up_own(own)
+
+            await connect_anew()
+            await crew.tell(asked)
+            await crew.rest()
+            assert wire.lost
+            for row in await client.xpending_range(names.log, calls.name, "-", "+", 10):
+                await client.xack(names.log, calls.name, row["message_id"])
+            await client.delete(names.retries(calls.name), names.tries(calls.name))
+            await client.xgroup_setid(names.log, calls.name, "0-0")
+            await client.hset(names.server, "run", "the one before")
+            await connect_anew()
+            await crew.tell("policies: {free: {frozen: true}}")
+            await crew.rest()
+            events = [event for row in await crew.world.rows() for event in row.events]
+            assert [event.maybe_sent for event in events if isinstance(event, e.PayoutStopped)] == [True]
+            wire.is_listed = True
+            for _ in range(3):
+                await later(crew, 12)
+                await crew.rest()
+    assert bank.now("pout_made_0").status == "rejected"
+
+
 class Listed:
     """The bank's list: all that there is, or these alone, while it lags."""
 
