@@ -121,25 +121,27 @@ def redrive(id: str, by: str, why: str, as_json: bool) -> None:
 def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
     """Remove a dead letter for good.
 
-    The log keeps its entry, that it was set aside, who discarded it and why. Its payout stays as it is.
+    The log keeps its entry, that it was set aside, who discarded it and why. Its payout stays as it is. What was
+    reserved for an intent that never came to a decision is released.
 
     \b
     Example:
       streamproc dead discard 0:1700000000000-0 --why "a test's payout" --yes
     """
     settings = operator_settings()
+    from streamproc.domain.money import rupees
     from streamproc.operate import dead as operate
     from streamproc.operate.site import opened
 
     if not yes:
         output.confirm(f"Discard dead letter {id}?")
 
-    async def body() -> None:
+    async def body() -> int:
         async with opened(settings) as site:
-            await operate.discard(site, id, by=by, why=why)
+            return await operate.discard(site, id, by=by, why=why)
 
-    output.run(body())
+    freed = output.run(body())
     if as_json:
-        output.say_json({"id": id, "discarded": True})
+        output.say_json({"id": id, "discarded": True, "freed_paise": freed})
     else:
-        click.echo(f"{id} is discarded")
+        click.echo(f"{id} is discarded" + (f"; {rupees(freed)} are not reserved any more" if freed else ""))

@@ -91,3 +91,11 @@ def agrees(copy: BankCopy, amount: int, currency: str, fund_account: str) -> boo
 def first_of(copies: Iterable[BankCopy]) -> BankCopy | None:
     """The oldest copy."""
     return min(copies, key=lambda copy: (copy.created_at, copy.id), default=None)
+
+
+def furthest_of(copies: Iterable[BankCopy]) -> BankCopy | None:
+    """The copy whose status is the furthest on, so that one that moved comes before one that never did; of several the
+    oldest."""
+    return min(
+        copies, key=lambda copy: (-BANK_RANK.get(copy.status, 0), copy.created_at, copy.id), default=None
+    )

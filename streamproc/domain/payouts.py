@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain.agent_note import NOTE
-from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, with_copy
+from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, furthest_of, with_copy
 from streamproc.domain.intent import is_intent, without_beneficiary
 from streamproc.domain.notified import ASKING, NOTICES_MAX
 from streamproc.domain.record import Notice, Reservation, Review
@@ -180,7 +180,7 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
 
     That is the one that the answer to our call named. Before that answer, if the intent is approved, or was stopped
     when an attempt may have reached the bank, it is the oldest copy that agrees; not one that ended unpaid while ours
-    may still turn up.
+    may still turn up. Of a stopped one that is settled it may have ended: what was paid comes back if it is reversed.
     """
     if record.intent is None:
         return record
@@ -188,13 +188,12 @@ def _bound(record: PayoutRecord) -> PayoutRecord:
     if record.created_as:
         mine = next((copy for copy in record.copies if copy.id == record.created_as), None)
     elif (record.decision == "APPROVED" or record.maybe_sent) and not record.failure:
-        mine = first_of(
-            copy
-            for copy in record.copies
-            if not copy.bypassed
-            and copy.status not in RELEASING_STATUSES
-            and agrees(copy, record.amount, record.currency, record.fund_account)
-        )
+        asked = record.amount, record.currency, record.fund_account
+        same = [copy for copy in record.copies if not copy.bypassed and agrees(copy, *asked)]
+        mine = first_of(copy for copy in same if copy.status not in RELEASING_STATUSES)
+        is_settled = record.reservation is not None and record.reservation.state != "reserved"
+        if mine is None and record.maybe_sent and is_settled:
+            mine = furthest_of(same)
     status = mine.status if mine is not None else "failed" if record.failure else ""
     is_over = record.created_as or record.failure or record.decision == "REJECTED"
     return replace(
@@ -320,7 +319,7 @@ def _settled(record: PayoutRecord, event: e.PayoutSettled, at: int) -> PayoutRec
         raise ValueError(f"payout {event.payout} is settled but nothing was reserved")
     charged = event.fees if record.reservation.count_fees and event.settlement == "committed" else 0
     reservation = replace(record.reservation, state=event.settlement, fees=charged)
-    return replace(record, reservation=reservation, updated_at=at)
+    return _bound(replace(record, reservation=reservation, updated_at=at))
 
 
 def _told(record: PayoutRecord, event: e.NotificationSent, at: int) -> PayoutRecord:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside
-from streamproc.domain.payouts import decode_record, encode_record, is_terminal, unknown_in
+from streamproc.domain.payouts import decode_record, encode_record, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
@@ -293,7 +293,7 @@ class Handler:
             handover.version = work.version
         if work.record is not None and (changed or work.out):
             handover.record, handover.recalled = encode_record(work.record), work.recalled
-            handover.keep_s = int(self.limits.retention_s) if is_terminal(work.record) else 0
+            handover.keep_s = work.keep_s(self.limits.retention_s)
         if work.out:
             handover.e = encode_events(work.out)
             handover.m = self._meta(work)

@@ -31,6 +31,7 @@ from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
+from streamproc.log.server import delivered_before
 from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Group
 from streamproc.waiting import set_within
@@ -277,6 +278,8 @@ class Consumer:
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: take up again all that is pending with us, since replies may be lost."""
         self._handler.forget()
+        if self.group.outputs_are_facts:  # whoever had an entry may have called the bank, or told people
+            self._handler.opener.doubt(await delivered_before(client, self.names))
         self._apart.clear()
         self._held.clear()
         after = "-"

@@ -38,6 +38,7 @@ class Names:
         self.words = f"{self.base}:words"
         self.untold = f"{self.base}:untold"
         self.digests = f"{self.base}:digests"
+        self.server = f"{self.base}:server"
 
     def seen(self, key: str) -> str:
         """The entry of a producer's delivery, by idempotency key."""

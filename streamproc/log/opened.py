@@ -15,6 +15,7 @@ from typing import NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import look
+from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.events import BeneficiarySeen, Event
 from streamproc.domain.payouts import ASKED
 from streamproc.domain.wire import Newer, decode_events, decode_meta, payout_of, refuse_newer, tag_of
@@ -108,9 +109,14 @@ class Opener:
     def __init__(self, names: Names, group: Group) -> None:
         self.names, self.group = names, group
         self.unasked = Unasked()
+        self._doubted = id_key(ZERO)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
+
+    def doubt(self, upto: str) -> None:
+        """Entries up to this id count as taken, however they come: a server that is gone may have delivered them."""
+        self._doubted = id_key(upto)
 
     async def ahead(self, client: Redis, entries: Sequence[Raw]) -> Opened:
         """Open entries ahead of their batch, and ask about the first pass over them, unless most of it is offered
@@ -139,7 +145,8 @@ class Opener:
                 continue
             try:
                 if self._concerns_us(entry):
-                    opened.works.append(work_of(entry, taken=taken))
+                    had = taken or id_key(entry[0].decode()) <= self._doubted
+                    opened.works.append(work_of(entry, taken=had))
                 else:
                     opened.skipped.append(entry[0])
             except Newer as problem:

@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.errors import Unprocessable
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names, Note
 
@@ -61,7 +60,7 @@ _append_once, _load, _admit, _commit = (
 )
 _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
-_change_policy, _close_letter = Script("change_policy", "checks"), Script("close_letter", "checks")
+_change_policy = Script("change_policy", "checks")
 _open, _leave = Script("open", "checks"), Script("leave")
 _take_turn, _lease, _take_request = (
     Script("take_turn", "checks"),
@@ -139,6 +138,10 @@ class Committed(IntEnum):
 _FATES = tuple(Committed)
 
 
+FOR_GOOD = -1
+"""Lifts the time limit of a record that was finished and is open again."""
+
+
 @dataclass(slots=True)
 class Handover:
     """One input of a commit with all that its handling leaves behind. `commit.lua` says what the parts mean."""
@@ -148,6 +151,7 @@ class Handover:
     version: bytes = b"-1"
     record: bytes = b""
     keep_s: int = 0
+    """0: no time limit is set; FOR_GOOD: one that was set is lifted."""
     e: bytes = b""
     m: bytes = b"{"
     settle: str = ""
@@ -355,22 +359,6 @@ async def change(
     flat = [x for pair in fields for x in pair]
     done, answer = await _change_policy(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
-
-
-async def close_letter(
-    client: Redis, names: Names, letter: str, *, group: str, entry: str, action: str, e: bytes, m: bytes
-) -> str | None:
-    """Give a dead letter's entry back to its group (`redrive`) or drop it (`discard`), and record that.
-
-    The id of the record; None: there is no such letter. Raises Unprocessable where the entry has left Redis.
-    """
-    keys = [names.log, names.dead, names.retries(group)]
-    answer: bytes = await _close_letter(client, keys, [letter, group, entry, action, e, m])
-    if answer == b"gone":
-        raise Unprocessable(
-            f"entry {entry} has left Redis with the retention time; it cannot be handled again"
-        )
-    return answer.decode() or None
 
 
 async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, longest_us: int) -> int:

@@ -15,12 +15,13 @@ from msgspec import Struct
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
 from streamproc.domain.events import BeneficiarySeen, Event, Fact, Identity, TimerFired
 from streamproc.domain.identity import Party, identity_of, party_as
-from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold
+from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold, is_terminal
 from streamproc.domain.policy import PolicyBook
+from streamproc.domain.record import Reservation
 from streamproc.domain.recovery import budget_answer
 from streamproc.log.cache import Cache
 from streamproc.log.forms import Offer
-from streamproc.log.scripts import kept_admission
+from streamproc.log.scripts import FOR_GOOD, kept_admission
 from streamproc.telemetry.watch import Call
 
 Settlement: TypeAlias = str
@@ -72,6 +73,8 @@ class Work(Struct, eq=False):
             if type(event) in ASKED:
                 record = evolve(record, event)
         self.record = record
+        if record is not None and record.reservation is not None and admission.budget is None:
+            self._hold(record.reservation)  # an earlier version recalled it, and left out what was admitted
         if keep:
             self.record = fold(self.out, self.record)
         else:
@@ -81,9 +84,12 @@ class Work(Struct, eq=False):
         """Go on from what the archive has of a payout that has left Redis, its reservation included: what comes of that
         later, as a reversal, must find it."""
         self.record = record
-        if (held := record.reservation) is not None:
-            self.admission = Admission(None, budget_answer(held))
-            self.recalled = b"%b %d %b" % (held.state.encode(), held.fees, kept_admission(self.admission))
+        if record.reservation is not None:
+            self._hold(record.reservation)
+
+    def _hold(self, held: Reservation) -> None:
+        self.admission = Admission(None, budget_answer(held))
+        self.recalled = b"%b %d %b" % (held.state.encode(), held.fees, kept_admission(self.admission))
 
     def emit(self, event: Event) -> None:
         """Record `event` with this entry's commit. Later stages of the chain see it."""
@@ -98,6 +104,12 @@ class Work(Struct, eq=False):
         """Take the work out of the chain: Unprocessable sets its entry aside, all else defers it; only TryAgain
         costs no attempt."""
         self.problem = problem
+
+    def keep_s(self, retention_s: float) -> int:
+        """How long Redis is to keep the record: see Handover."""
+        if is_terminal(self.known()):
+            return int(retention_s)
+        return FOR_GOOD if self.loaded is not None and is_terminal(self.loaded) else 0
 
     def known(self) -> PayoutRecord:
         """The payout's record. Raises LookupError where it was never observed."""

@@ -10,9 +10,10 @@ from msgspec import Struct
 
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import DeadLetterClosed
+from streamproc.domain.intent import is_intent
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
-from streamproc.log import inspect, scripts
+from streamproc.log import inspect, letters
 from streamproc.log.inspect import DeadLetter
 from streamproc.operate.explain import event_json
 from streamproc.operate.site import US, Site, iso
@@ -79,15 +80,22 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
 
 async def redrive(site: Site, text: str, *, by: str, why: str = "") -> str:
     """Give the letter's entry back to the group that could not handle it; the id of the entry that records it."""
-    return await _close(site, text, "redrive", by, why)
+    record, _ = await _close(site, text, "redrive", by, why)
+    return record
 
 
-async def discard(site: Site, text: str, *, by: str, why: str = "") -> None:
-    """Remove a dead letter; the log still has its entry, that it was set aside, who discarded it and why."""
-    await _close(site, text, "discard", by, why)
+async def discard(site: Site, text: str, *, by: str, why: str = "") -> int:
+    """Remove a dead letter; the log still has its entry, that it was set aside, who discarded it and why.
+
+    Returns the paise that are not reserved any more, if it was of an intent that was admitted and never decided.
+    """
+    _, freed = await _close(site, text, "discard", by, why)
+    return freed
 
 
-async def _close(site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str) -> str:
+async def _close(
+    site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str
+) -> tuple[str, int]:
     where = stream_id(text)
     names = site.names_of(where.partition)
     letter = await inspect.dead_letter(site.client, names, where.entry)
@@ -104,7 +112,10 @@ async def _close(site: Site, text: str, action: Literal["redrive", "discard"], b
         why=why,
     )
     m = msgspec.json.encode({"by": "operator", "actor": by})
-    record = await scripts.close_letter(
+    freed = None
+    if action == "discard" and is_intent(event.payout):  # of any other payout the bank tells how it ends
+        freed = await letters.given_up(site.client, names, event.payout)
+    record = await letters.close_letter(
         site.client,
         names,
         where.entry,
@@ -113,10 +124,11 @@ async def _close(site: Site, text: str, action: Literal["redrive", "discard"], b
         action=action,
         e=encode_events([event]),
         m=m,
+        freed=freed,
     )
     if record is None:  # somebody else has just closed it
         raise _missing(where)
-    return f"{where.partition}:{record}"
+    return f"{where.partition}:{record}", freed.amount if freed is not None else 0
 
 
 def _missing(where: StreamId) -> JobFailed:

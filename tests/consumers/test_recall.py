@@ -57,7 +57,7 @@ async def test_while_the_archive_cannot_be_asked_an_old_payout_waits_and_the_oth
         assert await engine.client.zcard(engine.names.retries("governance")) == 1
 
 
-@pytest.mark.parametrize("between", ["", "a look that settles nothing"])
+@pytest.mark.parametrize("between", ["", "a look that settles nothing", "a look by an earlier version"])
 async def test_a_reversal_of_what_redis_has_forgotten_gives_the_budget_back_as_the_log_says(
     redis_url: str, between: str
 ) -> None:
@@ -81,6 +81,9 @@ async def test_a_reversal_of_what_redis_has_forgotten_gives_the_budget_back_as_t
         if between:
             late = old("queued")
             await engine.deliver(replace(late, facts=replace(late.facts, fees=118)))
+            assert await engine.client.hexists(engine.names.payout("pout_old"), "a")
+        if "earlier" in between:  # it wrote the record alone
+            await engine.client.hdel(engine.names.payout("pout_old"), "a", "q", "f")
         await engine.deliver(old("reversed"))
         record = await engine.record("pout_old")
         assert record.reservation is not None

@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, held, restore, scripts, trim
+from streamproc.log import batch, held, letters, restore, scripts, server, trim
 from streamproc.log.connection import connected
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.gone import Gone
@@ -154,7 +154,7 @@ async def work(url: str) -> None:
         (letter, fields), *_ = await client.xrange(NAMES.dead)
         entry = dict(zip(fields[::2], fields[1::2], strict=True))[b"entry"].decode()
         record: dict[str, Any] = {"group": group, "entry": entry, "e": b"[]", "m": b"{}"}
-        await scripts.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
+        await letters.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
         last = (await client.xrevrange(NAMES.log, count=1))[0][0].decode()
         await trim.trim(client, NAMES, anchor=last, retention_s=0)
     async with connected(url) as client:
@@ -178,6 +178,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")
+    await server.delivered_before(client, NAMES)
     await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
     await scripts.take_request(client, NAMES, "t", number=2, window_s=60)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)

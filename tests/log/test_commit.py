@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.events import ReviewRefused
-from streamproc.log import held, scripts
+from streamproc.log import held, letters, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
@@ -82,8 +82,8 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
         b"because",
     ]
     close = {"group": "g", "entry": entry.decode(), "action": "redrive", "e": b"[7]", "m": b"{}"}
-    assert await scripts.close_letter(client, NAMES, letter.decode(), **close)
-    assert await scripts.close_letter(client, NAMES, letter.decode(), **close) is None
+    assert await letters.close_letter(client, NAMES, letter.decode(), **close)
+    assert await letters.close_letter(client, NAMES, letter.decode(), **close) is None
     assert await client.xlen(NAMES.dead) == 0
     again = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     assert [row[0] for row in again] == [entry]

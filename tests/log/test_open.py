@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.budget import Ask
 from streamproc.errors import LogBroken, LogUnavailable, TryAgain
-from streamproc.log import scripts
+from streamproc.log import letters, scripts
 from streamproc.log.connection import connected
 from streamproc.log.health import logs_gone
 from streamproc.log.names import META, Names
@@ -169,7 +169,7 @@ async def change_policy(client: Redis) -> None:
 
 async def close_letter(client: Redis) -> None:
     letter = await client.xadd(NAMES.dead, {"entry": "1-0", "group": "governance"})
-    await scripts.close_letter(
+    await letters.close_letter(
         client, NAMES, letter.decode(), group="governance", entry="1-0", action="discard", e=b"[]", m=b"{}"
     )
 

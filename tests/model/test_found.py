@@ -12,7 +12,7 @@ from streamproc.domain import events as e
 from streamproc.domain.copies import COPIES_MAX
 from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import Beneficiary
-from streamproc.domain.payouts import fold
+from streamproc.domain.payouts import decode_record, fold
 from streamproc.domain.wire import payout_of
 from streamproc.errors import TryAgain
 from streamproc.log.work import Group
@@ -231,6 +231,97 @@ async def test_what_ended_under_the_reference_does_not_stand_for_an_attempt_that
     assert record is not None
     assert record.reservation is not None
     assert record.reservation.state == "released"
+
+
+@pytest.mark.parametrize("beside", ["", "an older one that was cancelled"])
+@pytest.mark.parametrize("ends", ["reversed", "failed"])
+async def test_a_lost_attempt_that_was_paid_all_the_same_gives_its_money_back_if_it_comes_back(
+    unsynced: str, ends: str, beside: str
+) -> None:
+    """Its agent was frozen, and the webhooks told all of it before it was searched for again: its payment was
+    committed, and its end was taken for somebody else's, so the money stayed spent."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", at=START)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(wire)], puts_off=True) as crew:
+            await crew.tell(asked)
+            await crew.rest()
+            await crew.tell("policies: {free: {frozen: true}}")
+            await later(crew, 12)
+            await crew.rest()
+            if beside:
+                await crew.tell(copy_of(asked, "pout_ended", "cancelled", at=START))
+                await crew.rest()
+            for status in ("processing", "processed", ends):
+                bank.move("pout_made_0", status)
+                await crew.tell(copy_of(asked, "pout_made_0", status, at=START))
+                await crew.rest()
+            record = fold([ev for row in await crew.world.rows() for ev in row.events if payout_of(ev)])
+            keys = await crew.world.client.keys(crew.world.names.budget("*", "*"))
+            spent = {tuple(await crew.world.client.hmget(key, "r", "c")) for key in keys}
+    assert record is not None
+    assert record.reservation is not None
+    assert (record.bank_payout, record.reservation.state) == ("pout_made_0", "released")
+    assert spent == {(b"0", b"0")}
+
+
+async def test_an_intent_that_seemed_paid_by_a_copy_and_is_open_again_stays_in_redis(unsynced: str) -> None:
+    """Somebody's payout stood for it until the answer named its own: its record had a time to live from then, and was
+    gone after the retention time although it was open."""
+    bank = Bank()
+    asked = requested(300, agent="free", payee=PAYEE, at=START)
+    with the_tests_clock():
+        chain = governance()
+        async with Crew(World(unsynced), [chain, desk(Slow(bank))]) as crew:
+            await crew.tell(asked)
+            await crew.rest_of(chain)
+            await crew.tell(copy_of(asked, "pout_foreign", "processed"))
+            await crew.rest_of(chain)
+            key, client = crew.world.names.payout(asked.payout), crew.world.client
+            assert await client.ttl(key) > 0
+            await crew.rest()
+            record = decode_record(await client.hget(key, "s"))
+            assert (record.bank_payout, record.bank_status) == ("pout_made_0", "processing")
+            assert await client.ttl(key) == -1
+
+
+async def test_a_failover_that_loses_a_delivery_does_not_make_a_lost_attempt_a_first_one(
+    unsynced: str,
+) -> None:
+    """The new server had the decision, and not that a worker had it and called the bank. It came as if for the first
+    time, its agent was frozen by then, and its money was free at once although the bank had the payout."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", at=START)
+    with the_tests_clock():
+        calls = desk(wire)
+        async with Crew(World(unsynced), [governance(), calls], puts_off=True) as crew:
+            names, client = crew.world.names, crew.world.client
+
+            async def connect_anew() -> None:
+                for consumer, own in crew._all:
+                    await consumer._take_up_own(own)
+
+            await connect_anew()
+            await crew.tell(asked)
+            await crew.rest()
+            assert wire.lost
+            for row in await client.xpending_range(names.log, calls.name, "-", "+", 10):
+                await client.xack(names.log, calls.name, row["message_id"])
+            await client.delete(names.retries(calls.name), names.tries(calls.name))
+            await client.xgroup_setid(names.log, calls.name, "0-0")
+            await client.hset(names.server, "run", "the one before")
+            await connect_anew()
+            await crew.tell("policies: {free: {frozen: true}}")
+            await crew.rest()
+            events = [event for row in await crew.world.rows() for event in row.events]
+            assert [event.maybe_sent for event in events if isinstance(event, e.PayoutStopped)] == [True]
+            wire.is_listed = True
+            for _ in range(3):
+                await later(crew, 12)
+                await crew.rest()
+    assert bank.now("pout_made_0").status == "rejected"
 
 
 class Listed:

@@ -1,18 +1,23 @@
 """Dead letters are listed, shown, given back to their group alone, and discarded."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+import consumers
+from consumers.vet import Reputations
+from streamproc.domain.events import PayoutRequested
 from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import scripts
+from streamproc.log.work import Desk, Group, Item, Stage
 from streamproc.operate.dead import discard, list_letters, redrive, show_letter, stream_id
 from streamproc.operate.groups import groups
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import POLICIES, site_of
-from tests.words import ACCOUNT, NOW, observed
+from tests.words import ACCOUNT, NOW, Vendors, observed, requested
 
 
 async def malformed(engine: Engine, payout: str = "pout_bad", problem: str = "amount is 99") -> None:
@@ -91,6 +96,42 @@ async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(re
         for gone in (redrive, discard):
             with pytest.raises(JobFailed, match="no dead letter"):
                 await gone(site, row["id"], by="asha")
+
+
+async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str):
+    """Its first pass was admitted and failed after that; of an intent nothing else ever comes, so its money stayed
+    reserved until the windows' end, and `reconcile` alarmed."""
+
+    async def refuse(items: Sequence[Item], desk: Desk) -> None:
+        for work, _ in items:
+            work.fail(Unprocessable("it is poison"))
+
+    chain = consumers.governance(Reputations(Vendors()), zone="Asia/Kolkata")
+    poison = Stage(name="poison", consumes=frozenset({PayoutRequested}), handle=refuse)
+    group = Group(name=chain.name, stages=(*chain.stages, poison))
+    async with Engine(redis_url, groups=[group]) as engine, site_of(redis_url) as site:
+        await engine.apply(POLICIES)
+
+        async def reserved() -> set[bytes]:
+            keys = await engine.client.keys(engine.names.budget("*", "*"))
+            return {await engine.client.hget(key, "r") for key in keys}
+
+        now = engine.producer.now_us()
+        first, second = requested(300, key="one", at=now), requested(400, key="two", at=now)
+        await engine.append(ACCOUNT, first)
+        await engine.append(ACCOUNT, second)
+        await engine.settled()
+        letters = {row["payout"]: row["id"] for row in await list_letters(site)}
+        assert await reserved() == {b"700"}
+        assert await discard(site, letters[first.payout], by="asha") == 300
+        assert await reserved() == {b"400"}
+        with pytest.raises(JobFailed, match="no dead letter"):
+            await discard(site, letters[first.payout], by="asha")
+        assert await reserved() == {b"400"}
+        assert await engine.client.hget(engine.names.payout(first.payout), "a") is None
+        await redrive(site, letters[second.payout], by="asha")
+        await engine.settled()
+        assert await reserved() == {b"400"}
 
 
 async def test_a_letter_that_cannot_be_read_is_shown_as_it_is(redis_url: str):

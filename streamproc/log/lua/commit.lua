@@ -7,7 +7,7 @@
 -- ARGV[1] group   ARGV[2] number of inputs   ARGV[3] policy revision that decided them, or '' for none; then for each:
 --   entry id, index of its payout's hash or 0, version that was read (or -1: write without a check),
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
---   none, or: s to keep a finished record or 0, settlement 'committed' | 'released' | '',
+--   none, or: s to keep a finished record, -1 to keep for good one that is open again, or 0, settlement 'committed' | 'released' | '',
 --   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
 --   settle, number of timers, number of notes, total of fees committed with the amount (paise), what the archive has of the
 --   reservation of a payout that has left Redis ('STATE FEES ADMISSION', else ''), the hashes' indexes,
@@ -72,7 +72,7 @@ end
 local function check_rare(at, more, payout)
   local windows, timers, notes = whole(ARGV[at + 4], 0, more), whole(ARGV[at + 5], 0, more), whole(ARGV[at + 6], 0, more)
   if more ~= 9 + windows + 2 * timers + 4 * notes then wrong('it has a part of an input') end
-  whole(ARGV[at], 0, S_MAX)
+  whole(ARGV[at], -1, S_MAX)
   whole(ARGV[at + 7], 0, US_MAX)
   local settlement, recalled, first = ARGV[at + 1], ARGV[at + 8], at + 9
   if not SETTLEMENTS[settlement] or (settlement ~= '' and payout == 0) then wrong('it settles nothing') end
@@ -159,7 +159,8 @@ for n = 1, inputs do
     if record ~= '' then
       versions[payout] = int(tonumber(versions[payout]) + 1)
       call('HSET', KEYS[payout], 'v', versions[payout], 's', record)
-      if more > 0 and ARGV[i + 7] ~= '0' then call('EXPIRE', KEYS[payout], ARGV[i + 7]) end
+      local keep = more > 0 and ARGV[i + 7] or '0'
+      if keep == '-1' then call('PERSIST', KEYS[payout]) elseif keep ~= '0' then call('EXPIRE', KEYS[payout], keep) end
     end
     if e ~= '' then
       last = call('XADD', KEYS[1], '*', 'e', e, 'm', m .. '}')
