@@ -159,7 +159,7 @@ async def test_what_can_be_read_is_no_entry_or_has_no_reason_is_refused(redis_ur
         with pytest.raises(InputError, match="partition 7"):
             await disowned(site, "7:1-1")
     for text, why, says in (
-        ("1-1", "x", "no id of a log entry"),
+        ("1-1", "x", "not the id of a log entry"),
         ("0:1-1", " ", "--why is blank"),
         ("0:1-1", "x" * (WHY_CHARS_MAX + 1), "the limit is 500"),
     ):
