@@ -27,7 +27,7 @@ VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "ven
     "--as-of",
     "as_of",
     metavar="WHEN",
-    help="Print one VIEW as it was: a time (ISO 8601), a seq, or partition:seq.",
+    help="Print one VIEW as it was: a time (ISO 8601), a seq, or partition:seq. With --json one row a line.",
 )
 @click.option("--verify", is_flag=True, help="Compare only; exit code 1 if a live view differs from its log.")
 @click.option("--back", is_flag=True, help="Put the views that the last replay replaced back in place.")

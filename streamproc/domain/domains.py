@@ -128,6 +128,8 @@ def _canonical(url: ada_url.URL) -> VendorUrl | UrlProblem:
         host, is_ip = _canonical_host(url.hostname)
     except ValueError as problem:
         return UrlProblem(str(problem))
+    if not is_ip and any(_is_no_punycode(label) for label in host.split(".")):
+        return UrlProblem("a label of the host begins with xn-- and is no Punycode")
     url.username = url.password = url.hash = ""
     url.hostname = host
     return VendorUrl(
@@ -161,6 +163,11 @@ def _canonical_host(host: str) -> tuple[str, bool]:
                 f"a label of the host has {len(label)} characters, the limit is {LABEL_CHARS_MAX}"
             )
     return bare, False
+
+
+def _is_no_punycode(label: str) -> bool:
+    """`xn--` before what no browser can read: ada takes it where all of the host is ASCII, and WHATWG does not."""
+    return label.startswith("xn--") and ada_url.idna_to_unicode(label) == label
 
 
 def _mixes_scripts(label: str) -> bool:

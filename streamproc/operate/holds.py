@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
-from streamproc.archive.read import await_views
+from streamproc.archive.read import await_views, views_upto
 from streamproc.domain import said
 from streamproc.domain.events import (
     EntrySetAside,
@@ -89,6 +89,9 @@ async def _view_is_here(pool: Any, site: Site) -> None:
     for partition in range(site.partitions):
         for entry in await newest_entries(site.client, Names(partition), 1):
             left_s = round(max(0.1, until - asyncio.get_running_loop().time()), 1)
+            await views_upto(
+                pool, partition
+            )  # a Postgres that does not answer is not a view that stays behind
             await await_views(pool, partition, entry.id, timeout_s=left_s)
 
 

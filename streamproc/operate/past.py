@@ -67,6 +67,9 @@ async def _targets(db: asyncpg.Connection, when: str) -> list[Target]:
         partition = int(found[1]) if found[1] is not None else ends[0].partition
         return [_there(await target_at_seq(db, partition, int(found[2])), when)]
     at_ms = ms_of(moment_of(when))
+    # Entries have Redis's clock, which may be ahead of this host's.
+    if at_ms > max(ms_of(datetime.now(UTC)), *(id_key(end.entry)[0] for end in ends)):
+        raise InputError(f"--as-of {when} is in the future: nobody knows what is archived until then")
     return [await target_at_time(db, end.partition, at_ms) for end in ends]
 
 

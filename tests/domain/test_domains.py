@@ -54,6 +54,18 @@ def test_every_spelling_of_a_host_is_that_host(text: str) -> None:
     assert host_of(text) == "evil.com"
 
 
+@pytest.mark.parametrize(
+    "host", ["xn--a", "a.XN--A.com", "xn--", "xn--evil-.com", "xn--zzzz99999999.example"]
+)
+def test_a_label_that_only_looks_like_punycode_is_no_host(host: str) -> None:
+    assert problem_of(f"https://{host}/") == "a label of the host begins with xn-- and is no Punycode"
+
+
+@pytest.mark.parametrize("host", ["xn--bcher-kva.de", "xn--fuball-cta.de", "xn--ls8h.la", "xn--fiqs8s"])
+def test_a_host_may_be_written_in_punycode(host: str) -> None:
+    assert host_of(f"https://{host}/") == host
+
+
 @given(
     host=HOSTS,
     user=st.sampled_from(["", "u@", "u:p@", "good.com@", "%40@"]),

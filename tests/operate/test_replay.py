@@ -424,6 +424,8 @@ async def test_a_time_means_the_last_entry_until_then(dsn: str, log: ListedLog):
 async def test_what_is_no_position_or_is_not_there_is_said(dsn: str, log: ListedLog):
     with pytest.raises(InputError, match="'yesterday' is no time"):
         await targets_of(dsn, "yesterday")
+    with pytest.raises(InputError, match="--as-of 2099-01-01 is in the future"):
+        await targets_of(dsn, "2099-01-01")
     with pytest.raises(JobFailed, match="no entry 999999"):
         await targets_of(dsn, "999999")
     with pytest.raises(JobFailed, match="no entry 0:5-5"):
