@@ -46,6 +46,9 @@ MUCH = 64
 and in Postgres, as much as 60 entries."""
 GATHER_MUCH_S = 0.04
 """GATHER_S in a flood. Money waits at the barrier 30 ms longer then; a call to the bank takes hundreds."""
+FAR_MS = 253_370_764_800_000
+"""The beginning of the year 9999 (UTC), in ms: no entry may be later, since the archive has a range for each month and
+calendars end there. Redis's clock never gives such an id, a hand may."""
 DRAIN_S = 5.0
 """How long a stop waits for the views' batch in hand and a last checkpoint; what is left is done at the next start."""
 
@@ -234,6 +237,12 @@ class _Session:
         entries = await drop_redelivered(self._db, self._partition, self._head, entries)
         if not entries:
             return
+        if id_key(entries[-1].id)[0] >= FAR_MS:
+            far = next(entry.id for entry in entries if id_key(entry.id)[0] >= FAR_MS)
+            raise LogBroken(
+                f"entry {self._partition}:{far} is later than the year 9998, the last that the archive has room for;"
+                " nobody of ours wrote it, and it is not archived"
+            )
         missing = [at_ms for at_ms in months_of(entries) if at_ms not in self._ranges]
         await make_ranges(self._db, missing)
         self._ranges.update(missing)

@@ -75,7 +75,8 @@ class Head(Struct, frozen=True):
 async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator[asyncpg.Connection]:
     """A connection of our own with a limit on every wait. `name` shows in pg_stat_activity.
 
-    `job`: its statements may scan whole tables, and it may wait long for other transactions.
+    `job`: its statements may scan whole tables, and it may wait long for other transactions. Its commits wait for the
+    disk, even where the database or the role spares them that: money moves by what is committed.
     """
     command_s = JOB_TIMEOUT_S if job else COMMAND_TIMEOUT_S
     statement_ms = int(JOB_TIMEOUT_S * 1000) if job else STATEMENT_TIMEOUT_MS
@@ -95,6 +96,7 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
         },
     )
     try:
+        await db.execute(_SQL["wait_for_disk"])
         yield db
     finally:
         # A clean close can wait for a peer that is gone; the lock is released either way.

@@ -1,3 +1,7 @@
+-- name: wait_for_disk
+-- Only where it is off: the other values all wait for our disk, and which replicas they wait for is the owner's choice.
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+
 -- name: take_lock
 SELECT pg_try_advisory_lock($1, $2);
 

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGSTOP
 
+import pytest
+
 from projections.schema import prepare
 from streamproc import embedded, processes
 from tests.projections.histories import (
@@ -17,6 +19,7 @@ from tests.projections.histories import (
     project_all,
     projecting,
 )
+from tests.projections.seals import terms
 from tests.restartable import Restartable, restartable
 
 WAL_WRITER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
@@ -57,3 +60,21 @@ async def test_views_that_a_killed_postgres_forgot_are_folded_again_and_the_arch
         await prepare(postgres)
         await project_all(postgres, log)
         assert await everything(dsn) == await everything(postgres)
+
+
+@pytest.mark.parametrize("whose", ["DATABASE", "ROLE"])
+async def test_what_the_barrier_let_through_outlives_a_kill_though_the_owner_spares_the_disk_by_default(
+    public_dir: Path, whose: str
+) -> None:
+    log, port = ListedLog(history(seed=22, payouts=10)), processes.free_port()
+    home, outside = public_dir / f"spared-{whose}", public_dir / f"spared-{whose}.txt"
+    async with restartable(lambda: embedded.postgres(home, port=port)) as killed:
+        dsn = await killed.up()
+        await prepare(dsn)
+        await fetch(dsn, f"ALTER {whose} streamproc SET synchronous_commit = off")
+        async with that_syncs_when_told(killed, dsn):
+            await project_all(dsn, log, terms=terms(outside))
+        dsn = await killed.up()
+        assert await fetch(dsn, "SELECT seq FROM heads") == [(len(log.entries),)]
+        # And a checkpoint that is outside is in the table too: one that is not would stop all signing.
+        assert await fetch(dsn, "SELECT max(size) FROM checkpoints") == [(len(log.entries),)]

@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from projections import loop
 from projections.loop import Progress, months_of, project, run_projector
 from projections.payouts import COLUMNS
 from projections.schema import prepare
@@ -225,6 +226,16 @@ async def test_an_entry_before_the_checkpoint_that_was_never_archived_halts_the_
     await broken(
         dsn, Smuggling(log.entries), match=rf"{stranger.id} is before the checkpoint .* never archived"
     )
+
+
+@pytest.mark.parametrize("ms", [loop.FAR_MS, 253_402_300_800_000, 2**63 - 1, 2**63, 2**64 - 1])
+async def test_an_entry_of_a_time_that_no_calendar_has_halts_the_projector_by_name(
+    dsn: str, log: ListedLog, ms: int
+):
+    log.entries += [Stored(f"{ms}-5", log_of([observed("pout_far")])[0].e)]
+    await broken(dsn, log, match=rf"0:{ms}-5 is later than the year 9998")
+    log.entries[-1] = log.entries[-1]._replace(id=f"{loop.FAR_MS - 1}-{2**63 - 1}")
+    await project_all(dsn, log)
 
 
 async def test_a_log_that_lost_its_tail_halts_the_projector_and_says_recover(dsn: str, log: ListedLog):
