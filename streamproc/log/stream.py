@@ -173,6 +173,7 @@ class Clock:
     def __init__(self) -> None:
         self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
         self._synced_at = float("-inf")
+        self._host_s = 0.0
         self.steps = 0
         """How often it was found to be off: what was told before that is wrong."""
 
@@ -180,24 +181,35 @@ class Clock:
         """µs since 1970 by Redis's clock, as far as it is known."""
         return time.monotonic_ns() // 1000 + self._offset_us
 
-    def set(self, redis_now_us: int) -> None:
-        """Take in what Redis's clock says."""
-        before_us, self._offset_us = self._offset_us, redis_now_us - time.monotonic_ns() // 1000
-        off_s = (self._offset_us - before_us) / 1e6
-        if abs(off_s) > CLOCK_STEP_S:
+    def set(self, redis_now_us: int, waited_us: int = 0) -> None:
+        """Take in what Redis's clock said at some moment of the last `waited_us`."""
+        off_us = redis_now_us - self.now_us()
+        off_us = max(off_us, min(0, off_us + waited_us))  # what the answer allows stays as it was
+        self._offset_us += off_us
+        if abs(off_us) > CLOCK_STEP_S * 1e6:
             self.steps += 1
-            log.warning("Redis's clock is %.0f s from what it was taken to be", off_s)
+            log.warning("Redis's clock is %.0f s from what it was taken to be", off_us / 1e6)
         self._synced_at = time.monotonic()
+        self._host_s = time.time() - self._synced_at
 
     def is_stale(self) -> bool:
-        """Whether it is time to ask again."""
-        return time.monotonic() - self._synced_at > CLOCK_SYNC_S
+        """Whether it is time to ask again: after a while, or when this host's clock has left our monotonic one, which
+        stands still while the host sleeps."""
+        now = time.monotonic()
+        has_slept = abs(time.time() - now - self._host_s) > CLOCK_STEP_S
+        return has_slept or now - self._synced_at > CLOCK_SYNC_S
+
+    def doubt(self) -> None:
+        """Ask before the next use: another server may be Redis now."""
+        self._synced_at = float("-inf")
 
     async def sync(self, client: Redis) -> None:
         """Ask Redis."""
+        asked_ns = time.monotonic_ns()
         with named_errors():
             seconds, micros = await client.time()
-        self.set(int(seconds) * 1_000_000 + int(micros))
+        waited_us = (time.monotonic_ns() - asked_ns) // 1000
+        self.set(int(seconds) * 1_000_000 + int(micros), waited_us)
 
 
 class _Waiting(NamedTuple):
@@ -307,6 +319,7 @@ class Producer:
 
     async def _instead_of(self, client: Redis, names: Names) -> Redis:
         """A new client in place of one that must not be used again, since a reply may still be on its way."""
+        self.clock.doubt()
         with suppress(RedisError, OSError):  # a peer that does not answer is not waited for
             await client.aclose()
         return connect(self._url, home=names.log)

@@ -1,6 +1,7 @@
 """The producer's door: once, coalesced, and honest when Redis is away."""
 
 import asyncio
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
-from streamproc.log.stream import CLOCK_STEP_S, Append, Appended, LogView, Producer, open_log
+from streamproc.log.stream import CLOCK_STEP_S, Append, Appended, Clock, LogView, Producer, open_log
 from tests.deadline import DEADLINE_S
 from tests.faults.proxy import Proxy
 from tests.words import delivery, observed
@@ -129,6 +130,28 @@ async def test_what_was_told_by_a_wrong_clock_is_to_be_delivered_again(log_url: 
     async with LogView(log_url, 0) as view:
         ats = [decode_events(entry.e)[0].at for entry in await view.read("0-0", 10, 0)]
     assert all(abs(at / 1e6 - seconds) < CLOCK_STEP_S + 60 for at in ats)
+
+
+async def test_a_host_that_slept_a_moment_after_it_asked_asks_again_before_it_appends(
+    log_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monotonic clock stood still meanwhile: for ten seconds more what came was told by the time before."""
+    async with Producer(log_url, partitions=1, name="test") as producer:
+        assert not producer.clock.is_stale()
+        producer.clock._offset_us -= 86_400_000_000
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + 86_400)
+        with pytest.raises(LogUnavailable, match="deliver again"):
+            await producer.append(delivery(observed("first", at=producer.now_us())))
+        assert (await producer.append(delivery(observed("first", at=producer.now_us())))).new
+
+
+@pytest.mark.parametrize(("said_ago_s", "waited_s", "steps"), [(30, 30, 0), (30, 1, 1), (-30, 30, 1)])
+def test_an_answer_that_was_long_under_way_is_no_step(said_ago_s: int, waited_s: int, steps: int) -> None:
+    """This process stood still before it read the answer: it is as old as that, and the clock is right."""
+    clock = Clock()
+    clock.set(clock.now_us() - said_ago_s * 1_000_000, waited_s * 1_000_000)
+    assert clock.steps == steps
 
 
 def test_a_connection_that_is_reset_between_two_appends_is_replaced(valkey: str) -> None:
