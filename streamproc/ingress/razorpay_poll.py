@@ -68,6 +68,10 @@ Tell = Callable[[Pass, int, float], Awaitable[None]]
 """Saves the result of a pass, the failures in a row, and the seconds until the next one."""
 
 
+async def no_sync() -> None:
+    """The door's clock is right by itself."""
+
+
 async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
     """Save nothing."""
 
@@ -75,7 +79,8 @@ async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
 class Poller:
     """Lists one bank account. `account` is the id that its webhooks carry: the same payout, the same partition.
 
-    `load_cursor` gives the Unix second up to which the list was read, or None; `save_cursor` keeps it.
+    `load_cursor` gives the Unix second up to which the list was read, or None; `save_cursor` keeps it. `sync` has the
+    producer ask for the time if that is due: a pass that finds nothing appends nothing, which would ask.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Poller:
         watch: Watch | None = None,
         is_active: Callable[[], bool] = lambda: True,
         tell: Tell = tell_nobody,
+        sync: Callable[[], Awaitable[None]] = no_sync,
     ) -> None:
         self._bank = bank
         self._producer = producer
@@ -102,6 +108,7 @@ class Poller:
         self._watch = watch
         self._is_active = is_active
         self._tell = tell
+        self._sync = sync
         self._long_look_s: int | None = None
         self.failures_in_a_row = 0
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
@@ -137,6 +144,8 @@ class Poller:
         """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
         done = Pass(to_s=self._producer.now_us() // 1_000_000)
         try:
+            await self._sync()
+            done.to_s = self._producer.now_us() // 1_000_000
             await self._read_list(done)
             if self._watch is not None:
                 done.looked = await self._watch.look()

@@ -255,6 +255,12 @@ class Producer:
         """µs by Redis's clock."""
         return self.clock.now_us()
 
+    async def sync(self) -> None:
+        """Ask for Redis's clock if that is due: for callers that read it and append nothing. Raises LogUnavailable."""
+        if self.clock.is_stale():
+            async with connected(self._url) as client:
+                await self.clock.sync(client)
+
     async def append(self, what: Append) -> Appended:
         """Append a delivery at most once; returns when it is in the log and synced.
 

@@ -88,6 +88,7 @@ def poller_of(
         watch=watch,
         is_active=is_active,
         tell=tell or tell_nobody,
+        sync=producer.sync,
     )
 
 

@@ -64,6 +64,7 @@ class Desk:
         self.bank = Bank(*items)
         self.door = Recorder()
         self.cursor: int | None = None
+        self.slept_s = 0
         self.poller = Poller(
             self.bank,
             self.door,
@@ -72,13 +73,28 @@ class Desk:
             interval_s=interval_s,
             load_cursor=self._load,
             save_cursor=self._save,
+            sync=self._sync,
         )
+
+    async def _sync(self) -> None:
+        self.door.now_s += self.slept_s
+        self.slept_s = 0
 
     async def _load(self) -> int | None:
         return self.cursor
 
     async def _save(self, second: int) -> None:
         self.cursor = second
+
+
+async def test_after_its_host_slept_a_poller_that_appended_nothing_lists_up_to_now() -> None:
+    """Its clock stood still meanwhile. Up to then there was nothing to append, and only an append asked for the time:
+    so it listed up to the same moment again and again."""
+    desk = Desk()
+    await desk.poller.poll_once()
+    asleep_at_s, desk.slept_s = desk.door.now_s, 8 * 3600
+    await desk.poller.poll_once()
+    assert desk.bank.asked[-1][1] == desk.cursor == asleep_at_s + 8 * 3600
 
 
 async def test_the_first_pass_looks_a_day_back_and_leaves_the_cursor_at_now() -> None:

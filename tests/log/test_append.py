@@ -146,6 +146,20 @@ async def test_a_host_that_slept_a_moment_after_it_asked_asks_again_before_it_ap
         assert (await producer.append(delivery(observed("first", at=producer.now_us())))).new
 
 
+async def test_who_appends_nothing_can_have_the_clock_asked(
+    log_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Producer(log_url, partitions=1, name="test") as producer:
+        right_us = producer.now_us()
+        producer.clock._offset_us -= 86_400_000_000
+        await producer.sync()
+        assert producer.now_us() < right_us, "it was asked a moment ago"
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + 86_400)
+        await producer.sync()
+        assert producer.now_us() >= right_us
+
+
 @pytest.mark.parametrize(("said_ago_s", "waited_s", "steps"), [(30, 30, 0), (30, 1, 1), (-30, 30, 1)])
 def test_an_answer_that_was_long_under_way_is_no_step(said_ago_s: int, waited_s: int, steps: int) -> None:
     """This process stood still before it read the answer: it is as old as that, and the clock is right."""
