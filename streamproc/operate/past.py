@@ -23,6 +23,8 @@ from streamproc.errors import InputError, JobFailed
 from streamproc.operate.moments import iso_moment
 
 ROWS_AT_ONCE = 1_000
+AHEAD_MAX = timedelta(days=1)
+"""A time so far ahead means all that is there: the end of today, in any zone, or a moment from now."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})", re.ASCII)
 _ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18})(?::\d+)?", re.ASCII)
@@ -68,7 +70,7 @@ async def _targets(db: asyncpg.Connection, when: str) -> list[Target]:
         return [_there(await target_at_seq(db, partition, int(found[2])), when)]
     at_ms = ms_of(moment_of(when))
     # Entries have Redis's clock, which may be ahead of this host's.
-    if at_ms > max(ms_of(datetime.now(UTC)), *(id_key(end.entry)[0] for end in ends)):
+    if at_ms > max(ms_of(datetime.now(UTC) + AHEAD_MAX), *(id_key(end.entry)[0] for end in ends)):
         raise InputError(f"--as-of {when} is in the future: nobody knows what is archived until then")
     return [await target_at_time(db, end.partition, at_ms) for end in ends]
 

@@ -1,6 +1,7 @@
 """`explain` tells a payout's whole story, from wherever its events are."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -85,7 +86,9 @@ async def test_a_malformed_payout_is_shown_with_its_reason_and_its_dead_letter(
             [_, letter] = await list_letters(site)
             if postgres_there:
                 async with site_of(redis_url, postgres) as whole:
-                    then = await explain_as_of(whole, postgres, "pout_bad", "2999-01-01")
+                    then = await explain_as_of(
+                        whole, postgres, "pout_bad", (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+                    )
                     assert (then.governed, then.record.decision) == (False, None)
             await discard(site, letter["id"], by="asha")
         closed, _ = await story_of(redis_url, "pout_bad", dsn)

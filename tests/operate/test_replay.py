@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -426,6 +426,8 @@ async def test_what_is_no_position_or_is_not_there_is_said(dsn: str, log: Listed
         await targets_of(dsn, "yesterday")
     with pytest.raises(InputError, match="--as-of 2099-01-01 is in the future"):
         await targets_of(dsn, "2099-01-01")
+    tonight = (datetime.now(UTC) + timedelta(hours=23)).isoformat()
+    assert await targets_of(dsn, tonight) == await targets_of(dsn, datetime.now(UTC).isoformat())
     with pytest.raises(JobFailed, match="no entry 999999"):
         await targets_of(dsn, "999999")
     with pytest.raises(JobFailed, match="no entry 0:5-5"):
