@@ -10,7 +10,7 @@ import httpx
 
 from streamproc.clients.razorpay_entities import MalformedPayout, read_payout
 from streamproc.domain.events import Event, PayoutDecided, PayoutObserved, PayoutRequested
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.stream import Producer
@@ -180,7 +180,7 @@ class Load:
                     for partition in range(self._plan.accounts):
                         await apply_policies(client, policies(room), partition=partition)
                     return
-            except LogUnavailable:
+            except (LogUnavailable, LogBroken):  # the latter from a failover until `recover` has run
                 await asyncio.sleep(AGAIN_S)
 
     # ---- reviewers ----
