@@ -53,9 +53,8 @@ async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Eve
             log.info("%s; going on from where they are", moved)
         except AWAY as problem:
             await outage.wait(problem, stopping)
-        except (
-            Exception
-        ) as problem:  # even a defect of a fold must not stop the archive, for which money waits
+        # Even a defect of a fold: it must not stop the archive, for which money waits.
+        except Exception as problem:
             if (what := named(problem)) != reported:
                 text = "the views of partition %d stand still, the archive goes on: %s"
                 log.error(text, partition, what, exc_info=None if isinstance(problem, _NAMED) else problem)

@@ -191,9 +191,8 @@ def work_of(entry: Raw, *, taken: bool) -> Work:
     for event in events:
         payout = payout or payout_of(event)
     if not payout and not ASKED.isdisjoint(map(type, events)):
-        raise Unprocessable(
-            "the request for a payout has no payout id"
-        )  # its record would belong to no payout
+        # Its record would belong to no payout.
+        raise Unprocessable("the request for a payout has no payout id")
     return Work(entry[0], events, payout, taken, m=entry[1][3])
 
 

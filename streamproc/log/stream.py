@@ -122,9 +122,8 @@ async def open_log(
         if not meta and not any([await client.exists(log) for log in logs]):
             await client.hsetnx(META, BEGUN, str((await client.time())[0]))
         await client.hsetnx(META, "partitions", str(partitions))
-        _check_count(
-            await client.hget(META, "partitions"), partitions
-        )  # another process may have set it first
+        # Another process may have set it first.
+        _check_count(await client.hget(META, "partitions"), partitions)
         for partition in range(partitions):
             made = f"made:{partition}"
             await _open_partition(

@@ -83,9 +83,8 @@ class Front:
         elif bearer(scope) is None:
             await _refuse(send)
         else:
-            body = await self._body(
-                scope, receive, send
-            )  # before counting, so that slow senders take no place
+            # Before counting, so that slow senders take no place.
+            body = await self._body(scope, receive, send)
             if body is None:
                 return
             if self._in_hand >= REQUESTS_MAX:

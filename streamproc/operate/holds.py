@@ -89,9 +89,8 @@ async def _view_is_here(pool: Any, site: Site) -> None:
     for partition in range(site.partitions):
         for entry in await newest_entries(site.client, Names(partition), 1):
             left_s = round(max(0.1, until - asyncio.get_running_loop().time()), 1)
-            await views_upto(
-                pool, partition
-            )  # a Postgres that does not answer is not a view that stays behind
+            # A Postgres that does not answer is not a view that stays behind.
+            await views_upto(pool, partition)
             await await_views(pool, partition, entry.id, timeout_s=left_s)
 
 

@@ -276,9 +276,8 @@ async def _archive_statements(
             if await stated.looked_for(row):
                 continue  # archived by a run that was killed
             e, m = recorded(disowning(said, row, now_us))
-            ms, n = id_key(
-                head.entry
-            )  # right after the archive's last id, so before anything that is still missing
+            # Right after the archive's last id, so before anything that is still missing.
+            ms, n = id_key(head.entry)
             entry = Entry(f"{ms}-{n + 1}", e, m)
             await make_ranges(db, months_of([entry]))
             _, head = await archive(db, partition, head, [entry])

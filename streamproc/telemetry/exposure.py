@@ -166,9 +166,8 @@ def _say_who(lock: int) -> None:
 def _bound(directory: Path, name: str) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        (directory / f"{name}.sock").unlink(
-            missing_ok=True
-        )  # left by a killed process, since the lock is ours
+        # Left by a killed process, since the lock is ours.
+        (directory / f"{name}.sock").unlink(missing_ok=True)
         with _short(directory) as short:
             listening.bind(f"{short}/{name}.sock")
         listening.listen(8)

@@ -519,12 +519,9 @@ async def _nothing_there(account_number: str, reference: str) -> list[e.BankPayo
     return []
 
 
-async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_money_back(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An attempt was made, and may have reached the bank: its money is kept as long as it may turn up, no longer."""
-    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
-    monkeypatch.setattr(creating, "LOST_FOR_GOOD_S", 3)
+@asynccontextmanager
+async def frozen_after_a_lost_answer(redis_url: str) -> AsyncIterator[tuple[Gateway, e.PayoutRequested]]:
+    """An intent whose answer was lost, whose agent is frozen before the next attempt, and that is rejected then."""
     again, opened, calls = asyncio.Event(), asyncio.Event(), 0
 
     async def barrier(partition: int, entry: str) -> None:
@@ -541,6 +538,16 @@ async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_m
         await asyncio.wait_for(again.wait(), DEADLINE_S)
         await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
         opened.set()
+        yield gate, asked
+
+
+async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_money_back(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt was made, and may have reached the bank: its money is kept as long as it may turn up, no longer."""
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(creating, "LOST_FOR_GOOD_S", 3)
+    async with frozen_after_a_lost_answer(redis_url) as (gate, asked):
         record = await gate.ends(asked.payout, "rejected")
         assert record.reservation is not None
         assert record.reservation.state == "reserved"
@@ -567,22 +574,7 @@ async def test_a_recovery_goes_on_looking_for_an_attempt_whose_answer_was_lost_b
     """What was rejected with nothing at the bank was taken for over, so nobody looked any more: its money stayed
     reserved for good."""
     monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
-    again, opened, calls = asyncio.Event(), asyncio.Event(), 0
-
-    async def barrier(partition: int, entry: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            again.set()
-            await opened.wait()
-
-    async with gateway(redis_url, barrier=barrier) as gate:
-        await gate.bank.faults(api=[{"kind": "500", "path": "/v1/payouts", "method": "POST", "count": 1}])
-        asked = requested(payee=PAYEE)
-        await gate.engine.producer.append(request(asked))
-        await asyncio.wait_for(again.wait(), DEADLINE_S)
-        await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
-        opened.set()
+    async with frozen_after_a_lost_answer(redis_url) as (gate, asked):
         await gate.ends(asked.payout, "rejected")
         await gate.engine.stop()
         await archive(redis_url, postgres)
