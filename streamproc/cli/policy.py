@@ -1,23 +1,28 @@
 """`streamproc policy`: put policies in force, show them and their history."""
 
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
 from streamproc.cli import output, person, proposal
 from streamproc.cli.context import operator_settings
+from streamproc.cli.policy_shown import (
+    applied_lines,
+    change_lines,
+    loosens_lines,
+    partitions_json,
+    value_text,
+)
+from streamproc.cli.policy_source import read_policy_file, read_text
 from streamproc.cli.whatif import whatif
-from streamproc.errors import InputError
 
 if TYPE_CHECKING:
     from streamproc.domain.events import PolicyChanged
-    from streamproc.domain.policy import PolicyFile, ScopeState
+    from streamproc.domain.policy import ScopeState
     from streamproc.domain.proposals import Proposal
     from streamproc.operate.changes import Plan, Preview
-    from streamproc.operate.policies import Applied, FieldChange
+    from streamproc.operate.policies import Applied
 
 
 @click.group()
@@ -72,7 +77,7 @@ def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: boo
     from streamproc.domain.policy_file import parse_fields
     from streamproc.operate import policies
 
-    fields = parse_fields(_read(file), name=str(file))
+    fields = parse_fields(read_text(file), name=str(file))
     _make(policies.of_patch(f"agent:{agent}", fields, by=by, why=why), by, why, dry_run, as_json)
 
 
@@ -114,94 +119,10 @@ def _say_preview(seen: "Preview", as_json: bool) -> None:
         rows = partitions_json(seen.changes)
         output.say_json({"changed": False, "waits": seen.waits, "loosens": loosens, "partitions": rows})
         return
-    for line in (*applied_lines(seen.changes), *proposal.loosens_lines(seen.loosens)):
+    for line in (*applied_lines(seen.changes), *loosens_lines(seen.loosens)):
         click.echo(line)
     waits = "; it would wait for a second person" if seen.waits else ""
     output.note(f"nothing was changed{waits}")
-
-
-def partitions_json(applied: "list[Applied]") -> list[dict[str, object]]:
-    """What changed on each partition, for scripts."""
-    from streamproc.operate.policies import change_json
-
-    return [
-        {"partition": one.partition, "entry": one.entry, "changes": [change_json(c) for c in one.changes]}
-        for one in applied
-    ]
-
-
-def read_policy_file(file: Path) -> "PolicyFile":
-    """A policy file, checked; `-` is stdin. Raises InputError with every mistake in it."""
-    from streamproc.domain.policy import parse_policy_file
-
-    return parse_policy_file(_read(file), name=str(file))
-
-
-def _read(file: Path) -> str:
-    try:
-        if str(file) == "-":
-            return _within_limit(sys.stdin.buffer, file).decode("utf-8")
-        with file.open("rb") as opened:
-            return _within_limit(opened, file).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        why = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
-        raise InputError(f"{file} cannot be read: {why}") from problem
-
-
-def _within_limit(opened: BinaryIO, file: Path) -> bytes:
-    """The file's bytes. Raises InputError above the limit, before an endless file fills all memory."""
-    from streamproc.domain.policy_file import FILE_CHARS_MAX
-
-    bytes_max = 4 * FILE_CHARS_MAX
-    if len(found := opened.read(bytes_max + 1)) > bytes_max:
-        raise InputError(f"{file} has more than {bytes_max} bytes; the limit is {FILE_CHARS_MAX} characters")
-    return found
-
-
-def applied_lines(applied: "list[Applied]") -> list[str]:
-    """What changed, for people."""
-    lines: list[str] = []
-    told: list[tuple[Any, ...]] = []
-    for one in applied:
-        # What is the same on all partitions, which is nearly always everything, is printed once.
-        changes = tuple((c.scope, c.version, repr(c.before), repr(c.after)) for c in one.changes)
-        if not one.changes or changes in told:
-            continue
-        told.append(changes)
-        where = f" (partition {one.partition})" if told[1:] else ""
-        lines += [line + where for change in one.changes for line in _change_lines(change)]
-    return lines or ["nothing to change: these policies are in force already"]
-
-
-def _change_lines(change: "PolicyChanged") -> list[str]:
-    from streamproc.operate.policies import changed_fields
-
-    verb = "added" if change.before is None else "removed" if change.after is None else "changed"
-    fields = [
-        f"  {f.field}: {_value(f.before)} -> {_value(f.after)}{_from_now(change, f)}"
-        for f in changed_fields(change)
-    ]
-    return [f"{change.scope} {verb}, version {change.version}", *(fields or ["  (through the defaults)"])]
-
-
-_COUNTED_WHERE_LIMITED = frozenset({"weekly_limit", "monthly_limit", "vendor_daily_limit"})
-"""An agent's windows that are counted only if they are limited; its day always is. For teams and accounts it is all."""
-
-
-def _from_now(change: "PolicyChanged", field: "FieldChange") -> str:
-    """A warning for a new limit: payouts made before in its window are not counted, which nobody would expect."""
-    of_many = change.scope.startswith(("team:", "account:"))
-    counted_here = field.field in _COUNTED_WHERE_LIMITED or (of_many and field.field == "daily_limit")
-    is_new = field.before is None and (of_many or change.before is not None)
-    return (
-        " (counts from now on, nothing of what its first window had before)"
-        if counted_here and is_new
-        else ""
-    )
-
-
-def _value(value: object) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 @policy.command()
@@ -245,7 +166,7 @@ def _state_lines(scope: str, state: "ScopeState", *, effective: bool) -> list[st
     lines = [f"{scope}, version {state.version}"]
     for name in sorted(fields):
         inherited = "" if name in own or not effective else "  (by default)"
-        lines.append(f"  {name}: {_value(fields[name])}{inherited}")
+        lines.append(f"  {name}: {value_text(fields[name])}{inherited}")
     return lines
 
 
@@ -275,7 +196,7 @@ def history(agent: str, as_json: bool) -> None:
         return
     output.note(note)
     for change in changes:
-        head, *fields = _change_lines(change)
+        head, *fields = change_lines(change)
         why = f", confirmed by {change.confirmed_by}" if change.confirmed_by else ""
         why += f": {change.why}" if change.why else ""
         click.echo("\n".join([f"{iso(change.at)}  {head} by {change.by}{why}", *fields]))

@@ -1,18 +1,15 @@
 """`streamproc policy proposals`, `confirm`, `withdraw`: changes that loosen something and wait for a second person."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
+from streamproc.cli.policy_shown import applied_lines, loosens_lines, partitions_json, value_text
 from streamproc.errors import JobFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from streamproc.domain.policy_events import Loosening
     from streamproc.domain.proposals import Proposal
     from streamproc.operate.proposals import Confirmed
 
@@ -32,19 +29,6 @@ def say_waits(proposal: "Proposal", as_json: bool) -> None:
     for line in loosens_lines(proposal.loosens):
         click.echo(line)
     click.echo(f"within 24 hours somebody else says: streamproc policy confirm {proposal.id} --by NAME")
-
-
-def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:
-    """What a change loosens, for people."""
-    return [
-        f"  loosens {one.scope} {one.field}".rstrip()
-        + f": {_value(one.before)} -> {_value(one.after)} ({one.why})"
-        for one in loosens
-    ]
-
-
-def _value(value: object) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 @click.command()
@@ -77,7 +61,9 @@ def proposals(as_json: bool) -> None:
         click.echo(f"{one['id']}  {one['state']}{by}; proposed by {one['by']} at {one['proposed_at']}{why}")
         for loose in one["loosens"]:
             what = f"{loose['scope']} {loose['field']}".rstrip()
-            click.echo(f"  {what}: {_value(loose['before'])} -> {_value(loose['after'])} ({loose['why']})")
+            click.echo(
+                f"  {what}: {value_text(loose['before'])} -> {value_text(loose['after'])} ({loose['why']})"
+            )
 
 
 @click.command()
@@ -95,7 +81,6 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
       streamproc policy confirm prop_0123456789abcdef --by vikram
     """
     settings = operator_settings()
-    from streamproc.cli.policy import applied_lines, partitions_json
     from streamproc.operate import proposals
     from streamproc.operate.site import opened
 

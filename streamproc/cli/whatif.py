@@ -8,6 +8,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import archive_settings
+from streamproc.cli.policy_source import read_policy_file
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def whatif(
     if (file is None) == (not in_force):
         raise InputError("name a policy FILE, or --in-force for the policies of then")
     settings = archive_settings()
-    from streamproc.cli.policy import read_policy_file
     from streamproc.cli.telling import Telling
     from streamproc.domain.whatif.judge import Assumptions
     from streamproc.operate.moments import moment

@@ -1,0 +1,78 @@
+"""What a change of policies comes to, for people and for scripts."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamproc.domain.events import PolicyChanged
+    from streamproc.domain.policy_events import Loosening
+    from streamproc.operate.policies import Applied, FieldChange
+
+
+def partitions_json(applied: "list[Applied]") -> list[dict[str, object]]:
+    """What changed on each partition, for scripts."""
+    from streamproc.operate.policies import change_json
+
+    return [
+        {"partition": one.partition, "entry": one.entry, "changes": [change_json(c) for c in one.changes]}
+        for one in applied
+    ]
+
+
+def applied_lines(applied: "list[Applied]") -> list[str]:
+    """What changed, for people."""
+    lines: list[str] = []
+    told: list[tuple[Any, ...]] = []
+    for one in applied:
+        # What is the same on all partitions, which is nearly always everything, is printed once.
+        changes = tuple((c.scope, c.version, repr(c.before), repr(c.after)) for c in one.changes)
+        if not one.changes or changes in told:
+            continue
+        told.append(changes)
+        where = f" (partition {one.partition})" if told[1:] else ""
+        lines += [line + where for change in one.changes for line in change_lines(change)]
+    return lines or ["nothing to change: these policies are in force already"]
+
+
+def change_lines(change: "PolicyChanged") -> list[str]:
+    """One change: its scope and version, then a line for each field."""
+    from streamproc.operate.policies import changed_fields
+
+    verb = "added" if change.before is None else "removed" if change.after is None else "changed"
+    fields = [
+        f"  {f.field}: {value_text(f.before)} -> {value_text(f.after)}{_from_now(change, f)}"
+        for f in changed_fields(change)
+    ]
+    return [f"{change.scope} {verb}, version {change.version}", *(fields or ["  (through the defaults)"])]
+
+
+_COUNTED_WHERE_LIMITED = frozenset({"weekly_limit", "monthly_limit", "vendor_daily_limit"})
+"""An agent's windows that are counted only if they are limited; its day always is. For teams and accounts it is all."""
+
+
+def _from_now(change: "PolicyChanged", field: "FieldChange") -> str:
+    """A warning for a new limit: payouts made before in its window are not counted, which nobody would expect."""
+    of_many = change.scope.startswith(("team:", "account:"))
+    counted_here = field.field in _COUNTED_WHERE_LIMITED or (of_many and field.field == "daily_limit")
+    is_new = field.before is None and (of_many or change.before is not None)
+    return (
+        " (counts from now on, nothing of what its first window had before)"
+        if counted_here and is_new
+        else ""
+    )
+
+
+def value_text(value: object) -> str:
+    """A field's value as a policy file has it."""
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:
+    """What a change loosens, for people."""
+    return [
+        f"  loosens {one.scope} {one.field}".rstrip()
+        + f": {value_text(one.before)} -> {value_text(one.after)} ({one.why})"
+        for one in loosens
+    ]
