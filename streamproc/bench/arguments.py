@@ -1,5 +1,5 @@
-"""Arguments of the bench's processes, by their environment: a command line, which every user of the machine can read,
-is no place for a store's password."""
+"""Arguments of the benchmark's processes. They are passed in the environment, since every user of the machine can read
+a command line, where a store's password must not be."""
 
 import json
 import os
@@ -9,11 +9,11 @@ _VARIABLE = "BENCH_ARGUMENTS"
 
 
 def handed(arguments: Sequence[str | int]) -> dict[str, str]:
-    """The environment's part that hands them over."""
+    """The environment variable that passes these arguments on."""
     return {_VARIABLE: json.dumps([str(argument) for argument in arguments])}
 
 
 def given() -> list[str]:
-    """Those of this process."""
+    """The arguments of this process."""
     arguments: list[str] = json.loads(os.environ[_VARIABLE])
     return arguments

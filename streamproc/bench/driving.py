@@ -1,4 +1,4 @@
-"""Run the driver as a process, and take what it found."""
+"""Run the driver as a process and return its result."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
-    """What streamproc.bench.driver prints for these arguments. Raises JobFailed with its words where it fails."""
+    """The output of streamproc.bench.driver for these arguments. Raises JobFailed with its last line if it fails."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))}
     process = await processes.start(
         [sys.executable, "-m", "streamproc.bench.driver"],
@@ -31,14 +31,14 @@ async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(within_s):
-            said = await process.stdout.read()
+            output = await process.stdout.read()
             code = await process.wait()
     except TimeoutError as problem:
         raise JobFailed(f"the driver was not done within {within_s:g} s") from problem
     finally:
         processes.kill(process)
         await process.wait()
-    *_, last = said.splitlines() or [b""]
+    *_, last = output.splitlines() or [b""]
     if code != 0:
         raise JobFailed(last.decode(errors="replace") or f"the driver ended with code {code}")
     return msgspec.json.decode(last, type=kind)

@@ -1,7 +1,7 @@
-"""The engine's side: the real governance group, and with an archive the real projector, each in its own process.
+"""The engine's side: the real governance group, and with audit the real projector, each in its own process.
 
-The vendors' reputations are in the worker's memory before the start, so that no lookup is measured; the floor makes
-none. A lookup during the contest is an error.
+The vendors' reputations are in the worker's memory before the start, since the floor looks up none and no lookup may be
+measured. A lookup during the contest is an error.
 
 Run as a process, with the arguments (`arguments.py`) `worker REDIS_URL CONSUMERS` or
 `projector REDIS_URL POSTGRES_DSN`.
@@ -42,7 +42,7 @@ AUDIT_COUNTS = "SELECT reason, count(*) FROM audit WHERE kind = 'decision' GROUP
 
 
 async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
-    """Make the log, put the policies in force, and append the payouts as the webhook does."""
+    """Open the log, put the policies in force, and append the payouts as the webhook does."""
     await open_log(client, partitions=1, groups=[consumers.GOVERNANCE])
     rev, scopes = await read_scopes(client, NAMES)
     file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
@@ -56,20 +56,20 @@ async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
 
 
 async def outcomes(url: str) -> Counter[str]:
-    """How many decisions of each reason are in the log."""
-    view, found, after = LogView(url, 0), Counter[str](), "0-0"
+    """Number of decisions in the log, by reason."""
+    view, counts, after = LogView(url, 0), Counter[str](), "0-0"
     try:
         while entries := await view.read(after, READ_BATCH, 0):
             after = entries[-1].id
             for entry in entries:
-                found.update(e.reason for e in decode_events(entry.e) if isinstance(e, PayoutDecided))
+                counts.update(e.reason for e in decode_events(entry.e) if isinstance(e, PayoutDecided))
     finally:
         await view.aclose()
-    return found
+    return counts
 
 
 class _Lookup:
-    """Safe Browsing that finds nothing, until the contest begins."""
+    """Safe Browsing that finds nothing; from the start of the contest on (`closed`) it raises."""
 
     def __init__(self, now_us: int) -> None:
         self._now_us = now_us
@@ -77,13 +77,13 @@ class _Lookup:
 
     async def __call__(self, urls: Sequence[str]) -> Mapping[str, Reputation]:
         if self.closed:
-            raise RuntimeError(f"{len(urls)} vendors were looked up; all were to be in memory")
+            raise RuntimeError(f"{len(urls)} vendors were looked up; all must be in memory")
         fresh_until = self._now_us + FRESH_US
         return {url: Reputation("clean", checked_at=self._now_us, fresh_until=fresh_until) for url in urls}
 
 
 async def worker(url: str, consumers_count: int) -> None:
-    """Compete: that many consumers of the governance group in this process, as with `worker --concurrency`."""
+    """Compete with so many consumers of the governance group in this process, as `worker --concurrency` does."""
     async with connected(url) as client:
         now_us, *_ = await scripts.load(client, NAMES, [])
         lookup = _Lookup(now_us)
@@ -95,14 +95,14 @@ async def worker(url: str, consumers_count: int) -> None:
     stopping = asyncio.Event()
     look_less_often()  # as `app.run_worker` does
 
-    async def work() -> None:  # not `gather` alone: its tasks would begin before `go`
+    async def work() -> None:  # `gather` alone would start its tasks before `go`
         await asyncio.gather(*(consumer.run(stopping) for consumer in workers))
 
     await compete(work())
 
 
 async def projector(url: str, dsn: str) -> None:
-    """Compete: the archive and the views of the partition."""
+    """Compete: archive the partition and fold it into the views."""
     await compete(run_projector(dsn, 1, lambda partition: LogView(url, partition), asyncio.Event()))
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark stands on: word of how far it is, a directory for its servers, a database of its own."""
+"""What all benchmarks share: announcing progress, a directory for the servers, a new database."""
 
 import shutil
 import tempfile
@@ -10,13 +10,13 @@ import asyncpg
 
 from streamproc.embedded import Store
 
-Said = Callable[[str], None]
-"""Takes word of what is being done, for who waits."""
+Announce = Callable[[str], None]
+"""Called with what is being done now, for a person who waits."""
 
 
 @contextmanager
 def public_directory() -> Iterator[Path]:
-    """Postgres under root runs as somebody else, who must be able to enter."""
+    """A temporary directory that other users may enter, since Postgres under root runs as another user."""
     directory = Path(tempfile.mkdtemp(prefix="streamproc-bench-"))
     directory.chmod(0o711)
     try:
@@ -27,7 +27,7 @@ def public_directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def fresh_database(postgres: Store, name: str, template: str = "template0") -> AsyncIterator[str]:
-    """DSN of a new database of the server, a copy of a template. Dropped afterwards, if all went well."""
+    """DSN of a new database of this server, copied from a template. It is dropped afterwards, if all went well."""
     admin = await asyncpg.connect(postgres.url)
     try:
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
