@@ -3,14 +3,19 @@ a command line, where a store's password must not be."""
 
 import json
 import os
-from collections.abc import Sequence
 
 _VARIABLE = "BENCH_ARGUMENTS"
 
 
-def handed(arguments: Sequence[str | int]) -> dict[str, str]:
-    """The environment variable that passes these arguments on."""
-    return {_VARIABLE: json.dumps([str(argument) for argument in arguments])}
+def environment(*arguments: str | int) -> dict[str, str]:
+    """The environment for a process with these arguments.
+
+    It has nothing of STREAMPROC_* or OTEL_*: the benchmark never touches a system that is in use.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))
+    }
+    return kept | {_VARIABLE: json.dumps([str(argument) for argument in arguments])}
 
 
 def given() -> list[str]:

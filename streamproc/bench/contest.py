@@ -8,8 +8,6 @@ outcomes ends the benchmark, and so does one that had to leave behind all that t
 
 import asyncio
 import json
-import os
-import shutil
 import signal
 import sys
 import time
@@ -25,14 +23,13 @@ from redis.asyncio import Redis
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.bench import cost, faststream_side, floor, job
-from streamproc.bench.arguments import handed
+from streamproc.bench.arguments import environment
 from streamproc.bench.contestant import GO, STOP
 from streamproc.bench.left import Left, compare, left
-from streamproc.bench.rig import Announce, fresh_database, public_directory
+from streamproc.bench.rig import Announce, fresh_database, fresh_valkey, home_in, public_directory
 from streamproc.bench.sides import ALL, ENGINE, Side, asked_for
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
-from streamproc.log.connection import connected
 
 POLL_S = 0.01
 """Interval of checking whether a run is done: 1 % of a run that lasts a second."""
@@ -160,13 +157,9 @@ class Arena:
         """Do one run of one side, and check it."""
         side = ALL[name]
         self._runs += 1
-        home = self._directory / f"run-{self._runs}"
-        home.mkdir(mode=0o711)
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(embedded.valkey(home))
-            client = await stack.enter_async_context(connected(store.url))
-            # A rewrite of the file would slow one run down and not the next.
-            await client.config_set("auto-aof-rewrite-percentage", 0)
+            home = stack.enter_context(home_in(self._directory, f"run-{self._runs}"))
+            store, client = await stack.enter_async_context(fresh_valkey(home))
             await self._learn_version(client)
             db = None
             if self._postgres is not None:
@@ -177,7 +170,6 @@ class Arena:
             if side.keeps_all:
                 self._compare_with_engine(name, await left(store.url, client, payouts, self._payees))
             log_bytes = await side.log_bytes(client) / payouts
-        shutil.rmtree(home, ignore_errors=True)
         cpu_us = {name: used * 1e6 / payouts for name, used in cpu_s.items()}
         return Run(name, number, seconds, payouts / seconds, cpu_us, peak_mb, log_bytes)
 
@@ -271,11 +263,9 @@ class _Contestant:
 @asynccontextmanager
 async def _contestant(module: str, *arguments: str) -> AsyncIterator[_Contestant]:
     """Start a process and wait until it is ready; it is killed at the end."""
-    # Without STREAMPROC_*: the benchmark never touches a system that is in use.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
     process = await processes.start(
         [sys.executable, "-m", module],
-        env=env | handed(arguments),
+        env=environment(*arguments),
         on_parent_death=signal.SIGKILL,
         output=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.PIPE,

@@ -30,8 +30,8 @@ def tree_cpu_s(pid: int) -> float:
 
 
 def peak_mb(pid: int) -> float:
-    """Peak resident memory of a process (MB, 10^6 bytes)."""
-    return int(_line(PROC / str(pid) / "status", "VmHWM").split()[0]) * 1024 / 1e6
+    """Peak resident memory of a process in MB (10^6 bytes); 0.0 if it has ended."""
+    return _peak_kib(pid) * 1024 / 1e6
 
 
 def _ticks(pid: int) -> int:
@@ -73,13 +73,17 @@ def machine_cpu_s() -> float:
     return TICK_S * (user + nice + system + hard + soft + stolen)
 
 
-def peak_memory_mb(pid: int) -> float:
-    """Peak resident memory of a process (MiB, 2^20 bytes); 0.0 if it has ended."""
+def peak_mib(pid: int) -> float:
+    """The same in MiB (2^20 bytes), as `bench latency` and `bench e2e` have always reported it."""
+    return _peak_kib(pid) / 1024
+
+
+def _peak_kib(pid: int) -> int:
     try:
-        kb = _line(PROC / str(pid) / "status", "VmHWM").split()[0]
+        kib = _line(PROC / str(pid) / "status", "VmHWM").split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return int(kb) / 1024 if kb.isdigit() else 0.0
+        return 0
+    return int(kib) if kib.isdigit() else 0
 
 
 def free_memory_bytes() -> int:

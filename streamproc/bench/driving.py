@@ -1,7 +1,6 @@
 """Run the driver as a process and return its result."""
 
 import asyncio
-import os
 import sys
 from signal import SIGKILL
 from typing import TypeVar
@@ -9,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from streamproc import processes
-from streamproc.bench.arguments import handed
+from streamproc.bench.arguments import environment
 from streamproc.errors import JobFailed
 
 LINE_MAX = 64 * 1024 * 1024
@@ -20,10 +19,9 @@ T = TypeVar("T")
 
 async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
     """The output of streamproc.bench.driver for these arguments. Raises JobFailed with its last line if it fails."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))}
     process = await processes.start(
         [sys.executable, "-m", "streamproc.bench.driver"],
-        env=env | handed(arguments),
+        env=environment(*arguments),
         on_parent_death=SIGKILL,
         output=asyncio.subprocess.PIPE,
         line_max=LINE_MAX,

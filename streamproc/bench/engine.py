@@ -22,6 +22,7 @@ from streamproc.bench import job
 from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete
 from streamproc.collector import look_less_often
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.governance import Reputation
 from streamproc.domain.policy import parse_policy_file, plan_changes
@@ -55,16 +56,14 @@ async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
         await scripts.append_once(client, NAMES, deliveries)
 
 
-async def outcomes(url: str) -> Counter[str]:
-    """Number of decisions in the log, by reason."""
-    view, counts, after = LogView(url, 0), Counter[str](), "0-0"
-    try:
+async def outcomes(url: str, partition: int = 0, after: str = ZERO) -> Counter[str]:
+    """Number of decisions in the log after this entry, by reason."""
+    counts = Counter[str]()
+    async with LogView(url, partition) as view:
         while entries := await view.read(after, READ_BATCH, 0):
             after = entries[-1].id
             for entry in entries:
                 counts.update(e.reason for e in decode_events(entry.e) if isinstance(e, PayoutDecided))
-    finally:
-        await view.aclose()
     return counts
 
 

@@ -5,7 +5,6 @@ counted from when a payout was due, so a stall is charged to every payout that w
 measured too, since each payout waits for at least two syncs: of its append and of its decision.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -16,7 +15,7 @@ from msgspec import Struct
 from streamproc.bench import cost, job
 from streamproc.bench.driver import STALLED_MAX_S, Paced
 from streamproc.bench.driving import driven
-from streamproc.bench.rig import Announce, public_directory
+from streamproc.bench.rig import Announce, home_in, public_directory
 from streamproc.bench.site import site
 
 WARM_S = 2
@@ -68,10 +67,8 @@ async def measure(
         for number in range(1, rounds + 1):
             for rate in rates:
                 announce(f"round {number} of {rounds}: {rate} payouts per second for {seconds} s")
-                home = directory / f"run-{len(runs) + 1}"
-                home.mkdir(mode=0o711)
-                runs.append(await _run(home, rate, seconds, number, (workers, concurrency), versions))
-                shutil.rmtree(home, ignore_errors=True)
+                with home_in(directory, f"run-{len(runs) + 1}") as home:
+                    runs.append(await _run(home, rate, seconds, number, (workers, concurrency), versions))
     return Measured(seconds, workers, concurrency, versions, runs)
 
 

@@ -18,6 +18,7 @@ import consumers
 from streamproc.bench import engine, job
 from streamproc.domain.beneficiaries import Pair, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, RateAnswer
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import (
     BeneficiaryNoted,
     BudgetReserved,
@@ -76,14 +77,12 @@ async def left(url: str, client: Redis, payouts: int, payees: int) -> Left:
     numbers = random.Random(payouts).sample(range(payouts), min(payouts, SAMPLE_MAX))
     sample = {job.observed(i, 0).payout for i in numbers}
     kept: dict[str, Kept] = {}
-    view, after = LogView(url, 0), "0-0"
-    try:
+    after = ZERO
+    async with LogView(url, 0) as view:
         while entries := await view.read(after, engine.READ_BATCH, 0):
             after = entries[-1].id
             for entry in entries:
                 _keep(kept, entry.id, decode_events(entry.e), entry.m, sample)
-    finally:
-        await view.aclose()
     names = engine.NAMES
     for payout, item in kept.items():
         row: list[Any] = await client.hmget(names.payout(payout), ["v", "s", "a"])

@@ -110,15 +110,8 @@ async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
 
 async def _servers(postgres: Store, valkey: Store) -> dict[str, str]:
     async with connected(valkey.url) as client:
-        version = await cost.valkey_version(client)
-    db = await asyncpg.connect(postgres.url)
-    try:
-        return {
-            "valkey": version,
-            "postgres": str(await db.fetchval("SHOW server_version")),
-        }
-    finally:
-        await db.close()
+        valkey_version = await cost.valkey_version(client)
+    return {"valkey": valkey_version, "postgres": await cost.postgres_version(postgres.url)}
 
 
 async def _append(url: str, payouts: int, announce: Announce) -> _Log:

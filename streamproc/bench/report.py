@@ -30,7 +30,7 @@ def document(measured: Measured) -> dict[str, Any]:
     ratios: dict[str, float] = {}
     for other, (name, _) in RATIOS.items():
         if other in by_side:
-            ratios |= _spread(name, _ratios(by_side, other))
+            ratios |= median_and_range(name, _ratios(by_side, other), 3)
     return {
         "machine": cost.machine(),
         "versions": measured.versions,
@@ -53,20 +53,20 @@ def _ratios(by_side: dict[str, list[Run]], other: str) -> list[float]:
     return [engine_run.payouts_per_s / other_run.payouts_per_s for engine_run, other_run in pairs]
 
 
-def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {
-        name: round(median(values), 3),
-        f"{name}_min": round(min(values), 3),
-        f"{name}_max": round(max(values), 3),
-    }
+def median_and_range(name: str, values: Sequence[float], digits: int | None = None) -> dict[str, float]:
+    """Median, minimum and maximum under these names, rounded to so many digits; None: to integers."""
+    figures = {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+    return {figure: round(value, digits) for figure, value in figures.items()}
+
+
+def range_cells(result: dict[str, Any], name: str = "payouts_per_s") -> tuple[str, str]:
+    """The cells of a table for the median and for its spread."""
+    return f"{result[name]:,}", f"{result[f'{name}_min']:,} to {result[f'{name}_max']:,}"
 
 
 def _side(runs: Sequence[Run]) -> dict[str, Any]:
-    rates = [run.payouts_per_s for run in runs]
     return {
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "cpu_us": {
             part: round(median(run.cpu_us[part] for run in runs), 1)
             for part in PARTS
@@ -83,8 +83,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
     rows: list[list[object]] = [
         [
             side,
-            f"{result[side]['payouts_per_s']:,}",
-            f"{result[side]['payouts_per_s_min']:,} to {result[side]['payouts_per_s_max']:,}",
+            *range_cells(result[side]),
             *(result[side]["cpu_us"].get(part) for part in parts),
         ]
         for side in _sides(result)
@@ -152,11 +151,8 @@ def replay_document(measured: Replayed) -> dict[str, Any]:
 
 
 def _part(parts: Sequence[Part]) -> dict[str, Any]:
-    rates = [part.events_per_s for part in parts]
     result: dict[str, Any] = {
-        "events_per_s": round(median(rates)),
-        "events_per_s_min": round(min(rates)),
-        "events_per_s_max": round(max(rates)),
+        **median_and_range("events_per_s", [part.events_per_s for part in parts]),
         "events_per_core_s": round(median(part.events_per_core_s for part in parts)),
         "cpu_us": {name: round(median(part.cpu_us[name] for part in parts), 1) for name in parts[0].cpu_us},
     }
@@ -170,8 +166,7 @@ def replay_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]
     rows: list[list[object]] = [
         [
             part,
-            f"{result[part]['events_per_s']:,}",
-            f"{result[part]['events_per_s_min']:,} to {result[part]['events_per_s_max']:,}",
+            *range_cells(result[part], "events_per_s"),
             f"{result[part]['events_per_core_s']:,}",
             f"{result[part]['entries_per_s']:,}" if "entries_per_s" in result[part] else None,
             result[part]["cpu_us"]["ours"],

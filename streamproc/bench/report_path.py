@@ -9,7 +9,7 @@ import msgspec
 from streamproc.bench import cost
 from streamproc.bench.latency import Measured, Run, Spread
 from streamproc.bench.limits import used_up
-from streamproc.bench.report import where
+from streamproc.bench.report import median_and_range, range_cells, where
 from streamproc.bench.whole_path import Measured as Whole
 
 SIZES = ("log_bytes", "redis_bytes", "aof_bytes")
@@ -52,7 +52,7 @@ def _rate(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _medians(spreads: Sequence[Spread]) -> dict[str, float]:
-    return {name: round(median(getattr(spread, name) for spread in spreads), 3) for name in PERCENTILES}
+    return {name: round(median(getattr(times, name) for times in spreads), 3) for name in PERCENTILES}
 
 
 def latency_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
@@ -94,7 +94,6 @@ def latency_headline(result: dict[str, Any]) -> list[str]:
 def whole_document(measured: Whole) -> dict[str, Any]:
     """The JSON of `bench e2e --json`. `busy` is in cores, by kind of process; `limit` is what was used up."""
     runs, machine = measured.runs, cost.machine()
-    rates = [run.payouts_per_s for run in runs]
     cpu_us = {part: median(run.cpu_us[part] for run in runs) for part in runs[0].cpu_us}
     busy = {part: median(run.cpu_us[part] * run.payouts_per_s / 1e6 for run in runs) for part in cpu_us}
     busiest = median(run.busiest_worker_us * run.payouts_per_s / 1e6 for run in runs)
@@ -108,9 +107,7 @@ def whole_document(measured: Whole) -> dict[str, Any]:
         "serve": measured.serve,
         "rounds": len(runs),
         "outcomes": measured.outcomes,
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "decided_per_s": round(median(run.decided_per_s for run in runs)),
         "cpu_us": {part: round(us, 1) for part, us in cpu_us.items()},
         "busy": {part: round(share, 2) for part, share in busy.items()},
@@ -147,10 +144,10 @@ def whole_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
 
 def whole_headline(result: dict[str, Any]) -> list[str]:
     """The lines below the table: the throughput, and what the table's numbers mean."""
-    spread = f"{result['payouts_per_s_min']:,} to {result['payouts_per_s_max']:,}"
+    per_s, range_per_s = range_cells(result)
     way = "taken over HTTP, appended" if result["serve"] else "appended"
     return [
-        f"{result['payouts_per_s']:,} payouts/s ({spread}) {way}, decided, archived, chained and shown;"
+        f"{per_s} payouts/s ({range_per_s}) {way}, decided, archived, chained and shown;"
         f" {result['payouts']:,} payouts in {result['rounds']} rounds, {result['workers']} workers of"
         f" {result['concurrency']} consumers; decided: {result['decided_per_s']:,}/s",
         f"used up: {result['limit']} (the busiest worker {result['busiest_worker']:.2f} of a core, the whole machine"

@@ -10,7 +10,7 @@ from streamproc.bench import cost
 from streamproc.bench.limits import used_up
 from streamproc.bench.pure import PARTS
 from streamproc.bench.pure import Measured as Decided
-from streamproc.bench.report import where
+from streamproc.bench.report import median_and_range, range_cells, where
 from streamproc.bench.scale import Measured, Place, Run
 
 
@@ -56,20 +56,15 @@ def _by_rank(cores: dict[str, float]) -> dict[str, float]:
 
 
 def _value(value: int, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, Any]:
-    rates = [run.payouts_per_s for run in runs]
     # Runs of the same round are compared, so that a noisy minute is in both.
     pairs = list(zip(runs, first, strict=True))
     costs = [_cost(run) / _cost(base) for run, base in pairs]
     speeds = [run.payouts_per_s / base.payouts_per_s for run, base in pairs]
     return {
         "value": value,
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "cpu_us": {part: round(median(run.cpu_us[part] for run in runs), 1) for part in runs[0].cpu_us},
-        "cost_ratio": round(median(costs), 3),
-        "cost_ratio_min": round(min(costs), 3),
-        "cost_ratio_max": round(max(costs), 3),
+        **median_and_range("cost_ratio", costs, 3),
         "speed_ratio": round(median(speeds), 3),
     }
 
@@ -126,11 +121,9 @@ def govern_document(measured: Decided) -> dict[str, Any]:
 
 def _part(measured: Decided, part: str) -> dict[str, Any]:
     runs = [run for run in measured.runs if run.part == part]
-    rates, cpu_us = [run.payouts_per_s for run in runs], [run.cpu_us for run in runs]
+    cpu_us = [run.cpu_us for run in runs]
     return {
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "payouts_per_core_s": round(1e6 / median(cpu_us)),
         "cpu_us": round(median(cpu_us), 1),
         "cpu_us_min": round(min(cpu_us), 1),
@@ -142,8 +135,7 @@ def govern_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]
     rows: list[list[object]] = [
         [
             part,
-            f"{result[part]['payouts_per_s']:,}",
-            f"{result[part]['payouts_per_s_min']:,} to {result[part]['payouts_per_s_max']:,}",
+            *range_cells(result[part]),
             f"{result[part]['payouts_per_core_s']:,}",
             result[part]["cpu_us"],
             result[part]["cpu_us_min"],

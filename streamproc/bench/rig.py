@@ -1,4 +1,4 @@
-"""What all benchmarks share: announcing progress, a directory for the servers, a new database."""
+"""What all benchmarks share: announcing progress, directories for servers, new servers and databases."""
 
 import shutil
 import tempfile
@@ -7,8 +7,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
+from redis.asyncio import Redis
 
+from streamproc import embedded
 from streamproc.embedded import Store
+from streamproc.log.connection import connected
 
 Announce = Callable[[str], None]
 """Called with what is being done now, for a person who waits."""
@@ -23,6 +26,24 @@ def public_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def home_in(directory: Path, name: str) -> Iterator[Path]:
+    """A directory for the servers of one run. It is removed afterwards, if all went well."""
+    home = directory / name
+    home.mkdir(mode=0o711)
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@asynccontextmanager
+async def fresh_valkey(home: Path) -> AsyncIterator[tuple[Store, Redis]]:
+    """A new Valkey in `home`, and a client of it."""
+    async with embedded.valkey(home) as valkey, connected(valkey.url) as client:
+        # A rewrite of the file would slow one run down and not the next.
+        await client.config_set("auto-aof-rewrite-percentage", 0)
+        yield valkey, client
 
 
 @asynccontextmanager

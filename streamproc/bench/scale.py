@@ -5,7 +5,6 @@ values of an axis have their servers at the same time and take turns, so that a 
 turn starts its workers anew and sends the same payouts, all of which are approved.
 """
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import consumers
-from streamproc.bench import cost, job
+from streamproc.bench import cost, engine, job
 from streamproc.bench.filling import check_room, fill
-from streamproc.bench.rig import Announce, public_directory
+from streamproc.bench.rig import Announce, home_in, public_directory
 from streamproc.bench.site import Role, Site, site
-from streamproc.domain.events import PayoutDecided, PayoutObserved
-from streamproc.domain.wire import decode_events
+from streamproc.domain.events import PayoutObserved
 from streamproc.errors import InputError
 from streamproc.log import scripts
 from streamproc.log.names import Names, partition_of
@@ -33,7 +31,6 @@ CONCURRENCY: Final = 1
 WARM_EACH: Final = 256
 """Payouts for each consumer before each turn, which are not counted. A consumer reads so many at once, so every
 consumer gets some and reads the policies."""
-READ_MAX = 5_000
 TURN_MAX_S = 600.0
 
 
@@ -97,20 +94,17 @@ async def measure(
     runs, versions = list[Run](), cost.package_versions()
     with public_directory() as directory:
         for axis, values in axes.items():
-            home = directory / axis
-            home.mkdir(mode=0o711)
             async with AsyncExitStack() as stack:
                 stands = []
                 for value in values:
                     announce(f"{axis} {value:,}: preparing")
-                    (home / str(value)).mkdir(mode=0o711)
-                    stands.append(await _stand(stack, home / str(value), axis, value))
+                    home = stack.enter_context(home_in(directory, f"{axis}-{value}"))
+                    stands.append(await _stand(stack, home, axis, value))
                 for number in range(1, rounds + 1):
                     for stand in stands:
                         announce(f"{axis} {stand.value:,}: round {number} of {rounds}")
                         runs.append(await stand.turn(number, payouts))
                 versions |= stands[0].versions
-            shutil.rmtree(home, ignore_errors=True)
     return Measured(payouts, rounds, versions, runs)
 
 
@@ -209,7 +203,7 @@ class _Stand:
         """Raise JobFailed unless all payouts after `ends` were approved."""
         outcomes = Counter[str]()
         for partition, end in enumerate(ends):
-            outcomes += await self._outcomes(partition, end)
+            outcomes += await engine.outcomes(self._at.url, partition, end)
         job.check("engine", "the stream", outcomes, Counter({"POLICY_OK": payouts}))
 
     def _batch(self, payouts: int, partition: int) -> list[scripts.Delivery]:
@@ -233,15 +227,6 @@ class _Stand:
     async def _last_id(self, partition: int) -> str:
         async with LogView(self._at.url, partition) as view:
             return await view.last_id()
-
-    async def _outcomes(self, partition: int, after: str) -> Counter[str]:
-        found = Counter[str]()
-        async with LogView(self._at.url, partition) as view:
-            while entries := await view.read(after, READ_MAX, 0):
-                after = entries[-1].id
-                for entry in entries:
-                    found.update(e.reason for e in decode_events(entry.e) if type(e) is PayoutDecided)
-        return found
 
     async def _delete_consumers(self) -> None:
         """Delete the consumers of the killed workers, as other workers would after a while."""

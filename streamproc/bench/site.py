@@ -7,7 +7,6 @@ Browsing.
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -25,8 +24,10 @@ from redis.asyncio import Redis
 import consumers
 from consumers.vet import cache_key
 from projections.schema import prepare
-from streamproc import embedded, processes
+from streamproc import processes
 from streamproc.bench import cost, job
+from streamproc.bench.arguments import environment
+from streamproc.bench.rig import fresh_valkey
 from streamproc.bench.webhooks import HOST, SIGNED_WITH
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.governance import Reputation, vendor_of
@@ -34,7 +35,6 @@ from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.cache import Cache
-from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force
 from streamproc.log.stream import open_log
@@ -71,9 +71,7 @@ class Role:
     def used(self) -> Used:
         """Usage until now. Raises JobFailed if the role has ended."""
         self.check()
-        return Used(
-            cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_memory_mb(self._process.pid)
-        )
+        return Used(cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_mib(self._process.pid))
 
     def check(self) -> None:
         """Raise JobFailed if the role has ended."""
@@ -116,10 +114,6 @@ class Site:
             await role.end()
 
     def _environment(self) -> dict[str, str]:
-        """No STREAMPROC_* comes from outside: the benchmark never touches a system that is in use."""
-        env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))
-        }
         ours = {
             "REDIS_URL": self.url,
             "POSTGRES_DSN": self.dsn,
@@ -137,7 +131,7 @@ class Site:
         }
         if self.port:
             ours["PORT"] = str(self.port)
-        return env | {f"STREAMPROC_{name}": value for name, value in ours.items()}
+        return environment() | {f"STREAMPROC_{name}": value for name, value in ours.items()}
 
     async def workers(self, stack: AsyncExitStack, count: int, concurrency: int) -> list[Role]:
         """Start workers of the governance group, which end with `stack`. Returns when all of them read."""
@@ -237,10 +231,7 @@ async def site(
     With `postgres`, our schema is made in its database.
     """
     async with AsyncExitStack() as stack:
-        valkey = await stack.enter_async_context(embedded.valkey(home))
-        client = await stack.enter_async_context(connected(valkey.url))
-        # A rewrite of the file would slow one run down and not the next.
-        await client.config_set("auto-aof-rewrite-percentage", 0)
+        valkey, client = await stack.enter_async_context(fresh_valkey(home))
         await open_log(
             client, partitions=partitions, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END
         )

@@ -6,7 +6,6 @@ Then the decisions in the log and in the audit are counted, and `streamproc audi
 chain.
 """
 
-import shutil
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ from streamproc import embedded
 from streamproc.bench import cost, engine, job
 from streamproc.bench.driver import Flooded
 from streamproc.bench.driving import driven
-from streamproc.bench.rig import Announce, fresh_database, public_directory
+from streamproc.bench.rig import Announce, fresh_database, home_in, public_directory
 from streamproc.bench.site import Site, site
 from streamproc.embedded import Store
 from streamproc.log.names import Names
@@ -74,13 +73,11 @@ async def measure(payouts: int, rounds: int, *, crew: Crew, announce: Announce) 
         async with embedded.postgres(directory) as postgres:
             for number in range(1, rounds + 1):
                 announce(f"round {number} of {rounds}: {payouts:,} payouts")
-                home = directory / f"run-{number}"
-                home.mkdir(mode=0o711)
-                async with fresh_database(postgres, f"run_{number}") as dsn:
-                    fresh = postgres._replace(url=dsn)
-                    runs.append(await _run(home, fresh, payouts, number, crew, announce))
+                with home_in(directory, f"run-{number}") as home:
+                    async with fresh_database(postgres, f"run_{number}") as dsn:
+                        fresh = postgres._replace(url=dsn)
+                        runs.append(await _run(home, fresh, payouts, number, crew, announce))
                 versions |= runs[-1].versions
-                shutil.rmtree(home, ignore_errors=True)
     outcomes = dict(sorted(job.expected(payouts).items()))
     return Measured(payouts, crew.workers, crew.concurrency, crew.serve, outcomes, versions, runs)
 
