@@ -29,13 +29,13 @@ START_MAX_S = 90.0
 STOP_MAX_S = 60.0
 CALL_MAX_S = 60.0
 STEP_MAX_S = 60.0
-"""Ends for what hangs, not measures of what works: a machine that is busy with other things is ten times slower."""
+"""Limits for what hangs, not measures of what works: a busy machine is ten times slower."""
 POLL_S = 0.02
 T = TypeVar("T")
 
 
 async def until(condition: Callable[[], Awaitable[T]], *, what: str, deadline_s: float = STEP_MAX_S) -> T:
-    """The first true answer of `condition`; AssertionError that names `what` when there is none in time."""
+    """The first true answer of `condition`. Raises AssertionError with `what` if there is none in time."""
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
     while not (answer := await condition()):
@@ -46,12 +46,12 @@ async def until(condition: Callable[[], Awaitable[T]], *, what: str, deadline_s:
 
 @dataclass
 class Sandbox:
-    """A running sandbox and how to talk to it: as a customer (`call`) and behind the scenes (the rest)."""
+    """A running sandbox, and how to talk to it: as a customer (`call`), or to control it (the rest)."""
 
     config: SandboxConfig
     http: httpx.AsyncClient
     process: asyncio.subprocess.Process | None
-    """None where it shares one with others."""
+    """None if it shares its process with others."""
 
     @property
     def url(self) -> str:
@@ -61,7 +61,7 @@ class Sandbox:
     async def call(
         self, method: str, path: str, body: Any = None, *, auth: str = "basic", key: str = "", **more: Any
     ) -> httpx.Response:
-        """One call of the bank's API. `auth`: basic, bearer or none; `key`: the idempotency header."""
+        """Call the bank's API. `auth`: basic, bearer or none; `key`: the idempotency header."""
         headers: dict[str, str] = dict(more.pop("headers", {}))
         if key:
             headers["X-Payout-Idempotency"] = key
@@ -73,7 +73,7 @@ class Sandbox:
         return await self.http.request(method, path, headers=headers, auth=credentials, **more)
 
     async def control(self, path: str, **body: Any) -> Any:
-        """`POST /_control/{path}`; AssertionError with the answer when it is refused."""
+        """`POST /_control/{path}`. Raises AssertionError with the answer if it is refused."""
         answer = await self.http.post(f"/_control/{path}", json=body)
         assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
         return answer.json()
@@ -86,7 +86,7 @@ class Sandbox:
         return items
 
     async def pay(self, amount: int, **fields: Any) -> dict[str, Any]:
-        """A payout made at the bank by an outsider, `pending` unless `status` says otherwise. Paise."""
+        """Make a payout at the bank as an outsider, `pending` unless `status` says otherwise. Paise."""
         made: dict[str, Any] = await self.control("payouts", amount=amount, **fields)
         return made
 
@@ -126,7 +126,7 @@ class Sandbox:
         return await self.show("deliveries", **filters)
 
     async def messages(self, to: str) -> list[dict[str, Any]]:
-        """What was sent to `slack` or `ntfy`."""
+        """Messages that were sent to `slack` or `ntfy`."""
         return await self.show("messages", to=to)
 
     async def webhook(self, **change: Any) -> None:
@@ -138,13 +138,13 @@ class Sandbox:
         await self.control("bank", **change)
 
     async def balance(self, **change: int) -> int:
-        """`add=` or `set=` paise; the new balance."""
+        """Change the balance by `add=` or to `set=` (paise). Returns the new balance."""
         balance: int = (await self.control("balance", **change))["balance"]
         return balance
 
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """End the process; its exit status. Harmless when it has ended."""
-        assert self.process is not None, "it shares its process: running_sandbox(alone=True)"
+        """End the process, if it has not ended. Returns its exit status."""
+        assert self.process is not None, "it shares its process; use running_sandbox(alone=True)"
         if self.process.returncode is None:
             self.process.send_signal(how)
         return await asyncio.wait_for(self.process.wait(), STOP_MAX_S)
@@ -154,7 +154,7 @@ class Sandbox:
 async def running_sandbox(*, alone: bool = False, **config: Any) -> AsyncIterator[Sandbox]:
     """Start the sandbox with these fields of SandboxConfig on a free port, and stop it at the end.
 
-    It runs in a process that tests share, one after the other (tests/banks.py); `alone` gives it one of its own.
+    It runs in a process that tests share, one after the other (tests/banks.py). With `alone` it has its own.
     """
     settings = SandboxConfig(**{"port": free_port(), **config})
     given = {f"SANDBOX_{name.upper()}": str(getattr(settings, name)) for name in {"port", *config}}
@@ -188,7 +188,7 @@ async def _answers(sandbox: Sandbox) -> bool:
 
 @dataclass
 class Inbox:
-    """A customer's endpoint: keeps every request. `answers` are given in order, then 200 for ever."""
+    """A customer's endpoint, which keeps every request. It answers with `answers` in order, then always with 200."""
 
     url: str
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -200,7 +200,7 @@ class Inbox:
         return Response(status_code=self.answers.pop(0) if self.answers else 200)
 
     async def holds(self, count: int) -> list[tuple[dict[str, str], bytes]]:
-        """Wait for `count` requests at least; all that there are."""
+        """Wait for at least `count` requests. Returns all that there are."""
 
         async def enough() -> bool:
             return len(self.requests) >= count

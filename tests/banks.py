@@ -1,7 +1,8 @@
-"""Many sandboxes in one process: to start one for each test took half a second of CPU, most of it for imports.
+"""Many sandboxes in one process: starting a process for each test took half a second of CPU, mostly for imports.
 
-Each is a server on a port of its own with a world of its own, from the moment it is opened until it is closed. The
-process lives as long as the one that started it; what a test does to a sandbox's process needs one that is alone in it.
+Each sandbox is a server with its own port and its own state, from when it is opened until it is closed. The process
+lives as long as the one that started it. A test that does something to a sandbox's process needs a sandbox that is
+alone in it.
 """
 
 import asyncio
@@ -25,11 +26,11 @@ from tests.ports import free_port
 
 START_MAX_S = 90.0
 END_MAX_S = 60.0
-"""Ends for what hangs, as in tests/bank.py."""
+"""Limits for what hangs, as in tests/bank.py."""
 LOOK_S = 0.005
 
 
-# ---- in the process that tests ----------------------------------------------------------
+# ---- in the test's process --------------------------------------------------------------
 
 
 async def open_bank(env: Mapping[str, str]) -> None:
@@ -38,7 +39,7 @@ async def open_bank(env: Mapping[str, str]) -> None:
 
 
 async def close_bank(port: int) -> None:
-    """As SIGTERM does: what is under way may be finished, and then nobody listens any more."""
+    """Close a sandbox as SIGTERM does: it finishes what is under way, and then listens no more."""
     await _ask("DELETE", f"/{port}")
 
 
@@ -50,7 +51,7 @@ async def _ask(method: str, path: str, body: object = None) -> None:
 
 @functools.cache
 def _address() -> str:
-    """Where the process listens, which is started by the first who asks."""
+    """Address of the shared process, which the first call starts."""
     port = free_port()
     command = [sys.executable, "-m", "tests.banks", str(port)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -65,24 +66,24 @@ def _address() -> str:
     return f"http://127.0.0.1:{port}"
 
 
-# ---- in the other -----------------------------------------------------------------------
+# ---- in the shared process -----------------------------------------------------------------------
 
 
 class Banks:
-    """The sandboxes that are open, by port."""
+    """The open sandboxes, by port."""
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[uvicorn.Server, asyncio.Task[None]]] = {}
 
     async def open(self, request: Request) -> Response:
-        """Answers when it listens."""
+        """Open a sandbox; answered when it listens."""
         config = SandboxConfig.from_env(await request.json())
         server, serving = await listening(build_app(config), config.port)
         self._open[config.port] = server, serving
         return Response()
 
     async def close(self, request: Request) -> Response:
-        """Answers when nobody listens any more."""
+        """Close a sandbox; answered when it listens no more."""
         server, serving = self._open.pop(request.path_params["port"])
         server.should_exit = True
         await serving
@@ -90,7 +91,7 @@ class Banks:
 
 
 async def listening(app: Starlette, port: int) -> tuple[uvicorn.Server, asyncio.Task[None]]:
-    """A server, and the task in which it serves. Nobody takes over signals: there may be many."""
+    """Start a server; returns it with its task. It does not handle signals, since there may be many servers."""
     config = uvicorn.Config(
         app, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
     )
@@ -105,7 +106,7 @@ async def listening(app: Starlette, port: int) -> tuple[uvicorn.Server, asyncio.
 
 
 async def main(port: int) -> None:
-    """Open and close until stdin ends, which is when its parent does."""
+    """Open and close sandboxes until stdin ends, which it does with the parent process."""
     banks, ended = Banks(), asyncio.Event()
     routes = [
         Route("/", banks.open, methods=["POST"]),

@@ -1,4 +1,4 @@
-"""Real servers for the tests: one Valkey and one Postgres for the session, emptied or made anew for each test."""
+"""Real servers for the tests: one Valkey and one Postgres for the session, with an empty store for each test."""
 
 import asyncio
 import fcntl
@@ -24,14 +24,14 @@ from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
 
-# Random tests try the same cases each time, so that a failure is due to the change. `make explore` tries others.
+# Random tests try the same cases each time, so that a failure is due to the change. `make explore` tries new ones.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("others", derandomize=False, print_blob=True)
 settings.load_profile("same")
 
-gc.disable()  # until all tests are collected: imported objects stay, and scanning them took a third of that time
+gc.disable()  # until all tests are collected, since scanning imported objects took a third of that time
 
-# Files that share one seeded history, which takes most of a minute to make: one worker runs them all.
+# Files that share one seeded history, which takes most of a minute to make. One worker runs them all.
 SEEDED_FILES = frozenset(
     {
         "tests/operate/test_replay_seeded.py",
@@ -41,7 +41,7 @@ SEEDED_FILES = frozenset(
 )
 
 
-# Files of long tests that share nothing: each test is a group of its own, else one file would outlast all others.
+# Files of long tests that share nothing. Each test is its own group, since otherwise one file would outlast all others.
 APART_FILES = frozenset(
     {
         "tests/journeys/test_gateway.py",
@@ -52,7 +52,7 @@ APART_FILES = frozenset(
     }
 )
 
-# The longest begin first, so that short tests fill the gaps at the end.
+# The longest start first, so that short tests fill the gaps at the end.
 LONGEST_FIRST = (
     "tests/journeys/test_disk_lost.py",
     "tests/journeys/test_chaos.py",
@@ -72,12 +72,12 @@ LONGEST_FIRST = (
 )
 
 WORKERS_PER_CORE = 2
-"""For `-n auto`: tests wait for processes, servers and timers more than they compute."""
+"""For `-n auto`, since tests wait for processes, servers and timers more than they compute."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More workers than cores; `--maxprocesses` limits them, since each has its own Valkey and Postgres."""
+    """More workers than cores. `--maxprocesses` limits them, since each has its own Valkey and Postgres."""
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
@@ -85,17 +85,19 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several workers (`make test`) a file's tests stay together, and so do all tests of the seeded history.
 
-    Not `--dist loadgroup`: with pytest 9.2 it forgets the groups (pytest-xdist issue 1386).
+    `--dist loadgroup` is not used, since it forgets the groups with pytest 9.2 (pytest-xdist issue 1386).
     """
     from xdist.scheduler import LoadFileScheduling
 
-    wanted = config.option.markexpr
-    breaking = "faults" in wanted and "not faults" not in wanted  # these share nothing, and all take long
+    marks = config.option.markexpr
+    is_faults = (
+        "faults" in marks and "not faults" not in marks
+    )  # these tests share nothing, and all take long
 
     class KeepTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            if path in APART_FILES or breaking:
+            if path in APART_FILES or is_faults:
                 return nodeid
             return "seeded" if path in SEEDED_FILES else path
 
@@ -104,13 +106,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups are given out in the order of collection: with several workers, put the longest first."""
+    """With several workers, put the longest first, since groups are given out in the order of collection."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _rank(item.nodeid))
 
 
 def pytest_collection_finish() -> None:
-    """Imported objects live as long as the process: keep the collector from scanning them again."""
+    """Keep the collector from scanning imported objects again, since they live as long as the process."""
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -124,7 +126,7 @@ def _rank(nodeid: str) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_here() -> Iterator[None]:
-    """Check that tests leave nothing in the repository: `make run` must find it like a fresh clone."""
+    """Check that tests leave nothing in the repository, which must be like a fresh clone for `make run`."""
     was_there = Path("data").exists()
     yield
     assert was_there or not Path("data").exists(), "a test wrote to ./data: give it a STREAMPROC_DATA_DIR"
@@ -132,20 +134,20 @@ def nothing_is_left_here() -> Iterator[None]:
 
 MEMORY = Path("/dev/shm")
 MEMORY_FREE_MIN = 8 * 1024**3
-"""Bytes. The stores of one process used 130 MB, and Postgres lets its WAL grow to 1 GB; there may be eight."""
+"""Bytes. The stores of one test process used 130 MB, and Postgres lets its WAL grow to 1 GB; there may be eight."""
 PREFIX, IN_USE = "streamproc-test-", "in-use.lock"
 LEFT_S = 3600.0
-"""Seconds. A younger directory may just be being made, with its lock not held yet."""
+"""Seconds. A younger directory may be new, with its lock not held yet."""
 
 
 def _parent() -> Path | None:
-    """A directory in memory if there is room: tests kill stores but not the machine, so none needs a disk's fsync."""
+    """A directory in memory, if there is room. Tests kill stores but not the machine, so no store needs a disk."""
     there = MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK)
     return MEMORY if there and shutil.disk_usage(MEMORY).free >= MEMORY_FREE_MIN else None
 
 
 def _remove_what_was_left() -> None:
-    """Remove what killed runs left, which would take memory until the next boot. A live run holds its lock."""
+    """Remove what killed runs left in memory, where it would stay until the next boot. A live run holds its lock."""
     for lock in MEMORY.glob(f"{PREFIX}*/{IN_USE}"):
         with suppress(OSError), lock.open() as left:
             if time.time() - lock.stat().st_mtime > LEFT_S:
@@ -155,7 +157,7 @@ def _remove_what_was_left() -> None:
 
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
-    """A directory that every user may enter: under root Postgres runs as another user, and pytest's are private."""
+    """A directory that every user may enter, since under root Postgres runs as another user; pytest's are private."""
     _remove_what_was_left()
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
     directory.chmod(0o711)
@@ -179,14 +181,14 @@ def _served(server: Callable[[], AbstractAsyncContextManager[Store]]) -> Iterato
 
 @pytest.fixture(scope="session")
 def valkey(public_dir: Path) -> Iterator[str]:
-    """URL of the session's Valkey; `redis_url` is the one that starts empty."""
+    """URL of the session's Valkey. Tests use `redis_url`, which is empty at the start of each."""
     with _served(lambda: servers.redis(public_dir)) as store:
         yield store.url
 
 
 @pytest.fixture(scope="session")
 def postgres_server(public_dir: Path) -> Iterator[str]:
-    """DSN of the session's Postgres, for making databases; `postgres` is the one for tests."""
+    """DSN of the session's Postgres, for making databases. Tests use `postgres`."""
     with _served(lambda: servers.postgres(public_dir)) as store:
         yield store.url
 

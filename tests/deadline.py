@@ -1,4 +1,4 @@
-"""Until when a test waits for what must come."""
+"""How long a test waits for what must come."""
 
 DEADLINE_S = 60.0
-"""An end for what hangs, not a measure of what works: a machine that is busy with other things is ten times slower."""
+"""A limit for what hangs, not a measure of what works: a busy machine is ten times slower."""

@@ -1,4 +1,4 @@
-"""The engine in a test: real Valkey, the real consume loop, the bank and Safe Browsing as tables."""
+"""The engine in a test: a real Valkey and the real consume loop, with Safe Browsing as a table."""
 
 import asyncio
 from collections import defaultdict
@@ -80,14 +80,14 @@ class Engine:
         self.tasks.append(asyncio.create_task(consumer.run(self.stopping)))
 
     async def crash(self) -> None:
-        """A worker of the first group dies wherever it is; another one takes its place."""
+        """Cancel a worker of the first group wherever it is, and start another one."""
         victim = self.tasks.pop(0)
         victim.cancel()
         await asyncio.gather(victim, return_exceptions=True)
         self._start_one(self.groups[0])
 
     async def stop(self) -> None:
-        """Drain."""
+        """Drain the workers."""
         self.stopping.set()
         await asyncio.gather(*self.tasks)
         self.tasks.clear()
@@ -97,44 +97,44 @@ class Engine:
         await apply_policies(self.client, text)
 
     async def freeze(self, scope: str, *, frozen: bool = True) -> None:
-        """Freeze a scope, or lift that, as `streamproc freeze` does."""
+        """Freeze or unfreeze a scope, as `streamproc freeze` does."""
         rev, scopes = await read_scopes(self.client, self.names)
         changes = plan_freeze(scopes, scope, frozen=frozen, at=self.producer.now_us(), by="test", why="test")
         if changes:
             assert await put_in_force(self.client, self.names, rev, changes, actor="test") is not None
 
     async def until(self, payout: str, kind: str) -> None:
-        """Until an event of that name is in the payout's story, and everything is handled."""
+        """Wait until the payout's story has an event of this name and everything is handled."""
         async with asyncio.timeout(DEADLINE_S):
             while not any(type(event).__name__ == kind for event in await self.story(payout)):
                 await asyncio.sleep(0.01)
         await self.settled()
 
     async def until_state(self, payout: str, state: str) -> None:
-        """Until the fold of the payout's story has that state."""
+        """Wait until the fold of the payout's story has this state."""
         async with asyncio.timeout(DEADLINE_S):
             while (record := fold(await self.story(payout))) is None or record.state != state:
                 await asyncio.sleep(0.01)
 
     async def deliver(self, *events: PayoutObserved) -> None:
-        """Append what the bank showed, as the webhook does, and wait until it is handled."""
+        """Append observations as the webhook does, and wait until they are handled."""
         await asyncio.gather(*(self.producer.append(delivery(event)) for event in events))
         await self.settled()
 
     async def append(self, account: str, *events: Event) -> Appended:
-        """Append anything, without waiting."""
+        """Append events, without waiting until they are handled."""
         return await self.producer.append(Append(account, (), events))
 
     async def review(self, payout: str, by: str, action: str, *, account: str) -> None:
-        """A reviewer answers."""
+        """Answer a hold as a reviewer, and wait until that is handled."""
         channel = "slack" if by.startswith("slack:") else "test"
         event = reviewed(payout, by, action, at=self.producer.now_us(), channel=channel)
         await self.append(account, event)
         await self.settled()
 
     async def settled(self, *, wholly: bool = False) -> None:
-        """Until every group that works here has read everything and nothing is pending, except what is put off;
-        `wholly`: without an exception."""
+        """Wait until every group of this engine has read everything and nothing is pending except deferred entries;
+        with `wholly`, not even these."""
         async with asyncio.timeout(DEADLINE_S):
             while not await self._is_settled(wholly):
                 for task in self.tasks:
@@ -147,14 +147,14 @@ class Engine:
         at_work = {group.name for group in self.groups}
         for row in rows:
             if row["name"].decode() not in at_work:
-                continue  # a recovery makes every group
+                continue  # a recovery creates all groups
             deferred = 0 if wholly else await self.client.zcard(self.names.retries(row["name"].decode()))
             if row["lag"] != 0 or row["pending"] > deferred:
                 return False
         return True
 
     async def entries(self) -> list[list[Event]]:
-        """The log."""
+        """The events of each entry of the log."""
         async with LogView(self.url, 0) as view:
             rows = await view.read("0-0", 1_000_000, 0)
         return [decode_events(row.e) for row in rows]

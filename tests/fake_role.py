@@ -1,4 +1,4 @@
-"""Stands in for `python -m streamproc`: every role writes what it does to FAKE_DIR and obeys files put there.
+"""A fake of `python -m streamproc`: every role writes what it does to FAKE_DIR, and obeys files there.
 
 events      one line per thing done: "start ROLE", "stop ROLE" (SIGTERM came), "env ROLE NAME=VALUE"
 crash-ROLE  the role exits with the code in the file at once
@@ -35,7 +35,7 @@ class Always200(http.server.BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    # Before the note of the start: who reads it may send SIGTERM at once.
+    # Before the note of the start, since its reader may send SIGTERM at once.
     stopped = threading.Event()
     if (HERE / f"deaf-{ROLE}").exists():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

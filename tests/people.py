@@ -1,4 +1,4 @@
-"""People in a test: Slack and ntfy as the sandbox's process, our own clients, and the engine that tells them."""
+"""People in a test: Slack and ntfy in the sandbox, our clients for them, and the engine that sends them messages."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +25,7 @@ TOPIC = "payouts-of-a-test"
 
 @dataclass
 class People:
-    """Who can be told, and what they were."""
+    """The channels to people, and the messages that these got."""
 
     sandbox: Sandbox
     settings: Settings
@@ -33,37 +33,37 @@ class People:
     breakers: dict[str, Breaker] = field(default_factory=dict)
 
     def group(self, redis_url: str, *, gather_s: float = 3_600.0) -> Group:
-        """The group that tells them. Digests are not due in a test that does not want them."""
+        """The notification group. Digests are due only in a test that sets `gather_s`."""
         return notification_over(redis_url, self.channels, Digests(redis_url, gather_s=gather_s))
 
     async def slack(self, *methods: str) -> list[dict[str, Any]]:
-        """What Slack was sent, by these methods or any."""
+        """Calls that Slack got, of these methods or all."""
         sent = await self.sandbox.messages("slack")
         return [message for message in sent if not methods or message["method"] in methods]
 
     async def ntfy(self) -> list[dict[str, Any]]:
-        """What ntfy was sent: the bodies."""
+        """Bodies of the messages that ntfy got."""
         return [message["body"] for message in await self.sandbox.messages("ntfy")]
 
     async def mood(self, **knobs: Any) -> None:
-        """`slack=`, `ntfy=`: ok, timeout, 500 or 429; `slack_error=`."""
+        """Set how they answer: `slack=`, `ntfy=` (ok, timeout, 500 or 429), `slack_error=`."""
         await self.sandbox.control("messaging", **knobs)
 
     async def slack_has(self, count: int, *methods: str) -> list[dict[str, Any]]:
-        """Wait for so many calls at least."""
+        """Wait for at least so many calls."""
 
         async def there() -> list[dict[str, Any]] | None:
-            found = await self.slack(*methods)
-            return found if len(found) >= count else None
+            calls = await self.slack(*methods)
+            return calls if len(calls) >= count else None
 
         return await until(there, what=f"Slack got {count} of {methods or 'anything'}") or []
 
     async def ntfy_has(self, count: int) -> list[dict[str, Any]]:
-        """Wait for so many messages at least."""
+        """Wait for at least so many messages."""
 
         async def there() -> list[dict[str, Any]] | None:
-            found = await self.ntfy()
-            return found if len(found) >= count else None
+            messages = await self.ntfy()
+            return messages if len(messages) >= count else None
 
         return await until(there, what=f"ntfy got {count} messages") or []
 
@@ -91,7 +91,7 @@ async def people(**changes: Any) -> AsyncIterator[People]:
 def telling_engine(
     redis_url: str, told: People, *, vendors: Vendors | None = None, workers: int = 1, **more: Any
 ) -> Engine:
-    """Governance and notification."""
+    """An engine with the groups governance and notification."""
     known = vendors or Vendors()
     gather = {"gather_s": more.pop("gather_s")} if "gather_s" in more else {}
     groups = [consumers.governance(Reputations(known), zone=ZONE), told.group(redis_url, **gather)]
@@ -99,20 +99,20 @@ def telling_engine(
 
 
 def sent(story: list[Event]) -> list[tuple[str, str]]:
-    """Kind and channel of what was told, in order."""
+    """Kind and channel of each message that was sent, in order."""
     return [(event.kind, event.channel) for event in story if type(event) is NotificationSent]
 
 
 def failed(story: list[Event]) -> list[NotificationFailed]:
-    """What could not be told."""
+    """The messages that could not be sent."""
     return [event for event in story if type(event) is NotificationFailed]
 
 
 def texts(block: Any) -> list[dict[str, Any]]:
-    """Every text object in a message, wherever it is."""
+    """All text objects in a message, at any depth."""
     if isinstance(block, list):
-        return [text for one in block for text in texts(one)]
+        return [text for part in block for text in texts(part)]
     if isinstance(block, dict):
         own = [block] if block.get("type") in ("plain_text", "mrkdwn") else []
-        return own + [text for one in block.values() for text in texts(one)]
+        return own + [text for part in block.values() for text in texts(part)]
     return []

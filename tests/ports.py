@@ -1,7 +1,7 @@
-"""Ports for what tests start: no two test processes on this machine are given the same one.
+"""Ports for servers in tests: no two test processes on this machine get the same one.
 
-A port that is only free at the moment may be given to two of the processes that test at once, before either listens on
-it. So each has a block of its own for as long as it lives, and goes through it from one end to the other.
+If a port only had to be free, two test processes could get the same one before either listens on it. So each process
+has its own block of ports for as long as it lives, and takes them in turn.
 """
 
 import fcntl
@@ -16,17 +16,17 @@ from typing import IO
 from streamproc import processes
 
 FIRST = 10_000
-"""Below those that the product chooses (streamproc/processes.py), and those of outgoing connections."""
+"""Below the ports that the product chooses (streamproc/processes.py) and those of outgoing connections."""
 BLOCK, BLOCKS = 200, 50
-"""Ports of one process: more than it has in use at once, so that one comes again long after its server ended."""
+"""Ports per process, and processes. A process uses few at once, so a port is reused long after its server ended."""
 LOCKS = Path(tempfile.gettempdir()) / f"streamproc-test-ports-{os.getuid()}"
 
 assert processes._PORTS[0] >= FIRST + BLOCK * BLOCKS
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on, and that no other test process is given."""
-    _, ports = _mine()
+    """A loopback port on which nobody listens, and which no other test process gets."""
+    _, ports = _own_block()
     for port in itertools.islice(ports, BLOCK):
         if processes.port_is_free("127.0.0.1", port):
             return port
@@ -34,8 +34,8 @@ def free_port() -> int:
 
 
 @functools.cache
-def _mine() -> tuple[IO[str], Iterator[int]]:
-    """This process's block, and the lock that keeps it until the process ends."""
+def _own_block() -> tuple[IO[str], Iterator[int]]:
+    """The ports of this process, and the lock that keeps them until the process ends."""
     LOCKS.mkdir(exist_ok=True)
     for number in range(BLOCKS):
         lock = (LOCKS / str(number)).open("w")
@@ -46,4 +46,4 @@ def _mine() -> tuple[IO[str], Iterator[int]]:
             continue
         first = FIRST + number * BLOCK
         return lock, itertools.cycle(range(first, first + BLOCK))
-    raise OSError(f"{BLOCKS} test processes have all blocks of ports; see {LOCKS}")
+    raise OSError(f"all {BLOCKS} blocks of ports are taken by test processes; see {LOCKS}")

@@ -1,4 +1,4 @@
-"""Stores that tests stop, kill and start again where they were."""
+"""Stores that tests stop, kill, and start again with the same data."""
 
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -17,11 +17,11 @@ class Restartable:
 
     @property
     def pid(self) -> int:
-        """Its process, while it runs."""
+        """The pid of its process, while it runs."""
         return self._store.process.pid
 
     async def up(self) -> str:
-        """Start it; its URL."""
+        """Start it. Returns its URL."""
         self._store = None
         self._store = await self._running.enter_async_context(self._start())
         return self._store.url
@@ -32,11 +32,11 @@ class Restartable:
         return self._store is not None and self._store.process.returncode is None
 
     async def down(self) -> None:
-        """Stop it; harmless when it is not running."""
+        """Stop it, if it runs."""
         await self._running.aclose()
 
     async def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """A signal that leaves no time for anything, then wait until it is gone."""
+        """Send a signal that ends it at once, and wait until it has ended."""
         assert self._store is not None, "it was never started"
         self._store.process.send_signal(how)
         await self._store.process.wait()

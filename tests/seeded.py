@@ -1,8 +1,8 @@
 """A long history made by the real engine from a seed: every rule, hold, review, expiry, release, day and policy change.
 
-What is asked, when it is received, what reviewers say and what the bank does come from the seed; which worker is faster
-does not, so two runs have the same payouts and not the same log. That is the point: whatever the workers made of it, a
-replay must come to the same.
+The requests, their times, the reviewers' answers and the bank's outcomes come from the seed. Which worker is faster
+does not, so two runs have the same payouts but different logs. That is intended: whatever the workers wrote, a replay
+must give the same.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from tests.projections.histories import ListedLog, Stored, project_all
 from tests.words import ACCOUNT, Vendors, observed, reviewed
 
 TEST_MAX_S = 900
-"""For a test: the first one waits for the history too, which takes a good part of a minute to make, and more than five
-where the machine does ten other things."""
+"""Limit for a test. The first one also waits until the history is made, which takes most of a minute, and on a very
+busy machine more than five."""
 SEED = 20_350_101
 PAYOUTS, PAYOUTS_LATER = 20_000, 1_000
 CRASHES = 0.1
@@ -35,10 +35,10 @@ DAY_US = 86_400_000_000
 START = 2_051_222_400_000_000
 """µs; Mon 1 Jan 2035, 05:30 in Asia/Kolkata: windows must not have ended by the clock of Redis."""
 READ_AT_ONCE = 500
-"""Entries. A read has 3 s for its answer; on a busy machine 5,000 of them took longer."""
+"""Entries. A read must be answered within 3 s, which on a busy machine 5,000 entries were not."""
 PAYOUTS_PER_DAY = 500
 CHUNK = 400
-"""Payouts between two looks at what is held, and between two changes of policies at most."""
+"""Payouts between two rounds of reviews, and at least between two changes of policies."""
 
 VENDORS = {"malware": "threat", "unreachable": "unavailable"}
 URLS = (
@@ -50,7 +50,7 @@ OUTCOMES: tuple[tuple[str, ...], ...] = (
     *(("processing", "processed"),) * 6,
     *(("processed", "processing"), ("processing", "failed"), ("failed",), ("reversed",), ("cancelled",), ()),
 )
-"""What the bank does with what is approved, as it tells us."""
+"""What the bank shows of an approved payout, one status after the other."""
 REVIEWERS = ("asha", "ravi", "meena")
 
 POLICIES = """
@@ -102,7 +102,7 @@ CHANGES = (
     ("team:desk", True),
     ("team:desk", False),
 )
-"""Files that are applied, and freezes by command: a scope, and whether it is frozen from then on."""
+"""Policy files that are applied, and scopes that are frozen (True) or unfrozen (False) by command."""
 AGENTS = (
     *("plain", "small", "held", "held", "night", "bursty", "patient", "listed", "strict", "known"),
     *("foreign", "one", "two", "stranger", None),
@@ -111,17 +111,17 @@ AGENTS = (
 
 @dataclass
 class Seeded:
-    """The history's author."""
+    """Makes the history."""
 
     engine: Engine
     seed: int
     crashes: float = 0.0
-    """How likely a worker dies while a chunk is decided."""
+    """Probability that a worker dies while a chunk is decided."""
     asked: int = 0
     now: int = START
     records: dict[str, PayoutRecord] = field(default_factory=dict)
     open: dict[str, None] = field(default_factory=dict)
-    """Payouts that something can still happen to, in the order in which that became so."""
+    """Payouts to which something can still happen, in the order in which they became so."""
     rng: random.Random = field(init=False)
     _read_upto: str = "0-0"
     _changed: int = 0
@@ -130,7 +130,7 @@ class Seeded:
         self.rng = random.Random(self.seed)
 
     async def run(self, payouts: int) -> None:
-        """Ask for `payouts` more payouts, with everything that happens meanwhile."""
+        """Add `payouts` more payouts, with everything that happens meanwhile."""
         if not self.asked:
             await self.engine.apply(POLICIES)
         until = self.asked + payouts
@@ -183,7 +183,7 @@ class Seeded:
         await self.engine.append(ACCOUNT, event)
 
     async def _read(self) -> None:
-        """What the engine made of it so far."""
+        """Read what the engine has written so far."""
         async with LogView(self.engine.url, 0) as view:
             while rows := await view.read(self._read_upto, READ_AT_ONCE, 0):
                 self._read_upto = rows[-1].id
@@ -198,19 +198,23 @@ class Seeded:
     def _people(self) -> Iterator[e.Event]:
         rng = self.rng
         for record in self._in_state("held"):
-            said = rng.choices(("approve", "reject", "expire", "nothing"), (40, 15, 15, 30))[0]
-            if said == "expire":
+            answer = rng.choices(("approve", "reject", "expire", "nothing"), (40, 15, 15, 30))[0]
+            if answer == "expire":
                 at = record.hold_expires_at
                 yield e.TimerFired(at=at, payout=record.payout, timer="hold_expiry")
-            elif said != "nothing":
+            elif answer != "nothing":
                 yield reviewed(
-                    record.payout, rng.choice(REVIEWERS), said, at=self.engine.producer.now_us(), why="seeded"
+                    record.payout,
+                    rng.choice(REVIEWERS),
+                    answer,
+                    at=self.engine.producer.now_us(),
+                    why="seeded",
                 )
 
     def _bank(self) -> Iterator[e.Event]:
         rng = self.rng
         for record in self._in_state("processed"):
-            del self.open[record.payout]  # most stay so
+            del self.open[record.payout]  # most stay processed
             if rng.random() < 0.05:
                 yield self._seen(record, "reversed")
             elif rng.random() < 0.1:
@@ -226,7 +230,7 @@ class Seeded:
         return [self.records[payout] for payout in self.open if self.records[payout].state == state]
 
     def _stopped(self, record: PayoutRecord) -> e.PayoutStopped:
-        """What execution says of a payout that it finds frozen right before the call."""
+        """The event of execution for a payout that it finds frozen right before the call."""
         evidence: e.Evidence = {"scope": f"agent:{record.agent}", "by": "seed", "why": "seeded"}
         return e.PayoutStopped(
             at=self.engine.producer.now_us(),
@@ -239,8 +243,8 @@ class Seeded:
 
     def _seen(self, record: PayoutRecord, status: str, fees: int | None = None) -> e.PayoutObserved:
         event = observed(record.payout, record.amount, agent=record.agent, status=status, at=self.now)
-        told = self.rng.choice((0, 590)) if fees is None else fees
-        return replace(event, facts=replace(event.facts, fees=told))
+        shown_fees = self.rng.choice((0, 590)) if fees is None else fees
+        return replace(event, facts=replace(event.facts, fees=shown_fees))
 
 
 # ---- once for the session -----------------------------------------------------------------
@@ -248,7 +252,7 @@ class Seeded:
 
 @dataclass(frozen=True)
 class SeededHistory:
-    """`entries` is the whole log; the database holds the archive of the first `archived` of them, with all views."""
+    """`entries` is the whole log. The database holds the archive of the first `archived` entries, with all views."""
 
     database: str
     entries: list[Stored]
@@ -256,7 +260,7 @@ class SeededHistory:
 
 
 async def make_history(valkey: str, postgres_server: str) -> SeededHistory:
-    """Make the history on an empty Valkey, and archive it in a database of its own."""
+    """Make the history on an empty Valkey, and archive it in a new database."""
     async with connected(valkey) as client:
         await client.flushall()
     async with Engine(valkey, vendors=Vendors(VENDORS), workers=3, claim_idle_s=CLAIM_IDLE_S) as engine:
@@ -278,7 +282,7 @@ async def make_history(valkey: str, postgres_server: str) -> SeededHistory:
 
 
 async def drop_history(postgres_server: str, history: SeededHistory) -> None:
-    """Remove its database."""
+    """Remove the database of the history."""
     admin = await asyncpg.connect(postgres_server)
     try:
         await admin.execute(f"DROP DATABASE {history.database} WITH (FORCE)")

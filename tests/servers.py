@@ -1,6 +1,6 @@
-"""Servers that the distribution ships, started as the embedded ones are: the same settings, other programs.
+"""Servers of the distribution, started like the embedded ones with the same settings.
 
-`TEST_REDIS_SERVER` and `TEST_POSTGRES_BIN` put them under the whole suite:
+With `TEST_REDIS_SERVER` and `TEST_POSTGRES_BIN` the whole suite runs on them:
 
     TEST_REDIS_SERVER=/usr/bin/redis-server TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin pytest tests/log tests/archive
 """
@@ -23,27 +23,25 @@ DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
 
 
 def debian_redis() -> Path | None:
-    """Where a redis-server of 7.0 is; None where there is none."""
-    found = shutil.which("redis-server")
-    said = (
-        subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-        if found
-        else ""
-    )
-    return Path(found) if found and " v=7.0." in said else None
+    """Path of a redis-server 7.0; None if there is none."""
+    program = shutil.which("redis-server")
+    if program is None:
+        return None
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return Path(program) if " v=7.0." in answer.stdout else None
 
 
 def debian_postgres() -> Path | None:
-    """Where the programs of a Postgres 15 are; None where there are none."""
+    """Directory with the programs of Postgres 15; None if there is none."""
     return DEBIAN_POSTGRES if (DEBIAN_POSTGRES / "initdb").exists() else None
 
 
 @asynccontextmanager
 async def started_as(server: Server, *changed: AbstractContextManager[Any]) -> AsyncIterator[Store]:
-    """An embedded server whose start, and nothing else, is under what `changed` patches."""
+    """An embedded server. The patches `changed` apply to its start, and to nothing else."""
     with ExitStack() as patches:
-        for one in changed:
-            patches.enter_context(one)
+        for change in changed:
+            patches.enter_context(change)
         running = server()
         store = await running.__aenter__()
     try:
@@ -54,7 +52,7 @@ async def started_as(server: Server, *changed: AbstractContextManager[Any]) -> A
 
 @asynccontextmanager
 async def redis(home: Path, program: Path | None = None) -> AsyncIterator[Store]:
-    """Redis or Valkey with its data below `home`: `program`, or what the environment names, or the embedded one."""
+    """Redis or Valkey with its data below `home`: `program`, or that of the environment, or the embedded one."""
     chosen = program or _named("TEST_REDIS_SERVER")
     changed = [patch.object(embedded, "_valkey_program", lambda: chosen)] if chosen else []
     async with started_as(partial(embedded.valkey, home), *changed) as store:
@@ -65,14 +63,16 @@ async def redis(home: Path, program: Path | None = None) -> AsyncIterator[Store]
 async def postgres(
     home: Path, programs: Path | None = None, *, durable: bool = False
 ) -> AsyncIterator[Store]:
-    """Postgres with its cluster below `home`: of the directory `programs`, or as above."""
+    """Postgres with its cluster below `home`, from the directory `programs` or chosen as above."""
     chosen = programs or _named("TEST_POSTGRES_BIN")
-    found = embedded.find_place
+    find_place = embedded.find_place
     changed = (
         ()
         if chosen is None
         else (
-            patch.object(embedded, "find_place", lambda data_dir: found(data_dir)._replace(programs=chosen)),
+            patch.object(
+                embedded, "find_place", lambda data_dir: find_place(data_dir)._replace(programs=chosen)
+            ),
             patch.object(postgres_dir, "POSTGRES_MAJOR", chosen.parent.name),
         )
     )

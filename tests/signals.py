@@ -1,7 +1,7 @@
 """Signals to a process that may still be starting, or may just have ended.
 
-An interpreter that has not yet come to catch SIGTERM dies by it: rightly, since it has begun nothing, but it is then
-no drain, and its exit status is not 0.
+An interpreter that does not catch SIGTERM yet dies of it. That is right, since it has begun nothing, but it is no
+drain, and its exit status is not 0.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CAUGHT_MAX_S = 60.0
-"""For a role to load and catch signals, on a machine that is busy with other things."""
+"""Limit for a role to load and catch signals, on a busy machine."""
 LOOK_S = 0.01
 SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 
 
 async def terminate(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, once the process catches it; harmless to one that has ended."""
+    """Send SIGTERM once the process catches it. Does nothing if the process has ended."""
     async with asyncio.timeout(CAUGHT_MAX_S):
         while process.returncode is None and not _catches_sigterm(process.pid):
             await asyncio.sleep(LOOK_S)
@@ -29,7 +29,7 @@ async def terminate(process: asyncio.subprocess.Process) -> None:
 
 
 async def killed(process: asyncio.subprocess.Process) -> int:
-    """SIGKILL, and the exit status when it is gone; harmless to one that ended by itself meanwhile."""
+    """Send SIGKILL if the process has not ended. Returns its exit status."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -47,7 +47,7 @@ def _catches_sigterm(pid: int) -> bool:
 
 @contextmanager
 def frozen(postmaster: int) -> Iterator[None]:
-    """Postgres and all its backends stand still; sessions stay open, and nothing is answered."""
+    """Stop Postgres and all its backends. Sessions stay open, and nothing is answered."""
     stopped = [postmaster]
     try:
         os.kill(postmaster, signal.SIGSTOP)  # first, so that it makes no more children
@@ -65,6 +65,6 @@ def frozen(postmaster: int) -> Iterator[None]:
 def _children(parent: int) -> list[int]:
     stats = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # of others' processes some end meanwhile
+        with contextlib.suppress(OSError):  # other processes may end meanwhile
             stats.append(path.read_text().rpartition(")"))
     return [int(head.partition(" ")[0]) for head, _, rest in stats if int(rest.split()[1]) == parent]

@@ -1,4 +1,4 @@
-"""Requests as Slack sends them when somebody clicks: documented shapes, signed as documented, made without our code."""
+"""Requests as Slack sends them for a click, with shapes and signatures from its documentation, and without our code."""
 
 import hashlib
 import hmac
@@ -46,7 +46,7 @@ def block_actions(user: str, action_id: str, value: str, **changes: Any) -> dict
 
 
 def view_submission(user: str, value: str, reason: object, **changes: Any) -> dict[str, Any]:
-    """The modal that was opened for a click on Reject, submitted."""
+    """The submission of the modal that a click on Reject opens."""
     field = {"reason": {"type": "plain_text_input", "value": reason}}
     return {
         "type": "view_submission",
@@ -74,19 +74,19 @@ def view_submission(user: str, value: str, reason: object, **changes: Any) -> di
 
 
 def form(payload: Any) -> bytes:
-    """The body that carries a payload."""
+    """The request body with this payload."""
     text = payload if isinstance(payload, str) else json.dumps(payload)
     return urlencode({"payload": text}).encode()
 
 
 def signature(body: bytes, timestamp: str, secret: str = SECRET) -> str:
-    """The documented recipe."""
+    """The signature as documented."""
     base = f"v0:{timestamp}:".encode() + body
     return "v0=" + hmac.new(secret.encode(), base, hashlib.sha256).hexdigest()
 
 
 def headers(body: bytes, now_s: float, secret: str = SECRET) -> dict[str, str]:
-    """What Slack sends with a body."""
+    """The headers that Slack sends with a body."""
     timestamp = str(int(now_s))
     return {
         "content-type": "application/x-www-form-urlencoded",

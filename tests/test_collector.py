@@ -1,4 +1,4 @@
-"""A process that collects seldom still lets go of what died in a circle when it was old."""
+"""A process that collects rarely still frees old objects that are garbage in a cycle."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from tests.deadline import DEADLINE_S
 
 
 class Circle:
-    """Dead, and still held by itself."""
+    """An object that refers to itself."""
 
     def __init__(self) -> None:
         self.me = self
@@ -36,9 +36,9 @@ async def test_what_died_when_it_was_old_goes_with_the_next_look_at_everything(
     gone = asyncio.Event()
     circle = Circle()
     gc.collect()  # it is old now
-    told = weakref.finalize(circle, gone.set)
+    finalizer = weakref.finalize(circle, gone.set)
     del circle
-    assert told.alive
+    assert finalizer.alive
     async with asyncio.timeout(DEADLINE_S):
         await gone.wait()
 

@@ -1,4 +1,4 @@
-"""What children and servers stand on: the sockets that a server listens on."""
+"""The sockets on which a server listens."""
 
 import errno
 import socket
@@ -15,7 +15,7 @@ V4, V6 = (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")
 
 @pytest.fixture
 def two_addresses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A host of two addresses; `bind` of those of a listed family fails as where no interface has them."""
+    """A host with two addresses. Binding those of a listed family fails, as if no interface had them."""
     absent: list[int] = []
     bind = processes._bound
 
@@ -37,7 +37,7 @@ def test_an_address_that_this_machine_does_not_have_is_left_out(two_addresses: l
     two_addresses.append(socket.AF_INET6)
     port = free_port()
     with processes.bound("both", port, "STREAMPROC_") as sockets:
-        assert [one.getsockname() for one in sockets] == [("127.0.0.1", port)]
+        assert [each.getsockname() for each in sockets] == [("127.0.0.1", port)]
 
 
 def test_a_host_of_which_this_machine_has_no_address_is_refused(two_addresses: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Settings are refused whole, by variable name; secrets are shown nowhere; `.env.example` tells the truth."""
+"""All wrong settings are refused at once, by variable name; secrets are never shown; `.env.example` is true."""
 
 import itertools
 import json

@@ -44,7 +44,7 @@ sys.exit(code)
 
 
 class Up:
-    """An `up` in a process of its own, with fake roles and, unless it is told of others, no stores."""
+    """An `up` in its own process, with fake roles and, unless URLs are given, no stores."""
 
     def __init__(self, here: Path, env: dict[str, str]) -> None:
         self.here, self.env = here, env
@@ -377,7 +377,7 @@ async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path)
 
 
 async def test_a_lost_log_leaves_the_stores_up_for_its_recovery(tmp_path: Path) -> None:
-    """Roles that refuse a lost log are tried again, without a count: `recover` needs the stores meanwhile."""
+    """Roles that refuse a lost log are started again without limit, since `recover` needs the stores meanwhile."""
     (tmp_path / "lost-worker").touch()
     async with made_up(tmp_path) as up:
         await up.start()

@@ -1,4 +1,4 @@
-"""What review would have to say again and again, said by a machine: sizes, headers, and what no commit may hold."""
+"""Rules that a machine checks instead of a reviewer: sizes, headers, and what no commit may contain."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ def modules() -> list[Path]:
 
 
 def committed_files() -> list[Path]:
-    """What git tracks, or would: a check-out without git has nothing to say about commits."""
+    """Files that git tracks or would track. Without git the test is skipped."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,

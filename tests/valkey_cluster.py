@@ -21,16 +21,16 @@ PRIMARIES = 3
 FORMED_MAX_S = 60.0
 PASSWORD = "of-every-node"
 NODE_TIMEOUT_MS = 1_500
-"""A primary that does not answer for so long is failed over; shorter, and a busy machine does it by itself."""
+"""A primary that is silent for so long is failed over. A shorter time would cause failovers on a busy machine."""
 
 
 @dataclass
 class Node:
-    """One server. `slots` are the first and the last that it was given; a replica has none."""
+    """One server. `slots` are its first and its last slot; a replica has none."""
 
     store: Restartable
     url: str
-    """Of this node alone."""
+    """URL of this node alone."""
     port: int
     bus: int
     slots: tuple[int, int] | None = None
@@ -46,12 +46,12 @@ class ValkeyCluster:
 
     @property
     def url(self) -> str:
-        """As the product is told it: all nodes, so that any may be away."""
+        """The URL for the product. It names all nodes, so that any may be away."""
         nodes = ",".join(f"127.0.0.1:{node.port}" for node in [*self.primaries, self.replica])
         return f"redis+cluster://:{PASSWORD}@{nodes}"
 
     def home_of(self, key: str) -> Node:
-        """The primary that was given a key's slot."""
+        """The primary that has the key's slot."""
         slot = slot_of(key)
         return next(node for node in self.primaries if node.slots and node.slots[0] <= slot <= node.slots[1])
 
@@ -61,7 +61,7 @@ class ValkeyCluster:
             assert await client.execute_command("WAIT", 1, 3000) == 1
 
     async def took_over(self) -> None:
-        """Wait until the replica is a primary and its cluster is well."""
+        """Wait until the replica is a primary and the cluster is healthy."""
 
         async def there() -> bool:
             async with connected(self.replica.url) as client:
@@ -73,7 +73,7 @@ class ValkeyCluster:
 
 @asynccontextmanager
 async def valkey_cluster(home: Path) -> AsyncIterator[ValkeyCluster]:
-    """Start and form one, with its data below `home`."""
+    """Start and form a cluster, with its data below `home`."""
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(_node(home / f"node-{n}")) for n in range(PRIMARIES + 1)]
         cluster = ValkeyCluster(nodes[:PRIMARIES], nodes[PRIMARIES])
@@ -85,7 +85,7 @@ async def valkey_cluster(home: Path) -> AsyncIterator[ValkeyCluster]:
 async def _node(place: Path) -> AsyncIterator[Node]:
     place.mkdir(parents=True)
     port, bus = free_port(), free_port()
-    (place / "valkey.password").write_text(PASSWORD)  # one for all: replicas use it too
+    (place / "valkey.password").write_text(PASSWORD)  # the same for all, since replicas use it too
     plain = embedded._valkey_config
     more = (
         f"cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout {NODE_TIMEOUT_MS}\n"
@@ -128,21 +128,20 @@ async def _form(cluster: ValkeyCluster) -> None:
         await until(follows, what="the replica follows its primary", deadline_s=FORMED_MAX_S)
 
     async def well() -> bool:
-        found = await asyncio.gather(*(_well(node) for node in everyone))
-        return all(found)
+        return all(await asyncio.gather(*(_is_well(node) for node in everyone)))
 
-    await until(well, what="the cluster is well", deadline_s=FORMED_MAX_S)
+    await until(well, what="the cluster is healthy", deadline_s=FORMED_MAX_S)
 
 
 async def _knows(node: Node, ids: list[str]) -> bool:
-    """By their own names: during the handshake nodes have others."""
+    """Whether it knows all nodes by their final ids; during the handshake they have others."""
     async with connected(node.url) as client:
         client.response_callbacks.pop("CLUSTER NODES", None)
-        said = await client.execute_command("CLUSTER NODES")
-    return all(one.encode() in said for one in ids)
+        nodes = await client.execute_command("CLUSTER NODES")
+    return all(node_id.encode() in nodes for node_id in ids)
 
 
-async def _well(node: Node) -> bool:
+async def _is_well(node: Node) -> bool:
     async with connected(node.url) as client:
         info = await _info(client)
     return b"cluster_state:ok" in info and f"cluster_size:{PRIMARIES}".encode() in info
@@ -150,5 +149,5 @@ async def _well(node: Node) -> bool:
 
 async def _info(client: Redis) -> bytes:
     client.response_callbacks.pop("CLUSTER INFO", None)
-    said = await client.execute_command("CLUSTER INFO")
-    return said if isinstance(said, bytes) else str(said).encode()
+    info = await client.execute_command("CLUSTER INFO")
+    return info if isinstance(info, bytes) else str(info).encode()

@@ -1,4 +1,4 @@
-"""Builders in the language of the specification, for values that tests need."""
+"""Builders for the values that tests need, in the words of the specification."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ ACCOUNT = "acc_Test0000000001"
 NOW = 1_790_000_000_000_000
 """µs; Mon 21 Sep 2026, 19:43 in Asia/Kolkata."""
 NOON_ZONE = noon_zone(time.time())
-"""For payouts that are received now: no day, week or month ends there while the tests run, whenever that is."""
+"""Time zone for payouts that are received now: no day, week or month ends there while the tests run."""
 
 
 def observed(
@@ -61,12 +61,12 @@ def reviewed(
 
 
 def delivery(event: e.PayoutObserved) -> Append:
-    """As the webhook producer would append it."""
+    """The event as the webhook appends it."""
     return Append(event.account, (f"st:{event.payout}:{event.facts.status}",), (event,))
 
 
 def policies(text: str) -> list[e.PolicyChanged]:
-    """The changes that applying a policy file to nothing makes."""
+    """The changes of a policy file that is the first one."""
     file = parse_policy_file(text, name="test.yaml")
     return plan_changes({}, file, prune=False, at=NOW, by="test", why="test")
 
@@ -82,14 +82,14 @@ async def apply_policies(client: Redis, text: str, *, partition: int = 0) -> Non
 
 
 class Vendors:
-    """Safe Browsing as a table: host text in the URL -> verdict; counts what was asked."""
+    """Safe Browsing as a table from a text in the URL to a verdict. It keeps the URLs that were looked up."""
 
     def __init__(self, verdicts: Mapping[str, str] | None = None) -> None:
         self.verdicts = dict(verdicts or {})
         self.asked: list[str] = []
 
     async def __call__(self, urls: Sequence[str]) -> dict[str, Reputation]:
-        """Every URL's reputation; `clean` unless the table says otherwise."""
+        """The reputation of each URL, `clean` unless the table says otherwise."""
         self.asked += urls
         return {url: self._of(url) for url in urls}
 
@@ -102,11 +102,13 @@ class Vendors:
 
 
 class Forgotten(Vendors):
-    """Answers that are fresh for no time at all, so that they are asked for at every look."""
+    """Reputations that expire at once, so that every payout looks them up again."""
 
     async def __call__(self, urls: Sequence[str]) -> dict[str, Reputation]:
-        found = await super().__call__(urls)
-        return {url: replace(one, fresh_until=one.checked_at) for url, one in found.items()}
+        answers = await super().__call__(urls)
+        return {
+            url: replace(reputation, fresh_until=reputation.checked_at) for url, reputation in answers.items()
+        }
 
 
 def requested(
@@ -142,7 +144,7 @@ def requested(
 
 
 def request(event: e.PayoutRequested) -> Append:
-    """As the gateway would append it."""
+    """The event as the gateway appends it."""
     return Append(event.account, (f"in:{event.payout}",), (event,))
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks on servers of their own: how far the engine is from a hand-written worker that does the same job."""
+"""Benchmarks on servers that they start themselves: the engine beside a hand-written worker, and more."""

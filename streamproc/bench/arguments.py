@@ -1,19 +1,24 @@
-"""Arguments of the bench's processes, by their environment: a command line, which every user of the machine can read,
-is no place for a store's password."""
+"""Arguments of the benchmark's processes. They are passed in the environment, since every user of the machine can read
+a command line, where a store's password must not be."""
 
 import json
 import os
-from collections.abc import Sequence
 
 _VARIABLE = "BENCH_ARGUMENTS"
 
 
-def handed(arguments: Sequence[str | int]) -> dict[str, str]:
-    """The environment's part that hands them over."""
-    return {_VARIABLE: json.dumps([str(argument) for argument in arguments])}
+def environment(*arguments: str | int) -> dict[str, str]:
+    """The environment for a process with these arguments.
+
+    It has nothing of STREAMPROC_* or OTEL_*: the benchmark never touches a system that is in use.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))
+    }
+    return kept | {_VARIABLE: json.dumps([str(argument) for argument in arguments])}
 
 
 def given() -> list[str]:
-    """Those of this process."""
+    """The arguments of this process."""
     arguments: list[str] = json.loads(os.environ[_VARIABLE])
     return arguments

@@ -1,4 +1,4 @@
-"""`streamproc bench ...`: measure on servers of its own, print a table or JSON."""
+"""`streamproc bench ...`: measure on servers that it starts, print a table or JSON."""
 
 import json
 import sys
@@ -14,24 +14,24 @@ from streamproc.errors import InputError
 T = TypeVar("T")
 
 PAYOUTS_MIN = 1_000
-"""Fewer are over before the clock has said anything."""
+"""A run of fewer payouts is too short to be measured."""
 ROUNDS_MAX = 100
 RATE_MAX = 20_000
-"""Payouts a second: more than the driver can send from one core."""
+"""Payouts per second: more than the driver can send from one core."""
 SECONDS_MAX = 600
 ENTRIES_MAX, SCALE_PARTITIONS_MAX, AGENTS_MAX = 10_000_000, 16, 100_000
 WORKERS_MAX = 8
-"""Processes, and consumers in each: past the cores they only wait for each other."""
+"""Worker processes, and consumers in each. More than there are cores only wait for each other."""
 REPLAYED_MAX = 2_000_000
-"""Payouts of a history that is replayed: 20 million events, some 8 GB of log in Valkey."""
+"""Payouts in the history that is replayed: 20 million events, about 8 GB of log in Valkey."""
 
 
 @click.group()
 def bench() -> None:
-    """Measure speed on servers made for it.
+    """Measure speed, on servers started for it.
 
-    Valkey and Postgres are started from wheels in a temporary directory and removed afterwards; the servers that
-    STREAMPROC_REDIS_URL and STREAMPROC_POSTGRES_DSN name are never touched.
+    Valkey and Postgres are started from wheels in a temporary directory and removed afterwards. The servers in
+    STREAMPROC_REDIS_URL and STREAMPROC_POSTGRES_DSN are never touched.
     """
 
 
@@ -39,36 +39,36 @@ def bench() -> None:
 @click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
 @click.option(
-    "--audit/--no-audit", default=False, show_default=True, help="Write the audit to Postgres as well."
+    "--audit/--no-audit", default=False, show_default=True, help="Also write the audit to Postgres."
 )
 @click.option(
     "--payees",
     type=click.IntRange(0, PAYEES_MAX),
     default=PAYEES,
     show_default=True,
-    help="Fund accounts that take turns; 0: every payout goes to a new one.",
+    help="Fund accounts, paid in turn; 0: every payout goes to a new one.",
 )
 @click.option(
     "--consumers",
     type=click.IntRange(1, CONSUMERS_MAX),
     default=CONSUMERS,
     show_default=True,
-    help="The engine's consumers in its one worker process, as `worker --concurrency`; FastStream's subscribers.",
+    help="Consumers in the engine's one worker process, as in `worker --concurrency`; also FastStream's subscribers.",
 )
 @click.option(
     "--whole",
     is_flag=True,
-    help="A floor beside them that leaves behind all that the engine leaves, which is checked.",
+    help="Also measure a floor that leaves behind all that the engine leaves; this is checked.",
 )
 @click.option(
     "--faststream",
     is_flag=True,
-    help="FastStream's batch subscriber beside them, with --whole that too; needs the extra `bench`.",
+    help="Also measure FastStream's batch subscriber (with --whole two of them); needs the extra `bench`.",
 )
 @click.option(
     "--faststream-usual",
     is_flag=True,
-    help="FastStream as its documentation shows it: typed, one payout a call, some 150/s; needs the extra `bench`.",
+    help="Also measure FastStream as its documentation shows it, which is slow; needs the extra `bench`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def floor(
@@ -84,9 +84,9 @@ def floor(
 ) -> None:
     """Compare the engine with a hand-written worker that does the same job.
 
-    The floor keeps one short event a payout; with --whole another one keeps what the engine keeps. The sides take
-    turns on this machine; one more round is made first and not counted. Exit code 1 when a side comes to wrong
-    outcomes, or did not leave behind what it had to.
+    The floor keeps one short event per payout; with --whole a second floor leaves behind all that the engine leaves.
+    The sides take turns on this machine. One more round is run first as a warm-up, and not counted. The exit code is 1
+    if a side's outcomes are wrong, or if it left less behind than it had to.
 
     \b
     Example:
@@ -97,20 +97,20 @@ def floor(
     from streamproc.bench.report import document, headline, table
     from streamproc.bench.sides import asked_for
 
-    found = document(
+    result = document(
         _run(
-            lambda said: measure(
+            lambda announce: measure(
                 payouts,
                 rounds,
                 audit=audit,
                 payees=payees,
                 consumers=consumers,
                 sides=asked_for(whole=whole, faststream=faststream, usual=faststream_usual),
-                said=said,
+                announce=announce,
             )
         )
     )
-    _tell(found, as_json, table, headline)
+    _show(result, as_json, table, headline)
 
 
 @bench.command()
@@ -120,8 +120,8 @@ def floor(
 def replay(payouts: int, rounds: int, as_json: bool) -> None:
     """Measure the loading of the archive and the rebuilding of all views.
 
-    Beside them, in the same run, a projector that folds one event in each transaction; and the builders' memory for
-    this history and for one of a tenth. Exit code 1 when something does not come to what it must.
+    The same run also measures a projector that folds one event per transaction, and the builders' memory for this
+    history and for one a tenth as long. The exit code is 1 if a result is wrong.
 
     \b
     Example:
@@ -130,8 +130,8 @@ def replay(payouts: int, rounds: int, as_json: bool) -> None:
     from streamproc.bench.replaying import measure
     from streamproc.bench.report import replay_document, replay_headline, replay_table
 
-    found = replay_document(_run(lambda said: measure(payouts, rounds, said=said)))
-    _tell(found, as_json, replay_table, replay_headline)
+    result = replay_document(_run(lambda announce: measure(payouts, rounds, announce=announce)))
+    _show(result, as_json, replay_table, replay_headline)
 
 
 @bench.command()
@@ -142,7 +142,7 @@ def replay(payouts: int, rounds: int, as_json: bool) -> None:
     multiple=True,
     default=(500,),
     show_default=True,
-    help="Payouts a second; may be given several times.",
+    help="Payouts per second; may be given several times.",
 )
 @click.option("--seconds", type=click.IntRange(1, SECONDS_MAX), default=20, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=1, show_default=True)
@@ -154,9 +154,9 @@ def latency(
 ) -> None:
     """Measure how long a payout waits for its decision at fixed rates.
 
-    An open loop: each payout has a time at which it is due, and all its times are counted from then, so a stall is
-    charged to all that wait for it. Real producer, workers as they are started in life. TMPDIR says on which disk the
-    log is.
+    The load is an open loop: each payout is due at a fixed time, and its latency is counted from then, so a stall is
+    charged to every payout that waits for it. The producer and the workers are the real ones. TMPDIR decides on which
+    disk the log is.
 
     \b
     Example:
@@ -169,12 +169,14 @@ def latency(
         raise InputError(
             f"--rate {max(rates)} for --seconds {seconds} and {WARM_S} to warm up are more than {PAYOUTS_MAX} payouts"
         )
-    found = latency_document(
+    result = latency_document(
         _run(
-            lambda said: measure(rates, seconds, rounds, workers=workers, concurrency=concurrency, said=said)
+            lambda announce: measure(
+                rates, seconds, rounds, workers=workers, concurrency=concurrency, announce=announce
+            )
         )
     )
-    _tell(found, as_json, latency_table, latency_headline)
+    _show(result, as_json, latency_table, latency_headline)
 
 
 @bench.command()
@@ -183,16 +185,16 @@ def latency(
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
 @click.option(
-    "--serve", is_flag=True, help="Payouts come as signed webhooks over HTTP to a real `streamproc serve`."
+    "--serve", is_flag=True, help="Send payouts as signed webhooks over HTTP to a real `streamproc serve`."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, as_json: bool) -> None:
-    """Measure the whole path at full load: appended, decided, archived, chained, shown in the views.
+    """Measure the whole path at full load: payouts are appended, decided, archived, chained and shown in the views.
 
-    Real workers and a real projector; payouts are sent as fast as they are decided and shown, into the log, or with
-    --serve over HTTP. Beside the figure:
-    CPU and memory of each process, what was used up, and the bytes that a payout takes. Exit code 1 when a decision
-    is wrong or `streamproc audit verify` finds the archive's chain broken.
+    Workers and projector are the real ones. Payouts are sent as fast as they are decided and shown: into the log, or
+    with --serve over HTTP. The output also has the CPU and memory of each process, which resource was used up, and the
+    bytes stored per payout. The exit code is 1 if a decision is wrong or `streamproc audit verify` finds the archive's
+    chain broken.
 
     \b
     Example:
@@ -203,8 +205,8 @@ def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, 
     from streamproc.bench.whole_path import Crew, measure
 
     crew = Crew(workers, concurrency, serve)
-    found = whole_document(_run(lambda said: measure(payouts, rounds, crew=crew, said=said)))
-    _tell(found, as_json, whole_table, whole_headline)
+    result = whole_document(_run(lambda announce: measure(payouts, rounds, crew=crew, announce=announce)))
+    _show(result, as_json, whole_table, whole_headline)
 
 
 @bench.command()
@@ -212,7 +214,7 @@ def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, 
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def govern(payouts: int, rounds: int, as_json: bool) -> None:
-    """Measure the decision alone, in this process: what Python needs before anything is written.
+    """Measure the decision alone, in this process: what Python does before anything is written.
 
     \b
     Example:
@@ -221,8 +223,8 @@ def govern(payouts: int, rounds: int, as_json: bool) -> None:
     from streamproc.bench.pure import measure
     from streamproc.bench.report_scale import govern_document, govern_headline, govern_table
 
-    found = govern_document(_run(lambda said: measure(payouts, rounds, said=said)))
-    _tell(found, as_json, govern_table, govern_headline)
+    result = govern_document(_run(lambda announce: measure(payouts, rounds, announce=announce)))
+    _show(result, as_json, govern_table, govern_headline)
 
 
 def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -232,18 +234,18 @@ def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Ca
 
 
 @bench.command()
-@_axis("entries", ENTRIES_MAX, "Entries that the log holds already, about 1 kB of memory each")
+@_axis("entries", ENTRIES_MAX, "Entries that are in the log at the start, about 1 kB of memory each")
 @_axis("workers", WORKERS_MAX, "Worker processes")
 @_axis("partitions", SCALE_PARTITIONS_MAX, "Partitions of the log")
-@_axis("agents", AGENTS_MAX, "Agents, each with a policy of its own")
+@_axis("agents", AGENTS_MAX, "Agents, each with its own policy")
 @click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=2_500, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:
-    """Measure what a payout costs when there is more of everything.
+    """Measure what a payout costs as the log, the workers, the partitions or the agents grow.
 
-    One thing is varied at a time, and its values take turns. Only what is named is measured; without a name all of
-    it, with up to a million entries in the log. The first value is what the others are compared with.
+    One of them is varied at a time, and its values take turns. Only the options given are measured; without any, all of
+    them, with up to a million entries in the log. The other values are compared with the first one.
 
     \b
     Example:
@@ -253,43 +255,43 @@ def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> 
     from streamproc.bench.report_scale import scale_document, scale_headline, scale_table
     from streamproc.bench.scale import AXES, measure
 
-    wanted = {name: values for name, values in axes.items() if values} or AXES
-    found = scale_document(_run(lambda said: measure(wanted, payouts, rounds, said=said)))
-    _tell(found, as_json, scale_table, scale_headline)
+    chosen = {name: values for name, values in axes.items() if values} or AXES
+    result = scale_document(_run(lambda announce: measure(chosen, payouts, rounds, announce=announce)))
+    _show(result, as_json, scale_table, scale_headline)
 
 
 def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:
-    """Run a measurement, with its progress on a terminal. SIGTERM ends it as Ctrl-C does, so that no file is left."""
+    """Run a measurement, showing progress on a terminal. SIGTERM ends it as Ctrl-C does, so that no file is left."""
     import asyncio
     from signal import SIGTERM
 
     from rich.console import Console
 
-    async def stoppable(said: Callable[[str], None]) -> T:
+    async def stoppable(announce: Callable[[str], None]) -> T:
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(SIGTERM, task.cancel)
-        return await measure(said)
+        return await measure(announce)
 
     console = Console(stderr=True)
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
         try:
-            # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
+            # asyncio's own loop, since uvloop cannot start a child as another user, as Postgres under root needs.
             return asyncio.run(stoppable(status.update if status is not None else lambda _: None))
         except asyncio.CancelledError as problem:
             raise click.Abort from problem
 
 
-def _tell(
-    found: dict[str, Any],
+def _show(
+    result: dict[str, Any],
     as_json: bool,
     table: Callable[[dict[str, Any]], tuple[list[str], list[list[object]]]],
     headline: Callable[[dict[str, Any]], list[str]],
 ) -> None:
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        _print(*table(found), headline(found))
+        _print(*table(result), headline(result))
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequence[str]) -> None:
@@ -302,7 +304,7 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequ
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
     console = Console(highlight=False)
-    with console.capture() as drawn:  # and click writes it: rich ends the program with 1 at `| head`
+    with console.capture() as drawn:  # click writes it, since rich ends the program with 1 at `| head`
         console.print(printed)
     click.echo(drawn.get(), nl=False)
     for line in lines:

@@ -1,15 +1,13 @@
-"""Floor and engine, and others that are asked for, in turns on this machine: fresh servers, the same payouts.
+"""`bench floor`: the floor, the engine and optional other sides do the same payouts in turns, on fresh servers.
 
-Each run has a Valkey of its own, empty and with `appendfsync always`; Postgres is one server for all runs with a new
-database each. The job is in the stream before the contestants start. A run lasts from `go` until the group has read
-and acknowledged everything (the engine's own outputs too) and, with audit, until the views show the last entry. A run
-that came to wrong answers ends the benchmark, and so does one that was to leave all that the engine leaves and did not.
+Each run has its own empty Valkey with `appendfsync always`, and a new database on a Postgres that all runs share. The
+payouts are in the stream before the contestants start. A run lasts from `go` until the group has read and acknowledged
+everything (the engine's own outputs too) and, with audit, until the views show the last entry. A run with wrong
+outcomes ends the benchmark, and so does one that had to leave behind all that the engine leaves and did not.
 """
 
 import asyncio
 import json
-import os
-import shutil
 import signal
 import sys
 import time
@@ -25,29 +23,28 @@ from redis.asyncio import Redis
 from projections.schema import prepare
 from streamproc import embedded, processes
 from streamproc.bench import cost, faststream_side, floor, job
-from streamproc.bench.arguments import handed
+from streamproc.bench.arguments import environment
 from streamproc.bench.contestant import GO, STOP
 from streamproc.bench.left import Left, compare, left
-from streamproc.bench.rig import Said, fresh_database, public_directory
+from streamproc.bench.rig import Announce, fresh_database, fresh_valkey, home_in, public_directory
 from streamproc.bench.sides import ALL, ENGINE, Side, asked_for
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
-from streamproc.log.connection import connected
 
 POLL_S = 0.01
-"""Between two looks whether a run is done: 1 % of a run of a second."""
+"""Interval of checking whether a run is done: 1 % of a run that lasts a second."""
 RUN_MAX_S = 600.0
 ANSWER_MAX_S = 60.0
-"""For a contestant to get ready or to say what it used."""
+"""Limit for a contestant to get ready, or to say what it used."""
 TEMPLATE = "bench_template"
 VIEWS_AT = "SELECT entry_id FROM view_heads WHERE partition = 0 ORDER BY seq LIMIT 1"
 
 
 class Run(Struct, frozen=True):
-    """One side's run. CPU is in µs for each payout; `worker` and `archive` are our processes.
+    """One side's run. CPU is in µs per payout; `worker` and `archive` are our processes.
 
-    `peak_mb`: the most memory (resident) that the worker had; `log_bytes`: what its streams take of Redis's memory for
-    each payout, which itself is in it.
+    `peak_mb` is the worker's peak resident memory. `log_bytes` is the memory that the side's streams take in Redis, per
+    payout and including the payout itself.
     """
 
     side: str
@@ -60,14 +57,14 @@ class Run(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """What came out: the runs in the order they were made (the warm-up is not among them)."""
+    """All runs in their order, without the warm-up."""
 
     payouts: int
     audit: bool
     payees: int
-    """Fund accounts that the payouts go to; 0: each to a new one."""
+    """Number of fund accounts that are paid; 0: every payout goes to a new one."""
     consumers: int
-    """Of the engine, in its one worker process."""
+    """Number of consumers in the engine's one worker process."""
     payload_bytes: int
     outcomes: dict[str, int]
     versions: dict[str, str]
@@ -82,18 +79,18 @@ async def measure(
     payees: int = job.PAYEES,
     consumers: int = job.CONSUMERS,
     sides: Sequence[str] = tuple(asked_for()),
-    said: Said,
+    announce: Announce,
 ) -> Measured:
-    """Run the contest. Raises JobFailed where a side gives wrong answers, dies or does not come to an end, InputError
-    where FastStream is among the sides and not installed."""
-    wanted, runs = job.expected(payouts), list[Run]()
+    """Run the contest. Raises JobFailed if a side's outcomes are wrong, or it dies or does not finish; InputError if
+    FastStream is among the sides and not installed."""
+    expected, runs = job.expected(payouts), list[Run]()
     has_faststream = any(ALL[side].module == faststream_side.__name__ for side in sides)
     versions = cost.package_versions() | (faststream_side.versions() if has_faststream else {})
     async with _arena(audit, payees, consumers) as arena:
         for number in range(rounds + 1):
             for side in sides:
-                said(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
-                run = await arena.run(side, number, payouts, wanted)
+                announce(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {side}")
+                run = await arena.run(side, number, payouts, expected)
                 if number > 0:
                     runs.append(run)
         return Measured(
@@ -102,7 +99,7 @@ async def measure(
             payees=payees,
             consumers=consumers,
             payload_bytes=len(job.payload(0, time.time_ns() // 1000)),
-            outcomes=dict(sorted(wanted.items())),
+            outcomes=dict(sorted(expected.items())),
             versions=versions | arena.versions,
             runs=runs,
         )
@@ -119,7 +116,7 @@ async def _arena(audit: bool, payees: int, consumers: int) -> AsyncIterator["Are
 
 
 class Arena:
-    """The servers, and one run after the other on them. Nothing here knows of STREAMPROC_REDIS_URL."""
+    """The servers, and the runs on them, one after the other. STREAMPROC_REDIS_URL is never read."""
 
     def __init__(
         self,
@@ -136,7 +133,7 @@ class Arena:
         self.versions: dict[str, str] = {}
 
     async def open(self) -> None:
-        """Make the schema once; every run's database is a copy."""
+        """Make the schema once; the database of each run is a copy."""
         if self._postgres is None:
             return
         async with self._database("postgres") as db:
@@ -156,38 +153,33 @@ class Arena:
         finally:
             await db.close()
 
-    async def run(self, name: str, number: int, payouts: int, wanted: Counter[str]) -> Run:
-        """One run of one side, checked."""
+    async def run(self, name: str, number: int, payouts: int, expected: Counter[str]) -> Run:
+        """Do one run of one side, and check it."""
         side = ALL[name]
         self._runs += 1
-        home = self._directory / f"run-{self._runs}"
-        home.mkdir(mode=0o711)
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(embedded.valkey(home))
-            client = await stack.enter_async_context(connected(store.url))
-            # A rewrite of the file would hit one run and not the next.
-            await client.config_set("auto-aof-rewrite-percentage", 0)
-            await self._know(client)
+            home = stack.enter_context(home_in(self._directory, f"run-{self._runs}"))
+            store, client = await stack.enter_async_context(fresh_valkey(home))
+            await self._learn_version(client)
             db = None
             if self._postgres is not None:
                 db = await stack.enter_async_context(self._fresh_database(side))
             await side.load(client, payouts, self._payees, time.time_ns() // 1000)
             seconds, cpu_s, peak_mb = await self._timed(side, store.url, client, db)
-            await _check(side, store.url, client, db, wanted)
+            await _check(side, store.url, client, db, expected)
             if side.keeps_all:
-                self._hold_against(name, await left(store.url, client, payouts, self._payees))
+                self._compare_with_engine(name, await left(store.url, client, payouts, self._payees))
             log_bytes = await side.log_bytes(client) / payouts
-        shutil.rmtree(home, ignore_errors=True)
         cpu_us = {name: used * 1e6 / payouts for name, used in cpu_s.items()}
         return Run(name, number, seconds, payouts / seconds, cpu_us, peak_mb, log_bytes)
 
-    def _hold_against(self, side: str, found: Left) -> None:
+    def _compare_with_engine(self, side: str, found: Left) -> None:
         if side == ENGINE:
             self.left = found
         elif self.left is not None:
             compare(side, found, self.left)
 
-    async def _know(self, client: Redis) -> None:
+    async def _learn_version(self, client: Redis) -> None:
         if "valkey" not in self.versions:
             self.versions["valkey"] = await cost.valkey_version(client)
 
@@ -228,11 +220,11 @@ class Arena:
 
 
 class _Contestant:
-    """The other end of `contestant.compete`."""
+    """Our end of the pipe to a process that runs `contestant.compete`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._said: list[str] = []
+        self._other_lines: list[str] = []
 
     @property
     def pid(self) -> int:
@@ -252,30 +244,28 @@ class _Contestant:
         return float((await self.answer())["cpu_s"])
 
     async def answer(self) -> dict[str, float]:
-        """Its next line that is an answer; others are kept for the error."""
+        """Its next line that is an answer; other lines are kept for the error text."""
         assert self._process.stdout is not None
         async with asyncio.timeout(ANSWER_MAX_S):
             while line := (await self._process.stdout.readline()).decode():
                 if line.startswith(('{"ready"', '{"cpu_s"')):
                     answer: dict[str, float] = json.loads(line)
                     return answer
-                self._said.append(line)
+                self._other_lines.append(line)
         raise self.failed()
 
     def failed(self) -> JobFailed:
         return JobFailed(
-            f"a contestant ended early; it said: {''.join(self._said[-20:]).strip() or 'nothing'}"
+            f"a contestant ended early; it said: {''.join(self._other_lines[-20:]).strip() or 'nothing'}"
         )
 
 
 @asynccontextmanager
 async def _contestant(module: str, *arguments: str) -> AsyncIterator[_Contestant]:
-    """A process that is ready to go; killed at the end."""
-    # Nothing of STREAMPROC_*: the bench never comes near a system that is in use.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
+    """Start a process and wait until it is ready; it is killed at the end."""
     process = await processes.start(
         [sys.executable, "-m", module],
-        env=env | handed(arguments),
+        env=environment(*arguments),
         on_parent_death=signal.SIGKILL,
         output=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.PIPE,
@@ -314,9 +304,9 @@ async def _is_done(side: Side, client: Redis, db: asyncpg.Connection | None) -> 
 
 
 async def _check(
-    side: Side, url: str, client: Redis, db: asyncpg.Connection | None, wanted: Counter[str]
+    side: Side, url: str, client: Redis, db: asyncpg.Connection | None, expected: Counter[str]
 ) -> None:
-    job.check(side.name, "the stream", await side.outcomes(url, client), wanted)
+    job.check(side.name, "the stream", await side.outcomes(url, client), expected)
     if db is not None:
         rows = await db.fetch(side.audit_counts)
-        job.check(side.name, "Postgres", Counter({row["reason"]: row["count"] for row in rows}), wanted)
+        job.check(side.name, "Postgres", Counter({row["reason"]: row["count"] for row in rows}), expected)

@@ -1,7 +1,7 @@
-"""A contestant is a process of its own, so that its CPU time is its own: ready, go, stop, what it cost.
+"""A contestant runs in a process of its own, so that its CPU time can be measured.
 
-The contest talks to it in lines: it says `{"ready": true}`, waits for `go`, works until `stop`, and then says what CPU
-time it used in between.
+It exchanges lines with the contest: it writes `{"ready": true}`, waits for `go`, works until `stop`, and then writes
+the CPU time that it used in between.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ Decided = TypeVar("Decided")
 
 GO, STOP = b"go\n", b"stop\n"
 UNDER_WAY_MAX = 2
-"""Batches: one is inserted while the next is committed. More would only wait."""
+"""Batches that are finished at once: one is inserted while the next is committed. More would only wait."""
 
 
 async def compete(work: Coroutine[Any, Any, object], **facts: int) -> None:
     """Run `work`, which never ends by itself, between `go` and `stop`; `facts` go into the answer.
 
-    A coroutine, since a task would begin before `go`, ahead by the time that other contestants take to start.
+    `work` is a coroutine, since a task would begin before `go`, while other contestants still start.
     """
     orders = await _orders()
     say({"ready": True})
-    await _heard(orders, GO)
+    await _wait_for(orders, GO)
     before = _cpu_s()
-    working, stopped = asyncio.create_task(work), asyncio.create_task(_heard(orders, STOP))
+    working, stopped = asyncio.create_task(work), asyncio.create_task(_wait_for(orders, STOP))
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     used = _cpu_s() - before
     if working.done():
         working.result()
-        raise RuntimeError("the work ended before it was told to")
+        raise RuntimeError("the work ended before `stop`")
     say({"cpu_s": used, **facts})
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
@@ -45,8 +45,8 @@ async def overlapping(
     decide: Callable[[Read], Awaitable[Decided | None]],
     finish: Callable[[Decided], Coroutine[Any, Any, None]],
 ) -> None:
-    """Read, decide and finish batches until cancelled. The next one is read meanwhile, and UNDER_WAY_MAX are finished
-    at once; what `decide` gives None for is nothing to finish."""
+    """Read, decide and finish batches until cancelled. The next batch is read meanwhile, and up to UNDER_WAY_MAX are
+    finished at once. A batch for which `decide` returns None needs no finishing."""
     under_way: deque[asyncio.Task[None]] = deque()
     reading = asyncio.create_task(read())
     while True:
@@ -58,11 +58,11 @@ async def overlapping(
         if len(under_way) == UNDER_WAY_MAX:
             await under_way.popleft()
         under_way.append(asyncio.create_task(finish(batch)))
-        await asyncio.sleep(0)  # so that it is sent before the next batch is decoded
+        await asyncio.sleep(0)  # so that this batch is sent before the next one is decoded
 
 
 def say(what: dict[str, Any]) -> None:
-    """One line to the contest."""
+    """Write one line to the contest."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -74,10 +74,10 @@ async def _orders() -> asyncio.StreamReader:
     return reader
 
 
-async def _heard(orders: asyncio.StreamReader, wanted: bytes) -> None:
+async def _wait_for(orders: asyncio.StreamReader, order: bytes) -> None:
     line = await orders.readline()
-    if line != wanted:
-        raise RuntimeError(f"expected {wanted!r}, was told {line!r}")
+    if line != order:
+        raise RuntimeError(f"expected {order!r}, got {line!r}")
 
 
 def _cpu_s() -> float:

@@ -1,4 +1,4 @@
-"""What a run costs: CPU time of each process that took part, and the machine it ran on."""
+"""CPU time and memory of the processes of a run, and the machine and versions that it ran on."""
 
 import math
 import os
@@ -19,19 +19,19 @@ PACKAGES = ("streamproc", "redis", "hiredis", "msgspec", "asyncpg", "uvloop")
 
 
 async def valkey_cpu_s(client: Redis) -> float:
-    """CPU seconds that the server has used, all its threads."""
+    """CPU seconds that the server has used in all its threads."""
     info = await client.info("cpu")
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
 def tree_cpu_s(pid: int) -> float:
-    """CPU seconds of a process and its children, with those that have ended; in ticks of 10 ms each."""
+    """CPU seconds of a process and its children, also of those that have ended; each is counted in ticks of 10 ms."""
     return TICK_S * sum(_ticks(member) for member in (pid, *_children(pid)))
 
 
 def peak_mb(pid: int) -> float:
-    """The most memory that a process ever had resident (10^6 bytes)."""
-    return int(_line(PROC / str(pid) / "status", "VmHWM").split()[0]) * 1024 / 1e6
+    """Peak resident memory of a process in MB (10^6 bytes); 0.0 if it has ended."""
+    return _peak_kib(pid) * 1024 / 1e6
 
 
 def _ticks(pid: int) -> int:
@@ -48,7 +48,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on (the name before it may hold blanks); None: it has ended."""
+    """Fields of /proc/PID/stat from the state on (the name before it may hold blanks); None: the process has ended."""
     try:
         text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -57,38 +57,42 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def process_cpu_s(pid: int) -> float:
-    """CPU seconds of a process of ours that has no children, exact; 0.0 where it has ended."""
+    """Exact CPU seconds of one of our processes that has no children; 0.0 if it has ended."""
     try:
-        # The clock that clock_getcpuclockid(3) names, which Python does not offer.
+        # The clock of clock_getcpuclockid(3), which Python does not offer.
         return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
     except OSError:
         return 0.0
 
 
 def machine_cpu_s() -> float:
-    """CPU seconds that the whole machine was busy, for whomever; with what its host took away, in ticks of 10 ms."""
+    """CPU seconds that the machine was busy with any program, and that its host took away; in ticks of 10 ms."""
     user, nice, system, _idle, _waiting, hard, soft, stolen, *_ = map(
         int, (PROC / "stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
     )
     return TICK_S * (user + nice + system + hard + soft + stolen)
 
 
-def peak_memory_mb(pid: int) -> float:
-    """The most memory that a process ever had resident; 0.0 where it has ended."""
+def peak_mib(pid: int) -> float:
+    """The same in MiB (2^20 bytes), as `bench latency` and `bench e2e` have always reported it."""
+    return _peak_kib(pid) / 1024
+
+
+def _peak_kib(pid: int) -> int:
     try:
-        kb = _line(PROC / str(pid) / "status", "VmHWM").split()[0]
+        kib = _line(PROC / str(pid) / "status", "VmHWM").split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return int(kb) / 1024 if kb.isdigit() else 0.0
+        return 0
+    return int(kib) if kib.isdigit() else 0
 
 
 def free_memory_bytes() -> int:
-    """What a new process could use without swapping."""
+    """Memory that a new process could use without swapping."""
     return int(_line(PROC / "meminfo", "MemAvailable").split()[0]) * 1024
 
 
 def disk_sync_ms(directory: Path) -> list[float]:
-    """How long this disk takes to keep a write of 1 kB, SYNCS times, in order of length: what Valkey waits for."""
+    """Times to sync a write of 1 kB to this disk, as Valkey waits for it: SYNCS of them, ascending."""
     took = []
     with (directory / "sync").open("wb", buffering=0) as file:
         for _ in range(SYNCS):
@@ -100,12 +104,12 @@ def disk_sync_ms(directory: Path) -> list[float]:
 
 
 def at_share(ordered: Sequence[float], share: float) -> float:
-    """The least of ascending values that `share` of them do not exceed."""
+    """A percentile: the least of these ascending values that is not exceeded by `share` of them."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 async def postgres_version(dsn: str) -> str:
-    """The server's."""
+    """Version of the server."""
     db = await asyncpg.connect(dsn)
     try:
         return str(await db.fetchval("SHOW server_version"))
@@ -114,7 +118,7 @@ async def postgres_version(dsn: str) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """Where the numbers are from."""
+    """The machine that was measured on."""
     return {
         "cpu": _line(PROC / "cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
@@ -132,7 +136,7 @@ def _line(path: Path, name: str) -> str:
 
 
 async def valkey_version(client: Redis) -> str:
-    """The server's, and whose allocator it has: that is worth more than most of what could be changed here (ADR 30)."""
+    """Version of the server and its allocator, which changes speed more than most of our own changes do (ADR 30)."""
     info = await client.info("server")
     maps = (PROC / str(info["process_id"]) / "maps").read_text("utf-8", "replace")
     malloc = "jemalloc" if "libjemalloc" in maps else "libc's allocator"
@@ -140,5 +144,5 @@ async def valkey_version(client: Redis) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Python and the packages whose speed is measured with ours."""
+    """Versions of Python and of the packages whose speed is measured together with ours."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}

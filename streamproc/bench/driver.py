@@ -1,9 +1,9 @@
-"""Who sends payouts and sees them decided: a process of its own, by the real producer and a reader without a group.
+"""The load driver: a process that sends payouts and sees them decided, with the real producer and a groupless reader.
 
-`pace` is an open loop: payout n is due at its time, whatever became of those before it, and every time is counted from
-when it was due; so a system that stalls is charged for all that waited. `flood` is a closed loop: as fast as the system
-takes them, with a bounded number under way, until Postgres shows all of it. With a port they go as signed webhooks to
-`streamproc serve`, else by the producer that it has.
+`pace` is an open loop: payout n is due at its time, whatever became of those before it, and its latencies are counted
+from then, so a stall is charged to every payout that waits for it. `flood` is a closed loop: it sends as fast as the
+system takes payouts, with a bounded number under way, until Postgres shows all of them. With a port the payouts go as
+signed webhooks to `streamproc serve`, otherwise through the producer that `serve` uses.
 
 Run as a process, with the arguments (`arguments.py`) `pace REDIS_URL RATE WARM COUNTED` or
 `flood REDIS_URL POSTGRES_DSN PAYOUTS PORT` (0: no webhooks). It prints one line of JSON.
@@ -38,36 +38,36 @@ from streamproc.log.stream import LogView, Producer
 
 S_NS = 1_000_000_000
 LEAD_S = 0.2
-"""Before the first payout is due: everything is set up."""
+"""Time until the first payout is due; by then everything is set up."""
 READ_MAX = 1_000
 READ_BLOCK_MS = 500
 STALLED_MAX_S = 30.0
-"""Without a decision, or anything new in Postgres: what has not come by then will not come."""
+"""Limit without a decision or anything new in Postgres; after it nothing more is expected."""
 UNDER_WAY_MAX = 1_024
-"""Payouts that are sent and not decided: two of the engine's batches in hand and two that wait."""
+"""Payouts that are sent and not decided: two of the engine's batches in hand, and two that wait."""
 BEHIND_MAX = 16_000
-"""Entries that Postgres does not show yet: two of the views' batches in hand and two that wait."""
+"""Entries that Postgres does not show yet: two of the views' batches in hand, and two that wait."""
 LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
 _DECIDED = tag_of(PayoutDecided)
 _BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'
 
 Send = Callable[[int], "asyncio.Future[Any]"]
-"""Sends a payout by its number, as the bank would or as the webhook appends it; done when it is in the log."""
+"""Sends the payout with this number, as a webhook or into the log; done when it is in the log."""
 
 
-class _Told(Struct, gc=False):
-    """Of an event, what is counted here."""
+class _Counted(Struct, gc=False):
+    """The fields of an event that are counted here."""
 
     type: str
     payout: str = ""
     reason: str = ""
 
 
-_decode_told = msgspec.json.Decoder(list[_Told]).decode
+_decode_counted = msgspec.json.Decoder(list[_Counted]).decode
 
 
 class Paced(Struct, frozen=True):
-    """Each counted payout's times in µs from when it was due: handed to the producer, appended, seen decided."""
+    """Times of each counted payout in µs after it was due: handed to the producer, appended, seen decided."""
 
     outcomes: dict[str, int]
     handed_us: list[int]
@@ -76,7 +76,7 @@ class Paced(Struct, frozen=True):
 
 
 class Flooded(Struct, frozen=True):
-    """Seconds from the first append until the last decision, and until Postgres showed everything."""
+    """Seconds from the first append until the last decision (`decided_s`), and until Postgres showed everything."""
 
     outcomes: dict[str, int]
     decided_s: float
@@ -84,11 +84,11 @@ class Flooded(Struct, frozen=True):
     entries: int
     cpu_s: float
     machine_s: float
-    """CPU seconds of everything that ran on the machine."""
+    """CPU seconds of all programs on the machine."""
 
 
 class Drive:
-    """Payouts on their way: when each was handed over, appended and decided (monotonic ns; 0: not yet)."""
+    """The payouts under way: when each was handed over, appended and decided (monotonic ns; 0: not yet)."""
 
     def __init__(self, send: Send, view: LogView, payouts: int) -> None:
         self._send, self._view = send, view
@@ -114,7 +114,7 @@ class Drive:
         self.appended += 1
 
     def watch(self) -> None:
-        """Begin to read the log from its beginning."""
+        """Start reading the log from its beginning."""
         self.start(self._read())
 
     async def _read(self) -> None:
@@ -129,7 +129,7 @@ class Drive:
             self.entries += len(entries)
 
     def _note(self, e: bytes, now_ns: int) -> None:
-        events = _decode_told(e)
+        events = _decode_counted(e)
         for event in events:
             if event.type == _DECIDED:
                 payout = event.payout or events[0].payout
@@ -141,7 +141,7 @@ class Drive:
                 self.outcomes[event.reason] += 1
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        """Do `work` beside the others; what goes wrong in it ends the drive."""
+        """Run `work` as a task; an error in it ends the drive."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -152,13 +152,13 @@ class Drive:
             self._problem = self._problem or problem
 
     async def until(self, done: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Until `done`. Raises what went wrong, and JobFailed where `progress` does not move any more."""
+        """Wait until `done`. Raises JobFailed if a task failed, or if `progress` stands still for STALLED_MAX_S."""
         before, moved_at = progress(), time.monotonic()
         while not done():
             if self._problem is not None:
                 raise JobFailed(f"the drive ended: {self._problem}") from self._problem
-            if (now_at := progress()) != before:
-                before, moved_at = now_at, time.monotonic()
+            if (now := progress()) != before:
+                before, moved_at = now, time.monotonic()
             elif time.monotonic() - moved_at > STALLED_MAX_S:
                 raise JobFailed(
                     f"{self.handed} payouts were sent, {self.decided} are decided,"
@@ -190,7 +190,7 @@ async def _by_producer(stack: AsyncExitStack, url: str, events: Sequence[PayoutO
 
 
 async def _by_webhook(stack: AsyncExitStack, port: int, events: Sequence[PayoutObserved]) -> Send:
-    """Signed before the clock runs: the bank does that on another machine."""
+    """Requests are signed before the clock starts, since the bank signs on another machine."""
     webhooks = await stack.enter_async_context(Webhooks(port))
     requests = [request(event, port) for event in events]
 
@@ -198,7 +198,7 @@ async def _by_webhook(stack: AsyncExitStack, port: int, events: Sequence[PayoutO
 
 
 async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
-    """Send at `rate` payouts a second: `warm` that are not counted, then `counted`."""
+    """Send `rate` payouts per second: `warm` that are not counted, then `counted`."""
     payouts, interval_ns = warm + counted, S_NS // rate
     async with AsyncExitStack() as stack:
         begin_us = time.time_ns() // 1000
@@ -214,7 +214,7 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
                 drive.hand_over()
 
         with ticking(first_ns, interval_ns, send_due):
-            # Both: a decision may be seen before the answer to its append is.
+            # Both, since a decision may be seen before its append is answered.
             await drive.until(
                 lambda: drive.decided == drive.appended == payouts, lambda: drive.decided + drive.appended
             )
@@ -228,7 +228,7 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
 
 
 async def flood(url: str, dsn: str, payouts: int, port: int = 0) -> Flooded:
-    """Send as fast as they are decided and shown, with a bounded number under way."""
+    """Send payouts as fast as they are decided and shown, with a bounded number under way."""
     async with AsyncExitStack() as stack:
         begin_us = time.time_ns() // 1000
         events = [job.observed(n, begin_us + n, job.PAYEES) for n in range(payouts)]
@@ -266,15 +266,15 @@ async def flood(url: str, dsn: str, payouts: int, port: int = 0) -> Flooded:
 
 
 def main(kind: str, *arguments: str) -> None:
-    """Run one and print what came out."""
+    """Run `pace` or `flood` and print its result."""
     if kind == "pace":
         url, *numbers = arguments
         rate, warm, counted = map(int, numbers)
-        found: Paced | Flooded = uvloop.run(pace(url, rate, warm, counted))
+        result: Paced | Flooded = uvloop.run(pace(url, rate, warm, counted))
     else:
         url, dsn, payouts, port = arguments
-        found = uvloop.run(flood(url, dsn, int(payouts), int(port)))
-    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        result = uvloop.run(flood(url, dsn, int(payouts), int(port)))
+    sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Run the driver as a process, and take what it found."""
+"""Run the driver as a process and return its result."""
 
 import asyncio
-import os
 import sys
 from signal import SIGKILL
 from typing import TypeVar
@@ -9,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from streamproc import processes
-from streamproc.bench.arguments import handed
+from streamproc.bench.arguments import environment
 from streamproc.errors import JobFailed
 
 LINE_MAX = 64 * 1024 * 1024
@@ -19,11 +18,10 @@ T = TypeVar("T")
 
 
 async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
-    """What streamproc.bench.driver prints for these arguments. Raises JobFailed with its words where it fails."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))}
+    """The output of streamproc.bench.driver for these arguments. Raises JobFailed with its last line if it fails."""
     process = await processes.start(
         [sys.executable, "-m", "streamproc.bench.driver"],
-        env=env | handed(arguments),
+        env=environment(*arguments),
         on_parent_death=SIGKILL,
         output=asyncio.subprocess.PIPE,
         line_max=LINE_MAX,
@@ -31,14 +29,14 @@ async def driven(kind: type[T], *arguments: str | int, within_s: float) -> T:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(within_s):
-            said = await process.stdout.read()
+            output = await process.stdout.read()
             code = await process.wait()
     except TimeoutError as problem:
         raise JobFailed(f"the driver was not done within {within_s:g} s") from problem
     finally:
         processes.kill(process)
         await process.wait()
-    *_, last = said.splitlines() or [b""]
+    *_, last = output.splitlines() or [b""]
     if code != 0:
         raise JobFailed(last.decode(errors="replace") or f"the driver ended with code {code}")
     return msgspec.json.decode(last, type=kind)

@@ -1,7 +1,7 @@
-"""The engine's side: the real governance group, and with an archive the real projector, each in its own process.
+"""The engine's side: the real governance group, and with audit the real projector, each in its own process.
 
-The vendors' reputations are in the worker's memory before the start, so that no lookup is measured; the floor makes
-none. A lookup during the contest is an error.
+The vendors' reputations are in the worker's memory before the start, since the floor looks up none and no lookup may be
+measured. A lookup during the contest is an error.
 
 Run as a process, with the arguments (`arguments.py`) `worker REDIS_URL CONSUMERS` or
 `projector REDIS_URL POSTGRES_DSN`.
@@ -22,6 +22,7 @@ from streamproc.bench import job
 from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete
 from streamproc.collector import look_less_often
+from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.governance import Reputation
 from streamproc.domain.policy import parse_policy_file, plan_changes
@@ -42,7 +43,7 @@ AUDIT_COUNTS = "SELECT reason, count(*) FROM audit WHERE kind = 'decision' GROUP
 
 
 async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
-    """Make the log, put the policies in force, and append the payouts as the webhook does."""
+    """Open the log, put the policies in force, and append the payouts as the webhook does."""
     await open_log(client, partitions=1, groups=[consumers.GOVERNANCE])
     rev, scopes = await read_scopes(client, NAMES)
     file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
@@ -55,21 +56,19 @@ async def load(client: Redis, payouts: int, payees: int, at_us: int) -> None:
         await scripts.append_once(client, NAMES, deliveries)
 
 
-async def outcomes(url: str) -> Counter[str]:
-    """How many decisions of each reason are in the log."""
-    view, found, after = LogView(url, 0), Counter[str](), "0-0"
-    try:
+async def outcomes(url: str, partition: int = 0, after: str = ZERO) -> Counter[str]:
+    """Number of decisions in the log after this entry, by reason."""
+    counts = Counter[str]()
+    async with LogView(url, partition) as view:
         while entries := await view.read(after, READ_BATCH, 0):
             after = entries[-1].id
             for entry in entries:
-                found.update(e.reason for e in decode_events(entry.e) if isinstance(e, PayoutDecided))
-    finally:
-        await view.aclose()
-    return found
+                counts.update(e.reason for e in decode_events(entry.e) if isinstance(e, PayoutDecided))
+    return counts
 
 
 class _Lookup:
-    """Safe Browsing that finds nothing, until the contest begins."""
+    """Safe Browsing that finds nothing; from the start of the contest on (`closed`) it raises."""
 
     def __init__(self, now_us: int) -> None:
         self._now_us = now_us
@@ -77,13 +76,13 @@ class _Lookup:
 
     async def __call__(self, urls: Sequence[str]) -> Mapping[str, Reputation]:
         if self.closed:
-            raise RuntimeError(f"{len(urls)} vendors were looked up; all were to be in memory")
+            raise RuntimeError(f"{len(urls)} vendors were looked up; all must be in memory")
         fresh_until = self._now_us + FRESH_US
         return {url: Reputation("clean", checked_at=self._now_us, fresh_until=fresh_until) for url in urls}
 
 
 async def worker(url: str, consumers_count: int) -> None:
-    """Compete: that many consumers of the governance group in this process, as with `worker --concurrency`."""
+    """Compete with so many consumers of the governance group in this process, as `worker --concurrency` does."""
     async with connected(url) as client:
         now_us, *_ = await scripts.load(client, NAMES, [])
         lookup = _Lookup(now_us)
@@ -95,14 +94,14 @@ async def worker(url: str, consumers_count: int) -> None:
     stopping = asyncio.Event()
     look_less_often()  # as `app.run_worker` does
 
-    async def work() -> None:  # not `gather` alone: its tasks would begin before `go`
+    async def work() -> None:  # `gather` alone would start its tasks before `go`
         await asyncio.gather(*(consumer.run(stopping) for consumer in workers))
 
     await compete(work())
 
 
 async def projector(url: str, dsn: str) -> None:
-    """Compete: the archive and the views of the partition."""
+    """Compete: archive the partition and fold it into the views."""
     await compete(run_projector(dsn, 1, lambda partition: LogView(url, partition), asyncio.Event()))
 
 

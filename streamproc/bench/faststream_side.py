@@ -1,11 +1,12 @@
-"""FastStream's sides: its batch subscriber of a Redis stream, tuned to one Lua call a batch, and its usual idiom.
+"""FastStream's sides: its batch subscriber of a Redis stream, tuned to one Lua call per batch, and its usual idiom.
 
-Reading, the way to the handler and the acknowledgement are FastStream's. Decoding, script and audit rows are those of
-the floor (`batch`), or of the whole floor (`whole`). What would only make it slower is off there, by what FastStream
-offers for that: its typed validation, its two log lines a message, and its own parsing of JSON, since the handler takes
-the bytes; and it has as many subscribers as the engine has consumers. `usual` is what its documentation shows: one
-subscriber, one payout a call, validated by Pydantic models, with its log lines, which go to nobody; its handler calls
-the floor's script, which decides and writes the decision, once.
+Reading, dispatch to the handler and acknowledgement are FastStream's. In `batch` and `whole`, decoding, script and
+audit rows are those of the floor or of the whole floor. There all that would only make FastStream slower is switched
+off by its own options: its typed validation, its two log lines per message, and its own parsing of JSON, since the
+handler takes the bytes. It has as many subscribers as the engine has consumers.
+
+`usual` is what its documentation shows: one subscriber, one payout per call, validated by Pydantic models, with its log
+lines, which are discarded. Its handler calls the floor's script once, which decides and writes the decision.
 
 Run as a process, with the arguments (`arguments.py`) `batch|whole REDIS_URL SUBSCRIBERS [POSTGRES_DSN]` or
 `usual REDIS_URL [POSTGRES_DSN]`. Needs the extra `bench`.
@@ -30,7 +31,7 @@ from streamproc.bench.contestant import compete
 from streamproc.errors import InputError
 
 FIELD: Final = "__data__"
-"""Where FastStream looks for a message in an entry."""
+"""The field of an entry in which FastStream expects the message."""
 USUAL: Final = "usual"
 
 Received = list[tuple[bytes, bytes]]
@@ -38,7 +39,7 @@ Received = list[tuple[bytes, bytes]]
 
 
 def versions() -> dict[str, str]:
-    """FastStream's. Raises InputError where it is not installed."""
+    """FastStream's version. Raises InputError if it is not installed."""
     try:
         return {"faststream": version("faststream")}
     except PackageNotFoundError as problem:
@@ -46,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 class Side(ABC):
-    """A broker with its subscribers, which `_subscribe` makes."""
+    """A broker with its subscribers, which `_subscribe` registers."""
 
     def __init__(self, broker: Any, db: asyncpg.Connection | None) -> None:
         self._broker, self._db, self._inserting = broker, db, asyncio.Lock()
@@ -55,21 +56,21 @@ class Side(ABC):
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self, stack: AsyncExitStack) -> None:
-        """Connect; closed with `stack`."""
+        """Connect; `stack` closes the connection."""
         self._client = await self._broker.connect()
         stack.push_async_callback(self._broker.stop)
         self._sha = await self._client.script_load(self._script())
         self._subscribe()
 
     async def run(self) -> None:
-        """Work until cancelled. Raises what a handler failed with; FastStream would only tell its log."""
+        """Work until cancelled. Raises the first error of a handler, which FastStream would only log."""
         await self._broker.start()
         await self._failed
 
     async def _or_fail(self, deciding: Awaitable[None]) -> None:
         try:
             await deciding
-        except Exception as problem:  # noqa: BLE001  # told by `run`
+        except Exception as problem:  # noqa: BLE001  # `run` raises it
             if not self._failed.done():
                 self._failed.set_exception(problem)
 
@@ -81,9 +82,9 @@ class Side(ABC):
 
 
 class Batches(Side):
-    """Batches as bytes. With a connection to Postgres one is acknowledged only after its audit rows are written."""
+    """Batches as bytes. With a connection to Postgres a batch is acknowledged only after its audit rows are written."""
 
-    STREAM, GROUP, NAMED = floor.IN, floor.GROUP, FIELD
+    STREAM, GROUP, MESSAGE_FIELD = floor.IN, floor.GROUP, FIELD
 
     def __init__(self, url: str, subscribers: int, db: asyncpg.Connection | None) -> None:
         from faststream.redis import RedisBroker
@@ -103,19 +104,21 @@ class Batches(Side):
                 max_records=job.BATCH_MAX,
                 polling_interval=floor.BLOCK_MS,
             )
-            self._broker.subscriber(stream=stream, parser=_unread, decoder=self._as_it_is)(self._handle)
+            self._broker.subscriber(stream=stream, parser=_parse_nothing, decoder=self._ids_and_bytes)(
+                self._handle
+            )
 
-    async def _as_it_is(self, message: Any) -> Received:
+    async def _ids_and_bytes(self, message: Any) -> Received:
         """FastStream's decoder of a batch: id and bytes of each entry."""
-        raw, named = message.raw_message, self.NAMED.encode()
-        return [(one, entry[named]) for one, entry in zip(raw["message_ids"], raw["data"], strict=True)]
+        raw, field = message.raw_message, self.MESSAGE_FIELD.encode()
+        return [(id_, fields[field]) for id_, fields in zip(raw["message_ids"], raw["data"], strict=True)]
 
     async def _handle(self, received: Received) -> None:
         await self._or_fail(self._decide(received))
 
     async def _decide(self, received: Received) -> None:
         batch = floor.Batch([("", ("", payload)) for _, payload in received], self._policies)
-        # No group: FastStream acknowledges what its handler returns from.
+        # No group, since FastStream acknowledges a batch when its handler returns.
         codes = await self._client.execute_command(
             "EVALSHA", self._sha, 2 + len(batch.keys), floor.IN, floor.OUT, *batch.keys, "", *batch.args
         )
@@ -125,9 +128,9 @@ class Batches(Side):
 
 
 class WholeBatches(Batches):
-    """Batches of the engine's log. Archiving is the projector's."""
+    """Batches of the engine's log, which the projector archives."""
 
-    STREAM, GROUP, NAMED = whole.NAMES.log, whole.GROUP, "e"
+    STREAM, GROUP, MESSAGE_FIELD = whole.NAMES.log, whole.GROUP, "e"
 
     def _script(self) -> str:
         return whole.script()
@@ -143,13 +146,13 @@ class WholeBatches(Batches):
 
 
 class Usual(Side):
-    """One payout a call, as FastStream's documentation shows it."""
+    """One payout per call, as FastStream's documentation shows it."""
 
     def __init__(self, url: str, db: asyncpg.Connection | None) -> None:
         from faststream.redis import RedisBroker
 
         logger = logging.getLogger(__name__)
-        logger.addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: PTH123, SIM115  # for good
+        logger.addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: PTH123, SIM115  # never closed
         logger.setLevel(logging.INFO)
         logger.propagate = False
         super().__init__(RedisBroker(url, logger=logger), db)
@@ -182,7 +185,7 @@ class Usual(Side):
     async def _decide(self, payout: str, agent: str, amount: int, url: str) -> None:
         now_us, policy = time.time_ns() // 1000, self._policies[agent]
         rejected = job.rejection(policy, amount, url)
-        decision = floor.opened(payout, agent, amount, now_us)
+        decision = floor.decision_start(payout, agent, amount, now_us)
         keys = [floor.IN, floor.OUT, f"rate:{agent}", f"budget:{agent}:{floor.DAY}"]
         terms = ["", now_us, floor.WINDOW_US, job.RATE_COUNT, 1, policy.day_limit]
         (code,) = await self._client.evalsha(
@@ -194,8 +197,10 @@ class Usual(Side):
             await self._db.execute(floor.AUDIT_ROWS, [payout], [agent], [amount], [outcome], [reason])
 
 
-async def _unread(message: dict[str, Any], original: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
-    """FastStream's parser of a batch, which would decode and encode each entry's JSON, on a batch without entries."""
+async def _parse_nothing(
+    message: dict[str, Any], original: Callable[[dict[str, Any]], Awaitable[Any]]
+) -> Any:
+    """Run FastStream's parser on an empty batch: on the real one it would decode and encode the JSON of each entry."""
     parsed = await original({**message, "data": []})
     parsed.raw_message = message
     return parsed

@@ -1,4 +1,4 @@
-"""A log that is long already: entries as the engine writes them, prepared once and put in as fast as Valkey can."""
+"""Fill the log with entries as the engine writes them, encoded once and appended as fast as Valkey can."""
 
 import asyncio
 import os
@@ -16,34 +16,34 @@ from streamproc.errors import InputError, JobFailed
 from streamproc.log.names import Names
 
 TEMPLATES = 1_000
-"""Entries that are made; a long log has them again and again under ids of their own."""
+"""Different entries. A long log repeats them, each time under a new id."""
 TEMPLATE_PAYOUTS = 400
 ENTRY_BYTES_MAX = 1_500
-"""Of an entry in Valkey and in its file's buffers: measured 1 kB, and room."""
+"""Memory of an entry in Valkey and in its file's buffers: 1 kB was measured, the rest is a margin."""
 MEMORY_SHARE_MAX = 0.9
 ANSWER_MAX_S = 60.0
 ENDS_EACH = 2
-"""Line ends in the answer to XADD: its length, and the id."""
+"""Line ends in the answer to XADD: one after the length, one after the id."""
 
 
 def check_room(count: int) -> None:
-    """Raise InputError where this machine has not the memory for so many entries."""
-    free, wanted = cost.free_memory_bytes(), count * ENTRY_BYTES_MAX
-    if wanted > MEMORY_SHARE_MAX * free:
+    """Raise InputError if this machine does not have the memory for so many entries."""
+    free, needed = cost.free_memory_bytes(), count * ENTRY_BYTES_MAX
+    if needed > MEMORY_SHARE_MAX * free:
         raise InputError(
-            f"{count:,} entries take up to {wanted / 1e9:.1f} GB; {free / 1e9:.1f} GB of memory are free,"
+            f"{count:,} entries take up to {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB of memory are free,"
             f" and at most {MEMORY_SHARE_MAX:.0%} of it is used"
         )
 
 
 async def fill(url: str, client: Redis, names: Names, count: int) -> None:
-    """Put `count` entries in the log, which every group has handled."""
+    """Append `count` entries to the log, and mark them as handled by every group."""
     await client.config_set("appendfsync", "no")
     await _put(url, names.log, count)
     total = int((await client.xinfo_stream(names.log))["length"])
     for group in consumers.GROUPS:
         await client.execute_command("XGROUP", "SETID", names.log, group, "$", "ENTRIESREAD", total)
-    # Gigabytes that wait for the disk would be synced by the first command that is measured.
+    # Otherwise the first command that is measured would have to sync gigabytes.
     await asyncio.to_thread(_sync, Path(str((await client.config_get("dir"))["dir"])))
     await client.config_set("appendfsync", "always")
 
@@ -56,7 +56,7 @@ def _sync(directory: Path) -> None:
 
 async def _put(url: str, log: str, count: int) -> None:
     commands = [
-        hiredis.pack_command(("XADD", log, "*", "e", entry.e, "m", entry.m))  # type: ignore[arg-type]  # of one only
+        hiredis.pack_command(("XADD", log, "*", "e", entry.e, "m", entry.m))  # type: ignore[arg-type]  # it is typed for a tuple of one
         for entry in islice(entries(TEMPLATE_PAYOUTS), TEMPLATES)
     ]
     whole, rest = divmod(count, len(commands))
@@ -80,8 +80,8 @@ async def _send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bloc
     ends = 0
     async with asyncio.timeout(ANSWER_MAX_S):
         while ends < count * ENDS_EACH:
-            said = await reader.read(1 << 16)
-            if not said or said.startswith(b"-"):
-                raise JobFailed(f"Valkey refused the filling: {said[:120].decode(errors='replace')!r}")
-            # An end that was cut in two is counted with its second byte.
-            ends += said.count(b"\n")
+            answer = await reader.read(1 << 16)
+            if not answer or answer.startswith(b"-"):
+                raise JobFailed(f"Valkey refused an entry: {answer[:120].decode(errors='replace')!r}")
+            # A line end that was cut in two is counted with its second byte.
+            ends += answer.count(b"\n")

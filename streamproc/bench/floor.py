@@ -1,8 +1,9 @@
-"""The floor: how fast one asyncio worker does the job when it is written by hand for this job alone.
+"""The floor: one asyncio worker that is written by hand for this job alone.
 
-No retries, no dead letters, no history of how a decision came about, no policy changes, no crash safety beyond Redis's
-pending list. Reading, committing and inserting overlap: at most two batches are under way, commits are in order on one
-connection, and a batch's audit rows are written while the next batch is decoded and committed.
+It has no retries, no dead letters, no record of how a decision came about, no policy changes, and no crash safety
+beyond Redis's pending entries list. Reading, committing and inserting overlap: at most two batches are under way,
+commits are in order on one connection, and a batch's audit rows are written while the next batch is decoded and
+committed.
 
 Run as a process, with the arguments (`arguments.py`) REDIS_URL [POSTGRES_DSN].
 """
@@ -30,10 +31,10 @@ IN, OUT, GROUP = "payouts", "decisions", "floor"
 BLOCK_MS = 1_000
 LOAD_BATCH = 500
 REASONS = ("POLICY_OK", "RATE_LIMITED", "LIMIT_EXCEEDED")
-"""By the code that hop.lua answers; after them comes the reason that it was given."""
+"""Reasons by the code that hop.lua returns; a higher code stands for the reason that the script was given."""
 WINDOW_US = job.RATE_WINDOW_S * 1_000_000
 DAY = time.strftime("%Y%m%d", time.gmtime())
-"""Named once: the engine's day does not end while the job is done, see `job.noon_zone`."""
+"""Named once, since the engine's day does not end during a run either (`job.noon_zone`)."""
 
 AUDIT_TABLE = """
 CREATE TABLE audit (
@@ -61,13 +62,13 @@ _decode = msgspec.json.Decoder(list[PayoutObserved]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def opened(payout: str, agent: str, amount: int, now_us: int) -> bytes:
-    """The decision event without its end, as hop.lua takes it."""
+def decision_start(payout: str, agent: str, amount: int, now_us: int) -> bytes:
+    """The start of the decision event, which hop.lua completes."""
     return _encode(Decision(payout, agent, amount, now_us))[:-1]
 
 
 class Batch:
-    """One batch between its reading and its acknowledgement."""
+    """One batch that was read and is not acknowledged yet."""
 
     __slots__ = ("agents", "amounts", "args", "entries", "keys", "payouts", "verdicts")
 
@@ -85,7 +86,7 @@ class Batch:
             agent, amount = facts.notes["agent_id"], facts.amount
             verdict = job.rejection(policies.get(agent), amount, facts.notes["vendor_url"])
             number = numbers.setdefault(agent, len(numbers) + 1)
-            head = opened(payout, agent, amount, now_us)
+            head = decision_start(payout, agent, amount, now_us)
             rows += (entry, number, payout, amount, verdict, head)
             payouts.append(payout)
             agents.append(agent)
@@ -98,7 +99,7 @@ class Batch:
         self.args = [now_us, WINDOW_US, job.RATE_COUNT, len(numbers), *limits, *rows]
 
     def rows(self, codes: list[int]) -> tuple[list[str], list[str], list[int], list[str], list[str]]:
-        """The columns of the audit rows, by what hop.lua answered."""
+        """The columns of the audit rows, from the codes that hop.lua returned."""
         reasons = [
             REASONS[code] if code < len(REASONS) else verdict
             for code, verdict in zip(codes, self.verdicts, strict=True)
@@ -156,7 +157,7 @@ def script() -> str:
 
 
 async def outcomes(client: Redis) -> Counter[str]:
-    """How many decisions of each reason went out."""
+    """Number of decisions in the stream of decisions, by reason."""
     decode = msgspec.json.Decoder(Decision).decode
     rows = await client.execute_command("XRANGE", OUT, "-", "+")
     return Counter(decode(fields[1]).reason for _, fields in rows)

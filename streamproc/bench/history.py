@@ -1,8 +1,8 @@
-"""A history of any length for the replay bench: the entries that the engine would have written, made without it.
+"""A history of any length for `bench replay`: the entries that the engine would have written, generated without it.
 
-Lives of payouts, a few hundred under way at a time, with budgets that add up. Of ten payouts seven are approved and
-processed, one is approved by a reviewer, one is rejected, and one fails, is cancelled, is reversed or has its hold
-expire. An approved one makes 6 entries with 11 events. The same number of payouts always gives the same bytes.
+A few hundred payouts are under way at a time, and the budgets add up. Of 22 payouts 14 are approved and processed, 2
+are approved by a reviewer, and one each is rejected, exceeds a limit, fails, is cancelled, is reversed, or has its hold
+expire. An approved payout has 6 entries with 11 events. The same number of payouts always gives the same bytes.
 """
 
 import random
@@ -20,7 +20,7 @@ from streamproc.domain.wire import encode_events
 START_US: Final = 1_790_000_000_000_000
 """µs; Mon 21 Sep 2026 in Asia/Kolkata."""
 STEP_US: Final = 400_000
-"""Between two entries: 200,000 a day."""
+"""Time between two entries (µs): some 200,000 entries a day."""
 UNDER_WAY: Final = 300
 """Payouts under way at a time."""
 SEED: Final = 7
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class _Book:
-    """What the lives share: the clock, the partition's numbers, the budgets."""
+    """What the payouts share: the clock, the partition's numbers, the budgets."""
 
     now_us: int = START_US
     number: int = 0
@@ -63,11 +63,11 @@ class _Book:
 
 
 Batch = tuple[str, int | None, list[e.Event]]
-"""Who writes an entry, the number of its settlement, its events."""
+"""The writer of an entry, the number of its settlement or None, its events."""
 
 
 def entries(payouts: int) -> Iterator[Entry]:
-    """The log of so many payouts, in order. Memory does not depend on their number."""
+    """The log of so many payouts, in order. The memory in use does not depend on their number."""
     chance, book = random.Random(SEED), _Book()
     for changes in _policies(book.now_us):
         yield Entry(book.id(), encode_events([changes]), b'{"by":"policy","actor":"bench"}')
@@ -140,36 +140,40 @@ def _life(i: int, fate: str, book: _Book) -> Iterator[Batch]:
     )
     amount = first.facts.amount
     if fate == "rejected":
-        found = [
+        findings = [
             _finding("screening", "DOMAIN_BLOCKED", "REJECTED", host="blocked.example.net", rule="*.net")
         ]
-        yield "governance", None, [_decided(first, agent, "REJECTED", found, book.now_us)]
-        yield from _told(first, "reject", "rejected", book)
+        yield "governance", None, [_decided(first, agent, "REJECTED", findings, book.now_us)]
+        yield from _command_answered(first, "reject", "rejected", book)
         return
-    passed = _passed(first, agent, book)
+    passed = _checks_passed(first, agent, book)
     if fate == "limit":
-        found = [_finding("budget", "LIMIT_EXCEEDED", "REJECTED", scope=f"agent:{agent}", amount=amount)]
-        yield "governance", None, [*passed, _decided(first, agent, "REJECTED", found, book.now_us)]
-        yield from _told(first, "reject", "rejected", book)
+        findings = [_finding("budget", "LIMIT_EXCEEDED", "REJECTED", scope=f"agent:{agent}", amount=amount)]
+        yield "governance", None, [*passed, _decided(first, agent, "REJECTED", findings, book.now_us)]
+        yield from _command_answered(first, "reject", "rejected", book)
         return
     held = fate in ("reviewed", "expired")
-    found = [_finding("approval", "APPROVAL_REQUIRED", "HELD", amount=amount, above=1)] if held else []
-    decided = _decided(first, agent, "HELD" if held else "APPROVED", found, book.now_us)
+    findings = [_finding("approval", "APPROVAL_REQUIRED", "HELD", amount=amount, above=1)] if held else []
+    decided = _decided(first, agent, "HELD" if held else "APPROVED", findings, book.now_us)
     yield "governance", None, [*passed, _reserve(first, windows, book), decided]
     settle = _settlement(first, windows, book)
     if fate == "expired":
         yield "timers", None, [e.TimerFired(at=book.now_us, payout=first.payout, timer="hold_expiry")]
-        found = [*found, _finding("review", "HOLD_EXPIRED", "REJECTED", expired_at=book.now_us)]
-        rejected = _decided(first, agent, "REJECTED", found, book.now_us)
+        findings = [*findings, _finding("review", "HOLD_EXPIRED", "REJECTED", expired_at=book.now_us)]
+        rejected = _decided(first, agent, "REJECTED", findings, book.now_us)
         number, released = settle("reserved", "released", "HOLD_EXPIRED")
         yield "governance", number, [rejected, released]
-        yield from _told(first, "reject", "rejected", book)
+        yield from _command_answered(first, "reject", "rejected", book)
         return
     if held:
         yield "hold", None, [_submitted(first, book.now_us)]
         counted = _counted(first, book.now_us)
-        yield "governance", None, [counted, _decided(first, agent, "APPROVED", found, book.now_us, by="asha")]
-    yield from _told(first, "approve", "processing", book)
+        yield (
+            "governance",
+            None,
+            [counted, _decided(first, agent, "APPROVED", findings, book.now_us, by="asha")],
+        )
+    yield from _command_answered(first, "approve", "processing", book)
     yield from _bank(first, fate, settle, book)
 
 
@@ -177,13 +181,13 @@ Settle = Callable[[str, str, str], tuple[int, e.PayoutSettled]]
 
 
 def _bank(first: e.PayoutObserved, fate: str, settle: Settle, book: _Book) -> Iterator[Batch]:
-    """How the bank ends it, as webhooks, and what that settles."""
+    """The bank's last webhooks, and how they settle the reservation."""
     last = fate if fate in ("failed", "cancelled") else "processed"
-    yield "webhook", None, [_seen(first, last, book.now_us)]
+    yield "webhook", None, [_observed_later(first, last, book.now_us)]
     number, settled = settle("reserved", "committed" if last == "processed" else "released", f"bank: {last}")
     yield "governance", number, [settled]
     if fate == "reversed":
-        yield "webhook", None, [_seen(first, "reversed", book.now_us)]
+        yield "webhook", None, [_observed_later(first, "reversed", book.now_us)]
         number, settled = settle("committed", "released", "bank: reversed")
         yield "governance", number, [settled]
 
@@ -191,7 +195,7 @@ def _bank(first: e.PayoutObserved, fate: str, settle: Settle, book: _Book) -> It
 # ---- events -------------------------------------------------------------------------------
 
 
-def _passed(first: e.PayoutObserved, agent: str, book: _Book) -> list[e.Event]:
+def _checks_passed(first: e.PayoutObserved, agent: str, book: _Book) -> list[e.Event]:
     at, payout = book.now_us, first.payout
     return [
         e.PayoutScreened(
@@ -240,8 +244,10 @@ def _settlement(first: e.PayoutObserved, windows: tuple[Window, ...], book: _Boo
     return settle
 
 
-def _told(first: e.PayoutObserved, command: e.BankCommand, status: str, book: _Book) -> Iterator[Batch]:
-    """What the bank answered: its state, and that the command was taken."""
+def _command_answered(
+    first: e.PayoutObserved, command: e.BankCommand, status: str, book: _Book
+) -> Iterator[Batch]:
+    """The bank's answer to a command: the payout's state, and that the command was accepted."""
     answered = e.BankCommandAnswered(
         at=book.now_us,
         payout=first.payout,
@@ -251,10 +257,12 @@ def _told(first: e.PayoutObserved, command: e.BankCommand, status: str, book: _B
         bank_status=status,
         caused_by=f"0:{book.last_ms}-0:4",
     )
-    yield "execution", None, [_seen(first, status, book.now_us, source="fetch"), answered]
+    yield "execution", None, [_observed_later(first, status, book.now_us, source="fetch"), answered]
 
 
-def _seen(first: e.PayoutObserved, status: str, at: int, source: e.Source = "webhook") -> e.PayoutObserved:
+def _observed_later(
+    first: e.PayoutObserved, status: str, at: int, source: e.Source = "webhook"
+) -> e.PayoutObserved:
     facts = e.BankPayout(
         id=first.payout,
         amount=first.facts.amount,
@@ -279,9 +287,14 @@ def _finding(stage: str, code: str, outcome: Literal["REJECTED", "HELD"], **evid
 
 
 def _decided(
-    first: e.PayoutObserved, agent: str, decision: e.Decision, found: list[e.Finding], at: int, by: str = ""
+    first: e.PayoutObserved,
+    agent: str,
+    decision: e.Decision,
+    findings: list[e.Finding],
+    at: int,
+    by: str = "",
 ) -> e.PayoutDecided:
-    reason = found[-1].code if found else "POLICY_OK"
+    reason = findings[-1].code if findings else "POLICY_OK"
     if by:
         reason = "REVIEW_APPROVED"
     return e.PayoutDecided(
@@ -292,7 +305,7 @@ def _decided(
         amount=first.facts.amount,
         decision=decision,
         reason=reason,
-        findings=found,
+        findings=findings,
         policy_version=1,
         bank_status="pending",
         identity="claimed",

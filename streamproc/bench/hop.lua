@@ -5,7 +5,7 @@
 -- ARGV[5] number of agents, then each one's day limit (paise); then for each payout:
 --   entry id, agent's number, payout id, amount (paise), reason of a rejection or '', decision JSON without its end
 -- Returns for each payout: 0 approved, 1 rate limited, 2 over the day's limit, 3 rejected for the reason given.
--- Why Lua: one round trip for a batch. Not safe to resend: a floor has no such worries.
+-- Why Lua: one round trip for a batch. It is not safe to resend, which a floor need not be.
 local DAY_KEPT_S = 90000
 local ENDS = {
   [0] = ',"decision":"APPROVED","reason":"POLICY_OK"}',

@@ -1,7 +1,7 @@
-"""The job that both sides do: the payouts, the policy, and how many payouts must come to which outcome.
+"""The job that all sides do: the payouts, the policies, and how many payouts must have which outcome.
 
-Both sides read the same bytes: a log entry's field `e` with one PayoutObserved, about 600 bytes. Of the payouts 2 %
-are over the transaction limit, 2 % name a blocked domain, and one agent of 50 runs out of its day's budget.
+All sides read the same bytes: an entry's field `e` with one PayoutObserved, about 600 bytes. 2 % of the payouts are
+over the transaction limit, 2 % name a blocked domain, and one agent of 50 exhausts its daily budget.
 """
 
 import time
@@ -20,36 +20,36 @@ from streamproc.log.stream import Append
 AGENTS: Final = 50
 VENDORS: Final = 40
 PAYEES: Final = 200
-"""Fund accounts: five of each vendor, so nearly every payout goes to one that is known, as in life."""
+"""Fund accounts: five of each vendor, so that nearly every payout goes to a known one, as in production."""
 PAYEES_MAX: Final = VENDORS * NAMES_MAX
-"""More would push each other out of the registry, and each payout would note its own again."""
+"""More fund accounts would push each other out of the registry, and every payout would be noted anew."""
 ACCOUNT: Final = "acc_Bench000000001"
 BATCH_MAX: Final = 256
-"""Payouts in one read, for both sides."""
+"""Payouts in one read of any side."""
 CONSUMERS: Final = 3
-"""Of the engine, in one process: one decides while Redis works for another, and a third one has read. The floor
-overlaps two batches too."""
+"""Consumers of the engine, in one process: one decides while Redis works for the second, and the third has read. The
+floor overlaps two batches too."""
 CONSUMERS_MAX: Final = 16
 RATE_COUNT: Final = 10_000
-"""In 60 s and for each agent: the most that a policy may say, so the window is kept and never full."""
+"""Payouts of an agent in 60 s: the highest limit that a policy may have, so the window is kept but never full."""
 RATE_WINDOW_S: Final = 60
 TXN_LIMIT_PAISE: Final = 10_000_000
 DAY_LIMIT_PAISE: Final = 10**12
 TIGHT_AGENT: Final = "agent-49"
 TIGHT_AMOUNT_PAISE: Final = 50_000
 TIGHT_COUNT: Final = 20
-"""Payouts that fit into the tight agent's day."""
+"""Payouts that fit into the daily budget of the tight agent."""
 BLOCKED_HOST: Final = "blocked.example.net"
 ZONE: Final = "Asia/Kolkata"
-"""Of histories whose times are written down. What is received now is counted in `noon_zone`."""
+"""Time zone of histories with fixed times. Payouts that are received now are counted in `noon_zone`."""
 PAYOUTS_MAX: Final = RATE_COUNT * AGENTS // 2
-"""More would fill a rate window, and another job would be measured."""
+"""More would fill a rate window, and the job would be a different one."""
 
 AGENT_NAMES: Final = tuple(f"agent-{n:02d}" for n in range(AGENTS))
 
 
 class Policy(Struct, frozen=True):
-    """What the floor keeps of a policy. Paise."""
+    """The parts of a policy that the floor needs. Limits in paise."""
 
     txn_limit: int
     day_limit: int
@@ -65,18 +65,20 @@ def policies() -> dict[str, Policy]:
 
 
 def noon_offset_h(at_s: float) -> int:
-    """How many hours before UTC it is noon, or up to an hour later, at a Unix time: no day, week or month ends there
-    in the eleven hours after that. One that fills a day must not meet the next day, at whatever hour it runs."""
+    """Offset from UTC, in hours, of a zone where this Unix time is between 12:00 and 13:00.
+
+    No day, week or month ends there in the next eleven hours, so a run that fills a daily budget stays within one day.
+    """
     return 12 - int(at_s) % 86_400 // 3_600
 
 
 def noon_zone(at_s: float) -> str:
-    """The time zone of that place."""
-    return f"Etc/GMT{-noon_offset_h(at_s):+d}"  # these names count westwards
+    """Name of the time zone with this offset."""
+    return f"Etc/GMT{-noon_offset_h(at_s):+d}"  # the names of these zones count westwards
 
 
 def policy_file() -> dict[str, Any]:
-    """The same policies as the engine takes them. The tight agent has one day, at whatever hour the bench runs."""
+    """The same policies as the engine takes them. No day ends during a run (`noon_offset_h`)."""
     return {
         "defaults": {
             "timezone": noon_zone(time.time()),
@@ -95,7 +97,7 @@ def _day_limit(agent: str) -> int:
 
 
 def _txn_limit(agent: str) -> int:
-    """A policy whose transactions may be larger than its day is refused."""
+    """A policy is refused if its transaction limit is above its daily limit."""
     return min(TXN_LIMIT_PAISE, _day_limit(agent))
 
 
@@ -110,7 +112,7 @@ def _url(host: str) -> str:
 
 
 def observed(i: int, at_us: int, payees: int = 0) -> PayoutObserved:
-    """Payout number `i`, seen at `at_us`, to one of `payees` fund accounts; 0: to one of its own."""
+    """Payout number `i`, observed at `at_us`, to one of `payees` fund accounts; 0: each payout has its own."""
     agent, host, amount = AGENT_NAMES[i % AGENTS], f"vendor{i % VENDORS}.example.com", TIGHT_AMOUNT_PAISE
     if agent != TIGHT_AGENT:
         amount += i % 1000
@@ -149,14 +151,14 @@ def observed(i: int, at_us: int, payees: int = 0) -> PayoutObserved:
 
 
 def appended(event: PayoutObserved) -> Append:
-    """As the webhook appends it: known by the bank's event id and its body, and by payout and status."""
+    """The event as the webhook appends it, with the keys for event id and body, and for payout and status."""
     digest = body_digest(event.payout.encode())
     keys = (delivery_key(event.delivery, digest), observation_key(event.facts))
     return Append(event.account, keys, (event,), digest)
 
 
 def _payee(i: int, payees: int) -> int:
-    """Each vendor has as many of the fund accounts as any other, and all of them take turns."""
+    """Number of the fund account: every vendor has equally many, and all of them are paid in turn."""
     if not payees:
         return i
     each = max(payees // VENDORS, 1)
@@ -164,17 +166,17 @@ def _payee(i: int, payees: int) -> int:
 
 
 def number_of(payout: str) -> int:
-    """The number of a payout, from its id."""
+    """The number of a payout, taken from its id."""
     return int(payout.removeprefix("pout_"))
 
 
 def payload(i: int, at_us: int, payees: int = 0) -> bytes:
-    """What waits in the stream for payout number `i`."""
+    """The bytes in the stream for payout number `i`."""
     return encode_events((observed(i, at_us, payees),))
 
 
 def rejection(policy: Policy | None, amount: int, url: str) -> str:
-    """The rules that need nothing but memory: a reason code, or '' where the payout passes them."""
+    """The rules that need no counter: a reason code, or '' if the payout passes them."""
     if policy is None:
         return "NO_POLICY"
     if amount > policy.txn_limit:
@@ -185,7 +187,7 @@ def rejection(policy: Policy | None, amount: int, url: str) -> str:
 
 
 def expected(payouts: int) -> Counter[str]:
-    """How many of the first `payouts` come to each reason."""
+    """Number of decisions that the first `payouts` must get, by reason."""
     known, outcomes, tight = policies(), Counter[str](), 0
     for i in range(payouts):
         event = observed(i, 0)
@@ -200,7 +202,7 @@ def expected(payouts: int) -> Counter[str]:
 
 
 def check(side: str, place: str, found: Counter[str], wanted: Counter[str]) -> None:
-    """Raise JobFailed where a side came to other outcomes than it must: wrong answers have no speed."""
+    """Raise JobFailed if a side's outcomes are wrong: the speed of wrong answers means nothing."""
     if found != wanted:
         raise JobFailed(
             f"{side}: the outcomes in {place} are {_listed(found)}; they must be {_listed(wanted)}"

@@ -1,11 +1,10 @@
-"""How long a payout waits for its decision at a fixed rate: an open loop, workers of their own, a disk that syncs.
+"""`bench latency`: the time that a payout waits for its decision, at fixed rates.
 
-Each run has servers of its own. Times are counted from when a payout was due, so that a stall is charged to all that
-waited for it. The disk's own time to sync is measured beside, since each payout waits for two syncs at least: its
-append and its decision.
+The load is an open loop, with real workers and a log that is synced to disk. Each run has its own servers. Times are
+counted from when a payout was due, so a stall is charged to every payout that waits for it. The disk's own sync time is
+measured too, since each payout waits for at least two syncs: of its append and of its decision.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -16,17 +15,17 @@ from msgspec import Struct
 from streamproc.bench import cost, job
 from streamproc.bench.driver import STALLED_MAX_S, Paced
 from streamproc.bench.driving import driven
-from streamproc.bench.rig import Said, public_directory
+from streamproc.bench.rig import Announce, home_in, public_directory
 from streamproc.bench.site import site
 
 WARM_S = 2
-"""Not counted: the first batches read policies and reputations."""
+"""Seconds that are not counted, since the first batches read policies and reputations."""
 SETUP_MAX_S = 60.0
-"""For the driver to make its payouts, and to say what it found."""
+"""Limit for the driver to make its payouts and to print its result."""
 
 
 class Spread(Struct, frozen=True):
-    """How many ms half, 99 %, 99.9 % and all of the payouts were within."""
+    """The times in ms that half, 99 %, 99.9 % and all of the payouts did not exceed."""
 
     p50_ms: float
     p99_ms: float
@@ -35,7 +34,7 @@ class Spread(Struct, frozen=True):
 
 
 class Run(Struct, frozen=True):
-    """One rate for some time. `handed`: how late the driver itself was. CPU in µs for each payout."""
+    """One run at one rate. `handed` is how late the driver itself was. CPU in µs per payout."""
 
     rate: int
     round: int
@@ -50,7 +49,7 @@ class Run(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """What came out, in the order it was measured."""
+    """All runs in their order."""
 
     seconds: int
     workers: int
@@ -60,18 +59,16 @@ class Measured(Struct, frozen=True):
 
 
 async def measure(
-    rates: Sequence[int], seconds: int, rounds: int, *, workers: int, concurrency: int, said: Said
+    rates: Sequence[int], seconds: int, rounds: int, *, workers: int, concurrency: int, announce: Announce
 ) -> Measured:
-    """Measure every rate in each round. Raises JobFailed where a payout is not decided, or not as it must be."""
+    """Measure every rate in each round. Raises JobFailed if a payout is not decided, or decided wrongly."""
     runs, versions = list[Run](), cost.package_versions()
     with public_directory() as directory:
         for number in range(1, rounds + 1):
             for rate in rates:
-                said(f"round {number} of {rounds}: {rate} payouts a second for {seconds} s")
-                home = directory / f"run-{len(runs) + 1}"
-                home.mkdir(mode=0o711)
-                runs.append(await _run(home, rate, seconds, number, (workers, concurrency), versions))
-                shutil.rmtree(home, ignore_errors=True)
+                announce(f"round {number} of {rounds}: {rate} payouts per second for {seconds} s")
+                with home_in(directory, f"run-{len(runs) + 1}") as home:
+                    runs.append(await _run(home, rate, seconds, number, (workers, concurrency), versions))
     return Measured(seconds, workers, concurrency, versions, runs)
 
 
@@ -103,12 +100,12 @@ async def _run(
         appended=spread([us / 1000 for us in paced.appended_us]),
         decided=spread([us / 1000 for us in paced.decided_us]),
         disk_sync=spread(disk),
-        cpu_us={"worker": sum(one.cpu_s for one in used) * each_us, "valkey": server_s * each_us},
-        worker_peak_mb=max(one.peak_mb for one in used),
+        cpu_us={"worker": sum(usage.cpu_s for usage in used) * each_us, "valkey": server_s * each_us},
+        worker_peak_mb=max(usage.peak_mb for usage in used),
     )
 
 
 def spread(times_ms: Sequence[float]) -> Spread:
-    """The percentiles, each the time of a payout that was measured."""
+    """The percentiles of these times; each is the time of one payout, none is interpolated."""
     ordered = sorted(times_ms)
     return Spread(*(cost.at_share(ordered, share) for share in (0.5, 0.99, 0.999, 1.0)))

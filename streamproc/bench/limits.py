@@ -1,18 +1,18 @@
-"""What was used up while something ran: all cores, the core of one process, or neither, which is waiting."""
+"""Which resource limited a run: all cores, the core of one process, or neither, in which case it waited."""
 
 from collections.abc import Mapping
 from typing import Final
 
 BUSY: Final = 0.9
-"""Of a core, or of all: it is the limit."""
+"""Share of one core, or of all cores, from which on it is the limit."""
 
 
 def used_up(cores_used: Mapping[str, float], machine: float, cores: int) -> str:
-    """In words. `cores_used`: of each process of ours; `machine`: of everything that ran on it."""
+    """The limit in words. `cores_used` is by process of ours; `machine` counts all programs on the machine."""
     ours = sum(cores_used.values())
     if ours >= BUSY * cores:
         return "all cores"
-    name, share = max(cores_used.items(), key=lambda found: found[1])
+    name, share = max(cores_used.items(), key=lambda item: item[1])
     if share >= BUSY:
         return f"the core of {name}"
     if machine >= BUSY * cores:

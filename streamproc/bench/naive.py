@@ -1,4 +1,4 @@
-"""The projector as one would write it first: each event in a transaction of its own, a row inserted, a row updated."""
+"""A naive projector: one transaction per event, which inserts one row and updates another."""
 
 from collections.abc import Sequence
 
@@ -24,14 +24,14 @@ UPSERT = """
 
 
 async def make(db: asyncpg.Connection) -> None:
-    """Its tables."""
+    """Create its tables."""
     for statement in TABLES:
         await db.execute(statement)
 
 
-async def project(db: asyncpg.Connection, told: Sequence[tuple[str, int, Event]]) -> None:
-    """Each event in its own transaction; `told` is (entry id, place in the entry, event)."""
-    for entry, place, event in told:
+async def project(db: asyncpg.Connection, events: Sequence[tuple[str, int, Event]]) -> None:
+    """Fold each event in its own transaction; `events` are (entry id, place in the entry, event)."""
+    for entry, place, event in events:
         payout = payout_of(event)
         async with db.transaction():
             await db.execute(INSERT, f"{entry}:{place}", payout, type_of(event), event.at)

@@ -1,12 +1,12 @@
-"""The decision alone, in this process: no Redis, no files, no network. What Python needs before anything is written.
+"""`bench govern`: the decision alone, in this process, without Redis, files or network.
 
-Three pieces of the same payouts, in batches as a worker has them:
+Three parts are measured with the same payouts, in batches as a worker has them:
 
 - `rules`: all rules on a complete case.
-- `straight`: the short way that nearly every payout takes (ADR 25): an entry's bytes are decoded and folded, the rules
-  asked, and what is recorded of the decision put together for the script.
-- `stages`: the whole chain instead, each stage with its event; the counters are the model that `admit.lua` is tested
-  against.
+- `straight`: the fast path, which nearly every payout takes (ADR 25). An entry's bytes are decoded and folded, the
+  rules are asked, and what is recorded of the decision is encoded for the script.
+- `stages`: the whole chain instead, in which each stage writes its event. The counters are the model that `admit.lua`
+  is tested against.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 import consumers
 from consumers.vet import Reputations
 from streamproc.bench import cost, job
-from streamproc.bench.rig import Said
+from streamproc.bench.rig import Announce
 from streamproc.collector import look_less_often
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
@@ -45,7 +45,7 @@ DAY_US = 86_400 * 1_000_000
 
 
 class Run(Struct, frozen=True):
-    """One piece in one round. CPU in µs for each payout."""
+    """One part in one round. CPU in µs per payout."""
 
     part: str
     round: int
@@ -55,7 +55,7 @@ class Run(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """What came out. `straight` looked at all payouts too; those that a rule has something against end there."""
+    """All runs. `outcomes` are those of `rules` and `stages`."""
 
     payouts: int
     rounds: int
@@ -65,28 +65,28 @@ class Measured(Struct, frozen=True):
 
 
 class NoCache(Cache):
-    """Redis's cache, which is not asked: all vendors are in memory."""
+    """An empty cache instead of Redis's, since the reputations of all vendors are in memory."""
 
     def __init__(self) -> None:
         """Without a client."""
 
     async def get_many(self, digests: Sequence[str]) -> list[bytes | None]:
-        """Nothing is kept."""
+        """Nothing is cached."""
         return [None] * len(digests)
 
     async def put_many(self, values: Mapping[str, tuple[bytes, int]]) -> None:
-        """Nothing is kept."""
+        """Nothing is stored."""
 
 
-async def measure(payouts: int, rounds: int, *, said: Said) -> Measured:
-    """Measure each piece in each round. Raises JobFailed where the decisions are not what they must be."""
+async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
+    """Measure each part in each round. Raises JobFailed if a decision is wrong."""
     at_us, runs = time.time_ns() // 1000, list[Run]()
     reputations = Reputations(_clean(at_us))
     await reputations.of(job.vendor_urls(), NoCache(), at_us)
     pure = _Pure(consumers.governance(reputations, zone=job.ZONE), _book(at_us), payouts, at_us)
     look_less_often()
     for number in range(rounds + 1):
-        said("warm-up" if number == 0 else f"round {number} of {rounds}")
+        announce("warm-up" if number == 0 else f"round {number} of {rounds}")
         runs += [run for run in await pure.round(number) if number > 0]
         await asyncio.sleep(0)
     outcomes = dict(sorted(job.expected(payouts).items()))
@@ -109,14 +109,14 @@ def _book(at_us: int) -> PolicyBook:
 
 
 class _Pure:
-    """The payouts and what decides them."""
+    """The payouts, and all that is needed to decide them."""
 
     def __init__(self, group: Group, book: PolicyBook, payouts: int, at_us: int) -> None:
         self._group, self._book, self._payouts, self._at_us = group, book, payouts, at_us
         self._entries = [job.payload(n, at_us + n, job.PAYEES) for n in range(payouts)]
 
     async def round(self, number: int) -> list[Run]:
-        """Each piece once."""
+        """Measure each part once."""
         chain = _Clock(self._payouts)
         works = await self._stages()
         runs = [chain.run("stages", number)]
@@ -129,24 +129,24 @@ class _Pure:
             "rules", "memory", Counter(verdict.reason for verdict in verdicts), job.expected(self._payouts)
         )
         straight = _Clock(self._payouts)
-        granted = self._straight()
+        decided = self._straight()
         runs.append(straight.run("straight", number))
-        wanted = job.expected(self._payouts)
-        # The counters are asked by a script, so this way does not see that an agent's day is full.
-        wanted[POLICY_OK] += wanted.pop("LIMIT_EXCEEDED", 0)
-        job.check("straight", "memory", granted, wanted)
+        expected = job.expected(self._payouts)
+        # On the fast path a script asks the counters, so here no budget is ever full.
+        expected[POLICY_OK] += expected.pop("LIMIT_EXCEEDED", 0)
+        job.check("straight", "memory", decided, expected)
         return runs
 
     def _check(self, events: Iterator[Event]) -> None:
-        found = Counter(event.reason for event in events if type(event) is PayoutDecided)
-        job.check("stages", "memory", found, job.expected(self._payouts))
+        outcomes = Counter(event.reason for event in events if type(event) is PayoutDecided)
+        job.check("stages", "memory", outcomes, job.expected(self._payouts))
 
     def _batches(self) -> Iterator[list[Work]]:
         for start in range(0, self._payouts, job.BATCH_MAX):
             yield [self._opened(e) for e in self._entries[start : start + job.BATCH_MAX]]
 
     def _opened(self, e: bytes) -> Work:
-        """As `log/batch.py` opens an entry whose payout nobody knows."""
+        """Open an entry as `log/batch.py` does if its payout is new."""
         events = decode_events(e)
         work = Work(b"1-1", events, payout_of(events[0]))
         work.open(b"0", None, work.admission, keep=False)
@@ -176,17 +176,17 @@ class _Pure:
         return done
 
     def _straight(self) -> Counter[str]:
-        found, ledger = Counter[str](), Ledger()
+        outcomes, ledger = Counter[str](), Ledger()
         for works in self._batches():
             offers = grants.offers_of(self._group, works, self._desk(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
             rejected = [offer.told(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
-            found.update(rejected)
-            found[POLICY_OK] += len(offers) - len(rejected)
-        return found
+            outcomes.update(rejected)
+            outcomes[POLICY_OK] += len(offers) - len(rejected)
+        return outcomes
 
     def _cases(self, works: Sequence[Work]) -> list[Case]:
-        """What the rules are asked about: each payout as it was seen, with what the counters answered."""
+        """The cases for the rules: each payout as it was observed, with the answers of the counters."""
         desk, cases = self._desk(Ledger()), []
         for work, e in zip(works, self._entries, strict=True):
             record = replace(self._opened(e).known(), beneficiary=NOTED)
@@ -207,13 +207,13 @@ class _Pure:
 
 
 class _Clock:
-    """CPU and time from here on."""
+    """Measures CPU and time from its creation on."""
 
     def __init__(self, payouts: int) -> None:
         self._payouts = payouts
         self._cpu_s, self._began = time.process_time(), time.perf_counter()
 
     def run(self, part: str, number: int) -> Run:
-        """What it was."""
+        """The run that ends now."""
         seconds, cpu_s = time.perf_counter() - self._began, time.process_time() - self._cpu_s
         return Run(part, number, self._payouts, self._payouts / seconds, cpu_s * 1e6 / self._payouts)

@@ -1,9 +1,9 @@
-"""How fast the archive is loaded and all views are rebuilt, beside a projector as one would write it first.
+"""`bench replay`: loading the archive and rebuilding all views, compared with a naive projector.
 
-Each round has a database of its own on one Postgres, made as `up` makes it (fsync on). The log is in a Valkey.
-`archive` reads it, chains it and copies it, in this process; `rebuild` is `streamproc replay` into an empty place,
-with builders as processes; `naive` folds the same events, one in each transaction. CPU is that of our processes and
-of Postgres, for each event.
+Each round has its own database on one Postgres, which is started as `up` starts it (fsync on). The log is in a Valkey.
+`archive` reads, chains and copies it in this process. `rebuild` is `streamproc replay` without existing views, with
+builders as processes. `naive` folds the same events, one per transaction. CPU is that of our processes and of Postgres,
+per event.
 """
 
 import os
@@ -25,7 +25,7 @@ from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.store import connection, open_head
 from streamproc.bench import cost, naive
 from streamproc.bench.history import Entry, entries
-from streamproc.bench.rig import Said, fresh_database, public_directory
+from streamproc.bench.rig import Announce, fresh_database, public_directory
 from streamproc.domain.wire import decode_events
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
@@ -35,17 +35,17 @@ from streamproc.log.stream import LogView
 from streamproc.operate.replay import Progress, Result, replay
 
 NAIVE_EVENTS = 2_000
-"""Events that the naive projector folds: some two seconds."""
+"""Events that the naive projector folds, in about two seconds."""
 APPEND_AT_ONCE = 1_000
 READ_AT_ONCE = 2_000
-"""Entries in one transaction, as the projector takes them."""
+"""Entries in one transaction, as in the projector."""
 SMALLER = 10
-"""How much shorter the history is that memory is compared with."""
+"""The second history, with which memory is compared, is shorter by this factor."""
 KB = 1024
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """One thing that was measured once. CPU in µs for each event, by who used it."""
+    """One measurement of one part. CPU in µs per event, by who used it."""
 
     events: int
     entries: int
@@ -55,17 +55,17 @@ class Part(Struct, frozen=True, kw_only=True):
 
     @property
     def events_per_s(self) -> float:
-        """By the clock on the wall."""
+        """Events per second of elapsed time."""
         return self.events / self.seconds
 
     @property
     def events_per_core_s(self) -> float:
-        """For each second of CPU, whoever used it."""
+        """Events per second of CPU, ours and that of Postgres together."""
         return 1e6 / sum(self.cpu_us.values())
 
 
 class Round(Struct, frozen=True):
-    """Everything once. `whole_s` is the rebuild with its checks and the swap."""
+    """Each part once. `whole_s` is the time of the rebuild with its checks and the swap."""
 
     archive: Part
     rebuild: Part
@@ -74,7 +74,7 @@ class Round(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """What came out. `smaller` is the rebuild of a history of a tenth."""
+    """All rounds. `smaller` is the rebuild of a history a tenth as long."""
 
     payouts: int
     jobs: int
@@ -91,45 +91,37 @@ class _Log(Struct, frozen=True):
     events: int
 
 
-async def measure(payouts: int, rounds: int, *, said: Said) -> Measured:
-    """Measure; raises JobFailed where something does not come to what it must."""
+async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
+    """Measure. Raises JobFailed if the archive or a rebuild lacks something."""
     jobs = len(os.sched_getaffinity(0))
     with public_directory() as directory:
         async with embedded.postgres(directory) as postgres, embedded.valkey(directory) as valkey:
             bench = _Bench(postgres, jobs)
-            small = await _append(valkey.url, payouts // SMALLER, said)
-            said("a history of a tenth, for its memory")
+            small = await _append(valkey.url, payouts // SMALLER, announce)
+            announce("a history a tenth as long, for the builders' memory")
             async with bench.database("smaller") as dsn:
                 await bench.archive(dsn, small)
                 smaller, _ = await bench.rebuild(dsn, small)
-            log = await _append(valkey.url, payouts, said)
-            found = [await bench.round(number, log, said) for number in range(1, rounds + 1)]
+            log = await _append(valkey.url, payouts, announce)
+            measured = [await bench.round(number, log, announce) for number in range(1, rounds + 1)]
             versions = cost.package_versions() | await _servers(postgres, valkey)
-            return Measured(payouts, jobs, found, smaller, versions)
+            return Measured(payouts, jobs, measured, smaller, versions)
 
 
 async def _servers(postgres: Store, valkey: Store) -> dict[str, str]:
     async with connected(valkey.url) as client:
-        version = await cost.valkey_version(client)
-    db = await asyncpg.connect(postgres.url)
-    try:
-        return {
-            "valkey": version,
-            "postgres": str(await db.fetchval("SHOW server_version")),
-        }
-    finally:
-        await db.close()
+        valkey_version = await cost.valkey_version(client)
+    return {"valkey": valkey_version, "postgres": await cost.postgres_version(postgres.url)}
 
 
-async def _append(url: str, payouts: int, said: Said) -> _Log:
-    """Put a history of so many payouts in Valkey, in the place of any other."""
-    said(f"a log of {payouts:,} payouts")
-    found, events = entries(payouts), 0
-    count = 0
+async def _append(url: str, payouts: int, announce: Announce) -> _Log:
+    """Put a history of so many payouts in Valkey, instead of any other."""
+    announce(f"a log of {payouts:,} payouts")
+    history, count, events = entries(payouts), 0, 0
     async with connected(url) as client:
-        await client.config_set("appendfsync", "everysec")  # it is not the append that is measured
+        await client.config_set("appendfsync", "everysec")  # appending is not measured
         await client.delete(Names(0).log)
-        while batch := list(islice(found, APPEND_AT_ONCE)):
+        while batch := list(islice(history, APPEND_AT_ONCE)):
             await _put(client, batch)
             count += len(batch)
             events += sum(len(decode_events(entry.e)) for entry in batch)
@@ -144,40 +136,40 @@ async def _put(client: Redis, batch: Sequence[Entry]) -> None:
 
 
 class _Bench:
-    """The server that everything is measured on."""
+    """The Postgres on which everything is measured."""
 
     def __init__(self, postgres: Store, jobs: int) -> None:
         self._postgres, self._jobs = postgres, jobs
 
     @asynccontextmanager
     async def database(self, name: str) -> AsyncIterator[str]:
-        """DSN of a database with our schema, dropped afterwards."""
+        """DSN of a new database with our schema; it is dropped afterwards."""
         async with fresh_database(self._postgres, f"bench_{name}") as dsn:
             await prepare(dsn)
             yield dsn
 
-    async def round(self, number: int, log: _Log, said: Said) -> Round:
-        """Everything once, in a database of its own."""
+    async def round(self, number: int, log: _Log, announce: Announce) -> Round:
+        """Measure each part once, in a new database."""
         async with self.database(str(number)) as dsn:
-            said(f"round {number}: archive")
+            announce(f"round {number}: archive")
             archived = await self.archive(dsn, log)
-            said(f"round {number}: rebuild")
+            announce(f"round {number}: rebuild")
             rebuilt, whole_s = await self.rebuild(dsn, log)
-            said(f"round {number}: one event a transaction")
+            announce(f"round {number}: one event per transaction")
             return Round(archived, rebuilt, whole_s, await self.naive(dsn, log))
 
     async def archive(self, dsn: str, log: _Log) -> Part:
-        """Read the log, chain it, copy it."""
+        """Read the log, chain it and copy it into the archive."""
         usage = self._usage()
         async with connection(dsn, name="bench") as db, LogView(log.url, 0) as view:
             head = await open_head(db, 0)
             known: set[int] = set()
             began = time.monotonic()
-            while found := await view.read(head.entry, READ_AT_ONCE, 0):
-                new = [at_ms for at_ms in months_of(found) if at_ms not in known]
+            while batch := await view.read(head.entry, READ_AT_ONCE, 0):
+                new = [at_ms for at_ms in months_of(batch) if at_ms not in known]
                 await make_ranges(db, new)
                 known.update(new)
-                _, head = await archive(db, 0, head, found)
+                _, head = await archive(db, 0, head, batch)
             seconds = time.monotonic() - began
             if head.seq != log.entries:
                 raise JobFailed(f"the archive has {head.seq} entries, the log {log.entries}")
@@ -190,23 +182,23 @@ class _Bench:
         )
 
     async def rebuild(self, dsn: str, log: _Log) -> tuple[Part, float]:
-        """Replay into an empty place: until its tables and indexes are there, and until they are in use."""
+        """Rebuild without existing views: the time until tables and indexes are built, and until they are in use."""
         db = await asyncpg.connect(dsn)
         try:
-            for view in NAMES:  # nothing to compare with: that is not what is measured
+            for view in NAMES:  # the comparison with the live views is not measured
                 await db.execute(f"DROP TABLE {view}")
             await db.execute("VACUUM ANALYZE events")
         finally:
             await db.close()
         ready_at, spent = 0.0, dict[str, float]()
 
-        def hear(progress: Progress) -> None:
+        def note_end_of_build(progress: Progress) -> None:
             nonlocal ready_at, spent
             if progress.stage == "comparing" and not ready_at:
                 ready_at, spent = time.monotonic(), self._spent(usage, log.events)
 
         usage, began = self._usage(), time.monotonic()
-        result: Result = await replay(dsn, jobs=self._jobs, on_progress=hear)
+        result: Result = await replay(dsn, jobs=self._jobs, on_progress=note_end_of_build)
         if result.events != log.events or not result.swapped:
             raise JobFailed(f"the rebuild folded {result.events} events, the log has {log.events}")
         part = Part(
@@ -219,20 +211,20 @@ class _Bench:
         return part, time.monotonic() - began
 
     async def naive(self, dsn: str, log: _Log) -> Part:
-        """The first events of the log, one a transaction."""
+        """Fold the first events of the log, one per transaction."""
         async with LogView(log.url, 0) as view:
-            found = await view.read("0-0", NAIVE_EVENTS, 0)
-        told = [
-            (entry.id, place, event) for entry in found for place, event in enumerate(decode_events(entry.e))
+            first = await view.read("0-0", NAIVE_EVENTS, 0)
+        events = [
+            (entry.id, place, event) for entry in first for place, event in enumerate(decode_events(entry.e))
         ]
-        told = told[:NAIVE_EVENTS]
+        events = events[:NAIVE_EVENTS]
         usage = self._usage()
         async with connection(dsn, name="bench") as db:
             await naive.make(db)
             began = time.monotonic()
-            await naive.project(db, told)
+            await naive.project(db, events)
             seconds = time.monotonic() - began
-        return Part(events=len(told), entries=0, seconds=seconds, cpu_us=self._spent(usage, len(told)))
+        return Part(events=len(events), entries=0, seconds=seconds, cpu_us=self._spent(usage, len(events)))
 
     def _usage(self) -> tuple[float, float]:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -240,8 +232,8 @@ class _Bench:
         return ours, cost.tree_cpu_s(self._postgres.process.pid)
 
     def _spent(self, before: tuple[float, float], events: int) -> dict[str, float]:
-        ours, theirs = self._usage()
+        ours, postgres = self._usage()
         return {
             "ours": (ours - before[0]) * 1e6 / events,
-            "postgres": (theirs - before[1]) * 1e6 / events,
+            "postgres": (postgres - before[1]) * 1e6 / events,
         }

@@ -1,4 +1,4 @@
-"""Numbers for people and for machines: medians, the spread beside them, and the ratio of neighbours in time."""
+"""Results of `bench floor` and `bench replay`, as JSON and as text: medians, spreads, ratios within a round."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -19,7 +19,7 @@ RATIOS = {
     RIVAL_WHOLE: ("ratio_to_faststream_whole", "engine / FastStream that leaves the same behind"),
     RIVAL_USUAL: ("ratio_to_faststream_usual", "engine / FastStream in its usual idiom"),
 }
-"""Whom the engine is held against: the name in JSON, and for people."""
+"""The sides with which the engine is compared: the ratio's name in JSON, and in text."""
 PARTS = ("worker", "archive", "valkey", "postgres")
 
 
@@ -30,7 +30,7 @@ def document(measured: Measured) -> dict[str, Any]:
     ratios: dict[str, float] = {}
     for other, (name, _) in RATIOS.items():
         if other in by_side:
-            ratios |= _spread(name, _ratios(by_side, other))
+            ratios |= median_and_range(name, _ratios(by_side, other), 3)
     return {
         "machine": cost.machine(),
         "versions": measured.versions,
@@ -48,25 +48,25 @@ def document(measured: Measured) -> dict[str, Any]:
 
 
 def _ratios(by_side: dict[str, list[Run]], other: str) -> list[float]:
-    """Engine to another, of each round's two runs, so that a noisy minute is in both."""
-    pairs = zip(by_side[other], by_side[ENGINE], strict=True)
-    return [ours.payouts_per_s / theirs.payouts_per_s for theirs, ours in pairs]
+    """Speed of the engine by that of another side, of the two runs in each round, so that a noisy minute is in both."""
+    pairs = zip(by_side[ENGINE], by_side[other], strict=True)
+    return [engine_run.payouts_per_s / other_run.payouts_per_s for engine_run, other_run in pairs]
 
 
-def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {
-        name: round(median(values), 3),
-        f"{name}_min": round(min(values), 3),
-        f"{name}_max": round(max(values), 3),
-    }
+def median_and_range(name: str, values: Sequence[float], digits: int | None = None) -> dict[str, float]:
+    """Median, minimum and maximum under these names, rounded to so many digits; None: to integers."""
+    figures = {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+    return {figure: round(value, digits) for figure, value in figures.items()}
+
+
+def range_cells(result: dict[str, Any], name: str = "payouts_per_s") -> tuple[str, str]:
+    """The cells of a table for the median and for its spread."""
+    return f"{result[name]:,}", f"{result[f'{name}_min']:,} to {result[f'{name}_max']:,}"
 
 
 def _side(runs: Sequence[Run]) -> dict[str, Any]:
-    rates = [run.payouts_per_s for run in runs]
     return {
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "cpu_us": {
             part: round(median(run.cpu_us[part] for run in runs), 1)
             for part in PARTS
@@ -77,51 +77,50 @@ def _side(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of the table for people."""
-    parts = [part for part in PARTS if part in found["engine"]["cpu_us"]]
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table."""
+    parts = [part for part in PARTS if part in result["engine"]["cpu_us"]]
     rows: list[list[object]] = [
         [
             side,
-            f"{found[side]['payouts_per_s']:,}",
-            f"{found[side]['payouts_per_s_min']:,} to {found[side]['payouts_per_s_max']:,}",
-            *(found[side]["cpu_us"].get(part) for part in parts),
+            *range_cells(result[side]),
+            *(result[side]["cpu_us"].get(part) for part in parts),
         ]
-        for side in _sides(found)
+        for side in _sides(result)
     ]
     return ["side", "payouts/s", "spread", *(f"{part} µs" for part in parts)], rows
 
 
-def _sides(found: dict[str, Any]) -> list[str]:
-    return [side for side in ALL if side in found]
+def _sides(result: dict[str, Any]) -> list[str]:
+    return [side for side in ALL if side in result]
 
 
-def headline(found: dict[str, Any]) -> list[str]:
-    """What the table's numbers mean, in lines below it."""
-    floors, *beside = [
-        f"{what}: {found[name]:.2f} (rounds: {found[f'{name}_min']:.2f} to {found[f'{name}_max']:.2f})"
+def headline(result: dict[str, Any]) -> list[str]:
+    """The lines below the table, which explain its numbers."""
+    floor_ratio, *other_ratios = [
+        f"{what}: {result[name]:.2f} (rounds: {result[f'{name}_min']:.2f} to {result[f'{name}_max']:.2f})"
         for name, what in RATIOS.values()
-        if name in found
+        if name in result
     ]
     return [
-        f"{floors},"
-        f" {found['payouts']:,} payouts in {found['rounds']} rounds,"
-        f" {'with' if found['audit'] else 'without'} audit, to {found['payees'] or 'ever new'} payees;"
-        " µs are CPU for each payout",
-        *beside,
-        " and ".join(
-            f"{side}: the worker had {found[side]['worker_peak_mb']:g} MB at most, the log takes"
-            f" {found[side]['log_bytes_per_payout']:,} bytes of Redis for each payout"
-            for side in _sides(found)
+        f"{floor_ratio},"
+        f" {result['payouts']:,} payouts in {result['rounds']} rounds,"
+        f" {'with' if result['audit'] else 'without'} audit, to {result['payees'] or 'always new'} payees;"
+        " µs are CPU per payout",
+        *other_ratios,
+        "; ".join(
+            f"{side}: the worker had {result[side]['worker_peak_mb']:g} MB at most, the log takes"
+            f" {result[side]['log_bytes_per_payout']:,} bytes of Redis per payout"
+            for side in _sides(result)
         ),
-        where(found),
+        where(result),
     ]
 
 
-def where(found: dict[str, Any]) -> str:
-    """The machine and the versions, in a line."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return f"{found['machine']['cpu']}, {found['machine']['cores']} cores; {versions}"
+def where(result: dict[str, Any]) -> str:
+    """The machine and the versions, in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['machine']['cpu']}, {result['machine']['cores']} cores; {versions}"
 
 
 # ---- bench replay -------------------------------------------------------------------------
@@ -138,12 +137,12 @@ def replay_document(measured: Replayed) -> dict[str, Any]:
         "entries": rounds[0].archive.entries,
         "rounds": len(rounds),
         "jobs": measured.jobs,
-        "archive": _part([one.archive for one in rounds]),
-        "rebuild": _part([one.rebuild for one in rounds])
-        | {"with_checks_and_swap_s": round(median(one.whole_s for one in rounds), 2)},
-        "naive": _part([one.naive for one in rounds]),
+        "archive": _part([each.archive for each in rounds]),
+        "rebuild": _part([each.rebuild for each in rounds])
+        | {"with_checks_and_swap_s": round(median(each.whole_s for each in rounds), 2)},
+        "naive": _part([each.naive for each in rounds]),
         "memory": {
-            "builder_peak_mb": round(max(one.rebuild.peak_mb for one in rounds), 1),
+            "builder_peak_mb": round(max(each.rebuild.peak_mb for each in rounds), 1),
             "builder_peak_mb_at_a_tenth": round(measured.smaller.peak_mb, 1),
             "events_at_a_tenth": measured.smaller.events,
         },
@@ -152,46 +151,42 @@ def replay_document(measured: Replayed) -> dict[str, Any]:
 
 
 def _part(parts: Sequence[Part]) -> dict[str, Any]:
-    rates = [part.events_per_s for part in parts]
-    found: dict[str, Any] = {
-        "events_per_s": round(median(rates)),
-        "events_per_s_min": round(min(rates)),
-        "events_per_s_max": round(max(rates)),
+    result: dict[str, Any] = {
+        **median_and_range("events_per_s", [part.events_per_s for part in parts]),
         "events_per_core_s": round(median(part.events_per_core_s for part in parts)),
         "cpu_us": {name: round(median(part.cpu_us[name] for part in parts), 1) for name in parts[0].cpu_us},
     }
     if parts[0].entries:
-        found["entries_per_s"] = round(median(part.entries / part.seconds for part in parts))
-    return found
+        result["entries_per_s"] = round(median(part.entries / part.seconds for part in parts))
+    return result
 
 
-def replay_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of the table for people."""
+def replay_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table."""
     rows: list[list[object]] = [
         [
             part,
-            f"{found[part]['events_per_s']:,}",
-            f"{found[part]['events_per_s_min']:,} to {found[part]['events_per_s_max']:,}",
-            f"{found[part]['events_per_core_s']:,}",
-            f"{found[part]['entries_per_s']:,}" if "entries_per_s" in found[part] else None,
-            found[part]["cpu_us"]["ours"],
-            found[part]["cpu_us"]["postgres"],
+            *range_cells(result[part], "events_per_s"),
+            f"{result[part]['events_per_core_s']:,}",
+            f"{result[part]['entries_per_s']:,}" if "entries_per_s" in result[part] else None,
+            result[part]["cpu_us"]["ours"],
+            result[part]["cpu_us"]["postgres"],
         ]
         for part in ("archive", "rebuild", "naive")
     ]
     return ["part", "events/s", "spread", "per core", "entries/s", "ours µs", "postgres µs"], rows
 
 
-def replay_headline(found: dict[str, Any]) -> list[str]:
-    """What the table's numbers mean, in lines below it."""
-    memory = found["memory"]
-    times = found["rebuild"]["events_per_s"] / found["naive"]["events_per_s"]
+def replay_headline(result: dict[str, Any]) -> list[str]:
+    """The lines below the table, which explain its numbers."""
+    memory = result["memory"]
+    times = result["rebuild"]["events_per_s"] / result["naive"]["events_per_s"]
     return [
-        f"{found['events']:,} events in {found['entries']:,} entries of {found['payouts']:,} payouts,"
-        f" {found['rounds']} rounds; {found['jobs']} builders; a rebuild is {times:.0f} times as fast as one event a"
-        f" transaction, and with its checks and the swap takes {found['rebuild']['with_checks_and_swap_s']} s",
-        f"a builder's memory at most: {memory['builder_peak_mb']:g} MB; for a tenth of the history"
+        f"{result['events']:,} events in {result['entries']:,} entries of {result['payouts']:,} payouts,"
+        f" {result['rounds']} rounds; {result['jobs']} builders; a rebuild is {times:.0f} times as fast as one event"
+        f" per transaction, and takes {result['rebuild']['with_checks_and_swap_s']} s with its checks and the swap",
+        f"peak memory of a builder: {memory['builder_peak_mb']:g} MB; with a tenth of the history"
         f" {memory['builder_peak_mb_at_a_tenth']:g} MB",
-        "per core: for each second of CPU, ours and that of Postgres together; µs are CPU for each event",
-        where(found),
+        "per core: per second of CPU, ours and that of Postgres together; µs are CPU per event",
+        where(result),
     ]

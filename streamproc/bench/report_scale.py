@@ -1,4 +1,4 @@
-"""What `bench scale` and `bench govern` found, for people and for machines."""
+"""Results of `bench scale` and `bench govern`, as JSON and as text."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -10,12 +10,12 @@ from streamproc.bench import cost
 from streamproc.bench.limits import used_up
 from streamproc.bench.pure import PARTS
 from streamproc.bench.pure import Measured as Decided
-from streamproc.bench.report import where
+from streamproc.bench.report import median_and_range, range_cells, where
 from streamproc.bench.scale import Measured, Place, Run
 
 
 def scale_document(measured: Measured) -> dict[str, Any]:
-    """The JSON of `bench scale --json`: for each axis its values, each beside the first of them."""
+    """The JSON of `bench scale --json`: the values of each axis, each compared with the first."""
     axes = list(dict.fromkeys(run.axis for run in measured.runs))
     machine = cost.machine()
     cores = int(machine["cores"])
@@ -38,37 +38,33 @@ def _axis(runs: Sequence[Run], cores: int) -> list[dict[str, Any]]:
 
 
 def _used(runs: Sequence[Run], cores: int) -> dict[str, Any]:
-    """Who kept the cores busy. Workers go by how busy they were: each turn has others."""
-    turns = [_by_place(run.cores) for run in runs]
+    """How busy each process kept the cores. Workers are ordered by that, since each turn starts new ones."""
+    turns = [_by_rank(run.cores) for run in runs]
     used = {name: median(turn[name] for turn in turns) for name in turns[0]}
-    everybody = median(run.machine_cores for run in runs)
+    machine_busy = median(run.machine_cores for run in runs)
     return {
         "cores": {name: round(share, 2) for name, share in used.items()},
-        "machine_busy": round(everybody, 2),
-        "limit": used_up(used, everybody, cores),
+        "machine_busy": round(machine_busy, 2),
+        "limit": used_up(used, machine_busy, cores),
     }
 
 
-def _by_place(cores: dict[str, float]) -> dict[str, float]:
+def _by_rank(cores: dict[str, float]) -> dict[str, float]:
     workers = sorted((share for name, share in cores.items() if name.startswith("worker")), reverse=True)
     others = {name: share for name, share in cores.items() if not name.startswith("worker")}
-    return others | {f"worker {place}": share for place, share in enumerate(workers, 1)}
+    return others | {f"worker {rank}": share for rank, share in enumerate(workers, 1)}
 
 
 def _value(value: int, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, Any]:
-    rates = [run.payouts_per_s for run in runs]
-    # Of neighbours in time, so that a noisy minute is in both.
-    costs = [_cost(one) / _cost(other) for one, other in zip(runs, first, strict=True)]
-    speeds = [one.payouts_per_s / other.payouts_per_s for one, other in zip(runs, first, strict=True)]
+    # Runs of the same round are compared, so that a noisy minute is in both.
+    pairs = list(zip(runs, first, strict=True))
+    costs = [_cost(run) / _cost(base) for run, base in pairs]
+    speeds = [run.payouts_per_s / base.payouts_per_s for run, base in pairs]
     return {
         "value": value,
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "cpu_us": {part: round(median(run.cpu_us[part] for run in runs), 1) for part in runs[0].cpu_us},
-        "cost_ratio": round(median(costs), 3),
-        "cost_ratio_min": round(min(costs), 3),
-        "cost_ratio_max": round(max(costs), 3),
+        **median_and_range("cost_ratio", costs, 3),
         "speed_ratio": round(median(speeds), 3),
     }
 
@@ -77,33 +73,33 @@ def _cost(run: Run) -> float:
     return sum(run.cpu_us.values())
 
 
-def scale_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of the table for people."""
+def scale_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table."""
     rows: list[list[object]] = [
         [
-            f"{axis} {one['value']:,}",
-            f"{one['payouts_per_s']:,}",
-            one["cpu_us"]["worker"],
-            one["cpu_us"]["valkey"],
-            f"{one['cost_ratio']:.2f}",
-            f"{one['cost_ratio_min']:.2f} to {one['cost_ratio_max']:.2f}",
-            f"{one['speed_ratio']:.2f}",
-            one["limit"],
+            f"{axis} {item['value']:,}",
+            f"{item['payouts_per_s']:,}",
+            item["cpu_us"]["worker"],
+            item["cpu_us"]["valkey"],
+            f"{item['cost_ratio']:.2f}",
+            f"{item['cost_ratio_min']:.2f} to {item['cost_ratio_max']:.2f}",
+            f"{item['speed_ratio']:.2f}",
+            item["limit"],
         ]
-        for axis, values in found["axes"].items()
-        for one in values
+        for axis, values in result["axes"].items()
+        for item in values
     ]
     return ["", "payouts/s", "worker µs", "valkey µs", "cost", "spread", "speed", "used up"], rows
 
 
-def scale_headline(found: dict[str, Any]) -> list[str]:
-    """What the table's numbers mean, in lines below it."""
-    base = ", ".join(f"{name} {value:,}" for name, value in found["base"].items())
+def scale_headline(result: dict[str, Any]) -> list[str]:
+    """The lines below the table, which explain its numbers."""
+    base = ", ".join(f"{name} {value:,}" for name, value in result["base"].items())
     return [
-        "cost: CPU of workers and Valkey for each payout, and speed, both beside the first line of the same kind;"
-        f" {found['rounds']} rounds in turns of {found['payouts']:,} payouts",
-        f"what is not varied: {base}",
-        where(found),
+        "cost: CPU of workers and Valkey per payout; cost and speed are relative to the first value of the same axis;"
+        f" {result['rounds']} rounds in turns of {result['payouts']:,} payouts",
+        f"where not varied: {base}",
+        where(result),
     ]
 
 
@@ -125,38 +121,35 @@ def govern_document(measured: Decided) -> dict[str, Any]:
 
 def _part(measured: Decided, part: str) -> dict[str, Any]:
     runs = [run for run in measured.runs if run.part == part]
-    rates, cpu_us = [run.payouts_per_s for run in runs], [run.cpu_us for run in runs]
+    cpu_us = [run.cpu_us for run in runs]
     return {
-        "payouts_per_s": round(median(rates)),
-        "payouts_per_s_min": round(min(rates)),
-        "payouts_per_s_max": round(max(rates)),
+        **median_and_range("payouts_per_s", [run.payouts_per_s for run in runs]),
         "payouts_per_core_s": round(1e6 / median(cpu_us)),
         "cpu_us": round(median(cpu_us), 1),
         "cpu_us_min": round(min(cpu_us), 1),
     }
 
 
-def govern_table(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of the table for people."""
+def govern_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table."""
     rows: list[list[object]] = [
         [
             part,
-            f"{found[part]['payouts_per_s']:,}",
-            f"{found[part]['payouts_per_s_min']:,} to {found[part]['payouts_per_s_max']:,}",
-            f"{found[part]['payouts_per_core_s']:,}",
-            found[part]["cpu_us"],
-            found[part]["cpu_us_min"],
+            *range_cells(result[part]),
+            f"{result[part]['payouts_per_core_s']:,}",
+            result[part]["cpu_us"],
+            result[part]["cpu_us_min"],
         ]
         for part in PARTS
     ]
     return ["", "payouts/s", "spread", "per core", "µs", "least µs"], rows
 
 
-def govern_headline(found: dict[str, Any]) -> list[str]:
-    """What the table's numbers mean, in lines below it."""
+def govern_headline(result: dict[str, Any]) -> list[str]:
+    """The lines below the table, which explain its numbers."""
     return [
-        "rules: all of them on a case; straight: an entry decoded, the rules asked, events and record encoded; stages:"
-        " the same by the whole chain; nothing is read or written",
-        f"{found['payouts']:,} payouts in {found['rounds']} rounds; per core: for each second of CPU",
-        where(found),
+        "rules: all rules on a case; straight: the fast path, from decoding an entry to encoding events and record;"
+        " stages: the same by the whole chain; nothing is read or written",
+        f"{result['payouts']:,} payouts in {result['rounds']} rounds; per core: per second of CPU",
+        where(result),
     ]

@@ -1,11 +1,10 @@
-"""What a payout costs when there is more of everything: entries in the log, workers, partitions, agents.
+"""`bench scale`: what a payout costs with more entries in the log, more workers, partitions or agents.
 
-One thing is varied at a time, from one worker, one partition, 100 agents and a log of 10,000 entries. All values of an
-axis have their servers at the same time and take turns, so that a noisy minute is in all of them; each turn starts
-its workers anew and sends the same payouts, all of which are approved.
+One axis is varied at a time; the others stay at one worker, one partition, 100 agents and a log of 10,000 entries. All
+values of an axis have their servers at the same time and take turns, so that a noisy minute affects all of them. Each
+turn starts its workers anew and sends the same payouts, all of which are approved.
 """
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import consumers
-from streamproc.bench import cost, job
+from streamproc.bench import cost, engine, job
 from streamproc.bench.filling import check_room, fill
-from streamproc.bench.rig import Said, public_directory
+from streamproc.bench.rig import Announce, home_in, public_directory
 from streamproc.bench.site import Role, Site, site
-from streamproc.domain.events import PayoutDecided, PayoutObserved
-from streamproc.domain.wire import decode_events
+from streamproc.domain.events import PayoutObserved
 from streamproc.errors import InputError
 from streamproc.log import scripts
 from streamproc.log.names import Names, partition_of
@@ -31,14 +29,13 @@ from streamproc.log.stream import LogView
 
 CONCURRENCY: Final = 1
 WARM_EACH: Final = 256
-"""Payouts for each consumer before each turn, not counted: as many as one reads at once, so that each of them gets some
-and reads the policies."""
-READ_MAX = 5_000
+"""Payouts for each consumer before each turn, which are not counted. A consumer reads so many at once, so every
+consumer gets some and reads the policies."""
 TURN_MAX_S = 600.0
 
 
 class Place(Struct, frozen=True):
-    """One point: how many there are of everything."""
+    """One point of measurement: a value for each axis."""
 
     entries: int = 10_000
     workers: int = 1
@@ -52,11 +49,11 @@ AXES: Final[dict[str, tuple[int, ...]]] = {
     "partitions": (1, 4, 16),
     "agents": (1, 100, 10_000),
 }
-"""What is measured where nothing is asked for."""
+"""What is measured by default."""
 
 
 class Run(Struct, frozen=True):
-    """One turn of one place. CPU in µs for each payout; cores that each process kept busy, and that anybody did."""
+    """One turn of one place. CPU in µs per payout; cores that each process kept busy, and that all programs did."""
 
     axis: str
     value: int
@@ -69,7 +66,7 @@ class Run(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """What came out."""
+    """All runs."""
 
     payouts: int
     rounds: int
@@ -78,37 +75,36 @@ class Measured(Struct, frozen=True):
 
 
 def check(axes: Mapping[str, Sequence[int]], payouts: int, rounds: int) -> None:
-    """Raise InputError for what this machine or the job cannot bear."""
+    """Raise InputError if this is too much for the machine's memory or for the job's rate limit."""
     check_room(sum(axes.get("entries", ())))
     agents = min([*axes.get("agents", ()), Place().agents])
     sent, most = (payouts + WARM_EACH) * rounds, job.RATE_COUNT * agents
     if sent > most:
         raise InputError(
             f"{rounds} rounds of {payouts} payouts and {WARM_EACH} to warm up are {sent}; {agents} agents may have"
-            f" {most}, or their rate limit would be measured"
+            f" {most}, since more would be rate limited"
         )
 
 
-async def measure(axes: Mapping[str, Sequence[int]], payouts: int, rounds: int, *, said: Said) -> Measured:
-    """Measure each axis. Raises JobFailed where a payout is not approved."""
+async def measure(
+    axes: Mapping[str, Sequence[int]], payouts: int, rounds: int, *, announce: Announce
+) -> Measured:
+    """Measure each axis. Raises JobFailed if a payout is not approved."""
     check(axes, payouts, rounds)
     runs, versions = list[Run](), cost.package_versions()
     with public_directory() as directory:
         for axis, values in axes.items():
-            home = directory / axis
-            home.mkdir(mode=0o711)
             async with AsyncExitStack() as stack:
                 stands = []
                 for value in values:
-                    said(f"{axis} {value:,}: making it")
-                    (home / str(value)).mkdir(mode=0o711)
-                    stands.append(await _stand(stack, home / str(value), axis, value))
+                    announce(f"{axis} {value:,}: preparing")
+                    home = stack.enter_context(home_in(directory, f"{axis}-{value}"))
+                    stands.append(await _stand(stack, home, axis, value))
                 for number in range(1, rounds + 1):
                     for stand in stands:
-                        said(f"{axis} {stand.value:,}: round {number} of {rounds}")
+                        announce(f"{axis} {stand.value:,}: round {number} of {rounds}")
                         runs.append(await stand.turn(number, payouts))
                 versions |= stands[0].versions
-            shutil.rmtree(home, ignore_errors=True)
     return Measured(payouts, rounds, versions, runs)
 
 
@@ -127,23 +123,23 @@ async def _stand(stack: AsyncExitStack, home: Path, axis: str, value: int) -> "_
 
 
 def agent(number: int) -> str:
-    """An agent's id."""
+    """The id of an agent."""
     return f"agent-{number:06d}"
 
 
 def accounts(partitions: int) -> list[str]:
-    """An account of each partition."""
-    found: dict[int, str] = {}
+    """One account for each partition, in their order."""
+    by_partition: dict[int, str] = {}
     for n in count():
         name = f"acc_Bench{n:09d}"
-        found.setdefault(partition_of(name, partitions), name)
-        if len(found) == partitions:
-            return [found[partition] for partition in range(partitions)]
+        by_partition.setdefault(partition_of(name, partitions), name)
+        if len(by_partition) == partitions:
+            return [by_partition[partition] for partition in range(partitions)]
     raise AssertionError
 
 
 def plain(agents: int) -> Iterator[PayoutObserved]:
-    """Payouts of the job that nothing stands against, of so many agents in turn, without end."""
+    """An endless series of payouts of the job that are approved, of so many agents in turn."""
     for number in count():
         event = job.observed(number, time.time_ns() // 1000, job.PAYEES)
         notes = event.facts.notes
@@ -154,7 +150,7 @@ def plain(agents: int) -> Iterator[PayoutObserved]:
 
 
 class _Stand:
-    """One value of an axis, with its servers."""
+    """One value of an axis, and its servers."""
 
     def __init__(self, at: Site, axis: str, value: int, place: Place) -> None:
         self._at, self._axis, self._place = at, axis, place
@@ -163,7 +159,7 @@ class _Stand:
         self._payouts = plain(place.agents)
 
     async def turn(self, number: int, payouts: int) -> Run:
-        """Workers that start, payouts that all of them share, and what each cost."""
+        """Start workers, let them share the payouts, and measure."""
         async with AsyncExitStack() as stack:
             roles = await self._at.workers(stack, self._place.workers, CONCURRENCY)
             await self._decide(WARM_EACH * self._place.workers * self._place.partitions, roles)
@@ -178,7 +174,7 @@ class _Stand:
             machine_s = cost.machine_cpu_s() - machine_s
             server_s = await self._at.server_cpu_s() - before_s
         await self._check(ends, payouts)
-        await self._leave()
+        await self._delete_consumers()
         cpu_us = {"worker": sum(workers_s.values()) * 1e6 / payouts, "valkey": server_s * 1e6 / payouts}
         each_s = {"producer": sender_s, **workers_s, "valkey": server_s}
         return Run(
@@ -193,7 +189,7 @@ class _Stand:
         )
 
     async def _decide(self, payouts: int, roles: Sequence[Role]) -> float:
-        """Append so many, and wait until all are decided; how long that took."""
+        """Append so many payouts and wait until all are decided. Returns the seconds that this took."""
         batches = [self._batch(payouts, partition) for partition in range(self._place.partitions)]
         began = time.monotonic()
         for start in range(0, payouts, scripts.BATCH_MAX):
@@ -204,14 +200,14 @@ class _Stand:
         return time.monotonic() - began
 
     async def _check(self, ends: Sequence[str], payouts: int) -> None:
-        """Wrong answers have no speed: since `ends` all were approved."""
-        found = Counter[str]()
+        """Raise JobFailed unless all payouts after `ends` were approved."""
+        outcomes = Counter[str]()
         for partition, end in enumerate(ends):
-            found += await self._outcomes(partition, end)
-        job.check("engine", "the stream", found, Counter({"POLICY_OK": payouts}))
+            outcomes += await engine.outcomes(self._at.url, partition, end)
+        job.check("engine", "the stream", outcomes, Counter({"POLICY_OK": payouts}))
 
     def _batch(self, payouts: int, partition: int) -> list[scripts.Delivery]:
-        """This partition's part of so many payouts."""
+        """The deliveries of this partition, if so many payouts are shared among all partitions."""
         part = payouts // self._place.partitions + (partition < payouts % self._place.partitions)
         return [self._delivery(next(self._payouts), self._accounts[partition]) for _ in range(part)]
 
@@ -232,17 +228,8 @@ class _Stand:
         async with LogView(self._at.url, partition) as view:
             return await view.last_id()
 
-    async def _outcomes(self, partition: int, after: str) -> Counter[str]:
-        found = Counter[str]()
-        async with LogView(self._at.url, partition) as view:
-            while entries := await view.read(after, READ_MAX, 0):
-                after = entries[-1].id
-                for entry in entries:
-                    found.update(e.reason for e in decode_events(entry.e) if type(e) is PayoutDecided)
-        return found
-
-    async def _leave(self) -> None:
-        """Take the consumers of workers that were killed out of the groups, as their successors would in time."""
+    async def _delete_consumers(self) -> None:
+        """Delete the consumers of the killed workers, as other workers would after a while."""
         for partition in range(self._place.partitions):
             log = Names(partition).log
             for row in await self._at.client.xinfo_consumers(log, consumers.GOVERNANCE):

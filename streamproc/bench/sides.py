@@ -1,4 +1,4 @@
-"""The sides of `streamproc bench floor`: what each is run as, what it is given, and where its answers are."""
+"""The sides of `bench floor`: how each is started, what it reads, and where its decisions are."""
 
 import asyncio
 from collections import Counter
@@ -11,25 +11,25 @@ from streamproc.bench import engine, faststream_side, floor
 
 
 class Side(Struct, frozen=True):
-    """One side. `keeps_all`: it works on the engine's log, and leaves behind there all that the engine leaves."""
+    """One side. `keeps_all`: it works on the engine's log and leaves behind there all that the engine leaves."""
 
     name: str
     module: str
     mode: str = ""
-    """Its module's first argument, where that can be several sides."""
+    """First argument of the module, if the module has several modes."""
     keeps_all: bool = False
     has_consumers: bool = False
-    """Several at once in its process, as many as the engine has."""
+    """Its process has several consumers, as many as the engine's."""
     field: str = "e"
-    """Of an entry, where it looks for a payout."""
+    """The field of an entry in which it expects the payout."""
 
     @property
     def stream(self) -> str:
-        """Where the payouts wait."""
+        """The stream with the payouts."""
         return engine.NAMES.log if self.keeps_all else floor.IN
 
     def commands(self, url: str, dsn: str | None, consumers: int) -> dict[str, list[str]]:
-        """Its processes: modules with their arguments. What keeps all is archived by the real projector."""
+        """Its processes as modules with arguments. The real projector archives for every side that keeps all."""
         worker = [self.module, *([self.mode] if self.mode else []), url]
         worker += [str(consumers)] if self.has_consumers else []
         if dsn is None:
@@ -39,23 +39,23 @@ class Side(Struct, frozen=True):
         return {"worker": [*worker, dsn]}
 
     async def load(self, client: Redis, payouts: int, payees: int, at_us: int) -> None:
-        """Put the payouts where they wait, with all that has to be there before."""
+        """Append the payouts to the stream, after all that must be there before."""
         if self.keeps_all:
             await engine.load(client, payouts, payees, at_us)
         else:
             await floor.load(client, payouts, payees, at_us, self.field)
 
     async def outcomes(self, url: str, client: Redis) -> Counter[str]:
-        """How many decisions of each reason there are."""
+        """Number of decisions in Redis, by reason."""
         return await (engine.outcomes(url) if self.keeps_all else floor.outcomes(client))
 
     @property
     def audit_counts(self) -> str:
-        """The same in Postgres, as SQL."""
+        """SQL for the number of decisions in Postgres, by reason."""
         return engine.AUDIT_COUNTS if self.keeps_all else floor.AUDIT_COUNTS
 
     async def log_bytes(self, client: Redis) -> int:
-        """What its streams take of Redis's memory."""
+        """Memory of its streams in Redis (bytes)."""
         streams = (engine.NAMES.log,) if self.keeps_all else (floor.IN, floor.OUT)
         sizes = await asyncio.gather(*(client.memory_usage(stream, samples=0) for stream in streams))
         return sum(int(size or 0) for size in sizes)
@@ -80,14 +80,14 @@ ALL: Final = {
         Side(RIVAL_USUAL, _FASTSTREAM, "usual", field=faststream_side.FIELD),
     )
 }
-"""By name, in the order of a round: the engine comes before those who are held against what it left."""
+"""By name, in the order of a round. The engine comes before the sides that are compared with what it left behind."""
 
 SIDES: Final = (FLOOR, ENGINE)
-"""Those of every contest."""
+"""The sides of every contest."""
 
 
 def asked_for(*, whole: bool = False, faststream: bool = False, usual: bool = False) -> list[str]:
-    """The sides of a contest, in the order of a round."""
+    """The sides of a contest with these options, in the order of a round."""
     asked = {
         **dict.fromkeys(SIDES, True),
         WHOLE: whole,

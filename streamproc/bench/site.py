@@ -1,12 +1,12 @@
-"""A system of its own for one measurement: servers, a log with policies in force, and roles as real processes.
+"""A whole system for one measurement: servers, a log with policies in force, and roles as real processes.
 
-The roles are the commands that people start (`streamproc worker`, `streamproc projector`), with their metrics and log
-lines. Vendors' reputations are in Redis before the start, and nobody listens where Safe Browsing would be asked.
+The roles are the commands that operators start (`streamproc worker`, `streamproc projector`), with their metrics and
+log lines. The reputations of all vendors are in Redis before the start, and nobody listens at the address of Safe
+Browsing.
 """
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -24,8 +24,10 @@ from redis.asyncio import Redis
 import consumers
 from consumers.vet import cache_key
 from projections.schema import prepare
-from streamproc import embedded, processes
+from streamproc import processes
 from streamproc.bench import cost, job
+from streamproc.bench.arguments import environment
+from streamproc.bench.rig import fresh_valkey
 from streamproc.bench.webhooks import HOST, SIGNED_WITH
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.governance import Reputation, vendor_of
@@ -33,70 +35,67 @@ from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.cache import Cache
-from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force
 from streamproc.log.stream import open_log
 
 READY_MAX_S = 60.0
-"""For a role to begin: it imports, connects, and opens the log."""
+"""Limit for a role to start: it imports, connects, and opens the log."""
 COMMAND_MAX_S = 120.0
 POLL_S = 0.02
 VIEWS_AT = "SELECT min(seq) FROM view_heads WHERE partition = 0"
 DAY_S = 86_400
 AGENTS_AT_ONCE, SCOPES_AT_ONCE = 5_000, 500
-"""In one policy file, which may have 1 MB; in one change, of 1 kB each."""
+"""Agents in one policy file, which may have 1 MB; scopes in one change, of 1 kB each."""
 NOBODY = "http://127.0.0.1:9/nobody-listens-here"
 
 
 class Used(msgspec.Struct, frozen=True):
-    """What a role has used since it was ready: CPU seconds, and the most memory that it ever had, in MB."""
+    """Usage of a role: CPU seconds since `begin`, and peak memory in MB."""
 
     cpu_s: float
     peak_mb: float
 
 
 class Role:
-    """A role that runs. Its log lines are in `log`."""
+    """A running role. Its log lines are in the file `log`."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name, self._process, self._log = name, process, log
         self._began_s = 0.0
 
     def begin(self) -> None:
-        """From here on its CPU counts."""
+        """Count CPU from now on."""
         self._began_s = cost.process_cpu_s(self._process.pid)
 
     def used(self) -> Used:
-        """CPU since `begin`, and peak memory. Raises JobFailed where it has ended."""
+        """Usage until now. Raises JobFailed if the role has ended."""
         self.check()
-        return Used(
-            cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_memory_mb(self._process.pid)
-        )
+        return Used(cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_mib(self._process.pid))
 
     def check(self) -> None:
-        """Raise JobFailed where it has ended."""
+        """Raise JobFailed if the role has ended."""
         if self._process.returncode is not None:
             raise JobFailed(f"{self.name} ended early; its last line: {processes.last_line(self._log)}")
 
     async def end(self) -> None:
-        """Kill it: what it leaves behind is thrown away."""
+        """Kill the role, since what it leaves behind is thrown away."""
         processes.kill(self._process)
         await self._process.wait()
 
 
 class Site:
-    """Servers with a log that is ready, and the roles that were started on them."""
+    """Servers with an open log, and the roles that were started on them."""
 
     def __init__(self, home: Path, valkey: Store, dsn: str, client: Redis, partitions: int) -> None:
         self.home, self.url, self.dsn, self.client = home, valkey.url, dsn, client
         self.partitions = partitions
         self.port = 0
-        """Where `serve` listens; 0: it was not started."""
+        """Port of `serve`; 0: it was not started."""
         self.versions: dict[str, str] = {}
 
     async def learn_versions(self, postgres: Store | None) -> None:
-        """Of the servers."""
+        """Ask the servers for their versions."""
         self.versions["valkey"] = await cost.valkey_version(self.client)
         if postgres is not None:
             self.versions["postgres"] = await cost.postgres_version(postgres.url)
@@ -115,10 +114,6 @@ class Site:
             await role.end()
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of STREAMPROC_* comes from outside: the bench never comes near a system that is in use."""
-        env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "OTEL_"))
-        }
         ours = {
             "REDIS_URL": self.url,
             "POSTGRES_DSN": self.dsn,
@@ -126,7 +121,7 @@ class Site:
             "DATA_DIR": str(self.home / "data"),
             "EXECUTE_AFTER": "archived" if self.dsn else "synced",
             "TIMEZONE": job.ZONE,
-            # Needed to start, and never used: only governance works here.
+            # Required to start, but never used, since only governance works here.
             "SAFE_BROWSING_KEY": "unused",
             "SAFE_BROWSING_URL": NOBODY,
             "RAZORPAY_KEY_ID": "unused",
@@ -136,21 +131,21 @@ class Site:
         }
         if self.port:
             ours["PORT"] = str(self.port)
-        return env | {f"STREAMPROC_{name}": value for name, value in ours.items()}
+        return environment() | {f"STREAMPROC_{name}": value for name, value in ours.items()}
 
     async def workers(self, stack: AsyncExitStack, count: int, concurrency: int) -> list[Role]:
-        """Start workers of the governance group; they end with `stack`. Returned when all of them read."""
+        """Start workers of the governance group, which end with `stack`. Returns when all of them read."""
         options = ("--groups", consumers.GOVERNANCE, "--concurrency", str(concurrency))
         roles = [await stack.enter_async_context(self.role("worker", *options)) for _ in range(count)]
         for partition in range(self.partitions):
             await self.until(partial(self._has_consumers, partition, count * concurrency), roles)
         return roles
 
-    async def _has_consumers(self, partition: int, wanted: int) -> bool:
-        return len(await self.client.xinfo_consumers(Names(partition).log, consumers.GOVERNANCE)) >= wanted
+    async def _has_consumers(self, partition: int, count: int) -> bool:
+        return len(await self.client.xinfo_consumers(Names(partition).log, consumers.GOVERNANCE)) >= count
 
     async def projector(self, stack: AsyncExitStack) -> Role:
-        """Start the projector. Returned when it has shown what the log holds."""
+        """Start the projector. Returns when the views show the whole log."""
         role = await stack.enter_async_context(self.role("projector"))
         db = await asyncpg.connect(self.dsn)
         try:
@@ -165,7 +160,7 @@ class Site:
         return role
 
     async def serve(self, stack: AsyncExitStack) -> Role:
-        """Start the HTTP side. Returned when it listens."""
+        """Start `serve`. Returns when it listens."""
         self.port = processes.free_port()
         role = await stack.enter_async_context(self.role("serve"))
 
@@ -183,7 +178,7 @@ class Site:
     async def until(
         self, done: Callable[[], Awaitable[bool]], roles: Sequence[Role], within_s: float = READY_MAX_S
     ) -> None:
-        """Until `done`. Raises JobFailed where a role has ended, or that takes longer than `within_s`."""
+        """Wait until `done`. Raises JobFailed if a role has ended, or after `within_s`."""
         try:
             async with asyncio.timeout(within_s):
                 while not await done():
@@ -195,17 +190,17 @@ class Site:
             raise JobFailed(f"not done within {within_s:g} s: {names}") from problem
 
     async def command(self, *arguments: str) -> str:
-        """What `streamproc ARGUMENTS` says. Raises JobFailed with it where it fails."""
+        """Output of `streamproc ARGUMENTS`. Raises JobFailed with the output if the command fails."""
         process = await self._start(arguments, asyncio.subprocess.PIPE)
         try:
             async with asyncio.timeout(COMMAND_MAX_S):
-                said, _ = await process.communicate()
+                output, _ = await process.communicate()
         except TimeoutError as problem:
             raise JobFailed(f"{' '.join(arguments)} took longer than {COMMAND_MAX_S:g} s") from problem
         finally:
             processes.kill(process)
             await process.wait()
-        text = said.decode(errors="replace")
+        text = output.decode(errors="replace")
         if process.returncode != 0:
             raise JobFailed(f"{' '.join(arguments)} failed: {text.strip()}")
         return text
@@ -219,7 +214,7 @@ class Site:
         )
 
     async def server_cpu_s(self) -> float:
-        """What Valkey has used, all its threads."""
+        """CPU seconds that Valkey has used in all its threads."""
         return await cost.valkey_cpu_s(self.client)
 
 
@@ -231,15 +226,12 @@ async def site(
     partitions: int = 1,
     policies: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Site]:
-    """A Valkey in `home` with a log of which every partition has `policies` (those of the job) in force.
+    """A Valkey in `home` with a log. `policies` (by default those of the job) are in force in every partition.
 
-    With `postgres` its database gets our schema.
+    With `postgres`, our schema is made in its database.
     """
     async with AsyncExitStack() as stack:
-        valkey = await stack.enter_async_context(embedded.valkey(home))
-        client = await stack.enter_async_context(connected(valkey.url))
-        # A rewrite of the file would hit one run and not the next.
-        await client.config_set("auto-aof-rewrite-percentage", 0)
+        valkey, client = await stack.enter_async_context(fresh_valkey(home))
         await open_log(
             client, partitions=partitions, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END
         )
@@ -253,11 +245,11 @@ async def site(
 
 
 async def _govern(client: Redis, names: Names, file: Mapping[str, Any]) -> None:
-    """The policies in force, the reputations in the cache."""
+    """Put the policies in force, and the reputations in the cache."""
     agents, shared = iter(file["policies"].items()), dict[str, ScopeState]()
     while some := dict(islice(agents, AGENTS_AT_ONCE)):
         changes = await _put_in_force(client, names, shared, {**file, "policies": some})
-        # Other agents' policies are nothing to those that come: 100,000 would be read and compared each time.
+        # Policies of other agents do not matter to the next ones; 100,000 would be compared each time.
         shared |= {
             change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
             for change in changes
@@ -278,5 +270,5 @@ async def _put_in_force(
         some = changes[start : start + SCOPES_AT_ONCE]
         rev = await client.hget(names.policy, "rev")
         if await put_in_force(client, names, rev or b"0", some, actor="bench") is None:  # type: ignore[arg-type]
-            raise JobFailed("somebody else changes policies in the bench's own Valkey")
+            raise JobFailed("another process changed policies in the benchmark's own Valkey")
     return changes

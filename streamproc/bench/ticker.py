@@ -1,4 +1,4 @@
-"""Ticks at a fixed rate for an event loop, within some 50 µs; a loop's own timers are late by up to a millisecond."""
+"""Ticks at a fixed rate for an event loop, exact to about 50 µs; the loop's own timers are up to a millisecond late."""
 
 import asyncio
 import ctypes
@@ -26,9 +26,9 @@ class _Spec(ctypes.Structure):
 
 @contextmanager
 def ticking(first_ns: int, interval_ns: int, on_tick: Callable[[], None]) -> Iterator[None]:
-    """Call `on_tick` from `first_ns` on (time.monotonic_ns) every `interval_ns`; ticks that come together are one call.
+    """Call `on_tick` every `interval_ns` from `first_ns` on (time.monotonic_ns). Ticks that were missed are one call.
 
-    Python has timerfd from 3.13 on; this is the same by way of the C library, on Linux. Raises OSError.
+    Python has timerfd from 3.13 on; here it comes from the C library, on Linux. Raises OSError.
     """
     timer = _libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
     if timer < 0:

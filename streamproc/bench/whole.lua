@@ -1,18 +1,18 @@
 #!lua
 -- The whole floor's commit: rate windows, day budgets, admissions, records, events, beneficiaries and acknowledgements of a batch.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] zset runs, as own.lua has them
--- KEYS[4..] hash payouts, in the order of the rows; then zset rates, hash budgets, hash beneficiaries; ARGV names them by index
--- ARGV[1] group   ARGV[2] 1 to acknowledge, or 0: somebody else does   ARGV[3] now (µs)   ARGV[4] account
--- ARGV[5] count and ARGV[6] length (s) of a rate window   ARGV[7] s that a budget is kept after its window
--- ARGV[8] MessagePack, an array of: number of payouts, then three arrays, of texts but for indexes and numbers:
+-- KEYS[4..] hash payouts, in the order of the rows; then zset rates, hash budgets, hash beneficiaries, by the indexes in ARGV
+-- ARGV[1] group   ARGV[2] 1 to acknowledge, 0 if the caller does   ARGV[3] now (µs)   ARGV[4] account
+-- ARGV[5] count and ARGV[6] length (s) of a rate window   ARGV[7] time (s) for which a budget is kept after its window
+-- ARGV[8] MessagePack, an array of the number of payouts and three arrays of texts, indexes and numbers:
 --   terms, one after the other: agent, policy's version, day, its limit (paise), its end (Unix s), index of the rate, of the budget;
 --   rows, one after the other: entry, payout, amount (paise), received at (µs), number of its terms; pieces of JSON: the rest of the
---     record's head, its reputation or the finding that rejects it, until when that is fresh, what is seen of the beneficiary; the
---     reason of a rejection or '', and what is noted of the beneficiary, JSON after a comma, or '';
---   notes: which of the rows, the index of a beneficiary's hash, and the name to note there
+--     record's head, its reputation or the finding that rejects it, until when that is fresh, the beneficiary as rule 13 sees it; the
+--     reason of a rejection or '', and the event that notes the beneficiary, JSON after a comma, or '';
+--   notes: number of the row, index of a beneficiary's hash, and the name to note there
 -- Returns for each payout: 0 approved, 2 over the day's limit, 3 rejected for the reason given.
--- Why Lua: one round trip for a batch. Not safe to resend: a floor has no such worries. A full rate window, of which the job has
--- none, is an error that leaves half a batch. O(payouts + log n of each rate set).
+-- Why Lua: one round trip for a batch. It is not safe to resend, which a floor need not be. A full rate window, which the job
+-- never has, is an error that leaves half a batch. O(payouts + log n of each rate set).
 local call, tonumber = redis.call, tonumber
 local group, now, account = ARGV[1], ARGV[3], ARGV[4]
 local most, window_s, kept_s = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -47,7 +47,7 @@ for i = 1, #terms, 7 do
   }
 end
 
--- How many slots are used in the window before a payout received at `at`; a late one counts as of the newest slot.
+-- Slots in use in the window that ends at `at`, when a payout was received; if it is late, in that of the newest slot.
 local function slots_used(r, at)
   if at > r.newest then r.newest = at end
   if r.newest - window > r.cut then r.cut = r.newest - window end
@@ -70,8 +70,7 @@ end
 
 for k = 1, #notes, 3 do look(KEYS[notes[k + 1]], notes[k + 2], now) end
 
--- What is written, in texts that a batch, or an agent in it, has in common.
--- An entry's first event has the time and the payout for those that follow.
+-- Texts that are the same for the whole batch. The first event of an entry has time and payout, and the others leave them out.
 local first_has = ',"at":' .. now .. ',"payout":"'
 local screened, velocity = '[{"type":"payout.screened","v":4' .. first_has, '},{"type":"payout.velocity_checked","v":4,"number":'
 local reserved, decided = '},{"type":"payout.budget_reserved","v":4,"amount":', '{"type":"payout.decided","v":3'

@@ -1,9 +1,9 @@
-"""The whole floor: a worker written by hand for this job alone that leaves behind all that the engine leaves.
+"""The whole floor: a worker written by hand for this job alone, which leaves behind all that the engine leaves.
 
-It reads the engine's log and writes there: for each payout an entry with the same events, its record and admission,
-the counters, the registry of beneficiaries, the acknowledgement. What it does without is everything that another job
-would need: policies that change, other rules, other windows, more than one pending status, retries, dead letters,
-payouts that are known already, a second worker on the partition. What is not this job is an error.
+It works on the engine's log. For each payout it writes an entry with the same events, the record and the admission, the
+counters, the registry of beneficiaries, and the acknowledgement. It lacks all that only other jobs need: policies that
+change, other rules, other windows, more than one pending status, retries, dead letters, payouts that are known already,
+a second worker on the partition. Anything outside this job is an error.
 
 Run as a process, with the argument (`arguments.py`) REDIS_URL.
 """
@@ -35,29 +35,29 @@ from streamproc.log.connection import connected
 
 NAMES, GROUP = engine.NAMES, consumers.GOVERNANCE
 PARTS = ("checks", "beneficiaries", "own")
-"""Of the engine's scripts, for what is seldom: a beneficiary is noted, own outputs are passed over."""
+"""Parts of the engine's scripts that are used here too: they note beneficiaries and pass over own outputs."""
 POLICY_VERSION = "1"
 ZONE_S = job.noon_offset_h(time.time()) * 3_600
-"""So long before UTC's begins the day that is counted, as the engine's policies have it. Seconds."""
+"""Offset from UTC (s) of the time zone in which days are counted, as in the engine's policies."""
 DAY_S = 86_400
 PAYEES_KEPT = 4_096
-"""Fund accounts whose JSON is kept."""
-OURS = b'[{"type":"payout.observed",'
-"""What is not an observation (policies, own outputs) is acknowledged unseen."""
+"""Fund accounts whose JSON is cached."""
+OBSERVATION = b'[{"type":"payout.observed",'
+"""Start of the entries that are decided. Other entries (policies, own outputs) are acknowledged without decoding."""
 
 Entry = tuple[bytes, bytes]
-"""Its id, and its field `e`."""
+"""The id of an entry, and its field `e`."""
 
 
 class Notes(Struct, frozen=True, gc=False):
-    """Of a payout's notes, what the job asks."""
+    """The parts of a payout's notes that the job needs."""
 
     agent_id: str
     vendor_url: str
 
 
 class Facts(Struct, frozen=True, gc=False):
-    """Of what the bank said, what the job asks. Paise."""
+    """The parts of the bank's payout that the job needs. The amount is in paise."""
 
     amount: int
     currency: str
@@ -68,7 +68,7 @@ class Facts(Struct, frozen=True, gc=False):
 
 
 class Observed(Struct, frozen=True, gc=False):
-    """Of a `payout.observed`, what the job asks. `at` in µs."""
+    """The parts of a `payout.observed` that the job needs. `at` is in µs."""
 
     at: int
     payout: str
@@ -77,12 +77,12 @@ class Observed(Struct, frozen=True, gc=False):
 
 
 class Vendor(NamedTuple):
-    """A vendor's host, and what is written of its URL and its reputation."""
+    """A vendor's host, and the pieces of JSON for its URL and its reputation."""
 
     host: str
     url: str
-    vetted: str
-    fresh: str
+    reputation: str
+    fresh_until: str
 
 
 _decode = msgspec.json.Decoder(list[Observed]).decode
@@ -98,13 +98,13 @@ def _payee(fund_account: str) -> str:
 
 @lru_cache(maxsize=4)
 def _day(number: int) -> tuple[str, str]:
-    """Name and end (Unix s) of a day of the zone."""
-    named = date.fromordinal(date(1970, 1, 1).toordinal() + number)
-    return named.isoformat(), str((number + 1) * DAY_S - ZONE_S)
+    """Name and end (Unix s) of a day, by its number since 1970."""
+    day = date.fromordinal(date(1970, 1, 1).toordinal() + number)
+    return day.isoformat(), str((number + 1) * DAY_S - ZONE_S)
 
 
 class Batch(NamedTuple):
-    """What goes to the script: its keys, the rows and all else, packed, and whose beneficiaries are noted."""
+    """Arguments of the script (keys, and packed rows), and the pairs that it notes, each with the number of its row."""
 
     keys: list[str]
     now: int
@@ -113,7 +113,7 @@ class Batch(NamedTuple):
 
 
 class Clerk:
-    """Decides batches and writes them down. It knows policies, reputations and beneficiaries by heart."""
+    """Decides batches and writes the results. Policies, reputations and beneficiaries are in its memory."""
 
     def __init__(self, client: Redis, sha: str, *, acknowledges: bool) -> None:
         now = time.time_ns() // 1000
@@ -124,48 +124,56 @@ class Clerk:
         self._paid_at: dict[str, Names] = {}
 
     async def batch(self, entries: Sequence[Entry]) -> Batch | None:
-        """What is to be written of the observations among these; None where there are none.
+        """The batch to be written for the observations among these entries; None if there are none.
 
-        Beneficiaries that are seen for the first time are asked about, one more round trip, which soon no batch has.
+        Beneficiaries that are met for the first time are read from Redis in one more round trip. After the first
+        batches there are none.
         """
-        ours = [(entry, _decode(e)[0]) for entry, e in entries if e.startswith(OURS)]
-        if not ours:
+        observations = [(entry, _decode(e)[0]) for entry, e in entries if e.startswith(OBSERVATION)]
+        if not observations:
             return None
-        strangers = {
-            one.facts.fund_account_id for _, one in ours if one.facts.fund_account_id not in self._paid_for
+        payees = {
+            event.facts.fund_account_id
+            for _, event in observations
+            if event.facts.fund_account_id not in self._paid_for
         }
         hosts = {vendor.host for vendor in self._vendors.values() if vendor.host not in self._paid_at}
-        if strangers or hosts:
-            await self._meet(list(strangers), list(hosts))
-        return self._written(ours, time.time_ns() // 1000)
+        if payees or hosts:
+            await self._load_registry(list(payees), list(hosts))
+        return self._written_out(observations, time.time_ns() // 1000)
 
-    async def _meet(self, fund_accounts: list[str], hosts: list[str]) -> None:
+    async def _load_registry(self, payees: list[str], hosts: list[str]) -> None:
         async with self._client.pipeline(transaction=False) as pipe:
-            for one in fund_accounts:
-                pipe.hgetall(NAMES.paid_for(job.ACCOUNT, one))
-            for one in hosts:
-                pipe.hgetall(NAMES.paid_at(job.ACCOUNT, one))
-            found = [{name.decode(): int(at) for name, at in one.items()} for one in await pipe.execute()]
-        self._paid_for.update(zip(fund_accounts, found, strict=False))
-        self._paid_at.update(zip(hosts, found[len(fund_accounts) :], strict=True))
+            for payee in payees:
+                pipe.hgetall(NAMES.paid_for(job.ACCOUNT, payee))
+            for host in hosts:
+                pipe.hgetall(NAMES.paid_at(job.ACCOUNT, host))
+            noted = [{name.decode(): int(at) for name, at in row.items()} for row in await pipe.execute()]
+        self._paid_for.update(zip(payees, noted, strict=False))
+        self._paid_at.update(zip(hosts, noted[len(payees) :], strict=True))
 
-    def _written(self, ours: list[tuple[bytes, Observed]], now: int) -> Batch:
+    def _written_out(self, observations: list[tuple[bytes, Observed]], now: int) -> Batch:
         policies, vendors = self._policies, self._vendors
         paid_for, paid_at, fresh = self._paid_for, self._paid_at, now - RENEW_S * US
         payout_key = f"{NAMES.base}:payout:"
-        keys = [NAMES.log, NAMES.number, NAMES.own(GROUP), *(payout_key + one.payout for _, one in ours)]
+        keys = [
+            NAMES.log,
+            NAMES.number,
+            NAMES.own(GROUP),
+            *(payout_key + event.payout for _, event in observations),
+        ]
         numbers: dict[tuple[str, int], int] = {}
         terms: list[Any] = []
         rows: list[Any] = []
         notes: list[Any] = []
         noted: list[tuple[int, Pair]] = []
-        for place, (entry, one) in enumerate(ours, 1):
-            facts = one.facts
+        for place, (entry, event) in enumerate(observations, 1):
+            facts = event.facts
             agent, amount, payee = facts.notes.agent_id, facts.amount, facts.fund_account_id
             policy, vendor = policies[agent], vendors[facts.notes.vendor_url]
-            if one.account != job.ACCOUNT or facts.status != "pending" or facts.currency != "INR":
-                raise JobFailed(f"payout {one.payout} is not of the job")
-            day = (one.at // US + ZONE_S) // DAY_S
+            if event.account != job.ACCOUNT or facts.status != "pending" or facts.currency != "INR":
+                raise JobFailed(f"payout {event.payout} is not of the job")
+            day = (event.at // US + ZONE_S) // DAY_S
             number = numbers.get((agent, day))
             if number is None:
                 number = numbers[agent, day] = len(numbers) + 1
@@ -173,38 +181,38 @@ class Clerk:
                 terms += (agent, POLICY_VERSION, name, str(policy.day_limit), ends)
                 terms += (len(keys) + 1, len(keys) + 2)
                 keys += (NAMES.rate(agent), NAMES.budget(f"agent:{agent}", name))
-            vetted, seen, told, reason = vendor.vetted, _NOTED, "", ""
+            verdict, beneficiary, noted_event, reason = vendor.reputation, _NOTED, "", ""
             host = vendor.host
             if amount > policy.txn_limit:
-                reason, vetted = "TXN_LIMIT_EXCEEDED", _over(amount, policy.txn_limit)
+                reason, verdict = "TXN_LIMIT_EXCEEDED", _over(amount, policy.txn_limit)
             elif host in policy.blocked:
-                reason, vetted = "DOMAIN_BLOCKED", _blocked(host)
+                reason, verdict = "DOMAIN_BLOCKED", _blocked(host)
             elif paid_for[payee].get(host, 0) <= fresh or paid_at[host].get(payee, 0) <= fresh:
                 pair = Pair(job.ACCOUNT, payee, host)
-                seen, told = self._stranger(pair, one.payout, now)
-                if told:
+                beneficiary, noted_event = self._not_noted_lately(pair, event.payout, now)
+                if noted_event:
                     noted.append((place, pair))
                     notes += (place, len(keys) + 1, host, place, len(keys) + 2, payee)
                     keys += (NAMES.paid_for(job.ACCOUNT, payee), NAMES.paid_at(job.ACCOUNT, host))
-            own = vendor.url + _payee(payee) + _json(facts.reference_id).decode()
-            rows += (entry.decode(), one.payout, str(amount), str(one.at), number)
-            rows += (own, vetted, vendor.fresh, seen, reason, told)
-        return Batch(keys, now, _pack((len(ours), terms, rows, notes)), noted)
+            head = vendor.url + _payee(payee) + _json(facts.reference_id).decode()
+            rows += (entry.decode(), event.payout, str(amount), str(event.at), number)
+            rows += (head, verdict, vendor.fresh_until, beneficiary, reason, noted_event)
+        return Batch(keys, now, _pack((len(observations), terms, rows, notes)), noted)
 
-    def _stranger(self, pair: Pair, payout: str, now: int) -> tuple[str, str]:
-        """What is seen of who was not noted lately, and what is noted of an approval, both JSON."""
+    def _not_noted_lately(self, pair: Pair, payout: str, now: int) -> tuple[str, str]:
+        """What rule 13 sees of a pair that was not noted lately, and the event that notes it or ''. Both are JSON."""
         seen = look(pair, self._paid_for[pair.fund_account], self._paid_at[pair.vendor], now)
-        told = ""
+        noted_event = ""
         if to_note(pair, seen):
             fund_account, vendor = _json(pair.fund_account).decode(), _json(pair.vendor).decode()
-            told = (
+            noted_event = (
                 f',{{"type":"beneficiary.noted","v":1,"at":{now},"payout":"{payout}","account":"{pair.account}",'
                 f'"fund_account":{fund_account},"vendor":{vendor}}}'
             )
-        return _json(seen).decode(), told
+        return _json(seen).decode(), noted_event
 
     async def write(self, batch: Batch) -> None:
-        """Write it, and remember whom it noted."""
+        """Write the batch, and remember the beneficiaries that it noted."""
         codes = await self._client.execute_command(
             *("EVALSHA", self._sha, len(batch.keys), *batch.keys),
             *(GROUP, int(self._acknowledges), batch.now, job.ACCOUNT, job.RATE_COUNT, job.RATE_WINDOW_S),
@@ -242,14 +250,14 @@ def _blocked(host: str) -> str:
 
 
 class Decided(NamedTuple):
-    """What is to be written, and what only has to be acknowledged."""
+    """The batch to be written, and entries that only have to be acknowledged."""
 
     batch: Batch | None
     skipped: list[bytes]
 
 
 class Worker:
-    """Reads, decides and writes; two batches are under way at most."""
+    """Reads, decides and writes; at most two batches are under way."""
 
     def __init__(self, reader: Redis, client: Redis, sha: str) -> None:
         self._reader, self._client = reader, client
@@ -261,7 +269,7 @@ class Worker:
 
     async def _decide(self, entries: list[Entry]) -> Decided | None:
         batch = await self._clerk.batch(entries)
-        skipped = [entry for entry, e in entries if not e.startswith(OURS)]
+        skipped = [entry for entry, e in entries if not e.startswith(OBSERVATION)]
         return Decided(batch, skipped) if batch is not None or skipped else None
 
     async def _read(self) -> list[Entry]:
@@ -279,7 +287,7 @@ class Worker:
 
 
 def script() -> str:
-    """whole.lua with the files it shares with the engine's scripts, below its first line as they are there."""
+    """whole.lua after the files that it shares with the engine's scripts."""
     shared = [files("streamproc.log").joinpath(f"lua/{part}.lua").read_text() for part in PARTS]
     own = files("streamproc.bench").joinpath("whole.lua").read_text()
     return "\n".join(("#!lua", *(text.partition("\n")[2] for text in (*shared, own))))

@@ -101,7 +101,7 @@ async def test_both_sides_come_to_the_same_outcomes_in_the_stream_and_in_postgre
         return await start(argv, **options)
 
     monkeypatch.setattr(processes, "start", seen)
-    measured = await measure(PAYOUTS, 1, audit=True, said=said.append)
+    measured = await measure(PAYOUTS, 1, audit=True, announce=said.append)
     assert any("streamproc.bench.engine" in line for line in lines)
     assert not any("://" in line for line in lines), "every user of the machine can read a store's password"
     assert [run.side for run in measured.runs] == list(SIDES)
@@ -248,7 +248,7 @@ async def test_what_is_not_the_job_stops_the_whole_floor(
 @pytest.mark.skipif(find_spec("faststream") is None, reason="the extra `bench` is not installed")
 async def test_faststream_beside_them_comes_to_the_same_outcomes() -> None:
     sides = asked_for(whole=True, faststream=True, usual=True)
-    measured = await measure(PAYOUTS, 1, audit=True, sides=sides, said=lambda _: None)
+    measured = await measure(PAYOUTS, 1, audit=True, sides=sides, announce=lambda _: None)
     assert [run.side for run in measured.runs] == [*SIDES, WHOLE, RIVAL, RIVAL_WHOLE, RIVAL_USUAL]
     assert "faststream" in measured.versions
     found = document(measured)

@@ -33,11 +33,11 @@ async def test_all_parts_are_measured_and_nothing_of_ours_is_touched(monkeypatch
     monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", "postgresql://nobody@127.0.0.1:1/none")
     said: list[str] = []
     # The rebuild refuses views that contradict themselves: budgets that the payouts do not add up to, and others.
-    measured = await measure(PAYOUTS, 1, said=said.append)
+    measured = await measure(PAYOUTS, 1, announce=said.append)
     assert [text.partition(":")[2].strip() for text in said if text.startswith("round 1")] == [
         "archive",
         "rebuild",
-        "one event a transaction",
+        "one event per transaction",
     ]
     (one,) = measured.rounds
     assert one.archive.events == one.rebuild.events == sum(len(decode_events(e.e)) for e in entries(PAYOUTS))
@@ -72,7 +72,7 @@ def test_numbers_are_medians_with_their_spread_and_what_a_core_does() -> None:
     columns, rows = replay_table(found)
     assert [row[0] for row in rows] == ["archive", "rebuild", "naive"]
     assert len(columns) == len(rows[0])
-    assert "a rebuild is 20 times as fast as one event a transaction" in replay_headline(found)[0]
+    assert "a rebuild is 20 times as fast as one event per transaction" in replay_headline(found)[0]
 
 
 @pytest.mark.parametrize("wrong", [["--payouts", "999"], ["--rounds", "0"]])

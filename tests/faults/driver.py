@@ -1,4 +1,4 @@
-"""One run: start everything, load and break it by the plan, let it come to rest, check it."""
+"""One run: start everything, load and break it by the plan, wait until it is at rest, check it."""
 
 import asyncio
 import shutil
@@ -23,15 +23,15 @@ from tests.faults.plan import LINKS, Fault, Plan
 from tests.faults.stand import Stand, ready, standing
 
 REST_MAX_S = 240.0
-"""For all work that was put off: backoffs are at most 10 s; the breaker and the retries of webhooks add to that."""
+"""Limit until all deferred work is done: backoffs of at most 10 s, the breaker, and retries of webhooks."""
 LATE_S = 0.3
 """Delay of a slow wire, per direction and piece: less than a blocking read and its command's time limit."""
 RECORDS = ("--records", "200")
-"""Payouts that the projector keeps in a measured run: as many as come in a minute or so, so that this cache is full
+"""Payouts that the projector keeps in a measured run: about as many as come in a minute, so that this cache is full
 when growth is judged."""
 TRIMMED = {"retention": "60s", "trim_interval": "5s", "claim_idle": "30s"}
-"""The least retention that may be set, so that the log reaches its full length in the first minute; and a claim time
-above that of execution's pass, else workers on a busy machine would keep taking each other's entries."""
+"""The shortest retention that may be set, so that the log reaches its full length in the first minute; and a claim time
+above that of execution's pass, since otherwise workers on a busy machine would keep taking each other's entries."""
 BANK_FAULTS = [
     {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 2, "rate": 0.3},
     {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 1, "rate": 0.3},
@@ -51,7 +51,7 @@ WEBHOOK_FAULTS = [
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What a run did and found. Seconds."""
+    """What a run did and found. Times in seconds."""
 
     plan: Plan
     injected: dict[str, int]
@@ -64,7 +64,7 @@ class Report(Struct, frozen=True, kw_only=True):
     logs: str
     """Where the roles' logs are kept; empty if everything held."""
     crashed: list[str]
-    """Crash points that a role reached, and at which it killed itself."""
+    """Crash points at which a role killed itself."""
     alarms: list[str]
     """Roles that ended because the log had lost something."""
     stood: int
@@ -97,7 +97,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return "\n".join(lines)
 
     def _sum(self, what: str) -> str:
-        """The number; with several partitions, of each."""
+        """The total count; with several partitions, also the count of each."""
         counts = [len(getattr(part, what)) for part in self.parts]
         each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
         return f"{sum(counts)}{each}"
@@ -151,7 +151,7 @@ async def run(
             verdict = watch.verdict() if flat else []
             began = time.monotonic()
             await heal(stand)
-            say("all is well again")
+            say("all faults are over")
             waits = await rest(stand, load, rest_max_s)
         finally:
             for task in (reviewing, watching, measuring):
@@ -165,7 +165,7 @@ async def run(
         logs = keep_logs(stand)
     grown = growing(verdict, (*LINKS, "redis", "postgres") if plan.calm else ()) if flat else []
     parts[0] = replace(parts[0], exits=list(stand.exits), growing=grown)
-    found = [_placed(one, n, parts) for n, part in enumerate(parts) for one in violations(part)]
+    found = [_placed(each, n, parts) for n, part in enumerate(parts) for each in violations(part)]
     if not found:
         shutil.rmtree(logs, ignore_errors=True)
     return Report(
@@ -193,12 +193,14 @@ def keep_logs(stand: Stand) -> Path:
     return place
 
 
-def _placed(one: Violation, partition: int, parts: list[Evidence]) -> Violation:
-    return Violation(one.invariant, f"partition {partition}: {one.how}") if len(parts) > 1 else one
+def _placed(violation: Violation, partition: int, parts: list[Evidence]) -> Violation:
+    if len(parts) == 1:
+        return violation
+    return Violation(violation.invariant, f"partition {partition}: {violation.how}")
 
 
 async def look(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
-    """The evidence, once nobody appends any more."""
+    """Collect the evidence, when nobody appends any more."""
     await stand.fresh_connections()
     return await evidence(stand, waits)
 
@@ -213,7 +215,7 @@ async def heal(stand: Stand) -> None:
 
 
 async def break_it(stand: Stand, plan: Plan, injected: Counter[str], say: Callable[[str], None]) -> None:
-    """Inject every fault of the plan, in order, none before its time; returns when the last is over."""
+    """Inject every fault of the plan in order and at its time. Returns when the last one is over."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.TaskGroup() as tasks:
@@ -225,7 +227,7 @@ async def break_it(stand: Stand, plan: Plan, injected: Counter[str], say: Callab
 
 
 async def inject(stand: Stand, fault: Fault, say: Callable[[str], None]) -> None:
-    """Inject one fault; returns when it is over."""
+    """Inject one fault. Returns when it is over."""
     match fault.kind:
         case "kill":
             stand.kill(fault.slot)

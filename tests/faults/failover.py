@@ -17,11 +17,11 @@ from tests.faults.replica import Replica
 from tests.faults.stand import Stand, ready
 
 MORE = 8
-"""Least entries by which one place is ahead of another."""
+"""Least number of entries by which one store is ahead of another."""
 STEP_MAX_S = 60.0
 RECOVER_MAX_S = 120.0
 STOPPED = ("worker-1", "worker-2", "poller", "projector")
-"""Roles that the operator stops; `serve` goes on, and answers 503."""
+"""Roles that the operator stops. `serve` goes on and answers 503."""
 
 
 async def fail_over(stand: Stand, how: str, say: Callable[[str], None]) -> None:
@@ -51,18 +51,18 @@ async def _archive_behind(stand: Stand) -> None:
     replica = _replica(stand)
     stand.slots["projector"].wires["postgres"].stall()
 
-    async def further() -> bool:
+    async def ahead() -> bool:
         return id_key(await replica.last(stand.system.names.log)) > id_key(await _head(stand))
 
-    await until(further, what="the replica is ahead of the archive", deadline_s=STEP_MAX_S)
+    await until(ahead, what="the replica is ahead of the archive", deadline_s=STEP_MAX_S)
     replica.wire.stall()
     last = await replica.last(stand.system.names.log)
     await until(lambda: _logged(stand, last, MORE), what="the log is ahead", deadline_s=STEP_MAX_S)
-    assert id_key(last) >= id_key(await _head(stand)), "the archive was to be behind"
+    assert id_key(last) >= id_key(await _head(stand)), "the archive must be behind"
 
 
 async def _take_over(stand: Stand, how: str) -> str:
-    """Kill the primary, promote the replica and lead every role to it; the last entry that both had."""
+    """Kill the primary, promote the replica and lead every role to it. Returns the last entry that both had."""
     replica, system, dead = _replica(stand), stand.system, stand.redis
     async with stand.witness.turn:
         await dead.kill()
@@ -70,7 +70,7 @@ async def _take_over(stand: Stand, how: str) -> str:
             if "redis" in slot.wires:
                 slot.wires["redis"].lead_to(replica.port)
         shared = await replica.last(system.names.log)
-        await dead.up()  # nobody is led to it any more
+        await dead.up()  # no role is led to it any more
         await stand.witness.catch_up()
         await dead.down()
         stand.regressed = how == "ahead"
@@ -97,7 +97,7 @@ async def _recover(stand: Stand, say: Callable[[str], None]) -> None:
     async def grown() -> bool:
         return len(stand.witness.entries) >= seen + MORE
 
-    await until(grown, what="the log grows on before anybody comes", deadline_s=STEP_MAX_S)
+    await until(grown, what="the log goes on growing until the operator comes", deadline_s=STEP_MAX_S)
     for name in STOPPED:
         await stand.halt(name)
     head = await _head(stand)
@@ -110,7 +110,7 @@ async def _recover(stand: Stand, say: Callable[[str], None]) -> None:
         stand.keep(name)
     await ready(stand)
     stand.regressed = False
-    say(f"recovered; of the fork {len(stand.witness.dropped)} entries are dropped: {out.strip()}")
+    say(f"recovered; {len(stand.witness.dropped)} entries of the fork are dropped: {out.strip()}")
 
 
 async def _head(stand: Stand) -> str:

@@ -27,7 +27,7 @@ LOOK_S = 2.0
 WARM_S = 60.0
 """A younger process still loads modules and fills its pools and caches."""
 SAMPLES_MIN = 18
-"""Least samples in the second half, three for each part: fewer say nothing."""
+"""Least number of samples in the second half, three for each part; fewer say nothing."""
 PARTS = 6
 KEY_BYTES = 200
 """Redis's memory for the key of a known delivery; such keys stay for 16 days, whatever RETENTION is."""
@@ -46,14 +46,14 @@ MEMORY = Kind("memory", "kB", 400.0, 1_000.0)
 """24 MB an hour. A process that leaks 2 kB a payout at 3 payouts a second is over it."""
 DESCRIPTORS = Kind("descriptors", "", 0.5, 3.0)
 POOLED_S = 330
-"""A pool closes a connection that was not used for 300 s. Those in use go up and down by ten, with each server that is
-killed and each burst; one that leaked is used no more."""
+"""A pool closes a connection that was not used for 300 s. The number in use varies by ten with bursts and killed
+servers; a leaked connection is never used again."""
 CONNECTIONS = Kind(f"connections idle for {POOLED_S} s", "", 0.5, 3.0)
-"""Of Postgres. A leak of one a minute would be at the server's limit within a day."""
+"""Connections of Postgres. A leak of one a minute would reach the server's limit within a day."""
 IDLE_S = 30
 IDLE = Kind(f"connections idle for {IDLE_S} s", "", 0.5, 3.0)
-"""Idle connections to Redis. The number in use varies by ten and more, with restarts and bursts; but only a leaked
-one is never used again, while others are used several times a minute."""
+"""Idle connections to Redis. The number in use varies by ten and more with restarts and bursts, and each is used
+several times a minute; only a leaked one is never used again."""
 REDIS_MEMORY = Kind("memory without what knows deliveries", "kB", 400.0, 1_000.0)
 ENTRIES = Kind("entries of the log", "", 60.0, 300.0)
 """With 3 payouts a second, which make 18 entries, 1,080 entries a minute come in."""
@@ -111,19 +111,19 @@ def growth_per_min(at: Sequence[float], values: Sequence[float]) -> float:
 
 def judged(series: Iterable[Series], half_s: float) -> Iterator[Grown]:
     """Judge every series that was WARM_S old at `half_s` and has enough samples since."""
-    for one in series:
-        since = next((n for n, at in enumerate(one.at) if at >= half_s), len(one.at))
-        at, values = one.at[since:], one.values[since:]
-        if len(at) < SAMPLES_MIN or one.at[0] > half_s - WARM_S:
+    for each in series:
+        since = next((n for n, at in enumerate(each.at) if at >= half_s), len(each.at))
+        at, values = each.at[since:], each.values[since:]
+        if len(at) < SAMPLES_MIN or each.at[0] > half_s - WARM_S:
             continue
         first, last = statistics.median(values[:10]), statistics.median(values[-10:])
-        yield Grown(one.of, one.kind, first, last, max(one.values), growth_per_min(at, values))
+        yield Grown(each.of, each.kind, first, last, max(each.values), growth_per_min(at, values))
 
 
 class Watch:
-    """Measures every role's processes, and the stores by their own figures.
+    """Measures the processes of every role, and the stores by their own figures.
 
-    Not the bank's sandbox: it keeps everything that it was told, for the invariants.
+    The bank's sandbox is not measured: it keeps everything that it was told, for the invariants.
     """
 
     def __init__(self, stand: "Stand") -> None:
@@ -132,7 +132,7 @@ class Watch:
         self._series: dict[tuple[str, str, int], Series] = {}
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Measure until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._look_at_processes()
@@ -141,8 +141,8 @@ class Watch:
 
     def verdict(self) -> list[Grown]:
         """The growth of each series that can be judged."""
-        found = judged(self._series.values(), (time.monotonic() - self._began) / 2)
-        return sorted(found, key=lambda grown: (grown.of, grown.kind.name))
+        results = judged(self._series.values(), (time.monotonic() - self._began) / 2)
+        return sorted(results, key=lambda grown: (grown.of, grown.kind.name))
 
     def _note(self, of: str, kind: Kind, value: float, pid: int = 0) -> None:
         series = self._series.setdefault((of, kind.name, pid), Series(of, kind))
@@ -194,13 +194,16 @@ def used(pid: int) -> tuple[float, int] | None:
 
 def growing(verdict: Sequence[Grown], of: Iterable[str] = ()) -> list[str]:
     """What grew, and which roles and stores in `of` were not measured long enough to say."""
-    seen = {one.of.partition("-")[0] for one in verdict if one.kind in (MEMORY, IDLE, CONNECTIONS)}
+    measured = {each.of.partition("-")[0] for each in verdict if each.kind in (MEMORY, IDLE, CONNECTIONS)}
     return [
         *(
-            f"{one.of}: {one.kind.name} grew by {one.per_min:,.1f} {one.kind.unit} a minute,"
-            f" from {one.half:,.0f} to {one.end:,.0f}; the bound is {one.kind.bound:,.1f}"
-            for one in verdict
-            if one.is_growth
+            f"{each.of}: {each.kind.name} grew by {each.per_min:,.1f} {each.kind.unit} a minute,"
+            f" from {each.half:,.0f} to {each.end:,.0f}; the bound is {each.kind.bound:,.1f}"
+            for each in verdict
+            if each.is_growth
         ),
-        *(f"{one} was not there for long enough in the run's second half" for one in sorted({*of} - seen)),
+        *(
+            f"{name} was not measured long enough in the run's second half"
+            for name in sorted({*of} - measured)
+        ),
     ]

@@ -1,14 +1,14 @@
-"""python -m tests.faults.flood: webhooks at a fixed rate while workers are killed; is anything lost, and how late?
+"""python -m tests.faults.flood: webhooks at a fixed rate while workers are killed. Is anything lost, or late?
 
 Everything is real: HTTP into `serve`, two workers, the projector, Valkey that syncs every write, Postgres with fsync,
 the sandbox as the bank. The sender is open loop (tests/faults/sender.py). There are no proxies and no witness, which
 would take the cores that are measured; afterwards log, archive, counters and the bank's record are read completely, and
 checked by the invariants of `make faults`.
 
-The mix: `--bank` payouts a second exist at the bank as pending: of five, three are approved and two rejected; the bank
-is told, and its webhooks report the outcome. The others are `queued` at the bank: they are approved, the bank pays them
-by itself without being told, and for `--outcomes` of them a second webhook says so. Exit 1 if an invariant does not
-hold.
+The mix: `--bank` payouts per second exist at the bank as pending. Of five, three are approved and two rejected; the
+bank is told, and its webhooks report the outcome. The others are `queued` at the bank: they are approved, the bank pays
+them by itself without being told, and for `--outcomes` of them a second webhook says so. Exit 1 if an invariant does
+not hold.
 """
 
 import argparse
@@ -40,9 +40,9 @@ AGENTS, VENDORS = 200, 50
 AMOUNT = 10_000
 """Paise of a payout."""
 REST_MAX_S = 300.0
-"""After the last webhook, until nothing waits any more."""
+"""Limit from the last webhook until nothing waits any more."""
 VERIFY_MAX_S = 600.0
-"""For a rebuild of every view, which is compared with the live ones."""
+"""Limit for a rebuild of all views and their comparison with the live ones."""
 BANK_AGENTS = ("agent-0", "agent-1", "agent-2", "small", "full")
 """Agents of the bank's payouts: three are approved, one is over its limit, one has no room in its day."""
 POLICIES = f"""
@@ -109,19 +109,19 @@ class Flooded(Struct, kw_only=True):
             answers[each.answer] = answers.get(each.answer, 0) + 1
         taken = sum(n for code, n in answers.items() if 200 <= code < 300)
         cores = ", ".join(f"{name} {used:.2f}" for name, used in sorted(self.cores.items()))
-        said = ", ".join(f"{code or 'none'}: {n:,}" for code, n in sorted(answers.items()))
+        by_status = ", ".join(f"{code or 'none'}: {n:,}" for code, n in sorted(answers.items()))
         answered = spread_of([each.answered - each.due for each in self.sent if each.answer])
         late = spread_of([each.sent - each.due for each in self.sent if each.sent])
         lines = [
             f"offered: {self.terms.rate:,.0f} payouts/s for {self.terms.seconds:.0f} s,"
             f" {len(self.sent):,} webhooks; {self.kills} kills of workers",
-            f"taken: {taken / self.send_s:,.0f} webhooks/s over {self.send_s:.1f} s; answers {said}",
-            f"answer time from when it was due (p50 / p99 / p99.9 / max): {answered}",
-            f"of that before it was sent: {late}",
+            f"taken: {taken / self.send_s:,.0f} webhooks/s over {self.send_s:.1f} s; answers {by_status}",
+            f"time from when a webhook was due until its answer (p50 / p99 / p99.9 / max): {answered}",
+            f"of that, until it was sent: {late}",
             f"append to decision, by the ids of the log: {self.decided};"
             f" {self.undecided} without one (paid by the bank before: a bypass on record)",
             f"most entries unread by a group: {self.most_unread:,};"
-            f" caught up {self.rest_s:.1f} s after the last was sent",
+            f" caught up {self.rest_s:.1f} s after the last webhook was sent",
             f"{self.entries:,} entries; cores used: {cores};"
             f" load of the machine {self.load[0]:.1f} to {self.load[1]:.1f}",
             *map(str, self.violations),
@@ -130,7 +130,7 @@ class Flooded(Struct, kw_only=True):
 
 
 async def flood(terms: Terms, say: Callable[[str], None] = lambda _: None) -> Flooded:
-    """Start everything, flood it, let it come to rest, check it."""
+    """Start everything, flood it, wait until it is at rest, check it."""
     claim = {"claim_idle": f"{terms.claim_idle_s:g}s"}
     began_load = os.getloadavg()[0]
     async with standing(terms.seed, direct=True, settings=claim, balance=10**13) as stand:
@@ -176,8 +176,8 @@ async def flood(terms: Terms, say: Callable[[str], None] = lambda _: None) -> Fl
 
 
 def decision_times(log: Sequence[Entry]) -> tuple[list[float], int]:
-    """Times from a payout's first entry to its decision (s, exact to 1 ms, as ids are Redis's clock); and how many
-    payouts have none."""
+    """Times from a payout's first entry to its decision (s, exact to 1 ms, since ids are times of Redis's clock), and
+    the number of payouts without a decision."""
     first: dict[str, int] = {}
     decided: dict[str, int] = {}
     for entry, _, event, _ in history(log):
@@ -193,7 +193,7 @@ def decision_times(log: Sequence[Entry]) -> tuple[list[float], int]:
 
 
 async def _order(stand: Stand, terms: Terms) -> Order:
-    """What to send; also makes, at the bank, the payouts that it shall know."""
+    """What to send. Also makes the payouts that the bank must know."""
     count = int(terms.bank_per_s * terms.seconds)
     made: list[dict[str, Any]] = []
     for number, agent in enumerate(BANK_AGENTS):
@@ -257,7 +257,7 @@ async def _sent(stand: Stand, order: Order, meter: "Meter") -> list[Sent]:
 
 
 async def _kill_in_turns(stand: Stand, terms: Terms, killed: list[str], say: Callable[[str], None]) -> None:
-    """Kill one of the two workers, in turns."""
+    """Kill the two workers in turns."""
     while terms.kill_every_s:
         await asyncio.sleep(terms.kill_every_s)
         name = f"worker-{1 + len(killed) % 2}"
@@ -270,7 +270,7 @@ async def _kill_in_turns(stand: Stand, terms: Terms, killed: list[str], say: Cal
 
 
 class Meter:
-    """Measures what every process uses under load, and how far the groups are behind."""
+    """Measures the CPU of every process under load, and how far the groups are behind."""
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
@@ -286,7 +286,7 @@ class Meter:
         """By role and pid: CPU seconds at the first and the last look."""
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Measure until cancelled."""
         while True:
             self._look()
             groups = await self.stand.system.redis.xinfo_groups(self.stand.system.names.log)
@@ -306,10 +306,10 @@ class Meter:
 
     def cores(self) -> dict[str, float]:
         """Mean cores by role."""
-        seconds, found = time.monotonic() - self._began, dict[str, float]()
+        seconds, by_role = time.monotonic() - self._began, dict[str, float]()
         for (name, _), (first, last) in self._used.items():
-            found[name] = found.get(name, 0.0) + (last - first) / seconds
-        return found
+            by_role[name] = by_role.get(name, 0.0) + (last - first) / seconds
+        return by_role
 
 
 def own_cpu_s(pid: int) -> float:
@@ -319,23 +319,25 @@ def own_cpu_s(pid: int) -> float:
 
 
 async def _rest(stand: Stand, told: set[str], since: float) -> tuple[dict[str, int], float]:
-    """Wait until nothing waits; what still does after REST_MAX_S, and how long it took (s). `told`: the bank's payouts
-    that we were told of."""
+    """Wait until nothing waits. Returns what still does after REST_MAX_S, and how long it took (s).
+
+    `told` are the bank's payouts for which we got a webhook.
+    """
     while True:
-        found, _ = await in_the_log(stand)
-        there = [each for each in await stand.bank.show("payouts") if each["id"] in told]
-        found["payouts that are not over at the bank"] = sum(each["status"] not in ENDED for each in there)
+        waits, _ = await in_the_log(stand)
+        at_bank = [each for each in await stand.bank.show("payouts") if each["id"] in told]
+        waits["payouts that are not over at the bank"] = sum(each["status"] not in ENDED for each in at_bank)
         waited = time.monotonic() - since
-        if not any(found.values()) or waited > REST_MAX_S:
-            return found, waited
+        if not any(waits.values()) or waited > REST_MAX_S:
+            return waits, waited
         await asyncio.sleep(LOOK_S / 2)
 
 
 async def _evidence(stand: Stand, sent: list[Sent], waits: dict[str, int]) -> Evidence:
     log: list[Entry] = []
     async with LogView(stand.system.redis_url, 0) as view:
-        while found := await view.read(log[-1].id if log else "0-0", READ_MAX, 0):
-            log += found
+        while entries := await view.read(log[-1].id if log else "0-0", READ_MAX, 0):
+            log += entries
     shown = await stand.bank.show("payouts")
     names = {payout["id"]: payout["id"] for payout in shown}
     return Evidence(
@@ -357,14 +359,23 @@ async def _evidence(stand: Stand, sent: list[Sent], waits: dict[str, int]) -> Ev
 
 
 def main() -> int:
-    """Run; 0 if everything held."""
+    """Run. Returns 0 if everything held."""
     terms = Terms()
     parser = argparse.ArgumentParser(prog="python -m tests.faults.flood", description=__doc__)
-    parser.add_argument("--rate", type=float, default=terms.rate, help="payouts a second (1000)")
-    parser.add_argument("--seconds", type=float, default=terms.seconds, help="for how long (120)")
-    parser.add_argument("--kill-every", type=float, default=terms.kill_every_s, help="seconds (10); 0: never")
-    parser.add_argument("--bank", type=float, default=terms.bank_per_s, help="of them known to the bank (20)")
-    parser.add_argument("--outcomes", type=float, default=terms.outcomes, help="part told of twice (0.05)")
+    parser.add_argument("--rate", type=float, default=terms.rate, help="payouts per second (1000)")
+    parser.add_argument("--seconds", type=float, default=terms.seconds, help="duration (120)")
+    parser.add_argument(
+        "--kill-every",
+        type=float,
+        default=terms.kill_every_s,
+        help="seconds between two kills (10); 0: no kills",
+    )
+    parser.add_argument(
+        "--bank", type=float, default=terms.bank_per_s, help="payouts per second that the bank knows (20)"
+    )
+    parser.add_argument(
+        "--outcomes", type=float, default=terms.outcomes, help="share of payouts with a second webhook (0.05)"
+    )
     parser.add_argument("--claim-idle", type=float, default=terms.claim_idle_s, help="STREAMPROC_CLAIM_IDLE")
     given = parser.parse_args()
     terms = Terms(
@@ -380,10 +391,10 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:6.1f}] {text}", flush=True)
 
-    found = asyncio.run(flood(terms, say))
-    print(found)
-    print("everything held" if not found.violations else f"{len(found.violations)} findings")
-    return int(bool(found.violations))
+    flooded = asyncio.run(flood(terms, say))
+    print(flooded)
+    print("everything held" if not flooded.violations else f"{len(flooded.violations)} findings")
+    return int(bool(flooded.violations))
 
 
 if __name__ == "__main__":

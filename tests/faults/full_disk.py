@@ -1,7 +1,7 @@
 """A small disk under Postgres that can be filled to the last byte.
 
-It is a tmpfs, which takes root to mount (and, in a container, CAP_SYS_ADMIN). There is no honest substitute: a limit on
-file sizes gives EFBIG, which Postgres does not get from a full disk.
+It is a tmpfs. Only root can mount it (in a container with CAP_SYS_ADMIN). There is no good substitute: a limit on file
+sizes gives EFBIG, which is not what Postgres gets from a full disk.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 SIZE_MB = 320
-"""A new cluster takes some 40 MB; the rest is for a run's writes, WAL above all."""
+"""A new cluster takes about 40 MB; the rest is for what a run writes, mostly WAL."""
 FILLER = "other-peoples-data"
 STEP_BYTES = 1 << 20
 REST_BYTES = 4096
@@ -42,7 +42,7 @@ async def small_disk(place: Path) -> AsyncIterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Take every byte that is free."""
+    """Take all free space."""
     size = STEP_BYTES
     with (disk / FILLER).open("ab") as filler:
         while size >= REST_BYTES:
@@ -55,6 +55,6 @@ def fill(disk: Path) -> None:
 
 
 def free(disk: Path) -> None:
-    """Give it back."""
+    """Free that space again."""
     with contextlib.suppress(FileNotFoundError):
         (disk / FILLER).unlink()

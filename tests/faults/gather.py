@@ -21,59 +21,60 @@ from tests.journeys.truth import budgets_of_redis
 
 LOOK_S = 0.7
 VERIFY_MAX_S = 120.0
-"""For a rebuild beside the live views, which takes seconds, on a busy machine."""
+"""Limit for a rebuild beside the live views, which takes seconds, on a busy machine."""
 CALM_LOOKS = 3
-"""Looks in a row that must find nothing waiting, since a timer or a poll could come between two of them."""
+"""Looks in a row that must find nothing waiting, since a timer or a poll may come between two of them."""
 
 
 async def rest(stand: Stand, load: Load, within_s: float) -> dict[str, int]:
-    """Wait until nothing waits any more; what still does after `within_s`."""
+    """Wait until nothing waits any more. Returns what still does after `within_s`."""
     loop = asyncio.get_running_loop()
     end, calm = loop.time() + within_s, 0
     while True:
-        found = await waiting(stand, load)
-        calm = 0 if any(found.values()) else calm + 1
+        waits = await waiting(stand, load)
+        calm = 0 if any(waits.values()) else calm + 1
         if calm >= CALM_LOOKS or loop.time() > end:
-            return found
+            return waits
         await asyncio.sleep(LOOK_S)
 
 
 async def waiting(stand: Stand, load: Load) -> dict[str, int]:
-    """The number of things that are unread, pending, put off, not archived or not over, by kind."""
-    found, heads = await in_the_log(stand)
-    found["entries that the witness has not seen"] = sum(
+    """The number of things that are unread, pending, deferred, not archived or not over, by kind."""
+    counts, heads = await in_the_log(stand)
+    counts["entries that the witness has not seen"] = sum(
         witness.last != head for witness, head in zip(stand.witnesses, heads, strict=True)
     )
     folds = _folds(stand)
-    found["holds that nobody decided"] = sum(
+    counts["holds that nobody decided"] = sum(
         record.decision == "HELD" and record.bank_status not in ENDED for record in folds.values()
     )
     known = {record.at_bank: record.bank_status for record in folds.values() if record.bank_status}
     bank = {shown["id"]: shown["status"] for shown in await stand.bank.show("payouts")}
-    found["payouts that are not over at the bank"] = sum(status not in ENDED for status in bank.values())
-    found["payouts of which the log says otherwise"] = sum(known.get(p) != s for p, s in bank.items())
-    found["intents that the gateway never took"] = load.untaken
-    found["intents without an end"] = sum(
+    counts["payouts that are not over at the bank"] = sum(status not in ENDED for status in bank.values())
+    counts["payouts of which the log says otherwise"] = sum(known.get(p) != s for p, s in bank.items())
+    counts["intents that the gateway never took"] = load.untaken
+    counts["intents without an end"] = sum(
         not _over(folds.get(name)) for name in load.asked | {n for n in folds if is_intent(n)}
     )
-    return found
+    return counts
 
 
 async def in_the_log(stand: Stand) -> tuple[dict[str, int], list[str]]:
-    """How much is unread, pending, put off, not archived, or on its way from the bank; and each log's last entry."""
-    found, heads = Counter[str](), []
+    """The number of things that are unread, pending, deferred, not archived or on the way from the bank, by kind; and
+    the last entry of each log."""
+    counts, heads = Counter[str](), []
     async with connected(stand.system.redis_url) as client:
         for partition in range(stand.partitions):
             names = Names(partition)
             for group in await client.xinfo_groups(names.log):
                 name = group["name"].decode()
-                found[f"{name} has not read"] += int(group["lag"] or 0)
-                found[f"{name} has in hand"] += group["pending"]
-                found[f"{name} has put off"] += await client.zcard(names.retries(name))
+                counts[f"{name} has not read"] += int(group["lag"] or 0)
+                counts[f"{name} has in hand"] += group["pending"]
+                counts[f"{name} has put off"] += await client.zcard(names.retries(name))
             heads.append((await client.xinfo_stream(names.log))["last-generated-id"].decode())
-            found["archive or views that are behind"] += await _behind(stand, partition, heads[-1])
-    found["webhooks under way"] = len(await stand.bank.deliveries(state="waiting"))
-    return found, heads
+            counts["archive or views that are behind"] += await _behind(stand, partition, heads[-1])
+    counts["webhooks under way"] = len(await stand.bank.deliveries(state="waiting"))
+    return counts, heads
 
 
 def _over(record: PayoutRecord | None) -> bool:
@@ -85,7 +86,7 @@ async def _behind(stand: Stand, partition: int, last: str) -> int:
         async with stand.system.pool.acquire(timeout=3.0) as db:
             heads = await db.fetch("SELECT entry_id FROM view_heads WHERE partition = $1", partition)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        return 1  # on its way back
+        return 1  # Postgres is being started again
     return int(not heads) + sum(row["entry_id"] != last for row in heads)
 
 
@@ -99,9 +100,9 @@ def _folds(stand: Stand) -> dict[str, PayoutRecord]:
 
 
 async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
-    """Everything that the invariants look at, of each partition.
+    """The evidence of each partition.
 
-    The first one also has what concerns the whole system (what waits, views, roles that ended), or no log.
+    That of the first also has what belongs to no partition: what waits, the views, roles that ended.
     """
     everything = await _told_and_answered(stand)
     owners = {
@@ -110,11 +111,11 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
         for payout in payouts_in((*witness.entries, *witness.lost, *witness.dropped))
     }
     views = await wrong_views(stand)
-    found = []
+    parts = []
     for partition, witness in enumerate(stand.witnesses):
         names = Names(partition)
         first = partition == 0
-        found.append(
+        parts.append(
             Evidence(
                 log=list(witness.entries),
                 archive=await archive_of(stand, partition),
@@ -134,11 +135,11 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
                 dropped=list(witness.dropped),
             )
         )
-    return found
+    return parts
 
 
 class Everything(NamedTuple):
-    """What the bank has of all accounts. Webhooks come with the partition of the account that they name."""
+    """What the bank has of all accounts. Each webhook comes with the partition of its account."""
 
     told: list[Told]
     answered: list[tuple[int, Answered]]
@@ -176,7 +177,7 @@ def _name(shown: dict[str, Any]) -> str:
 
 
 def _command(line: dict[str, Any]) -> str:
-    """The command: create, approve, reject or cancel; also if a fault kept the bank from handling the call."""
+    """The command of a call (create, approve, reject, cancel), also if a fault kept the bank from carrying it out."""
     last = str(line["path"]).rpartition("/")[2]
     return {"payouts": "create"}.get(last, last if last in ("approve", "reject", "cancel") else "")
 

@@ -120,9 +120,9 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     HELD is followed by at most one more decision; an approval that a freeze stopped is followed by a rejection.
     Exceptions: a webhook lost in a failover; a payout ended by a rejection or cancel that was lost with its log (the
     bank has our command on record and the log its outcome, so nothing is left to decide); and a payout of which we
-    first heard when it had ended unpaid, since the bank gives up a webhook that was refused for long.
+    first heard when it had ended unpaid, since the bank gives up a webhook that is refused for long.
     """
-    taken = {
+    lost = {
         (event.facts.id, event.facts.status)
         for _, _, event, _ in history(seen.lost)
         if isinstance(event, e.PayoutObserved)
@@ -151,7 +151,7 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
                 excused.add(event.payout)
             case e.PayoutStopped():
                 decided[event.payout].append("stopped")
-    observed |= taken
+    observed |= lost
     for hook in seen.answered:
         if (hook.payout, hook.status) not in observed and hook.name not in excused:
             yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
@@ -185,7 +185,7 @@ def _story(seen: Evidence, payout: str) -> str:
 
 
 def _ending(log: Sequence[Entry]) -> set[str]:
-    """The payouts that were decided there to be ended, of which the bank is told without waiting for the archive."""
+    """Payouts that this log decides to end. The bank is told so without waiting for the archive."""
     return {
         event.payout
         for _, _, event, _ in history(log)
@@ -298,10 +298,10 @@ def reserved_is_what_is_open(seen: Evidence) -> Iterator[str]:
                 )
             state[event.payout] = event.settlement
     for key in sorted({*expected, *seen.counters}):
-        ours, theirs = tuple(expected[key]), seen.counters.get(key, (0, 0))
-        if ours != theirs:
+        in_log, in_redis = tuple(expected[key]), seen.counters.get(key, (0, 0))
+        if in_log != in_redis:
             scope, window = key
-            yield f"{scope} {window}: Redis has {theirs[0]} + {theirs[1]}, the log says {ours[0]} + {ours[1]}"
+            yield f"{scope} {window}: Redis has {in_redis[0]} + {in_redis[1]}, the log says {in_log[0]} + {in_log[1]}"
 
 
 def _move(money: list[int], amount: int, state: str, settlement: str) -> None:
@@ -341,8 +341,8 @@ def each_reservation_is_settled_once(seen: Evidence) -> Iterator[str]:
             continue
         last = steps[-1] if steps else "reserved"
         over = status in RELEASED or (decision.get(payout) == "REJECTED" and status != "processed")
-        wanted = "released" if over else "committed" if status == "processed" else last
-        if last != wanted and payout not in bypassed:
+        due = "released" if over else "committed" if status == "processed" else last
+        if last != due and payout not in bypassed:
             yield f"{payout} is {last}, and the bank has it {status or 'nowhere'}"
 
 
@@ -432,7 +432,7 @@ def nothing_waits_for_ever(seen: Evidence) -> Iterator[str]:
 
 def every_dead_letter_says_why(seen: Evidence) -> Iterator[str]:
     """A dead letter has a reason, and the log has it too."""
-    said = {
+    recorded = {
         (event.entry, event.group)
         for _, _, event, _ in history(seen.log)
         if isinstance(event, e.EntrySetAside) and event.problem
@@ -440,7 +440,7 @@ def every_dead_letter_says_why(seen: Evidence) -> Iterator[str]:
     for letter in seen.letters:
         if not letter.problem:
             yield f"{letter.group}: entry {letter.entry} was set aside without a reason"
-        elif (letter.entry, letter.group) not in said:
+        elif (letter.entry, letter.group) not in recorded:
             yield f"{letter.group}: the log does not say that entry {letter.entry} was set aside"
 
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 GROWN_UP_S = 20.0
-"""A younger process still loads modules and fills its pools, so comparison starts at this age."""
+"""A younger process still loads modules and fills its pools, so the comparison starts at this age."""
 
 
 class Life(Struct):
-    """One process. Memory is resident, in kB; `first_` is from when it was GROWN_UP_S old, 0 if it never was."""
+    """One process. Memory is resident, in kB. `first_` values are from the age GROWN_UP_S; 0 if it never was so old."""
 
     role: str
     born: float
@@ -30,14 +30,14 @@ class Life(Struct):
 
 
 async def watch_lives(stand: "Stand") -> None:
-    """Look until cancelled."""
+    """Measure until cancelled."""
     while True:
         await asyncio.sleep(LOOK_S)
         look(stand)
 
 
 def look(stand: "Stand") -> None:
-    """Note what every role uses now."""
+    """Record what every role uses now."""
     now = time.monotonic()
     for slot in stand.slots.values():
         if slot.process is None or slot.process.returncode is not None:
@@ -56,7 +56,7 @@ def look(stand: "Stand") -> None:
 
 
 def table(lives: Iterable[Life]) -> list[str]:
-    """For each role its longest-lived process: at GROWN_UP_S, and at its end."""
+    """A line for the longest-lived process of each role: its usage at GROWN_UP_S and at its end."""
     oldest: dict[str, Life] = {}
     for life in lives:
         if life.age_s >= oldest.get(life.role, life).age_s:

@@ -26,7 +26,7 @@ DAY_S = 86_400
 AGAIN_S = 0.4
 AGAIN_S_MAX = 4.0
 GIVE_UP_S = 120.0
-"""For one request or change, since servers are away at times."""
+"""Limit for one request or change, since servers are away at times."""
 ENDED = ("processed", "failed", "reversed", "rejected", "cancelled")
 """Final statuses at the bank."""
 GATEWAY_AGENTS = ("free", "crowded", "small", "careful")
@@ -56,7 +56,7 @@ class Load:
     def __init__(self, stand: Stand, plan: Plan) -> None:
         self._stand, self._plan = stand, plan
         self._held: dict[str, str] = {}
-        """Payouts that wait for a person, with their accounts."""
+        """Account of each payout that waits for a person; empty if it does not wait any more."""
         self._accounts = [account for account, _ in accounts_of(plan.accounts)]
         self._tokens: dict[str, str] = {}
         self._fund_account = ""
@@ -81,8 +81,8 @@ class Load:
             self._tokens[agent] = made.secret
         bank = self._stand.bank
         contact = (await bank.call("POST", "/v1/contacts", {"name": "Asha Paper", "type": "vendor"})).json()
-        wanted = {"contact_id": contact["id"], "account_type": "vpa", "vpa": {"address": "asha@ybl"}}
-        self._fund_account = (await bank.call("POST", "/v1/fund_accounts", wanted)).json()["id"]
+        account = {"contact_id": contact["id"], "account_type": "vpa", "vpa": {"address": "asha@ybl"}}
+        self._fund_account = (await bank.call("POST", "/v1/fund_accounts", account)).json()["id"]
 
     async def overnight(self) -> None:
         """Make payouts received yesterday, whose windows are not today's, before any role sees them."""
@@ -108,7 +108,7 @@ class Load:
         await bank.webhook(enabled=True)
 
     async def run(self) -> None:
-        """Every payment and change of the plan at its time; returns when all are made."""
+        """Make every payment and change of the plan at its time. Returns when all are made."""
         began = asyncio.get_running_loop().time()
 
         async def at(seconds: float) -> None:
@@ -132,7 +132,7 @@ class Load:
                 tasks.create_task(limit(change.at_s, change.room))
 
     async def go_on_until(self, over: "asyncio.Task[None]") -> None:
-        """Until roles have reached their crash points: make one more payment at intervals."""
+        """Make further payments until the roles have reached their crash points."""
         if not any(fault.kind == "crash" and fault.for_s for fault in self._plan.faults):
             return
         await asyncio.wait({over}, timeout=self._plan.seconds)
@@ -161,7 +161,7 @@ class Load:
                 self.asked.add(answer.json()["payout"])
                 return
             assert answer is None or answer.status_code == 503, answer.text
-            # Wait, as a good client does: many that ask again at once would add to the load.
+            # Wait as a good client does, since many repeated requests at once would add to the load.
             await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
             wait_s = min(2 * wait_s, AGAIN_S_MAX)
         self.untaken += 1
@@ -180,7 +180,7 @@ class Load:
                     for partition in range(self._plan.accounts):
                         await apply_policies(client, policies(room), partition=partition)
                     return
-            except (LogUnavailable, LogBroken):  # the latter from a failover until `recover` has run
+            except (LogUnavailable, LogBroken):  # LogBroken: between a failover and `recover`
                 await asyncio.sleep(AGAIN_S)
 
     # ---- reviewers ----
@@ -210,7 +210,7 @@ class Load:
         self.asked -= lost - requested
 
     async def review(self) -> None:
-        """Answer every hold until cancelled, repeating each answer until it counts; two of three are approved."""
+        """Answer every hold until cancelled; repeat each answer until it counts. Two of three are approved."""
         chance = random.Random(self._plan.seed)
         while True:
             for payout, account in [(payout, account) for payout, account in self._held.items() if account]:

@@ -1,4 +1,4 @@
-"""What a run does and when, drawn from its seed before it begins. Pure: the same seed gives the same plan.
+"""What a run does and when, drawn from its seed beforehand. Pure: the same seed gives the same plan.
 
 A plan is data: payments, faults and changes of policy. The run itself is never the same twice, which must not matter.
 """
@@ -56,13 +56,13 @@ POINTS: dict[str, tuple[str, ...]] = {
 
 CLAIM_IDLE_S = 2.0
 COME_BY_S = 180.0
-"""For a role to reach the point where it kills itself, on a busy machine."""
+"""Limit for a role to reach the point where it kills itself, on a busy machine."""
 FREEZE_S = 3.0
 """Longer than the claim time: others take over what the frozen worker holds, and then it comes back."""
 AMOUNT = 10_000
 """Paise of an ordinary payout."""
 CROWDED_ROOM = 8
-"""How many of the crowded agent's payouts fit into its day."""
+"""Number of the crowded agent's payouts that fit into its daily budget."""
 AGENTS = {"free": 8, "crowded": 5, "small": 2, "careful": 2, "stranger": 1}
 """Agents of payouts, by weight. The stranger has no policy; the careful one's payouts are held for a person."""
 OUTCOMES = ("processed", "processed", "processed", "failed", "reversed")
@@ -79,7 +79,7 @@ class Payment(Struct, frozen=True):
     outcome: str
     amount: int = AMOUNT
     account: int = 0
-    """The account's number: each account's log is a partition of its own."""
+    """The account's number. Each account has its own partition."""
 
 
 class Fault(Struct, frozen=True):
@@ -98,14 +98,14 @@ class Fault(Struct, frozen=True):
 
 
 class Limit(Struct, frozen=True):
-    """From `at_s` on, how many of the crowded agent's payouts fit into its day."""
+    """From `at_s` on, so many of the crowded agent's payouts fit into its daily budget."""
 
     at_s: float
     room: int
 
 
 class Plan(Struct, frozen=True):
-    """Everything that a run does. `overnight`: payouts received yesterday."""
+    """Everything that a run does. `overnight` is the number of payouts received yesterday."""
 
     seed: int
     seconds: float
@@ -153,7 +153,7 @@ def plan_of(
 
 
 def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
-    """Every crash point once, before and after; the payments are those of the seed."""
+    """Every crash point once before and once after it; the payments are those of the seed."""
     points = [(slot, point, when) for slot, point in _points() for when in ("before", "after")]
     random.Random(seed).shuffle(points)
     faults = tuple(
@@ -165,7 +165,7 @@ def sweep_of(seed: int, *, every_s: float = 3.0, per_s: float = 4.0) -> Plan:
 
 
 def spread(plan: Plan, accounts: int) -> Plan:
-    """The same plan for several accounts: outsiders pay from any of them, the gateway from the first."""
+    """The same plan for several accounts. Outsiders pay from any of them, the gateway from the first."""
     chance = random.Random(f"{plan.seed} accounts")
     payments = tuple(
         replace(each, account=chance.randrange(accounts) if each.how in ("pending", "queued") else 0)

@@ -22,14 +22,14 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self.late_s = 0.0
-        """How late every piece arrives."""
+        """Delay of every piece (s)."""
         self.mute = False
-        """The server's bytes are lost."""
+        """Whether the server's bytes are lost."""
         self.port = 0
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Proxy"]:
-        """Pass connections on until the end."""
+        """Accept and pass on connections inside this context."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -47,12 +47,12 @@ class Proxy:
             _reset(writer)
 
     def lead_to(self, port: int) -> None:
-        """From now on the server is the one at `port`; existing connections are reset."""
+        """Pass new connections to `port` from now on, and reset the existing ones."""
         self._target = (self._target[0], port)
         self.reset()
 
     def stall(self) -> None:
-        """Stop passing bytes; connections stay, and new ones are accepted."""
+        """Stop passing bytes. Connections stay open, and new ones are accepted."""
         self._flows.clear()
 
     def flow(self) -> None:
@@ -83,7 +83,7 @@ class Proxy:
                 self._writers.discard(back)
                 _reset(back)
         except* (OSError, RuntimeError, asyncio.CancelledError):
-            pass  # either end has gone, which is intended, or we are closing
+            pass  # either end is gone, which is intended, or we are closing
         finally:
             self._writers.discard(writer)
             self._tasks.discard(task)
@@ -100,7 +100,7 @@ class Proxy:
                 await asyncio.sleep(self.late_s)
             writer.write(data)
             await writer.drain()
-        with contextlib.suppress(OSError, RuntimeError):  # uvloop says RuntimeError of a closed transport
+        with contextlib.suppress(OSError, RuntimeError):  # uvloop raises RuntimeError for a closed transport
             if writer.can_write_eof():
                 writer.write_eof()
 

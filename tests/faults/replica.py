@@ -25,13 +25,13 @@ class Replica:
     wire: Proxy
 
     async def last(self, log: str) -> str:
-        """The newest entry of the log that it has."""
+        """The newest entry of its log."""
         async with connected(self.url) as client:
             rows = await client.execute_command("XREVRANGE", log, "+", "-", "COUNT", 1)
         return rows[0][0].decode() if rows else "0-0"
 
     async def promote(self) -> None:
-        """Make it a primary, which takes writes."""
+        """Make it a primary, which accepts writes."""
         async with connected(self.url) as client:
             await client.execute_command("REPLICAOF", "NO", "ONE")
         self.wire.flow()
@@ -56,7 +56,7 @@ async def replica_of(url: str, home: Path) -> AsyncIterator[Replica]:
         store = await stack.enter_async_context(restartable(lambda: embedded.valkey(place, port=mine)))
         replica = Replica(store, await store.up(), mine, wire)
         async with connected(replica.url) as client:
-            await client.config_set("masterauth", primary.password)  # the name that Redis has for it too
+            await client.config_set("masterauth", primary.password)  # Redis's name, which Valkey accepts too
             await client.execute_command("REPLICAOF", "127.0.0.1", wire.port)
 
             async def in_step() -> bool:

@@ -19,16 +19,15 @@ USAGE = "usage: python -m tests.faults.role [--crash P:before|after:N] [--skew S
 
 
 def main(arguments: list[str]) -> None:
-    """Read what is wrong, patch, run."""
-    wrong: list[tuple[str, str]] = []
+    """Read the options, patch the product, run the role."""
+    options: list[tuple[str, str]] = []
     while arguments and arguments[0].startswith("--"):
         if len(arguments) < 3:
             raise SystemExit(USAGE)
-        wrong.append((arguments[0], arguments[1]))
+        options.append((arguments[0], arguments[1]))
         arguments = arguments[2:]
-    for option, value in sorted(
-        wrong, reverse=True
-    ):  # the clock first: others may keep `time.time` for themselves
+    # In this order the clock is first, before others keep a reference to `time.time`.
+    for option, value in sorted(options, reverse=True):
         match option:
             case "--skew":
                 skew(float(value))
@@ -86,7 +85,7 @@ def later(ahead: int) -> None:
 
 
 def keep_records(most: int) -> None:
-    """Limit the payout records that the projector keeps: its own 20,000 would fill up throughout a run of minutes."""
+    """Limit the payout records that the projector keeps: its own 20,000 would not be full within a run of minutes."""
     from projections import runner
 
     runner.Records = partial(runner.Records, records_max=most)  # type: ignore[attr-defined,misc]

@@ -1,10 +1,10 @@
-"""An open-loop sender of webhooks, as a process of its own: `python -m tests.faults.sender ORDER RESULT`.
+"""An open-loop sender of webhooks in a process of its own: `python -m tests.faults.sender ORDER RESULT`.
 
-Open loop: each webhook has a time at which it is due, whatever became of those before it, and its answer time counts
-from that moment. So a server that stands still for a second is seen to have made a thousand wait, not one.
+Open loop: each webhook is due at a fixed time, whatever became of those before it, and its answer time is counted from
+then. So if the server stands still for a second, a thousand webhooks are seen to wait, not one.
 
-It costs little, so that the cores are the product's: keep-alive connections over plain transports, a body that is made
-from a template and signed right before it is due.
+The sender uses little CPU, so that the cores are left to the product: keep-alive connections over plain transports, and
+bodies that are made from a template and signed right before they are due.
 """
 
 import asyncio
@@ -21,40 +21,40 @@ import uvloop
 from msgspec import Struct
 
 CONNECTIONS_MAX = 256
-"""A webhook that is due while all of them wait for answers waits for one of them."""
+"""If all of them wait for answers, a webhook that is due waits for the next free one."""
 ANSWER_MAX_S = 5.0
-"""The bank waits no longer for an answer; then it closes the connection."""
+"""The bank waits so long for an answer, then closes the connection."""
 TICK_S = 0.001
 LOOK_S = 0.5
-"""Between two looks for answers that do not come."""
+"""Interval of looking for answers that do not come."""
 IDLE_MAX_S = 3.0
-"""A connection that carried nothing for so long is not used again: the server closes idle ones, perhaps right now."""
+"""A connection that was idle for so long is not used again, since the server may be closing it right now."""
 OUTCOME_AFTER_S = 3.0
-"""From a payout's first webhook to the one that tells that the bank has paid it."""
+"""Time from a payout's first webhook to the one that says that the bank has paid it."""
 UNANSWERED = 0
 PAYOUT, AGENT, VENDOR, STATUS = b"pout_PAYOUT00000000", b"AGENT", b"VENDOR", b"STATUS"
-"""What a template has where a body has its own."""
+"""Placeholders in the template, which each body replaces."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """What to send. `bank`: webhooks of payouts that the bank has, spread evenly over the time."""
+    """What to send. `bank`: webhooks for payouts that exist at the bank, spread evenly over the time."""
 
     port: int
     path: str
     secret: str
     rate: float
-    """Payouts a second."""
+    """Payouts per second."""
     seconds: float
     template: bytes
     agents: int
     vendors: int
     outcomes: float = 0.0
-    """The part of payouts of which a second webhook tells that they were paid."""
+    """Share of payouts for which a second webhook says that they were paid."""
     bank: list[tuple[str, bytes]] = []
 
 
 class Sent(Struct, array_like=True):
-    """One webhook: when it was due, sent and answered (s since the first was due), and with what."""
+    """One webhook: when it was due, sent and answered (s since the first was due), and the answer."""
 
     payout: str
     status: str
@@ -66,12 +66,12 @@ class Sent(Struct, array_like=True):
 
 
 def payout_id(number: int) -> str:
-    """What the n-th payout of a load is called."""
+    """The id of the n-th payout."""
     return f"pout_L{number:013d}"
 
 
 def webhooks(order: Order) -> Iterator[tuple[float, str, str, bytes]]:
-    """Everything to be sent, in the order in which it is due: when, about which payout, its status, the body."""
+    """Everything to be sent, in the order in which it is due: due time, payout, its status, body."""
     total, every = int(order.rate * order.seconds), 0
     if order.bank:
         every = max(1, total // len(order.bank))
@@ -94,36 +94,36 @@ def webhooks(order: Order) -> Iterator[tuple[float, str, str, bytes]]:
 
 
 def body_of(order: Order, number: int, status: str) -> bytes:
-    """The n-th payout's webhook."""
+    """The body of the n-th payout's webhook."""
     body = order.template.replace(PAYOUT, payout_id(number).encode())
     body = body.replace(AGENT, b"agent-%d" % (number % order.agents))
     return body.replace(VENDOR, b"vendor-%d" % (number % order.vendors)).replace(STATUS, status.encode())
 
 
-class Line(asyncio.Protocol):
-    """A keep-alive connection with at most one webhook on its way."""
+class Connection(asyncio.Protocol):
+    """A keep-alive connection with at most one webhook under way."""
 
     def __init__(self, sender: "Sender") -> None:
         self._sender = sender
-        self._heard = b""
+        self._received = b""
         self.transport: asyncio.Transport | None = None
         self.carries: Sent | None = None
         self.free_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
         self._sender.is_free(self)
 
     def send(self, sent: Sent, body: bytes) -> None:
-        """Send one; the sender hears of its answer."""
+        """Send a webhook. Its answer is recorded in `sent`."""
         assert self.transport is not None
-        self.carries, self._heard = sent, b""
+        self.carries, self._received = sent, b""
         sent.sent = self._sender.now()
         self.transport.write(self._sender.request(sent, body))
 
     def data_received(self, data: bytes) -> None:
-        self._heard += data
-        head, found, body = self._heard.partition(b"\r\n\r\n")
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
         if not found or self.carries is None:
             return
         lower = head.lower()
@@ -144,7 +144,7 @@ class Line(asyncio.Protocol):
         self._sender.is_gone(self)
 
     def close(self) -> None:
-        """Never used again."""
+        """Close the connection; it is not used again."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -155,18 +155,18 @@ class Sender:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._began = asyncio.get_running_loop().time()
-        self._free: list[Line] = []
-        self._lines: set[Line] = set()
+        self._free: list[Connection] = []
+        self._connections: set[Connection] = set()
         self._waiting: deque[tuple[Sent, bytes]] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
         self.sent: list[Sent] = []
 
     def now(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return asyncio.get_running_loop().time() - self._began
 
     def request(self, sent: Sent, body: bytes) -> bytes:
-        """The whole request, signed."""
+        """The whole signed request."""
         secret, event_id = self._order.secret.encode(), f"{sent.payout[5:]}-{sent.status}"
         return (
             f"POST {self._order.path} HTTP/1.1\r\nhost: 127.0.0.1:{self._order.port}\r\n"
@@ -176,7 +176,7 @@ class Sender:
         ).encode() + body
 
     async def run(self) -> None:
-        """Send everything; returns when each was answered, or given up."""
+        """Send everything. Returns when each webhook was answered or given up."""
         looking = asyncio.create_task(self._give_up())
         try:
             for due, payout, status, body in webhooks(self._order):
@@ -185,61 +185,65 @@ class Sender:
                 self._waiting.append((Sent(payout, status, due), body))
                 self.sent.append(self._waiting[-1][0])
                 self._dispatch()
-            while self._waiting or any(line.carries for line in self._lines):
+            while self._waiting or any(connection.carries for connection in self._connections):
                 self._dispatch()
                 await asyncio.sleep(TICK_S)
         finally:
             looking.cancel()
-            for line in list(self._lines):
-                line.close()
+            for connection in list(self._connections):
+                connection.close()
 
     def _dispatch(self) -> None:
         while self._waiting and self._free:
-            line = self._free.pop()
-            if line.transport is None or line.transport.is_closing():
+            connection = self._free.pop()
+            if connection.transport is None or connection.transport.is_closing():
                 continue
-            if self.now() - line.free_at > IDLE_MAX_S:
-                line.close()
+            if self.now() - connection.free_at > IDLE_MAX_S:
+                connection.close()
             else:
-                line.send(*self._waiting.popleft())
+                connection.send(*self._waiting.popleft())
         if len(self._waiting) > len(self._connecting) and self._count() < CONNECTIONS_MAX:
             task = asyncio.create_task(self._connect())
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
     def _count(self) -> int:
-        return len(self._lines) + len(self._connecting)
+        return len(self._connections) + len(self._connecting)
 
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(ANSWER_MAX_S):
                 loop = asyncio.get_running_loop()
-                await loop.create_connection(lambda: Line(self), "127.0.0.1", self._order.port)
+                await loop.create_connection(lambda: Connection(self), "127.0.0.1", self._order.port)
         except (OSError, TimeoutError):
-            if self._waiting:  # nobody listens: it was tried once, as a webhook that could not be delivered
+            if self._waiting:  # nobody listens: the webhook counts as tried once and not delivered
                 self._waiting.popleft()[0].answered = self.now()
 
-    def is_free(self, line: Line) -> None:
-        """A line waits for something to carry."""
-        line.free_at = self.now()
-        self._lines.add(line)
-        self._free.append(line)
+    def is_free(self, connection: Connection) -> None:
+        """A connection can carry the next webhook."""
+        connection.free_at = self.now()
+        self._connections.add(connection)
+        self._free.append(connection)
         self._dispatch()
 
-    def is_gone(self, line: Line) -> None:
-        """A line has ended."""
-        self._lines.discard(line)
+    def is_gone(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._connections.discard(connection)
 
     async def _give_up(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             late = self.now() - ANSWER_MAX_S
-            for line in [line for line in self._lines if line.carries and line.carries.sent < late]:
-                line.close()
+            for connection in [
+                connection
+                for connection in self._connections
+                if connection.carries and connection.carries.sent < late
+            ]:
+                connection.close()
 
 
 async def main(order: Order) -> list[Sent]:
-    """Everything that was sent and what came of it."""
+    """Send an order. Returns all webhooks with their answers."""
     sender = Sender(order)
     await sender.run()
     return sender.sent

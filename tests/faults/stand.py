@@ -1,4 +1,4 @@
-"""The system under test: every role a process behind proxies, real stores that can be killed, a bank sandbox.
+"""The system under test: every role as a process behind proxies, real stores that can be killed, a bank sandbox.
 
 A role that ends is started again, as by a supervisor. If no fault ended it, that is a finding.
 """
@@ -39,24 +39,24 @@ from tests.signals import killed, terminate
 
 START_MAX_S = 120.0
 HALT_MAX_S = 90.0
-"""For starting, if that is under way, and for draining, on a busy machine."""
+"""Limit for draining a role, perhaps after it has finished starting, on a busy machine."""
 AGAIN_S = 0.3
-"""Until a role that ended is started again."""
+"""Delay before a role that ended is started again."""
 API_S = 5.0
-"""For an answer of our own API, which gives a 503 earlier."""
+"""Limit for an answer of our own API, which gives a 503 earlier."""
 FULL_AGAIN_S = 0.2
 STOOD_LOOKS_MIN = 5
-"""A second in which the archive does not move although the log grows."""
+"""Looks, together a second, in which the archive does not move although the log grows."""
 STOOD, STOOD_MAX_S = 8, 30.0
-"""The log must grow by so many entries while the archive stands still; the disk stays full for up to so much longer
-until it has, since on a busy machine a look at the archive takes seconds."""
+"""The log must grow by so many entries while the archive stands still. Until it has, the disk stays full for up to so
+many seconds longer, since on a busy machine a look at the archive takes seconds."""
 CALLS_PER_S = 100
-"""At the bank's pace of 8 the run would mostly wait for that."""
+"""At the bank's own pace of 8 the run would mostly wait for the bank."""
 
 
 @dataclass
 class Slot:
-    """A role's place: its process, its proxies, and the fault of the next process to be started."""
+    """A place for a role: its process, its proxies, and the faults of the next process."""
 
     name: str
     wires: dict[str, Proxy]
@@ -89,7 +89,7 @@ class Stand:
     """One for each partition."""
     reverts: tuple[str, ...]
     options: tuple[str, ...]
-    """More options of every role (tests/faults/role.py)."""
+    """Further options of every role (tests/faults/role.py)."""
     home: Path
     exits: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
@@ -99,14 +99,14 @@ class Stand:
     disk: Path | None = None
     """The disk of Postgres's data, if the plan fills it."""
     full_heads: list[tuple[str, int]] = field(default_factory=list)
-    """While it was full: the last entry of the archive, and how many the log had."""
+    """At each look while it was full: the last entry of the archive, and the number of entries in the log."""
     regressed: bool = False
-    """The log lost something, and was not recovered yet."""
+    """Whether the log has lost something and is not recovered yet."""
     alarms: list[str] = field(default_factory=list)
-    """Roles that ended because of that, and said so."""
+    """Roles that ended because of that, with their last line."""
     starts: int = 0
     lives: dict[int, Life] = field(default_factory=dict)
-    """Every process that there was, by its pid."""
+    """All processes of roles so far, by pid."""
     keepers: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     redis_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     postgres_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -144,10 +144,10 @@ class Stand:
             if crashed:
                 self.crashed.append(f"{slot.name} {slot.armed}")
             if not (slot.killed or crashed or (slot.restarting and status == 0)):
-                said = processes.last_line(slot.output)
-                alarm = self.regressed and "`streamproc recover`" in said
+                last_line = processes.last_line(slot.output)
+                alarm = self.regressed and "`streamproc recover`" in last_line
                 (self.alarms if alarm else self.exits).append(
-                    f"{slot.name} ended by itself with {status}: {said[:300]}"
+                    f"{slot.name} ended by itself with {status}: {last_line[:300]}"
                 )
             await asyncio.sleep(AGAIN_S)
 
@@ -166,13 +166,13 @@ class Stand:
             self._signal(slot, signal.SIGKILL)
 
     def kill(self, name: str, *wrong: str) -> None:
-        """SIGKILL; the next process gets these faults."""
+        """SIGKILL. The next process gets these faults."""
         slot = self.slots[name]
         slot.wrong, slot.killed = wrong, True
         self._signal(slot, signal.SIGKILL)
 
     async def crash(self, name: str, point: str, within_s: float) -> None:
-        """SIGKILL; the next process kills itself at a point, which is awaited for `within_s`."""
+        """SIGKILL. The next process kills itself at a point; wait for that for up to `within_s`."""
         slot = self.slots[name]
         async with slot.busy:
             before = len(self.crashed)
@@ -190,7 +190,7 @@ class Stand:
             await terminate(slot.process)
 
     async def freeze(self, name: str, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT to the same process."""
+        """SIGSTOP, then SIGCONT to the same process."""
         slot = self.slots[name]
         async with slot.busy:
             self._signal(slot, signal.SIGSTOP)
@@ -200,7 +200,7 @@ class Stand:
                 self._signal(slot, signal.SIGCONT)
 
     async def halt(self, name: str) -> None:
-        """SIGTERM, and nobody starts it again until `keep` does."""
+        """SIGTERM. The role is not started again until `keep`."""
         slot, keeper = self.slots[name], self.keepers[name]
         slot.ending = True
         loop = asyncio.get_running_loop()
@@ -222,7 +222,7 @@ class Stand:
                 slot.process.send_signal(number)
 
     async def drain(self, name: str) -> None:
-        """SIGTERM; it is a finding if it does not exit with 0."""
+        """SIGTERM. If the role does not exit with 0, that is a finding."""
         slot = self.slots[name]
         slot.ending = True
         if slot.process is None:
@@ -248,7 +248,7 @@ class Stand:
             await self.redis.up()
 
     async def fill_redis(self, seconds: float) -> None:
-        """Put Redis over its memory limit: every write that may be refused is."""
+        """Put Redis over its memory limit, so that it refuses every write that it may refuse."""
         async with self.redis_busy:
             await self._limit_redis(1)
             try:
@@ -264,16 +264,16 @@ class Stand:
             await client.aclose()
 
     async def restart_postgres(self, how: signal.Signals, down_s: float) -> None:
-        """Kill, or stop at once, then restart with the same data and port: it recovers from its WAL."""
+        """Kill Postgres or stop it at once, then restart it with the same data and port. It recovers from its WAL."""
         async with self.postgres_busy:
             await self.postgres.kill(how)
             await asyncio.sleep(down_s)
             await self.postgres.up()
 
     async def fill_postgres(self, seconds: float, *, killed: bool) -> None:
-        """Fill Postgres's disk. A server that ends is started again for as long as it takes, as by a supervisor.
+        """Fill Postgres's disk. A server that ends is started again until it runs, as by a supervisor.
 
-        The filling goes on, so that space that Postgres frees is taken at once.
+        The disk is filled again and again, so that space that Postgres frees is taken at once.
         """
         assert self.disk is not None, "this stand has no small disk"
         loop = asyncio.get_running_loop()
@@ -295,9 +295,9 @@ class Stand:
 
     @property
     def stood(self) -> int:
-        """Entries by which the log grew while the archive stood still at its last known place.
+        """Entries by which the log grew while the archive stood still at its last known entry.
 
-        0 after few looks, since an archive that is only late also stands still for one or two.
+        0 after only a few looks, since an archive that is merely late also stands still for one or two.
         """
         counts = [count for head, count in self.full_heads if head == self.full_heads[-1][0]]
         return counts[-1] - counts[0] if len(counts) >= STOOD_LOOKS_MIN else 0
@@ -308,14 +308,14 @@ class Stand:
             await self.postgres.up()
 
     async def _head(self) -> str:
-        """The archive's last entry; empty while Postgres cannot say."""
+        """The archive's last entry; empty while Postgres is away."""
         try:
             return (await archived_heads(self.system.dsn))[0].entry
         except TryAgain:
             return ""
 
     async def fresh_connections(self) -> None:
-        """Open new connections for our own look-ups, since the old ones ended with the store."""
+        """Open new connections for our own queries, since the old ones ended with the store."""
         await self.system.redis.connection_pool.disconnect()
         await self.system.pool.expire_connections()
 
@@ -333,14 +333,13 @@ async def standing(
     accounts: int = 1,
     **sandbox: object,
 ) -> AsyncIterator[Stand]:
-    """Stores, bank and proxies, ready; the roles are started by `keep`. With `reverts`, known bugs are in all roles;
-    `options` are further ones of tests/faults/role.py.
+    """Running stores, bank and proxies; `keep` starts the roles.
 
-    `direct`: no proxies and no witness, which would take the cores that are measured. `settings` are STREAMPROC_
-    variables in lower case.
+    `reverts` are known bugs in all roles, `options` further options of tests/faults/role.py, `settings` STREAMPROC_
+    variables in lower case. `direct`: without proxies and witness, which would take the cores that are measured.
     """
     home = Path(tempfile.mkdtemp(prefix="streamproc-faults-"))
-    home.chmod(0o711)  # under root Postgres runs as somebody else
+    home.chmod(0o711)  # under root Postgres runs as another user
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         redis_port, postgres_port, port = free_port(), free_port(), free_port()
@@ -362,7 +361,9 @@ async def standing(
                     "processing_s": 0.05,
                     "utr_s": 0.02,
                     "seed": seed,
-                    "more_accounts": ",".join(f"{one}={number}" for one, number in accounts_of(accounts)[1:]),
+                    "more_accounts": ",".join(
+                        f"{account}={number}" for account, number in accounts_of(accounts)[1:]
+                    ),
                     **sandbox,
                 },
             )
@@ -389,7 +390,7 @@ async def standing(
             connect(redis_url),
             pool,
         )
-        stack.push_async_callback(lambda: system.redis.aclose())  # a failover puts another in its place
+        stack.push_async_callback(lambda: system.redis.aclose())  # a failover replaces it
         slots = {name: await _slot(name, system, home, stack, direct=direct) for name in SLOTS}
         for n, (account, number) in enumerate(accounts_of(accounts)[1:], 2):
             slots[f"poller-{n}"] = slot = await _slot(f"poller-{n}", system, home, stack, direct=direct)
@@ -408,19 +409,19 @@ async def standing(
 
 
 def accounts_of(count: int) -> list[tuple[str, str]]:
-    """Accounts (id, number); the n-th is of partition n. We pay from the first."""
-    found = {partition_of(ACCOUNT, count): (ACCOUNT, SandboxConfig().account_number)}
+    """Accounts (id, number). The n-th one is on partition n. We pay from the first."""
+    by_partition = {partition_of(ACCOUNT, count): (ACCOUNT, SandboxConfig().account_number)}
     for n in itertools.count(1):
-        if len(found) == count:
+        if len(by_partition) == count:
             break
         account = f"acc_Other{n:09d}"
-        found.setdefault(partition_of(account, count), (account, f"23232300{n:08d}"))
-    assert found[0][0] == ACCOUNT, f"with {count} partitions {ACCOUNT} is not of the first"
-    return [found[partition] for partition in range(count)]
+        by_partition.setdefault(partition_of(account, count), (account, f"23232300{n:08d}"))
+    assert by_partition[0][0] == ACCOUNT, f"with {count} partitions {ACCOUNT} is not on the first"
+    return [by_partition[partition] for partition in range(count)]
 
 
 def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
-    """A client with a new connection for each call: a server may close an idle one just as it is used again."""
+    """A client with a new connection for each call, since a server may close an idle one just as it is used again."""
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
 
@@ -445,18 +446,17 @@ async def _slot(name: str, system: System, home: Path, stack: AsyncExitStack, *,
 
 
 async def ready(stand: Stand) -> None:
-    """Wait until the API reports ready and every worker reads: a fault before that would break nothing."""
-
-    said = "nothing"
+    """Wait until the API reports ready and every worker reads, since a fault before that would break nothing."""
+    last_answer = "nothing"
 
     async def answers() -> bool:
-        nonlocal said
+        nonlocal last_answer
         try:
             answer = await stand.system.api.get("/readyz")
         except httpx.TransportError as problem:
-            said = repr(problem)
+            last_answer = repr(problem)
             return False
-        said = f"{answer.status_code} {answer.text}"
+        last_answer = f"{answer.status_code} {answer.text}"
         return answer.status_code == 200
 
     async def read() -> bool:
@@ -467,11 +467,11 @@ async def ready(stand: Stand) -> None:
         await until(answers, what="the API is ready", deadline_s=START_MAX_S)
         await until(read, what="every worker reads", deadline_s=START_MAX_S)
     except AssertionError as problem:
-        last = {
+        last_lines = {
             name: slot.output.read_text()[-500:] for name, slot in stand.slots.items() if slot.output.exists()
         }
         raise AssertionError(
-            f"{problem}; it said {said}; ended: {sorted({*stand.exits})}; their last words: {last}"
+            f"{problem}; the API answered {last_answer}; ended: {sorted({*stand.exits})}; last lines: {last_lines}"
         ) from None
 
 

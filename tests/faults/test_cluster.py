@@ -1,7 +1,7 @@
 """The core over a Redis Cluster: partitions on three nodes, one of which is killed and failed over under load.
 
-Appends, the governance chain, settlements and the projector run as they do over one server; the invariants are looked
-at for each partition.
+Appends, the governance chain, settlements and the projector run as they do over one server. The invariants are checked
+for each partition.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tests.words import Vendors, apply_policies, delivery, observed
 
 PARTITIONS = 4
 PAYOUTS = 40
-"""Of each account."""
+"""Payouts of each account."""
 AMOUNT, ROOM = 10_000, 25
 TOGETHER = 5
 """Payouts of an account that are under way at once."""
@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
 def accounts() -> list[str]:
-    """One account of each partition."""
+    """One account for each partition."""
     found: dict[int, str] = {}
     for n in range(1000):
         account = f"acc_Test{n:010d}"
@@ -64,7 +64,7 @@ def batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 class Load:
-    """What the bank shows of each account's payouts, delivered until it was taken, as the bank does."""
+    """What the bank shows of the payouts of each account. It is delivered until it was accepted, as the bank does."""
 
     def __init__(self, url: str) -> None:
         self.producer = Producer(url, partitions=PARTITIONS, name="webhook")
@@ -73,7 +73,7 @@ class Load:
         self.bank: dict[int, dict[str, str]] = {partition: {} for partition in range(PARTITIONS)}
 
     async def pay(self, partition: int, numbers: Sequence[int]) -> None:
-        """New payouts, and what became of each once it was decided: before that the bank would not have moved it."""
+        """New payouts, and after its decision the outcome of each, since the bank would not move it before."""
         account = accounts()[partition]
         for some in batched(numbers, TOGETHER):
             made = [
@@ -109,7 +109,7 @@ class Load:
 
 @asynccontextmanager
 async def core(url: str, dsn: str) -> AsyncIterator[Load]:
-    """Two workers of every partition, a projector of all, and a door into the log."""
+    """Two workers of every partition, a projector of all, and producers."""
     async with connected(url) as client:
         await open_log(client, partitions=PARTITIONS, groups=[consumers.GOVERNANCE])
         for partition in range(PARTITIONS):
@@ -130,7 +130,7 @@ async def core(url: str, dsn: str) -> AsyncIterator[Load]:
 
 
 async def waiting(url: str, dsn: str, partition: int) -> dict[str, int]:
-    """What is unread, in hand, put off or not archived."""
+    """The number of entries that are unread, pending, deferred or not archived, by kind."""
     names = Names(partition)
     async with connected(url) as client, connection(dsn, name="test") as db:
         (row,) = await client.xinfo_groups(names.log)
@@ -145,7 +145,7 @@ async def waiting(url: str, dsn: str, partition: int) -> dict[str, int]:
 
 
 async def rest(url: str, dsn: str, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
-    """Wait until nothing waits; what still does after AT_REST_S."""
+    """Wait until nothing waits. Returns what still does after AT_REST_S."""
     end, found = asyncio.get_running_loop().time() + AT_REST_S, dict[int, dict[str, int]]()
     while asyncio.get_running_loop().time() < end:
         with suppress(LogUnavailable):
@@ -187,7 +187,7 @@ async def test_a_node_that_is_killed_is_failed_over_and_every_partition_has_one_
         await rest(cluster.url, postgres, struck)
         await (
             cluster.in_step()
-        )  # what a replica has not heard of is lost: that is tests/faults/test_failover.py
+        )  # what a replica does not have is lost, which tests/faults/test_failover.py tests
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_pay_all(load, others, range(PAYOUTS)))
             await cluster.primaries[1].store.kill()

@@ -1,4 +1,4 @@
-"""The judge of a soak: what leaks is found, what is only noisy or took one step is not."""
+"""The judgement of a soak run: a leak is found; noise, or growth in one step, is not taken for one."""
 
 import asyncio
 import os
@@ -83,8 +83,8 @@ def test_a_role_or_store_that_was_not_seen_for_long_enough_is_a_finding() -> Non
     flat = verdict(series(lambda _: 70_000))
     assert growing(flat, ["worker"]) == []
     assert growing(flat, (*LINKS, "redis")) == [
-        f"{one} was not there for long enough in the run's second half"
-        for one in ("poller", "projector", "redis", "serve")
+        f"{name} was not measured long enough in the run's second half"
+        for name in ("poller", "projector", "redis", "serve")
     ]
 
 

@@ -1,4 +1,4 @@
-"""The flood: its sender is open loop, its mix is what was ordered, a short one loses nothing (`make faults-all`)."""
+"""The flood: its sender is open loop and sends the ordered mix; a short one loses nothing (`make faults-all`)."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ def order(port: int = 0, **changes: object) -> Order:
 
 
 async def sent_to(answer: Response | None = None) -> tuple[list[Sent], list[bytes], Sender]:
-    """A second of webhooks to a server that answers none until all are due, and then each with `answer`."""
+    """A second of webhooks to a server that answers none until all are due, then all with `answer`."""
     port, bodies, all_due = free_port(), list[bytes](), asyncio.Event()
 
     async def take(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Whatever stands in an entry, its group goes on: the entry is skipped, handled, or set aside with a reason."""
+"""Whatever is in an entry, its group goes on: the entry is skipped, handled, or set aside with a reason."""
 
 import asyncio
 import json
@@ -23,9 +23,9 @@ reviewers: [asha]
 ENTRIES_MAX = 12
 EXAMPLES = 12
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
-"""An example takes a second: making it smaller would take minutes."""
+"""An example takes a second, so shrinking one would take minutes."""
 LONG = "x" * 1_000_000
-"""A note of one megabyte: more than the webhook takes, not more than a stream holds."""
+"""A note of one megabyte: more than the webhook accepts, but not more than a stream holds."""
 DEEP = "[" * 20_000
 SAMPLES: list[e.Event] = [
     observed("pout_hostile"),
@@ -54,12 +54,12 @@ VALUES = [
     *("null", "true", "-1", "0", "1.5", "NaN", "Infinity", "9007199254740993", "1e400", "9" * 5_000),
     *('"\\ud800"', '""', '"\\u0000"', "[]", "{}", '[{"a":[]}]', DEEP, DEEP + "]" * 20_000, f'"{LONG}"'),
 ]
-"""JSON texts, some of which are none: huge numbers, a lone surrogate, nesting without an end."""
+"""Texts that are or look like JSON: huge numbers, a lone surrogate, endless nesting."""
 
 
 @st.composite
 def hostile(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """Fields `e` and `m` of an entry that nobody of us would have written."""
+    """Fields `e` and `m` of an entry that no process of ours would write."""
     m = draw(st.sampled_from([b'{"by":"stranger"}', b"{}", b"", b"[", b'{"by":7}', b'{"by":"governance"']))
     if draw(st.integers(0, 4)) == 0:
         return draw(st.binary(max_size=60)), m
@@ -126,11 +126,11 @@ async def _among_others(url: str, entries: list[tuple[bytes, bytes]]) -> None:
 
 
 def _must_be_told_of(e: bytes, m: bytes) -> bool:
-    """Whether the entry says that it shows a payout, and is not JSON or does not name it: it may not vanish."""
+    """Whether the entry claims to show a payout but is not JSON or does not name it, so that it must not be skipped."""
     if not e.startswith(b'[{"type":"payout.observed"') or m.startswith(b'{"by":"governance"'):
         return False
     try:
-        # As texts: 5,000 digits are JSON, though Python makes no number of them, and may stand where nobody looks.
+        # Integers stay texts: 5,000 digits are JSON, though Python makes no number of them, and may be in any field.
         return bool(json.loads(e, parse_int=str)[0].get("payout") == "")
     except (ValueError, RecursionError):
         return True

@@ -1,4 +1,4 @@
-"""Each invariant finds a hand-made history in which it is broken, and nothing in one that is sound."""
+"""Each invariant reports a hand-made history that breaks it, and nothing in a sound one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class Log:
     entries: list[Entry] = field(default_factory=list)
 
     def add(self, *events: e.Event, number: int = 0) -> "Log":
-        """One entry; `number` is what the counters gave its settlement."""
+        """Append an entry. `number` is the number that the counters gave its settlement."""
         meta = {"by": "test"} | ({"settled": number} if number else {})
         identity = f"{NOW // 1000}-{len(self.entries) + 1}"
         self.entries.append(Entry(identity, encode_events(events), msgspec.json.encode(meta)))
@@ -85,7 +85,7 @@ def sound() -> Log:
 
 
 def seen(log: Log, **changes: object) -> Evidence:
-    """What a sound system of this log shows, but for the changes."""
+    """The evidence of a sound system with this log, except for the changes."""
     shown: dict[str, object] = {
         "log": log.entries,
         "archive": archive_of(log.entries),

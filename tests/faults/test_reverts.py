@@ -1,6 +1,6 @@
-"""Each known bug, brought back by patching the roles, is found by a run of seconds.
+"""Each known bug, brought back by patching the roles, is found within seconds, under the faults that bring it out.
 
-And by the invariant that is about it, under the faults that bring it out.
+It is found by the invariant that is about it.
 """
 
 import pytest
@@ -13,7 +13,7 @@ from tests.faults.reverts import REVERTS
 SEED = 7
 SECONDS = 12.0
 REST_MAX_S, LOST_REST_MAX_S = 90.0, 20.0
-"""What was lost would be waited for without an end."""
+"""Limits until the system is at rest. If a bug loses entries, it never is, so the second limit is short."""
 
 CAUGHT: dict[str, tuple[tuple[Kind, ...], str, float]] = {
     "acknowledge_before_commit": (("crash",), "nothing_waits_for_ever", LOST_REST_MAX_S),
@@ -23,22 +23,23 @@ CAUGHT: dict[str, tuple[tuple[Kind, ...], str, float]] = {
     "new_key_for_each_try": (("bank",), "one_command_takes_effect", REST_MAX_S),
     "trim_before_archive": (("postgres_stop",), "the_archive_is_the_log", LOST_REST_MAX_S),
 }
-"""Which faults bring it out, which invariant finds it, and how long it is waited for an end."""
+"""For each bug: the faults that bring it out, the invariant that finds it, and the limit for coming to rest."""
 
 SHAPED = {
     "new_key_for_each_try": {"how": "inline", "agent": "free"},
     "trim_before_archive": {"how": "pending", "agent": "small"},
 }
-"""Payments that show the bug soon. Only an intent whose beneficiary has no id at the bank rests on its key alone; and
-an approval that waits at the barrier is pending, and holds the log where it is."""
+"""Payments that show the bug soon. Only an intent whose beneficiary has no id at the bank depends on its key alone. And
+an approval that waits at the barrier is pending, so the log is not trimmed past it; payouts that are rejected avoid
+that."""
 
 WITH = {
     "acknowledge_before_commit": tuple(
         Fault(2.0 * n, "crash", slot=f"worker-{n % 2 + 1}", detail="call:before:2") for n in (1, 2, 3, 4)
     )
 }
-"""Faults instead of those that were drawn. What a worker had acknowledged when it dies right before a call is never
-told to the bank: that is always seen, where another crash may lose only what nobody misses."""
+"""Faults instead of the drawn ones. If a worker dies right before a call, the bank never gets the command that the
+worker had acknowledged, which is always noticed. Another crash may lose only what nobody misses."""
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

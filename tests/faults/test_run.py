@@ -13,7 +13,7 @@ SEED = 20261126
 SECONDS = 55.0
 EVERY_S = 3.6
 ACCOUNTS = 3
-"""Each with a log of its own."""
+"""Each account has its own partition."""
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

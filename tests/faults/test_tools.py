@@ -82,7 +82,7 @@ def test_a_skewed_clock_is_wrong_and_the_monotonic_one_is_not(monkeypatch: pytes
 
 @asynccontextmanager
 async def echoing() -> AsyncIterator[Proxy]:
-    """A proxy before a server that says what it is told, in capitals."""
+    """A proxy in front of a server that echoes in capitals."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(100):

@@ -28,7 +28,7 @@ from tests.journeys.test_kill import (
 
 ROOT = Path(__file__).parents[2]
 PREVIOUS = "56958e81476e8ec1b11cb0396cd690d80725fd93"
-"""The last version that wrote every field of a decision's events (ADR 28); it leaves to a later one what that wrote."""
+"""The last version that wrote every field of a decision's events (ADR 28). It leaves entries of later versions."""
 LATER = ("tests.faults.role", "--later", "1")
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
@@ -46,7 +46,7 @@ def previous(tmp_path: Path) -> Path:
 
 
 async def exchange(system: System, name: str, home: Path | None) -> None:
-    """One role drains, and one of the other version takes its place."""
+    """Drain one role, and start one of the other version in its place."""
     assert await system.drain(name) == 0
     await system.start(name, home=home)
 
@@ -60,7 +60,7 @@ async def test_a_rolling_restart_to_the_next_version_back_and_there_again_loses_
         await system.apply(POLICIES)
         await system.bank.control("safebrowsing", slow_ms=100)  # so that a batch takes a while
         batch: dict[str, set[str]] = {agent: set() for agent in SMALL_BATCH}
-        for home in (None, previous, None):  # back there, what this version wrote meanwhile waits for it
+        for home in (None, previous, None):  # under the previous one, entries of this one wait
             for name in ("worker-1", "worker-2", "projector", "serve"):
                 more = await pay_batch(system, {"free": 10, "small": 5, "crowded": 5})
                 batch = {agent: payouts | more[agent] for agent, payouts in batch.items()}
@@ -71,7 +71,7 @@ async def test_a_rolling_restart_to_the_next_version_back_and_there_again_loses_
 
 
 async def ready(system: System) -> None:
-    """Until the API answers that all is well."""
+    """Wait until the API reports ready."""
     await until(lambda: looking.answers(system), what="the API is ready", deadline_s=looking.START_MAX_S)
 
 

@@ -1,4 +1,4 @@
-"""Reads the log while it is written, and so knows what a failover lost."""
+"""A reader of the log while it is written, which therefore knows what a failover lost."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,15 +14,15 @@ BLOCK_MS = 500
 
 
 class Witness:
-    """Reads the log while it is written: what was once there must be in the archive, whatever Redis has later.
+    """Reads the log while it is written. What was in it must be in the archive, whatever Redis has later.
 
-    After a failover `entries` is the log that counts from then on; entries that it lost are kept besides.
+    After a failover `entries` is the log that is valid from then on; entries that it lost are kept in `lost`.
     """
 
     def __init__(self, url: str, partition: int = 0) -> None:
         self.url, self.partition = url, partition
         self.turn = asyncio.Lock()
-        """Held while it reads; its holder may change what is read."""
+        """Held while it reads. Who holds it may change what is read."""
         self.entries: list[Entry] = []
         self.lost: list[Entry] = []
         """Entries that only the dead server had: neither the archive nor the new server has them."""
@@ -51,19 +51,19 @@ class Witness:
                         await asyncio.sleep(0.05)
 
     async def catch_up(self) -> None:
-        """Read to the end of a log that nobody writes to; the caller holds `turn`."""
+        """Read to the end of a log that nobody writes to. The caller holds `turn`."""
         async with LogView(self.url, self.partition) as view:
             while await self._read(view, 0) != 0:
                 pass
 
     def follow(self, url: str, shared: str) -> None:
-        """Another server has the log now, the same up to and including entry `shared`."""
+        """Read from another server now, whose log is the same up to and including entry `shared`."""
         self.url = url
         self._tail = [entry for entry in self.entries if id_key(entry.id) > id_key(shared)]
         self.entries = self.entries[: len(self.entries) - len(self._tail)]
         self._forked_at = len(self.entries)
         self.lost = list(self._tail)
-        self._say()
+        self._call_rewritten()
 
     def recovered(self, head: str) -> None:
         """The log was rebuilt from the archive, whose last entry is `head`."""
@@ -71,21 +71,21 @@ class Witness:
         self.lost = [entry for entry in self._tail if id_key(entry.id) > id_key(head)]
         back = self._tail[: len(self._tail) - len(self.lost)]
         self.entries = [*self.entries[: self._forked_at], *back]
-        self._say()
+        self._call_rewritten()
 
-    def _say(self) -> None:
-        for hear in self.rewritten:
-            hear()
+    def _call_rewritten(self) -> None:
+        for call in self.rewritten:
+            call()
 
     async def _read(self, view: LogView, block_ms: int = BLOCK_MS) -> int | None:
-        """The number of new entries; None while the log is away, or being rebuilt."""
+        """Read once. Returns the number of new entries; None while the log is away or being rebuilt."""
         try:
-            found = await view.read(self.last, READ_MAX, block_ms)
+            entries = await view.read(self.last, READ_MAX, block_ms)
         except (LogUnavailable, StreamprocError):
             return None
-        self.entries += found
-        for entry in found:
+        self.entries += entries
+        for entry in entries:
             for event in decode_events(entry.e):
                 for hear in self.heard:
                     hear(event)
-        return len(found)
+        return len(entries)

@@ -1,6 +1,6 @@
-"""The bank as a table: one-way states, keys that make a payout once, and what took effect.
+"""A model of the bank: payouts with one-way states, idempotency keys, and the commands that took effect.
 
-Where a worker asks, its call waits for the test like every other (`Wired`); what outsiders do happens at once.
+A worker's call waits until the test lets it go, like all its other calls (`Wired`). What outsiders do happens at once.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,43 +21,43 @@ NEXT: dict[str, tuple[str, ...]] = {
     "processing": ("processed", "failed", "reversed"),
     "processed": ("reversed",),
 }
-"""What the bank, or people there, may do with a payout by themselves."""
+"""The states to which the bank, or people there, may move a payout by themselves."""
 
 
 class Bank:
-    """Payouts with all the states that they have been in."""
+    """All payouts, each with all its states so far."""
 
     def __init__(self) -> None:
         self.payouts: dict[str, list[BankPayout]] = {}
         self.effects: list[tuple[str, str]] = []
-        """Payout and command of all that took effect, in order."""
+        """Payout and command of every command that took effect, in order."""
         self._keys: dict[str, tuple[bytes, str]] = {}
 
     def make(self, facts: BankPayout) -> None:
-        """A new payout."""
+        """Add a new payout."""
         self.payouts[facts.id] = [facts]
 
     def now(self, payout: str) -> BankPayout:
-        """As it stands."""
+        """The payout in its present state."""
         return self.payouts[payout][-1]
 
     def move(self, payout: str, status: str) -> None:
-        """It goes on to that state."""
+        """Move the payout to this state."""
         self.payouts[payout].append(replace(self.now(payout), status=status))
 
-    def command(self, payout: str, command: str, wanted: str, then: str) -> CommandAnswer:
-        """What our commands do: a state that is over refuses them."""
-        if self.now(payout).status != wanted:
+    def command(self, payout: str, command: str, before: str, then: str) -> CommandAnswer:
+        """Carry out a command, which is refused unless the payout is in the state `before`."""
+        if self.now(payout).status != before:
             return CommandAnswer(http_status=400, outcome="refused", code="not_allowed")
         self.move(payout, then)
         self.effects.append((payout, command))
         return CommandAnswer(http_status=200, outcome="done", payout=self.now(payout))
 
     def create(self, order: bytes, key: str) -> CommandAnswer:
-        """The same key and bytes give the same payout."""
+        """Create a payout; the same key and bytes give the same one."""
         if key in self._keys:
-            before, payout = self._keys[key]
-            if before != order:
+            known_order, payout = self._keys[key]
+            if known_order != order:
                 return CommandAnswer(http_status=400, outcome="refused", problem="idempotency key is known")
             return CommandAnswer(http_status=200, outcome="done", payout=self.now(payout))
         asked = msgspec.json.decode(order)
@@ -78,18 +78,18 @@ class Bank:
         return CommandAnswer(http_status=200, outcome="done", payout=self.now(payout))
 
     def under(self, reference: str) -> list[BankPayout]:
-        """All that bear a reference."""
+        """All payouts with this reference."""
         return [states[-1] for states in self.payouts.values() if states[-1].reference_id == reference]
 
 
 class Waits(Protocol):
-    """Before, and after, a worker's call does what it does."""
+    """Makes a worker's call wait before it acts, and after that."""
 
     async def __call__(self, what: str, act: Callable[[], Awaitable[T]]) -> T: ...
 
 
 class Wired:
-    """One worker's client of the bank."""
+    """The bank client of one worker."""
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank

@@ -1,8 +1,7 @@
 """A process that dies, or is cancelled, at its n-th suspension point.
 
-Every task of the process is counted: where one of them waits for anything at all (an answer, a lock, another task),
-that is a point. Between two points nothing happens that others can see, so these are all the places where a crash
-differs from another.
+Every task of the process counts: a point is wherever one of them waits for anything (an answer, a lock, another task).
+Between two points nothing happens that others can see, so crashes at all points are all crashes that differ.
 """
 
 import asyncio
@@ -11,24 +10,24 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 How = Literal["killed", "cancelled"]
-LAST_WORDS_MAX = 20
-"""A dead process runs no `finally` that waits; so often one that does is ended again."""
+WAITS_IN_FINALLY_MAX = 20
+"""A dead process runs no `finally`. One that waits is ended again, at most so often."""
 _fuse: ContextVar["Fuse | None"] = ContextVar("fuse", default=None)
 
 
 class Killed(BaseException):
-    """The process is gone: nothing may catch this."""
+    """The process is dead. Nothing may catch this."""
 
 
 class Fuse:
-    """Ends what runs under it at a point, counted from 1. 0: never, it only counts."""
+    """Ends the process that it runs at a point, counted from 1. With 0 it never does, and only counts."""
 
     def __init__(self, at: int, how: How = "killed") -> None:
         self.at, self.how, self.points, self.blown = at, how, 0, False
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def run(self, what: Coroutine[Any, Any, None]) -> bool:
-        """Run to the end or to the point; whether it came to its end."""
+        """Run to the end or to the point. Returns whether it reached the end."""
         loop = asyncio.get_running_loop()
         loop.set_task_factory(_counting)
         token = _fuse.set(self)
@@ -45,11 +44,11 @@ class Fuse:
         return not self.blown
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
-        """One more task of the process."""
+        """Add a task of the process."""
         self._tasks.append(task)
 
     def passed(self) -> None:
-        """A point was come to."""
+        """Count a point, and end the process if it is the one."""
         self.points += 1
         if self.points != self.at:
             return
@@ -62,7 +61,7 @@ class Fuse:
 
     @property
     def is_dead(self) -> bool:
-        """Whether no line of it may run any more."""
+        """Whether the process was killed, so that none of its code may run any more."""
         return self.blown and self.how == "killed"
 
 
@@ -76,7 +75,7 @@ def _counting(loop: asyncio.AbstractEventLoop, coro: Any, **more: Any) -> asynci
 
 
 class _Counted(Coroutine[Any, Any, Any]):
-    """A coroutine each of whose suspensions is told to a fuse."""
+    """A coroutine that reports each of its suspensions to a fuse."""
 
     def __init__(self, coro: Coroutine[Any, Any, Any], fuse: Fuse) -> None:
         self._coro, self._fuse = coro, fuse
@@ -96,10 +95,10 @@ class _Counted(Coroutine[Any, Any, Any]):
         return waits_for
 
     def _die(self) -> None:
-        for _ in range(LAST_WORDS_MAX):
+        for _ in range(WAITS_IN_FINALLY_MAX):
             try:
                 self._coro.throw(Killed())
-            except BaseException:  # noqa: BLE001  # it is dead, whatever it says
+            except BaseException:  # noqa: BLE001  # it is dead, whatever it raises
                 break
         raise Killed
 

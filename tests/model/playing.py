@@ -1,4 +1,4 @@
-"""Random histories, played to one worker of each group, which take their turns after every input."""
+"""Random histories, handled by one worker of each group. The workers take turns after every input."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tests.words import ACCOUNT, copy_of, reviewed
 
 STATUSES = ("queued", "processing", "processed", "rejected", "cancelled", "failed", "reversed")
 ROUNDS_MAX = 40
-"""Rounds of all groups over one input: a chain of nine has at most as many, and what it writes once more."""
+"""Limit of rounds of all groups over one input: nine groups need at most nine, and as many for their outputs."""
 CHANGES = (
     "policies: {bot: {daily_limit: 700, require_approval_above: 200}}",
     "policies: {free: {frozen: true}}",
@@ -66,18 +66,18 @@ drawn = st.lists(
 )
 
 
-def history_of(what: Sequence[Any]) -> list[Input]:
-    """What was drawn as events; what would be about a payout that nobody has shown is left out."""
+def history_of(inputs: Sequence[Any]) -> list[Input]:
+    """Drawn inputs as events, without those about a payout that is not known yet."""
     known: dict[str, e.PayoutObserved | e.PayoutRequested] = {}
     history: list[Input] = []
-    for one in what:
-        if isinstance(one, str):
-            history.append(one)
-        elif isinstance(one, e.PayoutObserved | e.PayoutRequested):
-            known.setdefault(one.payout, one)
-            history.append(one)
+    for item in inputs:
+        if isinstance(item, str):
+            history.append(item)
+        elif isinstance(item, e.PayoutObserved | e.PayoutRequested):
+            known.setdefault(item.payout, item)
+            history.append(item)
         elif known:
-            kind, which, how = one
+            kind, which, how = item
             first = list(known.values())[which % len(known)]
             if (event := _event(kind, first, how)) is not None:
                 history.append(event)
@@ -144,19 +144,19 @@ class Crew:
             await client.aclose()
         await self.world.close()
 
-    async def tell(self, what: Input) -> None:
-        """One input, without a turn."""
-        if isinstance(what, str):
-            await self.world.apply(what)
+    async def tell(self, given: Input) -> None:
+        """Append an event, or apply a policy file; no worker has a turn yet."""
+        if isinstance(given, str):
+            await self.world.apply(given)
         else:
-            await self.world.append(what)
+            await self.world.append(given)
 
     async def rest(self) -> None:
-        """Turns until nothing is left, but for what is put off where that may be."""
+        """Give turns to all groups until nothing is left; with `puts_off`, deferred entries may be."""
         await self._rest({group.name for group in self.groups})
 
     async def rest_of(self, group: Group) -> None:
-        """Turns of one group only."""
+        """Give turns to one group only."""
         await self._rest({group.name})
 
     async def _rest(self, names: set[str]) -> None:
@@ -176,25 +176,25 @@ class Crew:
         raise AssertionError("the groups never come to rest")
 
     async def play(self, history: Sequence[Input]) -> None:
-        """Each input and all that follows of it before the next one."""
-        for what in history:
-            await self.tell(what)
+        """Give each input, and let the workers finish before the next one."""
+        for given in history:
+            await self.tell(given)
             await self.rest()
 
 
 def stories(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Each payout's events, byte for byte but for the ids of entries."""
-    found: dict[str, list[str]] = {}
+    """The events of each payout as bytes, with the ids of entries replaced."""
+    by_payout: dict[str, list[str]] = {}
     for row in rows:
         for event in row.events:
             if payout_of(event):
                 text = re.sub(r"\d{13}-\d+", "ID", encode_events([event]).decode())
-                found.setdefault(payout_of(event), []).append(text)
-    return found
+                by_payout.setdefault(payout_of(event), []).append(text)
+    return by_payout
 
 
 async def counters(world: World) -> dict[str, Any]:
-    """Records, admissions, budgets, slots, beneficiaries, and timers, as Redis has them."""
+    """What Redis holds beside the log: records, admissions, budgets, slots, beneficiaries, timers, dead letters."""
     state: dict[str, Any] = {}
     for key in sorted(map(bytes.decode, await world.client.keys(f"{world.names.base}:*"))):
         kind = key.removeprefix(world.names.base + ":").partition(":")[0]

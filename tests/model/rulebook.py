@@ -1,7 +1,7 @@
-"""What must be in a log, by docs/governance.md and nothing else: sets and integers, no code of the product.
+"""What a log must contain according to docs/governance.md, in sets and integers and without code of the product.
 
-`wrong` walks a log from its beginning and knows at each entry which policies are in force, what was shown of each
-payout, and what was decided. What the counters answered is then held, by their numbers, against plain sums.
+`wrong` reads a log from its beginning, and at each entry knows which policies are in force and what was shown and
+decided of each payout. Then it compares the answers of the counters, in the order of their numbers, with plain sums.
 """
 
 from collections import Counter, defaultdict
@@ -24,12 +24,12 @@ REVIEWERS = ("asha", "ravi")
 
 @dataclass(frozen=True)
 class Terms:
-    """One agent's policy; None is no limit. Paise. `rate` 0: no limit of the rate."""
+    """One agent's policy, in paise. None: no limit; `rate` 0: no rate limit."""
 
     daily: int | None = None
     per_txn: int | None = None
     above: int | None = None
-    """Approval is required above it."""
+    """Amounts above this need an approval."""
     dual: int | None = None
     rate: int = 0
     blocks: bool = False
@@ -37,7 +37,7 @@ class Terms:
     frozen: bool = False
 
     def line(self, agent: str) -> str:
-        """As a policy file has it."""
+        """The policy as a line of a policy file."""
         limits = {
             "daily_limit": self.daily,
             "per_txn_limit": self.per_txn,
@@ -53,27 +53,27 @@ class Terms:
 
 @dataclass(frozen=True)
 class Policies:
-    """All that is in force."""
+    """All policies in force."""
 
     agents: Mapping[str, Terms]
     account_daily: int
     account_frozen: bool = False
 
     def text(self) -> str:
-        """As a policy file."""
+        """The policy file."""
         frozen = ", frozen: true" if self.account_frozen else ""
         account = f"accounts:\n  {ACCOUNT}: {{daily_limit: {self.account_daily}{frozen}}}"
         lines = [terms.line(agent) for agent, terms in self.agents.items()]
         return "\n".join(["policies:", *lines, account, f"reviewers: [{', '.join(REVIEWERS)}]"])
 
     def with_terms(self, agent: str, terms: Terms) -> "Policies":
-        """With another policy of one agent."""
+        """The same policies with another one for this agent."""
         return replace(self, agents={**self.agents, agent: terms})
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a payout is; its state apart, that never changes."""
+    """The parts of a payout that never change."""
 
     agent: str
     amount: int
@@ -82,13 +82,13 @@ class Facts:
 
 @dataclass
 class Known:
-    """One payout, as far as the log was read."""
+    """What the log, as far as it was read, says of one payout."""
 
     facts: Facts
     since: int
-    """The number of policies that had been in force when it was first shown."""
+    """The version of the policies in force when it was first shown."""
     at: set[int] = field(default_factory=set)
-    """When it was shown while open (µs)."""
+    """Times at which it was shown (µs)."""
     shown: set[str] = field(default_factory=set)
     decided: list[str] = field(default_factory=list)
     approvers: set[str] = field(default_factory=set)
@@ -96,9 +96,9 @@ class Known:
     bypassed: bool = False
     stopped: bool = False
     limited: bool = False
-    """It found no slot."""
+    """Whether it found no free rate slot."""
     exceeded: bool = False
-    """It found no room."""
+    """Whether it found no room in a budget."""
     settled: list[str] = field(default_factory=list)
     reserved: bool = False
 
@@ -109,20 +109,20 @@ class Known:
 
 @dataclass(frozen=True)
 class Numbered:
-    """What the counters did under one number."""
+    """What the counters did under one of their numbers."""
 
     number: int
     order: int
-    """A slot comes before the room that has the same number."""
+    """0 for a slot, 1 for room: of the same number, the slot comes first."""
     kind: str
     known: Known
     until: int
-    """Policies that had been in force by then."""
+    """The version of the policies in force by then."""
     event: e.Event
 
 
 class Rulebook:
-    """Reads one log."""
+    """The rules, applied to one log."""
 
     def __init__(self, versions: Sequence[Policies], facts: Mapping[str, Facts]) -> None:
         self.versions, self.facts = versions, facts
@@ -130,11 +130,11 @@ class Rulebook:
         self.in_force = 0
         self.numbered: list[Numbered] = []
         self.answers: Counter[str] = Counter()
-        """Of each entry, the reviews that nobody has answered."""
+        """For each entry, the number of its reviews that have no answer yet."""
         self.money: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
 
     def wrong(self, log: Sequence[Row]) -> Iterator[str]:
-        """Everything in the log that the rules do not say, and everything that they say and is not there."""
+        """All differences between the log and the rules."""
         for row in log:
             if any(isinstance(event, e.PolicyChanged) for event in row.events):
                 self.in_force += 1
@@ -202,43 +202,46 @@ class Rulebook:
             yield f"{event.by}'s answer to a hold is refused: {event.problem}"
 
     def _decided(self, event: e.PayoutDecided, known: Known) -> Iterator[str]:
-        before, said = list(known.decided), (event.decision, event.reason)
+        before, decided = list(known.decided), (event.decision, event.reason)
         known.decided.append(event.decision)
         if event.agent != known.facts.agent or event.amount != known.facts.amount:
             yield f"{event.agent} {event.amount} is not what was shown, {known.facts}"
         if not before:
-            wanted = self._by_the_rules(known)
-            if said != wanted:
-                yield f"{said}, by the rules {wanted} (slot refused: {known.limited}, room refused: {known.exceeded})"
+            expected = self._by_the_rules(known)
+            if decided != expected:
+                yield (
+                    f"{decided}, by the rules {expected}"
+                    f" (slot refused: {known.limited}, room refused: {known.exceeded})"
+                )
             if event.decision == "HELD":
                 known.hold_ends = event.at + HOLD_US
                 if event.hold_expires_at != known.hold_ends:
                     yield f"it ends at {event.hold_expires_at}, and not an hour after {event.at}"
         elif before == ["HELD"]:
             yield from self._after_hold(event, known)
-        elif before[-1] != "APPROVED" or not known.stopped or said != ("REJECTED", "FROZEN"):
-            yield f"{said} after {before}"
+        elif before[-1] != "APPROVED" or not known.stopped or decided != ("REJECTED", "FROZEN"):
+            yield f"{decided} after {before}"
 
     def _after_hold(self, event: e.PayoutDecided, known: Known) -> Iterator[str]:
-        said = (event.decision, event.reason)
+        decided = (event.decision, event.reason)
         if event.by:
-            stands = self._screened(known)
+            objection = self._screened(known)
             dual = self._terms(known, self.in_force)
             enough = 2 if dual and dual.dual is not None and known.facts.amount > dual.dual else 1
             if event.reason == "REVIEW_REJECTED":
                 return
-            if stands:
-                if said != ("REJECTED", stands):
-                    yield f"{said} by {event.by}, and {stands} stands against it"
-            elif said != ("APPROVED", "REVIEW_APPROVED") or len(known.approvers) < enough:
-                yield f"{said} by {known.approvers}, and {enough} must approve"
-        elif said != ("REJECTED", "HOLD_EXPIRED") or event.at < known.hold_ends:
-            yield f"{said} at {event.at} after a hold that ends at {known.hold_ends}"
+            if objection:
+                if decided != ("REJECTED", objection):
+                    yield f"{decided} by {event.by}, and {objection} stands against it"
+            elif decided != ("APPROVED", "REVIEW_APPROVED") or len(known.approvers) < enough:
+                yield f"{decided} by {known.approvers}, and {enough} must approve"
+        elif decided != ("REJECTED", "HOLD_EXPIRED") or event.at < known.hold_ends:
+            yield f"{decided} at {event.at} after a hold that ends at {known.hold_ends}"
 
     def _by_the_rules(self, known: Known) -> tuple[str, str]:
-        """The rules in their order, under what is in force now."""
-        if stands := self._screened(known):
-            return "REJECTED", stands
+        """The first decision by the rules in their order, under the policies in force now."""
+        if objection := self._screened(known):
+            return "REJECTED", objection
         terms = self._terms(known, self.in_force)
         assert terms is not None
         if known.limited:
@@ -272,10 +275,10 @@ class Rulebook:
         return bool(version) and (self.versions[version - 1].account_frozen or bool(terms and terms.frozen))
 
     def _since(self, known: Known) -> range:
-        """The policies that were in force at some time since it was first shown."""
+        """The versions of the policies that were in force at some time since it was first shown."""
         return range(known.since, self.in_force + 1)
 
-    # ---- when all is done ---------------------------------------------------------------
+    # ---- at rest -----------------------------------------------------------------------
 
     def _at_rest(self, known: Known) -> Iterator[str]:
         if not known.decided and not known.bypassed and not known.shown & (MOVING | BACK):
@@ -286,15 +289,15 @@ class Rulebook:
             yield f"it is settled {known.settled}"
         if not known.reserved:
             return
-        wanted = "reserved"
+        expected = "reserved"
         if known.shown & BACK:
-            wanted = "released"
+            expected = "released"
         elif "processed" in known.shown:
-            wanted = "released" if "released" in known.settled and known.bypassed else "committed"
+            expected = "released" if "released" in known.settled and known.bypassed else "committed"
         elif known.decided[-1:] == ["REJECTED"] and not known.shown & MOVING:
-            wanted = "released"
+            expected = "released"
         is_now = known.settled[-1] if known.settled else "reserved"
-        if is_now != wanted and not (known.bypassed and is_now == "released"):
+        if is_now != expected and not (known.bypassed and is_now == "released"):
             yield f"its reservation is {is_now}, decided {known.decided}, shown as {known.shown}"
 
     # ---- the counters, in the order of their numbers ------------------------------------
@@ -313,84 +316,84 @@ class Rulebook:
                 self._count(int(str(number)), 1, "no room", known, event)
 
     def _counted(self) -> Iterator[str]:
-        numbers = {one.number for one in self.numbered}
-        # "No room" is not on record where the payout is decided anew, since policies came meanwhile, and now something
-        # that is looked at before says no. What had taken something would be missed in Redis's sums.
+        numbers = {item.number for item in self.numbered}
+        # "No room" is not recorded if policies changed meanwhile, and the payout, decided anew, is rejected by an
+        # earlier rule. A number that had reserved something would be missed in Redis's sums.
         if len(self.versions) == 1 and numbers != set(range(1, len(numbers) + 1)):
             yield f"numbers are missing: {sorted(numbers)}"
         slots: dict[str, list[int]] = defaultdict(list)
-        for one in sorted(self.numbered, key=lambda one: (one.number, one.order)):
-            for problem in self._counts(one, slots[one.known.facts.agent]):
-                yield f"number {one.number}, {one.kind} of {one.known.facts}: {problem}"
+        for item in sorted(self.numbered, key=lambda item: (item.number, item.order)):
+            for problem in self._counts(item, slots[item.known.facts.agent]):
+                yield f"number {item.number}, {item.kind} of {item.known.facts}: {problem}"
 
-    def _counts(self, one: Numbered, slots: list[int]) -> Iterator[str]:
-        match one.kind:
+    def _counts(self, item: Numbered, slots: list[int]) -> Iterator[str]:
+        match item.kind:
             case "slot" | "no slot":
-                yield from self._slot(one, slots)
+                yield from self._slot(item, slots)
             case "room":
-                assert isinstance(one.event, e.BudgetReserved)
-                yield from self._room(one, one.event)
+                assert isinstance(item.event, e.BudgetReserved)
+                yield from self._room(item, item.event)
             case "no room":
-                yield from self._no_room(one)
+                yield from self._no_room(item)
             case _:
-                assert isinstance(one.event, e.PayoutSettled)
-                yield from self._settles(one, one.event)
+                assert isinstance(item.event, e.PayoutSettled)
+                yield from self._settles(item, item.event)
 
-    def _slot(self, one: Numbered, slots: list[int]) -> Iterator[str]:
-        rates = {terms.rate for v in self._versions(one) if (terms := self._terms(one.known, v))}
+    def _slot(self, item: Numbered, slots: list[int]) -> Iterator[str]:
+        rates = {terms.rate for v in self._versions(item) if (terms := self._terms(item.known, v))}
         newest = slots[-1] if slots else 0
-        for at in sorted(one.known.at):
+        for at in sorted(item.known.at):
             moment = max(at, newest)
             used = sum(taken > moment - RATE_US for taken in slots)
-            if any(rate and (used < rate) == (one.kind == "slot") for rate in rates):
-                if one.kind == "slot":
+            if any(rate and (used < rate) == (item.kind == "slot") for rate in rates):
+                if item.kind == "slot":
                     slots.append(moment)
                 return
-        yield f"it was shown at {sorted(one.known.at)}; slots were taken at {slots}, and there may be {rates}"
+        yield f"it was shown at {sorted(item.known.at)}; slots were taken at {slots}, and there may be {rates}"
 
-    def _room(self, one: Numbered, event: e.BudgetReserved) -> Iterator[str]:
+    def _room(self, item: Numbered, event: e.BudgetReserved) -> Iterator[str]:
         scopes = [use.scope for use in event.windows]
         if (
-            scopes != [f"agent:{one.known.facts.agent}", f"account:{ACCOUNT}"]
-            or event.amount != one.known.facts.amount
+            scopes != [f"agent:{item.known.facts.agent}", f"account:{ACCOUNT}"]
+            or event.amount != item.known.facts.amount
         ):
             yield f"{event.amount} is charged to {scopes}"
         for use in event.windows:
-            if use.window not in {day_of(at) for at in one.known.at}:
-                yield f"it is charged to {use.window}, and was shown at {one.known.at}"
-            there = self.money[use.scope, use.window]
-            if [use.reserved, use.committed] != there:
-                yield f"it met {use.reserved} + {use.committed} in {use.scope}, and there were {there}"
-            if use.limit not in self._limits(one, use.scope):
+            if use.window not in {day_of(at) for at in item.known.at}:
+                yield f"it is charged to {use.window}, and was shown at {item.known.at}"
+            sums = self.money[use.scope, use.window]
+            if [use.reserved, use.committed] != sums:
+                yield f"it met {use.reserved} + {use.committed} in {use.scope}, and there were {sums}"
+            if use.limit not in self._limits(item, use.scope):
                 yield f"no policy limits {use.scope} to {use.limit}"
-            if use.limit is not None and sum(there) + event.amount > use.limit:
-                yield f"{use.scope} holds {there} of {use.limit} already"
-            there[0] += event.amount
+            if use.limit is not None and sum(sums) + event.amount > use.limit:
+                yield f"{use.scope} holds {sums} of {use.limit} already"
+            sums[0] += event.amount
 
-    def _no_room(self, one: Numbered) -> Iterator[str]:
-        assert isinstance(one.event, e.PayoutDecided)
-        [evidence] = [f.evidence for f in one.event.findings if f.code == "LIMIT_EXCEEDED"]
+    def _no_room(self, item: Numbered) -> Iterator[str]:
+        assert isinstance(item.event, e.PayoutDecided)
+        [evidence] = [f.evidence for f in item.event.findings if f.code == "LIMIT_EXCEEDED"]
         scope, limit = str(evidence["scope"]), int(str(evidence["limit"]))
-        there = self.money[scope, str(evidence["window"])]
-        if limit not in self._limits(one, scope) or sum(there) + one.known.facts.amount <= limit:
-            yield f"{scope} holds {there}, its limits were {self._limits(one, scope)}"
+        sums = self.money[scope, str(evidence["window"])]
+        if limit not in self._limits(item, scope) or sum(sums) + item.known.facts.amount <= limit:
+            yield f"{scope} holds {sums}, its limits were {self._limits(item, scope)}"
 
-    def _settles(self, one: Numbered, event: e.PayoutSettled) -> Iterator[str]:
-        before = one.known.settled[: one.known.settled.index(event.settlement)]
+    def _settles(self, item: Numbered, event: e.PayoutSettled) -> Iterator[str]:
+        before = item.known.settled[: item.known.settled.index(event.settlement)]
         for scope, window in event.windows:
             self.money[scope, window][1 if before else 0] -= event.amount
             if event.settlement == "committed":
                 self.money[scope, window][1] += event.amount
-        if not one.number:
+        if not item.number:
             yield "the settlement has no number"
 
-    def _versions(self, one: Numbered) -> range:
-        return range(max(1, one.known.since), one.until + 1)
+    def _versions(self, item: Numbered) -> range:
+        return range(max(1, item.known.since), item.until + 1)
 
-    def _limits(self, one: Numbered, scope: str) -> set[int | None]:
+    def _limits(self, item: Numbered, scope: str) -> set[int | None]:
         if scope.startswith("account:"):
-            return {self.versions[v - 1].account_daily for v in self._versions(one)}
-        return {terms.daily for v in self._versions(one) if (terms := self._terms(one.known, v))}
+            return {self.versions[v - 1].account_daily for v in self._versions(item)}
+        return {terms.daily for v in self._versions(item) if (terms := self._terms(item.known, v))}
 
 
 def day_of(at_us: int) -> str:

@@ -1,7 +1,7 @@
-"""The consume loop taken apart: real workers on a real Valkey, each of whose calls waits until the test lets it go.
+"""The consume loop step by step: real workers on a real Valkey, where each call waits until the test lets it go.
 
-What workers share is Redis and the bank, so an interleaving of their calls is an interleaving of all that matters. The
-scripts read the time from a key that the test sets; nothing else of them, and nothing of the product, is changed.
+Workers share only Redis and the bank, so an interleaving of their calls is an interleaving of all that matters. Scripts
+read the time from a key that the test sets. Nothing else of them is changed, and of the product only clocks and limits.
 """
 
 import asyncio
@@ -37,15 +37,15 @@ START = 2_051_222_400_000_000
 """µs; Mon 1 Jan 2035, 05:30 in Asia/Kolkata: windows must not have ended by the clock of the server."""
 VENDORS = {"malware": "threat", "unknown": "unavailable"}
 TURNS_MAX = 24
-"""Passes of the event loop after a call was answered, until the worker surely makes its next one."""
+"""Passes of the event loop after an answer; by then a worker has made its next call."""
 ROUNDS_MAX = 200
-"""Rounds of all workers until nothing is left; a history of some dozen inputs needs a tenth of it."""
+"""Limit of rounds of all workers until nothing is left; a history of some dozen inputs needs a tenth of them."""
 
 
 @contextmanager
 def the_tests_clock() -> Iterator[None]:
-    """Scripts read the time where `World.set_clock` puts it, and by it a worker tells how old is what it remembers of
-    Redis; no wall clock cuts off a worker that waits."""
+    """Scripts read the time that `World.set_clock` sets, and a worker judges the age of what it remembers by it. No
+    time limit of the wall clock ends a worker that waits."""
     known = {id(s): s for m in (scripts, grants) for s in vars(m).values() if isinstance(s, Script)}
     with ExitStack() as patches:
         for script in known.values():
@@ -60,12 +60,12 @@ def the_tests_clock() -> Iterator[None]:
 
 
 def vendors() -> Reputations:
-    """As a table, and nothing remembered of it."""
+    """Reputations from the table VENDORS, none of them remembered yet."""
     return Reputations(Vendors(VENDORS))
 
 
 def governance(*, straight: bool = True, known: Reputations | None = None) -> Group:
-    """The chain. `known`: what the worker's process remembers of vendors; None: nothing."""
+    """The governance chain. `known`: reputations that the worker's process remembers; None: none."""
     group = consumers.governance(known or vendors(), zone=ZONE)
     return group if straight else Group(name=group.name, stages=group.stages)
 
@@ -82,11 +82,11 @@ class World:
     """A partition, its clock, and the workers on it."""
 
     latest_us = START
-    """What time it is in the world of which that was told last."""
+    """The time (µs) of the world whose clock was set last."""
 
     @staticmethod
     def latest_s() -> float:
-        """The same in seconds."""
+        """The same in seconds, for patches of `monotonic`."""
         return World.latest_us / 1e6
 
     def __init__(self, url: str) -> None:
@@ -95,19 +95,19 @@ class World:
         self._workers: list[Worker] = []
 
     async def open(self, groups: Sequence[Group]) -> None:
-        """Begin anew with an empty log."""
+        """Start with an empty Redis and an empty log."""
         await self.client.flushdb()
         await self.set_clock(self.now)
         await open_log(self.client, partitions=1, groups=[group.name for group in groups])
 
     async def close(self) -> None:
-        """Let everything go."""
+        """End all workers and close the connection."""
         for worker in list(self._workers):
             await worker.gone()
         await self.client.aclose()
 
     async def set_clock(self, now_us: int) -> None:
-        """What time it is for every script from now on."""
+        """Set the time that every script reads from now on."""
         self.now = World.latest_us = now_us
         async with self.client.pipeline(transaction=True) as pipe:
             pipe.delete(CLOCK)
@@ -115,7 +115,7 @@ class World:
             await pipe.execute()
 
     async def append(self, *events: Event, keys: Sequence[str] = ()) -> bool:
-        """As producers do; whether it is new."""
+        """Append an entry as producers do. Returns whether it was new."""
         delivery = scripts.Delivery(keys, encode_events(events), b'{"by":"test"}')
         [(_, new)] = await scripts.append_once(self.client, self.names, [delivery])
         return new
@@ -125,35 +125,35 @@ class World:
         await apply_policies(self.client, text)
 
     def worker(self, group: Group, name: str) -> "Worker":
-        """One more worker of the group."""
+        """Add a worker of this group."""
         worker = Worker(self, group, name)
         self._workers.append(worker)
         return worker
 
     def forget(self, worker: "Worker") -> None:
-        """It is gone."""
+        """Remove a worker that has ended."""
         self._workers.remove(worker)
 
     async def rows(self) -> list[Row]:
-        """The log."""
-        found = await self.client.execute_command("XRANGE", self.names.log, "-", "+")
-        return [Row(row[0].decode(), decode_events(row[1][1]), decode_meta(row[1][3])) for row in found]
+        """All entries of the log."""
+        entries = await self.client.execute_command("XRANGE", self.names.log, "-", "+")
+        return [Row(row[0].decode(), decode_events(row[1][1]), decode_meta(row[1][3])) for row in entries]
 
     async def waiting(self) -> dict[str, int]:
-        """What is unread, in somebody's hands or put off, by group."""
-        found: dict[str, int] = {}
+        """The number of entries that are unread, pending or deferred, by group."""
+        counts: dict[str, int] = {}
         for group in await self.client.xinfo_groups(self.names.log):
             name = group["name"].decode()
             retries = await self.client.zcard(self.names.retries(name))
-            found |= {
+            counts |= {
                 f"{name} unread": group["lag"],
                 f"{name} pending": group["pending"],
                 f"{name} off": retries,
             }
-        return {what: count for what, count in found.items() if count}
+        return {what: count for what, count in counts.items() if count}
 
     async def drain(self, workers: Sequence["Worker"]) -> None:
-        """Let the workers go on until nothing is left to do, at the time that it is now."""
+        """Let the workers go on until nothing is left to do at the present time."""
         for _ in range(ROUNDS_MAX):
             for worker in workers:
                 await worker.whole_turn("upkeep")
@@ -166,12 +166,12 @@ class World:
                 for worker in workers:
                     await worker.whole_turn("claim")
             if any(what.endswith("off") for what in waiting):
-                await self.set_clock(self.now + 11_000_000)  # no wait is longer
+                await self.set_clock(self.now + 11_000_000)  # no deferral is longer
         raise AssertionError(f"there is no end to it: {await self.waiting()}")
 
 
 def not_blocking(client: Redis) -> Redis:
-    """The client without BLOCK: a server notices the end of a read that waits for a millisecond after a hundred."""
+    """Remove BLOCK from the client's commands: the server ends a read that waits for 1 ms only after 100 ms."""
     send = client.execute_command
 
     async def at_once(*args: Any, **options: Any) -> Any:
@@ -185,7 +185,7 @@ def not_blocking(client: Redis) -> Redis:
 
 
 async def look_and_handle(consumer: Consumer, client: Redis, *, claims: bool) -> None:
-    """What a consumer does beside its batches, in one go."""
+    """Do at once what a consumer's upkeep does between batches."""
     await scripts.fire_due(client, consumer.names)
     consumer._upkeep._claim_due = 0.0
     while found := await consumer._upkeep.look(client, may_claim=claims):
@@ -196,14 +196,14 @@ async def look_and_handle(consumer: Consumer, client: Redis, *, claims: bool) ->
 
 
 class Call(NamedTuple):
-    """What a worker is about to do."""
+    """A call that a worker is about to make."""
 
     what: str
     go: "asyncio.Future[None]"
 
 
 class Worker:
-    """A consumer whose calls wait. One of its turns is on at a time: `read`, `upkeep` or `claim`."""
+    """A consumer whose calls wait for the test. It has one turn at a time: `read`, `upkeep` or `claim`."""
 
     def __init__(self, world: World, group: Group, name: str) -> None:
         self.world, self.name, self.group = world, name, group
@@ -224,7 +224,7 @@ class Worker:
         return await self.call(what, lambda: self._send(*args, **options))
 
     async def call(self, what: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Wait for the test, act, and die with the answer where the test wants that."""
+        """Wait for the test, then act. If the test wants that, die before the answer is received."""
         if self._dead:
             raise Killed
         call = Call(what, asyncio.get_running_loop().create_future())
@@ -246,7 +246,7 @@ class Worker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a turn is on."""
+        """Whether a turn has begun and not ended."""
         return self.task is not None and not self.task.done()
 
     async def begin(self, turn: str) -> None:
@@ -266,7 +266,7 @@ class Worker:
             await look_and_handle(consumer, client, claims=turn == "claim")
 
     async def step(self, which: int = 0) -> None:
-        """Let one of its calls go, and wait for the next or the end of the turn."""
+        """Let one of its calls go, and wait for the next one or the end of the turn."""
         self.calls.pop(which % len(self.calls)).go.set_result(None)
         await self._at_a_call()
 
@@ -281,7 +281,7 @@ class Worker:
             self.task.result()
 
     async def whole_turn(self, turn: str) -> None:
-        """A turn from its beginning to its end; first the end of one that is on."""
+        """Do a whole turn, after the rest of one that has begun."""
         while self.is_busy:
             await self.step()
         await self.begin(turn)
@@ -289,7 +289,7 @@ class Worker:
             await self.step()
 
     async def kill(self, *, after: bool) -> None:
-        """The process dies before its next call is sent, or after that acted and before it is heard of."""
+        """Kill the process before its next call is sent, or (`after`) before the answer to it is received."""
         if after and self.calls:
             self._dies_after = True
             await self.step()
@@ -304,7 +304,7 @@ class Worker:
         self.calls.clear()
 
     async def gone(self) -> None:
-        """Close what it had."""
+        """End the worker and close its connection."""
         self._end()
         if self.task is not None:
             await asyncio.wait([self.task])

@@ -1,7 +1,8 @@
-"""What comes together is decided as what comes one by one in the order of the decisions: the straight way, by what a
-worker remembers of Redis and of payouts alike, against the chain, which looks at each as a whole.
+"""A batch is decided as its payouts would be one by one, in the order of the decisions.
 
-To who was paid before: of those who come together to somebody new each sees what was known before them.
+The fast path, which uses what a worker remembers of Redis and of similar payouts, is compared with the chain, which
+looks at each payout as a whole. Of several payouts to a new beneficiary in one batch, each sees what was known before
+the batch; so all beneficiaries here were paid before.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from tests.model.playing import Crew, counters, stories
 from tests.model.stepping import START, Row, World, governance, the_tests_clock, vendors
 from tests.words import ACCOUNT, observed, requested
 
-pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+pytestmark = pytest.mark.timeout(600)  # seconds, on a busy machine; alone each test takes a few
 
 BEFORE = START - 100_000_000
 POLICIES = f"""
@@ -64,7 +65,7 @@ Batch = list[PayoutObserved | PayoutRequested]
 
 
 def paid_before() -> Batch:
-    """Each vendor into each account, and what is no vendor: once noted, once found noted."""
+    """Two payouts for each vendor (or none) and fund account: the first notes the pair, the second finds it noted."""
     return [
         observed(f"pout_{url}{account}{n}", 1, agent="easy", url=url, fund_account=account, at=BEFORE)
         for url in (*SHOPS, None)
@@ -73,13 +74,16 @@ def paid_before() -> Batch:
     ]
 
 
-async def played(url: str, told: list[Batch], *, straight: bool) -> tuple[list[Row], dict[str, Any]]:
-    """One batch after the other, read at once; the log, and what else is in Redis with what will leave it."""
-    known = vendors()  # the chain takes two numbers for one whom it has to ask for
+async def played(url: str, batches: list[Batch], *, straight: bool) -> tuple[list[Row], dict[str, Any]]:
+    """Handle one batch after the other, each read at once.
+
+    Returns the log, and the rest of Redis with the records that have a time to live.
+    """
+    known = vendors()  # for a vendor that it has to look up, the chain takes two numbers
     await known.of(SHOPS, NoCache(), START)
     async with Crew(World(url), [governance(straight=straight, known=known)]) as crew:
         await crew.world.apply(POLICIES)
-        for batch in told:
+        for batch in batches:
             for event in batch:
                 await crew.tell(event)
             await crew.rest()
@@ -89,27 +93,28 @@ async def played(url: str, told: list[Batch], *, straight: bool) -> tuple[list[R
 
 
 def one_by_one(rows: list[Row]) -> list[Batch]:
-    """What was told, in the order in which it was handled."""
-    told = {row.id: row.events for row in rows if row.meta.by == "test"}
-    order = dict.fromkeys(row.meta.cause for row in rows if row.meta.cause in told)
-    return [told[entry] for entry in [*order, *(told.keys() - order.keys())]]  # type: ignore[misc]
+    """Batches of one event each: the inputs in the order in which they were handled."""
+    inputs = {row.id: row.events for row in rows if row.meta.by == "test"}
+    order = dict.fromkeys(row.meta.cause for row in rows if row.meta.cause in inputs)
+    silent = [entry for entry in inputs if entry not in order]  # without outputs
+    return [inputs[entry] for entry in [*order, *silent]]  # type: ignore[misc]
 
 
-async def agree(url: str, told: list[Batch], believed_s: float) -> None:
+async def agree(url: str, batches: list[Batch], believed_s: float) -> None:
     before = [[event] for event in paid_before()]
     with mock.patch.object(unasked, "BELIEVED_S", believed_s):
-        rows, state = await played(url, [*before, *told], straight=True)
-    theirs, chain = await played(url, one_by_one(rows), straight=False)
+        rows, state = await played(url, [*before, *batches], straight=True)
+    chain_rows, chain_state = await played(url, one_by_one(rows), straight=False)
     assert {payout: sorted(story) for payout, story in stories(rows).items()} == {
-        payout: sorted(story) for payout, story in stories(theirs).items()
+        payout: sorted(story) for payout, story in stories(chain_rows).items()
     }
-    assert state.keys() == chain.keys()
+    assert state.keys() == chain_state.keys()
     for key, value in state.items():
-        if ":rate:" in key:  # what a batch itself pushes out of the window leaves with the next one
-            few, many = sorted((value, chain[key]), key=len)
+        if ":rate:" in key:  # slots that a batch pushes out of the window are removed with the next one
+            few, many = sorted((value, chain_state[key]), key=len)
             assert many[len(many) - len(few) :] == few, key
         else:
-            assert value == chain[key], key
+            assert value == chain_state[key], key
 
 
 @pytest.mark.parametrize(
@@ -134,10 +139,10 @@ def test_a_batch_is_decided_as_its_payouts_one_by_one(unsynced: str, examples: i
         report_multiple_bugs=False,
     )
     @given(batches, st.sampled_from([0.0, 0.25]))
-    def whatever_comes_together(told: list[Batch], believed_s: float) -> None:
+    def whatever_comes_together(drawn: list[Batch], believed_s: float) -> None:
         with the_tests_clock():
-            asyncio.run(agree(unsynced, told, believed_s))
+            asyncio.run(agree(unsynced, drawn, believed_s))
 
     with mock.patch.object(BookPlans, "again", seen):
         whatever_comes_together()
-    assert any(at_sight)  # else it is another test
+    assert any(at_sight)  # otherwise no payout took the path that is tested

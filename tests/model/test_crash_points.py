@@ -1,7 +1,7 @@
-"""A worker that dies at any await, for every await that there is, leaves a log as if it had not.
+"""A worker may die at any await: the log in the end is as if it had not.
 
-One batch of everything goes through a worker that is killed (or cancelled) at its first suspension point, then through
-one that gets to its second, and so on until one comes to the end. Each time another worker takes over what was left.
+A batch with everything in it is handled by a worker that is killed (or cancelled) at its first suspension point, then
+by one that reaches its second, and so on until one finishes. Each time another worker takes over what was left.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ from tests.model.stepping import (
 )
 from tests.words import ACCOUNT, observed, requested, reviewed
 
-pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+pytestmark = pytest.mark.timeout(600)  # seconds, on a busy machine; alone each test takes a few
 
 T = TypeVar("T")
 POINTS_MAX = 400
-"""More than any batch here has; where it is reached, the batch never comes to its end."""
+"""More points than any batch here has. A worker that gets so far would never finish."""
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
 policies:
@@ -91,11 +91,11 @@ BATCH = [
     payout("new", 200, "plain"),
     e.PayoutMalformed(at=START, payout="pout_bad", account=ACCOUNT, source="webhook", problem="amount"),
 ]
-"""Rules of every stage, lifecycle, reviews, an expiry, the same payout twice, a dead letter."""
+"""Rules of every stage, changes of status, reviews, an expiry, the same payout twice, a dead letter."""
 
 
 class Process:
-    """One turn of a worker: what it had, what is new, and what is due; with connections of its own."""
+    """A worker process with its own connections. A turn handles what it had, what is new, and what is due."""
 
     def __init__(self, world: World, group: Group, name: str, *, claims: bool) -> None:
         self.consumer = Consumer(world.url, 0, group, name=name, limits=Limits(claim_idle_s=0.0))
@@ -112,14 +112,14 @@ class Process:
             await look_and_handle(consumer, client, claims=self.claims)
 
 
-async def heard(world: World) -> None:
-    """What a dead process had sent is done: the server reads its connections in turn."""
+async def all_sent_is_done(world: World) -> None:
+    """Wait until the server has done what a dead process had sent; it reads its connections in turn."""
     for _ in range(3):
         await world.client.execute_command("PING")
 
 
 async def finish(world: World, make: Callable[[], Group]) -> None:
-    """Others do what is left."""
+    """Let other workers do what is left."""
     process = Process(world, make(), f"heir-of-{make().name}", claims=True)
     for _ in range(20):
         await process.turn()
@@ -129,7 +129,7 @@ async def finish(world: World, make: Callable[[], Group]) -> None:
 
 
 def gist(rows: list[Row]) -> list[tuple[str, int, str]]:
-    """Who wrote it, the place of its cause, and its bytes, without the ids of entries."""
+    """Of each entry: who wrote it, the place of its cause, and its bytes without the ids of entries."""
     places = {row.id: place for place, row in enumerate(rows)}
     return [
         (
@@ -142,7 +142,7 @@ def gist(rows: list[Row]) -> list[tuple[str, int, str]]:
 
 
 def by_payout(rows: list[Row]) -> dict[str, list[str]]:
-    """The story of each payout. The straight way goes first, so whose turn it was at the counters is another."""
+    """The story of each payout, without the order at the counters, since the fast path is handled first."""
     return {
         payout: [re.sub(r'"(number|reserved|used)":\d+', r'"\1":0', text) for text in story]
         for payout, story in stories(rows).items()
@@ -150,7 +150,7 @@ def by_payout(rows: list[Row]) -> dict[str, list[str]]:
 
 
 async def kept(world: World) -> dict[str, Any]:
-    """Records without whose turn it was, and counters."""
+    """Records without the order at the counters, and the counters."""
     state = await counters(world)
     for key, row in state.items():
         if ":payout:" in key:
@@ -172,7 +172,7 @@ async def governed(url: str, fuse: Fuse, *, straight: bool) -> tuple[list[Row], 
         for event in BATCH:
             await world.append(event)
         await fuse.run(Process(world, chain(), "first", claims=True).turn())
-        await heard(world)
+        await all_sent_is_done(world)
         await finish(world, chain)
         return await world.rows(), await kept(world), await world.client.xlen(world.names.dead)
     finally:
@@ -203,7 +203,7 @@ async def test_a_governance_worker_may_end_at_any_await(unsynced: str, how: How,
 
 
 class Slow(Wired):
-    """Each call may be cut off before it acts, and between that and its answer."""
+    """A bank client whose calls can be interrupted before they act, and between acting and the answer."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__(bank)
@@ -230,9 +230,10 @@ ORDERS = [
 
 
 async def enacted(url: str, fuse: Fuse) -> tuple[Bank, dict[str, PayoutRecord], dict[str, list[str]]]:
-    """What was decided is told to the bank by a worker that ends, then by another.
+    """A worker that ends, and then another one, send the bank the commands for what was decided.
 
-    Of an intent the record has to do: where it was approved at the bank already, nobody answers an approval again.
+    Of an intent only the record is compared, not the story: an approval that the bank has already is not answered
+    again.
     """
     bank, world = Bank(), World(url)
 
@@ -249,7 +250,7 @@ async def enacted(url: str, fuse: Fuse) -> tuple[Bank, dict[str, PayoutRecord], 
         await finish(world, governance)
         bank.move("pout_race", "processing")  # a person at the bank was faster
         await fuse.run(Process(world, desk(), "first", claims=True).turn())
-        await heard(world)
+        await all_sent_is_done(world)
         await finish(world, desk)
         await finish(world, governance)
         await finish(world, desk)
@@ -260,14 +261,14 @@ async def enacted(url: str, fuse: Fuse) -> tuple[Bank, dict[str, PayoutRecord], 
                 if payout_of(event):
                     stories.setdefault(payout_of(event), []).append(event)
         records = {name: record for name, story in stories.items() if (record := fold(story)) is not None}
-        said = {name: [_said(event) for event in story] for name, story in stories.items()}
-        return bank, records, {name: story for name, story in said.items() if not is_intent(name)}
+        texts = {name: [_text(event) for event in story] for name, story in stories.items()}
+        return bank, records, {name: story for name, story in texts.items() if not is_intent(name)}
     finally:
         await world.close()
 
 
-def _said(event: e.Event) -> str:
-    """An event as it is, whether the bank was asked before or after it had done it."""
+def _text(event: e.Event) -> str:
+    """An event as text, which is the same whether the bank answered `done` or `already`."""
     if isinstance(event, e.BankCommandAnswered):
         outcome = "done" if event.outcome in ("done", "already") else event.outcome
         return f"{event.command} {outcome}, {event.bank_status}"
@@ -279,15 +280,15 @@ def _said(event: e.Event) -> str:
 @pytest.mark.parametrize("how", ["killed", "cancelled"])
 async def test_an_execution_worker_may_end_at_any_await(unsynced: str, how: How) -> None:
     with the_tests_clock():
-        bank, records, said = await enacted(unsynced, Fuse(0))
+        bank, records, texts = await enacted(unsynced, Fuse(0))
         assert sorted(command for _, command in bank.effects) == [
             *("approve", "approve", "cancel", "cancel", "create", "reject")
         ]
         for at in range(1, POINTS_MAX):
             fuse = Fuse(at, how)
-            after, records_after, said_after = await enacted(unsynced, fuse)
+            after, records_after, texts_after = await enacted(unsynced, fuse)
             assert sorted(after.effects) == sorted(bank.effects), f"{how} at point {at}"
-            assert said_after == said, f"{how} at point {at}"
+            assert texts_after == texts, f"{how} at point {at}"
             assert records_after == records, f"{how} at point {at}"
             if not fuse.blown:
                 break

@@ -1,4 +1,4 @@
-"""What the tests of this directory found, each as the shortest history that shows it."""
+"""Bugs that the tests of this directory found, each as the shortest history that shows it."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ PAYEE = Beneficiary(
 
 
 class Forgetful(Slow):
-    """The bank acts on the first `create`, and nobody hears its answer; its list shows the payout later."""
+    """The bank acts on the first `create`, but its answer is lost; its list shows the payout later."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__(bank)
@@ -53,7 +53,7 @@ def desk(wire: Slow) -> Group:
 
 
 async def later(crew: Crew, seconds: float) -> None:
-    """Time passes, and what was put off is taken up."""
+    """Let time pass, and take up what was deferred."""
     await crew.world.set_clock(crew.world.now + int(seconds * 1e6))
     for consumer, client in crew._all:
         await look_and_handle(consumer, client, claims=False)
@@ -62,7 +62,7 @@ async def later(crew: Crew, seconds: float) -> None:
 async def test_a_stopped_intent_that_execution_itself_finds_at_the_bank_is_rejected_there(
     unsynced: str,
 ) -> None:
-    """Execution has folded what it found, so governance took it for old news, and it stayed pending for ever."""
+    """Bug: execution had folded what it found, so governance took it for known, and it stayed pending for ever."""
     bank = Bank()
     wire = Forgetful(bank)
     asked = requested(300, agent="free", at=START)
@@ -88,8 +88,8 @@ async def test_a_stopped_intent_that_execution_itself_finds_at_the_bank_is_rejec
 async def test_what_could_have_been_the_intents_until_its_own_was_made_is_ended(
     unsynced: str, status: str
 ) -> None:
-    """Somebody made the same payout under the reference while ours was awaited. Which one is ours is said by the
-    answer, which execution has folded; so nobody was told of the other one, and where it is queued it paid itself."""
+    """Somebody made the same payout under the reference while ours was awaited, and only the answer says which is ours.
+    Bug: execution had folded that answer, so the other payout was never ended; a queued one was paid."""
     bank = Bank()
     asked = requested(300, agent="free", payee=PAYEE, at=START)
     foreign = copy_of(asked, "pout_foreign", status)
@@ -107,7 +107,7 @@ async def test_what_could_have_been_the_intents_until_its_own_was_made_is_ended(
 
 
 async def test_a_settlement_in_a_group_of_its_own_has_ended_what_would_pay_itself(unsynced: str) -> None:
-    """The screening group has folded what the bank showed, so the settling group took it for old news."""
+    """Bug: the screening group had folded what the bank showed, so the settling group took it for known."""
     asked = requested(300, agent="free", at=START)
     with the_tests_clock():
         async with Crew(World(unsynced), list(split(governance()).values())) as crew:
@@ -123,21 +123,21 @@ async def test_a_settlement_in_a_group_of_its_own_has_ended_what_would_pay_itsel
 async def test_what_is_foreign_is_ended_also_beyond_the_copies_that_are_kept(
     unsynced: str, asks: bool
 ) -> None:
-    """From the ninth on what waited was left at the bank, and what was queued there paid itself."""
+    """Bug: from the ninth copy on, pending payouts were left at the bank, and queued ones were paid."""
     bank = Bank()
     asked = requested(300, agent="free", at=START)
     foreign = [
         copy_of(asked, f"pout_{n:02}", "queued" if n % 2 else "pending", amount=1)
         for n in range(COPIES_MAX + 3)
     ]
-    for one in foreign:
-        bank.make(one.facts)
+    for observation in foreign:
+        bank.make(observation.facts)
     with the_tests_clock():
         async with Crew(World(unsynced), [governance(), desk(Slow(bank))]) as crew:
             await crew.play([asked] if asks else [])
             await crew.play(foreign)
-            await crew.play(foreign[-2:])  # the same looks, delivered again
-    assert {bank.now(one.facts.id).status for one in foreign} == {"rejected", "cancelled"}
+            await crew.play(foreign[-2:])  # the same observations, delivered again
+    assert {bank.now(observation.facts.id).status for observation in foreign} == {"rejected", "cancelled"}
     ended = [payout for payout, command in bank.effects if command != "create"]
     assert sorted(set(ended)) == sorted(ended)
     assert [command for _, command in bank.effects].count("create") == asks
@@ -146,19 +146,19 @@ async def test_what_is_foreign_is_ended_also_beyond_the_copies_that_are_kept(
 async def test_what_may_be_the_intents_own_is_not_ended_also_beyond_the_copies_that_are_kept(
     unsynced: str,
 ) -> None:
-    """Ours may be the ninth, and be shown before the answer to our call."""
+    """Our own payout may be the ninth copy, and may be shown before our call is answered."""
     asked = requested(300, agent="free", at=START)
-    looks = [copy_of(asked, f"pout_{n:02}", "pending", amount=1) for n in range(COPIES_MAX)]
+    copies = [copy_of(asked, f"pout_{n:02}", "pending", amount=1) for n in range(COPIES_MAX)]
     with the_tests_clock():
         async with Crew(World(unsynced), [governance()]) as crew:
-            await crew.play([asked, *looks, copy_of(asked, "pout_ours", "pending")])
+            await crew.play([asked, *copies, copy_of(asked, "pout_ours", "pending")])
             events = [event for row in await crew.world.rows() for event in row.events]
-    told = {event.bank_payout for event in events if isinstance(event, e.CancelRequested)}
-    assert told == {one.facts.id for one in looks}
+    ended = {event.bank_payout for event in events if isinstance(event, e.CancelRequested)}
+    assert ended == {observation.facts.id for observation in copies}
 
 
 class Undecided(Slow):
-    """The bank says that it rejects, and its payout stays pending for a while."""
+    """The bank answers that it rejected a payout, but the payout stays pending for a while."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__(bank)
@@ -175,7 +175,7 @@ class Undecided(Slow):
 async def test_what_the_bank_said_that_it_ends_and_did_not_is_asked_for_again_later_and_not_in_a_circle(
     unsynced: str,
 ) -> None:
-    """What execution saw made governance ask for it, and that made execution look: as fast as the bank answered."""
+    """Bug: what execution saw made governance ask again, which made execution look again, as fast as the bank was."""
     bank = Bank()
     wire = Undecided(bank)
     asked = requested(300, agent="free", at=START)
@@ -198,8 +198,9 @@ async def test_what_the_bank_said_that_it_ends_and_did_not_is_asked_for_again_la
 async def test_what_ended_under_the_reference_does_not_stand_for_an_attempt_that_is_still_looked_for(
     unsynced: str, how: str
 ) -> None:
-    """Somebody's payout with the same reference was cancelled; our attempt's answer was lost, and the agent frozen. The
-    cancelled one was taken for the attempt: its money was free at once, and what turned up later was left pending."""
+    """Somebody's payout with the same reference was cancelled; the answer to our attempt was lost, and the agent
+    frozen. Bug: the cancelled payout was taken for our attempt. Its reservation was released at once, and the real one
+    stayed pending when it appeared."""
     bank = Bank()
     wire = Forgetful(bank)
     asked = requested(300, agent="free", at=START)
@@ -238,8 +239,8 @@ async def test_what_ended_under_the_reference_does_not_stand_for_an_attempt_that
 async def test_a_lost_attempt_that_was_paid_all_the_same_gives_its_money_back_if_it_comes_back(
     unsynced: str, ends: str, beside: str
 ) -> None:
-    """Its agent was frozen, and the webhooks told all of it before it was searched for again: its payment was
-    committed, and its end was taken for somebody else's, so the money stayed spent."""
+    """The agent was frozen, and webhooks reported the payout's whole course before it was searched for again. Bug: its
+    payment was committed, but its end was taken for somebody else's, so the money stayed spent."""
     bank = Bank()
     wire = Forgetful(bank)
     asked = requested(300, agent="free", at=START)
@@ -267,8 +268,8 @@ async def test_a_lost_attempt_that_was_paid_all_the_same_gives_its_money_back_if
 
 
 async def test_an_intent_that_seemed_paid_by_a_copy_and_is_open_again_stays_in_redis(unsynced: str) -> None:
-    """Somebody's payout stood for it until the answer named its own: its record had a time to live from then, and was
-    gone after the retention time although it was open."""
+    """Somebody's payout stood for the intent until the answer named its own. Bug: the record kept its time to live, and
+    was gone after the retention time although the intent was open."""
     bank = Bank()
     asked = requested(300, agent="free", payee=PAYEE, at=START)
     with the_tests_clock():
@@ -289,8 +290,9 @@ async def test_an_intent_that_seemed_paid_by_a_copy_and_is_open_again_stays_in_r
 async def test_a_failover_that_loses_a_delivery_does_not_make_a_lost_attempt_a_first_one(
     unsynced: str,
 ) -> None:
-    """The new server had the decision, and not that a worker had it and called the bank. It came as if for the first
-    time, its agent was frozen by then, and its money was free at once although the bank had the payout."""
+    """The new server had the decision, but not that it had been delivered to a worker, which called the bank. Bug: it
+    was handled as if for the first time. Its agent was frozen by then, so the reservation was released at once although
+    the bank had the payout."""
     bank = Bank()
     wire = Forgetful(bank)
     asked = requested(300, agent="free", at=START)
@@ -325,10 +327,10 @@ async def test_a_failover_that_loses_a_delivery_does_not_make_a_lost_attempt_a_f
 
 
 class Listed:
-    """The bank's list: all that there is, or these alone, while it lags."""
+    """The bank's list of payouts: all of them, or only these while the list lags behind."""
 
     def __init__(self, wire: Slow, bank: Bank, *alone: str) -> None:
         self.bank, self.alone = bank, alone
 
     async def __call__(self, account_number: str, reference: str) -> Sequence[BankPayout]:
-        return [one for one in self.bank.under(reference) if not self.alone or one.id in self.alone]
+        return [facts for facts in self.bank.under(reference) if not self.alone or facts.id in self.alone]

@@ -1,8 +1,8 @@
-"""Random histories, random interleavings: what workers make of them is what the rules say, at every entry of the log.
+"""Random histories in random interleavings: every entry that the workers write is what the rules say.
 
-A machine of hypothesis draws payouts, webhooks (twice, late, out of order), reviews, changes of policies, jumps of the
-clock, and which worker makes its next call or dies before or after it. In the end the survivors finish, the bank tells
-what it has not told yet, and `Rulebook`, which knows nothing of our code, reads the log.
+A state machine of hypothesis draws payouts, webhooks (twice, late, out of order), reviews, changes of policies, jumps
+of the clock, and which worker makes its next call or dies before or after it. In the end the survivors finish, the bank
+reports what it has not reported yet, and `Rulebook`, which uses none of our code, checks the log.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.words import ACCOUNT, observed, reviewed
 
 PAYOUTS_MAX = 16
 KILLS_MAX, CLAIMS_MAX = 3, 4
-"""Deaths and takeovers in one history: an entry that was taken up ten times is set aside, and rightly."""
+"""Limits in one history, since an entry that was taken over ten times rightly becomes a dead letter."""
 POLICIES_MAX = 8
 AGENTS = ("plain", "plain", "held", "held", "held", "rated", "limited", "stranger")
 AMOUNTS = (100, 300, 301, 400, 500, 601, 1_000)
@@ -42,7 +42,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     *({"daily": 0}, {"daily": 500}, {"daily": 5_000}, {"per_txn": 300}, {"above": 0}, {"above": None}),
     *({"dual": None}, {"rate": 1}, {"rate": 0}, {"blocks": True}, {"frozen": True}),
 )
-"""What one policy may be beside what it was at first."""
+"""The changes that a policy may have, compared with the first one."""
 FIRST = Policies(
     {
         "plain": Terms(daily=1_000),
@@ -54,12 +54,12 @@ FIRST = Policies(
 )
 HOSTS = ("", "", "", "shop.example", "shop.example", "bad.example", "malware.example", "unknown.example")
 MADE = st.tuples(st.sampled_from(AGENTS), st.sampled_from(AMOUNTS), st.sampled_from(HOSTS), st.integers(0, 9))
-"""A payout: the last part is 9 where it is queued and does not wait for an approval."""
+"""A payout. If the last part is 9, it is queued at the bank instead of pending."""
 DAY_US = 24 * HOLD_US
 
 
 def changed(agent: str, change: dict[str, Any]) -> Terms:
-    """What the agent's policy was at first, with a change; a limit of one payout above that of a day is refused."""
+    """The agent's first policy with a change, but never with a limit per payout above the daily one (refused)."""
     terms = dataclasses.replace(FIRST.agents[agent], **change)
     if terms.daily is not None and terms.per_txn is not None and terms.per_txn > terms.daily:
         return dataclasses.replace(terms, per_txn=None)
@@ -81,7 +81,7 @@ class Histories(RuleBasedStateMachine):
         self.workers: list[Worker] = []
         self.kills = self.claims = self.started = 0
         self.known = vendors()
-        """What governance workers remember of vendors, as those of one process do; of beneficiaries each its own."""
+        """Reputations, which all governance workers share as in one process; each remembers its own beneficiaries."""
         self.groups = {"governance": governance(), "execution": execution(Wired(self.bank), at_once)}
         self._run(self._open())
 
@@ -108,13 +108,13 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(made=st.lists(MADE, min_size=3, max_size=6))
     def begins(self, made: list[tuple[str, int, str, int]]) -> None:
-        """A history without payouts tells nothing."""
+        """Begin with some payouts, since a history without any shows nothing."""
         self._make(made, 1)
 
     @precondition(lambda self: len(self.facts) < PAYOUTS_MAX)
     @rule(made=st.lists(MADE, min_size=1, max_size=3), times=st.sampled_from([1, 1, 1, 2, 0]))
     def makes(self, made: list[tuple[str, int, str, int]], times: int) -> None:
-        """Somebody makes payouts at the bank, and the bank tells us of each so often."""
+        """Somebody makes payouts at the bank, and the bank sends so many webhooks for each."""
         self._make(made, times)
 
     @precondition(lambda self: len(self.facts) < PAYOUTS_MAX)
@@ -151,7 +151,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.facts)
     @rule(which=st.integers(0, 30), state=st.integers(0, 5), deduplicated=st.booleans())
     def tells(self, which: int, state: int, deduplicated: bool) -> None:
-        """A webhook about any state that a payout was in: late, again, before an earlier one."""
+        """A webhook about any state that a payout has had: late, repeated, or out of order."""
         payout = f"pout_{which % len(self.facts)}"
         self._tell(payout, state % len(self.bank.payouts[payout]), deduplicated=deduplicated)
 
@@ -171,7 +171,7 @@ class Histories(RuleBasedStateMachine):
         ),
     )
     def answers(self, which: int, answers: list[tuple[str, Any]]) -> None:
-        """Reviewers, or somebody who is none, answer at the same time."""
+        """Reviewers, or people who are not, answer at the same time."""
         asked = [payout for payout, facts in self.facts.items() if facts.agent == "held"]
         for by, action in answers:
             answer = reviewed(asked[which % len(asked)], by, action, at=self.world.now, why="")
@@ -180,7 +180,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: len(self.versions) < POLICIES_MAX)
     @rule(agent=st.sampled_from([*AGENTS[:-1], "account"]), change=st.sampled_from(CHANGES))
     def changes(self, agent: str, change: dict[str, Any]) -> None:
-        """A policy is changed, perhaps while something is decided under the one before."""
+        """A policy changes, perhaps while something is decided under the previous one."""
         now = self.versions[-1]
         if agent == "account":
             frozen = "frozen" in change and not now.account_frozen
@@ -195,7 +195,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(us=st.sampled_from([1_000_000, 30_000_000, 61_000_000, HOLD_US, DAY_US]))
     def passes(self, us: int) -> None:
-        """Time."""
+        """Time passes."""
         self._run(self.world.set_clock(self.world.now + us))
 
     # ---- what workers do ----------------------------------------------------------------
@@ -206,19 +206,19 @@ class Histories(RuleBasedStateMachine):
         )
     )
     def works(self, steps: list[tuple[int, int]]) -> None:
-        """Workers make their next calls, by turns; where several calls of one wait, any of them."""
+        """Workers make their next calls in turns. If several calls of a worker wait, any of them is next."""
         for which, call in steps:
             self._run(self._work(self.workers[which], "read", [call]))
 
     @rule(which=st.integers(0, 3), calls=st.lists(st.integers(0, 2), min_size=1, max_size=8))
     def keeps_up(self, which: int, calls: list[int]) -> None:
-        """A worker looks after timers and what was put off."""
+        """A worker handles timers and deferred entries."""
         self._run(self._work(self.workers[which], "upkeep", calls))
 
     @precondition(lambda self: self.claims < CLAIMS_MAX and any(worker.is_busy for worker in self.workers))
     @rule(which=st.integers(0, 3), calls=st.lists(st.integers(0, 2), min_size=4, max_size=12))
     def takes_over(self, which: int, calls: list[int]) -> None:
-        """A worker takes up what others have in hand and do not let go of: each of them may be the faster one."""
+        """A worker takes over what others have in hand and still work on, so either may commit first."""
         self.claims += 1
         self._run(self._work(self.workers[which], "claim", calls))
 
@@ -230,7 +230,7 @@ class Histories(RuleBasedStateMachine):
         change=st.sampled_from(CHANGES),
     )
     def hesitates(self, which: int, before: str, meanwhile: str, agent: str, change: dict[str, Any]) -> None:
-        """A worker gets as far as right before such a call; then what it has decided is overtaken."""
+        """A worker goes on until right before such a call; then something happens that overtakes its decision."""
         self._run(self._up_to(self.workers[which], before))
         if meanwhile == "policy" and len(self.versions) < POLICIES_MAX:
             self._change(self.versions[-1].with_terms(agent, changed(agent, change)))
@@ -253,14 +253,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def rests(self) -> None:
-        """All workers finish what there is."""
+        """All workers finish what they can read."""
         for worker in self.workers:
             self._run(worker.whole_turn("read"))
 
     @precondition(lambda self: self.kills < KILLS_MAX and any(worker.is_busy for worker in self.workers))
     @rule(which=st.integers(0, 3), after=st.booleans(), claim=st.booleans())
     def dies(self, which: int, after: bool, claim: bool) -> None:
-        """A worker dies before its call or after it; another one takes its place, and may claim what others have."""
+        """A worker dies before or after its next call. Another one takes its place, and may claim what others have."""
         self.kills += 1
         which = next(i % 4 for i in range(which, which + 4) if self.workers[i % 4].is_busy)
         self._run(self.workers[which].kill(after=after))
@@ -298,18 +298,18 @@ class Histories(RuleBasedStateMachine):
         self._bank(book)
 
     async def _counters(self, book: Rulebook) -> None:
-        """Redis holds the sums of the log and nothing else."""
-        found = {}
+        """The budgets in Redis are the sums of the log."""
+        budgets = {}
         for key in await self.world.client.keys(self.world.names.budget("*", "*")):
             kind, scope, window = key.decode().rsplit(":", 3)[-3:]
             row = await self.world.client.hmget(key, "r", "c")
-            found[f"{kind}:{scope}", window] = [int(row[0] or 0), int(row[1] or 0)]
-        assert {key: sums for key, sums in found.items() if any(sums)} == {
+            budgets[f"{kind}:{scope}", window] = [int(row[0] or 0), int(row[1] or 0)]
+        assert {key: sums for key, sums in budgets.items() if any(sums)} == {
             key: sums for key, sums in book.money.items() if any(sums)
         }
 
     async def _records(self, log: list[Any], book: Rulebook) -> None:
-        """What Redis knows of a payout is the fold of its events, and it is where the rules have it."""
+        """A record in Redis is the fold of the payout's events, and has the rules' decision and the bank's status."""
         for payout, known in book.payouts.items():
             story = [event for row in log for event in row.events if getattr(event, "payout", "") == payout]
             kept = await self.world.client.hget(self.world.names.payout(payout), "s")
@@ -322,7 +322,7 @@ class Histories(RuleBasedStateMachine):
                 assert known.hold_ends > self.world.now, f"{payout} is held for ever"
 
     def _bank(self, book: Rulebook) -> None:
-        """One command at most took effect, and it is the one that was decided; what is decided, the bank knows."""
+        """At most one command took effect, the one that was decided; and every final decision has reached the bank."""
         for payout, known in book.payouts.items():
             commands = [command for of, command in self.bank.effects if of == payout]
             assert len(commands) <= 1, (payout, commands)
@@ -357,6 +357,6 @@ def run(url: str, **more: Any) -> None:
     "examples", [pytest.param(20, id="quick"), pytest.param(150, id="long", marks=pytest.mark.soak)]
 )
 def test_whatever_workers_make_of_a_history_is_what_the_rules_say(unsynced: str, examples: int) -> None:
-    """The quick ones are the same each time, the long ones are others each time."""
+    """The quick examples are the same each time, the long ones are new each time."""
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     run(unsynced, max_examples=examples, derandomize=examples == 20, phases=phases)

@@ -1,4 +1,4 @@
-"""The same history comes to the same log: by one group or by many, by the short way or not, told once or twice."""
+"""The same history gives the same log: with one group or many, with the fast path or not, delivered once or twice."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -16,7 +16,7 @@ from tests.model.playing import Crew, Input, counters, drawn, history_of, storie
 from tests.model.stepping import World, governance, the_tests_clock
 from tests.properties.test_straight import payouts
 
-pytestmark = pytest.mark.timeout(600)  # seconds where others keep the machine busy; alone each takes few
+pytestmark = pytest.mark.timeout(600)  # seconds, on a busy machine; alone each test takes a few
 
 QUICK = 25
 """Examples in the default suite."""
@@ -26,7 +26,7 @@ EXAMPLES = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks
 
 
 def each(examples: int) -> settings:
-    """The quick ones are the same each time; the long ones are others each time."""
+    """The quick examples are the same each time, the long ones are new each time."""
     return settings(
         max_examples=examples,
         deadline=None,
@@ -70,8 +70,8 @@ async def _split_or_not(url: str, history: list[Input]) -> None:
 
 
 def _but_requests(stories: dict[str, list[str]]) -> dict[str, list[str]]:
-    """A stage that is alone is given entries that others have folded. So it cannot tell a queued payout that was
-    decided when it was first seen, or seen before, from one that moved on since: the bank is asked once more."""
+    """The stories without requests to cancel. A stage in a group of its own gets entries that others have folded, so it
+    cannot tell whether a queued payout was queued when it was decided or only later: it asks the bank once more."""
     return {
         payout: [text for text in story if '"payout.cancel_requested"' not in text]
         for payout, story in stories.items()
@@ -80,15 +80,15 @@ def _but_requests(stories: dict[str, list[str]]) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_told_twice_is_told_once(unsynced: str, examples: int) -> None:
-    """In the order of the first telling; an answer of a reviewer is known again by the producer's key."""
+    """First deliveries keep their order. A reviewer's answer is not repeated, which the producer's key prevents."""
 
     @each(examples)
     @given(drawn, st.data())
     def whatever_happens(what: list[Any], data: st.DataObject) -> None:
         history = history_of(what)
         more: list[Input] = []
-        for place, told in enumerate(history):
-            more.append(told)
+        for place, first in enumerate(history):
+            more.append(first)
             repeated = data.draw(st.lists(st.integers(0, place), max_size=3))
             more += [again for i in repeated if _comes_again(again := history[i])]
         run(_twice_or_once(unsynced, history, more))
@@ -96,8 +96,8 @@ def test_told_twice_is_told_once(unsynced: str, examples: int) -> None:
     whatever_happens()
 
 
-def _comes_again(what: Input) -> bool:
-    return not isinstance(what, str | e.ReviewSubmitted)
+def _comes_again(first: Input) -> bool:
+    return not isinstance(first, str | e.ReviewSubmitted)
 
 
 async def _twice_or_once(url: str, once: list[Input], more: list[Input]) -> None:
@@ -122,18 +122,18 @@ later = st.tuples(
 def test_the_order_of_the_banks_webhooks_does_not_matter_nor_how_often_they_come(
     unsynced: str, examples: int
 ) -> None:
-    """Once a payout was shown and decided: then the same decisions, reservations and counters come of it."""
+    """After a payout was shown and decided, decisions, reservations and counters end up the same."""
 
     @each(examples)
     @given(st.lists(plenty, min_size=1, max_size=5), st.lists(later, min_size=1, max_size=8), st.data())
     def whatever_happens(made: list[Any], moves: list[tuple[int, str]], data: st.DataObject) -> None:
         first = {event.payout: event for event in made}
-        told = history_of([*first.values(), *(("status", which, status) for which, status in moves)])[
+        once = history_of([*first.values(), *(("status", which, status) for which, status in moves)])[
             len(first) :
         ]
-        times = [one for one in told for _ in range(data.draw(st.integers(1, 3)))]
+        times = [event for event in once for _ in range(data.draw(st.integers(1, 3)))]
         other = data.draw(st.permutations(times))
-        run(_in_any_order(unsynced, list(first.values()), told, other))
+        run(_in_any_order(unsynced, list(first.values()), once, other))
 
     whatever_happens()
 
@@ -143,14 +143,14 @@ async def _in_any_order(url: str, first: list[Input], once: list[Input], other: 
     for later_on, rests in ((once, True), (other, False)):
         async with Crew(World(url), [governance()]) as crew:
             await crew.play(first)
-            for what in later_on:
-                await crew.tell(what)
+            for event in later_on:
+                await crew.tell(event)
                 if rests:
                     await crew.rest()
             await crew.rest()
             state = await counters(crew.world)
             records = {key: decode_record(row[0]) for key, row in state.items() if ":payout:" in key}
-            # What was committed and released again is 0; what never was is not there.
+            # A sum that was committed and released again is 0; one that never was is missing.
             budgets = {
                 key: {field: sum_ for field, sum_ in row.items() if int(sum_)}
                 for key, row in state.items()
