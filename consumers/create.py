@@ -14,10 +14,10 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.copies import agrees, copy_of
+from streamproc.domain.copies import copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
-from streamproc.domain.foreign import could_be
 from streamproc.domain.intent import Beneficiary, without_personal
+from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
@@ -227,7 +227,7 @@ def _ours(record: PayoutRecord, found: Sequence[BankPayout]) -> BankPayout | Non
 
 
 def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
-    return agrees(copy_of(payout), record.amount, record.currency, record.fund_account)
+    return could_be(record, copy_of(payout))
 
 
 def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:

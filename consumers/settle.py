@@ -21,8 +21,8 @@ from streamproc.domain.events import (
     PayoutSettled,
     VelocityChecked,
 )
-from streamproc.domain.foreign import foreign_copies
 from streamproc.domain.intent import is_intent
+from streamproc.domain.ours import foreign_copies
 from streamproc.domain.payouts import PayoutRecord, is_open, settlement_due
 from streamproc.domain.states import MOVING_STATUSES
 from streamproc.log.work import Desk, Item, Stage, Work
