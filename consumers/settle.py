@@ -23,7 +23,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.intent import is_intent
 from streamproc.domain.ours import foreign_copies
-from streamproc.domain.payouts import PayoutRecord, is_open, settlement_due
+from streamproc.domain.payouts import PayoutRecord, fold, is_open, settlement_due
 from streamproc.domain.states import MOVING_STATUSES
 from streamproc.log.work import Desk, Item, Stage, Work
 
@@ -49,6 +49,7 @@ def settle_stage(*, alone: bool = False) -> Stage:
 def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
     """`folded`: the loaded record contains the entry's events already. Then comparing with that record does not show
     what is new, and the entry's own events do."""
+    _name_lost_attempt(work)
     record = work.known()
     if is_intent(record.payout):
         _tell_of_foreign(work, desk, folded=folded)
@@ -83,6 +84,14 @@ def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
             fees=record.fees,
         )
     )
+
+
+def _name_lost_attempt(work: Work) -> None:
+    """An execution worker of an earlier version leaves out of the record which payout it took for the lost attempt of a
+    stopped intent: fold its answer again."""
+    record = work.known()
+    if record.intent is not None and record.maybe_sent and not record.created_as:
+        work.record = fold((event for event in work.events if type(event) is BankCommandAnswered), record)
 
 
 def _why(record: PayoutRecord) -> str:

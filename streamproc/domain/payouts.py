@@ -14,7 +14,7 @@ from streamproc.domain.agent_note import NOTE
 from streamproc.domain.copies import BankCopy, copy_of, with_copy
 from streamproc.domain.intent import is_intent, without_beneficiary
 from streamproc.domain.notified import ASKING, NOTICES_MAX
-from streamproc.domain.ours import own_copy
+from streamproc.domain.ours import meant_before, own_copy
 from streamproc.domain.record import Notice, Reservation, Review
 from streamproc.domain.record import PayoutRecord as PayoutRecord
 from streamproc.domain.record import decode_record as decode_record
@@ -294,7 +294,7 @@ def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: 
     if event.command != "create" and event.bank_payout not in ("", record.created_as):
         # About another payout under the reference, whose status its sighting tells.
         return replace(record, updated_at=at)
-    created_as = event.bank_payout or record.created_as
+    created_as = event.bank_payout or record.created_as or meant_before(record, event.bank_status)
     if not created_as:
         return replace(record, updated_at=at)
     copies = with_copy(record.copies, BankCopy(id=created_as, status=event.bank_status), ours=True)
