@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
-from consumers.recall import Archived
+from consumers.recall import Archived, forgotten
 from consumers.turns import in_turns
 from consumers.verdicts import objection
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
@@ -27,7 +27,7 @@ from streamproc.domain.events import (
     PayoutObserved,
     PayoutStopped,
 )
-from streamproc.domain.payouts import PayoutRecord, is_terminal
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
@@ -75,9 +75,9 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
         async def one(work: Work, event: Cause) -> None:
             with keeping(work.calls):
                 if work.record is None and archived is not None:
-                    record = await _recalled(work, archived)
-                    if not (isinstance(event, CancelRequested) and event.bank_payout):
-                        return  # there is nothing left to tell the bank
+                    record = await forgotten(work, archived)
+                    if record is None or not (isinstance(event, CancelRequested) and event.bank_payout):
+                        return  # it is over: there is nothing left to tell the bank of it
                     work.recall(record)
                 await _enact_one(work, event, desk, bank, barrier, debit)
 
@@ -94,18 +94,6 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
     return Group(
         name="execution", stages=(stage,), outputs_are_facts=True, read_max=READ_MAX, works_max=WORKS_MAX
     )
-
-
-async def _recalled(work: Work, archived: Archived) -> PayoutRecord:
-    """The archive's record of a payout that is over and that Redis forgot after the retention time, since this group is
-    behind.
-
-    Raises TryAgain unless it is over in the archive too: the views have not come so far then.
-    """
-    record = await archived(work.payout)
-    if record is None or not is_terminal(record):
-        raise TryAgain(f"Redis does not know {work.payout}, and the archive does not say yet how it ended")
-    return record
 
 
 async def _enact_one(

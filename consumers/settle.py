@@ -6,7 +6,7 @@ records it.
 
 from collections.abc import Sequence
 
-from consumers.inputs import EXECUTION
+from consumers.recall import by_execution
 from consumers.verdicts import record_reservation, record_slot
 from streamproc.domain.budget import RateAnswer
 from streamproc.domain.copies import copy_of
@@ -27,9 +27,6 @@ from streamproc.domain.payouts import PayoutRecord, fold, is_open, settlement_du
 from streamproc.domain.states import MOVING_STATUSES
 from streamproc.log.work import Desk, Item, Stage, Work
 
-_BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
-"""How the metadata of execution's entries begins. Execution commits the payout's record together with these entries."""
-
 
 def settle_stage(*, alone: bool = False) -> Stage:
     """`alone`: as a group of its own, where other groups have already folded an entry into the record."""
@@ -37,7 +34,7 @@ def settle_stage(*, alone: bool = False) -> Stage:
     async def settle(items: Sequence[Item], desk: Desk) -> None:
         # Once for each work, however many of its events are consumed.
         for work in dict.fromkeys(work for work, _ in items):
-            _settle_one(work, desk, folded=alone or work.m.startswith(_BY_EXECUTION))
+            _settle_one(work, desk, folded=alone or by_execution(work))
 
     return Stage(
         name="settle",
