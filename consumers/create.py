@@ -14,12 +14,12 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.copies import copy_of
+from streamproc.domain.copies import COPIES_MAX, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.states import RELEASING_STATUSES
+from streamproc.domain.states import MOVED_STATUSES, RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Work
 
@@ -87,7 +87,7 @@ async def create(
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
             return _bind(work, desk, mine, "already", caused_by)
-        _refuse_doubtful(record, found)
+        _refuse_doubtful(work, found)
     if desk.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
         there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
         raise Unprocessable(
@@ -230,16 +230,25 @@ def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
     return could_be(record, copy_of(payout))
 
 
-def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:
+def _refuse_doubtful(work: Work, found: Sequence[BankPayout]) -> None:
     """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
     around us."""
-    around_us = {copy.id for copy in record.copies if copy.bypassed}
-    doubtful = [payout.id for payout in found if payout.id in around_us and _pays_the_same(record, payout)]
+    record = work.known()
+    doubtful = [p.id for p in found if _pays_the_same(record, p) and _is_around_us(work, record, p)]
     if doubtful:
         raise Unprocessable(
             f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
             " but was not made here; the intent is not created, since that may pay it twice"
         )
+
+
+def _is_around_us(work: Work, record: PayoutRecord, payout: BankPayout) -> bool:
+    """Whether a payout under the reference moved without us. Where the record had no room for it only its status tells
+    that, and only before a first attempt of ours."""
+    kept = next((copy for copy in record.copies if copy.id == payout.id), None)
+    if kept is not None:
+        return kept.bypassed
+    return payout.status in MOVED_STATUSES and not work.taken and len(record.copies) >= COPIES_MAX
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:

@@ -24,7 +24,7 @@ from streamproc.domain.events import (
 from streamproc.domain.intent import is_intent
 from streamproc.domain.ours import foreign_copies
 from streamproc.domain.payouts import PayoutRecord, fold, is_open, settlement_due
-from streamproc.domain.states import MOVING_STATUSES
+from streamproc.domain.states import MOVED_STATUSES
 from streamproc.log.work import Desk, Item, Stage, Work
 
 
@@ -114,7 +114,7 @@ def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
             why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
             work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why, bank_payout=copy.id))
     for copy in (*foreign_copies(record), *unkept):
-        if not copy.bypassed and (copy.status in MOVING_STATUSES or copy.status == "reversed"):
+        if not copy.bypassed and copy.status in MOVED_STATUSES:
             work.emit(
                 GovernanceBypassed(
                     at=desk.now_us,
@@ -159,12 +159,9 @@ def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
 def _moved(work: Work) -> bool:
     """Whether the bank shows, or showed, money on its way; a late webhook counts too."""
     if is_intent(work.payout):  # others may bear its reference; only the payout bound to it counts
-        status = work.known().bank_status
-        return status in MOVING_STATUSES or status == "reversed"
+        return work.known().bank_status in MOVED_STATUSES
     seen = [event.facts.status for event in work.events if type(event) is PayoutObserved]
-    return any(
-        status in MOVING_STATUSES or status == "reversed" for status in (*seen, work.known().bank_status)
-    )
+    return not MOVED_STATUSES.isdisjoint((*seen, work.known().bank_status))
 
 
 def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
