@@ -7,13 +7,14 @@ inline beneficiary only a call under the same key can tell. After CREATE_WITHIN_
 so nothing is sent any more.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Literal, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from consumers.verdicts import stopped
 from streamproc.domain.copies import COPIES_MAX, copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
 from streamproc.domain.intent import Beneficiary, without_personal
@@ -73,14 +74,15 @@ async def create(
     decided_at: int,
     caused_by: str,
     debit: Debit,
-    is_stopped: Callable[[], Awaitable[bool]],
-) -> BankPayout | Literal["", "failed"]:
-    """Make sure that the intent is at the bank, and record it. Returns the payout there.
+) -> BankPayout | None:
+    """Make sure that the intent is at the bank, and record it. Returns the payout there; None where the bank refused
+    it, or it was frozen, which is recorded too.
 
-    'failed': the bank refused it, which is recorded. '': `is_stopped`, asked right before sending, said yes.
     Raises Unprocessable where a person must look, and TryAgain where the bank must be asked again.
     """
     record = work.known()
+    if record.failure:
+        return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
     if work.taken or record.copies:
@@ -95,12 +97,12 @@ async def create(
             f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
-    if await is_stopped():
+    if await stopped(work, "create", caused_by, desk):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
                 work.emit(_sighting(record, desk, payout))
-        return ""
+        return None
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
         return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
@@ -267,7 +269,7 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
 
 async def _refused(
     work: Work, desk: Desk, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
-) -> BankPayout | Literal["failed"]:
+) -> BankPayout | None:
     """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is
     recorded."""
     record = work.known()
@@ -302,7 +304,7 @@ async def _refused(
             caused_by=caused_by,
         )
     )
-    return "failed"
+    return None
 
 
 def _bind(

@@ -16,7 +16,7 @@ from msgspec import Struct
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
 from consumers.recall import Archived, forgotten
 from consumers.turns import in_turns
-from consumers.verdicts import objection
+from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
@@ -25,7 +25,6 @@ from streamproc.domain.events import (
     CancelRequested,
     PayoutDecided,
     PayoutObserved,
-    PayoutStopped,
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
@@ -111,19 +110,21 @@ async def _enact_one(
             return
         take_for_ours(work, desk, record.bank_payout, record.bank_status)
         record = work.known()
-    if asked_for(cause) is None and command_for(cause, record.bank_status) is None:
+    wanted = asked_for(cause)
+    if wanted is None and command_for(cause, record.bank_status) is None:
         return
-    if asked_for(cause) in MOVES_MONEY:
+    if wanted in MOVES_MONEY:
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(desk.partition, work.entry.decode())
     caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     status = record.bank_status
-    creates = asked_for(cause) == "create" and not record.created_as
+    creates = wanted == "create" and not record.created_as
     if creates:
-        status = await _created(work, cause, desk, bank, caused_by, debit)
-        if not status:
+        made = await create(work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
+        if made is None:
             return
+        status = made.status
     elif work.taken and status in OPEN_STATUSES:
         # An earlier attempt may have called the bank: its status now counts.
         status = _observe(work, desk, await bank.fetch(record.at_bank))
@@ -177,41 +178,6 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
             bank_payout=payout,
         )
     )
-
-
-async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:
-    """The intent's status at the bank once it is there, 'failed' if the bank refused it, '' if it was stopped."""
-    if work.known().failure:
-        return "failed"
-
-    async def is_stopped() -> bool:
-        return await stopped(work, "create", caused_by, desk)
-
-    made = await create(
-        work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit, is_stopped=is_stopped
-    )
-    return made if isinstance(made, str) else made.status
-
-
-async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) -> bool:
-    """Whether the payout must not be sent any more because it was frozen since its approval; that is recorded.
-
-    To be asked right before each call that moves money. Governance then rejects the payout, and the bank is told in the
-    usual way.
-    """
-    found = await objection(work.known(), desk)
-    if found is not None:
-        work.emit(
-            PayoutStopped(
-                at=desk.now_us,
-                payout=work.payout,
-                command=command,
-                finding=found,
-                maybe_sent=work.taken,
-                caused_by=caused_by,
-            )
-        )
-    return found is not None
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
