@@ -14,9 +14,10 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
+from consumers.heard import record_answer, record_sighting
 from consumers.verdicts import stopped
 from streamproc.domain.copies import COPIES_MAX, copy_of
-from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
+from streamproc.domain.events import BankPayout, CommandOutcome
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
@@ -101,7 +102,7 @@ async def create(
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
-                work.emit(_sighting(record, desk, payout))
+                record_sighting(work, desk, payout)
         return None
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
@@ -127,7 +128,7 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
     ]
     if live:
         for payout in live:
-            work.emit(_sighting(record, desk, payout))
+            record_sighting(work, desk, payout)
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(work, desk, oldest.id, oldest.status)
         return
@@ -138,25 +139,12 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
             f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
             after_s=max(LOOK_AGAIN_S, waited_s / 4),
         )
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us, payout=record.payout, command="create", outcome="not_needed", bank_status=""
-        )
-    )
+    record_answer(work, desk, "create", "not_needed", "")
 
 
 def take_for_ours(work: Work, desk: Desk, payout: str, status: str) -> None:
     """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=work.payout,
-            command="create",
-            outcome="already",
-            bank_status=status,
-            bank_payout=payout,
-        )
-    )
+    record_answer(work, desk, "create", "already", status, bank_payout=payout)
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
@@ -291,18 +279,16 @@ async def _refused(
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=record.payout,
-            command="create",
-            outcome="refused",
-            http_status=answer.http_status,
-            bank_status="failed",
-            code=answer.code,
-            problem=problem,
-            caused_by=caused_by,
-        )
+    record_answer(
+        work,
+        desk,
+        "create",
+        "refused",
+        "failed",
+        http_status=answer.http_status,
+        code=answer.code,
+        problem=problem,
+        caused_by=caused_by,
     )
     return None
 
@@ -311,29 +297,19 @@ def _bind(
     work: Work,
     desk: Desk,
     payout: BankPayout,
-    outcome: Literal["done", "already"],
+    outcome: CommandOutcome,
     caused_by: str,
     http_status: int = 0,
 ) -> BankPayout:
-    record = work.known()
-    work.emit(_sighting(record, desk, payout))
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=record.payout,
-            command="create",
-            outcome=outcome,
-            http_status=http_status,
-            bank_status=payout.status,
-            caused_by=caused_by,
-            bank_payout=payout.id,
-        )
+    record_sighting(work, desk, payout)
+    record_answer(
+        work,
+        desk,
+        "create",
+        outcome,
+        payout.status,
+        http_status=http_status,
+        caused_by=caused_by,
+        bank_payout=payout.id,
     )
     return payout
-
-
-def _sighting(record: PayoutRecord, desk: Desk, payout: BankPayout) -> PayoutObserved:
-    """The event that the bank shows this payout."""
-    return PayoutObserved(
-        at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=payout
-    )

@@ -9,22 +9,22 @@ bank (consumers/create.py).
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
+from consumers.heard import record_answer, record_sighting
 from consumers.recall import Archived, forgotten
 from consumers.turns import in_turns
 from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
-    BankCommandAnswered,
     BankPayout,
     CancelRequested,
+    CommandOutcome,
     PayoutDecided,
-    PayoutObserved,
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
@@ -162,21 +162,18 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
                 f"the bank refused to {command} {payout} with {answer.http_status} {answer.code} ({answer.problem}),"
                 f" which bears the reference {work.payout}, and it is still {facts.status}: end it in the dashboard"
             )
-    work.emit(
-        PayoutObserved(
-            at=desk.now_us, payout=work.payout, account=work.known().account, source="fetch", facts=facts
-        )
+    record_sighting(work, desk, facts)
+    outcome: CommandOutcome = (
+        "done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed"
     )
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=work.payout,
-            command=command or "cancel",
-            outcome="done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed",
-            bank_status=facts.status,
-            caused_by=caused_by,
-            bank_payout=payout,
-        )
+    record_answer(
+        work,
+        desk,
+        command or "cancel",
+        outcome,
+        facts.status,
+        caused_by=caused_by,
+        bank_payout=payout,
     )
 
 
@@ -189,13 +186,8 @@ def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
 
 def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
     """Record the status that the bank shows, if it is new; returns it."""
-    record = work.known()
-    if facts.status != record.bank_status:
-        work.emit(
-            PayoutObserved(
-                at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=facts
-            )
-        )
+    if facts.status != work.known().bank_status:
+        record_sighting(work, desk, facts)
     return facts.status
 
 
@@ -203,35 +195,7 @@ def _moved_on(work: Work, cause: Cause, desk: Desk, status: str) -> None:
     """Record that no command is needed any more: an earlier call of ours had effect, or the bank moved on by itself."""
     command = asked_for(cause)
     if command is not None:
-        outcome: Literal["already", "not_needed"] = "already" if status in REACHED[command] else "not_needed"
-        _answered(work, desk, command, outcome=outcome, bank_status=status)
-
-
-def _answered(
-    work: Work,
-    desk: Desk,
-    command: BankCommand,
-    *,
-    outcome: Literal["done", "already", "refused", "not_needed"],
-    bank_status: str,
-    http_status: int = 0,
-    code: str = "",
-    problem: str = "",
-    caused_by: str = "",
-) -> None:
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=work.known().payout,
-            command=command,
-            outcome=outcome,
-            http_status=http_status,
-            bank_status=bank_status,
-            code=code,
-            problem=problem,
-            caused_by=caused_by,
-        )
-    )
+        record_answer(work, desk, command, "already" if status in REACHED[command] else "not_needed", status)
 
 
 def _remarks(order: _Order) -> str:
@@ -260,7 +224,7 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
         status = _observe(work, desk, facts)
-        outcome: Literal["done", "already"] = "done"
+        outcome: CommandOutcome = "done"
     else:
         status = _observe(work, desk, await bank.fetch(payout))
         then = command_for(order.cause, status)
@@ -273,14 +237,13 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
                 f"the bank refused to {order.command} {payout} with {answer.http_status} {answer.code}"
                 f" ({answer.problem}) and it is still {status}; when that is mended, redrive this dead letter"
             )
-        outcome = "already"
-    reached = status in REACHED[order.command]
-    _answered(
+        outcome = "already" if status in REACHED[order.command] else "refused"
+    record_answer(
         work,
         desk,
         order.command,
-        outcome=outcome if reached or outcome == "done" else "refused",
-        bank_status=status,
+        outcome,
+        status,
         http_status=answer.http_status,
         code=answer.code,
         problem=answer.problem,
