@@ -7,19 +7,21 @@ inline beneficiary only a call under the same key can tell. After CREATE_WITHIN_
 so nothing is sent any more.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Literal, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from streamproc.domain.copies import agrees, copy_of
-from streamproc.domain.events import BankCommandAnswered, BankPayout, PayoutObserved
-from streamproc.domain.foreign import could_be
+from consumers.heard import record_answer, record_sighting
+from consumers.verdicts import stopped
+from streamproc.domain.copies import COPIES_MAX, copy_of
+from streamproc.domain.events import BankPayout, CommandOutcome
 from streamproc.domain.intent import Beneficiary, without_personal
+from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.states import RELEASING_STATUSES
+from streamproc.domain.states import MOVED_STATUSES, RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Work
 
@@ -73,21 +75,22 @@ async def create(
     decided_at: int,
     caused_by: str,
     debit: Debit,
-    is_stopped: Callable[[], Awaitable[bool]],
-) -> BankPayout | Literal["", "failed"]:
-    """Make sure that the intent is at the bank, and record it. Returns the payout there.
+) -> BankPayout | None:
+    """Make sure that the intent is at the bank, and record it. Returns the payout there; None where the bank refused
+    it, or it was frozen, which is recorded too.
 
-    'failed': the bank refused it, which is recorded. '': `is_stopped`, asked right before sending, said yes.
     Raises Unprocessable where a person must look, and TryAgain where the bank must be asked again.
     """
     record = work.known()
+    if record.failure:
+        return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
     if work.taken or record.copies:
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
             return _bind(work, desk, mine, "already", caused_by)
-        _refuse_doubtful(record, found)
+        _refuse_doubtful(work, found)
     if desk.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
         there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
         raise Unprocessable(
@@ -95,12 +98,12 @@ async def create(
             f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
-    if await is_stopped():
+    if await stopped(work, "create", caused_by, desk):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
-                work.emit(_sighting(record, desk, payout))
-        return ""
+                record_sighting(work, desk, payout)
+        return None
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
         return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
@@ -125,7 +128,7 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
     ]
     if live:
         for payout in live:
-            work.emit(_sighting(record, desk, payout))
+            record_sighting(work, desk, payout)
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(work, desk, oldest.id, oldest.status)
         return
@@ -136,25 +139,12 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
             f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
             after_s=max(LOOK_AGAIN_S, waited_s / 4),
         )
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us, payout=record.payout, command="create", outcome="not_needed", bank_status=""
-        )
-    )
+    record_answer(work, desk, "create", "not_needed", "")
 
 
 def take_for_ours(work: Work, desk: Desk, payout: str, status: str) -> None:
     """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=work.payout,
-            command="create",
-            outcome="already",
-            bank_status=status,
-            bank_payout=payout,
-        )
-    )
+    record_answer(work, desk, "create", "already", status, bank_payout=payout)
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
@@ -227,19 +217,28 @@ def _ours(record: PayoutRecord, found: Sequence[BankPayout]) -> BankPayout | Non
 
 
 def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
-    return agrees(copy_of(payout), record.amount, record.currency, record.fund_account)
+    return could_be(record, copy_of(payout))
 
 
-def _refuse_doubtful(record: PayoutRecord, found: Sequence[BankPayout]) -> None:
+def _refuse_doubtful(work: Work, found: Sequence[BankPayout]) -> None:
     """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
     around us."""
-    around_us = {copy.id for copy in record.copies if copy.bypassed}
-    doubtful = [payout.id for payout in found if payout.id in around_us and _pays_the_same(record, payout)]
+    record = work.known()
+    doubtful = [p.id for p in found if _pays_the_same(record, p) and _is_around_us(work, record, p)]
     if doubtful:
         raise Unprocessable(
             f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
             " but was not made here; the intent is not created, since that may pay it twice"
         )
+
+
+def _is_around_us(work: Work, record: PayoutRecord, payout: BankPayout) -> bool:
+    """Whether a payout under the reference moved without us. Where the record had no room for it only its status tells
+    that, and only before a first attempt of ours."""
+    kept = next((copy for copy in record.copies if copy.id == payout.id), None)
+    if kept is not None:
+        return kept.bypassed
+    return payout.status in MOVED_STATUSES and not work.taken and len(record.copies) >= COPIES_MAX
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
@@ -258,7 +257,7 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
 
 async def _refused(
     work: Work, desk: Desk, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
-) -> BankPayout | Literal["failed"]:
+) -> BankPayout | None:
     """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is
     recorded."""
     record = work.known()
@@ -280,49 +279,37 @@ async def _refused(
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=record.payout,
-            command="create",
-            outcome="refused",
-            http_status=answer.http_status,
-            bank_status="failed",
-            code=answer.code,
-            problem=problem,
-            caused_by=caused_by,
-        )
+    record_answer(
+        work,
+        desk,
+        "create",
+        "refused",
+        "failed",
+        http_status=answer.http_status,
+        code=answer.code,
+        problem=problem,
+        caused_by=caused_by,
     )
-    return "failed"
+    return None
 
 
 def _bind(
     work: Work,
     desk: Desk,
     payout: BankPayout,
-    outcome: Literal["done", "already"],
+    outcome: CommandOutcome,
     caused_by: str,
     http_status: int = 0,
 ) -> BankPayout:
-    record = work.known()
-    work.emit(_sighting(record, desk, payout))
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=record.payout,
-            command="create",
-            outcome=outcome,
-            http_status=http_status,
-            bank_status=payout.status,
-            caused_by=caused_by,
-            bank_payout=payout.id,
-        )
+    record_sighting(work, desk, payout)
+    record_answer(
+        work,
+        desk,
+        "create",
+        outcome,
+        payout.status,
+        http_status=http_status,
+        caused_by=caused_by,
+        bank_payout=payout.id,
     )
     return payout
-
-
-def _sighting(record: PayoutRecord, desk: Desk, payout: BankPayout) -> PayoutObserved:
-    """The event that the bank shows this payout."""
-    return PayoutObserved(
-        at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=payout
-    )

@@ -9,25 +9,24 @@ bank (consumers/create.py).
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
-from consumers.recall import Archived
+from consumers.heard import record_answer, record_sighting
+from consumers.recall import Archived, forgotten
 from consumers.turns import in_turns
-from consumers.verdicts import objection
+from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
-    BankCommandAnswered,
     BankPayout,
     CancelRequested,
+    CommandOutcome,
     PayoutDecided,
-    PayoutObserved,
-    PayoutStopped,
 )
-from streamproc.domain.payouts import PayoutRecord, is_terminal
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
@@ -75,9 +74,9 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
         async def one(work: Work, event: Cause) -> None:
             with keeping(work.calls):
                 if work.record is None and archived is not None:
-                    record = await _recalled(work, archived)
-                    if not (isinstance(event, CancelRequested) and event.bank_payout):
-                        return  # there is nothing left to tell the bank
+                    record = await forgotten(work, archived)
+                    if record is None or not (isinstance(event, CancelRequested) and event.bank_payout):
+                        return  # it is over: there is nothing left to tell the bank of it
                     work.recall(record)
                 await _enact_one(work, event, desk, bank, barrier, debit)
 
@@ -96,18 +95,6 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
     )
 
 
-async def _recalled(work: Work, archived: Archived) -> PayoutRecord:
-    """The archive's record of a payout that is over and that Redis forgot after the retention time, since this group is
-    behind.
-
-    Raises TryAgain unless it is over in the archive too: the views have not come so far then.
-    """
-    record = await archived(work.payout)
-    if record is None or not is_terminal(record):
-        raise TryAgain(f"Redis does not know {work.payout}, and the archive does not say yet how it ended")
-    return record
-
-
 async def _enact_one(
     work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: Debit
 ) -> None:
@@ -123,19 +110,21 @@ async def _enact_one(
             return
         take_for_ours(work, desk, record.bank_payout, record.bank_status)
         record = work.known()
-    if asked_for(cause) is None and command_for(cause, record.bank_status) is None:
+    wanted = asked_for(cause)
+    if wanted is None and command_for(cause, record.bank_status) is None:
         return
-    if asked_for(cause) in MOVES_MONEY:
+    if wanted in MOVES_MONEY:
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(desk.partition, work.entry.decode())
     caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     status = record.bank_status
-    creates = asked_for(cause) == "create" and not record.created_as
+    creates = wanted == "create" and not record.created_as
     if creates:
-        status = await _created(work, cause, desk, bank, caused_by, debit)
-        if not status:
+        made = await create(work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
+        if made is None:
             return
+        status = made.status
     elif work.taken and status in OPEN_STATUSES:
         # An earlier attempt may have called the bank: its status now counts.
         status = _observe(work, desk, await bank.fetch(record.at_bank))
@@ -173,57 +162,19 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
                 f"the bank refused to {command} {payout} with {answer.http_status} {answer.code} ({answer.problem}),"
                 f" which bears the reference {work.payout}, and it is still {facts.status}: end it in the dashboard"
             )
-    work.emit(
-        PayoutObserved(
-            at=desk.now_us, payout=work.payout, account=work.known().account, source="fetch", facts=facts
-        )
+    record_sighting(work, desk, facts)
+    outcome: CommandOutcome = (
+        "done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed"
     )
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=work.payout,
-            command=command or "cancel",
-            outcome="done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed",
-            bank_status=facts.status,
-            caused_by=caused_by,
-            bank_payout=payout,
-        )
+    record_answer(
+        work,
+        desk,
+        command or "cancel",
+        outcome,
+        facts.status,
+        caused_by=caused_by,
+        bank_payout=payout,
     )
-
-
-async def _created(work: Work, cause: Cause, desk: Desk, bank: Bank, caused_by: str, debit: Debit) -> str:
-    """The intent's status at the bank once it is there, 'failed' if the bank refused it, '' if it was stopped."""
-    if work.known().failure:
-        return "failed"
-
-    async def is_stopped() -> bool:
-        return await stopped(work, "create", caused_by, desk)
-
-    made = await create(
-        work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit, is_stopped=is_stopped
-    )
-    return made if isinstance(made, str) else made.status
-
-
-async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) -> bool:
-    """Whether the payout must not be sent any more because it was frozen since its approval; that is recorded.
-
-    To be asked right before each call that moves money. Governance then rejects the payout, and the bank is told in the
-    usual way.
-    """
-    found = await objection(work.known(), desk)
-    if found is not None:
-        work.emit(
-            PayoutStopped(
-                at=desk.now_us,
-                payout=work.payout,
-                command=command,
-                finding=found,
-                maybe_sent=work.taken,
-                caused_by=caused_by,
-            )
-        )
-    return found is not None
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
@@ -235,13 +186,8 @@ def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
 
 def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
     """Record the status that the bank shows, if it is new; returns it."""
-    record = work.known()
-    if facts.status != record.bank_status:
-        work.emit(
-            PayoutObserved(
-                at=desk.now_us, payout=record.payout, account=record.account, source="fetch", facts=facts
-            )
-        )
+    if facts.status != work.known().bank_status:
+        record_sighting(work, desk, facts)
     return facts.status
 
 
@@ -249,35 +195,7 @@ def _moved_on(work: Work, cause: Cause, desk: Desk, status: str) -> None:
     """Record that no command is needed any more: an earlier call of ours had effect, or the bank moved on by itself."""
     command = asked_for(cause)
     if command is not None:
-        outcome: Literal["already", "not_needed"] = "already" if status in REACHED[command] else "not_needed"
-        _answered(work, desk, command, outcome=outcome, bank_status=status)
-
-
-def _answered(
-    work: Work,
-    desk: Desk,
-    command: BankCommand,
-    *,
-    outcome: Literal["done", "already", "refused", "not_needed"],
-    bank_status: str,
-    http_status: int = 0,
-    code: str = "",
-    problem: str = "",
-    caused_by: str = "",
-) -> None:
-    work.emit(
-        BankCommandAnswered(
-            at=desk.now_us,
-            payout=work.known().payout,
-            command=command,
-            outcome=outcome,
-            http_status=http_status,
-            bank_status=bank_status,
-            code=code,
-            problem=problem,
-            caused_by=caused_by,
-        )
-    )
+        record_answer(work, desk, command, "already" if status in REACHED[command] else "not_needed", status)
 
 
 def _remarks(order: _Order) -> str:
@@ -306,7 +224,7 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
         status = _observe(work, desk, facts)
-        outcome: Literal["done", "already"] = "done"
+        outcome: CommandOutcome = "done"
     else:
         status = _observe(work, desk, await bank.fetch(payout))
         then = command_for(order.cause, status)
@@ -319,14 +237,13 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
                 f"the bank refused to {order.command} {payout} with {answer.http_status} {answer.code}"
                 f" ({answer.problem}) and it is still {status}; when that is mended, redrive this dead letter"
             )
-        outcome = "already"
-    reached = status in REACHED[order.command]
-    _answered(
+        outcome = "already" if status in REACHED[order.command] else "refused"
+    record_answer(
         work,
         desk,
         order.command,
-        outcome=outcome if reached or outcome == "done" else "refused",
-        bank_status=status,
+        outcome,
+        status,
         http_status=answer.http_status,
         code=answer.code,
         problem=answer.problem,

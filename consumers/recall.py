@@ -1,16 +1,18 @@
-"""Recall: a payout from long ago, whose record has left Redis, is not decided again.
+"""Recall: a payout from long ago, whose record has left Redis, is not decided again, and goes on from how it ended.
 
 Redis keeps a finished payout's record for the retention time. For a delivery that comes later (replayed by the bank's
-support, months after) it has none, so the archive is asked before any other stage looks at the payout.
+support, months after), and for an entry that waited for so long, it has none. So the archive is asked before any other
+stage looks at the payout.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
-from streamproc.domain.events import PayoutObserved
+from consumers.inputs import EXECUTION
+from streamproc.domain.events import BankCommandAnswered, PayoutObserved, PayoutStopped
 from streamproc.domain.intent import is_intent
-from streamproc.domain.payouts import PayoutRecord, fold
+from streamproc.domain.payouts import PayoutRecord, fold, is_terminal
 from streamproc.errors import TryAgain
 from streamproc.log.work import Desk, Item, Stage, Work
 
@@ -21,6 +23,8 @@ YOUNG_S_MAX = 86_400
 """A payout younger than this is still in Redis, if the retention time is two days or more."""
 AT_ONCE_MAX = 4
 """Queries of one batch at the same time; old payouts are rare."""
+_BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
+"""How the metadata of execution's entries begins."""
 
 
 def recall_stage(archived: Archived, retention_s: float) -> Stage:
@@ -34,17 +38,45 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
         async def look_up(work: Work) -> None:
             try:
                 async with turns:
-                    record = await archived(work.payout)
+                    record = await forgotten(work, archived)
             except TryAgain as problem:  # only this payout waits for Postgres
                 work.fail(problem)
                 return
             if record is not None:
                 work.recall(record)
-                work.record = fold((event for event in work.events if type(event) is PayoutObserved), record)
+                # The archive may have these already: once more makes no difference.
+                told = (
+                    event for event in work.events if type(event) in (PayoutObserved, BankCommandAnswered)
+                )
+                work.record = fold(told, record)
 
         await asyncio.gather(*(look_up(work) for work in old))
 
-    return Stage(name="recall", consumes=frozenset({PayoutObserved}), handle=recall)
+    return Stage(
+        name="recall",
+        consumes=frozenset({PayoutObserved, BankCommandAnswered, PayoutStopped}),
+        handle=recall,
+    )
+
+
+async def forgotten(work: Work, archived: Archived) -> PayoutRecord | None:
+    """The archive's record of a payout that Redis does not know; None where this is the first look at it.
+
+    What was decided, or told to the bank, leaves Redis only when it is over. Raises TryAgain unless it is over in the
+    archive too: the views have not come so far then, and by what they show it would be decided or settled once more.
+    """
+    record = await archived(work.payout)
+    is_looked_at = any(type(event) is PayoutObserved for event in work.events) and not by_execution(work)
+    if is_looked_at and (record is None or record.decision is None):
+        return record
+    if record is None or not is_terminal(record):
+        raise TryAgain(f"Redis does not know {work.payout}, and the archive does not say yet how it ended")
+    return record
+
+
+def by_execution(work: Work) -> bool:
+    """Whether execution wrote the entry; it commits the payout's record together with it."""
+    return work.m.startswith(_BY_EXECUTION)
 
 
 def young_s_of(retention_s: float) -> float:
@@ -54,10 +86,10 @@ def young_s_of(retention_s: float) -> float:
 
 def may_be_forgotten(work: Work, event: object, now_us: int, young_s: float) -> bool:
     """Whether Redis may have known this payout once and forgotten it."""
-    if work.loaded is not None or type(event) is not PayoutObserved:
+    if work.loaded is not None:
         return False
-    if is_intent(event.payout):
-        return True  # it began with its request, which is older than anything that the bank shows
+    if type(event) is not PayoutObserved or is_intent(event.payout):
+        return True  # it began with another event, which is older
     return 0 < event.facts.created_at < gone_before(now_us, young_s)
 
 

@@ -6,7 +6,9 @@ records it.
 
 from collections.abc import Sequence
 
-from consumers.inputs import EXECUTION
+from msgspec.structs import replace
+
+from consumers.recall import by_execution
 from consumers.verdicts import record_reservation, record_slot
 from streamproc.domain.budget import RateAnswer
 from streamproc.domain.copies import copy_of
@@ -14,21 +16,17 @@ from streamproc.domain.events import (
     BankCommandAnswered,
     BankFeeRecorded,
     CancelRequested,
-    Event,
     GovernanceBypassed,
     PayoutDecided,
     PayoutObserved,
     PayoutSettled,
     VelocityChecked,
 )
-from streamproc.domain.foreign import foreign_copies
 from streamproc.domain.intent import is_intent
-from streamproc.domain.payouts import PayoutRecord, is_open, settlement_due
-from streamproc.domain.states import MOVING_STATUSES
+from streamproc.domain.ours import foreign_copies
+from streamproc.domain.payouts import PayoutRecord, fold, is_open, settlement_due
+from streamproc.domain.states import MOVED_STATUSES
 from streamproc.log.work import Desk, Item, Stage, Work
-
-_BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
-"""How the metadata of execution's entries begins. Execution commits the payout's record together with these entries."""
 
 
 def settle_stage(*, alone: bool = False) -> Stage:
@@ -37,7 +35,9 @@ def settle_stage(*, alone: bool = False) -> Stage:
     async def settle(items: Sequence[Item], desk: Desk) -> None:
         # Once for each work, however many of its events are consumed.
         for work in dict.fromkeys(work for work, _ in items):
-            _settle_one(work, desk, folded=alone or work.m.startswith(_BY_EXECUTION))
+            _name_lost_attempt(work)
+            before = _without_its_own(work) if alone or by_execution(work) else work.loaded
+            _settle_one(work, desk, before)
 
     return Stage(
         name="settle",
@@ -46,12 +46,11 @@ def settle_stage(*, alone: bool = False) -> Stage:
     )
 
 
-def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
-    """`folded`: the loaded record contains the entry's events already. Then comparing with that record does not show
-    what is new, and the entry's own events do."""
+def _settle_one(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
+    """`before`: the record without what this entry tells, so that comparing the two shows what is new."""
     record = work.known()
     if is_intent(record.payout):
-        _tell_of_foreign(work, desk, folded=folded)
+        _tell_of_foreign(work, desk, before)
     if _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
         work.emit(
             _fee(work, desk)
@@ -64,7 +63,7 @@ def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
                 status=record.bank_status,
             )
         )
-    _recall(work, desk, folded=folded)
+    _recall(work, desk, before)
     _adopt(work, desk)
     record = work.known()
     due = settlement_due(record)
@@ -85,30 +84,51 @@ def _settle_one(work: Work, desk: Desk, *, folded: bool) -> None:
     )
 
 
+def _name_lost_attempt(work: Work) -> None:
+    """An execution worker of an earlier version leaves out of the record which payout it took for the lost attempt of a
+    stopped intent: fold its answer again."""
+    record = work.known()
+    if record.intent is not None and record.maybe_sent and not record.created_as:
+        work.record = fold((event for event in work.events if type(event) is BankCommandAnswered), record)
+
+
+def _without_its_own(work: Work) -> PayoutRecord | None:
+    """The loaded record, which has this entry's events already, without what they tell."""
+    if work.loaded is None:
+        return None
+    record = work.known()
+    shown = {(event.facts.id, event.facts.status) for event in work.events if type(event) is PayoutObserved}
+    copies = [copy for copy in work.loaded.copies if (copy.id, copy.status) not in shown]
+    if any(type(event) is BankCommandAnswered and event.command == "create" for event in work.events):
+        copies = []  # it tells which one is the intent's, so any other may have become foreign by this entry
+    status = "" if (record.at_bank, record.bank_status) in shown else work.loaded.bank_status
+    return replace(work.loaded, copies=copies, bank_status=status)
+
+
 def _why(record: PayoutRecord) -> str:
     if record.failure:
         return f"not created: {record.failure}"
     return record.reason if record.decision == "REJECTED" else f"bank: {record.bank_status}"
 
 
-def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
+def _tell_of_foreign(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
     """Payouts under an intent's reference that are not the intent's, or whose reference no intent has.
 
     One that moved is a bypass; the intent itself does not change. One that waits, or would pay itself, was never
     decided and never will be: the bank is asked to end it.
     """
     record = work.known()
-    before = _foreign_before(work, folded=folded)
+    asked = {(copy.id, copy.status) for copy in foreign_copies(before)} if before is not None else set()
     kept = {copy.id for copy in record.copies}
     seen = [copy_of(event.facts) for event in work.events if type(event) is PayoutObserved]
     unkept = [copy for copy in seen if copy.id not in kept]
     # One that the record does not keep is asked for at each sighting: execution checks its status before it acts.
     for copy in foreign_copies(record, unkept):
-        if copy.status in ("pending", "queued") and (copy.id, copy.status) not in before:
+        if copy.status in ("pending", "queued") and (copy.id, copy.status) not in asked:
             why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
             work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why, bank_payout=copy.id))
     for copy in (*foreign_copies(record), *unkept):
-        if not copy.bypassed and (copy.status in MOVING_STATUSES or copy.status == "reversed"):
+        if not copy.bypassed and copy.status in MOVED_STATUSES:
             work.emit(
                 GovernanceBypassed(
                     at=desk.now_us,
@@ -120,18 +140,6 @@ def _tell_of_foreign(work: Work, desk: Desk, *, folded: bool) -> None:
                     bank_payout=copy.id,
                 )
             )
-
-
-def _foreign_before(work: Work, *, folded: bool) -> set[tuple[str, str]]:
-    """Foreign payouts under the reference, with their states, that execution was already asked to end."""
-    if work.loaded is None:
-        return set()
-    before = {(copy.id, copy.status) for copy in foreign_copies(work.loaded)}
-    if not folded:
-        return before
-    if any(type(event) is BankCommandAnswered and event.command == "create" for event in work.events):
-        return set()  # it tells which one is the intent's, so any other may have become foreign by this entry
-    return before - {(e.facts.id, e.facts.status) for e in work.events if type(e) is PayoutObserved}
 
 
 def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
@@ -153,24 +161,19 @@ def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
 def _moved(work: Work) -> bool:
     """Whether the bank shows, or showed, money on its way; a late webhook counts too."""
     if is_intent(work.payout):  # others may bear its reference; only the payout bound to it counts
-        status = work.known().bank_status
-        return status in MOVING_STATUSES or status == "reversed"
+        return work.known().bank_status in MOVED_STATUSES
     seen = [event.facts.status for event in work.events if type(event) is PayoutObserved]
-    return any(
-        status in MOVING_STATUSES or status == "reversed" for status in (*seen, work.known().bank_status)
-    )
+    return not MOVED_STATUSES.isdisjoint((*seen, work.known().bank_status))
 
 
-def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
+def _recall(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
     """Have the bank end a payout that would pay itself although we did not approve it: one that somebody moved from
     `pending` to `queued`, or one of a stopped intent that turns up since an attempt had reached the bank after
     all."""
     record = work.known()
-    before = work.loaded.bank_status if work.loaded is not None else ""
-    if folded and any(_shows(event, record) for event in work.events):
-        before = ""
     waits = record.bank_status == "pending" and record.intent is not None and record.maybe_sent
-    if not (record.bank_status == "queued" or waits) or before == record.bank_status:
+    is_news = before is None or before.bank_status != record.bank_status
+    if not (record.bank_status == "queued" or waits) or not is_news:
         return
     if any(type(event) is PayoutDecided for event in work.out):
         return  # decided in this pass: execution acts on the decision itself
@@ -179,13 +182,6 @@ def _recall(work: Work, desk: Desk, *, folded: bool) -> None:
     if record.decision == "REJECTED" or unheld:
         why = f"{record.decision} ({record.reason}), and the bank has it {record.bank_status} now"
         work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why))
-
-
-def _shows(event: Event, record: PayoutRecord) -> bool:
-    """Whether this event is the one that shows the payout's present status."""
-    if type(event) is not PayoutObserved or event.facts.status != record.bank_status:
-        return False
-    return record.intent is None or event.facts.id == record.bank_payout
 
 
 def _adopt(work: Work, desk: Desk) -> None:

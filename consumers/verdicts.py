@@ -1,16 +1,18 @@
-"""What the stages share: making the case that rules look at, and recording slots, reservations and decisions."""
+"""What the stages share: making the case that rules look at, and recording slots, reservations, decisions and stops."""
 
 from collections.abc import Sequence
 
 from streamproc.domain.beneficiaries import note, pair_of, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
 from streamproc.domain.events import (
+    BankCommand,
     BeneficiaryNoted,
     BeneficiarySeen,
     BudgetReserved,
     Finding,
     Identity,
     PayoutDecided,
+    PayoutStopped,
     VelocityChecked,
 )
 from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
@@ -56,6 +58,27 @@ async def objection(record: PayoutRecord, desk: Desk) -> Finding | None:
     case = Case(record, party.identity, party.agent, "", party.account, party.team, freeze=party.freeze)
     found = find(BEFORE_MONEY_MOVES, case)
     return found[0] if found else None
+
+
+async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) -> bool:
+    """Whether the payout must not be sent any more because it was frozen since its approval; that is recorded.
+
+    To be asked right before each call that moves money. Governance then rejects the payout, and the bank is told in the
+    usual way.
+    """
+    found = await objection(work.known(), desk)
+    if found is not None:
+        work.emit(
+            PayoutStopped(
+                at=desk.now_us,
+                payout=work.payout,
+                command=command,
+                finding=found,
+                maybe_sent=work.taken,
+                caused_by=caused_by,
+            )
+        )
+    return found is not None
 
 
 def is_rejected(findings: Sequence[Finding]) -> bool:

@@ -3,6 +3,7 @@
     exit 0   done
     exit 1   the job failed, or its answer is no
     exit 2   wrong use: an option, a file or a setting is wrong
+    exit 130 Ctrl-C, before the command began (streamproc/__main__.py)
 
 An error is one clear line on stderr. Heavy modules are imported inside the commands, so that `--help` is quick.
 """

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from streamproc.domain.facts import BankCommand as BankCommand
 from streamproc.domain.facts import BankPayout as BankPayout
 from streamproc.domain.facts import BeneficiarySeen as BeneficiarySeen
+from streamproc.domain.facts import CommandOutcome as CommandOutcome
 from streamproc.domain.facts import Decision as Decision
 from streamproc.domain.facts import Evidence as Evidence
 from streamproc.domain.facts import Fact as Fact
@@ -316,15 +317,14 @@ class PayoutStopped(Fact, frozen=True, kw_only=True, tag="payout.stopped"):
 class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_answered"):
     """The bank answered a command, or its state shows that nothing is left to command.
 
-    `done`: it took effect now. `already`: the bank was there before the call. `refused`: a 4xx, and the
-    bank's state is the truth. `not_needed`: the payout had moved on before it was asked. A `create` that was
-    refused leaves nothing at the bank: then `bank_status` is `failed`.
+    `done`: it took effect now. `already`: the bank was there before the call. `refused`: a 4xx, and the bank's state is
+    the truth (of a `create`: `failed`, nothing is there). `not_needed`: the payout had moved on before it was asked.
     """
 
     v: int = 2
     payout: str
     command: BankCommand
-    outcome: Literal["done", "already", "refused", "not_needed"]
+    outcome: CommandOutcome
     http_status: int = 0
     bank_status: str
     code: str = ""

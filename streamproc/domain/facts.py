@@ -8,6 +8,8 @@ Decision: TypeAlias = Literal["APPROVED", "REJECTED", "HELD"]
 Source: TypeAlias = Literal["webhook", "poll", "fetch"]
 Identity: TypeAlias = Literal["claimed", "verified", "unknown"]
 BankCommand: TypeAlias = Literal["create", "approve", "reject", "cancel"]
+CommandOutcome: TypeAlias = Literal["done", "already", "refused", "not_needed"]
+"""What came of a command to the bank: see BankCommandAnswered."""
 TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
 RefusalKind: TypeAlias = Literal["", "unknown", "forbidden", "over", "again", "unavailable"]
 """Why a reviewer's answer did not count: the payout is not known, they may not answer, there is no hold (any more),

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain.agent_note import NOTE
-from streamproc.domain.copies import BankCopy, agrees, copy_of, first_of, furthest_of, with_copy
+from streamproc.domain.copies import BankCopy, copy_of, with_copy
 from streamproc.domain.intent import is_intent, without_beneficiary
 from streamproc.domain.notified import ASKING, NOTICES_MAX
+from streamproc.domain.ours import meant_before, own_copy
 from streamproc.domain.record import Notice, Reservation, Review
 from streamproc.domain.record import PayoutRecord as PayoutRecord
 from streamproc.domain.record import decode_record as decode_record
@@ -176,24 +177,10 @@ def _sighted(record: PayoutRecord | None, event: e.PayoutObserved) -> PayoutReco
 
 
 def _bound(record: PayoutRecord) -> PayoutRecord:
-    """The record with what follows from an intent's copies: which copy is the intent's payout, and its status.
-
-    That is the one that the answer to our call named. Before that answer, if the intent is approved, or was stopped
-    when an attempt may have reached the bank, it is the oldest copy that agrees; not one that ended unpaid while ours
-    may still turn up. Of a stopped one that is settled it may have ended: what was paid comes back if it is reversed.
-    """
+    """The record with what follows from an intent's copies: which one is its own, and where that stands."""
     if record.intent is None:
         return record
-    mine = None
-    if record.created_as:
-        mine = next((copy for copy in record.copies if copy.id == record.created_as), None)
-    elif (record.decision == "APPROVED" or record.maybe_sent) and not record.failure:
-        asked = record.amount, record.currency, record.fund_account
-        same = [copy for copy in record.copies if not copy.bypassed and agrees(copy, *asked)]
-        mine = first_of(copy for copy in same if copy.status not in RELEASING_STATUSES)
-        is_settled = record.reservation is not None and record.reservation.state != "reserved"
-        if mine is None and record.maybe_sent and is_settled:
-            mine = furthest_of(same)
+    mine = own_copy(record)
     status = mine.status if mine is not None else "failed" if record.failure else ""
     is_over = record.created_as or record.failure or record.decision == "REJECTED"
     return replace(
@@ -307,7 +294,7 @@ def _answered_of_intent(record: PayoutRecord, event: e.BankCommandAnswered, at: 
     if event.command != "create" and event.bank_payout not in ("", record.created_as):
         # About another payout under the reference, whose status its sighting tells.
         return replace(record, updated_at=at)
-    created_as = event.bank_payout or record.created_as
+    created_as = event.bank_payout or record.created_as or meant_before(record, event.bank_status)
     if not created_as:
         return replace(record, updated_at=at)
     copies = with_copy(record.copies, BankCopy(id=created_as, status=event.bank_status), ours=True)

@@ -41,6 +41,8 @@ OPEN_STATUSES = frozenset({"pending", "scheduled", "queued"})
 """No money has moved, so governance can still say no."""
 MOVING_STATUSES = frozenset({"processing", "processed"})
 """Money is on its way, or has arrived."""
+MOVED_STATUSES = MOVING_STATUSES | {"reversed"}
+"""Money moved, even if it came back since."""
 RELEASING_STATUSES = frozenset({"cancelled", "rejected", "failed", "reversed"})
 """The money stays ours or came back, so the reservation is released."""
 

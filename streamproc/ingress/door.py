@@ -9,7 +9,8 @@ class Door(Protocol):
     """Appends to the log."""
 
     def now_us(self) -> int:
-        """µs since 1970 by Redis's clock."""
+        """µs since 1970 by Redis's clock. Read it with no wait before the append: the clock may be found to be another
+        one in between, and what was told by it before would pass for right."""
         ...
 
     async def append(self, what: Append, /) -> Appended:

@@ -24,6 +24,7 @@ from streamproc.ingress.door import Door
 from streamproc.ingress.razorpay_list import Lister, read_list
 from streamproc.ingress.razorpay_watch import Looked
 from streamproc.ingress.translate import append_of
+from streamproc.log.stream import Appended
 
 OVERLAP_S = 15 * 60
 """How far before the cursor a long look back lists again: the bank's list is said to lag by minutes."""
@@ -195,11 +196,14 @@ class Poller:
 
     async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
         """Append a page's payouts together, so that they are coalesced; how many were new."""
-        now_us = self._producer.now_us()
-        appends = [append_of(item, account=self._account, source="poll", now_us=now_us) for item in items]
-        answers = await asyncio.gather(
-            *(self._producer.append(append) for append in appends), return_exceptions=True
-        )
+
+        async def append_one(item: BankPayout | MalformedPayout) -> Appended:
+            # The time is told as it is appended: in between the clock may be found to be another one.
+            now_us = self._producer.now_us()
+            append = append_of(item, account=self._account, source="poll", now_us=now_us)
+            return await self._producer.append(append)
+
+        answers = await asyncio.gather(*map(append_one, items), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer

@@ -11,15 +11,21 @@ _close_letter = Script("close_letter", "checks")
 
 
 class GivenUp(Struct, frozen=True):
-    """What Redis has reserved for a payout of which the log says nothing. `amount`: paise."""
+    """What Redis has reserved for a payout of which the log says nothing."""
 
     version: bytes
     admission: bytes
     keys: list[str]
-    amount: int
 
 
-async def given_up(client: Redis, names: Names, payout: str) -> GivenUp | None:
+class Closed(Struct, frozen=True):
+    """The id of the record of it, and the paise that are not reserved any more."""
+
+    record: str
+    freed: int
+
+
+async def reserved_for(client: Redis, names: Names, payout: str) -> GivenUp | None:
     """What an intent's first pass reserved before it failed; None where there is nothing, or the log knows of it."""
     _, _, [row], _ = await load(client, names, [payout])
     found = loaded(row)
@@ -28,7 +34,7 @@ async def given_up(client: Redis, names: Names, payout: str) -> GivenUp | None:
     if found.record is not None or admission is None or room is None or not room.granted:
         return None
     keys = [names.payout(payout), *(names.budget(w.scope, w.window) for w in room.windows)]
-    return GivenUp(found.version, admission, keys, room.amount)
+    return GivenUp(found.version, admission, keys)
 
 
 async def close_letter(
@@ -41,18 +47,23 @@ async def close_letter(
     action: str,
     e: bytes,
     m: bytes,
-    freed: GivenUp | None = None,
-) -> str | None:
+    given_up: GivenUp | None = None,
+) -> Closed | None:
     """Give a dead letter's entry back to its group (`redrive`) or drop it (`discard`), and record that.
 
-    `freed`: what is not reserved any more, unless that has changed. The id of the record; None: there is no such
-    letter. Raises Unprocessable where the entry has left Redis.
+    `given_up` is freed with a discarded one, unless it has changed. None: there is no such letter. Raises Unprocessable
+    where the entry has left Redis.
     """
-    keys = [names.log, names.dead, names.retries(group), *(freed.keys if freed else ())]
-    args = [freed.version, freed.admission] if freed else []
-    answer: bytes = await _close_letter(client, keys, [letter, group, entry, action, e, m, *args])
+    keys = [names.log, names.dead, names.retries(group), *(given_up.keys if given_up else ())]
+    args = [given_up.version, given_up.admission] if given_up else []
+    answer: bytes | tuple[bytes, int] = await _close_letter(
+        client, keys, [letter, group, entry, action, e, m, *args]
+    )
     if answer == b"gone":
         raise Unprocessable(
             f"entry {entry} has left Redis with the retention time; it cannot be handled again"
         )
-    return answer.decode() or None
+    if isinstance(answer, bytes):
+        return None
+    record, freed = answer
+    return Closed(record.decode(), freed)

@@ -80,8 +80,8 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
 
 async def redrive(site: Site, text: str, *, by: str, why: str = "") -> str:
     """Give the letter's entry back to the group that could not handle it; the id of the entry that records it."""
-    record, _ = await _close(site, text, "redrive", by, why)
-    return record
+    closed = await _close(site, text, "redrive", by, why)
+    return f"{stream_id(text).partition}:{closed.record}"
 
 
 async def discard(site: Site, text: str, *, by: str, why: str = "") -> int:
@@ -89,13 +89,12 @@ async def discard(site: Site, text: str, *, by: str, why: str = "") -> int:
 
     Returns the paise that are not reserved any more, if it was of an intent that was admitted and never decided.
     """
-    _, freed = await _close(site, text, "discard", by, why)
-    return freed
+    return (await _close(site, text, "discard", by, why)).freed
 
 
 async def _close(
     site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str
-) -> tuple[str, int]:
+) -> letters.Closed:
     where = stream_id(text)
     names = site.names_of(where.partition)
     letter = await inspect.dead_letter(site.client, names, where.entry)
@@ -112,10 +111,10 @@ async def _close(
         why=why,
     )
     m = msgspec.json.encode({"by": "operator", "actor": by})
-    freed = None
+    given_up = None
     if action == "discard" and is_intent(event.payout):  # of any other payout the bank tells how it ends
-        freed = await letters.given_up(site.client, names, event.payout)
-    record = await letters.close_letter(
+        given_up = await letters.reserved_for(site.client, names, event.payout)
+    closed = await letters.close_letter(
         site.client,
         names,
         where.entry,
@@ -124,11 +123,11 @@ async def _close(
         action=action,
         e=encode_events([event]),
         m=m,
-        freed=freed,
+        given_up=given_up,
     )
-    if record is None:  # somebody else has just closed it
+    if closed is None:  # somebody else has just closed it
         raise _missing(where)
-    return f"{where.partition}:{record}", freed.amount if freed is not None else 0
+    return closed
 
 
 def _missing(where: StreamId) -> JobFailed:

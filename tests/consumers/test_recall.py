@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import TryAgain
 from tests.engine import Engine
 from tests.words import observed
@@ -89,3 +89,50 @@ async def test_a_reversal_of_what_redis_has_forgotten_gives_the_budget_back_as_t
         assert record.reservation is not None
         assert record.reservation.state == "released"
         assert await counted() == {(b"0", b"0")}
+
+
+@pytest.mark.parametrize("expires", ["between all", "after the first", "never again"])
+async def test_what_comes_in_parts_of_what_redis_has_forgotten_changes_the_budget_once_each(
+    redis_url: str, expires: str
+) -> None:
+    """Fees months later, then the bank's two words for a payment that came back; Redis may forget it between."""
+    kept: dict[str, PayoutRecord] = {}
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        return kept.get(payout)
+
+    async with Engine(redis_url, archived=archived) as engine:
+        key = engine.names.payout("pout_old")
+
+        async def tell(status: str, fees: int = 0, *, forgets: bool = False) -> tuple[set[int], str]:
+            if forgets:
+                kept["pout_old"] = await engine.record("pout_old")
+                await engine.client.delete(key)
+            event = old(status)
+            await engine.append(event.account, replace(event, facts=replace(event.facts, fees=fees)))
+            await engine.settled()
+            budgets = await engine.client.keys(engine.names.budget("*", "*"))
+            counted = {int(await engine.client.hget(budget, "c") or 0) for budget in budgets}
+            assert {await engine.client.hget(budget, "r") for budget in budgets} == {
+                b"0"
+            } or status == "pending"
+            record = await engine.record("pout_old")
+            assert decode_record(await engine.client.hget(key, "s")) == record
+            assert record.reservation is not None
+            return counted, record.reservation.state
+
+        limits = "daily_limit: 1000000, monthly_limit: 1000000, count_fees: true"
+        await engine.apply(f"policies: {{bot: {{{limits}}}}}")
+        assert await tell("pending") == ({0}, "reserved")
+        assert await tell("processed") == ({250_000}, "committed")
+        again = expires == "between all"
+        for status, fees, then in [
+            ("queued", 118, ({250_118}, "committed")),
+            ("processed", 200, ({250_200}, "committed")),
+            ("failed", 200, ({0}, "released")),
+            ("reversed", 300, ({0}, "released")),
+        ]:
+            assert (
+                await tell(status, fees, forgets=again or (status == "queued" and "first" in expires)) == then
+            )
+            assert await engine.client.ttl(key) > 0

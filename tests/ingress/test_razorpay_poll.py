@@ -16,6 +16,7 @@ from streamproc.ingress.razorpay_poll import (
     SHORT_OVERLAP_S,
     Poller,
 )
+from streamproc.log.stream import Append, Appended
 from tests.deadline import DEADLINE_S
 from tests.ingress.recorder import Recorder
 
@@ -95,6 +96,23 @@ async def test_after_its_host_slept_a_poller_that_appended_nothing_lists_up_to_n
     asleep_at_s, desk.slept_s = desk.door.now_s, 8 * 3600
     await desk.poller.poll_once()
     assert desk.bank.asked[-1][1] == desk.cursor == asleep_at_s + 8 * 3600
+
+
+async def test_a_payout_is_told_of_by_the_clock_as_it_is_when_it_is_appended() -> None:
+    """The clock was found to be another one in the turn between, so the door took a time for right that was not."""
+
+    class Stepping(Recorder):
+        def now_us(self) -> int:
+            asyncio.get_running_loop().call_soon(setattr, self, "now_s", self.now_s + 86_400)
+            return super().now_us()
+
+        async def append(self, what: Append, /) -> Appended:
+            assert [event.at for event in what.events] == [self.now_s * 1_000_000]
+            return await super().append(what)
+
+    desk = Desk(payout(1), payout(2))
+    desk.door = desk.poller._producer = Stepping()
+    assert (await desk.poller.poll_once()).new == 2
 
 
 async def test_the_first_pass_looks_a_day_back_and_leaves_the_cursor_at_now() -> None:

@@ -21,7 +21,7 @@ from tests.model.bank import Bank
 from tests.model.playing import Crew
 from tests.model.stepping import START, World, governance, look_and_handle, the_tests_clock
 from tests.model.test_crash_points import Slow
-from tests.words import ACCOUNT, copy_of, observed, requested
+from tests.words import ACCOUNT, copy_of, observed, requested, reviewed
 
 PAYEE = Beneficiary(
     contact_name="Some Body", account_type="bank_account", name="Some Body", ifsc="HDFC0000001",
@@ -155,6 +155,55 @@ async def test_what_may_be_the_intents_own_is_not_ended_also_beyond_the_copies_t
             events = [event for row in await crew.world.rows() for event in row.events]
     ended = {event.bank_payout for event in events if isinstance(event, e.CancelRequested)}
     assert ended == {observation.facts.id for observation in copies}
+
+
+async def test_nothing_is_created_on_top_of_a_payment_around_us_that_is_beyond_the_copies_that_are_kept(
+    unsynced: str,
+) -> None:
+    """It was made while the intent was held. The record had no room for it, so the approved intent was paid again."""
+    bank = Bank()
+    asked = requested(300, agent="free", payee=PAYEE, at=START)
+    foreign = [copy_of(asked, f"pout_{n:02}", "pending", amount=1) for n in range(COPIES_MAX)]
+    around = copy_of(asked, "pout_around", "processed")
+    for one in (*foreign, around):
+        bank.make(one.facts)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(Slow(bank))]) as crew:
+            await crew.tell("policies: {free: {require_approval_above: 200}}")
+            await crew.play([asked, *foreign, around, reviewed(asked.payout, "asha", "approve", at=START)])
+            letters = await crew.world.client.xrange(crew.world.names.dead)
+            events = [event for row in await crew.world.rows() for event in row.events]
+    assert "create" not in [command for _, command in bank.effects]
+    [(_, letter)] = letters
+    assert b"pout_around moved at the bank" in b"".join(letter)
+    bypasses = [event for event in events if isinstance(event, e.GovernanceBypassed)]
+    assert [event.bank_payout for event in bypasses] == ["pout_around"]
+
+
+async def test_a_lost_attempt_of_ours_that_is_beyond_the_copies_that_are_kept_is_no_payment_around_us(
+    unsynced: str,
+) -> None:
+    """The bank has moved it already. Only a call under its key can tell that it is ours."""
+    bank = Bank()
+    wire = Forgetful(bank)
+    asked = requested(300, agent="free", payee=PAYEE, at=START)
+    foreign = [copy_of(asked, f"pout_{n:02}", "cancelled", amount=1) for n in range(COPIES_MAX)]
+    for one in foreign:
+        bank.make(one.facts)
+    with the_tests_clock():
+        async with Crew(World(unsynced), [governance(), desk(wire)], puts_off=True) as crew:
+            for event in (*foreign, asked):
+                await crew.tell(event)
+                await crew.rest()
+            assert wire.lost
+            bank.move("pout_made_0", "processing")
+            wire.is_listed = True
+            await later(crew, 12)
+            await crew.rest()
+            record = fold([ev for row in await crew.world.rows() for ev in row.events if payout_of(ev)])
+    assert record is not None
+    assert (record.created_as, record.bank_status) == ("pout_made_0", "processing")
+    assert [command for _, command in bank.effects] == ["create"]
 
 
 class Undecided(Slow):

@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from redis.asyncio import Redis
 
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
-from streamproc.log import scripts
+from streamproc.log import letters, scripts
+from streamproc.log.names import Names
 from streamproc.log.work import Desk, Group, Item, Stage
 from streamproc.operate.dead import discard, list_letters, redrive, show_letter, stream_id
 from streamproc.operate.groups import groups
@@ -98,9 +100,8 @@ async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(re
                 await gone(site, row["id"], by="asha")
 
 
-async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str):
-    """Its first pass was admitted and failed after that; of an intent nothing else ever comes, so its money stayed
-    reserved until the windows' end, and `reconcile` alarmed."""
+def refusing() -> Group:
+    """Governance that admits intents, and fails after that."""
 
     async def refuse(items: Sequence[Item], desk: Desk) -> None:
         for work, _ in items:
@@ -108,8 +109,13 @@ async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str
 
     chain = consumers.governance(Reputations(Vendors()), zone="Asia/Kolkata")
     poison = Stage(name="poison", consumes=frozenset({PayoutRequested}), handle=refuse)
-    group = Group(name=chain.name, stages=(*chain.stages, poison))
-    async with Engine(redis_url, groups=[group]) as engine, site_of(redis_url) as site:
+    return Group(name=chain.name, stages=(*chain.stages, poison))
+
+
+async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str):
+    """Its first pass was admitted and failed after that; of an intent nothing else ever comes, so its money stayed
+    reserved until the windows' end, and `reconcile` alarmed."""
+    async with Engine(redis_url, groups=[refusing()]) as engine, site_of(redis_url) as site:
         await engine.apply(POLICIES)
 
         async def reserved() -> set[bytes]:
@@ -121,17 +127,39 @@ async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str
         await engine.append(ACCOUNT, first)
         await engine.append(ACCOUNT, second)
         await engine.settled()
-        letters = {row["payout"]: row["id"] for row in await list_letters(site)}
+        ids = {row["payout"]: row["id"] for row in await list_letters(site)}
         assert await reserved() == {b"700"}
-        assert await discard(site, letters[first.payout], by="asha") == 300
+        assert await discard(site, ids[first.payout], by="asha") == 300
         assert await reserved() == {b"400"}
         with pytest.raises(JobFailed, match="no dead letter"):
-            await discard(site, letters[first.payout], by="asha")
+            await discard(site, ids[first.payout], by="asha")
         assert await reserved() == {b"400"}
         assert await engine.client.hget(engine.names.payout(first.payout), "a") is None
-        await redrive(site, letters[second.payout], by="asha")
+        await redrive(site, ids[second.payout], by="asha")
         await engine.settled()
         assert await reserved() == {b"400"}
+
+
+async def test_a_discard_says_what_it_freed_and_not_what_was_reserved_a_moment_before(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Its payout was decided in between, so nothing was freed, and the answer named the money all the same."""
+    read = letters.reserved_for
+
+    async def and_it_moves_on(client: Redis, names: Names, payout: str) -> letters.GivenUp | None:
+        found = await read(client, names, payout)
+        await client.hset(names.payout(payout), "v", "7")
+        return found
+
+    monkeypatch.setattr(letters, "reserved_for", and_it_moves_on)
+    async with Engine(redis_url, groups=[refusing()]) as engine, site_of(redis_url) as site:
+        await engine.apply(POLICIES)
+        await engine.append(ACCOUNT, requested(300, at=engine.producer.now_us()))
+        await engine.settled()
+        [row] = await list_letters(site)
+        assert await discard(site, row["id"], by="asha") == 0
+        budgets = await engine.client.keys(engine.names.budget("*", "*"))
+        assert {await engine.client.hget(key, "r") for key in budgets} == {b"300"}
 
 
 async def test_a_letter_that_cannot_be_read_is_shown_as_it_is(redis_url: str):

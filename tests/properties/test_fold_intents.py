@@ -6,8 +6,8 @@ from msgspec.structs import replace as changed
 
 from streamproc.domain import events as e
 from streamproc.domain.copies import COPIES_MAX
-from streamproc.domain.foreign import foreign_copies
 from streamproc.domain.intent import Beneficiary, intent_id, is_intent
+from streamproc.domain.ours import foreign_copies
 from streamproc.domain.payouts import PayoutRecord, evolve, fold, is_terminal, settlement_due
 from streamproc.domain.states import BANK_RANK
 from tests.words import ACCOUNT, NOW, copy_of, requested

@@ -1,0 +1,49 @@
+"""What execution hears of the bank, as events: how a payout stands there, and what came of a command."""
+
+from streamproc.domain.events import (
+    BankCommand,
+    BankCommandAnswered,
+    BankPayout,
+    CommandOutcome,
+    PayoutObserved,
+)
+from streamproc.log.work import Desk, Work
+
+
+def record_sighting(work: Work, desk: Desk, facts: BankPayout) -> None:
+    """The bank shows this payout."""
+    account = work.known().account
+    work.emit(
+        PayoutObserved(at=desk.now_us, payout=work.payout, account=account, source="fetch", facts=facts)
+    )
+
+
+def record_answer(
+    work: Work,
+    desk: Desk,
+    command: BankCommand,
+    outcome: CommandOutcome,
+    bank_status: str,
+    *,
+    http_status: int = 0,
+    code: str = "",
+    problem: str = "",
+    caused_by: str = "",
+    bank_payout: str = "",
+) -> None:
+    """A command came to this. `bank_status`: how the payout stands after it; `bank_payout`: its id there, where that is
+    not known from the record."""
+    work.emit(
+        BankCommandAnswered(
+            at=desk.now_us,
+            payout=work.payout,
+            command=command,
+            outcome=outcome,
+            http_status=http_status,
+            bank_status=bank_status,
+            code=code,
+            problem=problem,
+            caused_by=caused_by,
+            bank_payout=bank_payout,
+        )
+    )
