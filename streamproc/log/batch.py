@@ -179,18 +179,15 @@ class Handler:
         await self._set_aside(client, [(work, why)])
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
-        beneficiaries = known.beneficiaries() if known is not None else []
-        # Else the batch before may have noted their beneficiaries; the commit finds that only where nobody was noted.
-        if known is None or any(seen is not NOTED for seen in beneficiaries):
+        if known is None:
             known = await known_of(client, self.names, self.group, works)
-            beneficiaries = known.beneficiaries()
         row = iter(known.rows)
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        for (work, _, *keys), seen in zip(known.seen, beneficiaries, strict=True):
-            work.beneficiary, work.unpaid = seen, [key for key in keys if not known.noted[key]]
+        for (work, _, *keys), seen in zip(known.seen, known.beneficiaries, strict=True):
+            work.beneficiary, work.unpaid = seen, [key for key in keys if key in known.unpaid]
         book = await self._policies.refresh(client, known.rev)
-        self.opener.unasked.learn(known.now_us, known.at_s, known.seen, beneficiaries)
+        self.opener.unasked.learn(known.now_us, known.at_s, known.seen, known.beneficiaries)
         return self._desk(client, known.now_us, book, known.at_ns)
 
     def _desk(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> Desk:
