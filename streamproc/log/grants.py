@@ -20,6 +20,8 @@ from streamproc.log.work import Desk, Group, Work
 
 log = logging.getLogger(__name__)
 
+Offered = tuple[Work, Offer]
+
 _FATES = {fate.value: fate for fate in Fate}
 
 _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
@@ -27,26 +29,27 @@ _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 _pack = msgspec.msgpack.Encoder().encode
 
 
-def offers_of(
-    group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None] | None = None
-) -> list[tuple[Work, Offer]]:
-    """The works that may take the group's fast path, each with its offer.
-
-    `opens` opens a work that cannot be offered unopened (`at_sight`); None: all works are open already.
-    """
+def offers_of(group: Group, works: Sequence[Work], desk: Desk) -> list[Offered]:
+    """The works that may take the group's fast path, each with its offer."""
     if group.straight is None:
         return []
     ask = group.straight(desk)
-    offers = []
+    offers = ((work, _offered(ask, work)) for work in works if not work.left and _is_new(work))
+    return [(work, offer) for work, offer in offers if offer is not None]
+
+
+def offers_at_sight(
+    group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None]
+) -> list[Offered]:
+    """As `offers_of`, for first looks that are not open yet: `opens` opens one that cannot be offered as it is."""
+    if group.straight is None:
+        return []
+    ask, offers = group.straight(desk), []
     for work in works:
-        offer = None
-        if opens is not None:
-            if work.beneficiary is NOTED:
-                offer = _offered(ask.at_sight, work)
-            if offer is None:
-                opens(work)
-        if offer is None and _is_new(work):
-            offer = _offered(ask, work)
+        offer = _offered(ask.at_sight, work) if work.beneficiary is NOTED else None
+        if offer is None:
+            opens(work)
+            offer = _offered(ask, work) if _is_new(work) else None
         if offer is not None:
             offers.append((work, offer))
     return offers
