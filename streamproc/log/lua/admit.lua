@@ -49,10 +49,9 @@ for j = i, #ARGV, 5 do
   local ask_budget = t.windows >= 0 and p.ba == ''
   local limited, my_number = false, 0
   if ask_rate then
-    local at = tonumber(ARGV[j + 3])
-    local used, r = slots_used(t, at)
+    local used, start, time = slots_used(t, tonumber(ARGV[j + 3]))
     limited = used >= t.count
-    if limited then passed(r) else take_slot(r, ARGV[j + 1], at, ARGV[j + 3]) end
+    if limited then count_window(t, start) else take_slot(t, start, time, ARGV[j + 1]) end
     number = number + 1
     my_number = number
     p.ra = format('%d %d %d %d %d', my_number, used, t.count, t.window_us, limited and 1 or 0)

@@ -120,12 +120,12 @@ end
 
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
-  local t, entry, paise, time = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
-  local amount, received = whole(paise, 0, US_MAX), whole(time, 0, US_MAX)
+  local t, entry, paise = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4]
+  local amount, received = whole(paise, 0, US_MAX), whole(rows[at + 5], 0, US_MAX)
   if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return LEFT end
-  local fate, used, r, exceeded, before = DONE, 0, nil, -1, nil
+  local fate, used, start, time, exceeded, before = DONE, 0, nil, nil, -1, nil
   if t.rate > 0 then
-    used, r = slots_used(t, received)
+    used, start, time = slots_used(t, received)
     if used >= t.count then fate = NO_SLOT end
   end
   if fate == DONE then
@@ -139,12 +139,12 @@ local function grant(n, form, at)
     number = number + 1
     local my_number, rate, room = int(number), '', t.room
     computed[1], computed[2] = my_number, int(used)
-    if r then rate = my_number .. ' ' .. computed[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
+    if t.rate > 0 then rate = my_number .. ' ' .. computed[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
     if fate == NO_SLOT then
-      passed(r)
+      count_window(t, start)
       admission = rate .. '||'
     else
-      if r then take_slot(r, rows[at + 3], received, time) end
+      if t.rate > 0 then take_slot(t, start, time, rows[at + 3]) end
       admission = rate .. '|' .. my_number .. ' ' .. paise .. ' ' .. exceeded .. told(before) .. '|' .. t.w
       if fate == DONE then
         charge(t, amount)
