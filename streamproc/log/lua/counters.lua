@@ -1,7 +1,7 @@
 #!lua
 -- Counting of rate slots and budgets, shared by admit.lua and grant.lua: this file is put before each of the two.
 -- KEYS[1], ... as the script has them: zset rates and hash budgets are named by index
--- ARGV         terms, that is, what is asked for alike by payouts of one agent (grant.lua has them in one of its arguments):
+-- ARGV         MessagePack, with terms, that is, what is asked for alike by payouts of one agent:
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
 --   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
 --     index of its hash, limit (paise) or -1, end (Unix s)
@@ -16,6 +16,7 @@ local rates, budgets = {}, {} -- index of the key -> what was read of it and wha
 local function terms_at(args, i)
   whole(args[i + 4], -1, (#args - i - 5) / 3)
   whole(args[i + 2], 0, US_MAX)
+  if type(args[i + 5]) ~= 'string' then wrong('it has terms without windows') end
   local t = {
     rate = tonumber(args[i]), count = tonumber(args[i + 1]), window_us = tonumber(args[i + 2]), hold = tonumber(args[i + 3]) == 1,
     windows = tonumber(args[i + 4]), w = args[i + 5], budgets = {}, limits = {}, ends = {},
@@ -98,6 +99,7 @@ end
 
 -- Count it, and take a slot for it.
 local function take_slot(t, start, time, payout)
+  if type(payout) ~= 'string' then wrong('it has a payout without an id') end
   count_window(t, start)
   local r = rates[t.rate]
   r.newest, r.added[#r.added + 1] = time, time

@@ -86,6 +86,7 @@ if timers_key then call('ZCARD', timers_key) end
 for k = 2, #timers, 3 do
   whole(timers[k], 1, payouts)
   whole(timers[k + 1], 0, US_MAX)
+  if type(timers[k + 2]) ~= 'string' then wrong('it has a timer without its event') end
 end
 local known, runs = {}, call('ZCARD', KEYS[4])
 if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
