@@ -58,7 +58,7 @@ while i <= #terms do
   t, i = terms_at(terms, i)
   if t.rate > 0 then rate_of(t.rate, t.window_us) end
   exceeded_by(t, 0)
-  t.limited, t.shared, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}, {}
+  t.rate_terms, t.shared, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}, {}
   for k = 1, whole(terms[i], 0, #terms) do t.shared[k] = terms[i + k] end
   i = i + 1 + #t.shared
   for k = 1, 2 + 2 * t.windows do t.room[2 * k - 1], i = terms[i], i + 1 end
@@ -140,7 +140,7 @@ local function grant(n, form, at)
     number = number + 1
     local my_number, rate, room = int(number), '', t.room
     computed[1], computed[2] = my_number, int(used)
-    if t.rate > 0 then rate = my_number .. ' ' .. computed[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
+    if t.rate > 0 then rate = my_number .. ' ' .. computed[2] .. t.rate_terms .. (fate == NO_SLOT and '1' or '0') end
     if fate == NO_SLOT then
       count_window(t, start)
       admission = rate .. '||'
