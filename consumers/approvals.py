@@ -2,6 +2,12 @@
 
 A form is made from a real record and its events, with marks in place of the payout's values. So one function
 (`Approval.told`) says what is recorded, and a form is used only after it gave what that says of a real payout.
+
+From here to the script it is three things in turn, and each module knows only its own:
+
+- objects, here: what is recorded, and which payouts may share a form;
+- texts with blanks, `log/forms.py`: JSON, and no rule or policy;
+- one MessagePack, `log/grants.py`: the script's order, and that what payouts share is sent once.
 """
 
 import logging
@@ -52,7 +58,7 @@ FORMS_MAX = 4_096
 """Keys (an agent and what else a form depends on) whose forms a process keeps, some 500 bytes each. When full, it is
 cleared."""
 TEXTS_MAX = 4_096
-"""Vendors' URLs, fund accounts and times whose JSON a process keeps, some 200 bytes each."""
+"""Vendors' URLs, fund accounts and agents whose JSON a process keeps, some 200 bytes each."""
 
 _POLICY_OK = conclude(())
 is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
@@ -190,9 +196,7 @@ class Forms:
         ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
         if approval.findings or not FITS or not _is_usual(approval):
             return _alone(ask, approval)
-        key = (
-            id(approval.agent),
-            record.agent,
+        shape = (
             record.account,
             approval.identity,
             record.currency,
@@ -205,23 +209,23 @@ class Forms:
             not reputation.checked_at,
             not reputation.fresh_until,
         )
+        key = (id(approval.agent), record.agent, shape)
         known = self._known.get(key)
         if known is None:
-            known = self._meet(key, approval, ask)
+            known = self._known[key] = self._meet(shape, approval, ask)
         if known.form is None:
             return _alone(ask, approval)
         values = _values(record, reputation)
         return Offer(ask, approval.at, known.form, known.common, values, record.agent, approval.told)
 
-    def _meet(self, key: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
-        """Find or make the form for the first of such payouts; None, unless it gives exactly what is recorded of
-        this one."""
+    def _meet(self, shape: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
+        """Find or make the form for the first payout of this shape that an agent has; none, unless it gives exactly
+        what is recorded of this one."""
         if len(self._known) >= FORMS_MAX:
             self._known.clear()
             self._forms.clear()
         rate = approval.rate
-        policy_terms = (approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
-        form_key = (*key[2:], *policy_terms)
+        form_key = (shape, approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
         form = self._forms.get(form_key)
         if form is None:
             form = self._forms[form_key] = _form_of(_marked(approval))
@@ -235,8 +239,7 @@ class Forms:
                 approval.record.agent,
                 ask.payout,
             )
-        known = self._known[key] = _Known(approval.agent, form if fits else None, common)
-        return known
+        return _Known(approval.agent, form if fits else None, common)
 
 
 def _alone(ask: Ask, approval: Approval) -> Offer:
@@ -248,7 +251,11 @@ def _alone(ask: Ask, approval: Approval) -> Offer:
 
 
 def _form_of(marked: Approval) -> Form:
-    """The form of an approval whose values are marks, including its forms for no slot and for no room."""
+    """The form of an approval whose values are marks, including its forms for no slot and for no room.
+
+    The payout's own values are found by their marks; what only the script knows is 0 in the texts, and is found by what
+    stands around it (forms.py).
+    """
     record, rate = marked.record, marked.rate
     ask = Ask(record.payout, record.amount, record.received_at, rate, marked.windows)
 
@@ -297,14 +304,9 @@ def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
         _repeated(record.vendor_url),
         _repeated(record.fund_account),
         json_of(record.reference_id).decode(),
-        *_when(reputation.checked_at, reputation.fresh_until),
+        str(reputation.checked_at),
+        str(reputation.fresh_until),
     )
-
-
-@lru_cache(maxsize=TEXTS_MAX)
-def _when(checked_at: int, fresh_until: int) -> tuple[str, str]:
-    """Two times as JSON: when a vendor was looked up and until when that holds. Cached, as many payouts have them."""
-    return str(checked_at), str(fresh_until)
 
 
 def _common(approval: Approval) -> tuple[str, ...]:

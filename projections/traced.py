@@ -1,4 +1,4 @@
-"""The projector's part of a payout's trace: when an entry was archived, and when the views showed it.
+"""The projector's part of a payout's trace: how long an entry waited to be folded, and when the views showed it.
 
 As elsewhere, it reports sampled payouts, and notable ones from the entry on that made them so.
 """
@@ -6,7 +6,7 @@ As elsewhere, it reports sampled payouts, and notable ones from the entry on tha
 from collections.abc import Sequence
 from time import time_ns
 
-from projections.fold import POSTGRES_EPOCH_US, Step
+from projections.fold import Step
 from streamproc.archive.rows import Row
 from streamproc.domain import events as e
 from streamproc.domain.entry_ids import id_key
@@ -48,9 +48,6 @@ def _tell(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> N
     aside = type(step.event) is e.EntrySetAside
     parent = parent_span(step.partition, row.id, decode_meta(row.m), aside=aside)
     appended_ns = id_key(row.id)[0] * 1_000_000
-    # As `run.speak_micros` reads it; a row that comes straight from the archiver was archived a moment ago.
-    at: tuple[int] | None = getattr(row, "archived_at", None)
-    archived_ns = (at[0] + POSTGRES_EPOCH_US) * 1000 if isinstance(at, tuple) else begun_ns
     about: dict[str, Value] = {
         "streamproc.payout": step.payout,
         "streamproc.partition": step.partition,
@@ -60,7 +57,8 @@ def _tell(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> N
     own = step_span(append_span(step.partition, row.id), "archive")
     if parent == append_span(step.partition, row.id) and type(step.event) not in _HANDLED:
         parent = _told_of_others(tracer, step, Place(trace, root), appended_ns)
-    tracer.tell("archive", Place(trace, own), parent, appended_ns, archived_ns, attributes=about)
+    # No row that is folded says when it was archived. Where the views keep up, that was a moment before.
+    tracer.tell("archive", Place(trace, own), parent, appended_ns, begun_ns, attributes=about)
     tracer.tell("view", Place(trace, step_span(own, "view")), own, begun_ns, now_ns, attributes=about)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic, time_ns
 from typing import Any
 
@@ -20,6 +20,7 @@ from streamproc.log import grants, payees, scripts
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, whole
 from streamproc.log.forms import Fate
+from streamproc.log.grants import Offered
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
@@ -79,11 +80,12 @@ class Handler:
         if opened.unreadable:
             await self._set_aside(client, opened.unreadable)
         await self._settle_problems(client, opened.newer)
-        works, known, unasked = opened.works, opened.known_lately(self.opener.unasked), opened.unasked
+        works = await self._go_unasked(client, opened.works, opened.unasked)
+        known = opened.known_lately(self.opener.unasked)
         while works:
             batch, rest = self.opener.one_pass(works)
-            works = [*await self._round(client, batch, known, unasked), *rest]
-            known, unasked = None, ()
+            works = [*await self._round(client, batch, known), *rest]
+            known = None
 
     def forget(self) -> None:
         """The connections are new: what Redis said before may not hold for the server they lead to."""
@@ -99,19 +101,12 @@ class Handler:
                 await client.execute_command("XACK", self.names.log, self.group.name, *self.skipped)
             self.skipped.clear()
 
-    async def _round(
-        self, client: Redis, works: list[Work], known: Known | None, unasked: Sequence[First]
-    ) -> list[Work]:
-        """One pass over distinct payouts. Returns the works that are stale, since their payout changed meanwhile."""
-        offered: set[Work] = set()
-        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
-            finished, offered = await self._go_unasked(client, unasked)
-            works = [work for work in works if work not in finished]
-            if not works:
-                return []
+    async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
+        """One pass over distinct payouts: the fast path takes what it can finish, and the chain the rest. Returns the
+        works that are stale, since their payout changed meanwhile."""
         desk = await self._load(client, works, known)
         rev = self._policies.rev  # that of this desk; `_run` may load a later one for works tried one by one
-        finished = await self._go_straight(client, [work for work in works if work not in offered], desk)
+        finished = await self._grant(client, grants.offers_of(self.group, works, desk), {})
         works = [work for work in works if work not in finished]
         if not works:
             return []
@@ -122,41 +117,47 @@ class Handler:
         await self._settle_problems(client, [w for w in works if w.problem is not None])
         return stale
 
-    async def _go_unasked(self, client: Redis, unasked: Sequence[First]) -> tuple[set[Work], set[Work]]:
-        """Send offers by what is remembered of Redis. Returns the works that are finished by that, and those for
-        which asking Redis would give the same offer, so it is not made again."""
+    async def _go_unasked(self, client: Redis, works: list[Work], looks: Sequence[First]) -> list[Work]:
+        """Offer these first looks by what is remembered of Redis. Returns the works that are not finished by that."""
         remembered = self.opener.unasked
-        for first in unasked:
+        if not looks or not remembered.is_fresh():
+            return works
+        for first in looks:
             first.work.beneficiary = NOTED if remembered.is_noted(first) else None
-        desk = self._desk(client, remembered.now_us(unasked), self._policies.book, time_ns())
-        finished = await self._go_straight(client, [first.work for first in unasked], desk, unasked)
-        return finished, {first.work for first in unasked if first.work.beneficiary is NOTED}
+        desk = self._desk(client, remembered.now_us(looks), self._policies.book, time_ns())
+        firsts = [first.work for first in looks]
+        offers = grants.offers_at_sight(self.group, firsts, desk, self._open)
+        asking = {work for work, offer in offers if offer.asks}
+        unsure = {f.work: f for f in looks if f.work in asking and not remembered.is_believed(f)}
+        asked_s = monotonic()
+        finished = await self._grant(client, offers, unsure, unasked_at=desk.now_us)
+        for work in finished & unsure.keys():
+            remembered.found(unsure[work], asked_s)
+        return [work for work in works if work not in finished]
 
-    async def _go_straight(
-        self, client: Redis, works: Sequence[Work], desk: Desk, unasked: Sequence[First] = ()
+    async def _grant(
+        self, client: Redis, offers: Sequence[Offered], unsure: Mapping[Work, First], *, unasked_at: int = 0
     ) -> set[Work]:
-        """Send what needs the counters at most down the fast path. Returns the works that are finished by that."""
-        opens = (lambda work: self._open(work, scripts.NO_ROW)) if unasked else None
-        offers = grants.offers_of(self.group, works, desk, opens)
+        """Send offers down the fast path. Returns the works that are finished by that; the chain has the others.
+
+        `unsure`: of works that were offered unasked, the pairs that the script must still find noted.
+        """
         if not offers:
             return set()
-        remembered, sent_s = self.opener.unasked, monotonic()
-        asking = {work for work, offer in offers if offer.asks}
-        unsure = {f.work: f for f in unasked if f.work in asking and not remembered.is_believed(f)}
         sent = [
             grants.Grant(work.entry, offer, payees.notes_of(self.names, work, offer.noted), unsure.get(work))
             for work, offer in offers
         ]
-        rev, keep_s, sent_ns = self._policies.rev, int(self.limits.retention_s), time_ns()
+        sent_ns = time_ns()
         granting = grants.grant(
             client,
             self.names,
             self.group.name,
             sent,
-            rev=rev,
+            rev=self._policies.rev,
             m=(self._caused, b'"}'),
-            keep_budgets_s=keep_s,
-            unasked_at=desk.now_us if unasked else 0,
+            keep_budgets_s=int(self.limits.retention_s),
+            unasked_at=unasked_at,
         )
         try:
             fates = await whole(granting, self.watched.tell_if_due)
@@ -164,13 +165,13 @@ class Handler:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
             log.exception("%s/%d: no fast path for %d entries", self.group.name, self.partition, len(sent))
-            return set()
+            fates = [Fate.LEFT] * len(sent)
+        self.opener.unasked.doubt(grant.notes for grant in sent)
         done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
-        remembered.doubt(grant.notes for grant in sent)
         self.watched.granted(done, sent_ns)
         finished = {work for work, *_ in done}
-        for work in finished & unsure.keys():
-            remembered.found(unsure[work], sent_s)
+        for work, _ in offers:
+            work.left = work not in finished
         return finished
 
     async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
@@ -179,18 +180,15 @@ class Handler:
         await self._set_aside(client, [(work, why)])
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
-        beneficiaries = known.beneficiaries() if known is not None else []
-        # Else the batch before may have noted their beneficiaries; the commit finds that only where nobody was noted.
-        if known is None or any(seen is not NOTED for seen in beneficiaries):
+        if known is None:
             known = await known_of(client, self.names, self.group, works)
-            beneficiaries = known.beneficiaries()
         row = iter(known.rows)
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        for (work, _, *keys), seen in zip(known.seen, beneficiaries, strict=True):
-            work.beneficiary, work.unpaid = seen, [key for key in keys if not known.noted[key]]
+        for (work, _, *keys), seen in zip(known.seen, known.beneficiaries, strict=True):
+            work.beneficiary, work.unpaid = seen, [key for key in keys if key in known.unpaid]
         book = await self._policies.refresh(client, known.rev)
-        self.opener.unasked.learn(known.now_us, known.at_s, known.seen, beneficiaries)
+        self.opener.unasked.learn(known.now_us, known.at_s, known.seen, known.beneficiaries)
         return self._desk(client, known.now_us, book, known.at_ns)
 
     def _desk(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> Desk:
@@ -211,7 +209,7 @@ class Handler:
         self.watched.loaded(desk, at_ns)
         return desk
 
-    def _open(self, work: Work, row: scripts.Row | None) -> None:
+    def _open(self, work: Work, row: scripts.Row | None = scripts.NO_ROW) -> None:
         """Start a work from its payout's row. A row that cannot be read fails this entry, not the worker."""
         keep = self.group.outputs_are_facts and work.stale_times > 0
         if row is None:

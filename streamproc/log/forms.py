@@ -37,12 +37,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Fate(IntEnum):
-    """What became of an offer: recorded, left to the chain, or rejected because there is no slot or no room."""
+    """What became of an offer: left to the chain, recorded, or rejected because there is no slot or no room."""
 
+    LEFT = 0
     DONE = 1
-    LEFT = 2
-    NO_SLOT = 3
-    NO_ROOM = 4
+    NO_SLOT = 2
+    NO_ROOM = 3
 
 
 def blank(place: int) -> str:
@@ -63,29 +63,22 @@ class Text(Struct, frozen=True):
     """The pieces, with 0 as a placeholder between each two."""
     blanks: list[int]
     """What goes into each placeholder."""
-    times: list[tuple[int, list[str]]]
-    """Pieces that contain the time: their index, and their parts around it."""
 
     @classmethod
     def of(cls, text: str) -> "Text":
-        """Split a text with marks for its blanks and for the time."""
+        """Split a text with marks for its blanks."""
         before, *rest = text.split(MARK)
         pieces: list[str | int] = [before]
         blanks: list[int] = []
         for place, after in zip(rest[::2], rest[1::2], strict=True):
             pieces += (0, after)
             blanks.append(int(place))
-        parts = [(k, piece.split(AT)) for k, piece in enumerate(pieces) if type(piece) is str and AT in piece]
-        return cls(pieces, blanks, parts)
+        return cls(pieces, blanks)
 
     def at(self, at: int) -> list[str | int]:
         """The pieces with the time `at` (µs) put in."""
-        if not self.times:
-            return self.pieces
-        pieces, when = self.pieces.copy(), str(at)
-        for place, parts in self.times:
-            pieces[place] = when.join(parts)
-        return pieces
+        when = str(at)
+        return [piece.replace(AT, when) if type(piece) is str else piece for piece in self.pieces]
 
 
 class Form(Struct, frozen=True):
@@ -225,14 +218,6 @@ def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
     return WindowTexts(tuple(pieces), tuple(map(_lack_of, windows)))
 
 
-def laid_out(form: Form | None, at: int) -> tuple[object, ...] | None:
-    """A form's texts at a time (µs), as grant.lua expects them."""
-    if form is None:
-        return None
-    record, e = form.record, form.e
-    return record.at(at), record.blanks, e.at(at), e.blanks
-
-
 def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
     """A form's texts as the script would fill them in, to check a form: what only the script knows is 0, and the
     first window has no room."""
@@ -243,7 +228,7 @@ def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
     computed = ("0", "0", room, _told_lack(windows[0]) if windows else "", *offer.common)
 
     def filled(text: Text) -> str:
-        pieces = text.at(offer.at).copy()
+        pieces = text.at(offer.at)
         pieces[1::2] = [row[place - 1] if place > 0 else computed[-place - 1] for place in text.blanks]
         return "".join(map(str, pieces))
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.wire import encode_events
-from streamproc.log.forms import VALUES, Fate, Offer, laid_out, texts_of
+from streamproc.log.forms import VALUES, Fate, Form, Offer, texts_of
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
@@ -20,33 +20,36 @@ from streamproc.log.work import Desk, Group, Work
 
 log = logging.getLogger(__name__)
 
-_FATES = {fate.value: fate for fate in Fate}
+Offered = tuple[Work, Offer]
+
+_FATES = tuple(Fate)
 
 _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 
 _pack = msgspec.msgpack.Encoder().encode
 
 
-def offers_of(
-    group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None] | None = None
-) -> list[tuple[Work, Offer]]:
-    """The works that may take the group's fast path, each with its offer.
-
-    `opens` opens a work that cannot be offered unopened (`at_sight`); None: all works are open already.
-    """
+def offers_of(group: Group, works: Sequence[Work], desk: Desk) -> list[Offered]:
+    """The works that may take the group's fast path, each with its offer."""
     if group.straight is None:
         return []
     ask = group.straight(desk)
-    offers = []
+    offers = ((work, _offered(ask, work)) for work in works if not work.left and _is_new(work))
+    return [(work, offer) for work, offer in offers if offer is not None]
+
+
+def offers_at_sight(
+    group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None]
+) -> list[Offered]:
+    """As `offers_of`, for first looks that are not open yet: `opens` opens one that cannot be offered as it is."""
+    if group.straight is None:
+        return []
+    ask, offers = group.straight(desk), []
     for work in works:
-        offer = None
-        if opens is not None:
-            if work.beneficiary is NOTED:
-                offer = _offered(ask.at_sight, work)
-            if offer is None:
-                opens(work)
-        if offer is None and _is_new(work):
-            offer = _offered(ask, work)
+        offer = _offered(ask.at_sight, work) if work.beneficiary is NOTED else None
+        if offer is None:
+            opens(work)
+            offer = _offered(ask, work) if _is_new(work) else None
         if offer is not None:
             offers.append((work, offer))
     return offers
@@ -109,47 +112,37 @@ async def grant(
 def written_out(
     names: Names, group: str, grants: Sequence[Grant], unasked_at: int = 0
 ) -> tuple[list[str], bytes]:
-    """The script's keys, and the MessagePack of all grants."""
+    """The script's keys, and the MessagePack of all grants. What payouts share is in it once, and they name its
+    number."""
     payouts = (names.payout(item.offer.ask.payout) for item in grants)
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
     terms_numbers: dict[tuple[int, int, int], int] = {}  # by identity, as in `scripts.admit`
     form_numbers: dict[tuple[int, int], int] = {}
-    terms: list[Any] = []
-    forms: list[Any] = []
-    rows: list[Any] = []
-    notes: list[Any] = []
-    pairs: list[Any] = []
     pair_numbers: dict[tuple[str, str], int] = {}
-    timers: list[Any] = []
+    terms, forms, rows = list[Any](), list[Any](), list[Any]()
+    notes, pairs, timers = list[Any](), list[Any](), list[Any]()
     for payout_n, item in enumerate(grants, 1):
-        offer = item.offer
-        ask, form, common = offer.ask, offer.form, offer.common
-        terms_key = (id(ask.rate), id(ask.windows), id(common))
+        offer, first = item.offer, item.first
+        ask = offer.ask
+        terms_key = (id(ask.rate), id(ask.windows), id(offer.common))
         terms_n = terms_numbers.get(terms_key)
         if terms_n is None:
             terms_n = terms_numbers[terms_key] = len(terms_numbers) + 1
-            terms += terms_of(names, keys, ask.rate, ask.windows)
-            terms += (len(common), *common)
-            if ask.windows is not None:
-                room, lack = texts_of(ask.windows)
-                terms += (*room, *lack)
-        at = offer.at
-        form_key = (id(form), at)
+            terms += _terms(names, keys, offer)
+        form_key = (id(offer.form), offer.at)
         form_n = form_numbers.get(form_key)
         if form_n is None:
             form_n = form_numbers[form_key] = len(form_numbers) + 1
-            length = len(offer.values) + VALUES + 1
-            rejections = laid_out(form.no_slot, at) or False, laid_out(form.no_room, at) or False
-            forms.append((length, laid_out(form, at), int(form.ends), *rejections))
-        entry = item.entry.decode()
-        pair_n, first = 0, item.first
+            forms.append(_form(offer))
+        pair_n: int | None = 0
         if first is not None:
-            keys_of_pair = (first.by_account, first.by_vendor)
-            pair_n = pair_numbers.get(keys_of_pair, 0)
-            if not pair_n:
-                pair_n = pair_numbers[keys_of_pair] = len(pair_numbers) + 1
+            pair_key = (first.by_account, first.by_vendor)
+            pair_n = pair_numbers.get(pair_key)
+            if pair_n is None:
+                pair_n = pair_numbers[pair_key] = len(pair_numbers) + 1
                 pairs += (keys.index(first.by_account), first.pair.vendor)
                 pairs += (keys.index(first.by_vendor), first.pair.fund_account)
+        entry = item.entry.decode()
         rows += (
             form_n, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair_n, terms_n,
         )  # fmt: skip
@@ -160,3 +153,24 @@ def written_out(
     end_ids = grants[0].entry.decode(), grants[-1].entry.decode()
     timer_args = (keys.index(names.timers), *timers) if timers else ()
     return keys.list, _pack((len(grants), *end_ids, terms, forms, rows, notes, unasked_at, pairs, timer_args))
+
+
+def _terms(names: Names, keys: Keys, offer: Offer) -> list[Any]:
+    """What an offer asks for, and the texts that it shares with others that ask for the same."""
+    ask, common = offer.ask, offer.common
+    terms = [*terms_of(names, keys, ask.rate, ask.windows), len(common), *common]
+    if ask.windows is not None:
+        room, lack = texts_of(ask.windows)
+        terms += (*room, *lack)
+    return terms
+
+
+def _form(offer: Offer) -> tuple[object, ...]:
+    """An offer's form, whose texts have the time of the decision in them; False for an answer that it leaves to the
+    chain."""
+    form, at, length = offer.form, offer.at, len(offer.values) + VALUES + 1
+
+    def texts(of: Form | None) -> tuple[object, ...] | bool:
+        return of is not None and (of.record.at(at), of.record.blanks, of.e.at(at), of.e.blanks)
+
+    return length, int(form.ends), texts(form), texts(form.no_slot), texts(form.no_room)

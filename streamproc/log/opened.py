@@ -3,7 +3,7 @@
 Both may be done ahead, while another batch is in hand, so that what Redis knew may have changed. For payouts and
 policies the commit finds that out, as it does when another worker was faster. For beneficiaries it finds out only that
 somebody is noted where nobody was; so knowledge from ahead is used only where no note of the batches between can have
-changed it (`known_lately`, batch.py). What can be offered by what is remembered is not asked about at all (unasked.py).
+changed it (`known_lately`). What can be offered by what is remembered is not asked about at all (unasked.py).
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from streamproc.domain.beneficiaries import look
+from streamproc.domain.beneficiaries import NOTED, look
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.events import BeneficiarySeen, Event
 from streamproc.domain.payouts import ASKED
@@ -54,14 +54,10 @@ class Known(NamedTuple):
     rev: bytes
     rows: list[scripts.Row]
     seen: list[First]
-    noted: dict[str, dict[str, int]]
-
-    def beneficiaries(self) -> list[BeneficiarySeen]:
-        """What is known of the beneficiary of each in `seen`."""
-        return [
-            look(first.pair, self.noted[first.by_account], self.noted[first.by_vendor], self.now_us)
-            for first in self.seen
-        ]
+    beneficiaries: list[BeneficiarySeen]
+    """What was known of the beneficiary of each in `seen`."""
+    unpaid: set[str]
+    """Those of their hashes in which nobody was noted."""
 
 
 async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Work]) -> Known:
@@ -71,8 +67,13 @@ async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Wo
     keys = list(dict.fromkeys(key for first in seen for key in (first.by_account, first.by_vendor)))
     asked_s = monotonic()
     now_us, rev, rows, found = await scripts.load(client, names, payouts, keys)
+    at_ns, at_s = time_ns(), monotonic()
     noted = dict(zip(keys, found, strict=True))
-    return Known(now_us, time_ns(), monotonic(), asked_s, rev, rows, seen, noted)
+    beneficiaries = [
+        look(first.pair, noted[first.by_account], noted[first.by_vendor], now_us) for first in seen
+    ]
+    unpaid = {key for key, there in noted.items() if not there}
+    return Known(now_us, at_ns, at_s, asked_s, rev, rows, seen, beneficiaries, unpaid)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,13 +93,14 @@ class Opened:
     """Works of the first pass that are offered before Redis is asked about the rest; then `known` is None."""
 
     def known_lately(self, unasked: Unasked) -> Known | None:
-        """`known`, once, unless it is too old or a batch since then noted a name where it was looked at."""
-        known, self.known = self.known, None
-        if (
-            known is None
-            or monotonic() - known.at_s >= AHEAD_S
-            or unasked.is_doubted(known.seen, known.asked_s)
-        ):
+        """`known`, if it is still good: not too old, and all its beneficiaries were noted, in hashes where no batch
+        since then noted anybody else."""
+        known = self.known
+        if known is None or monotonic() - known.at_s >= AHEAD_S:
+            return None
+        if any(beneficiary is not NOTED for beneficiary in known.beneficiaries):
+            return None
+        if any(unasked.is_doubted(first, known.asked_s) for first in known.seen):
             return None
         return known
 

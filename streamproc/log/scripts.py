@@ -26,6 +26,7 @@ RATE_BACKLOG_S = 86_400
 """How long rate slots outlive their window, as in counters.lua: after a backlog of a day they are still there."""
 
 _encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 _decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
 
 Raw = tuple[bytes, list[bytes]]
@@ -262,8 +263,9 @@ async def admit(client: Redis, names: Names, asks: Sequence[Ask], *, keep_budget
         if number is None:
             number = numbers[both] = len(numbers) + 1
             terms += terms_of(names, keys, ask.rate, ask.windows)
-        rows += (keys.index(names.payout(ask.payout)), ask.payout, ask.amount, ask.received_at, number)
-    reply = await _admit(client, keys.list, (keep_budgets_s, len(numbers), *terms, *rows))
+        payout = keys.index(names.payout(ask.payout))
+        rows += (payout, ask.payout, str(ask.amount), str(ask.received_at), number)
+    reply = await _admit(client, keys.list, (keep_budgets_s, _pack((terms, rows))))
     return [_admission(kept, ask.windows or ()) for ask, kept in zip(asks, reply, strict=True)]
 
 

@@ -36,12 +36,13 @@ class Unasked:
     """What one consumer remembers of Redis. Forgotten with its connections: another server may answer otherwise."""
 
     def __init__(self) -> None:
-        self._noted: dict[tuple[str, str], float] = {}
-        """Pairs, by the keys of their two hashes, that Redis last found noted -> when (monotonic clock, s); -inf:
-        check."""
-        self._now_us, self._at_s, self._doubted_s = 0, -inf, -inf
-        self._doubted: dict[str, float] = {}
-        """Hashes in which this consumer noted a name lately -> when."""
+        self._now_us, self._at_s = 0, -inf
+        """Redis's clock, and our monotonic one (s) when it was told."""
+        self._found: dict[tuple[str, str], float] = {}
+        """Pairs, by the keys of their two hashes, that Redis last found noted -> when (monotonic clock, s)."""
+        self._noted: dict[str, float] = {}
+        """Hashes in which this consumer noted a name lately -> when: it may have pushed another one out of a full
+        hash."""
 
     def learn(
         self, now_us: int, at_s: float, seen: Sequence[First], beneficiaries: Sequence[BeneficiarySeen]
@@ -49,42 +50,40 @@ class Unasked:
         """Take in an answer: Redis's clock (µs) when our monotonic one was `at_s`, and what it knew of
         beneficiaries."""
         self._now_us, self._at_s = now_us, at_s
-        if len(self._noted) + len(seen) > PAIRS_MAX:
-            self._noted.clear()  # rare; pairs in use are learnt again at once
+        if len(self._found) + len(seen) > PAIRS_MAX:
+            self._found.clear()  # rare; pairs in use are learnt again at once
         for first, known in zip(seen, beneficiaries, strict=True):
             if known is NOTED:
-                self._noted[first.by_account, first.by_vendor] = at_s if at_s > self._doubted_s else -inf
+                self.found(first, at_s)
             else:
-                self._noted.pop((first.by_account, first.by_vendor), None)
+                self._found.pop((first.by_account, first.by_vendor), None)
 
     def found(self, first: First, at_s: float) -> None:
-        """The script was asked at `at_s` (monotonic clock), and found the pair noted."""
-        self._noted[first.by_account, first.by_vendor] = at_s
+        """The pair was found noted by what was asked at `at_s` (monotonic clock) or later."""
+        self._found[first.by_account, first.by_vendor] = at_s
 
     def doubt(self, notes: Iterable[Sequence[Note]]) -> None:
-        """This consumer noted names: each may have pushed another one out of a full hash, so those pairs are checked
-        again."""
+        """This consumer noted names: what was found before of their hashes may be so no more."""
         keys = {key for of_one in notes for key, *_ in of_one}
         if keys:
-            now_s = self._doubted_s = monotonic()
-            recent = {key: at_s for key, at_s in self._doubted.items() if now_s - at_s < DOUBTED_S}
-            self._doubted = recent | dict.fromkeys(keys, now_s)
-            self._noted |= dict.fromkeys((pair for pair in self._noted if not keys.isdisjoint(pair)), -inf)
+            now_s = monotonic()
+            recent = {key: at_s for key, at_s in self._noted.items() if now_s - at_s < DOUBTED_S}
+            self._noted = recent | dict.fromkeys(keys, now_s)
 
-    def is_doubted(self, seen: Iterable[First], asked_s: float) -> bool:
-        """Whether an answer that was asked for at `asked_s` may be outdated: this consumer noted a name since, in
-        its hashes."""
-        doubted = self._doubted
-        pairs = ((first.by_account, first.by_vendor) for first in seen) if doubted else ()
-        return any(doubted.get(key, -inf) > asked_s for pair in pairs for key in pair)
+    def is_doubted(self, first: First, asked_s: float) -> bool:
+        """Whether what was asked about a pair at `asked_s` may be outdated: this consumer noted a name since, in one
+        of its hashes."""
+        noted = self._noted
+        return noted.get(first.by_account, -inf) > asked_s or noted.get(first.by_vendor, -inf) > asked_s
 
     def is_believed(self, first: First) -> bool:
         """Whether the pair was found noted so lately that the script need not check it."""
-        return monotonic() - self._noted.get((first.by_account, first.by_vendor), -inf) < BELIEVED_S
+        found_s = self._found.get((first.by_account, first.by_vendor), -inf)
+        return monotonic() - found_s < BELIEVED_S and not self.is_doubted(first, found_s)
 
     def forget(self) -> None:
         """Forget all: Redis has to be asked."""
-        self._noted.clear()
+        self._found.clear()
         self._at_s = -inf
 
     def of(self, first: Sequence[First], works: int) -> Sequence[First]:
@@ -99,7 +98,7 @@ class Unasked:
 
     def is_noted(self, first: First) -> bool:
         """Whether Redis last found the pair noted. If not, nothing is known of it."""
-        return (first.by_account, first.by_vendor) in self._noted
+        return (first.by_account, first.by_vendor) in self._found
 
     def is_fresh(self) -> bool:
         """Whether Redis's clock was heard within CLOCK_S."""

@@ -79,21 +79,14 @@ class Watched:
         if not untold or meters is None:
             return
         with watch.unharmed():
-            if tracer is None:
-                self._tell_granted(meters, untold)
-            for granted, times, now_us in untold:
-                passed, done = (
-                    [(STRAIGHT, times.loaded_ns, times.handled_ns)],
-                    [Committed.DONE] * len(granted),
-                )
-                self._tell_times(meters, done, passed, times)
+            self._tell_granted(meters, untold)
+            for batch in untold:
+                passed = [(STRAIGHT, batch.times.loaded_ns, batch.times.handled_ns)]
+                self._tell_times(meters, [Committed.DONE] * len(batch.granted), passed, batch.times)
                 if tracer is not None:
-                    works = [work for work, *_ in granted]
-                    for work, offer, fate in granted:
-                        # As in the log, except that the counters' numbers are 0, which telemetry does not use.
-                        work.record, out = offer.told(fate)
-                        work.out = list(out)
-                    self._tell_done(meters, works, passed, (), times, now_us)
+                    works = _works_of(batch)
+                    _exemplify(meters, tracer, works, batch.now_us)
+                    self._traced.committed(tracer, works, batch.times, passed, ())
 
     def loaded(self, desk: Desk, at_ns: int) -> None:
         """A batch begins; `desk.now_us` was Redis's clock when this host's was `at_ns`."""
@@ -133,24 +126,14 @@ class Watched:
         times = Times(self._loaded_ns, passed[-1][2] if passed else self._loaded_ns, at_ns)
         self._tell_times(meters, statuses, passed, times)
         done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
-        self._tell_done(meters, done, passed, self._calls, times, self._now_us(desk, at_ns))
-
-    def _tell_done(
-        self,
-        meters: "Meters",
-        works: Sequence[Work],
-        passed: Passed,
-        calls: Sequence[Call],
-        times: Times,
-        now_us: int,
-    ) -> None:
-        """Record works that were committed when Redis's clock was `now_us`."""
-        _count(meters, works, now_us)
+        now_us = self._now_us(desk, at_ns)
+        _count(meters, done, now_us)
         if lines.are_said():
-            lines.say([line for work in works for line in self._lines(work)])
+            decided = ((work, event) for work in done for event in work.out if type(event) is e.PayoutDecided)
+            lines.say([self._line(work, event, event.agent, event.amount) for work, event in decided])
         if (tracer := watch.tracer()) is not None:
-            _exemplify(meters, tracer, works, now_us)
-            self._traced.committed(tracer, works, times, passed, calls)
+            _exemplify(meters, tracer, done, now_us)
+            self._traced.committed(tracer, done, times, passed, self._calls)
 
     def _now_us(self, desk: Desk, now_ns: int) -> int:
         """Redis's clock at `now_ns` of this host's."""
@@ -168,29 +151,30 @@ class Watched:
             meters.entries.labels(self._group, status.name.lower()).inc(n)
 
     def _tell_granted(self, meters: "Meters", untold: Sequence[_Untold]) -> None:
-        """As `_tell_done`, for decisions alone, which are all that an offer's events have for telemetry. Payouts of
-        one form are decided alike, so their events are made only once: that costs as much as deciding a payout."""
-        alike: dict[tuple[int, Fate], tuple[e.PayoutDecided | None, list[tuple[Offer, int]]]] = {}
+        """Count and say the decisions of fast-path batches, which are all that telemetry takes from their events.
+        Payouts of one form are decided alike, so their events are made only once: that costs as much as deciding a
+        payout."""
+        alike: dict[tuple[int, Fate], tuple[e.PayoutDecided, list[tuple[Offer, int]]]] = {}
         log_lines, are_said = list[lines.DecisionLine](), lines.are_said()
         for granted, _, now_us in untold:
             for work, offer, fate in granted:
                 form_key = (id(offer.form), fate)
                 known = alike.get(form_key)
                 if known is None:
-                    known = alike[form_key] = (_decision_in(offer.told(fate)[1]), [])
+                    _, out = offer.told(fate)
+                    decision = next(event for event in out if type(event) is e.PayoutDecided)
+                    known = alike[form_key] = (decision, [])
                 decision, offers = known
-                if decision is None:
-                    continue
                 offers.append((offer, now_us))
                 if are_said:
-                    log_lines.append(self._line(decision, work, offer))
+                    log_lines.append(self._line(work, decision, offer.agent, offer.ask.amount))
         for decision, offers in alike.values():
-            if decision is not None:
-                _count_decided(meters, decision, offers)
+            _count_decided(meters, decision, offers)
         lines.say(log_lines)
 
-    def _line(self, decision: e.PayoutDecided, work: Work, offer: Offer) -> lines.DecisionLine:
-        """The log line of a payout that was decided like another one with the same form."""
+    def _line(self, work: Work, decision: e.PayoutDecided, agent: str, amount: int) -> lines.DecisionLine:
+        """A decision's log line. Agent and amount are the payout's own; the rest of the event may be that of another
+        payout that was decided alike."""
         return lines.DecisionLine(
             self._partition,
             work.entry.decode(),
@@ -198,27 +182,10 @@ class Watched:
             trace_id(work.payout),
             decision.decision,
             decision.reason,
-            offer.agent,
-            offer.ask.amount,
+            agent,
+            amount,
             decision.by,
         )
-
-    def _lines(self, work: Work) -> list[lines.DecisionLine]:
-        return [
-            lines.DecisionLine(
-                self._partition,
-                work.entry.decode(),
-                work.payout,
-                trace_id(work.payout),
-                event.decision,
-                event.reason,
-                event.agent,
-                event.amount,
-                event.by,
-            )
-            for event in work.out
-            if type(event) is e.PayoutDecided
-        ]
 
     def put_off(self, works: Sequence[Work]) -> None:
         """Record entries that were deferred."""
@@ -261,8 +228,13 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
         meters.decided_paise.labels(decision).inc(amount)
 
 
-def _decision_in(out: Sequence[e.Fact]) -> e.PayoutDecided | None:
-    return next((event for event in out if type(event) is e.PayoutDecided), None)
+def _works_of(batch: _Untold) -> list[Work]:
+    """The works of a fast-path batch, as the chain would have left them. The counters' numbers are 0, which telemetry
+    does not use."""
+    for work, offer, fate in batch.granted:
+        work.record, out = offer.told(fate)
+        work.out = list(out)
+    return [work for work, *_ in batch.granted]
 
 
 def _count_decided(meters: "Meters", decision: e.PayoutDecided, offers: Sequence[tuple[Offer, int]]) -> None:

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -57,6 +58,19 @@ VALUES: tuple[bytes, ...] = (
     b"{}",
     b"0-0",
 )
+WITHIN: tuple[Any, ...] = (
+    *(value.decode(errors="replace") for value in VALUES),
+    -1,
+    0,
+    1,
+    1.5,
+    10**18,
+    None,
+    True,
+    [],
+    {},
+)
+"""The same within MessagePack, which has types."""
 POLICIES = """
 policies:
   bot: {daily_limit: 1_000_000_000, require_approval_above: 1_000_000, new_beneficiary: ignore}
@@ -213,6 +227,10 @@ async def hear(url: str) -> dict[str, list[Heard]]:
 def spoilt(rng: Random, heard: Heard) -> tuple[list[bytes], list[bytes], bytes]:
     """Keys and arguments of a call that nobody of us makes, and the key to be made of another type, or none."""
     keys, args = list(heard.keys), list(heard.args)
+    packed = [n for n, arg in enumerate(args) if arg[:1] >= b"\x90"]
+    if packed and rng.randrange(2):
+        args[packed[0]] = spoilt_within(rng, args[packed[0]])
+        return keys, args, b""
     kind, at = rng.randrange(9), rng.randrange(len(args) or 1)
     match kind:
         case 0:
@@ -232,6 +250,25 @@ def spoilt(rng: Random, heard: Heard) -> tuple[list[bytes], list[bytes], bytes]:
         case _:
             return keys, args, rng.choice(keys)
     return keys, args, b""
+
+
+def spoilt_within(rng: Random, packed: bytes) -> bytes:
+    """A MessagePack array with one element of it, or of an array in it, cut off, left out, doubled or changed."""
+    request: list[Any] = msgspec.msgpack.decode(packed)
+    part = request
+    while (deeper := [one for one in part if isinstance(one, list) and one]) and rng.randrange(4):
+        part = rng.choice(deeper)
+    at = rng.randrange(len(part))
+    match rng.randrange(6):
+        case 0:
+            del part[at:]
+        case 1:
+            del part[at]
+        case 2:
+            part.insert(at, part[at])
+        case _:
+            part[at] = rng.choice(WITHIN)
+    return msgspec.msgpack.encode(request)
 
 
 async def put_back(client: Redis, before: dict[bytes, bytes], wrong: bytes, rng: Random) -> None:

@@ -209,6 +209,18 @@ async def test_a_payee_whom_the_batch_before_pushed_out_is_asked_about_anew(benc
     assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_CHANGED"])
 
 
+async def test_a_payee_whom_another_worker_noted_since_he_was_asked_about_is_known(bench: Bench) -> None:
+    """What was known ahead of a batch is used only of payees who were noted then."""
+    opened = await bench.read(pay("pout_1", account="fa_2"))
+    assert opened.known is not None
+    now = await now_us(bench.client)
+    await bench.client.hset(NAMES.paid_for(ACCOUNT, "fa_2"), HOST, now)
+    await bench.client.hset(NAMES.paid_at(ACCOUNT, HOST), "fa_2", now)
+    await bench.handle(opened)
+    (record,) = await bench.records("pout_1")
+    assert (record.decision, record.reasons) == ("APPROVED", ["POLICY_OK"])
+
+
 async def test_a_payee_that_was_noted_too_long_ago_is_noted_again(bench: Bench) -> None:
     key = NAMES.paid_for(ACCOUNT, "fa_1")
     opened = await bench.read(pay("pout_1"))

@@ -4,8 +4,9 @@
 -- KEYS[2]    stream  the log; only its existence is checked
 -- KEYS[3..]  hash payouts, zset rates, hash budgets; ARGV names them by index
 -- ARGV[1]    s       how long a budget is kept after its window ended (or after now, if that is later)
--- ARGV[2]    number of terms, then each of them, as counters.lua has them
--- then for each payout: index of its hash, payout id, amount (paise), received at (µs), its terms' number
+-- ARGV[2]    MessagePack, an array of two, as in grant.lua:
+--   terms, flat, of each: as counters.lua has them;
+--   rows, flat, of each payout: index of its hash, payout id, amount (paise) and received at (µs) as texts, its terms' number
 -- Returns for each payout its admission 'RATE|BUDGET|WINDOWS', as field `a` of its hash keeps it:
 --   RATE 'number used count window limited' or '', BUDGET 'number amount exceeded reserved committed ...' or '',
 --   WINDOWS the windows JSON, or '' where this call recorded them: the caller has just sent them.
@@ -37,22 +38,22 @@ local function payout_of(index)
 end
 
 whole(keep, 0, S_MAX)
-local term_list, i = {}, 3
-for n = 1, tonumber(ARGV[2]) do term_list[n], i = terms_at(ARGV, i) end
+local request = cmsgpack.unpack(ARGV[2])
+if type(request) ~= 'table' or #request ~= 2 then wrong('it has no payouts') end
+local terms, rows, term_list, i = request[1], request[2], {}, 1
+while i <= #terms do term_list[#term_list + 1], i = terms_at(terms, i) end
 
-if (#ARGV - i + 1) % 5 ~= 0 then wrong('it has a part of a payout') end
-for j = i, #ARGV, 5 do
-  local p, t = payout_of(tonumber(ARGV[j])), term_list[tonumber(ARGV[j + 4])]
-  local amount = tonumber(ARGV[j + 2])
-  if not (amount and amount >= 0 and amount < US_MAX) then wrong(ARGV[j + 2] .. ' is no amount') end
+if #rows % 5 ~= 0 then wrong('it has a part of a payout') end
+for j = 1, #rows, 5 do
+  local p, payout, paise, t = payout_of(tonumber(rows[j])), rows[j + 1], rows[j + 2], term_list[tonumber(rows[j + 4])]
+  local amount = whole(paise, 0, US_MAX)
   local ask_rate = t.rate > 0 and p.ra == ''
   local ask_budget = t.windows >= 0 and p.ba == ''
   local limited, my_number = false, 0
   if ask_rate then
-    local at = tonumber(ARGV[j + 3])
-    local used, r = slots_used(t, at)
+    local used, start, time = slots_used(t, tonumber(rows[j + 3]))
     limited = used >= t.count
-    if limited then passed(r) else take_slot(r, ARGV[j + 1], at, ARGV[j + 3]) end
+    if limited then count_window(t, start) else take_slot(t, start, time, payout) end
     number = number + 1
     my_number = number
     p.ra = format('%d %d %d %d %d', my_number, used, t.count, t.window_us, limited and 1 or 0)
@@ -67,7 +68,7 @@ for j = i, #ARGV, 5 do
       number = number + 1
       my_number = number
     end
-    p.ba = format('%d %s %d%s', my_number, ARGV[j + 2], exceeded, told(before))
+    p.ba = format('%d %s %d%s', my_number, paise, exceeded, told(before))
     p.w = t.w
   end
   if (ask_rate or ask_budget) and not p.dirty then

@@ -1,7 +1,7 @@
 #!lua
 -- Counting of rate slots and budgets, shared by admit.lua and grant.lua: this file is put before each of the two.
 -- KEYS[1], ... as the script has them: zset rates and hash budgets are named by index
--- ARGV         terms, that is, what is asked for alike by payouts of one agent (grant.lua has them in one of its arguments):
+-- ARGV         MessagePack, with terms, that is, what is asked for alike by payouts of one agent:
 --   index of the rate zset or 0, count, window (µs), 1 to go on when limited,
 --   number of budget windows or -1, windows as JSON (kept as evidence), then for each window:
 --     index of its hash, limit (paise) or -1, end (Unix s)
@@ -16,6 +16,7 @@ local rates, budgets = {}, {} -- index of the key -> what was read of it and wha
 local function terms_at(args, i)
   whole(args[i + 4], -1, (#args - i - 5) / 3)
   whole(args[i + 2], 0, US_MAX)
+  if type(args[i + 5]) ~= 'string' then wrong('it has terms without windows') end
   local t = {
     rate = tonumber(args[i]), count = tonumber(args[i + 1]), window_us = tonumber(args[i + 2]), hold = tonumber(args[i + 3]) == 1,
     windows = tonumber(args[i + 4]), w = args[i + 5], budgets = {}, limits = {}, ends = {},
@@ -29,14 +30,15 @@ end
 
 -- One agent's slots: those in Redis and those that this batch adds, whose times never fall. A window is open at its start.
 --   newest: time of the newest slot   cut: start of the window of the last payout that was counted; slots up to it can go
+--   added: times of new slots   z: arguments of their ZADD   counted: there is something to write
+-- What `slots_used` need not look up again for the next payout, whose window is mostly nearly the same:
 --   seen: window start for which `stored` slots were counted in Redis, the first of them at `oldest` (-1: not counted yet)
---   added: times of new slots; those before `from` are up to `cut`   z: arguments of their ZADD
---   now, ahead, next: of the payout that `slots_used` looked at last: its time, its window's start, and `from` for that
+--   from: place of the first of `added` in the window
 local function rate_of(index, window)
   local r = rates[index]
   if not r then
     local newest = call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')
-    r = { newest = tonumber(newest[2] or '0'), window = window, cut = 0, seen = 0, stored = 0, oldest = -1, added = {}, from = 1, z = {} }
+    r = { newest = tonumber(newest[2] or '0'), window = window, cut = 0, added = {}, z = {}, seen = 0, stored = 0, oldest = -1, from = 1 }
     rates[index] = r
   end
   return r
@@ -69,36 +71,40 @@ local function told(before)
   return #before == 0 and '' or ' ' .. concat(before, ' ')
 end
 
--- How many slots are used in the window of a payout received at `at` (µs), and the rate, for `passed` or `take_slot`.
--- By itself this counts nothing: a payout that is then left to the chain must not move the window for others.
+-- For a payout received at `at` (µs): how many slots are used in its window, where this starts, and the time of its own slot.
+-- Counts nothing: a payout that is then left to the chain must not move the window for others.
 local function slots_used(t, at)
   local r = rate_of(t.rate, t.window_us)
   -- A late payout counts at the newest slot's time, so that no window ever holds more than it may.
-  r.now = at > r.newest and at or r.newest
-  r.ahead = r.now - t.window_us > r.cut and r.now - t.window_us or r.cut
-  if r.oldest == -1 or r.oldest <= r.ahead or r.ahead < r.seen then
-    local cut = '(' .. int(r.ahead)
-    r.seen, r.stored = r.ahead, call('ZCOUNT', KEYS[t.rate], cut, '+inf')
+  local time = at > r.newest and at or r.newest
+  local start = time - t.window_us > r.cut and time - t.window_us or r.cut
+  if r.oldest <= start or start < r.seen then
+    local cut = '(' .. int(start)
+    r.seen, r.stored = start, call('ZCOUNT', KEYS[t.rate], cut, '+inf')
     local oldest = call('ZRANGEBYSCORE', KEYS[t.rate], cut, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     r.oldest = tonumber(oldest[2] or '9007199254740992')
   end
-  r.next = r.from
-  while r.next <= #r.added and r.added[r.next] <= r.ahead do r.next = r.next + 1 end
-  return r.stored + #r.added - r.next + 1, r
+  local added, from = r.added, r.from
+  while from > 1 and added[from - 1] > start do from = from - 1 end
+  while from <= #added and added[from] <= start do from = from + 1 end
+  r.from = from
+  return r.stored + #added - from + 1, start, time
 end
 
--- Count the payout that was looked at last: slots before its window are not needed any more.
-local function passed(r)
-  r.cut, r.from, r.counted = r.ahead, r.next, true
+-- Count a payout whose window starts there: slots up to it are not needed any more.
+local function count_window(t, start)
+  local r = rates[t.rate]
+  r.cut, r.counted = start, true
 end
 
--- Take a slot for the payout that was looked at last; `text` is `at` as it came.
-local function take_slot(r, payout, at, text)
-  passed(r)
-  r.newest = r.now
-  r.added[#r.added + 1] = r.now
+-- Count it, and take a slot for it.
+local function take_slot(t, start, time, payout)
+  if type(payout) ~= 'string' then wrong('it has a payout without an id') end
+  count_window(t, start)
+  local r = rates[t.rate]
+  r.newest, r.added[#r.added + 1] = time, time
   local k = #r.z
-  r.z[k + 1], r.z[k + 2] = r.now == at and text or int(r.now), payout
+  r.z[k + 1], r.z[k + 2] = int(time), payout
 end
 
 -- Charge an amount for which `exceeded_by` found room.

@@ -12,8 +12,8 @@
 --   4 terms, flat, of each: as counters.lua has them; how many texts its payouts share, and these texts; where it has windows,
 --     the text of a reservation in 2 + 2 * windows pieces, between which go the number and what was reserved and committed in
 --     each window before; then for each window the text of its rejection, as far as the amount used;
---   5 forms, of each: length of its rows, texts if it is granted, 1 if the payout is over with that, texts if there is no slot,
---     texts if there is no room; false for an answer that is left to the chain. Texts: pieces of the record, its blanks, pieces
+--   5 forms, of each: length of its rows, 1 if the payout is over when it is granted, texts if it is granted, texts if there is
+--     no slot, texts if there is no room; false for an answer that is left to the chain. Texts: pieces of the record, its blanks, pieces
 --     of `e`, its blanks. Between two pieces is a placeholder, and the blank says what goes there: n > 0 the row's nth value,
 --     -1 the number, -2 the slots used before, -3 the text of the reservation, -4 the text of the window without room,
 --     -5, -6, ... the texts that payouts of these terms share;
@@ -24,7 +24,7 @@
 --   8 when the payouts were decided (µs), if by a clock that Redis was not asked for, or 0;
 --   9 pairs, flat, of each: hash and vendor, hash and fund account: a remembered pair counts only if both are noted still;
 --   10 timers, empty or: index of their zset, then flat, of each: its payout's number, score (µs), member.
--- Returns for each payout: 1 done; 3 rejected, no slot; 4 rejected, no room; 2 left, where nothing was done: it is known already, its
+-- Returns for each payout: 1 done; 2 rejected, no slot; 3 rejected, no room; 0 left, where nothing was done: it is known already, its
 --   entry is acknowledged, its pair is not noted, somebody else was noted first, its form has no text for the answer, the policies
 --   have changed, or the time of ARGV[6][8] is not near. What is left, the chain decides by admit.lua and commit.lua.
 -- NOLOG where there is no log.
@@ -36,7 +36,7 @@ if call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
 end
 whole(ARGV[3], 0, S_MAX)
-local DONE, LEFT, NO_SLOT, NO_ROOM = 1, 2, 3, 4 -- forms.py: Fate
+local LEFT, DONE, NO_SLOT, NO_ROOM = 0, 1, 2, 3 -- forms.py: Fate
 local UNASKED_US = 10000000 -- longest age of such a decision; an older one is of a host that slept, or whose clock was set
 local request, reply = cmsgpack.unpack(ARGV[6]), {}
 if type(request) ~= 'table' or #request ~= 10 then wrong('it has no payouts') end
@@ -58,7 +58,7 @@ while i <= #terms do
   t, i = terms_at(terms, i)
   if t.rate > 0 then rate_of(t.rate, t.window_us) end
   exceeded_by(t, 0)
-  t.limited, t.shared, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}, {}
+  t.rate_terms, t.shared, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}, {}
   for k = 1, whole(terms[i], 0, #terms) do t.shared[k] = terms[i + k] end
   i = i + 1 + #t.shared
   for k = 1, 2 + 2 * t.windows do t.room[2 * k - 1], i = terms[i], i + 1 end
@@ -86,6 +86,7 @@ if timers_key then call('ZCARD', timers_key) end
 for k = 2, #timers, 3 do
   whole(timers[k], 1, payouts)
   whole(timers[k + 1], 0, US_MAX)
+  if type(timers[k + 2]) ~= 'string' then wrong('it has a timer without its event') end
 end
 local known, runs = {}, call('ZCARD', KEYS[4])
 if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
@@ -120,31 +121,31 @@ end
 
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
-  local t, entry, paise, time = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
-  local amount, received = whole(paise, 0, US_MAX), whole(time, 0, US_MAX)
+  local t, entry, paise = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4]
+  local amount, received = whole(paise, 0, US_MAX), whole(rows[at + 5], 0, US_MAX)
   if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return LEFT end
-  local fate, used, r, exceeded, before = DONE, 0, nil, -1, nil
+  local fate, used, start, time, exceeded, before = DONE, 0, nil, nil, -1, nil
   if t.rate > 0 then
-    used, r = slots_used(t, received)
+    used, start, time = slots_used(t, received)
     if used >= t.count then fate = NO_SLOT end
   end
   if fate == DONE then
     exceeded, before = exceeded_by(t, amount)
     if exceeded >= 0 then fate = NO_ROOM end
   end
-  local texts = form[1 + fate]
+  local texts = form[2 + fate]
   if not texts or (fate == DONE and notes_of[n] and came_second(notes_of[n])) then return LEFT end
   local admission = false
   if t.rate > 0 or t.windows >= 0 then
     number = number + 1
     local my_number, rate, room = int(number), '', t.room
     computed[1], computed[2] = my_number, int(used)
-    if r then rate = my_number .. ' ' .. computed[2] .. t.limited .. (fate == NO_SLOT and '1' or '0') end
+    if t.rate > 0 then rate = my_number .. ' ' .. computed[2] .. t.rate_terms .. (fate == NO_SLOT and '1' or '0') end
     if fate == NO_SLOT then
-      passed(r)
+      count_window(t, start)
       admission = rate .. '||'
     else
-      if r then take_slot(r, rows[at + 3], received, time) end
+      if t.rate > 0 then take_slot(t, start, time, rows[at + 3]) end
       admission = rate .. '|' .. my_number .. ' ' .. paise .. ' ' .. exceeded .. told(before) .. '|' .. t.w
       if fate == DONE then
         charge(t, amount)
@@ -165,7 +166,7 @@ local function grant(n, form, at)
   writes[written + 3] = admission
   writes[written + 4] = filled(texts[3], texts[4], at)
   writes[written + 5] = ARGV[4] .. entry .. ARGV[5]
-  writes[written + 6] = form[3] == 1
+  writes[written + 6] = form[2] == 1
   written = written + 6
   return fate
 end
