@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from streamproc.archive.hosts import connect
 from streamproc.errors import JobFailed, named
 
 T = TypeVar("T")
@@ -62,11 +63,11 @@ async def _run(dsn: str, work: Callable[[Connection], T]) -> T:
 
 
 def _engine(dsn: str) -> AsyncEngine:
-    async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
+    async def opened() -> asyncpg.Connection:
+        return await connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
 
     # asyncpg reads the DSN itself: SQLAlchemy would hand `sslmode` and the like to it as unknown arguments.
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    return create_async_engine("postgresql+asyncpg://", async_creator=opened, poolclass=NullPool)
 
 
 def _scripts() -> ScriptDirectory:

@@ -150,6 +150,22 @@ async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     return decode_record(record) if record is not None else None
 
 
+async def payout_known(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
+    """The payout for who acts on it: `payout_view`, if that shows all that is archived of it.
+
+    Raises TryAgain if it does not, since views may stand still for days: a payout taken for new would be decided, and
+    an intent created, a second time.
+    """
+    async with asked(pool) as db:
+        record, more = await db.fetchrow(_SQL["payout_known"], payout, timeout=QUERY_TIMEOUT_S)
+    if more:
+        raise TryAgain(
+            f"the view payouts does not show all that is archived of payout {payout}; is the projector running, and do"
+            " its views go on?"
+        )
+    return decode_record(record) if record is not None else None
+
+
 async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
     """Our id of the intent that the bank has under its own id `bank_payout`; None if there is none."""
     async with asked(pool) as db:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 import consumers
-from streamproc.archive.lookup import refusals_named, views_behind
+from streamproc.archive.lookup import refusals_named, refuses_writes, views_behind
 from streamproc.archive.migrate import current, newest
 from streamproc.archive.pool import opened_pool
 from streamproc.clients.safe_browsing import open_safe_browsing
@@ -179,7 +179,7 @@ async def _postgres(settings: Settings) -> list[Check]:
     if not dsn:
         return _missing("postgres", "STREAMPROC_POSTGRES_DSN")
     at, wanted = await current(dsn), newest()
-    checks = [Check("postgres", "ok", "reachable")]
+    checks = [await _writable(dsn)]
     if at == wanted:
         schema = Check("schema", "ok", f"at {at}, the newest")
         return [*checks, schema, await _views(dsn), *await checkpoint_checks(settings)]
@@ -187,6 +187,18 @@ async def _postgres(settings: Settings) -> list[Check]:
         *checks,
         Check("schema", "bad", f"at {at or 'nothing'}, the newest is {wanted}", "run `streamproc migrate`"),
     ]
+
+
+async def _writable(dsn: str) -> Check:
+    async with opened_pool(dsn) as pool:
+        why = await refuses_writes(pool)
+    if not why:
+        return Check("postgres", "ok", "reachable, and can be written")
+    todo = (
+        "STREAMPROC_POSTGRES_DSN must lead to the primary: promote it, or name both hosts with"
+        " ?target_session_attrs=read-write"
+    )
+    return Check("postgres", "bad", f"it can only be read: {why}; nothing is archived, and money waits", todo)
 
 
 async def _views(dsn: str) -> Check:

@@ -139,6 +139,20 @@ async def test_a_redis_without_a_limit_of_memory_is_noted(redis_url: str, postgr
     assert (check.status, check.detail) == ("ok", "maxmemory is set")
 
 
+async def test_a_postgres_that_takes_no_writes_is_bad_though_it_answers(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    name = postgres.rpartition("/")[2]
+    await fetch(postgres, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    found = (await examined(environment(redis_url, postgres, bank)))["postgres"]
+    assert (found.status, found.detail) == (
+        "bad",
+        "it can only be read: its transactions are read-only by default; nothing is archived, and money waits",
+    )
+    assert "target_session_attrs=read-write" in found.todo
+
+
 async def test_views_that_stand_still_behind_the_archive_are_bad(
     redis_url: str, postgres: str, bank: Sandbox
 ):
