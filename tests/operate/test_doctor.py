@@ -13,6 +13,7 @@ import consumers
 from projections.schema import prepare
 from streamproc.archive import migrate
 from streamproc.archive.signing_key import make_key
+from streamproc.archive.store import connection
 from streamproc.errors import named
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
@@ -151,6 +152,31 @@ async def test_a_postgres_that_takes_no_writes_is_bad_though_it_answers(
         "it can only be read: its transactions are read-only by default; nothing is archived, and money waits",
     )
     assert "target_session_attrs=read-write" in found.todo
+
+
+async def test_a_session_whose_lock_keeps_the_projector_waiting_is_named(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    async with (
+        connection(postgres, name="psql of bob") as idle,
+        connection(postgres, name="streamproc projector 0", job=True) as ours,
+    ):
+        await ours.execute("SET lock_timeout = 0")
+        left_open = idle.transaction()
+        await left_open.start()
+        await idle.execute("LOCK TABLE heads IN SHARE MODE")
+        waiting = asyncio.create_task(ours.execute("INSERT INTO heads (partition) VALUES (9)"))
+        while not await fetch(postgres, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+        found = (await examined(environment(redis_url, postgres, bank)))["postgres locks"]
+        await left_open.rollback()
+        await waiting
+    assert found.status == "bad"
+    assert (
+        f"`streamproc projector 0` waits for session {idle.get_server_pid()} of streamproc (psql of bob)"
+        in found.detail
+    )
 
 
 async def test_views_that_stand_still_behind_the_archive_are_bad(
