@@ -1,6 +1,6 @@
 """Under load Postgres fails over to a standby that lacks what was archived last.
 
-Decisions that had moved money are among it. Every role has both hosts in its DSN, and nobody does anything but promote the standby.
+Decisions that had moved money are among it. Every role has both hosts in its DSN; nobody does anything but promote.
 """
 
 from pathlib import Path
