@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 import consumers
+from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
 from streamproc.archive.lookup import refusals_named, refuses_writes, views_behind
 from streamproc.archive.migrate import current, newest
@@ -212,6 +213,11 @@ async def _blocked(dsn: str) -> list[Check]:
 
 async def _views(dsn: str) -> Check:
     async with opened_pool(dsn) as pool:
+        async with asked(pool) as db:
+            gone = await missing_in(db)
+        if gone:
+            todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
+            return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
         with refusals_named():
             rows = await views_behind(pool)
     now_ms = time.time() * 1000

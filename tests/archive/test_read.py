@@ -95,6 +95,9 @@ async def test_who_acts_on_a_payout_is_told_to_wait_where_the_view_does_not_show
     await pool.execute("DELETE FROM view_heads")
     with pytest.raises(TryAgain, match="pout_2"):
         await payout_known(pool, "pout_2")
+    await pool.execute("DROP TABLE payouts")
+    with pytest.raises(TryAgain, match="the view payouts cannot be asked: UndefinedTableError"):
+        await payout_known(pool, "pout_2")
 
 
 async def test_an_agents_budgets_are_its_own_windows(dsn: str, pool: asyncpg.Pool):

@@ -154,6 +154,17 @@ async def test_a_postgres_that_takes_no_writes_is_bad_though_it_answers(
     assert "target_session_attrs=read-write" in found.todo
 
 
+async def test_views_whose_tables_somebody_dropped_are_bad_by_name_at_once(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    await fetch(postgres, "DROP TABLE audit, holds")
+    found = (await examined(environment(redis_url, postgres, bank)))["views"]
+    assert (found.status, found.detail) == ("bad", "their tables are gone: audit, holds")
+    await prepare(postgres)
+    assert (await examined(environment(redis_url, postgres, bank)))["views"].status == "ok"
+
+
 async def test_a_session_whose_lock_keeps_the_projector_waiting_is_named(
     redis_url: str, postgres: str, bank: Sandbox
 ):
