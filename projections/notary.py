@@ -3,22 +3,22 @@
 rows after the last one -> computed anew -> [ row in `checkpoints` ] -> outside -> [ `checkpoints_published` ]
 
 What is in brackets is one transaction each. A kill anywhere leaves a checkpoint made or not made, and repeats at most
-one publication. The archive never waits for this; what cannot be made or published now is tried again later. Only a
-contradiction ends it, with an alarm: nothing is ever signed over one.
+one publication. Checkpoints that a failover of Postgres lost are taken back from outside first (agree.py). The archive
+never waits for this; what cannot be made or published now is tried again later. Only a contradiction ends it, with an
+alarm: nothing is ever signed over one.
 """
 
 import asyncio
 import logging
-from pathlib import Path
 
 import asyncpg
 from msgspec import Struct
 
+from projections.agree import agree_with_outside
 from projections.outage import Outage, heed_cancellation
 from streamproc.archive.attest import Maker
-from streamproc.archive.checkpoint import Checkpoint, opened
-from streamproc.archive.note import BadNote, Signer, Trusted
-from streamproc.archive.outside import NotesFile, Outside, Stated, stated_in
+from streamproc.archive.note import Signer, Trusted
+from streamproc.archive.outside import Outside
 from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, connection, take_lock
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 from streamproc.waiting import set_within
@@ -54,7 +54,7 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
                 if not await take_lock(db, partition, ended, lock=CHECKPOINT_LOCK):
                     return
                 maker = await Maker.open(db, partition, terms.signer, terms.trusted)
-                await _check_outside(maker, terms)
+                await agree_with_outside(maker, terms.outside, terms.trusted, ended)
                 await _Rounds(maker, terms, partition).run(ended, outage)
                 return
         except (*AWAY, TryAgain) as problem:
@@ -122,57 +122,3 @@ class _Rounds:
                 return
             await self._maker.published(size)
         self._publishing.over()
-
-
-async def _check_outside(maker: Maker, terms: Terms) -> None:
-    """Raise LogBroken if the file has a longer history than the table: then the table was cut."""
-    if not isinstance(terms.outside, NotesFile):
-        return
-    try:
-        newest = await asyncio.to_thread(_newest, terms.outside.path, maker.origin)
-    except OSError as problem:
-        raise TryAgain(f"{terms.outside.where} cannot be read: {problem.strerror}") from problem
-    if newest is None:
-        return
-    stated, where = newest.checkpoint, f"{terms.outside.where}, line {newest.line},"
-    if stated.origin != maker.origin:
-        raise LogBroken(
-            f"{where} holds a checkpoint of archive {stated.archive}, which is not this one ({maker.origin}):"
-            " name another file by STREAMPROC_CHECKPOINT_TO, or find out why this archive has another name"
-        )
-    try:
-        opened(newest.note, terms.trusted)
-    except BadNote as problem:
-        raise LogBroken(f"{where} holds a checkpoint of {maker.origin}, and {problem}") from problem
-    if stated.size > maker.size:
-        raise LogBroken(
-            f"{where} holds a checkpoint of {stated.size} entries, and the table's last is of {maker.size}:"
-            " checkpoints were deleted; run `streamproc audit verify`"
-        )
-    if maker.contradicts(stated):
-        raise LogBroken(
-            f"{where} and the table hold two signed checkpoints of {stated.size} entries that state different"
-            " histories: a fork; run `streamproc audit verify`"
-        )
-
-
-def _newest(path: Path, origin: str) -> Stated | None:
-    """The largest checkpoint of an origin in the file; before it one of another archive, if there is any."""
-    newest: Stated | None = None
-    archive = origin.rpartition("/")[0]
-    try:
-        with path.open("rb") as file:
-            for found in stated_in(file, None):
-                if not isinstance(found, Stated):
-                    continue
-                if found.checkpoint.origin.rpartition("/")[0] != archive:
-                    return found
-                if found.checkpoint.origin == origin and _larger(found.checkpoint, newest):
-                    newest = found
-    except FileNotFoundError:
-        return None
-    return newest
-
-
-def _larger(one: Checkpoint, other: Stated | None) -> bool:
-    return other is None or one.size >= other.checkpoint.size

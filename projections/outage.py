@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from streamproc.errors import StreamprocError
+from streamproc.errors import StreamprocError, kind_of
 from streamproc.waiting import set_within
 
 RETRY_S_MIN = 0.2
@@ -31,7 +31,7 @@ class Outage:
         if not self._said:
             # A driver's own message may hold the DSN; ours do not.
             ours = isinstance(problem, StreamprocError)
-            what = str(problem) if ours else f"Postgres: {type(problem).__name__}"
+            what = str(problem) if ours else f"Postgres: {kind_of(problem)}"
             log.warning("%s waits: %s", self._who, what)
         self._said = True
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)

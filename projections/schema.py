@@ -38,10 +38,16 @@ async def prepare(dsn: str) -> list[str]:
         raise JobFailed(f"Postgres: {named(problem)}") from problem
 
 
-async def make_missing(db: asyncpg.Connection) -> list[str]:
-    """Make what the connection's schema lacks of a place; the names of the views made, which are empty."""
+async def missing_in(db: asyncpg.Connection) -> list[str]:
+    """The tables of a place that the connection's schema lacks."""
     wanted = ["view_heads", *NAMES]
     missing = {row["name"] for row in await db.fetch(_PLACE["missing"], wanted)}
+    return [name for name in wanted if name in missing]
+
+
+async def make_missing(db: asyncpg.Connection) -> list[str]:
+    """Make what the connection's schema lacks of a place; the names of the views made, which are empty."""
+    missing = await missing_in(db)
     if "view_heads" in missing:
         await db.execute(_PLACE["table"])
         await db.execute(_PLACE["comment"])

@@ -1,6 +1,7 @@
 """Puts rebuilt views in the place of the live ones, in one transaction, and keeps the old ones for a way back.
 
-The rows of the live `view_heads` are locked first, so that the projector waits; the rebuilt views catch up to the same
+What operators hung on the live tables, views of theirs and grants, goes over to the new ones (dependents.py). The rows
+of the live `view_heads` are locked first, so that the projector waits; the rebuilt views catch up to the same
 entry; then tables change schemas. A reader's query waits for that and then sees all of the new tables.
 """
 
@@ -10,7 +11,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
 
+from projections.dependents import dependents_of, hang_on_anew, refuse_what_would_be_lost
 from projections.schema import quote_ident
+from projections.views import NAMES
+from streamproc.archive.blockers import holders
 from streamproc.archive.sql import statements
 from streamproc.errors import JobFailed
 
@@ -42,6 +46,7 @@ async def swap(
     JobFailed if readers do not release the tables.
     """
     await _outlast_older_readers(db)
+    holding = ""
     for _ in range(TRIES_MAX):
         try:
             async with db.transaction():
@@ -51,10 +56,11 @@ async def swap(
                 await _exchange(db, home, source, views)
             return
         except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError):
+            holding = await holders(db, [home, f"{home}_previous"]) or holding
             await asyncio.sleep(PAUSE_S)
     raise JobFailed(
         f"the live views are in use: {TRIES_MAX} tries of {LOCK_WAIT_MS / 1000:g} s to swap them did not succeed;"
-        " run the replay again, it goes on from here"
+        f" what held them: {holding or 'only short queries'}; run the replay again, it goes on from here"
     )
 
 
@@ -64,6 +70,8 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
     fresh = await _heads(db, source, views)
     old = await _heads(db, home, views)
     await _take(db, home, views)
+    await refuse_what_would_be_lost(db, home, views)
+    dependents = await dependents_of(db, home, views)
     await db.execute(f"CREATE SCHEMA {aside}")
     await db.execute(f"CREATE TABLE {aside}.view_heads (LIKE {here}.view_heads INCLUDING ALL)")
     for view in map(quote_ident, views):
@@ -72,6 +80,9 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
         await db.execute(f"ALTER TABLE {there}.{view} SET SCHEMA {here}")
     await _put_heads(db, home, views, fresh)
     await _put_heads(db, f"{home}_aside", views, old)
+    # Readers of these views may wait for our tables: all together no longer than _take waits.
+    await db.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT_MS // max(1, len(dependents.views))}ms'")
+    await hang_on_anew(db, dependents)
     await db.execute(f"DROP SCHEMA IF EXISTS {previous} CASCADE")
     await db.execute(f"ALTER SCHEMA {aside} RENAME TO {previous}")
     if source != f"{home}_previous":
@@ -91,8 +102,9 @@ async def _outlast_older_readers(db: asyncpg.Connection) -> None:
 
 
 async def _take(db: asyncpg.Connection, home: str, views: Sequence[str]) -> None:
-    """Lock the live tables, all within LOCK_WAIT_MS, or raise QueryCanceledError."""
+    """Lock the live tables and those that are dropped, all within LOCK_WAIT_MS, or raise QueryCanceledError."""
     names = [f"{quote_ident(home)}.{quote_ident(view)}" for view in views]
+    names += [f"{quote_ident(f'{home}_previous')}.{quote_ident(view)}" for view in (*NAMES, "view_heads")]
     there = [name for name in names if await db.fetchval(_SQL["exists"], name)]
     if there:
         await db.execute(f"SET LOCAL statement_timeout = '{LOCK_WAIT_MS}ms'")

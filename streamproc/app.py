@@ -33,7 +33,7 @@ from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.pool import opened_pool
-from streamproc.archive.read import payout_view
+from streamproc.archive.read import payout_known
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
@@ -190,7 +190,7 @@ async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
     pool = await postgres_pool(settings, stack)
 
     async def archived(payout: str) -> PayoutRecord | None:
-        return await payout_view(pool, payout)
+        return await payout_known(pool, payout)
 
     return archived
 

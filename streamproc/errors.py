@@ -54,7 +54,19 @@ class LogBroken(StreamprocError):
 
 def kind_of(problem: BaseException | None) -> str:
     """An error that is not ours, for those who may not see its words: they have hosts and users in them."""
-    return "no answer in time" if isinstance(problem, TimeoutError) else type(problem).__name__
+    kind = type(problem).__name__
+    return "no answer in time" if isinstance(problem, TimeoutError) else _IN_WORDS.get(kind, kind)
+
+
+_IN_WORDS = {
+    "ReadOnlySQLTransactionError": "it can only be read: a standby, or a primary that is one now",
+    "TargetServerAttributeNotMatched": "no host of its DSN is one that can be written",
+    "TooManyConnectionsError": "it has no connection left (max_connections)",
+    "CannotConnectNowError": "it starts or stops",
+    "LockNotAvailableError": "another session holds a lock",
+    "DiskFullError": "its disk is full",
+}
+"""Errors of Postgres whose name does not say enough."""
 
 
 def named(problem: BaseException | None) -> str:

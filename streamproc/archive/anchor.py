@@ -38,7 +38,8 @@ async def lost_from(db: asyncpg.Connection, log: Log, partition: int, head: Head
         found = anchor[0].id if anchor else "nothing"
         return (
             f"{where} no longer has the archive's last entry {head.entry}, the next is {found}: it was trimmed"
-            " too far or lost its tail, and entries may be missing"
+            " too far or lost its tail, or Postgres was set back (a failover, a backup) by more than the log keeps;"
+            " entries may be missing"
         )
     try:
         await drop_redelivered(db, partition, head, anchor)

@@ -111,6 +111,26 @@ class Maker:
 
     async def make(self, upto: int) -> Checkpoint:
         """Sign the first `upto` entries, which must be archived. Raises LogBroken if a row does not follow."""
+        computed, frontier = await self._computed(upto)
+        await self._keep(computed, frontier, self._signer.sign(computed.text()))
+        return computed
+
+    async def take_back(self, stated: Checkpoint, note: str) -> None:
+        """Keep a later checkpoint of ours that the table lost; `note` has a trusted signature, and is outside.
+
+        Its entries must be archived. Raises LogBroken if they are not what it states.
+        """
+        computed, frontier = await self._computed(stated.size)
+        if not computed.says_the_same_as(stated):
+            raise self._contradiction(
+                f"a checkpoint of {stated.size} entries that was handed outside states another history than the"
+                " archive's: a fork, or rows were changed"
+            )
+        await self._keep(stated, frontier, note)
+        await self.published(stated.size)
+
+    async def _computed(self, upto: int) -> tuple[Checkpoint, bytes]:
+        """The first `upto` entries as the stored bytes say, and the tree's frontier there."""
         frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)
         seq, entry, link = self._covered.size, self._covered.entry, self._covered.hash
         before = id_key(entry)
@@ -129,14 +149,12 @@ class Maker:
                 raise self._contradiction(
                     f"row {seq + 1} is missing, and the archive's head says that it is there"
                 )
-        signed = Checkpoint(
+        computed = Checkpoint(
             self._archive, self._partition, upto, frontier.root(), entry, link, datetime.now(UTC)
         )
-        await self._keep(signed, frontier.packed())
-        return signed
+        return computed, frontier.packed()
 
-    async def _keep(self, signed: Checkpoint, frontier: bytes) -> None:
-        note = self._signer.sign(signed.text())
+    async def _keep(self, signed: Checkpoint, frontier: bytes, note: str) -> None:
         try:
             await self._db.execute(
                 _SQL["insert"],

@@ -35,11 +35,15 @@ class ArchiveBarrier:
         wanted = id_key(entry)
         try:
             async with asyncio.timeout(WAIT_S_MAX):
-                while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event
-                    await asyncio.sleep(POLL_S)
+                await self._until_past(partition, wanted)
                 # That the head is past this id does not mean that the entry is archived: after a failover to a
                 # server whose clock is behind, new ids are below those of the lost tail.
                 archived = await entry_archived(self._pool, partition, entry)
+                if not archived:
+                    # Or Postgres failed over to a standby that had less: then the projector archives it once more.
+                    self._upto.pop(partition, None)
+                    await self._until_past(partition, wanted)
+                    archived = await entry_archived(self._pool, partition, entry)
         except TimeoutError:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
             raise TryAgain(problem, after_s=AGAIN_S) from None
@@ -48,6 +52,10 @@ class ArchiveBarrier:
         if not archived:
             skipped = f"decision {partition}:{entry} is not in the archive, though the archive is past it"
             raise TryAgain(skipped, after_s=NEVER_S)
+
+    async def _until_past(self, partition: int, wanted: tuple[int, int]) -> None:
+        while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event
+            await asyncio.sleep(POLL_S)
 
     async def _passed(self, partition: int, wanted: tuple[int, int]) -> bool:
         if wanted <= self._upto.get(partition, (0, 0)):

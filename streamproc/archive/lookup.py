@@ -61,6 +61,12 @@ async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
     return [Behind(*row) for row in rows]
 
 
+async def refuses_writes(pool: asyncpg.Pool) -> str:
+    """Why this Postgres takes no writes; '' if it does. Raises TryAgain when Postgres is away."""
+    async with asked(pool) as db:
+        return str(await db.fetchval(_SQL["refuses_writes"], timeout=QUERY_TIMEOUT_S))
+
+
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
     """Every entry with policy changes up to a seq, in order. Scans the archive, so it needs a job's connection."""
     rows = await db.fetch(_SQL["policy_entries"], partition, upto_seq)

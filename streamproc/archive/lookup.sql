@@ -12,6 +12,11 @@ SELECT h.partition, h.seq - v.seq AS behind,
 FROM heads h JOIN (SELECT partition, min(seq) AS seq FROM view_heads GROUP BY partition) v USING (partition)
 ORDER BY h.partition;
 
+-- name: refuses_writes
+SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby'
+            WHEN current_setting('transaction_read_only') = 'on' THEN 'its transactions are read-only by default'
+            ELSE '' END;
+
 -- name: policy_entries
 -- A policy change is about no payout; the tag is looked for in the bytes.
 SELECT seq, entry_id AS id, e, m FROM events

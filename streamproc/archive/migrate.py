@@ -5,6 +5,7 @@ second of two upgrades at once waits and then finds nothing to do.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import asyncpg
@@ -17,6 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from streamproc.archive.blockers import holders
+from streamproc.archive.hosts import connect
 from streamproc.errors import JobFailed, named
 
 T = TypeVar("T")
@@ -24,6 +27,8 @@ T = TypeVar("T")
 MIGRATE_LOCK = 0x53505F4D
 """The advisory lock's key ('SP_M'); nothing else of streamproc uses it."""
 CONNECT_TIMEOUT_S = 10.0
+LOCKED = "canceling statement due to lock timeout"
+"""Postgres's words, which SQLAlchemy's error has too."""
 LOCK_WAIT_S = 60
 """How long an upgrade waits for another one, or for a table that a reader holds."""
 STATEMENT_TIMEOUT_S = 600
@@ -56,17 +61,31 @@ async def _run(dsn: str, work: Callable[[Connection], T]) -> T:
             return await connection.run_sync(work)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as problem:
         cause = problem.orig if isinstance(problem, DBAPIError) else problem
-        raise JobFailed(f"Postgres: {named(cause)}") from problem
+        what = named(cause)
+        if LOCKED in what:
+            what += f" after {LOCK_WAIT_S} s; what holds locks: {await _holders(dsn)}"
+        raise JobFailed(f"Postgres: {what}") from problem
     finally:
         await engine.dispose()
 
 
+async def _holders(dsn: str) -> str:
+    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        db = await connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=CONNECT_TIMEOUT_S)
+        try:
+            found = await holders(db, [await db.fetchval("SELECT current_schema()")])
+            return found or "nothing any more"
+        finally:
+            await db.close(timeout=CONNECT_TIMEOUT_S)
+    return "unknown, since Postgres does not say"
+
+
 def _engine(dsn: str) -> AsyncEngine:
-    async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
+    async def opened() -> asyncpg.Connection:
+        return await connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
 
     # asyncpg reads the DSN itself: SQLAlchemy would hand `sslmode` and the like to it as unknown arguments.
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    return create_async_engine("postgresql+asyncpg://", async_creator=opened, poolclass=NullPool)
 
 
 def _scripts() -> ScriptDirectory:

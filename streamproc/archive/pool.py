@@ -6,11 +6,14 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from streamproc.archive.hosts import connect
 from streamproc.archive.store import AWAY
 from streamproc.errors import TryAgain, kind_of
 
 QUERY_TIMEOUT_S = 3.0
 """Limit of one query. All of them are index look-ups; one that takes longer means that Postgres is not well."""
+CONNECT_S = 2.5
+"""Limit for connecting to one of the DSN's hosts, below QUERY_TIMEOUT_S, for which a query waits for a connection."""
 POOL_MAX = 4
 """Connections of a process that only reads."""
 CLOSE_S = 2.0
@@ -24,7 +27,12 @@ _giving_back: set[asyncio.Task[None]] = set()
 async def opened_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
     """A pool that connects at the first query, so that its owner can start while Postgres is away."""
     pool = await asyncpg.create_pool(
-        dsn, min_size=0, max_size=POOL_MAX, timeout=QUERY_TIMEOUT_S, command_timeout=QUERY_TIMEOUT_S
+        dsn,
+        min_size=0,
+        max_size=POOL_MAX,
+        connect=connect,
+        timeout=CONNECT_S,
+        command_timeout=QUERY_TIMEOUT_S,
     )
     try:
         yield pool

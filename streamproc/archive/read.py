@@ -18,7 +18,7 @@ from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.traces import trace_id
-from streamproc.errors import TryAgain
+from streamproc.errors import TryAgain, kind_of
 
 HISTORY_ENTRIES_MAX = 10_000
 """A payout has some ten entries, but the bank could send any number of deliveries."""
@@ -147,6 +147,25 @@ async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     """The payout as the view `payouts` has it; None when it was never observed or not archived yet."""
     async with asked(pool) as db:
         record = await db.fetchval(_SQL["payout_record"], payout, timeout=QUERY_TIMEOUT_S)
+    return decode_record(record) if record is not None else None
+
+
+async def payout_known(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
+    """The payout for who acts on it: `payout_view`, if that shows all that is archived of it.
+
+    Raises TryAgain if it does not, since views may stand still for days, or be dropped: a payout taken for new would be
+    decided, and an intent created, a second time.
+    """
+    try:
+        async with asked(pool) as db:
+            record, more = await db.fetchrow(_SQL["payout_known"], payout, timeout=QUERY_TIMEOUT_S)
+    except asyncpg.PostgresError as problem:
+        raise TryAgain(f"the view payouts cannot be asked: {kind_of(problem)}") from problem
+    if more:
+        raise TryAgain(
+            f"the view payouts does not show all that is archived of payout {payout}; is the projector running, and do"
+            " its views go on?"
+        )
     return decode_record(record) if record is not None else None
 
 

@@ -13,6 +13,17 @@ ORDER BY entry_ms, entry_n LIMIT $2;
 -- A reference that the bank showed of another account belongs to nobody there: the intent comes first.
 SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'), updated_at DESC, partition LIMIT 1;
 
+-- name: payout_known
+-- With whether the archive has more of it than that row can show: entries after the view's position, or, where there is
+-- no row, any that would make one.
+SELECT (SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'), updated_at DESC, partition LIMIT 1)
+       AS record,
+       EXISTS (SELECT FROM events e LEFT JOIN view_heads v ON v.view = 'payouts' AND v.partition = e.partition
+               WHERE e.payout = $1
+                 AND (e.seq > coalesce(v.seq, 0)
+                      OR (position('"payout.observed"'::bytea IN e.e) > 0 OR position('"payout.requested"'::bytea IN e.e) > 0)
+                         AND NOT EXISTS (SELECT FROM payouts p WHERE p.payout = $1))) AS more;
+
 -- name: payout_at_bank
 SELECT payout FROM payouts WHERE at_bank = $1 AND at_bank <> '' ORDER BY partition LIMIT 1;
 

@@ -13,12 +13,14 @@ import asyncpg
 from msgspec import Struct
 
 from streamproc.archive.chain import GENESIS
+from streamproc.archive.hosts import connect
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import LogBroken, TryAgain
 from streamproc.waiting import set_within
 
 CONNECT_TIMEOUT_S = 5.0
+"""For all hosts of the DSN together."""
 COMMAND_TIMEOUT_S = 30.0
 """The client's limit for one statement, above the server's, so that the server's own error arrives."""
 STATEMENT_TIMEOUT_MS = 20_000
@@ -80,7 +82,7 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
     """
     command_s = JOB_TIMEOUT_S if job else COMMAND_TIMEOUT_S
     statement_ms = int(JOB_TIMEOUT_S * 1000) if job else STATEMENT_TIMEOUT_MS
-    db = await asyncpg.connect(
+    db = await connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=command_s,

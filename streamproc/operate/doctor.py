@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 import consumers
-from streamproc.archive.lookup import refusals_named, views_behind
+from projections.schema import missing_in
+from streamproc.archive.blockers import blocking
+from streamproc.archive.lookup import refusals_named, refuses_writes, views_behind
 from streamproc.archive.migrate import current, newest
-from streamproc.archive.pool import opened_pool
+from streamproc.archive.pool import asked, opened_pool
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
@@ -179,7 +181,7 @@ async def _postgres(settings: Settings) -> list[Check]:
     if not dsn:
         return _missing("postgres", "STREAMPROC_POSTGRES_DSN")
     at, wanted = await current(dsn), newest()
-    checks = [Check("postgres", "ok", "reachable")]
+    checks = [await _writable(dsn), *await _blocked(dsn)]
     if at == wanted:
         schema = Check("schema", "ok", f"at {at}, the newest")
         return [*checks, schema, await _views(dsn), *await checkpoint_checks(settings)]
@@ -189,8 +191,33 @@ async def _postgres(settings: Settings) -> list[Check]:
     ]
 
 
+async def _writable(dsn: str) -> Check:
+    async with opened_pool(dsn) as pool:
+        why = await refuses_writes(pool)
+    if not why:
+        return Check("postgres", "ok", "reachable, and can be written")
+    todo = (
+        "STREAMPROC_POSTGRES_DSN must lead to the primary: promote it, or name both hosts with"
+        " ?target_session_attrs=read-write"
+    )
+    return Check("postgres", "bad", f"it can only be read: {why}; nothing is archived, and money waits", todo)
+
+
+async def _blocked(dsn: str) -> list[Check]:
+    """Whether somebody's lock keeps one of ours waiting at this moment."""
+    async with opened_pool(dsn) as pool, asked(pool) as db:
+        found = await blocking(db)
+    todo = "end what that session does, or the session: SELECT pg_terminate_backend(pid)"
+    return [Check("postgres locks", "bad", found, todo)] if found else []
+
+
 async def _views(dsn: str) -> Check:
     async with opened_pool(dsn) as pool:
+        async with asked(pool) as db:
+            gone = await missing_in(db)
+        if gone:
+            todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
+            return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
         with refusals_named():
             rows = await views_behind(pool)
     now_ms = time.time() * 1000

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from streamproc.archive.read import payout_view
+from streamproc.archive.read import payout_known
 from streamproc.domain.deliveries import request_key
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import is_intent
@@ -76,9 +76,9 @@ class SiteGateway:
             if self._log_tells and await forgot_nothing(site.client, site.partitions):
                 with suppress(TimeoutError):  # asked all the same, but not waited for
                     async with asyncio.timeout(SECOND_OPINION_S):
-                        return await site.ask_postgres(payout_view, payout)
+                        return await site.ask_postgres(payout_known, payout)
                 return None
-            found = await site.ask_postgres(payout_view, payout)
+            found = await site.ask_postgres(payout_known, payout)
             if found is None and site.postgres_problem:
                 raise TryAgain(site.postgres_problem)
             return found

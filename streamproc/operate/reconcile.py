@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from streamproc.archive.lookup import job_named
 from streamproc.archive.pool import opened_pool
-from streamproc.archive.read import payout_view
+from streamproc.archive.read import payout_known
 from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.copies import name_here
@@ -181,10 +181,10 @@ async def _records(run: _Run, payouts: Sequence[str]) -> dict[str, PayoutRecord 
     for payout, record in found.items():
         if record is None and run.pool is not None:
             try:
-                found[payout] = await payout_view(run.pool, payout)
+                found[payout] = await payout_known(run.pool, payout)
             except TryAgain as problem:
                 raise JobFailed(
-                    f"payout {payout} is not in Redis, and the archive is away: {problem}"
+                    f"payout {payout} is not in Redis, and the archive does not tell: {problem}"
                 ) from None
     return found
 

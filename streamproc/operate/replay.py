@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from projections import compare
 from projections.build_worker import Order, Said
+from projections.dependents import refuse_what_would_be_lost
 from projections.rebuild import (
     Slice,
     Target,
@@ -126,6 +127,8 @@ async def replay(
             home = str(await db.fetchval("SELECT current_schema()"))
             await take_replay_lock(db, home)
             shadow = f"{home}_shadow"
+            if not verify:  # now, and not when all is built; the swap asks again
+                await refuse_what_would_be_lost(db, home, NAMES)
             ends = await archive_ends(db)
             plan = None if restart else await resumable(place, shadow, ends)
             if plan is None:

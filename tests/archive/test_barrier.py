@@ -6,7 +6,10 @@ import pytest
 from projections.schema import prepare
 from streamproc.archive import barrier
 from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.archive.load import archive, make_ranges
+from streamproc.archive.store import open_head, read_head
 from streamproc.errors import TryAgain
+from tests.projections.histories import START_MS, history
 
 
 @pytest.fixture
@@ -33,6 +36,30 @@ async def test_a_decision_beyond_the_head_is_put_off(
     monkeypatch.setattr(barrier, "WAIT_S_MAX", 0.05)
     with pytest.raises(TryAgain, match="not archived yet"):
         await ArchiveBarrier(pool)(0, "1000-0")
+
+
+async def test_what_a_failover_of_postgres_lost_is_waited_for_as_what_was_never_archived(
+    pool: asyncpg.Pool, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The barrier had heard from the old primary that the archive is past it."""
+    monkeypatch.setattr(barrier, "WAIT_S_MAX", 0.2)
+    first, lost = history(seed=1, payouts=2)[:2]
+    passes = ArchiveBarrier(pool)
+    async with pool.acquire() as db:
+        await make_ranges(db, [START_MS])
+        await archive(db, 0, await open_head(db, 0), [first])
+        left = await read_head(db, 0)
+        await archive(db, 0, left, [lost])
+        await passes(0, lost.id)
+        await db.execute("SET session_replication_role = replica")
+        await db.execute("DELETE FROM events WHERE seq = 2")
+        await db.execute("UPDATE heads SET seq = 1, entry_id = $1, hash = $2", left.entry, left.hash)
+    with pytest.raises(TryAgain, match="not archived yet") as waits:
+        await passes(0, lost.id)
+    assert waits.value.after_s == barrier.AGAIN_S
+    async with pool.acquire() as db:
+        await archive(db, 0, left, [lost])
+    await passes(0, lost.id)
 
 
 async def test_postgres_away_is_a_wait_and_not_a_pass() -> None:

@@ -9,6 +9,7 @@ import pytest
 from projections.loop import months_of
 from projections.schema import prepare
 from projections.views import NAMES
+from streamproc.archive import migrate
 from streamproc.archive.attest import Maker
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.migrate import current, newest, upgrade
@@ -46,6 +47,24 @@ async def test_an_upgrade_needs_no_file_of_the_working_directory(
 async def test_a_postgres_that_is_not_there_is_one_clear_error():
     with pytest.raises(JobFailed, match="Postgres"):
         await upgrade("postgresql://nobody@127.0.0.1:1/none")
+
+
+async def test_who_keeps_an_upgrade_waiting_for_a_lock_is_named(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(migrate, "LOCK_WAIT_S", 1)
+    await upgrade(postgres)
+    await fetch(postgres, "UPDATE alembic_version SET version_num = '0001'")
+    idle = await asyncpg.connect(postgres, server_settings={"application_name": "psql of bob"})
+    left_open = idle.transaction()
+    await left_open.start()
+    await idle.execute("SELECT count(*) FROM alembic_version; LOCK TABLE alembic_version")
+    with pytest.raises(JobFailed) as refused:
+        await upgrade(postgres)
+    await left_open.rollback()
+    await idle.close()
+    who = f"session {idle.get_server_pid()} of streamproc (psql of bob), idle in transaction for"
+    assert f"after 1 s; what holds locks: {who}" in str(refused.value)
 
 
 async def test_every_month_has_its_range_and_making_it_twice_is_harmless(postgres: str):

@@ -20,6 +20,7 @@ from streamproc.archive.read import (
     budgets_of,
     entry_archived,
     payout_history,
+    payout_known,
     payout_view,
 )
 from streamproc.domain.payouts import fold
@@ -72,6 +73,31 @@ async def test_a_payouts_history_is_its_entries_in_log_order_and_folds_to_its_vi
     assert {entry.payout for entry in entries} == {"pout_3"}
     folded = fold(event for entry in entries for event in decode_events(entry.e))
     assert await payout_view(pool, "pout_3") == folded
+
+
+async def test_who_acts_on_a_payout_is_told_to_wait_where_the_view_does_not_show_all_that_is_archived_of_it(
+    dsn: str, pool: asyncpg.Pool
+):
+    """Views may stand still for longer than Redis remembers: the payout would be taken for new, and decided again."""
+    log = ListedLog(history(seed=2, payouts=5))
+    await project_all(dsn, log)
+    last = [n for n, entry in enumerate(log.entries, 1) if b'"pout_3"' in entry.e][-1]
+    assert await payout_known(pool, "pout_3") == await payout_view(pool, "pout_3")
+    assert await payout_known(pool, "pout_never") is None
+    await pool.execute("UPDATE view_heads SET seq = $1 WHERE view = 'payouts'", last - 1)
+    with pytest.raises(TryAgain, match="does not show all that is archived of payout pout_3"):
+        await payout_known(pool, "pout_3")
+    await pool.execute("UPDATE view_heads SET seq = $1 WHERE view = 'payouts'", last)
+    assert await payout_known(pool, "pout_3") is not None
+    await pool.execute("DELETE FROM payouts WHERE payout = 'pout_3'")
+    with pytest.raises(TryAgain, match="pout_3"):
+        await payout_known(pool, "pout_3")
+    await pool.execute("DELETE FROM view_heads")
+    with pytest.raises(TryAgain, match="pout_2"):
+        await payout_known(pool, "pout_2")
+    await pool.execute("DROP TABLE payouts")
+    with pytest.raises(TryAgain, match="the view payouts cannot be asked: UndefinedTableError"):
+        await payout_known(pool, "pout_2")
 
 
 async def test_an_agents_budgets_are_its_own_windows(dsn: str, pool: asyncpg.Pool):

@@ -13,6 +13,7 @@ import consumers
 from projections.schema import prepare
 from streamproc.archive import migrate
 from streamproc.archive.signing_key import make_key
+from streamproc.archive.store import connection
 from streamproc.errors import named
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
@@ -137,6 +138,56 @@ async def test_a_redis_without_a_limit_of_memory_is_noted(redis_url: str, postgr
         finally:
             await client.config_set("maxmemory", "0")
     assert (check.status, check.detail) == ("ok", "maxmemory is set")
+
+
+async def test_a_postgres_that_takes_no_writes_is_bad_though_it_answers(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    name = postgres.rpartition("/")[2]
+    await fetch(postgres, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    found = (await examined(environment(redis_url, postgres, bank)))["postgres"]
+    assert (found.status, found.detail) == (
+        "bad",
+        "it can only be read: its transactions are read-only by default; nothing is archived, and money waits",
+    )
+    assert "target_session_attrs=read-write" in found.todo
+
+
+async def test_views_whose_tables_somebody_dropped_are_bad_by_name_at_once(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    await fetch(postgres, "DROP TABLE audit, holds")
+    found = (await examined(environment(redis_url, postgres, bank)))["views"]
+    assert (found.status, found.detail) == ("bad", "their tables are gone: audit, holds")
+    await prepare(postgres)
+    assert (await examined(environment(redis_url, postgres, bank)))["views"].status == "ok"
+
+
+async def test_a_session_whose_lock_keeps_the_projector_waiting_is_named(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    async with (
+        connection(postgres, name="psql of bob") as idle,
+        connection(postgres, name="streamproc projector 0", job=True) as ours,
+    ):
+        await ours.execute("SET lock_timeout = 0")
+        left_open = idle.transaction()
+        await left_open.start()
+        await idle.execute("LOCK TABLE heads IN SHARE MODE")
+        waiting = asyncio.create_task(ours.execute("INSERT INTO heads (partition) VALUES (9)"))
+        while not await fetch(postgres, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+        found = (await examined(environment(redis_url, postgres, bank)))["postgres locks"]
+        await left_open.rollback()
+        await waiting
+    assert found.status == "bad"
+    assert (
+        f"`streamproc projector 0` waits for session {idle.get_server_pid()} of streamproc (psql of bob)"
+        in found.detail
+    )
 
 
 async def test_views_that_stand_still_behind_the_archive_are_bad(

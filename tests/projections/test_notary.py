@@ -275,12 +275,57 @@ async def test_a_row_changed_before_it_was_signed_is_not_signed_over(
     await refused(dsn, log, terms(file, entries=100, every_s=0.1), caplog, "row 17, entry")
 
 
-async def test_checkpoints_that_were_deleted_and_are_in_the_file_stop_the_signing(
+async def test_checkpoints_that_only_the_file_has_are_taken_back_where_the_archive_has_what_they_state(
+    dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+):
+    """As after a failover of Postgres to a standby that lacked the newest of them."""
+    await project_all(dsn, log, terms=terms(file))
+    notes = await fetch(dsn, "SELECT size, note, frontier FROM checkpoints ORDER BY size")
+    await NotesFile(file).put(str(notes[2][1]))  # as a crash after the first time leaves it
+    await superuser.execute(
+        "DELETE FROM checkpoints WHERE size > 10; UPDATE checkpoints_published SET size = 10"
+    )
+    async with projecting(dsn, log, terms=terms(file)):
+        await has(dsn, 10, 20, 30, 35)
+        await said(caplog, "checkpoints up to 35 entries that only")
+    assert await fetch(dsn, "SELECT size, note, frontier FROM checkpoints ORDER BY size") == notes
+    await all_is_good(dsn, file)
+
+
+async def test_checkpoints_of_another_history_than_the_archives_are_not_taken_back(
     dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ):
     await project_all(dsn, log, terms=terms(file))
     await superuser.execute("DELETE FROM checkpoints; DELETE FROM checkpoints_published")
-    await refused(dsn, log, terms(file, entries=1), caplog, "holds a checkpoint of 35 entries, and")
+    row = await superuser.fetchrow("SELECT * FROM events WHERE seq = 34")
+    link = link_hash(row["hash"], 0, 35, log.entries[-1].id, log.entries[-1].e, b"{}")
+    await superuser.execute("UPDATE events SET m = '{}', hash = $1 WHERE seq = 35", link)
+    await superuser.execute("UPDATE heads SET hash = $1", link)
+    log.entries[-1] = log.entries[-1]._replace(m=b"{}")
+    log.entries.append(log_of([observed("pout_after")])[0]._replace(id=f"{START_MS + 10**7}-0"))
+    async with projecting(dsn, log, terms=terms(file, entries=1)) as task:
+        await said(caplog, "a checkpoint of 35 entries that was handed outside states another history")
+        await archived(dsn, log.entries[-1].id, task)
+    assert await sizes(dsn) == [10, 20, 30]
+
+
+async def test_nothing_is_signed_while_the_archive_lacks_what_was_handed_outside(
+    dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+):
+    await project_all(dsn, log, terms=terms(file))
+    row = await superuser.fetchrow("SELECT entry_id, hash FROM events WHERE seq = 20")
+    await superuser.execute(
+        "DELETE FROM checkpoints WHERE size > 10; UPDATE checkpoints_published SET size = 10;"
+        "DELETE FROM events WHERE seq > 20"
+    )
+    await superuser.execute("UPDATE heads SET seq = 20, entry_id = $1, hash = $2", *row)
+    lost, log.entries = log.entries[20:], log.entries[:20]
+    async with projecting(dsn, log, terms=terms(file, entries=1)):
+        await said(caplog, "holds a checkpoint of 30 entries, and the archive has 20")
+        assert await sizes(dsn) == [10, 20]
+        log.entries += lost
+        await has(dsn, 10, 20, 30, 35)
+    await all_is_good(dsn, file)
 
 
 async def test_a_history_that_was_signed_anew_with_the_stolen_key_is_not_built_on_where_the_file_knows_another(

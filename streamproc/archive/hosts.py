@@ -1,0 +1,59 @@
+"""Connecting to a Postgres of several hosts, `postgresql://user@a:5432,b:5432/name?target_session_attrs=read-write`.
+
+The driver gives all hosts one limit together, so a first host that hangs, or whose machine is gone, uses it up and the
+second is never asked. Here each has its share.
+"""
+
+from typing import Any
+from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+CHOSEN_AMONG_ALL = frozenset({"prefer-standby"})
+"""Values of target_session_attrs by which the driver must see all hosts before it chooses."""
+
+
+async def connect(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connection:
+    """A connection to the first host of the DSN that answers, within `timeout` s for all of them.
+
+    Raises what the last host's attempt raised; at once if a host answers and refuses (a wrong password).
+    """
+    each = single_hosts(dsn)
+    *first, last = each
+    for one in first:
+        try:
+            return await asyncpg.connect(one, timeout=timeout / len(each), **options)
+        except (OSError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, *_NOT_NOW):
+            continue
+    return await asyncpg.connect(last, timeout=timeout / len(each), **options)
+
+
+_NOT_NOW = (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
+
+
+def single_hosts(dsn: str) -> list[str]:
+    """The DSN for each of its hosts, in order; itself where it has one, or where all must be seen to choose."""
+    parts = urlsplit(dsn)
+    asked = parse_qs(parts.query, keep_blank_values=True)
+    if CHOSEN_AMONG_ALL & {*asked.get("target_session_attrs", [])}:
+        return [dsn]
+    user, at, hosts = parts.netloc.rpartition("@")
+    if hosts:
+        return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}")) for host in hosts.split(",")]
+    return _of_query(dsn, parts, asked)
+
+
+def _of_query(dsn: str, parts: SplitResult, asked: dict[str, list[str]]) -> list[str]:
+    """The same where the hosts are given as `?host=a,b&port=1,2`."""
+    hosts = asked.pop("host", [""])[-1].split(",")
+    ports = asked.pop("port", [""])[-1].split(",")
+    if len(hosts) == 1:
+        return [dsn]
+    if len(ports) == 1:
+        ports *= len(hosts)
+    rest = [(name, value) for name, values in asked.items() for value in values]
+    found = [[("host", host), ("port", port)] for host, port in zip(hosts, ports, strict=False)]
+    return [
+        urlunsplit(parts._replace(query=urlencode([*[(n, v) for n, v in where if v], *rest])))
+        for where in found
+    ]

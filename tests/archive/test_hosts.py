@@ -1,0 +1,77 @@
+"""A DSN of several hosts: one that is gone, hangs or can only be read does not keep the next from being asked."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from streamproc.archive import pool as pools
+from streamproc.archive import store
+from streamproc.archive.hosts import single_hosts
+from streamproc.archive.migrate import current
+from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.store import connection
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """A host that takes connections and says nothing, as one whose machine is gone but for its backlog."""
+    with closing(socket.socket()) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16)
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def behind_it(postgres: str, mute: str) -> str:
+    """The DSN of that host, then of a real one."""
+    parts = urlsplit(postgres)
+    user, _, host = parts.netloc.rpartition("@")
+    query = "target_session_attrs=read-write"
+    return parts._replace(netloc=f"{user}@{mute},{host}", query=query).geturl()
+
+
+async def test_every_kind_of_connection_gets_past_a_first_host_that_hangs(
+    behind_it: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(pools, "CONNECT_S", 1.0)
+    async with connection(behind_it, name="test") as db:
+        assert await db.fetchval("SELECT 1") == 1
+    async with opened_pool(behind_it) as pool, asked(pool) as db:
+        assert await db.fetchval("SELECT 1") == 1
+    assert await current(behind_it) is None
+
+
+async def test_a_first_host_that_refuses_the_password_is_not_passed_over(postgres: str) -> None:
+    parts = urlsplit(postgres)
+    wrong = parts._replace(netloc=f"streamproc:wrong@127.0.0.1:{parts.port},127.0.0.1:{parts.port}").geturl()
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        async with connection(wrong, name="test"):
+            pass
+
+
+async def test_where_no_host_answers_the_wait_is_the_limit_for_all_together(mute: str) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(30.0), connection(f"postgresql://u:p@{mute},{mute}/x", name="test"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("dsn", "each"),
+    [
+        ("postgresql://u:p%40@a:1,b/x?k=v", ["postgresql://u:p%40@a:1/x?k=v", "postgresql://u:p%40@b/x?k=v"]),
+        ("postgresql://u@[::1]:5,b/x", ["postgresql://u@[::1]:5/x", "postgresql://u@b/x"]),
+        ("postgresql://u@/x?host=a,b&port=1,2", ["postgresql://u@/x?host=a&port=1", "postgresql://u@/x?host=b&port=2"]),
+        ("postgresql://u@/x?host=a,b&k=v", ["postgresql://u@/x?host=a&k=v", "postgresql://u@/x?host=b&k=v"]),
+        ("postgresql://u@/x?host=/run/pg", ["postgresql://u@/x?host=/run/pg"]),
+        ("postgresql:///x", ["postgresql:///x"]),
+        ("postgresql://a,b/x?target_session_attrs=prefer-standby", ["postgresql://a,b/x?target_session_attrs=prefer-standby"]),
+    ],
+)  # fmt: skip
+def test_a_dsn_is_taken_apart_by_its_hosts(dsn: str, each: list[str]) -> None:
+    assert single_hosts(dsn) == each

@@ -1,0 +1,131 @@
+"""What operators hung on the views' tables outlives a replay, or is named before anything is touched."""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from projections import swap
+from projections.schema import prepare
+from streamproc.errors import JobFailed
+from streamproc.operate.replay import go_back, replay
+from tests.projections.histories import ListedLog, everything, fetch, history, project_all
+
+MADE = """
+CREATE SCHEMA bi;
+CREATE VIEW bi."Per agent" (who, much) WITH (security_barrier = true) AS
+    SELECT a.agent, count(*) FROM payouts p JOIN agents a USING (agent) GROUP BY 1;
+CREATE VIEW bi.busiest AS SELECT * FROM bi."Per agent" ORDER BY much DESC LIMIT 1;
+CREATE MATERIALIZED VIEW bi.kept AS SELECT * FROM bi.busiest;
+GRANT SELECT ON bi."Per agent", payouts TO ROLE;
+GRANT SELECT (agent, held) ON agents TO ROLE WITH GRANT OPTION;
+"""
+OBJECT = "SELECT oid, pg_get_viewdef(oid), reloptions, relacl::text FROM pg_class WHERE relname = 'Per agent'"
+MAY = """
+SELECT has_table_privilege($1, 'payouts', 'SELECT'), has_table_privilege($1, 'audit', 'SELECT'),
+       has_column_privilege($1, 'agents', 'held', 'SELECT WITH GRANT OPTION'),
+       has_column_privilege($1, 'agents', 'rejected', 'SELECT')
+"""
+
+
+@pytest.fixture
+async def dsn(postgres: str) -> str:
+    """A database whose views have something in them."""
+    await prepare(postgres)
+    await project_all(postgres, ListedLog(history(seed=51, payouts=40)))
+    return postgres
+
+
+@pytest.fixture
+async def role(dsn: str) -> AsyncIterator[str]:
+    """A role of the operator's; roles outlive a database."""
+    name = f"grafana_{os.getpid()}"
+    await fetch(dsn, f"CREATE ROLE {name}")
+    yield name
+    await fetch(dsn, f"DROP OWNED BY {name}")
+    await fetch(dsn, f"DROP ROLE {name}")
+
+
+async def test_an_operators_view_and_grants_go_over_to_the_rebuilt_tables_as_the_same_objects(
+    dsn: str, role: str
+):
+    """It went on reading the table that was replaced, and was dropped without a word by the next replay."""
+    db = await asyncpg.connect(dsn)
+    try:
+        await db.execute(MADE.replace("ROLE", role))
+        before, rows = await db.fetch(OBJECT), await db.fetch('SELECT * FROM bi."Per agent" ORDER BY 1')
+        assert rows
+        for _ in range(2):
+            await fetch(dsn, "DELETE FROM payouts WHERE agent = 'bot'")
+            assert (await replay(dsn)).swapped
+            assert await db.fetch(OBJECT) == before
+            assert await db.fetch('SELECT * FROM bi."Per agent" ORDER BY 1') == rows
+        await go_back(dsn)
+        assert await db.fetch(OBJECT) == before
+        await db.execute("REFRESH MATERIALIZED VIEW bi.kept")
+        assert tuple(await db.fetchrow(MAY, role)) == (True, False, True, False)
+    finally:
+        await db.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ("CREATE MATERIALIZED VIEW kept AS SELECT * FROM audit", "materialized view kept"),
+        ("CREATE TABLE notes (payout text, part int, FOREIGN KEY (payout, part) REFERENCES payouts)",
+         "constraint notes_payout_part_fkey on table notes"),
+        ("CREATE FUNCTION all_of() RETURNS SETOF agents LANGUAGE sql AS 'SELECT * FROM agents'", "function all_of()"),
+        ("CREATE VIEW old AS SELECT * FROM public_previous.payouts", "view old"),
+    ],
+)  # fmt: skip
+async def test_what_a_swap_cannot_keep_is_named_before_anything_is_built(dsn: str, made: str, named: str):
+    await replay(dsn)
+    before = await everything(dsn)
+    await fetch(dsn, made)
+    stages: list[str] = []
+    with pytest.raises(JobFailed, match=f"would drop .*: {re.escape(named)}; .*nothing was swapped"):
+        await replay(dsn, on_progress=lambda progress: stages.append(progress.stage))
+    assert stages == []
+    assert await everything(dsn) == before
+    assert (await replay(dsn, verify=True)).views
+
+
+async def test_an_operators_view_that_does_not_fit_the_rebuilt_table_is_named_and_nothing_is_swapped(
+    dsn: str,
+):
+    await fetch(dsn, "ALTER TABLE agents ADD COLUMN mood text")
+    await fetch(dsn, "CREATE VIEW moods AS SELECT agent, mood FROM agents")
+    before = await everything(dsn)
+    with pytest.raises(JobFailed, match=r"your view public\.moods cannot be led .*mood.*nothing was swapped"):
+        await replay(dsn)
+    assert await everything(dsn) == before
+
+
+@pytest.mark.parametrize("where", ["public", "public_previous"])
+async def test_a_session_that_keeps_the_swap_waiting_for_too_long_is_named_and_readers_do_not_wait_with_it(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    await replay(dsn)
+    monkeypatch.setattr(swap, "TRIES_MAX", 3)
+    idle = await asyncpg.connect(dsn, server_settings={"application_name": "psql of bob"})
+    reader = await asyncpg.connect(dsn, command_timeout=1.0)
+    left_open = idle.transaction()
+    await left_open.start()
+    await idle.execute(f"SELECT count(*) FROM {where}.payouts")
+    try:
+        replaying = asyncio.create_task(replay(dsn))
+        while not replaying.done():
+            await reader.fetchval("SELECT count(*) FROM payouts")
+        pid = idle.get_server_pid()
+        with pytest.raises(
+            JobFailed, match=rf"held them: session {pid} of streamproc \(psql of bob\), idle in trans"
+        ):
+            await replaying
+    finally:
+        await left_open.rollback()
+        await idle.close()
+        await reader.close()
+    assert (await replay(dsn)).swapped
