@@ -233,12 +233,14 @@ def test_once_the_bank_refused_to_create_it_every_copy_is_foreign() -> None:
 
 def test_an_answer_about_a_foreign_copy_leaves_the_intent_as_it_is() -> None:
     ended = changed(created("pout_z", "cancelled"), command="cancel")
-    for before in ([], [created("pout_a", "pending")]):
-        record = folded(ASKED, decided(), *before)
+    for earlier in ([], [created("pout_a", "pending")]):
+        record = folded(ASKED, decided(), *earlier)
         assert evolve(record, ended) == changed(record, updated_at=ended.at)
-    ours = evolve(folded(ASKED, decided(), created("pout_a", "queued")), changed(ended, bank_payout="pout_a"))
-    assert ours is not None
-    assert (ours.bank_payout, ours.bank_status, ours.state) == ("pout_a", "cancelled", "cancelled")
+    for named in ("pout_a", ""):  # where none is named it is about the intent's own
+        before = folded(ASKED, decided(), created("pout_a", "queued"))
+        ours = evolve(before, changed(ended, bank_payout=named))
+        assert ours is not None
+        assert (ours.bank_payout, ours.bank_status, ours.state) == ("pout_a", "cancelled", "cancelled")
 
 
 def test_an_intent_is_open_until_money_moves_for_it() -> None:
