@@ -6,7 +6,6 @@ has its public key, so the log, where policies are, holds no secret. Amount, cur
 what the agent meant: the signature on a payout with others is worth nothing.
 """
 
-import binascii
 import re
 from base64 import urlsafe_b64decode
 from functools import lru_cache
@@ -47,6 +46,6 @@ def is_signed(key: str, signed: bytes, signature: str) -> bool:
     try:
         verifier = Ed25519PublicKey.from_public_bytes(urlsafe_b64decode(public[1] + "="))
         verifier.verify(urlsafe_b64decode(text[1] + "=="), signed)
-    except (InvalidSignature, ValueError, binascii.Error):
+    except (InvalidSignature, ValueError):  # base64's error is a ValueError
         return False
     return True

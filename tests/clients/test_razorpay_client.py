@@ -247,7 +247,8 @@ async def test_five_failures_open_the_bank_s_breaker_and_refusals_do_not() -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(408, refusal()), (404, b"<html>no route</html>"), (400, {}), (400, b"")]
+    ("status", "body"),
+    [(408, refusal()), (425, refusal()), (404, b"<html>no route</html>"), (400, {}), (400, b"")],
 )
 async def test_a_refusal_that_is_not_the_banks_own_leaves_the_outcome_open(status: int, body: object) -> None:
     """A proxy says such things, also after the bank has acted."""
@@ -256,3 +257,67 @@ async def test_a_refusal_that_is_not_the_banks_own_leaves_the_outcome_open(statu
             await client.create(b"{}", "sp-key")
         with pytest.raises(OutcomeUnknown, match=f"{status} in a form that is not the bank's"):
             await client.approve(PAYOUT, "yes")
+
+
+ORDER, KEY, REFERENCE = b'{"amount": 250000}', "sp-key", "spi_" + "0" * 26
+
+
+async def created(script: Script) -> CommandAnswer:
+    async with bank(script) as (client, _):
+        return await client.create(ORDER, KEY)
+
+
+async def test_create_sends_these_bytes_under_this_key_since_the_bank_compares_both() -> None:
+    async with bank(always(200, entity(reference_id=REFERENCE))) as (client, server):
+        answer = await client.create(ORDER, KEY)
+    (asked,) = server.asked
+    assert (asked.method, asked.target, asked.body) == ("POST", "/v1/payouts", ORDER)
+    assert (asked.headers["x-payout-idempotency"], asked.headers["authorization"]) == (KEY, BASIC)
+    assert answer.payout is not None
+    assert (answer.outcome, answer.payout.id, answer.problem) == ("done", PAYOUT, "")
+
+
+async def test_a_creation_that_the_bank_refuses_is_refused_for_good() -> None:
+    answer = await created(always(400, refusal("No money", reason="low_balance")))
+    assert answer == CommandAnswer(http_status=400, outcome="refused", code="low_balance", problem="No money")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_refused_keys_fail_no_payout_it_waits_a_minute_for_somebody_to_mend_them(status: int) -> None:
+    with pytest.raises(TryAgain, match=f"refuses our keys with {status}") as caught:
+        await created(always(status, refusal("Authentication failed")))
+    assert (type(caught.value), caught.value.after_s) == (TryAgain, 60)
+    assert "hush" not in str(caught.value)
+
+
+async def test_a_creation_whose_key_is_in_use_at_the_bank_may_have_been_carried_out() -> None:
+    with pytest.raises(OutcomeUnknown):
+        await created(always(409, refusal("A request with this key is in progress")))
+
+
+async def test_of_what_the_bank_lists_under_a_reference_only_what_bears_it_is_found() -> None:
+    items = [entity(reference_id=REFERENCE), entity(id="pout_2", reference_id="other"), entity(id="pout_3")]
+    async with bank(always(200, {"items": items})) as (client, server):
+        found = await client.find("7878780080316316", REFERENCE)
+    assert [payout.id for payout in found] == [PAYOUT]
+    (asked,) = server.asked
+    assert (asked.method, asked.path, asked.headers["authorization"]) == ("GET", "/v1/payouts", BASIC)
+    assert asked.query == {"account_number": "7878780080316316", "reference_id": REFERENCE, "count": "100"}
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (always(200, {"items": [entity(reference_id=REFERENCE), entity(amount=None)]}), Unprocessable),
+        (always(400, refusal("The reference is too long")), Unprocessable),
+        (always(401, refusal("Authentication failed")), TryAgain),
+        (always(200, {"count": 0}), TryAgain),
+        (always(500), TryAgain),
+    ],
+)
+async def test_a_search_that_shows_not_all_there_is_never_says_that_nothing_is_there(
+    script: Script, error: type[Exception]
+) -> None:
+    async with bank(script) as (client, _):
+        with pytest.raises(error):
+            await client.find("7878780080316316", REFERENCE)

@@ -133,6 +133,22 @@ def test_evidence_of_a_bad_url_does_not_tell_who_logs_in(url: str, shown: str) -
     assert (finding.code, finding.evidence["url"]) == ("VENDOR_URL_INVALID", shown)
 
 
+@pytest.mark.parametrize(
+    ("case", "scope"),
+    [
+        (bare("frozen: true"), "agent"),
+        (replace(bare(), account=FROZEN), "account"),
+        (replace(bare(), team=FROZEN), "team"),
+        (replace(bare(), account=ScopeLimits(), team=ScopeLimits()), None),
+    ],
+)
+def test_a_payout_is_frozen_by_the_policy_of_its_agent_its_account_or_its_team(
+    case: Case, scope: str | None
+) -> None:
+    found = [(finding.code, finding.evidence["scope"]) for finding in decide(case).findings]
+    assert found == ([("FROZEN", scope)] if scope else [])
+
+
 def test_the_order_of_rules_is_the_order_of_reasons() -> None:
     """A payout that every rule objects to is told the first; each mended objection shows the next."""
     everything = bare(

@@ -54,6 +54,8 @@ def test_the_lists_of_people_are_read() -> None:
     people = book().people
     assert people.name_of("slack:U0ASHA") == people.name_of("asha") == "asha"
     assert people.name_of("slack:U0EVE") == "slack:U0EVE"
+    assert people.name_of("U0ASHA") == "U0ASHA", "only Slack says whose account was used"
+    assert people.why_not("U0ASHA", "bot") == "U0ASHA is not in the list of reviewers"
     assert people.why_not("slack:U0ASHA", "bot") == people.why_not("vikram", "other") == ""
     assert people.why_not("vikram", "bot") == "vikram acts for the agent bot and cannot review its payouts"
     assert "own account" in people.why_not("slack:W0BOT", "bot")

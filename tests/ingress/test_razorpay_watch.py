@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.domain.events import BankPayout, PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.errors import LogUnavailable
 from streamproc.ingress.razorpay_watch import (
     BETWEEN_S_MAX,
     BETWEEN_S_MIN,
@@ -143,6 +144,20 @@ async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
     (unknown,) = looked.unknown
     assert unknown.startswith("pout_Ghost000000001: ")
     assert (await watch.watcher.look()).unknown == (unknown,), "it stays so until the bank knows it"
+
+
+async def test_a_look_that_the_log_did_not_take_fails_and_what_it_saw_is_looked_at_again(
+    watch: Watch, bank: Sandbox
+) -> None:
+    made = await bank.pay(1_000)
+    await watch.know(made["id"], "pending", days_ago=1)
+    await bank.advance(made["id"], "cancelled")
+    await watch.list.seed(seeds)
+    watch.door.is_away = True
+    with pytest.raises(LogUnavailable):
+        await watch.watcher.look()
+    watch.door.is_away = False
+    assert (await watch.watcher.look()).moved == 1
 
 
 async def test_only_what_is_open_is_watched_and_seeding_is_done_once(watch: Watch) -> None:

@@ -55,6 +55,51 @@ def test_observations_commute_with_decisions_and_with_each_other(
     assert fold([first, *governed, *later]) == fold([first, *shuffled[:cut], *governed, *shuffled[cut:]])
 
 
+def answered(status: str, at: int) -> e.BankCommandAnswered:
+    return e.BankCommandAnswered(
+        at=at, payout="pout_1", command="approve", outcome="done", bank_status=status
+    )  # fmt: skip
+
+
+@given(
+    drawn=st.lists(st.tuples(st.booleans(), statuses), max_size=5),
+    decision=st.sampled_from(["APPROVED", "REJECTED", "HELD"]),
+    data=st.data(),
+)
+def test_what_the_bank_answers_to_a_command_counts_as_what_it_shows_and_commutes_with_it(
+    drawn: list[tuple[bool, str]], decision: str, data: st.DataObject
+) -> None:
+    first: list[e.Event] = [observed(amount=100, at=NOW), decided(decision)]
+    later: list[e.Event] = [
+        answered(status, NOW + 10 + i) if is_answer else observed(status=status, amount=100, at=NOW + 10 + i)
+        for i, (is_answer, status) in enumerate(drawn)
+    ]
+    record = fold([*first, *later])
+    assert record == fold([*first, *observations([status for _, status in drawn])])
+    assert record == fold([*first, *data.draw(st.permutations(later))])
+
+
+@given(
+    drawn=st.lists(
+        st.tuples(statuses, st.sampled_from(["", "U1"]), st.sampled_from([0, 590]), st.sampled_from([0, 90])),
+        min_size=1,
+        max_size=5,
+    ),
+    data=st.data(),
+)
+def test_what_the_bank_names_once_stays_known_whenever_it_names_it(
+    drawn: list[tuple[str, str, int, int]], data: st.DataObject
+) -> None:
+    seen: list[e.Event] = []
+    for i, (status, utr, fees, tax) in enumerate(drawn):
+        event = observed(status=status, at=NOW + i)
+        seen.append(replace(event, facts=replace(event.facts, utr=utr, fees=fees, tax=tax)))
+    record = fold(data.draw(st.permutations(seen)))
+    assert record is not None
+    named = [max(values) for values in zip(*(told[1:] for told in drawn), strict=True)]
+    assert [record.utr, record.fees, record.tax] == named
+
+
 @given(drawn=st.lists(statuses, max_size=6))
 def test_an_observation_twice_is_an_observation_once(drawn: list[str]) -> None:
     record = fold(observations(drawn))
@@ -196,6 +241,7 @@ def test_messages_commute_with_each_other_and_with_observations(
     assert record == fold([*first, *data.draw(st.permutations(later))])
     assert record is not None
     assert record.told == any(notice.kind in ("hold", "reminder", "escalation") for notice in record.notices)
+    assert {notice.kind for notice in record.notices} <= {"hold", "reminder", "escalation", "outcome"}
 
 
 def test_an_alert_about_what_was_never_observed_leaves_nothing() -> None:

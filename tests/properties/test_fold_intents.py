@@ -1,14 +1,17 @@
 """An intent's record does not depend on the order in which the bank's copies of it are seen, and no copy changes it."""
 
+from itertools import permutations
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
 from streamproc.domain import events as e
-from streamproc.domain.copies import COPIES_MAX
+from streamproc.domain.copies import COPIES_MAX, BankCopy, agrees
 from streamproc.domain.intent import Beneficiary, intent_id, is_intent
 from streamproc.domain.ours import foreign_copies
-from streamproc.domain.payouts import PayoutRecord, evolve, fold, is_terminal, settlement_due
+from streamproc.domain.payouts import PayoutRecord, evolve, fold, is_open, is_terminal, settlement_due
 from streamproc.domain.states import BANK_RANK
 from tests.words import ACCOUNT, NOW, copy_of, requested
 
@@ -146,6 +149,112 @@ def test_the_beneficiary_is_forgotten_when_nobody_needs_it_any_more() -> None:
 def test_a_rejected_intent_is_over_since_nothing_is_at_the_bank() -> None:
     assert is_terminal(folded(ASKED, decided("REJECTED")))
     assert not is_terminal(folded(ASKED, decided("HELD")))
+
+
+STOPPED = e.PayoutStopped(
+    at=NOW + 3, payout=ASKED.payout, command="create", maybe_sent=True, caused_by="0:1-1:0",
+    finding=e.Finding(stage="screening", code="FROZEN", outcome="REJECTED"),
+)  # fmt: skip
+
+
+def test_a_stopped_intent_that_an_attempt_may_have_made_is_looked_for_until_the_search_is_over() -> None:
+    lost = folded(ASKED, decided(), STOPPED, decided("REJECTED"))
+    assert (is_terminal(lost), settlement_due(lost)) == (False, None)
+    given_up = evolve(lost, created("", "", "not_needed"))
+    assert given_up is not None
+    assert is_terminal(given_up)
+
+
+def test_what_may_be_a_stopped_intents_own_is_nobody_elses_while_it_is_looked_for() -> None:
+    lost = folded(ASKED, decided(), STOPPED, decided("REJECTED"))
+    seen = [copy_of(ASKED, f"pout_{name}", "processing") for name in "ab"]
+    dear = copy_of(ASKED, "pout_c", "processing", amount=101)
+    looked = fold([*seen, dear], lost)
+    assert looked is not None
+    assert looked.bank_payout in ("pout_a", "pout_b")
+    assert [copy.id for copy in foreign_copies(looked)] == ["pout_c"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "could_be"),
+    [
+        ({}, True),
+        ({"fund_account": ""}, True),  # the bank did not show it
+        ({"fund_account": "fa_2"}, False),
+        ({"amount": 101}, False),
+        ({"currency": "USD"}, False),
+    ],
+)
+def test_a_copy_could_be_ours_only_if_it_pays_the_same_to_the_same(
+    shown: dict[str, str], could_be: bool
+) -> None:
+    copy = BankCopy(**{"id": "pout_a", "amount": 100, "currency": "INR", "fund_account": "fa_1", **shown})  # type: ignore[arg-type]
+    assert agrees(copy, 100, "INR", "fa_1") is could_be
+    assert agrees(copy, 100, "INR", "") is (could_be or "fund_account" in shown)
+
+
+def test_what_a_foreign_copy_did_is_noted_with_that_copy_and_not_with_the_intent() -> None:
+    bypass = e.GovernanceBypassed(
+        at=NOW + 9, payout=ASKED.payout, account=ACCOUNT, agent="bot", amount=101, status="processed",
+        bank_payout="pout_z",
+    )  # fmt: skip
+    record = folded(ASKED, decided(), copy_of(ASKED, "pout_z", "processed", amount=101), bypass)
+    assert (record.bypassed, record.state, record.bank_payout) == (False, "approved", "")
+    assert [(copy.id, copy.amount, copy.bypassed) for copy in record.copies] == [("pout_z", 101, True)]
+
+
+def test_an_intent_has_the_utr_and_fees_of_its_own_payout_alone_whenever_the_bank_named_them() -> None:
+    def shown(name: str, utr: str, fees: int, tax: int) -> e.PayoutObserved:
+        seen = copy_of(ASKED, name, "processed")
+        return changed(seen, facts=changed(seen.facts, utr=utr, fees=fees, tax=tax))
+
+    seen = [shown("pout_z", "Z9", 900, 90), shown("pout_a", "", 0, 0), shown("pout_a", "A1", 118, 18)]
+    for order in permutations(seen):
+        record = folded(ASKED, decided(), created("pout_a"), *order)
+        assert (record.utr, record.fees, record.tax, record.state) == ("A1", 118, 18, "processed")
+
+
+def test_a_copy_that_moved_before_the_approval_is_not_what_was_approved() -> None:
+    seen = copy_of(ASKED, "pout_z", "processing")
+    bypass = e.GovernanceBypassed(
+        at=NOW + 9, payout=ASKED.payout, account=ACCOUNT, agent="bot", amount=100, status="processing",
+        bank_payout="pout_z",
+    )  # fmt: skip
+    record = folded(ASKED, decided("HELD"), seen, bypass, decided(), seen)
+    assert (record.bank_payout, record.bank_status, record.state) == ("", "", "approved")
+    assert [(copy.id, copy.bypassed) for copy in record.copies] == [("pout_z", True)]
+
+
+def test_once_the_bank_refused_to_create_it_every_copy_is_foreign() -> None:
+    record = folded(ASKED, decided(), created("", "failed", "refused"), copy_of(ASKED, "pout_z", "pending"))
+    assert (record.bank_payout, record.state) == ("", "failed")
+    assert [copy.id for copy in foreign_copies(record)] == ["pout_z"]
+
+
+def test_an_answer_about_a_foreign_copy_leaves_the_intent_as_it_is() -> None:
+    ended = changed(created("pout_z", "cancelled"), command="cancel")
+    for earlier in ([], [created("pout_a", "pending")]):
+        record = folded(ASKED, decided(), *earlier)
+        assert evolve(record, ended) == changed(record, updated_at=ended.at)
+    for named in ("pout_a", ""):  # where none is named it is about the intent's own
+        before = folded(ASKED, decided(), created("pout_a", "queued"))
+        ours = evolve(before, changed(ended, bank_payout=named))
+        assert ours is not None
+        assert (ours.bank_payout, ours.bank_status, ours.state) == ("pout_a", "cancelled", "cancelled")
+
+
+def test_an_intent_is_open_until_money_moves_for_it() -> None:
+    moved = {
+        "": True,
+        "pending": True,
+        "queued": True,
+        "processing": False,
+        "processed": False,
+        "failed": False,
+    }
+    for status, is_still_open in moved.items():
+        record = folded(ASKED, decided(), *([created("pout_a", status)] if status else []))
+        assert (record.bank_status, is_open(record)) == (status, is_still_open)
 
 
 def test_no_more_copies_are_kept_than_the_limit_and_ours_is_among_them() -> None:
