@@ -56,7 +56,7 @@ histories = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=histories)
 async def test_lua_and_model_agree_on_every_history(client: Redis, history: list) -> None:  # type: ignore[type-arg]
     await client.flushdb()

@@ -159,7 +159,7 @@ def at_second(payout: str, second: int, count: int) -> Ask:
 LATE_AND_LIMITED = ((92, 1), (113, 2), (152, 1), (113, 2))
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=batches)
 @example(  # who is left to the chain looks further on than those who come after it, and leaves no trace of that
     [

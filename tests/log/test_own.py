@@ -141,7 +141,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=steps)
 async def test_everything_of_others_is_delivered_once_in_whatever_order_things_happen(
     client: Redis, history: list[tuple[str, int]]

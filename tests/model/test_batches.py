@@ -131,7 +131,6 @@ def test_a_batch_is_decided_as_its_payouts_one_by_one(unsynced: str, examples: i
 
     @settings(
         max_examples=examples,
-        deadline=None,
         derandomize=examples == 40,
         phases=[Phase.explicit, Phase.reuse, Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -342,7 +342,6 @@ def run(url: str, **more: Any) -> None:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             type("Machine", (Histories,), {"url": url}),
             settings=settings(
-                deadline=None,
                 stateful_step_count=30,
                 suppress_health_check=list(HealthCheck),
                 print_blob=True,

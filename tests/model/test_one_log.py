@@ -29,7 +29,6 @@ def each(examples: int) -> settings:
     """The quick examples are the same each time, the long ones are new each time."""
     return settings(
         max_examples=examples,
-        deadline=None,
         derandomize=examples == QUICK,
         phases=[Phase.explicit, Phase.reuse, Phase.generate],
         suppress_health_check=list(HealthCheck),

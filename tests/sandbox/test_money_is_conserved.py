@@ -22,7 +22,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     steps=STEPS, workflow=st.sampled_from(["all", "off"]), outcome=st.sampled_from(["failed", "processed"])
 )
