@@ -1,6 +1,6 @@
 """The job that all sides do: the payouts, the policies, and how many payouts must have which outcome.
 
-All sides read the same bytes: an entry's field `e` with one PayoutObserved, about 600 bytes. 2 % of the payouts are
+All sides read the same bytes: an entry's field `e` with one PayoutObserved, about 540 bytes. 2 % of the payouts are
 over the transaction limit, 2 % name a blocked domain, and one agent of 50 exhausts its daily budget.
 """
 

@@ -2,7 +2,7 @@
 
 The load is an open loop, with real workers and a log that is synced to disk. Each run has its own servers. Times are
 counted from when a payout was due, so a stall is charged to every payout that waits for it. The disk's own sync time is
-measured too, since each payout waits for at least two syncs: of its append and of its decision.
+measured too, since each payout waits for three syncs: of its append, its delivery and its decision.
 """
 
 from collections import Counter

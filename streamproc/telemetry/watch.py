@@ -171,6 +171,6 @@ def polled(*, good: bool) -> None:
 
 
 def taken_up(group: str, how: str, entries: int) -> None:
-    """Report that a consumer took up pending entries: `claim`, `retry` or `own`."""
+    """Report that a consumer took up pending entries: `claim` or `retry`."""
     if _State.meters is not None:
         _State.meters.taken_up.labels(group, how).inc(entries)

@@ -83,7 +83,7 @@ class Report(Struct, frozen=True, kw_only=True):
             f"seed {self.plan.seed}: {len(self.plan.faults)} faults in {self.plan.seconds:g} s: {done}",
             f"{self.starts} starts of roles, {len(self.crashed)} crashes at a named point, {self._sum('bank')} payouts,"
             f" {self._sum('log')} entries, {self._sum('answered')} webhooks answered 2xx,"
-            f" {self._sum('told')} commands at the bank, {self._sum('letters')} dead letters;"
+            f" {self._sum('commands')} commands at the bank, {self._sum('letters')} dead letters;"
             f" at rest after {self.rest_s:.0f} s",
             *(
                 [f"{self._sum('lost')} entries lost, {self._sum('dropped')} dropped"]

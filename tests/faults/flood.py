@@ -28,7 +28,7 @@ from streamproc import processes
 from streamproc.bench.cost import tree_cpu_s
 from streamproc.domain import events as e
 from streamproc.log.stream import Entry, LogView
-from tests.faults.gather import ENDED, archive_of, in_the_log, letters_of, told_of, wrong_views
+from tests.faults.gather import ENDED, archive_of, commands_of, in_the_log, letters_of, wrong_views
 from tests.faults.invariants import Answered, Evidence, Violation, history, violations
 from tests.faults.sender import AGENT, PAYOUT, STATUS, VENDOR, Order, Sent
 from tests.faults.stand import Stand, ready, standing
@@ -318,14 +318,14 @@ def own_cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def _rest(stand: Stand, told: set[str], since: float) -> tuple[dict[str, int], float]:
+async def _rest(stand: Stand, with_webhook: set[str], since: float) -> tuple[dict[str, int], float]:
     """Wait until nothing waits. Returns what still does after REST_MAX_S, and how long it took (s).
 
-    `told` are the bank's payouts for which we got a webhook.
+    `with_webhook` are the bank's payouts for which we got a webhook.
     """
     while True:
         waits, _ = await in_the_log(stand)
-        at_bank = [each for each in await stand.bank.show("payouts") if each["id"] in told]
+        at_bank = [each for each in await stand.bank.show("payouts") if each["id"] in with_webhook]
         waits["payouts that are not over at the bank"] = sum(each["status"] not in ENDED for each in at_bank)
         waited = time.monotonic() - since
         if not any(waits.values()) or waited > REST_MAX_S:
@@ -343,7 +343,7 @@ async def _evidence(stand: Stand, sent: list[Sent], waits: dict[str, int]) -> Ev
     return Evidence(
         log=log,
         archive=await archive_of(stand),
-        told=told_of(await stand.bank.record(), names),
+        commands=commands_of(await stand.bank.record(), names),
         answered=[
             Answered(f"payout.{each.status}", each.payout, each.payout, each.status)
             for each in sent

@@ -14,7 +14,7 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
-from tests.faults.invariants import Answered, Evidence, Letter, Told, payouts_in
+from tests.faults.invariants import Answered, Command, Evidence, Letter, payouts_in
 from tests.faults.load import ENDED, Load
 from tests.faults.stand import Stand
 from tests.journeys.truth import budgets_of_redis
@@ -104,7 +104,7 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
 
     That of the first also has what belongs to no partition: what waits, the views, roles that ended.
     """
-    everything = await _told_and_answered(stand)
+    everything = await _commands_and_webhooks(stand)
     owners = {
         payout: partition
         for partition, witness in reversed(list(enumerate(stand.witnesses)))
@@ -119,7 +119,7 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
             Evidence(
                 log=list(witness.entries),
                 archive=await archive_of(stand, partition),
-                told=[told for told in everything.told if owners.get(told.name, 0) == partition],
+                commands=[sent for sent in everything.commands if owners.get(sent.name, 0) == partition],
                 answered=[hook for account, hook in everything.answered if account == partition],
                 bank={
                     name: status
@@ -141,16 +141,16 @@ async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
 class Everything(NamedTuple):
     """What the bank has of all accounts. Each webhook comes with the partition of its account."""
 
-    told: list[Told]
+    commands: list[Command]
     answered: list[tuple[int, Answered]]
     bank: dict[str, str]
 
 
-async def _told_and_answered(stand: Stand) -> Everything:
+async def _commands_and_webhooks(stand: Stand) -> Everything:
     shown = {payout["id"]: payout for payout in await stand.bank.show("payouts")}
     names = {payout: _name(each) for payout, each in shown.items()}
     return Everything(
-        told=told_of(await stand.bank.record(), names),
+        commands=commands_of(await stand.bank.record(), names),
         answered=[
             seen
             for delivery in await stand.bank.deliveries()
@@ -182,15 +182,15 @@ def _command(line: dict[str, Any]) -> str:
     return {"payouts": "create"}.get(last, last if last in ("approve", "reject", "cancel") else "")
 
 
-def told_of(record: list[dict[str, Any]], names: dict[str, str]) -> list[Told]:
+def commands_of(record: list[dict[str, Any]], names: dict[str, str]) -> list[Command]:
     """The commands of the bank's own record."""
-    return [_told(line, names) for line in record if _command(line)]
+    return [_command_in(line, names) for line in record if _command(line)]
 
 
-def _told(line: dict[str, Any], names: dict[str, str]) -> Told:
+def _command_in(line: dict[str, Any], names: dict[str, str]) -> Command:
     parts = str(line["path"]).split("/")
     payout = line["payout"] or (parts[3] if len(parts) > 3 else "")
-    return Told(line["at"], _command(line), payout, names.get(payout, payout), line["effect"])
+    return Command(line["at"], _command(line), payout, names.get(payout, payout), line["effect"])
 
 
 def _answered(delivery: dict[str, Any], names: dict[str, str], partitions: int) -> list[tuple[int, Answered]]:

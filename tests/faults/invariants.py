@@ -24,7 +24,7 @@ SHOWN_MAX = 5
 """Most findings of one kind that are shown; there may be one per payout."""
 
 
-class Told(Struct, frozen=True):
+class Command(Struct, frozen=True):
     """A command that the bank got. `payout`: its own id; `name`: our name of the payout. Unix seconds."""
 
     at: float
@@ -56,7 +56,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
     log: Sequence[Entry]
     archive: Sequence[ArchivedEntry]
-    told: Sequence[Told] = ()
+    commands: Sequence[Command] = ()
     answered: Sequence[Answered] = ()
     bank: dict[str, str] = {}
     """The bank's status of each payout, by our name for it."""
@@ -156,16 +156,16 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
         if (hook.payout, hook.status) not in observed and hook.name not in excused:
             yield f"{hook.event} of {hook.payout} was answered 2xx and {hook.status} is not in the log"
     gone = _ending((*seen.lost, *seen.dropped))
-    for told in seen.told:  # not of an intent: another's payout may have its reference
-        ours = told.effect and told.command in ("reject", "cancel") and told.name == told.payout
-        status = seen.bank.get(told.name, "")
+    for sent in seen.commands:  # not of an intent: another's payout may have its reference
+        ours = sent.effect and sent.command in ("reject", "cancel") and sent.name == sent.payout
+        status = seen.bank.get(sent.name, "")
         if (
             ours
-            and told.name in gone
+            and sent.name in gone
             and status in ("cancelled", "rejected")
-            and (told.name, status) in ended
+            and (sent.name, status) in ended
         ):
-            excused.add(told.name)
+            excused.add(sent.name)
     excused |= {
         payout for payout, statuses in seen_as.items() if statuses <= {"cancelled", "rejected", "failed"}
     }
@@ -180,8 +180,8 @@ def _story(seen: Evidence, payout: str) -> str:
     events = [
         f"{entry} {event} by {meta!r}" for entry, _, event, meta in history(seen.log) if payout in repr(event)
     ]
-    told = [str(told) for told in seen.told if payout in (told.payout, told.name)]
-    return "; ".join([*events, *told, f"at the bank {seen.bank.get(payout, 'nothing')}"])
+    commands = [str(sent) for sent in seen.commands if payout in (sent.payout, sent.name)]
+    return "; ".join([*events, *commands, f"at the bank {seen.bank.get(payout, 'nothing')}"])
 
 
 def _ending(log: Sequence[Entry]) -> set[str]:
@@ -357,14 +357,14 @@ def money_moves_after_the_archive(seen: Evidence) -> Iterator[str]:
                 and row.archived_at is not None
             ):
                 approved.setdefault(event.payout, row.archived_at.timestamp())
-    for told in seen.told:
-        if told.command not in MOVES_MONEY or not (told.effect or told.payout):
+    for sent in seen.commands:
+        if sent.command not in MOVES_MONEY or not (sent.effect or sent.payout):
             continue
-        at = approved.get(told.name)
+        at = approved.get(sent.name)
         if at is None:
-            yield f"the bank was told to {told.command} {told.payout}, and no approval of it is archived"
-        elif at > told.at:
-            yield f"{told.command} of {told.payout} was sent {at - told.at:.3f} s before its approval was archived"
+            yield f"the bank was told to {sent.command} {sent.payout}, and no approval of it is archived"
+        elif at > sent.at:
+            yield f"{sent.command} of {sent.payout} was sent {at - sent.at:.3f} s before its approval was archived"
 
 
 def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
@@ -374,28 +374,28 @@ def one_command_takes_effect(seen: Evidence) -> Iterator[str]:
     have taken effect too. An approval may not.
     """
     created: Counter[str] = Counter()
-    commands: dict[str, list[str]] = defaultdict(list)
+    effective: dict[str, list[str]] = defaultdict(list)
     last: dict[str, str] = {}
     ended = _ending((*seen.log, *seen.lost, *seen.dropped))
     for _, _, event, _ in history(seen.log):
         if isinstance(event, e.PayoutDecided):
             last[event.payout] = event.decision
-    for told in seen.told:
-        if not told.effect:
+    for sent in seen.commands:
+        if not sent.effect:
             continue
-        if told.command == "create":
-            created[told.name] += 1
+        if sent.command == "create":
+            created[sent.name] += 1
         else:
-            commands[told.payout].append(told.command)
+            effective[sent.payout].append(sent.command)
         # A held payout that the bank queued is cancelled, and a person may approve it before we know of that.
-        if told.name not in ended if told.command not in MOVES_MONEY else last.get(told.name) != "APPROVED":
-            yield f"{told.command} of {told.payout} took effect; {told.name} is {last.get(told.name, 'not decided')}"
+        if sent.name not in ended if sent.command not in MOVES_MONEY else last.get(sent.name) != "APPROVED":
+            yield f"{sent.command} of {sent.payout} took effect; {sent.name} is {last.get(sent.name, 'not decided')}"
     for name, count in created.items():
         if count > 1:
             yield f"{name} was made {count} times at the bank"
-    for payout, those in commands.items():
-        if len(those) > 1:
-            yield f"{payout}: {', '.join(those)} took effect"
+    for payout, commands in effective.items():
+        if len(commands) > 1:
+            yield f"{payout}: {', '.join(commands)} took effect"
 
 
 def the_archive_is_the_log(seen: Evidence) -> Iterator[str]:

@@ -13,7 +13,7 @@ from streamproc.archive.store import Head
 from streamproc.domain import events as e
 from streamproc.domain.wire import encode_events
 from streamproc.log.stream import Entry
-from tests.faults.invariants import INVARIANTS, Answered, Evidence, Letter, Told, violations
+from tests.faults.invariants import INVARIANTS, Answered, Command, Evidence, Letter, violations
 from tests.words import ACCOUNT, NOW, observed
 
 DAY = "2026-09-21"
@@ -89,7 +89,7 @@ def seen(log: Log, **changes: object) -> Evidence:
     shown: dict[str, object] = {
         "log": log.entries,
         "archive": archive_of(log.entries),
-        "told": [Told(LATER_S, "approve", "pout_1", "pout_1")],
+        "commands": [Command(LATER_S, "approve", "pout_1", "pout_1")],
         "answered": [Answered("payout.pending", "pout_1", "pout_1", "pending")],
         "bank": {"pout_1": "processed"},
         "counters": {("agent:bot", DAY): (0, 100)},
@@ -147,16 +147,22 @@ BROKEN: list[tuple[str, Evidence]] = [
     ),
     ("each_reservation_is_settled_once", seen(sound(), bank={"pout_1": "failed"})),
     ("each_reservation_is_settled_once", seen(Log().add(observed()).add(decided()).add(settled()))),
-    ("money_moves_after_the_archive", seen(sound(), told=[Told(LATER_S - 2, "approve", "pout_1", "pout_1")])),
     (
         "money_moves_after_the_archive",
-        seen(sound(), told=[Told(LATER_S, "approve", "pout_2", "pout_2", effect=False)]),
+        seen(sound(), commands=[Command(LATER_S - 2, "approve", "pout_1", "pout_1")]),
     ),
-    ("one_command_takes_effect", seen(sound(), told=2 * [Told(LATER_S, "approve", "pout_1", "pout_1")])),
-    ("one_command_takes_effect", seen(sound(), told=[Told(LATER_S, "reject", "pout_1", "pout_1")])),
+    (
+        "money_moves_after_the_archive",
+        seen(sound(), commands=[Command(LATER_S, "approve", "pout_2", "pout_2", effect=False)]),
+    ),
     (
         "one_command_takes_effect",
-        seen(sound(), told=[Told(LATER_S, "create", bank, "pout_1") for bank in ("pout_8", "pout_9")]),
+        seen(sound(), commands=2 * [Command(LATER_S, "approve", "pout_1", "pout_1")]),
+    ),
+    ("one_command_takes_effect", seen(sound(), commands=[Command(LATER_S, "reject", "pout_1", "pout_1")])),
+    (
+        "one_command_takes_effect",
+        seen(sound(), commands=[Command(LATER_S, "create", bank, "pout_1") for bank in ("pout_8", "pout_9")]),
     ),
     ("the_archive_is_the_log", seen(sound(), archive=archive_of(sound().entries[:-1]))),
     ("the_archive_is_the_log", seen(sound(), archive=archive_of(sound().entries[1:]))),
@@ -202,7 +208,7 @@ def test_a_queued_payout_that_is_held_is_cancelled_and_may_be_approved_too_late(
     )
     evidence = seen(
         log,
-        told=[Told(LATER_S, "cancel", "pout_1", "pout_1")],
+        commands=[Command(LATER_S, "cancel", "pout_1", "pout_1")],
         answered=[],
         bank={"pout_1": "cancelled"},
         counters={("agent:bot", DAY): (0, 0)},
@@ -214,7 +220,7 @@ def test_a_rejected_payout_that_the_bank_pays_all_the_same_is_released_and_must_
     log = Log().add(observed(status="queued")).add(reserved(), decided(decision="HELD"))
     log.add(decided(decision="REJECTED"), settled(settlement="released"), number=2)
     log.add(observed(status="processed"))
-    shown = {"told": [], "answered": [], "counters": {("agent:bot", DAY): (0, 0)}}
+    shown = {"commands": [], "answered": [], "counters": {("agent:bot", DAY): (0, 0)}}
     assert broken(seen(log, **shown)) == {"each_reservation_is_settled_once"}
     log.add(
         e.GovernanceBypassed(
@@ -244,14 +250,14 @@ def test_a_webhook_that_a_failover_took_is_excused_and_no_other() -> None:
 
 
 def test_a_rejection_that_a_failover_took_may_have_taken_effect_and_an_approval_may_not() -> None:
-    told = [Told(LATER_S, "reject", "pout_2", "pout_2")]
+    commands = [Command(LATER_S, "reject", "pout_2", "pout_2")]
     for where in ("lost", "dropped"):
         rejected = Log().add(observed("pout_2")).add(decided("pout_2", "REJECTED"))
-        log = seen(sound(), told=told, bank={"pout_1": "processed"}, **{where: rejected.entries})
+        log = seen(sound(), commands=commands, bank={"pout_1": "processed"}, **{where: rejected.entries})
         assert violations(log) == []
         approved = Log().add(observed("pout_2")).add(decided("pout_2"))
-        moved = [Told(LATER_S, "approve", "pout_2", "pout_2")]
-        assert broken(seen(sound(), told=moved, **{where: approved.entries})) == {
+        moved = [Command(LATER_S, "approve", "pout_2", "pout_2")]
+        assert broken(seen(sound(), commands=moved, **{where: approved.entries})) == {
             "money_moves_after_the_archive",
             "one_command_takes_effect",
         }
@@ -266,21 +272,23 @@ def test_what_was_first_seen_when_it_had_ended_unpaid_needs_no_decision(status: 
 
 def test_what_was_ended_on_a_rejection_that_is_gone_needs_no_decision_and_what_others_ended_does() -> None:
     gone = Log().add(observed("pout_2")).add(decided("pout_2", "REJECTED"))
-    ours = [Told(LATER_S, "approve", "pout_1", "pout_1"), Told(LATER_S, "reject", "pout_2", "pout_2")]
+    ours = [Command(LATER_S, "approve", "pout_1", "pout_1"), Command(LATER_S, "reject", "pout_2", "pout_2")]
     bank = {"pout_1": "processed", "pout_2": "rejected"}
     log = sound().add(observed("pout_2")).add(observed("pout_2", status="rejected"))
     for where in ("lost", "dropped"):
-        assert violations(seen(log, told=ours, bank=bank, **{where: gone.entries})) == []
+        assert violations(seen(log, commands=ours, bank=bank, **{where: gone.entries})) == []
     found = {"what_was_answered_is_decided_once"}
-    assert found <= broken(seen(log, told=ours, bank=bank)), "nothing of ours had decided it"
+    assert found <= broken(seen(log, commands=ours, bank=bank)), "nothing of ours had decided it"
     assert broken(seen(log, bank=bank, lost=gone.entries)) == found, "somebody else ended it"
     unseen = sound().add(observed("pout_2"))
-    assert broken(seen(unseen, told=ours, bank=bank, lost=gone.entries)) == found, (
+    assert broken(seen(unseen, commands=ours, bank=bank, lost=gone.entries)) == found, (
         "the log does not say how it ended"
     )
     pending = {**bank, "pout_2": "pending"}
-    assert broken(seen(log, told=ours, bank=pending, lost=gone.entries)) == found, (
+    assert broken(seen(log, commands=ours, bank=pending, lost=gone.entries)) == found, (
         "the bank still has it open"
     )
     approved = Log().add(observed("pout_2")).add(decided("pout_2"))
-    assert found <= broken(seen(log, told=ours, bank=bank, lost=approved.entries)), "it was not decided so"
+    assert found <= broken(seen(log, commands=ours, bank=bank, lost=approved.entries)), (
+        "it was not decided so"
+    )

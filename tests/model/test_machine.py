@@ -77,7 +77,6 @@ class Histories(RuleBasedStateMachine):
         self.bank = Bank()
         self.facts: dict[str, Facts] = {}
         self.versions = [FIRST]
-        self.told: dict[str, int] = {}
         self.workers: list[Worker] = []
         self.kills = self.claims = self.started = 0
         self.known = vendors()
