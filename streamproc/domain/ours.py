@@ -41,8 +41,6 @@ def is_awaited(record: PayoutRecord) -> bool:
 def meant_before(record: PayoutRecord, status: str) -> str:
     """The bank's id of what an earlier version had ended without naming it: a stopped intent's lost attempt, which it
     had found, and whose `status` alone its answer tells. '' where there is none."""
-    if not record.maybe_sent:
-        return ""
     same = [copy for copy in record.copies if copy.status == status and not copy.bypassed]
     mine = first_of(copy for copy in same if could_be(record, copy))
     return mine.id if mine is not None else ""

@@ -11,7 +11,7 @@ from tests.model.bank import Bank
 from tests.model.playing import Crew
 from tests.model.stepping import START, World, governance, the_tests_clock
 from tests.model.test_found import Forgetful, desk, later
-from tests.words import requested
+from tests.words import copy_of, requested
 
 
 @pytest.mark.parametrize("record", ["as that worker left it", "folded anew"])
@@ -59,3 +59,24 @@ async def test_a_lost_attempt_that_a_worker_of_before_rejected_without_naming_it
     assert (kept.bank_payout, kept.bank_status) == ("pout_made_0", "rejected")
     assert kept.reservation is not None
     assert (kept.reservation.state, reserved) == ("released", {b"0"})
+
+
+def test_such_an_answer_is_about_the_oldest_payout_that_ended_as_it_says() -> None:
+    """Others that agree were cancelled by somebody before, or ended so later."""
+    asked = requested(300, agent="free", at=START)
+    shown = [
+        copy_of(asked, name, status, at=START + n * 1_000_000)
+        for n, (name, status) in enumerate(
+            [("pout_before", "cancelled"), ("pout_ours", "rejected"), ("pout_later", "rejected")]
+        )
+    ]
+    finding = e.Finding(stage="screening", code="FROZEN", outcome="REJECTED")
+    stop = e.PayoutStopped(
+        at=START, payout=asked.payout, command="create", finding=finding, maybe_sent=True, caused_by=""
+    )
+    answer = e.BankCommandAnswered(
+        at=START, payout=asked.payout, command="reject", outcome="done", bank_status="rejected"
+    )
+    record = fold([asked, stop, *shown, answer])
+    assert record is not None
+    assert record.created_as == "pout_ours"
