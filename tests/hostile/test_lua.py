@@ -7,6 +7,7 @@ left every key as it was.
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from random import Random
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -39,6 +41,8 @@ PARTS = {"checks", "counters", "beneficiaries", "own"}
 """These are put before others, and are no scripts by themselves."""
 ENDLESS_MAX = 12
 """Numbers of one call that are replaced, the first ones: they count what follows."""
+SWEPT_MAX = 40
+"""Arguments of one call that are replaced one after another, the first ones: others are of the same kinds."""
 CALLS_MAX = 3
 """Of each script, those that had the most arguments."""
 VALUES: tuple[bytes, ...] = (
@@ -234,6 +238,43 @@ def spoilt(rng: Random, heard: Heard) -> tuple[list[bytes], list[bytes], bytes]:
     return keys, args, b""
 
 
+INSIDE: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    1.5,
+    2**53,
+    1e99,
+    "",
+    "x",
+    "0-0",
+    [],
+    [1],
+    {"a": 1},
+)
+"""What a request that a script unpacks may have in the place of something."""
+
+
+def spoilt_inside(rng: Random, packed: bytes) -> bytes:
+    """A script's MessagePack with one place of it removed, doubled, or changed."""
+    tree = msgspec.msgpack.decode(packed)
+    part, at = tree, rng.randrange(len(tree))
+    while isinstance(part[at], list) and part[at] and rng.randrange(5):
+        part, at = part[at], rng.randrange(len(part[at]))
+    match rng.randrange(4):
+        case 0:
+            del part[at]
+        case 1:
+            part.insert(at, part[at])
+        case _:
+            part[at] = rng.choice(INSIDE)
+    return msgspec.msgpack.encode(tree)
+
+
 async def put_back(client: Redis, before: dict[bytes, bytes], wrong: bytes, rng: Random) -> None:
     """Everything as it was before the call; one key of another type."""
     async with client.pipeline(transaction=True) as pipe:
@@ -299,6 +340,50 @@ async def test_a_call_that_is_an_error_has_changed_nothing(
     found, refused = await violations(redis_url, Random(SEED), calls, CASES // 5)
     assert not found, f"{len(found)} of {refused}:\n" + "\n".join(found[:40])
     assert refused.total() > CASES // 5
+
+
+@pytest.mark.timeout(120)
+async def test_a_request_whose_inside_is_an_error_has_changed_nothing(
+    redis_url: str, calls: dict[str, list[Heard]]
+) -> None:
+    """Of `grant.lua`, which has nearly all of its call in one argument."""
+    rng, found, refused = Random(SEED), [], 0
+    async with Redis.from_url(redis_url) as client:
+        for number in range(4 * CASES):
+            heard = calls["grant"][number % len(calls["grant"])]
+            args = [*heard.args[:-1], spoilt_inside(rng, heard.args[-1])]
+            await put_back(client, heard.before, b"", rng)
+            before = await everything(client)
+            try:
+                await evaluate(client, heard.script, heard.keys, args)
+            except ResponseError as problem:
+                refused += 1
+                if await everything(client) != before:
+                    found.append(f"{problem}: {msgspec.msgpack.decode(args[-1])}"[:900])
+    assert not found, f"{len(found)} of {refused}:\n" + "\n".join(found[:40])
+    assert refused > CASES
+
+
+@pytest.mark.timeout(120)
+async def test_no_argument_is_found_to_be_wrong_only_after_something_was_written(
+    redis_url: str, calls: dict[str, list[Heard]]
+) -> None:
+    """Each argument of one call of each script, one after another, is no number, is empty, or is left out."""
+    found: list[str] = []
+    async with Redis.from_url(redis_url) as client:
+        for name, heard in ((name, each[0]) for name, each in calls.items()):
+            await put_back(client, heard.before, b"", Random(SEED))
+            before = await everything(client)
+            for at, instead in itertools.product(range(min(len(heard.args), SWEPT_MAX)), ([b"x"], [b""], [])):
+                args = [*heard.args[:at], *instead, *heard.args[at + 1 :]]
+                try:
+                    await evaluate(client, heard.script, heard.keys, args)
+                except ResponseError as problem:
+                    if await everything(client) == before:
+                        continue
+                    found.append(f"{name}: {problem}: argument {at + 1} as {instead}")
+                await put_back(client, heard.before, b"", Random(SEED))
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.timeout(120)

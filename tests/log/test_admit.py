@@ -24,7 +24,6 @@ windows = st.lists(
         limits,
         st.just(FAR),
     ),
-    min_size=1,
     max_size=3,
     unique_by=lambda w: (w.scope, w.window),
 ).map(tuple)

@@ -29,7 +29,8 @@ end
 
 -- One agent's slots: those in Redis and those that this batch adds, whose times never fall. A window is open at its start.
 --   newest: time of the newest slot   cut: start of the window of the last payout that was counted; slots up to it can go
---   seen: window start for which `stored` slots were counted in Redis, the first of them at `oldest` (-1: not counted yet)
+--   seen: window start for which `stored` slots were counted in Redis, the first of them at `oldest` (-1, which is before any
+--     window: not counted yet)
 --   added: times of new slots; those before `from` are up to `cut`   z: arguments of their ZADD
 --   now, ahead, next: of the payout that `slots_used` looked at last: its time, its window's start, and `from` for that
 local function rate_of(index, window)
@@ -76,7 +77,7 @@ local function slots_used(t, at)
   -- A late payout counts at the newest slot's time, so that no window ever holds more than it may.
   r.now = at > r.newest and at or r.newest
   r.ahead = r.now - t.window_us > r.cut and r.now - t.window_us or r.cut
-  if r.oldest == -1 or r.oldest <= r.ahead or r.ahead < r.seen then
+  if r.oldest <= r.ahead or r.ahead < r.seen then
     local cut = '(' .. int(r.ahead)
     r.seen, r.stored = r.ahead, call('ZCOUNT', KEYS[t.rate], cut, '+inf')
     local oldest = call('ZRANGEBYSCORE', KEYS[t.rate], cut, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)

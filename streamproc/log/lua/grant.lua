@@ -86,6 +86,7 @@ if timers_key then call('ZCARD', timers_key) end
 for k = 2, #timers, 3 do
   whole(timers[k], 1, payouts)
   whole(timers[k + 1], 0, US_MAX)
+  if type(timers[k + 2]) ~= 'string' then wrong('a timer has no text') end
 end
 local known, runs = {}, call('ZCARD', KEYS[4])
 if call('EXISTS', unpack(KEYS, 5, 4 + payouts)) > 0 then
@@ -122,6 +123,7 @@ local acknowledged, writes, written = {}, {}, 0
 local function grant(n, form, at)
   local t, entry, paise, time = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4], rows[at + 5]
   local amount, received = whole(paise, 0, US_MAX), whole(time, 0, US_MAX)
+  if type(rows[at + 3]) ~= 'string' then wrong('a payout has no id') end
   if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return LEFT end
   local fate, used, r, exceeded, before = DONE, 0, nil, -1, nil
   if t.rate > 0 then
