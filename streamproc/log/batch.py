@@ -104,7 +104,7 @@ class Handler:
     ) -> list[Work]:
         """One pass over distinct payouts. Returns the works that are stale, since their payout changed meanwhile."""
         offered: set[Work] = set()
-        if unasked and self._policies.rev and self.opener.unasked.is_fresh():
+        if unasked and self.opener.unasked.is_fresh():  # whoever was told the time was told of the policies
             finished, offered = await self._go_unasked(client, unasked)
             works = [work for work in works if work not in finished]
             if not works:

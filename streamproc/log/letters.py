@@ -1,5 +1,7 @@
 """Closes a dead letter, and gives back what was reserved for an intent that is given up with it."""
 
+from typing import Any
+
 from msgspec import Struct
 from redis.asyncio import Redis
 
@@ -42,17 +44,20 @@ async def close_letter(
     e: bytes,
     m: bytes,
     freed: GivenUp | None = None,
-) -> str | None:
+) -> tuple[str, int] | None:
     """Give a dead letter's entry back to its group (`redrive`) or drop it (`discard`), and record that.
 
-    `freed`: what is not reserved any more, unless that has changed. The id of the record; None: there is no such
-    letter. Raises Unprocessable where the entry has left Redis.
+    `freed`: what is not reserved any more, unless that has changed. The id of the record and the paise that were given
+    back; None: there is no such letter. Raises Unprocessable where the entry has left Redis.
     """
     keys = [names.log, names.dead, names.retries(group), *(freed.keys if freed else ())]
     args = [freed.version, freed.admission] if freed else []
-    answer: bytes = await _close_letter(client, keys, [letter, group, entry, action, e, m, *args])
+    answer: Any = await _close_letter(client, keys, [letter, group, entry, action, e, m, *args])
     if answer == b"gone":
         raise Unprocessable(
             f"entry {entry} has left Redis with the retention time; it cannot be handled again"
         )
-    return answer.decode() or None
+    if not answer:
+        return None
+    record, gave_back = answer
+    return record.decode(), freed.amount if freed is not None and gave_back == 1 else 0

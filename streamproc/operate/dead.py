@@ -115,7 +115,7 @@ async def _close(
     freed = None
     if action == "discard" and is_intent(event.payout):  # of any other payout the bank tells how it ends
         freed = await letters.given_up(site.client, names, event.payout)
-    record = await letters.close_letter(
+    closed = await letters.close_letter(
         site.client,
         names,
         where.entry,
@@ -126,9 +126,10 @@ async def _close(
         m=m,
         freed=freed,
     )
-    if record is None:  # somebody else has just closed it
+    if closed is None:  # somebody else has just closed it
         raise _missing(where)
-    return f"{where.partition}:{record}", freed.amount if freed is not None else 0
+    record, gave_back = closed
+    return f"{where.partition}:{record}", gave_back
 
 
 def _missing(where: StreamId) -> JobFailed:

@@ -8,8 +8,8 @@
 -- ARGV[1] id of the letter, ARGV[2] group, ARGV[3] id of its entry, ARGV[4] 'redrive' or 'discard',
 -- ARGV[5] `e` and ARGV[6] `m` of the record of this; with KEYS[4] also ARGV[7] the payout's version and ARGV[8] its admission,
 --   as they were read: what has changed since is left alone
--- Returns the id of the record, '' if there is no such letter, or 'gone' if the entry has left Redis;
--- NOLOG where there is no log.
+-- Returns {id of the record, 1 if the reservation was given back, else 0}, '' if there is no such letter, or 'gone' if the entry
+-- has left Redis; NOLOG where there is no log.
 -- O(windows). Safe to resend: the letter is gone after the first run.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
@@ -42,4 +42,4 @@ if frees then
     if there[k] then redis.call('HINCRBY', KEYS[k], 'r', string.format('%d', -amount)) end
   end
 end
-return redis.call('XADD', KEYS[1], '*', 'e', ARGV[5], 'm', ARGV[6])
+return { redis.call('XADD', KEYS[1], '*', 'e', ARGV[5], 'm', ARGV[6]), frees and 1 or 0 }
