@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import decode_record
+from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.wire import encode_events
 from streamproc.log import batch, scripts
 from streamproc.log.batch import Handler, Limits
@@ -88,6 +89,29 @@ async def test_what_a_server_that_is_gone_may_have_delivered_counts_as_taken_and
     entries = [*await shown(client, "g"), *await shown(client, "g"), *await shown(client, "g")]
     opener.doubt(entries[1][0].decode())
     assert [work.taken for work in opener.open(entries, taken=False).works] == [True, True, False]
+
+
+async def test_beside_what_is_about_no_payout_each_payout_has_its_own_record(client: Redis) -> None:
+    looks: list[tuple[str, str]] = []
+
+    async def look(items: Sequence[Item], _: Desk) -> None:
+        looks.extend((work.payout, work.loaded.payout if work.loaded else "") for work, _event in items)
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved, PolicyChanged}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    for payout in ("pout_1", "pout_2"):
+        await handler.handle(client, await shown(client, "g", payout), taken=False)
+    looks.clear()
+    await apply_policies(client, "policies: {bot: {daily_limit: 100000}}")
+    for payout in ("pout_2", "pout_new"):
+        await client.xadd(NAMES.log, {"e": encode_events([observed(payout, 100)]), "m": b'{"by":"webhook"}'})
+    await handler.handle(client, await shown(client, "g", "pout_1"), taken=False)
+    assert [look for look in looks if look[0]] == [
+        ("pout_2", "pout_2"),
+        ("pout_new", ""),
+        ("pout_1", "pout_1"),
+    ]
+    assert any(not payout for payout, _ in looks)
 
 
 async def test_an_output_says_who_wrote_it_and_which_entry_caused_it(client: Redis) -> None:

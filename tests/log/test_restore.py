@@ -9,12 +9,21 @@ from hypothesis import strategies as st
 from streamproc.domain.beneficiaries import KEPT_S
 from streamproc.domain.budget import US, Admission, BudgetAnswer, RateAnswer, Window
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import JobFailed
+from streamproc.errors import JobFailed, LogBroken
 from streamproc.log import scripts
 from streamproc.log.connection import connected
-from streamproc.log.names import Names
-from streamproc.log.restore import IDS_MAX, Restorer
+from streamproc.log.names import META, Names
+from streamproc.log.restore import (
+    IDS_MAX,
+    Meta,
+    Restorer,
+    mark_reconciled,
+    mark_recovered,
+    mark_recovering,
+    read_meta,
+)
 from streamproc.log.scripts import RATE_BACKLOG_S
+from streamproc.log.stream import BEGUN, open_log
 
 numbers = st.integers(0, 2**53 - 1)
 windows = st.builds(Window, st.text(max_size=9), st.just("2026-09"), st.none() | numbers, numbers)
@@ -75,6 +84,26 @@ async def test_what_is_restored_ends_when_it_would_have_ended(redis_url: str) ->
         assert await client.zcard(names.rate("a")) == 2 * IDS_MAX + 1
         assert await client.hlen(payee) == 2
         assert not await client.exists(names.paid_at("acc", "gone.example"))
+
+
+async def test_from_a_recovery_on_nobody_knows_when_the_log_began_and_the_bank_is_to_be_asked(
+    redis_url: str,
+) -> None:
+    """An intent that is older than what is known of its log may have been paid: it is not taken for a new one."""
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=("g",))
+        assert await client.hexists(META, BEGUN)
+        await mark_recovering(client, 1, 7)
+        assert not await client.hexists(META, BEGUN)
+        assert await read_meta(client) == Meta(1, recovering=True, unreconciled=False)
+        with pytest.raises(LogBroken, match="recover"):
+            await open_log(client, partitions=1, groups=("g",))
+        await mark_recovered(client, [0], 7)
+        assert await read_meta(client) == Meta(1, recovering=False, unreconciled=True)
+        await open_log(client, partitions=1, groups=("g",))
+        assert not await client.hexists(META, BEGUN)
+        await mark_reconciled(client)
+        assert await read_meta(client) == Meta(1, recovering=False, unreconciled=False)
 
 
 async def test_numbers_go_on_after_the_highest_that_anybody_knows(redis_url: str) -> None:
