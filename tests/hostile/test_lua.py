@@ -7,6 +7,7 @@ left every key as it was.
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ PARTS = {"checks", "counters", "beneficiaries", "own"}
 """These are put before others, and are no scripts by themselves."""
 ENDLESS_MAX = 12
 """Numbers of one call that are replaced, the first ones: they count what follows."""
+SWEPT_MAX = 40
+"""Arguments of one call that are replaced one after another, the first ones: others are of the same kinds."""
 CALLS_MAX = 3
 """Of each script, those that had the most arguments."""
 VALUES: tuple[bytes, ...] = (
@@ -336,6 +339,28 @@ async def test_a_call_that_is_an_error_has_changed_nothing(
     found, refused = await violations(redis_url, Random(SEED), calls, CASES // 5)
     assert not found, f"{len(found)} of {refused}:\n" + "\n".join(found[:40])
     assert refused.total() > CASES // 5
+
+
+@pytest.mark.timeout(120)
+async def test_no_argument_is_found_to_be_wrong_only_after_something_was_written(
+    redis_url: str, calls: dict[str, list[Heard]]
+) -> None:
+    """Each argument of one call of each script, one after another, is no number, is empty, or is left out."""
+    found: list[str] = []
+    async with Redis.from_url(redis_url) as client:
+        for name, heard in ((name, each[0]) for name, each in calls.items()):
+            await put_back(client, heard.before, b"", Random(SEED))
+            before = await everything(client)
+            for at, instead in itertools.product(range(min(len(heard.args), SWEPT_MAX)), ([b"x"], [b""], [])):
+                args = [*heard.args[:at], *instead, *heard.args[at + 1 :]]
+                try:
+                    await evaluate(client, heard.script, heard.keys, args)
+                except ResponseError as problem:
+                    if await everything(client) == before:
+                        continue
+                    found.append(f"{name}: {problem}: argument {at + 1} as {instead}")
+                await put_back(client, heard.before, b"", Random(SEED))
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.timeout(120)

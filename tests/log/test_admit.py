@@ -24,7 +24,6 @@ windows = st.lists(
         limits,
         st.just(FAR),
     ),
-    min_size=1,
     max_size=3,
     unique_by=lambda w: (w.scope, w.window),
 ).map(tuple)
@@ -114,3 +113,45 @@ async def test_a_payout_that_asks_again_gets_its_recorded_answer_and_is_charged_
     again = await scripts.admit(client, NAMES, [ask], keep_budgets_s=60)
     assert first == again
     assert await client.hgetall(NAMES.budget("agent:a", "d1")) == {b"r": b"300"}
+
+
+async def test_a_payout_that_asks_twice_in_one_call_is_charged_once(client: Redis) -> None:
+    day = (Window("agent:a", "d1", 500, FAR),)
+    ask = Ask("p1", 300, 1, RateAsk("a", 1, 60_000_000, False), day)
+    first, again = await scripts.admit(client, NAMES, [ask, ask], keep_budgets_s=60)
+    assert first == again
+    assert await client.hgetall(NAMES.budget("agent:a", "d1")) == {b"r": b"300"}
+    assert await client.get(NAMES.number) == b"1"
+
+
+async def test_a_slot_leaves_the_window_in_the_microsecond_in_which_it_is_as_old_as_the_window(
+    client: Redis,
+) -> None:
+    """Also for those who come together, and whichever call has taken it."""
+    asked = [
+        Ask(f"p{n}", 1, 1_790_000_000_000_000 + us, RateAsk("a", 2, 60_000_000, False), None)
+        for n, us in enumerate((0, 10_000_000, 59_999_999, 60_000_000, 69_999_999, 70_000_000, 90_000_000))
+    ]
+    before = await scripts.admit(client, NAMES, asked[:2], keep_budgets_s=60)
+    after = await scripts.admit(client, NAMES, asked[2:], keep_budgets_s=60)
+    answers = [admission.rate for admission in (*before, *after)]
+    assert [(rate.used, rate.limited) for rate in answers if rate] == [
+        (0, False),
+        (1, False),
+        (2, True),
+        (1, False),
+        (2, True),
+        (1, False),
+        (2, True),
+    ]
+
+
+async def test_who_had_no_slot_and_is_not_asked_for_one_any_more_is_asked_for_room(client: Redis) -> None:
+    """Its policy lost the rate limit between two passes."""
+    day, none = (Window("agent:a", "d1", 500, FAR),), RateAsk("a", 0, 60_000_000, False)
+    model = Ledger()
+    for ask in (Ask("p1", 300, 1, none, day), Ask("p1", 300, 1, none, day), Ask("p1", 300, 1, None, day)):
+        (answer,) = await scripts.admit(client, NAMES, [ask], keep_budgets_s=60)
+        assert answer == model.admit(ask)
+    assert answer.budget is not None
+    assert answer.budget.granted

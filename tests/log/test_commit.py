@@ -20,7 +20,7 @@ NAMES = Names(0)
 async def delivered(client: Redis, count: int = 1) -> list[bytes]:
     """Entries in the hands of one consumer."""
     for _ in range(count):
-        await client.xadd(NAMES.log, {"e": '[{"in":1}]', "m": "{}"})
+        await client.xadd(NAMES.log, {"e": '[{"in":1}]', "m": '{"by":"p"}'})
     reply = await client.execute_command(
         "XREADGROUP", "GROUP", "g", "a", "COUNT", count, "STREAMS", NAMES.log, ">"
     )
@@ -77,7 +77,7 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
         b"e",
         b'[{"in":1}]',
         b"m",
-        b"{}",
+        b'{"by":"p"}',
         b"problem",
         b"because",
     ]

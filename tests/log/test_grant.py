@@ -84,8 +84,10 @@ def offer(ask: Ask, *, rejects: bool = False) -> Offer:
     plain = offer_of(ask, NOW, *told(ask, Admission(rate, room)))
     if not rejects:
         return plain
-    lack = told(ask, Admission(rate, replace(room, exceeded=0)))
-    form = replace(plain.form, no_room=form_with(*no_room_of(ask, *texts(*lack))))
+    form = plain.form
+    if ask.windows:
+        lack = told(ask, Admission(rate, replace(room, exceeded=0)))
+        form = replace(form, no_room=form_with(*no_room_of(ask, *texts(*lack))))
     if ask.rate is not None and not ask.rate.hold:
         limited = told(ask, Admission(RateAnswer(0, 0, True, *terms)))
         form = replace(form, no_slot=form_with(*no_slot_of(ask, *texts(*limited))))
@@ -139,7 +141,6 @@ asks = st.builds(
             st.sampled_from([None, 0, 100, 150, 300, 10**15]),
             st.just(FAR),
         ),
-        min_size=1,
         max_size=3,
         unique_by=lambda w: (w.scope, w.window),
     ).map(tuple),

@@ -83,6 +83,18 @@ async def test_what_others_have_taken_over_or_finished_is_not_ours(client: Redis
     assert row["message_id"] == theirs
 
 
+async def test_what_others_took_over_is_ours_again_when_it_comes_back(client: Redis) -> None:
+    """Else nobody would handle it until this worker's connections end: it is pending with us and we leave it out."""
+    (entry,) = await pay(client, "pout_1")
+    entries = await read(client)
+    hands = Held(NAMES, "g", "me", 0.0)
+    for consumer, ours in (("other", []), ("me", [entry])):
+        await give(client, consumer, entry)
+        hands.add([entry], asyncio.get_running_loop().time())
+        assert [one for one, _ in await hands.ours(client, entries)] == ours
+        hands.done([entry])
+
+
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said after a third of a second that an entry is there."""

@@ -25,6 +25,8 @@ from tests.words import ACCOUNT, observed
 NAMES = Names(0)
 RUN_MIN = 8
 """Entries, as own.lua has it: fewer are not noted."""
+RUNS_MAX = 1_000
+"""Runs that are kept, as own.lua has it."""
 CROWDS = (1, 1, 2, 1, 3, 1, 30, 1, 1, 9, 2, 2, 5, 300, 1, 1, 1, 12, 3, 1, 1)
 
 
@@ -111,6 +113,28 @@ async def test_who_reads_on_from_its_own_outputs_is_given_what_comes_after_them(
     entries = (await consumer._read_on(client, [])).entries
     assert (len(entries), entries[0][0]) == (4, before[0])
     assert [entry for entry, _ in (await consumer._read_on(client, entries)).entries] == after
+
+
+async def test_no_more_runs_are_kept_than_the_limit_and_what_is_not_kept_is_delivered(client: Redis) -> None:
+    await append(client, RUN_MIN)
+    mine = await read(client, RUN_MIN)
+    before = await append(client, 1)
+    await client.zadd(NAMES.own("g"), {f"{2**43}-{n} {2**43}-{n}": 2**43 for n in range(RUNS_MAX)})
+    await commit(client, mine)
+    assert await client.zcard(NAMES.own("g")) == RUNS_MAX
+    assert await read(client, 1) == before
+    assert await scripts.pass_own(client, NAMES, "g") == 0
+    assert len(await read(client, 100)) == RUN_MIN
+
+
+async def test_a_few_outputs_are_no_run_and_as_many_as_a_run_needs_are_one(client: Redis) -> None:
+    for count, runs in ((RUN_MIN - 1, 0), (RUN_MIN, 1)):
+        await append(client, count)
+        mine = await read(client, 100)
+        await append(client, 1)
+        await commit(client, mine)
+        assert await client.zcard(NAMES.own("g")) == runs
+        await read(client, 100)
 
 
 async def test_a_group_whose_lag_is_not_known_passes_over_nothing(client: Redis) -> None:

@@ -46,6 +46,14 @@ async def test_who_owns_nothing_is_removed_after_the_claim_time_and_nobody_else(
     assert "killed-at-work" in await consumers(client)
 
 
+async def test_who_was_heard_of_within_the_claim_time_or_is_oneself_is_not_removed(client: Redis) -> None:
+    patient = Upkeep(NAMES, Group(name=GROUP, stages=()), "me", claim_idle_s=3_600.0)
+    myself = Upkeep(NAMES, Group(name=GROUP, stages=()), "killed-idle", claim_idle_s=0.0)
+    for upkeep in (patient, myself):
+        await upkeep._remove_stale_consumers(client)
+        assert await consumers(client) == {"killed-at-work", "killed-idle"}
+
+
 async def test_who_asks_for_nothing_any_more_is_not_counted(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,129 @@
+"""A handler's passes: what changes under its hands is run again so often and no more, and what it knew ends with its
+connections."""
+
+from collections.abc import Sequence
+
+import pytest
+from msgspec.structs import replace
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PayoutObserved
+from streamproc.domain.payouts import decode_record
+from streamproc.domain.policy_events import PolicyChanged
+from streamproc.domain.wire import encode_events
+from streamproc.log import batch, scripts
+from streamproc.log.batch import Handler, Limits
+from streamproc.log.names import Names
+from streamproc.log.opened import Opener
+from streamproc.log.scripts import Raw
+from streamproc.log.stream import open_log
+from streamproc.log.work import Desk, Group, Item, Stage
+from tests.properties.test_straight import governance
+from tests.words import apply_policies, observed
+
+NAMES = Names(0)
+
+
+async def shown(client: Redis, group: str, payout: str = "pout_1") -> list[Raw]:
+    """All that is new, and then a payout, in the hands of one consumer."""
+    e = encode_events([observed(payout, 100, agent="bot", url="")])
+    await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
+    ((_, entries),) = await client.execute_command(
+        "XREADGROUP", "GROUP", group, "me", "STREAMS", NAMES.log, ">"
+    )
+    return list(entries)
+
+
+@pytest.mark.parametrize(("facts", "runs"), [(False, 4), (True, 1)])
+async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, facts: bool, runs: int
+) -> None:
+    """Where outputs are facts, whoever called the bank does not call it again: only the commit is tried again."""
+    monkeypatch.setattr(batch, "STALE_MAX", 3)
+    ran = 0
+
+    async def look(items: Sequence[Item], _: Desk) -> None:
+        nonlocal ran
+        ran += 1
+        for work, _event in items:
+            work.looked_at = True
+
+    async def overtaken(*call: object, **options: object) -> list[scripts.Committed]:
+        nonlocal commits
+        commits += 1
+        assert commits <= 4, "it goes on for ever"
+        await client.hset(NAMES.payout("pout_1"), "v", commits)
+        return await commit(*call, **options)  # type: ignore[arg-type]
+
+    commit, commits = scripts.commit, 0
+    monkeypatch.setattr(scripts, "commit", overtaken)
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,), outputs_are_facts=facts), Limits())
+    await handler.handle(client, await shown(client, "g"), taken=False)
+    assert (ran, commits) == (runs, 4)
+    assert await client.zcard(NAMES.retries("g")) == 1
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+
+
+async def test_after_a_failover_the_same_revision_may_mean_other_policies(client: Redis) -> None:
+    """The new server had lost a change, and another one got its number."""
+    chain = replace(governance(), straight=None)
+    await open_log(client, partitions=1, groups=[chain.name])
+    handler, reasons = Handler(0, chain, Limits()), []
+    for n, limit in enumerate((1_000, 50)):
+        await client.delete(NAMES.policy)
+        await apply_policies(client, f"policies: {{bot: {{per_txn_limit: {limit}, daily_limit: 100000}}}}")
+        await client.hset(NAMES.policy, "rev", "7")
+        handler.forget()
+        payout = f"pout_{n}"
+        await handler.handle(client, await shown(client, chain.name, payout), taken=False)
+        reasons.append(decode_record(await client.hget(NAMES.payout(payout), "s")).reason)
+    assert reasons == ["POLICY_OK", "TXN_LIMIT_EXCEEDED"]
+
+
+async def test_what_a_server_that_is_gone_may_have_delivered_counts_as_taken_and_nothing_after_it(
+    client: Redis,
+) -> None:
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=lambda *_: None)  # type: ignore[arg-type,return-value]
+    opener = Opener(NAMES, Group(name="g", stages=(stage,)))
+    entries = [*await shown(client, "g"), *await shown(client, "g"), *await shown(client, "g")]
+    opener.doubt(entries[1][0].decode())
+    assert [work.taken for work in opener.open(entries, taken=False).works] == [True, True, False]
+
+
+async def test_beside_what_is_about_no_payout_each_payout_has_its_own_record(client: Redis) -> None:
+    looks: list[tuple[str, str]] = []
+
+    async def look(items: Sequence[Item], _: Desk) -> None:
+        looks.extend((work.payout, work.loaded.payout if work.loaded else "") for work, _event in items)
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved, PolicyChanged}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    for payout in ("pout_1", "pout_2"):
+        await handler.handle(client, await shown(client, "g", payout), taken=False)
+    looks.clear()
+    await apply_policies(client, "policies: {bot: {daily_limit: 100000}}")
+    for payout in ("pout_2", "pout_new"):
+        await client.xadd(NAMES.log, {"e": encode_events([observed(payout, 100)]), "m": b'{"by":"webhook"}'})
+    await handler.handle(client, await shown(client, "g", "pout_1"), taken=False)
+    assert [look for look in looks if look[0]] == [
+        ("pout_2", "pout_2"),
+        ("pout_new", ""),
+        ("pout_1", "pout_1"),
+    ]
+    assert any(not payout for payout, _ in looks)
+
+
+async def test_an_output_says_who_wrote_it_and_which_entry_caused_it(client: Redis) -> None:
+    """Else its own writers would handle it again, and nobody could say why a payout was decided."""
+
+    async def emit(items: Sequence[Item], _: Desk) -> None:
+        for work, event in items:
+            work.emit(event)  # type: ignore[arg-type]
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=emit)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    (entry,) = await shown(client, "g")
+    await handler.handle(client, [entry], taken=False)
+    (_, fields), *_ = await client.execute_command("XREVRANGE", NAMES.log, "+", "-", "COUNT", 1)
+    assert fields[3] == b'{"by":"g","cause":"%b"}' % entry[0]
