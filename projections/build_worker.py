@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Callable
 
+import asyncpg
 import msgspec
 import uvloop
 from msgspec import Struct
@@ -15,8 +16,9 @@ from msgspec import Struct
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
 from projections.run import Moved
 from projections.views import BY_NAME, NAMES
+from streamproc.archive.store import AWAY
 from streamproc.collector import collect_seldom
-from streamproc.errors import StreamprocError
+from streamproc.errors import StreamprocError, named
 
 
 class Order(Struct, frozen=True):
@@ -55,6 +57,12 @@ def main() -> int:
         uvloop.run(_build(order, say))
     except (StreamprocError, Moved) as problem:
         say(problem=str(problem))
+        return 1
+    except (
+        *AWAY,
+        asyncpg.PostgresError,
+    ) as problem:  # a disk that is full, or a server that stops, in one line
+        say(problem=f"Postgres: {named(problem)}")
         return 1
     return 0
 

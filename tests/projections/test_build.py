@@ -1,14 +1,16 @@
 """A builder folds many entries at a time and gives views what they read only: it writes what the live ones have."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections import build, rebuild
+from projections import build, build_worker, rebuild
 from projections.fold import decode, steps_of
 from projections.rebuild import archive_ends, build_slice, drop_place, finish_build, plan_build
 from projections.run import Records
@@ -158,3 +160,22 @@ def test_folded_a_few_entries_at_a_time_it_is_the_same_but_for_steps_that_nobody
     whole = steps_of(0, log, {})
     assert found == [s for s in whole if s.after is not s.before or type(s.event) in read]
     assert now == {step.payout: step.after for step in whole if step.payout}
+
+
+def test_an_error_of_postgres_ends_a_builder_with_one_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise asyncpg.DiskFullError('could not extend file "base/1/2": No space left on device')
+
+    monkeypatch.setattr(build_worker, "build_slice", full)
+    share = rebuild.Slice(0, 1, 2, 10, "1-0", 0, rebuild.fingerprint())
+    order = msgspec.json.encode(build_worker.Order("postgresql://nobody/x", PLACE, share))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(order + b"\n")))
+    assert build_worker.main() == 1
+    out, err = capfd.readouterr()
+    said = msgspec.json.decode(out, type=build_worker.Said)
+    assert (
+        said.problem == 'Postgres: DiskFullError: could not extend file "base/1/2": No space left on device'
+    )
+    assert err == ""
