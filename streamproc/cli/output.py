@@ -113,10 +113,26 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Errors that mean that output to a file cannot be written."""
 
 
+STDERR = 2
+"""The last of the three descriptors that a process begins with."""
+
+
 def take_any_letter() -> None:
     """Escape, as stderr does, what stdout's encoding cannot express (as on a terminal set to ASCII)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def hold_descriptors() -> None:
+    """Where stdin, stdout or stderr were closed before we began (`2>&-`), nothing is read or written instead.
+
+    Else the next socket would get their number, and whatever is printed to that. stdout stays None: who prints asks.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(STDERR, "w", encoding="utf-8", closefd=False)
 
 
 def abandon_stdout() -> None:
