@@ -19,6 +19,9 @@ T = TypeVar("T")
 PIPE_COLUMNS = 100_000
 """Width of a table that is not on a terminal: no cell is folded there, so that `grep` works."""
 
+DUMB = frozenset({"dumb", "unknown"})
+"""What TERM says on a terminal that only writes one line after another, as in an editor's shell."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -90,6 +93,11 @@ def say_drawn(shown: object) -> None:
 def on_terminal() -> bool:
     """Whether somebody looks at stdout."""
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def can_redraw() -> bool:
+    """Whether stdout is a terminal that can show one screen over another; rich draws none on one that cannot."""
+    return on_terminal() and os.environ.get("TERM", "").lower() not in DUMB
 
 
 def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import struct
@@ -126,6 +127,27 @@ async def test_a_script_gets_one_document_with_what_was_decided_what_waits_and_w
             assert await process.wait() == 0
         assert lines[0]["at"] < lines[1]["at"]
         assert [line["holds"]["open"] for line in lines] == [1, 1]
+
+
+async def test_a_terminal_that_cannot_redraw_is_shown_one_look(
+    redis_url: str, postgres: str, tmp_path: Path
+) -> None:
+    async with decided(redis_url, postgres):
+        env = {**environment(redis_url, postgres, tmp_path), "TERM": "dumb"}
+        ours, its = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "streamproc", "top", env=env, stdout=its, stderr=its
+        )
+        os.close(its)
+        try:
+            async with asyncio.timeout(60.0):
+                assert await process.wait() == 0
+            assert b"agent:bot" in os.read(ours, 65_536)
+        finally:
+            os.close(ours)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def test_what_a_store_that_is_away_would_have_said_is_not_made_up_and_the_exit_code_tells(
