@@ -6,16 +6,14 @@ no restart helps.
 """
 
 import asyncio
-import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
 
 from streamproc import processes
 from streamproc.errors import WHEN_LOST
+from streamproc.printer import say
 from streamproc.run_file import NAME_VARIABLE
 
 BACKOFF_FIRST_S = 1.0
@@ -29,15 +27,6 @@ LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather t
 LOST_LOG_S = 10.0
 """Between two starts of a role that refuses a lost log. `up` goes on, since `streamproc recover` needs its stores."""
 WRONG_SETTINGS = 2  # exit code, by the contract of the command line
-
-
-def say(text: str) -> None:
-    """Print a line. A closed pipe must not keep `up` from draining."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # lives as long as the process
 
 
 class Role:

@@ -101,16 +101,23 @@ def kill(process: asyncio.subprocess.Process) -> None:
 
 @contextlib.asynccontextmanager
 async def stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set, for draining."""
+    """An event that the signals of `stop_numbers` set, for draining."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = stop_numbers()
+    for number in numbers:
         loop.add_signal_handler(number, stopping.set)
     try:
         yield stopping
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def stop_numbers() -> tuple[signal.Signals, ...]:
+    """The signals that ask us to drain. Not SIGHUP where `nohup` had it ignored: then we outlive our terminal."""
+    heard = (signal.SIGTERM, signal.SIGINT)
+    return heard if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*heard, signal.SIGHUP)
 
 
 def port_is_free(host: str, port: int) -> bool:

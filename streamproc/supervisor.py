@@ -7,7 +7,6 @@ operator configured is used; only what is missing is started here.
 
 import asyncio
 import secrets
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streamproc import embedded, processes
-from streamproc.crew import Crew, Role, say
+from streamproc.crew import Crew, Role
 from streamproc.embedded import Store
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.postgres_dir import make_data_dir
+from streamproc.printer import say
 from streamproc.run_file import write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
@@ -45,7 +45,7 @@ PROGRAMS = Programs()
 
 
 async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs: Programs = PROGRAMS) -> int:
-    """Run everything until Ctrl-C, SIGTERM or SIGHUP, then drain; the exit code.
+    """Run everything until Ctrl-C, SIGTERM or SIGHUP (not with nohup), then drain; the exit code.
 
     With *demo* the scenarios are run, then everything is drained, and the exit code is theirs. Raises ConfigError,
     before anything is started, if a port or a directory is in use, a role lacks settings, or a demo has a real bank's
@@ -110,7 +110,7 @@ async def _until_stopped(running: Coroutine[None, None, int], crew: Crew, *, dem
 @contextmanager
 def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = processes.stop_numbers()
     for number in numbers:
         loop.add_signal_handler(number, on_signal)
     try:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -51,10 +51,11 @@ class Up:
         self.output = here / "output"
         self.process: asyncio.subprocess.Process
 
-    async def start(self, *flags: str) -> None:
+    async def start(self, *flags: str, closed: Sequence[int] = ()) -> None:
+        shell = "".join(f"exec {number}>&-; " for number in closed)
         with self.output.open("wb") as output:
             self.process = await processes.start(
-                [sys.executable, "-c", PARENT, FAKE, *flags],
+                ["sh", "-c", f'{shell}exec "$@"', "sh", sys.executable, "-c", PARENT, FAKE, *flags],
                 env=self.env,
                 on_parent_death=signal.SIGKILL,
                 output=output.fileno(),
@@ -223,6 +224,42 @@ async def test_a_role_that_was_killed_is_started_again(tmp_path: Path) -> None:
         await until(lambda: up.order("start").count("projector") == 2)
         assert "projector ended with SIGKILL" in up.text()
         assert up.process.returncode is None
+
+
+async def test_a_terminal_that_is_gone_drains(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        up.process.send_signal(signal.SIGHUP)
+        assert await up.ended() == 0
+    assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; children inherit it
+        try:
+            await up.start()
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        await up.ready()
+        await until(lambda: len(up.order("start")) == 7)
+        up.process.send_signal(signal.SIGHUP)
+        (pid,) = [int(line.split()[2]) for line in up.events() if line.startswith("start projector")]
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: up.order("start").count("projector") == 2 or up.process.returncode is not None)
+        assert "stopping" not in up.text()
+        up.process.terminate()
+        assert await up.ended() == 0
+
+
+async def test_it_runs_without_stdout(tmp_path: Path) -> None:
+    async with made_up(tmp_path) as up:
+        await up.start(closed=(0, 1, 2))
+        await until(lambda: len(up.order("start")) == 7 or up.process.returncode is not None)
+        assert up.process.returncode is None
+        up.process.terminate()
+        assert await up.ended() == 0
 
 
 async def test_a_role_that_keeps_crashing_stops_everything_and_is_named(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ take_text_alone(cli)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    output.hold_descriptors()
     sys.exit(run(arguments))
 
 

@@ -19,6 +19,9 @@ T = TypeVar("T")
 PIPE_COLUMNS = 100_000
 """Width of a table that is not on a terminal: no cell is folded there, so that `grep` works."""
 
+DUMB = frozenset({"dumb", "unknown"})
+"""What TERM says on a terminal that only writes one line after another, as in an editor's shell."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -92,6 +95,11 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def can_redraw() -> bool:
+    """Whether stdout is a terminal that can show one screen over another; rich draws none on one that cannot."""
+    return on_terminal() and os.environ.get("TERM", "").lower() not in DUMB
+
+
 def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
     """The values of a row in the order of its columns."""
     return [row.get(name) for name in names]
@@ -113,10 +121,26 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Errors that mean that output to a file cannot be written."""
 
 
+STDERR = 2
+"""The last of the three descriptors that a process begins with."""
+
+
 def take_any_letter() -> None:
     """Escape, as stderr does, what stdout's encoding cannot express (as on a terminal set to ASCII)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def hold_descriptors() -> None:
+    """Where stdin, stdout or stderr were closed before we began (`2>&-`), nothing is read or written instead.
+
+    Else the next socket would get their number, and whatever is printed to that. stdout stays None: who prints asks.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(STDERR, "w", encoding="utf-8", closefd=False)
 
 
 def abandon_stdout() -> None:

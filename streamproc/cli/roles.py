@@ -16,7 +16,7 @@ CONCURRENCY_MAX = 64
 
 
 def run_until_stopped(role: Callable[..., Awaitable[None]], settings: Settings, *arguments: object) -> None:
-    """Run a role until SIGTERM or SIGINT, then let it drain."""
+    """Run a role until SIGTERM, SIGINT or SIGHUP (not with nohup), then let it drain."""
     import uvloop
 
     from streamproc.processes import stop_signals

@@ -31,7 +31,7 @@ PIPE_COLUMNS = 80
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")
 def top(once: bool, interval: float, as_json: bool) -> None:
-    """Show decisions, holds, budgets and lag, live until Ctrl-C.
+    """Show decisions, holds, budgets and lag, live until Ctrl-C; once where that cannot be drawn (a pipe, TERM=dumb).
 
     A store that is away is named in one line, and asked again; with --once the exit code is then 1. Rates are those of
     the last ten seconds, decisions those of the last minute; budgets are the fullest windows of agents.
@@ -42,7 +42,7 @@ def top(once: bool, interval: float, as_json: bool) -> None:
       streamproc top --once --json | jq .decisions_per_s
     """
     settings = operator_settings()
-    if once or not (as_json or output.on_terminal()):
+    if once or not (as_json or output.can_redraw()):
         from streamproc.errors import JobFailed
         from streamproc.operate.site import opened
         from streamproc.operate.top import Frame, Look, look

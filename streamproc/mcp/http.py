@@ -21,6 +21,7 @@ from streamproc.domain.tokens import SECRET
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send, send_body, send_problem
+from streamproc.ingress.refusals import Seldom
 from streamproc.mcp.server import REFUSED, Context
 from streamproc.processes import bound
 from streamproc.settings import PREFIX
@@ -34,6 +35,9 @@ _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # compared
 _WHO: Final = (
     "a bearer token is needed, from `streamproc token create`, that is known, not expired and not revoked"
 )
+FOREIGN: Final = frozenset({403, 421})
+"""What the SDK says to a foreign `Origin` or `Host`."""
+_SDK_GUARD: Final = logging.getLogger("mcp.server.transport_security")
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +77,9 @@ class Front:
         self._bytes_max = body_bytes_max
         self._within = Deadlines(BODY_READ_S_MAX)
         self._in_hand = 0
+        self._foreign = Seldom(
+            _log, "requests refused whose Host or Origin STREAMPROC_MCP_HOSTS does not name"
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -121,6 +128,8 @@ class Front:
             return await receive()
 
         async def unless_refused(message: Message) -> None:
+            if message.get("status") in FOREIGN:
+                self._foreign.say()
             if REFUSED not in scope:
                 await send(message)
 
@@ -159,6 +168,9 @@ async def serve_http(
         security_settings=guard,
         max_request_body_size=body_bytes_max,
     )
+    _SDK_GUARD.setLevel(
+        logging.ERROR
+    )  # it writes a line for each refusal, which needs no token; ours are seldom
     with bound(host, port, PREFIX, "MCP_PORT") as sockets:
         async with manager.run():
             front = SecurityHeaders(Front(manager.handle_request, body_bytes_max=body_bytes_max))

@@ -7,8 +7,9 @@ from contextlib import suppress
 import pytest
 import uvloop
 
-from streamproc.api import listening
-from streamproc.api.listening import HELD_BYTES_MAX, Gathering, server_of
+from streamproc.api import connection
+from streamproc.api.gathering import HELD_BYTES_MAX, Gathering
+from streamproc.api.listening import server_of
 from streamproc.ingress.problems import Receive, Scope, Send, send_body
 from tests.deadline import DEADLINE_S
 
@@ -97,7 +98,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    monkeypatch.setattr(listening, "KEEP_ALIVE_S", 1)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 1)
     server = server_of(application, host="127.0.0.1", port=0, drain_s=1)
     running = asyncio.create_task(server._serve())
     async with asyncio.timeout(DEADLINE_S):

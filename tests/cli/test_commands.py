@@ -346,6 +346,29 @@ def test_a_reader_that_had_enough_is_no_failure(asked: list[str]):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_command_whose_descriptors_were_closed_before_ends_as_ever(closed, tmp_path):
+    shell = ("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "streamproc")
+    env = {**os.environ, "STREAMPROC_REDIS_URL": "redis://127.0.0.1:9", "STREAMPROC_DATA_DIR": str(tmp_path)}
+    assert subprocess.run([*shell, "hold", "nope"], env=env, check=False).returncode == 2
+    assert (
+        subprocess.run(
+            [*shell, "audit", "key", "--new", str(tmp_path / "key")], env=env, check=False
+        ).returncode
+        == 0
+    )
+    assert (tmp_path / "key").exists()
+
+
+def test_a_socket_never_gets_the_number_of_a_descriptor_that_was_closed_before():
+    code = (
+        "import os, socket; from streamproc.cli.output import hold_descriptors; hold_descriptors();"
+        " hold_descriptors(); os._exit(socket.socket().fileno())"
+    )
+    done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
+    assert done.returncode == 3
+
+
 def test_a_table_for_a_stdout_that_was_closed_before_is_said_to_nobody():
     closed = [*("sh", "-c", 'exec "$0" -c "$1" >&-'), sys.executable, A_TABLE]
     done = subprocess.run(closed, capture_output=True, text=True, check=False)

@@ -4,13 +4,14 @@ import asyncio
 import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import struct
 import sys
 import termios
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,6 +127,38 @@ async def test_a_script_gets_one_document_with_what_was_decided_what_waits_and_w
             assert await process.wait() == 0
         assert lines[0]["at"] < lines[1]["at"]
         assert [line["holds"]["open"] for line in lines] == [1, 1]
+
+
+async def test_a_terminal_that_cannot_redraw_is_shown_one_look(
+    redis_url: str, postgres: str, tmp_path: Path
+) -> None:
+    async with decided(redis_url, postgres):
+        env = {**environment(redis_url, postgres, tmp_path), "TERM": "dumb"}
+        await just_decided(postgres)
+        ours, its = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "streamproc", "top", env=env, stdout=its, stderr=its
+        )
+        os.close(its)
+        try:
+            async with asyncio.timeout(60.0):
+                shown = await asyncio.to_thread(all_of, ours)
+                assert await process.wait() == 0
+            assert "POLICY_OK" in shown
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            os.close(ours)
+
+
+def all_of(terminal: int) -> str:
+    """What is written on a terminal until nobody holds it any more."""
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    return shown.decode()
 
 
 async def test_what_a_store_that_is_away_would_have_said_is_not_made_up_and_the_exit_code_tells(

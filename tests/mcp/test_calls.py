@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamproc.api.listening import KEEP_ALIVE_S
+from streamproc.api.connection import KEEP_ALIVE_S
 from streamproc.clients import own_api
 from streamproc.clients.own_api import ANSWER_BYTES_MAX, OwnApi
 from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Answer, Asked, Calls

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
@@ -16,11 +17,13 @@ from mcp.client.client import Client
 
 from streamproc.clients.own_api import OwnApi
 from streamproc.mcp.calls import Calls
-from streamproc.mcp.http import REQUESTS_MAX, Front, allowed
+from streamproc.mcp.http import REQUESTS_MAX, Front, allowed, serve_http, token_of
 from streamproc.mcp.server import server_of
 from streamproc.mcp.stdio import LINE_BYTES_MAX, InHand, _lines, _ready
 from streamproc.mcp.words import SAME_AGAIN
 from tests.clients.loopback import Loopback, Script, always, loopback
+from tests.deadline import DEADLINE_S
+from tests.ports import free_port
 
 TOKEN = "spt_" + 43 * "a"
 SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -175,6 +178,39 @@ def test_a_request_may_name_loopback_our_own_hosts_and_those_of_the_settings_and
     }
     assert guard.enable_dns_rebinding_protection
     assert open_to_all.enable_dns_rebinding_protection
+
+
+async def test_foreign_hosts_are_refused_and_told_to_our_log_once(caplog: pytest.LogCaptureFixture) -> None:
+    stopping, port = asyncio.Event(), free_port()
+    async with loopback(always(200)) as api, httpx.AsyncClient(trust_env=False) as http:
+        own = OwnApi(api.url)
+        serving = asyncio.create_task(
+            serve_http(
+                server_of(Calls(own, public_url="", stopping=stopping), token_of),
+                stopping,
+                host="127.0.0.1",
+                port=port,
+                guard=allowed("127.0.0.1", "", ()),
+                body_bytes_max=1000,
+                drain_s=1,
+            )
+        )
+        async with asyncio.timeout(DEADLINE_S):
+            while not serving.done():
+                try:
+                    await http.get(f"http://127.0.0.1:{port}/healthz")
+                    break
+                except httpx.ConnectError:
+                    await asyncio.sleep(0.01)
+        foreign = {"authorization": f"Bearer {TOKEN}", "host": "evil.example", "accept": "application/json"}
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+        for _ in range(10):
+            answer = await http.post(f"http://127.0.0.1:{port}/mcp", json=asked, headers=foreign)
+            assert answer.status_code == 421
+        stopping.set()
+        await serving
+        await own.aclose()
+    assert [one.name for one in caplog.records if one.levelname == "WARNING"] == ["streamproc.mcp.http"]
 
 
 async def statuses_of(front: Front, body: Callable[[], Awaitable[dict[str, Any]]]) -> list[int]:
