@@ -17,7 +17,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from streamproc.log.connection import connected, is_quiet
 from tests.bank import until
 
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy")
 MANY_BYTES = 3_000_000
 """More than a connection reads at once."""
 IMPATIENT_S = 0.1
