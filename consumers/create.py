@@ -90,7 +90,7 @@ async def create(
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
             return _bind(work, desk, mine, "already", caused_by)
-        _refuse_doubtful(work, found)
+        _refuse_doubtful(work, found, decided_at)
     if desk.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
         there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
         raise Unprocessable(
@@ -220,11 +220,12 @@ def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
     return could_be(record, copy_of(payout))
 
 
-def _refuse_doubtful(work: Work, found: Sequence[BankPayout]) -> None:
+def _refuse_doubtful(work: Work, found: Sequence[BankPayout], decided_at: int) -> None:
     """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
     around us."""
     record = work.known()
-    doubtful = [p.id for p in found if _pays_the_same(record, p) and _is_around_us(work, record, p)]
+    same = [payout for payout in found if _pays_the_same(record, payout)]
+    doubtful = [payout.id for payout in same if _is_around_us(work, record, payout, decided_at)]
     if doubtful:
         raise Unprocessable(
             f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
@@ -232,13 +233,16 @@ def _refuse_doubtful(work: Work, found: Sequence[BankPayout]) -> None:
         )
 
 
-def _is_around_us(work: Work, record: PayoutRecord, payout: BankPayout) -> bool:
+def _is_around_us(work: Work, record: PayoutRecord, payout: BankPayout, decided_at: int) -> bool:
     """Whether a payout under the reference moved without us. Where the record had no room for it only its status tells
-    that, and only before a first attempt of ours."""
+    that, and only if no attempt of ours can have made it: before a first one, or if it is older than the decision."""
     kept = next((copy for copy in record.copies if copy.id == payout.id), None)
     if kept is not None:
         return kept.bypassed
-    return payout.status in MOVED_STATUSES and not work.taken and len(record.copies) >= COPIES_MAX
+    is_older = 0 < payout.created_at < decided_at // 1_000_000
+    return (
+        payout.status in MOVED_STATUSES and (is_older or not work.taken) and len(record.copies) >= COPIES_MAX
+    )
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:

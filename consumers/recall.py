@@ -5,11 +5,12 @@ support, months after), and for an entry that waited for so long, it has none. S
 stage looks at the payout.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from consumers.inputs import EXECUTION
+from consumers.turns import in_turns
 from streamproc.domain.events import BankCommandAnswered, PayoutObserved, PayoutStopped
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold, is_terminal
@@ -23,6 +24,9 @@ YOUNG_S_MAX = 86_400
 """A payout younger than this is still in Redis, if the retention time is two days or more."""
 AT_ONCE_MAX = 4
 """Queries of one batch at the same time; old payouts are rare."""
+PASS_S = 8.0
+"""A pass ends its queries by then, well within a batch's time: while Postgres hangs, each takes some seconds, and a
+batch that is cut off as a whole would put off payouts that need no archive."""
 _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
 """How the metadata of execution's entries begins."""
 
@@ -32,16 +36,8 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
     young_s = young_s_of(retention_s)
 
     async def recall(items: Sequence[Item], desk: Desk) -> None:
-        turns = asyncio.Semaphore(AT_ONCE_MAX)
-        old = {work: None for work, event in items if may_be_forgotten(work, event, desk.now_us, young_s)}
-
         async def look_up(work: Work) -> None:
-            try:
-                async with turns:
-                    record = await forgotten(work, archived)
-            except TryAgain as problem:  # only this payout waits for Postgres
-                work.fail(problem)
-                return
+            record = await forgotten(work, archived)
             if record is not None:
                 work.recall(record)
                 # The archive may have these already: once more makes no difference.
@@ -50,7 +46,11 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 )
                 work.record = fold(told, record)
 
-        await asyncio.gather(*(look_up(work) for work in old))
+        old = {work: None for work, event in items if may_be_forgotten(work, event, desk.now_us, young_s)}
+        jobs = [(work, partial(look_up, work)) for work in old]
+        await in_turns(
+            jobs, at_once=AT_ONCE_MAX, start_s=PASS_S, pass_s=PASS_S, turn="its turn at the archive"
+        )
 
     return Stage(
         name="recall",

@@ -7,28 +7,31 @@ JOIN pg_rewrite r ON r.oid = d.objid
 JOIN pg_class c ON c.oid = r.ev_class
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY($1::oid[])
-  AND c.relkind = 'v'
+  AND c.relkind = 'v' AND r.ev_type = '1'
 ORDER BY name;
 
 -- name: others_on
 -- Whatever else depends on these tables or their row types, and would be dropped with them. What is part of a table (an
--- index, a trigger) depends on it in another way, but for some checks and defaults.
-SELECT DISTINCT CASE WHEN d.classid = 'pg_rewrite'::regclass
-                     THEN (SELECT pg_describe_object('pg_class'::regclass, r.ev_class, 0)
-                           FROM pg_rewrite r WHERE r.oid = d.objid)
+-- index, a trigger) depends on it in another way, but for some checks and defaults. Of a view only what defines it (rule
+-- type 1) is led to the new tables, not what somebody made of writing to it. Row security is named for the live tables
+-- alone: the new ones would have none, and grants as before.
+SELECT DISTINCT CASE WHEN r.ev_type = '1' THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
                      ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS what
 FROM pg_depend d
+LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 WHERE d.deptype = 'n'
   AND (d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY($1::oid[])
        OR d.refclassid = 'pg_type'::regclass
-          AND d.refobjid IN (SELECT reltype FROM pg_class WHERE oid = ANY($1::oid[])))
-  AND NOT ($2::boolean AND d.classid = 'pg_rewrite'::regclass
-           AND EXISTS (SELECT FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
-                       WHERE r.oid = d.objid AND c.relkind = 'v'))
+          AND d.refobjid IN (SELECT unnest(ARRAY[t.oid, t.typarray])
+                             FROM pg_type t WHERE t.typrelid = ANY($1::oid[]) AND t.typrelid <> 0))
+  AND NOT ($2::boolean AND r.ev_type = '1' AND EXISTS (SELECT FROM pg_class c WHERE c.oid = r.ev_class AND c.relkind = 'v'))
   AND NOT (d.classid = 'pg_constraint'::regclass
            AND EXISTS (SELECT FROM pg_constraint k WHERE k.oid = d.objid AND k.conrelid = ANY($1::oid[])))
   AND NOT (d.classid = 'pg_attrdef'::regclass
            AND EXISTS (SELECT FROM pg_attrdef k WHERE k.oid = d.objid AND k.adrelid = ANY($1::oid[])))
+UNION
+SELECT 'row security of ' || pg_describe_object('pg_class'::regclass, c.oid, 0)
+FROM pg_class c WHERE $2::boolean AND c.oid = ANY($1::oid[]) AND c.relrowsecurity
 ORDER BY what;
 
 -- name: grants_on

@@ -47,12 +47,12 @@ def _of_query(dsn: str, parts: SplitResult, asked: dict[str, list[str]]) -> list
     """The same where the hosts are given as `?host=a,b&port=1,2`."""
     hosts = asked.pop("host", [""])[-1].split(",")
     ports = asked.pop("port", [""])[-1].split(",")
-    if len(hosts) == 1:
-        return [dsn]
     if len(ports) == 1:
         ports *= len(hosts)
+    if len(hosts) == 1 or len(hosts) != len(ports):  # of other numbers the driver says what is wrong
+        return [dsn]
     rest = [(name, value) for name, values in asked.items() for value in values]
-    found = [[("host", host), ("port", port)] for host, port in zip(hosts, ports, strict=False)]
+    found = [[("host", host), ("port", port)] for host, port in zip(hosts, ports, strict=True)]
     return [
         urlunsplit(parts._replace(query=urlencode([*[(n, v) for n, v in where if v], *rest])))
         for where in found

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from streamproc.archive import checkpoint
 from streamproc.archive.checkpoint import Checkpoint
-from streamproc.archive.note import NOTE_CHARS_MAX, BadNote, Trusted
+from streamproc.archive.note import NOTE_CHARS_MAX, BadNote, Trusted, unchecked
 from streamproc.archive.signing_key import sync_directory
 from streamproc.errors import TryAgain
 
@@ -102,7 +102,7 @@ def stated_in(file: BinaryIO, trusted: Trusted | None) -> Iterator[Stated | Dama
     for line, raw, ended in _records(file):
         try:
             note = raw.decode()
-            text = note.rpartition("\n\n")[0] + "\n" if trusted is None else trusted.open(note)[0]
+            text = unchecked(note) if trusted is None else trusted.open(note)[0]
             yield Stated(line, checkpoint.read(text), note)
         except (UnicodeDecodeError, BadNote) as problem:
             what = str(problem) if isinstance(problem, BadNote) else "it is not UTF-8 text"

@@ -15,14 +15,14 @@ SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'), updat
 
 -- name: payout_known
 -- With whether the archive has more of it than that row can show: entries after the view's position, or, where there is
--- no row, any that would make one.
+-- no row of their partition, any that would make one.
 SELECT (SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'), updated_at DESC, partition LIMIT 1)
        AS record,
        EXISTS (SELECT FROM events e LEFT JOIN view_heads v ON v.view = 'payouts' AND v.partition = e.partition
                WHERE e.payout = $1
                  AND (e.seq > coalesce(v.seq, 0)
                       OR (position('"payout.observed"'::bytea IN e.e) > 0 OR position('"payout.requested"'::bytea IN e.e) > 0)
-                         AND NOT EXISTS (SELECT FROM payouts p WHERE p.payout = $1))) AS more;
+                         AND NOT EXISTS (SELECT FROM payouts p WHERE p.payout = $1 AND p.partition = e.partition))) AS more;
 
 -- name: payout_at_bank
 SELECT payout FROM payouts WHERE at_bank = $1 AND at_bank <> '' ORDER BY partition LIMIT 1;

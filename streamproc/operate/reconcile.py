@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, TypeAlias
 
 from streamproc.archive.lookup import job_named
@@ -40,6 +41,9 @@ PAYOUTS_MAX = 1_000_000
 """Payouts of one run, whose ids take some 100 MB of memory. For more, choose a shorter period."""
 GRACE_S = 15.0
 """A younger difference may be a webhook under way, or be found by the poller's next pass."""
+VIEWS_S = 10.0
+"""How long an answer of the archive is waited for. What was archived a moment ago its views show within a second."""
+VIEWS_AGAIN_S = 0.2
 FETCHES_AT_ONCE = 16
 TRIES_MAX = 5
 """Tries of one call to the bank; after these the rest of the run is left, and reported as left."""
@@ -180,13 +184,21 @@ async def _records(run: _Run, payouts: Sequence[str]) -> dict[str, PayoutRecord 
     found = await known_records(run.client, run.names, payouts)
     for payout, record in found.items():
         if record is None and run.pool is not None:
-            try:
-                found[payout] = await payout_known(run.pool, payout)
-            except TryAgain as problem:
+            found[payout] = await _in_archive(run.pool, payout)
+    return found
+
+
+async def _in_archive(pool: Any, payout: str) -> PayoutRecord | None:
+    give_up_s = monotonic() + VIEWS_S
+    while True:
+        try:
+            return await payout_known(pool, payout)
+        except TryAgain as problem:
+            if monotonic() >= give_up_s:
                 raise JobFailed(
                     f"payout {payout} is not in Redis, and the archive does not tell: {problem}"
                 ) from None
-    return found
+            await asyncio.sleep(VIEWS_AGAIN_S)
 
 
 async def _suspects_of_ours(run: _Run, listed: set[str]) -> Suspects:

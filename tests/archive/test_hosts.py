@@ -68,6 +68,7 @@ async def test_where_no_host_answers_the_wait_is_the_limit_for_all_together(mute
         ("postgresql://u@[::1]:5,b/x", ["postgresql://u@[::1]:5/x", "postgresql://u@b/x"]),
         ("postgresql://u@/x?host=a,b&port=1,2", ["postgresql://u@/x?host=a&port=1", "postgresql://u@/x?host=b&port=2"]),
         ("postgresql://u@/x?host=a,b&k=v", ["postgresql://u@/x?host=a&k=v", "postgresql://u@/x?host=b&k=v"]),
+        ("postgresql://u@/x?host=a,b,c&port=1,2", ["postgresql://u@/x?host=a,b,c&port=1,2"]),  # the driver refuses it
         ("postgresql://u@/x?host=/run/pg", ["postgresql://u@/x?host=/run/pg"]),
         ("postgresql:///x", ["postgresql:///x"]),
         ("postgresql://a,b/x?target_session_attrs=prefer-standby", ["postgresql://a,b/x?target_session_attrs=prefer-standby"]),

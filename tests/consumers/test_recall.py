@@ -1,10 +1,14 @@
 """A payout that was decided months ago is not decided again when the bank shows it once more."""
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
+from consumers import recall
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.errors import TryAgain
+from streamproc.log import batch
 from tests.engine import Engine
 from tests.words import observed
 
@@ -55,6 +59,28 @@ async def test_while_the_archive_cannot_be_asked_an_old_payout_waits_and_the_oth
         assert (await engine.record("pout_new")).decision == "APPROVED"
         assert (await engine.record("pout_old")).decision is None
         assert await engine.client.zcard(engine.names.retries("governance")) == 1
+
+
+async def test_while_the_archive_hangs_an_old_payout_waits_and_the_others_of_its_batch_do_not(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many old ones, each with its own limit, used up the time of the batch, and all of it was put off."""
+    monkeypatch.setattr(batch, "BATCH_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(recall, "PASS_S", 0.1)
+
+    async def hanging(payout: str) -> PayoutRecord | None:
+        await asyncio.Event().wait()
+        raise AssertionError(payout)
+
+    async with Engine(redis_url, archived=hanging) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_new"))
+        await engine.deliver(old(), observed("pout_new", status="processed"))
+        assert (await engine.record("pout_new")).bank_status == "processed"
+        assert await engine.client.zcard(engine.names.retries("governance")) == 1
+        settled = (await engine.record("pout_new")).reservation
+        assert settled is not None
+        assert settled.state == "committed"
 
 
 @pytest.mark.parametrize("between", ["", "a look that settles nothing", "a look by an earlier version"])

@@ -3,13 +3,18 @@
 There is no poller here and webhooks are dropped at will, so that there is something to find.
 """
 
+from typing import Any
+
 import pytest
 
+from streamproc.archive.read import payout_known
 from streamproc.domain import events as e
 from streamproc.domain.events import BankPayout
-from streamproc.errors import JobFailed
+from streamproc.domain.payouts import PayoutRecord
+from streamproc.errors import JobFailed, TryAgain
 from streamproc.ingress.translate import append_of
 from streamproc.log.stream import Producer
+from streamproc.operate import reconcile as reconciling
 from streamproc.operate.reconcile import Reconciled, reconcile
 from streamproc.settings import load
 from tests.bank import until
@@ -52,6 +57,35 @@ async def test_a_payout_that_nobody_told_us_of_is_found_and_governed(system: Sys
     await system.bank.reaches(made["id"], "processed")
     await run(system)  # its own webhooks may have been dropped: that is news once more
     assert await found(system, made["id"]) == []
+
+
+async def test_a_payout_that_is_archived_but_not_in_the_views_yet_ends_no_run(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is one that no worker has handled yet, for a moment: a run over a busy system failed by that."""
+    asked: list[str] = []
+
+    async def behind_at_first(pool: Any, payout: str) -> PayoutRecord | None:
+        asked.append(payout)
+        if asked.count(payout) == 1:
+            raise TryAgain("the view payouts does not show all that is archived of it")
+        return await payout_known(pool, payout)
+
+    await system.bank.faults(webhooks=[{"kind": "drop"}])
+    made = await system.bank.pay(250_000, notes=NOTES)
+    monkeypatch.setattr(reconciling, "payout_known", behind_at_first)
+    assert [kind for kind, _, _ in await found(system, made["id"])] == ["unknown_here"]
+    assert asked.count(made["id"]) > 1
+    monkeypatch.setattr(reconciling, "VIEWS_S", 0.0)
+    monkeypatch.setattr(reconciling, "payout_known", always_behind)
+    made = await system.bank.pay(250_000, notes=NOTES)
+    with pytest.raises(JobFailed, match=f"{made['id']} is not in Redis, and the archive does not tell"):
+        await run(system)
+    await system.bank.faults(webhooks=[])
+
+
+async def always_behind(_pool: Any, _payout: str) -> PayoutRecord | None:
+    raise TryAgain("it stands still")
 
 
 async def test_one_that_paid_itself_unseen_is_a_bypass(system: System) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from consumers import split
 from consumers.create import Debit
@@ -157,20 +158,39 @@ async def test_what_may_be_the_intents_own_is_not_ended_also_beyond_the_copies_t
     assert ended == {observation.facts.id for observation in copies}
 
 
+class Away(Slow):
+    """The bank's list cannot be read at the first try."""
+
+    is_away = False
+
+    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]:
+        if self.is_away:
+            self.is_away = False
+            raise TryAgain("the bank is away", after_s=0.0)
+        return await super().find(account_number, reference)
+
+
+@pytest.mark.parametrize("tries", ["at the first try", "at the second"])
 async def test_nothing_is_created_on_top_of_a_payment_around_us_that_is_beyond_the_copies_that_are_kept(
-    unsynced: str,
+    unsynced: str, tries: str
 ) -> None:
     """It was made while the intent was held. The record had no room for it, so the approved intent was paid again."""
     bank = Bank()
+    wire = Away(bank)
+    wire.is_away = "second" in tries
     asked = requested(300, agent="free", payee=PAYEE, at=START)
     foreign = [copy_of(asked, f"pout_{n:02}", "pending", amount=1) for n in range(COPIES_MAX)]
-    around = copy_of(asked, "pout_around", "processed")
+    around = copy_of(asked, "pout_around", "processed", at=START)
     for one in (*foreign, around):
         bank.make(one.facts)
     with the_tests_clock():
-        async with Crew(World(unsynced), [governance(), desk(Slow(bank))]) as crew:
+        async with Crew(World(unsynced), [governance(), desk(wire)], puts_off=True) as crew:
             await crew.tell("policies: {free: {require_approval_above: 200}}")
-            await crew.play([asked, *foreign, around, reviewed(asked.payout, "asha", "approve", at=START)])
+            await crew.play([asked, *foreign, around])
+            await later(crew, 12)
+            await crew.play([reviewed(asked.payout, "asha", "approve", at=START)])
+            await later(crew, 12)
+            await crew.rest()
             letters = await crew.world.client.xrange(crew.world.names.dead)
             events = [event for row in await crew.world.rows() for event in row.events]
     assert "create" not in [command for _, command in bank.effects]
@@ -196,7 +216,9 @@ async def test_a_lost_attempt_of_ours_that_is_beyond_the_copies_that_are_kept_is
                 await crew.tell(event)
                 await crew.rest()
             assert wire.lost
-            bank.move("pout_made_0", "processing")
+            made = replace(bank.now("pout_made_0"), created_at=crew.world.now // 1_000_000)
+            bank.payouts[made.id] = [made]
+            bank.move(made.id, "processing")
             wire.is_listed = True
             await later(crew, 12)
             await crew.rest()

@@ -292,6 +292,26 @@ async def test_checkpoints_that_only_the_file_has_are_taken_back_where_the_archi
     await all_is_good(dsn, file)
 
 
+@pytest.mark.parametrize("kept", [-1, -2, -3, -40, -90, -100])
+async def test_a_note_that_a_crash_cut_off_in_its_signature_is_as_if_it_were_not_in_the_file(
+    dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, kept: int
+):
+    """It passed for a forged one, and nothing was signed any more."""
+    await project_all(dsn, log, terms=terms(file))
+    good, last = file.read_text()[:-1].rsplit("\n\nstreamproc/", 1)
+    last = f"streamproc/{last}"
+    for lost in (False, True):
+        file.write_text(f"{good}\n\n{last[:kept]}")  # at the end, and then with the same note whole after it
+        for _ in range(2):
+            await superuser.execute("UPDATE checkpoints_published SET size = 30")
+            if lost:
+                await superuser.execute("DELETE FROM checkpoints WHERE size > 30")
+            await project_all(dsn, log, terms=terms(file))
+            assert await sizes(dsn) == [10, 20, 30, 35]
+            await NotesFile(file).put(last)
+        await all_is_good(dsn, file)
+
+
 async def test_checkpoints_of_another_history_than_the_archives_are_not_taken_back(
     dsn: str, log: ListedLog, file: Path, superuser: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ):
