@@ -49,6 +49,23 @@ async def test_urgent_calls_overtake_but_take_at_most_every_second_token_from_th
     assert await order_of(Limiter(50, 1), calls) == ["first", "U1", "a", "U2", "b", "U3", "c"]
 
 
+async def test_urgent_calls_that_nobody_else_waits_beside_follow_each_other() -> None:
+    calls = [("first", False), ("U1", True), ("U2", True), ("U3", True)]
+    assert await order_of(Limiter(200, 1), calls) == ["first", "U1", "U2", "U3"]
+
+
+async def test_one_token_lets_one_call_through_and_what_is_left_of_it_none() -> None:
+    limiter = Limiter(per_s=0.001, burst=1)
+    await limiter.take()
+    waiting = [asyncio.create_task(limiter.take()) for _ in range(2)]
+    await asyncio.sleep(0)
+    limiter._tokens = 1.5
+    limiter._serve()  # the timer's work, now instead of in a quarter of an hour
+    assert limiter.queued == 1
+    for call in waiting:
+        call.cancel()
+
+
 async def test_a_cancelled_call_gives_up_its_place() -> None:
     limiter = Limiter(per_s=0.001, burst=1)
     await limiter.take()
