@@ -70,6 +70,19 @@ async def test_processes_together_take_turns_at_one_pace(redis_url: str) -> None
     assert next_us - began_us >= (40 - 7) * 125_000  # the 41st turn is no sooner, however fast they asked
 
 
+async def test_a_call_is_told_to_wait_until_its_turn_comes(redis_url: str) -> None:
+    pace = Pace(redis_url, name="test", per_s=8, burst=1)
+    async with Redis.from_url(redis_url) as client:
+        turn_us = await clock_us(client) + 10_000_000
+        await client.set(Names(HOME).pace("test"), turn_us)
+        before_us = await clock_us(client)
+        wait_us = round(await pace.reserve() * 1e6)
+        after_us = await clock_us(client)
+        assert turn_us - after_us <= wait_us <= turn_us - before_us
+        assert int(await client.get(Names(HOME).pace("test")) or 0) == turn_us + 125_000
+    await pace.aclose()
+
+
 async def test_a_wait_that_cannot_be_is_a_clock_that_went_back(redis_url: str) -> None:
     pace = Pace(redis_url, name="test", per_s=8, burst=1)
     await pace.reserve()
