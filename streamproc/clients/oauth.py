@@ -89,6 +89,8 @@ class TokenKeeper:
         self._first = first
         self._clock = clock
         self._pair: Pair | None = None
+        self._unsaved: Pair | None = None
+        """Given by the bank, and perhaps not in the vault yet: it is saved before anything else."""
         self._has_looked = False
         self._busy = asyncio.Lock()
         key = HKDF(SHA256(), 32, salt=None, info=b"streamproc oauth token").derive(client_secret.encode())
@@ -98,7 +100,7 @@ class TokenKeeper:
     async def token(self, *, refused: str = "") -> str:
         """The token to send. `refused`: a token that the bank did not take. Raises TryAgain if there can be none."""
         async with self._busy:
-            if not self._is_good(self._pair, refused):
+            if self._unsaved is not None or not self._is_good(self._pair, refused):
                 try:
                     await self._renew(refused)
                 except LogUnavailable as problem:
@@ -115,14 +117,23 @@ class TokenKeeper:
         """Take the pair that another process got, or get a new one."""
         self._pair = self._open(await self._vault.load())
         self._has_looked = True
-        if self._is_good(self._pair, refused):
+        if self._unsaved is None and self._is_good(self._pair, refused):
             return
         async with self._vault.turn() as is_ours:
             if not is_ours:
                 raise TryAgain("another process is getting a new token from the bank", after_s=1.0)
             self._pair = self._open(await self._vault.load())
+            if self._unsaved is not None:
+                await self._save_late(self._unsaved)
             if not self._is_good(self._pair, refused):
                 self._pair = await self._exchange(self._pair)
+
+    async def _save_late(self, given: Pair) -> None:
+        """Save a pair that could not be saved when it came, unless another process got a later one meanwhile."""
+        if self._pair is None or self._pair.given_at <= given.given_at:
+            await self._vault.save(self._seal(given))
+            self._pair = given
+        self._unsaved = None
 
     async def _exchange(self, pair: Pair | None) -> Pair:
         refresh = pair.refresh if pair is not None else self._configured
@@ -148,7 +159,9 @@ class TokenKeeper:
         life_s = given.expires_in if given.expires_in > 0 else LIFE_S
         fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + life_s)
         # At once: if this pair is lost, the old refresh token may be void, and a person has to authorize again.
+        self._unsaved = fresh
         await self._vault.save(self._seal(fresh))
+        self._unsaved = None
         log.info("the bank gave a new OAuth token, valid for %d s", life_s)
         return fresh
 

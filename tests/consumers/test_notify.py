@@ -256,6 +256,7 @@ async def test_where_nothing_is_configured_nothing_is_sent_and_the_hold_counts_a
     async with people(**none) as told, telling_engine(redis_url, told) as engine:
         assert not told.channels.any
         await held(engine)
+        await engine.deliver(observed("pout_evil", 100, url="https://evil.example/x"))
         assert await engine.client.zcard(engine.names.retries("notification")) == 0
         assert (await untold(engine.client, 1)).count == 1
         await engine.review("pout_1", "asha", "reject", account=ACCOUNT)
@@ -523,6 +524,42 @@ async def test_what_is_alarming_goes_to_ntfy_and_says_what_it_is(redis_url: str)
     assert next(push for push in pushes if "BYPASSED" in push["title"])["priority"] == 4
     assert any(type(event) is EntrySetAside for event in story)
     assert sent(story) == [("alert", "ntfy")]
+
+
+class SlowTopic:
+    """ntfy, with a moment between the message's arrival and its answer, in which anything may happen."""
+
+    def __init__(self, topic: Any, meanwhile: Any) -> None:
+        self.topic, self.meanwhile = topic, meanwhile
+
+    async def publish(self, push: Any) -> str:
+        ref = await self.topic.publish(push)
+        await self.meanwhile()
+        return str(ref)
+
+
+async def test_an_alert_whose_payout_changes_while_it_is_on_its_way_is_sent_once(redis_url: str) -> None:
+    async with people() as told:
+        engine: Engine
+
+        async def ended_at_the_bank() -> None:
+            now_us = engine.producer.now_us()
+            await engine.append(ACCOUNT, observed("pout_1", 100, url=VENDOR, status="reversed", at=now_us))
+            async with asyncio.timeout(DEADLINE_S):
+                while (await engine.record("pout_1")).bank_status != "reversed":
+                    await asyncio.sleep(0.01)
+
+        slow: Any = SlowTopic(told.channels.ntfy, ended_at_the_bank)
+        told.channels = type(told.channels)(slack=told.channels.slack, ntfy=slow)
+        engine = telling_engine(redis_url, told)
+        async with engine:
+            await engine.apply(POLICIES)
+            await engine.deliver(observed("pout_1", 100, url=VENDOR, status="processing"))
+            (push,) = await told.ntfy_has(1)
+            await engine.settled()
+            assert len(await told.ntfy()) == 1
+            assert sent(await engine.story("pout_1")) == [("alert", "ntfy")]
+    assert "BYPASSED" in push["title"]
 
 
 async def test_an_alert_about_a_limit_says_it_in_rupees_and_hides_no_digit_of_it(redis_url: str) -> None:

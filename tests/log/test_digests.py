@@ -7,8 +7,9 @@ import pytest
 from streamproc.domain.events import NotificationSent
 from streamproc.domain.wire import decode_events
 from streamproc.log import digests
-from streamproc.log.connection import connect
+from streamproc.log.connection import connect, connected
 from streamproc.log.digests import Alert, Digest, Digests
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import LogView, open_log
 
@@ -111,6 +112,46 @@ async def test_beyond_what_is_counted_exactly_it_is_more_than_that(
     await due(redis_url)
     (digest,) = await counting.take(1)
     assert (digest.count, digest.more) == (10, True)
+
+
+async def test_the_next_digest_begins_anew_and_tells_nothing_that_was_told(
+    redis_url: str, counting: Digests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "EXACT_MAX", 2)
+    await counting.count(0, [alert(n) for n in range(5)])
+    await due(redis_url)
+    (digest,) = await counting.take(1)
+    assert (digest.count, digest.more, digest.examples) == (2, True, ("pout_1", "pout_2"))
+    await counting.close(digest, told(digest), "notification")
+    assert await counting.count(0, [alert(0), alert(7)]) == [False, False]
+    await due(redis_url)
+    (following,) = await counting.take(1)
+    assert (following.count, following.paise, following.more) == (2, 200, False)
+    assert following.examples == ("pout_0", "pout_7")
+    await counting.close(following, told(following), "notification")
+    await due(redis_url)
+    assert await counting.take(1) == []  # else people would be told of nothing, every minute
+
+
+async def test_a_digest_is_due_when_it_has_gathered_for_its_time_the_next_one_too(
+    redis_url: str, counting: Digests
+) -> None:
+    gather_us = int(digests.GATHER_S * 1e6)
+
+    async with connected(redis_url) as client:
+
+        async def is_due_in_its_time(began_us: int) -> bool:
+            ((_, score),) = await client.zrange(NAMES.digests, 0, -1, withscores=True)
+            return began_us + gather_us <= score <= await clock_us(client) + gather_us
+
+        began_us = await clock_us(client)
+        await counting.count(0, [alert(1), alert(2)])
+        assert await is_due_in_its_time(began_us)
+        await due(redis_url)
+        (digest,) = await counting.take(1)
+        began_us = await clock_us(client)
+        await counting.close(digest, told(digest), "notification")
+        assert await is_due_in_its_time(began_us)
 
 
 async def test_who_makes_up_names_gets_no_flood_of_kinds(

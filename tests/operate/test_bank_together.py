@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -11,7 +12,7 @@ from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.clients.limiter import SharedLimiter
 from streamproc.clients.oauth import REFRESH_BEFORE_S, TokenKeeper, vault_name
-from streamproc.errors import ConfigError, TryAgain
+from streamproc.errors import ConfigError, LogUnavailable, TryAgain
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.pace import HOME, Pace
@@ -67,6 +68,19 @@ async def test_processes_together_take_turns_at_one_pace(redis_url: str) -> None
         await pace.aclose()
     assert waits[:8] == [0] * 8
     assert next_us - began_us >= (40 - 7) * 125_000  # the 41st turn is no sooner, however fast they asked
+
+
+async def test_a_call_is_told_to_wait_until_its_turn_comes(redis_url: str) -> None:
+    pace = Pace(redis_url, name="test", per_s=8, burst=1)
+    async with Redis.from_url(redis_url) as client:
+        turn_us = await clock_us(client) + 10_000_000
+        await client.set(Names(HOME).pace("test"), turn_us)
+        before_us = await clock_us(client)
+        wait_us = round(await pace.reserve() * 1e6)
+        after_us = await clock_us(client)
+        assert turn_us - after_us <= wait_us <= turn_us - before_us
+        assert int(await client.get(Names(HOME).pace("test")) or 0) == turn_us + 125_000
+    await pace.aclose()
 
 
 async def test_a_wait_that_cannot_be_is_a_clock_that_went_back(redis_url: str) -> None:
@@ -157,14 +171,7 @@ async def test_a_token_is_exchanged_before_it_expires(redis_url: str, bank: Sand
     async with OutboundClient(
         "auth", f"{bank.url}/oauth", timeout_s=5, limit_per_s=100, burst=10, breaker=Breaker()
     ) as http:
-        keeper = TokenKeeper(
-            http,
-            Vault(redis_url, name="test", owner="me"),
-            client_id=bank.config.oauth_client_id,
-            client_secret=bank.config.oauth_client_secret,
-            refresh_token=bank.config.oauth_refresh_token,
-            clock=lambda: now[0],
-        )
+        keeper = keeper_of(http, Vault(redis_url, name="test", owner="me"), bank, clock=lambda: now[0])
         first = await keeper.token()
         now[0] += bank.config.oauth_expires_s - REFRESH_BEFORE_S - 1
         assert await keeper.token() == first
@@ -172,6 +179,44 @@ async def test_a_token_is_exchanged_before_it_expires(redis_url: str, bank: Sand
         second = await keeper.token()
         assert second != first
         assert await keeper.token() == second
+
+
+class VaultAway(Vault):
+    """A vault that takes nothing while `away`, as where Redis is lost just then."""
+
+    away = True
+
+    async def save(self, sealed: bytes) -> None:
+        if self.away:
+            raise LogUnavailable("away")
+        await super().save(sealed)
+
+
+def keeper_of(http: OutboundClient, vault: Vault, bank: Sandbox, **more: Any) -> TokenKeeper:
+    return TokenKeeper(
+        http,
+        vault,
+        client_id=bank.config.oauth_client_id,
+        client_secret=bank.config.oauth_client_secret,
+        refresh_token=bank.config.oauth_refresh_token,
+        **more,
+    )
+
+
+async def test_a_new_token_that_could_not_be_kept_is_kept_later_since_its_refresh_token_is_spent(
+    redis_url: str, bank: Sandbox
+) -> None:
+    vault = VaultAway(redis_url, name="test", owner="me")
+    async with OutboundClient(
+        "auth", f"{bank.url}/oauth", timeout_s=5, limit_per_s=100, burst=10, breaker=Breaker()
+    ) as http:
+        keeper = keeper_of(http, vault, bank)
+        for _ in range(2):
+            with pytest.raises(TryAgain, match="cannot be looked up"):
+                await keeper.token()
+        vault.away = False
+        ours = await keeper.token()
+        assert await keeper_of(http, Vault(redis_url, name="test", owner="another"), bank).token() == ours
 
 
 def test_a_refresh_token_without_its_client_is_refused_at_start() -> None:
