@@ -31,7 +31,16 @@ def tree_cpu_s(pid: int) -> float:
 
 def peak_mb(pid: int) -> float:
     """Peak resident memory of a process in MB (10^6 bytes); 0.0 if it has ended."""
-    return _peak_kib(pid) * 1024 / 1e6
+    try:
+        kib = _line(PROC / str(pid) / "status", "VmHWM").split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return mb_of_kib(int(kib)) if kib.isdigit() else 0.0
+
+
+def mb_of_kib(kib: int) -> float:
+    """Kernel and getrusage tell memory in KiB."""
+    return kib * 1024 / 1e6
 
 
 def _ticks(pid: int) -> int:
@@ -71,19 +80,6 @@ def machine_cpu_s() -> float:
         int, (PROC / "stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
     )
     return TICK_S * (user + nice + system + hard + soft + stolen)
-
-
-def peak_mib(pid: int) -> float:
-    """The same in MiB (2^20 bytes), as `bench latency` and `bench e2e` have always reported it."""
-    return _peak_kib(pid) / 1024
-
-
-def _peak_kib(pid: int) -> int:
-    try:
-        kib = _line(PROC / str(pid) / "status", "VmHWM").split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(kib) if kib.isdigit() else 0
 
 
 def free_memory_bytes() -> int:

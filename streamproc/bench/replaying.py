@@ -41,7 +41,6 @@ READ_AT_ONCE = 2_000
 """Entries in one transaction, as in the projector."""
 SMALLER = 10
 """The second history, with which memory is compared, is shorter by this factor."""
-KB = 1024
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -178,7 +177,7 @@ class _Bench:
             entries=log.entries,
             seconds=seconds,
             cpu_us=self._spent(usage, log.events),
-            peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KB,
+            peak_mb=cost.mb_of_kib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),
         )
 
     async def rebuild(self, dsn: str, log: _Log) -> tuple[Part, float]:
@@ -206,7 +205,7 @@ class _Bench:
             entries=log.entries,
             seconds=ready_at - began,
             cpu_us=spent,
-            peak_mb=result.peak_kb / KB,
+            peak_mb=cost.mb_of_kib(result.peak_kb),
         )
         return part, time.monotonic() - began
 

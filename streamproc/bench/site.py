@@ -71,7 +71,7 @@ class Role:
     def used(self) -> Used:
         """Usage until now. Raises JobFailed if the role has ended."""
         self.check()
-        return Used(cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_mib(self._process.pid))
+        return Used(cost.process_cpu_s(self._process.pid) - self._began_s, cost.peak_mb(self._process.pid))
 
     def check(self) -> None:
         """Raise JobFailed if the role has ended."""
