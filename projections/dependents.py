@@ -41,6 +41,12 @@ def _replacing(row: asyncpg.Record) -> str:
     return f"CREATE OR REPLACE VIEW {row['name']}{options} AS {row['definition']}"
 
 
+async def revoke_all(db: asyncpg.Connection, schema: str, views: Sequence[str]) -> None:
+    """Take from all but their owner what they were granted on these tables of a schema."""
+    for (text,) in await db.fetch(_SQL["revokes_on"], await _tables(db, schema, views)):
+        await db.execute(text)
+
+
 async def hang_on_anew(db: asyncpg.Connection, dependents: Dependents) -> None:
     """Grant again, and lead the operator's views to the tables that have the old names now.
 

@@ -50,5 +50,14 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute t ON t.attrelid = c.oid CROSS JOIN aclexplode(t.attacl) a
 WHERE c.oid = ANY($1::oid[]) AND a.grantee <> c.relowner AND NOT t.attisdropped;
 
+-- name: revokes_on
+-- Statements that take from others than its owner all that they were granted on a table and its columns.
+SELECT DISTINCT format('REVOKE ALL ON %I.%I FROM %s CASCADE', n.nspname, c.relname,
+                       CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (SELECT c.relacl UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = c.oid) AS acls (acl)
+CROSS JOIN aclexplode(acls.acl) a
+WHERE c.oid = ANY($1::oid[]) AND a.grantee <> c.relowner;
+
 -- name: oids
 SELECT to_regclass(name)::oid FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL;

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
 
-from projections.dependents import dependents_of, hang_on_anew, refuse_what_would_be_lost
+from projections.dependents import dependents_of, hang_on_anew, refuse_what_would_be_lost, revoke_all
 from projections.schema import quote_ident
 from projections.views import NAMES
 from streamproc.archive.blockers import holders
@@ -72,6 +72,11 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
     await _take(db, home, views)
     await refuse_what_would_be_lost(db, home, views)
     dependents = await dependents_of(db, home, views)
+    if (
+        source == f"{home}_previous"
+    ):  # its grants are those of then: what was revoked since must not come back
+        live = [view for view in views if await db.fetchval(_SQL["exists"], f"{here}.{quote_ident(view)}")]
+        await revoke_all(db, source, live)
     await db.execute(f"CREATE SCHEMA {aside}")
     await db.execute(f"CREATE TABLE {aside}.view_heads (LIKE {here}.view_heads INCLUDING ALL)")
     for view in map(quote_ident, views):

@@ -71,6 +71,24 @@ async def test_an_operators_view_and_grants_go_over_to_the_rebuilt_tables_as_the
         await db.close()
 
 
+async def test_a_grant_that_was_revoked_since_does_not_come_back_with_the_tables_of_before(
+    dsn: str, role: str
+):
+    for grant in ("SELECT ON payouts", "SELECT (agent, held) ON agents", "INSERT ON payouts"):
+        await fetch(dsn, f"GRANT {grant} TO {role}")
+    await replay(dsn)
+    await fetch(dsn, f"REVOKE SELECT ON payouts FROM {role}")
+    await fetch(dsn, f"REVOKE SELECT (held) ON agents FROM {role}")
+    await go_back(dsn)
+    asked = (
+        f"SELECT has_table_privilege('{role}', 'payouts', 'SELECT'),"
+        f" has_table_privilege('{role}', 'payouts', 'INSERT'),"
+        f" has_column_privilege('{role}', 'agents', 'held', 'SELECT'),"
+        f" has_column_privilege('{role}', 'agents', 'agent', 'SELECT')"
+    )
+    assert await fetch(dsn, asked) == [(False, True, False, True)]
+
+
 @pytest.mark.parametrize(
     ("made", "named"),
     [
