@@ -224,10 +224,11 @@ def alert_notice(about: str, code: str, facts: Sequence[tuple[str, str]], *, lin
 
 
 def digest_notice(about: str, *, count: int, paise: int, more: bool, examples: Sequence[str]) -> Notice:
-    """Many alerts that are alike. `more`: there were more than could be counted."""
-    number = f"more than {count}" if more else str(count)
+    """Many alerts that are alike. `more`: there were more than could be counted, and if `count` is 0 only such."""
+    number = f"more than {count}" if more and count else str(count or "some")
     of = about or "alerts of many kinds"
-    lines = [f"{number} more alerts within a minute, of {rupees(paise)} in all"]
+    worth = f", of {rupees(paise)} in all" if count else ""
+    lines = [f"{number} more alerts within a minute{worth}"]
     if examples:
         lines.append(f"for example {', '.join(payout_id(example) for example in examples)}")
     lines.append("`streamproc audit list` shows every one")

@@ -89,3 +89,16 @@ def test_the_end_of_a_call_from_before_the_trouble_changes_nothing(clock: HandCl
     assert breaker.state == "half_open"
     breaker.succeeded(probe)
     assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize("late", ["succeeded", "failed"])
+def test_a_late_answer_neither_closes_it_while_it_is_open_nor_keeps_it_open_longer(
+    clock: HandClock, late: str
+) -> None:
+    breaker = Breaker(failures_max=2, open_s=10, clock=clock)
+    old = begun(breaker)
+    for _ in range(2):
+        breaker.failed(begun(breaker))
+    clock.now_s += 4
+    getattr(breaker, late)(old)
+    assert (breaker.state, breaker.wait_s) == ("open", 6)

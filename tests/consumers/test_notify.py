@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from consumers.notify import AGAIN_S
 from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
 from streamproc.domain.events import EntrySetAside, Event, PayoutMalformed, ReconcileMismatch
@@ -363,6 +364,40 @@ async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_
             assert sent(await engine.story("pout_1")) == [("hold", "slack"), ("outcome", "slack")]
     assert APPROVE not in buttons(last)
     assert any("approved by asha, vikram" in text["text"] for text in texts(last["body"]["blocks"]))
+
+
+async def test_a_message_of_a_hold_that_is_over_is_closed_in_a_minute_where_slack_failed_just_then(
+    redis_url: str,
+) -> None:
+    async with people() as told:
+        engine: Engine
+
+        async def rejected_and_slack_fails() -> None:
+            event = reviewed("pout_1", "asha", "reject", at=engine.producer.now_us(), why="no", channel="cli")
+            await engine.append(ACCOUNT, event)
+            async with asyncio.timeout(DEADLINE_S):
+                while (await engine.record("pout_1")).state == "held":
+                    await asyncio.sleep(0.01)
+            # Another worker has handled the outcome already, and knew of no message.
+            last = (await engine.client.xinfo_stream(engine.names.log))["last-generated-id"]
+            await engine.client.execute_command("XGROUP", "SETID", engine.names.log, "notification", last)
+            await told.mood(slack="500")
+
+        slow = SlowRoom(told.channels.slack, rejected_and_slack_fails)
+        told.channels = type(told.channels)(slack=slow, ntfy=told.channels.ntfy)
+        engine = telling_engine(redis_url, told)
+        async with engine:
+            await engine.apply(POLICIES)
+            await engine.deliver(observed("pout_1", 200_000, url=VENDOR))
+            await engine.until("pout_1", "NotificationSent")
+            timers = await engine.client.zrange(engine.names.timers, 0, -1, withscores=True)
+            soonest_us = min(at for row, at in timers if b"hold_reminder" in row)
+            assert soonest_us <= engine.producer.now_us() + AGAIN_S * 1_000_000
+            await told.mood(slack="ok")
+            await fire(engine, "hold_reminder")
+            *_, updated = await told.slack_has(2)
+    assert updated["method"] == "chat.update"
+    assert APPROVE not in buttons(updated)
 
 
 async def test_a_hold_that_was_answered_before_its_message_was_sent_is_not_told_as_open(

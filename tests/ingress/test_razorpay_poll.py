@@ -9,6 +9,7 @@ from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout, PayoutMalformed, PayoutObserved
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress import razorpay_poll
+from streamproc.ingress.razorpay_list import TRY_WAIT_S_MAX, read_list
 from streamproc.ingress.razorpay_poll import (
     FIRST_LOOK_S,
     LONG_LOOK_EVERY_S,
@@ -205,6 +206,32 @@ async def test_payouts_made_between_two_pages_lose_none_of_those_before() -> Non
     desk.bank.before_call = make
     done = await desk.poller.poll_once()
     assert (done.problem, len(seen(desk))) == ("", len(desk.bank.items))
+
+
+async def test_a_crowded_second_is_read_once_a_reading_shows_nothing_new_and_not_before() -> None:
+    bank = Bank(*[payout(number, ago_s=0) for number in range(150)])
+
+    def make(call: int) -> None:
+        if call == 3:  # in the second of the readings that skip
+            bank.items.append(payout(1_000, ago_s=0))
+
+    bank.before_call = make
+    parts = [part async for part in read_list(bank, "7878780080316316", from_s=NOW_S, to_s=NOW_S)]
+    shown = {item.id for part in parts for item in part.items if isinstance(item, BankPayout)}
+    assert "pout_1000" in shown
+    assert len(parts) == 7  # the first page, and three readings of two: the third shows nothing new
+    assert [part.upto for part in parts] == [None] * 6 + [NOW_S]
+
+
+async def test_a_page_that_failed_is_not_asked_for_again_before_its_wait_is_over() -> None:
+    bank = Bank()
+    bank.failure = lambda _call: TryAgain("busy", after_s=TRY_WAIT_S_MAX)
+    parts = read_list(bank, "7878780080316316", from_s=NOW_S, to_s=NOW_S)
+    reading = asyncio.ensure_future(anext(parts))
+    for _ in range(100):  # whatever can go on without time passing
+        await asyncio.sleep(0)
+    assert len(bank.asked) == 1
+    reading.cancel()
 
 
 async def test_a_second_whose_list_never_stands_still_fails_and_keeps_the_cursor_before_it() -> None:

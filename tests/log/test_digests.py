@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from streamproc.domain.events import NotificationSent
+from streamproc.domain.notice import digest_notice
 from streamproc.domain.wire import decode_events
 from streamproc.log import digests
 from streamproc.log.connection import connect, connected
@@ -131,6 +132,32 @@ async def test_the_next_digest_begins_anew_and_tells_nothing_that_was_told(
     await counting.close(following, told(following), "notification")
     await due(redis_url)
     assert await counting.take(1) == []  # else people would be told of nothing, every minute
+
+
+async def test_what_comes_beyond_the_count_while_a_digest_is_told_is_said_in_the_next_one(
+    redis_url: str, counting: Digests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "EXACT_MAX", 2)
+    await counting.count(0, [alert(n) for n in range(4)])
+    await due(redis_url)
+    (lost,) = await counting.take(1)
+    await due(redis_url)  # its worker died
+    (digest,) = await counting.take(1)
+    assert lost.more
+    assert (digest.count, digest.more) == (2, True)
+    assert await counting.count(0, [alert(5)]) == [False]
+    await counting.close(digest, told(digest), "notification")
+    await due(redis_url)
+    (following,) = await counting.take(1)
+    assert (following.count, following.more) == (0, True)
+    notice = digest_notice(following.about, count=0, paise=0, more=True, examples=())
+    assert (notice.title, notice.lines[0]) == (
+        "some alerts: LIMIT, agent bot",
+        "some more alerts within a minute",
+    )
+    await counting.close(following, told(following), "notification")
+    await due(redis_url)
+    assert await counting.take(1) == []
 
 
 async def test_a_digest_is_due_when_it_has_gathered_for_its_time_the_next_one_too(

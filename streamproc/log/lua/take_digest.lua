@@ -22,6 +22,7 @@ end
 whole(found[5], 0, 2 ^ 31)
 local lease = string.format('%.0f', now + tonumber(ARGV[2]))
 call('ZADD', KEYS[1], lease, ARGV[1])
-local reply = { lease, found[1], found[2], found[3], found[4] }
+if found[4] == '1' then call('HSET', KEYS[2], 'more', '2') end -- told; what comes beyond from now on makes it 1 again
+local reply = { lease, found[1], found[2], found[3], found[4] == '0' and '0' or '1' }
 for k = 1, math.min(tonumber(found[5]), tonumber(ARGV[3])) do reply[#reply + 1] = call('HGET', KEYS[2], 'example' .. k) end
 return reply
