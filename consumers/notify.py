@@ -162,7 +162,9 @@ class Telling:
     # ---- holds --------------------------------------------------------------------------
 
     async def _hold(self, work: Work, event: PayoutDecided, desk: Desk) -> None:
-        record = work.known()
+        record = work.record
+        if record is None:  # it is over, and left Redis after the retention time: a held payout never does
+            return
         if work.stale_times and _has_sent(work):
             await self._look_again(work, desk)
         elif record.state != "held" or record.decided_at != event.at:

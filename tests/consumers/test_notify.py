@@ -276,6 +276,23 @@ async def test_what_was_told_and_committed_is_not_told_again_when_it_is_handled_
         assert sent(await engine.story("pout_1")) == [("hold", "slack")]
 
 
+async def test_nobody_is_told_of_a_hold_that_was_over_so_long_ago_that_redis_forgot_the_payout(
+    redis_url: str,
+) -> None:
+    """Notification was down for longer than the retention time; its entry became a dead letter."""
+    async with people() as told, telling_engine(redis_url, told) as engine:
+        await held(engine)
+        await engine.review("pout_1", "asha", "reject", account=ACCOUNT)
+        await engine.stop()
+        await engine.client.delete(engine.names.payout("pout_1"))
+        await engine.client.execute_command("XGROUP", "SETID", engine.names.log, "notification", "0")
+        engine.start()
+        await engine.settled()
+        assert len(await told.slack()) == 2  # its message and the end of it, both of before
+        assert await engine.client.xlen(engine.names.dead) == 0
+        assert await engine.client.zcard(engine.names.retries("notification")) == 0
+
+
 class SlowRoom:
     """Slack, with a moment between the message's arrival and its answer, in which anything may happen."""
 
