@@ -11,6 +11,11 @@ import asyncpg
 
 CHOSEN_AMONG_ALL = frozenset({"prefer-standby"})
 """Values of target_session_attrs by which the driver must see all hosts before it chooses."""
+_AWAY = (
+    *(OSError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError),
+    *(asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError),
+)
+"""Errors of a host after which the next one is asked."""
 
 
 async def connect(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connection:
@@ -23,12 +28,9 @@ async def connect(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connec
     for one in first:
         try:
             return await asyncpg.connect(one, timeout=timeout / len(each), **options)
-        except (OSError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, *_NOT_NOW):
+        except _AWAY:
             continue
     return await asyncpg.connect(last, timeout=timeout / len(each), **options)
-
-
-_NOT_NOW = (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
 
 
 def single_hosts(dsn: str) -> list[str]:
