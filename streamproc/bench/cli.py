@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from streamproc.bench.job import CONSUMERS, CONSUMERS_MAX, PAYEES, PAYEES_MAX, PAYOUTS_MAX
+from streamproc.cli import output
 from streamproc.errors import InputError
 
 T = TypeVar("T")
@@ -295,17 +296,15 @@ def _show(
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequence[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     printed = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        printed.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    first, *others = columns
+    printed.add_column(first, no_wrap=True)
+    for column in others:
+        printed.add_column(column, justify="right", overflow="fold")  # a figure is never cut off
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
-    console = Console(highlight=False)
-    with console.capture() as drawn:  # click writes it, since rich ends the program with 1 at `| head`
-        console.print(printed)
-    click.echo(drawn.get(), nl=False)
+    output.say_drawn(printed)
     for line in lines:
         click.echo(line)

@@ -7,7 +7,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from streamproc.bench.cli import bench
+from streamproc.bench.cli import _show, bench
 from streamproc.bench.latency import Measured, Run, Spread, spread
 from streamproc.bench.report_path import latency_document, latency_headline, latency_table
 from streamproc.bench.ticker import ticking
@@ -68,6 +68,16 @@ def test_numbers_are_medians_of_the_rounds_and_each_rate_has_its_own() -> None:
     assert [row[0] for row in rows] == ["100/s", "500/s"]
     assert len(columns) == len(rows[0])
     assert "600 samples, 0 dropped, 3 rounds of 20 s" in latency_headline(found)[0]
+
+
+def test_no_figure_is_cut_off_where_the_table_goes_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures of two digits and more made it wider than the 80 columns that were assumed: "14.9…"."""
+    found = latency_document(Measured(20, 1, 1, {"python": "3"}, [one(500, 1, 14.987)]))
+    _show(found, False, latency_table, latency_headline)
+    said = capsys.readouterr().out
+    _, rows = latency_table(found)
+    assert "…" not in said
+    assert all(str(cell) in said for row in rows for cell in row if cell is not None)
 
 
 @pytest.mark.parametrize(
