@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 
 from streamproc.bench.job import CONSUMERS, CONSUMERS_MAX, PAYEES, PAYEES_MAX, PAYOUTS_MAX
-from streamproc.cli import output
 from streamproc.errors import InputError
 
 T = TypeVar("T")
@@ -23,6 +22,8 @@ SECONDS_MAX = 600
 ENTRIES_MAX, SCALE_PARTITIONS_MAX, AGENTS_MAX = 10_000_000, 16, 100_000
 WORKERS_MAX = 8
 """Worker processes, and consumers in each. More than there are cores only wait for each other."""
+PIPE_COLUMNS = 200
+"""Width of a table that goes to a file or a pipe: more than any of them needs."""
 REPLAYED_MAX = 2_000_000
 """Payouts in the history that is replayed: 20 million events, about 8 GB of log in Valkey."""
 
@@ -296,6 +297,7 @@ def _show(
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequence[str]) -> None:
+    from rich.console import Console
     from rich.table import Table
 
     printed = Table(box=None, pad_edge=False, header_style="bold")
@@ -305,6 +307,9 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequ
         printed.add_column(column, justify="right", overflow="fold")  # a figure is never cut off
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
-    output.say_drawn(printed)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
+    with console.capture() as drawn:  # click writes it, since rich ends the program with 1 at `| head`
+        console.print(printed)
+    click.echo(drawn.get(), nl=False)
     for line in lines:
         click.echo(line)
