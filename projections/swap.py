@@ -72,9 +72,8 @@ async def _exchange(db: asyncpg.Connection, home: str, source: str, views: Seque
     await _take(db, home, views)
     await refuse_what_would_be_lost(db, home, views)
     dependents = await dependents_of(db, home, views)
-    if (
-        source == f"{home}_previous"
-    ):  # its grants are those of then: what was revoked since must not come back
+    # The grants of the tables of before are those of then: what was revoked since must not come back.
+    if source == f"{home}_previous":
         live = [view for view in views if await db.fetchval(_SQL["exists"], f"{here}.{quote_ident(view)}")]
         await revoke_all(db, source, live)
     await db.execute(f"CREATE SCHEMA {aside}")

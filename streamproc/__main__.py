@@ -11,9 +11,8 @@ STOPPED = 128 + signal.SIGINT
 
 def main() -> None:
     """Run the command line. Ctrl-C while that is being imported ends the process at once: nothing was begun."""
-    ends = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # else whoever started us has it ignored
+    # Else whoever started us has Ctrl-C ignored.
+    ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ends:
         signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED))
     from streamproc.cli import main as run

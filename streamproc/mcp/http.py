@@ -168,9 +168,8 @@ async def serve_http(
         security_settings=guard,
         max_request_body_size=body_bytes_max,
     )
-    _SDK_GUARD.setLevel(
-        logging.ERROR
-    )  # it writes a line for each refusal, which needs no token; ours are seldom
+    # It writes a line for each refusal, which needs no token; ours are seldom.
+    _SDK_GUARD.setLevel(logging.ERROR)
     with bound(host, port, PREFIX, "MCP_PORT") as sockets:
         async with manager.run():
             front = SecurityHeaders(Front(manager.handle_request, body_bytes_max=body_bytes_max))

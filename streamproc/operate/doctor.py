@@ -181,19 +181,17 @@ async def _postgres(settings: Settings) -> list[Check]:
     if not dsn:
         return _missing("postgres", "STREAMPROC_POSTGRES_DSN")
     at, wanted = await current(dsn), newest()
-    checks = [await _writable(dsn), *await _blocked(dsn)]
-    if at == wanted:
-        schema = Check("schema", "ok", f"at {at}, the newest")
-        return [*checks, schema, await _views(dsn), *await checkpoint_checks(settings)]
-    return [
-        *checks,
-        Check("schema", "bad", f"at {at or 'nothing'}, the newest is {wanted}", "run `streamproc migrate`"),
-    ]
-
-
-async def _writable(dsn: str) -> Check:
     async with opened_pool(dsn) as pool:
-        why = await refuses_writes(pool)
+        checks = [await _writable(pool), *await _blocked(pool)]
+        if at != wanted:
+            detail = f"at {at or 'nothing'}, the newest is {wanted}"
+            return [*checks, Check("schema", "bad", detail, "run `streamproc migrate`")]
+        schema = Check("schema", "ok", f"at {at}, the newest")
+        return [*checks, schema, await _views(pool), *await checkpoint_checks(settings)]
+
+
+async def _writable(pool: Any) -> Check:
+    why = await refuses_writes(pool)
     if not why:
         return Check("postgres", "ok", "reachable, and can be written")
     todo = (
@@ -203,23 +201,22 @@ async def _writable(dsn: str) -> Check:
     return Check("postgres", "bad", f"it can only be read: {why}; nothing is archived, and money waits", todo)
 
 
-async def _blocked(dsn: str) -> list[Check]:
+async def _blocked(pool: Any) -> list[Check]:
     """Whether somebody's lock keeps one of ours waiting at this moment."""
-    async with opened_pool(dsn) as pool, asked(pool) as db:
+    async with asked(pool) as db:
         found = await blocking(db)
     todo = "end what that session does, or the session: SELECT pg_terminate_backend(pid)"
     return [Check("postgres locks", "bad", found, todo)] if found else []
 
 
-async def _views(dsn: str) -> Check:
-    async with opened_pool(dsn) as pool:
-        async with asked(pool) as db:
-            gone = await missing_in(db)
-        if gone:
-            todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
-            return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
-        with refusals_named():
-            rows = await views_behind(pool)
+async def _views(pool: Any) -> Check:
+    async with asked(pool) as db:
+        gone = await missing_in(db)
+    if gone:
+        todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
+        return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
+    with refusals_named():
+        rows = await views_behind(pool)
     now_ms = time.time() * 1000
     late = [
         row for row in rows if row.waiting_ms is not None and now_ms - row.waiting_ms > VIEWS_LATE_S * 1000
