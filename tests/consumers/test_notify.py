@@ -47,6 +47,12 @@ def buttons(message: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {element["action_id"]: element for element in found}
 
 
+async def reject(engine: Engine) -> None:
+    """Somebody rejects the hold; it is not waited for."""
+    event = reviewed("pout_1", "asha", "reject", at=engine.producer.now_us(), why="no", channel="cli")
+    await engine.append(ACCOUNT, event)
+
+
 async def fire(engine: Engine, timer: str) -> None:
     """The hold's timer is due now; the others stay."""
     rows = await engine.client.zrange(engine.names.timers, 0, -1)
@@ -315,8 +321,7 @@ async def test_a_hold_that_is_answered_while_its_message_is_on_its_way_is_closed
         engine: Engine
 
         async def answered() -> None:
-            event = reviewed("pout_1", "asha", "reject", at=engine.producer.now_us(), why="no", channel="cli")
-            await engine.append(ACCOUNT, event)
+            await reject(engine)
             async with asyncio.timeout(DEADLINE_S):
                 while (await engine.record("pout_1")).state == "held" or not await everything_is_read():
                     await asyncio.sleep(0.01)
@@ -390,8 +395,7 @@ async def test_a_message_of_a_hold_that_is_over_is_closed_in_a_minute_where_slac
         engine: Engine
 
         async def rejected_and_slack_fails() -> None:
-            event = reviewed("pout_1", "asha", "reject", at=engine.producer.now_us(), why="no", channel="cli")
-            await engine.append(ACCOUNT, event)
+            await reject(engine)
             async with asyncio.timeout(DEADLINE_S):
                 while (await engine.record("pout_1")).state == "held":
                     await asyncio.sleep(0.01)
