@@ -151,7 +151,8 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
     if known.intent is None:
         raise Refusal(
             409,
-            f"the bank has a payout under the reference {known.payout} that nobody asked for here; use another key",
+            f"the bank has a payout under the reference {known.payout}, and no request for it is known here: it may be"
+            " this very payment. A person must look at it before the same is asked for under another key",
         )
     if known.intent.digest != wanted.intent.digest:
         raise Refusal(

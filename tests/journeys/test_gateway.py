@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.bank import until
 from tests.journeys.system import ACCOUNT, System, kinds, running_system
 from tests.journeys.test_kill import kill_while_it_holds_entries
@@ -30,10 +32,14 @@ async def token(system: System, agent: str) -> str:
     return out.strip()
 
 
-async def ask(system: System, secret: str, key: str, amount: int = 250_000) -> dict[str, Any]:
+async def ask_once(system: System, secret: str, key: str, amount: int = 250_000) -> httpx.Response:
     order = {"amount": amount, "mode": "IMPS", "purpose": "vendor bill", "fund_account": PAYEE}
     headers = {"authorization": f"Bearer {secret}", "idempotency-key": key}
-    answer = await system.api.post("/v1/payouts", json=order, headers=headers)
+    return await system.api.post("/v1/payouts", json=order, headers=headers)
+
+
+async def ask(system: System, secret: str, key: str, amount: int = 250_000) -> dict[str, Any]:
+    answer = await ask_once(system, secret, key, amount)
     assert answer.status_code == 202, answer.text
     shown: dict[str, Any] = answer.json()
     return shown
