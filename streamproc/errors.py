@@ -9,6 +9,11 @@ LogUnavailable  Redis did not answer: producers say 503, workers reconnect
 LogBroken       the log is not what it must be (missing group, other partition count): stop, alarm
 """
 
+import errno
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Errors of the system that mean that a file cannot be written; no connection has them."""
+
 WHEN_LOST = (
     "stop the workers and the projector (`up` as a whole), so that nothing more is decided on what is left, and run"
     " `streamproc recover`, which rebuilds Redis from the archive"

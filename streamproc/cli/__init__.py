@@ -36,7 +36,7 @@ from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up,
 from streamproc.cli.token import token
 from streamproc.cli.top import top
 from streamproc.cli.wrong_use import line_of, take_text_alone
-from streamproc.errors import ConfigError, InputError, StreamprocError
+from streamproc.errors import NO_ROOM, ConfigError, InputError, StreamprocError
 
 WRONG_USE, FAILED = 2, 1
 
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(line_of(problem), err=True)
         return problem.exit_code
     except OSError as problem:
-        if problem.filename is not None or problem.errno not in output.NO_ROOM:
+        if problem.filename is not None or problem.errno not in NO_ROOM:
             raise
         output.abandon_stdout()
         click.echo(f"streamproc: the answer cannot be written: {problem.strerror}", err=True)

@@ -264,7 +264,8 @@ def export(
 
     A table (CSV, JSON lines, Parquet) has the lines that match, amounts in paise. A bundle has every archived entry of
     the payouts that match, with proofs under a signed checkpoint, the policy versions, and a program that checks it
-    with nothing but Python. Exit code 1 if not all of it is covered by a checkpoint yet.
+    with nothing but Python. Exit code 1 if not all of it is covered by a checkpoint yet. What has the name FILE already
+    is kept. A killed export may leave a file `.export-…` beside it.
 
     \b
     Example:
@@ -283,11 +284,11 @@ def export(
 
             trusted = trusted_for(settings, keys)
             wait_s = settings.checkpoint_interval_s + COVER_MARGIN_S if wait_s is None else wait_s
-            bundled = output.run(
+            bundled = output.run_or_undo(
                 write_bundle(dsn, wanted, file, trusted, wait_s=wait_s, on_stage=telling.show)
             )
         else:
-            done = output.run(
+            done = output.run_or_undo(
                 export_lines(dsn, wanted, file, kind, lambda count: telling.show("exporting", count))
             )
     if kind == "bundle":

@@ -1,9 +1,9 @@
 """How commands print: JSON for machines, tables for people; and how a coroutine is run to its end."""
 
-import errno
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +32,31 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
+        raise click.Abort from None
+
+
+def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
+    """As `run`; SIGTERM, and SIGHUP where it is heard, end it as Ctrl-C does, so that no file is left half written.
+    The same signal once more kills."""
+    import asyncio
+
+    from streamproc.processes import stop_numbers
+
+    async def stoppable() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def end(number: int) -> None:
+            loop.remove_signal_handler(number)
+            task.cancel()
+
+        for number in {*stop_numbers()} - {signal.SIGINT}:  # of which `run` has its own
+            loop.add_signal_handler(number, end, number)
+        return await work
+
+    try:
+        return run(stoppable())
+    except asyncio.CancelledError:
         raise click.Abort from None
 
 
@@ -115,10 +140,6 @@ def age(ms: int | None) -> str | None:
             parts.append(f"{seconds // size}{unit}")
             seconds %= size
     return " ".join(parts[:2])
-
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""Errors that mean that output to a file cannot be written."""
 
 
 STDERR = 2

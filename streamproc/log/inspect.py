@@ -98,20 +98,6 @@ async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord
     return next((r for r in records if r.intent is not None), records[0] if records else None)
 
 
-async def held_records(client: Redis, names: Names, *, limit: int) -> list[PayoutRecord]:
-    """Held payouts of a partition, up to `limit`, in no order. O(keys of the partition)."""
-    held: list[PayoutRecord] = []
-    cursor, pattern = 0, names.payout("*")
-    while True:
-        with named_errors():
-            cursor, keys = await client.scan(cursor, match=pattern, count=SCAN_COUNT, _type="HASH")
-        for start in range(0, len(keys), RECORDS_AT_ONCE):
-            records = await _records(client, keys[start : start + RECORDS_AT_ONCE])
-            held += [record for record in records if record.state == "held"]
-        if cursor == 0 or len(held) >= limit:
-            return held[:limit]
-
-
 def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIterator[list[PayoutRecord]]:
     """The payouts of a partition that have not ended, as `records_where` gives them."""
     return records_where(client, names, lambda record: not is_terminal(record), at_once=at_once)

@@ -1,9 +1,10 @@
 """Exports: the audit's lines that match as CSV, JSON lines or Parquet, streamed from one snapshot into a file.
 
-A file is written under a temporary name beside its place and renamed when it is whole, so there is never half of one.
+A file is written under a temporary name beside its place and named when it is whole, so there is never half of one.
 """
 
 import csv
+import errno
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from streamproc.archive.lookup import job_named
 from streamproc.archive.read import AuditFilter, AuditRow
 from streamproc.archive.signing_key import sync_directory
 from streamproc.archive.store import snapshot
-from streamproc.errors import InputError
+from streamproc.errors import NO_ROOM, InputError, JobFailed
 from streamproc.operate.audit_list import line_json
 from streamproc.operate.site import iso, us_of
 
@@ -33,6 +34,9 @@ ROW_GROUP = 20_000
 """Lines of one row group of Parquet, some 5 MB, which a reader loads at once and the writer holds in memory."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """First characters that make a spreadsheet take a cell for a formula. Agents and vendors choose some of these texts."""
+
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""Errors by which a file system that has no hard links, such as FAT, refuses one."""
 
 OnLines = Callable[[int], None]
 
@@ -60,7 +64,7 @@ def format_of(path: Path, named: str | None) -> Format:
 async def export_lines(
     dsn: str, wanted: AuditFilter, path: Path, form: Format, on_lines: OnLines = lambda _: None
 ) -> Exported:
-    """Write the lines that match, the oldest first. Raises InputError if the file cannot be written."""
+    """Write the lines that match, the oldest first. Raises as `written_whole`, and JobFailed if Postgres is away."""
     make = _WRITERS[form]()
     count = 0
     with job_named(f"{path} was not written"):
@@ -77,12 +81,13 @@ async def export_lines(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is complete and on disk, readable by this user only. An existing file is
-    kept."""
-    if path.exists():
-        raise InputError(f"{path} is there already; name another file")
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """A file that gets its name once it is complete and on disk, readable by this user only. What is there already, or
+    comes meanwhile, is kept. Raises InputError if it cannot be made, JobFailed if the disk has no room for it."""
     try:
+        if _is_there(path):
+            raise InputError(f"{path} is there already; name another file")
+        # Not made of the file's own name: one as long as may be leaves no room for more.
+        fresh = path.with_name(f".export-{secrets.token_hex(4)}")
         handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as problem:
         raise InputError(f"{path} cannot be written: {problem.strerror}") from problem
@@ -91,10 +96,37 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        fresh.rename(path)
+        _name(fresh, path)
         sync_directory(path.parent)
+    except OSError as problem:
+        if problem.errno not in NO_ROOM:  # it is the connection's
+            raise
+        raise JobFailed(f"{path} was not written: {problem.strerror}") from problem
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name, if only a link that leads nowhere. Raises OSError if nothing can have it."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _name(fresh: Path, path: Path) -> None:
+    """Give a file its name, which nothing else may have: renaming it would replace what has it."""
+    try:
+        os.link(fresh, path)
+    except FileExistsError as problem:
+        raise InputError(
+            f"{path} came while it was being written, and is kept; name another file"
+        ) from problem
+    except OSError as problem:
+        if problem.errno not in NO_LINKS:
+            raise
+        fresh.rename(path)
 
 
 # ---- formats ----------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Holds: which payouts wait for a person, and recording a person's answer."""
 
 import asyncio
+import heapq
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
@@ -32,15 +34,15 @@ from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import Newer, decode_events, decode_meta
 from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
-from streamproc.log.inspect import clock_us, held_records, newest_entries
+from streamproc.log.inspect import clock_us, newest_entries, records_where
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from streamproc.operate.site import Site
 
 LIST_MAX = 1_000
 """Holds in one answer: more than a person looks at, few enough for one query."""
-HELD_MAX = 10_000
-"""Holds of a partition read from Redis while Postgres is away: some 20 MB of records."""
+RECORDS_AT_ONCE = 500
+"""Holds of Redis that are put in order at once, while Postgres is away: some 1 MB, besides the page."""
 ANSWER_WAIT_S = 10.0
 """How long a reviewer waits for the outcome; a running worker decides within milliseconds."""
 VIEW_WAIT_S = 2.0
@@ -68,19 +70,30 @@ async def held(
     found = await site.ask_postgres(held_page, after=after, account=account, agent=agent, limit=limit + 1)
     if found is not None:
         return _page(found, limit, "")
-    note, found = f"{site.postgres_problem}; listed from Redis", []
-    for partition in range(site.partitions):
-        records = await held_records(site.client, Names(partition), limit=HELD_MAX)
-        if len(records) >= HELD_MAX:
-            note = f"{site.postgres_problem}; listed from Redis, of the first {HELD_MAX} that were found"
-        found += [
-            record
-            for record in records
-            if (after is None or place_of(record) > after)
+    note = f"{site.postgres_problem}; listed from Redis"
+
+    def is_wanted(record: PayoutRecord) -> bool:
+        return (
+            record.state == "held"
+            and (after is None or place_of(record) > after)
             and account in ("", record.account)
             and agent in ("", record.agent)
-        ]
-    return _page(sorted(found, key=place_of), limit, note)
+        )
+
+    return _page(await _first_in_redis(site, is_wanted, limit + 1), limit, note)
+
+
+async def _first_in_redis(
+    site: Site, is_wanted: Callable[[PayoutRecord], bool], limit: int
+) -> list[PayoutRecord]:
+    """The first `limit` of the wanted payouts, each once. All are looked at, so that none is missing before a page's
+    last one: the next page begins there."""
+    first: dict[tuple[int, str], PayoutRecord] = {}
+    for partition in range(site.partitions):
+        async for some in records_where(site.client, Names(partition), is_wanted, at_once=RECORDS_AT_ONCE):
+            first |= {(partition, record.payout): record for record in some}
+            first = dict(heapq.nsmallest(limit, first.items(), key=lambda found: place_of(found[1])))
+    return list(first.values())
 
 
 async def _view_is_here(pool: Any, site: Site) -> None:

@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +18,14 @@ from streamproc.cli import run
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.wire import encode_events
 from tests.databases import template
+from tests.deadline import DEADLINE_S
 from tests.projections.histories import START_MS, ListedLog, Stored, history, project_all
 from tests.projections.seals import SIGNER, terms
 from tests.words import NOW
 
 ROWS = 25
+FULL_AT_BYTES = 512
+"""Less than any of the exports."""
 
 
 def entries(count: int) -> list[Stored]:
@@ -148,6 +156,45 @@ def test_an_export_says_in_json_what_it_wrote(
     said = json.loads(capsys.readouterr().out)
     assert said["file"] == str(tmp_path / name)
     assert all(said[what] > 0 for what in counted)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.zip"])
+def test_a_disk_without_room_is_said_to_be_the_files_and_leaves_nothing(
+    data_dir: Path, tmp_path: Path, name: str
+):
+    file = tmp_path / name
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc", "audit", "export", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT_BYTES, FULL_AT_BYTES)),
+    )
+    said = f"streamproc: {file} was not written: File too large\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
+def test_an_export_that_is_stopped_leaves_nothing(
+    sealed: tuple[str, Path], data_dir: Path, tmp_path: Path, how: signal.Signals
+):
+    asyncio.run(project_all(sealed[0], ListedLog(entries(ROWS + 1))))  # for which no checkpoint will come
+    export = subprocess.Popen(
+        [sys.executable, "-m", "streamproc", "audit", "export", str(tmp_path / "a.zip"), "--wait", "3600"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with export:
+        until = time.monotonic() + DEADLINE_S
+        while not list(tmp_path.iterdir()):
+            assert time.monotonic() < until
+            time.sleep(0.02)  # between two looks; nothing depends on it
+        export.send_signal(how)
+        _, said = export.communicate(timeout=DEADLINE_S)
+    assert (export.returncode, said) == (1, "streamproc: stopped by the user\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_that_is_not_covered_yet_is_written_and_exit_1(

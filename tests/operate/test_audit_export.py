@@ -2,8 +2,10 @@
 
 import asyncio
 import csv
+import errno
 import io
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -169,6 +171,41 @@ async def test_a_file_that_is_there_and_a_place_that_is_not_are_refused(dsn: str
     assert (tmp_path / "x.csv").read_text() == "mine"
     with pytest.raises(InputError, match="cannot be written: No such file"):
         await export_lines(dsn, AuditFilter(), tmp_path / "none" / "x.csv", "csv")
+
+
+async def test_a_file_that_comes_while_it_is_written_is_kept(dsn: str, tmp_path: Path):
+    def come(_: int) -> None:
+        (tmp_path / "x.csv").write_text("mine")
+
+    with pytest.raises(InputError, match="came while it was being written, and is kept"):
+        await export_lines(dsn, AuditFilter(), tmp_path / "x.csv", "csv", come)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+async def test_a_file_is_written_where_there_are_no_hard_links(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def as_on_fat(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", as_on_fat)
+    await export_lines(dsn, AuditFilter(), tmp_path / "x.csv", "csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+
+async def test_a_link_that_leads_nowhere_is_kept_too(dsn: str, tmp_path: Path):
+    (tmp_path / "x.csv").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is there already"):
+        await export_lines(dsn, AuditFilter(), tmp_path / "x.csv", "csv")
+    assert (tmp_path / "x.csv").is_symlink()
+
+
+async def test_the_longest_name_is_taken_and_a_longer_one_is_no_error_of_postgres(dsn: str, tmp_path: Path):
+    longest = "n" * 251 + ".csv"
+    await export_lines(dsn, AuditFilter(), tmp_path / longest, "csv")
+    assert [file.name for file in tmp_path.iterdir()] == [longest]
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        await export_lines(dsn, AuditFilter(), tmp_path / ("n" + longest), "csv")
 
 
 async def test_an_export_that_breaks_off_leaves_no_file(dsn: str, tmp_path: Path):

@@ -1,12 +1,16 @@
 """A person lists holds, answers one, and is told what became of the answer."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from streamproc.domain.events import Event
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import Newer, decode_events
 from streamproc.errors import InputError, JobFailed
+from streamproc.log.inspect import records_where
 from streamproc.operate import holds
 from streamproc.operate.holds import answer, hold_json, list_holds
 from tests.engine import Engine
@@ -162,6 +166,29 @@ async def test_without_postgres_holds_are_listed_from_redis_and_that_is_said(red
         found = await list_holds(site)
     assert [record.payout for record in found.items] == ["pout_b", "pout_a"]
     assert "listed from Redis" in found.note
+
+
+async def test_pages_from_redis_together_are_all_holds_once_however_few_are_put_in_order_at_a_time(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    async def twice(*arguments: Any, **named: Any) -> AsyncIterator[list[PayoutRecord]]:
+        """SCAN gives a key again while others are added."""
+        async for some in records_where(*arguments, **named):
+            yield some
+            yield some
+
+    monkeypatch.setattr(holds, "RECORDS_AT_ONCE", 3)
+    monkeypatch.setattr(holds, "records_where", twice)
+    payouts, pages = [f"pout_{n}" for n in range(10)], list[list[str]]()
+    async with Engine(redis_url) as engine:
+        await held(engine, *payouts)
+        after = None
+        while not pages or after is not None:
+            async with site_of(redis_url) as site:
+                found = await list_holds(site, after=after, limit=4)
+            pages.append([record.payout for record in found.items])
+            after = found.next
+    assert pages == [payouts[:4], payouts[4:8], payouts[8:]]
 
 
 async def test_a_hold_for_scripts_has_its_reasons_and_its_expiry(redis_url: str):
