@@ -1,8 +1,8 @@
 """Who is asking: checks a bearer token, what its scope allows, and how often it asks.
 
-Nothing is kept in memory, so a revocation counts for the next request, and all processes share a token's rate. The
-refusal of a known token is recorded in the log (`access.refused`, bounded). An unknown token is only counted: made-up
-ones must not be able to fill the log.
+Nothing is kept in memory, so a revocation counts for the next request, and for one whose body is still on its way. All
+processes share a token's rate. The refusal of a known token is recorded in the log (`access.refused`, bounded). An
+unknown token is only counted: made-up ones must not be able to fill the log.
 """
 
 import asyncio
@@ -62,17 +62,22 @@ class Doorkeeper:
     async def admitted(self, request: Request, operation: Operation) -> Token:
         """The request's token, if it may do this. Raises Refusal: 401, 403, 429."""
         assert operation.action is not None
+        token = await self.good(request, operation)
+        if self._per_min:
+            await self._within_rate(token)
+        if not token.may(operation.action):
+            self.note(token, operation, request, f"scope {token.scope} does not allow it")
+            raise Refusal(403, f"a token of scope {token.scope} may not do this")
+        return token
+
+    async def good(self, request: Request, operation: Operation) -> Token:
+        """The request's token, if it is good at this moment; not counted against its rate. Raises Refusal: 401."""
         token = await self._known(request)
         if token is None:
             _no_token()
         if not token.opens(self._now_us()):
             self.note(token, operation, request, "revoked token" if token.revoked_at else "expired token")
             _no_token()
-        if self._per_min:
-            await self._within_rate(token)
-        if not token.may(operation.action):
-            self.note(token, operation, request, f"scope {token.scope} does not allow it")
-            raise Refusal(403, f"a token of scope {token.scope} may not do this")
         return token
 
     def note(self, token: Token, operation: Operation, request: Request, problem: str) -> None:

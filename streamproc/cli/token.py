@@ -187,7 +187,7 @@ def list_(as_json: bool) -> None:
 @_by
 @output.json_option
 def revoke(name: str, by: str, as_json: bool) -> None:
-    """Revoke the token NAME: the next request with it is refused.
+    """Revoke the token NAME: the next request with it is refused, and one whose body takes 1 s or longer.
 
     \b
     Example:

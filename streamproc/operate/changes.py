@@ -16,6 +16,7 @@ from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.operate.proposals import Applied, propose
 from streamproc.operate.site import Site
+from streamproc.operate.turn import Turn, turn
 
 Scopes: TypeAlias = Mapping[str, ScopeState]
 Plan: TypeAlias = Callable[[int, Scopes, int], list[PolicyChanged]]
@@ -62,10 +63,11 @@ async def make(
     The whole change waits then, also what of it tightens. Safe to repeat: what is in force already changes nothing.
     Raises InputError for an inconsistent policy, JobFailed where others keep changing policies at the same time.
     """
-    seen = await preview(site, plan)
-    if seen.waits:
-        return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
-    return [await _make_on(site, partition, plan, by=by) for partition in range(site.partitions)]
+    async with turn(site) as mine:
+        seen = await preview(site, plan)
+        if seen.waits:
+            return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
+        return [await _make_on(site, partition, plan, mine, by=by) for partition in range(site.partitions)]
 
 
 def _wanted(seen: Preview) -> list[ScopeChange]:
@@ -79,9 +81,10 @@ def _wanted(seen: Preview) -> list[ScopeChange]:
     return list(wanted.values())
 
 
-async def _make_on(site: Site, partition: int, plan: Plan, *, by: str) -> Applied:
+async def _make_on(site: Site, partition: int, plan: Plan, mine: Turn, *, by: str) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):
+        await mine.goes_on(partition)
         rev, scopes = await read_scopes(site.client, names)
         changes = plan(partition, scopes, await clock_us(site.client))
         if not changes:

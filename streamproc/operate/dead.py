@@ -3,6 +3,7 @@ discard it."""
 
 import re
 import time
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +21,8 @@ from streamproc.operate.site import US, Site, iso
 
 LIST_MAX = 1_000
 """Letters of one partition in one answer."""
+LOOK_BACK = 1_000
+"""Newest entries in which it is looked for who closed a letter: two people who are at it at the same time."""
 
 
 class StreamId(Struct, frozen=True):
@@ -64,7 +67,7 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
     where = stream_id(text)
     letter = await inspect.dead_letter(site.client, site.names_of(where.partition), where.entry)
     if letter is None:
-        raise _missing(where)
+        raise await _gone(site, where)
     shown = _row(where.partition, letter)
     shown["meta"] = letter.m.decode(errors="replace")
     try:
@@ -99,7 +102,7 @@ async def _close(
     names = site.names_of(where.partition)
     letter = await inspect.dead_letter(site.client, names, where.entry)
     if letter is None:
-        raise _missing(where)
+        raise await _gone(site, where)
     event = DeadLetterClosed(
         at=time.time_ns() // 1000,
         payout=_payout_in(letter),
@@ -126,11 +129,22 @@ async def _close(
         given_up=given_up,
     )
     if closed is None:  # somebody else has just closed it
-        raise _missing(where)
+        raise await _gone(site, where)
     return closed
 
 
-def _missing(where: StreamId) -> JobFailed:
+async def _gone(site: Site, where: StreamId) -> JobFailed:
+    """That there is no such letter, and who closed it if that was lately."""
+    for entry in reversed(
+        await inspect.newest_entries(site.client, site.names_of(where.partition), LOOK_BACK)
+    ):
+        if str(where).encode() not in entry.e:
+            continue
+        with suppress(Unprocessable):
+            for event in decode_events(entry.e):
+                if type(event) is DeadLetterClosed and event.letter == str(where):
+                    done = {"redrive": "given back to its group", "discard": "discarded"}[event.action]
+                    return JobFailed(f"dead letter {where} was {done} by {event.by} at {iso(event.at)}")
     return JobFailed(f"there is no dead letter {where} (any more)")
 
 

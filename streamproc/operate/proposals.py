@@ -1,13 +1,15 @@
 """Policy changes that loosen, and so wait for a second person: proposing, confirming, withdrawing them (ADR 23)."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
+from streamproc.domain.policy_changes import ScopeState
 from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
 from streamproc.domain.proposals import (
     EXPIRES_S,
@@ -30,6 +32,7 @@ from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.log.proposals import change_proposal, read_proposals
 from streamproc.operate.site import US, Site, iso
+from streamproc.operate.turn import Turn, turn
 
 ID_BYTES = 8
 """Random bytes in an id. It is no secret: whoever may see proposals knows it."""
@@ -44,7 +47,7 @@ class Applied(Struct, frozen=True):
 
 
 class Confirmed(Struct, frozen=True):
-    """The result of a confirmation. `left`: partitions where another change came first."""
+    """The result of a confirmation. `left`: partitions where another change came first, and it is not in force."""
 
     proposal: Proposal
     applied: list[Applied]
@@ -101,11 +104,16 @@ async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confir
     winner: a partition that has it, or was overtaken, is left alone. Raises NotThere, SamePerson, Refused; InputError
     where it no longer fits what is in force: then nothing is confirmed.
     """
+    async with turn(site) as mine:
+        return await _confirm(site, name, mine, by=by, channel=channel)
+
+
+async def _confirm(site: Site, name: str, mine: Turn, *, by: str, channel: Channel) -> Confirmed:
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
         if proposal.confirmed_by:
-            done = await _put_in_force(site, proposal)
+            done = await _put_in_force(site, proposal, mine)
             if not is_same_person(by, proposal.confirmed_by):
                 refuse_closed(proposal, at)
             return done
@@ -117,42 +125,55 @@ async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confir
             base.append(base_of(scopes, proposal.changes))
         event = ProposalConfirmed(at=at, proposal=name, by=by, channel=channel, base=base)
         if await change_proposal(site.client, rev, proposals, event) is not None:
-            return await _put_in_force(site, proposals_after(proposals, [event])[name])
+            return await _put_in_force(site, proposals_after(proposals, [event])[name], mine)
     raise JobFailed(
         f"others changed proposals {CHANGES_MAX} times meanwhile; {name} is not confirmed, try again"
     )
 
 
-async def _put_in_force(site: Site, proposal: Proposal) -> Confirmed:
+async def _put_in_force(site: Site, proposal: Proposal, mine: Turn) -> Confirmed:
     applied: list[Applied] = []
     left: list[str] = []
     for partition in range(site.partitions):
-        done, problem = await _put_on(site, partition, proposal)
+        done, problem = await _put_on(site, partition, proposal, mine)
         applied.append(done)
         left += [f"partition {partition}: {problem}"] if problem else []
     return Confirmed(proposal, applied, left)
 
 
-async def _put_on(site: Site, partition: int, proposal: Proposal) -> tuple[Applied, str]:
-    """Apply the changes to one partition; or why they do not fit there any more."""
+async def _put_on(site: Site, partition: int, proposal: Proposal, mine: Turn) -> tuple[Applied, str]:
+    """Apply the changes to one partition; or why they are not in force there."""
     names, nothing = Names(partition), Applied(partition, None, [])
     base = proposal.base[partition] if partition < len(proposal.base) else {}
     for _ in range(CHANGES_MAX):
+        await mine.goes_on(partition)
         rev, scopes = await read_scopes(site.client, names)
         if base_of(scopes, proposal.changes) != base:
-            return nothing, ""
+            return nothing, _overtaken(scopes, proposal, base)
         at = await clock_us(site.client)
         try:
             changes = plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=at)
         except (InputError, JobFailed) as problem:
             return nothing, str(problem)
         if not changes:
-            return nothing, ""
+            return nothing, _overtaken(scopes, proposal, base)
         entry = await put_in_force(site.client, names, rev, changes, actor=proposal.confirmed_by)
         if entry is not None:
             return Applied(partition, entry, changes), ""
     raise JobFailed(
         f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
+    )
+
+
+def _overtaken(scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mapping[str, int]) -> str:
+    """What came after the confirmation where the change is not in force; '' where it is."""
+    with suppress(InputError, JobFailed):
+        if not plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=0):
+            return ""
+    now = base_of(scopes, proposal.changes)
+    moved = ", ".join(scope for scope in sorted(now) if now[scope] != base.get(scope))
+    return (
+        f"{moved} was changed after {proposal.confirmed_by} confirmed {proposal.id}, and stays as it is now"
     )
 
 

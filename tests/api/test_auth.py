@@ -1,7 +1,9 @@
 """Who asks: refusals of known tokens are in the log, of unknown ones not; a rate; pages of other sites."""
 
 import asyncio
+import json
 import logging
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from streamproc.api.asgi import create_app
 from streamproc.domain.events import AccessRefused
 from streamproc.domain.tokens import Token
 from streamproc.errors import InputError
+from streamproc.ingress.body import BODY_READ_S_MAX
 from streamproc.ingress.refusals import Refusals
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
@@ -66,6 +69,33 @@ async def test_a_token_that_asks_too_often_is_told_when_to_ask_again_and_others_
             assert 0 < int(late.headers["retry-after"]) <= 60
             assert (await api.ask(other, ORDER)).status_code == 202
             assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_a_token_that_is_revoked_while_the_body_is_held_back_opens_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "TOKEN_GOOD_S", 0.0)
+    secret = await api.token("a")
+
+    async def held_back() -> AsyncIterator[bytes]:
+        body = json.dumps(ORDER).encode()
+        yield body[:5]
+        assert await tokens.revoke(api.site, "a", by="test")
+        yield body[5:]
+
+    headers = {
+        "authorization": f"Bearer {secret}",
+        "idempotency-key": "k",
+        "content-type": "application/json",
+    }
+    answer = await api.http.post("/v1/payouts", content=held_back(), headers=headers)
+    assert answer.status_code == 401
+    [event] = await refused(api.engine, 1)
+    assert (event.subject, event.problem) == ("a", "revoked token")
+
+
+def test_a_look_at_a_token_is_good_for_less_time_than_a_body_may_take() -> None:
+    assert routing.TOKEN_GOOD_S < BODY_READ_S_MAX
 
 
 class BusyGateway(SiteGateway):

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 import consumers
 from consumers.vet import Reputations
-from streamproc.domain.events import PayoutRequested
+from streamproc.domain.events import DeadLetterClosed, PayoutRequested
 from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import letters, scripts
@@ -62,6 +62,24 @@ async def test_a_redriven_letter_is_handled_again_by_its_group_and_no_fact_is_to
     assert told.count("payout.observed") == 1
 
 
+async def test_of_two_who_close_a_letter_at_once_one_does_and_the_other_is_told_who_and_how(redis_url: str):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site, site_of(redis_url) as other:
+        await malformed(engine)
+        [row] = await list_letters(site)
+        answers = await asyncio.gather(
+            discard(site, row["id"], by="asha"),
+            redrive(other, row["id"], by="vikram"),
+            return_exceptions=True,
+        )
+        [lost] = [answer for answer in answers if isinstance(answer, JobFailed)]
+        entries = [event for entry in await engine.entries() for event in entry]
+        [closed] = [event for event in entries if isinstance(event, DeadLetterClosed)]
+        how = "discarded" if closed.action == "discard" else "given back to its group"
+        assert str(lost).startswith(f"dead letter {row['id']} was {how} by {closed.by} at 20")
+        with pytest.raises(JobFailed, match=r"there is no dead letter 0:1-1 \(any more\)"):
+            await discard(site, "0:1-1", by="asha")
+
+
 async def test_a_letter_whose_reason_stands_becomes_a_letter_again(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await malformed(engine)
@@ -93,10 +111,10 @@ async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(re
         [closed] = (await engine.entries())[-1]
         assert (type_of(closed), closed.action, closed.by) == ("dead_letter.closed", "discard", "asha")
         assert closed.why == "a load test"
-        with pytest.raises(JobFailed, match="no dead letter"):
+        with pytest.raises(JobFailed, match="was discarded by asha"):
             await show_letter(site, row["id"])
         for gone in (redrive, discard):
-            with pytest.raises(JobFailed, match="no dead letter"):
+            with pytest.raises(JobFailed, match="was discarded by asha"):
                 await gone(site, row["id"], by="asha")
 
 
@@ -131,7 +149,7 @@ async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str
         assert await reserved() == {b"700"}
         assert await discard(site, ids[first.payout], by="asha") == 300
         assert await reserved() == {b"400"}
-        with pytest.raises(JobFailed, match="no dead letter"):
+        with pytest.raises(JobFailed, match="was discarded by asha"):
             await discard(site, ids[first.payout], by="asha")
         assert await reserved() == {b"400"}
         assert await engine.client.hget(engine.names.payout(first.payout), "a") is None

@@ -18,7 +18,7 @@ from streamproc.errors import InputError
 from streamproc.log.connection import connected
 from streamproc.log.proposals import read_proposals
 from streamproc.log.stream import LogView, open_log
-from streamproc.operate import policies, proposals
+from streamproc.operate import policies, proposals, turn
 from streamproc.operate.freezes import freeze
 from streamproc.operate.policies import Applied, apply, in_force
 from streamproc.operate.site import Site
@@ -212,9 +212,75 @@ async def test_a_crash_between_partitions_is_mended_by_confirming_again_and_undo
         assert await whole(site.client, site.names_of(0), rev, tighter, actor="meera")
         again = await confirmed(site, proposal.id)
         assert [len(one.changes) for one in again.applied] == [0, 1, 1]
+        assert again.left == [
+            f"partition 0: agent:bot was changed after vikram confirmed {proposal.id}, and stays as it is now"
+        ]
         assert (await confirmed(site, proposal.id)).applied == [Applied(p, None, []) for p in range(3)]
         _, scopes = await policies.read_scopes(site.client, site.names_of(0))
         assert (scopes["agent:bot"].own or {})["daily_limit"] == 1_000
+
+
+async def test_a_confirmation_that_died_and_was_overtaken_is_not_told_to_be_in_force(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(redis_url) as site:
+        proposal = await proposed(site)
+
+        async def dies(*_arguments: Any, **_named: Any) -> Any:
+            raise ConnectionResetError("crash")
+
+        with monkeypatch.context() as crash:
+            crash.setattr(proposals, "put_in_force", dies)
+            with pytest.raises(ConnectionResetError):
+                await confirmed(site, proposal.id)
+        await put(site, "policies: {bot: {daily_limit: 5, per_txn_limit: 5}}", by="meera")
+        again = await confirmed(site, proposal.id)
+        assert [one.changes for one in again.applied] == [[]]
+        assert again.left == [
+            f"partition 0: agent:bot was changed after vikram confirmed {proposal.id}, and stays as it is now"
+        ]
+        assert await bot(site) == {"daily_limit": 5, "per_txn_limit": 5}
+
+
+async def test_what_is_in_force_already_is_confirmed_again_without_a_complaint(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        proposal = await proposed(site)
+        await confirmed(site, proposal.id)
+        assert (await confirmed(site, proposal.id)).left == []
+
+
+async def test_a_tightening_waits_until_a_confirmation_that_has_begun_is_in_force(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The confirmation is recorded for policies that the tightening would have changed under it."""
+    recorded, waits = proposals.change_proposal, turn.Turn.take
+    tightening: list[asyncio.Task[Any]] = []
+    may_go_on = asyncio.Event()
+
+    async def tighten(other: Site) -> None:
+        await put(other, "policies: {bot: {daily_limit: 1_000, per_txn_limit: 5}}", by="meera")
+        may_go_on.set()
+
+    async def take(one: turn.Turn) -> bool:
+        taken = await waits(one)
+        if not taken:
+            may_go_on.set()
+        return taken
+
+    async with guarded(redis_url) as site, site_of(redis_url) as other:
+        proposal = await proposed(site)
+
+        async def record(*arguments: Any) -> str | None:
+            tightening.append(asyncio.create_task(tighten(other)))
+            await may_go_on.wait()
+            return await recorded(*arguments)
+
+        monkeypatch.setattr(turn.Turn, "take", take)
+        monkeypatch.setattr(proposals, "change_proposal", record)
+        done = await confirmed(site, proposal.id)
+        assert ([len(one.changes) for one in done.applied], done.left) == ([1], [])
+        await tightening[0]
+        assert await bot(site) == {"daily_limit": 1_000, "per_txn_limit": 5}
 
 
 async def test_what_is_confirmed_loosens_nothing_that_was_not_told(redis_url: str) -> None:

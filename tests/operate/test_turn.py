@@ -1,0 +1,121 @@
+"""Of two changes of policies at once each partition gets one before the other, all of them in the same order."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from streamproc.domain.policy import parse_policy_file
+from streamproc.errors import JobFailed
+from streamproc.log.connection import connected
+from streamproc.log.stream import open_log
+from streamproc.operate import changes, turn
+from streamproc.operate.freezes import freeze
+from streamproc.operate.policies import apply, in_force
+from streamproc.operate.site import Site
+from tests.operate.words import site_of
+
+PARTITIONS = 2
+Change = Callable[[Site], Awaitable[Any]]
+
+
+async def opened(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=PARTITIONS, groups=["governance"])
+
+
+def limits_to(paise: int) -> Change:
+    file = parse_policy_file(f"policies: {{bot: {{daily_limit: {paise}}}}}", name="test.yaml")
+    return lambda site: apply(site, file, prune=False, by="asha", why="")
+
+
+def frozen(yes: bool) -> Change:
+    return lambda site: freeze(site, "agent:bot", frozen=yes, by="asha", why="it loops")
+
+
+class Overtaken:
+    """Halts the first change between its partitions until the second one is done, or waits for its turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, redis_url: str, second: Change) -> None:
+        self.url, self.second, self.may_go_on = redis_url, second, asyncio.Event()
+        self.task: asyncio.Task[Any] | None = None
+        self.writes, self.takes = changes.put_in_force, turn.Turn.take
+        monkeypatch.setattr(changes, "put_in_force", self.write)
+        monkeypatch.setattr(turn.Turn, "take", self.take_of())
+
+    async def write(self, client: Any, names: Any, *rest: Any, **named: Any) -> Any:
+        if self.task is None and names.partition == 1:
+            self.task = asyncio.create_task(self.run())
+            await self.may_go_on.wait()
+        return await self.writes(client, names, *rest, **named)
+
+    def take_of(self) -> Any:
+        async def take(one: turn.Turn) -> bool:
+            if not (taken := await self.takes(one)):
+                self.may_go_on.set()
+            return taken
+
+        return take
+
+    async def run(self) -> None:
+        try:
+            async with site_of(self.url) as site:
+                await self.second(site)
+        finally:
+            self.may_go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("before", "first", "second"),
+    [
+        (limits_to(1_000), limits_to(2_000), limits_to(3_000)),
+        (frozen(True), frozen(False), frozen(True)),
+    ],
+    ids=["two files", "a freeze beside its lifting"],
+)
+async def test_partitions_agree_after_two_changes_at_once_and_the_later_one_is_in_force(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, before: Change, first: Change, second: Change
+) -> None:
+    await opened(redis_url)
+    async with site_of(redis_url) as site:
+        await second(site)
+        wanted = {scope: state.own for scope, state in (await in_force(site)).items()}
+        await before(site)
+        overtaken = Overtaken(monkeypatch, redis_url, second)
+        await first(site)
+        assert overtaken.task is not None
+        await overtaken.task
+        assert {scope: state.own for scope, state in (await in_force(site)).items()} == wanted
+
+
+async def test_a_turn_whose_process_died_is_free_after_its_time_and_no_late_write_of_it_is_made(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(redis_url)
+    monkeypatch.setattr(turn, "TURN_S", 0.05)
+    async with site_of(redis_url) as site:
+        dead = turn.Turn(site, "dead")
+        assert await dead.take()
+        async with turn.turn(site):
+            with pytest.raises(JobFailed, match="partition 1: this change came to a halt for over "):
+                await dead.goes_on(1)
+
+
+async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(redis_url)
+    monkeypatch.setattr(turn, "WAIT_S", 0.0)
+    async with site_of(redis_url) as site, turn.turn(site):
+        with pytest.raises(
+            JobFailed, match="others have been changing policies for 0 s; nothing was changed"
+        ):
+            await limits_to(1_000)(site)
+        assert await in_force(site) == {}
+
+
+def test_a_turn_is_waited_for_past_one_that_died_and_within_an_http_request() -> None:
+    from streamproc.operate.policy_desk import CHANGE_S_MAX
+
+    assert turn.TURN_S < turn.WAIT_S < CHANGE_S_MAX
