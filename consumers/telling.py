@@ -181,8 +181,8 @@ async def close_messages(channels: Channels, work: Work, desk: Desk, *, again: b
     """Say in the hold's open messages how it ended, and record each as closed. ntfy cannot change a message, so a
     last one is sent there. `again`: also in Slack messages that are closed already. Raises Untellable."""
     record = work.known()
-    open_messages = _open_messages(record, "slack")
-    if not (open_messages or again or _open_messages(record, "ntfy")):
+    open_messages, pushed = _open_messages(record, "slack"), _open_messages(record, "ntfy")
+    if not (open_messages or again or pushed):
         return
     notice, outcome = await notice_of(channels, record, desk), outcome_of(record)
     try:
@@ -191,8 +191,7 @@ async def close_messages(channels: Channels, work: Work, desk: Desk, *, again: b
                 await channels.slack.close(message.ref, notice, outcome)
                 if message in open_messages:
                     _closed(work, desk, "slack", message.ref)
-        pushed = _open_messages(record, "ntfy") if channels.ntfy is not None else ()
-        if pushed and channels.ntfy is not None:
+        if channels.ntfy is not None and pushed:
             title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
             push = Push(title=title, message=f"{record.payout}: {outcome.text}", priority=PRIORITY_LOW)
             await channels.ntfy.publish(push)

@@ -32,14 +32,15 @@ class SlackRoom:
         self._secret = secret
 
     async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str:
-        """Ask for a decision; the message's `channel:ts`. `thread`: the `channel:ts` of a message to answer, too.
+        """Ask for a decision; the message's `channel:ts`. `thread`: the `channel:ts` of a message to answer, too;
+        one without a `ts` cannot be answered.
 
         Raises TryAgain, also if Slack refuses.
         """
         value = button_value(notice.payout, self._secret) if self._secret else ""
         body = dict(hold_message(notice, value=value, heading=heading))
-        if thread:
-            body |= {"thread_ts": thread.partition(":")[2], "reply_broadcast": True}
+        if ts := thread.partition(":")[2]:
+            body |= {"thread_ts": ts, "reply_broadcast": True}
         return await self._post(body)
 
     async def tell(self, notice: Notice) -> str:

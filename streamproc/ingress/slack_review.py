@@ -15,7 +15,7 @@ import hmac
 import logging
 import re
 from collections.abc import Mapping
-from typing import Final, Protocol, assert_never
+from typing import Final, Literal, Protocol, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -53,7 +53,6 @@ AT_ONCE_MAX = 64
 IN_VAIN_S = 10
 """An answer that cannot count is recorded, with its refusal, once in this time for each account and payout."""
 
-_SIGNATURE = re.compile(rb"v0=[0-9a-f]{64}")
 _TIMESTAMP = re.compile(rb"[0-9]{1,12}")
 _JSON = b"application/json"
 _TEXT = b"text/plain"
@@ -201,8 +200,7 @@ class SlackReview:
         signed = header(scope, b"x-slack-signature") or b""
         timestamp = header(scope, b"x-slack-request-timestamp") or b""
         expected = signature(self._secret, timestamp, body)
-        well_formed = _SIGNATURE.fullmatch(signed) and _TIMESTAMP.fullmatch(timestamp)
-        if not well_formed or not hmac.compare_digest(expected, signed):
+        if not hmac.compare_digest(expected, signed) or not _TIMESTAMP.fullmatch(timestamp):
             raise Refused(401, "x-slack-signature is missing or is not this request's")
         away_s = abs(self._producer.now_us() // 1_000_000 - int(timestamp))
         if away_s > AGE_S_MAX:
@@ -238,7 +236,9 @@ class SlackReview:
                 assert_never(said)
         return b""
 
-    def _submission(self, said: Approval | RejectClick | Rejection, action: str, why: str) -> ReviewSubmitted:
+    def _submission(
+        self, said: Approval | RejectClick | Rejection, action: Literal["approve", "reject"], why: str
+    ) -> ReviewSubmitted:
         payout = payout_of(said.value, self._secret)
         if payout is None:
             named = said.value.rpartition(".")[2]
@@ -247,7 +247,7 @@ class SlackReview:
             at=self._producer.now_us(),
             payout=payout,
             by=SLACK + said.user,
-            action="approve" if action == "approve" else "reject",
+            action=action,
             why=why,
             channel=CHANNEL,
         )

@@ -27,7 +27,6 @@ class Lease:
     def __init__(self, url: str, names: Names, job: str, owner: str) -> None:
         self._url, self._names, self._job, self.owner = url, names, job, owner
         self.term = 0
-        self.holder = ""
         self._asked = asyncio.Event()
 
     @property
@@ -52,12 +51,13 @@ class Lease:
     async def _take(self) -> None:
         held = self.held
         try:
-            self.term, self.holder = await self._ask(LEASE_S)
+            self.term = await self._ask(LEASE_S)
         except LogUnavailable:
             self.term = 0
         if self.held != held:
             log.info("%s: %s", self._job, f"active, term {self.term}" if self.held else "standing by")
 
-    async def _ask(self, lasts_s: float) -> tuple[int, str]:
+    async def _ask(self, lasts_s: float) -> int:
         async with connected(self._url) as client:
-            return await scripts.lease(client, self._names, self._job, self.owner, lasts_s=lasts_s)
+            term, _ = await scripts.lease(client, self._names, self._job, self.owner, lasts_s=lasts_s)
+            return term

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis
@@ -93,6 +94,107 @@ async def test_what_others_took_over_is_ours_again_when_it_comes_back(client: Re
         hands.add([entry], asyncio.get_running_loop().time())
         assert [one for one, _ in await hands.ours(client, entries)] == ours
         hands.done([entry])
+
+
+# ---- what is asked of Redis, by a Redis that knows only that ----
+
+
+class Asked:
+    """Renewals that were asked for, and what is done at each; the entries `others` have are not ours."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.renewed: list[list[bytes]] = []
+        self.others: set[bytes] = set()
+        self.meanwhile: Callable[[], None] = lambda: None
+        monkeypatch.setattr(held_module, "hold", self._hold)
+
+    async def _hold(self, *args: Any) -> list[bytes]:
+        entries = list(args[-1])
+        self.renewed.append(entries)
+        self.meanwhile()
+        return [entry for entry in entries if entry not in self.others]
+
+    def take_renewed(self) -> list[list[bytes]]:
+        """What was renewed since the last call."""
+        renewed, self.renewed = self.renewed, []
+        return renewed
+
+
+INTERVAL_S = 900.0
+"""Of a claim time of an hour: renewals are due a quarter of it apart."""
+ANY: Any = None
+"""No Redis is asked."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch)
+
+
+def in_hand(**ages: float) -> Held:
+    """Entries in hand, each for so many renewal intervals."""
+    hands, now_s = Held(NAMES, "g", "me", 4 * INTERVAL_S), asyncio.get_running_loop().time()
+    for entry, age in ages.items():
+        hands.add([entry.encode()], now_s - age * INTERVAL_S)
+    return hands
+
+
+async def test_a_hold_is_renewed_after_a_quarter_of_the_claim_time_and_then_only_after_another(
+    asked: Asked,
+) -> None:
+    hands = in_hand(due=1.01, not_yet=0.99)
+    await hands.renew(ANY)
+    assert asked.take_renewed() == [[b"due"]]
+    await hands.renew(ANY)
+    assert asked.take_renewed() == []
+
+
+async def test_before_entries_are_handled_only_what_missed_a_renewal_is_asked_about(asked: Asked) -> None:
+    """A renewal that is merely due is on its way; one that was missed says that this process may have stood still."""
+    entries: list[Raw] = [(b"due", []), (b"missed", [])]
+    asked.others = {b"due", b"missed"}
+    assert await in_hand(due=1.99, missed=2.01).ours(ANY, entries) == [(b"due", [])]
+    assert asked.take_renewed() == [[b"missed"]]
+
+
+async def test_more_than_one_command_takes_is_renewed_in_parts_and_nothing_else_is_taken_for_lost(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_module, "BATCH_MAX", 2)
+    hands = in_hand(a=5, b=5, c=5, fresh=0, d=5, e=5)
+    asked.others = {b"fresh"}
+    entries: list[Raw] = [(entry, []) for entry in (b"a", b"fresh", b"e")]
+    assert list(await hands.ours(ANY, entries)) == entries
+    assert asked.take_renewed() == [[b"a", b"b"], [b"c", b"d"], [b"e"]]
+
+
+async def test_what_is_finished_while_its_hold_is_renewed_stays_finished(asked: Asked) -> None:
+    hands = in_hand(finished=5, open=5)
+    asked.meanwhile = lambda: hands.done([b"finished"])
+    await hands.renew(ANY)
+    assert hands._since.keys() == {b"open"}
+    asked.others = {b"finished"}
+    assert await hands.ours(ANY, [(b"finished", [])]) == [(b"finished", [])]
+
+
+async def test_what_others_have_is_not_asked_for_again(asked: Asked) -> None:
+    hands = in_hand(theirs=5)
+    asked.others = {b"theirs"}
+    for renewed in ([[b"theirs"]], []):
+        await hands.renew(ANY)
+        assert asked.take_renewed() == renewed
+
+
+async def test_after_a_connection_was_lost_nothing_is_known_of_what_was_in_hand(asked: Asked) -> None:
+    """It is asked for anew, also what others had before: they may have given it back."""
+    hands = in_hand(theirs=5, ours=5)
+    asked.others = {b"theirs"}
+    await hands.renew(ANY)
+    hands.clear()
+    entries: list[Raw] = [(b"theirs", []), (b"ours", [])]
+    asked.take_renewed()
+    assert list(await hands.ours(ANY, entries)) == entries
+    assert asked.take_renewed() == []
 
 
 @pytest.fixture
@@ -200,7 +302,12 @@ async def test_what_came_when_a_worker_stood_still_already_is_left_to_those_who_
         with redis.Redis.from_url(redis_url) as other:
             still = map("pout_still_{}".format, range(100))
 
+            async def is_reading() -> bool:
+                return any(row["name"] == "me" and "b" in row["flags"] for row in await client.client_list())
+
             async def was_given() -> str:
+                # On a busy machine it needs a while to read again after each standstill.
+                await until(is_reading, what="it waits for entries")
                 payout = next(still)
                 return payout if stand_still(other, payout, limits.claim_idle_s) else ""
 

@@ -1,8 +1,13 @@
 import asyncio
+from contextlib import AbstractAsyncContextManager
 
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.log import lease as lease_module
 from streamproc.log import scripts
 from streamproc.log.connection import connected
-from streamproc.log.lease import LEASE_S, Lease
+from streamproc.log.lease import LEASE_S, RENEW_S, Lease
 from streamproc.log.names import Names
 from tests.deadline import DEADLINE_S
 
@@ -49,6 +54,57 @@ async def test_while_redis_is_away_nobody_has_it() -> None:
     keeping = asyncio.create_task(lease.keep(stopping))
     await asyncio.wait_for(lease.asked(), DEADLINE_S)
     assert not lease.held
+    stopping.set()
+    await asyncio.wait_for(keeping, DEADLINE_S)
+
+
+async def test_it_is_renewed_so_often_that_two_renewals_may_be_lost_and_not_more_often(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, stopping, waited = Lease(redis_url, NAMES, "job", "me"), asyncio.Event(), list[float]()
+    async with connected(redis_url) as client:
+
+        async def wait(stopped: asyncio.Event, seconds: float) -> None:
+            waited.append(seconds)
+            assert await client.pttl(NAMES.lease("job")) > (LEASE_S - RENEW_S) * 1000  # renewed just now
+            await client.pexpire(NAMES.lease("job"), 1_000)
+            if len(waited) == 3:
+                stopped.set()
+
+        monkeypatch.setattr(lease_module, "set_within", wait)
+        await asyncio.wait_for(lease.keep(stopping), DEADLINE_S)
+        assert not await client.exists(NAMES.lease("job"))
+    assert (waited, lease.term) == ([LEASE_S / 3] * 3, 1)
+
+
+async def test_a_holder_that_cannot_renew_it_has_it_no_longer_and_is_the_next_holder_at_most(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may have it by now: two who poll the bank for long would be too many for it."""
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.01)
+    there = True
+
+    def reached(url: str) -> AbstractAsyncContextManager[Redis]:
+        return connected(url if there else NOBODY)
+
+    monkeypatch.setattr(lease_module, "connected", reached)
+    lease, stopping = Lease(redis_url, NAMES, "job", "me"), asyncio.Event()
+
+    async def until_held(held: bool) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while lease.held is not held:
+                await asyncio.sleep(0.01)
+
+    keeping = asyncio.create_task(lease.keep(stopping))
+    await until_held(True)
+    there = False
+    await until_held(False)
+    async with connected(redis_url) as client:
+        await client.delete(NAMES.lease("job"))  # its time is over
+        assert await scripts.lease(client, NAMES, "job", "other", lasts_s=0.1) == (2, "other")
+    there = True
+    await until_held(True)
+    assert lease.term == 3
     stopping.set()
     await asyncio.wait_for(keeping, DEADLINE_S)
 
