@@ -110,7 +110,7 @@ class BookPlans:
         if (
             plan is None
             or not 0 < facts.amount <= plan.amount_max
-            or not 0 < at <= now_us < plan.fresh_until
+            or not at <= now_us < plan.fresh_until
             or at // QUARTER_US != plan.quarter
             or 0 < facts.created_at < gone_before_s
             or facts.utr

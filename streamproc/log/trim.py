@@ -73,12 +73,14 @@ async def trim_round(
 ) -> tuple[Trimmed, bool]:
     """Trim until nothing is left to remove, in at most `calls_max` calls: the sum, and whether that limit ended it.
 
-    `on_removed` is called after each call with the number removed so far.
+    `on_removed` is called with the number removed so far, after each call that removed any.
     """
     first = found = await trim(client, names, anchor=anchor, retention_s=retention_s)
     removed, calls = found.removed, 1
-    while found.removed and calls < calls_max:
+    while found.removed:
         on_removed(removed)
+        if calls >= calls_max:
+            break
         found = await trim(client, names, anchor=anchor, retention_s=retention_s)
         removed, calls = removed + found.removed, calls + 1
     return Trimmed(removed, first.first, found.cut, found.bounds), found.removed > 0

@@ -39,11 +39,17 @@ async def trim_log(
     dry_run: bool = False,
     on_removed: Callable[[int], None] = lambda _: None,
 ) -> list[Kept]:
-    """Trim the chosen partitions as far as may be, or only report. Raises JobFailed while Postgres is away."""
-    return [
-        await _trim_one(site, number, retention_s, dry_run=dry_run, on_removed=on_removed)
-        for number in site.chosen(partition)
-    ]
+    """Trim the chosen partitions as far as may be, or only report; `on_removed` as in `trim_round`, of all of them.
+
+    Raises JobFailed while Postgres is away.
+    """
+    kept: list[Kept] = []
+    for number in site.chosen(partition):
+        before = sum(one.removed for one in kept)
+        kept.append(
+            await _trim_one(site, number, retention_s, dry_run=dry_run, on_removed=_after(before, on_removed))
+        )
+    return kept
 
 
 async def look(site: Site, partition: int, retention_s: float) -> Kept | None:
@@ -70,10 +76,19 @@ async def _trim_one(
     more, removed = True, 0
     while more:
         found, more = await trim_round(
-            site.client, names, anchor=anchor, retention_s=retention_s, on_removed=on_removed
+            site.client,
+            names,
+            anchor=anchor,
+            retention_s=retention_s,
+            on_removed=_after(removed, on_removed),
         )
         removed += found.removed
     return await _kept(site, partition, Trimmed(removed, found.first, found.cut, found.bounds))
+
+
+def _after(before: int, on_removed: Callable[[int], None]) -> Callable[[int], None]:
+    """To call with what one part removed; tells it together with what the parts `before` it did."""
+    return lambda removed: on_removed(before + removed)
 
 
 async def _kept(site: Site, partition: int, found: Trimmed) -> Kept:

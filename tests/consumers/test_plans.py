@@ -1,6 +1,7 @@
 """What is remembered of payouts alike comes to what looking at each as a whole comes to, or to nothing."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,12 +18,13 @@ from streamproc.domain import governance, narrowed
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
 from streamproc.domain.events import Finding, PayoutObserved
+from streamproc.domain.intent import intent_id
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
 from streamproc.log.forms import Fate, Offer, as_filled
 from streamproc.log.work import Asked, Desk, Work
 from tests.engine import ZONE
-from tests.words import NOW, observed, policies
+from tests.words import ACCOUNT, NOW, observed, policies
 
 POLICIES = """
 defaults: {rate_limit: {count: 3, window: 60}, blocked_domains: [bad.example]}
@@ -38,6 +40,7 @@ agents: {proven: {fund_accounts: [fa_1]}}
 """
 CREATED_AT = NOW // US
 """Some hours before midnight, where a day's windows end."""
+AN_INTENT = intent_id(ACCOUNT, "bot", "key")
 URLS = ("https://shop.example/100%25?%d", "https://other.example/", "https://bad.example/", "not a url", None)
 alike = st.fixed_dictionaries(
     {
@@ -51,7 +54,7 @@ alike = st.fixed_dictionaries(
     }
 )
 own = st.tuples(
-    st.sampled_from([*map("pout_{}".format, range(12)), 'pout_"', "spi_0000000000000000"]),
+    st.sampled_from([*map("pout_{}".format, range(12)), 'pout_"', AN_INTENT]),
     st.sampled_from([1, 399, 400, 401, 500, 501, 0]),
 )
 times = st.sampled_from([0, 1, 2, 0, 1, 899, 18_000, -10]).map(lambda s: NOW + s * US)
@@ -155,9 +158,92 @@ async def test_who_was_paid_before_is_offered_at_sight_what_he_asks_for(book: Po
     second = ask.at_sight(work_of(observed("pout_2", 400, url=URLS[0])))
     assert second is not None
     assert (second.ask.payout, second.ask.amount) == ("pout_2", 400)
-    assert (
-        ask.at_sight(work_of(observed("pout_3", 401, url=URLS[0]))) is None
-    )  # a person is asked for that much
+
+
+SOON = NOW + US
+FRESH_UNTIL = NOW + 86_400 * US
+RETENTION_S = 1_000
+GONE_BEFORE = SOON // US - RETENTION_S // 2
+"""What was made before (Unix s) may have left Redis."""
+QUARTER_ENDS = NOW - NOW % QUARTER_US + QUARTER_US
+UNLIKE: dict[str, tuple[dict[str, Any], int]] = {
+    "of no amount": ({"amount": 0}, SOON),
+    "of so much that a person is asked": ({"amount": 401}, SOON),
+    "of another currency": ({"currency": "USD"}, SOON),
+    "further at the bank": ({"status": "queued"}, SOON),
+    "of another agent": ({"agent": "free"}, SOON),
+    "of another account": ({"account": "acc_other"}, SOON),
+    "to another fund account": ({"fund_account": "fa_2"}, SOON),
+    "for another vendor": ({"url": URLS[1]}, SOON),
+    "for no vendor": ({"url": None}, SOON),
+    "with a reference": ({"reference_id": "r"}, SOON),
+    "with a bank's reference": ({"utr": "u"}, SOON),
+    "with fees": ({"fees": 7}, SOON),
+    "with tax": ({"tax": 7}, SOON),
+    "signed": ({"agent_sig": "x"}, SOON),
+    "with an id that JSON escapes": ({"payout": 'pout_"'}, SOON),
+    "an intent of ours": ({"payout": AN_INTENT}, SOON),
+    "received at no time": ({"at": 0}, SOON),
+    "received later than now": ({"at": SOON + 1}, SOON),
+    "received in the quarter of an hour before": ({"at": QUARTER_ENDS - QUARTER_US - 1}, SOON),
+    "received in the next quarter of an hour": ({"at": QUARTER_ENDS}, QUARTER_ENDS),
+    "made so long ago that Redis may have forgotten it": ({"created_at": GONE_BEFORE - 1}, SOON),
+    "looked at when the vendor's reputation is over": ({}, FRESH_UNTIL),
+}
+"""What a payout is, if it is not like one that was approved, and when it is looked at (µs)."""
+LIKE: dict[str, tuple[dict[str, Any], int]] = {
+    "of the lowest amount": ({"amount": 1}, SOON),
+    "of the highest amount": ({"amount": 400}, SOON),
+    "received this very moment": ({"at": SOON}, SOON),
+    "received at the end of the quarter of an hour": ({"at": QUARTER_ENDS - 1}, QUARTER_ENDS),
+    "made when Redis surely has not forgotten it": ({"created_at": GONE_BEFORE}, SOON),
+    "looked at in the last moment of the vendor's reputation": ({}, FRESH_UNTIL - 1),
+}
+"""What it is at most, if it is like that one."""
+
+
+def like_the_first(payout: str = "pout_2", amount: int = 100, **other: Any) -> PayoutObserved:
+    """A payout that is like the first but for its id, and for what is `other`."""
+    named = {"url": URLS[0]} | other
+    facts = {
+        name: named.pop(name)
+        for name in ("reference_id", "utr", "fees", "tax", "created_at")
+        if name in named
+    }
+    signature = named.pop("agent_sig", None)
+    event = observed(payout, amount, **named)
+    if signature is not None:
+        event.facts.notes["agent_sig"] = signature
+    return replace(event, facts=replace(event.facts, **facts))
+
+
+@pytest.mark.parametrize("like", LIKE)
+async def test_a_payout_that_is_like_the_first_in_all_that_rules_look_at_is_offered_at_sight(
+    book: PolicyBook, like: str
+) -> None:
+    assert await offered_at_sight(book, *LIKE[like])
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+async def test_a_payout_that_is_unlike_in_one_thing_is_looked_at_as_a_whole(
+    book: PolicyBook, unlike: str
+) -> None:
+    assert not await offered_at_sight(book, *UNLIKE[unlike])
+
+
+async def offered_at_sight(book: PolicyBook, other: dict[str, Any], now_us: int) -> bool:
+    """Whether a payout with what is `other` is, after a first one."""
+    way = straight_way(await reputations(), zone=ZONE, retention_s=RETENTION_S)
+    assert as_a_whole(way(desk(book, SOON)), observed("pout_1", 100, url=URLS[0])) is not None
+    return way(desk(book, now_us)).at_sight(work_of(like_the_first(**other))) is not None
+
+
+async def test_what_names_no_vendor_is_remembered_without_a_reputation_that_could_end(
+    book: PolicyBook,
+) -> None:
+    way = straight_way(await reputations(), zone=ZONE, retention_s=2.0 * FRESH_UNTIL)
+    assert as_a_whole(way(desk(book, SOON)), observed("pout_1", 100)) is not None
+    assert way(desk(book, FRESH_UNTIL)).at_sight(work_of(observed("pout_2", 100))) is not None
 
 
 async def test_what_was_remembered_ends_with_the_policies(book: PolicyBook) -> None:
@@ -191,6 +277,14 @@ def test_each_rule_about_what_is_alike_or_the_amount_is_a_rule() -> None:
     assert BY_WHAT_IS_ALIKE | BY_AMOUNT.keys() <= rules
     others = {governance.no_policy, governance.outside_hours, governance.rate, governance.window_limit}
     assert rules - BY_WHAT_IS_ALIKE - BY_AMOUNT.keys() == others
+
+
+async def test_plans_stand_side_by_side(book: PolicyBook) -> None:
+    ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, SOON))
+    both = [observed(f"pout_{n}", 100, url=url) for n, url in enumerate(URLS[:2])]
+    for event in both:
+        assert as_a_whole(ask, event) is not None
+    assert None not in [ask.at_sight(work_of(event)) for event in both]
 
 
 async def test_plans_are_made_anew_where_there_would_be_too_many(

@@ -11,7 +11,7 @@ from streamproc.log.connection import connected
 from streamproc.log.health import group_rows
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.log.trim import Trimmed, trim
+from streamproc.log.trim import Trimmed, trim, trim_round
 
 NAMES = Names(0)
 GROUPS = ("governance", "execution")
@@ -155,6 +155,26 @@ async def test_one_call_is_bounded_and_the_next_goes_on(
         await read(client, group, ENTRIES, ack=True)
     assert [(await cut(client, ids[-1])).removed for _ in range(4)] == [100, 100, 0, 0]
     assert (await left(client)) == ids[200:]
+
+
+@pytest.mark.parametrize(
+    ("calls_max", "told", "more"),
+    [(1, [100], True), (2, [100, 200], True), (3, [100, 200], False), (250, [100, 200], False)],
+)
+async def test_a_round_ends_with_the_log_or_by_its_limit_and_tells_what_went_so_far(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, calls_max: int, told: list[int], more: bool
+) -> None:
+    monkeypatch.setattr(trimming, "ENTRIES_MAX", 100)
+    ids = await appended(client)
+    for group in GROUPS:
+        await read(client, group, ENTRIES, ack=True)
+    heard: list[int] = []
+    done, ended_by_limit = await trim_round(
+        client, NAMES, anchor=ids[-1], retention_s=0.0, calls_max=calls_max, on_removed=heard.append
+    )
+    assert (heard, ended_by_limit) == (told, more)
+    assert (done.removed, done.first, done.cut) == (told[-1], ids[0], ids[-1])
+    assert await left(client) == ids[told[-1] :]
 
 
 async def test_where_a_group_the_anchor_or_the_log_is_gone_nothing_is_trimmed(client: Redis) -> None:

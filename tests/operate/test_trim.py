@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -16,9 +17,11 @@ from projections.schema import prepare
 from streamproc.cli import run as cli
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed, LogBroken, LogUnavailable
+from streamproc.log import trim as trimming
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
+from streamproc.operate import trim as operated
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.logview import stats
 from streamproc.operate.trim import held_text, trim_log
@@ -37,15 +40,19 @@ async def client(redis_url: str) -> AsyncIterator[Redis]:
     """A log of ENTRIES old entries that both groups have acknowledged."""
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=consumers.GROUPS)
-        for n in range(ENTRIES):
-            e = encode_events([observed(f"pout_{n}")])
-            await client.execute_command("XADD", NAMES.log, f"{OLD}-{n}", "e", e, "m", '{"by":"webhook"}')
-        for group in consumers.GROUPS:
-            reply = await client.execute_command(
-                "XREADGROUP", "GROUP", group, "a", "COUNT", ENTRIES, "STREAMS", NAMES.log, ">"
-            )
-            await client.execute_command("XACK", NAMES.log, group, *(row[0] for row in reply[0][1]))
+        await fill(client, NAMES)
         yield client
+
+
+async def fill(client: Redis, names: Names) -> None:
+    for n in range(ENTRIES):
+        e = encode_events([observed(f"pout_{n}")])
+        await client.execute_command("XADD", names.log, f"{OLD}-{n}", "e", e, "m", '{"by":"webhook"}')
+    for group in consumers.GROUPS:
+        reply = await client.execute_command(
+            "XREADGROUP", "GROUP", group, "a", "COUNT", ENTRIES, "STREAMS", names.log, ">"
+        )
+        await client.execute_command("XACK", names.log, group, *(row[0] for row in reply[0][1]))
 
 
 @pytest.fixture
@@ -64,6 +71,28 @@ async def test_a_dry_run_says_what_would_go_and_the_run_removes_it(redis_url: st
         assert done.removed + done.to_go == ENTRIES - 1
         assert done.removed == ENTRIES - await client.xlen(NAMES.log) > 0
         assert "archive" in held_text(done.held_by, done.held_at)
+
+
+async def test_what_is_told_meanwhile_is_what_all_rounds_and_partitions_removed_so_far(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    async def all_of_it(_: object, partition: int) -> str:
+        return f"{OLD}-{ENTRIES - 1}"
+
+    monkeypatch.setattr(trimming, "ENTRIES_MAX", 100)
+    monkeypatch.setattr(operated, "trim_round", partial(trimming.trim_round, calls_max=1))
+    monkeypatch.setattr(operated, "archived_upto", all_of_it)
+    await prepare(postgres)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=2, groups=consumers.GROUPS)
+        for number in range(2):
+            await fill(client, Names(number))
+    heard: list[int] = []
+    async with site_of(redis_url, postgres) as site:
+        done = await trim_log(site, retention_s=60, on_removed=heard.append)
+    assert len(heard) > len(done) == 2
+    assert heard == sorted(set(heard))
+    assert heard[-1] == sum(one.removed for one in done)
 
 
 async def test_while_postgres_is_away_nothing_is_trimmed_and_the_job_fails(redis_url: str, client: Redis):
