@@ -1,7 +1,7 @@
 """`streamproc audit`: verify the archive against its signatures, list the audit, export evidence for others."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,18 @@ def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...
         for note in found.notes:
             output.note(note)
     if found.broken:
-        raise JobFailed("\n".join(f"BROKEN: {fault}" for fault in found.broken))
+        raise JobFailed("\n".join(_broken(found)))
+
+
+FAULTS_SHOWN = 20
+"""Faults that are told in words: a screen."""
+
+
+def _broken(found: "Verified") -> Iterator[str]:
+    """The first faults. A checkpoint of each minute that an unknown key signed would be a line each."""
+    yield from (f"BROKEN: {fault}" for fault in found.broken[:FAULTS_SHOWN])
+    if (more := len(found.broken) - FAULTS_SHOWN) > 0:
+        yield f"BROKEN: {more} more faults; --json lists all"
 
 
 def _as_json(found: "Verified") -> dict[str, Any]:
@@ -111,9 +122,9 @@ def _lines(found: "Verified") -> list[str]:
     ]
     for part in found.parts:
         good = "good up to there" if part.fault else "good"
-        outside = f", {part.outside} of them in {found.outside}" if found.outside else ""
+        outside = f"; {part.outside} in all in {found.outside}" if found.outside else ""
         lines.append(
-            f"partition {part.partition}: {part.rows:,} rows {good}; {part.checkpoints} checkpoints{outside}"
+            f"partition {part.partition}: {part.rows:,} rows {good}, {part.checkpoints} checkpoints among them{outside}"
         )
         if part.signed_at is not None:
             at = part.signed_at.isoformat(timespec="seconds").replace("+00:00", "Z")

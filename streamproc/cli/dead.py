@@ -6,6 +6,7 @@ import click
 
 from streamproc.cli import output, person
 from streamproc.cli.context import operator_settings
+from streamproc.errors import JobFailed
 
 LIMIT_MAX = 1_000
 
@@ -83,33 +84,53 @@ def show(id: str, as_json: bool) -> None:
 
 
 @dead.command()
-@click.argument("id")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @_by
 @_why
 @output.json_option
-def redrive(id: str, by: str, why: str, as_json: bool) -> None:
-    """Give a dead letter back to its group.
+def redrive(ids: tuple[str, ...], by: str, why: str, as_json: bool) -> None:
+    """Give dead letters back to their groups.
 
     Do this after correcting what went wrong. Only that group handles the entry again; if it fails again, it becomes
-    a dead letter again. Who did it, and why, is recorded in the log.
+    a dead letter again. Who did it, and why, is recorded in the log. An ID that is no dead letter (any more) does not
+    keep the others from being given back; exit code 1 then. With --json, several IDs give a list.
 
     \b
     Example:
       streamproc dead redrive 0:1700000000000-0 --why "the bank is back"
+      streamproc dead redrive $(streamproc dead list --json | jq -r '.[].id') --why "the token is renewed"
     """
     settings = operator_settings()
     from streamproc.operate import dead as operate
     from streamproc.operate.site import opened
 
-    async def body() -> str:
-        async with opened(settings) as site:
-            return await operate.redrive(site, id, by=by, why=why)
+    for id in ids:
+        operate.stream_id(id)  # a wrong one is refused before any is given back
+    done: list[dict[str, str]] = []
+    problems: list[str] = []
 
-    entry = output.run(body())
-    if as_json:
-        output.say_json({"id": id, "recorded": entry})
-    else:
-        click.echo(f"{id} is given back to its group (recorded as {entry})")
+    async def body() -> None:
+        async with opened(settings) as site:
+            for id in ids:
+                try:
+                    done.append({"id": id, "recorded": await operate.redrive(site, id, by=by, why=why)})
+                except JobFailed as problem:
+                    problems.append(str(problem))
+
+    try:
+        output.run(body())
+    finally:
+        _say_redriven(done, as_json=as_json, many=len(ids) > 1)
+    if problems:
+        raise JobFailed("\n".join(problems))
+
+
+def _say_redriven(done: list[dict[str, str]], *, as_json: bool, many: bool) -> None:
+    if as_json and (many or done):
+        output.say_json(done if many else done[0])
+    elif not as_json:
+        for one in done:
+            click.echo(f"{one['id']} is given back to its group (recorded as {one['recorded']})")
 
 
 @dead.command()

@@ -242,6 +242,13 @@ async def dead_letters(client: Redis, names: Names, *, limit: int, since_ms: int
     return [_letter(row) for row in rows]
 
 
+async def newest_dead_letter(client: Redis, names: Names) -> tuple[int, DeadLetter | None]:
+    """How many dead letters a partition has, and the newest; None if there is none."""
+    with named_errors():
+        rows = await client.execute_command("XREVRANGE", names.dead, "+", "-", "COUNT", 1)
+        return await client.xlen(names.dead), _letter(rows[0]) if rows else None
+
+
 async def dead_letter(client: Redis, names: Names, letter: str) -> DeadLetter | None:
     """One dead letter; None if there is none with this id."""
     with named_errors():

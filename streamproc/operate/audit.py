@@ -43,8 +43,8 @@ class Verified(Struct):
 
     @property
     def broken(self) -> list[Fault]:
-        """Every fault, the first of each partition."""
-        return [*self.faults, *(part.fault for part in self.parts if part.fault is not None)]
+        """The first fault of each partition, then those of the file, of which there may be many."""
+        return [*(part.fault for part in self.parts if part.fault is not None), *self.faults]
 
 
 async def verify(

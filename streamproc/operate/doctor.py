@@ -14,6 +14,7 @@ from streamproc.archive.blockers import blocking
 from streamproc.archive.lookup import refusals_named, refuses_writes, views_behind
 from streamproc.archive.migrate import current, newest
 from streamproc.archive.pool import asked, opened_pool
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
@@ -24,9 +25,9 @@ from streamproc.log.health import group_rows, server_settings, without_limit
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
-from streamproc.operate.check import Check
+from streamproc.operate.check import ITS_OWN_TROUBLE, Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
-from streamproc.operate.doctor_log import examine_log
+from streamproc.operate.doctor_log import dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.polling import poller_view
 from streamproc.operate.site import iso
@@ -67,6 +68,8 @@ async def _guarded(
     try:
         async with asyncio.timeout(CHECK_WAIT_S):
             return await examine_one(settings)
+    except OutcomeUnknown as problem:
+        return [Check(name, "bad", str(problem), ITS_OWN_TROUBLE)]
     except StreamprocError as problem:
         return [Check(name, "bad", str(problem), _TODO[name])] if name in _TODO else []
     except TimeoutError:
@@ -114,7 +117,9 @@ async def _redis(settings: Settings) -> list[Check]:
                 Check("log", "bad", str(problem), "start the system once, or run `streamproc recover`"),
             ]
         checks.append(_partitions(known, settings.partitions))
-        return checks + [check for partition in range(known) for check in await _groups(client, partition)]
+        for partition in range(known):
+            checks += [*await _groups(client, partition), *await dead_letters(client, partition)]
+        return checks
 
 
 async def _memory(client: Any) -> list[Check]:

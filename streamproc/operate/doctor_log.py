@@ -2,9 +2,13 @@
 
 from contextlib import AsyncExitStack
 
+from redis.asyncio import Redis
+
 import consumers
 from streamproc.errors import WHEN_LOST, JobFailed
 from streamproc.log.health import ARCHIVE_LATE_S, waiting_ms
+from streamproc.log.inspect import newest_dead_letter
+from streamproc.log.names import Names
 from streamproc.log.restore import read_meta
 from streamproc.operate.check import Check
 from streamproc.operate.condition import Condition, conditions, partitions_archived
@@ -33,6 +37,18 @@ async def examine_log(settings: Settings) -> list[Check]:
         checks = [_condition(one, waits[one.partition]) for one in found]
         checks += [await _beginning(settings, site, one.partition) for one in found if not one.problem]
         return [*checks, *await _marks(site)]
+
+
+async def dead_letters(client: Redis, partition: int) -> list[Check]:
+    """Whether entries wait for a person, and what is wrong with the newest one."""
+    names = Names(partition)
+    count, newest = await newest_dead_letter(client, names)
+    if newest is None:
+        return []
+    words = "an entry" if count == 1 else f"{count} entries, the newest of which"
+    detail = f"{newest.group} could not handle {words}: {newest.problem}"
+    todo = "mend the cause, then `streamproc dead redrive ID`; `streamproc dead list` shows all"
+    return [Check(f"dead letters {partition}", "bad", detail, todo)]
 
 
 def _condition(one: Condition, waits_ms: int) -> Check:

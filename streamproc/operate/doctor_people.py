@@ -2,9 +2,10 @@
 
 import msgspec
 
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.slack import SlackRefused, open_slack
 from streamproc.errors import LogUnavailable, TryAgain
-from streamproc.operate.check import Check
+from streamproc.operate.check import ITS_OWN_TROUBLE, Check
 from streamproc.operate.people import HOW, NOBODY, untold_holds, untold_text
 from streamproc.settings import Settings
 
@@ -28,6 +29,8 @@ async def _slack(settings: Settings) -> Check:
     async with open_slack(settings.slack_base_url, settings.slack_bot_token.reveal()) as slack:
         try:
             await slack.call("auth.test", {})
+        except OutcomeUnknown as problem:
+            return Check("slack", "bad", str(problem), ITS_OWN_TROUBLE)
         except (SlackRefused, TryAgain) as problem:
             return Check("slack", "bad", str(problem), todo)
     return Check("slack", "ok", f"{settings.slack_base_url} knows the token")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from streamproc.domain import events as e
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import PayoutRecord, is_terminal
 from streamproc.domain.shown import evidence_texts
 from streamproc.domain.traces import trace_id
 from streamproc.operate.explain import Story
@@ -31,7 +31,8 @@ def tell(story: Story) -> list[str]:
 
 
 def _headline(record: PayoutRecord) -> Iterator[str]:
-    outcome = f"{record.decision} {record.reason}" if record.decision else "not decided yet"
+    undecided = "never decided" if is_terminal(record) else "not decided yet"
+    outcome = f"{record.decision} {record.reason}" if record.decision else undecided
     yield f"{record.payout}  {rupees(record.amount)} {record.currency}  {outcome}"
     yield f"  agent {record.agent or '-'} ({record.identity}), policy version {record.policy_version or '-'}"
     yield f"  vendor {record.vendor_url or '-'}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import asyncpg
@@ -20,7 +21,7 @@ from streamproc.domain.wire import encode_events
 from tests.databases import template
 from tests.deadline import DEADLINE_S
 from tests.projections.histories import START_MS, ListedLog, Stored, history, project_all
-from tests.projections.seals import SIGNER, terms
+from tests.projections.seals import OTHER_SIGNER, SIGNER, terms
 from tests.words import NOW
 
 ROWS = 25
@@ -77,13 +78,27 @@ def test_a_good_archive_is_told_by_partition_and_needs_no_redis(
     assert run(["audit", "verify"]) == 0
     said = capsys.readouterr()
     assert (
-        f"partition 0: {ROWS} rows good; 3 checkpoints, 3 of them in {data_dir}/checkpoints.txt" in said.out
+        f"partition 0: {ROWS} rows good, 3 checkpoints among them; 3 in all in {data_dir}/checkpoints.txt"
+        in said.out
     )
     assert f"  signed up to seq {ROWS}, " in said.out
     assert said.err == ""
     assert run(["audit", "verify", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["partitions"][0]["unsigned"], found["faults"]) == (True, 0, [])
+
+
+def test_of_many_faults_the_rows_and_the_first_of_the_file_are_told_and_the_rest_counted(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """As after somebody replaced the key: every checkpoint in the file, one a minute, is signed by an unknown one."""
+    monkeypatch.setattr(import_module("streamproc.cli.audit"), "FAULTS_SHOWN", 2)
+    assert run(["audit", "verify", "--key", OTHER_SIGNER.public.vkey]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("BROKEN: ")[2][:12] for line in lines[:2]] == ["partition 0,", str(data_dir)[:12]]
+    assert lines[2:] == ["BROKEN: 2 more faults; --json lists all"]
+    assert run(["audit", "verify", "--key", OTHER_SIGNER.public.vkey, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["faults"]) == 4
 
 
 def test_a_broken_archive_is_exit_1_and_one_line_that_names_the_first_wrong_link(
@@ -95,7 +110,7 @@ def test_a_broken_archive_is_exit_1_and_one_line_that_names_the_first_wrong_link
         said = capsys.readouterr()
         [line] = said.err.splitlines()
         assert line.startswith("streamproc: BROKEN: partition 0, seq 12, entry ")
-        assert "partition 0: 11 rows good up to there; 1 checkpoints" in said.out
+        assert "partition 0: 11 rows good up to there, 1 checkpoints among them; 3 in all in" in said.out
         assert run(["audit", "verify", "--json"]) == 1
         found = json.loads(capsys.readouterr().out)
         assert (found["ok"], found["faults"][0]["seq"]) == (False, 12)

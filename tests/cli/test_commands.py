@@ -229,6 +229,25 @@ def test_log_tail_prints_one_json_object_a_line(
     assert [line["events"][0]["type"] for line in lines] == ["policy.changed", "policy.changed"]
 
 
+def test_many_dead_letters_are_redriven_at_once_and_one_that_is_gone_keeps_none_back(
+    system: str, capsys: pytest.CaptureFixture[str]
+):
+    from redis import Redis
+
+    with Redis.from_url(system) as client:
+        entries = [client.xadd(Names(0).log, {"e": "[]", "m": "{}"}) for _ in range(2)]
+        letter = {"group": "governance", "e": "[]", "m": "{}", "problem": "p"}
+        ids = [f"0:{client.xadd(Names(0).dead, {'entry': one, **letter}).decode()}" for one in entries]
+        assert run(["dead", "redrive", *ids, "nonsense"]) == 2
+        assert client.xlen(Names(0).dead) == 2
+        capsys.readouterr()
+        assert run(["dead", "redrive", "0:7-7", *ids]) == 1
+        assert client.xlen(Names(0).dead) == 0
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ids
+    assert said.err.splitlines() == ["streamproc: there is no dead letter 0:7-7 (any more)"]
+
+
 def test_a_discard_that_is_not_confirmed_discards_nothing(system: str, monkeypatch: pytest.MonkeyPatch):
     from redis import Redis
 

@@ -152,6 +152,25 @@ async def test_a_bundle_of_everything_has_every_entry_and_lists_its_decisions(ds
     ]
 
 
+async def test_only_a_bundle_of_everything_shows_that_nothing_is_missing(dsn: str, tmp_path: Path):
+    count = len(story())
+    whole, _ = await exported(dsn, tmp_path)
+    assert f"partition 0 is whole: none of the {count} entries is missing" in verified(whole)[1]
+    part, _ = await exported(dsn, tmp_path, payout="pout_2")
+    assert "is whole" not in verified(part)[1]
+    less = rewritten(
+        whole, "manifest.json", lambda data: data.replace(b": %d," % count, b": %d," % (count - 1), 1)
+    )
+    for number in (2, count // 2, count - 1):
+        code, said = verified(rewritten(less, "entries.jsonl", lambda data, at=number: without(data, at)))  # type: ignore[misc]
+        assert (code, "is whole" in said) == (0, False), "an entry that nothing else names was taken out"
+
+
+def without(data: bytes, number: int) -> bytes:
+    lines = data.splitlines(keepends=True)
+    return b"".join(lines[:number] + lines[number + 1 :])
+
+
 async def test_an_unpacked_bundle_is_checked_by_the_program_in_it(dsn: str, tmp_path: Path):
     path, _ = await exported(dsn, tmp_path, decision="APPROVED")
     here = tmp_path / "unpacked"

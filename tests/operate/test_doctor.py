@@ -24,8 +24,10 @@ from streamproc.operate.check import Check
 from streamproc.operate.doctor import examine
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
+from tests.engine import Engine
 from tests.operate.recovering import archive
-from tests.operate.words import NOBODY_THERE
+from tests.operate.test_dead import malformed
+from tests.operate.words import NOBODY_THERE, POLICIES
 from tests.projections.histories import ListedLog, fetch, history, project_all
 from tests.projections.seals import terms
 
@@ -111,6 +113,39 @@ async def test_wrong_keys_of_the_bank_and_of_safe_browsing_are_bad(
     checks = await examined(env)
     assert {"bank", "safe browsing"} <= bad(checks)
     assert not any("wrong-" in check.detail + check.todo for check in checks.values())
+
+
+async def test_a_bank_and_a_slack_in_trouble_are_not_blamed_on_our_keys(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    env = environment(redis_url, postgres, bank) | {
+        "STREAMPROC_SLACK_BASE_URL": f"{bank.url}/slack/api",
+        "STREAMPROC_SLACK_BOT_TOKEN": "xoxb-test",
+        "STREAMPROC_SLACK_CHANNEL_ID": "C0TEST",
+    }
+    await bank.faults(api=[{"kind": "500", "path": "/v1/*"}])
+    await bank.control("messaging", slack="500")
+    checks = await examined(env)
+    for name in ("bank", "slack"):
+        assert (checks[name].status, "answered 500" in checks[name].detail) == ("bad", True)
+        assert "status page" in checks[name].todo
+        assert "STREAMPROC" not in checks[name].todo
+
+
+async def test_dead_letters_are_bad_with_their_number_and_what_is_wrong_with_the_newest(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    env = environment(redis_url, postgres, bank)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        assert "dead letters 0" not in await examined(env)
+        await malformed(engine, problem="amount is 98")
+        await malformed(engine)
+        check = (await examined(env))["dead letters 0"]
+    assert check.status == "bad"
+    assert check.detail.startswith("governance could not handle 2 entries, the newest of which: ")
+    assert "amount is 99" in check.detail
+    assert "streamproc dead redrive" in check.todo
 
 
 async def test_redis_set_otherwise_than_the_log_needs_is_bad_by_name(

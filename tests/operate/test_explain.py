@@ -52,6 +52,17 @@ async def test_as_of_a_moment_the_story_is_what_was_known_then(redis_url: str, p
                 await explain_as_of(site, NOBODY_THERE, "pout_1", held.id)
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [("processing", "never decided"), ("cancelled", "never decided"), ("pending", "APPROVED POLICY_OK")],
+)
+async def test_a_payout_that_is_over_is_not_called_undecided_yet(redis_url: str, status: str, said: str):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_0", 100_000, status=status))
+        assert (await story_of(redis_url, "pout_0"))[1].splitlines()[0].endswith(said)
+
+
 @pytest.mark.parametrize("postgres_there", [True, False])
 async def test_an_intent_is_found_by_what_the_bank_calls_it(
     redis_url: str, postgres: str, postgres_there: bool

@@ -67,8 +67,7 @@ def point_read(raw: bytes) -> Point | None:
         x = x * SQRT_M1 % P
     if (x * x - square) % P or (x == 0 and sign):
         return None
-    if x & 1 != sign:
-        x = P - x
+    x = P - x if x & 1 != sign else x
     return x, y, 1, x * y % P
 
 
@@ -213,14 +212,13 @@ class Bundle:
             return str(file.read().decode("utf-8"))
 
 
-class Findings:
-    """What was proven. Decisions come with entry and partition, policy versions with their scope."""
+class Findings(NamedTuple):
+    """What was proven: entries by partition, decisions with entry and partition, policy versions with their scope."""
 
-    def __init__(self) -> None:
-        self.entries = 0
-        self.payouts: set[str] = set()
-        self.decisions: list[tuple[str, int, dict[str, Any]]] = []
-        self.policies: set[tuple[int, str, int]] = set()
+    entries: dict[int, int]
+    payouts: set[str]
+    decisions: list[tuple[str, int, dict[str, Any]]]
+    policies: set[tuple[int, str, int]]
 
 
 def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Checkpoint], Findings]:
@@ -237,15 +235,15 @@ def check(bundle: Bundle, keys: list[Key]) -> tuple[dict[str, Any], dict[int, Ch
     findings = check_entries(bundle, checkpoints)
     if not findings.entries:
         raise Wrong("entries.jsonl: there are no entries, so nothing is proven")
-    if findings.entries != manifest["entries"]:
-        raise Wrong(f"entries.jsonl: {findings.entries} entries, and the manifest says {manifest['entries']}")
+    if (count := sum(findings.entries.values())) != manifest["entries"]:
+        raise Wrong(f"entries.jsonl: {count} entries, and the manifest says {manifest['entries']}")
     check_policies(findings)
     return manifest, checkpoints, findings
 
 
 def check_entries(bundle: Bundle, checkpoints: dict[int, Checkpoint]) -> Findings:
     """Check every entry against its partition's checkpoint."""
-    findings, last = Findings(), (-1, 0)
+    findings, last = Findings({}, set(), [], set()), (-1, 0)
     for number, line in enumerate(bundle.open("entries.jsonl"), 1):
         where = f"entries.jsonl, line {number}"
         try:
@@ -261,7 +259,7 @@ def check_entries(bundle: Bundle, checkpoints: dict[int, Checkpoint]) -> Finding
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as problem:
             raise Wrong(f"{where}: it cannot be read: {type(problem).__name__} {problem}") from None
         last = place
-        findings.entries += 1
+        findings.entries[place[0]] = findings.entries.get(place[0], 0) + 1
         collect(findings, one, e)
     return findings
 
@@ -278,8 +276,7 @@ def check_entry(where: str, one: dict[str, Any], e: bytes, m: bytes, checkpoint:
     fields = {name if name in one else f"{name}_base64" for name in ("e", "m")}
     if more := set(one) - fields - {"partition", "seq", "entry", "before", "hash", "proof"}:
         raise Wrong(f"{where}: it has {', '.join(sorted(more))}, which nothing proves")
-    partition, seq = one["partition"], one["seq"]
-    entry, link = str(one["entry"]), bytes.fromhex(one["hash"])
+    partition, seq, entry, link = one["partition"], one["seq"], str(one["entry"]), bytes.fromhex(one["hash"])
     if checkpoint is None:
         raise Wrong(f"{where}: there is no checkpoint of its partition")
     if link_hash(bytes.fromhex(one["before"]), partition, seq, entry, e, m) != link:
@@ -322,19 +319,21 @@ def check_policies(findings: Findings) -> None:
 
 
 def report(manifest: Any, signed: list[Checkpoint], found: Findings, keys: list[Key]) -> list[str]:
-    """Lines that say what is proven, and what is not."""
+    """What is proven, and what is not. Places are, so as many entries as were signed are all of them."""
+    whole = [one for one in signed if found.entries.get(one.partition) == one.size]
     outcomes: dict[str, list[int]] = {}
     for _, _, event in found.decisions:
         outcomes.setdefault(str(event.get("decision")), []).append(int(event.get("amount", 0)))
     lines = [
         f"PROVEN against {', '.join(f'{key.name}+{key.id.hex()}' for key in keys)}:",
         *map("  archive {0.archive}, partition {0.partition}: {0.size} entries, {0.time}".format, signed),
-        f"  {found.entries} entries about {len(found.payouts)} payouts are among them, each at its place and with"
-        " the bytes that were archived",
+        f"  {sum(found.entries.values())} entries about {len(found.payouts)} payouts are among them, each at its"
+        " place and with the bytes that were archived",
+        *map("  partition {0.partition} is whole: none of the {0.size} entries is missing".format, whole),
         f"  {len(found.policies)} policy versions, among them all that the decisions name",
         *(f"  decisions {name}: {len(of)}, {sum(of)} paise" for name, of in sorted(outcomes.items())),
         "NOT PROVEN, and not to be proven by any bundle:",
-        f"  that nothing is missing: the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
+        f"  that nothing else is missing: the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
         "  that what the entries say is true: they are what was recorded, at the time of the recorder's clock",
     ]
     if (left := manifest["not_covered"])["count"]:
