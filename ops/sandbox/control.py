@@ -125,11 +125,12 @@ async def change_balance(world: World, body: BalanceChange) -> Json:
 async def change_behaviour(world: World, body: BehaviourChange) -> Json:
     """`POST /_control/bank`."""
     given = {name: value for name, value in msgspec.to_builtins(body).items() if value is not None}
-    world.oauth_scope = given.pop("oauth_scope", world.oauth_scope)
-    if given.pop("expire_token", False):
-        world.tokens.expire()
+    scope, expire = given.pop("oauth_scope", world.oauth_scope), given.pop("expire_token", False)
     merged = {**msgspec.to_builtins(world.behaviour), **given}
     world.behaviour = world.bank.behaviour = msgspec.convert(merged, Behaviour)
+    world.oauth_scope = scope
+    if expire:
+        world.tokens.expire()
     return {**msgspec.to_builtins(world.behaviour), "oauth_scope": world.oauth_scope}
 
 

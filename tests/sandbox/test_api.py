@@ -257,6 +257,25 @@ async def test_contacts_and_fund_accounts_are_deactivated_but_not_rewritten(bank
     assert renamed.json()["name"] == "Asha and Sons"
 
 
+async def test_a_change_of_a_contact_that_is_refused_changes_nothing(bank: Sandbox) -> None:
+    contact = (await bank.call("POST", "/v1/contacts", CONTACT)).json()
+    path = f"/v1/contacts/{contact['id']}"
+    refused = await bank.call("PATCH", path, {"name": "Asha and Sons", "type": "stranger"})
+    assert refusal(refused)[:2] == (400, "type")
+    assert (await bank.call("GET", path)).json() == contact
+    assert (await bank.call("POST", "/v1/contacts", CONTACT)).json()["id"] == contact["id"]
+
+
+async def test_a_change_of_the_bank_that_is_refused_changes_nothing(bank: Sandbox) -> None:
+    payout = await bank.pay(250_000)
+    wrong = {"oauth_scope": "none", "expire_token": True, "workflow": "sometimes"}
+    assert (await bank.http.post("/_control/bank", json=wrong)).status_code == 400
+    approved = await bank.call(
+        "POST", f"/v1/payouts/{payout['id']}/approve", {"remarks": "ok"}, auth="bearer"
+    )
+    assert approved.status_code == 200, approved.text
+
+
 @pytest.mark.parametrize(
     ("fault", "status"),
     [({"kind": "429", "retry_after": 7}, 429), ({"kind": "500"}, 500), ({"kind": "502"}, 502)],
