@@ -15,10 +15,9 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from streamproc.archive.evidence import lines
-from streamproc.archive.lookup import job_named
 from streamproc.archive.read import AuditFilter, AuditRow
 from streamproc.archive.signing_key import sync_directory
-from streamproc.archive.store import snapshot
+from streamproc.archive.store import errors_as_job_failed, snapshot
 from streamproc.errors import InputError
 from streamproc.operate.audit_list import line_json
 from streamproc.operate.site import iso, us_of
@@ -63,7 +62,7 @@ async def export_lines(
     """Write the lines that match, the oldest first. Raises InputError if the file cannot be written."""
     make = _WRITERS[form]()
     count = 0
-    with job_named(f"{path} was not written"):
+    with errors_as_job_failed(f"{path} was not written"):
         async with snapshot(dsn, name="streamproc audit export") as db:
             with written_whole(path) as file:
                 writer = make(file)

@@ -16,8 +16,7 @@ from projections.rebuild import (
     target_at_time,
 )
 from projections.schema import quote_ident
-from streamproc.archive.lookup import job_named
-from streamproc.archive.store import connection
+from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.moments import iso_moment
@@ -51,7 +50,7 @@ async def targets_of(dsn: str, when: str) -> list[Target]:
     A position of one partition leaves the others out. Raises InputError where it is not understood and JobFailed
     where the archive has no such entry.
     """
-    with job_named():
+    with errors_as_job_failed():
         async with connection(dsn, name="streamproc as-of") as db:
             return await _targets(db, when)
 

@@ -23,9 +23,16 @@ from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
-from streamproc.archive.lookup import entries_by_id, job_named
+from streamproc.archive.lookup import entries_by_id
 from streamproc.archive.rows import Row
-from streamproc.archive.store import Head, archived_heads, connection, partitions_opened, take_lock
+from streamproc.archive.store import (
+    Head,
+    archived_heads,
+    connection,
+    errors_as_job_failed,
+    partitions_opened,
+    take_lock,
+)
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.connection import connected
@@ -147,7 +154,7 @@ async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Sta
         partition, entry = said.entry.partition, said.entry.entry
         if partition in closed:
             continue
-        with job_named(UNTOUCHED):
+        with errors_as_job_failed(UNTOUCHED):
             stated = await disowned_in(dsn, partition).names(entry)
         if not stated:
             raise InputError(
@@ -180,7 +187,7 @@ async def rebuild(
     """
     began, done = time.monotonic(), Recovered(entries=plan.entries, gone_after=plan.gone_after)
     dsn = settings.postgres_dsn.reveal()
-    with job_named(STAYS_CLOSED):
+    with errors_as_job_failed(STAYS_CLOSED):
         async with _locked(dsn, plan), connected(settings.redis_url) as client:
             run = await clock_us(client)
             await mark_recovering(client, plan.partitions, run)

@@ -41,8 +41,7 @@ from projections.swap import swap
 from projections.views import NAMES, VIEWS, View
 from streamproc import processes
 from streamproc.archive.disowned import disowned_in
-from streamproc.archive.lookup import job_named
-from streamproc.archive.store import connection, snapshot
+from streamproc.archive.store import connection, errors_as_job_failed, snapshot
 from streamproc.errors import JobFailed, LogBroken, StreamprocError
 
 JOBS_MAX = 64
@@ -120,7 +119,7 @@ async def replay(
     """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
     progress = Progress()
-    with job_named(UNTOUCHED):
+    with errors_as_job_failed(UNTOUCHED):
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
             place = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
@@ -327,7 +326,7 @@ async def _is_ahead(db: asyncpg.Connection, place: asyncpg.Connection) -> bool:
 
 async def go_back(dsn: str) -> list[str]:
     """Put the views that the last swap replaced back in place, brought up to date; the names of those views."""
-    with job_named(UNTOUCHED):
+    with errors_as_job_failed(UNTOUCHED):
         async with (
             connection(dsn, name="streamproc replay", job=True) as db,
             connection(dsn, name="streamproc replay", job=True) as place,
@@ -373,7 +372,7 @@ async def built_as_of(
     There is one such place for each `purpose` at a time. `untouched` is what a failure says of the rest.
     """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
-    with job_named(untouched):
+    with errors_as_job_failed(untouched):
         async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
             home = str(await place.fetchval("SELECT current_schema()"))
             schema = f"{home}_{purpose}"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from streamproc.archive.lookup import refusals_named
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import payout_view
+from streamproc.archive.store import refusals_as_job_failed
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import iso as iso
 from streamproc.domain.shown import iso_or_none as iso_or_none
@@ -47,7 +47,7 @@ class Site:
         if self.postgres_problem:
             return None  # a command that waited once does not wait again
         try:
-            with refusals_named():
+            with refusals_as_job_failed():
                 return await question(self.pool, *arguments, **named)
         except TryAgain as problem:
             self.postgres_problem = str(problem)

@@ -26,7 +26,7 @@ from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.operate.recovering import archive
 from tests.operate.words import NOBODY_THERE
-from tests.projections.histories import ListedLog, fetch, history, project_all
+from tests.projections.histories import ListedLog, archived_earlier, fetch, history, project_all
 from tests.projections.seals import terms
 
 
@@ -200,10 +200,18 @@ async def test_views_that_stand_still_behind_the_archive_are_bad(
     env = environment(redis_url, postgres, bank)
     assert (await examined(env))["views"].status == "ok"
     await fetch(postgres, "UPDATE view_heads SET seq = seq - 2")
+    assert (await examined(env))["views"].status == "ok", "old entries that were archived a moment ago"
+    await archived_earlier(postgres, "1 hour")
     checks = await examined(env)
     assert checks["views"].status == "bad"
     assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
     assert "streamproc replay" in checks["views"].todo
+    await fetch(postgres, "DELETE FROM view_heads")
+    found = (await examined(env))["views"]
+    assert (found.status, found.detail) == (
+        "bad",
+        f"partition 0: {len(log.entries)} archived entries are not shown",
+    )
 
 
 async def test_what_the_scheduled_comparison_found_or_that_it_does_not_end_is_bad(
