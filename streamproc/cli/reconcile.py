@@ -67,7 +67,7 @@ def reconcile(since: str, as_json: bool) -> None:
 
 
 def _print(done: "Reconciled") -> None:
-    from streamproc.operate.site import iso
+    from streamproc.domain.shown import iso
 
     rows = [
         [m.kind, m.payout or m.subject, m.ours or "nothing", m.theirs or "nothing"] for m in done.mismatches

@@ -126,7 +126,8 @@ def _refuse_change(answer: "Answer") -> None:
 
 
 def _document(answer: "Answer", file: str | None) -> dict[str, Any]:
-    from streamproc.operate.site import iso, us_of
+    from streamproc.domain.shown import iso
+    from streamproc.operate.moments import us_of
 
     found = answer.found
     return {
@@ -181,7 +182,8 @@ def _largest(item: "tuple[Any, Sum]") -> tuple[int, Any]:
 
 def _print(answer: "Answer") -> None:
     from streamproc.domain.money import rupees
-    from streamproc.operate.site import iso, us_of
+    from streamproc.domain.shown import iso
+    from streamproc.operate.moments import us_of
 
     found = answer.found
     at = ", ".join(f"{partition}:{seq}" for partition, seq in answer.positions.items())

@@ -8,8 +8,9 @@ from msgspec import Struct
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import AuditFilter, AuditRow, audit_place, audit_rows
 from streamproc.archive.store import refusals_as_job_failed
+from streamproc.domain.shown import iso
 from streamproc.errors import InputError, JobFailed, TryAgain
-from streamproc.operate.site import iso, us_of
+from streamproc.operate.moments import us_of
 
 _LINE = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18}):(\d{1,6})", re.ASCII)
 

@@ -17,6 +17,7 @@ from streamproc.archive.migrate import current, newest
 from streamproc.archive.pool import asked, opened_pool
 from streamproc.archive.store import refusals_as_job_failed
 from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.domain.shown import iso
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
@@ -31,7 +32,6 @@ from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.polling import poller_view
-from streamproc.operate.site import iso
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0

@@ -18,9 +18,10 @@ from streamproc.archive.evidence import lines
 from streamproc.archive.read import AuditFilter, AuditRow
 from streamproc.archive.signing_key import sync_directory
 from streamproc.archive.store import errors_as_job_failed, snapshot
+from streamproc.domain.shown import iso
 from streamproc.errors import InputError
 from streamproc.operate.audit_list import line_json
-from streamproc.operate.site import iso, us_of
+from streamproc.operate.moments import us_of
 
 Format: TypeAlias = Literal["csv", "jsonl", "parquet", "bundle"]
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".zip": "bundle"}

@@ -9,14 +9,14 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.domain.entry_ids import ZERO, id_key
+from streamproc.domain.shown import event_json, iso
 from streamproc.domain.wire import MALFORMED, payout_of, read_entry, type_of
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
 from streamproc.log.names import Names
 from streamproc.log.stream import Entry, LogView
-from streamproc.operate.explain import event_json
-from streamproc.operate.site import US, Site, iso
+from streamproc.operate.site import Site
 from streamproc.operate.trim import Kept, look
 
 TAIL_MAX = 10_000
@@ -134,4 +134,4 @@ def _told(event: Any) -> str:
 
 def _at(line: Line) -> str:
     ms, _ = id_key(line.entry.id)
-    return iso(ms * (US // 1000))
+    return iso(ms * 1_000)

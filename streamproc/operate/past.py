@@ -19,12 +19,11 @@ from projections.schema import quote_ident
 from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed
-from streamproc.operate.moments import iso_moment
+from streamproc.operate.moments import iso_moment, ms_of
 
 ROWS_AT_ONCE = 1_000
 AHEAD_MAX = timedelta(days=1)
 """A time so far ahead means all that is there: the end of today, in any zone, or a moment from now."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})", re.ASCII)
 _ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18})(?::\d+)?", re.ASCII)
 
@@ -37,11 +36,6 @@ def moment_of(text: str) -> datetime:
             f"{text!r} is no time (ISO 8601), seq (4711), partition:seq (0:4711) or event id (0:1790000000000-0:2)"
         )
     return at
-
-
-def ms_of(at: datetime) -> int:
-    """Milliseconds since 1970."""
-    return (at - _EPOCH) // timedelta(milliseconds=1)
 
 
 async def targets_of(dsn: str, when: str) -> list[Target]:

@@ -10,9 +10,10 @@ from streamproc.domain.proposals import Proposal
 from streamproc.errors import InputError
 from streamproc.operate import freezes, policies, proposals
 from streamproc.operate.budget_now import windows_now
-from streamproc.operate.changes import Plan, make
+from streamproc.operate.changes import Plan, Scopes, make
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.policies import Applied, NeverHad, change_json, state_json
+from streamproc.operate.policies import NeverHad, change_json, state_json
+from streamproc.operate.proposals import Applied
 
 CHANGE_S_MAX = 20.0
 """For a change on every partition. Broken off it is safe to repeat, and says 503."""
@@ -41,7 +42,7 @@ class PolicyDesk:
         """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
         scope = f"agent:{agent}"
 
-        def plan(partition: int, scopes: policies.Scopes, at: int) -> list[Any]:
+        def plan(partition: int, scopes: Scopes, at: int) -> list[Any]:
             # Versions are each partition's own; that of the first is the one that is shown.
             if version is not None and partition == 0:
                 check_version(scopes, scope, version)

@@ -29,7 +29,7 @@ from streamproc.domain.whatif.retrial import Overlay, Retrial, Scopes
 from streamproc.domain.whatif.trial import Told
 from streamproc.domain.wire import Meta
 from streamproc.errors import InputError, JobFailed, Unprocessable
-from streamproc.operate.site import us_of
+from streamproc.operate.moments import us_of
 
 ROWS_AT_ONCE = 2_000
 WARM_UP_S = 33 * 86_400

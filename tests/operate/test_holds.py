@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from streamproc.domain.events import Event
+from streamproc.domain.shown import hold_json
 from streamproc.domain.wire import Newer, decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate import holds
-from streamproc.operate.holds import answer, hold_json, list_holds
+from streamproc.operate.holds import answer, list_holds
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
 from tests.words import NOW, observed

@@ -34,10 +34,11 @@ from streamproc.archive.evidence import (
 from streamproc.archive.note import Trusted
 from streamproc.archive.read import AuditFilter
 from streamproc.archive.store import connection, errors_as_job_failed, snapshot
+from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 from streamproc.operate.bundle.verify import FORMAT
 from streamproc.operate.export import written_whole
-from streamproc.operate.site import iso, us_of
+from streamproc.operate.moments import us_of
 
 COVER_POLL_S = 0.5
 """Between two looks for a new checkpoint."""
