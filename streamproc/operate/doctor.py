@@ -27,7 +27,7 @@ from streamproc.log.health import group_rows, replica_count, server_settings, wi
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
-from streamproc.operate.check import Check
+from streamproc.operate.doctor_check import Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.doctor_people import examine_people

@@ -9,7 +9,7 @@ from streamproc.archive.signing_key import KEY_FILE
 from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.errors import StreamprocError
 from streamproc.operate.audit import own_key
-from streamproc.operate.check import Check
+from streamproc.operate.doctor_check import Check
 from streamproc.settings import Settings
 
 LATE_S = 60.0

@@ -17,7 +17,7 @@ from streamproc.log.inspect import LogStats, log_stats, newest_entries
 from streamproc.log.names import Names
 from streamproc.log.stream import Entry, LogView
 from streamproc.operate.site import Site
-from streamproc.operate.trim import Kept, look
+from streamproc.operate.trim import LogBeginning, beginning_of
 
 TAIL_MAX = 10_000
 """Entries shown at once."""
@@ -68,11 +68,11 @@ async def _start(view: LogView, partition: int, after: list[Line]) -> str:
 
 
 class Stats(Struct, frozen=True):
-    """A partition's size, and what keeps its beginning. `kept` None: the archive cannot be asked, or there is a
+    """A partition's size, and what keeps its beginning. `beginning` None: the archive cannot be asked, or there is a
     `problem`."""
 
     size: LogStats
-    kept: Kept | None
+    beginning: LogBeginning | None
     problem: str = ""
 
 
@@ -84,7 +84,7 @@ async def stats(site: Site, retention_s: float) -> list[Stats]:
 async def _stats(site: Site, partition: int, retention_s: float) -> Stats:
     size = await log_stats(site.client, partition)
     try:
-        return Stats(size, await look(site, partition, retention_s))
+        return Stats(size, await beginning_of(site, partition, retention_s))
     except LogBroken as problem:
         return Stats(size, None, str(problem))
 

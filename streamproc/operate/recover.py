@@ -49,7 +49,7 @@ from streamproc.log.restore import (
 from streamproc.log.stream import Entry, LogView
 from streamproc.operate.condition import Condition, conditions
 from streamproc.operate.disown import Statement, disowning, recorded
-from streamproc.operate.recover_fork import Said, carry_over
+from streamproc.operate.recover_fork import InForce, carry_over
 from streamproc.operate.recover_log import restore_letters, restore_log
 from streamproc.operate.recover_recent import restore_recent
 from streamproc.operate.recover_state import (
@@ -326,14 +326,14 @@ async def _rebuild_one(
     await restore_recent(sources, to, counts, say)
     await restore_letters(sources, to, counts)
     await restore_log(sources, to, consumers.GROUPS, counts, say)
-    said = Said(await policies_of(sources), await tokens_of(sources), await proposals_of(sources))
+    in_force = InForce(await policies_of(sources), await tokens_of(sources), await proposals_of(sources))
     if aside:
         say("what came in on the old log", 0, 0)
-        said = await carry_over(sources, to, said, counts, note)
-    await to.policies(said.scopes)
-    await to.tokens(list(said.tokens.values()))
-    await to.proposals(list(said.proposals.values()))
-    counts.policies = len(said.scopes)
+        in_force = await carry_over(sources, to, in_force, counts, note)
+    await to.policies(in_force.scopes)
+    await to.tokens(list(in_force.tokens.values()))
+    await to.proposals(list(in_force.proposals.values()))
+    counts.policies = len(in_force.scopes)
     await _poll_from_the_archives_end(settings, sources, to)
     await to.put_in_place(keep_rescued_s=settings.retention_s)
     return counts

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from projections import compare
-from projections.build_worker import Order, Said
+from projections.build_worker import Order, Report
 from projections.dependents import refuse_what_would_be_lost
 from projections.rebuild import (
     Slice,
@@ -177,17 +177,17 @@ async def _build(
     reached = {(share.partition, share.slice): share.done_seq for share in plan}
     turns, began = asyncio.Semaphore(jobs), time.monotonic()
 
-    def hear(said: Said) -> None:
-        reached[said.partition, said.slice] = max(said.seq, reached[said.partition, said.slice])
-        progress.events += said.events
-        progress.peak_kb = max(progress.peak_kb, said.peak_kb)
+    def hear(report: Report) -> None:
+        reached[report.partition, report.slice] = max(report.seq, reached[report.partition, report.slice])
+        progress.events += report.events
+        progress.peak_kb = max(progress.peak_kb, report.peak_kb)
         progress.done, progress.seconds = sum(reached.values()), time.monotonic() - began
         on_progress(progress)
 
     async def one(share: Slice) -> None:
         async with turns:
             await _run_builder(Order(dsn, schema, share, views=tuple(view.name for view in views)), hear)
-            hear(Said(share.partition, share.slice, share.target_seq))
+            hear(Report(share.partition, share.slice, share.target_seq))
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -203,7 +203,7 @@ async def _build(
         raise failed from problems
 
 
-async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
+async def _run_builder(order: Order, hear: Callable[[Report], None]) -> None:
     process = await processes.start(
         [sys.executable, "-m", "projections.build_worker"],
         env=os.environ,
@@ -223,9 +223,9 @@ async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
             if not line.startswith(b'{"partition"'):
                 other = [*other[-20:], line.decode(errors="replace")]
                 continue
-            said = msgspec.json.decode(line, type=Said)
-            problem = said.problem or problem
-            hear(said)
+            report = msgspec.json.decode(line, type=Report)
+            problem = report.problem or problem
+            hear(report)
         if await process.wait() != 0:
             if problem:
                 raise LogBroken(problem)

@@ -20,8 +20,8 @@ from streamproc.log.cursor import PollCursor
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import doctor_log
-from streamproc.operate.check import Check
 from streamproc.operate.doctor import examine
+from streamproc.operate.doctor_check import Check
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.operate.recovering import archive
