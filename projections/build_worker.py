@@ -13,8 +13,8 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from projections.heads import Moved
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
-from projections.run import Moved
 from projections.views import BY_NAME, NAMES
 from streamproc.archive.store import AWAY
 from streamproc.collector import collect_seldom

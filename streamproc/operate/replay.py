@@ -24,6 +24,7 @@ from msgspec import Struct
 from projections import compare
 from projections.build_worker import Order, Report
 from projections.dependents import refuse_what_would_be_lost
+from projections.heads import open_heads
 from projections.rebuild import (
     Slice,
     Target,
@@ -34,7 +35,6 @@ from projections.rebuild import (
     resumable,
     take_replay_lock,
 )
-from projections.run import open_heads
 from projections.runner import Runner, catch_up
 from projections.schema import enter_place
 from projections.swap import swap
