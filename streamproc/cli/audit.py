@@ -9,7 +9,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import postgres_dsn
-from streamproc.cli.telling import Telling
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import ConfigError, InputError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import load
@@ -69,10 +69,10 @@ def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...
 
     trusted = job.trusted_for(settings, keys)
     outside = job.outside_file(settings, checkpoints)
-    with Telling("audit verify", "rows") as telling:
+    with ProgressDisplay("audit verify", "rows") as display:
 
         def hear(done: int, total: int) -> None:
-            telling.show("verifying", done, total)
+            display.show("verifying", done, total)
 
         found = output.run(
             job.verify(
@@ -276,7 +276,7 @@ def export(
     from streamproc.operate.export import export_lines, format_of
 
     kind, wanted = format_of(file, form), _wanted(asked)
-    with Telling("audit export", "lines" if kind != "bundle" else "entries") as telling:
+    with ProgressDisplay("audit export", "lines" if kind != "bundle" else "entries") as display:
         if kind == "bundle":
             from streamproc.operate.audit import trusted_for
             from streamproc.operate.bundle.write import write_bundle
@@ -284,11 +284,11 @@ def export(
             trusted = trusted_for(settings, keys)
             wait_s = settings.checkpoint_interval_s + COVER_MARGIN_S if wait_s is None else wait_s
             bundled = output.run(
-                write_bundle(dsn, wanted, file, trusted, wait_s=wait_s, on_stage=telling.show)
+                write_bundle(dsn, wanted, file, trusted, wait_s=wait_s, on_stage=display.show)
             )
         else:
             done = output.run(
-                export_lines(dsn, wanted, file, kind, lambda count: telling.show("exporting", count))
+                export_lines(dsn, wanted, file, kind, lambda count: display.show("exporting", count))
             )
     if kind == "bundle":
         _say_bundle(bundled, as_json=as_json)

@@ -133,19 +133,19 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     settings = operator_settings()
     import msgspec
 
-    from streamproc.cli.telling import Telling
+    from streamproc.cli.progress import ProgressDisplay
     from streamproc.operate.site import opened
     from streamproc.operate.trim import LogBeginning, trim_log
 
     async def body() -> list[LogBeginning]:
         async with opened(settings) as site:
-            with Telling("log trim", "entries") as telling:
+            with ProgressDisplay("log trim", "entries") as display:
                 return await trim_log(
                     site,
                     retention_s=settings.retention_s,
                     partition=partition,
                     dry_run=dry_run,
-                    on_removed=partial(telling.show, "trimming"),
+                    on_removed=partial(display.show, "trimming"),
                 )
 
     rows = output.run(body())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output
-from streamproc.cli.telling import Telling
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import InputError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import PREFIX, Settings, load
@@ -93,15 +93,15 @@ async def _recover(
         await refuse_unneeded(found, plan, disowned)
         if not plan.bank_only:
             _ask(plan, yes=yes)
-        with Telling("recover", "events") as telling:
+        with ProgressDisplay("recover", "events") as display:
             if not plan.bank_only:
-                done = await rebuild(found, plan, disowned=disowned, on_progress=telling.hear)
-        with Telling("recover", "payouts") as telling:
+                done = await rebuild(found, plan, disowned=disowned, on_progress=display.hear)
+        with ProgressDisplay("recover", "payouts") as display:
             if without_bank:
                 async with connected(found.redis_url) as client:
                     await mark_reconciled(client)
             elif is_configured(found):
-                asked = await ask_bank(found, on_asked=partial(telling.show, "asking the bank"))
+                asked = await ask_bank(found, on_asked=partial(display.show, "asking the bank"))
         return done, asked
 
 

@@ -10,7 +10,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import archive_settings, postgres_dsn
-from streamproc.cli.telling import Telling
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def _rebuild(
     from streamproc.operate.replay import replay
 
     job = partial(replay, dsn, views, verify=verify, restart=restart, jobs=jobs)
-    with Telling("replay", "events") as telling:
+    with ProgressDisplay("replay", "events") as display:
         seen = replay_seen(
-            archive_settings().data_dir, lambda on_progress: job(on_progress=on_progress), telling.hear
+            archive_settings().data_dir, lambda on_progress: job(on_progress=on_progress), display.hear
         )
         result = output.run(seen)
     if as_json:
@@ -155,9 +155,9 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
         cut_off: OSError | None = None  # inside, it would be taken for one of Postgres's
-        with Telling("replay", "events") as telling:
-            async with built_as_of(dsn, targets, jobs=jobs, on_progress=telling.hear) as place:
-                telling.end()
+        with ProgressDisplay("replay", "events") as display:
+            async with built_as_of(dsn, targets, jobs=jobs, on_progress=display.hear) as place:
+                display.end()
                 shown: list[list[object]] = []
                 names = await columns_of(place, view)
                 async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place
