@@ -108,6 +108,8 @@ class Directory:
         account = self.fund_account(account_id)
         if extra := sorted(set(body) - {"active"}):
             raise Refused(f"{extra[0]} is/are not required and should not be sent", field=extra[0])
+        if "active" not in body:
+            raise Refused("The active field is required.", field="active")
         account.active = flag(body, "active")
         self.changed_accounts[account.id] = account
         return account

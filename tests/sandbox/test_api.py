@@ -250,6 +250,8 @@ async def test_contacts_and_fund_accounts_are_deactivated_but_not_rewritten(bank
     account = (await bank.call("POST", "/v1/fund_accounts", wanted)).json()
     path = f"/v1/fund_accounts/{account['id']}"
     assert (await bank.call("PATCH", path, {"vpa": {"address": "b@ybl"}})).status_code == 400
+    assert refusal(await bank.call("PATCH", path, {}))[:2] == (400, "active")
+    assert (await bank.call("GET", path)).json()["active"] is True
     assert (await bank.call("PATCH", path, {"active": False})).json()["active"] is False
     refused = await create(bank, fund_account=None, fund_account_id=account["id"], mode="UPI")
     assert refusal(refused)[:2] == (400, "fund_account_id")
