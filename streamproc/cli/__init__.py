@@ -74,23 +74,8 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, mcp, sandbox, migrate, doctor),
-    *(
-        pay,
-        policy,
-        token,
-        freeze,
-        unfreeze,
-        hold,
-        explain,
-        audit,
-        replay,
-        recover,
-        reconcile,
-        log,
-        groups,
-        dead,
-        top,
-    ),
+    *(pay, policy, token, freeze, unfreeze, hold, explain, audit),
+    *(replay, recover, reconcile, log, groups, dead, top),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)

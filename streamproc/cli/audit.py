@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import postgres_dsn
+from streamproc.cli.context import archive_settings
 from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import ConfigError, InputError, JobFailed
 from streamproc.run_file import discover
@@ -63,8 +63,8 @@ def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...
       streamproc audit verify
       streamproc audit verify --checkpoints /mnt/worm/checkpoints.txt --key streamproc+22911eaa+AalA46lX...
     """
-    settings = discover(load(os.environ))
-    dsn = postgres_dsn()
+    settings = archive_settings()
+    dsn = settings.postgres_dsn.reveal()
     from streamproc.operate import audit as job
 
     trusted = job.trusted_for(settings, keys)
@@ -197,7 +197,7 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
       streamproc audit list --decision REJECTED --since 24h
       streamproc audit list --vendor vendor.example.com --json
     """
-    dsn = postgres_dsn()
+    dsn = archive_settings().postgres_dsn.reveal()
     from streamproc.domain.money import rupees
     from streamproc.operate.audit_list import line_json, list_lines
 
@@ -209,18 +209,8 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     for row in page.items:
         amount = None if row.amount is None else rupees(row.amount)
         what = " ".join(part for part in (row.decision, row.reason) if part)
-        rows.append(
-            (
-                line_json(row)["at"],
-                row.kind,
-                what,
-                row.agent or "-",
-                row.vendor or "-",
-                amount,
-                row.payout,
-                row.actor,
-            )
-        )
+        about = (row.agent or "-", row.vendor or "-", amount, row.payout, row.actor)
+        rows.append((line_json(row)["at"], row.kind, what, *about))
     columns = ("TIME", "KIND", "WHAT", "AGENT", "VENDOR", "AMOUNT", "PAYOUT", "BY")
     output.say_table(columns, rows, empty="no line matches")
     if page.next:
@@ -271,8 +261,8 @@ def export(
       streamproc audit export october.csv --since 2026-10-01 --until 2026-11-01
       streamproc audit export evidence.zip --payout pout_00000000000001
     """
-    settings = discover(load(os.environ))
-    dsn = postgres_dsn()
+    settings = archive_settings()
+    dsn = settings.postgres_dsn.reveal()
     from streamproc.operate.export import export_lines, format_of
 
     kind, wanted = format_of(file, form), _wanted(asked)

@@ -48,11 +48,6 @@ def operator_settings() -> Settings:
     return settings
 
 
-def postgres_dsn() -> str:
-    """The archive's DSN, for commands that need nothing else. Raises ConfigError if it is not set."""
-    return archive_settings().postgres_dsn.reveal()
-
-
 def archive_settings() -> Settings:
     """The settings of a command that reads the archive and needs no log. Raises ConfigError without an archive."""
     settings = discover(load(os.environ))

@@ -134,15 +134,8 @@ def _as_json(done: "Recovered", asked: "BankAsked | None", left: list[str]) -> d
 
 def _print(done: "Recovered", asked: "BankAsked | None") -> None:
     names = (
-        "partition",
-        "archived",
-        "payouts",
-        "budgets",
-        "beneficiaries",
-        "policies",
-        "seen",
-        "timers",
-        "letters",
+        *("partition", "archived", "payouts", "budgets", "beneficiaries"),
+        *("policies", "seen", "timers", "letters"),
     )
     rows = [
         [*(getattr(one, name) for name in names), sum(one.pending.values()), one.rescued]

@@ -274,16 +274,16 @@ async def _reconciliation(settings: Settings) -> list[Check]:
         return []
     begun = iso(last.tried_at * 1_000_000)
     if last.done_at < last.tried_at < time.time() - RECONCILE_LATE_S:
-        detail = f"begun at {begun}, and not at its end"
+        detail = f"the one that began at {begun} has not finished"
         return [
             Check("reconciliation", "bad", detail, "the poller's log says why; run `streamproc reconcile`")
         ]
     if last.mismatches:
-        detail = f"that of {begun} found {last.mismatches} mismatches of bank, log and budgets"
+        detail = f"the one of {begun} found {last.mismatches} mismatches between bank, log and budgets"
         return [
             Check("reconciliation", "bad", detail, "`streamproc reconcile` shows them; `explain` each payout")
         ]
-    return [Check("reconciliation", "ok", f"that of {begun} found no mismatch")]
+    return [Check("reconciliation", "ok", f"the one of {begun} found no mismatch")]
 
 
 async def _breakers(settings: Settings) -> list[Check]:
@@ -295,7 +295,7 @@ async def _breakers(settings: Settings) -> list[Check]:
             "the system answers with errors or not at all; work waits and goes on by itself when it is back"
         )
         return [Check("breakers", "bad", found.detail, todo)]
-    return [Check("breakers", "ok", f"{found.heard} heard of, none open")] if found.heard else []
+    return [Check("breakers", "ok", f"{found.heard} reported, none open")] if found.heard else []
 
 
 async def _safe_browsing(settings: Settings) -> list[Check]:

@@ -74,7 +74,9 @@ def _todo(beginning: LogBeginning) -> str:
 async def _marks(site: Site) -> list[Check]:
     meta = await read_meta(site.client)
     if meta.recovering:
-        return [Check("recovery", "bad", "begun, and not at its end", "run `streamproc recover` again")]
+        return [
+            Check("recovery", "bad", "it was begun and has not finished", "run `streamproc recover` again")
+        ]
     if meta.unreconciled:
         todo = "run `streamproc recover` where the bank's keys are set, or with --without-bank"
         return [Check("recovery", "note", "done, and the bank was not asked what happened meanwhile", todo)]
