@@ -30,7 +30,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log.work import Desk, Group, Item, Stage, Work
-from streamproc.telemetry.watch import Called, keeping
+from streamproc.telemetry.watch import Called, collecting_calls
 
 CONCURRENT_MAX = 16
 """Bank calls of one worker at once; the client's limit per second applies besides."""
@@ -72,7 +72,7 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
 
     async def enact(items: Sequence[Item], desk: Desk) -> None:
         async def one(work: Work, event: Cause) -> None:
-            with keeping(work.calls):
+            with collecting_calls(work.calls):
                 if work.record is None and archived is not None:
                     record = await forgotten(work, archived)
                     if record is None or not (isinstance(event, CancelRequested) and event.bank_payout):

@@ -12,7 +12,7 @@ _SQL = statements("projections", "agents.sql")
 
 
 def begin() -> Tallies:
-    """An empty sum."""
+    """A new accumulator."""
     return Tallies(_agent, _SQL["add"])
 
 

@@ -158,11 +158,11 @@ class Lines:
         self._rows: list[tuple[object, ...]] = []
 
     def add(self, steps: Sequence[Step]) -> None:
-        """As `fold.Sum`."""
+        """As `fold.Accumulator`."""
         self._rows += lines(steps)
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """As `fold.Sum`."""
+        """As `fold.Accumulator`."""
         rows, self._rows = self._rows, []
         if rows:
             await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import asyncpg
 
-from projections.fold import Few, Step, moment
+from projections.fold import Buffered, Step, moment
 from streamproc.archive.sql import statements
 from streamproc.archive.text import text_key
 from streamproc.domain import events as e
@@ -41,6 +41,6 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
     await db.execute(_SQL["add"], steps[0].partition, *map(list, zip(*rows, strict=True)))
 
 
-def begin() -> Few:
-    """An empty sum."""
-    return Few(write)
+def begin() -> Buffered:
+    """A new accumulator."""
+    return Buffered(write)

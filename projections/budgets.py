@@ -49,7 +49,7 @@ class Charged:
         self._first = self._last = ""
 
     def add(self, steps: Iterable[Step]) -> None:
-        """As `fold.Sum`. Raises LogBroken for an impossible settlement."""
+        """As `fold.Accumulator`. Raises LogBroken for an impossible settlement."""
         found, named = self.found, self._named
         for step in steps:
             event = step.event
@@ -68,7 +68,7 @@ class Charged:
                     change.committed += committed
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """As `fold.Sum`. Raises LogBroken if a window would fall below zero."""
+        """As `fold.Accumulator`. Raises LogBroken if a window would fall below zero."""
         if not self.found:
             return
         rows = [

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import asyncpg
 
-from projections.fold import ALL, Decoded, Step, Sum, Unreadable, decode, steps_of
-from projections.run import Mark, Records
+from projections.fold import ALL, Accumulator, Decoded, Step, Unreadable, decode, steps_of
+from projections.heads import Mark, Records
 from projections.views import View
 from streamproc.archive.disowned import Disowned
 from streamproc.archive.rows import RowAbout
@@ -43,9 +43,9 @@ class Builder:
         self._partition = partition
         self._records = records
         self._disowned = disowned
-        self._sums = [(view.reads, view.begin()) for view in views]
+        self._accumulators = [(view.reads, view.begin()) for view in views]
         self._parts = [
-            _Part(reads, [each for read, each in self._sums if read == reads])
+            _Part(reads, [each for read, each in self._accumulators if read == reads])
             for reads in dict.fromkeys(view.reads for view in views)
         ]
         self._takers = {
@@ -72,7 +72,7 @@ class Builder:
         try:
             async with self._db.transaction():
                 await self.mark.move(self._db, rows, upto)
-                for _, each in self._sums:
+                for _, each in self._accumulators:
                     await each.write(self._db, self._partition)
         except OverflowError as problem:  # from asyncpg; in JSON a number may have any length
             raise LogBroken(
@@ -125,15 +125,15 @@ class Builder:
 class _Part:
     """Views that read the same events, with the steps of the entries in hand that they are still to add."""
 
-    def __init__(self, reads: frozenset[type[Fact]], sums: Sequence[Sum]) -> None:
+    def __init__(self, reads: frozenset[type[Fact]], accumulators: Sequence[Accumulator]) -> None:
         self.reads = reads
         self._steps: list[Step] = []
-        self._sums = sums
+        self._accumulators = accumulators
         self.take: Callable[[Step], None] = self._steps.append
 
     def add(self) -> None:
         """Give the steps to the views."""
         if self._steps:
-            for each in self._sums:
+            for each in self._accumulators:
                 each.add(self._steps)
             self._steps.clear()

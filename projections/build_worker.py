@@ -13,8 +13,8 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from projections.heads import Moved
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
-from projections.run import Moved
 from projections.views import BY_NAME, NAMES
 from streamproc.archive.store import AWAY
 from streamproc.collector import collect_seldom
@@ -31,7 +31,7 @@ class Order(Struct, frozen=True):
     views: tuple[str, ...] = NAMES
 
 
-class Said(Struct, frozen=True, omit_defaults=True):
+class Report(Struct, frozen=True, omit_defaults=True):
     """A line of a builder: its position, the events since the last line and its peak memory; or why it ends."""
 
     partition: int
@@ -47,30 +47,32 @@ def main() -> int:
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     share = order.share
 
-    def say(seq: int = 0, events: int = 0, problem: str = "") -> None:
+    def report(seq: int = 0, events: int = 0, problem: str = "") -> None:
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        line = msgspec.json.encode(Said(share.partition, share.slice, seq, events, peak_kb, problem))
+        line = msgspec.json.encode(Report(share.partition, share.slice, seq, events, peak_kb, problem))
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
 
     try:
-        uvloop.run(_build(order, say))
+        uvloop.run(_build(order, report))
     except (StreamprocError, Moved) as problem:
-        say(problem=str(problem))
+        report(problem=str(problem))
         return 1
     except (
         *AWAY,
         asyncpg.PostgresError,
     ) as problem:  # a disk that is full, or a server that stops, in one line
-        say(problem=f"Postgres: {named(problem)}")
+        report(problem=f"Postgres: {named(problem)}")
         return 1
     return 0
 
 
-async def _build(order: Order, say: Callable[[int, int], None]) -> None:
+async def _build(order: Order, report: Callable[[int, int], None]) -> None:
     collect_seldom()
     views = [BY_NAME[name] for name in order.views]
-    await build_slice(order.dsn, order.schema, order.share, say, segment_rows=order.segment_rows, views=views)
+    await build_slice(
+        order.dsn, order.schema, order.share, report, segment_rows=order.segment_rows, views=views
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ _SQL = statements("projections", "compare.sql")
 _INVARIANTS = {name: sql for name, sql in _SQL.items() if name.startswith("invariant_")}
 
 
-class Sum(Struct, frozen=True):
+class Checksum(Struct, frozen=True):
     """What a view holds: the number of rows, and a checksum that does not depend on their order."""
 
     rows: int
@@ -77,10 +77,10 @@ def _rows_of(view: str, columns: Sequence[str]) -> str:
     return _SQL["only"].format(view=view, columns=", ".join(map(quote_ident, columns)))
 
 
-async def checksum(db: asyncpg.Connection, view: str, columns: Sequence[str] = ()) -> Sum:
-    """The sum of a view in the place that `db` is in; of `columns` only, if any are named."""
+async def checksum(db: asyncpg.Connection, view: str, columns: Sequence[str] = ()) -> Checksum:
+    """The checksum of a view in the place that `db` is in; of `columns` only, if any are named."""
     row = await db.fetchrow(_SQL["checksum"].format(view=_rows_of(view, columns)))
-    return Sum(row["rows"], row["checksum"])
+    return Checksum(row["rows"], row["checksum"])
 
 
 async def positions(db: asyncpg.Connection, views: Sequence[str]) -> dict[int, int]:

@@ -65,7 +65,7 @@ ALL: frozenset[type[e.Fact]] = frozenset(EVENT_KINDS)
 OF_PAYOUT = having("payout")
 
 
-class Sum(Protocol):
+class Accumulator(Protocol):
     """What a view makes of the steps of a segment, of one partition and in order."""
 
     def add(self, steps: Sequence[Step]) -> None:
@@ -73,7 +73,7 @@ class Sum(Protocol):
         ...
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """Write the sum and empty it. Must run in a transaction."""
+        """Write what was added and begin anew. Must run in a transaction."""
         ...
 
 
@@ -183,15 +183,15 @@ def _approved_at_sight(record: PayoutRecord, events: Sequence[Event]) -> PayoutR
 
 
 def moment(at_us: int) -> tuple[int]:
-    """µs since 1970 as Postgres stores a timestamptz, µs since 2000, for a connection after `run.speak_micros`.
+    """µs since 1970 as Postgres stores a timestamptz, µs since 2000, for a connection after `heads.speak_micros`.
 
     An aware datetime costs ten times as much to make and to encode.
     """
     return (at_us - POSTGRES_EPOCH_US,)
 
 
-class Few:
-    """The sum of a view with few events: it keeps the steps and writes them all at the end."""
+class Buffered:
+    """The accumulator of a view with few events: it keeps the steps and writes them all at the end."""
 
     def __init__(self, write: Callable[[asyncpg.Connection, Sequence[Step]], Awaitable[None]]) -> None:
         self._write = write

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import asyncpg
 
-from projections.fold import Step, moment
+from projections.fold import Buffered, Step, moment
 from streamproc.archive.sql import statements
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
@@ -83,29 +83,25 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
         await db.execute(_SQL["update"], steps[0].partition, *map(list, zip(*old, strict=True)))
 
 
-class Held:
-    """The steps of a segment that are about held payouts."""
+class Held(Buffered):
+    """Keeps only the steps of a segment that are about held payouts: the view reads nearly all events."""
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
+        super().__init__(write)
 
     def add(self, steps: Sequence[Step]) -> None:
-        """As `fold.Sum`."""
-        for step in steps:
-            before, after = step.before, step.after
-            if after is None or after is before:
-                continue
-            if after.decision == "HELD" or (before is not None and before.decision == "HELD"):
-                self._steps.append(step)
-
-    async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """As `fold.Sum`."""
-        steps, self._steps = self._steps, []
-        if steps:
-            await write(db, steps)
+        """As `fold.Accumulator`."""
+        super().add([step for step in steps if _is_about_hold(step)])
 
 
 begin = Held
+
+
+def _is_about_hold(step: Step) -> bool:
+    before, after = step.before, step.after
+    if after is None or after is before:
+        return False
+    return after.decision == "HELD" or (before is not None and before.decision == "HELD")
 
 
 def _outcome(hold: Hold) -> tuple[object, ...]:

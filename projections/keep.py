@@ -1,17 +1,18 @@
-"""Keeps the live views of a partition: through outages, swaps, and entries that cannot be folded."""
+"""Keeps the live views of a partition: through outages, swaps, and entries that cannot be folded; and their feed."""
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 
 import asyncpg
 
+from projections.heads import Moved, open_heads, write_lazily
 from projections.outage import Outage, heed_cancellation
-from projections.run import Feed, Moved, open_heads, write_lazily
 from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import rows_after
-from streamproc.archive.rows import RowAbout
+from streamproc.archive.rows import ArchivedEntry, RowAbout
 from streamproc.archive.store import AWAY, connection
 from streamproc.errors import ConfigError, LogBroken, named
 from streamproc.waiting import set_within
@@ -28,6 +29,8 @@ GATHER_MUCH_S = 0.5
 """GATHER_S in a flood, where writing a row of `payouts` twice would cost 20 µs of CPU more."""
 GATHERED_MAX = BATCH_MAX
 """Rows that are written without waiting for more."""
+FEED_MAX = 12_000
+"""Archived rows kept for the views, some 2 kB each; views further behind read the archive."""
 BROKEN_RETRY_S = 15.0
 """Interval at which views that stopped with an alarm are tried again: a replay may have replaced them."""
 
@@ -35,6 +38,48 @@ _NAMED = (LogBroken, ConfigError, asyncpg.PostgresError)
 """Errors whose text says enough without a traceback."""
 
 log = logging.getLogger(__name__)
+
+
+class Feed:
+    """Rows that were just archived, handed to the views of the same process without reading them from Postgres."""
+
+    def __init__(self, rows_max: int = FEED_MAX) -> None:
+        self._rows: deque[ArchivedEntry] = deque(maxlen=rows_max)
+        self._more = asyncio.Event()
+
+    def put(self, rows: Sequence[ArchivedEntry]) -> None:
+        """Hand over rows that are committed, in order."""
+        self._rows.extend(rows)
+        self._more.set()
+
+    def take(self, after_seq: int, count: int) -> list[ArchivedEntry]:
+        """The rows that follow `after_seq`; none if the next one is not, or no longer, here."""
+        rows = self._rows
+        while rows and rows[0].seq <= after_seq:
+            rows.popleft()
+        if not rows or rows[0].seq != after_seq + 1:
+            return []
+        return [rows.popleft() for _ in range(min(count, len(rows)))]
+
+    async def gather(self, count: int, until_s: float) -> None:
+        """Return when `count` rows are here, or at `until_s` of the loop's clock."""
+        try:
+            async with asyncio.timeout_at(until_s):
+                while len(self._rows) < count:
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            return
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return when there is something new, or after `timeout_s`."""
+        try:
+            # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
+            async with asyncio.timeout(timeout_s):
+                await self._more.wait()
+        except TimeoutError:
+            return
+        self._more.clear()
 
 
 async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Event) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import asyncpg
 
-from projections.fold import Few, Step
+from projections.fold import Buffered, Step
 from streamproc.archive.text import text_key
 from streamproc.domain import events as e
 
@@ -37,6 +37,6 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 
-def begin() -> Few:
-    """An empty sum."""
-    return Few(write)
+def begin() -> Buffered:
+    """A new accumulator."""
+    return Buffered(write)

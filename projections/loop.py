@@ -23,10 +23,9 @@ import asyncpg
 from msgspec import Struct
 
 from projections.janitor import Janitor, keep_trimmed
-from projections.keep import keep_views
+from projections.keep import Feed, keep_views
 from projections.notary import Terms, keep_checkpoints
 from projections.outage import Outage, heed_cancellation
-from projections.run import Feed
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.store import AWAY, Entry, Head, connection, open_head, take_lock

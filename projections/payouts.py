@@ -15,17 +15,8 @@ VERSION = 2
 READS = CHANGING
 COLUMNS = (
     *("payout", "partition", "account", "agent", "identity", "amount", "currency", "vendor", "vendor_url"),
-    *(
-        "state",
-        "decision",
-        "reason",
-        "bank_status",
-        "received_at",
-        "updated_at",
-        "entry_id",
-        "record",
-        "at_bank",
-    ),
+    *("state", "decision", "reason", "bank_status", "received_at", "updated_at", "entry_id", "record"),
+    "at_bank",
 )
 
 _SQL = statements("projections", "payouts.sql")
@@ -39,7 +30,7 @@ class Changed:
         self.new: set[str] = set()
 
     def add(self, steps: Iterable[Step]) -> None:
-        """As `fold.Sum`."""
+        """As `fold.Accumulator`."""
         last = self.last
         for step in steps:
             # By identity: an event that changes nothing returns the same record, and a comparison would cost more
@@ -50,7 +41,7 @@ class Changed:
                     self.new.add(step.payout)
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """As `fold.Sum`."""
+        """As `fold.Accumulator`."""
         last, new = self.last, self.new
         self.last, self.new = {}, set()
         if not last:

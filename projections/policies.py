@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 import msgspec
 
-from projections.fold import Few, Step, moment
+from projections.fold import Buffered, Step, moment
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 
@@ -14,19 +14,8 @@ NAME = "policies"
 VERSION = 2
 READS: frozenset[type[e.Fact]] = frozenset({e.PolicyChanged})
 COLUMNS = (
-    *(
-        "partition",
-        "scope",
-        "version",
-        "at",
-        "by_whom",
-        "why",
-        "before",
-        "after",
-        "effective",
-        "seq",
-        "confirmed_by",
-    ),
+    *("partition", "scope", "version", "at", "by_whom", "why"),
+    *("before", "after", "effective", "seq", "confirmed_by"),
 )
 
 _NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
@@ -45,9 +34,9 @@ async def write(db: asyncpg.Connection, steps: Sequence[Step]) -> None:
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 
-def begin() -> Few:
-    """An empty sum."""
-    return Few(write)
+def begin() -> Buffered:
+    """A new accumulator."""
+    return Buffered(write)
 
 
 def _row(step: Step, event: e.PolicyChanged) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ import asyncpg
 from msgspec import Struct
 
 from projections.build import Builder
-from projections.run import Moved, Records, speak_micros, write_lazily
+from projections.heads import Moved, Records, speak_micros, write_lazily
 from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.disowned import disowned_in
@@ -95,7 +95,7 @@ async def plan_build(
     await drop_place(db, schema)
     per_partition = max(1, -(-jobs // max(1, len(targets))))
     async with db.transaction():
-        await make_place(db, schema, indexes=False, views=views)
+        await make_place(db, schema, views)
         await db.execute(_SQL["table"])
         for target in targets:
             await db.execute(

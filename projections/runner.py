@@ -5,15 +5,15 @@ It works on whatever place the connection's search path names. So the live views
 are kept by the same code, which folds as a builder does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import time_ns
 
 import asyncpg
 
 from projections.build import Builder
-from projections.run import Mark, Records
+from projections.heads import Mark, Records
 from projections.traced import folded
-from projections.views import VIEWS, View
+from projections.views import VIEWS
 from streamproc.archive.disowned import Disowned
 from streamproc.archive.load import rows_after
 from streamproc.archive.rows import RowAbout
@@ -36,10 +36,9 @@ class Runner(Builder):
         db: asyncpg.Connection,
         partition: int,
         mark: Mark,
-        views: Sequence[View] = VIEWS,
         disowned: Disowned | None = None,
     ) -> None:
-        super().__init__(db, partition, mark, Records(partition), views, disowned)
+        super().__init__(db, partition, mark, Records(partition), VIEWS, disowned)
 
     async def fold(self, rows: Sequence[RowAbout], upto: int | None = None) -> int:
         """As `Builder.fold`; `upto` is by default the last of `rows`."""
@@ -53,26 +52,14 @@ class Runner(Builder):
 
 
 async def catch_up(
-    runner: Runner,
-    archive: asyncpg.Connection,
-    partition: int,
-    upto_seq: int | None = None,
-    *,
-    batch_max: int = BATCH_MAX,
-    on_batch: Callable[[int], None] | None = None,
+    runner: Runner, archive: asyncpg.Connection, partition: int, upto_seq: int, *, batch_max: int = BATCH_MAX
 ) -> None:
-    """Fold what the archive has after the runner's position, up to `upto_seq` or to its end.
+    """Fold what the archive has after the runner's position, up to `upto_seq`.
 
-    `archive` is a connection to the archive's schema; `on_batch` is called with the seq after each batch. Raises
-    LogBroken if the archive ends before `upto_seq`.
+    `archive` is a connection to the archive's schema. Raises LogBroken if the archive ends before.
     """
-    while upto_seq is None or runner.mark.seq < upto_seq:
-        count = batch_max if upto_seq is None else min(batch_max, upto_seq - runner.mark.seq)
-        rows = await rows_after(archive, partition, runner.mark.seq, count)
+    while (at := runner.mark.seq) < upto_seq:
+        rows = await rows_after(archive, partition, at, min(batch_max, upto_seq - at))
         if not rows:
-            if upto_seq is not None:
-                raise LogBroken(f"the archive of partition {partition} ends before seq {upto_seq}")
-            return
+            raise LogBroken(f"the archive of partition {partition} ends before seq {upto_seq}")
         await runner.fold(rows)
-        if on_batch is not None:
-            on_batch(runner.mark.seq)

@@ -49,9 +49,7 @@ async def make_missing(db: asyncpg.Connection) -> list[str]:
     """Make what the connection's schema lacks of a place; the names of the views made, which are empty."""
     missing = await missing_in(db)
     if "view_heads" in missing:
-        await db.execute(_PLACE["table"])
-        await db.execute(_PLACE["comment"])
-        await _grant(db, ["view_heads"])
+        await _make_heads(db)
     made = [view for view in VIEWS if view.name in missing]
     await make_tables(db, made)
     for view in made:
@@ -62,20 +60,18 @@ async def make_missing(db: asyncpg.Connection) -> list[str]:
     return [view.name for view in made]
 
 
-async def make_place(
-    db: asyncpg.Connection, schema: str, *, indexes: bool, views: Sequence[View] = VIEWS
-) -> None:
-    """Make a schema with these views, empty, and make it the connection's only search path."""
-    quoted = quote_ident(schema)
-    await db.execute(f"CREATE SCHEMA {quoted}")
+async def make_place(db: asyncpg.Connection, schema: str, views: Sequence[View]) -> None:
+    """Make a schema with these views, empty and without indexes, and make it the connection's only search path."""
+    await db.execute(f"CREATE SCHEMA {quote_ident(schema)}")
     await enter_place(db, schema)
+    await _make_heads(db)
+    await make_tables(db, views)
+
+
+async def _make_heads(db: asyncpg.Connection) -> None:
     await db.execute(_PLACE["table"])
     await db.execute(_PLACE["comment"])
     await _grant(db, ["view_heads"])
-    await make_tables(db, views)
-    if indexes:
-        for view in views:
-            await make_indexes(db, view)
 
 
 async def enter_place(db: asyncpg.Connection, schema: str) -> None:

@@ -54,11 +54,11 @@ class Tallies:
         self._found: dict[str, Tally] = {}
 
     def add(self, steps: Sequence[Step]) -> None:
-        """As `fold.Sum`."""
+        """As `fold.Accumulator`."""
         tallies(steps, self._name_of, self._found)
 
     async def write(self, db: asyncpg.Connection, partition: int) -> None:
-        """As `fold.Sum`."""
+        """As `fold.Accumulator`."""
         found, self._found = self._found, {}
         await add(db, self._statement, partition, found)
 

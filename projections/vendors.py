@@ -13,7 +13,7 @@ _SQL = statements("projections", "vendors.sql")
 
 
 def begin() -> Tallies:
-    """An empty sum."""
+    """A new accumulator."""
     return Tallies(_vendor, _SQL["add"])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from projections import agents, audit, beneficiaries, budgets, holds, letters, payouts, policies, vendors
-from projections.fold import Sum
+from projections.fold import Accumulator
 from streamproc.archive.sql import statements
 from streamproc.domain.events import Fact
 
@@ -18,8 +18,8 @@ class View(Struct, frozen=True):
     version: int
     reads: frozenset[type[Fact]]
     """The events that it is made of; it gets no others."""
-    begin: Callable[[], Sum]
-    """Makes the sum that adds up its steps and writes them."""
+    begin: Callable[[], Accumulator]
+    """Makes the accumulator that adds up its steps and writes them."""
 
     def statements(self, prefix: str) -> list[str]:
         """The statements of its .sql file whose names begin with `prefix`."""

@@ -60,7 +60,7 @@ from streamproc.operate.breakers import say_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
-from streamproc.operate.measured import machine_page, measured, seen
+from streamproc.operate.measured import instrumented, machine_page, measured
 from streamproc.operate.people import notification_over, opened_channels, people_until
 from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
@@ -252,7 +252,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
             doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
-        yield seen(app, meters)
+        yield instrumented(app, meters)
 
 
 async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:

@@ -181,7 +181,7 @@ async def answer(request: Request) -> Response:
     if fault is not None:
         line.fault = fault.kind
         await asyncio.sleep(fault.ms / 1000)
-    response = _befallen(fault) or _handled(world, request, body, line)
+    response = _fault_response(fault) or _handled(world, request, body, line)
     line.status = response.status_code
     if fault is not None and fault.kind == "timeout":
         line.answered, response = False, NoAnswer()
@@ -191,7 +191,7 @@ async def answer(request: Request) -> Response:
     return response
 
 
-def _befallen(fault: ApiFault | None) -> Response | None:
+def _fault_response(fault: ApiFault | None) -> Response | None:
     """The answer that a fault gives instead of handling the call; None: handle it."""
     kind = fault.kind if fault is not None else ""
     if fault is not None and kind == "429":

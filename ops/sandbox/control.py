@@ -125,11 +125,12 @@ async def change_balance(world: World, body: BalanceChange) -> Json:
 async def change_behaviour(world: World, body: BehaviourChange) -> Json:
     """`POST /_control/bank`."""
     given = {name: value for name, value in msgspec.to_builtins(body).items() if value is not None}
-    world.oauth_scope = given.pop("oauth_scope", world.oauth_scope)
-    if given.pop("expire_token", False):
-        world.tokens.expire()
+    scope, expire = given.pop("oauth_scope", world.oauth_scope), given.pop("expire_token", False)
     merged = {**msgspec.to_builtins(world.behaviour), **given}
     world.behaviour = world.bank.behaviour = msgspec.convert(merged, Behaviour)
+    world.oauth_scope = scope
+    if expire:
+        world.tokens.expire()
     return {**msgspec.to_builtins(world.behaviour), "oauth_scope": world.oauth_scope}
 
 
@@ -164,19 +165,19 @@ async def advance_clock(world: World, body: ClockChange) -> Json:
 async def set_safebrowsing(world: World, body: ReputationKnobs) -> Json:
     """`POST /_control/safebrowsing`."""
     world.reputation.apply(body)
-    return {"threats": world.reputation.threats, "down": world.reputation.mood}
+    return {"threats": world.reputation.threats, "down": world.reputation.availability}
 
 
 async def set_registry(world: World, body: RegistryKnobs) -> Json:
     """`POST /_control/gleif`."""
     world.registry.apply(body)
-    return {"records": len(world.registry.records), "down": world.registry.mood}
+    return {"records": len(world.registry.records), "down": world.registry.availability}
 
 
 async def set_messaging(world: World, body: MessagingKnobs) -> Json:
     """`POST /_control/messaging`."""
     world.messages.apply(body)
-    return {"slack": world.messages.slack_mood, "ntfy": world.messages.ntfy_mood}
+    return {"slack": world.messages.slack_availability, "ntfy": world.messages.ntfy_availability}
 
 
 async def click(world: World, body: SlackClick) -> Json:
@@ -248,8 +249,8 @@ def _listed(rows: Any) -> Response:
     return _answer({"count": len(items), "items": items})
 
 
-def _answer(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+def _answer(body: object) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")
 
 
 async def _changed(request: Request, kind: type[T], act: Callable[[World, T], Awaitable[Json]]) -> Response:

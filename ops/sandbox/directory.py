@@ -4,6 +4,8 @@ import json
 import random
 import re
 
+from msgspec.structs import replace
+
 from ops.sandbox.entities import Contact, FundAccount, Json, new_id
 from ops.sandbox.orders import flag, notes, required, text
 from ops.sandbox.refusals import Refused, unknown_id
@@ -71,21 +73,23 @@ class Directory:
     def change_contact(self, contact_id: str, body: Json) -> Contact:
         """Change what may change: everything but the id."""
         contact = self.contact(contact_id)
+        given = {
+            field: text(body, field, TEXT_MAX)
+            for field in ("contact", "email", "reference_id")
+            if field in body
+        }
+        changed = replace(
+            contact,
+            name=_name(body) if "name" in body else contact.name,
+            type=_type(body) if "type" in body else contact.type,
+            notes=notes(body) if "notes" in body else contact.notes,
+            active=flag(body, "active") if "active" in body else contact.active,
+            **given,
+        )
         self._by_details.pop(_contact_key(contact), None)
-        if "name" in body:
-            contact.name = _name(body)
-        for field in ("contact", "email", "reference_id"):
-            if field in body:
-                setattr(contact, field, text(body, field, TEXT_MAX))
-        if "type" in body:
-            contact.type = _type(body)
-        if "notes" in body:
-            contact.notes = notes(body)
-        if "active" in body:
-            contact.active = flag(body, "active")
-        self._by_details[_contact_key(contact)] = contact.id
-        self.changed_contacts[contact.id] = contact
-        return contact
+        self._by_details[_contact_key(changed)] = contact_id
+        self.contacts[contact_id] = self.changed_contacts[contact_id] = changed
+        return changed
 
     def add_fund_account(self, body: Json, now: int) -> FundAccount:
         """Make a fund account for an existing contact, or return the identical one."""
@@ -104,6 +108,8 @@ class Directory:
         account = self.fund_account(account_id)
         if extra := sorted(set(body) - {"active"}):
             raise Refused(f"{extra[0]} is/are not required and should not be sent", field=extra[0])
+        if "active" not in body:
+            raise Refused("The active field is required.", field="active")
         account.active = flag(body, "active")
         self.changed_accounts[account.id] = account
         return account

@@ -68,7 +68,7 @@ class Faults:
         """The first fault that hits this call; its count goes down."""
         for fault in self.api:
             fits = fnmatchcase(path, fault.path) and fnmatchcase(method, fault.method)
-            if fits and self._befalls(fault):
+            if fits and self._hits(fault):
                 return fault
         return None
 
@@ -77,10 +77,10 @@ class Faults:
         return [
             fault
             for fault in self.webhooks
-            if fault.kind in kinds and fnmatchcase(event, fault.events) and self._befalls(fault)
+            if fault.kind in kinds and fnmatchcase(event, fault.events) and self._hits(fault)
         ]
 
-    def _befalls(self, fault: ApiFault | WebhookFault) -> bool:
+    def _hits(self, fault: ApiFault | WebhookFault) -> bool:
         if fault.count == 0 or self._rng.random() >= fault.rate:
             return False
         if fault.count is not None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.sandbox.neighbours import Mood, suffer
+from ops.sandbox.neighbours import Availability, fault_response
 from ops.sandbox.slack_people import People
 
 MESSAGES_MAX = 50_000
@@ -32,10 +32,10 @@ NTFY_HEADERS = ("title", "priority", "tags", "click", "actions", "markdown")
 class MessagingKnobs(Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /_control/messaging`; what is not given stays as it is."""
 
-    slack: Mood | None = None
+    slack: Availability | None = None
     slack_error: str | None = None
     """Slack answers 200 with `ok: false` and this; empty ends it."""
-    ntfy: Mood | None = None
+    ntfy: Availability | None = None
     slow_ms: int | None = None
 
 
@@ -44,9 +44,9 @@ class Messages:
 
     def __init__(self, slack_token: str, people: People) -> None:
         self.sent: deque[dict[str, Any]] = deque(maxlen=MESSAGES_MAX)
-        self.slack_mood: Mood = "ok"
+        self.slack_availability: Availability = "ok"
         self.slack_error = ""
-        self.ntfy_mood: Mood = "ok"
+        self.ntfy_availability: Availability = "ok"
         self.slow_ms = 0
         self._slack_token = slack_token
         self._people = people
@@ -54,15 +54,15 @@ class Messages:
 
     def apply(self, knobs: MessagingKnobs) -> None:
         """Change what the knobs name."""
-        self.slack_mood = knobs.slack or self.slack_mood
+        self.slack_availability = knobs.slack or self.slack_availability
         self.slack_error = self.slack_error if knobs.slack_error is None else knobs.slack_error
-        self.ntfy_mood = knobs.ntfy or self.ntfy_mood
+        self.ntfy_availability = knobs.ntfy or self.ntfy_availability
         self.slow_ms = self.slow_ms if knobs.slow_ms is None else knobs.slow_ms
 
     async def slack(self, request: Request, now: float) -> Response:
         """`POST /slack/api/{method}`, JSON or form."""
         method = str(request.path_params["method"])
-        if (down := await suffer(self.slack_mood, self.slow_ms)) is not None:
+        if (down := await fault_response(self.slack_availability, self.slow_ms)) is not None:
             down.headers.setdefault("Retry-After", "1")
             return down
         body = await _slack_body(request)
@@ -94,7 +94,7 @@ class Messages:
 
     async def ntfy(self, request: Request, now: float) -> Response:
         """`POST /ntfy/{topic}` with the text as body, or `POST /ntfy/` with JSON."""
-        if (down := await suffer(self.ntfy_mood, self.slow_ms)) is not None:
+        if (down := await fault_response(self.ntfy_availability, self.slow_ms)) is not None:
             return down
         raw = (await request.body()).decode("utf-8", "replace")
         message: dict[str, Any]

@@ -19,15 +19,14 @@ T = TypeVar("T", Payout, Contact, FundAccount, Transaction)
 def payouts(world: World, query: Mapping[str, str]) -> Json:
     """`GET /payouts`: filters combine; `account_number` is required."""
     account = _check_account(world, query)
-    wanted = {name: query[name] for name in PAYOUT_FILTERS if query.get(name)}
-    contact = query.get("contact_id")
+    matches, contact = _matching(query, *PAYOUT_FILTERS), query.get("contact_id")
 
     def fits(payout: Payout) -> bool:
         if payout.account != account:
             return False
         if contact and world.directory.fund_account(payout.fund_account_id).contact_id != contact:
             return False
-        return all(getattr(payout, name) == value for name, value in wanted.items())
+        return matches(payout)
 
     rows = _between(reversed(world.bank.payouts.values()), query)
     return _page(rows, query, fits, lambda payout: payout.shown(world.bank.merchant_id))
@@ -35,22 +34,21 @@ def payouts(world: World, query: Mapping[str, str]) -> Json:
 
 def contacts(world: World, query: Mapping[str, str]) -> Json:
     """`GET /contacts`."""
-    wanted = {
-        name: query[name] for name in ("name", "email", "contact", "reference_id", "type") if query.get(name)
-    }
     rows = _between(reversed(world.directory.contacts.values()), query)
-    return _page(
-        rows, query, lambda row: all(getattr(row, n) == v for n, v in wanted.items()), lambda row: row.shown()
-    )
+    fits = _matching(query, "name", "email", "contact", "reference_id", "type")
+    return _page(rows, query, fits, lambda row: row.shown())
 
 
 def fund_accounts(world: World, query: Mapping[str, str]) -> Json:
     """`GET /fund_accounts`."""
-    wanted = {name: query[name] for name in ("contact_id", "account_type") if query.get(name)}
     rows = _between(reversed(world.directory.fund_accounts.values()), query)
-    return _page(
-        rows, query, lambda row: all(getattr(row, n) == v for n, v in wanted.items()), lambda row: row.shown()
-    )
+    return _page(rows, query, _matching(query, "contact_id", "account_type"), lambda row: row.shown())
+
+
+def _matching(query: Mapping[str, str], *names: str) -> Callable[[object], bool]:
+    """Whether a row has the values that the query gives for these of its fields."""
+    wanted = {name: query[name] for name in names if query.get(name)}
+    return lambda row: all(getattr(row, name) == value for name, value in wanted.items())
 
 
 def transactions(world: World, query: Mapping[str, str]) -> Json:

@@ -6,7 +6,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.sandbox.neighbours import Mood, suffer
+from ops.sandbox.neighbours import Availability, fault_response
 
 CALLS_MAX = 10_000
 PAGE_SIZE_DEFAULT = 10
@@ -44,12 +44,12 @@ class RegistryKnobs(Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /_control/gleif`; what is not given stays as it is."""
 
     records: list[LegalEntity] | None = None
-    down: Mood | None = None
+    down: Availability | None = None
     slow_ms: int | None = None
 
 
 class Registry:
-    """The records, the mood, and who asked for what."""
+    """The records, the availability, and who asked for what."""
 
     def __init__(self) -> None:
         self.records = [
@@ -61,14 +61,14 @@ class Registry:
                 registration="LAPSED",
             ),
         ]
-        self.mood: Mood = "ok"
+        self.availability: Availability = "ok"
         self.slow_ms = 0
         self.calls: deque[dict[str, object]] = deque(maxlen=CALLS_MAX)
 
     def apply(self, knobs: RegistryKnobs) -> None:
         """Change what the knobs name."""
         self.records = self.records if knobs.records is None else knobs.records
-        self.mood = knobs.down or self.mood
+        self.availability = knobs.down or self.availability
         self.slow_ms = self.slow_ms if knobs.slow_ms is None else knobs.slow_ms
 
     async def find(self, request: Request, now: float) -> Response:
@@ -76,7 +76,7 @@ class Registry:
         query = request.query_params
         name, lei = query.get("filter[entity.legalName]", ""), query.get("filter[lei]", "")
         self.calls.append({"at": now, "name": name, "lei": lei})
-        response = await suffer(self.mood, self.slow_ms)
+        response = await fault_response(self.availability, self.slow_ms)
         if response is not None:
             return response
         found = [

@@ -9,7 +9,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.sandbox.neighbours import Mood, suffer
+from ops.sandbox.neighbours import Availability, fault_response
 
 CALLS_MAX = 50_000
 ENTRIES_MAX = 500
@@ -39,17 +39,17 @@ class ReputationKnobs(Struct, kw_only=True, forbid_unknown_fields=True):
     threats: dict[str, str] | None = None
     """Host -> threat type; replaces the list."""
     cache_s: int | None = None
-    down: Mood | None = None
+    down: Availability | None = None
     slow_ms: int | None = None
 
 
 class Reputation:
-    """The list, the mood, and who asked for what."""
+    """The list, the availability, and who asked for what."""
 
     def __init__(self, key: str) -> None:
         self.threats = dict(THREATS)
         self.cache_s = 300
-        self.mood: Mood = "ok"
+        self.availability: Availability = "ok"
         self.slow_ms = 0
         self.calls: deque[dict[str, object]] = deque(maxlen=CALLS_MAX)
         self._key = key
@@ -58,7 +58,7 @@ class Reputation:
         """Change what the knobs name."""
         self.threats = self.threats if knobs.threats is None else knobs.threats
         self.cache_s = self.cache_s if knobs.cache_s is None else knobs.cache_s
-        self.mood = knobs.down or self.mood
+        self.availability = knobs.down or self.availability
         self.slow_ms = self.slow_ms if knobs.slow_ms is None else knobs.slow_ms
 
     async def find(self, request: Request, now: float) -> Response:
@@ -66,7 +66,7 @@ class Reputation:
         body = await request.body()
         call: dict[str, object] = {"at": now, "urls": [], "status": 0}
         self.calls.append(call)
-        response = await suffer(self.mood, self.slow_ms)
+        response = await fault_response(self.availability, self.slow_ms)
         if response is None:
             response = self._answer(request.query_params.get("key", ""), body, call)
         call["status"] = response.status_code

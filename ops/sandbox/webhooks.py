@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from ops.sandbox.clock import Clock
 from ops.sandbox.entities import BankEvent, Json, new_id
-from ops.sandbox.faults import Faults
+from ops.sandbox.faults import Faults, WebhookFault
 
 SENDS_MAX = 16
 """Deliveries in flight: enough that one slow answer does not stop the others."""
@@ -138,22 +138,20 @@ class Courier:
             return delivery
         wait_s = 0.0
         for fault in self._faults.for_webhook(event.name, "drop", "duplicate", "delay", "reorder"):
-            wait_s = max(wait_s, self._suffer(delivery, fault.kind, fault.copies, fault.ms / 1000))
+            wait_s = max(wait_s, self._apply_fault(delivery, fault))
         if delivery.state == "waiting":
             self._schedule(delivery, delivery.created_at + wait_s)
         return delivery
 
-    def _suffer(self, delivery: Delivery, kind: str, copies: int, wait_s: float) -> float:
-        if kind == "drop":
+    def _apply_fault(self, delivery: Delivery, fault: WebhookFault) -> float:
+        """Do to an event what a fault says; the seconds by which its first attempt is late."""
+        if fault.kind == "drop":
             delivery.state = "dropped"
-        elif kind == "duplicate":
-            delivery.copies += copies
-        elif kind == "reorder":
+        elif fault.kind == "duplicate":
+            delivery.copies += fault.copies
+        elif fault.kind == "reorder":
             self._held.append(delivery.id)
-            return wait_s
-        elif kind == "delay":
-            return wait_s
-        return 0.0
+        return fault.ms / 1000 if fault.kind in ("delay", "reorder") else 0.0
 
     def load(self, deliveries: list[Delivery]) -> None:
         """Load what an earlier process could not deliver."""

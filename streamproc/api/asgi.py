@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +18,7 @@ from streamproc.api.answers import JSON, json_answer, problem
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.health import Check, Ready
 from streamproc.api.openapi import document
-from streamproc.api.operations import Call, Operation, Says
+from streamproc.api.operations import Call, Method, Operation, Says
 from streamproc.api.routing import routes_of
 from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_problem
@@ -83,22 +83,23 @@ def create_app(
     app = Starlette(
         routes=routes_of(table, doorkeeper, body_bytes_max=body_bytes_max),
         exception_handlers={HTTPException: _refused, Exception: _failed},
-        middleware=_cors(cors_origins),
+        middleware=_cors(cors_origins, table),
     )
     app.router.redirect_slashes = False  # a redirected POST would lose its body
     return SecurityHeaders(Front(delivery.path, webhook, app))
 
 
-def _cors(origins: Sequence[str]) -> list[Middleware]:
+def _cors(origins: Sequence[str], table: Sequence[Operation]) -> list[Middleware]:
     """CORS for pages of these origins only. No cookies: a page sends its token itself."""
     if not origins:
         return []
+    read = {one.name for operation in table for one in operation.reads if one.where == "header"}
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=list(origins),
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match"],
+            allow_methods=get_args(Method),
+            allow_headers=["Authorization", "Content-Type", *sorted(read)],
             expose_headers=["ETag", "Location", "Retry-After"],
         )
     ]

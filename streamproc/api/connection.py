@@ -70,118 +70,121 @@ class Protocol(HttpToolsProtocol):
         times: Times,
         refused: Seldom,
     ) -> None:
-        self._real_loop = _loop or asyncio.get_running_loop()
-        timers: Any = _Loop(self._real_loop, times.idle)
+        self._event_loop = _loop or asyncio.get_running_loop()
+        timers: Any = _Loop(self._event_loop, times.idle)
         super().__init__(config, server_state, app_state, timers)
         self._times, self._refusals = times, refused
-        self._waits_for_head: Deadline | None = None
-        self._waits_for_reader: Deadline | None = None
-        self._begun: Any = None
-        """The scope of a head that has not arrived whole."""
-        self._more_of_head = 0
-        """Bytes read for it after the read in which it began."""
-        self._may_be_long = False
-        self._is_deaf = False
-        """Nothing that comes is looked at any more: the answers in hand are the last ones."""
+        self._head_deadline: Deadline | None = None
+        self._send_deadline: Deadline | None = None
+        self._partial_head: Any = None
+        """The scope of a request whose head has not arrived whole; None if there is none."""
+        self._partial_bytes = 0
+        """Bytes read of that head after the read in which it began."""
+        self._check_size = False
+        """Whether the head in hand may be over the limit: only what came in several reads, or in a large one."""
+        self._stopped_reading = False
+        """What still comes is dropped: the answers in hand are the last ones."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is connected."""
-        gathering: Any = Gathering(cast("asyncio.Transport", transport), self._real_loop, self._closing)
+        gathering: Any = Gathering(
+            cast("asyncio.Transport", transport), self._event_loop, self._start_send_deadline
+        )
         super().connection_made(gathering)
-        self._waits_for_head = self._times.head.call(self._head_is_late, self._real_loop)
+        self._head_deadline = self._times.head.call(self._head_timed_out, self._event_loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
-        self._head_is_there()
-        self._reader_is_there()
-        self._begun = None
+        self._cancel_head_deadline()
+        self._cancel_send_deadline()
+        self._partial_head = None
         gathering: Any = self.transport
         gathering.forget()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """The next bytes of a client."""
-        if self._is_deaf:
+        if self._stopped_reading:
             return
         self._unset_keepalive_if_required()
-        before = self._begun
-        self._may_be_long = before is not None or len(data) > HEAD_BYTES_MAX
+        before = self._partial_head
+        self._check_size = before is not None or len(data) > HEAD_BYTES_MAX
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # no other protocol is spoken: the request is answered as it is
-            self._hear_no_more()
+            self._stop_reading()
         except httptools.HttpParserError:
-            if not self._is_deaf:
+            if not self._stopped_reading:
                 self._refuse(400, "this is no HTTP/1.1 request")
         else:
-            self._look_at_head(before, len(data))
-        self._look_at_time()
+            self._check_head_size(before, len(data))
+        self._update_head_deadline()
 
     def on_headers_complete(self) -> None:
         """A head is whole. Raises _Refused, which stops the parser, after it has refused the request."""
         if len(self.pipeline) >= BEHIND_MAX:
-            self._hear_no_more()
+            self._stop_reading()
             raise _Refused
-        if self._may_be_long and _size(self.url, self.headers) > HEAD_BYTES_MAX:
-            self._refuse_long()
+        if self._check_size and _size(self.url, self.headers) > HEAD_BYTES_MAX:
+            self._refuse_head_size()
             raise _Refused
         super().on_headers_complete()
 
     def pause_writing(self) -> None:
         """More waits for the client than the transport wants to hold."""
         super().pause_writing()
-        self._wait_for_reader()
+        self._start_send_deadline()
 
     def resume_writing(self) -> None:
         """The client reads."""
         super().resume_writing()
         if not self.transport.is_closing():
-            self._reader_is_there()
+            self._cancel_send_deadline()
 
     # ---- a head: its size and its time ----
 
-    def _look_at_head(self, before: Any, read: int) -> None:
+    def _check_head_size(self, before: Any, read: int) -> None:
         """After each read: a head that goes on and on is refused before it is whole."""
-        newest = self._newest()
-        is_whole = newest is not None and newest.scope is self.scope
-        self._begun = None if is_whole else self.scope
-        self._more_of_head = self._more_of_head + read if self._begun is before else 0
-        if self._begun is not None and self._more_of_head > HEAD_BYTES_MAX:
-            self._refuse_long()
+        last = self._last_cycle()
+        is_whole = last is not None and last.scope is self.scope
+        self._partial_head = None if is_whole else self.scope
+        self._partial_bytes = self._partial_bytes + read if self._partial_head is before else 0
+        if self._partial_head is not None and self._partial_bytes > HEAD_BYTES_MAX:
+            self._refuse_head_size()
 
-    def _look_at_time(self) -> None:
+    def _update_head_deadline(self) -> None:
         """A client of whom nothing is in hand has HEAD_READ_S_MAX to ask for something, however it drips."""
-        newest = self._newest()
-        if newest is not None and not newest.response_complete:
-            self._head_is_there()
-        elif self._waits_for_head is None and not self.transport.is_closing():
-            self._waits_for_head = self._times.head.call(self._head_is_late, self._real_loop)
+        last = self._last_cycle()
+        if last is not None and not last.response_complete:
+            self._cancel_head_deadline()
+        elif self._head_deadline is None and not self.transport.is_closing():
+            self._head_deadline = self._times.head.call(self._head_timed_out, self._event_loop)
 
-    def _head_is_there(self) -> None:
-        if self._waits_for_head is not None:
-            self._waits_for_head.cancel()
-            self._waits_for_head = None
+    def _cancel_head_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
 
-    def _head_is_late(self) -> None:
-        self._waits_for_head = None
+    def _head_timed_out(self) -> None:
+        self._head_deadline = None
         if self.transport.is_closing():
             return
-        if self._begun is None:  # it said nothing, or sends a body that nobody waits for
+        if self._partial_head is None:  # it said nothing, or sends a body that nobody waits for
             self.transport.close()
         else:
             self._refuse(408, f"the request's head did not arrive within {HEAD_READ_S_MAX:g} s")
 
     # ---- refusals ----
 
-    def _refuse_long(self) -> None:
+    def _refuse_head_size(self) -> None:
         self._refuse(431, f"the request's head is over {HEAD_BYTES_MAX} bytes")
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer what is no request of ours, unless answers in hand would come after that, and close."""
         self._refusals.say()
-        self._hear_no_more()
-        newest = self._newest()
-        in_hand = None if newest is None or newest.response_complete else newest
+        self._stop_reading()
+        last = self._last_cycle()
+        in_hand = None if last is None or last.response_complete else last
         if in_hand is not None and not in_hand.more_body:
             return
         if in_hand is None or not (self.pipeline or in_hand.response_started):
@@ -191,33 +194,29 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(head % (status, phrase, PROBLEM_JSON, len(body)) + body)
         self.transport.close()
 
-    def _hear_no_more(self) -> None:
-        """The newest request whose answer is in hand is the last one of this connection."""
-        self._is_deaf = True
-        if (newest := self._newest()) is not None:
-            newest.keep_alive = False
+    def _stop_reading(self) -> None:
+        """Answer the requests whose heads are whole, and no later ones."""
+        self._stopped_reading = True
+        if (last := self._last_cycle()) is not None:
+            last.keep_alive = False
 
-    def _newest(self) -> RequestResponseCycle | None:
-        """The last request whose head is whole; answered or not. None: there was none yet."""
+    def _last_cycle(self) -> RequestResponseCycle | None:
+        """The last request whose head is whole, answered or not. None: there was none yet."""
         return self.cycle
 
     # ---- a client that does not read ----
 
-    def _closing(self) -> None:
-        """It is closed as soon as all is sent, and that ends too."""
-        self._wait_for_reader()
+    def _start_send_deadline(self) -> None:
+        if self._send_deadline is None:
+            self._send_deadline = self._times.sending.call(self._send_timed_out, self._event_loop)
 
-    def _wait_for_reader(self) -> None:
-        if self._waits_for_reader is None:
-            self._waits_for_reader = self._times.sending.call(self._reads_nothing, self._real_loop)
+    def _cancel_send_deadline(self) -> None:
+        if self._send_deadline is not None:
+            self._send_deadline.cancel()
+            self._send_deadline = None
 
-    def _reader_is_there(self) -> None:
-        if self._waits_for_reader is not None:
-            self._waits_for_reader.cancel()
-            self._waits_for_reader = None
-
-    def _reads_nothing(self) -> None:
-        self._waits_for_reader = None
+    def _send_timed_out(self) -> None:
+        self._send_deadline = None
         self.transport.abort()
 
 

@@ -8,21 +8,21 @@ HELD_BYTES_MAX: Final = 64 * 1024
 """Most bytes gathered in one step of the loop; more is sent at once, so that back-pressure of a slow reader works."""
 
 
-def _nobody() -> None:
-    """Is told where nobody wants to be."""
+def _ignored() -> None:
+    """The callback of a transport whose closing nobody waits for."""
 
 
 class Gathering:
     """A transport that sends in one piece whatever is written within one step of the loop.
 
-    `closing` is called when it is about to close.
+    `closing` is called just before the transport is closed.
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
-        closing: Callable[[], None] = _nobody,
+        closing: Callable[[], None] = _ignored,
     ) -> None:
         self._transport, self._loop, self._closing = transport, loop, closing
         self._held: list[bytes] = []
@@ -50,8 +50,8 @@ class Gathering:
         self._transport.close()
 
     def forget(self) -> None:
-        """Nobody wants to be told any more; whoever does keeps this one, and that would be a circle."""
-        self._closing = _nobody
+        """Drop the callback: its owner also holds this transport, and that would be a reference cycle."""
+        self._closing = _ignored
 
     def is_closing(self) -> bool:
         """Whether it is closed, or will be."""

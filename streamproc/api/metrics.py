@@ -17,7 +17,7 @@ from typing import TypeAlias
 from prometheus_client.exposition import choose_encoder
 
 from streamproc.api.operations import Operation, Says
-from streamproc.api.routes_seen import METHODS, route_of
+from streamproc.api.route_names import METHODS, route_of
 from streamproc.domain.tokens import SECRET, Token, digest_of
 from streamproc.errors import StreamprocError
 from streamproc.ingress.problems import Asgi, Header, Message, Receive, Scope, Send, send_body, send_problem

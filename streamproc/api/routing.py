@@ -28,38 +28,38 @@ TOKEN_GOOD_S = 1.0
 honest one is there within milliseconds, and needs no second look."""
 
 
-class Desk:
-    """Counts the requests in progress."""
+class InFlight:
+    """Counts the requests in progress, and refuses more than `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._in_hand = 0
+        self._count = 0
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Counts one request while it is handled. Raises Refusal if there are too many."""
-        if self._in_hand >= self._most:
+    def counted(self) -> Iterator[None]:
+        """Count one request while it is handled. Raises Refusal if there are too many."""
+        if self._count >= self._most:
             raise Refusal(
-                503, f"{self._in_hand} requests are in hand, the limit is {self._most}; ask again",
+                503, f"{self._count} requests are in hand, the limit is {self._most}; ask again",
                 {"retry-after": str(BUSY_RETRY_AFTER_S)},
             )  # fmt: skip
-        self._in_hand += 1
+        self._count += 1
         try:
             yield
         finally:
-            self._in_hand -= 1
+            self._count -= 1
 
 
 def routes_of(
     operations: Sequence[Operation], doorkeeper: Doorkeeper | None, *, body_bytes_max: int
 ) -> list[Route]:
     """A route for each path; more specific ones come first, as `/a/fixed` before `/a/{any}`."""
-    desk = Desk(IN_HAND_MAX)
+    in_flight = InFlight(IN_HAND_MAX)
     by_path: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         by_path[operation.path].append(operation)
     return [
-        _route(path, by_path[path], doorkeeper, desk, body_bytes_max)
+        _route(path, by_path[path], doorkeeper, in_flight, body_bytes_max)
         for path in sorted(by_path, key=_generality)
     ]
 
@@ -70,7 +70,7 @@ def _generality(path: str) -> tuple[int, list[bool]]:
 
 
 def _route(
-    path: str, there: list[Operation], doorkeeper: Doorkeeper | None, desk: Desk, body_bytes_max: int
+    path: str, there: list[Operation], doorkeeper: Doorkeeper | None, in_flight: InFlight, body_bytes_max: int
 ) -> Route:
     if there[0].raw is not None:
         assert len(there) == 1, f"{path}: a raw application answers every method"
@@ -85,7 +85,7 @@ def _route(
             raise HTTPException(405, headers={"allow": ", ".join(allowed)})
         if operation.action is None:
             return await answered(_open_to_all(request, operation))
-        return await answered(_handled(request, operation, doorkeeper, desk, body_bytes_max))
+        return await answered(_handled(request, operation, doorkeeper, in_flight, body_bytes_max))
 
     route = Route(path, endpoint)
     route.methods = None  # every method comes here, unknown ones too
@@ -98,11 +98,15 @@ async def _open_to_all(request: Request, operation: Operation) -> Response:
 
 
 async def _handled(
-    request: Request, operation: Operation, doorkeeper: Doorkeeper | None, desk: Desk, body_bytes_max: int
+    request: Request,
+    operation: Operation,
+    doorkeeper: Doorkeeper | None,
+    in_flight: InFlight,
+    body_bytes_max: int,
 ) -> Response:
     assert operation.handle is not None
     assert doorkeeper is not None, f"{operation.name} needs somebody who knows tokens"
-    with desk.taken():
+    with in_flight.counted():
         token = await doorkeeper.admitted(request, operation)
     try:
         given = read_parameters(request, operation)
@@ -110,7 +114,7 @@ async def _handled(
         began_s = monotonic()
         if operation.body is not None:  # read before counting, so that slow senders take no place
             body = await read_json(request, operation, body_bytes_max)
-        with desk.taken():
+        with in_flight.counted():
             if monotonic() - began_s >= TOKEN_GOOD_S:
                 token = await doorkeeper.good(request, operation)
             return await operation.handle(Call(request, token, given, body))

@@ -6,7 +6,7 @@ A payout has its own trace, which follows from its id, so the caller's trace is 
 from collections.abc import Awaitable
 from time import time_ns
 
-from streamproc.api.routes_seen import METHODS, NO_ROUTE, route_of
+from streamproc.api.route_names import METHODS, NO_ROUTE, route_of
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send
 from streamproc.telemetry import watch
 from streamproc.telemetry.spans import Place, Tracer, Value, new_place

@@ -12,9 +12,9 @@ HELD_S_MIN = 1.0
 _SQL = statements("streamproc.archive", "blockers.sql")
 
 
-async def holders(db: asyncpg.Connection, schemas: Sequence[str], *, held_s: float = HELD_S_MIN) -> str:
-    """The sessions that have held locks on tables of these schemas for so long; '' if there are none now."""
-    return "; ".join(map(_in_words, await db.fetch(_SQL["holders"], list(schemas), held_s)))
+async def holders(db: asyncpg.Connection, schemas: Sequence[str]) -> str:
+    """The sessions that have held locks on tables of these schemas for HELD_S_MIN; '' if there are none now."""
+    return "; ".join(map(_in_words, await db.fetch(_SQL["holders"], list(schemas), HELD_S_MIN)))
 
 
 async def blocking(db: asyncpg.Connection) -> str:

@@ -1,4 +1,4 @@
-"""Numbers of the archive and its views for metrics: each one bounded query."""
+"""Numbers of the archive and its views, for metrics, `top` and `doctor`: each one bounded query."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -73,7 +73,7 @@ async def open_holds(pool: asyncpg.Pool) -> OpenHolds:
 
 
 async def views_behind(pool: asyncpg.Pool) -> dict[int, Unshown]:
-    """For each partition the archived entries that the views do not show yet. Raises TryAgain."""
+    """For each partition, in order, the archived entries that the views do not show yet. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
     return {row["partition"]: Unshown(row["behind"], float(row["oldest_s"])) for row in rows}

@@ -11,7 +11,8 @@ SELECT a.partition, a.seq - v.seq AS behind,
        coalesce((SELECT extract(epoch FROM clock_timestamp() - e.archived_at) FROM events AS e
                  WHERE e.partition = a.partition AND e.seq = v.seq + 1), 0) AS oldest_s
 FROM heads AS a
-CROSS JOIN LATERAL (SELECT coalesce(min(seq), 0) AS seq FROM view_heads WHERE partition = a.partition) AS v;
+CROSS JOIN LATERAL (SELECT coalesce(min(seq), 0) AS seq FROM view_heads WHERE partition = a.partition) AS v
+ORDER BY a.partition;
 
 -- name: unsigned
 -- Since its archiving, which is from when a checkpoint is due. Whether any was ever made for this archive: no number of

@@ -1,64 +1,22 @@
 """Queries of operators on the archive and its views, besides those of `read`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
-from msgspec import Struct
 
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
-from streamproc.errors import JobFailed, LogBroken, named
 
 JOB_TIMEOUT_S = 30.0
 """Limit of a job's query that reads a whole view."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SQL = statements("streamproc.archive", "lookup.sql")
-
-
-@contextmanager
-def refusals_named() -> Iterator[None]:
-    """Turn a refusal by Postgres (no schema yet, wrong password) into JobFailed, with its own words and advice."""
-    try:
-        yield
-    except asyncpg.PostgresError as problem:
-        advice = "`streamproc doctor` checks the database, `streamproc migrate` makes its tables"
-        raise JobFailed(f"Postgres refuses: {problem}; {advice}") from problem
-
-
-@contextmanager
-def job_named(consequence: str = "") -> Iterator[None]:
-    """Turn an error of Postgres into JobFailed, with its own words; `consequence`: what that means for the job."""
-    after = f"; {consequence}" if consequence else ""
-    try:
-        yield
-    except LogBroken as problem:
-        raise JobFailed(f"{problem}{after}") from problem
-    except (*AWAY, asyncpg.PostgresError) as problem:
-        raise JobFailed(f"Postgres: {named(problem)}{after}") from problem
-
-
-class Behind(Struct, frozen=True):
-    """Archived entries that the views do not show yet; `waiting_ms`: the time of the first one, None if there is
-    none."""
-
-    partition: int
-    behind: int
-    waiting_ms: int | None
-
-
-async def views_behind(pool: asyncpg.Pool) -> list[Behind]:
-    """How far the views are behind the archive, by partition. Raises TryAgain when Postgres is away."""
-    async with asked(pool) as db:
-        rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
-    return [Behind(*row) for row in rows]
 
 
 async def refuses_writes(pool: asyncpg.Pool) -> str:

@@ -5,13 +5,6 @@ WHERE state = 'held'
   AND ($3::text IS NULL OR account = $3) AND ($4::text IS NULL OR agent = $4)
 ORDER BY received_at, payout LIMIT $5;
 
--- name: views_behind
--- The rows that the views of a partition have not folded, and the entry time (ms) of the first of them.
-SELECT h.partition, h.seq - v.seq AS behind,
-       (SELECT entry_ms FROM events e WHERE e.partition = h.partition AND e.seq = v.seq + 1) AS waiting_ms
-FROM heads h JOIN (SELECT partition, min(seq) AS seq FROM view_heads GROUP BY partition) v USING (partition)
-ORDER BY h.partition;
-
 -- name: refuses_writes
 SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby'
             WHEN current_setting('transaction_read_only') = 'on' THEN 'its transactions are read-only by default'

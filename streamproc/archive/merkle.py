@@ -7,7 +7,7 @@ one row be shown to be among them by log2(n) hashes, without the others. A front
 subtrees from which the tree grows on, so neither making nor proving ever holds the tree.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 
 HASH_BYTES = 32
@@ -109,22 +109,3 @@ def _joined(
     for path in right[1]:
         path.append(left[0])
     return node_hash(left[0], right[0]), left[1] + right[1]
-
-
-def root_by(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:
-    """The root of a tree of `size` leaves with `leaf` at `index`, computed by its path; None if the path does not
-    fit."""
-    if not 0 <= index < size:
-        return None
-    here, last, node = index, size - 1, leaf_hash(leaf)
-    for step in path:
-        if last == 0:
-            return None
-        if here & 1 or here == last:
-            node = node_hash(step, node)
-            while not here & 1 and here:  # a node without a sibling moves up unchanged
-                here, last = here >> 1, last >> 1
-        else:
-            node = node_hash(node, step)
-        here, last = here >> 1, last >> 1
-    return node if last == 0 else None

@@ -22,7 +22,6 @@ from streamproc.errors import TryAgain, kind_of
 
 HISTORY_ENTRIES_MAX = 10_000
 """A payout has some ten entries, but the bank could send any number of deliveries."""
-BUDGET_ROWS_MAX = 1_000
 AUDIT_ROWS_MAX = 1_000
 REASON_INDEXED_CHARS = 64
 """How much of a reason is in the view's index; codes are shorter, problems of payloads longer."""
@@ -36,17 +35,6 @@ VIEWS_POLL_S = 0.02
 """How soon a waiting reader notices that the views have caught up, which takes milliseconds."""
 
 _SQL = statements("streamproc.archive", "read.sql")
-
-
-class BudgetRow(Struct, frozen=True, kw_only=True):
-    """One budget window as the log left it. `limit_paise` None is no limit."""
-
-    partition: int
-    scope: str
-    window: str
-    limit_paise: int | None
-    reserved: int
-    committed: int
 
 
 class AuditRow(Struct, frozen=True, kw_only=True):
@@ -174,15 +162,6 @@ async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
     async with asked(pool) as db:
         found: str | None = await db.fetchval(_SQL["payout_at_bank"], bank_payout, timeout=QUERY_TIMEOUT_S)
     return found
-
-
-async def budgets_of(pool: asyncpg.Pool, agent: str) -> list[BudgetRow]:
-    """The agent's own windows, the newest first."""
-    async with asked(pool) as db:
-        rows = await db.fetch(
-            _SQL["budgets_of_scope"], f"agent:{agent}", BUDGET_ROWS_MAX, timeout=QUERY_TIMEOUT_S
-        )
-    return [BudgetRow(**dict(row)) for row in rows]
 
 
 class AuditPlace(NamedTuple):

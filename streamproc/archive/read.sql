@@ -27,11 +27,6 @@ SELECT (SELECT record FROM payouts WHERE payout = $1 ORDER BY (agent = 'unknown'
 -- name: payout_at_bank
 SELECT payout FROM payouts WHERE at_bank = $1 AND at_bank <> '' ORDER BY partition LIMIT 1;
 
--- name: budgets_of_scope
-SELECT partition, scope, window_name AS window, limit_paise, reserved, committed
-FROM budgets WHERE scope = $1
-ORDER BY window_name DESC, partition LIMIT $2;
-
 -- name: audit_lines
 -- What is asked for follows, then an order: only conditions that are there, so that each has its index.
 SELECT id, partition, seq, place, payout, agent, vendor, at, kind, decision, reason, actor, amount FROM audit WHERE true;

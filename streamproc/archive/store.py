@@ -1,12 +1,12 @@
-"""The archive's one writer per partition: its connection, its lock, its checkpoint.
+"""The archive's one writer per partition: its connection, its lock, its checkpoint; and what its errors mean.
 
 The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its connection
 and cannot write: no fencing token is needed. Other projectors stand by.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import asyncpg
@@ -16,7 +16,7 @@ from streamproc.archive.chain import GENESIS
 from streamproc.archive.hosts import connect
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO
-from streamproc.errors import LogBroken, TryAgain
+from streamproc.errors import JobFailed, LogBroken, TryAgain, named
 from streamproc.waiting import set_within
 
 CONNECT_TIMEOUT_S = 5.0
@@ -52,6 +52,28 @@ AWAY = (
 """Errors of a Postgres that is away, or cannot answer right now. Any other is a defect or a wrong setting."""
 
 _SQL = statements("streamproc.archive", "store.sql")
+
+
+@contextmanager
+def refusals_as_job_failed() -> Iterator[None]:
+    """Raise a refusal by Postgres (no schema yet, wrong password) as JobFailed, with its own words and advice."""
+    try:
+        yield
+    except asyncpg.PostgresError as problem:
+        advice = "`streamproc doctor` checks the database, `streamproc migrate` makes its tables"
+        raise JobFailed(f"Postgres refuses: {problem}; {advice}") from problem
+
+
+@contextmanager
+def errors_as_job_failed(consequence: str = "") -> Iterator[None]:
+    """Raise any error of Postgres, and LogBroken, as JobFailed: its own words, then what that means for the job."""
+    after = f"; {consequence}" if consequence else ""
+    try:
+        yield
+    except LogBroken as problem:
+        raise JobFailed(f"{problem}{after}") from problem
+    except (*AWAY, asyncpg.PostgresError) as problem:
+        raise JobFailed(f"Postgres: {named(problem)}{after}") from problem
 
 
 class Entry(Protocol):

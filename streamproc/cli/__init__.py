@@ -35,7 +35,7 @@ from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
 from streamproc.cli.token import token
 from streamproc.cli.top import top
-from streamproc.cli.wrong_use import line_of, take_text_alone
+from streamproc.cli.wrong_use import line_of, require_utf8
 from streamproc.errors import NO_ROOM, ConfigError, InputError, StreamprocError
 
 WRONG_USE, FAILED = 2, 1
@@ -74,38 +74,23 @@ def cli() -> None:
 
 for command in (
     *(up, serve, worker, poller, projector, mcp, sandbox, migrate, doctor),
-    *(
-        pay,
-        policy,
-        token,
-        freeze,
-        unfreeze,
-        hold,
-        explain,
-        audit,
-        replay,
-        recover,
-        reconcile,
-        log,
-        groups,
-        dead,
-        top,
-    ),
+    *(pay, policy, token, freeze, unfreeze, hold, explain, audit),
+    *(replay, recover, reconcile, log, groups, dead, top),
     LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
 ):
     cli.add_command(command)
-take_text_alone(cli)
+require_utf8(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    output.hold_descriptors()
+    output.reserve_descriptors()
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Defects are not caught: they show a traceback and exit 1."""
-    output.take_any_letter()
+    output.escape_unencodable()
     try:
         code = int(cli.main(arguments, prog_name="streamproc", standalone_mode=False) or 0)
         if sys.stdout is not None:  # None: it was closed before we began

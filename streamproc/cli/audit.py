@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import postgres_dsn
-from streamproc.cli.telling import Telling
+from streamproc.cli.context import archive_settings
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import ConfigError, InputError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import load
@@ -63,16 +63,16 @@ def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...
       streamproc audit verify
       streamproc audit verify --checkpoints /mnt/worm/checkpoints.txt --key streamproc+22911eaa+AalA46lX...
     """
-    settings = discover(load(os.environ))
-    dsn = postgres_dsn()
+    settings = archive_settings()
+    dsn = settings.postgres_dsn.reveal()
     from streamproc.operate import audit as job
 
     trusted = job.trusted_for(settings, keys)
     outside = job.outside_file(settings, checkpoints)
-    with Telling("audit verify", "rows") as telling:
+    with ProgressDisplay("audit verify", "rows") as display:
 
         def hear(done: int, total: int) -> None:
-            telling.show("verifying", done, total)
+            display.show("verifying", done, total)
 
         found = output.run(
             job.verify(
@@ -208,7 +208,7 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
       streamproc audit list --decision REJECTED --since 24h
       streamproc audit list --vendor vendor.example.com --json
     """
-    dsn = postgres_dsn()
+    dsn = archive_settings().postgres_dsn.reveal()
     from streamproc.domain.money import rupees
     from streamproc.operate.audit_list import line_json, list_lines
 
@@ -220,18 +220,8 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
     for row in page.items:
         amount = None if row.amount is None else rupees(row.amount)
         what = " ".join(part for part in (row.decision, row.reason) if part)
-        rows.append(
-            (
-                line_json(row)["at"],
-                row.kind,
-                what,
-                row.agent or "-",
-                row.vendor or "-",
-                amount,
-                row.payout,
-                row.actor,
-            )
-        )
+        about = (row.agent or "-", row.vendor or "-", amount, row.payout, row.actor)
+        rows.append((line_json(row)["at"], row.kind, what, *about))
     columns = ("TIME", "KIND", "WHAT", "AGENT", "VENDOR", "AMOUNT", "PAYOUT", "BY")
     output.say_table(columns, rows, empty="no line matches")
     if page.next:
@@ -283,12 +273,12 @@ def export(
       streamproc audit export october.csv --since 2026-10-01 --until 2026-11-01
       streamproc audit export evidence.zip --payout pout_00000000000001
     """
-    settings = discover(load(os.environ))
-    dsn = postgres_dsn()
+    settings = archive_settings()
+    dsn = settings.postgres_dsn.reveal()
     from streamproc.operate.export import export_lines, format_of
 
     kind, wanted = format_of(file, form), _wanted(asked)
-    with Telling("audit export", "lines" if kind != "bundle" else "entries") as telling:
+    with ProgressDisplay("audit export", "lines" if kind != "bundle" else "entries") as display:
         if kind == "bundle":
             from streamproc.operate.audit import trusted_for
             from streamproc.operate.bundle.write import write_bundle
@@ -296,11 +286,11 @@ def export(
             trusted = trusted_for(settings, keys)
             wait_s = settings.checkpoint_interval_s + COVER_MARGIN_S if wait_s is None else wait_s
             bundled = output.run_or_undo(
-                write_bundle(dsn, wanted, file, trusted, wait_s=wait_s, on_stage=telling.show)
+                write_bundle(dsn, wanted, file, trusted, wait_s=wait_s, on_stage=display.show)
             )
         else:
             done = output.run_or_undo(
-                export_lines(dsn, wanted, file, kind, lambda count: telling.show("exporting", count))
+                export_lines(dsn, wanted, file, kind, lambda count: display.show("exporting", count))
             )
     if kind == "bundle":
         _say_bundle(bundled, as_json=as_json)

@@ -15,12 +15,12 @@ from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_o
 def role_settings(role: Role) -> Settings:
     """The settings of a process that runs one role. Raises ConfigError naming what is missing."""
     # A role logs what it does; an operator's command only what is wrong.
-    settings = log_of_settings(logging.INFO)
+    settings = settings_with_logging(logging.INFO)
     require(settings, role)
     return settings
 
 
-def log_of_settings(level: int) -> Settings:
+def settings_with_logging(level: int) -> Settings:
     """The settings; from here on their secrets are masked in log lines."""
     log_to_stderr(level)
     settings = load(os.environ)
@@ -46,11 +46,6 @@ def operator_settings() -> Settings:
             f"no `streamproc up` runs on {where}; start one, or set {PREFIX}REDIS_URL or {PREFIX}DATA_DIR"
         )
     return settings
-
-
-def postgres_dsn() -> str:
-    """The archive's DSN, for commands that need nothing else. Raises ConfigError if it is not set."""
-    return archive_settings().postgres_dsn.reveal()
 
 
 def archive_settings() -> Settings:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import operator_settings, postgres_dsn
+from streamproc.cli.context import archive_settings, operator_settings
 
 if TYPE_CHECKING:
     from streamproc.operate.explain import Story
@@ -41,7 +41,8 @@ def explain(payout: str, as_of: str | None, as_json: bool) -> None:
     async def body() -> "Story":
         async with opened(settings) as site:
             if as_of is not None:
-                return await told.explain_as_of(site, postgres_dsn(), payout, as_of)
+                dsn = archive_settings().postgres_dsn.reveal()
+                return await told.explain_as_of(site, dsn, payout, as_of)
             return await told.explain(site, payout)
 
     story = output.run(body())

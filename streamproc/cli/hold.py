@@ -38,8 +38,9 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
     """
     settings = operator_settings()
     from streamproc.domain.money import rupees
+    from streamproc.domain.shown import hold_json, iso_or_none
     from streamproc.operate import holds
-    from streamproc.operate.site import iso_or_none, opened
+    from streamproc.operate.site import opened
 
     async def body() -> "Holds":
         async with opened(settings) as site:
@@ -48,7 +49,7 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
     found = output.run(body())
     output.note(found.note)
     if as_json:
-        output.say_json({"items": [holds.hold_json(record) for record in found.items], "next": found.next})
+        output.say_json({"items": [hold_json(record) for record in found.items], "next": found.next})
         return
     rows = [
         (

@@ -10,7 +10,7 @@ from streamproc.cli.context import operator_settings
 
 if TYPE_CHECKING:
     from streamproc.operate.logview import Line
-    from streamproc.operate.trim import Kept
+    from streamproc.operate.trim import LogBeginning
 
 TAIL_MAX = 10_000
 
@@ -90,7 +90,7 @@ def stats(as_json: bool) -> None:
             )
             rows = [
                 msgspec.to_builtins(row.size)
-                | {name: getattr(row.kept, name, None) for name in ("oldest_ms", "held_by", "held_at")}
+                | {name: getattr(row.beginning, name, None) for name in ("oldest_ms", "held_by", "held_at")}
                 for row in found
             ]
             return rows, [unknown, *(row.problem for row in found)]
@@ -133,19 +133,19 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     settings = operator_settings()
     import msgspec
 
-    from streamproc.cli.telling import Telling
+    from streamproc.cli.progress import ProgressDisplay
     from streamproc.operate.site import opened
-    from streamproc.operate.trim import Kept, trim_log
+    from streamproc.operate.trim import LogBeginning, trim_log
 
-    async def body() -> list[Kept]:
+    async def body() -> list[LogBeginning]:
         async with opened(settings) as site:
-            with Telling("log trim", "entries") as telling:
+            with ProgressDisplay("log trim", "entries") as display:
                 return await trim_log(
                     site,
                     retention_s=settings.retention_s,
                     partition=partition,
                     dry_run=dry_run,
-                    on_removed=partial(telling.show, "trimming"),
+                    on_removed=partial(display.show, "trimming"),
                 )
 
     rows = output.run(body())
@@ -203,7 +203,7 @@ def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_jso
     )
 
 
-def _trimmed_text(row: "Kept", *, dry_run: bool) -> str:
+def _trimmed_text(row: "LogBeginning", *, dry_run: bool) -> str:
     from streamproc.operate.trim import held_text
 
     done = f"{row.to_go} entries would go" if dry_run else f"{row.removed} entries removed"

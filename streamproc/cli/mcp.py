@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from streamproc.cli.caller import api_url, token_of
-from streamproc.cli.context import log_of_settings
+from streamproc.cli.context import settings_with_logging
 from streamproc.cli.roles import run_until_stopped
 from streamproc.domain.tokens import SECRET
 from streamproc.errors import ConfigError, InputError
@@ -45,7 +45,7 @@ def mcp(over_http: bool, token: Path | None, url: str) -> None:
       STREAMPROC_TOKEN_FILE=buyer.token streamproc mcp --url https://pay.example.com
       STREAMPROC_MCP_PORT=8081 streamproc mcp --http
     """
-    settings = discover(log_of_settings(logging.INFO))
+    settings = discover(settings_with_logging(logging.INFO))
     where = api_url(settings, url)
     if over_http and token is not None:
         raise InputError("--token is for stdio: over HTTP each request brings its own")

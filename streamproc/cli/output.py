@@ -146,13 +146,13 @@ STDERR = 2
 """The last of the three descriptors that a process begins with."""
 
 
-def take_any_letter() -> None:
+def escape_unencodable() -> None:
     """Escape, as stderr does, what stdout's encoding cannot express (as on a terminal set to ASCII)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def hold_descriptors() -> None:
+def reserve_descriptors() -> None:
     """Where stdin, stdout or stderr were closed before we began (`2>&-`), nothing is read or written instead.
 
     Else the next socket would get their number, and whatever is printed to that. stdout stays None: who prints asks.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streamproc.domain.policy import ScopeState
     from streamproc.domain.proposals import Proposal
     from streamproc.operate.changes import Plan, Preview
-    from streamproc.operate.policies import Applied
+    from streamproc.operate.proposals import Applied
 
 
 @click.group()
@@ -181,8 +181,9 @@ def history(agent: str, as_json: bool) -> None:
       streamproc policy history procurement-bot
     """
     settings = operator_settings()
+    from streamproc.domain.shown import iso
     from streamproc.operate import policies
-    from streamproc.operate.site import iso, opened
+    from streamproc.operate.site import opened
 
     async def body() -> "tuple[list[PolicyChanged], str]":
         async with opened(settings) as site:

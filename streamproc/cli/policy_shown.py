@@ -8,7 +8,8 @@ if TYPE_CHECKING:
 
     from streamproc.domain.events import PolicyChanged
     from streamproc.domain.policy_events import Loosening
-    from streamproc.operate.policies import Applied, FieldChange
+    from streamproc.operate.policies import FieldChange
+    from streamproc.operate.proposals import Applied
 
 
 def partitions_json(applied: "list[Applied]") -> list[dict[str, object]]:

@@ -7,7 +7,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.context import operator_settings
-from streamproc.cli.telling import Telling
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def reconcile(since: str, as_json: bool) -> None:
     settings = operator_settings()
     from streamproc.operate.reconcile import reconcile as job
 
-    with Telling("reconcile", "payouts") as telling:
+    with ProgressDisplay("reconcile", "payouts") as display:
         done = output.run(
             job(
                 settings,
                 since_s=int(found[1]) * _UNIT_S[found[2]],
-                on_seen=lambda n: telling.show("comparing", n),
+                on_seen=lambda n: display.show("comparing", n),
             )
         )
     if as_json:
@@ -67,7 +67,7 @@ def reconcile(since: str, as_json: bool) -> None:
 
 
 def _print(done: "Reconciled") -> None:
-    from streamproc.operate.site import iso
+    from streamproc.domain.shown import iso
 
     rows = [
         [m.kind, m.payout or m.subject, m.ours or "nothing", m.theirs or "nothing"] for m in done.mismatches

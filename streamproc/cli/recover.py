@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output
-from streamproc.cli.telling import Telling
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import InputError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import PREFIX, Settings, load
@@ -16,7 +16,7 @@ from streamproc.settings import PREFIX, Settings, load
 if TYPE_CHECKING:
     from streamproc.operate.disown import Statement
     from streamproc.operate.recover import Plan, Recovered
-    from streamproc.operate.recover_bank import Reconciled
+    from streamproc.operate.recover_bank import BankAsked
 
 
 @click.command()
@@ -81,11 +81,11 @@ def recover(
 
 async def _recover(
     settings: Settings, disowned: "list[Statement]", *, yes: bool, without_bank: bool
-) -> "tuple[Recovered, Reconciled | None]":
+) -> "tuple[Recovered, BankAsked | None]":
     from streamproc.log.connection import connected
     from streamproc.log.restore import mark_reconciled
     from streamproc.operate.recover import Recovered, look, rebuild, refuse_unneeded
-    from streamproc.operate.recover_bank import is_configured, reconcile
+    from streamproc.operate.recover_bank import ask_bank, is_configured
     from streamproc.operate.stores import reachable
 
     async with reachable(settings) as found:
@@ -93,15 +93,15 @@ async def _recover(
         await refuse_unneeded(found, plan, disowned)
         if not plan.bank_only:
             _ask(plan, yes=yes)
-        with Telling("recover", "events") as telling:
+        with ProgressDisplay("recover", "events") as display:
             if not plan.bank_only:
-                done = await rebuild(found, plan, disowned=disowned, on_progress=telling.hear)
-        with Telling("recover", "payouts") as telling:
+                done = await rebuild(found, plan, disowned=disowned, on_progress=display.hear)
+        with ProgressDisplay("recover", "payouts") as display:
             if without_bank:
                 async with connected(found.redis_url) as client:
                     await mark_reconciled(client)
             elif is_configured(found):
-                asked = await reconcile(found, on_asked=partial(telling.show, "asking the bank"))
+                asked = await ask_bank(found, on_asked=partial(display.show, "asking the bank"))
         return done, asked
 
 
@@ -121,7 +121,7 @@ def _ask(plan: "Plan", *, yes: bool) -> None:
     output.confirm(question)
 
 
-def _as_json(done: "Recovered", asked: "Reconciled | None", left: list[str]) -> dict[str, Any]:
+def _as_json(done: "Recovered", asked: "BankAsked | None", left: list[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
     speed = int(done.entries / done.seconds) if done.seconds > 0 else 0
@@ -132,17 +132,10 @@ def _as_json(done: "Recovered", asked: "Reconciled | None", left: list[str]) -> 
     }
 
 
-def _print(done: "Recovered", asked: "Reconciled | None") -> None:
+def _print(done: "Recovered", asked: "BankAsked | None") -> None:
     names = (
-        "partition",
-        "archived",
-        "payouts",
-        "budgets",
-        "beneficiaries",
-        "policies",
-        "seen",
-        "timers",
-        "letters",
+        *("partition", "archived", "payouts", "budgets", "beneficiaries"),
+        *("policies", "seen", "timers", "letters"),
     )
     rows = [
         [*(getattr(one, name) for name in names), sum(one.pending.values()), one.rescued]

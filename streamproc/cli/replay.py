@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import archive_settings, postgres_dsn
-from streamproc.cli.telling import Telling
+from streamproc.cli.context import archive_settings
+from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import InputError, JobFailed
+from streamproc.settings import Settings
 
 if TYPE_CHECKING:
     from streamproc.operate.replay import Result
@@ -63,7 +64,8 @@ def replay(
     """
     if sum((bool(as_of), verify, back)) > 1:
         raise InputError("--as-of, --verify and --back exclude each other")
-    dsn = postgres_dsn()
+    settings = archive_settings()
+    dsn = settings.postgres_dsn.reveal()
     if as_of is not None:
         if len(views) != 1:
             raise InputError(f"--as-of shows one view; name one of {', '.join(VIEW_NAMES)}")
@@ -71,21 +73,23 @@ def replay(
     elif back:
         _go_back(dsn, as_json)
     else:
-        _rebuild(dsn, views or VIEW_NAMES, verify=verify, restart=restart, jobs=jobs or 0, as_json=as_json)
+        _rebuild(
+            settings, views or VIEW_NAMES, verify=verify, restart=restart, jobs=jobs or 0, as_json=as_json
+        )
 
 
 def _rebuild(
-    dsn: str, views: Sequence[str], *, verify: bool, restart: bool, jobs: int, as_json: bool
+    settings: Settings, views: Sequence[str], *, verify: bool, restart: bool, jobs: int, as_json: bool
 ) -> None:
-    from streamproc.operate.measured import replay_seen
+    from streamproc.operate.measured import replay_with_metrics
     from streamproc.operate.replay import replay
 
-    job = partial(replay, dsn, views, verify=verify, restart=restart, jobs=jobs)
-    with Telling("replay", "events") as telling:
-        seen = replay_seen(
-            archive_settings().data_dir, lambda on_progress: job(on_progress=on_progress), telling.hear
+    job = partial(replay, settings.postgres_dsn.reveal(), views, verify=verify, restart=restart, jobs=jobs)
+    with ProgressDisplay("replay", "events") as display:
+        job_shown = replay_with_metrics(
+            settings.data_dir, lambda on_progress: job(on_progress=on_progress), display.hear
         )
-        result = output.run(seen)
+        result = output.run(job_shown)
     if as_json:
         output.say_json(_as_json(result))
     else:
@@ -155,9 +159,9 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
         cut_off: OSError | None = None  # inside, it would be taken for one of Postgres's
-        with Telling("replay", "events") as telling:
-            async with built_as_of(dsn, targets, jobs=jobs, on_progress=telling.hear) as place:
-                telling.end()
+        with ProgressDisplay("replay", "events") as display:
+            async with built_as_of(dsn, targets, jobs=jobs, on_progress=display.hear) as place:
+                display.end()
                 shown: list[list[object]] = []
                 names = await columns_of(place, view)
                 async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place

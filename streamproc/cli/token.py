@@ -78,8 +78,9 @@ def create(
       streamproc token create asha-laptop --scope approver --reviewer asha --out asha.token
     """
     settings = operator_settings()
+    from streamproc.domain.shown import iso
     from streamproc.operate import tokens
-    from streamproc.operate.site import iso, opened
+    from streamproc.operate.site import opened
 
     expires_s = tokens.seconds_of(expires)
     kind = cast("TokenScope", scope)
@@ -157,8 +158,9 @@ def list_(as_json: bool) -> None:
       streamproc token list
     """
     settings = operator_settings()
+    from streamproc.domain.shown import iso_or_none
     from streamproc.operate import tokens
-    from streamproc.operate.site import iso_or_none, opened
+    from streamproc.operate.site import opened
 
     async def body() -> "list[tuple[Token, str]]":
         async with opened(settings) as site:

@@ -77,7 +77,7 @@ def whatif(
     if (file is None) == (not in_force):
         raise InputError("name a policy FILE, or --in-force for the policies of then")
     settings = archive_settings()
-    from streamproc.cli.telling import Telling
+    from streamproc.cli.progress import ProgressDisplay
     from streamproc.domain.whatif.judge import Assumptions
     from streamproc.operate.moments import moment
     from streamproc.operate.whatif import Progress
@@ -88,10 +88,10 @@ def whatif(
     if begin > datetime.now(UTC) and not in_force:
         raise InputError(f"--since {since} is in the future: nothing was decided since then")
     assume = Assumptions(settings.timezone, unknown_reputation, new_holds)  # type: ignore[arg-type]  # click's choices
-    with Telling("whatif", "payouts") as telling:
+    with ProgressDisplay("whatif", "payouts") as display:
 
         def hear(progress: Progress) -> None:
-            telling.show("judging", progress.done, progress.total, progress.judged)
+            display.show("judging", progress.done, progress.total, progress.judged)
 
         answer = output.run(
             job(
@@ -126,7 +126,8 @@ def _refuse_change(answer: "Answer") -> None:
 
 
 def _document(answer: "Answer", file: str | None) -> dict[str, Any]:
-    from streamproc.operate.site import iso, us_of
+    from streamproc.domain.shown import iso
+    from streamproc.operate.moments import us_of
 
     found = answer.found
     return {
@@ -181,7 +182,8 @@ def _largest(item: "tuple[Any, Sum]") -> tuple[int, Any]:
 
 def _print(answer: "Answer") -> None:
     from streamproc.domain.money import rupees
-    from streamproc.operate.site import iso, us_of
+    from streamproc.domain.shown import iso
+    from streamproc.operate.moments import us_of
 
     found = answer.found
     at = ", ".join(f"{partition}:{seq}" for partition, seq in answer.positions.items())

@@ -21,13 +21,13 @@ class Text(click.ParamType[Any]):
         return value
 
 
-def take_text_alone(command: click.Command) -> None:
+def require_utf8(command: click.Command) -> None:
     """Make every text option and argument of this command, and of those below it, refuse anything but UTF-8."""
     for param in command.params:
         if param.type is click.STRING:
             param.type = Text()
     for below in getattr(command, "commands", {}).values():
-        take_text_alone(below)
+        require_utf8(below)
 
 
 def line_of(problem: click.ClickException) -> str:

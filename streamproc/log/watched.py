@@ -91,7 +91,7 @@ class Watched:
     def loaded(self, desk: Desk, at_ns: int) -> None:
         """A batch begins; `desk.now_us` was Redis's clock when this host's was `at_ns`."""
         self._desk, self._loaded_ns, self._told_ns, self._calls = desk, time_ns(), at_ns, []
-        watch.keep(self._calls)
+        watch.collect_calls(self._calls)
 
     def granted(self, granted: Sequence[Granted], sent_ns: int) -> None:
         """These offers, sent at `sent_ns`, were recorded. The fast path counts as one stage, and its script as the

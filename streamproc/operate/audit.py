@@ -7,11 +7,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from streamproc.archive.inspection import Inspector, OutsideNotes, read_outside
-from streamproc.archive.lookup import job_named
 from streamproc.archive.note import PublicKey, Signer, Trusted
 from streamproc.archive.outside import notes_path
 from streamproc.archive.signing_key import KEY_FILE, read_key, trusted_keys
-from streamproc.archive.store import snapshot
+from streamproc.archive.store import errors_as_job_failed, snapshot
 from streamproc.archive.walk import Fault, Part
 from streamproc.errors import InputError
 from streamproc.settings import Settings
@@ -63,7 +62,7 @@ async def verify(
     """
     began = time.monotonic()
     notes = None if outside is None else read_outside(outside, trusted)
-    with job_named():
+    with errors_as_job_failed():
         async with snapshot(dsn, name="streamproc audit verify") as db:
             inspector = await Inspector.open(db, trusted, notes, on_rows)
             known = await inspector.partitions()

@@ -5,11 +5,12 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamproc.archive.lookup import refusals_named
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import AuditFilter, AuditRow, audit_place, audit_rows
+from streamproc.archive.store import refusals_as_job_failed
+from streamproc.domain.shown import iso
 from streamproc.errors import InputError, JobFailed, TryAgain
-from streamproc.operate.site import iso, us_of
+from streamproc.operate.moments import us_of
 
 _LINE = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18}):(\d{1,6})", re.ASCII)
 
@@ -25,7 +26,7 @@ async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit:
     """A page of the lines that match. Raises JobFailed if Postgres is away or has no line `after`."""
     place = None if after is None else place_of(after)
     try:
-        with refusals_named():
+        with refusals_as_job_failed():
             async with opened_pool(dsn) as pool:
                 start = None if place is None else await audit_place(pool, *place)
                 if place is not None and start is None:

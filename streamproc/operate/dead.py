@@ -12,12 +12,12 @@ from msgspec import Struct
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import DeadLetterClosed
 from streamproc.domain.intent import is_intent
+from streamproc.domain.shown import event_json, iso
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import inspect, letters
 from streamproc.log.inspect import DeadLetter
-from streamproc.operate.explain import event_json
-from streamproc.operate.site import US, Site, iso
+from streamproc.operate.site import Site
 
 LIST_MAX = 1_000
 """Letters of one partition in one answer."""
@@ -152,7 +152,7 @@ def _row(partition: int, letter: DeadLetter) -> dict[str, Any]:
     ms, _ = id_key(letter.id)
     return {
         "id": f"{partition}:{letter.id}",
-        "at": iso(ms * (US // 1000)),
+        "at": iso(ms * 1_000),
         "group": letter.group,
         "entry": f"{partition}:{letter.entry}",
         "payout": _payout_in(letter),

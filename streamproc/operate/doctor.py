@@ -11,26 +11,28 @@ import msgspec
 import consumers
 from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
-from streamproc.archive.lookup import refusals_named, refuses_writes, views_behind
+from streamproc.archive.gauges import views_behind
+from streamproc.archive.lookup import refuses_writes
 from streamproc.archive.migrate import current, newest
 from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.store import refusals_as_job_failed
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.safe_browsing import open_safe_browsing
+from streamproc.domain.shown import iso
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
 from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
-from streamproc.log.health import group_rows, server_settings, without_limit
+from streamproc.log.health import group_rows, replica_count, server_settings, without_limit
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
-from streamproc.operate.check import ITS_OWN_TROUBLE, Check
+from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.operate.doctor_log import dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.polling import poller_view
-from streamproc.operate.site import iso
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
@@ -38,7 +40,7 @@ CHECK_WAIT_S = 15.0
 CLOCK_OFFSET_S_MAX = 2.0
 """Beyond this, times that people compare (hosts' logs, Redis's events) mislead them."""
 VIEWS_LATE_S = 60.0
-"""Views follow the archive within milliseconds; an entry that waits for longer means that they are stuck."""
+"""Views follow the archive within milliseconds; an archived entry that waits for longer means that they are stuck."""
 RECONCILE_LATE_S = 3600.0
 """A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
@@ -135,8 +137,6 @@ async def _memory(client: Any) -> list[Check]:
 
 async def _replicas(client: Any, settings: Settings) -> list[Check]:
     """`EXECUTE_AFTER=replicated` without a replica holds every approval for ever."""
-    from streamproc.log.health import replica_count
-
     if settings.execute_after != "replicated" or await replica_count(client) > 0:
         return []
     detail = "STREAMPROC_EXECUTE_AFTER is replicated and no replica is connected: no approval can be sent"
@@ -220,19 +220,17 @@ async def _views(pool: Any) -> Check:
     if gone:
         todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
         return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
-    with refusals_named():
-        rows = await views_behind(pool)
-    now_ms = time.time() * 1000
+    with refusals_as_job_failed():
+        behind = await views_behind(pool)
     late = [
-        row for row in rows if row.waiting_ms is not None and now_ms - row.waiting_ms > VIEWS_LATE_S * 1000
+        f"partition {partition}: {one.entries} archived entries are not shown"
+        for partition, one in behind.items()
+        if one.oldest_s > VIEWS_LATE_S
     ]
     if not late:
         return Check("views", "ok", "they show what is archived")
-    detail = "; ".join(
-        f"partition {row.partition}: {row.behind} archived entries are not shown" for row in late
-    )
     todo = "the projector's log says why they stand still; `streamproc replay` builds them anew"
-    return Check("views", "bad", detail, todo)
+    return Check("views", "bad", "; ".join(late), todo)
 
 
 # ---- outside ----------------------------------------------------------------------------
@@ -281,16 +279,16 @@ async def _reconciliation(settings: Settings) -> list[Check]:
         return []
     begun = iso(last.tried_at * 1_000_000)
     if last.done_at < last.tried_at < time.time() - RECONCILE_LATE_S:
-        detail = f"begun at {begun}, and not at its end"
+        detail = f"the one that began at {begun} has not finished"
         return [
             Check("reconciliation", "bad", detail, "the poller's log says why; run `streamproc reconcile`")
         ]
     if last.mismatches:
-        detail = f"that of {begun} found {last.mismatches} mismatches of bank, log and budgets"
+        detail = f"the one of {begun} found {last.mismatches} mismatches between bank, log and budgets"
         return [
             Check("reconciliation", "bad", detail, "`streamproc reconcile` shows them; `explain` each payout")
         ]
-    return [Check("reconciliation", "ok", f"that of {begun} found no mismatch")]
+    return [Check("reconciliation", "ok", f"the one of {begun} found no mismatch")]
 
 
 async def _breakers(settings: Settings) -> list[Check]:
@@ -302,7 +300,7 @@ async def _breakers(settings: Settings) -> list[Check]:
             "the system answers with errors or not at all; work waits and goes on by itself when it is back"
         )
         return [Check("breakers", "bad", found.detail, todo)]
-    return [Check("breakers", "ok", f"{found.heard} heard of, none open")] if found.heard else []
+    return [Check("breakers", "ok", f"{found.heard} reported, none open")] if found.heard else []
 
 
 async def _safe_browsing(settings: Settings) -> list[Check]:

@@ -4,13 +4,12 @@ import time
 from pathlib import Path
 
 from streamproc.archive.attest import standing
-from streamproc.archive.lookup import job_named
 from streamproc.archive.outside import notes_path
 from streamproc.archive.signing_key import KEY_FILE
-from streamproc.archive.store import connection
+from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.errors import StreamprocError
 from streamproc.operate.audit import own_key
-from streamproc.operate.check import Check
+from streamproc.operate.doctor_check import Check
 from streamproc.settings import Settings
 
 LATE_S = 60.0
@@ -47,7 +46,7 @@ def _key(settings: Settings) -> Check:
 
 
 async def _made(settings: Settings) -> Check:
-    with job_named():
+    with errors_as_job_failed():
         async with connection(settings.postgres_dsn.reveal(), name="streamproc doctor") as db:
             rows = await standing(db)
     limit_ms = (settings.checkpoint_interval_s + LATE_S) * 1000

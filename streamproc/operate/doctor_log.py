@@ -10,10 +10,10 @@ from streamproc.log.health import ARCHIVE_LATE_S, waiting_ms
 from streamproc.log.inspect import newest_dead_letter
 from streamproc.log.names import Names
 from streamproc.log.restore import read_meta
-from streamproc.operate.check import Check
 from streamproc.operate.condition import Condition, conditions, partitions_archived
+from streamproc.operate.doctor_check import Check
 from streamproc.operate.site import Site, opened
-from streamproc.operate.trim import Kept, held_text, look
+from streamproc.operate.trim import LogBeginning, beginning_of, held_text
 from streamproc.settings import Settings
 
 TRIM_LATE_S = 3600.0
@@ -62,25 +62,26 @@ def _condition(one: Condition, waits_ms: int) -> Check:
 
 
 async def _beginning(settings: Settings, site: Site, partition: int) -> Check:
-    name, kept = f"trimming {partition}", await look(site, partition, settings.retention_s)
-    if kept is None or not kept.oldest_ms:
+    name, beginning = f"trimming {partition}", await beginning_of(site, partition, settings.retention_s)
+    if beginning is None or not beginning.oldest_ms:
         return Check(name, "ok", "there is nothing to trim")
-    detail = f"the oldest entry is {kept.oldest_ms // 3_600_000} h old, held by {held_text(kept.held_by, kept.held_at)}"
+    held = held_text(beginning.held_by, beginning.held_at)
+    detail = f"the oldest entry is {beginning.oldest_ms // 3_600_000} h old, held by {held}"
     late_s = settings.retention_s + 2 * settings.trim_interval_s + TRIM_LATE_S
-    if kept.oldest_ms <= late_s * 1000:
+    if beginning.oldest_ms <= late_s * 1000:
         return Check(name, "ok", detail)
-    return Check(name, "bad", f"{detail}: Redis grows", _todo(kept))
+    return Check(name, "bad", f"{detail}: Redis grows", _todo(beginning))
 
 
-def _todo(kept: Kept) -> str:
-    kind, _, group = kept.held_by.partition(" ")
+def _todo(beginning: LogBeginning) -> str:
+    kind, _, group = beginning.held_by.partition(" ")
     match kind:
         case "archive":
             return "the projector's log says why the archive does not go on"
         case "retention":
             return "is the projector running? its janitor trims; `streamproc log trim` does it now"
         case "pending":
-            return f"`streamproc groups` and the workers' log say why {kept.held_at} is not handled"
+            return f"`streamproc groups` and the workers' log say why {beginning.held_at} is not handled"
     if group in consumers.GROUPS:
         return f"start `streamproc worker --groups {group}`"
     return f"{group} is no group of streamproc: let it read on, or, if nobody needs it, XGROUP DESTROY it"
@@ -89,7 +90,9 @@ def _todo(kept: Kept) -> str:
 async def _marks(site: Site) -> list[Check]:
     meta = await read_meta(site.client)
     if meta.recovering:
-        return [Check("recovery", "bad", "begun, and not at its end", "run `streamproc recover` again")]
+        return [
+            Check("recovery", "bad", "it was begun and has not finished", "run `streamproc recover` again")
+        ]
     if meta.unreconciled:
         todo = "run `streamproc recover` where the bank's keys are set, or with --without-bank"
         return [Check("recovery", "note", "done, and the bank was not asked what happened meanwhile", todo)]

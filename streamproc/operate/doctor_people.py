@@ -5,7 +5,7 @@ import msgspec
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.slack import SlackRefused, open_slack
 from streamproc.errors import LogUnavailable, TryAgain
-from streamproc.operate.check import ITS_OWN_TROUBLE, Check
+from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check
 from streamproc.operate.people import HOW, NOBODY, untold_holds, untold_text
 from streamproc.settings import Settings
 

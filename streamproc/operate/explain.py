@@ -16,9 +16,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import CHANGING, UNKNOWN_AGENT, PayoutRecord, fold
-from streamproc.domain.shown import event_json as event_json
-from streamproc.domain.shown import finding_json as finding_json
-from streamproc.domain.shown import payout_json
+from streamproc.domain.shown import event_json, finding_json, payout_json
 from streamproc.domain.traces import trace_id
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import dead_letters, record_of

@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from streamproc.archive.evidence import lines
-from streamproc.archive.lookup import job_named
 from streamproc.archive.read import AuditFilter, AuditRow
 from streamproc.archive.signing_key import sync_directory
-from streamproc.archive.store import snapshot
+from streamproc.archive.store import errors_as_job_failed, snapshot
+from streamproc.domain.shown import iso
 from streamproc.errors import NO_ROOM, InputError, JobFailed
 from streamproc.operate.audit_list import line_json
-from streamproc.operate.site import iso, us_of
+from streamproc.operate.moments import us_of
 
 Format: TypeAlias = Literal["csv", "jsonl", "parquet", "bundle"]
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".zip": "bundle"}
@@ -67,7 +67,7 @@ async def export_lines(
     """Write the lines that match, the oldest first. Raises as `written_whole`, and JobFailed if Postgres is away."""
     make = _WRITERS[form]()
     count = 0
-    with job_named(f"{path} was not written"):
+    with errors_as_job_failed(f"{path} was not written"):
         async with snapshot(dsn, name="streamproc audit export") as db:
             with written_whole(path) as file:
                 writer = make(file)

@@ -97,7 +97,7 @@ async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
         ),
         _gauge(
             "group_pending_entries",
-            "Entries in a group's hands, those put off too",
+            "Entries that a group has read and not acknowledged, deferred ones too",
             ((labels, row["pending"]) for labels, row in there),
         ),
         _gauge(
@@ -147,7 +147,7 @@ def _sizes(partitions: Mapping[int, Any]) -> Page:
         _gauge("log_entries", "Entries of a partition's log that are in Redis", of("entries")),
         _gauge("log_bytes", "Memory of a partition's log, estimated by Redis", of("bytes")),
         _gauge("dead_letters", "Entries that could not be handled and wait for a person", of("dead")),
-        _gauge("timers", "What must happen later: holds that expire", of("timers")),
+        _gauge("timers", "Timers that are set, for holds that expire", of("timers")),
     ]
 
 

@@ -30,7 +30,6 @@ from streamproc.domain.holds import (
     place_of,
 )
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.shown import hold_json as hold_json
 from streamproc.domain.wire import Newer, decode_events, decode_meta
 from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX

@@ -9,15 +9,15 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.domain.entry_ids import ZERO, id_key
+from streamproc.domain.shown import event_json, iso
 from streamproc.domain.wire import MALFORMED, payout_of, read_entry, type_of
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import LogStats, log_stats, newest_entries
 from streamproc.log.names import Names
 from streamproc.log.stream import Entry, LogView
-from streamproc.operate.explain import event_json
-from streamproc.operate.site import US, Site, iso
-from streamproc.operate.trim import Kept, look
+from streamproc.operate.site import Site
+from streamproc.operate.trim import LogBeginning, beginning_of
 
 TAIL_MAX = 10_000
 """Entries shown at once."""
@@ -68,11 +68,11 @@ async def _start(view: LogView, partition: int, after: list[Line]) -> str:
 
 
 class Stats(Struct, frozen=True):
-    """A partition's size, and what keeps its beginning. `kept` None: the archive cannot be asked, or there is a
+    """A partition's size, and what keeps its beginning. `beginning` None: the archive cannot be asked, or there is a
     `problem`."""
 
     size: LogStats
-    kept: Kept | None
+    beginning: LogBeginning | None
     problem: str = ""
 
 
@@ -84,7 +84,7 @@ async def stats(site: Site, retention_s: float) -> list[Stats]:
 async def _stats(site: Site, partition: int, retention_s: float) -> Stats:
     size = await log_stats(site.client, partition)
     try:
-        return Stats(size, await look(site, partition, retention_s))
+        return Stats(size, await beginning_of(site, partition, retention_s))
     except LogBroken as problem:
         return Stats(size, None, str(problem))
 
@@ -134,4 +134,4 @@ def _told(event: Any) -> str:
 
 def _at(line: Line) -> str:
     ms, _ = id_key(line.entry.id)
-    return iso(ms * (US // 1000))
+    return iso(ms * 1_000)

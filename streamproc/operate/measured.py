@@ -64,7 +64,7 @@ async def _sent_away(
     spans, numbers = AsyncExitStack(), AsyncExitStack()
     try:
         if is_wanted():
-            from streamproc.telemetry.export import tracing  # heavy, and seldom wanted
+            from streamproc.telemetry.otlp_traces import tracing  # heavy, and seldom wanted
 
             tracer = await spans.enter_async_context(tracing(role))
         if is_pushed():
@@ -77,7 +77,7 @@ async def _sent_away(
 @asynccontextmanager
 async def _pushed(settings: Settings, role: str, name: str, meters: Meters) -> AsyncIterator[None]:
     """Send by OTLP what this process counts, and as `serve` what the stores say."""
-    from streamproc.telemetry.otlp import Exporter  # heavy, and seldom wanted
+    from streamproc.telemetry.otlp_metrics import Exporter  # heavy, and seldom wanted
 
     async with AsyncExitStack() as stack:
         dsn = settings.postgres_dsn.reveal() if role == "serve" else ""
@@ -92,7 +92,7 @@ async def _pushed(settings: Settings, role: str, name: str, meters: Meters) -> A
         yield
 
 
-async def replay_seen(
+async def replay_with_metrics(
     data_dir: Path, job: Callable[[OnProgress], Awaitable[Result]], on_progress: OnProgress
 ) -> Result:
     """Run a replay so that /metrics of the machine shows how far it is, where roles are watched here at all."""
@@ -121,7 +121,7 @@ def machine_page(settings: Settings, gateway: SiteGateway, pool: object) -> Metr
     return Metrics(page, secret=_secret(settings), token=gateway.token, now_us=Clock().now_us)
 
 
-def seen(app: Asgi, meters: Meters | None) -> Asgi:
+def instrumented(app: Asgi, meters: Meters | None) -> Asgi:
     """The API with its requests traced where somebody takes traces, and timed where somebody counts."""
     traced = Traced(app)
     return traced if meters is None else Timed(traced, meters)

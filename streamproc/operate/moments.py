@@ -1,4 +1,4 @@
-"""Reads times that people type: ISO 8601, or a time ago."""
+"""Times: those that people type (ISO 8601, or a time ago), and datetimes as whole numbers since 1970."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from streamproc.errors import InputError
 
 _AGO = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -30,3 +31,13 @@ def moment(option: str, text: str, now: datetime | None = None) -> datetime:
     if at is None:
         raise InputError(f"{option} {text!r} is no time: ISO 8601, or a time ago such as 90m, 24h or 30d")
     return at
+
+
+def us_of(at: datetime) -> int:
+    """An aware datetime as µs since 1970; exact, where seconds as a float would be rounded."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
+def ms_of(at: datetime) -> int:
+    """An aware datetime as ms since 1970."""
+    return us_of(at) // 1_000

@@ -16,16 +16,14 @@ from projections.rebuild import (
     target_at_time,
 )
 from projections.schema import quote_ident
-from streamproc.archive.lookup import job_named
-from streamproc.archive.store import connection
+from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed
-from streamproc.operate.moments import iso_moment
+from streamproc.operate.moments import iso_moment, ms_of
 
 ROWS_AT_ONCE = 1_000
 AHEAD_MAX = timedelta(days=1)
 """A time so far ahead means all that is there: the end of today, in any zone, or a moment from now."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SEQ = re.compile(r"(?:(\d{1,4}):)?(\d{1,18})", re.ASCII)
 _ENTRY = re.compile(r"(\d{1,4}):(\d{1,15}-\d{1,18})(?::\d+)?", re.ASCII)
 
@@ -40,18 +38,13 @@ def moment_of(text: str) -> datetime:
     return at
 
 
-def ms_of(at: datetime) -> int:
-    """Milliseconds since 1970."""
-    return (at - _EPOCH) // timedelta(milliseconds=1)
-
-
 async def targets_of(dsn: str, when: str) -> list[Target]:
     """The position of each partition that `when` names: a time, a seq, partition:seq, an entry's or event's id.
 
     A position of one partition leaves the others out. Raises InputError where it is not understood and JobFailed
     where the archive has no such entry.
     """
-    with job_named():
+    with errors_as_job_failed():
         async with connection(dsn, name="streamproc as-of") as db:
             return await _targets(db, when)
 

@@ -28,6 +28,25 @@ class Taken(Struct, frozen=True):
     key: str
 
 
+class _Payout(Struct):
+    """The fields of a payout that `pay` reads; without them the answer is not our API's."""
+
+    payout: str
+    decision: str | None
+    reason: str
+    reasons: list[str]
+
+
+class _WrongField(Struct):
+    field: str
+    problem: str
+
+
+class _Problem(Struct):
+    detail: str = "no detail"
+    errors: list[_WrongField] = []
+
+
 def new_key() -> str:
     """An Idempotency-Key for somebody who gives none."""
     return secrets.token_hex(KEY_BYTES)
@@ -82,15 +101,19 @@ async def _call(
 
 
 def _read(answer: httpx.Response, wanted: int, key: str) -> dict[str, Any]:
+    status = answer.status_code
     try:
         body = msgspec.json.decode(answer.content, type=dict[str, Any])
-    except msgspec.DecodeError:
-        raise JobFailed(f"HTTP {answer.status_code}, and no JSON: is that streamproc's API?") from None
-    if answer.status_code == wanted:
-        return body
-    detail = str(body.get("detail", "no detail"))
-    lines = [f"  {error['field']}: {error['problem']}" for error in body.get("errors", ())]
-    if answer.status_code in (400, 413, 422):
-        raise InputError("\n".join([detail, *lines]))
-    again = f"; --key {key}" if answer.status_code == 503 else ""
-    raise JobFailed(f"HTTP {answer.status_code}: {detail}{again}")
+        if status == wanted:
+            msgspec.convert(body, _Payout)
+            return body
+        problem = msgspec.convert(body, _Problem)
+    except msgspec.MsgspecError:
+        raise JobFailed(
+            f"HTTP {status}, and not what this version knows: is that streamproc's API?"
+        ) from None
+    if status in (400, 413, 422):
+        lines = [f"  {error.field}: {error.problem}" for error in problem.errors]
+        raise InputError("\n".join([problem.detail, *lines]))
+    again = f"; --key {key}" if status == 503 else ""
+    raise JobFailed(f"HTTP {status}: {problem.detail}{again}")

@@ -12,14 +12,15 @@ from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
 from streamproc.domain.policy_changes import Differ
 from streamproc.domain.proposals import Proposal
+from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.operate.changes import Plan, make
-from streamproc.operate.changes import Scopes as Scopes
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after, readable
-from streamproc.operate.proposals import Applied as Applied
-from streamproc.operate.site import Site, iso, us_of
+from streamproc.operate.moments import us_of
+from streamproc.operate.proposals import Applied
+from streamproc.operate.site import Site
 
 _TAG = b'"policy.changed"'
 

@@ -5,14 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamproc.api.policies import Made
+from streamproc.domain.budget import windows_of
+from streamproc.domain.policy import build_book
 from streamproc.domain.policy_changes import check_version, patch_scope, put_policy
 from streamproc.domain.proposals import Proposal
 from streamproc.errors import InputError
+from streamproc.log.inspect import clock_us, counted_in
+from streamproc.log.names import Names, partition_of
+from streamproc.log.policies import read_scopes
 from streamproc.operate import freezes, policies, proposals
-from streamproc.operate.budget_now import windows_now
-from streamproc.operate.changes import Plan, make
+from streamproc.operate.changes import Plan, Scopes, make
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.policies import Applied, NeverHad, change_json, state_json
+from streamproc.operate.policies import NeverHad, change_json, state_json
+from streamproc.operate.proposals import Applied
+from streamproc.operate.site import Site
 
 CHANGE_S_MAX = 20.0
 """For a change on every partition. Broken off it is safe to repeat, and says 503."""
@@ -41,7 +47,7 @@ class PolicyDesk:
         """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
         scope = f"agent:{agent}"
 
-        def plan(partition: int, scopes: policies.Scopes, at: int) -> list[Any]:
+        def plan(partition: int, scopes: Scopes, at: int) -> list[Any]:
             # Versions are each partition's own; that of the first is the one that is shown.
             if version is not None and partition == 0:
                 check_version(scopes, scope, version)
@@ -111,7 +117,7 @@ class PolicyDesk:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             if not account and site.partitions > 1:
                 raise InputError("is missing: an agent's budget is counted for each account")
-            return await windows_now(site, agent, account, zone=self._zone)
+            return await _windows_now(site, agent, account, zone=self._zone)
 
 
 def _told(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
@@ -121,3 +127,41 @@ def _told(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
     agents = [change.version for change in first if change.scope.startswith("agent:")]
     version = agents[0] if len(agents) == 1 else 0
     return Made(version=version, changes=[change_json(one) for one in changes], left=list(left))
+
+
+async def _windows_now(site: Site, agent: str, account: str, *, zone: str) -> list[dict[str, Any]] | None:
+    """The windows that limit an agent, with what Redis has in each; None: the agent has no policy. `zone` is for
+    policies that name none.
+
+    Of one account's partition, where its payouts are counted. Vendors' windows are not among them: they depend on the
+    payout.
+    """
+    names = Names(partition_of(account, site.partitions))
+    _, scopes = await read_scopes(site.client, names)
+    book = build_book(scopes)
+    policy = book.agent(agent)
+    if policy is None:
+        return None
+    windows = windows_of(
+        agent=agent,
+        account=account,
+        vendor="",
+        policy=policy.policy,
+        account_limits=book.account(account),
+        team_limits=book.team(policy.policy.team) if policy.policy.team else None,
+        received_at=await clock_us(site.client),
+        zone=zone,
+    )
+    limited = [window for window in windows if window.limit is not None]
+    counted = await counted_in(site.client, names, [(window.scope, window.window) for window in limited])
+    return [
+        {
+            "scope": window.scope,
+            "window": window.window,
+            "limit": window.limit,
+            "reserved": reserved,
+            "committed": committed,
+            "remaining": max(0, (window.limit or 0) - reserved - committed),
+        }
+        for window, (reserved, committed) in zip(limited, counted, strict=True)
+    ]

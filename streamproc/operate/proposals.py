@@ -25,13 +25,14 @@ from streamproc.domain.proposals import (
     refuse_closed,
     refuse_confirmation,
 )
+from streamproc.domain.shown import US, iso
 from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.log.proposals import change_proposal, read_proposals
-from streamproc.operate.site import US, Site, iso
+from streamproc.operate.site import Site
 from streamproc.operate.turn import Turn, turn
 
 ID_BYTES = 8

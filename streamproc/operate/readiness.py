@@ -33,7 +33,7 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
         checks += [_check("breakers", _breakers(settings)), _check("notifications", _people(settings))]
         if pool is not None:
             checks += [_check("postgres", _postgres(pool)), _check("archive", _archive(settings, pool))]
-        # Together: one after the other, a Postgres that hangs took as long as a probe waits, and nothing was ready.
+        # Together: one after the other, a Postgres that hangs would use up the time that a probe waits for all of them.
         return list(await asyncio.gather(*checks))
 
     return ready

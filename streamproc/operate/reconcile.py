@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeAlias
 
-from streamproc.archive.lookup import job_named
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import payout_known
+from streamproc.archive.store import errors_as_job_failed
 from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.copies import name_here
@@ -94,7 +94,7 @@ async def reconcile(
     read to its end: then nothing was compared, which must not look like nothing found.
     """
     _check(settings, since_s)
-    with job_named():
+    with errors_as_job_failed():
         return await _reconcile(settings, since_s, grace_s, on_seen)
 
 

@@ -23,9 +23,16 @@ from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
-from streamproc.archive.lookup import entries_by_id, job_named
+from streamproc.archive.lookup import entries_by_id
 from streamproc.archive.rows import Row
-from streamproc.archive.store import Head, archived_heads, connection, partitions_opened, take_lock
+from streamproc.archive.store import (
+    Head,
+    archived_heads,
+    connection,
+    errors_as_job_failed,
+    partitions_opened,
+    take_lock,
+)
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.connection import connected
@@ -42,7 +49,7 @@ from streamproc.log.restore import (
 from streamproc.log.stream import Entry, LogView
 from streamproc.operate.condition import Condition, conditions
 from streamproc.operate.disown import Statement, disowning, recorded
-from streamproc.operate.recover_fork import Said, carry_over
+from streamproc.operate.recover_fork import InForce, carry_over
 from streamproc.operate.recover_log import restore_letters, restore_log
 from streamproc.operate.recover_recent import restore_recent
 from streamproc.operate.recover_state import (
@@ -147,7 +154,7 @@ async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Sta
         partition, entry = said.entry.partition, said.entry.entry
         if partition in closed:
             continue
-        with job_named(UNTOUCHED):
+        with errors_as_job_failed(UNTOUCHED):
             stated = await disowned_in(dsn, partition).names(entry)
         if not stated:
             raise InputError(
@@ -180,7 +187,7 @@ async def rebuild(
     """
     began, done = time.monotonic(), Recovered(entries=plan.entries, gone_after=plan.gone_after)
     dsn = settings.postgres_dsn.reveal()
-    with job_named(STAYS_CLOSED):
+    with errors_as_job_failed(STAYS_CLOSED):
         async with _locked(dsn, plan), connected(settings.redis_url) as client:
             run = await clock_us(client)
             await mark_recovering(client, plan.partitions, run)
@@ -319,14 +326,14 @@ async def _rebuild_one(
     await restore_recent(sources, to, counts, say)
     await restore_letters(sources, to, counts)
     await restore_log(sources, to, consumers.GROUPS, counts, say)
-    said = Said(await policies_of(sources), await tokens_of(sources), await proposals_of(sources))
+    in_force = InForce(await policies_of(sources), await tokens_of(sources), await proposals_of(sources))
     if aside:
         say("what came in on the old log", 0, 0)
-        said = await carry_over(sources, to, said, counts, note)
-    await to.policies(said.scopes)
-    await to.tokens(list(said.tokens.values()))
-    await to.proposals(list(said.proposals.values()))
-    counts.policies = len(said.scopes)
+        in_force = await carry_over(sources, to, in_force, counts, note)
+    await to.policies(in_force.scopes)
+    await to.tokens(list(in_force.tokens.values()))
+    await to.proposals(list(in_force.proposals.values()))
+    counts.policies = len(in_force.scopes)
     await _poll_from_the_archives_end(settings, sources, to)
     await to.put_in_place(keep_rescued_s=settings.retention_s)
     return counts

@@ -72,9 +72,6 @@ CREATE TEMP TABLE recover_wanted (
 -- name: empty_wanted
 TRUNCATE recover_wanted;
 
--- name: drop_wanted
-DROP TABLE IF EXISTS recover_wanted;
-
 -- name: want
 INSERT INTO recover_wanted SELECT ms, n, $3 FROM unnest($1::bigint[], $2::bigint[]) AS w (ms, n)
 ON CONFLICT DO NOTHING;

@@ -36,7 +36,7 @@ NOTES_MAX = 10
 
 
 @dataclass
-class Reconciled:
+class BankAsked:
     """What was asked and learned. `left`: what is still to do; empty if the bank was asked about everything."""
 
     asked: int = 0
@@ -50,9 +50,9 @@ def is_configured(settings: Settings) -> bool:
     return bool(settings.razorpay_key_id and settings.razorpay_key_secret)
 
 
-async def reconcile(settings: Settings, *, on_asked: Callable[[int], None] = lambda _: None) -> Reconciled:
+async def ask_bank(settings: Settings, *, on_asked: Callable[[int], None] = lambda _: None) -> BankAsked:
     """Fetch every payout that is open here, then read the list of what the bank has made since."""
-    done = Reconciled()
+    done = BankAsked()
     async with (
         opened_bank(settings) as bank,
         Producer(settings.redis_url, partitions=settings.partitions, name="recover") as producer,
@@ -70,7 +70,7 @@ async def _open_payouts(
     client: Any,
     bank: Razorpay,
     producer: Producer,
-    done: Reconciled,
+    done: BankAsked,
     on_asked: Callable[[int], None],
 ) -> None:
     unasked, unknown = 0, list[str]()
@@ -127,7 +127,7 @@ async def _found(settings: Settings, bank: Razorpay, record: PayoutRecord) -> li
     return [await bank.fetch(record.payout)]
 
 
-async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: Reconciled) -> None:
+async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: BankAsked) -> None:
     """One pass of the poller, from where the archive ends."""
     account = settings.razorpay_account_id
     if not account or not settings.razorpay_account_number:

@@ -48,7 +48,7 @@ Proposals: TypeAlias = dict[str, Proposal]
 _encode = msgspec.json.Encoder().encode
 
 
-class Said(Struct, frozen=True):
+class InForce(Struct, frozen=True):
     """What people have put in force: policies by scope, tokens by name, proposals by id."""
 
     scopes: Scopes
@@ -57,13 +57,13 @@ class Said(Struct, frozen=True):
 
 
 async def carry_over(
-    sources: Sources, to: Restorer, said: Said, counts: Counts, note: Callable[[str], None]
-) -> Said:
+    sources: Sources, to: Restorer, in_force: InForce, counts: Counts, note: Callable[[str], None]
+) -> InForce:
     """Append to the staged log what came from outside; what people have put in force after it.
 
     `note` is called with each thing that was not kept.
     """
-    fork = _Fork(sources, to, said, note)
+    fork = _Fork(sources, to, in_force, note)
     after = await _common_end(sources, to)
     while entries := await rescued_after(to.client, to.names, after, ENTRIES_AT_ONCE):
         after = entries[-1].id
@@ -72,7 +72,7 @@ async def carry_over(
                 counts.rescued += 1
             else:
                 counts.dropped += 1
-    return Said(fork.scopes, fork.tokens, fork.proposals)
+    return InForce(fork.scopes, fork.tokens, fork.proposals)
 
 
 async def _common_end(sources: Sources, to: Restorer) -> str:
@@ -95,11 +95,13 @@ async def _common_end(sources: Sources, to: Restorer) -> str:
 class _Fork:
     """Takes in the fork's entries, in order."""
 
-    def __init__(self, sources: Sources, to: Restorer, said: Said, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, sources: Sources, to: Restorer, in_force: InForce, note: Callable[[str], None]
+    ) -> None:
         self._sources, self._to, self._note = sources, to, note
-        self.scopes = dict(said.scopes)
-        self.tokens = dict(said.tokens)
-        self.proposals = dict(said.proposals)
+        self.scopes = dict(in_force.scopes)
+        self.tokens = dict(in_force.tokens)
+        self.proposals = dict(in_force.proposals)
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:

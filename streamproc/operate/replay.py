@@ -22,8 +22,9 @@ import msgspec
 from msgspec import Struct
 
 from projections import compare
-from projections.build_worker import Order, Said
+from projections.build_worker import Order, Report
 from projections.dependents import refuse_what_would_be_lost
+from projections.heads import open_heads
 from projections.rebuild import (
     Slice,
     Target,
@@ -34,15 +35,13 @@ from projections.rebuild import (
     resumable,
     take_replay_lock,
 )
-from projections.run import open_heads
 from projections.runner import Runner, catch_up
 from projections.schema import enter_place
 from projections.swap import swap
 from projections.views import NAMES, VIEWS, View
 from streamproc import processes
 from streamproc.archive.disowned import disowned_in
-from streamproc.archive.lookup import job_named
-from streamproc.archive.store import connection, snapshot
+from streamproc.archive.store import connection, errors_as_job_failed, snapshot
 from streamproc.errors import JobFailed, LogBroken, StreamprocError
 
 JOBS_MAX = 64
@@ -120,7 +119,7 @@ async def replay(
     """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
     progress = Progress()
-    with job_named(UNTOUCHED):
+    with errors_as_job_failed(UNTOUCHED):
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
             place = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
@@ -178,17 +177,17 @@ async def _build(
     reached = {(share.partition, share.slice): share.done_seq for share in plan}
     turns, began = asyncio.Semaphore(jobs), time.monotonic()
 
-    def hear(said: Said) -> None:
-        reached[said.partition, said.slice] = max(said.seq, reached[said.partition, said.slice])
-        progress.events += said.events
-        progress.peak_kb = max(progress.peak_kb, said.peak_kb)
+    def hear(report: Report) -> None:
+        reached[report.partition, report.slice] = max(report.seq, reached[report.partition, report.slice])
+        progress.events += report.events
+        progress.peak_kb = max(progress.peak_kb, report.peak_kb)
         progress.done, progress.seconds = sum(reached.values()), time.monotonic() - began
         on_progress(progress)
 
     async def one(share: Slice) -> None:
         async with turns:
             await _run_builder(Order(dsn, schema, share, views=tuple(view.name for view in views)), hear)
-            hear(Said(share.partition, share.slice, share.target_seq))
+            hear(Report(share.partition, share.slice, share.target_seq))
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -204,7 +203,7 @@ async def _build(
         raise failed from problems
 
 
-async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
+async def _run_builder(order: Order, hear: Callable[[Report], None]) -> None:
     process = await processes.start(
         [sys.executable, "-m", "projections.build_worker"],
         env=os.environ,
@@ -224,9 +223,9 @@ async def _run_builder(order: Order, hear: Callable[[Said], None]) -> None:
             if not line.startswith(b'{"partition"'):
                 other = [*other[-20:], line.decode(errors="replace")]
                 continue
-            said = msgspec.json.decode(line, type=Said)
-            problem = said.problem or problem
-            hear(said)
+            report = msgspec.json.decode(line, type=Report)
+            problem = report.problem or problem
+            hear(report)
         if await process.wait() != 0:
             if problem:
                 raise LogBroken(problem)
@@ -327,7 +326,7 @@ async def _is_ahead(db: asyncpg.Connection, place: asyncpg.Connection) -> bool:
 
 async def go_back(dsn: str) -> list[str]:
     """Put the views that the last swap replaced back in place, brought up to date; the names of those views."""
-    with job_named(UNTOUCHED):
+    with errors_as_job_failed(UNTOUCHED):
         async with (
             connection(dsn, name="streamproc replay", job=True) as db,
             connection(dsn, name="streamproc replay", job=True) as place,
@@ -373,7 +372,7 @@ async def built_as_of(
     There is one such place for each `purpose` at a time. `untouched` is what a failure says of the rest.
     """
     jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
-    with job_named(untouched):
+    with errors_as_job_failed(untouched):
         async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
             home = str(await place.fetchval("SELECT current_schema()"))
             schema = f"{home}_{purpose}"

@@ -3,15 +3,12 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from streamproc.archive.lookup import refusals_named
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.read import payout_view
+from streamproc.archive.store import refusals_as_job_failed
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.shown import iso as iso
-from streamproc.domain.shown import iso_or_none as iso_or_none
 from streamproc.errors import InputError, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.inspect import partitions_of_log, record_of
@@ -19,9 +16,6 @@ from streamproc.log.names import Names
 from streamproc.settings import Settings
 
 T = TypeVar("T")
-
-US = 1_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -47,7 +41,7 @@ class Site:
         if self.postgres_problem:
             return None  # a command that waited once does not wait again
         try:
-            with refusals_named():
+            with refusals_as_job_failed():
                 return await question(self.pool, *arguments, **named)
         except TryAgain as problem:
             self.postgres_problem = str(problem)
@@ -84,8 +78,3 @@ async def opened(settings: Settings) -> AsyncIterator[Site]:
         dsn = settings.postgres_dsn.reveal()
         pool = await stack.enter_async_context(opened_pool(dsn)) if dsn else None
         yield Site(settings.redis_url, client, partitions, pool)
-
-
-def us_of(at: datetime) -> int:
-    """An aware datetime as µs since 1970; exact, where seconds as a float would be rounded."""
-    return (at - _EPOCH) // timedelta(microseconds=1)

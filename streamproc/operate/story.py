@@ -6,10 +6,9 @@ from streamproc.domain import events as e
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord, is_terminal
-from streamproc.domain.shown import evidence_texts
+from streamproc.domain.shown import evidence_texts, iso, iso_or_none
 from streamproc.domain.traces import trace_id
 from streamproc.operate.explain import Story
-from streamproc.operate.site import iso, iso_or_none
 
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
     e.PayoutScreened: "screening, rules 2 to 9: nothing against it",

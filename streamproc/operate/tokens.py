@@ -7,11 +7,12 @@ from typing import Any
 from msgspec import Struct
 
 from streamproc.domain.events import TokenCreated, TokenScope
+from streamproc.domain.shown import US, iso, iso_or_none
 from streamproc.domain.tokens import PREFIX, Token, digest_of, plan_creation, plan_revocation
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.inspect import clock_us
 from streamproc.log.tokens import change_token, read_tokens
-from streamproc.operate.site import US, Site, iso, iso_or_none
+from streamproc.operate.site import Site
 
 TOKEN_BYTES = 32
 """256 random bits."""

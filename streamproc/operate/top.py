@@ -14,13 +14,15 @@ from streamproc.archive.gauges import BudgetUse, Decided, OpenHolds, budgets_use
 from streamproc.archive.gauges import views_behind as behind_of
 from streamproc.archive.read import archived_upto
 from streamproc.domain.budget import calendar_names
+from streamproc.domain.shown import iso
 from streamproc.errors import StreamprocError
 from streamproc.log.connection import named_errors
 from streamproc.log.health import Sizes, log_sizes, waiting_ms
 from streamproc.log.untold import untold
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.groups import groups
-from streamproc.operate.site import Site, iso, opened, us_of
+from streamproc.operate.moments import us_of
+from streamproc.operate.site import Site, opened
 from streamproc.settings import Settings
 from streamproc.waiting import set_within
 

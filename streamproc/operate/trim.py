@@ -14,7 +14,7 @@ from streamproc.log.trim import Trimmed, trim, trim_round
 from streamproc.operate.site import Site
 
 
-class Kept(Struct, frozen=True):
+class LogBeginning(Struct, frozen=True):
     """The beginning of one partition's log. `to_go` archived entries lie before `cut`, which nothing needs.
 
     `removed` are gone now. Whole nodes of the stream go, so up to a hundred of `to_go` stay a little longer; after a
@@ -38,12 +38,12 @@ async def trim_log(
     partition: int | None = None,
     dry_run: bool = False,
     on_removed: Callable[[int], None] = lambda _: None,
-) -> list[Kept]:
+) -> list[LogBeginning]:
     """Trim the chosen partitions as far as may be, or only report; `on_removed` as in `trim_round`, of all of them.
 
     Raises JobFailed while Postgres is away.
     """
-    kept: list[Kept] = []
+    kept: list[LogBeginning] = []
     for number in site.chosen(partition):
         before = sum(one.removed for one in kept)
         kept.append(
@@ -52,18 +52,18 @@ async def trim_log(
     return kept
 
 
-async def look(site: Site, partition: int, retention_s: float) -> Kept | None:
+async def beginning_of(site: Site, partition: int, retention_s: float) -> LogBeginning | None:
     """What keeps the beginning of a partition's log; None if the archive cannot be asked."""
     anchor = await site.ask_postgres(archived_upto, partition)
     if anchor is None:
         return None
     found = await trim(site.client, Names(partition), anchor=anchor, retention_s=retention_s, look_only=True)
-    return await _kept(site, partition, found)
+    return await _beginning(site, partition, found)
 
 
 async def _trim_one(
     site: Site, partition: int, retention_s: float, *, dry_run: bool, on_removed: Callable[[int], None]
-) -> Kept:
+) -> LogBeginning:
     names = Names(partition)
     anchor = await site.ask_postgres(archived_upto, partition)
     if anchor is None:
@@ -72,7 +72,7 @@ async def _trim_one(
         )
     if dry_run:
         found = await trim(site.client, names, anchor=anchor, retention_s=retention_s, look_only=True)
-        return await _kept(site, partition, found)
+        return await _beginning(site, partition, found)
     more, removed = True, 0
     while more:
         found, more = await trim_round(
@@ -83,7 +83,7 @@ async def _trim_one(
             on_removed=_after(removed, on_removed),
         )
         removed += found.removed
-    return await _kept(site, partition, Trimmed(removed, found.first, found.cut, found.bounds))
+    return await _beginning(site, partition, Trimmed(removed, found.first, found.cut, found.bounds))
 
 
 def _after(before: int, on_removed: Callable[[int], None]) -> Callable[[int], None]:
@@ -91,13 +91,13 @@ def _after(before: int, on_removed: Callable[[int], None]) -> Callable[[int], No
     return lambda removed: on_removed(before + removed)
 
 
-async def _kept(site: Site, partition: int, found: Trimmed) -> Kept:
+async def _beginning(site: Site, partition: int, found: Trimmed) -> LogBeginning:
     stats, to_go = await log_stats(site.client, partition), 0
     if stats.length and id_key(stats.first) < id_key(found.cut):
         between = await site.ask_postgres(entries_between, partition, stats.first, found.cut)
         to_go = min(between or 0, stats.length)
     now_ms = await clock_us(site.client) // 1000
-    return Kept(
+    return LogBeginning(
         partition=partition,
         removed=found.removed,
         to_go=to_go,

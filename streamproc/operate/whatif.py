@@ -17,9 +17,9 @@ from msgspec.structs import replace
 from projections.rebuild import Target, archive_ends, target_at_time
 from streamproc.archive.disowned import Disowned, disowned_in
 from streamproc.archive.load import rows_after
-from streamproc.archive.lookup import decided_payouts, entries_by_id, job_named, policy_entries
+from streamproc.archive.lookup import decided_payouts, entries_by_id, policy_entries
 from streamproc.archive.rows import Row
-from streamproc.archive.store import snapshot
+from streamproc.archive.store import errors_as_job_failed, snapshot
 from streamproc.domain.budget import US
 from streamproc.domain.events import Event, GovernanceBypassed, PayoutObserved, PayoutRequested
 from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
@@ -29,7 +29,7 @@ from streamproc.domain.whatif.retrial import Overlay, Retrial, Scopes
 from streamproc.domain.whatif.trial import Told
 from streamproc.domain.wire import Meta
 from streamproc.errors import InputError, JobFailed, Unprocessable
-from streamproc.operate.site import us_of
+from streamproc.operate.moments import us_of
 
 ROWS_AT_ONCE = 2_000
 WARM_UP_S = 33 * 86_400
@@ -71,7 +71,7 @@ async def whatif(
     Raises InputError if the file could not have been put in force then, JobFailed if the archive cannot be read.
     """
     overlay = None if file is None else overlay_of(file, prune=prune)
-    with job_named("nothing was changed"):
+    with errors_as_job_failed("nothing was changed"):
         async with snapshot(dsn, name="streamproc whatif") as db:
             ends = await archive_ends(db)
             if not ends:

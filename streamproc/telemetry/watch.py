@@ -89,8 +89,8 @@ def tracer() -> "Tracer | None":
     return _State.tracer
 
 
-def keep(calls: list[Call]) -> None:
-    """Collect calls in `calls` from here on, in this task and those it starts, except within `keeping`."""
+def collect_calls(calls: list[Call]) -> None:
+    """Collect calls in `calls` from here on, in this task and those it starts, except within `collecting_calls`."""
     _calls.set(calls)
 
 
@@ -107,7 +107,7 @@ def with_caller(m: bytes) -> bytes:
 
 
 @contextmanager
-def keeping(calls: list[Call]) -> Iterator[None]:
+def collecting_calls(calls: list[Call]) -> Iterator[None]:
     """Also collect the calls within this context in `calls`: those of one payout, or of a batch."""
     token = _calls.set(calls)
     try:

@@ -4,12 +4,14 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import httpx
 import pytest
 
 from streamproc.api import routing
 from streamproc.api.asgi import create_app
+from streamproc.app import operations_of
 from streamproc.domain.events import AccessRefused
 from streamproc.domain.tokens import Token
 from streamproc.errors import InputError
@@ -182,3 +184,25 @@ async def test_pages_of_other_sites_may_call_only_where_a_setting_names_them(
                     assert allowed == (origin if origin in origins else None)
                     assert "access-control-allow-credentials" not in answer.headers
                     assert "content-security-policy" in answer.headers
+
+
+async def test_a_page_of_an_allowed_site_may_send_every_header_that_a_route_reads(redis_url: str) -> None:
+    page = "https://console.example.com"
+    async with Engine(redis_url) as engine, aclosing(SiteGateway(redis_url, 1, None)) as gateway:
+        table = operations_of(engine.producer, gateway)
+        app = create_app(
+            engine.producer, ["whsec"], body_bytes_max=100, fallback_account="acc", ready=ready,
+            operations=table, cors_origins=(page,),
+        )  # fmt: skip
+        read = {one.name for operation in table for one in operation.reads if one.where == "header"}
+        assert read >= {"Idempotency-Key", "If-Match", "If-None-Match"}
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            for header in (*sorted(read), "Authorization", "Content-Type"):
+                asked = {
+                    "origin": page,
+                    "access-control-request-method": "PUT",
+                    "access-control-request-headers": header,
+                }
+                answer = await http.options("/v1/policies/bot", headers=asked)
+                assert answer.status_code == 200, f"{header}: {answer.text}"

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamproc.archive.chain import GENESIS, BrokenLink, Position, link_hash, verify
+from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.load import chained
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import Head
 from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import LogBroken
+from tests.chained import BrokenLink, Position, verify
 from tests.projections.histories import Stored
 
 

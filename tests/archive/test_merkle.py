@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.archive.merkle import EMPTY_ROOT, Frontier, Prover, root_by
+from streamproc.archive.merkle import EMPTY_ROOT, Frontier, Prover
+from streamproc.operate.bundle.verify import tree_root
 
 SIZE_MAX = 300
 
@@ -82,7 +83,7 @@ def test_paths_made_in_one_pass_are_the_definitions_and_give_the_root(size: int,
     assert paths.keys() == {index for index in wanted if index < size}
     for index, path in paths.items():
         assert path == naive_path(index, everything)
-        assert root_by(everything[index], index, size, path) == root
+        assert tree_root(everything[index], index, size, path) == root
 
 
 @given(size=st.integers(1, 80), data=st.data())
@@ -90,20 +91,20 @@ def test_a_path_proves_nothing_about_another_leaf_place_size_or_path(size: int, 
     everything = leaves(size)
     root, index = naive_root(everything), data.draw(st.integers(0, size - 1))
     path = naive_path(index, everything)
-    assert root_by(sha256(b"other").digest(), index, size, path) != root
+    assert tree_root(sha256(b"other").digest(), index, size, path) != root
     other = data.draw(st.integers(0, size + 1).filter(lambda n: n != index))
-    assert root_by(everything[index], other, size, path) != root
-    assert root_by(everything[index], index, size, [*path, bytes(32)]) != root
+    assert tree_root(everything[index], other, size, path) != root
+    assert tree_root(everything[index], index, size, [*path, bytes(32)]) != root
     if path:
         at = data.draw(st.integers(0, len(path) - 1))
-        assert root_by(everything[index], index, size, path[:at] + path[at + 1 :]) != root
-        assert root_by(everything[index], index, size, [*path[:at], bytes(32), *path[at + 1 :]]) != root
+        assert tree_root(everything[index], index, size, path[:at] + path[at + 1 :]) != root
+        assert tree_root(everything[index], index, size, [*path[:at], bytes(32), *path[at + 1 :]]) != root
 
 
 def test_a_path_of_another_size_is_none_at_all() -> None:
     everything = leaves(4)
     path = naive_path(0, everything)
-    assert root_by(everything[0], 0, 4, path) == naive_root(everything)
-    assert root_by(everything[0], 0, 8, path) is None
-    assert root_by(everything[0], 0, 2, path) is None
-    assert root_by(everything[0], -1, 4, path) is root_by(everything[0], 4, 4, path) is None
+    assert tree_root(everything[0], 0, 4, path) == naive_root(everything)
+    assert tree_root(everything[0], 0, 8, path) is None
+    assert tree_root(everything[0], 0, 2, path) is None
+    assert tree_root(everything[0], -1, 4, path) is tree_root(everything[0], 4, 4, path) is None

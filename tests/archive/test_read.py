@@ -17,7 +17,6 @@ from streamproc.archive.read import (
     archived_upto,
     audit_query,
     audit_rows,
-    budgets_of,
     entry_archived,
     payout_history,
     payout_known,
@@ -26,7 +25,7 @@ from streamproc.archive.read import (
 from streamproc.domain.payouts import fold
 from streamproc.domain.wire import decode_events
 from streamproc.errors import TryAgain
-from tests.projections.histories import ListedLog, decided, history, log_of, project_all, reserved, settled
+from tests.projections.histories import ListedLog, decided, history, log_of, project_all
 from tests.words import NOW, observed
 
 
@@ -47,7 +46,6 @@ async def test_an_empty_archive_answers_that_it_is_empty(pool: asyncpg.Pool):
     assert not await entry_archived(pool, 0, "1-0")
     assert await payout_history(pool, "pout_1") == []
     assert await payout_view(pool, "pout_1") is None
-    assert await budgets_of(pool, "bot") == []
     assert await audit_rows(pool, AuditFilter()) == []
 
 
@@ -102,21 +100,6 @@ async def test_who_acts_on_a_payout_is_told_to_wait_where_the_view_does_not_show
     await pool.execute("DROP TABLE payouts")
     with pytest.raises(TryAgain, match="the view payouts cannot be asked: UndefinedTableError"):
         await payout_known(pool, "pout_2")
-
-
-async def test_an_agents_budgets_are_its_own_windows(dsn: str, pool: asyncpg.Pool):
-    mine, other = reserved("pout_1", 500, "2026-11-30", "2026-W49"), reserved("pout_2", 9, agent="scout")
-    await project_all(
-        dsn,
-        ListedLog(
-            log_of([observed("pout_1")], [mine], [observed("pout_2")], [other], [settled(mine, "committed")])
-        ),
-    )
-    rows = await budgets_of(pool, "bot")
-    assert [(row.window, row.limit_paise, row.reserved, row.committed) for row in rows] == [
-        ("2026-W49", 10**9, 0, 500),
-        ("2026-11-30", 10**9, 0, 500),
-    ]
 
 
 async def test_the_audit_is_filtered_by_each_field_newest_first(dsn: str, pool: asyncpg.Pool):

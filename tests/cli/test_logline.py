@@ -130,7 +130,7 @@ try:
     role_settings("worker")
 except ConfigError:
     pass
-from streamproc.telemetry.otlp import Exporter
+from streamproc.telemetry.otlp_metrics import Exporter
 Exporter("worker", "worker-1")
 """
     done = subprocess.run(

@@ -20,7 +20,7 @@ from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.errors import TryAgain
 from streamproc.ingress.translate import append_of
 from streamproc.operate.recover import look, rebuild
-from streamproc.operate.recover_bank import reconcile
+from streamproc.operate.recover_bank import ask_bank
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.deadline import DEADLINE_S
@@ -363,7 +363,7 @@ async def test_after_a_recovery_the_bank_is_asked_for_an_open_intent_by_its_refe
             razorpay_key_secret=config.key_secret, razorpay_account_number=config.account_number,
             razorpay_account_id=ACCOUNT, razorpay_base_url=f"{gate.bank.url}/v1",
         )  # fmt: skip
-        done = await reconcile(settings)
+        done = await ask_bank(settings)
         await gate.engine.settled()
         record = await gate.ends(asked.payout, "processed")
         assert (done.asked, done.left, record.bank_payout) == (1, [], made["id"])

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from streamproc.archive import chain
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.domain import events as e
 from streamproc.domain.wire import decode_events, decode_meta, payout_of
 from streamproc.log.stream import Entry
+from tests.chained import BrokenLink, verify
 
 MOVES_MONEY = ("create", "approve")
 COMMITTED = ("processed", "processing")
@@ -413,8 +413,8 @@ def the_archive_is_the_log(seen: Evidence) -> Iterator[str]:
         row.id for row in seen.archive if row.id in log
     ]:
         yield "the archive has another order than the log"
-    end = chain.verify(seen.archive)
-    if isinstance(end, chain.BrokenLink):
+    end = verify(seen.archive)
+    if isinstance(end, BrokenLink):
         yield f"the chain breaks at {end.seq}, entry {end.id}: {end.problem}"
 
 

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
-from streamproc.archive import chain
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.domain import events as e
 from streamproc.domain.payouts import decode_record
 from streamproc.domain.states import RELEASING_STATUSES
 from streamproc.domain.wire import decode_events
 from streamproc.log.names import Names
+from tests.chained import Position, verify
 from tests.journeys.system import System
 
 AT_REST_S = 45.0
@@ -47,8 +47,8 @@ async def assert_one_story(system: System) -> None:
     archived = [ArchivedEntry(**dict(row)) for row in rows]
     assert [(row.id, row.e, row.m) for row in archived] == log
     assert [row.seq for row in archived] == list(range(1, len(log) + 1))
-    end = chain.verify(archived)
-    assert isinstance(end, chain.Position), end
+    end = verify(archived)
+    assert isinstance(end, Position), end
 
 
 @at_rest

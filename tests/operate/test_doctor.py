@@ -20,15 +20,15 @@ from streamproc.log.cursor import PollCursor
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import doctor_log
-from streamproc.operate.check import Check
 from streamproc.operate.doctor import examine
+from streamproc.operate.doctor_check import Check
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.engine import Engine
 from tests.operate.recovering import archive
 from tests.operate.test_dead import malformed
 from tests.operate.words import NOBODY_THERE, POLICIES
-from tests.projections.histories import ListedLog, fetch, history, project_all
+from tests.projections.histories import ListedLog, archived_earlier, fetch, history, project_all
 from tests.projections.seals import terms
 
 
@@ -235,10 +235,18 @@ async def test_views_that_stand_still_behind_the_archive_are_bad(
     env = environment(redis_url, postgres, bank)
     assert (await examined(env))["views"].status == "ok"
     await fetch(postgres, "UPDATE view_heads SET seq = seq - 2")
+    assert (await examined(env))["views"].status == "ok", "old entries that were archived a moment ago"
+    await archived_earlier(postgres, "1 hour")
     checks = await examined(env)
     assert checks["views"].status == "bad"
     assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
     assert "streamproc replay" in checks["views"].todo
+    await fetch(postgres, "DELETE FROM view_heads")
+    found = (await examined(env))["views"]
+    assert (found.status, found.detail) == (
+        "bad",
+        f"partition 0: {len(log.entries)} archived entries are not shown",
+    )
 
 
 async def test_what_the_scheduled_comparison_found_or_that_it_does_not_end_is_bad(
@@ -254,7 +262,7 @@ async def test_what_the_scheduled_comparison_found_or_that_it_does_not_end_is_ba
     assert "found 2 mismatches" in (await examined(env))["reconciliation"].detail
     await cursor.save_reconciled(tried_at=now_s - 7200, done_at=now_s - 90_000, mismatches=0)
     check = (await examined(env))["reconciliation"]
-    assert (check.status, "not at its end" in check.detail) == ("bad", True)
+    assert (check.status, "has not finished" in check.detail) == ("bad", True)
 
 
 async def test_an_archive_that_does_not_keep_up_with_the_log_is_bad(

@@ -17,7 +17,7 @@ from streamproc.operate import gauges
 from streamproc.operate.gauges import site_page
 from streamproc.settings import load
 from tests.operate.words import NOBODY_THERE
-from tests.projections.histories import ListedLog, fetch, history, project_all
+from tests.projections.histories import ListedLog, archived_earlier, fetch, history, project_all
 from tests.projections.seals import terms
 
 REDIS_AWAY = "redis://127.0.0.1:1/0"
@@ -130,9 +130,3 @@ async def test_how_long_what_is_archived_was_not_signed_is_told_where_somebody_s
     found = await age()
     assert found is not None
     assert found > 3600
-
-
-async def archived_earlier(dsn: str, interval: str) -> None:
-    """As if all had been archived so much earlier."""
-    await fetch(dsn, "ALTER TABLE events DISABLE TRIGGER events_rows_stay")
-    await fetch(dsn, f"UPDATE events SET archived_at = archived_at - interval '{interval}'")

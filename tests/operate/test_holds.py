@@ -8,11 +8,12 @@ import pytest
 
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.shown import hold_json
 from streamproc.domain.wire import Newer, decode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.inspect import records_where
 from streamproc.operate import holds
-from streamproc.operate.holds import answer, hold_json, list_holds
+from streamproc.operate.holds import answer, list_holds
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
 from tests.words import NOW, observed

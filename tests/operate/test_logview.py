@@ -103,7 +103,7 @@ async def test_stats_count_entries_timers_and_dead_letters_of_each_partition(red
     assert sorted(row.length for row in rows) == [1, 2]
     assert [row.timers for row in rows] == [1, 0]
     assert all(row.first <= row.last and row.memory_bytes > 0 for row in rows)
-    assert [row.kept for row in found] == [None, None]  # there is no archive to ask
+    assert [row.beginning for row in found] == [None, None]  # there is no archive to ask
 
 
 async def test_an_empty_log_has_nothing_to_show(redis_url: str):

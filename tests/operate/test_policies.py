@@ -9,9 +9,9 @@ from streamproc.domain.policy_changes import Differ
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
-from streamproc.operate import policies
 from streamproc.operate.freezes import frozen_now
 from streamproc.operate.policies import apply, changed_fields, history, in_force, policy_of
+from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 from tests.operate.words import archive, site_of
 
@@ -19,7 +19,7 @@ ONE = "policies: {bot: {daily_limit: 1_000}, gone: {daily_limit: 5}}"
 TWO = "policies: {bot: {daily_limit: 2_000, per_txn_limit: 500}}"
 
 
-async def put(site: Site, text: str, *, prune: bool = False) -> list[policies.Applied]:
+async def put(site: Site, text: str, *, prune: bool = False) -> list[Applied]:
     file = parse_policy_file(text, name="test.yaml")
     return await apply(site, file, prune=prune, by="asha", why="because")
 

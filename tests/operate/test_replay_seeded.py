@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(TEST_MAX_S)
 READERS = 3
 
 
-async def checksums(dsn: str) -> dict[str, compare.Sum]:
+async def checksums(dsn: str) -> dict[str, compare.Checksum]:
     db = await asyncpg.connect(dsn)
     try:
         return {view: await compare.checksum(db, view) for view in NAMES}

@@ -20,7 +20,8 @@ from streamproc.log.proposals import read_proposals
 from streamproc.log.stream import LogView, open_log
 from streamproc.operate import policies, proposals, turn
 from streamproc.operate.freezes import freeze
-from streamproc.operate.policies import Applied, apply, in_force
+from streamproc.operate.policies import apply, in_force
+from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 from tests.operate.recovering import archive, recovered
 from tests.operate.test_recover_fork import failed_over, snapshot

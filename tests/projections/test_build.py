@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from projections import build, build_worker, rebuild
 from projections.fold import decode, steps_of
+from projections.heads import Records
 from projections.rebuild import archive_ends, build_slice, drop_place, finish_build, plan_build
-from projections.run import Records
 from projections.schema import prepare
 from projections.views import NAMES, VERSIONS, VIEWS
 from streamproc.domain.payouts import CHANGING, PayoutRecord
@@ -174,7 +174,7 @@ def test_an_error_of_postgres_ends_a_builder_with_one_line_and_no_traceback(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(order + b"\n")))
     assert build_worker.main() == 1
     out, err = capfd.readouterr()
-    said = msgspec.json.decode(out, type=build_worker.Said)
+    said = msgspec.json.decode(out, type=build_worker.Report)
     assert (
         said.problem == 'Postgres: DiskFullError: could not extend file "base/1/2": No space left on device'
     )

@@ -14,13 +14,13 @@ from projections.loop import Progress, months_of, project, run_projector
 from projections.payouts import COLUMNS
 from projections.schema import prepare
 from streamproc import embedded
-from streamproc.archive.chain import Position, verify
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import open_head
 from streamproc.domain import events as e
 from streamproc.domain.payouts import decode_record
 from streamproc.errors import ConfigError, LogBroken, LogUnavailable
+from tests.chained import Position, verify
 from tests.projections.histories import (
     DEADLINE_S,
     START_MS,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from projections import holds, policies, vendors
 from projections.fold import Step, decode, steps_of
-from projections.run import open_heads
+from projections.heads import open_heads
 from projections.runner import Runner, catch_up
 from projections.schema import prepare
 from projections.tally import Tally, tallies
@@ -223,7 +223,7 @@ async def test_every_view_is_the_same_whatever_the_batches(postgres: str, batch_
     place, source = await asyncpg.connect(postgres), await asyncpg.connect(postgres)
     try:
         runner = Runner(place, 0, await open_heads(place, 0))
-        await catch_up(runner, source, 0, batch_max=batch_max)
+        await catch_up(runner, source, 0, len(log), batch_max=batch_max)
     finally:
         await place.close()
         await source.close()

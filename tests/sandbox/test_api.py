@@ -250,11 +250,32 @@ async def test_contacts_and_fund_accounts_are_deactivated_but_not_rewritten(bank
     account = (await bank.call("POST", "/v1/fund_accounts", wanted)).json()
     path = f"/v1/fund_accounts/{account['id']}"
     assert (await bank.call("PATCH", path, {"vpa": {"address": "b@ybl"}})).status_code == 400
+    assert refusal(await bank.call("PATCH", path, {}))[:2] == (400, "active")
+    assert (await bank.call("GET", path)).json()["active"] is True
     assert (await bank.call("PATCH", path, {"active": False})).json()["active"] is False
     refused = await create(bank, fund_account=None, fund_account_id=account["id"], mode="UPI")
     assert refusal(refused)[:2] == (400, "fund_account_id")
     renamed = await bank.call("PATCH", f"/v1/contacts/{contact['id']}", {"name": "Asha and Sons"})
     assert renamed.json()["name"] == "Asha and Sons"
+
+
+async def test_a_change_of_a_contact_that_is_refused_changes_nothing(bank: Sandbox) -> None:
+    contact = (await bank.call("POST", "/v1/contacts", CONTACT)).json()
+    path = f"/v1/contacts/{contact['id']}"
+    refused = await bank.call("PATCH", path, {"name": "Asha and Sons", "type": "stranger"})
+    assert refusal(refused)[:2] == (400, "type")
+    assert (await bank.call("GET", path)).json() == contact
+    assert (await bank.call("POST", "/v1/contacts", CONTACT)).json()["id"] == contact["id"]
+
+
+async def test_a_change_of_the_bank_that_is_refused_changes_nothing(bank: Sandbox) -> None:
+    payout = await bank.pay(250_000)
+    wrong = {"oauth_scope": "none", "expire_token": True, "workflow": "sometimes"}
+    assert (await bank.http.post("/_control/bank", json=wrong)).status_code == 400
+    approved = await bank.call(
+        "POST", f"/v1/payouts/{payout['id']}/approve", {"remarks": "ok"}, auth="bearer"
+    )
+    assert approved.status_code == 200, approved.text
 
 
 @pytest.mark.parametrize(

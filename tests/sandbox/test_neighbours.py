@@ -50,7 +50,7 @@ async def test_without_a_key_the_lookup_is_forbidden(bank: Sandbox) -> None:
     assert (answer.status_code, answer.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
 
 
-async def test_the_list_the_cache_time_and_the_mood_can_be_changed(bank: Sandbox) -> None:
+async def test_the_list_the_cache_time_and_the_availability_can_be_changed(bank: Sandbox) -> None:
     await bank.control("safebrowsing", threats={"bad.example": "MALWARE"}, cache_s=5)
     match = (await look_up(bank, "http://bad.example/")).json()["matches"][0]
     assert match["cacheDuration"] == "5.000s"

@@ -119,7 +119,7 @@ async def call_told(tracer: Keeping, url: str, path: str) -> Told:
     client = OutboundClient("bank", url, timeout_s=5, limit_per_s=100, burst=9, breaker=Breaker())
     calls: list[watch.Call] = []
     async with client:
-        with watch.keeping(calls), suppress(TryAgain):
+        with watch.collecting_calls(calls), suppress(TryAgain):
             await client.call("POST", path, params={"key": "a-secret"})
     _tell_call(tracer, calls[0], new_place())
     return tracer.told.pop()

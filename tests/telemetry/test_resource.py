@@ -3,7 +3,7 @@
 import pytest
 
 from streamproc import __version__
-from streamproc.telemetry.export import resource_of
+from streamproc.telemetry.otlp_traces import resource_of
 
 
 @pytest.fixture(autouse=True)

@@ -31,14 +31,14 @@ from streamproc.archive.evidence import (
     policies_named,
     proofs,
 )
-from streamproc.archive.lookup import job_named
 from streamproc.archive.note import Trusted
 from streamproc.archive.read import AuditFilter
-from streamproc.archive.store import connection, snapshot
+from streamproc.archive.store import connection, errors_as_job_failed, snapshot
+from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 from streamproc.operate.bundle.verify import FORMAT
 from streamproc.operate.export import written_whole
-from streamproc.operate.site import iso, us_of
+from streamproc.operate.moments import us_of
 
 COVER_POLL_S = 0.5
 """Between two looks for a new checkpoint."""
@@ -78,7 +78,7 @@ async def write_bundle(
     on_stage: OnStage = lambda stage, done, total: None,
 ) -> Bundled:
     """Write a bundle of what matches. Waits up to `wait_s` for checkpoints that cover it; the rest is left out."""
-    with job_named(f"{path} was not written"), written_whole(path) as file:
+    with errors_as_job_failed(f"{path} was not written"), written_whole(path) as file:
         on_stage("choosing", 0, 0)
         async with snapshot(dsn, name="streamproc audit export") as db:
             places = await entries_for(db, wanted)

@@ -27,8 +27,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from streamproc import __version__
-from streamproc.telemetry.export import SCHEMA, resource_of
 from streamproc.telemetry.exposure import Family, Page, Point
+from streamproc.telemetry.otlp_traces import SCHEMA, resource_of
 
 UNITS = {"seconds": "s", "bytes": "By"}
 _SCOPE = InstrumentationScope("streamproc", __version__, SCHEMA)

@@ -1,4 +1,4 @@
-"""What may be said of a request where names must be few: its method and its route, and nothing a caller made up."""
+"""A request's method and route for metrics and spans: few values, and nothing that a caller made up."""
 
 from streamproc.ingress.problems import Scope
 

@@ -20,7 +20,7 @@ class Progress(Protocol):
     seconds: float
 
 
-class Telling:
+class ProgressDisplay:
     """Shows how far a job is; `what` is the job and `unit` what it counts."""
 
     def __init__(self, what: str, unit: str) -> None:
@@ -31,7 +31,7 @@ class Telling:
         self._began = time.monotonic()
         self._next = self._began + SAY_EVERY_S
 
-    def __enter__(self) -> "Telling":
+    def __enter__(self) -> "ProgressDisplay":
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

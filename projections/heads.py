@@ -1,12 +1,9 @@
-"""What the fold of archived rows stands on: the position of a place's views, its payouts' records, and the feed of new
-rows.
+"""From what a fold goes on: the position of a place's views (their rows in `view_heads`), and its payouts' records.
 
 The fold itself is in build.py and runner.py. All that it folds is in the archive, never only in the log: so a view may
 fail, or be away for a rebuild, while the archive goes on.
 """
 
-import asyncio
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,15 +11,13 @@ import asyncpg
 
 from projections import payouts
 from projections.views import NAMES, VERSIONS
-from streamproc.archive.rows import ArchivedEntry, Row
+from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import ConfigError, LogBroken
 
 RECORDS_MAX = 20_000
 """Payout records kept in memory, some 2 kB each. A payout's events come close together; older ones are loaded again."""
-FEED_MAX = 12_000
-"""Archived rows kept for the views, some 2 kB each; views further behind read the archive."""
 
 _SQL = statements("projections", "place.sql")
 
@@ -51,11 +46,8 @@ class Mark(Protocol):
 class ViewHeads:
     """The position of views that are all at one entry: their rows in `view_heads`."""
 
-    def __init__(
-        self, partition: int, names: Sequence[str], seq: int, entry: str, generations: Sequence[object]
-    ) -> None:
+    def __init__(self, partition: int, seq: int, entry: str, generations: Sequence[object]) -> None:
         self._partition = partition
-        self._names = list(names)
         self._generations = list(generations)
         self.seq = seq
         self.entry = entry
@@ -67,9 +59,9 @@ class ViewHeads:
             raise LogBroken(f"partition {self._partition}: row {rows[0].seq} does not follow {self.seq}")
         status = await db.execute(
             _SQL["move_heads"],
-            *(self._partition, self._names, self.seq, upto, last.id, self._generations),
+            *(self._partition, NAMES, self.seq, upto, last.id, self._generations),
         )
-        if status != f"UPDATE {len(self._names)}":
+        if status != f"UPDATE {len(NAMES)}":
             raise Moved(f"the views of partition {self._partition} are no longer at {self.seq}")
 
     def moved(self, rows: Sequence[Row], upto: int) -> None:
@@ -105,48 +97,6 @@ class Records:
                 del self._known[payout]
 
 
-class Feed:
-    """Rows that were just archived, handed to the views of the same process without reading them from Postgres."""
-
-    def __init__(self, rows_max: int = FEED_MAX) -> None:
-        self._rows: deque[ArchivedEntry] = deque(maxlen=rows_max)
-        self._more = asyncio.Event()
-
-    def put(self, rows: Sequence[ArchivedEntry]) -> None:
-        """Hand over rows that are committed, in order."""
-        self._rows.extend(rows)
-        self._more.set()
-
-    def take(self, after_seq: int, count: int) -> list[ArchivedEntry]:
-        """The rows that follow `after_seq`; none if the next one is not, or no longer, here."""
-        rows = self._rows
-        while rows and rows[0].seq <= after_seq:
-            rows.popleft()
-        if not rows or rows[0].seq != after_seq + 1:
-            return []
-        return [rows.popleft() for _ in range(min(count, len(rows)))]
-
-    async def gather(self, count: int, until_s: float) -> None:
-        """Return when `count` rows are here, or at `until_s` of the loop's clock."""
-        try:
-            async with asyncio.timeout_at(until_s):
-                while len(self._rows) < count:
-                    self._more.clear()
-                    await self._more.wait()
-        except TimeoutError:
-            return
-
-    async def wait(self, timeout_s: float) -> None:
-        """Return when there is something new, or after `timeout_s`."""
-        try:
-            # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
-            async with asyncio.timeout(timeout_s):
-                await self._more.wait()
-        except TimeoutError:
-            return
-        self._more.clear()
-
-
 async def speak_micros(db: asyncpg.Connection) -> None:
     """Have this connection encode and decode every timestamptz as `fold.moment` does. Safe to repeat."""
     await db.set_type_codec("timestamptz", schema="pg_catalog", encoder=_same, decoder=_same, format="tuple")
@@ -164,12 +114,12 @@ async def write_lazily(db: asyncpg.Connection) -> None:
     await db.execute("SET synchronous_commit = off")
 
 
-async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str] = NAMES) -> ViewHeads:
+async def open_heads(db: asyncpg.Connection, partition: int) -> ViewHeads:
     """The position of the place's views. Raises ConfigError if they are not all at one entry, or of another version."""
-    versions = [VERSIONS[name] for name in names]
+    versions = [VERSIONS[name] for name in NAMES]
     await speak_micros(db)
-    await db.execute(_SQL["open_heads"], partition, list(names), versions)
-    rows = await db.fetch(_SQL["read_heads"], partition, list(names))
+    await db.execute(_SQL["open_heads"], partition, NAMES, versions)
+    rows = await db.fetch(_SQL["read_heads"], partition, NAMES)
     outdated = [row["view"] for row in rows if row["version"] != VERSIONS[row["view"]]]
     if outdated:
         raise ConfigError(
@@ -183,4 +133,4 @@ async def open_heads(db: asyncpg.Connection, partition: int, names: Sequence[str
             f" {first['seq']}; run `streamproc replay {' '.join(behind)}`"
         )
     generations = list({row["generation"] for row in rows})
-    return ViewHeads(partition, names, first["seq"], first["entry_id"], generations)
+    return ViewHeads(partition, first["seq"], first["entry_id"], generations)
