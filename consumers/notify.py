@@ -23,6 +23,7 @@ from consumers.telling import (
 )
 from consumers.turns import in_turns
 from streamproc.domain.alerts import ALERTED, Alarm, alarm_of
+from streamproc.domain.budget import US
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -60,7 +61,6 @@ PRIVATE_OLD_S = 120.0
 """A private answer to a click is given up after this."""
 AGAIN_S = 60.0
 """Delay until a message that could not be closed in the pass that sent it is looked at again."""
-_US = 1_000_000
 
 CONSUMES: frozenset[type[Fact]] = frozenset(
     {
@@ -186,7 +186,7 @@ class Telling:
                 self._close_later(work, desk)
 
     def _close_later(self, work: Work, desk: Desk) -> None:
-        at = desk.now_us + int(AGAIN_S * _US)
+        at = desk.now_us + int(AGAIN_S * US)
         work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
 
     async def _remind(self, work: Work, event: TimerFired, desk: Desk) -> None:
@@ -277,7 +277,7 @@ class Telling:
             yield
         except Untellable as problem:
             written_us = written_ms(work.entry) * 1_000
-            if desk.now_us - written_us > old_s * _US:
+            if desk.now_us - written_us > old_s * US:
                 self._given_up(work, desk, kind, str(problem))
             else:
                 await self._put_off(work, desk, kind, problem, subject)

@@ -222,4 +222,3 @@ def _tells_of(work: Work, rate: RateAnswer) -> bool:
 
 
 STAGE = settle_stage()
-ALONE = settle_stage(alone=True)

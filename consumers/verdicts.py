@@ -129,20 +129,14 @@ def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None
     """Record `verdict`, with the beneficiary of an approval and the timers of a hold. `by`: the reviewer, if a
     person decided."""
     record = work.known()
-    decision = decided(record, desk, verdict, by=by)
+    agent, identity = desk.book.agent(record.agent), desk.party(record).identity
+    decision = decision_of(record, agent, identity, verdict, desk.now_us, by=by)
     work.emit(decision)
     for noted in noted_by(decision, record, record.beneficiary):
         work.emit(noted)
     if decision.decision == "HELD":
         for timer in hold_timers(record.payout, decision.at, decision.hold_expires_at):
             work.later(timer)
-
-
-def decided(record: PayoutRecord, desk: Desk, verdict: Verdict, *, by: str = "") -> PayoutDecided:
-    """The event of a decision now, under the policies in force."""
-    return decision_of(
-        record, desk.book.agent(record.agent), desk.party(record).identity, verdict, desk.now_us, by=by
-    )
 
 
 def decision_of(

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from consumers.verdicts import case_of, is_rejected, record_decision
+from streamproc.domain.budget import US
 from streamproc.domain.events import Finding, ReputationChecked, VelocityChecked
 from streamproc.domain.governance import NO_URL, RULES, Reputation, find, vendor_of
 from streamproc.log.cache import Cache
@@ -21,7 +22,6 @@ Lookup: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Reputation]
 
 REMEMBERED_MAX = 10_000
 """URLs in a process's memory, about 2 MB."""
-US = 1_000_000
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Reputation).decode

@@ -25,8 +25,6 @@ from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
 from streamproc.errors import TryAgain
 from streamproc.telemetry.watch import Called, Server
 
-__all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "backoff_s", "retry_after_s"]
-
 BODY_BYTES_MAX = 8 * 1024 * 1024
 """A page of 100 payouts is about 150 kB; more than this is not an answer to anything we ask."""
 CONNECT_S_MAX = 5.0

@@ -21,9 +21,9 @@ from streamproc.domain.wire import encode_events
 
 MARK = "\x01"
 """Begins and ends a blank. JSON always escapes a control character."""
-ENTRY, PAYOUT, AMOUNT, RECEIVED_AT, VALUES = 2, 3, 4, 5, 6
-"""Places in a payout's row, as `grant.lua` counts them: 1 is its form's number; from VALUES on come its own values,
-as JSON."""
+PAYOUT, AMOUNT, RECEIVED_AT, VALUES = 3, 4, 5, 6
+"""Places in a payout's row, as `grant.lua` counts them: 1 is its form's number, 2 its entry; from VALUES on come its
+own values, as JSON."""
 NUMBER, USED, ROOM, LACK, COMMON = -1, -2, -3, -4, -5
 """Blanks that the script fills: the number and the slots used, the text of the reservation, the text of the window
 without room; and from COMMON downwards the texts that payouts with the same terms share."""

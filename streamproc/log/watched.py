@@ -14,6 +14,7 @@ from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamproc.domain import events as e
+from streamproc.domain.budget import US
 from streamproc.domain.traces import is_notable, trace_id, trace_of
 from streamproc.log.forms import Fate, Offer
 from streamproc.log.scripts import Committed
@@ -26,7 +27,6 @@ from streamproc.telemetry.watch import Call
 if TYPE_CHECKING:
     from streamproc.telemetry.metrics import Meters
 
-US = 1_000_000
 UNTOLD_MAX = 128
 """Fast-path payouts that may wait to be recorded: half of a full batch."""
 TOGETHER_S = 0.05

@@ -40,7 +40,7 @@ async def test_an_entry_that_fails_by_itself_is_tried_a_few_times_and_set_aside(
                 tried.append(work.payout)
                 raise error
 
-    chain = consumers.governance_chain(Reputations(None), zone="UTC")  # type: ignore[arg-type]
+    chain = consumers.governance(Reputations(None), zone="UTC").stages  # type: ignore[arg-type]
     stage = Stage(name="fails", consumes=frozenset({PayoutObserved}), handle=fails)  # type: ignore[arg-type]
     monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     async with Engine(redis_url, groups=[Group(name="governance", stages=(stage, *chain))]) as engine:

@@ -13,7 +13,8 @@ from opentelemetry.semconv import _incubating, attributes
 from prometheus_client import CollectorRegistry
 
 from streamproc.api.tracing import Traced
-from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import OutboundClient
 from streamproc.errors import TryAgain
 from streamproc.ingress.problems import Receive, Scope, Send
 from streamproc.log.traced import _tell_call
