@@ -1,8 +1,7 @@
 """The stations that a payout passes, and the topology: which stages form which consumer group."""
 
-from collections.abc import Mapping
-
 from consumers import decide, settle, stop
+from consumers.fast_path import governance_fast_path, stands_for
 from consumers.inputs import EXECUTION as EXECUTION
 from consumers.inputs import GOVERNANCE as GOVERNANCE
 from consumers.inputs import NOTIFICATION as NOTIFICATION
@@ -10,9 +9,8 @@ from consumers.recall import Archived, recall_stage
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
 from consumers.screen import screen_stage
-from consumers.straight import stands_for, straight_way
 from consumers.vet import Reputations, reputation_stage
-from streamproc.log.work import Group, Stage
+from streamproc.log.work import Group
 
 GROUPS = (GOVERNANCE, EXECUTION, NOTIFICATION)
 """Every group of the default topology; each reads every partition's log."""
@@ -20,15 +18,18 @@ FROM_THE_END = (NOTIFICATION,)
 """Groups that begin at the end of a log that is older than they are: nobody is told of what is long over."""
 
 
-def governance_chain(
+def governance(
     reputations: Reputations,
     *,
     zone: str,
     archived: Archived | None = None,
     retention_s: float = 30 * 86_400.0,
-) -> tuple[Stage, ...]:
-    """The stages in the order of the rules; review and settlement come last, since a decision feeds them."""
-    return (
+) -> Group:
+    """The group that decides. `zone` is for policies that name none; `archived` remembers old payouts.
+
+    The stages are in the order of the rules; review and settlement come last, since a decision feeds them.
+    """
+    chain = (
         *((recall_stage(archived, retention_s),) if archived is not None else ()),
         screen_stage(zone),
         velocity_stage(reputations.known, zone),
@@ -39,26 +40,5 @@ def governance_chain(
         stop.STAGE,
         settle.STAGE,
     )
-
-
-def governance(
-    reputations: Reputations,
-    *,
-    zone: str,
-    archived: Archived | None = None,
-    retention_s: float = 30 * 86_400.0,
-) -> Group:
-    """The group that decides. `zone` is for policies that name none; `archived` remembers old payouts."""
-    chain = governance_chain(reputations, zone=zone, archived=archived, retention_s=retention_s)
-    straight = straight_way(reputations, zone=zone, retention_s=retention_s) if stands_for(chain) else None
-    return Group(name=GOVERNANCE, stages=chain, straight=straight)
-
-
-def split(group: Group) -> Mapping[str, Group]:
-    """The same chain with one group for each stage: the same decisions in more commits. A payout that was not
-    approved may be ended at the bank twice."""
-    stages = [settle.ALONE if stage is settle.STAGE else stage for stage in group.stages]
-    return {
-        f"{group.name}.{stage.name}": Group(name=f"{group.name}.{stage.name}", stages=(stage,))
-        for stage in stages
-    }
+    fast_path = governance_fast_path(reputations, zone=zone, retention_s=retention_s)
+    return Group(name=GOVERNANCE, stages=chain, fast_path=fast_path if stands_for(chain) else None)

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from redis.asyncio import Redis
 
 import consumers
+from consumers import settle
 from consumers.recall import Archived
 from consumers.vet import Reputations
 from streamproc.domain.events import Event, PayoutObserved
@@ -26,6 +27,17 @@ from tests.words import Vendors, apply_policies, delivery, reviewed
 
 DEADLINE_S = 60.0
 ZONE = "Asia/Kolkata"
+
+
+def split(group: Group) -> Mapping[str, Group]:
+    """The same chain with one group for each stage: the same decisions in more commits. A payout that was not
+    approved may be ended at the bank twice."""
+    alone = settle.settle_stage(alone=True)
+    stages = [alone if stage is settle.STAGE else stage for stage in group.stages]
+    return {
+        f"{group.name}.{stage.name}": Group(name=f"{group.name}.{stage.name}", stages=(stage,))
+        for stage in stages
+    }
 
 
 class Engine:

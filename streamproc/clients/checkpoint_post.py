@@ -2,7 +2,8 @@
 
 from urllib.parse import urlsplit, urlunsplit
 
-from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import OutboundClient
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 10.0

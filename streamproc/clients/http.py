@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,8 +23,6 @@ from streamproc.clients.breaker import Breaker
 from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
 from streamproc.errors import TryAgain
 from streamproc.telemetry.watch import Called, Server
-
-__all__ = ["Answer", "Breaker", "Limiter", "OutboundClient", "OutcomeUnknown", "backoff_s", "retry_after_s"]
 
 BODY_BYTES_MAX = 8 * 1024 * 1024
 """A page of 100 payouts is about 150 kB; more than this is not an answer to anything we ask."""
@@ -104,7 +101,6 @@ class OutboundClient:
         burst: int,
         breaker: Breaker,
         body_bytes_max: int = BODY_BYTES_MAX,
-        unix_clock: Callable[[], float] = time.time,
         turns: Turns | None = None,
         wait_s_max: float | None = None,
     ) -> None:
@@ -116,7 +112,6 @@ class OutboundClient:
         self._waits_apart = wait_s_max is not None
         self._limiter = turns or Limiter(limit_per_s, burst)
         self._body_bytes_max = body_bytes_max
-        self._unix_clock = unix_clock
         self._http = httpx.AsyncClient(
             base_url=base_url,
             follow_redirects=False,
@@ -130,9 +125,7 @@ class OutboundClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -213,7 +206,7 @@ class OutboundClient:
 
     def _read(self, what: str, call: _Call, response: httpx.Response, body: bytes | None) -> Answer:
         status = response.status_code
-        asked_s = retry_after_s(response.headers.get("retry-after"), self._unix_clock())
+        asked_s = retry_after_s(response.headers.get("retry-after"), time.time())
         if status == 429:
             after_s = self._failed(call, asked_s)
             raise TryAgain(f"{what}: answered 429, too many requests", after_s=after_s)

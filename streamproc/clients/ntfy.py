@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.domain.plain import cut_bytes
 from streamproc.errors import TryAgain

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import Answer, Breaker, OutboundClient, OutcomeUnknown
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import Answer, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.limiter import Turns
 from streamproc.clients.oauth import TokenKeeper

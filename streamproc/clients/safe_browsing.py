@@ -12,7 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import Answer, Breaker, OutboundClient
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
 from streamproc.domain.governance import Reputation

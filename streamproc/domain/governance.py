@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url, without_login
-from streamproc.domain.events import Decision, Evidence, Finding, Identity, WindowUse
+from streamproc.domain.events import Decision, Finding, Identity, WindowUse
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy, Freeze, ScopeLimits
 
@@ -353,8 +353,3 @@ def uses(windows: tuple[Window, ...], before: tuple[tuple[int, int], ...]) -> li
         WindowUse(scope=w.scope, window=w.window, limit=w.limit, reserved=reserved, committed=committed)
         for w, (reserved, committed) in zip(windows, before, strict=True)
     ]
-
-
-def evidence_text(evidence: Evidence) -> str:
-    """Evidence on one line, for people."""
-    return ", ".join(f"{key}={value}" for key, value in evidence.items())

@@ -1,9 +1,5 @@
 """Money: integer paise, and the words for it."""
 
-from typing import NewType
-
-Paise = NewType("Paise", int)
-
 AMOUNT_MIN_PAISE = 100
 """The bank's least payout (RazorpayX payout entity: min 100)."""
 

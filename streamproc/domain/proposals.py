@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from streamproc.domain.budget import US
 from streamproc.domain.events import Event
 from streamproc.domain.policy_changes import ScopeState, replan
 from streamproc.domain.policy_events import (
@@ -28,7 +29,6 @@ from streamproc.domain.policy_loosening import loosened
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 
-US = 1_000_000
 EXPIRES_S = 86_400
 """How long a proposal waits: a working day in every zone, and not so long that people forget what it was based on."""
 KEPT_S = 7 * 86_400

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
+from streamproc.domain.budget import US
 from streamproc.domain.events import Event, Finding, PayoutDecided, PayoutRequested
 from streamproc.domain.intent import Beneficiary, masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import type_of
 
-US = 1_000_000
 _MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"})
 """Evidence in paise, except velocity's, which counts payouts."""
 _OPEN_FIELDS = frozenset({"account_type", "contact_type"})

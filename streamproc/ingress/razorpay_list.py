@@ -30,9 +30,7 @@ READINGS_MAX = 5
 class Lister(Protocol):
     """The part of the bank's client that is used here."""
 
-    async def list_page(
-        self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
-    ) -> Page:
+    async def list_page(self, account_number: str, *, from_s: int, to_s: int, skip: int) -> Page:
         """One page of payouts created in [from_s, to_s], Unix seconds."""
         ...
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from streamproc.domain.events import NotificationSent
 from streamproc.domain.wire import encode_events
 from streamproc.log.connection import connected, named_errors
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.scripts import BATCH_MAX, Keys, Script
 
@@ -98,9 +99,8 @@ class Digests:
         """Digests that are due, each leased to the caller. Raises LogUnavailable."""
         found: list[Digest] = []
         async with connected(self._url) as client:
+            now = await clock_us(client)
             with named_errors():
-                seconds, micros = await client.time()
-                now = f"{int(seconds) * 1_000_000 + int(micros)}"
                 async with client.pipeline(transaction=False) as pipe:
                     for partition in range(partitions):
                         pipe.zrangebyscore(Names(partition).digests, "-inf", now, start=0, num=DUE_AT_ONCE)

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.entry_ids import id_key
 from streamproc.log.connection import named_errors
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.nodes import every_node, text_of
 
@@ -119,8 +120,7 @@ async def _alive(client: Redis, names: Names, group: str) -> int:
 
 async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     """Age (ms) of the oldest entry that is pending or not delivered yet; 0 if there is none."""
-    seconds, micros = await client.time()
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    now_ms = await clock_us(client) // 1000
     pending = await client.xpending_range(names.log, group, min="-", max="+", count=1)
     if pending:
         entry = text_of(pending[0]["message_id"])

@@ -1,6 +1,6 @@
 """Bounded reads of the log's Redis without a consumer group: for operators, never for decisions."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -11,12 +11,14 @@ from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.errors import JobFailed
 from streamproc.log.connection import named_errors
 from streamproc.log.names import META, Names
+from streamproc.log.nodes import text_of
 from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN, Entry, entry_of
 
 SCAN_COUNT = 500
 """Keys that one SCAN visits: well under a millisecond of the server's one thread."""
 RECORDS_AT_ONCE = 200
+"""Records asked for together."""
 
 
 class DeadLetter(Struct, frozen=True):
@@ -98,14 +100,19 @@ async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord
     return next((r for r in records if r.intent is not None), records[0] if records else None)
 
 
-def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncIterator[list[PayoutRecord]]:
+def is_held(record: PayoutRecord) -> bool:
+    """Whether a payout waits for a person."""
+    return record.state == "held"
+
+
+def open_records(client: Redis, names: Names, *, at_once: int) -> AsyncGenerator[list[PayoutRecord], None]:
     """The payouts of a partition that have not ended, as `records_where` gives them."""
     return records_where(client, names, lambda record: not is_terminal(record), at_once=at_once)
 
 
 async def records_where(
     client: Redis, names: Names, wanted: Callable[[PayoutRecord], bool], *, at_once: int
-) -> AsyncIterator[list[PayoutRecord]]:
+) -> AsyncGenerator[list[PayoutRecord], None]:
     """The payouts of a partition that are `wanted`, in lists of up to `at_once`, in no order. O(keys of Redis).
 
     A payout may come twice if keys are added meanwhile.
@@ -114,9 +121,8 @@ async def records_where(
     while True:
         with named_errors():
             cursor, keys = await client.scan(cursor, match=names.payout("*"), count=SCAN_COUNT, _type="HASH")
-        for start in range(0, len(keys), RECORDS_AT_ONCE):
-            found = await _records(client, keys[start : start + RECORDS_AT_ONCE])
-            waiting += [record for record in found if wanted(record)]
+        records = await _records(client, keys)
+        waiting += [record for record in records if record is not None and wanted(record)]
         while len(waiting) >= at_once:
             yield waiting[:at_once]
             waiting = waiting[at_once:]
@@ -130,15 +136,21 @@ async def known_records(
     client: Redis, names: Names, payouts: Sequence[str]
 ) -> dict[str, PayoutRecord | None]:
     """What Redis knows of these payouts of a partition."""
-    with named_errors():
-        async with client.pipeline(transaction=False) as pipe:
-            for payout in payouts:
-                pipe.hget(names.payout(payout), "s")
-            found = await pipe.execute()
-    return {
-        payout: decode_record(record) if record else None
-        for payout, record in zip(payouts, found, strict=True)
-    }
+    records = await _records(client, [names.payout(payout) for payout in payouts])
+    return dict(zip(payouts, records, strict=True))
+
+
+async def _records(client: Redis, keys: Sequence[Any]) -> list[PayoutRecord | None]:
+    """The record under each key."""
+    records: list[PayoutRecord | None] = []
+    for start in range(0, len(keys), RECORDS_AT_ONCE):
+        with named_errors():
+            async with client.pipeline(transaction=False) as pipe:
+                for key in keys[start : start + RECORDS_AT_ONCE]:
+                    pipe.hget(key, "s")
+                found = await pipe.execute()
+        records += [decode_record(record) if record else None for record in found]
+    return records
 
 
 async def counted_in(
@@ -167,23 +179,10 @@ async def counted_budgets(client: Redis, names: Names) -> dict[tuple[str, str], 
                     pipe.hmget(key, "r", "c")
                 found = await pipe.execute()
         for key, (reserved, committed) in zip(keys, found, strict=True):
-            scope, _, window = _text(key).removeprefix(prefix).rpartition(":")
+            scope, _, window = text_of(key).removeprefix(prefix).rpartition(":")
             counted[scope, window] = (int(reserved or 0), int(committed or 0))
         if cursor == 0:
             return counted
-
-
-def _text(key: Any) -> str:
-    return str(key.decode())
-
-
-async def _records(client: Redis, keys: list[Any]) -> list[PayoutRecord]:
-    with named_errors():
-        async with client.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.hget(key, "s")
-            found = await pipe.execute()
-    return [decode_record(record) for record in found if record]
 
 
 async def delivered_as(client: Redis, partitions: int, key: str) -> Entry | None:
@@ -236,7 +235,7 @@ async def log_stats(client: Redis, partition: int) -> LogStats:
 
 
 async def dead_letters(client: Redis, names: Names, *, limit: int, since_ms: int = 0) -> list[DeadLetter]:
-    """The oldest `limit` dead letters of a partition that were set aside at `since_ms` or later."""
+    """The oldest `limit` dead letters of a partition that were made at `since_ms` or later."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", limit)
     return [_letter(row) for row in rows]

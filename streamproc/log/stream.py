@@ -375,16 +375,9 @@ class LogView:
 
     async def last_id(self) -> str:
         """The id of the newest entry; 0-0 if there is none."""
-        return await self._end("XREVRANGE", "+", "-")
-
-    async def first_id(self) -> str:
-        """The id of the oldest entry that is still in Redis; 0-0 if there is none."""
-        return await self._end("XRANGE", "-", "+")
-
-    async def _end(self, command: str, start: str, stop: str) -> str:
         async with connected(self._url) as client:
             with named_errors():
-                rows = await client.execute_command(command, self._log, start, stop, "COUNT", 1)
+                rows = await client.execute_command("XREVRANGE", self._log, "+", "-", "COUNT", 1)
         return rows[0][0].decode() if rows else ZERO
 
     async def aclose(self) -> None:

@@ -10,18 +10,17 @@ from typing import Any
 from msgspec import Struct
 
 from streamproc.domain.events import Event
-from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.recovery import timers_of
 from streamproc.domain.reminders import overdue
 from streamproc.domain.wire import encode_events
 from streamproc.log import scripts
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.inspect import records_where
+from streamproc.log.inspect import RECORDS_AT_ONCE, is_held, known_records, records_where
 from streamproc.log.names import LATE, Names
 
 LOOK_MAX = 1_000
 """Notes that are looked at, the oldest first. More untold holds are reported as this many."""
-RECORDS_AT_ONCE = 200
 
 
 class Untold(Struct, frozen=True):
@@ -54,8 +53,8 @@ async def untold(client: Any, partitions: int) -> Untold:
         with named_errors():
             rows = await client.zrange(names.untold, 0, LOOK_MAX - 1, withscores=True)
             noted = {row[0].decode(): int(row[1]) for row in rows}
-            records = await _records(client, names, list(noted))
-            gone = [payout for payout in noted if not _is_untold(records.get(payout))]
+            records = await known_records(client, names, list(noted))
+            gone = [payout for payout in noted if not _is_untold(records[payout])]
             if gone:
                 await client.zrem(names.untold, *gone)
         left = [at for payout, at in noted.items() if payout not in gone]
@@ -64,20 +63,8 @@ async def untold(client: Any, partitions: int) -> Untold:
     return Untold(count, oldest)
 
 
-async def _records(client: Any, names: Names, payouts: Sequence[str]) -> dict[str, PayoutRecord]:
-    found: dict[str, PayoutRecord] = {}
-    for start in range(0, len(payouts), RECORDS_AT_ONCE):
-        part = payouts[start : start + RECORDS_AT_ONCE]
-        async with client.pipeline(transaction=False) as pipe:
-            for payout in part:
-                pipe.hget(names.payout(payout), "s")
-            rows = await pipe.execute()
-        found |= {payout: decode_record(row) for payout, row in zip(part, rows, strict=True) if row}
-    return found
-
-
 def _is_untold(record: PayoutRecord | None) -> bool:
-    return record is not None and record.state == "held" and not record.told
+    return record is not None and is_held(record) and not record.told
 
 
 async def look_for_held(url: str, partition: int, group: str) -> int:
@@ -89,9 +76,7 @@ async def look_for_held(url: str, partition: int, group: str) -> int:
         with named_errors():
             if await client.hget(names.groups, group) != LATE.encode():
                 return 0
-        async for records in records_where(
-            client, names, lambda record: record.state == "held", at_once=RECORDS_AT_ONCE
-        ):
+        async for records in records_where(client, names, is_held, at_once=RECORDS_AT_ONCE):
             timers = [timer for record in records for timer in (overdue(record), *timers_of(record)) if timer]
             with named_errors():
                 await client.zadd(names.timers, {encode_events([timer]): timer.at for timer in timers})

@@ -13,10 +13,10 @@ from projections.fold import Unreadable, decode
 from streamproc.archive.disowned import digest_of
 from streamproc.archive.lookup import archived_entry
 from streamproc.archive.rows import Row
+from streamproc.domain.attribution import who
+from streamproc.domain.attribution import why as because
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import EntryDisowned
-from streamproc.domain.said import who
-from streamproc.domain.said import why as because
 from streamproc.domain.wire import Newer, encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import disown as log
@@ -61,7 +61,7 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
                 " --no-later-version"
             ) from problem
         digest = digest_of(row.e, row.m)
-        return EntryDisowned(at=at_us, entry=row.id, digest=digest, by=said.by, why=said.why)
+        return EntryDisowned(at=at_us, entry=row.id, digest=digest, by=said.by, why=attribution.why)
     raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
 
 

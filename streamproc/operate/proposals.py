@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.budget import US
 from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
 from streamproc.domain.policy_changes import ScopeState
 from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
@@ -25,7 +26,7 @@ from streamproc.domain.proposals import (
     refuse_closed,
     refuse_confirmation,
 )
-from streamproc.domain.shown import US, iso
+from streamproc.domain.shown import iso
 from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.inspect import clock_us

@@ -6,8 +6,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from streamproc.domain.budget import US
 from streamproc.domain.events import TokenCreated, TokenScope
-from streamproc.domain.shown import US, iso, iso_or_none
+from streamproc.domain.shown import iso, iso_or_none
 from streamproc.domain.tokens import PREFIX, Token, digest_of, plan_creation, plan_revocation
 from streamproc.errors import InputError, JobFailed
 from streamproc.log.inspect import clock_us

@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from consumers.telling import Channels
+from consumers.channels import Channels
 from streamproc.clients.ntfy import Push
 from streamproc.domain.events import Event
 from streamproc.domain.notice import HoldNotice, Notice, Outcome
@@ -14,7 +14,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook, build_book, scopes_after
 from streamproc.domain.record import Notice as Told
 from streamproc.errors import TryAgain
-from streamproc.log.work import Desk
+from streamproc.log.work import BatchContext
 from tests.words import ACCOUNT, NOW, policies
 
 POLICIES = """
@@ -48,7 +48,7 @@ class Room(Listener):
     async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str:
         return self.hear("ask", notice=notice, heading=heading, thread=thread)
 
-    async def tell(self, notice: Notice) -> str:
+    async def deliver(self, notice: Notice) -> str:
         return self.hear("tell", notice=notice)
 
     async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None:
@@ -112,7 +112,7 @@ def rejected(*notices: Told, **more: Any) -> PayoutRecord:
     return held(*notices, **{"state": "rejected", "decision": "REJECTED", "reason": "HOLD_EXPIRED", **more})
 
 
-def desk(entries: dict[str, Sequence[Event]] | None = None, *, now_us: int = NOW) -> Desk:
+def ctx(entries: dict[str, Sequence[Event]] | None = None, *, now_us: int = NOW) -> BatchContext:
     """A batch at `now_us` with our policies, where the log has `entries`, and nobody may look for another one."""
     book, known = build_book(scopes_after({}, *policies(POLICIES))), entries or {SHOWN_IN: []}
 
@@ -122,4 +122,4 @@ def desk(entries: dict[str, Sequence[Event]] | None = None, *, now_us: int = NOW
     async def entry(name: str) -> list[Event]:
         return list(known[name])
 
-    return Desk(now_us, 3, book, None, None, book_now, entry)  # type: ignore[arg-type]
+    return BatchContext(now_us, 3, book, None, None, book_now, entry)  # type: ignore[arg-type]

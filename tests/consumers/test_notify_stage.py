@@ -16,7 +16,7 @@ from consumers.notify import (
     START_S,
     WANTED,
     WORKS_MAX,
-    Telling,
+    Notifier,
     notification,
 )
 from streamproc.domain.events import (
@@ -38,7 +38,7 @@ from streamproc.domain.wire import encode_events
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
 from streamproc.log.work import Work
-from tests.consumers.listeners import SHOWN_IN, People, desk, held, rejected, told
+from tests.consumers.listeners import SHOWN_IN, People, ctx, held, rejected, told
 from tests.words import NOW
 
 US = 1_000_000
@@ -115,9 +115,9 @@ class Stage:
         )
         for name, value in more.items():
             setattr(work, name, value)
-        stage = Telling(self.people.channels, self, self._record, self._note)
+        stage = Notifier(self.people.channels, self, self._record, self._note)
         now_us = ENTRY_MS * 1_000 + int(age_s * US)
-        await stage.handle([(work, event) for event in events], desk(now_us=now_us))
+        await stage.handle([(work, event) for event in events], ctx(now_us=now_us))
         return work
 
 

@@ -6,6 +6,7 @@ from streamproc.domain.events import Event
 from streamproc.domain.wire import type_of
 from streamproc.log.connection import connected
 from tests.engine import ZONE, Engine
+from tests.engine import split as one_for_each_stage
 from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
@@ -22,7 +23,7 @@ async def stories(redis_url: str, *, split: bool) -> dict[str, list[tuple[str, s
     async with connected(redis_url) as client:
         await client.flushdb()
     group = consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE)
-    groups = list(consumers.split(group).values()) if split else [group]
+    groups = list(one_for_each_stage(group).values()) if split else [group]
     async with Engine(redis_url, groups=groups) as engine:
         await engine.apply(POLICIES)
         for i, amount in enumerate((200, 300, 301, 400, 500, 100)):

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from streamproc.clients.slack import SlackRefused
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import button_value
 from streamproc.domain.events import AccessRefused, Event, ReviewSubmitted
-from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain
 from streamproc.ingress import slack_review
 from streamproc.ingress.refusals import Refusals

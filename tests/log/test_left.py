@@ -16,7 +16,7 @@ from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
 from streamproc.log.upkeep import SUSPECT_DELIVERIES, Found, Upkeep
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed
 
@@ -38,7 +38,7 @@ class Doing:
         stage = Stage(name="do", consumes=frozenset({PayoutObserved}), handle=self._do)
         self.group = Group(name="g", stages=(stage,))
 
-    async def _do(self, items: Sequence[Item], _: Desk) -> None:
+    async def _do(self, items: Sequence[Item], _: BatchContext) -> None:
         self.given.append([work.payout for work, _ in items])
         if self.poison in self.given[-1]:
             raise Killed
@@ -221,7 +221,7 @@ async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_i
     ids = await pay(client, "pout_1")
     await hold(client, ids, 1)
 
-    async def lose(_: Sequence[Item], __: Desk) -> None:
+    async def lose(_: Sequence[Item], __: BatchContext) -> None:
         raise LogUnavailable("Redis is away")
 
     stage = Stage(name="lose", consumes=frozenset({PayoutObserved}), handle=lose)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from consumers import split
 from consumers.create import Debit
 from consumers.enact import execution
 from streamproc.clients.razorpay import CommandAnswer
@@ -18,6 +17,7 @@ from streamproc.domain.wire import payout_of
 from streamproc.errors import TryAgain
 from streamproc.log.work import Group
 from tests.consumers.test_refuted import at_once
+from tests.engine import split
 from tests.model.bank import Bank
 from tests.model.playing import Crew
 from tests.model.stepping import START, World, governance, look_and_handle, the_tests_clock

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import consumers
 from streamproc.domain import events as e
 from streamproc.domain.payouts import decode_record
 from streamproc.log.work import Group
+from tests.engine import split
 from tests.model.playing import Crew, Input, counters, drawn, history_of, stories
 from tests.model.stepping import World, governance, the_tests_clock
 from tests.properties.test_straight import payouts
@@ -61,7 +61,7 @@ def test_one_group_for_each_stage_writes_what_one_group_writes(unsynced: str, ex
 async def _split_or_not(url: str, history: list[Input]) -> None:
     one, state = await played(url, [governance(straight=False)], history)
     assert await played(url, [governance()], history) == (one, state)
-    apart, state_apart = await played(url, list(consumers.split(governance()).values()), history)
+    apart, state_apart = await played(url, list(split(governance()).values()), history)
     assert _but_requests(apart) == _but_requests(one)
     assert state_apart == state
     for payout, story in one.items():

@@ -13,10 +13,11 @@ from opentelemetry.semconv import _incubating, attributes
 from prometheus_client import CollectorRegistry
 
 from streamproc.api.tracing import Traced
-from streamproc.clients.http import Breaker, OutboundClient
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import OutboundClient
 from streamproc.errors import TryAgain
 from streamproc.ingress.problems import Receive, Scope, Send
-from streamproc.log.traced import _tell_call
+from streamproc.log.batch_traces import _tell_call
 from streamproc.telemetry import watch
 from streamproc.telemetry.metrics import Meters
 from streamproc.telemetry.spans import new_place
@@ -24,7 +25,7 @@ from tests.clients.loopback import always, loopback, response
 from tests.telemetry.test_traces import Keeping, Told
 
 ROOT = Path(__file__).parents[2]
-TELL = ("streamproc/log/traced.py", "streamproc/api/tracing.py", "projections/traced.py")
+TELL = ("streamproc/log/batch_traces.py", "streamproc/api/tracing.py", "projections/traced.py")
 NAMED = re.compile(r'"((?:messaging|http|url|server|service|peer|error|client|network)\.[a-z_.]+)"')
 
 

@@ -1,23 +1,23 @@
 """The payouts that a poller looks at again, each at its time: a sorted set in the account's partition."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.inspect import RECORDS_AT_ONCE, open_records
+from streamproc.log.inspect import RECORDS_AT_ONCE, known_records, open_records
 from streamproc.log.names import Names, partition_of
+from streamproc.log.nodes import text_of
 
 Seeds = Callable[[Sequence[PayoutRecord]], Mapping[str, int]]
 
 
-class Watched:
+class WatchList:
     """Members are payout ids, scores Unix seconds. Its size is bounded by the payouts that are open at the bank."""
 
     def __init__(self, url: str, *, account: str, partitions: int) -> None:
         self._url = url
         self._names = Names(partition_of(account, partitions))
-        self._key = self._names.watched
+        self._key = self._names.watch_list
         self._mark = self._names.cursor("watch_seeded")
 
     async def add(self, when: Mapping[str, int]) -> None:
@@ -31,15 +31,8 @@ class Watched:
         async with connected(self._url) as client:
             with named_errors():
                 found = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
-                payouts = [_text(member) for member in found]
-                async with client.pipeline(transaction=False) as pipe:
-                    for payout in payouts:
-                        pipe.hget(self._names.payout(payout), "s")
-                    records = await pipe.execute()
-        return [
-            (payout, decode_record(record) if record else None)
-            for payout, record in zip(payouts, records, strict=True)
-        ]
+            records = await known_records(client, self._names, [text_of(member) for member in found])
+        return list(records.items())
 
     async def move(self, when: Mapping[str, int | None]) -> None:
         """Set when each is due next; None takes it off the list."""
@@ -66,7 +59,3 @@ class Watched:
                         await client.zadd(self._key, dict(when), nx=True)
             with named_errors():
                 await client.set(self._mark, 1)
-
-
-def _text(member: Any) -> str:
-    return str(member.decode())

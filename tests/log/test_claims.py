@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
 from streamproc.errors import TryAgain
-from streamproc.log import held as held_module
+from streamproc.log import claims
 from streamproc.log.batch import Limits
+from streamproc.log.claims import Claims
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
-from streamproc.log.held import Held
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed
 
@@ -61,7 +61,7 @@ async def test_of_what_is_in_hand_for_long_it_is_said_that_it_is_there_and_of_no
     first, second, finished = await pay(client, "pout_1", "pout_2", "pout_3")
     await read(client)
     await give(client, "me", first, second, finished)
-    long, lately = Held(NAMES, "g", "me", 0.0), Held(NAMES, "g", "me", 3_600.0)
+    long, lately = Claims(NAMES, "g", "me", 0.0), Claims(NAMES, "g", "me", 3_600.0)
     now_s = asyncio.get_running_loop().time()
     lately.add([first], now_s)
     await lately.renew(client)
@@ -75,7 +75,7 @@ async def test_of_what_is_in_hand_for_long_it_is_said_that_it_is_there_and_of_no
 async def test_what_others_have_taken_over_or_finished_is_not_ours(client: Redis) -> None:
     ours, theirs, finished = await pay(client, "pout_1", "pout_2", "pout_3")
     entries = await read(client)
-    hands = Held(NAMES, "g", "me", 0.0)
+    hands = Claims(NAMES, "g", "me", 0.0)
     hands.add([ours, theirs, finished], asyncio.get_running_loop().time())
     await give(client, "other", theirs)
     await client.xack(NAMES.log, "g", finished)
@@ -88,7 +88,7 @@ async def test_what_others_took_over_is_ours_again_when_it_comes_back(client: Re
     """Else nobody would handle it until this worker's connections end: it is pending with us and we leave it out."""
     (entry,) = await pay(client, "pout_1")
     entries = await read(client)
-    hands = Held(NAMES, "g", "me", 0.0)
+    hands = Claims(NAMES, "g", "me", 0.0)
     for consumer, ours in (("other", []), ("me", [entry])):
         await give(client, consumer, entry)
         hands.add([entry], asyncio.get_running_loop().time())
@@ -106,7 +106,7 @@ class Asked:
         self.renewed: list[list[bytes]] = []
         self.others: set[bytes] = set()
         self.meanwhile: Callable[[], None] = lambda: None
-        monkeypatch.setattr(held_module, "hold", self._hold)
+        monkeypatch.setattr(claims, "hold", self._hold)
 
     async def _hold(self, *args: Any) -> list[bytes]:
         entries = list(args[-1])
@@ -131,9 +131,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return Asked(monkeypatch)
 
 
-def in_hand(**ages: float) -> Held:
+def in_hand(**ages: float) -> Claims:
     """Entries in hand, each for so many renewal intervals."""
-    hands, now_s = Held(NAMES, "g", "me", 4 * INTERVAL_S), asyncio.get_running_loop().time()
+    hands, now_s = Claims(NAMES, "g", "me", 4 * INTERVAL_S), asyncio.get_running_loop().time()
     for entry, age in ages.items():
         hands.add([entry.encode()], now_s - age * INTERVAL_S)
     return hands
@@ -160,7 +160,7 @@ async def test_before_entries_are_handled_only_what_missed_a_renewal_is_asked_ab
 async def test_more_than_one_command_takes_is_renewed_in_parts_and_nothing_else_is_taken_for_lost(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_module, "BATCH_MAX", 2)
+    monkeypatch.setattr(claims, "BATCH_MAX", 2)
     hands = in_hand(a=5, b=5, c=5, fresh=0, d=5, e=5)
     asked.others = {b"fresh"}
     entries: list[Raw] = [(entry, []) for entry in (b"a", b"fresh", b"e")]
@@ -200,7 +200,7 @@ async def test_after_a_connection_was_lost_nothing_is_known_of_what_was_in_hand(
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said after a third of a second that an entry is there."""
-    monkeypatch.setattr(held_module, "PART", 100_000)
+    monkeypatch.setattr(claims, "PART", 100_000)
 
 
 class Bank:
@@ -214,7 +214,7 @@ class Bank:
         stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call)
         self.group = Group(name="g", stages=(stage,), outputs_are_facts=True, read_max=1)
 
-    async def _call(self, items: Sequence[Item], _: Desk) -> None:
+    async def _call(self, items: Sequence[Item], _: BatchContext) -> None:
         self.payouts += [work.payout for work, _ in items]
         self.called.set()
         await self.answers.wait()
@@ -268,7 +268,7 @@ async def test_what_others_took_while_a_worker_stood_still_is_left_to_them(
         await give(other, "other", ids[1])
 
         async def is_seen() -> bool:
-            return ids[1] in worker._held._lost
+            return ids[1] in worker._claims._lost
 
         await until(is_seen, what="it is seen that it is another's")
     assert bank.payouts == ["pout_1"]

@@ -2,19 +2,19 @@
 
 import pytest
 
-from consumers import telling
-from consumers.telling import (
+from consumers import channels as channels_module
+from consumers.channels import (
     PRIORITY_LOW,
-    UNTELLABLE_AFTER_S_MAX,
+    UNDELIVERABLE_AFTER_S_MAX,
     Channels,
-    Untellable,
-    alert_letter,
+    Undeliverable,
+    alert_message,
     close_messages,
-    hold_letter,
-    notice_letter,
+    deliver,
+    hold_message,
+    notice_message,
     notice_of,
     show_progress,
-    tell,
 )
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX
 from streamproc.domain.alerts import Alarm
@@ -26,7 +26,7 @@ from streamproc.domain.record import Notice as Told
 from streamproc.domain.record import Review
 from streamproc.errors import TryAgain
 from streamproc.log.work import Work
-from tests.consumers.listeners import SHOWN_IN, People, desk, held, rejected, told
+from tests.consumers.listeners import SHOWN_IN, People, ctx, held, rejected, told
 from tests.words import ACCOUNT, NOW, observed
 
 IN_SLACK, IN_NTFY = told("hold"), told("hold", "ntfy", "n1")
@@ -60,10 +60,10 @@ async def test_a_reminder_goes_where_people_were_told_and_an_escalation_elsewher
     kind: NoticeKind, notices: list[Told], first: str
 ) -> None:
     people = People()
-    letter = await hold_letter(people.channels, held(*notices), kind, desk(), "")
+    letter = await hold_message(people.channels, held(*notices), kind, ctx(), "")
     second = "ntfy" if first == "slack" else "slack"
     assert [channel for channel, _ in letter.ways] == [first, second]
-    assert await tell(people.channels, letter) == (first, "ref-1")
+    assert await deliver(people.channels, letter) == (first, "ref-1")
     assert people.heard == (["ask"] if first == "slack" else ["publish"])
 
 
@@ -76,41 +76,41 @@ async def test_where_one_channel_is_configured_it_gets_everything(
     only = "slack" if slack else "ntfy"
     assert people.channels.any
     for letter in (
-        await hold_letter(people.channels, held(IN_SLACK), kind, desk(), ""),
-        notice_letter(people.channels, Notice("a title", ("a line",))),
+        await hold_message(people.channels, held(IN_SLACK), kind, ctx(), ""),
+        notice_message(people.channels, Notice("a title", ("a line",))),
     ):
         assert [channel for channel, _ in letter.ways] == [only]
-        assert (await tell(people.channels, letter))[0] == only
+        assert (await deliver(people.channels, letter))[0] == only
 
 
 async def test_a_channel_that_does_not_take_it_leaves_it_to_the_other() -> None:
     people = People()
     people.room.problem = TryAgain("slack is away")
-    letter = await hold_letter(people.channels, held(), "hold", desk(), "")
-    assert await tell(people.channels, letter) == ("ntfy", "ref-1")
+    letter = await hold_message(people.channels, held(), "hold", ctx(), "")
+    assert await deliver(people.channels, letter) == ("ntfy", "ref-1")
 
 
 async def test_where_none_takes_it_the_problem_has_what_each_said_and_the_shortest_wait() -> None:
     people = People()
     people.are_away(slack_s=5.0, ntfy_s=7.0)
-    with pytest.raises(Untellable) as caught:
-        await tell(people.channels, await hold_letter(people.channels, held(), "hold", desk(), ""))
+    with pytest.raises(Undeliverable) as caught:
+        await deliver(people.channels, await hold_message(people.channels, held(), "hold", ctx(), ""))
     assert (str(caught.value), caught.value.after_s) == ("slack is away; ntfy is away", 5.0)
 
 
 async def test_nobody_waits_longer_than_a_minute_for_a_channel_whatever_it_asks_for() -> None:
     people = People(ntfy=False)
     people.are_away(slack_s=3_600.0)
-    with pytest.raises(Untellable) as caught:
-        await tell(people.channels, await hold_letter(people.channels, held(), "hold", desk(), ""))
-    assert caught.value.after_s == UNTELLABLE_AFTER_S_MAX <= 60.0
+    with pytest.raises(Undeliverable) as caught:
+        await deliver(people.channels, await hold_message(people.channels, held(), "hold", ctx(), ""))
+    assert caught.value.after_s == UNDELIVERABLE_AFTER_S_MAX <= 60.0
 
 
 async def test_without_a_channel_nobody_can_be_told() -> None:
     none = Channels()
     assert not none.any
-    with pytest.raises(Untellable, match="no channel is configured"):
-        await tell(none, await hold_letter(none, held(), "hold", desk(), ""))
+    with pytest.raises(Undeliverable, match="no channel is configured"):
+        await deliver(none, await hold_message(none, held(), "hold", ctx(), ""))
 
 
 def test_a_link_is_there_where_our_address_and_the_payout_are_known_and_is_quoted() -> None:
@@ -134,7 +134,7 @@ async def test_a_heading_says_whether_it_is_the_first_message_and_an_escalation_
     kind: NoticeKind, heading: str, priority: int
 ) -> None:
     people = People()
-    letter = await hold_letter(people.channels, held(IN_NTFY, IN_SLACK), kind, desk(), "")
+    letter = await hold_message(people.channels, held(IN_NTFY, IN_SLACK), kind, ctx(), "")
     for _, send in letter.ways:
         await send()
     (_, asked), (push,) = people.room.heard[0], people.topic.pushes
@@ -145,8 +145,8 @@ async def test_a_heading_says_whether_it_is_the_first_message_and_an_escalation_
 async def test_only_a_message_in_slack_that_asked_is_answered_in_its_thread() -> None:
     people = People(ntfy=False)
     for notices in ([], [IN_NTFY], [told("outcome")]):
-        await tell(
-            people.channels, await hold_letter(people.channels, held(*notices), "reminder", desk(), "")
+        await deliver(
+            people.channels, await hold_message(people.channels, held(*notices), "reminder", ctx(), "")
         )
     assert [said["thread"] for _, said in people.room.heard] == ["", "", ""]
 
@@ -154,7 +154,7 @@ async def test_only_a_message_in_slack_that_asked_is_answered_in_its_thread() ->
 async def test_a_push_has_all_that_a_person_needs_to_decide_and_both_commands() -> None:
     people = People(slack=False)
     record = held(amount=600_000, reasons=["LIMIT_EXCEEDED", "NEW_CODE"], reviews=[APPROVED])
-    await tell(people.channels, await hold_letter(people.channels, record, "hold", desk(), ""))
+    await deliver(people.channels, await hold_message(people.channels, record, "hold", ctx(), ""))
     (push,) = people.topic.pushes
     assert push.message.splitlines() == [
         "₹6,000.00 for agent bot (claimed)",
@@ -172,7 +172,7 @@ async def test_a_push_has_all_that_a_person_needs_to_decide_and_both_commands() 
 async def test_a_push_says_that_there_is_no_vendor_and_counts_no_approvals_where_one_is_enough() -> None:
     people = People(slack=False)
     record = held(vendor_url="", fund_account="fa_1")
-    await tell(people.channels, await hold_letter(people.channels, record, "hold", desk(), ""))
+    await deliver(people.channels, await hold_message(people.channels, record, "hold", ctx(), ""))
     (push,) = people.topic.pushes
     assert "vendor host none, to fa_1" in push.message
     assert "approvals" not in push.message
@@ -189,7 +189,7 @@ async def test_an_alert_rings_and_it_does_so_louder_where_money_has_moved(
     people = People()
     facts = (("payout", "pout_1"), ("agent", "bot"))
     alarm = Alarm(code, "bot", "acc", "pout_1", 250_000, "pout_1", facts)
-    assert await tell(people.channels, alert_letter(people.channels, alarm)) == ("ntfy", "ref-1")
+    assert await deliver(people.channels, alert_message(people.channels, alarm)) == ("ntfy", "ref-1")
     (push,) = people.topic.pushes
     assert (push.tags, push.priority) == ((tag,), priority)
     assert push.title == f"Alert: {code}, agent bot, account acc"
@@ -203,7 +203,7 @@ async def test_an_alert_that_ntfy_does_not_take_goes_to_slack_and_names_no_amoun
     people = People()
     people.topic.problem = TryAgain("ntfy is away")
     alarm = Alarm("MISMATCH", "", ACCOUNT, "3:1-1", facts=(("payout", "pout_1"),))
-    assert await tell(people.channels, alert_letter(people.channels, alarm)) == ("slack", "ref-1")
+    assert await deliver(people.channels, alert_message(people.channels, alarm)) == ("slack", "ref-1")
     ((what, said),) = people.room.heard
     assert what == "tell"
     assert not any(line.startswith("amount") for line in said["notice"].lines)
@@ -215,8 +215,8 @@ async def test_notes_come_from_the_entry_that_showed_the_payout_which_later_mess
 ):
     seen, another = observed("pout_1"), NotificationSent(at=NOW, kind="alert", channel="ntfy", ref="n9")
     seen.facts.notes["invoice"] = "invoice 7"
-    people, batch = People(), desk({SHOWN_IN: [another, seen]})
-    await tell(people.channels, await hold_letter(people.channels, held(), "hold", batch, SHOWN_IN))
+    people, batch = People(), ctx({SHOWN_IN: [another, seen]})
+    await deliver(people.channels, await hold_message(people.channels, held(), "hold", batch, SHOWN_IN))
     first = people.room.heard[0][1]["notice"]
     later = await notice_of(people.channels, held(told("hold"), told("reminder", shown_in=SHOWN_IN)), batch)
     for notice in (first, later):
@@ -227,11 +227,11 @@ async def test_notes_come_from_the_entry_that_showed_the_payout_which_later_mess
 async def test_two_must_approve_what_is_above_the_policys_amount_and_one_what_is_not(
     amount: int, approvals: str
 ) -> None:
-    assert (await notice_of(Channels(), held(amount=amount), desk())).approvals == approvals
+    assert (await notice_of(Channels(), held(amount=amount), ctx())).approvals == approvals
 
 
 async def test_one_approval_is_wanted_where_the_agent_has_no_policy_any_more() -> None:
-    assert (await notice_of(Channels(), held(agent="gone", amount=900_000), desk())).approvals == ""
+    assert (await notice_of(Channels(), held(agent="gone", amount=900_000), ctx())).approvals == ""
 
 
 # ---- messages that are changed ----
@@ -244,7 +244,7 @@ async def test_progress_is_shown_in_each_open_message_in_slack_under_its_own_hea
         told("outcome", ref="C1:2.0"), told("outcome", "ntfy", "C1:3.0"), IN_NTFY,
     ]  # fmt: skip
     work = work_of(held(*notices))
-    await show_progress(people.channels, work, desk())
+    await show_progress(people.channels, work, ctx())
     assert [(what, said["ref"], said["heading"]) for what, said in people.room.heard] == [
         ("progress", "C1:1.0", "Approve"),
         ("progress", "C1:3.0", "Reminder: approve"),
@@ -255,10 +255,10 @@ async def test_progress_is_shown_in_each_open_message_in_slack_under_its_own_hea
 async def test_progress_that_slack_does_not_take_is_tried_again_and_without_slack_there_is_none() -> None:
     people = People()
     people.are_away()
-    with pytest.raises(Untellable, match="slack: slack is away") as caught:
-        await show_progress(people.channels, work_of(held(IN_SLACK)), desk())
+    with pytest.raises(Undeliverable, match="slack: slack is away") as caught:
+        await show_progress(people.channels, work_of(held(IN_SLACK)), ctx())
     assert caught.value.after_s == 5.0
-    await show_progress(Channels(), work_of(held(IN_SLACK)), desk())
+    await show_progress(Channels(), work_of(held(IN_SLACK)), ctx())
 
 
 async def test_the_end_is_shown_in_every_open_message_once_and_said_once_more_in_ntfy() -> None:
@@ -266,7 +266,7 @@ async def test_the_end_is_shown_in_every_open_message_once_and_said_once_more_in
     closed = [told("hold", ref="C1:1.0"), told("outcome", ref="C1:1.0")]
     notices = [*closed, told("reminder", ref="C1:2.0"), IN_NTFY, told("escalation", "ntfy", "n2")]
     work = work_of(rejected(*notices))
-    await close_messages(people.channels, work, desk(now_us=NOW + 5))
+    await close_messages(people.channels, work, ctx(now_us=NOW + 5))
     (close,) = people.room.heard
     assert (close[0], close[1]["ref"]) == ("close", "C1:2.0")
     assert close[1]["outcome"] == outcome_of(work.known())
@@ -280,14 +280,14 @@ async def test_the_end_is_shown_in_every_open_message_once_and_said_once_more_in
         (NOW + 5, "pout_1")
     }
     # All are closed now.
-    await close_messages(people.channels, work, desk())
+    await close_messages(people.channels, work, ctx())
     assert people.heard == ["close", "publish"]
 
 
 async def test_where_no_message_is_open_nothing_is_looked_up() -> None:
     people = People()
     closed = told("hold", shown_in="an entry that nobody may look for")
-    await close_messages(people.channels, work_of(rejected(closed, told("outcome"))), desk())
+    await close_messages(people.channels, work_of(rejected(closed, told("outcome"))), ctx())
     assert people.heard == []
 
 
@@ -295,7 +295,7 @@ async def test_the_end_is_shown_again_in_slack_where_the_buttons_may_have_come_b
     people = People()
     notices = [told("hold", ref="C1:1.0"), told("outcome", ref="C1:1.0"), told("reminder", ref="C1:2.0")]
     work = work_of(rejected(*notices))
-    await close_messages(people.channels, work, desk(), again=True)
+    await close_messages(people.channels, work, ctx(), again=True)
     assert [said["ref"] for _, said in people.room.heard] == ["C1:1.0", "C1:2.0"]
     assert recorded(work) == [("outcome", "slack", "C1:2.0")]
     assert people.topic.heard == []
@@ -310,7 +310,7 @@ async def test_a_message_in_a_channel_that_is_not_configured_any_more_is_not_sai
 ) -> None:
     people = People(slack=slack, ntfy=ntfy)
     work = work_of(rejected(IN_SLACK, IN_NTFY))
-    await close_messages(people.channels, work, desk())
+    await close_messages(people.channels, work, ctx())
     assert recorded(work) == closed
 
 
@@ -319,11 +319,11 @@ async def test_an_end_that_a_channel_does_not_take_is_tried_again(notices: list[
     people = People()
     people.are_away(slack_s=5.0, ntfy_s=5.0)
     work = work_of(rejected(*notices))
-    with pytest.raises(Untellable, match="is away") as caught:
-        await close_messages(people.channels, work, desk())
+    with pytest.raises(Undeliverable, match="is away") as caught:
+        await close_messages(people.channels, work, ctx())
     assert (caught.value.after_s, work.out) == (5.0, [])
 
 
 def test_nobody_has_to_do_anything_about_an_outcome_so_that_it_does_not_ring() -> None:
     assert PRIORITY_LOW < PRIORITY_DEFAULT < PRIORITY_HIGH < PRIORITY_MAX
-    assert telling.HEADINGS.keys() == {"hold", "reminder", "escalation"}
+    assert channels_module.HEADINGS.keys() == {"hold", "reminder", "escalation"}
