@@ -61,7 +61,7 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
                 " --no-later-version"
             ) from problem
         digest = digest_of(row.e, row.m)
-        return EntryDisowned(at=at_us, entry=row.id, digest=digest, by=said.by, why=attribution.why)
+        return EntryDisowned(at=at_us, entry=row.id, digest=digest, by=said.by, why=said.why)
     raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
 
 

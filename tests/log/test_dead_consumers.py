@@ -256,7 +256,7 @@ async def test_whose_last_call_may_still_be_under_way_at_the_bank_is_missed_for_
     async with connected(log, name="other") as other:
         await hold(other, "other")
     calls = Group(name=GROUP, stages=(), outputs_are_facts=True)
-    gone = Consumer(log, 0, calls, name="me", limits=Limits())._upkeep._gone
+    gone = Consumer(log, 0, calls, name="me", limits=Limits())._upkeep._dead_consumers
     async with connected(log, name="me") as client:
         assert [await taken(gone, client, at) for at in (0, LATER, TIMEOUT_S)] == [[], [], []]
         assert len(await taken(gone, client, CALLED_S)) == 3

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from streamproc.domain.events import EntrySetAside, PayoutObserved
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogUnavailable
-from streamproc.log import gone, scripts, upkeep
+from streamproc.log import dead_consumers, scripts, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import DELIVERIES_MAX, Consumer
@@ -47,7 +47,7 @@ class Doing:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has no connection is gone, and is looked for all the time."""
-    monkeypatch.setattr(gone, "IDLE_MS", 1)
+    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
     monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
     monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
 
