@@ -1,6 +1,7 @@
 """The stations that a payout passes, and the topology: which stages form which consumer group."""
 
 from consumers import decide, settle, stop
+from consumers.fast_path import governance_fast_path, stands_for
 from consumers.inputs import EXECUTION as EXECUTION
 from consumers.inputs import GOVERNANCE as GOVERNANCE
 from consumers.inputs import NOTIFICATION as NOTIFICATION
@@ -8,7 +9,6 @@ from consumers.recall import Archived, recall_stage
 from consumers.reserve import budget_stage, velocity_stage
 from consumers.review import review_stage
 from consumers.screen import screen_stage
-from consumers.straight import stands_for, straight_way
 from consumers.vet import Reputations, reputation_stage
 from streamproc.log.work import Group
 
@@ -40,5 +40,5 @@ def governance(
         stop.STAGE,
         settle.STAGE,
     )
-    straight = straight_way(reputations, zone=zone, retention_s=retention_s) if stands_for(chain) else None
-    return Group(name=GOVERNANCE, stages=chain, straight=straight)
+    fast_path = governance_fast_path(reputations, zone=zone, retention_s=retention_s)
+    return Group(name=GOVERNANCE, stages=chain, fast_path=fast_path if stands_for(chain) else None)

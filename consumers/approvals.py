@@ -1,12 +1,12 @@
-"""What is recorded of a payout that only the counters can still reject, and the forms that such payouts share.
+"""What is recorded of a payout that only the counters can still reject, and the templates that such payouts share.
 
-A form is made from a real record and its events, with marks in place of the payout's values. So one function
-(`Approval.told`) says what is recorded, and a form is used only after it gave what that says of a real payout.
+A template is made from a real record and its events, with marks in place of the payout's values. So one function
+(`Approval.told`) says what is recorded, and a template is used only after it gave what that says of a real payout.
 
 From here to the script it is three things in turn, and each module knows only its own:
 
-- objects, here: what is recorded, and which payouts may share a form;
-- texts with blanks, `log/forms.py`: JSON, and no rule or policy;
+- objects, here: what is recorded, and which payouts may share a template;
+- texts with blanks, `log/templates.py`: JSON, and no rule or policy;
 - one MessagePack, `log/grants.py`: the script's order, and that what payouts share is sent once.
 """
 
@@ -32,7 +32,7 @@ from streamproc.domain.payouts import PayoutRecord, encode_record, fold
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
 from streamproc.domain.wire import encode_events
-from streamproc.log.forms import (
+from streamproc.log.templates import (
     AMOUNT,
     AT,
     COMMON,
@@ -40,23 +40,23 @@ from streamproc.log.forms import (
     RECEIVED_AT,
     VALUES,
     Fate,
-    Form,
     Offer,
+    Template,
     Told,
     as_filled,
     blank,
-    form_of,
-    form_with,
     no_room_of,
     no_slot_of,
     offer_of,
+    template_of,
+    template_with,
 )
 
 log = logging.getLogger(__name__)
 
-FORMS_MAX = 4_096
-"""Keys (an agent and what else a form depends on) whose forms a process keeps, some 500 bytes each. When full, it is
-cleared."""
+TEMPLATES_MAX = 4_096
+"""Keys (an agent and what else a template depends on) whose templates a process keeps, some 500 bytes each. When full,
+it is cleared."""
 TEXTS_MAX = 4_096
 """Vendors' URLs, fund accounts and agents whose JSON a process keeps, some 200 bytes each."""
 
@@ -64,7 +64,7 @@ _POLICY_OK = conclude(())
 is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 """Whether an id needs no escape in JSON."""
 json_of = msgspec.json.Encoder().encode
-"""A value's JSON, as a form needs it."""
+"""A value's JSON, as a template needs it."""
 
 
 class Approval(Struct, frozen=True):
@@ -145,15 +145,16 @@ class Approval(Struct, frozen=True):
         return BudgetAnswer(0, self.record.amount, 0, self.windows, self._before())
 
 
-# ---- forms ------------------------------------------------------------------------------
+# ---- templates ------------------------------------------------------------------------------
 
 OWN = frozenset(
     {"payout", "amount", "received_at", "vendor_url", "fund_account", "reference_id", "updated_at"}
 )
-"""Fields of a record that differ by payout: a form has blanks for them. `updated_at` is the time of the decision."""
+"""Fields of a record that differ by payout: a template has blanks for them. `updated_at` is the time of the
+decision."""
 KEYED = frozenset({"account", "currency", "agent", "identity", "state", "bank_status", "beneficiary"})
-"""Fields that a form contains as they are, so that it is chosen by them: `identity` by the decision's, `state` by the
-bank's status."""
+"""Fields that a template contains as they are, so that it is chosen by them: `identity` by the decision's, `state` by
+the bank's status."""
 _NOT_SEEN = frozenset(
     {"decision", "decided_at", "reason", "reasons", "findings", "policy_version", "hold_expires_at"}
     | {"reputation_fresh_until", "reservation", "reviews", "bypassed", "maybe_sent", "bank_fee", "intent"}
@@ -161,10 +162,10 @@ _NOT_SEEN = frozenset(
 )
 """Fields that are not set when a payout at the bank is first seen, or that the decision sets."""
 EMPTY = frozenset({"agent_sig", "utr", "fees", "tax"})
-"""Fields that are rarely set before a payout is decided; a payout with one of them gets a form of its own."""
+"""Fields that are rarely set before a payout is decided; a payout with one of them gets a template of its own."""
 FITS = frozenset(PayoutRecord.__struct_fields__) == OWN | KEYED | _NOT_SEEN | EMPTY
-"""False once somebody adds a field to the record: a form would give it the value of the form's first payout. Then no
-forms are shared."""
+"""False once somebody adds a field to the record: a template would give it the value of the template's first payout.
+Then no templates are shared."""
 
 _VALUES = ("vendor_url", "fund_account", "reference_id", "checked_at", "fresh_until")
 _COMMON = ("agent", "version", "count", "window_s")
@@ -183,15 +184,15 @@ _MARKS: dict[str, Any] = {
 _MARKED_AT = 8_200_000_000_000_000_000
 
 
-class Forms:
-    """The forms of one process, shared by all of its consumers."""
+class Templates:
+    """The templates of one process, shared by all of its consumers."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[object, ...], Form] = {}
+        self._templates: dict[tuple[object, ...], Template] = {}
         self._known: dict[tuple[object, ...], _Known] = {}
 
     def offer(self, approval: Approval) -> Offer:
-        """The offer for an approval, with a shared form where there is one."""
+        """The offer for an approval, with a shared template where there is one."""
         record, reputation = approval.record, approval.reputation
         ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
         if approval.findings or not FITS or not _is_usual(approval):
@@ -213,78 +214,80 @@ class Forms:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._meet(shape, approval, ask)
-        if known.form is None:
+        if known.template is None:
             return _alone(ask, approval)
         values = _values(record, reputation)
-        return Offer(ask, approval.at, known.form, known.common, values, record.agent, approval.told)
+        return Offer(ask, approval.at, known.template, known.common, values, record.agent, approval.told)
 
     def _meet(self, shape: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
-        """Find or make the form for the first payout of this shape that an agent has; none, unless it gives exactly
+        """Find or make the template for the first payout of this shape that an agent has; none, unless it gives exactly
         what is recorded of this one."""
-        if len(self._known) >= FORMS_MAX:
+        if len(self._known) >= TEMPLATES_MAX:
             self._known.clear()
-            self._forms.clear()
+            self._templates.clear()
         rate = approval.rate
-        form_key = (shape, approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
-        form = self._forms.get(form_key)
-        if form is None:
-            form = self._forms[form_key] = _form_of(_marked(approval))
+        template_key = (shape, approval.agent.policy.count_fees, rate is None, rate is not None and rate.hold)
+        template = self._templates.get(template_key)
+        if template is None:
+            template = self._templates[template_key] = _template_of(_marked(approval))
         common = _common(approval)
         values, agent = _values(approval.record, approval.reputation), approval.record.agent
-        offer = Offer(ask, approval.at, form, common, values, agent, approval.told)
-        fits = all(_texts(approval, fate) == as_filled(one, offer) for fate, one in _forms_in(form))
+        offer = Offer(ask, approval.at, template, common, values, agent, approval.told)
+        fits = all(_texts(approval, fate) == as_filled(one, offer) for fate, one in _templates_in(template))
         if not fits:
             log.error(
-                "agent %s: its cached form does not give the events of payout %s, and is not used",
+                "agent %s: its cached template does not give the events of payout %s, and is not used",
                 approval.record.agent,
                 ask.payout,
             )
-        return _Known(approval.agent, form if fits else None, common)
+        return _Known(approval.agent, template if fits else None, common)
 
 
 def _alone(ask: Ask, approval: Approval) -> Offer:
-    """An offer with a form of its own; without a slot or room the chain decides it."""
+    """An offer with a template of its own; without a slot or room the chain decides it."""
     record, out = approval.told()
     until = record.hold_expires_at
     timers = hold_timers(record.payout, record.decided_at, until) if record.state == "held" else ()
     return offer_of(ask, approval.at, record, out, timers)
 
 
-def _form_of(marked: Approval) -> Form:
-    """The form of an approval whose values are marks, including its forms for no slot and for no room.
+def _template_of(marked: Approval) -> Template:
+    """The template of an approval whose values are marks, including its templates for no slot and for no room.
 
     The payout's own values are found by their marks; what only the script knows is 0 in the texts, and is found by what
-    stands around it (forms.py).
+    stands around it (templates.py).
     """
     record, rate = marked.record, marked.rate
     ask = Ask(record.payout, record.amount, record.received_at, rate, marked.windows)
 
-    def form(of: Callable[[Ask, str, str], tuple[str, str]], fate: Fate) -> Form:
-        return form_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))
+    def template(of: Callable[[Ask, str, str], tuple[str, str]], fate: Fate) -> Template:
+        return template_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))
 
     # Where the limit holds instead of rejecting, the chain goes on with the other rules.
-    no_slot = form(no_slot_of, Fate.NO_SLOT) if rate is not None and not rate.hold else None
-    return replace(form(form_of, Fate.DONE), no_slot=no_slot, no_room=form(no_room_of, Fate.NO_ROOM))
+    no_slot = template(no_slot_of, Fate.NO_SLOT) if rate is not None and not rate.hold else None
+    return replace(
+        template(template_of, Fate.DONE), no_slot=no_slot, no_room=template(no_room_of, Fate.NO_ROOM)
+    )
 
 
-def _forms_in(form: Form) -> list[tuple[Fate, Form]]:
-    forms = (Fate.DONE, form), (Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)
-    return [(fate, given) for fate, given in forms if given is not None]
+def _templates_in(template: Template) -> list[tuple[Fate, Template]]:
+    templates = (Fate.DONE, template), (Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)
+    return [(fate, given) for fate, given in templates if given is not None]
 
 
 class _Known(NamedTuple):
-    """The form of payouts alike and the texts they share. `form` None: each needs a form of its own.
+    """The template of payouts alike and the texts they share. `template` None: each needs a template of its own.
 
     The policy is referenced so that its id, which is part of the key, is not reused by another object.
     """
 
     agent: AgentPolicy
-    form: Form | None
+    template: Template | None
     common: tuple[str, ...]
 
 
 def _is_usual(approval: Approval) -> bool:
-    """Whether a form can express it: each value is in the form, in the form's key, or has a blank."""
+    """Whether a template can express it: each value is in the template, in the template's key, or has a blank."""
     record = approval.record
     return (
         record.intent is None

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from consumers.heard import record_answer, record_sighting
+from consumers.bank_events import record_answer, record_sighting
 from consumers.verdicts import stopped
 from streamproc.domain.copies import COPIES_MAX, copy_of
 from streamproc.domain.events import BankPayout, CommandOutcome
@@ -23,7 +23,7 @@ from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import MOVED_STATUSES, RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
-from streamproc.log.work import Desk, Work
+from streamproc.log.work import BatchContext, Work
 
 CREATE_WITHIN_S = 6 * 86_400
 """Counted from the decision. The bank keeps a key for 7 days; one day is left for clocks and calls under way."""
@@ -69,7 +69,7 @@ class Creator(Protocol):
 
 async def create(
     work: Work,
-    desk: Desk,
+    ctx: BatchContext,
     bank: Creator,
     *,
     decided_at: int,
@@ -89,28 +89,30 @@ async def create(
     if work.taken or record.copies:
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
-            return _bind(work, desk, mine, "already", caused_by)
+            return _bind(work, ctx, mine, "already", caused_by)
         _refuse_doubtful(work, found, decided_at)
-    if desk.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
+    if ctx.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
         there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
         raise Unprocessable(
             f"ALARM: intent {record.payout} was approved more than {CREATE_WITHIN_S // 86_400} days ago and is not"
             f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
-    if await stopped(work, "create", caused_by, desk):
+    if await stopped(work, "create", caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
-                record_sighting(work, desk, payout)
+                record_sighting(work, ctx, payout)
         return None
     answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
     if answer.outcome == "done":
-        return _bind(work, desk, _checked(record, answer), "done", caused_by, answer.http_status)
-    return await _refused(work, desk, bank, answer, caused_by, debit.number)
+        return _bind(work, ctx, _checked(record, answer), "done", caused_by, answer.http_status)
+    return await _refused(work, ctx, bank, answer, caused_by, debit.number)
 
 
-async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: int, debit: Debit) -> None:
+async def look_for_lost(
+    work: Work, ctx: BatchContext, bank: Creator, *, decided_at: int, debit: Debit
+) -> None:
     """Search the bank for an attempt whose answer was lost before its intent was stopped.
 
     A live payout that pays the same is taken for it and recorded, and governance has it rejected. One that ended unpaid
@@ -128,23 +130,23 @@ async def look_for_lost(work: Work, desk: Desk, bank: Creator, *, decided_at: in
     ]
     if live:
         for payout in live:
-            record_sighting(work, desk, payout)
+            record_sighting(work, ctx, payout)
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
-        take_for_ours(work, desk, oldest.id, oldest.status)
+        take_for_ours(work, ctx, oldest.id, oldest.status)
         return
-    waited_s = (desk.now_us - decided_at) / 1_000_000
+    waited_s = (ctx.now_us - decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
         raise TryAgain(
             f"intent {record.payout} was stopped after an attempt whose answer is lost; it is looked for at the bank"
             f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
             after_s=max(LOOK_AGAIN_S, waited_s / 4),
         )
-    record_answer(work, desk, "create", "not_needed", "")
+    record_answer(work, ctx, "create", "not_needed", "")
 
 
-def take_for_ours(work: Work, desk: Desk, payout: str, status: str) -> None:
+def take_for_ours(work: Work, ctx: BatchContext, payout: str, status: str) -> None:
     """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
-    record_answer(work, desk, "create", "already", status, bank_payout=payout)
+    record_answer(work, ctx, "create", "already", status, bank_payout=payout)
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
@@ -260,7 +262,7 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
 
 
 async def _refused(
-    work: Work, desk: Desk, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
+    work: Work, ctx: BatchContext, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
 ) -> BankPayout | None:
     """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is
     recorded."""
@@ -269,7 +271,7 @@ async def _refused(
     problem = without_personal(answer.problem, record.intent.beneficiary)
     found = await bank.find(debit, record.payout)
     if (mine := _ours(record, found)) is not None:
-        return _bind(work, desk, mine, "already", caused_by, answer.http_status)
+        return _bind(work, ctx, mine, "already", caused_by, answer.http_status)
     said = f"{answer.http_status} {answer.code} ({problem})"
     known = [copy.id for copy in record.copies if not copy.bypassed and could_be(record, copy)]
     if known or any(_pays_the_same(record, payout) for payout in found):
@@ -285,7 +287,7 @@ async def _refused(
         )
     record_answer(
         work,
-        desk,
+        ctx,
         "create",
         "refused",
         "failed",
@@ -299,16 +301,16 @@ async def _refused(
 
 def _bind(
     work: Work,
-    desk: Desk,
+    ctx: BatchContext,
     payout: BankPayout,
     outcome: CommandOutcome,
     caused_by: str,
     http_status: int = 0,
 ) -> BankPayout:
-    record_sighting(work, desk, payout)
+    record_sighting(work, ctx, payout)
     record_answer(
         work,
-        desk,
+        ctx,
         "create",
         outcome,
         payout.status,

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from consumers.verdicts import case_of, record_decision
 from streamproc.domain.events import BudgetReserved
 from streamproc.domain.governance import RULES, find
-from streamproc.log.work import Desk, Item, Stage
+from streamproc.log.work import BatchContext, Item, Stage
 
 
-async def decide(items: Sequence[Item], desk: Desk) -> None:
+async def decide(items: Sequence[Item], ctx: BatchContext) -> None:
     """Ask a person, or approve."""
     for work, event in items:
         if type(event) is BudgetReserved:
-            case = case_of(work.known(), desk, admission=work.admission)
+            case = case_of(work.known(), ctx, admission=work.admission)
             rules = RULES["approval"] if case.agent is not None else RULES["screening"]
-            record_decision(work, desk, [*event.findings, *find(rules, case)])
+            record_decision(work, ctx, [*event.findings, *find(rules, case)])
 
 
 STAGE = Stage(name="approval", consumes=frozenset({BudgetReserved}), handle=decide)

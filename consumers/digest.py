@@ -4,8 +4,8 @@ import asyncio
 import logging
 from typing import Protocol
 
+from consumers.channels import Channels, Undeliverable, deliver, notice_message
 from consumers.inputs import NOTIFICATION
-from consumers.telling import Channels, Untellable, notice_letter, tell
 from streamproc.domain.events import NotificationSent
 from streamproc.domain.notice import digest_notice
 from streamproc.errors import LogUnavailable
@@ -19,39 +19,39 @@ LOOK_S = 1.0
 log = logging.getLogger(__name__)
 
 
-class Due(Protocol):
+class Digests(Protocol):
     """The digests (streamproc/log/digests.py)."""
 
     async def take(self, partitions: int) -> list[Digest]: ...
     async def close(self, digest: Digest, event: NotificationSent, writer: str) -> bool: ...
 
 
-async def tell_digests(
-    due: Due, channels: Channels, partitions: int, stopping: asyncio.Event, *, look_s: float = LOOK_S
+async def send_digests(
+    digests: Digests, channels: Channels, partitions: int, stopping: asyncio.Event, *, look_s: float = LOOK_S
 ) -> None:
     """Tell digests until `stopping`. One that no channel takes is due again when its lease is over."""
     while not stopping.is_set():
         try:
-            for digest in await due.take(partitions):
-                await tell_one(due, channels, digest)
+            for digest in await digests.take(partitions):
+                await _send_one(digests, channels, digest)
         except LogUnavailable as problem:
             log.warning("digests of alerts wait, they are sent later: %s", problem)
         await set_within(stopping, look_s)
 
 
-async def tell_one(due: Due, channels: Channels, digest: Digest) -> None:
+async def _send_one(digests: Digests, channels: Channels, digest: Digest) -> None:
     """Tell one digest and record it. If recording fails it is told again: at least once."""
     notice = digest_notice(
         digest.about, count=digest.count, paise=digest.paise, more=digest.more, examples=digest.examples
     )
     try:
-        channel, ref = await tell(channels, notice_letter(channels, notice))
-    except Untellable as problem:
+        channel, ref = await deliver(channels, notice_message(channels, notice))
+    except Undeliverable as problem:
         log.warning("a digest of %d alerts was not sent, it is tried again: %s", digest.count, problem)
         return
     event = NotificationSent(
         at=digest.at, kind="digest", channel=channel, ref=ref, count=digest.count, about=digest.about
     )
     watch.notified(event.kind, event.channel)
-    if not await due.close(digest, event, NOTIFICATION):
+    if not await digests.close(digest, event, NOTIFICATION):
         log.warning("a digest of %d alerts took longer than its lease and may be sent twice", digest.count)

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from consumers.bank_events import record_answer, record_sighting
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
-from consumers.heard import record_answer, record_sighting
 from consumers.recall import Archived, forgotten
 from consumers.turns import in_turns
 from consumers.verdicts import stopped
@@ -29,7 +29,7 @@ from streamproc.domain.events import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
-from streamproc.log.work import Desk, Group, Item, Stage, Work
+from streamproc.log.work import BatchContext, Group, Item, Stage, Work
 from streamproc.telemetry.watch import Called, keeping
 
 CONCURRENT_MAX = 16
@@ -70,7 +70,7 @@ class _Order(Struct, frozen=True):
 def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Archived | None = None) -> Group:
     """The group that calls the bank. `debit` pays what is created; `archived` knows payouts that Redis forgot."""
 
-    async def enact(items: Sequence[Item], desk: Desk) -> None:
+    async def enact(items: Sequence[Item], ctx: BatchContext) -> None:
         async def one(work: Work, event: Cause) -> None:
             with keeping(work.calls):
                 if work.record is None and archived is not None:
@@ -78,7 +78,7 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
                     if record is None or not (isinstance(event, CancelRequested) and event.bank_payout):
                         return  # it is over: there is nothing left to tell the bank of it
                     work.recall(record)
-                await _enact_one(work, event, desk, bank, barrier, debit)
+                await _enact_one(work, event, ctx, bank, barrier, debit)
 
         jobs = [
             (work, partial(one, work, event))
@@ -96,19 +96,19 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
 
 
 async def _enact_one(
-    work: Work, cause: Cause, desk: Desk, bank: Bank, barrier: Barrier, debit: Debit
+    work: Work, cause: Cause, ctx: BatchContext, bank: Bank, barrier: Barrier, debit: Debit
 ) -> None:
     record = work.known()
     if isinstance(cause, CancelRequested) and cause.bank_payout:
-        await _end_copy(work, cause, desk, bank)
+        await _end_copy(work, cause, ctx, bank)
         return
     if _is_superseded(cause, record):
         return
     if record.intent is not None and record.maybe_sent and not record.created_as:
         if not record.bank_payout:
-            await look_for_lost(work, desk, bank, decided_at=cause.at, debit=debit)
+            await look_for_lost(work, ctx, bank, decided_at=cause.at, debit=debit)
             return
-        take_for_ours(work, desk, record.bank_payout, record.bank_status)
+        take_for_ours(work, ctx, record.bank_payout, record.bank_status)
         record = work.known()
     wanted = asked_for(cause)
     if wanted is None and command_for(cause, record.bank_status) is None:
@@ -116,35 +116,35 @@ async def _enact_one(
     if wanted in MOVES_MONEY:
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
-            await barrier(desk.partition, work.entry.decode())
-    caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+            await barrier(ctx.partition, work.entry.decode())
+    caused_by = f"{ctx.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     status = record.bank_status
     creates = wanted == "create" and not record.created_as
     if creates:
-        made = await create(work, desk, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
+        made = await create(work, ctx, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
         if made is None:
             return
         status = made.status
     elif work.taken and status in OPEN_STATUSES:
         # An earlier attempt may have called the bank: its status now counts.
-        status = _observe(work, desk, await bank.fetch(record.at_bank))
+        status = _observe(work, ctx, await bank.fetch(record.at_bank))
     command = command_for(cause, status)
     if command is None:
         if not creates:
-            _moved_on(work, cause, desk, status)
+            _moved_on(work, cause, ctx, status)
         return
-    if command in MOVES_MONEY and await stopped(work, command, caused_by, desk):
+    if command in MOVES_MONEY and await stopped(work, command, caused_by, ctx):
         return
-    await _send(work, _Order(command, cause, caused_by), desk, bank)
+    await _send(work, _Order(command, cause, caused_by), ctx, bank)
 
 
-async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) -> None:
+async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank: Bank) -> None:
     """Reject or cancel a payout that bears the reference of another one. It may have ended, or moved, by itself.
 
     Raises TryAgain where the bank took the command without effect yet, Unprocessable where it refused.
     """
     payout, sent = cause.bank_payout, False
-    caused_by = f"{desk.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+    caused_by = f"{ctx.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     facts = await bank.fetch(payout)
     command = command_for(cause, facts.status)
     if command is not None:
@@ -162,13 +162,13 @@ async def _end_copy(work: Work, cause: CancelRequested, desk: Desk, bank: Bank) 
                 f"the bank refused to {command} {payout} with {answer.http_status} {answer.code} ({answer.problem}),"
                 f" which bears the reference {work.payout}, and it is still {facts.status}: end it in the dashboard"
             )
-    record_sighting(work, desk, facts)
+    record_sighting(work, ctx, facts)
     outcome: CommandOutcome = (
         "done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed"
     )
     record_answer(
         work,
-        desk,
+        ctx,
         command or "cancel",
         outcome,
         facts.status,
@@ -184,18 +184,18 @@ def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
     return (record.decided_at, record.decision) != (cause.at, cause.decision)
 
 
-def _observe(work: Work, desk: Desk, facts: BankPayout) -> str:
+def _observe(work: Work, ctx: BatchContext, facts: BankPayout) -> str:
     """Record the status that the bank shows, if it is new; returns it."""
     if facts.status != work.known().bank_status:
-        record_sighting(work, desk, facts)
+        record_sighting(work, ctx, facts)
     return facts.status
 
 
-def _moved_on(work: Work, cause: Cause, desk: Desk, status: str) -> None:
+def _moved_on(work: Work, cause: Cause, ctx: BatchContext, status: str) -> None:
     """Record that no command is needed any more: an earlier call of ours had effect, or the bank moved on by itself."""
     command = asked_for(cause)
     if command is not None:
-        record_answer(work, desk, command, "already" if status in REACHED[command] else "not_needed", status)
+        record_answer(work, ctx, command, "already" if status in REACHED[command] else "not_needed", status)
 
 
 def _remarks(order: _Order) -> str:
@@ -205,7 +205,7 @@ def _remarks(order: _Order) -> str:
     return f"streamproc: {order.cause.decision} {order.cause.reason}{by} [{order.caused_by}]"
 
 
-async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
+async def _send(work: Work, order: _Order, ctx: BatchContext, bank: Bank) -> None:
     """Send a command and record its outcome by the status that the bank shows after it.
 
     Raises Unprocessable if the bank refuses and the payout still waits.
@@ -223,14 +223,14 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
     if answer.outcome == "done":
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
-        status = _observe(work, desk, facts)
+        status = _observe(work, ctx, facts)
         outcome: CommandOutcome = "done"
     else:
-        status = _observe(work, desk, await bank.fetch(payout))
+        status = _observe(work, ctx, await bank.fetch(payout))
         then = command_for(order.cause, status)
         if then is not None and then != order.command and then not in MOVES_MONEY:
             # It moved between two of our calls, as from pending to queued, where the command is cancel, not reject.
-            await _send(work, _Order(then, order.cause, order.caused_by), desk, bank)
+            await _send(work, _Order(then, order.cause, order.caused_by), ctx, bank)
             return
         if status in OPEN_STATUSES and then is not None:
             raise Unprocessable(
@@ -240,7 +240,7 @@ async def _send(work: Work, order: _Order, desk: Desk, bank: Bank) -> None:
         outcome = "already" if status in REACHED[order.command] else "refused"
     record_answer(
         work,
-        desk,
+        ctx,
         order.command,
         outcome,
         status,

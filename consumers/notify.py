@@ -11,16 +11,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
-from consumers.inputs import NOTIFICATION
-from consumers.telling import (
+from consumers.channels import (
     Channels,
-    Untellable,
-    alert_letter,
+    Undeliverable,
+    alert_message,
     close_messages,
-    hold_letter,
+    deliver,
+    hold_message,
     show_progress,
-    tell,
 )
+from consumers.inputs import NOTIFICATION
 from consumers.turns import in_turns
 from streamproc.domain.alerts import ALERTED, Alarm, alarm_of
 from streamproc.domain.budget import US
@@ -43,14 +43,14 @@ from streamproc.domain.notified import NoticeKind
 from streamproc.domain.wire import decode_meta
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
-from streamproc.log.work import Desk, Group, Item, Stage, Work, written_ms
+from streamproc.log.work import BatchContext, Group, Item, Stage, Work, written_ms
 
 CONCURRENT_MAX = 4
 """Messages of one worker under way at once. Slack takes one a second in a channel; with these waiting, and a digest
 or a private answer beside them, none waits as long as the clients' limit."""
 READ_MAX = WORKS_MAX = 32
 """Entries read at once, and in one pass. The next ones are read meanwhile and may wait for two passes, this one and one
-of retries: they are late, but not told twice, since their hold is renewed (log/held.py)."""
+of retries: they are late, but not told twice, since their claims are renewed (log/claims.py)."""
 START_S = 10.0
 """A message that has not begun to be sent by then is deferred."""
 PASS_S = 23.0
@@ -90,27 +90,28 @@ NoteUntold = Callable[[int, Sequence[tuple[str, int]]], Awaitable[None]]
 """Notes held payouts that nobody could be told of, each with when it was held (µs)."""
 
 
-class Telling:
+class Notifier:
     """The notification stage and what it works with."""
 
     def __init__(self, channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> None:
         self.channels, self.counting, self.once, self.note_untold = channels, counting, once, note_untold
 
-    async def handle(self, items: Sequence[Item], desk: Desk) -> None:
+    async def handle(self, items: Sequence[Item], ctx: BatchContext) -> None:
         """Tell people of a batch."""
         works: dict[Work, list[Event]] = {}
         for work, event in items:
             works.setdefault(work, []).append(event)
-        now = await self._first_alarms(works, desk)
+        now = await self._first_alarms(works, ctx)
         jobs = [
-            (work, partial(self._one, work, events, now.get(work, []), desk))
-            for work, events in works.items()
+            (work, partial(self._one, work, events, now.get(work, []), ctx)) for work, events in works.items()
         ]
         await in_turns(
             jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, turn="its turn to be told"
         )
 
-    async def _first_alarms(self, works: dict[Work, list[Event]], desk: Desk) -> dict[Work, list[Alarm]]:
+    async def _first_alarms(
+        self, works: dict[Work, list[Event]], ctx: BatchContext
+    ) -> dict[Work, list[Alarm]]:
         """The alarms that are told now; the others are counted. Another look at the same work counts none: the first
         one did."""
         found = [
@@ -118,7 +119,7 @@ class Telling:
             for work, events in works.items()
             if not work.stale_times
             for event in events
-            if (alarm := alarm_of(event, f"{desk.partition}:{work.entry.decode()}")) is not None
+            if (alarm := alarm_of(event, f"{ctx.partition}:{work.entry.decode()}")) is not None
         ]
         if not found or not self.channels.any:
             return {}
@@ -132,178 +133,180 @@ class Telling:
             for _, alarm in found
         ]
         now: dict[Work, list[Alarm]] = {}
-        answers = await self.counting.count(desk.partition, alerts)
+        answers = await self.counting.count(ctx.partition, alerts)
         for (work, alarm), first in zip(found, answers, strict=True):
             if first:
                 now.setdefault(work, []).append(alarm)
         return now
 
-    async def _one(self, work: Work, events: Sequence[Event], alarms: Sequence[Alarm], desk: Desk) -> None:
+    async def _one(
+        self, work: Work, events: Sequence[Event], alarms: Sequence[Alarm], ctx: BatchContext
+    ) -> None:
         for event in events:
             if type(event) is PayoutDecided:
                 if event.decision == "HELD":
-                    await self._hold(work, event, desk)
+                    await self._hold(work, event, ctx)
                 else:
-                    await self._outcome(work, desk, alarming=bool(alarms))
+                    await self._outcome(work, ctx, alarming=bool(alarms))
             elif type(event) is PayoutSettled or type(event) is GovernanceBypassed:
                 # The bank may end a hold without our decision.
-                await self._outcome(work, desk, alarming=bool(alarms))
+                await self._outcome(work, ctx, alarming=bool(alarms))
             elif type(event) is TimerFired:
-                await self._remind(work, event, desk)
+                await self._remind(work, event, ctx)
             elif type(event) is ReviewCounted and event.needed:
-                await self._progress(work, desk)
+                await self._progress(work, ctx)
             elif type(event) is ReviewRefused and event.channel == "slack":
-                await self._private(work, event, desk)
+                await self._private(work, event, ctx)
             if work.problem is not None:
                 return
         for alarm in alarms:
-            await self._alert(work, alarm, desk)
+            await self._alert(work, alarm, ctx)
 
     # ---- holds --------------------------------------------------------------------------
 
-    async def _hold(self, work: Work, event: PayoutDecided, desk: Desk) -> None:
+    async def _hold(self, work: Work, event: PayoutDecided, ctx: BatchContext) -> None:
         record = work.record
         if record is None:  # it is over, and left Redis after the retention time: a held payout never does
             return
         if work.stale_times and _has_sent(work):
-            await self._look_again(work, desk)
+            await self._look_again(work, ctx)
         elif record.state != "held" or record.decided_at != event.at:
             if work.taken and not record.told and self.channels.any:
-                self._given_up(work, desk, "hold", "it was over before anybody could be told")
+                self._given_up(work, ctx, "hold", "it was over before anybody could be told")
         elif not record.told:
-            await self._ask(work, "hold", desk, shown_in=decode_meta(work.m).cause)
+            await self._ask(work, "hold", ctx, shown_in=decode_meta(work.m).cause)
 
-    async def _look_again(self, work: Work, desk: Desk) -> None:
+    async def _look_again(self, work: Work, ctx: BatchContext) -> None:
         """The payout changed while its message was on the way: bring the message up to date. That it was sent stays
         recorded."""
         try:
             if work.known().state == "held":
-                await show_progress(self.channels, work, desk)
+                await show_progress(self.channels, work, ctx)
             else:
-                await close_messages(self.channels, work, desk)
-        except Untellable:
+                await close_messages(self.channels, work, ctx)
+        except Undeliverable:
             if work.known().state != "held":  # if it is held, the next review brings the message up to date
-                self._close_later(work, desk)
+                self._close_later(work, ctx)
 
-    def _close_later(self, work: Work, desk: Desk) -> None:
-        at = desk.now_us + int(AGAIN_S * US)
+    def _close_later(self, work: Work, ctx: BatchContext) -> None:
+        at = ctx.now_us + int(AGAIN_S * US)
         work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
 
-    async def _remind(self, work: Work, event: TimerFired, desk: Desk) -> None:
+    async def _remind(self, work: Work, event: TimerFired, ctx: BatchContext) -> None:
         record = work.record
         if event.timer == "hold_expiry" or record is None:
             return
         if work.stale_times and _has_sent(work):
-            await self._look_again(work, desk)
+            await self._look_again(work, ctx)
             return
         if record.state != "held":
-            await self._outcome(work, desk)
+            await self._outcome(work, ctx)
             return
         kind: NoticeKind = "reminder" if event.timer == "hold_reminder" else "escalation"
         if not record.told:
-            await self._ask(work, "hold", desk)
+            await self._ask(work, "hold", ctx)
         elif not any(
             notice.kind == kind or (kind == "reminder" and notice.at >= event.at) for notice in record.notices
         ):
-            await self._ask(work, kind, desk)
+            await self._ask(work, kind, ctx)
 
-    async def _ask(self, work: Work, kind: NoticeKind, desk: Desk, *, shown_in: str = "") -> None:
+    async def _ask(self, work: Work, kind: NoticeKind, ctx: BatchContext, *, shown_in: str = "") -> None:
         record = work.known()
         try:
-            letter = await hold_letter(self.channels, record, kind, desk, shown_in)
-            sent = await tell(self.channels, letter)
-        except Untellable as problem:
+            message = await hold_message(self.channels, record, kind, ctx, shown_in)
+            sent = await deliver(self.channels, message)
+        except Undeliverable as problem:
             if not record.told:
-                await self.note_untold(desk.partition, [(record.payout, record.decided_at)])
+                await self.note_untold(ctx.partition, [(record.payout, record.decided_at)])
             if self.channels.any:
-                await self._put_off(work, desk, kind, problem, record.payout)
+                await self._put_off(work, ctx, kind, problem, record.payout)
             return
-        _emit_sent(work, desk, kind, *sent, shown_in=shown_in)
+        _emit_sent(work, ctx, kind, *sent, shown_in=shown_in)
 
-    async def _outcome(self, work: Work, desk: Desk, *, alarming: bool = False) -> None:
+    async def _outcome(self, work: Work, ctx: BatchContext, *, alarming: bool = False) -> None:
         """Say in a hold's open messages how it ended; nothing where none is open. `alarming`: the entry is an alert
         too, which must not wait until that succeeds."""
         if work.record is None or work.record.state == "held":
             return
-        async with self._until_old(work, desk, "outcome", work.payout):
+        async with self._until_old(work, ctx, "outcome", work.payout):
             try:
-                await close_messages(self.channels, work, desk)
-            except Untellable:
+                await close_messages(self.channels, work, ctx)
+            except Undeliverable:
                 if not alarming:
                     raise
-                self._close_later(work, desk)
+                self._close_later(work, ctx)
 
-    async def _progress(self, work: Work, desk: Desk) -> None:
+    async def _progress(self, work: Work, ctx: BatchContext) -> None:
         """Show who has approved. If this update arrives after another worker's that showed the end, it brings the
         buttons back; the commit is refused then, and the end is shown once more."""
         if work.record is None:
             return
-        async with self._until_old(work, desk, "outcome", work.payout):
+        async with self._until_old(work, ctx, "outcome", work.payout):
             if work.record.state == "held":
                 work.looked_at = True
-                await show_progress(self.channels, work, desk)
+                await show_progress(self.channels, work, ctx)
             elif work.taken or work.stale_times:
-                await close_messages(self.channels, work, desk, again=True)
+                await close_messages(self.channels, work, ctx, again=True)
 
     # ---- alerts, and answers to one person ----------------------------------------------
 
-    async def _alert(self, work: Work, alarm: Alarm, desk: Desk) -> None:
-        async with self._until_old(work, desk, "alert", alarm.subject):
-            sent = await tell(self.channels, alert_letter(self.channels, alarm))
-            _emit_sent(work, desk, "alert", *sent, about=alert_about(alarm.code, alarm.agent, alarm.account))
+    async def _alert(self, work: Work, alarm: Alarm, ctx: BatchContext) -> None:
+        async with self._until_old(work, ctx, "alert", alarm.subject):
+            sent = await deliver(self.channels, alert_message(self.channels, alarm))
+            _emit_sent(work, ctx, "alert", *sent, about=alert_about(alarm.code, alarm.agent, alarm.account))
 
-    async def _private(self, work: Work, event: ReviewRefused, desk: Desk) -> None:
+    async def _private(self, work: Work, event: ReviewRefused, ctx: BatchContext) -> None:
         named = event.by.startswith("slack:")
-        user = event.by.removeprefix("slack:") if named else desk.book.reviewers.get(event.by, "")
+        user = event.by.removeprefix("slack:") if named else ctx.book.reviewers.get(event.by, "")
         if not user or self.channels.slack is None or _has_sent(work):
             return
         text = f"Your {event.action} of {event.payout} does not count: {event.problem}"
-        subject = f"{desk.partition}:{work.entry.decode()}"
-        async with self._until_old(work, desk, "private", subject, PRIVATE_OLD_S):
+        subject = f"{ctx.partition}:{work.entry.decode()}"
+        async with self._until_old(work, ctx, "private", subject, PRIVATE_OLD_S):
             try:
                 ref = await self.channels.slack.answer(user, text)
             except TryAgain as problem:
-                raise Untellable(f"slack: {problem}", after_s=problem.after_s) from problem
-            _emit_sent(work, desk, "private", "slack", ref)
+                raise Undeliverable(f"slack: {problem}", after_s=problem.after_s) from problem
+            _emit_sent(work, ctx, "private", "slack", ref)
 
     # ---- nobody could be told -----------------------------------------------------------
 
     @asynccontextmanager
     async def _until_old(
-        self, work: Work, desk: Desk, kind: NoticeKind, subject: str, old_s: float = ALERT_OLD_S
+        self, work: Work, ctx: BatchContext, kind: NoticeKind, subject: str, old_s: float = ALERT_OLD_S
     ) -> AsyncIterator[None]:
-        """Where what is within is Untellable, defer the entry, unless it is so old that it is given up."""
+        """Where what is within is Undeliverable, defer the entry, unless it is so old that it is given up."""
         try:
             yield
-        except Untellable as problem:
+        except Undeliverable as problem:
             written_us = written_ms(work.entry) * 1_000
-            if desk.now_us - written_us > old_s * US:
-                self._given_up(work, desk, kind, str(problem))
+            if ctx.now_us - written_us > old_s * US:
+                self._given_up(work, ctx, kind, str(problem))
             else:
-                await self._put_off(work, desk, kind, problem, subject)
+                await self._put_off(work, ctx, kind, problem, subject)
 
     async def _put_off(
-        self, work: Work, desk: Desk, kind: NoticeKind, problem: Untellable, subject: str
+        self, work: Work, ctx: BatchContext, kind: NoticeKind, problem: Undeliverable, subject: str
     ) -> None:
-        event = NotificationFailed(at=desk.now_us, payout=work.payout, kind=kind, problem=str(problem))
-        await self.once(desk.partition, f"untold:{subject}:{kind}", event)
+        event = NotificationFailed(at=ctx.now_us, payout=work.payout, kind=kind, problem=str(problem))
+        await self.once(ctx.partition, f"untold:{subject}:{kind}", event)
         work.fail(TryAgain(f"nobody could be told ({kind}): {problem}", after_s=problem.after_s))
 
-    def _given_up(self, work: Work, desk: Desk, kind: NoticeKind, problem: str) -> None:
+    def _given_up(self, work: Work, ctx: BatchContext, kind: NoticeKind, problem: str) -> None:
         if not any(
             type(event) is NotificationFailed for event in work.out
         ):  # a pass before may have recorded it
             work.emit(
                 NotificationFailed(
-                    at=desk.now_us, payout=work.payout, kind=kind, problem=problem, given_up=True
+                    at=ctx.now_us, payout=work.payout, kind=kind, problem=problem, given_up=True
                 )
             )
 
 
 def notification(channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> Group:
     """The group that tells people."""
-    telling = Telling(channels, counting, once, note_untold)
-    stage = Stage(name="notify", consumes=CONSUMES, handle=telling.handle)
+    notifier = Notifier(channels, counting, once, note_untold)
+    stage = Stage(name="notify", consumes=CONSUMES, handle=notifier.handle)
     return Group(
         name=NOTIFICATION,
         stages=(stage,),
@@ -322,7 +325,7 @@ def _has_sent(work: Work) -> bool:
 
 def _emit_sent(
     work: Work,
-    desk: Desk,
+    ctx: BatchContext,
     kind: NoticeKind,
     channel: str,
     ref: str,
@@ -332,7 +335,7 @@ def _emit_sent(
 ) -> None:
     work.emit(
         NotificationSent(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=work.payout,
             kind=kind,
             channel="slack" if channel == "slack" else "ntfy",

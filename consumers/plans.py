@@ -11,7 +11,7 @@ from math import inf
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from consumers.approvals import Approval, Forms, is_plain_id, json_of
+from consumers.approvals import Approval, Templates, is_plain_id, json_of
 from consumers.reserve import Terms
 from streamproc.domain import governance as g
 from streamproc.domain.agent_note import NOTE
@@ -21,7 +21,7 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import about_the_url, rules_under
 from streamproc.domain.payouts import evolve
 from streamproc.domain.policy import AgentPolicy, Policy, PolicyBook
-from streamproc.log.forms import Fate, Form, Offer, Told
+from streamproc.log.templates import Fate, Offer, Template, Told
 
 PLANS_MAX = 4_096
 """Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
 
     approval: Approval
     """That of the last one that was looked at as a whole."""
-    form: Form
+    template: Template
     common: tuple[str, ...]
     url: str
     fund_account: str
@@ -60,31 +60,31 @@ class Plan(NamedTuple):
 class Plans:
     """The plans of a process, by the policies that they were made under."""
 
-    def __init__(self, forms: Forms, zone: str) -> None:
-        self._forms, self._zone = forms, zone
+    def __init__(self, templates: Templates, zone: str) -> None:
+        self._templates, self._zone = templates, zone
         self._books: WeakKeyDictionary[PolicyBook, BookPlans] = WeakKeyDictionary()
 
     def under(self, book: PolicyBook) -> "BookPlans":
         """The plans under these policies; dropped with the book."""
         known = self._books.get(book)
         if known is None:
-            known = self._books[book] = BookPlans(self._forms, self._zone)
+            known = self._books[book] = BookPlans(self._templates, self._zone)
         return known
 
 
 class BookPlans:
     """The plans under one book of policies."""
 
-    def __init__(self, forms: Forms, zone: str) -> None:
-        self._forms = forms
+    def __init__(self, templates: Templates, zone: str) -> None:
+        self._templates = templates
         self._plans: dict[tuple[object, ...], Plan] = {}
         self.terms = Terms(zone)
         """What is asked of the counters under these policies."""
 
     def offer(self, approval: Approval) -> Offer:
         """The offer for an approval; makes a plan of it for payouts that are alike."""
-        offer = self._forms.offer(approval)
-        if offer.common:  # else it has a form of its own
+        offer = self._templates.offer(approval)
+        if offer.common:  # else it has a template of its own
             if len(self._plans) >= PLANS_MAX:
                 self._plans.clear()
             plan = plan_of(approval, offer)
@@ -128,7 +128,7 @@ class BookPlans:
         like = plan.approval
         ask = Ask(payout, facts.amount, at, like.rate, like.windows)
         values = (plan.url, plan.fund_account, json_of(facts.reference_id).decode(), *plan.when)
-        return Offer(ask, now_us, plan.form, plan.common, values, like.record.agent, told)
+        return Offer(ask, now_us, plan.template, plan.common, values, like.record.agent, told)
 
 
 def _alike(approval: Approval) -> tuple[object, ...]:
@@ -153,7 +153,7 @@ def plan_of(approval: Approval, offer: Offer) -> Plan | None:
     reputation, (url, fund_account, _, *when) = approval.reputation, offer.values
     return Plan(
         approval,
-        offer.form,
+        offer.template,
         offer.common,
         url,
         fund_account,

@@ -15,7 +15,7 @@ from streamproc.domain.events import BankCommandAnswered, PayoutObserved, Payout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold, is_terminal
 from streamproc.errors import TryAgain
-from streamproc.log.work import Desk, Item, Stage, Work
+from streamproc.log.work import BatchContext, Item, Stage, Work
 
 Archived: TypeAlias = Callable[[str], Awaitable[PayoutRecord | None]]
 """Gives a payout's record as the archive has it; raises TryAgain when Postgres is away."""
@@ -35,7 +35,7 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
     """Gives works of old payouts that Redis does not know the archive's record."""
     young_s = young_s_of(retention_s)
 
-    async def recall(items: Sequence[Item], desk: Desk) -> None:
+    async def recall(items: Sequence[Item], ctx: BatchContext) -> None:
         async def look_up(work: Work) -> None:
             record = await forgotten(work, archived)
             if record is not None:
@@ -46,7 +46,7 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 )
                 work.record = fold(told, record)
 
-        old = {work: None for work, event in items if may_be_forgotten(work, event, desk.now_us, young_s)}
+        old = {work: None for work, event in items if may_be_forgotten(work, event, ctx.now_us, young_s)}
         jobs = [(work, partial(look_up, work)) for work in old]
         await in_turns(
             jobs, at_once=AT_ONCE_MAX, start_s=PASS_S, pass_s=PASS_S, turn="its turn at the archive"

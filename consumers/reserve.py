@@ -14,7 +14,7 @@ from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
 from streamproc.domain.budget import QUARTER_US, US, Ask, RateAsk, Window
 from streamproc.domain.events import PayoutScreened, ReputationChecked
 from streamproc.domain.governance import RULES, Case, Reputation, find
-from streamproc.log.work import Desk, Item, Stage, Work
+from streamproc.log.work import BatchContext, Item, Stage, Work
 
 TERMS_MAX = 4_096
 """Rates, and sets of windows, that are kept, some 300 bytes each. When full, all are dropped."""
@@ -51,81 +51,72 @@ class Terms:
         return known
 
 
+def _ask(case: Case, rate: RateAsk | None, windows: tuple[Window, ...] | None) -> Ask:
+    return Ask(case.payout.payout, case.payout.amount, case.payout.received_at, rate, windows)
+
+
+async def _admit(asks: Sequence[tuple[Work, Ask]], ctx: BatchContext) -> None:
+    """Ask the counters in one round trip, and give each work its answer."""
+    if asks:
+        answers = await ctx.admit([ask for _, ask in asks])
+        for (work, _), answer in zip(asks, answers, strict=True):
+            work.admission = answer
+
+
 def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) -> Stage:
     """Rule 10. `known(url, now_us)` gives a reputation from memory; None: it has to be looked up."""
 
-    async def check(items: Sequence[Item], desk: Desk) -> None:
-        cases = [case_of(work.known(), desk) for work, _ in items]
+    async def check(items: Sequence[Item], ctx: BatchContext) -> None:
+        cases = [case_of(work.known(), ctx) for work, _ in items]
         asked: list[tuple[Work, Ask]] = []
         terms = Terms(zone)
         for (work, _), case in zip(items, cases, strict=True):
             if case.agent is None:  # the policy was removed between two commits
-                record_decision(work, desk, find(RULES["screening"], case))
+                record_decision(work, ctx, find(RULES["screening"], case))
                 continue
-            reputation = known(case.payout.vendor_url, desk.now_us)
+            reputation = known(case.payout.vendor_url, ctx.now_us)
             ask_for_room = reputation is not None and reputation.verdict != "threat"
-            ask = Ask(
-                case.payout.payout,
-                case.payout.amount,
-                case.payout.received_at,
-                terms.rate(case),
-                terms.windows(case) if ask_for_room else None,
-            )
+            ask = _ask(case, terms.rate(case), terms.windows(case) if ask_for_room else None)
             if ask.rate is not None or ask.windows is not None:
                 asked.append((work, ask))
-        if asked:
-            answers = await desk.admit([ask for _, ask in asked])
-            for (work, _), answer in zip(asked, answers, strict=True):
-                work.admission = answer
+        await _admit(asked, ctx)
         for (work, event), case in zip(items, cases, strict=True):
             if case.agent is not None and type(event) is PayoutScreened:
-                _check_one(work, event, desk)
+                _check_one(work, event, ctx)
 
     return Stage(name="velocity", consumes=frozenset({PayoutScreened}), handle=check)
 
 
-def _check_one(work: Work, event: PayoutScreened, desk: Desk) -> None:
+def _check_one(work: Work, event: PayoutScreened, ctx: BatchContext) -> None:
     record = work.known()
-    case = case_of(record, desk, admission=work.admission)
+    case = case_of(record, ctx, admission=work.admission)
     assert case.agent is not None
     findings = [*event.findings, *find(RULES["velocity"], case)]
     if is_rejected(findings):
-        record_decision(work, desk, findings)
+        record_decision(work, ctx, findings)
         return
     answer, limit = work.admission.rate, case.agent.policy.rate_limit
     if answer is not None and not answer.count:  # admitted by a version that did not keep the terms
         answer = replace(answer, count=limit.count, window_us=limit.window_s * US)
-    record_slot(work, desk, answer, findings)
+    record_slot(work, ctx, answer, findings)
 
 
 def budget_stage(zone: str) -> Stage:
     """Rule 16, for payouts that no rule has rejected."""
 
-    async def reserve(items: Sequence[Item], desk: Desk) -> None:
+    async def reserve(items: Sequence[Item], ctx: BatchContext) -> None:
         live = [(w, e) for w, e in items if type(e) is ReputationChecked and _asks_for_room(w, e)]
         missing = [work for work, _ in live if work.admission.budget is None]
-        cases = [case_of(work.known(), desk) for work in missing]
+        cases = [case_of(work.known(), ctx) for work in missing]
         terms = Terms(zone)
         asks = [
-            (
-                work,
-                Ask(
-                    case.payout.payout,
-                    case.payout.amount,
-                    case.payout.received_at,
-                    None,
-                    terms.windows(case),
-                ),
-            )
+            (work, _ask(case, None, terms.windows(case)))
             for work, case in zip(missing, cases, strict=True)
             if case.agent is not None
         ]
-        if asks:
-            answers = await desk.admit([ask for _, ask in asks])
-            for (work, _), answer in zip(asks, answers, strict=True):
-                work.admission = answer
+        await _admit(asks, ctx)
         for work, event in live:
-            _reserve_one(work, event, desk)
+            _reserve_one(work, event, ctx)
 
     return Stage(name="budget", consumes=frozenset({ReputationChecked}), handle=reserve)
 
@@ -135,14 +126,14 @@ def _asks_for_room(work: Work, event: ReputationChecked) -> bool:
     return not is_rejected(event.findings) and work.known().decision is None
 
 
-def _reserve_one(work: Work, event: ReputationChecked, desk: Desk) -> None:
+def _reserve_one(work: Work, event: ReputationChecked, ctx: BatchContext) -> None:
     record, answer = work.known(), work.admission.budget
-    case = case_of(record, desk, admission=work.admission)
+    case = case_of(record, ctx, admission=work.admission)
     if answer is None:  # not asked for, since its policy is gone
-        record_decision(work, desk, [*event.findings, *find(RULES["screening"], case)])
+        record_decision(work, ctx, [*event.findings, *find(RULES["screening"], case)])
         return
     findings = [*event.findings, *find(RULES["budget"], case)]
     if is_rejected(findings):
-        record_decision(work, desk, findings)
+        record_decision(work, ctx, findings)
         return
-    record_reservation(work, desk, answer, findings)
+    record_reservation(work, ctx, answer, findings)

@@ -27,22 +27,22 @@ from streamproc.domain.review import (
     why_not_now,
     why_refused,
 )
-from streamproc.log.work import Desk, Item, Stage, Work
+from streamproc.log.work import BatchContext, Item, Stage, Work
 
 
 def review_stage(reputations: Reputations) -> Stage:
     """Answers of reviewers, and expiry of holds."""
 
-    async def review(items: Sequence[Item], desk: Desk) -> None:
+    async def review(items: Sequence[Item], ctx: BatchContext) -> None:
         approvals = [work for work, event in items if _is_live_approval(work, event)]
         urls = {w.known().vendor_url for w in approvals}
-        answers = await reputations.of(urls, desk.cache, desk.now_us) if urls else {}
+        answers = await reputations.of(urls, ctx.cache, ctx.now_us) if urls else {}
         for work, event in items:
             if type(event) is TimerFired:
-                _expire(work, event, desk)
+                _expire(work, event, ctx)
             elif type(event) is ReviewSubmitted:
                 reputation = answers.get(work.record.vendor_url, NO_URL) if work.record else NO_URL
-                _review_one(work, event, desk, reputation)
+                _review_one(work, event, ctx, reputation)
 
     return Stage(name="review", consumes=frozenset({ReviewSubmitted, TimerFired}), handle=review)
 
@@ -56,50 +56,50 @@ def _is_live_approval(work: Work, event: object) -> bool:
     )
 
 
-def _expire(work: Work, event: TimerFired, desk: Desk) -> None:
+def _expire(work: Work, event: TimerFired, ctx: BatchContext) -> None:
     record = work.record
     if event.timer != "hold_expiry" or record is None:
         return
     if record.state != "held" or record.hold_expires_at > event.at:
         return
-    _reject(work, desk, "HOLD_EXPIRED", "", {"expired_at": event.at})
+    _reject(work, ctx, "HOLD_EXPIRED", "", {"expired_at": event.at})
 
 
-def _reject(work: Work, desk: Desk, code: str, reviewer: str, evidence: Evidence) -> None:
+def _reject(work: Work, ctx: BatchContext, code: str, reviewer: str, evidence: Evidence) -> None:
     finding = Finding(stage="review", code=code, outcome="REJECTED", evidence=evidence)
-    decide_as(work, desk, Verdict("REJECTED", code, (*work.known().findings, finding)), by=reviewer)
+    decide_as(work, ctx, Verdict("REJECTED", code, (*work.known().findings, finding)), by=reviewer)
 
 
-def _review_one(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
-    if problem := why_refused(work.record, event, desk.book.people):
-        _refuse(work, event, desk, problem)
+def _review_one(work: Work, event: ReviewSubmitted, ctx: BatchContext, reputation: Reputation) -> None:
+    if problem := why_refused(work.record, event, ctx.book.people):
+        _refuse(work, event, ctx, problem)
     elif event.action == "reject":
-        name = reviewer_of(event, desk.book.people)
-        _count(work, event, desk, needed=0)
-        _reject(work, desk, "REVIEW_REJECTED", name, {"by": name, "why": event.why})
+        name = reviewer_of(event, ctx.book.people)
+        _count(work, event, ctx, needed=0)
+        _reject(work, ctx, "REVIEW_REJECTED", name, {"by": name, "why": event.why})
     else:
-        _approve(work, event, desk, reputation)
+        _approve(work, event, ctx, reputation)
 
 
-def _refuse(work: Work, event: ReviewSubmitted, desk: Desk, problem: str) -> None:
+def _refuse(work: Work, event: ReviewSubmitted, ctx: BatchContext, problem: str) -> None:
     work.emit(
         ReviewRefused(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=event.payout,
-            by=reviewer_of(event, desk.book.people),
+            by=reviewer_of(event, ctx.book.people),
             action=event.action,
             channel=event.channel,
             problem=problem,
-            kind=refusal_kind(work.record, event, desk.book.people) or "unavailable",
+            kind=refusal_kind(work.record, event, ctx.book.people) or "unavailable",
         )
     )
 
 
-def _count(work: Work, event: ReviewSubmitted, desk: Desk, *, needed: int) -> None:
-    name = reviewer_of(event, desk.book.people)
+def _count(work: Work, event: ReviewSubmitted, ctx: BatchContext, *, needed: int) -> None:
+    name = reviewer_of(event, ctx.book.people)
     work.emit(
         ReviewCounted(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=event.payout,
             by=name,
             via=event.by if event.by != name else "",
@@ -111,23 +111,23 @@ def _count(work: Work, event: ReviewSubmitted, desk: Desk, *, needed: int) -> No
     )
 
 
-def _approve(work: Work, event: ReviewSubmitted, desk: Desk, reputation: Reputation) -> None:
+def _approve(work: Work, event: ReviewSubmitted, ctx: BatchContext, reputation: Reputation) -> None:
     record = work.known()
-    name = reviewer_of(event, desk.book.people)
-    case = case_of(record, desk, reputation=reputation)
+    name = reviewer_of(event, ctx.book.people)
+    case = case_of(record, ctx, reputation=reputation)
     found = recheck(case)
     if not found and (problem := why_not_now(case)):
-        _refuse(work, event, desk, problem)
+        _refuse(work, event, ctx, problem)
         return
     if reputation.fresh_until != record.reputation_fresh_until and reputation.verdict != "no_url":
         work.emit(
-            checked(work, desk, reputation, [finding for finding in found if finding.code == "RISK_HIGH"])
+            checked(work, ctx, reputation, [finding for finding in found if finding.code == "RISK_HIGH"])
         )
     if found:
-        _count(work, event, desk, needed=0)
-        decide_as(work, desk, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=name)
+        _count(work, event, ctx, needed=0)
+        decide_as(work, ctx, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=name)
         return
-    missing = approvals_missing(case, desk.book.people)
-    _count(work, event, desk, needed=missing)
+    missing = approvals_missing(case, ctx.book.people)
+    _count(work, event, ctx, needed=missing)
     if not missing:
-        decide_as(work, desk, Verdict("APPROVED", "REVIEW_APPROVED", tuple(record.findings)), by=name)
+        decide_as(work, ctx, Verdict("APPROVED", "REVIEW_APPROVED", tuple(record.findings)), by=name)

@@ -8,7 +8,7 @@ from streamproc.domain.governance import RULES, find
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import is_open
 from streamproc.errors import Unprocessable
-from streamproc.log.work import Desk, Item, Stage, Work
+from streamproc.log.work import BatchContext, Item, Stage, Work
 
 CONSUMES: frozenset[type[Fact]] = frozenset({PayoutObserved, PayoutRequested, PayoutMalformed})
 
@@ -16,7 +16,7 @@ CONSUMES: frozenset[type[Fact]] = frozenset({PayoutObserved, PayoutRequested, Pa
 def screen_stage(zone: str) -> Stage:
     """Rules 1 to 9 for every payout that is open and not decided yet."""
 
-    async def screen(items: Sequence[Item], desk: Desk) -> None:
+    async def screen(items: Sequence[Item], ctx: BatchContext) -> None:
         for work, event in items:
             if type(event) is PayoutMalformed:
                 work.fail(Unprocessable(f"rule 1: {event.problem}"))
@@ -25,22 +25,22 @@ def screen_stage(zone: str) -> Stage:
             if type(event) is PayoutObserved and is_intent(record.payout):
                 continue  # an intent is decided by its request; other payouts under its reference never are
             if record.decision is None and not record.bypassed and is_open(record):
-                _screen_one(work, desk, zone)
+                _screen_one(work, ctx, zone)
 
     return Stage(name="screen", consumes=CONSUMES, handle=screen)
 
 
-def _screen_one(work: Work, desk: Desk, zone: str) -> None:
+def _screen_one(work: Work, ctx: BatchContext, zone: str) -> None:
     record = work.known()
-    case = case_of(record, desk, zone=zone)
+    case = case_of(record, ctx, zone=zone)
     findings = find(RULES["screening"], case)
     if is_rejected(findings):
-        record_decision(work, desk, findings)
+        record_decision(work, ctx, findings)
         return
     assert case.agent is not None  # rule 3 rejects without one
     work.emit(
         PayoutScreened(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=record.payout,
             agent=record.agent,
             identity=case.identity,

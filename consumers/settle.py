@@ -26,18 +26,18 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.ours import foreign_copies
 from streamproc.domain.payouts import PayoutRecord, fold, is_open, settlement_due
 from streamproc.domain.states import MOVED_STATUSES
-from streamproc.log.work import Desk, Item, Stage, Work
+from streamproc.log.work import BatchContext, Item, Stage, Work
 
 
 def settle_stage(*, alone: bool = False) -> Stage:
     """`alone`: as a group of its own, where other groups have already folded an entry into the record."""
 
-    async def settle(items: Sequence[Item], desk: Desk) -> None:
+    async def settle(items: Sequence[Item], ctx: BatchContext) -> None:
         # Once for each work, however many of its events are consumed.
         for work in dict.fromkeys(work for work, _ in items):
             _name_lost_attempt(work)
             before = _without_its_own(work) if alone or by_execution(work) else work.loaded
-            _settle_one(work, desk, before)
+            _settle_one(work, ctx, before)
 
     return Stage(
         name="settle",
@@ -46,16 +46,16 @@ def settle_stage(*, alone: bool = False) -> Stage:
     )
 
 
-def _settle_one(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
+def _settle_one(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
     """`before`: the record without what this entry tells, so that comparing the two shows what is new."""
     record = work.known()
     if is_intent(record.payout):
-        _tell_of_foreign(work, desk, before)
+        _tell_of_foreign(work, ctx, before)
     if _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
         work.emit(
-            _fee(work, desk)
+            _fee(work, ctx)
             or GovernanceBypassed(
-                at=desk.now_us,
+                at=ctx.now_us,
                 payout=record.payout,
                 account=record.account,
                 agent=record.agent,
@@ -63,8 +63,8 @@ def _settle_one(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
                 status=record.bank_status,
             )
         )
-    _recall(work, desk, before)
-    _adopt(work, desk)
+    _recall(work, ctx, before)
+    _adopt(work, ctx)
     record = work.known()
     due = settlement_due(record)
     if due is None or record.reservation is None:
@@ -73,7 +73,7 @@ def _settle_one(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
     work.fees = record.fees if record.reservation.count_fees else 0
     work.emit(
         PayoutSettled(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=record.payout,
             settlement=due,
             amount=record.reservation.amount,
@@ -111,7 +111,7 @@ def _why(record: PayoutRecord) -> str:
     return record.reason if record.decision == "REJECTED" else f"bank: {record.bank_status}"
 
 
-def _tell_of_foreign(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
+def _tell_of_foreign(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
     """Payouts under an intent's reference that are not the intent's, or whose reference no intent has.
 
     One that moved is a bypass; the intent itself does not change. One that waits, or would pay itself, was never
@@ -126,12 +126,12 @@ def _tell_of_foreign(work: Work, desk: Desk, before: PayoutRecord | None) -> Non
     for copy in foreign_copies(record, unkept):
         if copy.status in ("pending", "queued") and (copy.id, copy.status) not in asked:
             why = f"{copy.id} bears the reference {record.payout}, and is not what was asked for by it"
-            work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why, bank_payout=copy.id))
+            work.emit(CancelRequested(at=ctx.now_us, payout=record.payout, why=why, bank_payout=copy.id))
     for copy in (*foreign_copies(record), *unkept):
         if not copy.bypassed and copy.status in MOVED_STATUSES:
             work.emit(
                 GovernanceBypassed(
-                    at=desk.now_us,
+                    at=ctx.now_us,
                     payout=record.payout,
                     account=record.account,
                     agent=record.agent,
@@ -142,15 +142,15 @@ def _tell_of_foreign(work: Work, desk: Desk, before: PayoutRecord | None) -> Non
             )
 
 
-def _fee(work: Work, desk: Desk) -> BankFeeRecorded | None:
+def _fee(work: Work, ctx: BatchContext) -> BankFeeRecorded | None:
     """The bank collecting its own fees: only to a fund account that the account's policy names, which no agent can
     write."""
     record = work.known()
-    limits = desk.book.account(record.account)
+    limits = ctx.book.account(record.account)
     if record.decision is not None or limits is None or record.fund_account not in limits.fee_fund_accounts:
         return None
     return BankFeeRecorded(
-        at=desk.now_us,
+        at=ctx.now_us,
         payout=record.payout,
         account=record.account,
         amount=record.amount,
@@ -166,7 +166,7 @@ def _moved(work: Work) -> bool:
     return not MOVED_STATUSES.isdisjoint((*seen, work.known().bank_status))
 
 
-def _recall(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
+def _recall(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
     """Have the bank end a payout that would pay itself although we did not approve it: one that somebody moved from
     `pending` to `queued`, or one of a stopped intent that turns up since an attempt had reached the bank after
     all."""
@@ -177,14 +177,14 @@ def _recall(work: Work, desk: Desk, before: PayoutRecord | None) -> None:
         return
     if any(type(event) is PayoutDecided for event in work.out):
         return  # decided in this pass: execution acts on the decision itself
-    agent = desk.book.agent(record.agent)
+    agent = ctx.book.agent(record.agent)
     unheld = record.decision == "HELD" and (agent is None or agent.policy.queued_hold == "cancel")
     if record.decision == "REJECTED" or unheld:
         why = f"{record.decision} ({record.reason}), and the bank has it {record.bank_status} now"
-        work.emit(CancelRequested(at=desk.now_us, payout=record.payout, why=why))
+        work.emit(CancelRequested(at=ctx.now_us, payout=record.payout, why=why))
 
 
-def _adopt(work: Work, desk: Desk) -> None:
+def _adopt(work: Work, ctx: BatchContext) -> None:
     """Record a slot and a reservation that were admitted before a crash and that the second run did not record.
 
     A replay needs every number that was given out, and a what-if every slot and paisa that counted for others.
@@ -194,9 +194,9 @@ def _adopt(work: Work, desk: Desk) -> None:
         return
     rate, budget = work.admission.rate, work.admission.budget
     if rate is not None and _ended_now(work) and not _tells_of(work, rate):
-        record_slot(work, desk, rate, [])
+        record_slot(work, ctx, rate, [])
     if budget is not None and budget.granted and record.reservation is None:
-        record_reservation(work, desk, budget, [])
+        record_reservation(work, ctx, budget, [])
 
 
 def _is_over(record: PayoutRecord) -> bool:

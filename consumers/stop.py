@@ -10,10 +10,10 @@ from consumers.verdicts import decide_as
 from streamproc.domain.events import PayoutStopped
 from streamproc.domain.governance import Verdict
 from streamproc.domain.states import MOVING_STATUSES, RELEASING_STATUSES
-from streamproc.log.work import Desk, Item, Stage
+from streamproc.log.work import BatchContext, Item, Stage
 
 
-async def stop(items: Sequence[Item], desk: Desk) -> None:
+async def stop(items: Sequence[Item], ctx: BatchContext) -> None:
     """Reject what still waits at the bank; what moved meanwhile cannot be rejected any more."""
     for work, event in items:
         record = work.known()
@@ -23,7 +23,7 @@ async def stop(items: Sequence[Item], desk: Desk) -> None:
             and record.bank_status not in MOVING_STATUSES | RELEASING_STATUSES
         ):
             finding = event.finding
-            decide_as(work, desk, Verdict("REJECTED", finding.code, (*record.findings, finding)))
+            decide_as(work, ctx, Verdict("REJECTED", finding.code, (*record.findings, finding)))
 
 
 STAGE = Stage(name="stop", consumes=frozenset({PayoutStopped}), handle=stop)

@@ -20,21 +20,21 @@ from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
-from streamproc.log.work import Desk, Work
+from streamproc.log.work import BatchContext, Work
 
 DEFAULT_ZONE = "Asia/Kolkata"
 
 
 def case_of(
     record: PayoutRecord,
-    desk: Desk,
+    ctx: BatchContext,
     *,
     zone: str = "",
     admission: Admission = NOTHING_ASKED,
     reputation: Reputation | None = None,
 ) -> Case:
     """The case of a payout under the policies in force. `zone` is for policies that name none."""
-    party = desk.party(record)
+    party = ctx.party(record)
     # By position: names cost 0.5 µs, and six cases are made of a payout.
     return Case(
         record,
@@ -49,28 +49,28 @@ def case_of(
     )
 
 
-async def objection(record: PayoutRecord, desk: Desk) -> Finding | None:
+async def objection(record: PayoutRecord, ctx: BatchContext) -> Finding | None:
     """The freeze that forbids to move a payout's money by the policies of this very moment, or None.
 
     Asked right before every call that moves money. A freeze that comes between this answer and the bank's is not seen.
     """
-    party = party_of(record, await desk.book_now())
+    party = party_of(record, await ctx.book_now())
     case = Case(record, party.identity, party.agent, "", party.account, party.team, freeze=party.freeze)
     found = find(BEFORE_MONEY_MOVES, case)
     return found[0] if found else None
 
 
-async def stopped(work: Work, command: BankCommand, caused_by: str, desk: Desk) -> bool:
+async def stopped(work: Work, command: BankCommand, caused_by: str, ctx: BatchContext) -> bool:
     """Whether the payout must not be sent any more because it was frozen since its approval; that is recorded.
 
     To be asked right before each call that moves money. Governance then rejects the payout, and the bank is told in the
     usual way.
     """
-    found = await objection(work.known(), desk)
+    found = await objection(work.known(), ctx)
     if found is not None:
         work.emit(
             PayoutStopped(
-                at=desk.now_us,
+                at=ctx.now_us,
                 payout=work.payout,
                 command=command,
                 finding=found,
@@ -86,9 +86,11 @@ def is_rejected(findings: Sequence[Finding]) -> bool:
     return bool(findings) and findings[-1].outcome == "REJECTED"
 
 
-def record_slot(work: Work, desk: Desk, answer: RateAnswer | None, findings: Sequence[Finding]) -> None:
+def record_slot(
+    work: Work, ctx: BatchContext, answer: RateAnswer | None, findings: Sequence[Finding]
+) -> None:
     """Record the rate slot with the terms that it was asked for; `answer` None: the policy limits no rate."""
-    work.emit(slot(work.payout, desk.now_us, answer, findings))
+    work.emit(slot(work.payout, ctx.now_us, answer, findings))
 
 
 def slot(payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Finding]) -> VelocityChecked:
@@ -104,12 +106,14 @@ def slot(payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Fin
     )
 
 
-def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: Sequence[Finding]) -> None:
+def record_reservation(
+    work: Work, ctx: BatchContext, answer: BudgetAnswer, findings: Sequence[Finding]
+) -> None:
     """Record what was reserved: the amount and the windows of the answer, whatever is known of the payout by now."""
-    agent = desk.book.agent(work.known().agent)
+    agent = ctx.book.agent(work.known().agent)
     work.emit(
         BudgetReserved(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=work.payout,
             amount=answer.amount,
             number=answer.number,
@@ -120,17 +124,17 @@ def record_reservation(work: Work, desk: Desk, answer: BudgetAnswer, findings: S
     )
 
 
-def record_decision(work: Work, desk: Desk, findings: Sequence[Finding]) -> None:
+def record_decision(work: Work, ctx: BatchContext, findings: Sequence[Finding]) -> None:
     """Record the decision that follows from all findings."""
-    decide_as(work, desk, conclude(findings))
+    decide_as(work, ctx, conclude(findings))
 
 
-def decide_as(work: Work, desk: Desk, verdict: Verdict, *, by: str = "") -> None:
+def decide_as(work: Work, ctx: BatchContext, verdict: Verdict, *, by: str = "") -> None:
     """Record `verdict`, with the beneficiary of an approval and the timers of a hold. `by`: the reviewer, if a
     person decided."""
     record = work.known()
-    agent, identity = desk.book.agent(record.agent), desk.party(record).identity
-    decision = decision_of(record, agent, identity, verdict, desk.now_us, by=by)
+    agent, identity = ctx.book.agent(record.agent), ctx.party(record).identity
+    decision = decision_of(record, agent, identity, verdict, ctx.now_us, by=by)
     work.emit(decision)
     for noted in noted_by(decision, record, record.beneficiary):
         work.emit(noted)

@@ -15,7 +15,7 @@ from streamproc.domain.budget import US
 from streamproc.domain.events import Finding, ReputationChecked, VelocityChecked
 from streamproc.domain.governance import NO_URL, RULES, Reputation, find, vendor_of
 from streamproc.log.cache import Cache
-from streamproc.log.work import Desk, Item, Stage, Work
+from streamproc.log.work import BatchContext, Item, Stage, Work
 
 Lookup: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Reputation]]]
 """Asks the service about canonical URLs. Never raises: it answers `unavailable`."""
@@ -95,29 +95,31 @@ def cache_key(href: str) -> str:
 def reputation_stage(reputations: Reputations) -> Stage:
     """Rules 11 to 13 for payouts that have a rate slot."""
 
-    async def vet(items: Sequence[Item], desk: Desk) -> None:
+    async def vet(items: Sequence[Item], ctx: BatchContext) -> None:
         urls = {work.known().vendor_url for work, _ in items}
-        answers = await reputations.of(urls, desk.cache, desk.now_us)
+        answers = await reputations.of(urls, ctx.cache, ctx.now_us)
         for work, event in items:
             if type(event) is VelocityChecked:
-                _vet_one(work, event, desk, answers.get(work.known().vendor_url, NO_URL))
+                _vet_one(work, event, ctx, answers.get(work.known().vendor_url, NO_URL))
 
     return Stage(name="reputation", consumes=frozenset({VelocityChecked}), handle=vet)
 
 
-def _vet_one(work: Work, event: VelocityChecked, desk: Desk, reputation: Reputation) -> None:
+def _vet_one(work: Work, event: VelocityChecked, ctx: BatchContext, reputation: Reputation) -> None:
     record = work.known()
-    case = case_of(record, desk, reputation=reputation)
+    case = case_of(record, ctx, reputation=reputation)
     rules = RULES["reputation"] if case.agent is not None else RULES["screening"]
     findings = [*event.findings, *find(rules, case)]
-    work.emit(checked(work, desk, reputation, findings))
+    work.emit(checked(work, ctx, reputation, findings))
     if is_rejected(findings):
-        record_decision(work, desk, findings)
+        record_decision(work, ctx, findings)
 
 
-def checked(work: Work, desk: Desk, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
+def checked(
+    work: Work, ctx: BatchContext, reputation: Reputation, findings: list[Finding]
+) -> ReputationChecked:
     """The event that records a reputation now."""
-    return checked_at(desk.now_us, work.known().payout, reputation, findings)
+    return checked_at(ctx.now_us, work.known().payout, reputation, findings)
 
 
 def checked_at(at: int, payout: str, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:

@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import asyncpg
 
 import consumers
+from consumers.channels import Channels
 from consumers.create import Debit
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
-from consumers.telling import Channels
 from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
 from projections.loop import run_projector
@@ -41,7 +41,7 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Asgi
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
@@ -56,7 +56,7 @@ from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.operate.audit_desk import AuditDesk
 from streamproc.operate.bank import opened_bank
-from streamproc.operate.breakers import say_until
+from streamproc.operate.breakers import report_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
@@ -124,7 +124,7 @@ async def run_worker(
         async with asyncio.TaskGroup() as tasks:
             if tells:
                 tasks.create_task(people_until(settings, channels, stopping), name="people")
-            tasks.create_task(say_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
+            tasks.create_task(report_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
 
@@ -269,7 +269,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
 
 
 def operations_of(
-    producer: Door, gateway: SiteGateway, *, zone: str = "Asia/Kolkata", account: str = ""
+    producer: Appender, gateway: SiteGateway, *, zone: str = "Asia/Kolkata", account: str = ""
 ) -> list[Operation]:
     """All routes that need a token.
 

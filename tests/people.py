@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import consumers
-from consumers.telling import Channels
+from consumers.channels import Channels
 from consumers.vet import Reputations
 from streamproc.clients.breaker import Breaker
 from streamproc.domain.events import Event, NotificationFailed, NotificationSent

@@ -20,7 +20,7 @@ from streamproc.api.health import Check, Ready
 from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Operation, Says
 from streamproc.api.routing import routes_of
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_problem
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 
@@ -60,7 +60,7 @@ class Taken(Struct, frozen=True):
 
 
 def create_app(
-    producer: Door,
+    producer: Appender,
     secrets: Sequence[str],
     *,
     body_bytes_max: int,

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from streamproc.api.answers import Refusal
 from streamproc.api.operations import Operation
 from streamproc.domain.tokens import SECRET, Token, digest_of
-from streamproc.ingress.refusals import Seldom
+from streamproc.ingress.refusals import ThrottledWarning
 
 LOOK_S_MAX = 10.0
 """For all look-ups of one request."""
@@ -57,7 +57,7 @@ class Doorkeeper:
         self._now_us = now_us
         self._refusals = refusals
         self._per_min = per_min
-        self._unknown = Seldom(_log, "requests with a token that nobody knows")
+        self._unknown = ThrottledWarning(_log, "requests with a token that nobody knows")
 
     async def admitted(self, request: Request, operation: Operation) -> Token:
         """The request's token, if it may do this. Raises Refusal: 401, 403, 429."""
@@ -94,7 +94,7 @@ class Doorkeeper:
             async with asyncio.timeout(LOOK_S_MAX):
                 token = await self._tokens.token(digest_of(secret))
         if token is None and given:
-            self._unknown.say()
+            self._unknown.count()
         return token
 
     async def _within_rate(self, token: Token) -> None:

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from streamproc.api.gathering import Gathering
 from streamproc.ingress.deadline import Deadline, Deadlines
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
-from streamproc.ingress.refusals import Seldom
+from streamproc.ingress.refusals import ThrottledWarning
 
 KEEP_ALIVE_S: Final = 5
 """An idle connection is closed after this: uvicorn's own default, with which proxies and the bank can deal."""
@@ -68,7 +68,7 @@ class Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         times: Times,
-        refused: Seldom,
+        refused: ThrottledWarning,
     ) -> None:
         self._real_loop = _loop or asyncio.get_running_loop()
         timers: Any = _Loop(self._real_loop, times.idle)
@@ -178,7 +178,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer what is no request of ours, unless answers in hand would come after that, and close."""
-        self._refusals.say()
+        self._refusals.count()
         self._hear_no_more()
         newest = self._newest()
         in_hand = None if newest is None or newest.response_complete else newest

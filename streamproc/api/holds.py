@@ -16,6 +16,7 @@ from streamproc.api.auth import Clock
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.api.payouts import KEY, KEY_CHARS_MAX, PAYOUT_ID, Gateway, visible
 from streamproc.api.shapes import HoldPage, Recorded
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import (
     Action,
@@ -30,7 +31,6 @@ from streamproc.domain.holds import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import clean
 from streamproc.domain.policy_fields import IDENTIFIER
-from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.domain.shown import hold_json, iso
 
 PAGE_MAX = 500

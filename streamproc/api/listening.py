@@ -14,14 +14,14 @@ import uvicorn
 
 from streamproc.api.connection import Protocol, Times
 from streamproc.ingress.problems import Asgi
-from streamproc.ingress.refusals import Seldom
+from streamproc.ingress.refusals import ThrottledWarning
 
 _log: Final = logging.getLogger(__name__)
 
 
 def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Server:
     """A server, not yet listening. When it stops, requests in progress have `drain_s` seconds."""
-    refused = Seldom(
+    refused = ThrottledWarning(
         _log, "connections closed over what is no request, or whose head is too long or too slow"
     )
     times = Times()

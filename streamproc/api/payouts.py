@@ -21,7 +21,7 @@ from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.shown import event_json, payout_json
 from streamproc.errors import LogUnavailable
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.log.stream import Append
 
 APPEND_S_MAX = 10.0
@@ -52,7 +52,7 @@ class Gateway(Protocol):
         ...
 
 
-def payout_operations(producer: Door, gateway: Gateway) -> list[Operation]:
+def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
     """The routes."""
     payouts = _Payouts(producer, gateway)
     taken = Says(
@@ -91,7 +91,7 @@ async def visible(call: Call, gateway: Gateway) -> PayoutRecord:
 class _Payouts:
     """The handlers."""
 
-    def __init__(self, producer: Door, gateway: Gateway) -> None:
+    def __init__(self, producer: Appender, gateway: Gateway) -> None:
         self._producer = producer
         self._gateway = gateway
 

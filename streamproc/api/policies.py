@@ -13,12 +13,12 @@ from starlette.responses import Response
 from streamproc.api import policy_shapes as shapes
 from streamproc.api.answers import Refusal, json_answer, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.plain import clean
 from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Stale
 from streamproc.domain.policy_fields import IDENTIFIER
 from streamproc.domain.policy_report import WrongFields
 from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
-from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import InputError
 
 PAGE_MAX = 500

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_fields import POLICY_FIELDS
-from streamproc.domain.said import WHY_CHARS_MAX
 
 Why = Annotated[str, Meta(min_length=1, max_length=WHY_CHARS_MAX, pattern=r"\S")]
 

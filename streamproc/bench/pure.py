@@ -33,10 +33,10 @@ from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_p
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.log import grants
 from streamproc.log.cache import Cache
-from streamproc.log.forms import Fate
 from streamproc.log.grants import Grant
 from streamproc.log.names import Names
-from streamproc.log.work import Desk, Group, Work, run_chain
+from streamproc.log.templates import Fate
+from streamproc.log.work import BatchContext, Group, Work, run_chain
 
 PARTS = ("rules", "straight", "stages")
 POLICY_OK = "POLICY_OK"
@@ -153,7 +153,7 @@ class _Pure:
         work.beneficiary = NOTED
         return work
 
-    def _desk(self, ledger: Ledger) -> Desk:
+    def _ctx(self, ledger: Ledger) -> BatchContext:
         async def admit(asks: Sequence[Ask]) -> list[Admission]:
             return [ledger.admit(ask) for ask in asks]
 
@@ -163,12 +163,12 @@ class _Pure:
         async def book() -> PolicyBook:
             return self._book
 
-        return Desk(self._at_us + self._payouts, 0, self._book, admit, NoCache(), book, entry)
+        return BatchContext(self._at_us + self._payouts, 0, self._book, admit, NoCache(), book, entry)
 
     async def _stages(self) -> list[Work]:
         ledger, done = Ledger(), list[Work]()
         for works in self._batches():
-            await run_chain(self._group, works, self._desk(ledger))
+            await run_chain(self._group, works, self._ctx(ledger))
             for work in works:
                 encode_events(work.out)
                 encode_record(work.known())
@@ -178,7 +178,7 @@ class _Pure:
     def _straight(self) -> Counter[str]:
         outcomes, ledger = Counter[str](), Ledger()
         for works in self._batches():
-            offers = grants.offers_of(self._group, works, self._desk(ledger))
+            offers = grants.offers_of(self._group, works, self._ctx(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
             rejected = [offer.told(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
             outcomes.update(rejected)
@@ -187,10 +187,10 @@ class _Pure:
 
     def _cases(self, works: Sequence[Work]) -> list[Case]:
         """The cases for the rules: each payout as it was observed, with the answers of the counters."""
-        desk, cases = self._desk(Ledger()), []
+        ctx, cases = self._ctx(Ledger()), []
         for work, e in zip(works, self._entries, strict=True):
             record = replace(self._opened(e).known(), beneficiary=NOTED)
-            party = desk.party(record)
+            party = ctx.party(record)
             clean = Reputation("clean", checked_at=self._at_us, fresh_until=self._at_us + DAY_US)
             case = Case(
                 record,

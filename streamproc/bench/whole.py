@@ -27,7 +27,7 @@ from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete, overlapping
 from streamproc.bench.floor import BLOCK_MS
 from streamproc.collector import look_less_often
-from streamproc.domain.beneficiaries import NOTED, RENEW_S, Names, Pair, look, to_note, with_name
+from streamproc.domain.beneficiaries import NOTED, RENEW_S, Noted, Pair, look, to_note, with_name
 from streamproc.domain.budget import US
 from streamproc.errors import JobFailed
 from streamproc.log.batch import Limits
@@ -120,8 +120,8 @@ class Clerk:
         self._client, self._sha, self._acknowledges = client, sha, acknowledges
         self._policies = job.policies()
         self._vendors = {url: _vendor(url, now) for url in job.vendor_urls()}
-        self._paid_for: dict[str, Names] = {}
-        self._paid_at: dict[str, Names] = {}
+        self._paid_for: dict[str, Noted] = {}
+        self._paid_at: dict[str, Noted] = {}
 
     async def batch(self, entries: Sequence[Entry]) -> Batch | None:
         """The batch to be written for the observations among these entries; None if there are none.

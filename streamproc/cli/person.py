@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamproc.domain import said
+from streamproc.domain import attribution
 from streamproc.errors import InputError
 
 _Option = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -28,7 +28,7 @@ def why_option(text: str = "Why, for the audit.", *, name: str = "--why", requir
 
 
 def _who(_: click.Context, param: click.Parameter, given: str) -> str:
-    return said.who(given, called=param.opts[0])
+    return attribution.who(given, called=param.opts[0])
 
 
 def _who_or_login(context: click.Context, param: click.Parameter, given: str | None) -> str:
@@ -41,7 +41,7 @@ def _who_or_login(context: click.Context, param: click.Parameter, given: str | N
 
 
 def _why(_: click.Context, param: click.Parameter, given: str) -> str:
-    return said.why(given, called=param.opts[0])
+    return attribution.why(given, called=param.opts[0])
 
 
 def _why_or_nothing(context: click.Context, param: click.Parameter, given: str) -> str:

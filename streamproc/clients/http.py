@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -102,7 +101,6 @@ class OutboundClient:
         burst: int,
         breaker: Breaker,
         body_bytes_max: int = BODY_BYTES_MAX,
-        unix_clock: Callable[[], float] = time.time,
         turns: Turns | None = None,
         wait_s_max: float | None = None,
     ) -> None:
@@ -114,7 +112,6 @@ class OutboundClient:
         self._waits_apart = wait_s_max is not None
         self._limiter = turns or Limiter(limit_per_s, burst)
         self._body_bytes_max = body_bytes_max
-        self._unix_clock = unix_clock
         self._http = httpx.AsyncClient(
             base_url=base_url,
             follow_redirects=False,
@@ -128,9 +125,7 @@ class OutboundClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -211,7 +206,7 @@ class OutboundClient:
 
     def _read(self, what: str, call: _Call, response: httpx.Response, body: bytes | None) -> Answer:
         status = response.status_code
-        asked_s = retry_after_s(response.headers.get("retry-after"), self._unix_clock())
+        asked_s = retry_after_s(response.headers.get("retry-after"), time.time())
         if status == 429:
             after_s = self._failed(call, asked_s)
             raise TryAgain(f"{what}: answered 429, too many requests", after_s=after_s)

@@ -1,6 +1,6 @@
 """Our own HTTP API, as any client sees it. Each call brings its caller's token, and none is kept here.
 
-    Said             the API answered, whatever the status: a 401 or a 503 also states its reason
+    ApiAnswer        the API answered, whatever the status: a 401 or a 503 also states its reason
     TryAgain         nothing was sent
     OutcomeUnknown   it may have been carried out, and no usable answer came back
 
@@ -35,7 +35,7 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CANNOT_BE_SENT = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeEncodeError)
 
 
-class Said(Struct, frozen=True):
+class ApiAnswer(Struct, frozen=True):
     """What the API answered: a status and a JSON object."""
 
     status: int
@@ -74,7 +74,7 @@ class OwnApi:
         params: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-    ) -> Said:
+    ) -> ApiAnswer:
         """One call with this token. Raises TryAgain, OutcomeUnknown; InputError for values that no request can hold."""
         sent = {"authorization": f"Bearer {token}", **(headers or {})}
         try:
@@ -101,7 +101,7 @@ class OwnApi:
             raise OutcomeUnknown(f"the API gave no answer: {type(problem).__name__}") from problem
 
 
-async def _read(response: httpx.Response) -> Said:
+async def _read(response: httpx.Response) -> ApiAnswer:
     found = bytearray()
     async for chunk in response.aiter_raw():
         found += chunk
@@ -117,4 +117,6 @@ async def _read(response: httpx.Response) -> Said:
         raise OutcomeUnknown(
             f"HTTP {response.status_code}, and no JSON object: is that streamproc's API?"
         ) from None
-    return Said(response.status_code, body, retry_after_s(response.headers.get("retry-after"), time.time()))
+    return ApiAnswer(
+        response.status_code, body, retry_after_s(response.headers.get("retry-after"), time.time())
+    )

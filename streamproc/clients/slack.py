@@ -12,7 +12,6 @@ The token is in a header; no error shows it, nor the text of a message.
 import json
 import re
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from streamproc.clients.breaker import Breaker
@@ -86,9 +85,7 @@ class Slack:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     @property

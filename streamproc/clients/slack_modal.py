@@ -3,9 +3,9 @@
 It carries the button's value, so that the answer can only be about the payout that was clicked.
 """
 
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import REJECT
 from streamproc.domain.money import rupees
-from streamproc.domain.said import WHY_CHARS_MAX
 
 REASON = "reason"
 """`block_id` and `action_id` of the reason's field, and `REJECT` the modal's `callback_id`."""

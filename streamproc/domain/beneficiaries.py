@@ -29,7 +29,7 @@ TOLD_MAX = 2
 NOTED = BeneficiarySeen(known=True, noted=True)
 """What is seen of a pair that was noted lately: nothing to object to, and nothing to note."""
 
-Names: TypeAlias = Mapping[str, int]
+Noted: TypeAlias = Mapping[str, int]
 """Name -> when it was last noted (µs)."""
 
 
@@ -48,7 +48,7 @@ def pair_of(account: str, fund_account: str, vendor_url: str) -> Pair:
     return Pair(account, fund_account, url.host if type(url) is VendorUrl else "")
 
 
-def look(pair: Pair, vendors: Names, accounts: Names, now_us: int) -> BeneficiarySeen:
+def look(pair: Pair, vendors: Noted, accounts: Noted, now_us: int) -> BeneficiarySeen:
     """What is known of a pair: `vendors` are the names under its fund account, `accounts` those under its host."""
     fresh = now_us - RENEW_S * US
     if pair.vendor and vendors.get(pair.vendor, 0) > fresh and accounts.get(pair.fund_account, 0) > fresh:
@@ -63,15 +63,15 @@ def look(pair: Pair, vendors: Names, accounts: Names, now_us: int) -> Beneficiar
     )
 
 
-def _newest(names: Names) -> list[str]:
+def _newest(names: Noted) -> list[str]:
     return sorted(names, key=lambda name: (-names[name], name))[:TOLD_MAX]
 
 
-def _live(names: Names, now_us: int) -> Names:
+def _live(names: Noted, now_us: int) -> Noted:
     return {name: at for name, at in names.items() if at > now_us - KEPT_S * US}
 
 
-def with_name(names: Names, name: str, at: int) -> dict[str, int]:
+def with_name(names: Noted, name: str, at: int) -> dict[str, int]:
     """The names after one more was noted, limited as beneficiaries.lua does."""
     after = {**names, name: max(at, names.get(name, 0))}
     if len(after) > NAMES_MAX:

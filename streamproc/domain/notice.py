@@ -64,7 +64,7 @@ _LONG_NUMBER = re.compile(r"\d(?:(?: ?[^\w\s,]{1,2} ?|[ ,_])?\d){11,}|\d(?:[ ._\
 splits them; fewer, written like that, are dates and sums too."""
 
 
-class Said(Struct, frozen=True):
+class UntrustedText(Struct, frozen=True):
     """A stranger's text, and what it is."""
 
     label: str
@@ -84,7 +84,7 @@ class HoldNotice(Struct, frozen=True):
     """Codes with what they mean."""
     policy_version: int
     expires_at: int
-    untrusted: tuple[Said, ...]
+    untrusted: tuple[UntrustedText, ...]
     approvals: str
     """Who has approved and how many more are wanted; empty where one approval is enough and none is there."""
     link: str
@@ -155,7 +155,7 @@ def _approvals(record: PayoutRecord, wanted: int) -> str:
     return f"{len(given)} of {max(wanted, len(given))} approvals{by}"
 
 
-def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[Said, ...]:
+def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[UntrustedText, ...]:
     texts: list[tuple[str, str]] = [("vendor URL", without_login(record.vendor_url))]
     said_in = record.intent or shown
     payee = record.intent.beneficiary if record.intent is not None else None
@@ -168,7 +168,11 @@ def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[Said, ..
             ("purpose", said_in.purpose),
         ]
     texts.append(("reference", record.reference_id))
-    said = [Said(label, _text(text, payee if label != "payee" else None)) for label, text in texts if text]
+    said = [
+        UntrustedText(label, _text(text, payee if label != "payee" else None))
+        for label, text in texts
+        if text
+    ]
     return tuple(one for one in said if one.text)[:UNTRUSTED_MAX]
 
 

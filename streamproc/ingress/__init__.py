@@ -1,1 +1,1 @@
-"""Producers: outside bytes become events and go through one door. Translation is pure."""
+"""Producers: outside bytes become events, in one append. Translation is pure."""

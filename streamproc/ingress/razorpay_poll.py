@@ -1,4 +1,4 @@
-"""The poller: reads the bank's list and appends what it sees, through the same door as webhooks.
+"""The poller: reads the bank's list and appends what it sees, as the webhook does.
 
 Each pass lists the payouts created since a cursor, less an overlap, in every status, and looks again at some that are
 open and older. The keys are those of the webhook, so a payout that was delivered is not appended again. The cursor
@@ -20,7 +20,7 @@ from streamproc.clients.http import backoff_s
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.ingress.razorpay_list import Lister, read_list
 from streamproc.ingress.razorpay_watch import Looked
 from streamproc.ingress.translate import append_of
@@ -69,10 +69,6 @@ Tell = Callable[[Pass, int, float], Awaitable[None]]
 """Saves the result of a pass, the failures in a row, and the seconds until the next one."""
 
 
-async def no_sync() -> None:
-    """The door's clock is right by itself."""
-
-
 async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
     """Save nothing."""
 
@@ -80,14 +76,13 @@ async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
 class Poller:
     """Lists one bank account. `account` is the id that its webhooks carry: the same payout, the same partition.
 
-    `load_cursor` gives the Unix second up to which the list was read, or None; `save_cursor` keeps it. `sync` has the
-    producer ask for the time if that is due: a pass that finds nothing appends nothing, which would ask.
+    `load_cursor` gives the Unix second up to which the list was read, or None; `save_cursor` keeps it.
     """
 
     def __init__(
         self,
         bank: Lister,
-        producer: Door,
+        producer: Appender,
         *,
         account: str,
         account_number: str,
@@ -97,7 +92,6 @@ class Poller:
         watch: Watch | None = None,
         is_active: Callable[[], bool] = lambda: True,
         tell: Tell = tell_nobody,
-        sync: Callable[[], Awaitable[None]] = no_sync,
     ) -> None:
         self._bank = bank
         self._producer = producer
@@ -109,7 +103,6 @@ class Poller:
         self._watch = watch
         self._is_active = is_active
         self._tell = tell
-        self._sync = sync
         self._long_look_s: int | None = None
         self.failures_in_a_row = 0
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
@@ -145,7 +138,7 @@ class Poller:
         """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
         done = Pass(to_s=self._producer.now_us() // 1_000_000)
         try:
-            await self._sync()
+            await self._producer.sync()  # a pass that finds nothing appends nothing, which would ask
             done.to_s = self._producer.now_us() // 1_000_000
             await self._read_list(done)
             if self._watch is not None:

@@ -19,7 +19,7 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.ingress.translate import append_of
 
 LOOKS_MAX = 16
@@ -47,7 +47,7 @@ class Fetcher(Protocol):
 
 
 class WatchList(Protocol):
-    """The open payouts and when each is looked at (streamproc/log/watch.py)."""
+    """The open payouts and when each is looked at (streamproc/log/watch_list.py)."""
 
     async def add(self, when: Mapping[str, int]) -> None:
         """Add payouts that are not on the list yet."""
@@ -75,10 +75,10 @@ class Looked(Struct, frozen=True):
 class Watcher:
     """Looks at open payouts of one account."""
 
-    def __init__(self, bank: Fetcher, door: Door, watched: WatchList, *, account: str) -> None:
+    def __init__(self, bank: Fetcher, producer: Appender, watch_list: WatchList, *, account: str) -> None:
         self._bank = bank
-        self._door = door
-        self._watched = watched
+        self._producer = producer
+        self._watch_list = watch_list
         self._account = account
         self._unknown: dict[str, str] = {}
 
@@ -90,7 +90,7 @@ class Watcher:
             if isinstance(item, BankPayout) and item.status in WATCHED_STATUSES
         }
         if when:
-            await self._watched.add(when)
+            await self._watch_list.add(when)
 
     async def look(self) -> Looked:
         """Look at what is due. Raises LogUnavailable.
@@ -98,8 +98,8 @@ class Watcher:
         A payout without an answer is looked at again in a minute: the bank may be away, or fail for this payout for
         good.
         """
-        now_s = self._door.now_us() // 1_000_000
-        due = await self._watched.due(now_s, LOOKS_MAX)
+        now_s = self._producer.now_us() // 1_000_000
+        due = await self._watch_list.due(now_s, LOOKS_MAX)
         answers = await asyncio.gather(
             *(self._look_at(payout, record) for payout, record in due), return_exceptions=True
         )
@@ -120,7 +120,7 @@ class Watcher:
                     self._unknown.pop(payout, None)
                     moves[payout] = next_look_s(facts, record, now_s)
         if moves:
-            await self._watched.move(moves)
+            await self._watch_list.move(moves)
         if problem is not None:
             raise problem
         return Looked(len(due), moved, tuple(self._unknown.values())[:UNKNOWN_SHOWN_MAX], tuple(failed))
@@ -135,8 +135,8 @@ class Watcher:
         if record is not None and facts.status == record.bank_status:
             return facts, False
         account = record.account if record is not None else self._account
-        append = append_of(facts, account=account, source="fetch", now_us=self._door.now_us())
-        return facts, (await self._door.append(append)).new
+        append = append_of(facts, account=account, source="fetch", now_us=self._producer.now_us())
+        return facts, (await self._producer.append(append)).new
 
 
 def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: int) -> int | None:

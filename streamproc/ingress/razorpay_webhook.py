@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from streamproc.errors import ConfigError, InputError, LogUnavailable
+from streamproc.ingress.appender import Appender
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
-from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
-from streamproc.ingress.refusals import Seldom
+from streamproc.ingress.refusals import ThrottledWarning
 from streamproc.ingress.translate import Delivery, translate
 from streamproc.log.stream import Appended
 
@@ -55,7 +55,7 @@ class RazorpayWebhook:
     """The ASGI application. `secrets` are all that may sign now (rotation: the old one stays a while)."""
 
     def __init__(
-        self, producer: Door, secrets: Sequence[str], *, body_bytes_max: int, fallback_account: str
+        self, producer: Appender, secrets: Sequence[str], *, body_bytes_max: int, fallback_account: str
     ) -> None:
         self._secrets = tuple(secret.encode() for secret in secrets if secret)
         if not self._secrets:
@@ -64,7 +64,7 @@ class RazorpayWebhook:
         self._body_bytes_max = body_bytes_max
         self._fallback_account = fallback_account
         self._body_in_time, self._append_in_time = Deadlines(BODY_READ_S_MAX), Deadlines(APPEND_S_MAX)
-        self._strangers = Seldom(_log, "webhooks refused, signature missing or wrong")
+        self._strangers = ThrottledWarning(_log, "webhooks refused, signature missing or wrong")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -81,7 +81,7 @@ class RazorpayWebhook:
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         if not verify(body, header(scope, b"x-razorpay-signature"), self._secrets):
-            self._strangers.say()
+            self._strangers.count()
             await send_problem(send, 401, "x-razorpay-signature is missing or is not this body's")
             return
         try:

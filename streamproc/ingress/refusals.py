@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 from streamproc.domain.events import AccessRefused
 from streamproc.domain.plain import clean
 from streamproc.errors import LogUnavailable
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.log.stream import Append
 from streamproc.waiting import set_within
 
@@ -35,8 +35,8 @@ _NO_ACCOUNT = ""
 _log = logging.getLogger(__name__)
 
 
-class Seldom:
-    """A line in this process's log about what anybody may cause: at most one every INTERVAL_S, with the number."""
+class ThrottledWarning:
+    """A warning in this process's log of what anybody may cause: at most one every INTERVAL_S, with the number."""
 
     def __init__(
         self, logger: logging.Logger, what: str, *, clock: Callable[[], float] = time.monotonic
@@ -44,15 +44,15 @@ class Seldom:
         self._logger = logger
         self._what = what
         self._clock = clock
-        self._count = 0
-        self._said_at = -math.inf
+        self._unlogged = 0
+        self._logged_at = -math.inf
 
-    def say(self) -> None:
-        """Count one occurrence, and log it if it is time."""
-        self._count += 1
-        if self._clock() - self._said_at >= INTERVAL_S:
-            self._logger.warning("%s: %d", self._what, self._count)
-            self._count, self._said_at = 0, self._clock()
+    def count(self) -> None:
+        """Count one occurrence, and log the number if it is time."""
+        self._unlogged += 1
+        if self._clock() - self._logged_at >= INTERVAL_S:
+            self._logger.warning("%s: %d", self._what, self._unlogged)
+            self._unlogged, self._logged_at = 0, self._clock()
 
 
 class _Kind(NamedTuple):
@@ -73,9 +73,13 @@ class Refusals:
     """Use as an async context manager; `note` is for handlers."""
 
     def __init__(
-        self, door: Door, *, interval_s: float = INTERVAL_S, clock: Callable[[], float] = time.monotonic
+        self,
+        producer: Appender,
+        *,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._door = door
+        self._producer = producer
         self._interval_s = interval_s
         self._clock = clock
         self._kinds: dict[_Kind, _Seen] = {}
@@ -144,7 +148,7 @@ class Refusals:
 
     async def _write(self, kind: _Kind, payout: str, count: int) -> bool:
         event = AccessRefused(
-            at=self._door.now_us(),
+            at=self._producer.now_us(),
             channel=kind.channel,
             subject=kind.subject,
             what=kind.what,
@@ -154,7 +158,7 @@ class Refusals:
         )
         try:
             async with asyncio.timeout(APPEND_S_MAX):
-                await self._door.append(Append(_NO_ACCOUNT, (), (event,)))
+                await self._producer.append(Append(_NO_ACCOUNT, (), (event,)))
         except (LogUnavailable, TimeoutError) as problem:
             why = str(problem) or f"no answer within {APPEND_S_MAX:g} s"
             _log.warning("%d refusals are not in the log yet (%s): %s", count, why, _said(event))

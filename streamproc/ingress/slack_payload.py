@@ -23,7 +23,7 @@ _USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
 Object: TypeAlias = dict[str, object]
 
 
-class Approval(Struct, frozen=True):
+class ApproveClick(Struct, frozen=True):
     """Somebody clicked Approve. `user` is a Slack id, `value` the button's."""
 
     user: str
@@ -53,10 +53,10 @@ class NotForUs(Struct, frozen=True):
     what: str
 
 
-Said: TypeAlias = Approval | RejectClick | Rejection | NotForUs
+Interaction: TypeAlias = ApproveClick | RejectClick | Rejection | NotForUs
 
 
-def read_payload(body: bytes) -> Said:
+def read_payload(body: bytes) -> Interaction:
     """What the request means. Raises InputError, which repeats nothing of the request."""
     payload = _object(_decoded(body), "payload")
     user = _object(payload.get("user"), "user").get("id")
@@ -98,7 +98,7 @@ def _text(value: object, what: str, chars_max: int) -> str:
     return value
 
 
-def _clicked(payload: Object, user: str) -> Said:
+def _clicked(payload: Object, user: str) -> Interaction:
     actions = payload.get("actions")
     if not isinstance(actions, list) or len(actions) != 1:
         raise InputError("actions is not a list of one")
@@ -108,11 +108,11 @@ def _clicked(payload: Object, user: str) -> Said:
         return NotForUs(user, "another button")
     value = _text(action.get("value"), "value", VALUE_CHARS_MAX)
     if kind == APPROVE:
-        return Approval(user, value)
+        return ApproveClick(user, value)
     return RejectClick(user, value, _text(payload.get("trigger_id"), "trigger_id", TRIGGER_CHARS_MAX))
 
 
-def _submitted(payload: Object, user: str) -> Said:
+def _submitted(payload: Object, user: str) -> Interaction:
     view = _object(payload.get("view"), "view")
     if view.get("callback_id") != REJECT:
         return NotForUs(user, "another modal")

@@ -22,18 +22,25 @@ from msgspec import Struct
 
 from streamproc.clients.slack import SlackRefused
 from streamproc.clients.slack_modal import REASON, reject_modal
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import payout_of
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.plain import clean
 from streamproc.domain.reviewers import SLACK
-from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
+from streamproc.ingress.appender import Appender
 from streamproc.ingress.body import header, posted_body
 from streamproc.ingress.deadline import Deadlines
-from streamproc.ingress.door import Door
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
-from streamproc.ingress.refusals import Refusals, Seldom
-from streamproc.ingress.slack_payload import Approval, NotForUs, RejectClick, Rejection, Said, read_payload
+from streamproc.ingress.refusals import Refusals, ThrottledWarning
+from streamproc.ingress.slack_payload import (
+    ApproveClick,
+    Interaction,
+    NotForUs,
+    RejectClick,
+    Rejection,
+    read_payload,
+)
 from streamproc.log.stream import Append
 
 PATH = "/webhooks/slack"
@@ -125,7 +132,7 @@ class SlackReview:
 
     def __init__(
         self,
-        producer: Door,
+        producer: Appender,
         holds: Holds,
         modals: Modals,
         refusals: Refusals,
@@ -141,7 +148,7 @@ class SlackReview:
         self._body_bytes_max = body_bytes_max
         self._body_in_time = Deadlines(BODY_READ_S_MAX)
         self._in_hand = 0
-        self._strangers = Seldom(_log, f"requests to {PATH} that Slack did not sign, refused")
+        self._strangers = ThrottledWarning(_log, f"requests to {PATH} that Slack did not sign, refused")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -158,12 +165,12 @@ class SlackReview:
             await self._answer(scope, body, send)
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
-        said: Said | None = None
+        interaction: Interaction | None = None
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
                 claim = self._verified(scope, body)
-                said = read_payload(body)
-                answer = await self._in_turn(said, claim)
+                interaction = read_payload(body)
+                answer = await self._in_turn(interaction, claim)
         except InputError as problem:
             refused = Refused(400, f"signed, but it cannot be read: {problem}")
         except Refused as problem:
@@ -180,14 +187,14 @@ class SlackReview:
         else:
             await send_body(send, 200, answer, _JSON if answer else _TEXT)
             return
-        self._audit(SLACK + said.user if said is not None else "", refused)
+        self._audit(SLACK + interaction.user if interaction is not None else "", refused)
         await send_problem(send, refused.status, refused.detail)
 
     def _audit(self, subject: str, refused: Refused) -> None:
         if subject:
             _log.warning("a request to %s was refused: %s", PATH, refused.detail)
         else:
-            self._strangers.say()
+            self._strangers.count()
         self._refusals.note(
             channel=CHANNEL,
             subject=subject,
@@ -211,42 +218,44 @@ class SlackReview:
 
     # ---- what was clicked ---------------------------------------------------------------
 
-    async def _in_turn(self, said: Said, claim: str) -> bytes:
+    async def _in_turn(self, interaction: Interaction, claim: str) -> bytes:
         if self._in_hand >= AT_ONCE_MAX:
             raise NotNow(503, f"{self._in_hand} requests are in hand, the limit is {AT_ONCE_MAX}")
         self._in_hand += 1
         try:
             if not await self._holds.first_time(claim, REMEMBERED_S):
                 raise Refused(409, "the same request came before")
-            return await self._act(said, claim)
+            return await self._act(interaction, claim)
         finally:
             self._in_hand -= 1
 
-    async def _act(self, said: Said, claim: str) -> bytes:
+    async def _act(self, interaction: Interaction, claim: str) -> bytes:
         """Do what the request asks; the body of the answer."""
-        match said:
+        match interaction:
             case NotForUs():
-                _log.info("a request from Slack has nothing for us: %s", said.what)
-            case Approval():
-                answer = self._submission(said, "approve", "approved by the button in Slack")
+                _log.info("a request from Slack has nothing for us: %s", interaction.what)
+            case ApproveClick():
+                answer = self._submission(interaction, "approve", "approved by the button in Slack")
                 await self._append(answer, await self._hold(answer), claim)
             case RejectClick():
-                await self._ask_why(said, claim)
+                await self._ask_why(interaction, claim)
             case Rejection():
-                return await self._reject(said, claim)
+                return await self._reject(interaction, claim)
             case _:
-                assert_never(said)
+                assert_never(interaction)
         return b""
 
-    def _submission(self, said: Approval | RejectClick | Rejection, action: str, why: str) -> ReviewSubmitted:
-        payout = payout_of(said.value, self._secret)
+    def _submission(
+        self, interaction: ApproveClick | RejectClick | Rejection, action: str, why: str
+    ) -> ReviewSubmitted:
+        payout = payout_of(interaction.value, self._secret)
         if payout is None:
-            named = said.value.rpartition(".")[2]
+            named = interaction.value.rpartition(".")[2]
             raise Refused(403, "this is not a button of ours: its payout was changed", payout=named)
         return ReviewSubmitted(
             at=self._producer.now_us(),
             payout=payout,
-            by=SLACK + said.user,
+            by=SLACK + interaction.user,
             action="approve" if action == "approve" else "reject",
             why=why,
             channel=CHANNEL,
@@ -268,23 +277,25 @@ class SlackReview:
         if not appended.new:
             raise Refused(409, "the same request came before", payout=answer.payout)
 
-    async def _ask_why(self, said: RejectClick, claim: str) -> None:
+    async def _ask_why(self, interaction: RejectClick, claim: str) -> None:
         """Open the modal; for whoever may not answer none, but the review stage's refusal, told privately."""
-        answer = self._submission(said, "reject", _NOT_ASKED)
+        answer = self._submission(interaction, "reject", _NOT_ASKED)
         hold = await self._hold(answer)
         if hold.problem:
             await self._append(answer, hold, claim)
             return
         try:
-            await self._modals.open_view(said.trigger, reject_modal(said.value, answer.payout, hold.amount))
+            await self._modals.open_view(
+                interaction.trigger, reject_modal(interaction.value, answer.payout, hold.amount)
+            )
         except (SlackRefused, TryAgain) as problem:
             raise NotNow(
                 502, f"Slack did not open the form for the reason, click again: {problem}"
             ) from problem
 
-    async def _reject(self, said: Rejection, claim: str) -> bytes:
-        why = clean(said.reason.strip(), len(said.reason))
-        answer = self._submission(said, "reject", why)
+    async def _reject(self, interaction: Rejection, claim: str) -> bytes:
+        why = clean(interaction.reason.strip(), len(interaction.reason))
+        answer = self._submission(interaction, "reject", why)
         if not why or len(why) > WHY_CHARS_MAX:
             limit = f"a reason has 1 to {WHY_CHARS_MAX} characters, not {len(why)}"
             return msgspec.json.encode({"response_action": "errors", "errors": {REASON: limit}})

@@ -1,4 +1,4 @@
-"""Handling one batch: decode, load, run the chain, commit, and defer or set aside what failed."""
+"""Handling one batch: decode, load, run the chain, commit, and defer or dead-letter what failed."""
 
 import asyncio
 import logging
@@ -17,17 +17,17 @@ from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
 from streamproc.log import grants, payees, scripts
+from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.cache import Cache
-from streamproc.log.connection import named_errors, whole
-from streamproc.log.forms import Fate
+from streamproc.log.connection import named_errors, shielded
 from streamproc.log.grants import Offered
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
-from streamproc.log.scripts import Committed, Handover, Raw
-from streamproc.log.watched import Watched
-from streamproc.log.work import Desk, Group, Work, run_chain, written_ms
+from streamproc.log.scripts import Committed, Deferral, Handover, Raw
+from streamproc.log.templates import Fate
+from streamproc.log.work import BatchContext, Group, Work, run_chain, written_ms
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Handler:
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
         """Apart: `_policies.rev` has to stay the revision that the batch in hand is decided under."""
-        self.watched = Watched(group, partition)
+        self.telemetry = BatchTelemetry(group, partition)
         self.opener = Opener(self.names, group)
         self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
@@ -70,7 +70,7 @@ class Handler:
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
-        """Handle entries to the end: committed, deferred, set aside, or in `skipped`. `ahead`: they are opened
+        """Handle entries to the end: committed, deferred, dead-lettered, or in `skipped`. `ahead`: they are opened
         already."""
         opened = ahead or self.opener.open(entries, taken=taken)
         if taken and opened.skipped:  # by a commit, which removes traces of earlier attempts
@@ -78,10 +78,10 @@ class Handler:
         else:
             self.skipped += opened.skipped
         if opened.unreadable:
-            await self._set_aside(client, opened.unreadable)
-        await self._settle_problems(client, opened.newer)
-        works = await self._go_unasked(client, opened.works, opened.unasked)
-        known = opened.known_lately(self.opener.unasked)
+            await self._dead_letter(client, opened.unreadable)
+        await self._handle_failures(client, opened.newer)
+        works = await self._offer_from_memory(client, opened.works, opened.from_memory)
+        known = opened.known_lately(self.opener.remembered)
         while works:
             batch, rest = self.opener.one_pass(works)
             works = [*await self._round(client, batch, known), *rest]
@@ -90,7 +90,7 @@ class Handler:
     def forget(self) -> None:
         """The connections are new: what Redis said before may not hold for the server they lead to."""
         self.skipped.clear()
-        self.opener.unasked.forget()
+        self.opener.remembered.forget()
         self._policies.forget()
         self._policies_now.forget()
 
@@ -104,43 +104,47 @@ class Handler:
     async def _round(self, client: Redis, works: list[Work], known: Known | None) -> list[Work]:
         """One pass over distinct payouts: the fast path takes what it can finish, and the chain the rest. Returns the
         works that are stale, since their payout changed meanwhile."""
-        desk = await self._load(client, works, known)
-        rev = self._policies.rev  # that of this desk; `_run` may load a later one for works tried one by one
-        finished = await self._grant(client, grants.offers_of(self.group, works, desk), {})
+        ctx = await self._load(client, works, known)
+        rev = (
+            self._policies.rev
+        )  # that of this context; `_run` may load a later one for works tried one by one
+        finished = await self._grant(client, grants.offers_of(self.group, works, ctx), {})
         works = [work for work in works if work not in finished]
         if not works:
             return []
         runs_once = self.group.outputs_are_facts and not self.group.looks_again
         fresh = [w for w in works if not (runs_once and w.stale_times)]
-        await self._run(client, fresh, desk)
+        await self._run(client, fresh, ctx)
         stale = await self._commit(client, [w for w in works if w.problem is None], rev)
-        await self._settle_problems(client, [w for w in works if w.problem is not None])
+        await self._handle_failures(client, [w for w in works if w.problem is not None])
         return stale
 
-    async def _go_unasked(self, client: Redis, works: list[Work], looks: Sequence[First]) -> list[Work]:
+    async def _offer_from_memory(
+        self, client: Redis, works: list[Work], looks: Sequence[First]
+    ) -> list[Work]:
         """Offer these first looks by what is remembered of Redis. Returns the works that are not finished by that."""
-        remembered = self.opener.unasked
+        remembered = self.opener.remembered
         if not looks or not remembered.is_fresh():
             return works
         for first in looks:
             first.work.beneficiary = NOTED if remembered.is_noted(first) else None
-        desk = self._desk(client, remembered.now_us(looks), self._policies.book, time_ns())
+        ctx = self._context(client, remembered.now_us(looks), self._policies.book, time_ns())
         firsts = [first.work for first in looks]
-        offers = grants.offers_at_sight(self.group, firsts, desk, self._open)
+        offers = grants.offers_at_sight(self.group, firsts, ctx, self._open)
         asking = {work for work, offer in offers if offer.asks}
         unsure = {f.work: f for f in looks if f.work in asking and not remembered.is_believed(f)}
         asked_s = monotonic()
-        finished = await self._grant(client, offers, unsure, unasked_at=desk.now_us)
+        finished = await self._grant(client, offers, unsure, decided_at=ctx.now_us)
         for work in finished & unsure.keys():
             remembered.found(unsure[work], asked_s)
         return [work for work in works if work not in finished]
 
     async def _grant(
-        self, client: Redis, offers: Sequence[Offered], unsure: Mapping[Work, First], *, unasked_at: int = 0
+        self, client: Redis, offers: Sequence[Offered], unsure: Mapping[Work, First], *, decided_at: int = 0
     ) -> set[Work]:
         """Send offers down the fast path. Returns the works that are finished by that; the chain has the others.
 
-        `unsure`: of works that were offered unasked, the pairs that the script must still find noted.
+        `unsure`: of works that were offered from memory, the pairs that the script must still find noted.
         """
         if not offers:
             return set()
@@ -157,29 +161,29 @@ class Handler:
             rev=self._policies.rev,
             m=(self._caused, b'"}'),
             keep_budgets_s=int(self.limits.retention_s),
-            unasked_at=unasked_at,
+            decided_at=decided_at,
         )
         try:
-            fates = await whole(granting, self.watched.tell_if_due)
+            fates = await shielded(granting, self.telemetry.record_if_due)
         except StreamprocError:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
             log.exception("%s/%d: no fast path for %d entries", self.group.name, self.partition, len(sent))
             fates = [Fate.LEFT] * len(sent)
-        self.opener.unasked.doubt(grant.notes for grant in sent)
+        self.opener.remembered.doubt(grant.notes for grant in sent)
         done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
-        self.watched.granted(done, sent_ns)
+        self.telemetry.granted(done, sent_ns)
         finished = {work for work, *_ in done}
         for work, _ in offers:
             work.left = work not in finished
         return finished
 
-    async def set_aside(self, client: Redis, entry: Raw, why: str) -> None:
+    async def dead_letter(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
         work, *_ = [*self.opener.open([entry], taken=True).works, Work(entry[0], [], taken=True)]
-        await self._set_aside(client, [(work, why)])
+        await self._dead_letter(client, [(work, why)])
 
-    async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> Desk:
+    async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> BatchContext:
         if known is None:
             known = await known_of(client, self.names, self.group, works)
         row = iter(known.rows)
@@ -188,16 +192,16 @@ class Handler:
         for (work, _, *keys), seen in zip(known.seen, known.beneficiaries, strict=True):
             work.beneficiary, work.unpaid = seen, [key for key in keys if key in known.unpaid]
         book = await self._policies.refresh(client, known.rev)
-        self.opener.unasked.learn(known.now_us, known.at_s, known.seen, known.beneficiaries)
-        return self._desk(client, known.now_us, book, known.at_ns)
+        self.opener.remembered.learn(known.now_us, known.at_s, known.seen, known.beneficiaries)
+        return self._context(client, known.now_us, book, known.at_ns)
 
-    def _desk(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> Desk:
-        """The desk of a batch that begins now; Redis's clock was `now_us` when this host's was `at_ns`."""
+    def _context(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> BatchContext:
+        """The context of a batch that begins now; Redis's clock was `now_us` when this host's was `at_ns`."""
 
         async def admit(asks: Sequence[Any]) -> list[Any]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
-        desk = Desk(
+        ctx = BatchContext(
             now_us=now_us,
             partition=self.partition,
             book=book,
@@ -206,8 +210,8 @@ class Handler:
             book_now=lambda: self._policies_now.now(client),
             entry=lambda entry: events_in(client, self.names, entry),
         )
-        self.watched.loaded(desk, at_ns)
-        return desk
+        self.telemetry.loaded(ctx, at_ns)
+        return ctx
 
     def _open(self, work: Work, row: scripts.Row | None = scripts.NO_ROW) -> None:
         """Start a work from its payout's row. A row that cannot be read fails this entry, not the worker."""
@@ -236,11 +240,11 @@ class Handler:
             # commit. The next attempt finds out what was done outside.
             work.fail(problem)
 
-    async def _run(self, client: Redis, works: list[Work], desk: Desk) -> None:
+    async def _run(self, client: Redis, works: list[Work], ctx: BatchContext) -> None:
         """Run the chain. An error that no stage attributed is attributed to one entry, by running each work alone."""
         try:
             async with asyncio.timeout(BATCH_TIMEOUT_S):
-                await run_chain(self.group, works, desk)
+                await run_chain(self.group, works, ctx)
         except LogUnavailable:
             raise
         except TimeoutError:
@@ -261,14 +265,14 @@ class Handler:
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
         handovers = [self._handover(work) for work in works]
         statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
-        self.opener.unasked.doubt(handover.notes for handover in handovers)
-        self.watched.committed(works, statuses)
+        self.opener.remembered.doubt(handover.notes for handover in handovers)
+        self.telemetry.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
         for work in stale:
             work.stale_times += 1
         late = [work for work in stale if work.stale_times > STALE_MAX]
         if late:
-            await self._put_off(client, [(work, 1.0, False) for work in late])
+            await self._defer(client, [(work, Deferral(work.entry, 1.0, counts=False)) for work in late])
         return [work for work in stale if work.stale_times <= STALE_MAX]
 
     async def _send(self, client: Redis, handovers: list[Handover], rev: bytes = b"") -> list[Committed]:
@@ -276,7 +280,7 @@ class Handler:
         statuses: list[Committed] = []
         for start in range(0, len(handovers), scripts.BATCH_MAX):
             chunk = handovers[start : start + scripts.BATCH_MAX]
-            statuses += await whole(scripts.commit(client, self.names, self.group.name, chunk, rev=rev))
+            statuses += await shielded(scripts.commit(client, self.names, self.group.name, chunk, rev=rev))
         return statuses
 
     def _meta(self, work: Work) -> bytes:
@@ -302,15 +306,15 @@ class Handler:
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover
 
-    async def _settle_problems(self, client: Redis, works: list[Work]) -> None:
-        aside: list[tuple[Work, str]] = []
-        off: list[tuple[Work, float, bool]] = []
+    async def _handle_failures(self, client: Redis, works: list[Work]) -> None:
+        dead: list[tuple[Work, str]] = []
+        deferred: list[tuple[Work, Deferral]] = []
         for work in works:
             match work.problem:
                 case TryAgain(after_s=after_s):
-                    off.append((work, after_s, False))
+                    deferred.append((work, Deferral(work.entry, after_s, counts=False)))
                 case Unprocessable():
-                    aside.append((work, str(work.problem)))
+                    dead.append((work, str(work.problem)))
                 case problem:
                     log.error(
                         "%s/%d: entry %s failed unexpectedly; it is retried, and in the end a dead letter",
@@ -320,14 +324,14 @@ class Handler:
                         exc_info=problem,
                         extra={"payout": work.payout},
                     )
-                    off.append((work, 0.0, True))
-        if off:
-            await self._tell_of(client, [work for work, _, _ in off])
-            await self._put_off(client, off)
-        if aside:
-            await self._set_aside(client, aside)
+                    deferred.append((work, Deferral(work.entry, 0.0, counts=True)))
+        if deferred:
+            await self._log_deferred(client, [work for work, _ in deferred])
+            await self._defer(client, deferred)
+        if dead:
+            await self._dead_letter(client, dead)
 
-    async def _tell_of(self, client: Redis, works: list[Work]) -> None:
+    async def _log_deferred(self, client: Redis, works: list[Work]) -> None:
         """Log what is deferred, as an alarm where it has waited too long."""
         now_us, *_ = await scripts.load(client, self.names, [])
         oldest = min(works, key=lambda work: written_ms(work.entry))
@@ -345,22 +349,22 @@ class Handler:
             _named(oldest.problem),
         )
 
-    async def _put_off(self, client: Redis, works: Sequence[tuple[Work, float, bool]]) -> None:
-        self.watched.put_off([work for work, _, _ in works])
-        deferrals = [scripts.Deferral(work.entry, after_s, counts) for work, after_s, counts in works]
+    async def _defer(self, client: Redis, works: Sequence[tuple[Work, Deferral]]) -> None:
+        self.telemetry.deferred([work for work, _ in works])
+        deferrals = [deferral for _, deferral in works]
         times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self._consumer)
         spent = []
-        for (work, _, counts), n in zip(works, times, strict=True):
-            if counts and n >= ATTEMPTS_MAX:
+        for (work, deferral), n in zip(works, times, strict=True):
+            if deferral.counts and n >= ATTEMPTS_MAX:
                 work.taken = True
                 why = f"failed {n} times, the limit is {ATTEMPTS_MAX}; last: {_named(work.problem)}"
                 spent.append((work, why))
         if spent:
-            await self._set_aside(client, spent)
+            await self._dead_letter(client, spent)
 
-    async def _set_aside(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
+    async def _dead_letter(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
         """Make dead letters, with the reason; the log gets an event about each."""
-        self.watched.set_aside([work for work, _ in works])
+        self.telemetry.dead_lettered([work for work, _ in works])
         now_us, *_ = await scripts.load(client, self.names, [])
         handovers = []
         for work, why in works:
@@ -372,23 +376,12 @@ class Handler:
                 why,
                 extra={"payout": work.payout},
             )
+            entry, group = work.entry.decode(), self.group.name
             event = EntrySetAside(
-                at=now_us,
-                payout=work.payout,
-                group=self.group.name,
-                entry=work.entry.decode(),
-                stage="",
-                problem=why,
+                at=now_us, payout=work.payout, group=group, entry=entry, stage="", problem=why
             )
-            handovers.append(
-                Handover(
-                    entry=work.entry,
-                    e=encode_events([event]),
-                    m=self._meta(work),
-                    taken=True,
-                    problem=why,
-                )
-            )
+            e, m = encode_events([event]), self._meta(work)
+            handovers.append(Handover(entry=work.entry, e=e, m=m, taken=True, problem=why))
         await self._send(client, handovers)
 
 

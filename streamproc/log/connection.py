@@ -50,7 +50,6 @@ BLOCK_MS_MAX = 1000
 """Longest blocking read. Short, so that a stop and a dead peer are noticed soon."""
 BLOCK_MARGIN_S = 3.0
 """A blocking read's socket timeout is its block time plus this."""
-KEEPALIVE = True
 
 _RAW = ("XREAD", "XREADGROUP", "XRANGE", "XREVRANGE", "XCLAIM", "XAUTOCLAIM")
 """Commands whose replies stay as on the wire, [id, [field, value, ...]]; redis-py would build a dict for each entry."""
@@ -212,9 +211,7 @@ def _connect_node(url: str, *, blocking: bool, name: str | None) -> Redis:
         health_check_interval=0,
         decode_responses=False,
         client_name=name,
-        **(
-            {} if url.startswith("unix:") else {"socket_keepalive": KEEPALIVE}
-        ),  # no word of a socket in a file
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
     )
     # A URL's scheme brings a class of its own, which is not an argument.
     client.connection_pool.connection_class = _CLASSES[client.connection_pool.connection_class]
@@ -246,7 +243,7 @@ async def connected(
         await client.aclose()
 
 
-async def whole(sending: Awaitable[T], meanwhile: Callable[[], None] | None = None) -> T:
+async def shielded(sending: Awaitable[T], meanwhile: Callable[[], None] | None = None) -> T:
     """Await what is being sent, even if the caller is cancelled meanwhile: no command is cut off half way.
 
     `meanwhile` runs once it is sent, and must not raise.

@@ -1,4 +1,4 @@
-"""Fast path of a group ("straight", ADR 25): first decisions that need the counters at most, a whole batch in one
+"""Fast path of a group (ADR 25): first decisions that need the counters at most, a whole batch in one
 `grant.lua`."""
 
 import logging
@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.wire import encode_events
-from streamproc.log.forms import VALUES, Fate, Form, Offer, texts_of
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
-from streamproc.log.work import Desk, Group, Work
+from streamproc.log.templates import VALUES, Fate, Offer, Template, texts_of
+from streamproc.log.work import BatchContext, Group, Work
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +29,27 @@ _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 _pack = msgspec.msgpack.Encoder().encode
 
 
-def offers_of(group: Group, works: Sequence[Work], desk: Desk) -> list[Offered]:
+def offers_of(group: Group, works: Sequence[Work], ctx: BatchContext) -> list[Offered]:
     """The works that may take the group's fast path, each with its offer."""
-    if group.straight is None:
+    if group.fast_path is None:
         return []
-    ask = group.straight(desk)
-    offers = ((work, _offered(ask, work)) for work in works if not work.left and _is_new(work))
+    offer_for = group.fast_path(ctx)
+    offers = ((work, _offered(offer_for, work)) for work in works if not work.left and _is_new(work))
     return [(work, offer) for work, offer in offers if offer is not None]
 
 
 def offers_at_sight(
-    group: Group, works: Sequence[Work], desk: Desk, opens: Callable[[Work], None]
+    group: Group, works: Sequence[Work], ctx: BatchContext, opens: Callable[[Work], None]
 ) -> list[Offered]:
     """As `offers_of`, for first looks that are not open yet: `opens` opens one that cannot be offered as it is."""
-    if group.straight is None:
+    if group.fast_path is None:
         return []
-    ask, offers = group.straight(desk), []
+    offer_for, offers = group.fast_path(ctx), []
     for work in works:
-        offer = _offered(ask.at_sight, work) if work.beneficiary is NOTED else None
+        offer = _offered(offer_for.at_sight, work) if work.beneficiary is NOTED else None
         if offer is None:
             opens(work)
-            offer = _offered(ask, work) if _is_new(work) else None
+            offer = _offered(offer_for, work) if _is_new(work) else None
         if offer is not None:
             offers.append((work, offer))
     return offers
@@ -67,9 +67,9 @@ def _is_new(work: Work) -> bool:
     )
 
 
-def _offered(ask: Callable[[Work], Offer | None], work: Work) -> Offer | None:
+def _offered(offer_for: Callable[[Work], Offer | None], work: Work) -> Offer | None:
     try:
-        return ask(work)
+        return offer_for(work)
     except Exception:  # the chain meets the same failure, and attributes it to this entry
         log.warning(
             "the fast path failed for entry %s; the chain handles it", work.entry.decode(), exc_info=True
@@ -97,29 +97,29 @@ async def grant(
     rev: bytes,
     m: tuple[bytes, bytes],
     keep_budgets_s: int,
-    unasked_at: int = 0,
+    decided_at: int = 0,
 ) -> list[Fate]:
     """Admit, acknowledge and append; what became of each.
 
     `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
-    `unasked_at`: the time of the decisions (µs), if Redis was not asked for it; the script checks that it is near.
+    `decided_at`: when they were decided (µs), by a remembered clock, which the script checks; 0: by Redis's.
     """
-    keys, texts = written_out(names, group, grants, unasked_at)
+    keys, texts = written_out(names, group, grants, decided_at)
     fates = await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts))
     return [_FATES[fate] for fate in fates]
 
 
 def written_out(
-    names: Names, group: str, grants: Sequence[Grant], unasked_at: int = 0
+    names: Names, group: str, grants: Sequence[Grant], decided_at: int = 0
 ) -> tuple[list[str], bytes]:
     """The script's keys, and the MessagePack of all grants. What payouts share is in it once, and they name its
     number."""
     payouts = (names.payout(item.offer.ask.payout) for item in grants)
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
     terms_numbers: dict[tuple[int, int, int], int] = {}  # by identity, as in `scripts.admit`
-    form_numbers: dict[tuple[int, int], int] = {}
+    template_numbers: dict[tuple[int, int], int] = {}
     pair_numbers: dict[tuple[str, str], int] = {}
-    terms, forms, rows = list[Any](), list[Any](), list[Any]()
+    terms, templates, rows = list[Any](), list[Any](), list[Any]()
     notes, pairs, timers = list[Any](), list[Any](), list[Any]()
     for payout_n, item in enumerate(grants, 1):
         offer, first = item.offer, item.first
@@ -129,11 +129,11 @@ def written_out(
         if terms_n is None:
             terms_n = terms_numbers[terms_key] = len(terms_numbers) + 1
             terms += _terms(names, keys, offer)
-        form_key = (id(offer.form), offer.at)
-        form_n = form_numbers.get(form_key)
-        if form_n is None:
-            form_n = form_numbers[form_key] = len(form_numbers) + 1
-            forms.append(_form(offer))
+        template_key = (id(offer.template), offer.at)
+        template_n = template_numbers.get(template_key)
+        if template_n is None:
+            template_n = template_numbers[template_key] = len(template_numbers) + 1
+            templates.append(_template(offer))
         pair_n: int | None = 0
         if first is not None:
             pair_key = (first.by_account, first.by_vendor)
@@ -144,7 +144,7 @@ def written_out(
                 pairs += (keys.index(first.by_vendor), first.pair.fund_account)
         entry = item.entry.decode()
         rows += (
-            form_n, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair_n, terms_n,
+            template_n, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair_n, terms_n,
         )  # fmt: skip
         for key, name, when, first_there in item.notes:
             notes += (payout_n, keys.index(key), name, str(when), int(first_there))
@@ -152,7 +152,9 @@ def written_out(
             timers += (payout_n, str(timer.at), encode_events([timer]).decode())
     end_ids = grants[0].entry.decode(), grants[-1].entry.decode()
     timer_args = (keys.index(names.timers), *timers) if timers else ()
-    return keys.list, _pack((len(grants), *end_ids, terms, forms, rows, notes, unasked_at, pairs, timer_args))
+    return keys.list, _pack(
+        (len(grants), *end_ids, terms, templates, rows, notes, decided_at, pairs, timer_args)
+    )
 
 
 def _terms(names: Names, keys: Keys, offer: Offer) -> list[Any]:
@@ -165,12 +167,12 @@ def _terms(names: Names, keys: Keys, offer: Offer) -> list[Any]:
     return terms
 
 
-def _form(offer: Offer) -> tuple[object, ...]:
-    """An offer's form, whose texts have the time of the decision in them; False for an answer that it leaves to the
+def _template(offer: Offer) -> tuple[object, ...]:
+    """An offer's template, whose texts have the time of the decision in them; False for an answer that it leaves to the
     chain."""
-    form, at, length = offer.form, offer.at, len(offer.values) + VALUES + 1
+    template, at, length = offer.template, offer.at, len(offer.values) + VALUES + 1
 
-    def texts(of: Form | None) -> tuple[object, ...] | bool:
+    def texts(of: Template | None) -> tuple[object, ...] | bool:
         return of is not None and (of.record.at(at), of.record.blanks, of.e.at(at), of.e.blanks)
 
-    return length, int(form.ends), texts(form), texts(form.no_slot), texts(form.no_room)
+    return length, int(template.ends), texts(template), texts(template.no_slot), texts(template.no_room)

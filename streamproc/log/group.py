@@ -4,7 +4,7 @@ Why nothing is lost or done twice: an entry stays pending in its consumer group 
 and Redis acknowledges it to one caller only, in the same step that appends the outputs. So a worker may die at
 any await, be frozen and come back, or send a commit twice: whoever commits first wins, and the others write
 nothing. What is not committed is found again: by this consumer after a reconnect, by any other soon after this one's
-connections ended (gone.py), or after CLAIM_IDLE.
+connections ended (dead_consumers.py), or after CLAIM_IDLE.
 
 Upkeep (timers, retries, lost consumers; upkeep.py) runs beside the batches on a connection of its own: no payout waits
 for it, and timers fire while a batch is at the bank.
@@ -25,13 +25,12 @@ from redis.asyncio import Redis
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
+from streamproc.log.claims import Claims
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
-from streamproc.log.held import Held
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
-from streamproc.log.server import delivered_before
 from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Group
 from streamproc.waiting import set_within
@@ -40,7 +39,7 @@ log = logging.getLogger(__name__)
 
 UPKEEP_S = 0.2
 """Interval of the upkeep. It is also how soon a consumer that lost its connections has one again, which must be well
-within gone.MISSING_S: others would take it for dead while it is at the bank."""
+within dead_consumers.MISSING_S: others would take it for dead while it is at the bank."""
 DELIVERIES_MAX = 10
 """Takeovers of an entry whose workers die with it; after these it becomes a dead letter unseen."""
 APART_S = 1.0
@@ -52,8 +51,8 @@ SKIPPED_MAX = 256
 """Skipped entries that are acknowledged without waiting for a pause: as many as are read at once."""
 SKIPPED_S = 1.0
 """Age at which they are acknowledged anyway, so that they never look abandoned."""
-HELD_MAX_S = 600.0
-"""Holds are not renewed for a batch that is in hand for longer: a pass has 25 s, so this worker hangs. Others take
+RENEW_MAX_S = 600.0
+"""Claims are not renewed for a batch that is in hand for longer: a pass has 25 s, so this worker hangs. Others take
 over."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 
@@ -77,7 +76,7 @@ class Consumer:
         self.partition = partition
         self._handler = Handler(partition, group, limits, name)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
-        self._held = Held(self.names, group.name, name, limits.claim_idle_s)
+        self._claims = Claims(self.names, group.name, name, limits.claim_idle_s)
         self._finding: asyncio.Future[Found] | None = None
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
@@ -123,7 +122,7 @@ class Consumer:
         self._finding = finding = asyncio.get_running_loop().create_future()
         try:
             while not stopping.is_set():
-                waits = self._handler.skipped or self._handler.watched.has_untold
+                waits = self._handler.skipped or self._handler.telemetry.has_unrecorded
                 await asyncio.wait(
                     {reading, finding, looking, stopped},
                     timeout=0 if self._apart else QUIET_S if waits else None,
@@ -154,7 +153,7 @@ class Consumer:
                 await self._handle_found(client, finding.result())
             await self._handler.acknowledge(client)
         finally:
-            self._handler.watched.tell()
+            self._handler.telemetry.record()
             for task in (reading, stopped):
                 task.cancel()
             await asyncio.gather(reading, stopped, return_exceptions=True)
@@ -162,25 +161,25 @@ class Consumer:
     async def _handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
-        ours = await self._held.ours(client, entries)
+        ours = await self._claims.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         try:
             await self._handler.handle(client, ours, taken=taken, ahead=ahead if ours is entries else None)
         finally:
             self._in_hand_since = None
-        self._held.done(entry for entry, _ in entries)
+        self._claims.done(entry for entry, _ in entries)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge skipped entries and write telemetry when that delays no payout, or when it is due."""
         if is_quiet:
-            self._handler.watched.tell()
+            self._handler.telemetry.record()
         skipped = len(self._handler.skipped)
         if not skipped:
             return
         now = asyncio.get_running_loop().time()
         since = self._skipped_since = self._skipped_since or now
         if is_quiet or skipped >= SKIPPED_MAX or now >= since + SKIPPED_S:
-            self._handler.watched.tell()
+            self._handler.telemetry.record()
             await self._handler.acknowledge(client)
             self._skipped_since = None
 
@@ -212,7 +211,7 @@ class Consumer:
                 ">",
             )
         entries: list[Raw] = reply[0][1] if reply else []
-        self._held.add((entry for entry, _ in entries), asked_s)
+        self._claims.add((entry for entry, _ in entries), asked_s)
         return entries
 
     # ---- beside the batches -------------------------------------------------------------
@@ -235,15 +234,15 @@ class Consumer:
             try:
                 await self._look_once(client)
             except LogUnavailable as problem:
-                # Goes on all the same: while a batch is in hand, this connection shows that we are alive (gone.py).
+                # Goes on all the same: while a batch is in hand, this connection shows that we are alive.
                 self._lost_beside = problem
 
     async def _look_once(self, client: Redis) -> None:
         await scripts.fire_due(client, self.names)
         since, now = self._in_hand_since, asyncio.get_running_loop().time()
         in_hand_s = 0.0 if since is None else now - since
-        if in_hand_s < HELD_MAX_S:
-            await self._held.renew(client)
+        if in_hand_s < RENEW_MAX_S:
+            await self._claims.renew(client)
         finding = self._finding
         if finding is None or finding.done():
             return
@@ -251,8 +250,8 @@ class Consumer:
         is_long = in_hand_s > self.limits.claim_idle_s / 2
         asked_s = asyncio.get_running_loop().time()
         if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
-            self._held.add((entry for entry, _ in found.together), asked_s)
-            self._held.add((entry for few in found.apart for entry in few), asked_s)
+            self._claims.add((entry for entry, _ in found.together), asked_s)
+            self._claims.add((entry for few in found.apart for entry in few), asked_s)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
@@ -269,25 +268,25 @@ class Consumer:
             for n, _, entry in await self._upkeep.take_up(client, few):
                 if entry is not None and n > DELIVERIES_MAX:
                     why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
-                    await self._handler.set_aside(client, entry, why)
+                    await self._handler.dead_letter(client, entry, why)
                 elif entry is not None:
                     entries.append(entry)
             await self._handle(client, entries, taken=True)
-            self._held.done(few)
+            self._claims.done(few)
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: take up again all that is pending with us, since replies may be lost."""
         self._handler.forget()
         if self.group.outputs_are_facts:  # whoever had an entry may have called the bank, or told people
-            self._handler.opener.doubt(await delivered_before(client, self.names))
+            self._handler.opener.doubt(await scripts.delivered_before(client, self.names))
         self._apart.clear()
-        self._held.clear()
+        self._claims.clear()
         after = "-"
         while ids := await self._upkeep.own(client, after):
             after = "(" + ids[-1].decode()
             asked_s = asyncio.get_running_loop().time()
             parts = await self._upkeep.take_up_again(client, ids)
-            self._held.add((entry for part in parts for entry, _ in part), asked_s)
+            self._claims.add((entry for part in parts for entry, _ in part), asked_s)
             for part in parts:
                 await self._handle(client, part, taken=True)
             await self._handler.acknowledge(client)

@@ -242,7 +242,7 @@ async def log_stats(client: Redis, partition: int) -> LogStats:
 
 
 async def dead_letters(client: Redis, names: Names, *, limit: int, since_ms: int = 0) -> list[DeadLetter]:
-    """The oldest `limit` dead letters of a partition that were set aside at `since_ms` or later."""
+    """The oldest `limit` dead letters of a partition that were made at `since_ms` or later."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", limit)
     return [_letter(row) for row in rows]

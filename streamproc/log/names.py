@@ -9,6 +9,10 @@ META = f"{PREFIX}:meta"
 partition was made, and is not made again. `recovering`: `streamproc recover` is under way. `unreconciled`: the
 bank was not asked yet since then."""
 
+SHARED_PARTITION = 0
+"""The partition whose keys hold what belongs to no account: tokens, proposals, and what processes share. Any would do,
+and the first always exists."""
+
 LATE = "late"
 """Mark of a group that began at the end of an existing log: what was held then has not been looked for yet."""
 
@@ -33,9 +37,9 @@ class Names:
         self.recovery = f"{self.base}:recovery"
         self.staged = f"{self.base}:staged"
         self.rescued = f"{self.base}:rescued"
-        self.watched = f"{self.base}:watched"
+        self.watch_list = f"{self.base}:watched"
         self.terms = f"{self.base}:terms"
-        self.words = f"{self.base}:words"
+        self.breakers = f"{self.base}:words"
         self.untold = f"{self.base}:untold"
         self.digests = f"{self.base}:digests"
         self.server = f"{self.base}:server"

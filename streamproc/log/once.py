@@ -1,8 +1,7 @@
 """What is to be done only once within some time, by whichever process asks first."""
 
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.names import Names
-from streamproc.log.pace import HOME
+from streamproc.log.names import SHARED_PARTITION, Names
 
 
 async def first_time(url: str, key: str, *, remembered_s: int) -> bool:
@@ -12,4 +11,4 @@ async def first_time(url: str, key: str, *, remembered_s: int) -> bool:
     """
     async with connected(url) as client:
         with named_errors():
-            return bool(await client.set(Names(HOME).once(key), "1", nx=True, ex=remembered_s))
+            return bool(await client.set(Names(SHARED_PARTITION).once(key), "1", nx=True, ex=remembered_s))

@@ -3,7 +3,7 @@
 Both may be done ahead, while another batch is in hand, so that what Redis knew may have changed. For payouts and
 policies the commit finds that out, as it does when another worker was faster. For beneficiaries it finds out only that
 somebody is noted where nobody was; so knowledge from ahead is used only where no note of the batches between can have
-changed it (`known_lately`). What can be offered by what is remembered is not asked about at all (unasked.py).
+changed it (`known_lately`). What can be offered by what is remembered is not asked about at all (remembered.py).
 """
 
 import re
@@ -24,8 +24,8 @@ from streamproc.log import payees, scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.payees import First
+from streamproc.log.remembered import Remembered
 from streamproc.log.scripts import Raw
-from streamproc.log.unasked import Unasked
 from streamproc.log.work import Group, Work, distinct_payouts
 
 NEWER_S = 5.0
@@ -89,10 +89,10 @@ class Opened:
     """Only a later version can read them; they are deferred."""
     known: Known | None = None
     """What Redis knew of the works in the first pass."""
-    unasked: Sequence[First] = ()
+    from_memory: Sequence[First] = ()
     """Works of the first pass that are offered before Redis is asked about the rest; then `known` is None."""
 
-    def known_lately(self, unasked: Unasked) -> Known | None:
+    def known_lately(self, remembered: Remembered) -> Known | None:
         """`known`, if it is still good: not too old, and all its beneficiaries were noted, in hashes where no batch
         since then noted anybody else."""
         known = self.known
@@ -100,7 +100,7 @@ class Opened:
             return None
         if any(beneficiary is not NOTED for beneficiary in known.beneficiaries):
             return None
-        if any(unasked.is_doubted(first, known.asked_s) for first in known.seen):
+        if any(remembered.is_doubted(first, known.asked_s) for first in known.seen):
             return None
         return known
 
@@ -110,7 +110,7 @@ class Opener:
 
     def __init__(self, names: Names, group: Group) -> None:
         self.names, self.group = names, group
-        self.unasked = Unasked()
+        self.remembered = Remembered()
         self._doubted = id_key(ZERO)
         self._mine = b'{"by":"' + group.name.encode() + b'"'
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
@@ -122,7 +122,7 @@ class Opener:
 
     async def ahead(self, client: Redis, entries: Sequence[Raw]) -> Opened:
         """Open entries ahead of their batch, and ask about the first pass over them, unless most of it is offered
-        unasked.
+        from memory.
 
         Nothing is asked ahead for a group whose outputs are facts: a worker that acts on outdated knowledge would call,
         or tell people, a second time.
@@ -130,9 +130,9 @@ class Opener:
         opened = self.open(entries, taken=False)
         if opened.works and not self.group.outputs_are_facts:
             batch, _ = self.one_pass(opened.works)
-            first = payees.first_looks(self.names, batch) if self.group.straight is not None else []
-            opened.unasked = self.unasked.of(first, len(batch))
-            if opened.unasked:
+            first = payees.first_looks(self.names, batch) if self.group.fast_path is not None else []
+            opened.from_memory = self.remembered.of(first, len(batch))
+            if opened.from_memory:
                 return opened
             opened.known = await known_of(client, self.names, self.group, batch)
         return opened
@@ -182,7 +182,9 @@ class Opener:
             return True
         refuse_newer(e)
         if not e.startswith(_AS_WRITTEN):
-            decode_events(e)  # raises for what nobody can read, so that it is set aside and people see it
+            decode_events(
+                e
+            )  # raises for what nobody can read, so that it becomes a dead letter and people see it
         return False
 
 

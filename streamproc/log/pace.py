@@ -2,12 +2,10 @@
 
 from streamproc.log import scripts
 from streamproc.log.connection import connect
-from streamproc.log.names import Names
+from streamproc.log.names import SHARED_PARTITION, Names
 
 LONGEST_WAIT_S = 30.0
 """No wait can be longer: a process holds one turn at most, so this is 240 processes at 8 calls a second."""
-HOME = 0
-"""The partition whose keys hold what processes share; any would do, and the first always exists."""
 
 
 class Pace:
@@ -15,7 +13,7 @@ class Pace:
 
     def __init__(self, url: str, *, name: str, per_s: float, burst: int) -> None:
         self._url = url
-        self._key = Names(HOME).pace(name)
+        self._key = Names(SHARED_PARTITION).pace(name)
         self._between_us = max(1, round(1_000_000 / per_s))
         self._burst = burst
         self._client = connect(url)

@@ -15,11 +15,10 @@ from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
-from streamproc.log.names import Names
+from streamproc.log.names import SHARED_PARTITION, Names
 
 PROPOSAL_WRITER = "proposal"
 """The writer of proposals' events, in their entries' metadata."""
-PROPOSAL_PARTITION = 0
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Proposal).decode
@@ -28,7 +27,7 @@ _decode = msgspec.json.Decoder(Proposal).decode
 async def read_proposals(client: Redis) -> tuple[bytes, dict[str, Proposal]]:
     """The revision, and every proposal that is kept, by its id."""
     with named_errors():
-        rows = cast("dict[bytes, bytes]", await client.hgetall(Names(PROPOSAL_PARTITION).proposals))
+        rows = cast("dict[bytes, bytes]", await client.hgetall(Names(SHARED_PARTITION).proposals))
     rev = rows.pop(b"rev", b"0")
     return rev, {proposal.id: proposal for proposal in map(_decode, rows.values())}
 
@@ -43,7 +42,7 @@ async def change_proposal(
 
     Proposals that are too old to be asked about are removed on this occasion.
     """
-    proposal, names = proposals_after(proposals, [event])[event.proposal], Names(PROPOSAL_PARTITION)
+    proposal, names = proposals_after(proposals, [event])[event.proposal], Names(SHARED_PARTITION)
     gone = [(name, b"") for name in forgotten(proposals, event.at) if name != event.proposal]
     meta = _encode({"by": PROPOSAL_WRITER, "actor": event.by})
     try:

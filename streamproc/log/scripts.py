@@ -1,4 +1,4 @@
-"""The Lua scripts as typed functions: only this module knows the order of their keys and arguments."""
+"""The Lua scripts as typed functions. A script that one module alone calls has its function there (`Script(`)."""
 
 import hashlib
 import random
@@ -62,7 +62,7 @@ _append_once, _load, _admit, _commit = (
 _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_policy = Script("change_policy", "checks")
-_open, _leave = Script("open", "checks"), Script("leave")
+_open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
 _take_turn, _lease, _take_request = (
     Script("take_turn", "checks"),
     Script("lease", "checks"),
@@ -136,8 +136,7 @@ class Committed(IntEnum):
     STALE = 2
 
 
-_FATES = tuple(Committed)
-
+_STATUSES = tuple(Committed)
 
 FOR_GOOD = -1
 """Lifts the time limit of a record that was finished and is open again."""
@@ -298,7 +297,7 @@ async def commit(
         payout = keys.index(names.payout(h.payout)) if h.payout else 0
         rare = _rare(names, keys, h)
         args += (h.entry, payout, h.version, h.record, h.e, h.m, len(rare), *rare)
-    return [_FATES[status] for status in await _commit(client, keys.list, args)]
+    return [_STATUSES[status] for status in await _commit(client, keys.list, args)]
 
 
 def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
@@ -339,6 +338,13 @@ async def due_retries(client: Redis, names: Names, group: str, consumer: str, *,
 async def pass_own(client: Redis, names: Names, group: str) -> int:
     """Move the group past its own outputs, as far as they come next; their number."""
     return int(await _pass(client, [names.log, names.own(group)], [group]))
+
+
+async def delivered_before(client: Redis, names: Names) -> str:
+    """The id up to which entries may have been delivered by an earlier server, or an earlier run of this one: after a
+    failover they may come as if nobody had had them."""
+    upto: bytes = await _server(client, [names.log, names.server], [])
+    return upto.decode()
 
 
 async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:

@@ -16,11 +16,10 @@ from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
-from streamproc.log.names import Names
+from streamproc.log.names import SHARED_PARTITION, Names
 
 TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
 """The writer of token changes, in their entries' metadata."""
-TOKEN_PARTITION = 0
 RATE_WINDOW_S = 60
 """STREAMPROC_API_RATE is the number of requests in this time."""
 
@@ -31,21 +30,21 @@ _decode = msgspec.json.Decoder(Token).decode
 async def token_of(client: Redis, digest: str) -> Token | None:
     """The token with this hash, whether or not it is still valid."""
     with named_errors():
-        found = await client.hget(Names(TOKEN_PARTITION).tokens, digest)
+        found = await client.hget(Names(SHARED_PARTITION).tokens, digest)
     return None if found is None else _decode(found)
 
 
 async def take_request(client: Redis, token: str, *, per_min: int) -> int:
     """Take one request of a token's rate, a sliding window: 0, or the µs until there is one."""
     return await scripts.take_request(
-        client, Names(TOKEN_PARTITION), token, number=per_min, window_s=RATE_WINDOW_S
+        client, Names(SHARED_PARTITION), token, number=per_min, window_s=RATE_WINDOW_S
     )
 
 
 async def read_tokens(client: Redis) -> tuple[bytes, dict[str, Token]]:
     """The revision, and every token by its name."""
     with named_errors():
-        rows = cast("dict[bytes, bytes]", await client.hgetall(Names(TOKEN_PARTITION).tokens))
+        rows = cast("dict[bytes, bytes]", await client.hgetall(Names(SHARED_PARTITION).tokens))
     rev = rows.pop(b"rev", b"0")
     return rev, {token.name: token for token in map(_decode, rows.values())}
 
@@ -54,7 +53,7 @@ async def change_token(
     client: Redis, rev: bytes, tokens: Mapping[str, Token], event: TokenCreated | TokenRevoked
 ) -> str | None:
     """Append the event, planned on `tokens` at `rev`, and put it in force; None when `rev` is no longer current."""
-    token, names = tokens_after(tokens, [event])[event.name], Names(TOKEN_PARTITION)
+    token, names = tokens_after(tokens, [event])[event.name], Names(SHARED_PARTITION)
     meta = _encode({"by": TOKEN_WRITER, "actor": event.by})
     try:
         return await scripts.change(

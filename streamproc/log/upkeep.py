@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from streamproc.log import held, scripts
+from streamproc.log import claims, scripts
+from streamproc.log.claims import TakenUp
 from streamproc.log.connection import named_errors
-from streamproc.log.gone import CALLED_S, LOOK_S, MISSING_S, Gone
-from streamproc.log.held import TakenUp
+from streamproc.log.dead_consumers import CALLED_S, LOOK_S, MISSING_S, DeadConsumers
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
@@ -59,7 +59,7 @@ class Upkeep:
     ) -> None:
         self.names, self.group, self.name = names, group.name, consumer
         self._claim_idle_s, self._works_max = claim_idle_s, group.works_max
-        self._gone = Gone(
+        self._dead_consumers = DeadConsumers(
             names,
             group.name,
             consumer,
@@ -67,7 +67,7 @@ class Upkeep:
             missing_s=CALLED_S if group.outputs_are_facts else MISSING_S,
             roster=roster,
         )
-        self._gone_due = 0.0
+        self._dead_due = 0.0
         self._took = False
         """Whether the last look claimed from a consumer that is gone: the next one skips that, so that retries have
         a turn."""
@@ -85,10 +85,10 @@ class Upkeep:
         """
         now = asyncio.get_running_loop().time()
         took, self._took = self._took, False
-        if may_claim and now >= self._gone_due and not took:
-            self._gone_due = now + LOOK_S * random.uniform(0.8, 1.2)
-            if entries := await self._gone.take(client, now):
-                self._gone_due, self._took = now, True  # there may be more
+        if may_claim and now >= self._dead_due and not took:
+            self._dead_due = now + LOOK_S * random.uniform(0.8, 1.2)
+            if entries := await self._dead_consumers.take(client, now):
+                self._dead_due, self._took = now, True  # there may be more
                 if found := await self._taken_over(client, entries):
                     return found
         if may_claim and now >= self._claim_due and (found := await self._claimed(client, now)):
@@ -118,12 +118,12 @@ class Upkeep:
 
         One that was delivered more often than `most` times, this time included, is returned without itself.
         """
-        return await held.take_up(client, self.names, self.group, self.name, entries, most=most)
+        return await claims.take_up(client, self.names, self.group, self.name, entries, most=most)
 
     async def take_up_again(self, client: Redis, entries: Sequence[bytes]) -> list[list[Raw]]:
         """Take up what was pending with us when the connection was lost, without those that are deferred, in the
         parts in which it is to be handled: together, and then each suspect alone."""
-        taken = await held.take_up(client, self.names, self.group, self.name, entries, most=None)
+        taken = await claims.take_up(client, self.names, self.group, self.name, entries, most=None)
         counted = [(n, entry) for n, _, entry in taken if entry is not None]
         together = [entry for n, entry in counted if n <= SUSPECT_DELIVERIES]
         return [together, *([entry] for n, entry in counted if n > SUSPECT_DELIVERIES)]

@@ -5,8 +5,7 @@ from contextlib import asynccontextmanager
 
 from streamproc.log import scripts
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.names import Names
-from streamproc.log.pace import HOME
+from streamproc.log.names import SHARED_PARTITION, Names
 
 TURN_S = 20.0
 """Lease of a turn: longer than an outside call takes. If a process dies in its turn, the next one has its turn after
@@ -18,7 +17,7 @@ class Vault:
 
     def __init__(self, url: str, *, name: str, owner: str) -> None:
         self._url, self._name, self._owner = url, name, owner
-        self._names = Names(HOME)
+        self._names = Names(SHARED_PARTITION)
         self._key = self._names.vault(name)
 
     async def load(self) -> bytes | None:

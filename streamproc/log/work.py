@@ -20,8 +20,8 @@ from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Reservation
 from streamproc.domain.recovery import budget_answer
 from streamproc.log.cache import Cache
-from streamproc.log.forms import Offer
 from streamproc.log.scripts import FOR_GOOD, kept_admission
+from streamproc.log.templates import Offer
 from streamproc.telemetry.watch import Call
 
 Settlement: TypeAlias = str
@@ -103,8 +103,8 @@ class Work(Struct, eq=False):
         self.timers.append(timer)
 
     def fail(self, problem: Exception) -> None:
-        """Take the work out of the chain: Unprocessable sets its entry aside, all else defers it; only TryAgain
-        costs no attempt."""
+        """Take the work out of the chain: Unprocessable makes its entry a dead letter, all else defers it; only
+        TryAgain costs no attempt."""
         self.problem = problem
 
     def keep_s(self, retention_s: float) -> int:
@@ -121,7 +121,7 @@ class Work(Struct, eq=False):
 
 
 @dataclass(slots=True)
-class Desk:
+class BatchContext:
     """What a batch is handled with: Redis's clock, the policies in force, the counters, the cache."""
 
     now_us: int
@@ -159,7 +159,7 @@ class Desk:
         return known
 
 
-class Asked(Protocol):
+class FastPath(Protocol):
     """The fast path of one batch: gives an offer for a work, or leaves it to the chain."""
 
     def __call__(self, work: Work) -> Offer | None:
@@ -171,10 +171,8 @@ class Asked(Protocol):
         ...
 
 
-Straight: TypeAlias = Callable[[Desk], Asked]
-"""Makes the fast path of a batch."""
 Item: TypeAlias = tuple[Work, Event]
-Handle: TypeAlias = Callable[[Sequence[Item], Desk], Awaitable[None]]
+Handle: TypeAlias = Callable[[Sequence[Item], BatchContext], Awaitable[None]]
 
 
 class Stage(Struct, frozen=True):
@@ -195,8 +193,8 @@ class Group(Struct, frozen=True):
 
     name: str
     stages: tuple[Stage, ...]
-    straight: Straight | None = None
-    """The fast path for what the chain decides at once; it must come to the same result as the chain."""
+    fast_path: Callable[[BatchContext], FastPath] | None = None
+    """Makes a batch's fast path, for what the chain decides at once; it must come to the same result as the chain."""
     outputs_are_facts: bool = False
     looks_again: bool = False
     read_max: int = 256
@@ -213,7 +211,7 @@ class Group(Struct, frozen=True):
         return frozenset().union(*(stage.consumes for stage in self.stages))
 
 
-async def run_chain(group: Group, works: Sequence[Work], desk: Desk) -> None:
+async def run_chain(group: Group, works: Sequence[Work], ctx: BatchContext) -> None:
     """Run every stage in order over the batch. Later stages of the same pass also handle what a stage emits."""
     for stage in group.stages:
         items = [
@@ -225,8 +223,8 @@ async def run_chain(group: Group, works: Sequence[Work], desk: Desk) -> None:
         ]
         if items:
             begun_ns = time_ns()
-            await stage.handle(items, desk)
-            desk.passed.append((stage.name, begun_ns, time_ns()))
+            await stage.handle(items, ctx)
+            ctx.passed.append((stage.name, begun_ns, time_ns()))
 
 
 def distinct_payouts(works: Iterable[Work]) -> tuple[list[Work], list[Work]]:

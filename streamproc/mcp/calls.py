@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.clients.http import OutcomeUnknown
-from streamproc.clients.own_api import CALL_S_MAX, CONNECTIONS_MAX, OwnApi, Said
+from streamproc.clients.own_api import CALL_S_MAX, CONNECTIONS_MAX, ApiAnswer, OwnApi
 from streamproc.domain.plain import cut, plain
 from streamproc.errors import InputError, TryAgain
 from streamproc.mcp import words
@@ -91,14 +91,14 @@ class Calls:
         return ""
 
     async def _answered(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
-        said = await self._send(tool, given, asked)
-        if said.status >= 300:
-            text = words.of_problem(said.status, said.body, asks=tool.asks, after_s=said.after_s)
-            return Answer(text, status=said.status)
-        _hold_against(tool, said)
+        answer = await self._send(tool, given, asked)
+        if answer.status >= 300:
+            text = words.of_problem(answer.status, answer.body, asks=tool.asks, after_s=answer.after_s)
+            return Answer(text, status=answer.status)
+        _hold_against(tool, answer)
         if "message" not in tool.answer["properties"]:
-            return Answer(shown=said.body)
-        shown = said.body
+            return Answer(shown=answer.body)
+        shown = answer.body
         if tool.asks:
             shown = await self._decided(shown, given.get(WAIT, WAIT_S), asked, tool)
             shown = {**shown, KEY: given[KEY]}
@@ -107,7 +107,7 @@ class Calls:
         shown = {**shown, "message": message, "link": link}
         return Answer(message, shown)
 
-    async def _send(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Said:
+    async def _send(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> ApiAnswer:
         path, params, headers = tool.operation.path.replace(":path}", "}"), {}, _headers(asked)
         for name, one in tool.reads.items():
             if one.where == "path":
@@ -142,12 +142,12 @@ class Calls:
 
     async def _seen(self, path: str, asked: Asked, tool: Tool) -> dict[str, Any] | None:
         try:
-            said = await self._api.call("GET", path, token=asked.token, headers=_headers(asked))
-            if said.status == 200:
-                _hold_against(tool, said)
+            answer = await self._api.call("GET", path, token=asked.token, headers=_headers(asked))
+            if answer.status == 200:
+                _hold_against(tool, answer)
         except TryAgain:
             return None  # the payout is accepted all the same, and the next look may succeed
-        return said.body if said.status == 200 else None
+        return answer.body if answer.status == 200 else None
 
     async def _stopped_within(self, pause_s: float) -> bool:
         try:
@@ -161,14 +161,14 @@ def _headers(asked: Asked) -> dict[str, str]:
     return {"traceparent": asked.traceparent} if asked.traceparent else {}
 
 
-def _hold_against(tool: Tool, said: Said) -> None:
+def _hold_against(tool: Tool, answer: ApiAnswer) -> None:
     """Raise OutcomeUnknown if an answer does not match the tool's schema."""
     try:
-        msgspec.convert(said.body, tool.shape)
+        msgspec.convert(answer.body, tool.shape)
     except msgspec.ValidationError as problem:
         why = cut(plain(str(problem)), WHY_UNITS_MAX)
         raise OutcomeUnknown(
-            f"HTTP {said.status}, and not what this version knows ({why}): is that streamproc's API?"
+            f"HTTP {answer.status}, and not what this version knows ({why}): is that streamproc's API?"
         ) from problem
 
 

@@ -21,7 +21,7 @@ from streamproc.domain.tokens import SECRET
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send, send_body, send_problem
-from streamproc.ingress.refusals import Seldom
+from streamproc.ingress.refusals import ThrottledWarning
 from streamproc.mcp.server import REFUSED, Context
 from streamproc.processes import bound
 from streamproc.settings import PREFIX
@@ -77,7 +77,7 @@ class Front:
         self._bytes_max = body_bytes_max
         self._within = Deadlines(BODY_READ_S_MAX)
         self._in_hand = 0
-        self._foreign = Seldom(
+        self._foreign = ThrottledWarning(
             _log, "requests refused whose Host or Origin STREAMPROC_MCP_HOSTS does not name"
         )
 
@@ -129,7 +129,7 @@ class Front:
 
         async def unless_refused(message: Message) -> None:
             if message.get("status") in FOREIGN:
-                self._foreign.say()
+                self._foreign.count()
             if REFUSED not in scope:
                 await send(message)
 

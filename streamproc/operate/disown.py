@@ -13,10 +13,10 @@ from projections.fold import Unreadable, decode
 from streamproc.archive.disowned import digest_of
 from streamproc.archive.lookup import archived_entry
 from streamproc.archive.rows import Row
+from streamproc.domain.attribution import who
+from streamproc.domain.attribution import why as because
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import EntryDisowned
-from streamproc.domain.said import who
-from streamproc.domain.said import why as because
 from streamproc.domain.wire import Newer, encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import disown as log

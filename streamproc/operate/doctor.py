@@ -297,7 +297,7 @@ async def _breakers(settings: Settings) -> list[Check]:
             "the system answers with errors or not at all; work waits and goes on by itself when it is back"
         )
         return [Check("breakers", "bad", found.detail, todo)]
-    return [Check("breakers", "ok", f"{found.heard} heard of, none open")] if found.heard else []
+    return [Check("breakers", "ok", f"{found.reported} heard of, none open")] if found.reported else []
 
 
 async def _safe_browsing(settings: Settings) -> list[Check]:

@@ -14,8 +14,9 @@ from streamproc.domain.tokens import Token
 from streamproc.domain.wire import decode_events
 from streamproc.errors import WHEN_LOST, LogUnavailable, TryAgain
 from streamproc.log.inspect import delivered_as, forgot_nothing, log_exists, record_of
-from streamproc.log.kept import Kept
-from streamproc.log.tokens import TOKEN_PARTITION, take_request, token_of
+from streamproc.log.names import SHARED_PARTITION
+from streamproc.log.pool import ClientPool
+from streamproc.log.tokens import take_request, token_of
 from streamproc.operate.history import history_of
 from streamproc.operate.site import Site
 
@@ -38,12 +39,12 @@ class SiteGateway:
         self._pool = pool
         self._log_tells = log_tells
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
-        self._kept = Kept(redis_url)
+        self._kept = ClientPool(redis_url)
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
         """A Site for one question."""
-        async with self._turns, self._kept.lent() as client:
+        async with self._turns, self._kept.acquire() as client:
             yield Site(self.redis_url, client, self.partitions, self._pool)
 
     async def aclose(self) -> None:
@@ -54,7 +55,7 @@ class SiteGateway:
         """The token with this hash. Raises LogUnavailable if the log is lost, since then no token is known."""
         async with self.site() as site:
             found = await token_of(site.client, digest)
-            if found is None and not await log_exists(site.client, TOKEN_PARTITION):
+            if found is None and not await log_exists(site.client, SHARED_PARTITION):
                 raise LogUnavailable(f"the log is gone; {WHEN_LOST}")
             return found
 

@@ -5,7 +5,7 @@ import asyncio
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import Answered, HeldPage, NotCounted, Place
 from streamproc.domain.wire import decode_events
-from streamproc.ingress.door import Door
+from streamproc.ingress.appender import Appender
 from streamproc.log.inspect import delivered_as
 from streamproc.log.names import partition_of
 from streamproc.log.stream import Append
@@ -24,7 +24,7 @@ ATTEMPTS_MAX = 20
 class HoldDesk:
     """Lists holds and records answers, by `producer`."""
 
-    def __init__(self, gateway: SiteGateway, producer: Door) -> None:
+    def __init__(self, gateway: SiteGateway, producer: Appender) -> None:
         self._gateway = gateway
         self._producer = producer
         self._turns = asyncio.Semaphore(WAITS_MAX)

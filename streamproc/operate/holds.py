@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
 from streamproc.archive.read import await_views, views_upto
-from streamproc.domain import said
+from streamproc.domain import attribution
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -126,7 +126,7 @@ async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) 
 
 def submission(payout: str, action: Action, *, by: str, why: str, channel: str, at: int) -> ReviewSubmitted:
     """A reviewer's answer as an event. Raises InputError without a name or a reason, or with a long one."""
-    by, why = said.who(by, called="the reviewer's name"), said.why(why, called="the reason")
+    by, why = attribution.who(by, called="the reviewer's name"), attribution.why(why, called="the reason")
     return ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
 
 

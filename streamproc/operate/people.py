@@ -5,10 +5,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from consumers.digest import tell_digests
+from consumers.channels import Channels
+from consumers.digest import send_digests
 from consumers.inputs import NOTIFICATION
 from consumers.notify import notification
-from consumers.telling import Channels
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.ntfy import open_ntfy
 from streamproc.clients.slack import WAIT_S_MAX, open_slack
@@ -67,7 +67,7 @@ async def people_until(settings: Settings, channels: Channels, stopping: asyncio
         log.warning("%s; %s", NOBODY, HOW)
     await _look_for_held(settings, stopping)
     if channels.any:
-        await tell_digests(Digests(settings.redis_url), channels, settings.partitions, stopping)
+        await send_digests(Digests(settings.redis_url), channels, settings.partitions, stopping)
 
 
 async def _look_for_held(settings: Settings, stopping: asyncio.Event) -> None:

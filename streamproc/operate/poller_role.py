@@ -15,9 +15,9 @@ from streamproc.log.cursor import PollCursor, PollState
 from streamproc.log.lease import Lease
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Producer
-from streamproc.log.watch import Watched
+from streamproc.log.watch_list import WatchList
 from streamproc.operate.bank import opened_bank
-from streamproc.operate.breakers import say_until
+from streamproc.operate.breakers import report_until
 from streamproc.operate.reconcile import reconcile
 from streamproc.settings import Settings
 from streamproc.telemetry import watch
@@ -44,7 +44,7 @@ async def poll_until(
     """
     account, url, partitions = settings.razorpay_account_id, settings.redis_url, settings.partitions
     cursor = PollCursor(url, account=account, partitions=partitions)
-    watched = Watched(url, account=account, partitions=partitions)
+    watch_list = WatchList(url, account=account, partitions=partitions)
     lease = Lease(url, Names(partition_of(account, partitions)), f"poll:{account}", owner)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(Producer(url, partitions=partitions, name="poll"))
@@ -55,14 +55,14 @@ async def poll_until(
             bank,
             producer,
             cursor,
-            watch=Watcher(bank, producer, watched, account=account),
+            watch=Watcher(bank, producer, watch_list, account=account),
             is_active=lambda: lease.held,
             tell=_teller(cursor, lease),
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(stopping), name="lease")
-            tasks.create_task(say_until(url, owner, breakers, stopping), name="breakers")
-            tasks.create_task(_poll(poller, lease, watched, stopping), name="poller")
+            tasks.create_task(report_until(url, owner, breakers, stopping), name="breakers")
+            tasks.create_task(_poll(poller, lease, watch_list, stopping), name="poller")
             tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
 
 
@@ -74,7 +74,7 @@ def poller_of(
     *,
     watch: Watcher | None = None,
     is_active: Callable[[], bool] = lambda: True,
-    tell: Tell | None = None,
+    tell: Tell = tell_nobody,
 ) -> Poller:
     """A poller of the settings' account that goes on from `cursor`."""
     return Poller(
@@ -87,25 +87,24 @@ def poller_of(
         save_cursor=cursor.save,
         watch=watch,
         is_active=is_active,
-        tell=tell or tell_nobody,
-        sync=producer.sync,
+        tell=tell,
     )
 
 
-async def _poll(poller: Poller, lease: Lease, watched: Watched, stopping: asyncio.Event) -> None:
+async def _poll(poller: Poller, lease: Lease, watch_list: WatchList, stopping: asyncio.Event) -> None:
     """Poll while the lease is ours. An end by itself ends the role."""
     try:
         await lease.asked()
-        await _seeded(watched, stopping)
+        await _seeded(watch_list, stopping)
         await poller.run(stopping)
     finally:
         stopping.set()
 
 
-async def _seeded(watched: Watched, stopping: asyncio.Event) -> None:
+async def _seeded(watch_list: WatchList, stopping: asyncio.Event) -> None:
     while not stopping.is_set():
         try:
-            await watched.seed(seeds)
+            await watch_list.seed(seeds)
             return
         except LogUnavailable as problem:
             log.warning("the open payouts could not be read from Redis, it is tried again: %s", problem)

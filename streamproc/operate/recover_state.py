@@ -27,10 +27,9 @@ from streamproc.domain.proposals import Proposal, proposals_after
 from streamproc.domain.recovery import Stored, budget_answer, is_over, rebuild
 from streamproc.domain.states import RELEASING_STATUSES, TERMINAL_STATES
 from streamproc.domain.tokens import Token, tokens_after
-from streamproc.log.proposals import PROPOSAL_PARTITION
+from streamproc.log.names import SHARED_PARTITION
 from streamproc.log.restore import Restorer
 from streamproc.log.stream import Entry
-from streamproc.log.tokens import TOKEN_PARTITION
 
 ROWS_AT_ONCE = 2_000
 """Rows of the archive fetched at once, some 2 kB each."""
@@ -157,7 +156,7 @@ async def policies_of(sources: Sources) -> dict[str, ScopeState]:
 async def tokens_of(sources: Sources) -> dict[str, Token]:
     """The tokens, by the archive; all of their events are in one partition."""
     tokens: dict[str, Token] = {}
-    if sources.partition == TOKEN_PARTITION:
+    if sources.partition == SHARED_PARTITION:
         asked = (SQL["token_entries"], sources.partition, sources.head.seq)
         async for rows in rows_in_parts(sources.archive, *asked):
             for row in rows:
@@ -168,7 +167,7 @@ async def tokens_of(sources: Sources) -> dict[str, Token]:
 async def proposals_of(sources: Sources) -> dict[str, Proposal]:
     """Policy changes that wait for a second person, by the archive; all of their events are in one partition."""
     proposals: dict[str, Proposal] = {}
-    if sources.partition == PROPOSAL_PARTITION:
+    if sources.partition == SHARED_PARTITION:
         asked = (SQL["proposal_entries"], sources.partition, sources.head.seq)
         async for rows in rows_in_parts(sources.archive, *asked):
             for row in rows:

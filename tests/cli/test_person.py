@@ -5,7 +5,7 @@ import getpass
 import pytest
 
 from streamproc.cli import run
-from streamproc.domain import said
+from streamproc.domain import attribution
 
 ASKED = [
     ["freeze", "agent", "bot"],
@@ -34,9 +34,9 @@ def why_of(command: list[str]) -> str:
     ("by", "why", "problem"),
     [
         (" ", "a reason", "--by is blank: it must say who does it"),
-        ("x" * (said.NAME_CHARS_MAX + 1), "a reason", "--by has 65 characters, the limit is 64"),
+        ("x" * (attribution.NAME_CHARS_MAX + 1), "a reason", "--by has 65 characters, the limit is 64"),
         ("asha", "\n", "is blank: it must say why"),
-        ("asha", "x" * (said.WHY_CHARS_MAX + 1), "has 501 characters, the limit is 500"),
+        ("asha", "x" * (attribution.WHY_CHARS_MAX + 1), "has 501 characters, the limit is 500"),
     ],
 )
 def test_a_name_or_a_reason_that_the_audit_cannot_keep_is_wrong_use(
@@ -49,8 +49,8 @@ def test_a_name_or_a_reason_that_the_audit_cannot_keep_is_wrong_use(
 
 
 def test_what_a_terminal_would_obey_is_not_kept():
-    assert said.who(" asha\x1b[2J ", called="--by") == "asha\ufffd[2J"
-    assert said.why("paid\ntwice", called="--why") == "paid twice"
+    assert attribution.who(" asha\x1b[2J ", called="--by") == "asha\ufffd[2J"
+    assert attribution.why("paid\ntwice", called="--why") == "paid twice"
 
 
 def test_a_user_without_a_login_name_is_asked_for_a_name(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consumers import approvals
-from consumers.approvals import Approval, Forms
+from consumers.approvals import Approval, Templates
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import RateAsk, Window
 from streamproc.domain.events import BeneficiarySeen
@@ -16,7 +16,7 @@ from streamproc.domain.governance import NO_URL, Reputation
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
 from streamproc.domain.wire import encode_events
-from streamproc.log.forms import Fate, Form, Offer, Told, as_filled
+from streamproc.log.templates import Fate, Offer, Template, Told, as_filled
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
@@ -71,9 +71,9 @@ def approvals_of(draw: st.DrawFn) -> Approval:
     )
 
 
-def written(form: Form, offer: Offer) -> tuple[bytes, bytes]:
+def written(template: Template, offer: Offer) -> tuple[bytes, bytes]:
     """As the script fills it in, but for what only the script knows."""
-    record, e = as_filled(form, offer)
+    record, e = as_filled(template, offer)
     return record.encode(), e.encode()
 
 
@@ -85,24 +85,24 @@ def encoded(told: Told) -> tuple[bytes, bytes]:
 @settings(max_examples=150, deadline=None)
 @given(given_all=st.lists(approvals_of(), min_size=1, max_size=12))
 def test_a_form_that_is_filled_in_is_what_is_told_of_the_payout(given_all: list[Approval]) -> None:
-    forms = Forms()
+    templates = Templates()
     for approval in given_all:
-        offer = forms.offer(approval)
-        form = offer.form
-        assert written(form, offer) == encoded(approval.told())
-        for fate, one in ((Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)):
+        offer = templates.offer(approval)
+        template = offer.template
+        assert written(template, offer) == encoded(approval.told())
+        for fate, one in ((Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)):
             if one is not None:
                 assert written(one, offer) == encoded(approval.told(fate))
 
 
 def test_what_has_no_slot_is_left_to_the_chain_where_the_policy_holds_it_or_the_form_is_its_own() -> None:
-    forms, one = Forms(), plain(1)
+    templates, one = Templates(), plain(1)
     assert one.rate is not None
     holds = replace(one, rate=replace(one.rate, hold=True))
     own = replace(one, record=replace(one.record, utr="u"))
-    assert forms.offer(one).form.no_slot is not None
-    assert forms.offer(replace(holds, agent=agent("other"))).form.no_slot is None
-    assert forms.offer(own).form.no_slot is forms.offer(own).form.no_room is None
+    assert templates.offer(one).template.no_slot is not None
+    assert templates.offer(replace(holds, agent=agent("other"))).template.no_slot is None
+    assert templates.offer(own).template.no_slot is templates.offer(own).template.no_room is None
 
 
 def plain(n: int, *, url: str = "https://a.example/", name: str = "bot") -> Approval:
@@ -116,29 +116,29 @@ def plain(n: int, *, url: str = "https://a.example/", name: str = "bot") -> Appr
 
 
 def test_all_agents_share_a_form_and_the_payouts_of_one_what_is_its_own() -> None:
-    forms = Forms()
-    offers = [forms.offer(one) for one in (plain(1), plain(2), plain(3, name="other"))]
-    assert offers[0].form is offers[1].form is offers[2].form
+    templates = Templates()
+    offers = [templates.offer(one) for one in (plain(1), plain(2), plain(3, name="other"))]
+    assert offers[0].template is offers[1].template is offers[2].template
     assert offers[0].common is offers[1].common
     assert offers[0].common != offers[2].common
 
 
 def test_forms_are_made_anew_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(approvals, "FORMS_MAX", 1)
-    forms = Forms()
-    first = forms.offer(plain(1))
-    forms.offer(plain(2, url=""))
-    assert forms.offer(plain(3)).form is not first.form
-    assert forms.offer(plain(4)).form == first.form
+    monkeypatch.setattr(approvals, "TEMPLATES_MAX", 1)
+    templates = Templates()
+    first = templates.offer(plain(1))
+    templates.offer(plain(2, url=""))
+    assert templates.offer(plain(3)).template is not first.template
+    assert templates.offer(plain(4)).template == first.template
 
 
 def test_every_field_of_a_record_is_looked_at_by_those_who_make_forms() -> None:
-    """A new one is named in `approvals.py`: what of it a form has, goes by, or has a blank for."""
+    """A new one is named in `approvals.py`: what of it a template has, goes by, or has a blank for."""
     assert approvals.FITS
 
 
 def test_what_an_observation_sets_is_in_no_form_unseen() -> None:
-    """With a value in every field of the bank's, only what a form goes by, has a blank for, or asks for is set."""
+    """With a value in every field of the bank's, only what a template goes by, has a blank for, or asks for is set."""
     facts = {
         field: 7 if isinstance(getattr(observed().facts, field), int) else "x"
         for field in observed().facts.__struct_fields__
@@ -164,9 +164,9 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
         return replace(record, reason="long" if len(record.vendor_url) > 20 else ""), out
 
     monkeypatch.setattr(Approval, "told", other)
-    forms = Forms()
-    assert not any(forms.offer(plain(n)).values for n in range(3))
-    assert "its cached form does not give the events of payout pout_0" in caplog.text
+    templates = Templates()
+    assert not any(templates.offer(plain(n)).values for n in range(3))
+    assert "its cached template does not give the events of payout pout_0" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
     ids=str,
 )
 def test_a_payout_that_differs_in_more_than_its_values_is_written_as_it_is(other: dict[str, Any]) -> None:
-    forms, first = Forms(), plain(1)
+    templates, first = Templates(), plain(1)
     first = replace(first, record=replace(first.record, reference_id="r"))
     second = replace(first, record=replace(first.record, **other))
     for one in (first, second, first):
-        offer = forms.offer(one)
-        assert written(offer.form, offer) == encoded(one.told())
+        offer = templates.offer(one)
+        assert written(offer.template, offer) == encoded(one.told())

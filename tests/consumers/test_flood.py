@@ -5,7 +5,7 @@ import asyncio
 from prometheus_client import CollectorRegistry
 
 import consumers
-from consumers.digest import tell_digests
+from consumers.digest import send_digests
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.wire import encode_events
 from streamproc.log.connection import connect
@@ -46,7 +46,7 @@ async def test_five_thousand_rejections_in_a_minute_are_two_messages(redis_url: 
                 await engine.client.zadd(engine.names.digests, {name: 1})
             stopping = asyncio.Event()
             tellers = [
-                asyncio.create_task(tell_digests(Digests(redis_url), told.channels, 1, stopping, look_s=0.01))
+                asyncio.create_task(send_digests(Digests(redis_url), told.channels, 1, stopping, look_s=0.01))
                 for _ in range(3)
             ]
             _, digest = await told.ntfy_has(2)
@@ -75,7 +75,7 @@ async def test_a_digest_that_no_channel_takes_waits_for_the_next_lease_and_is_co
         await due.count(0, [Alert("k", "FROZEN, agent bot", f"p{n}", 1) for n in range(3)])
         await told.mood(slack="500", ntfy="500")
         stopping = asyncio.Event()
-        telling = asyncio.create_task(tell_digests(due, told.channels, 1, stopping, look_s=0.01))
+        telling = asyncio.create_task(send_digests(due, told.channels, 1, stopping, look_s=0.01))
         for breaker in told.breakers.values():
             breaker._open_s = 0.0
         await told.mood(slack="ok", ntfy="ok")

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consumers import plans, reserve
-from consumers.approvals import Forms
+from consumers.approvals import Templates
+from consumers.fast_path import governance_fast_path
 from consumers.plans import BY_AMOUNT, BY_WHAT_IS_ALIKE
-from consumers.straight import straight_way
 from consumers.vet import Reputations
 from streamproc.bench.pure import NoCache
 from streamproc.domain import governance, narrowed
@@ -19,8 +19,8 @@ from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
 from streamproc.domain.events import Finding, PayoutObserved
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
-from streamproc.log.forms import Fate, Offer, as_filled
-from streamproc.log.work import Asked, Desk, Work
+from streamproc.log.templates import Fate, Offer, as_filled
+from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
 from tests.words import NOW, observed, policies
 
@@ -105,21 +105,21 @@ async def reputations() -> Reputations:
     return known
 
 
-def desk(book: PolicyBook, now_us: int) -> Desk:
+def ctx(book: PolicyBook, now_us: int) -> BatchContext:
     async def none(_: object) -> list[object]:
         return []
 
     async def book_now() -> PolicyBook:
         return book
 
-    return Desk(now_us, 0, book, none, NoCache(), book_now, none)  # type: ignore[arg-type]
+    return BatchContext(now_us, 0, book, none, NoCache(), book_now, none)  # type: ignore[arg-type]
 
 
 def work_of(event: PayoutObserved) -> Work:
     return Work(b"1-1", [event], event.payout, beneficiary=NOTED)
 
 
-def as_a_whole(ask: Asked, event: PayoutObserved) -> Offer | None:
+def as_a_whole(ask: FastPath, event: PayoutObserved) -> Offer | None:
     work = work_of(event)
     work.open(b"0", None, NOTHING_ASKED, keep=False)
     return ask(work)
@@ -127,10 +127,10 @@ def as_a_whole(ask: Asked, event: PayoutObserved) -> Offer | None:
 
 def everything(offer: Offer) -> list[object]:
     """All that an offer says."""
-    form = offer.form
-    forms = (Fate.DONE, form), (Fate.NO_SLOT, form.no_slot), (Fate.NO_ROOM, form.no_room)
-    filled = [(as_filled(one, offer), offer.told(fate)) for fate, one in forms if one is not None]
-    return [offer.ask, offer.at, offer.agent, form.ends, *filled]
+    template = offer.template
+    templates = (Fate.DONE, template), (Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)
+    filled = [(as_filled(one, offer), offer.told(fate)) for fate, one in templates if one is not None]
+    return [offer.ask, offer.at, offer.agent, template.ends, *filled]
 
 
 @settings(max_examples=200, deadline=None)
@@ -138,9 +138,9 @@ def everything(offer: Offer) -> list[object]:
 async def test_an_offer_at_sight_is_the_offer_of_who_looks_at_the_whole(
     book: PolicyBook, history: list[tuple[PayoutObserved, int]]
 ) -> None:
-    way = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)
+    way = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)
     for event, now_us in history:
-        ask = way(desk(book, now_us))
+        ask = way(ctx(book, now_us))
         at_sight, whole = ask.at_sight(work_of(event)), as_a_whole(ask, event)
         if at_sight is not None:
             assert whole is not None
@@ -148,7 +148,7 @@ async def test_an_offer_at_sight_is_the_offer_of_who_looks_at_the_whole(
 
 
 async def test_who_was_paid_before_is_offered_at_sight_what_he_asks_for(book: PolicyBook) -> None:
-    ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, NOW + US))
+    ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, NOW + US))
     first = observed("pout_1", 100, url=URLS[0])
     assert ask.at_sight(work_of(first)) is None
     assert as_a_whole(ask, first) is not None
@@ -161,12 +161,12 @@ async def test_who_was_paid_before_is_offered_at_sight_what_he_asks_for(book: Po
 
 
 async def test_what_was_remembered_ends_with_the_policies(book: PolicyBook) -> None:
-    way = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)
+    way = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)
     event = observed("pout_1", 100, url=URLS[0])
-    assert as_a_whole(way(desk(book, NOW + US)), event) is not None
-    assert way(desk(book, NOW + US)).at_sight(work_of(event)) is not None
+    assert as_a_whole(way(ctx(book, NOW + US)), event) is not None
+    assert way(ctx(book, NOW + US)).at_sight(work_of(event)) is not None
     frozen = book_of(POLICIES.replace("bot: {", "bot: {frozen: true, "))
-    assert way(desk(frozen, NOW + US)).at_sight(work_of(event)) is None
+    assert way(ctx(frozen, NOW + US)).at_sight(work_of(event)) is None
 
 
 async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remembered(
@@ -178,7 +178,9 @@ async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remember
     monkeypatch.setitem(governance.RULES, "approval", (*governance.RULES["approval"], new))
     narrowed.rules_under.cache_clear()
     try:
-        ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, NOW + US))
+        ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(
+            ctx(book, NOW + US)
+        )
         event = observed("pout_1", 100, url=URLS[0])
         assert as_a_whole(ask, event) is not None
         assert ask.at_sight(work_of(event)) is None
@@ -197,7 +199,7 @@ async def test_plans_are_made_anew_where_there_would_be_too_many(
     book: PolicyBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "PLANS_MAX", 1)
-    ask = straight_way(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(desk(book, NOW + US))
+    ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, NOW + US))
     one, other = observed("pout_1", 100, url=URLS[0]), observed("pout_2", 100, url=URLS[1])
     for event in (one, other):
         assert as_a_whole(ask, event) is not None
@@ -210,7 +212,7 @@ async def test_what_is_asked_for_is_not_kept_for_ever(
 ) -> None:
     """A worker runs for months, and windows are others each quarter of an hour."""
     monkeypatch.setattr(reserve, "TERMS_MAX", 3)
-    kept = plans.Plans(Forms(), ZONE).under(book).terms
+    kept = plans.Plans(Templates(), ZONE).under(book).terms
     for quarter in range(9):
         for agent in ("bot", "free"):
             record = fold([observed(agent=agent, at=NOW + quarter * QUARTER_US)])

@@ -6,7 +6,7 @@ import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import EntrySetAside, PayoutObserved
 from streamproc.log import batch, scripts
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed
 
@@ -34,7 +34,7 @@ async def test_an_entry_that_fails_by_itself_is_tried_a_few_times_and_set_aside(
 ) -> None:
     tried: list[str] = []
 
-    async def fails(items: list[Item], desk: Desk) -> None:
+    async def fails(items: list[Item], ctx: BatchContext) -> None:
         for work, _ in items:
             if work.payout == "pout_bad":
                 tried.append(work.payout)

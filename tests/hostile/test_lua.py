@@ -23,10 +23,10 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, held, letters, restore, scripts, server, trim
+from streamproc.log import batch, claims, letters, restore, scripts, trim
 from streamproc.log.connection import connected
+from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
-from streamproc.log.gone import Gone
 from streamproc.log.names import Names
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
@@ -189,13 +189,13 @@ async def by_hand(client: Redis, url: str) -> None:
     backoff = scripts.Backoff(0.0, 0.0, 0.0)
     await scripts.defer(client, NAMES, "g", [scripts.Deferral(entry, 0.0, True)] * 2, backoff)
     await scripts.due_retries(client, NAMES, "g", "b", limit=4)
-    await held.take_up(client, NAMES, "g", "b", [entry], most=9)
-    await held.hold(client, NAMES, "g", "b", [entry])
-    await Gone(NAMES, "g", "c")._take_from(client, "b", 0, 9)
+    await claims.take_up(client, NAMES, "g", "b", [entry], most=9)
+    await claims.renew(client, NAMES, "g", "b", [entry])
+    await DeadConsumers(NAMES, "g", "c")._take_from(client, "b", 0, 9)
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")
-    await server.delivered_before(client, NAMES)
+    await scripts.delivered_before(client, NAMES)
     await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
     await scripts.take_request(client, NAMES, "t", number=2, window_s=60)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)

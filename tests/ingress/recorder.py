@@ -1,4 +1,4 @@
-"""A door that remembers what came through it, and knows a key that it saw: enough for a producer's tests."""
+"""A producer that remembers what was appended, and knows a key that it saw: enough for a producer's tests."""
 
 from streamproc.domain.events import Event
 from streamproc.errors import LogUnavailable
@@ -16,6 +16,9 @@ class Recorder:
 
     def now_us(self) -> int:
         return self.now_s * 1_000_000
+
+    async def sync(self) -> None:
+        """Its clock is right by itself."""
 
     async def append(self, what: Append, /) -> Appended:
         if self.is_away:

@@ -65,6 +65,7 @@ class Desk:
     def __init__(self, *items: Item, interval_s: float = 3_600) -> None:
         self.bank = Bank(*items)
         self.door = Recorder()
+        self.door.sync = self._sync  # type: ignore[method-assign]
         self.cursor: int | None = None
         self.slept_s = 0
         self.poller = Poller(
@@ -75,7 +76,6 @@ class Desk:
             interval_s=interval_s,
             load_cursor=self._load,
             save_cursor=self._save,
-            sync=self._sync,
         )
 
     async def _sync(self) -> None:

@@ -21,7 +21,7 @@ from streamproc.ingress.razorpay_watch import (
 )
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.watch import Watched
+from streamproc.log.watch_list import WatchList
 from tests.bank import Sandbox, running_sandbox
 from tests.ingress.recorder import Recorder
 
@@ -49,7 +49,7 @@ class Watch:
     def __init__(self, redis_url: str, redis: Redis, client: Razorpay) -> None:
         self.door = Recorder()
         self.door.now_s = int(time.time())
-        self.list = Watched(redis_url, account=ACCOUNT, partitions=1)
+        self.list = WatchList(redis_url, account=ACCOUNT, partitions=1)
         self.watcher = Watcher(client, self.door, self.list, account=ACCOUNT)
         self.redis = redis
 
@@ -59,7 +59,7 @@ class Watch:
         await self.redis.hset(NAMES.payout(payout), "s", encode_record(record))
 
     async def watched(self) -> set[str]:
-        return {member.decode() for member in await self.redis.zrange(NAMES.watched, 0, -1)}
+        return {member.decode() for member in await self.redis.zrange(NAMES.watch_list, 0, -1)}
 
     def shown(self) -> list[tuple[str, str, str]]:
         return [

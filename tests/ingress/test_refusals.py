@@ -8,7 +8,7 @@ import pytest
 from streamproc.domain.events import AccessRefused
 from streamproc.ingress import refusals
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
-from streamproc.ingress.refusals import INTERVAL_S, KINDS_MAX, TEXT_CHARS_MAX, Refusals, Seldom
+from streamproc.ingress.refusals import INTERVAL_S, KINDS_MAX, TEXT_CHARS_MAX, Refusals, ThrottledWarning
 from streamproc.log.names import partition_of
 from streamproc.log.stream import Append, Appended
 from tests.deadline import DEADLINE_S
@@ -159,9 +159,9 @@ async def test_forged_webhooks_are_a_line_of_the_log_in_a_time_and_not_one_each(
 
 def test_what_is_seldom_said_has_the_number(caplog: pytest.LogCaptureFixture):
     clock = Clock()
-    seldom = Seldom(logging.getLogger("seldom"), "strangers", clock=clock)
+    warning = ThrottledWarning(logging.getLogger("warning"), "strangers", clock=clock)
     for _ in range(5):
-        seldom.say()
+        warning.count()
     clock.now += INTERVAL_S
-    seldom.say()
+    warning.count()
     assert [record.getMessage() for record in caplog.records] == ["strangers: 1", "strangers: 5"]

@@ -14,9 +14,9 @@ from streamproc.api.asgi import create_app
 from streamproc.api.health import Check
 from streamproc.api.slack import slack_operation
 from streamproc.clients.slack import open_slack
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import button_value
 from streamproc.domain.events import AccessRefused, ReviewRefused, ReviewSubmitted
-from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.ingress import slack_review
 from streamproc.ingress.refusals import Refusals

@@ -18,7 +18,7 @@ from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.stream import open_log
-from streamproc.log.work import Desk, Group, Item, Stage, Work
+from streamproc.log.work import BatchContext, Group, Item, Stage, Work
 from tests.bank import until
 from tests.properties.test_straight import governance
 from tests.words import apply_policies, observed
@@ -35,7 +35,7 @@ class Seen:
         stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=self._look)
         self.group = Group(name="g", stages=(stage,), outputs_are_facts=facts, read_max=1)
 
-    async def _look(self, items: Sequence[Item], _: Desk) -> None:
+    async def _look(self, items: Sequence[Item], _: BatchContext) -> None:
         self.looks += [
             (work.record.bank_status if work.record else "", bool(work.loaded)) for work, _ in items
         ]
@@ -168,17 +168,17 @@ async def test_a_batch_that_is_tried_one_by_one_is_committed_under_the_policies_
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit is lowered between the first work and the second: the first is not approved under the old one."""
-    chain = replace(governance(), straight=None)
+    chain = replace(governance(), fast_path=None)
     await open_log(client, partitions=1, groups=[chain.name])
     await apply_policies(client, "policies: {bot: {per_txn_limit: 1000, daily_limit: 100000}}")
     handler, run_chain, runs = Handler(0, chain, Limits()), batch.run_chain, 0
 
-    async def lowered_midway(group: Group, works: Sequence[Work], desk: Desk) -> None:
+    async def lowered_midway(group: Group, works: Sequence[Work], ctx: BatchContext) -> None:
         nonlocal runs
         runs += 1
         if runs == 1:
             raise RuntimeError("nobody named this")
-        await run_chain(group, works, desk)
+        await run_chain(group, works, ctx)
         if runs == 2:
             await apply_policies(client, "policies: {bot: {per_txn_limit: 50, daily_limit: 100000}}")
 

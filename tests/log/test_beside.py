@@ -17,7 +17,7 @@ from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
 from streamproc.log.upkeep import Found, Upkeep
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.deadline import DEADLINE_S
 from tests.words import observed
@@ -37,7 +37,7 @@ class Bank:
             stages=(Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call),),
         )
 
-    async def _call(self, items: Sequence[Item], _: Desk) -> None:
+    async def _call(self, items: Sequence[Item], _: BatchContext) -> None:
         self.payouts += [work.payout for work, _ in items]
         self.called.set()
         await self.answers.wait()

@@ -8,9 +8,9 @@ from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connect, connected, is_quiet, named_errors
 from streamproc.log.health import log_sizes, replica_count, server_settings
 from streamproc.log.inspect import counted_budgets, counted_in, forgot_nothing, record_of
-from streamproc.log.kept import Kept
 from streamproc.log.names import META, Names
 from streamproc.log.nodes import ClusterClient, cluster_of, every_node, slot_of
+from streamproc.log.pool import ClientPool
 from streamproc.log.stream import BEGUN
 from tests.bank import until
 from tests.valkey_cluster import valkey_cluster
@@ -70,12 +70,12 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
         assert (await log_sizes(client, 5)).memory_max == 50_000_000
 
         # Connections to nodes are kept for the next question too, unless one of them was closed.
-        kept = Kept(cluster.url)
-        async with kept.lent() as first:
+        kept = ClientPool(cluster.url)
+        async with kept.acquire() as first:
             assert [await first.exists(names.log) for names in (A, B)] == [0, 0]
             used = [await node.client_id() for node in await every_node(first)]
             assert await record_of(first, 5, "pout_nowhere") is None
-        async with kept.lent() as second:
+        async with kept.acquire() as second:
             assert second is first
             assert await record_of(first, 5, "pout_nowhere") is None
         last = max(cluster.primaries, key=lambda node: node.port)  # by their addresses, as they were asked
@@ -86,7 +86,7 @@ async def test_commands_go_to_their_nodes_and_a_wrong_map_is_put_right(public_di
             return not await is_quiet(first)
 
         await until(is_heard, what="a node has closed its connection")
-        async with kept.lent() as third:
+        async with kept.acquire() as third:
             assert third is not first
         await kept.aclose()
 

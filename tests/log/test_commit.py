@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.events import ReviewRefused
-from streamproc.log import held, letters, scripts
+from streamproc.log import claims, letters, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
@@ -136,7 +136,7 @@ async def test_what_was_delivered_too_often_is_told_of_and_not_taken_up(client: 
     once, often = await delivered(client, 2)
     await hold(client, once, deliveries=1)
     await hold(client, often, deliveries=2)
-    found = await held.take_up(client, NAMES, "g", "b", [once, often], most=2)
+    found = await claims.take_up(client, NAMES, "g", "b", [once, often], most=2)
     assert [(one.deliveries, one.id, one.entry is not None) for one in found] == [
         (2, once, True),
         (2, often, False),
@@ -152,7 +152,7 @@ async def test_a_delivery_after_which_an_entry_was_put_off_is_not_held_against_i
     for counts in (True, False, False):
         await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, counts)], backoff)
         await scripts.due_retries(client, NAMES, "g", "b", limit=10)
-    (found,) = await held.take_up(client, NAMES, "g", "b", [entry], most=9)
+    (found,) = await claims.take_up(client, NAMES, "g", "b", [entry], most=9)
     assert found.deliveries == 2
 
 
@@ -161,7 +161,7 @@ async def test_what_is_put_off_or_in_other_hands_or_has_left_the_log_is_not_take
     await hold(client, off, trimmed, deliveries=1)
     await scripts.defer(client, NAMES, "g", [Deferral(off, 60.0, False)], Backoff(0.0, 0.0, 0.0))
     await client.xdel(NAMES.log, trimmed)
-    assert await held.take_up(client, NAMES, "g", "b", [off, elsewhere, trimmed], most=9) == []
+    assert await claims.take_up(client, NAMES, "g", "b", [off, elsewhere, trimmed], most=9) == []
     rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
     assert [(row["message_id"], row["times_delivered"]) for row in rows] == [(off, 1), (elsewhere, 1)]
 

@@ -20,10 +20,18 @@ from streamproc.domain.record import Reservation
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogBroken
 from streamproc.log import grants, scripts
-from streamproc.log.forms import Fate, Offer, form_with, no_room_of, no_slot_of, offer_of, rejection_of
 from streamproc.log.grants import Grant
 from streamproc.log.names import Names, Note
 from streamproc.log.stream import open_log
+from streamproc.log.templates import (
+    Fate,
+    Offer,
+    no_room_of,
+    no_slot_of,
+    offer_of,
+    rejection_of,
+    template_with,
+)
 from tests.words import ACCOUNT, NOW, policies
 
 NAMES = Names(0)
@@ -84,14 +92,14 @@ def offer(ask: Ask, *, rejects: bool = False) -> Offer:
     plain = offer_of(ask, NOW, *told(ask, Admission(rate, room)))
     if not rejects:
         return plain
-    form = plain.form
+    template = plain.template
     if ask.windows:
         lack = told(ask, Admission(rate, replace(room, exceeded=0)))
-        form = replace(form, no_room=form_with(*no_room_of(ask, *texts(*lack))))
+        template = replace(template, no_room=template_with(*no_room_of(ask, *texts(*lack))))
     if ask.rate is not None and not ask.rate.hold:
         limited = told(ask, Admission(RateAnswer(0, 0, True, *terms)))
-        form = replace(form, no_slot=form_with(*no_slot_of(ask, *texts(*limited))))
-    return replace(plain, form=form)
+        template = replace(template, no_slot=template_with(*no_slot_of(ask, *texts(*limited))))
+    return replace(plain, template=template)
 
 
 def texts(record: PayoutRecord, out: Sequence[Event]) -> tuple[str, str]:
@@ -105,10 +113,10 @@ async def pending(client: Redis) -> bytes:
     return entry
 
 
-async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0", *, unasked_at: int = 0) -> list[int]:
+async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0", *, decided_at: int = 0) -> list[int]:
     m = (b'{"cause":"', b'"}')
     return await grants.grant(
-        client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60, unasked_at=unasked_at
+        client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60, decided_at=decided_at
     )
 
 
@@ -262,9 +270,9 @@ async def test_a_time_after_that_of_redis_or_long_before_it_is_refused(client: R
     seconds, us = await client.time()
     now = seconds * 1_000_000 + us
     for off_s in (60, -11):
-        assert await send(client, [one], unasked_at=now + off_s * 1_000_000) == [Fate.LEFT]
+        assert await send(client, [one], decided_at=now + off_s * 1_000_000) == [Fate.LEFT]
     assert await everything(client) == before
-    assert await send(client, [one], unasked_at=now) == [Fate.DONE]
+    assert await send(client, [one], decided_at=now) == [Fate.DONE]
 
 
 async def test_without_a_slot_no_room_is_taken_and_without_room_no_slot(client: Redis) -> None:

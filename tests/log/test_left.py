@@ -9,14 +9,14 @@ from redis.asyncio import Redis
 from streamproc.domain.events import EntrySetAside, PayoutObserved
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogUnavailable
-from streamproc.log import gone, scripts, upkeep
+from streamproc.log import dead_consumers, scripts, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
 from streamproc.log.upkeep import SUSPECT_DELIVERIES, Found, Upkeep
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed
 
@@ -38,7 +38,7 @@ class Doing:
         stage = Stage(name="do", consumes=frozenset({PayoutObserved}), handle=self._do)
         self.group = Group(name="g", stages=(stage,))
 
-    async def _do(self, items: Sequence[Item], _: Desk) -> None:
+    async def _do(self, items: Sequence[Item], _: BatchContext) -> None:
         self.given.append([work.payout for work, _ in items])
         if self.poison in self.given[-1]:
             raise Killed
@@ -47,7 +47,7 @@ class Doing:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has no connection is gone, and is looked for all the time."""
-    monkeypatch.setattr(gone, "IDLE_MS", 1)
+    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
     monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
     monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
 
@@ -221,7 +221,7 @@ async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_i
     ids = await pay(client, "pout_1")
     await hold(client, ids, 1)
 
-    async def lose(_: Sequence[Item], __: Desk) -> None:
+    async def lose(_: Sequence[Item], __: BatchContext) -> None:
         raise LogUnavailable("Redis is away")
 
     stage = Stage(name="lose", consumes=frozenset({PayoutObserved}), handle=lose)

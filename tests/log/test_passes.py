@@ -17,7 +17,7 @@ from streamproc.log.names import Names
 from streamproc.log.opened import Opener
 from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.properties.test_straight import governance
 from tests.words import apply_policies, observed
 
@@ -42,7 +42,7 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
     monkeypatch.setattr(batch, "STALE_MAX", 3)
     ran = 0
 
-    async def look(items: Sequence[Item], _: Desk) -> None:
+    async def look(items: Sequence[Item], _: BatchContext) -> None:
         nonlocal ran
         ran += 1
         for work, _event in items:
@@ -67,7 +67,7 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
 
 async def test_after_a_failover_the_same_revision_may_mean_other_policies(client: Redis) -> None:
     """The new server had lost a change, and another one got its number."""
-    chain = replace(governance(), straight=None)
+    chain = replace(governance(), fast_path=None)
     await open_log(client, partitions=1, groups=[chain.name])
     handler, reasons = Handler(0, chain, Limits()), []
     for n, limit in enumerate((1_000, 50)):
@@ -94,7 +94,7 @@ async def test_what_a_server_that_is_gone_may_have_delivered_counts_as_taken_and
 async def test_beside_what_is_about_no_payout_each_payout_has_its_own_record(client: Redis) -> None:
     looks: list[tuple[str, str]] = []
 
-    async def look(items: Sequence[Item], _: Desk) -> None:
+    async def look(items: Sequence[Item], _: BatchContext) -> None:
         looks.extend((work.payout, work.loaded.payout if work.loaded else "") for work, _event in items)
 
     stage = Stage(name="look", consumes=frozenset({PayoutObserved, PolicyChanged}), handle=look)
@@ -117,7 +117,7 @@ async def test_beside_what_is_about_no_payout_each_payout_has_its_own_record(cli
 async def test_an_output_says_who_wrote_it_and_which_entry_caused_it(client: Redis) -> None:
     """Else its own writers would handle it again, and nobody could say why a payout was decided."""
 
-    async def emit(items: Sequence[Item], _: Desk) -> None:
+    async def emit(items: Sequence[Item], _: BatchContext) -> None:
         for work, event in items:
             work.emit(event)  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ from redis.asyncio import Redis
 
 from streamproc.errors import LogBroken
 from streamproc.log.names import Names
-from streamproc.log.server import delivered_before
+from streamproc.log.scripts import delivered_before
 
 NAMES = Names(0)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from consumers.plans import BookPlans
 from streamproc.bench.pure import NoCache
 from streamproc.domain.events import PayoutObserved, PayoutRequested
-from streamproc.log import unasked
+from streamproc.log import remembered
 from tests.model.playing import Crew, counters, stories
 from tests.model.stepping import START, Row, World, governance, the_tests_clock, vendors
 from tests.words import ACCOUNT, observed, requested
@@ -102,7 +102,7 @@ def one_by_one(rows: list[Row]) -> list[Batch]:
 
 async def agree(url: str, batches: list[Batch], believed_s: float) -> None:
     before = [[event] for event in paid_before()]
-    with mock.patch.object(unasked, "BELIEVED_S", believed_s):
+    with mock.patch.object(remembered, "BELIEVED_S", believed_s):
         rows, state = await played(url, [*before, *batches], straight=True)
     chain_rows, chain_state = await played(url, one_by_one(rows), straight=False)
     assert {payout: sorted(story) for payout, story in stories(rows).items()} == {

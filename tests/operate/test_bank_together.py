@@ -14,8 +14,8 @@ from streamproc.clients.limiter import SharedLimiter
 from streamproc.clients.oauth import REFRESH_BEFORE_S, TokenKeeper, vault_name
 from streamproc.errors import ConfigError, LogUnavailable, TryAgain
 from streamproc.log.inspect import clock_us
-from streamproc.log.names import Names
-from streamproc.log.pace import HOME, Pace
+from streamproc.log.names import SHARED_PARTITION, Names
+from streamproc.log.pace import Pace
 from streamproc.log.vault import Vault
 from streamproc.operate.bank import opened_bank
 from streamproc.settings import Settings, load, require
@@ -63,7 +63,7 @@ async def test_processes_together_take_turns_at_one_pace(redis_url: str) -> None
     async with Redis.from_url(redis_url) as client:
         began_us = await clock_us(client)
         waits = [await paces[n % 3].reserve() for n in range(40)]
-        next_us = int(await client.get(Names(HOME).pace("test")) or 0)
+        next_us = int(await client.get(Names(SHARED_PARTITION).pace("test")) or 0)
     for pace in paces:
         await pace.aclose()
     assert waits[:8] == [0] * 8
@@ -74,12 +74,12 @@ async def test_a_call_is_told_to_wait_until_its_turn_comes(redis_url: str) -> No
     pace = Pace(redis_url, name="test", per_s=8, burst=1)
     async with Redis.from_url(redis_url) as client:
         turn_us = await clock_us(client) + 10_000_000
-        await client.set(Names(HOME).pace("test"), turn_us)
+        await client.set(Names(SHARED_PARTITION).pace("test"), turn_us)
         before_us = await clock_us(client)
         wait_us = round(await pace.reserve() * 1e6)
         after_us = await clock_us(client)
         assert turn_us - after_us <= wait_us <= turn_us - before_us
-        assert int(await client.get(Names(HOME).pace("test")) or 0) == turn_us + 125_000
+        assert int(await client.get(Names(SHARED_PARTITION).pace("test")) or 0) == turn_us + 125_000
     await pace.aclose()
 
 
@@ -87,7 +87,7 @@ async def test_a_wait_that_cannot_be_is_a_clock_that_went_back(redis_url: str) -
     pace = Pace(redis_url, name="test", per_s=8, burst=1)
     await pace.reserve()
     async with Redis.from_url(redis_url) as client:
-        await client.set(Names(HOME).pace("test"), int((time.time() + 3_600) * 1e6))
+        await client.set(Names(SHARED_PARTITION).pace("test"), int((time.time() + 3_600) * 1e6))
     assert await pace.reserve() == 0
     await pace.aclose()
 
@@ -158,7 +158,7 @@ async def test_what_is_kept_of_the_token_is_unreadable_without_the_clients_secre
     await bank.bank(expire_token=True)
     await approved(settings(redis_url, bank), made["id"])
     async with Redis.from_url(redis_url) as client:
-        kept = await client.get(Names(HOME).vault(vault_name(bank.config.oauth_refresh_token)))
+        kept = await client.get(Names(SHARED_PARTITION).vault(vault_name(bank.config.oauth_refresh_token)))
     assert kept is not None
     assert b"access" not in kept
     other = settings(redis_url, bank, RAZORPAY_OAUTH_CLIENT_SECRET="another")

@@ -13,7 +13,7 @@ from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import letters, scripts
 from streamproc.log.names import Names
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from streamproc.operate.dead import discard, list_letters, redrive, show_letter, stream_id
 from streamproc.operate.groups import groups
 from tests.deadline import DEADLINE_S
@@ -103,7 +103,7 @@ async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(re
 def refusing() -> Group:
     """Governance that admits intents, and fails after that."""
 
-    async def refuse(items: Sequence[Item], desk: Desk) -> None:
+    async def refuse(items: Sequence[Item], ctx: BatchContext) -> None:
         for work, _ in items:
             work.fail(Unprocessable("it is poison"))
 

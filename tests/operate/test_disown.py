@@ -10,8 +10,8 @@ import consumers
 from projections import keep
 from streamproc.archive.disowned import digest_of, is_disowned
 from streamproc.cli import run as cli
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.events import EntryDisowned
-from streamproc.domain.said import WHY_CHARS_MAX
 from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.names import Names

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import consumers
-from consumers import straight
+from consumers import fast_path
 from consumers.vet import Reputations
 from streamproc.domain.events import PayoutObserved, PayoutRequested
 from streamproc.domain.governance import RULES
@@ -18,7 +18,7 @@ from streamproc.domain.payouts import decode_record, encode_record, fold
 from streamproc.domain.wire import decode_events, decode_meta, encode_events
 from streamproc.log import grants
 from streamproc.log.connection import connected
-from streamproc.log.forms import Fate
+from streamproc.log.templates import Fate
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, NOW, Vendors, delivery, observed, requested
@@ -141,7 +141,7 @@ async def test_straight_or_through_the_chain_the_same_is_recorded(
     redis_url: str, history: list[PayoutObserved | PayoutRequested]
 ) -> None:
     entries, state = await recorded(redis_url, history, governance())
-    by_chain, state_by_chain = await recorded(redis_url, history, replace(governance(), straight=None))
+    by_chain, state_by_chain = await recorded(redis_url, history, replace(governance(), fast_path=None))
     for ours, theirs in zip(entries, by_chain, strict=True):
         assert ours == theirs
     assert state == state_by_chain
@@ -174,7 +174,7 @@ async def test_without_a_slot_or_room_the_script_records_what_the_chain_records(
         for n, url in enumerate(URLS[1:3])
     ]
     ours = await recorded(redis_url, paid + history, governance())
-    assert ours == await recorded(redis_url, paid + history, replace(governance(), straight=None))
+    assert ours == await recorded(redis_url, paid + history, replace(governance(), fast_path=None))
 
 
 async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(redis_url: str) -> None:
@@ -185,7 +185,7 @@ async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(
             event = observed(f"pout_{agent}{n}", 100 + n, agent=agent, url="https://shop.example/100%25?%d")
             history.append(replace(event, facts=replace(event.facts, reference_id=text)))
     entries, state = await recorded(redis_url, history, governance())
-    assert (entries, state) == await recorded(redis_url, history, replace(governance(), straight=None))
+    assert (entries, state) == await recorded(redis_url, history, replace(governance(), fast_path=None))
 
 
 async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> None:
@@ -264,11 +264,11 @@ def test_a_chain_with_another_stage_or_other_rules_has_no_straight_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     group = governance()
-    assert straight.stands_for(group.stages)
-    assert not straight.stands_for(group.stages[1:])
-    assert not straight.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
+    assert fast_path.stands_for(group.stages)
+    assert not fast_path.stands_for(group.stages[1:])
+    assert not fast_path.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
     monkeypatch.setitem(RULES, "anomaly", ())
-    assert not straight.stands_for(group.stages)
+    assert not fast_path.stands_for(group.stages)
 
 
 async def test_what_the_script_fails_at_is_left_to_the_chain(

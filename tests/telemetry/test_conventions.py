@@ -17,7 +17,7 @@ from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.errors import TryAgain
 from streamproc.ingress.problems import Receive, Scope, Send
-from streamproc.log.traced import _tell_call
+from streamproc.log.batch_traces import _tell_call
 from streamproc.telemetry import watch
 from streamproc.telemetry.metrics import Meters
 from streamproc.telemetry.spans import new_place
@@ -25,7 +25,7 @@ from tests.clients.loopback import always, loopback, response
 from tests.telemetry.test_traces import Keeping, Told
 
 ROOT = Path(__file__).parents[2]
-TELL = ("streamproc/log/traced.py", "streamproc/api/tracing.py", "projections/traced.py")
+TELL = ("streamproc/log/batch_traces.py", "streamproc/api/tracing.py", "projections/traced.py")
 NAMED = re.compile(r'"((?:messaging|http|url|server|service|peer|error|client|network)\.[a-z_.]+)"')
 
 

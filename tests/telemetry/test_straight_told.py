@@ -109,7 +109,7 @@ async def test_what_goes_straight_is_told_of_as_what_the_chain_commits(
 ) -> None:
     caplog.set_level(logging.INFO, "streamproc.decisions")
     ours = await heard(redis_url, governance(), caplog, before=before)
-    chain = await heard(redis_url, replace(governance(), straight=None), caplog, before=before)
+    chain = await heard(redis_url, replace(governance(), fast_path=None), caplog, before=before)
 
     assert ours.counts == chain.counts
     assert ours.counts["streamproc_decisions_total", "APPROVED", "POLICY_OK"] == 2 + before
@@ -131,7 +131,7 @@ async def test_where_nobody_traces_the_same_is_counted_and_said(
     """Of payouts that share a form, which are told of together."""
     caplog.set_level(logging.INFO, "streamproc.decisions")
     ours = await heard(redis_url, governance(), caplog, traced=False, before=2)
-    chain = await heard(redis_url, replace(governance(), straight=None), caplog, traced=False, before=2)
+    chain = await heard(redis_url, replace(governance(), fast_path=None), caplog, traced=False, before=2)
 
     assert ours.stages["straight"] == 2
     assert ours.counts == chain.counts

@@ -10,13 +10,13 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from streamproc.log import watched
+from streamproc.log import batch_telemetry
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
 from streamproc.telemetry import watch
 from streamproc.telemetry.metrics import Meters
 from tests.engine import DEADLINE_S, Engine
-from tests.log.test_unasked import Bench
+from tests.log.test_remembered import Bench
 from tests.words import ACCOUNT, apply_policies, observed
 
 POLICIES = """
@@ -32,8 +32,8 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """A worker of whom metrics and lines are wanted, and no traces."""
     caplog.set_level(logging.INFO, "streamproc.decisions")
-    for wait in ("TOGETHER_S", "UNTOLD_S"):  # no test depends on how quick it is
-        monkeypatch.setattr(watched, wait, 60.0)
+    for wait in ("TOGETHER_S", "UNRECORDED_S"):  # no test depends on how quick it is
+        monkeypatch.setattr(batch_telemetry, wait, 60.0)
     watch.turn_on(Meters(CollectorRegistry()), None)
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=["governance"])
@@ -54,18 +54,18 @@ async def test_small_batches_are_told_of_together_while_redis_has_the_next(
         await bench.decide(observed(f"pout_{n}", 10))
     assert told(caplog) == []
 
-    monkeypatch.setattr(watched, "TOGETHER_S", 0.0)
+    monkeypatch.setattr(batch_telemetry, "TOGETHER_S", 0.0)
     await bench.decide(observed("pout_3", 10))
     assert told(caplog) == [["pout_0", "pout_1", "pout_2"]]
 
-    bench.handler.watched.tell()
+    bench.handler.telemetry.record()
     assert told(caplog)[1:] == [["pout_3"]]
 
 
 async def test_so_many_are_told_of_without_waiting_any_longer(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched, "UNTOLD_MAX", 2)
+    monkeypatch.setattr(batch_telemetry, "UNRECORDED_MAX", 2)
     await bench.decide(observed("pout_0", 10), observed("pout_1", 20))
     await bench.decide(observed("pout_2", 10))
     await bench.decide(observed("pout_3", 10))
@@ -86,7 +86,7 @@ async def test_what_the_chain_decides_is_told_of_after_what_went_straight_before
 async def test_it_is_told_of_in_time_while_the_same_worker_waits_for_others(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched, "UNTOLD_S", 0.01)
+    monkeypatch.setattr(batch_telemetry, "UNRECORDED_S", 0.01)
     await bench.decide(observed("pout_0", 10))
     async with asyncio.timeout(DEADLINE_S):
         while told(caplog) != [["pout_0"]]:

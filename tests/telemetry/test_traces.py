@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from prometheus_client import CollectorRegistry
 
-from consumers.telling import Channels
+from consumers.channels import Channels
 from projections.fold import decode, steps_of
 from projections.traced import folded
 from streamproc.domain.events import PayoutObserved
@@ -15,7 +15,7 @@ from streamproc.errors import Unprocessable
 from streamproc.log.batch import Handler
 from streamproc.log.digests import Digests
 from streamproc.log.stream import LogView
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from streamproc.operate import dead
 from streamproc.operate.people import notification_over
 from streamproc.operate.site import Site
@@ -98,7 +98,7 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
 ) -> None:
     mended = False
 
-    async def handle(items: Sequence[Item], desk: Desk) -> None:
+    async def handle(items: Sequence[Item], ctx: BatchContext) -> None:
         for work, event in items:
             if not mended:
                 work.fail(Unprocessable("nobody can read this"))
@@ -133,7 +133,7 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
 async def test_that_people_are_told_of_a_dead_letter_is_below_it_in_the_tree(
     redis_url: str, tracer: Keeping
 ) -> None:
-    async def handle(items: Sequence[Item], desk: Desk) -> None:
+    async def handle(items: Sequence[Item], ctx: BatchContext) -> None:
         for work, _ in items:
             work.fail(Unprocessable("nobody can read this"))
 

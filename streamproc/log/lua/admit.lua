@@ -14,9 +14,8 @@
 -- NOLOG where there is no log: budgets may be half rebuilt then, and what a left-over worker takes would be lost.
 -- Why Lua: read, compare and add are one step; everything is read and checked before the first write.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a recorded answer is given again.
-if call('EXISTS', KEYS[2]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[2] .. ' is gone')
-end
+local lost = no_log(KEYS[2])
+if lost then return lost end
 local keep = tonumber(ARGV[1])
 local now = tonumber(call('TIME')[1])
 local number = tonumber(call('GET', KEYS[1]) or '0')

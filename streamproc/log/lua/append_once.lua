@@ -11,9 +11,8 @@ local AT_ONCE = 1000 -- keys in one EXISTS: Lua passes at most some 8,000 argume
 if #ARGV < 4 or (#ARGV - 1) % 3 ~= 0 then
   return redis.error_reply('ERR append_once: wrong number of arguments')
 end
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 whole(ARGV[1], 1, S_MAX)
 local keys, known = 1, {}
 for i = 2, #ARGV, 3 do keys = keys + whole(ARGV[i], 0, #KEYS - keys) end

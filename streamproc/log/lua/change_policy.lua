@@ -4,9 +4,8 @@
 -- ARGV[1] revision that the change was planned on, ARGV[2] `e`, ARGV[3] `m`, then field and its JSON ('' removes)
 -- Returns {1, entry id}, or {0, current revision} if somebody else changed it first; NOLOG where there is no log.  O(fields).
 -- Resent after a lost reply it answers 0: the caller plans again and finds nothing left to change.
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 if #ARGV < 3 or #ARGV % 2 == 0 then wrong('a field has no value') end
 whole(ARGV[1], 0, US_MAX)
 local rev = redis.call('HGET', KEYS[2], 'rev') or '0'

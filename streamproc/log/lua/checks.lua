@@ -1,6 +1,6 @@
 #!lua
--- Checks of a script's arguments before its first write, and numbers and ids as texts; this file is put before the scripts
--- that use it.
+-- What most scripts need: checks of their arguments before the first write, the clock, numbers and ids as texts. This file is
+-- put before the scripts that use it.
 -- KEYS[1], ... and ARGV as the script has them
 -- Returns nothing by itself; raises the call's error. Redis does not roll back, and a wrong count could make a loop run
 -- for ever on the server's one thread.
@@ -18,6 +18,17 @@ local US_MAX, MS_MAX, S_MAX = 2 ^ 53, 2 ^ 43, 2 ^ 33 -- a time that Redis takes 
 local format = string.format
 -- Numbers are doubles, whole and below 2^53, so %d gives every digit; %.0f took three times as long.
 local function int(x) return format('%d', x) end
+
+-- Redis's clock in µs.
+local function now_us()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+-- The answer where there is no log, else false: XADD would begin a new log in the place of a lost one.
+local function no_log(key)
+  return redis.call('EXISTS', key) == 0 and redis.error_reply('NOLOG ' .. key .. ' is gone')
+end
 
 local function parts_of(id)
   return string.match(id, '^(%d+)-(%d+)$')

@@ -6,9 +6,8 @@
 -- Returns 1, or 0 where somebody else has the lease by now and will tell it again. NOLOG where there is no log.
 -- O(what was counted). Safe to resend: the first run ends the lease.
 local call = redis.call
-if call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 if #ARGV ~= 7 or #KEYS ~= 4 then wrong('it has seven arguments and four keys') end
 local function negative(text) -- as text: a sum may be beyond 2^53, and -0 is no number to Redis
   if text == '0' then return text end
@@ -19,8 +18,7 @@ local number, sum = negative(ARGV[3]), negative(ARGV[4])
 whole(ARGV[5], 0, US_MAX)
 call('XLEN', KEYS[1])
 if call('ZSCORE', KEYS[2], ARGV[1]) ~= ARGV[2] or call('EXISTS', KEYS[3]) == 0 then return 0 end
-local time = call('TIME')
-local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[5]))
+local due = int(now_us() + tonumber(ARGV[5]))
 call('HINCRBY', KEYS[3], 'n', number)
 call('HINCRBY', KEYS[3], 'sum', sum)
 local more = call('HGET', KEYS[3], 'more') == '1' and '1' or '0' -- what came beyond the count since it was taken is told in the next one

@@ -11,9 +11,8 @@
 -- Returns {id of the record, paise that are not reserved any more}, '' if there is no such letter, or 'gone' if the entry
 --   has left Redis; NOLOG where there is no log.
 -- O(windows). Safe to resend: the letter is gone after the first run.
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 local frees = #KEYS > 3
 if #ARGV ~= (frees and 8 or 6) or #KEYS < 3 then wrong('it has six arguments and three keys, or eight and more') end
 redis.call('XLEN', KEYS[1])

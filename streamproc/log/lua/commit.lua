@@ -20,9 +20,8 @@
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
 local call, tonumber = redis.call, tonumber
-if call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 
 local there = {} -- index of a budget -> whether it exists; read before the first write
 -- Commit or release a payout's reservation in the budgets that exist. False if there is none, or it is settled so already.

@@ -9,11 +9,10 @@
 -- Returns for each alert 1 (tell it now) or 0 (it is counted, or was before).
 -- O(alerts). Safe to resend: a digest's first alert is known as the first, and each counted one as counted.
 local call, tonumber = redis.call, tonumber
-local time = call('TIME')
-local due = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]) + tonumber(ARGV[1]))
 local open_max, exact_max, examples_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if (#ARGV - 6) % 5 ~= 0 then wrong('it has a part of an alert') end
 for i = 1, 4 do whole(ARGV[i], 0, US_MAX) end
+local due = int(now_us() + tonumber(ARGV[1]))
 whole(ARGV[5], 0, MS_MAX)
 call('ZCARD', KEYS[1])
 local function look(index)

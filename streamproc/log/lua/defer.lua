@@ -8,8 +8,7 @@
 --   finished or another consumer has it: deferred, it would be taken from that consumer when it is due.
 -- O(entries * log n).
 -- Resent after a lost reply it counts an attempt twice at worst: the limit is reached one try early.
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = now_us()
 local first, longest, longest_wait = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 if (#ARGV - 5) % 4 ~= 0 then wrong('it has a part of an entry') end
 for i = 3, 5 do whole(ARGV[i], 0, US_MAX) end

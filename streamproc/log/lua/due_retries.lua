@@ -7,9 +7,7 @@
 -- Safe to resend: after a lost reply the consumer takes up again everything that is pending with it.
 whole(ARGV[3], 1, 2 ^ 31)
 redis.call('HLEN', KEYS[3])
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[3])
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', int(now_us()), 'LIMIT', 0, ARGV[3])
 local reply = {}
 for _, id in ipairs(due) do
   local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)

@@ -1,7 +1,7 @@
 #!lua
 -- Grant: decide, record and acknowledge new payouts whose decision needs the counters at most, all in one step (ADR 25).
--- Each payout brings a form (log/forms.py): ready-made texts for what the counters may answer. It is approved or held where
--- there is a rate slot and budget room, and rejected where not; or rejected outright, without asking a counter. Where its form
+-- Each payout brings a template (log/templates.py): ready-made texts for what the counters may answer. It is approved or held where
+-- there is a rate slot and budget room, and rejected where not; or rejected outright, without asking a counter. Where its template
 -- has no text for the answer, nothing at all is done about it, and the chain decides it.
 -- KEYS[1] stream log   KEYS[2] string counter   KEYS[3] hash policy   KEYS[4] zset runs (own.lua)
 -- KEYS[5..] hash of each payout, in order; then zset rates, hash budgets, hash beneficiaries, zset timers, which ARGV[6] names by index
@@ -12,12 +12,12 @@
 --   4 terms, flat, of each: as counters.lua has them; how many texts its payouts share, and these texts; where it has windows,
 --     the text of a reservation in 2 + 2 * windows pieces, between which go the number and what was reserved and committed in
 --     each window before; then for each window the text of its rejection, as far as the amount used;
---   5 forms, of each: length of its rows, 1 if the payout is over when it is granted, texts if it is granted, texts if there is
+--   5 templates, of each: length of its rows, 1 if the payout is over when it is granted, texts if it is granted, texts if there is
 --     no slot, texts if there is no room; false for an answer that is left to the chain. Texts: pieces of the record, its blanks, pieces
 --     of `e`, its blanks. Between two pieces is a placeholder, and the blank says what goes there: n > 0 the row's nth value,
 --     -1 the number, -2 the slots used before, -3 the text of the reservation, -4 the text of the window without room,
 --     -5, -6, ... the texts that payouts of these terms share;
---   6 rows, flat, of each payout: its form's number, then texts: entry, payout, amount (paise), received at (µs), the values of
+--   6 rows, flat, of each payout: its template's number, then texts: entry, payout, amount (paise), received at (µs), the values of
 --     its blanks; then the number of its pair, 0 where Redis was asked about it, and of its terms;
 --   7 notes, flat, of each: its payout's number, index of a beneficiaries' hash, the name to note in it, when (µs), and 1 if the
 --     decision holds only while that hash names nobody else;
@@ -25,27 +25,24 @@
 --   9 pairs, flat, of each: hash and vendor, hash and fund account: a remembered pair counts only if both are noted still;
 --   10 timers, empty or: index of their zset, then flat, of each: its payout's number, score (µs), member.
 -- Returns for each payout: 1 done; 2 rejected, no slot; 3 rejected, no room; 0 left, where nothing was done: it is known already, its
---   entry is acknowledged, its pair is not noted, somebody else was noted first, its form has no text for the answer, the policies
+--   entry is acknowledged, its pair is not noted, somebody else was noted first, its template has no text for the answer, the policies
 --   have changed, or the time of ARGV[6][8] is not near. What is left, the chain decides by admit.lua and commit.lua.
 -- NOLOG where there is no log.
 -- Why Lua: what is reserved is reserved in the step that records it, and a payout crosses the wire once.
 -- O(payouts * windows + log n of each rate set). Safe to resend: a second run finds the payouts known.
 -- Each command and argument has a fixed cost, so what can be asked or told of all payouts together is. string.format scans its
 -- whole format, so long texts come in pieces that are concatenated.
-if call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 whole(ARGV[3], 0, S_MAX)
-local LEFT, DONE, NO_SLOT, NO_ROOM = 0, 1, 2, 3 -- forms.py: Fate
-local UNASKED_US = 10000000 -- longest age of such a decision; an older one is of a host that slept, or whose clock was set
+local LEFT, DONE, NO_SLOT, NO_ROOM = 0, 1, 2, 3 -- templates.py: Fate
+local AGE_US_MAX = 10000000 -- longest age of such a decision; an older one is of a host that slept, or whose clock was set
 local request, reply = cmsgpack.unpack(ARGV[6]), {}
 if type(request) ~= 'table' or #request ~= 10 then wrong('it has no payouts') end
-local payouts, terms, forms, rows, notes = whole(request[1], 1, #KEYS - 4), request[4], request[5], request[6], request[7]
-local decided_at, time = whole(request[8], 0, US_MAX), call('TIME')
-local now, number = tonumber(time[1]), whole(call('GET', KEYS[2]) or 0, 0, US_MAX)
+local payouts, terms, templates, rows, notes = whole(request[1], 1, #KEYS - 4), request[4], request[5], request[6], request[7]
+local decided_at, now, number = whole(request[8], 0, US_MAX), now_us(), whole(call('GET', KEYS[2]) or 0, 0, US_MAX)
 local first_number = number
-local now_us = now * 1000000 + tonumber(time[2])
-local is_near = decided_at == 0 or (decided_at <= now_us and decided_at >= now_us - UNASKED_US)
+local is_near = decided_at == 0 or (decided_at <= now and decided_at >= now - AGE_US_MAX)
 if not is_near or (call('HGET', KEYS[3], 'rev') or '0') ~= ARGV[2] then
   for n = 1, payouts do reply[n] = LEFT end
   return reply
@@ -69,7 +66,7 @@ local noted_pairs, pairs_of = { [0] = true }, request[9]
 if #pairs_of % 4 ~= 0 then wrong('it has a part of a pair') end
 for k = 1, #pairs_of, 4 do
   local by_account, by_vendor = KEYS[whole(pairs_of[k], 5, #KEYS)], KEYS[whole(pairs_of[k + 2], 5, #KEYS)]
-  noted_pairs[(k + 3) / 4] = is_noted(by_account, pairs_of[k + 1], now_us) and is_noted(by_vendor, pairs_of[k + 3], now_us)
+  noted_pairs[(k + 3) / 4] = is_noted(by_account, pairs_of[k + 1], now) and is_noted(by_vendor, pairs_of[k + 3], now)
 end
 local notes_of, claimed = {}, {} -- payout's number -> places of its notes; key -> the name that this call will note in it
 if #notes % 5 ~= 0 then wrong('it has a part of a note') end
@@ -120,10 +117,10 @@ local function came_second(places)
 end
 
 local acknowledged, writes, written = {}, {}, 0
-local function grant(n, form, at)
-  local t, entry, paise = term_list[rows[at + form[1]]], rows[at + 2], rows[at + 4]
+local function grant(n, template, at)
+  local t, entry, paise = term_list[rows[at + template[1]]], rows[at + 2], rows[at + 4]
   local amount, received = whole(paise, 0, US_MAX), whole(rows[at + 5], 0, US_MAX)
-  if known[n] or not pending[entry] or not noted_pairs[rows[at + form[1] - 1]] then return LEFT end
+  if known[n] or not pending[entry] or not noted_pairs[rows[at + template[1] - 1]] then return LEFT end
   local fate, used, start, time, exceeded, before = DONE, 0, nil, nil, -1, nil
   if t.rate > 0 then
     used, start, time = slots_used(t, received)
@@ -133,7 +130,7 @@ local function grant(n, form, at)
     exceeded, before = exceeded_by(t, amount)
     if exceeded >= 0 then fate = NO_ROOM end
   end
-  local texts = form[2 + fate]
+  local texts = template[2 + fate]
   if not texts or (fate == DONE and notes_of[n] and came_second(notes_of[n])) then return LEFT end
   local admission = false
   if t.rate > 0 or t.windows >= 0 then
@@ -166,16 +163,16 @@ local function grant(n, form, at)
   writes[written + 3] = admission
   writes[written + 4] = filled(texts[3], texts[4], at)
   writes[written + 5] = ARGV[4] .. entry .. ARGV[5]
-  writes[written + 6] = form[2] == 1
+  writes[written + 6] = template[2] == 1
   written = written + 6
   return fate
 end
 
 local at = 0
 for n = 1, payouts do
-  local form = forms[rows[at + 1]]
-  reply[n] = grant(n, form, at)
-  at = at + form[1]
+  local template = templates[rows[at + 1]]
+  reply[n] = grant(n, template, at)
+  at = at + template[1]
 end
 if at ~= #rows then wrong('it has a part of a payout') end
 if #acknowledged == 0 then return reply end
@@ -191,7 +188,7 @@ for k = 1, written, 6 do
   last = call('XADD', KEYS[1], '*', 'e', writes[k + 3], 'm', writes[k + 4])
   first = first or last
 end
-write_counters(tonumber(ARGV[3]), now)
+write_counters(tonumber(ARGV[3]), math.floor(now / 1000000))
 if number > first_number then call('SET', KEYS[2], int(number)) end
 for k = 1, #notes, 5 do
   if reply[notes[k]] == DONE then note(KEYS[notes[k + 1]], notes[k + 2], notes[k + 3]) end

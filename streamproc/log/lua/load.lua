@@ -6,11 +6,7 @@
 -- Returns {now µs, policy revision, {version, record, admission} per payout, {name, µs, ...} per beneficiary}.
 --   If none of the payouts is known, as is usual, each is nil: one EXISTS is cheaper than an HMGET for each.
 -- O(payouts + beneficiaries, each of which holds few names). Changes nothing.
-local time = redis.call('TIME')
-local reply = {
-  string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2])),
-  redis.call('HGET', KEYS[1], 'rev') or '0',
-}
+local reply = { int(now_us()), redis.call('HGET', KEYS[1], 'rev') or '0' }
 local payouts = whole(ARGV[1], 0, #KEYS - 1)
 local known = payouts > 0 and redis.call('EXISTS', unpack(KEYS, 2, payouts + 1)) > 0
 for i = 2, payouts + 1 do

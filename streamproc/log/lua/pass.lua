@@ -5,7 +5,6 @@
 -- Returns how many entries were passed over.  NOLOG where there is no log.
 -- Why Lua: reading the group's place, checking what comes next and moving on are one step.
 -- O(runs, PASSED_MAX at most). Safe to resend: it goes on from where the first run ended.
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 return (pass_own(KEYS[1], ARGV[1], KEYS[2]))

@@ -6,9 +6,8 @@
 -- Returns that id: what is in the log up to it was written before this server, or its present run, was met; '0-0' for nothing.
 -- NOLOG where there is no log.  O(1). Safe to resend: one server is met once.
 local call = redis.call
-if call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 local met, run = call('HMGET', KEYS[2], 'run', 'upto'), string.match(call('INFO', 'server'), 'run_id:(%w+)')
 if met[1] == run and met[2] then return met[2] end
 local info, upto = call('XINFO', 'STREAM', KEYS[1]), '0-0'

@@ -6,8 +6,7 @@
 --   {lease, about, number counted, sum in paise, 1 if there were more than could be counted, examples...}.
 -- O(what was counted), where it is removed. Safe to resend: after a lost reply it waits until the lease is over.
 local call = redis.call
-local time = call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = now_us()
 if #KEYS ~= 3 then wrong('it has three keys') end
 whole(ARGV[2], 0, US_MAX)
 whole(ARGV[3], 0, 2 ^ 31)
@@ -20,7 +19,7 @@ if not found[1] or (found[2] == '0' and found[4] == '0') then
   return {}
 end
 whole(found[5], 0, 2 ^ 31)
-local lease = string.format('%.0f', now + tonumber(ARGV[2]))
+local lease = int(now + tonumber(ARGV[2]))
 call('ZADD', KEYS[1], lease, ARGV[1])
 if found[4] == '1' then call('HSET', KEYS[2], 'more', '2') end -- told; what comes beyond from now on makes it 1 again
 local reply = { lease, found[1], found[2], found[3], found[4] == '0' and '0' or '1' }

@@ -5,8 +5,7 @@
 -- Returns 0 if it was taken, else the µs to wait.
 -- O(1) but for a walk along the list's nodes of 8 KB. Resent after a lost reply it takes another: one request is wasted.
 local number, window = whole(ARGV[1], 1, 2 ^ 31), whole(ARGV[2], 1, US_MAX)
-local now = redis.call('TIME')
-now = tonumber(now[1]) * 1000000 + tonumber(now[2])
+local now = now_us()
 local newest = tonumber(redis.call('LINDEX', KEYS[1], 0) or '0')
 if newest > now + window then
   redis.call('DEL', KEYS[1])  -- the clock went back by more than a window
@@ -15,7 +14,7 @@ elseif newest > now then
 end
 local oldest = tonumber(redis.call('LINDEX', KEYS[1], number - 1) or '0')
 if oldest > now - window then return oldest + window - now end
-redis.call('LPUSH', KEYS[1], string.format('%.0f', now))
+redis.call('LPUSH', KEYS[1], int(now))
 redis.call('LTRIM', KEYS[1], 0, number - 1)
 redis.call('PEXPIRE', KEYS[1], math.ceil(window / 1000))
 return 0

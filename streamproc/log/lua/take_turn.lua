@@ -5,8 +5,7 @@
 -- ARGV[3] longest wait possible (µs), since no process holds more than one turn; a longer one means that the clock went back
 -- Returns the wait in µs.  O(1). Resent after a lost reply it takes another turn: one is wasted, none is given twice.
 for i = 1, 3 do whole(ARGV[i], 1, US_MAX) end
-local now = redis.call('TIME')
-now = tonumber(now[1]) * 1000000 + tonumber(now[2])
+local now = now_us()
 local between, burst, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now - (burst - 1) * between)
 if turn - now > longest then turn = now end

@@ -11,9 +11,8 @@
 -- O(groups + entries removed); only whole nodes of the stream go, so a few entries below the cut may stay.
 -- Safe to resend: it then removes what is left. Runs also when out of memory, since it frees some.
 local call = redis.call
-if call('EXISTS', KEYS[1]) == 0 then
-  return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is gone')
-end
+local lost = no_log(KEYS[1])
+if lost then return lost end
 
 if ARGV[1] ~= '0-0' and #call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return { 'lost' } end
 local now = call('TIME')

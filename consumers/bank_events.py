@@ -7,20 +7,18 @@ from streamproc.domain.events import (
     CommandOutcome,
     PayoutObserved,
 )
-from streamproc.log.work import Desk, Work
+from streamproc.log.work import BatchContext, Work
 
 
-def record_sighting(work: Work, desk: Desk, facts: BankPayout) -> None:
+def record_sighting(work: Work, ctx: BatchContext, facts: BankPayout) -> None:
     """The bank shows this payout."""
     account = work.known().account
-    work.emit(
-        PayoutObserved(at=desk.now_us, payout=work.payout, account=account, source="fetch", facts=facts)
-    )
+    work.emit(PayoutObserved(at=ctx.now_us, payout=work.payout, account=account, source="fetch", facts=facts))
 
 
 def record_answer(
     work: Work,
-    desk: Desk,
+    ctx: BatchContext,
     command: BankCommand,
     outcome: CommandOutcome,
     bank_status: str,
@@ -35,7 +33,7 @@ def record_answer(
     not known from the record."""
     work.emit(
         BankCommandAnswered(
-            at=desk.now_us,
+            at=ctx.now_us,
             payout=work.payout,
             command=command,
             outcome=outcome,

@@ -11,13 +11,13 @@ from streamproc.log.nodes import text_of
 Seeds = Callable[[Sequence[PayoutRecord]], Mapping[str, int]]
 
 
-class Watched:
+class WatchList:
     """Members are payout ids, scores Unix seconds. Its size is bounded by the payouts that are open at the bank."""
 
     def __init__(self, url: str, *, account: str, partitions: int) -> None:
         self._url = url
         self._names = Names(partition_of(account, partitions))
-        self._key = self._names.watched
+        self._key = self._names.watch_list
         self._mark = self._names.cursor("watch_seeded")
 
     async def add(self, when: Mapping[str, int]) -> None:

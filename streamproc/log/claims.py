@@ -1,4 +1,4 @@
-"""The entries that a consumer has in hand, and renewing its hold on them before others may claim them.
+"""A consumer's claims on the entries that it has in hand, renewed before others may claim them.
 
 What was read while a batch is at the bank waits for that batch, and for what was found beside it. Without a renewal it
 would look abandoned: another worker would take it over and, where entries are messages to people, tell them twice. Only
@@ -17,7 +17,7 @@ from streamproc.log.scripts import BATCH_MAX, Raw, Script
 PART = 4
 """Renewals within one claim time, so that a late or lost one does no harm."""
 
-_take_up, _hold = Script("take_up", "checks"), Script("hold", "checks")
+_take_up, _renew = Script("take_up", "checks"), Script("renew", "checks")
 
 
 class TakenUp(NamedTuple):
@@ -42,21 +42,21 @@ async def take_up(
     return [TakenUp(int(n), entry, *(tuple(raw) for raw in more)) for n, entry, *more in rows]
 
 
-async def hold(
+async def renew(
     client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes]
 ) -> list[bytes]:
-    """Renew the hold on entries; those that are still pending with the consumer."""
-    return list(await _hold(client, [names.log], [group, consumer, *entries]))
+    """Renew the claims on entries; those that are still pending with the consumer."""
+    return list(await _renew(client, [names.log], [group, consumer, *entries]))
 
 
-class Held:
-    """The entries that one consumer has in hand."""
+class Claims:
+    """The claims of one consumer."""
 
     def __init__(self, names: Names, group: str, consumer: str, claim_idle_s: float) -> None:
         self._names, self._group, self._me = names, group, consumer
         self._again_s = claim_idle_s / PART
         self._since: dict[bytes, float] = {}
-        """Entry -> when it was asked for, or its hold was last renewed (monotonic clock, s)."""
+        """Entry -> when it was asked for, or its claim was last renewed (monotonic clock, s)."""
         self._lost: set[bytes] = set()
         """Entries that others have taken over before they were handled."""
 
@@ -79,12 +79,12 @@ class Held:
         self._lost.clear()
 
     async def renew(self, client: Redis, *, late: int = 1) -> None:
-        """Renew the hold on entries whose last renewal is at least `late` renewal intervals ago."""
+        """Renew the claims on entries whose last renewal is at least `late` renewal intervals ago."""
         now = asyncio.get_running_loop().time()
         old = [entry for entry, since in self._since.items() if now - since >= late * self._again_s]
         for start in range(0, len(old), BATCH_MAX):
             chunk = old[start : start + BATCH_MAX]
-            ours = set(await hold(client, self._names, self._group, self._me, chunk))
+            ours = set(await renew(client, self._names, self._group, self._me, chunk))
             for entry in self._since.keys() & set(chunk):  # without those that were finished meanwhile
                 if entry in ours:
                     self._since[entry] = now

@@ -1,8 +1,8 @@
-"""Forms: the record and the events of a decision as texts with blanks, for `grant.lua` to fill in.
+"""Templates: the record and the events of a decision as texts with blanks, for `grant.lua` to fill in.
 
 Decisions on one agent's payouts differ in few places. So the texts go to the script once for all of them, and each
-payout brings only its own values. What would be recorded if there is no slot or no room is a form too, with the same
-values; the script takes the one that fits. A blank stands between two characters that no JSON text contains.
+payout brings only its own values. What would be recorded if there is no slot or no room is a template too, with the
+same values; the script takes the one that fits. A blank stands between two characters that no JSON text contains.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ from streamproc.domain.wire import encode_events
 MARK = "\x01"
 """Begins and ends a blank. JSON always escapes a control character."""
 PAYOUT, AMOUNT, RECEIVED_AT, VALUES = 3, 4, 5, 6
-"""Places in a payout's row, as `grant.lua` counts them: 1 is its form's number, 2 its entry; from VALUES on come its
-own values, as JSON."""
+"""Places in a payout's row, as `grant.lua` counts them: 1 is its template's number, 2 its entry; from VALUES on come
+its own values, as JSON."""
 NUMBER, USED, ROOM, LACK, COMMON = -1, -2, -3, -4, -5
 """Blanks that the script fills: the number and the slots used, the text of the reservation, the text of the window
 without room; and from COMMON downwards the texts that payouts with the same terms share."""
@@ -81,21 +81,21 @@ class Text(Struct, frozen=True):
         return [piece.replace(AT, when) if type(piece) is str else piece for piece in self.pieces]
 
 
-class Form(Struct, frozen=True):
+class Template(Struct, frozen=True):
     """The record and the events of an outcome, with blanks."""
 
     record: Text
     e: Text
-    no_slot: "Form | None" = None
+    no_slot: "Template | None" = None
     """What is recorded instead if there is no slot; None: left to the chain. `no_room` likewise."""
-    no_room: "Form | None" = None
+    no_room: "Template | None" = None
     ends: bool = False
     """Whether the payout is over then, so that its record may expire from Redis."""
 
 
-def form_with(record: str, e: str, *, ends: bool = False) -> Form:
-    """A form of a record's and an entry's text with marks."""
-    return Form(Text.of(record), Text.of(e), ends=ends)
+def template_with(record: str, e: str, *, ends: bool = False) -> Template:
+    """A template of a record's and an entry's text with marks."""
+    return Template(Text.of(record), Text.of(e), ends=ends)
 
 
 Told = tuple[PayoutRecord, Sequence[Event]]
@@ -108,9 +108,9 @@ class Offer(Struct, eq=False):
     ask: Ask
     at: int
     """When it is decided (µs)."""
-    form: Form
+    template: Template
     common: tuple[str, ...]
-    """Fill the form's blanks from COMMON on; the same object for payouts with the same terms."""
+    """Fill the template's blanks from COMMON on; the same object for payouts with the same terms."""
     values: Sequence[str]
     """Fill those from VALUES on."""
     agent: str
@@ -130,20 +130,21 @@ class Offer(Struct, eq=False):
 def offer_of(
     ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event], timers: Sequence[TimerFired] = ()
 ) -> Offer:
-    """An offer with a form of its own, for what is rare. Raises ValueError if `out` does not tell of slot and room."""
-    form = form_with(*form_of(ask, encode_record(record).decode(), encode_events(out).decode()))
+    """An offer with a template of its own, for what is rare. Raises ValueError if `out` does not tell of slot and
+    room."""
+    template = template_with(*template_of(ask, encode_record(record).decode(), encode_events(out).decode()))
     noted = [event for event in out if type(event) is BeneficiaryNoted]
-    return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out), noted, timers)
+    return Offer(ask, at, template, (), (), record.agent, lambda _: (record, out), noted, timers)
 
 
 def rejection_of(ask: Ask, at: int, record: PayoutRecord, out: Sequence[Event]) -> Offer:
     """An offer to reject a payout without asking a counter."""
     record_text, e = encode_record(record).decode(), encode_events(out).decode()
-    form = form_with(record_text, e, ends=is_terminal(record))
-    return Offer(ask, at, form, (), (), record.agent, lambda _: (record, out))
+    template = template_with(record_text, e, ends=is_terminal(record))
+    return Offer(ask, at, template, (), (), record.agent, lambda _: (record, out))
 
 
-def form_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
+def template_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
     """The texts of a granted payout with blanks in place of what only the script knows, which is 0 in them.
 
     The patterns replaced here contain a quoted name with its colon. Within a JSON string a quote is escaped, so a
@@ -155,7 +156,7 @@ def form_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
 
 
 def no_slot_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
-    """As `form_of`, of the texts of a rejection because there is no slot."""
+    """As `template_of`, of the texts of a rejection because there is no slot."""
     assert ask.rate is not None
     terms = f',"limit":{ask.rate.count},"window_s":{ask.rate.window_us // US},"number":'
     lack, blanks = f'"used":0{terms}0', f'"used":{blank(USED)}{terms}{blank(NUMBER)}'
@@ -163,7 +164,7 @@ def no_slot_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
 
 
 def no_room_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
-    """As `form_of`, of the texts of a rejection because the first window has no room."""
+    """As `template_of`, of the texts of a rejection because the first window has no room."""
     assert ask.windows
     amount = f',"amount":{ask.amount},"number":'
     lack, blanks = f"{_told_lack(ask.windows[0])}{amount}0", f"{blank(LACK)}{amount}{blank(NUMBER)}"
@@ -218,9 +219,9 @@ def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
     return WindowTexts(tuple(pieces), tuple(map(_lack_of, windows)))
 
 
-def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
-    """A form's texts as the script would fill them in, to check a form: what only the script knows is 0, and the
-    first window has no room."""
+def as_filled(template: Template, offer: Offer) -> tuple[str, str]:
+    """A template's texts as the script would fill them in, to check a template: what only the script knows is 0, and
+    the first window has no room."""
     ask = offer.ask
     windows = ask.windows or ()
     row = ("", "", ask.payout, str(ask.amount), str(ask.received_at), *offer.values)
@@ -232,4 +233,4 @@ def as_filled(form: Form, offer: Offer) -> tuple[str, str]:
         pieces[1::2] = [row[place - 1] if place > 0 else computed[-place - 1] for place in text.blanks]
         return "".join(map(str, pieces))
 
-    return filled(form.record), filled(form.e)
+    return filled(template.record), filled(template.e)

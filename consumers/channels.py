@@ -27,23 +27,24 @@ from streamproc.domain.notice import (
 )
 from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.record import Notice as HoldMessage
 from streamproc.errors import StreamprocError, TryAgain
-from streamproc.log.work import Desk, Work
+from streamproc.log.work import BatchContext, Work
 
 PRIORITY_LOW = 2
 """Nobody has to do anything about an outcome."""
 HEADINGS = {"hold": "Approve", "reminder": "Reminder: approve", "escalation": "Nobody has decided: approve"}
-UNTELLABLE_AFTER_S_MAX = 60.0
+UNDELIVERABLE_AFTER_S_MAX = 60.0
 """A channel that asks for a longer pause is tried again after this all the same: a payout waits, and a call is
 cheap."""
 
 
-class Untellable(StreamprocError):
+class Undeliverable(StreamprocError):
     """No channel took the message; the text has what each one said. `after_s` is the least delay in seconds."""
 
     def __init__(self, problem: str, *, after_s: float = 1.0) -> None:
         super().__init__(problem)
-        self.after_s = min(after_s, UNTELLABLE_AFTER_S_MAX)
+        self.after_s = min(after_s, UNDELIVERABLE_AFTER_S_MAX)
 
 
 class Room(Protocol):
@@ -82,33 +83,33 @@ class Channels(Struct, frozen=True):
 Send: TypeAlias = Callable[[], Awaitable[str]]
 
 
-class Letter(Struct, frozen=True):
+class Message(Struct, frozen=True):
     """A message as each channel would send it, in the order in which they are tried. Sending returns the message's
     ref there."""
 
     ways: tuple[tuple[Channel, Send], ...]
 
 
-async def tell(channels: Channels, letter: Letter) -> tuple[Channel, str]:
-    """Send by the first channel that takes it: that channel, and the message's ref there. Raises Untellable."""
+async def deliver(channels: Channels, message: Message) -> tuple[Channel, str]:
+    """Send by the first channel that takes it: that channel, and the message's ref there. Raises Undeliverable."""
     problems: list[TryAgain] = []
-    for channel, send in letter.ways:
+    for channel, send in message.ways:
         try:
             return channel, await send()
         except TryAgain as problem:
             problems.append(problem)
     if not problems:
-        raise Untellable("no channel is configured")
+        raise Undeliverable("no channel is configured")
     wait_s = min(problem.after_s for problem in problems)
-    raise Untellable("; ".join(str(problem) for problem in problems), after_s=wait_s)
+    raise Undeliverable("; ".join(str(problem) for problem in problems), after_s=wait_s)
 
 
-async def hold_letter(
-    channels: Channels, record: PayoutRecord, kind: NoticeKind, desk: Desk, shown_in: str
-) -> Letter:
+async def hold_message(
+    channels: Channels, record: PayoutRecord, kind: NoticeKind, ctx: BatchContext, shown_in: str
+) -> Message:
     """A message that asks for a decision. A reminder goes first to the channel that was used before, an escalation
     to the other."""
-    notice = await notice_of(channels, record, desk, shown_in)
+    notice = await notice_of(channels, record, ctx, shown_in)
     first: Channel = next((n.channel for n in record.notices if n.kind in ASKING), "slack")
     other: Channel = "ntfy" if first == "slack" else "slack"
     order = (other, first) if kind == "escalation" else (first, other)
@@ -125,16 +126,16 @@ async def hold_letter(
     return _ordered(ways, order)
 
 
-def alert_letter(channels: Channels, alarm: Alarm) -> Letter:
+def alert_message(channels: Channels, alarm: Alarm) -> Message:
     """One alert."""
     facts = list(alarm.facts)
     if alarm.amount:
         facts.insert(1, ("amount", amount_text(alarm.amount, "")))
     about = alert_about(alarm.code, alarm.agent, alarm.account)
-    return notice_letter(channels, alert_notice(about, alarm.code, facts, link=channels.link(alarm.payout)))
+    return notice_message(channels, alert_notice(about, alarm.code, facts, link=channels.link(alarm.payout)))
 
 
-def notice_letter(channels: Channels, notice: Notice) -> Letter:
+def notice_message(channels: Channels, notice: Notice) -> Message:
     """An alert or a digest; ntfy is tried first."""
     room, topic = channels.slack, channels.ntfy
     ways: dict[Channel, Send] = {}
@@ -152,76 +153,73 @@ def notice_letter(channels: Channels, notice: Notice) -> Letter:
     return _ordered(ways, ("ntfy", "slack"))
 
 
-async def notice_of(channels: Channels, record: PayoutRecord, desk: Desk, shown_in: str = "") -> HoldNotice:
+async def notice_of(
+    channels: Channels, record: PayoutRecord, ctx: BatchContext, shown_in: str = ""
+) -> HoldNotice:
     """What a hold's message says as of now. `shown_in`: the entry in which the payout was seen; if it is not given,
     the one that an earlier message of the hold names."""
     entry = shown_in or next((notice.shown_in for notice in record.notices if notice.shown_in), "")
-    events = await desk.entry(entry) if entry else []
+    events = await ctx.entry(entry) if entry else []
     shown = next((event.facts for event in events if type(event) is PayoutObserved), None)
-    agent = desk.book.agent(record.agent)
+    agent = ctx.book.agent(record.agent)
     dual = agent.policy.dual_approval_above if agent is not None else None
     wanted = 2 if dual is not None and record.amount > dual else 1
     return hold_notice(record, wanted=wanted, link=channels.link(record.payout), shown=shown)
 
 
-async def show_progress(channels: Channels, work: Work, desk: Desk) -> None:
-    """Update the hold's open messages in Slack: somebody has approved, and more must. Raises Untellable."""
+async def show_progress(channels: Channels, work: Work, ctx: BatchContext) -> None:
+    """Update the hold's open messages in Slack: somebody has approved, and more must. Raises Undeliverable."""
     record = work.known()
     if channels.slack is None:
         return
-    notice = await notice_of(channels, record, desk)
+    notice = await notice_of(channels, record, ctx)
     for message in _open_messages(record, "slack"):
         try:
             await channels.slack.progress(message.ref, notice, heading=HEADINGS[message.kind])
         except TryAgain as problem:
-            raise Untellable(f"slack: {problem}", after_s=problem.after_s) from problem
+            raise Undeliverable(f"slack: {problem}", after_s=problem.after_s) from problem
 
 
-async def close_messages(channels: Channels, work: Work, desk: Desk, *, again: bool = False) -> None:
+async def close_messages(channels: Channels, work: Work, ctx: BatchContext, *, again: bool = False) -> None:
     """Say in the hold's open messages how it ended, and record each as closed. ntfy cannot change a message, so a
-    last one is sent there. `again`: also in Slack messages that are closed already. Raises Untellable."""
+    last one is sent there. `again`: also in Slack messages that are closed already. Raises Undeliverable."""
     record = work.known()
     open_messages = _open_messages(record, "slack")
     if not (open_messages or again or _open_messages(record, "ntfy")):
         return
-    notice, outcome = await notice_of(channels, record, desk), outcome_of(record)
+    notice, outcome = await notice_of(channels, record, ctx), outcome_of(record)
     try:
         for message in _asking(record, "slack") if again else open_messages:
             if channels.slack is not None:
                 await channels.slack.close(message.ref, notice, outcome)
                 if message in open_messages:
-                    _closed(work, desk, "slack", message.ref)
+                    _closed(work, ctx, "slack", message.ref)
         pushed = _open_messages(record, "ntfy") if channels.ntfy is not None else ()
         if pushed and channels.ntfy is not None:
             title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
             push = Push(title=title, message=f"{record.payout}: {outcome.text}", priority=PRIORITY_LOW)
             await channels.ntfy.publish(push)
             for message in pushed:
-                _closed(work, desk, "ntfy", message.ref)
+                _closed(work, ctx, "ntfy", message.ref)
     except TryAgain as problem:
-        raise Untellable(str(problem), after_s=problem.after_s) from problem
+        raise Undeliverable(str(problem), after_s=problem.after_s) from problem
 
 
-class _Open(Struct, frozen=True):
-    ref: str
-    kind: NoticeKind
-
-
-def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
+def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[HoldMessage]:
     closed = {n.ref for n in record.notices if n.channel == channel and n.kind == "outcome"}
     return [message for message in _asking(record, channel) if message.ref not in closed]
 
 
-def _asking(record: PayoutRecord, channel: Channel) -> Sequence[_Open]:
-    return [_Open(n.ref, n.kind) for n in record.notices if n.channel == channel and n.kind in ASKING]
+def _asking(record: PayoutRecord, channel: Channel) -> Sequence[HoldMessage]:
+    return [n for n in record.notices if n.channel == channel and n.kind in ASKING]
 
 
-def _closed(work: Work, desk: Desk, channel: Channel, ref: str) -> None:
-    work.emit(NotificationSent(at=desk.now_us, payout=work.payout, kind="outcome", channel=channel, ref=ref))
+def _closed(work: Work, ctx: BatchContext, channel: Channel, ref: str) -> None:
+    work.emit(NotificationSent(at=ctx.now_us, payout=work.payout, kind="outcome", channel=channel, ref=ref))
 
 
-def _ordered(ways: dict[Channel, Send], order: Sequence[Channel]) -> Letter:
-    return Letter(tuple((channel, ways[channel]) for channel in order if channel in ways))
+def _ordered(ways: dict[Channel, Send], order: Sequence[Channel]) -> Message:
+    return Message(tuple((channel, ways[channel]) for channel in order if channel in ways))
 
 
 def _hold_push(notice: HoldNotice, heading: str, priority: int, record: PayoutRecord) -> Push:

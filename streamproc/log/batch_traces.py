@@ -55,7 +55,7 @@ class Times(NamedTuple):
     committed_ns: int
 
 
-class Traced:
+class BatchTraces:
     """Makes the spans of one group's batches on one partition."""
 
     def __init__(self, group: Group, partition: int) -> None:
@@ -85,13 +85,13 @@ class Traced:
         if batch is not None:
             self._batch(tracer, batch, kept, len(works), times, calls)
 
-    def put_off(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
+    def deferred(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
         """Failed attempts, of sampled payouts only: whether the others are notable is not known yet."""
         for work in works:
             if work.payout and tracer.samples(trace_of(work.payout).trace):
                 self._failed(tracer, work, begun_ns, secrets.randbits(64) or 1, "process")
 
-    def set_aside(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
+    def dead_lettered(self, tracer: Tracer, works: Sequence[Work], begun_ns: int) -> None:
         """Entries that became dead letters, which is always reported."""
         for work in works:
             if work.payout:

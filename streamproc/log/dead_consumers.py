@@ -43,7 +43,7 @@ class _Missed(NamedTuple):
     clock_s: float
 
 
-class Gone:
+class DeadConsumers:
     """Finds the consumers of one group that are gone, for one consumer of it."""
 
     def __init__(

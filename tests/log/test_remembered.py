@@ -11,7 +11,7 @@ from streamproc.domain.beneficiaries import RENEW_S
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.wire import encode_events
-from streamproc.log import grants, scripts, unasked
+from streamproc.log import grants, remembered, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
@@ -81,7 +81,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 async def bench(redis_url: str, called: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     """Whose payee was paid, and is remembered, so long ago that the script looks again."""
-    monkeypatch.setattr(unasked, "BELIEVED_S", 0.0)
+    monkeypatch.setattr(remembered, "BELIEVED_S", 0.0)
     async with connected(redis_url) as client:
         bench = Bench(client, called)
         await open_log(client, partitions=1, groups=[bench.handler.group.name])
@@ -161,12 +161,12 @@ async def test_a_payee_that_was_found_noted_just_now_is_not_looked_at_again(
 
     monkeypatch.setattr(grants, "grant", heard)
     await bench.decide(pay("pout_1"))
-    bench.handler.opener.unasked.forget()
+    bench.handler.opener.remembered.forget()
     await bench.decide(pay("pout_2"))  # asks
-    monkeypatch.setattr(unasked, "BELIEVED_S", 60.0)
+    monkeypatch.setattr(remembered, "BELIEVED_S", 60.0)
     await bench.decide(pay("pout_3"))
     opened = await bench.read(pay("pout_4"))
-    bench.handler.opener.unasked.found(opened.unasked[0], -60.0)
+    bench.handler.opener.remembered.found(opened.from_memory[0], -60.0)
     await bench.handle(opened)
     await bench.decide(pay("pout_5"))
     assert looked == [1, 0, 0, 1, 0]
@@ -189,7 +189,7 @@ async def test_a_payee_that_its_own_approvals_pushed_out_is_looked_at_however_la
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He was paid as known, while the chain holds the payout."""
-    monkeypatch.setattr(unasked, "BELIEVED_S", 3_600.0)
+    monkeypatch.setattr(remembered, "BELIEVED_S", 3_600.0)
     await bench.decide(pay("pout_1"))
     await bench.decide(*(pay(f"pout_{n}", agent="easy", account=f"fa_{n}") for n in range(2, 10)))
     (record,) = await bench.decide(pay("pout_last"))
@@ -199,7 +199,7 @@ async def test_a_payee_that_its_own_approvals_pushed_out_is_looked_at_however_la
 
 async def test_a_payee_whom_the_batch_before_pushed_out_is_asked_about_anew(bench: Bench) -> None:
     """What was known of the next batch ahead of it was used, as all its payees were noted then."""
-    bench.handler.opener.unasked.forget()
+    bench.handler.opener.remembered.forget()
     before = await bench.read(*(pay(f"pout_{n}", agent="easy", account=f"fa_{n}") for n in range(2, 10)))
     opened = await bench.read(pay("pout_last"))
     assert opened.known is not None
@@ -260,7 +260,7 @@ async def test_two_looks_at_a_payout_in_one_batch_are_one_first_look(bench: Benc
 async def test_where_the_clock_was_set_back_redis_has_the_time(bench: Bench) -> None:
     before = await now_us(bench.client)
     opened = await bench.read(pay("pout_1"))
-    bench.handler.opener.unasked.learn(before + 60 * US, monotonic(), (), ())
+    bench.handler.opener.remembered.learn(before + 60 * US, monotonic(), (), ())
     await bench.handle(opened)
     assert bench.called[:2] == ["grant", "load"]
     (record,) = await bench.records("pout_1")
@@ -274,7 +274,7 @@ async def test_what_was_remembered_too_long_ago_is_asked_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = await bench.read(pay("pout_1"))
-    monkeypatch.setattr(unasked, "CLOCK_S", 0.0)
+    monkeypatch.setattr(remembered, "CLOCK_S", 0.0)
     await bench.handle(opened)
     assert bench.called[0] == "load"
 

@@ -1,4 +1,4 @@
-"""What a person says of what they do, for the audit: who it is, and why. Pure."""
+"""Who acts, and why, as a person states it for the audit. Pure."""
 
 from streamproc.domain.plain import clean
 from streamproc.errors import InputError

@@ -1,8 +1,8 @@
-"""A pool of connections: each is lent to one question at a time and kept for the next one.
+"""A pool of connections: each serves one question at a time and is kept for the next one.
 
 A new connection costs more than most questions: 15 times the CPU of an HGET. Keeping them is safe since none is shared,
 one whose question failed or was cut off is closed (an answer may still be on its way), and one that the server has
-closed meanwhile is not lent again.
+closed meanwhile is not used again.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ KEPT_S = 10.0
 """An idle connection this old is closed when another is given back: after a burst there are more than are needed."""
 
 
-class Kept:
-    """Connections to one server. Close with `aclose()`."""
+class ClientPool:
+    """Connections to one server or cluster. Close with `aclose()`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._idle: deque[tuple[float, Redis]] = deque()
-        """(idle since, connection), the longest idle first; the most recently used is lent first."""
+        """(idle since, connection), the longest idle first; the most recently used is taken first."""
 
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[Redis]:
+    async def acquire(self) -> AsyncIterator[Redis]:
         """A client for one question."""
         client = await self._well() or connect(self._url)
         try:

@@ -16,13 +16,13 @@ from streamproc.domain.wire import encode_events
 from streamproc.log import roster as roster_module
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect, connected
-from streamproc.log.gone import CALLED_S, IDLE_MS, MISSING_S, Gone
+from streamproc.log.dead_consumers import CALLED_S, IDLE_MS, MISSING_S, DeadConsumers
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.roster import Look, Roster
 from streamproc.log.stream import open_log
 from streamproc.log.upkeep import SUSPECT_DELIVERIES
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed
 
@@ -55,12 +55,12 @@ async def hold(client: Redis, consumer: str, count: int = 3) -> None:
 
 
 @asynccontextmanager
-async def looking(url: str, name: str | None = "me") -> AsyncIterator[tuple[Gone, Redis]]:
+async def looking(url: str, name: str | None = "me") -> AsyncIterator[tuple[DeadConsumers, Redis]]:
     async with connected(url, name=name) as client:
-        yield Gone(NAMES, GROUP, "me"), client
+        yield DeadConsumers(NAMES, GROUP, "me"), client
 
 
-async def taken(gone: Gone, client: Redis, now_s: float) -> list[str]:
+async def taken(gone: DeadConsumers, client: Redis, now_s: float) -> list[str]:
     return [entry.decode() for entry in await gone.take(client, now_s)]
 
 
@@ -130,7 +130,7 @@ async def test_who_is_back_while_the_one_who_misses_it_stands_still_keeps_its_en
     async with connected(log, name="other") as other:
         await hold(other, "other")
     async with connected(log, name="me") as client:
-        gone = Gone(NAMES, GROUP, "me", roster=StandingStill())
+        gone = DeadConsumers(NAMES, GROUP, "me", roster=StandingStill())
         assert [await taken(gone, client, at) for at in (0, LATER)] == [[], []]
 
 
@@ -195,7 +195,8 @@ async def test_who_stays_busy_is_asked_for_alone_and_all_connections_are_listed_
         for client in (one, two):
             asked.watch(client)
         eyes = [
-            (Gone(NAMES, GROUP, name, roster=roster), client) for name, client in (("one", one), ("two", two))
+            (DeadConsumers(NAMES, GROUP, name, roster=roster), client)
+            for name, client in (("one", one), ("two", two))
         ]
         for second in range(20):
             assert [await taken(gone, client, second) for gone, client in eyes] == [[], []]
@@ -215,8 +216,8 @@ async def test_one_list_of_all_serves_every_consumer_of_a_process_and_each_finds
         await two.ping()
         for client in (one, two):
             asked.watch(client)
-        first = Gone(NAMES, GROUP, "one", entries_max=1, roster=roster)
-        second = Gone(NAMES, GROUP, "two", roster=roster)
+        first = DeadConsumers(NAMES, GROUP, "one", entries_max=1, roster=roster)
+        second = DeadConsumers(NAMES, GROUP, "two", roster=roster)
 
         async def is_older() -> bool:
             (other,) = await two.xinfo_consumers(NAMES.log, GROUP)
@@ -255,7 +256,7 @@ async def test_whose_last_call_may_still_be_under_way_at_the_bank_is_missed_for_
     async with connected(log, name="other") as other:
         await hold(other, "other")
     calls = Group(name=GROUP, stages=(), outputs_are_facts=True)
-    gone = Consumer(log, 0, calls, name="me", limits=Limits())._upkeep._gone
+    gone = Consumer(log, 0, calls, name="me", limits=Limits())._upkeep._dead_consumers
     async with connected(log, name="me") as client:
         assert [await taken(gone, client, at) for at in (0, LATER, TIMEOUT_S)] == [[], [], []]
         assert len(await taken(gone, client, CALLED_S)) == 3
@@ -267,7 +268,7 @@ async def test_who_takes_over_has_no_more_in_hand_than_it_can_do(log: str) -> No
         await hold(two, "two", 1)
         await hold(two, "three", 1)
     async with connected(log, name="me") as client:
-        gone = Gone(NAMES, GROUP, "me", entries_max=2)
+        gone = DeadConsumers(NAMES, GROUP, "me", entries_max=2)
         assert await taken(gone, client, 0) == []
         first = await taken(gone, client, LATER)
         rest = await taken(gone, client, 2 * LATER)
@@ -297,7 +298,7 @@ async def test_who_loses_its_connections_while_a_batch_is_at_the_bank_is_connect
     """A server that was restarted drops everybody at once; who is in a call of many seconds must not look dead."""
     called, answered, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def call(items: Sequence[Item], desk: Desk) -> None:
+    async def call(items: Sequence[Item], ctx: BatchContext) -> None:
         called.set()
         try:
             await answered.wait()

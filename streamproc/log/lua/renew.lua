@@ -1,5 +1,5 @@
 #!lua
--- Renew the hold on entries that are still in hand: their idle time begins anew, so nobody takes them over before the claim time.
+-- Renew the claims on entries that are still in hand: their idle time begins anew, so nobody takes them over before the claim time.
 -- KEYS[1] stream log
 -- ARGV[1] group, ARGV[2] consumer, ARGV[3..] entry ids
 -- Returns the ids of those that are pending with this consumer. Does not count as a delivery.

@@ -32,7 +32,7 @@ DOUBTED_S = 5.0
 and it is used for a quarter of a second."""
 
 
-class Unasked:
+class Remembered:
     """What one consumer remembers of Redis. Forgotten with its connections: another server may answer otherwise."""
 
     def __init__(self) -> None:

@@ -7,18 +7,17 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.names import Names
-from streamproc.log.pace import HOME
+from streamproc.log.names import SHARED_PARTITION, Names
 
-SAY_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 """Interval at which a process reports."""
-HEARD_S = 20.0
+CURRENT_S = 20.0
 """Reports older than this do not count: the process died, or hangs."""
 FORGOTTEN_S = 3600.0
 """Reports older than this are removed."""
 
 
-class BreakerWord(Struct, frozen=True):
+class BreakerReport(Struct, frozen=True):
     """A breaker of a process. `state` is closed, open or half_open; `said_at` is Unix seconds of that host."""
 
     process: str
@@ -28,25 +27,25 @@ class BreakerWord(Struct, frozen=True):
     said_at: int = 0
 
 
-async def say_breakers(url: str, process: str, breakers: list[BreakerWord]) -> None:
+async def report_breakers(url: str, process: str, breakers: list[BreakerReport]) -> None:
     """Report this process's breakers. Raises LogUnavailable."""
     async with connected(url) as client:
         with named_errors():
-            await client.hset(Names(HOME).words, process, msgspec.json.encode(breakers))
+            await client.hset(Names(SHARED_PARTITION).breakers, process, msgspec.json.encode(breakers))
 
 
-async def heard_breakers(url: str) -> list[BreakerWord]:
+async def reported_breakers(url: str) -> list[BreakerReport]:
     """The recent reports of all processes. Raises LogUnavailable."""
-    heard: list[BreakerWord] = []
+    reported: list[BreakerReport] = []
     now_s = time.time()
     async with connected(url) as client:
         with named_errors():
-            words: dict[Any, Any] = await client.hgetall(Names(HOME).words)
-        for process, word in words.items():
-            breakers = msgspec.json.decode(word, type=list[BreakerWord])
+            found: dict[Any, Any] = await client.hgetall(Names(SHARED_PARTITION).breakers)
+        for process, report in found.items():
+            breakers = msgspec.json.decode(report, type=list[BreakerReport])
             age_s = now_s - max((breaker.said_at for breaker in breakers), default=0)
-            heard += breakers if age_s <= HEARD_S else []
+            reported += breakers if age_s <= CURRENT_S else []
             if age_s > FORGOTTEN_S:
                 with named_errors():
-                    await client.hdel(Names(HOME).words, process)
-    return heard
+                    await client.hdel(Names(SHARED_PARTITION).breakers, process)
+    return reported

@@ -9,13 +9,13 @@ import pytest
 from redis.exceptions import RedisError
 
 from streamproc.log.connection import connected
-from streamproc.log.kept import KEPT_MAX, Kept
+from streamproc.log.pool import KEPT_MAX, ClientPool
 from tests.bank import until
 from tests.faults.proxy import Proxy
 
 
-async def identity(kept: Kept) -> int:
-    async with kept.lent() as client:
+async def identity(kept: ClientPool) -> int:
+    async with kept.acquire() as client:
         return int(await client.client_id())
 
 
@@ -32,7 +32,7 @@ async def counting(redis_url: str) -> AsyncIterator[Callable[[], Awaitable[int]]
 
 
 async def test_one_question_after_another_has_the_same_connection(redis_url: str) -> None:
-    kept = Kept(redis_url)
+    kept = ClientPool(redis_url)
     assert await identity(kept) == await identity(kept)
     await kept.aclose()
 
@@ -40,10 +40,10 @@ async def test_one_question_after_another_has_the_same_connection(redis_url: str
 async def test_a_connection_that_only_had_pipelines_is_kept_too_and_not_after_it_was_closed(
     redis_url: str,
 ) -> None:
-    kept = Kept(redis_url)
+    kept = ClientPool(redis_url)
 
     async def ask() -> int:
-        async with kept.lent() as client, client.pipeline(transaction=False) as pipe:
+        async with kept.acquire() as client, client.pipeline(transaction=False) as pipe:
             pipe.client_id()
             return int((await pipe.execute())[0])
 
@@ -62,8 +62,8 @@ async def test_a_connection_that_only_had_pipelines_is_kept_too_and_not_after_it
 
 
 async def test_two_questions_at_once_share_none(redis_url: str) -> None:
-    kept = Kept(redis_url)
-    async with kept.lent() as one, kept.lent() as other:
+    kept = ClientPool(redis_url)
+    async with kept.acquire() as one, kept.acquire() as other:
         assert await one.client_id() != await other.client_id()
     await kept.aclose()
 
@@ -71,16 +71,16 @@ async def test_two_questions_at_once_share_none(redis_url: str) -> None:
 async def test_what_a_burst_left_is_closed_when_nobody_needed_it_for_a_while(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept(redis_url)
+    kept = ClientPool(redis_url)
     async with counting(redis_url) as how_many:
         async with AsyncExitStack() as burst:
             for _ in range(4):
-                client = await burst.enter_async_context(kept.lent())
+                client = await burst.enter_async_context(kept.acquire())
                 await client.ping()
         assert await how_many() == 4
         last = await identity(kept)
         assert await how_many() == 4  # it was only a moment ago
-        monkeypatch.setattr("streamproc.log.kept.KEPT_S", 0.0)
+        monkeypatch.setattr("streamproc.log.pool.KEPT_S", 0.0)
 
         async def one_is_left() -> bool:
             assert await identity(kept) == last
@@ -91,11 +91,11 @@ async def test_what_a_burst_left_is_closed_when_nobody_needed_it_for_a_while(
 
 
 async def test_a_connection_whose_answer_was_not_waited_for_is_not_lent_again(redis_url: str) -> None:
-    kept = Kept(redis_url)
+    kept = ClientPool(redis_url)
     first = await identity(kept)
 
     async def ask() -> None:
-        async with kept.lent() as client:
+        async with kept.acquire() as client:
             asking.set()
             await client.blpop(["nothing"], timeout=0)
 
@@ -106,13 +106,13 @@ async def test_a_connection_whose_answer_was_not_waited_for_is_not_lent_again(re
     await asyncio.gather(task, return_exceptions=True)
     assert await identity(kept) != first
     with pytest.raises(ValueError, match="a question of ours"):
-        async with kept.lent():
+        async with kept.acquire():
             raise ValueError("a question of ours")
     await kept.aclose()
 
 
 async def test_a_connection_that_the_server_closed_is_not_lent_again(redis_url: str) -> None:
-    kept = Kept(redis_url)
+    kept = ClientPool(redis_url)
     first = await identity(kept)
     async with connected(redis_url) as other:
         await other.client_kill_filter(_id=str(first))
@@ -130,7 +130,7 @@ async def test_a_connection_that_was_reset_is_not_lent_again(redis_url: str) -> 
     assert parts.hostname is not None
     assert parts.port is not None
     async with Proxy(parts.hostname, parts.port).listening() as wire:
-        kept = Kept(redis_url.replace(f":{parts.port}", f":{wire.port}"))
+        kept = ClientPool(redis_url.replace(f":{parts.port}", f":{wire.port}"))
         first = await identity(kept)
         wire.reset()
         async with connected(redis_url) as other:
@@ -144,11 +144,11 @@ async def test_a_connection_that_was_reset_is_not_lent_again(redis_url: str) -> 
 
 
 async def test_only_so_many_are_kept(redis_url: str) -> None:
-    kept, many = Kept(redis_url), KEPT_MAX + 4
+    kept, many = ClientPool(redis_url), KEPT_MAX + 4
     begun, go_on = asyncio.Barrier(many + 1), asyncio.Event()
 
     async def ask() -> None:
-        async with kept.lent() as client:
+        async with kept.acquire() as client:
             await client.client_id()
             await begun.wait()
             await go_on.wait()

@@ -3,8 +3,8 @@
 It is recorded after the commit, for what this worker committed; an entry that another worker acknowledged first is
 counted there. For the fast path it is recorded while Redis has the next batch, or when nothing else is to do, so that
 no payout waits for it, and for small batches together, since one payout costs nearly as much as many. A worker that is
-killed leaves its last batch, or the last UNTOLD_S, uncounted; exact figures are in the views. With traces each batch is
-recorded at once: that takes long, and would otherwise be part of other batches' times.
+killed leaves its last batch, or the last UNRECORDED_S, uncounted; exact figures are in the views. With traces each
+batch is recorded at once: that takes long, and would otherwise be part of other batches' times.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streamproc.domain import events as e
 from streamproc.domain.budget import US
 from streamproc.domain.traces import is_notable, trace_id, trace_of
-from streamproc.log.forms import Fate, Offer
+from streamproc.log.batch_traces import STRAIGHT, BatchTraces, Passed, Times
 from streamproc.log.scripts import Committed
-from streamproc.log.traced import STRAIGHT, Passed, Times, Traced
-from streamproc.log.work import Desk, Group, Work, written_ms
+from streamproc.log.templates import Fate, Offer
+from streamproc.log.work import BatchContext, Group, Work, written_ms
 from streamproc.telemetry import lines, watch
 from streamproc.telemetry.spans import Tracer
 from streamproc.telemetry.watch import Call
@@ -27,16 +27,16 @@ from streamproc.telemetry.watch import Call
 if TYPE_CHECKING:
     from streamproc.telemetry.metrics import Meters
 
-UNTOLD_MAX = 128
+UNRECORDED_MAX = 128
 """Fast-path payouts that may wait to be recorded: half of a full batch."""
 TOGETHER_S = 0.05
 """How long they may wait, if Redis has a batch meanwhile."""
-UNTOLD_S = 0.1
+UNRECORDED_S = 0.1
 """How long otherwise, as when another chain waits for the outside. Too short to be seen on a dashboard."""
 Granted = tuple[Work, Offer, Fate]
 
 
-class _Untold(NamedTuple):
+class _Unrecorded(NamedTuple):
     """A fast-path batch that is not recorded yet, with its times and Redis's clock (µs)."""
 
     granted: Sequence[Granted]
@@ -44,102 +44,102 @@ class _Untold(NamedTuple):
     now_us: int
 
 
-class Watched:
+class BatchTelemetry:
     """Telemetry of one group on one partition, a batch at a time."""
 
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
-        self._traced = Traced(group, partition)
-        self._desk: Desk | None = None
+        self._traces = BatchTraces(group, partition)
+        self._ctx: BatchContext | None = None
         self._loaded_ns = 0
-        self._told_ns = 0
+        self._clock_ns = 0
         self._calls: list[Call] = []
-        self._untold: list[_Untold] = []
-        self._untold_since_s = 0.0
+        self._unrecorded: list[_Unrecorded] = []
+        self._unrecorded_since_s = 0.0
         self._due: asyncio.TimerHandle | None = None
 
     @property
-    def has_untold(self) -> bool:
-        """Whether `tell` has anything to record."""
-        return bool(self._untold)
+    def has_unrecorded(self) -> bool:
+        """Whether `record` has anything to record."""
+        return bool(self._unrecorded)
 
-    def tell_if_due(self) -> None:
+    def record_if_due(self) -> None:
         """Record fast-path batches, if they are many or have waited for long."""
-        payouts = sum(len(batch.granted) for batch in self._untold)
-        if payouts >= UNTOLD_MAX or (payouts and monotonic() >= self._untold_since_s + TOGETHER_S):
-            self.tell()
+        payouts = sum(len(batch.granted) for batch in self._unrecorded)
+        if payouts >= UNRECORDED_MAX or (payouts and monotonic() >= self._unrecorded_since_s + TOGETHER_S):
+            self.record()
 
-    def tell(self) -> None:
+    def record(self) -> None:
         """Record the fast-path batches that wait."""
-        untold, self._untold = self._untold, []
+        unrecorded, self._unrecorded = self._unrecorded, []
         if self._due is not None:
             self._due.cancel()
             self._due = None
         meters, tracer = watch.meters(), watch.tracer()
-        if not untold or meters is None:
+        if not unrecorded or meters is None:
             return
         with watch.unharmed():
-            self._tell_granted(meters, untold)
-            for batch in untold:
+            self._record_granted(meters, unrecorded)
+            for batch in unrecorded:
                 passed = [(STRAIGHT, batch.times.loaded_ns, batch.times.handled_ns)]
-                self._tell_times(meters, [Committed.DONE] * len(batch.granted), passed, batch.times)
+                self._record_times(meters, [Committed.DONE] * len(batch.granted), passed, batch.times)
                 if tracer is not None:
                     works = _works_of(batch)
                     _exemplify(meters, tracer, works, batch.now_us)
-                    self._traced.committed(tracer, works, batch.times, passed, ())
+                    self._traces.committed(tracer, works, batch.times, passed, ())
 
-    def loaded(self, desk: Desk, at_ns: int) -> None:
-        """A batch begins; `desk.now_us` was Redis's clock when this host's was `at_ns`."""
-        self._desk, self._loaded_ns, self._told_ns, self._calls = desk, time_ns(), at_ns, []
+    def loaded(self, ctx: BatchContext, at_ns: int) -> None:
+        """A batch begins; `ctx.now_us` was Redis's clock when this host's was `at_ns`."""
+        self._ctx, self._loaded_ns, self._clock_ns, self._calls = ctx, time_ns(), at_ns, []
         watch.keep(self._calls)
 
     def granted(self, granted: Sequence[Granted], sent_ns: int) -> None:
         """These offers, sent at `sent_ns`, were recorded. The fast path counts as one stage, and its script as the
         commit."""
-        if watch.meters() is None or self._desk is None or not granted:
+        if watch.meters() is None or self._ctx is None or not granted:
             return
-        if not self._untold:
-            self._untold_since_s = monotonic()
-            self._due = asyncio.get_running_loop().call_later(UNTOLD_S, self.tell)
+        if not self._unrecorded:
+            self._unrecorded_since_s = monotonic()
+            self._due = asyncio.get_running_loop().call_later(UNRECORDED_S, self.record)
         now_ns = time_ns()
         times = Times(self._loaded_ns, sent_ns, now_ns)
-        self._untold.append(_Untold(granted, times, self._now_us(self._desk, now_ns)))
+        self._unrecorded.append(_Unrecorded(granted, times, self._now_us(self._ctx, now_ns)))
         if watch.tracer() is not None:
-            self.tell()
+            self.record()
 
     def committed(self, works: Sequence[Work], statuses: Sequence[Committed]) -> None:
         """A batch was committed: the fate of each of its works."""
         now_ns = time_ns()
-        self.tell()  # fast-path batches came before this one
+        self.record()  # fast-path batches came before this one
         with watch.unharmed():
-            passed = self._desk.passed if self._desk is not None else []
-            self._tell_committed(works, statuses, passed, now_ns)
+            passed = self._ctx.passed if self._ctx is not None else []
+            self._record_committed(works, statuses, passed, now_ns)
             # What is stale in this batch is committed again, but its stages are timed already.
             passed.clear()
 
-    def _tell_committed(
+    def _record_committed(
         self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed, at_ns: int
     ) -> None:
-        meters, desk = watch.meters(), self._desk
-        if meters is None or desk is None or not works:
+        meters, ctx = watch.meters(), self._ctx
+        if meters is None or ctx is None or not works:
             return
         times = Times(self._loaded_ns, passed[-1][2] if passed else self._loaded_ns, at_ns)
-        self._tell_times(meters, statuses, passed, times)
+        self._record_times(meters, statuses, passed, times)
         done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
-        now_us = self._now_us(desk, at_ns)
+        now_us = self._now_us(ctx, at_ns)
         _count(meters, done, now_us)
         if lines.are_said():
             decided = ((work, event) for work in done for event in work.out if type(event) is e.PayoutDecided)
             lines.say([self._line(work, event, event.agent, event.amount) for work, event in decided])
         if (tracer := watch.tracer()) is not None:
             _exemplify(meters, tracer, done, now_us)
-            self._traced.committed(tracer, done, times, passed, self._calls)
+            self._traces.committed(tracer, done, times, passed, self._calls)
 
-    def _now_us(self, desk: Desk, now_ns: int) -> int:
+    def _now_us(self, ctx: BatchContext, now_ns: int) -> int:
         """Redis's clock at `now_ns` of this host's."""
-        return desk.now_us + (now_ns - self._told_ns) // 1000
+        return ctx.now_us + (now_ns - self._clock_ns) // 1000
 
-    def _tell_times(
+    def _record_times(
         self, meters: "Meters", statuses: Sequence[Committed], passed: Passed, times: Times
     ) -> None:
         """Record how long each stage and the commit took."""
@@ -150,20 +150,20 @@ class Watched:
         for status, n in Counter(statuses).items():
             meters.entries.labels(self._group, status.name.lower()).inc(n)
 
-    def _tell_granted(self, meters: "Meters", untold: Sequence[_Untold]) -> None:
+    def _record_granted(self, meters: "Meters", unrecorded: Sequence[_Unrecorded]) -> None:
         """Count and say the decisions of fast-path batches, which are all that telemetry takes from their events.
-        Payouts of one form are decided alike, so their events are made only once: that costs as much as deciding a
+        Payouts of one template are decided alike, so their events are made only once: that costs as much as deciding a
         payout."""
         alike: dict[tuple[int, Fate], tuple[e.PayoutDecided, list[tuple[Offer, int]]]] = {}
         log_lines, are_said = list[lines.DecisionLine](), lines.are_said()
-        for granted, _, now_us in untold:
+        for granted, _, now_us in unrecorded:
             for work, offer, fate in granted:
-                form_key = (id(offer.form), fate)
-                known = alike.get(form_key)
+                template_key = (id(offer.template), fate)
+                known = alike.get(template_key)
                 if known is None:
                     _, out = offer.told(fate)
                     decision = next(event for event in out if type(event) is e.PayoutDecided)
-                    known = alike[form_key] = (decision, [])
+                    known = alike[template_key] = (decision, [])
                 decision, offers = known
                 offers.append((offer, now_us))
                 if are_said:
@@ -187,20 +187,20 @@ class Watched:
             decision.by,
         )
 
-    def put_off(self, works: Sequence[Work]) -> None:
+    def deferred(self, works: Sequence[Work]) -> None:
         """Record entries that were deferred."""
-        self.tell()
+        self.record()
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
-                self._traced.put_off(tracer, works, self._loaded_ns)
+                self._traces.deferred(tracer, works, self._loaded_ns)
             self._fell_out("put_off", works)
 
-    def set_aside(self, works: Sequence[Work]) -> None:
+    def dead_lettered(self, works: Sequence[Work]) -> None:
         """Record entries that became dead letters."""
-        self.tell()
+        self.record()
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
-                self._traced.set_aside(tracer, works, self._loaded_ns or time_ns())
+                self._traces.dead_lettered(tracer, works, self._loaded_ns or time_ns())
             self._fell_out("set_aside", works)
 
     def _fell_out(self, outcome: str, works: Sequence[Work]) -> None:
@@ -220,7 +220,7 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
                 decided[event.decision, event.reason] += 1
                 paise[event.decision] += event.amount
                 _time_of_decision(meters, work, event, now_us)
-            elif (tell := _TOLD.get(type(event))) is not None:
+            elif (tell := _RECORDED.get(type(event))) is not None:
                 tell(meters, work, event, now_us)
     for (decision, reason), n in decided.items():
         meters.decisions.labels(decision, reason).inc(n)
@@ -228,7 +228,7 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
         meters.decided_paise.labels(decision).inc(amount)
 
 
-def _works_of(batch: _Untold) -> list[Work]:
+def _works_of(batch: _Unrecorded) -> list[Work]:
     """The works of a fast-path batch, as the chain would have left them. The counters' numbers are 0, which telemetry
     does not use."""
     for work, offer, fate in batch.granted:
@@ -303,7 +303,7 @@ def _s(us: int) -> float:
     return max(0, us) / US
 
 
-_TOLD: Mapping[type[e.Fact], Callable[["Meters", Work, Any, int], None]] = {
+_RECORDED: Mapping[type[e.Fact], Callable[["Meters", Work, Any, int], None]] = {
     e.BankCommandAnswered: _answered,
     e.PayoutSettled: _settled,
     e.NotificationSent: _sent,

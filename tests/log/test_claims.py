@@ -12,14 +12,14 @@ from redis.asyncio import Redis
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.wire import encode_events
 from streamproc.errors import TryAgain
-from streamproc.log import held as held_module
+from streamproc.log import claims
 from streamproc.log.batch import Limits
+from streamproc.log.claims import Claims
 from streamproc.log.connection import connected
 from streamproc.log.group import Consumer
-from streamproc.log.held import Held
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
-from streamproc.log.work import Desk, Group, Item, Stage
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed
 
@@ -60,7 +60,7 @@ async def test_of_what_is_in_hand_for_long_it_is_said_that_it_is_there_and_of_no
     first, second, finished = await pay(client, "pout_1", "pout_2", "pout_3")
     await read(client)
     await give(client, "me", first, second, finished)
-    long, lately = Held(NAMES, "g", "me", 0.0), Held(NAMES, "g", "me", 3_600.0)
+    long, lately = Claims(NAMES, "g", "me", 0.0), Claims(NAMES, "g", "me", 3_600.0)
     now_s = asyncio.get_running_loop().time()
     lately.add([first], now_s)
     await lately.renew(client)
@@ -74,7 +74,7 @@ async def test_of_what_is_in_hand_for_long_it_is_said_that_it_is_there_and_of_no
 async def test_what_others_have_taken_over_or_finished_is_not_ours(client: Redis) -> None:
     ours, theirs, finished = await pay(client, "pout_1", "pout_2", "pout_3")
     entries = await read(client)
-    hands = Held(NAMES, "g", "me", 0.0)
+    hands = Claims(NAMES, "g", "me", 0.0)
     hands.add([ours, theirs, finished], asyncio.get_running_loop().time())
     await give(client, "other", theirs)
     await client.xack(NAMES.log, "g", finished)
@@ -87,7 +87,7 @@ async def test_what_others_took_over_is_ours_again_when_it_comes_back(client: Re
     """Else nobody would handle it until this worker's connections end: it is pending with us and we leave it out."""
     (entry,) = await pay(client, "pout_1")
     entries = await read(client)
-    hands = Held(NAMES, "g", "me", 0.0)
+    hands = Claims(NAMES, "g", "me", 0.0)
     for consumer, ours in (("other", []), ("me", [entry])):
         await give(client, consumer, entry)
         hands.add([entry], asyncio.get_running_loop().time())
@@ -98,7 +98,7 @@ async def test_what_others_took_over_is_ours_again_when_it_comes_back(client: Re
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said after a third of a second that an entry is there."""
-    monkeypatch.setattr(held_module, "PART", 100_000)
+    monkeypatch.setattr(claims, "PART", 100_000)
 
 
 class Bank:
@@ -112,7 +112,7 @@ class Bank:
         stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=self._call)
         self.group = Group(name="g", stages=(stage,), outputs_are_facts=True, read_max=1)
 
-    async def _call(self, items: Sequence[Item], _: Desk) -> None:
+    async def _call(self, items: Sequence[Item], _: BatchContext) -> None:
         self.payouts += [work.payout for work, _ in items]
         self.called.set()
         await self.answers.wait()
@@ -166,7 +166,7 @@ async def test_what_others_took_while_a_worker_stood_still_is_left_to_them(
         await give(other, "other", ids[1])
 
         async def is_seen() -> bool:
-            return ids[1] in worker._held._lost
+            return ids[1] in worker._claims._lost
 
         await until(is_seen, what="it is seen that it is another's")
     assert bank.payouts == ["pout_1"]

@@ -1,4 +1,4 @@
-"""The fast path of governance ("straight", ADR 25): decides a new, open payout at once, without the chain of stages.
+"""The fast path of governance (ADR 25): decides a new, open payout at once, without the chain of stages.
 
 It is rejected if screening rejects it; if no rule does, it is approved, or held for a person, or rejected for want of a
 rate slot or of budget room. The chain is the specification: this must come to the same events and the same record. It
@@ -7,11 +7,11 @@ room to the script that records them. All else is left to the chain: a vendor wh
 threat, a payout that is known, and one without a slot whose policy holds that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from consumers.approvals import Approval, Forms
+from consumers.approvals import Approval, Templates
 from consumers.plans import Plans
 from consumers.recall import gone_before, young_s_of
 from consumers.verdicts import DEFAULT_ZONE, decision_of, is_rejected
@@ -22,8 +22,8 @@ from streamproc.domain.governance import RULES, Case, conclude, find
 from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import rules_under
 from streamproc.domain.payouts import evolve, is_open
-from streamproc.log.forms import Offer, rejection_of
-from streamproc.log.work import Desk, Stage, Straight, Work
+from streamproc.log.templates import Offer, rejection_of
+from streamproc.log.work import BatchContext, FastPath, Stage, Work
 
 STAGES = ("screen", "velocity", "reputation", "budget", "approval", "review", "stop", "settle")
 """The chain that this replaces; `recall` may come before it."""
@@ -37,23 +37,27 @@ def stands_for(chain: Sequence[Stage]) -> bool:
     return names == STAGES and tuple(RULES) == TABLES
 
 
-def straight_way(reputations: Reputations, *, zone: str, retention_s: float) -> Straight:
-    """The fast path. `zone` is for policies that name none; what Redis may have forgotten after `retention_s` is
-    left to the chain."""
-    young_s, plans = young_s_of(retention_s), Plans(Forms(), zone)
+def governance_fast_path(
+    reputations: Reputations, *, zone: str, retention_s: float
+) -> Callable[[BatchContext], FastPath]:
+    """Makes a batch's fast path. `zone` is for policies that name none; what Redis may have forgotten after
+    `retention_s` is left to the chain."""
+    young_s, plans = young_s_of(retention_s), Plans(Templates(), zone)
 
-    def of_batch(desk: Desk) -> "_Batch":
-        return _Batch(desk, reputations, plans, zone, young_s)
+    def of_batch(ctx: BatchContext) -> "_Batch":
+        return _Batch(ctx, reputations, plans, zone, young_s)
 
     return of_batch
 
 
 class _Batch:
-    """The fast path of one batch; see `work.Asked`."""
+    """See `FastPath`."""
 
-    def __init__(self, desk: Desk, reputations: Reputations, plans: Plans, zone: str, young_s: float) -> None:
-        self._desk, self._reputations, self._plans = desk, reputations, plans.under(desk.book)
-        self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(desk.now_us, young_s)
+    def __init__(
+        self, ctx: BatchContext, reputations: Reputations, plans: Plans, zone: str, young_s: float
+    ) -> None:
+        self._ctx, self._reputations, self._plans = ctx, reputations, plans.under(ctx.book)
+        self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(ctx.now_us, young_s)
 
     def __call__(self, work: Work) -> Offer | None:
         """The offer for a payout that screening rejects, or that no rule does.
@@ -61,11 +65,11 @@ class _Batch:
         Without a beneficiary it is not known who was paid before: then only rejections are offered, which do not depend
         on it.
         """
-        record, desk = work.record, self._desk
+        record, ctx = work.record, self._ctx
         if record is None or not self._is_plain(work) or not is_open(record):
             return None
-        reputation = self._reputations.known(record.vendor_url, desk.now_us)
-        party = desk.party(record)
+        reputation = self._reputations.known(record.vendor_url, ctx.now_us)
+        party = ctx.party(record)
         agent, seen = party.agent, work.beneficiary
         if seen is not None:
             record = replace(record, beneficiary=seen)
@@ -88,7 +92,7 @@ class _Batch:
         terms, found = self._plans.terms, tuple(findings)
         rate, windows = terms.rate(case), terms.windows(case)
         return self._plans.offer(
-            Approval(record, party.identity, agent, reputation, desk.now_us, rate, windows, found)
+            Approval(record, party.identity, agent, reputation, ctx.now_us, rate, windows, found)
         )
 
     def at_sight(self, work: Work) -> Offer | None:
@@ -98,14 +102,14 @@ class _Batch:
         (event,) = work.events
         if type(event) is not PayoutObserved:
             return None
-        return self._plans.again(event, self._desk.now_us, self._gone_before_s)
+        return self._plans.again(event, self._ctx.now_us, self._gone_before_s)
 
     def _rejection(self, work: Work, case: Case, findings: Sequence[Finding]) -> Offer | None:
         """The offer to reject what screening rejects; no counter is asked. Another stage's rejection is left to the
         chain."""
         if findings[-1].stage != "screening":
             return None
-        record, at = work.known(), self._desk.now_us
+        record, at = work.known(), self._ctx.now_us
         decision = decision_of(record, case.agent, case.identity, conclude(findings), at)
         after = evolve(record, decision)
         assert after is not None
