@@ -200,7 +200,11 @@ async def test_what_came_when_a_worker_stood_still_already_is_left_to_those_who_
         with redis.Redis.from_url(redis_url) as other:
             still = map("pout_still_{}".format, range(100))
 
+            async def is_reading() -> bool:
+                return any(row["name"] == "me" and "b" in row["flags"] for row in await client.client_list())
+
             async def was_given() -> str:
+                await until(is_reading, what="it waits for an entry")
                 payout = next(still)
                 return payout if stand_still(other, payout, limits.claim_idle_s) else ""
 
