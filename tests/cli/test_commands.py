@@ -362,8 +362,8 @@ def test_a_command_whose_descriptors_were_closed_before_ends_as_ever(closed, tmp
 
 def test_a_socket_never_gets_the_number_of_a_descriptor_that_was_closed_before():
     code = (
-        "import os, socket; from streamproc.cli.output import hold_descriptors; hold_descriptors();"
-        " hold_descriptors(); os._exit(socket.socket().fileno())"
+        "import os, socket; from streamproc.cli.output import reserve_descriptors; reserve_descriptors();"
+        " reserve_descriptors(); os._exit(socket.socket().fileno())"
     )
     done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
     assert done.returncode == 3
@@ -377,7 +377,7 @@ def test_a_table_for_a_stdout_that_was_closed_before_is_said_to_nobody():
 
 def test_what_a_terminal_has_no_letter_for_is_escaped():
     program = (
-        "from streamproc.cli import output as o; o.take_any_letter(); o.say_table('A', [['₹8']], empty='')"
+        "from streamproc.cli import output as o; o.escape_unencodable(); o.say_table('A', [['₹8']], empty='')"
     )
     env = {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(

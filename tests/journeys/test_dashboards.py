@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from streamproc.operate.measured import replay_seen
+from streamproc.operate.measured import replay_with_metrics
 from streamproc.operate.replay import OnProgress, Progress
 from tests.bank import free_port, until
 from tests.databases import clean
@@ -90,7 +90,7 @@ async def a_replay(system: System) -> AsyncIterator[None]:
         await over.wait()
 
     data_dir = Path(system.env["STREAMPROC_DATA_DIR"])
-    replaying = asyncio.create_task(replay_seen(data_dir, job, lambda _: None))
+    replaying = asyncio.create_task(replay_with_metrics(data_dir, job, lambda _: None))
     try:
         yield
     finally:

@@ -227,7 +227,7 @@ async def test_what_the_scheduled_comparison_found_or_that_it_does_not_end_is_ba
     assert "found 2 mismatches" in (await examined(env))["reconciliation"].detail
     await cursor.save_reconciled(tried_at=now_s - 7200, done_at=now_s - 90_000, mismatches=0)
     check = (await examined(env))["reconciliation"]
-    assert (check.status, "not at its end" in check.detail) == ("bad", True)
+    assert (check.status, "has not finished" in check.detail) == ("bad", True)
 
 
 async def test_an_archive_that_does_not_keep_up_with_the_log_is_bad(
