@@ -180,7 +180,7 @@ class Protocol(HttpToolsProtocol):
         self._refuse(431, f"the request's head is over {HEAD_BYTES_MAX} bytes")
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer what is no request of ours, unless answers in hand would come after that, and close."""
+        """Answer with a problem and close; without that answer where it would come before those to earlier requests."""
         self._refusals.count()
         self._stop_reading()
         last = self._last_cycle()
@@ -221,5 +221,5 @@ class Protocol(HttpToolsProtocol):
 
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
-    """Bytes of a head, without what is alike in all of them."""
+    """Bytes of a head's target, names and values; separators and the version are left out."""
     return len(url) + sum(len(name) + len(value) for name, value in headers)

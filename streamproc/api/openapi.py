@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from streamproc import __version__
 from streamproc.api.answers import JSON
-from streamproc.api.operations import Operation, Says, said
+from streamproc.api.operations import Operation, Says, responses_of
 from streamproc.domain.tokens import ALLOWED
 from streamproc.ingress.problems import PROBLEM_JSON
 
@@ -67,7 +67,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
 def _structs(operation: Operation) -> list[Any]:
     return [
         kind
-        for kind in (operation.body, *(one.shape for one in said(operation).values()))
+        for kind in (operation.body, *(one.shape for one in responses_of(operation).values()))
         if _is_struct(kind)
     ]
 
@@ -85,7 +85,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "operationId": operation.name,
         "summary": operation.summary,
         "security": [] if operation.action is None else [{"token": []}],
-        "responses": {str(status): _response(status, says) for status, says in said(operation).items()},
+        "responses": {
+            str(status): _response(status, says) for status, says in responses_of(operation).items()
+        },
     }
     if operation.action is not None:
         described["x-action"] = operation.action

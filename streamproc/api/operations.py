@@ -13,7 +13,7 @@ A module adds routes by a function that returns operations, which `streamproc/ap
                 action="administer",                       # domain/tokens.py; None: no token is asked for
                 reads=(Text("scope", where="path", pattern="...", means="what is frozen"),),
                 body=Freeze,                               # a Struct, or the JSON schema of an object
-                says={200: Says("it is frozen", Frozen)},  # statuses of this operation alone; see `said`
+                says={200: Says("it is frozen", Frozen)},  # statuses of this operation alone; see `responses_of`
                 handle=put,
             )
         ]
@@ -152,7 +152,7 @@ class Operation:
         assert in_path == {one.name for one in self.reads if one.where == "path"}, self.name
 
 
-def said(operation: Operation) -> dict[int, Says]:
+def responses_of(operation: Operation) -> dict[int, Says]:
     """All answers of an operation by status: its own, and those that the framework gives (401, 429 and so on)."""
     if operation.raw is not None or operation.action is None:
         return dict(operation.says)

@@ -18,9 +18,9 @@ from streamproc.clients.json_text import NotJson, decode_json, names_are_unique
 from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, read_body
 
 NAME_CHARS_MAX = 80
-"""Of a field's or parameter's name that is no field's, as a problem repeats it."""
+"""Most of an unknown field's or parameter's name that a problem repeats."""
 UNKNOWN_MAX = 20
-"""Such names in one problem."""
+"""Most unknown names in one problem."""
 
 
 def read_parameters(request: Request, operation: Operation) -> dict[str, str | int]:
@@ -49,7 +49,7 @@ def read_parameters(request: Request, operation: Operation) -> dict[str, str | i
 
 
 def _is_text(query: bytes) -> bool:
-    """Whether what is percent-encoded is UTF-8; otherwise it would be taken for U+FFFD, and nothing found."""
+    """Whether what is percent-encoded is UTF-8; anything else would be read as U+FFFD, and nothing would match."""
     try:
         unquote_to_bytes(query).decode()
     except UnicodeDecodeError:
@@ -75,7 +75,7 @@ def _read(one: Parameter, values: list[str]) -> dict[str, str | int]:
 
 
 def unknown_names(names: Iterable[str]) -> list[dict[str, str]]:
-    """Names that nothing reads: what is misspelt would be lost."""
+    """A problem for each unknown name: if it were ignored, a misspelt one would be lost."""
     shown = sorted(name[:NAME_CHARS_MAX].encode("utf-8", "replace").decode() for name in names)
     return [{"field": name, "problem": "is not known here"} for name in shown[:UNKNOWN_MAX]]
 

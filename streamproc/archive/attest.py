@@ -199,7 +199,7 @@ def _trusted_row(row: asyncpg.Record, archive: str, partition: int, trusted: Tru
     return Covered(signed.size, signed.entry, signed.hash, row["frontier"])
 
 
-class Standing(Struct, frozen=True):
+class CheckpointState(Struct, frozen=True):
     """A partition's checkpoints. Times in ms since 1970, None if there is no such thing:
 
     `waiting_ms` of the first entry that none covers, `unpublished_ms` of the first that was not published outside.
@@ -213,6 +213,6 @@ class Standing(Struct, frozen=True):
     unpublished_ms: int | None
 
 
-async def standing(db: asyncpg.Connection) -> list[Standing]:
+async def checkpoint_states(db: asyncpg.Connection) -> list[CheckpointState]:
     """The state of each partition's checkpoints."""
-    return [Standing(*row) for row in await db.fetch(_SQL["standing"])]
+    return [CheckpointState(*row) for row in await db.fetch(_SQL["checkpoint_states"])]

@@ -30,7 +30,7 @@ SELECT size, note FROM checkpoints WHERE partition = $1 AND size > $2 ORDER BY s
 INSERT INTO checkpoints_published (partition, size) VALUES ($1, $2)
 ON CONFLICT (partition) DO UPDATE SET size = excluded.size WHERE checkpoints_published.size < excluded.size;
 
--- name: standing
+-- name: checkpoint_states
 -- Per partition: archived, covered by the last checkpoint, handed outside; the time (ms) of the first entry that no
 -- checkpoint covers, and of the first checkpoint that was not handed outside.
 SELECT h.partition, h.seq, coalesce(c.size, 0) AS covered, coalesce(p.size, 0) AS published,

@@ -40,7 +40,7 @@ class Checkpoint(Struct, frozen=True):
         return f"streamproc/{self.archive}/{self.partition}"
 
     def text(self) -> str:
-        """What is signed."""
+        """The text that is signed."""
         at = self.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         root, link = base64.b64encode(self.root).decode(), base64.b64encode(self.hash).decode()
         return f"{self.origin}\n{self.size}\n{root}\nentry {self.entry}\nchain {link}\ntime {at}\n"

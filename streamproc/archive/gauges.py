@@ -56,7 +56,7 @@ class Decided(Struct, frozen=True):
 
 
 async def decided_since(pool: asyncpg.Pool, since: datetime, recently: datetime, most: int) -> list[Decided]:
-    """The `most` frequent outcomes since a time; what is recent is since `recently`. Raises TryAgain."""
+    """The `most` frequent outcomes since a time; `recent` counts those since `recently`. Raises TryAgain."""
     async with _bounded(pool) as db:
         rows = await db.fetch(_SQL["decided_since"], since, recently, most, timeout=QUERY_TIMEOUT_S)
     return [

@@ -21,7 +21,7 @@ from streamproc.archive.outside import Damaged, stated_in
 from streamproc.archive.rows import ChainedRow
 from streamproc.archive.sql import statements
 from streamproc.archive.store import read_head
-from streamproc.archive.walk import FORK, Fault, Part, Walk
+from streamproc.archive.walk import FORK, Fault, PartitionResult, Walk
 
 ROWS_AT_ONCE = 2_000
 """Rows being checked, some 2 kB each; as many more are being fetched."""
@@ -110,14 +110,14 @@ class Inspector:
         named = self._outside.by_origin if self._outside else {}
         return sorted(found | {int(origin.removeprefix(ours)) for origin in named if origin.startswith(ours)})
 
-    async def inspect(self, partitions: Sequence[int]) -> list[Part]:
+    async def inspect(self, partitions: Sequence[int]) -> list[PartitionResult]:
         """Each partition, up to its end or its first fault."""
         await rows_stream(self._db)
         self._total = await self._db.fetchval(_SQL["total"], list(partitions))
         return [await self._inspect(partition) for partition in partitions]
 
-    async def _inspect(self, partition: int) -> Part:
-        part, origin = Part(partition), f"streamproc/{self.archive}/{partition}"
+    async def _inspect(self, partition: int) -> PartitionResult:
+        part, origin = PartitionResult(partition), f"streamproc/{self.archive}/{partition}"
         outside = self._outside.of(origin) if self._outside else {}
         part.outside = len(outside)
         walk = Walk(part, outside, self._outside.where if self._outside else "")
@@ -191,7 +191,7 @@ class Inspector:
             await self.count_missing(part, self._outside)
         return walk.against_head(await read_head(self._db, partition))
 
-    async def count_missing(self, part: Part, outside: OutsideNotes) -> None:
+    async def count_missing(self, part: PartitionResult, outside: OutsideNotes) -> None:
         """Count the checkpoints that were published outside, by the snapshot, and are not in `outside`."""
         sizes = sorted(outside.of(f"streamproc/{self.archive}/{part.partition}"))
         first, last = (sizes[0], sizes[-1]) if sizes else (0, 0)

@@ -1,4 +1,4 @@
-"""Queries of operators on the archive and its views, besides those of `read`."""
+"""Queries that operators' commands ask of the archive and its views; read.py has those that roles ask too."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

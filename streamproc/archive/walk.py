@@ -32,7 +32,7 @@ class Fault(Struct, frozen=True):
         return f"{self.where}: {self.problem}"
 
 
-class Part(Struct):
+class PartitionResult(Struct):
     """What was found in one partition. `signed`: how many of its rows good checkpoints cover."""
 
     partition: int
@@ -56,7 +56,7 @@ class Walk:
     `outside`: the checkpoints found outside the database, by size; `where`: their place.
     """
 
-    def __init__(self, part: Part, outside: Mapping[int, Checkpoint], where: str) -> None:
+    def __init__(self, part: PartitionResult, outside: Mapping[int, Checkpoint], where: str) -> None:
         self.part = part
         self.seq, self.entry, self.link = 0, ZERO, GENESIS
         self.outside = outside

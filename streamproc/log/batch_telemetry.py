@@ -128,9 +128,11 @@ class BatchTelemetry:
         done = [w for w, s in zip(works, statuses, strict=True) if s is Committed.DONE]
         now_us = self._now_us(ctx, at_ns)
         _count(meters, done, now_us)
-        if lines.are_said():
+        if lines.is_enabled():
             decided = ((work, event) for work in done for event in work.out if type(event) is e.PayoutDecided)
-            lines.say([self._line(work, event, event.agent, event.amount) for work, event in decided])
+            lines.log_decisions(
+                [self._line(work, event, event.agent, event.amount) for work, event in decided]
+            )
         if (tracer := watch.tracer()) is not None:
             _exemplify(meters, tracer, done, now_us)
             self._traces.committed(tracer, done, times, passed, self._calls)
@@ -155,7 +157,7 @@ class BatchTelemetry:
         Payouts of one template are decided alike, so their events are made only once: that costs as much as deciding a
         payout."""
         alike: dict[tuple[int, Fate], tuple[e.PayoutDecided, list[tuple[Offer, int]]]] = {}
-        log_lines, are_said = list[lines.DecisionLine](), lines.are_said()
+        log_lines, is_logged = list[lines.DecisionLine](), lines.is_enabled()
         for granted, _, now_us in unrecorded:
             for work, offer, fate in granted:
                 template_key = (id(offer.template), fate)
@@ -166,11 +168,11 @@ class BatchTelemetry:
                     known = alike[template_key] = (decision, [])
                 decision, offers = known
                 offers.append((offer, now_us))
-                if are_said:
+                if is_logged:
                     log_lines.append(self._line(work, decision, offer.agent, offer.ask.amount))
         for decision, offers in alike.values():
             _count_decided(meters, decision, offers)
-        lines.say(log_lines)
+        lines.log_decisions(log_lines)
 
     def _line(self, work: Work, decision: e.PayoutDecided, agent: str, amount: int) -> lines.DecisionLine:
         """A decision's log line. Agent and amount are the payout's own; the rest of the event may be that of another

@@ -11,7 +11,7 @@ from streamproc.archive.note import PublicKey, Signer, Trusted
 from streamproc.archive.outside import notes_path
 from streamproc.archive.signing_key import KEY_FILE, read_key, trusted_keys
 from streamproc.archive.store import errors_as_job_failed, snapshot
-from streamproc.archive.walk import Fault, Part
+from streamproc.archive.walk import Fault, PartitionResult
 from streamproc.errors import InputError
 from streamproc.settings import Settings
 
@@ -24,7 +24,7 @@ class Verified(Struct):
 
     archive: str
     outside: str
-    parts: list[Part]
+    parts: list[PartitionResult]
     faults: list[Fault]
     """Faults of the file; those of a partition are in its part."""
     seconds: float
@@ -97,7 +97,7 @@ def _of_others(notes: OutsideNotes, archive: str) -> list[Fault]:
     return []
 
 
-def _cut(notes: OutsideNotes, parts: Sequence[Part], is_copy: bool) -> list[Fault]:
+def _cut(notes: OutsideNotes, parts: Sequence[PartitionResult], is_copy: bool) -> list[Fault]:
     """Where the file lacks checkpoints that were published to it. One that begins later is only noted: its place may
     have changed."""
     if notes.faults:

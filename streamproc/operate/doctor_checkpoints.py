@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from streamproc.archive.attest import standing
+from streamproc.archive.attest import checkpoint_states
 from streamproc.archive.outside import notes_path
 from streamproc.archive.signing_key import KEY_FILE
 from streamproc.archive.store import connection, errors_as_job_failed
@@ -48,7 +48,7 @@ def _key(settings: Settings) -> Check:
 async def _made(settings: Settings) -> Check:
     with errors_as_job_failed():
         async with connection(settings.postgres_dsn.reveal(), name="streamproc doctor") as db:
-            rows = await standing(db)
+            rows = await checkpoint_states(db)
     limit_ms = (settings.checkpoint_interval_s + LATE_S) * 1000
     now_ms = time.time() * 1000
     late = [

@@ -6,7 +6,7 @@ from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.slack import SlackRefused, open_slack
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check
-from streamproc.operate.people import HOW, NOBODY, untold_holds, untold_text
+from streamproc.operate.people import NO_CHANNEL, SET_A_CHANNEL, untold_holds, untold_text
 from streamproc.settings import Settings
 
 
@@ -20,7 +20,7 @@ async def examine_people(settings: Settings) -> list[Check]:
             Check("slack buttons", "note", detail, "set it; holds are decided by command until then")
         )
     if not has_slack and not settings.ntfy_topic:
-        checks.append(Check("notifications", "note", NOBODY, HOW))
+        checks.append(Check("notifications", "note", NO_CHANNEL, SET_A_CHANNEL))
     return [*checks, *await _untold(settings)]
 
 

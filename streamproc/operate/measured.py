@@ -1,4 +1,4 @@
-"""A role that can be watched: it counts, shows what it counted, and says how late its loop runs."""
+"""A role's telemetry: its meters, /metrics, what it sends by OTLP, and how late its event loop runs."""
 
 import asyncio
 import logging
@@ -58,8 +58,8 @@ async def measured(settings: Settings, role: str) -> AsyncIterator[Meters]:
 async def _sent_away(
     settings: Settings, role: str, name: str, meters: Meters
 ) -> AsyncIterator[Tracer | None]:
-    """Spans and metrics by OTLP, where the environment says so. What is left of both at the end is sent at the same
-    time, so that a collector that hangs holds the end up once."""
+    """Spans and metrics by OTLP, where the environment says so. At the end both are flushed together, so that a
+    collector that hangs delays the end once and not twice."""
     tracer: Tracer | None = None
     spans, numbers = AsyncExitStack(), AsyncExitStack()
     try:
@@ -122,7 +122,7 @@ def machine_page(settings: Settings, gateway: SiteGateway, pool: object) -> Metr
 
 
 def instrumented(app: Asgi, meters: Meters | None) -> Asgi:
-    """The API with its requests traced where somebody takes traces, and timed where somebody counts."""
+    """The API with a span for each request, if traces are on, and a time, if `meters` are."""
     traced = Traced(app)
     return traced if meters is None else Timed(traced, meters)
 

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 1.0
 """Between two attempts while Redis is away."""
-NOBODY = "neither Slack nor ntfy is set: nobody is told of holds and alerts"
-HOW = (
+NO_CHANNEL = "neither Slack nor ntfy is set: nobody is told of holds and alerts"
+SET_A_CHANNEL = (
     "set STREAMPROC_SLACK_BOT_TOKEN and STREAMPROC_SLACK_CHANNEL_ID, or STREAMPROC_NTFY_TOPIC, or both;"
     " `streamproc hold list` shows what waits"
 )
@@ -64,7 +64,7 @@ def notification_over(redis_url: str, channels: Channels, digests: Digests) -> G
 async def people_until(settings: Settings, channels: Channels, stopping: asyncio.Event) -> None:
     """What telling is beside entries, until `stopping`: holds of a log that was there before the group, and digests."""
     if not channels.any:
-        log.warning("%s; %s", NOBODY, HOW)
+        log.warning("%s; %s", NO_CHANNEL, SET_A_CHANNEL)
     await _look_for_held(settings, stopping)
     if channels.any:
         await send_digests(Digests(settings.redis_url), channels, settings.partitions, stopping)
@@ -91,7 +91,7 @@ async def untold_holds(settings: Settings) -> Untold:
 
 
 def untold_text(found: Untold) -> str:
-    """In words; empty where everybody was told."""
+    """That as a sentence; '' if there are none."""
     if not found.count:
         return ""
     held = "1 held payout" if found.count == 1 else f"{found.count} held payouts"

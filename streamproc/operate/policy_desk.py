@@ -121,7 +121,7 @@ class PolicyDesk:
 
 
 def _told(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
-    """What changed, told once: partitions agree, but for one that a crash had left behind."""
+    """The changes of one partition for all: they differ only where a crash had left one behind."""
     changes = next((one.changes for one in applied if one.changes), [])
     first = applied[0].changes
     agents = [change.version for change in first if change.scope.startswith("agent:")]

@@ -105,7 +105,7 @@ class _Fork:
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:
-        """Keep what is to be kept of an entry; whether that is anything."""
+        """Append what is to be kept of an entry; False if nothing is."""
         try:
             meta, events = read_entry(entry.e, entry.m)
         except Newer as problem:  # until that is done the old log stays aside, and the partition closed

@@ -29,7 +29,7 @@ from streamproc.waiting import set_within
 T = TypeVar("T")
 
 WINDOW_S, RECENT_S = 60, 10
-"""What is counted of decisions, and of what the rate is: a minute shows what is seldom, ten seconds what is now."""
+"""Decisions are counted over WINDOW_S, long enough for rare ones; their rate is over RECENT_S, so that it is of now."""
 OUTCOMES_MAX = 100
 """A limit for the answer; there are fewer outcomes times reasons."""
 BUDGETS_MAX = 5
@@ -59,7 +59,7 @@ class Look(Struct, frozen=True, kw_only=True):
 
 
 class Frame(NamedTuple):
-    """What is shown: the newest look, and why there is no newer one."""
+    """What a screen shows: the newest look, and the problem that kept a newer one away ('': none)."""
 
     look: Look | None
     problem: str

@@ -23,12 +23,12 @@ class DecisionLine(Struct, frozen=True, omit_defaults=True):
     """The reviewer, if a person decided."""
 
 
-def are_said() -> bool:
+def is_enabled() -> bool:
     """Whether these lines are logged at all."""
     return DECISIONS.isEnabledFor(logging.INFO)
 
 
-def say(lines: Sequence[DecisionLine]) -> None:
+def log_decisions(lines: Sequence[DecisionLine]) -> None:
     """Log one record for all; the formatters of `cli/logline.py` write a line for each."""
     if lines:
         DECISIONS.info("%d decisions", len(lines), extra={"decisions": lines})

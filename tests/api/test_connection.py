@@ -61,7 +61,10 @@ class Client:
             async with asyncio.timeout(DEADLINE_S):
                 self._writer.write(data)
                 await self._writer.drain()
-        except ConnectionError:
+        except (
+            ConnectionError,
+            RuntimeError,
+        ):  # the latter is uvloop's, once it has seen that the server closed
             return False
         return True
 

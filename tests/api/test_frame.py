@@ -16,7 +16,7 @@ from streamproc.api import asgi
 from streamproc.api.answers import json_answer
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.openapi import document
-from streamproc.api.operations import Call, Number, Operation, Says, Text, said
+from streamproc.api.operations import Call, Number, Operation, Says, Text, responses_of
 from streamproc.api.routing import routes_of
 from streamproc.domain.tokens import PREFIX, Token, digest_of
 
@@ -164,4 +164,4 @@ def test_the_document_has_every_operation_with_everything_it_says() -> None:
         "$ref": "#/components/schemas/Reason"
     }
     assert paths["/open"]["get"]["security"] == []
-    assert 404 in said(TABLE[0])
+    assert 404 in responses_of(TABLE[0])

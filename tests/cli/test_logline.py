@@ -51,7 +51,7 @@ from streamproc.cli.logline import log_to_stderr
 from streamproc.telemetry import lines
 sys.stderr.isatty = lambda: {terminal}
 log_to_stderr(logging.INFO, ["hunter2-the-secret"])
-lines.say([
+lines.log_decisions([
     lines.DecisionLine(0, "1-0", "pout_1", trace_id("pout_1"), "APPROVED", "POLICY_OK", "bot", 250_000),
     lines.DecisionLine(0, "2-0", "pout_2", trace_id("pout_2"), "REJECTED", "REVIEW_REJECTED", "bot", 100, "asha"),
 ])
@@ -103,7 +103,7 @@ names = [
     ("at://us", "asha@host"),
     ("bot", ""),
 ]
-lines.say([lines.DecisionLine(0, "1-0", "pout_1", "t", "HELD", "X", agent, 100, by) for agent, by in names])
+lines.log_decisions([lines.DecisionLine(0, "1-0", "pout_1", "t", "HELD", "X", agent, 100, by) for agent, by in names])
 """
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.attest import identity, standing
+from streamproc.archive.attest import checkpoint_states, identity
 from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.evidence import (
     Entry,
@@ -100,7 +100,7 @@ async def _await_cover(dsn: str, places: Places, wait_s: float, on_stage: OnStag
     deadline = time.monotonic() + wait_s
     async with connection(dsn, name="streamproc audit export") as db:
         while True:
-            covered = {one.partition: one.covered for one in await standing(db)}
+            covered = {one.partition: one.covered for one in await checkpoint_states(db)}
             left = sum(seq > covered.get(partition, 0) for partition, seqs in places.items() for seq in seqs)
             if not left or time.monotonic() >= deadline:
                 return
