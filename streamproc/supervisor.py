@@ -20,7 +20,7 @@ from streamproc.embedded import Store
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.postgres_dir import make_data_dir
 from streamproc.printer import say
-from streamproc.run_file import write_run_file
+from streamproc.run_file import LOCK_FILE, write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
@@ -56,7 +56,7 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
         raise ConfigError(f"the demo plays with the sandbox only: unset {PREFIX}RAZORPAY_KEY_ID")
     _refuse_busy_ports(settings)
     _open_data_dir(settings.data_dir)
-    async with embedded.locked(settings.data_dir / "up.lock"):
+    async with embedded.locked(settings.data_dir / LOCK_FILE):
         async with asyncio.TaskGroup() as group:
             crew = Crew(group, drain_s=settings.drain_s)
             try:
