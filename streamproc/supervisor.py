@@ -197,7 +197,9 @@ async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
 
     async def watch() -> None:
         code = await store.process.wait()
-        crew.give_up(f"{name} ended by itself (exit code {code}); see {store.log}")
+        crew.give_up(
+            f"{name} ended by itself (exit code {code}): {processes.why_it_ended(store.log)}; see {store.log}"
+        )
 
     watching = asyncio.ensure_future(watch())
     try:

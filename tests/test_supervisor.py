@@ -302,6 +302,8 @@ async def test_a_role_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> N
         up.process.terminate()
         assert await up.ended() == 0
         assert up.order("stop")[-2:] == ["projector", "sandbox"]
+        killed = [line for line in up.text().splitlines() if "and was killed" in line]
+        assert killed == [f"[up] worker-{n} did not end within 5.2 s, and was killed" for n in (1, 2)]
     assert not any(alive(pid) for pid in up.pids())
 
 
@@ -409,7 +411,8 @@ async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path)
         await reader.read()
         writer.close()
         assert await up.ended() == 1
-        assert "failed: Valkey ended by itself" in up.text()
+        assert "failed: Valkey ended by itself (exit code 0)" in up.text()
+        assert "bye bye" in up.text(), "what it said last"
     assert not any(alive(pid) for pid in up.pids())
 
 
