@@ -80,7 +80,7 @@ class Crew:
             return await process.wait()
         finally:
             self._roles.remove(role)
-            await self._end(process)
+            await self._end(role.name, process)
             await output
 
     async def drain(self, *phases: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ class Crew:
             output = self._group.create_task(self._copy_output(role, process))
             try:
                 if not await _first(process.wait(), role.stop.wait()):
-                    await self._end(process)
+                    await self._end(role.name, process)
             finally:
                 processes.kill(process)  # and its session, in case it left children
             await output
@@ -125,9 +125,11 @@ class Crew:
         )
         return role.process
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
         signum = signal.SIGKILL if self._hurried else signal.SIGTERM
-        await processes.stop(process, signum, self._drain_s + KILL_AFTER_DRAIN_S)
+        within_s = self._drain_s + KILL_AFTER_DRAIN_S
+        if not await processes.stop(process, signum, within_s):
+            say(f"[up] {name} did not end within {within_s:g} s, and was killed")
 
     async def _after_crash(self, role: Role, code: int | None) -> None:
         now = time.monotonic()

@@ -283,7 +283,7 @@ async def _until_ready(name: str, store: Store, answers: Callable[[], Awaitable[
             while not await answers():
                 if store.process.returncode is not None:
                     raise JobFailed(
-                        f"{name} ended while starting: {processes.last_line(store.log)}; see {store.log}"
+                        f"{name} ended while starting: {processes.why_it_ended(store.log)}; see {store.log}"
                     )
                 await asyncio.sleep(POLL_S)
     except TimeoutError as problem:

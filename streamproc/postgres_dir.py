@@ -123,7 +123,7 @@ async def _run(
         processes.kill(process)
     if code != 0:
         raise JobFailed(
-            f"Postgres could not be prepared ({argv[0]} exit {code}): {processes.last_line(log)}; see {log}"
+            f"Postgres could not be prepared ({argv[0]} exit {code}): {processes.why_it_ended(log)}; see {log}"
         )
 
 

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pwd
 import random
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from streamproc.errors import ConfigError
 _PR_SET_PDEATHSIG = 1
 _PORTS = (20_000, 32_000)  # below Linux's range for outgoing connections, which could take the chosen port
 _PORT_TRIES = 100
+_FATAL, _END_BYTES = re.compile(r"\b(FATAL|PANIC):"), 2_048  # of a log's end: what is earlier was survived
 KILL_WAIT_S = 5.0  # SIGKILL cannot be refused; longer means a process stuck in the kernel
 
 # Loaded before any fork: between fork and exec nothing may be imported.
@@ -210,3 +212,13 @@ def last_line(log: Path) -> str:
     """The last line of a server's log, for the error that says that it ended."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else "it printed nothing"
+
+
+def why_it_ended(log: Path) -> str:
+    """The line of a server's log that says best why it ended: Postgres says so some lines before the last one."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    # "FATAL:  the database system is starting up" is said to clients.
+    why = [line for line in lines if _FATAL.search(line) and "FATAL:  the database system is" not in line]
+    return (why or lines)[-1].strip() if lines else "it printed nothing"

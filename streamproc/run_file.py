@@ -1,5 +1,6 @@
 """The run file, by which other commands find a system that `up` runs."""
 
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from streamproc.errors import ConfigError
 from streamproc.settings import Settings, load
 
 RUN_FILE = "run.json"
+LOCK_FILE = "up.lock"
+"""Is locked as long as an `up` runs on the directory, by the kernel, and so not after a kill."""
 NAME_VARIABLE = "UP_PROCESS"
 """Variable in which `up` gives a child its name, so that output and metrics have the same one. Not a setting."""
 
@@ -46,7 +49,7 @@ def discover(settings: Settings) -> Settings:
         return settings
     except msgspec.MsgspecError as problem:
         raise ConfigError(f"{settings.data_dir / RUN_FILE} is damaged: {problem}; delete it") from problem
-    if not _alive(run.pid):
+    if not _is_up(settings.data_dir):
         return settings
     running, default = load(run.environment), Settings()
     found: dict[str, Any] = {
@@ -57,9 +60,17 @@ def discover(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, **found | {"data_dir": settings.data_dir})
 
 
-def _alive(pid: int) -> bool:
+def _is_up(directory: Path) -> bool:
+    """Whether an `up` holds the directory's lock. The run file's pid does not tell: after a restart of the machine or
+    the container another process may have it."""
     try:
-        os.kill(pid, 0)
-    except OSError as problem:
-        return not isinstance(problem, ProcessLookupError)  # it is alive, but another user's
-    return True
+        lock = os.open(directory / LOCK_FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False

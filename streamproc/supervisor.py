@@ -20,12 +20,14 @@ from streamproc.embedded import Store
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.postgres_dir import make_data_dir
 from streamproc.printer import say
-from streamproc.run_file import write_run_file
+from streamproc.run_file import LOCK_FILE, write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
 PROBE_S = 0.05  # between two looks
 PROBE_WAIT_S = 5.0  # for one answer: /readyz asks every dependency
+ROOM_BYTES = 1 << 20
+"""Free at a start. On a full disk the stores end, and cannot say why: their logs are there too."""
 SANDBOX_KEY_ID = "rzp_test_sandbox"
 SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
 SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # must never change: the account decides the partition
@@ -56,7 +58,7 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
         raise ConfigError(f"the demo plays with the sandbox only: unset {PREFIX}RAZORPAY_KEY_ID")
     _refuse_busy_ports(settings)
     _open_data_dir(settings.data_dir)
-    async with embedded.locked(settings.data_dir / "up.lock"):
+    async with embedded.locked(settings.data_dir / LOCK_FILE):
         async with asyncio.TaskGroup() as group:
             crew = Crew(group, drain_s=settings.drain_s)
             try:
@@ -69,8 +71,9 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
 def _open_data_dir(directory: Path) -> None:
     try:
         make_data_dir(directory)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"\0" * ROOM_BYTES)
+            file.flush()
     except OSError as problem:
         raise ConfigError(
             f"{PREFIX}DATA_DIR {directory} cannot be written to: {problem.strerror or problem}"
@@ -197,7 +200,9 @@ async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
 
     async def watch() -> None:
         code = await store.process.wait()
-        crew.give_up(f"{name} ended by itself (exit code {code}); see {store.log}")
+        crew.give_up(
+            f"{name} ended by itself (exit code {code}): {processes.why_it_ended(store.log)}; see {store.log}"
+        )
 
     watching = asyncio.ensure_future(watch())
     try:

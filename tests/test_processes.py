@@ -1,7 +1,8 @@
-"""The sockets on which a server listens."""
+"""The sockets on which a server listens, and why one ended."""
 
 import errno
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,3 +54,34 @@ def test_a_port_that_is_taken_at_one_of_the_addresses_is_refused(two_addresses: 
         pytest.raises(ConfigError, match="Address already in use"),
     ):
         processes.bound("both", taken.getsockname()[1], "STREAMPROC_").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("", "it printed nothing"),
+        (
+            "one\n# Can't recover from AOF write error. Exiting...\n",
+            "# Can't recover from AOF write error. Exiting...",
+        ),
+        (
+            'UTC [1] FATAL:  could not create lock file "postmaster.pid": No space left on device\n'
+            "UTC [1] LOG:  database system is shut down\n",
+            'UTC [1] FATAL:  could not create lock file "postmaster.pid": No space left on device',
+        ),
+        (
+            "UTC [2] PANIC:  could not write to file: No space left on device\n"
+            "UTC [3] FATAL:  the database system is starting up\n"
+            "UTC [1] LOG:  database system is shut down\n",
+            "UTC [2] PANIC:  could not write to file: No space left on device",
+        ),
+        (
+            "UTC [3] FATAL:  the database system is starting up\nUTC [1] LOG:  database system is shut down\n",
+            "UTC [1] LOG:  database system is shut down",
+        ),
+    ],
+    ids=["nothing", "valkey", "fatal", "panic", "said to a client"],
+)
+def test_why_a_server_ended_is_the_line_that_says_it_best(tmp_path: Path, said: str, why: str) -> None:
+    (tmp_path / "log").write_text(said)
+    assert processes.why_it_ended(tmp_path / "log") == why

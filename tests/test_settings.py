@@ -1,10 +1,9 @@
 """All wrong settings are refused at once, by variable name; secrets are never shown; `.env.example` is true."""
 
+import fcntl
 import itertools
-import json
 import logging
 import re
-import subprocess
 from io import StringIO
 from pathlib import Path
 
@@ -313,17 +312,21 @@ def test_a_running_system_is_found_but_what_was_set_stays(tmp_path: Path) -> Non
     write_run_file(
         settings, {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1", f"{PREFIX}POSTGRES_DSN": "postgresql://up/x"}
     )
-    found = discover(settings)
+    with (tmp_path / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = discover(settings)
     assert (found.redis_url, found.postgres_dsn.reveal()) == ("redis://127.0.0.1:1", "postgresql://mine/x")
     assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_run_file_of_a_dead_system_is_ignored(tmp_path: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    run = {"pid": ended.pid, "environment": {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1"}}
-    (tmp_path / "run.json").write_text(json.dumps(run))
+@pytest.mark.parametrize("is_locked_once", [True, False], ids=["killed", "no lock"])
+def test_the_run_file_of_a_dead_system_is_ignored_whoever_has_its_pid_now(
+    tmp_path: Path, is_locked_once: bool
+) -> None:
     settings = given(DATA_DIR=str(tmp_path))
+    write_run_file(settings, {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1"})  # with the pid of this process
+    if is_locked_once:
+        (tmp_path / "up.lock").touch()
     assert discover(settings) == settings
 
 

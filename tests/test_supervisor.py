@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import resource
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +18,8 @@ from streamproc import processes
 from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Role
 from streamproc.run_file import discover
 from streamproc.settings import load
+from tests.deadline import DEADLINE_S
+from tests.ports import free_port
 
 WAIT_S = 60.0
 FAKE = Path(__file__).with_name("fake_role.py")
@@ -302,6 +306,8 @@ async def test_a_role_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> N
         up.process.terminate()
         assert await up.ended() == 0
         assert up.order("stop")[-2:] == ["projector", "sandbox"]
+        killed = [line for line in up.text().splitlines() if "and was killed" in line]
+        assert killed == [f"[up] worker-{n} did not end within 5.2 s, and was killed" for n in (1, 2)]
     assert not any(alive(pid) for pid in up.pids())
 
 
@@ -317,6 +323,19 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
         assert await up.ended() == 0
         assert "starting it again" not in up.text()
     assert not any(alive(pid) for pid in up.pids())
+
+
+def test_a_full_disk_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc", "up"],
+        env={**os.environ, "STREAMPROC_DATA_DIR": str(tmp_path), "STREAMPROC_PORT": str(free_port()),
+             "STREAMPROC_SANDBOX_PORT": str(free_port())},
+        capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, 4_096)),
+    )  # fmt: skip
+    said = f"streamproc: STREAMPROC_DATA_DIR {tmp_path} cannot be written to: File too large\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path) -> None:
@@ -409,7 +428,8 @@ async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path)
         await reader.read()
         writer.close()
         assert await up.ended() == 1
-        assert "failed: Valkey ended by itself" in up.text()
+        assert "failed: Valkey ended by itself (exit code 0)" in up.text()
+        assert "bye bye" in up.text(), "what it said last"
     assert not any(alive(pid) for pid in up.pids())
 
 

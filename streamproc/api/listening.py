@@ -19,6 +19,14 @@ from streamproc.ingress.refusals import ThrottledWarning
 _log: Final = logging.getLogger(__name__)
 
 
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Leaves out the traceback of a request that was cancelled when the drain was over: uvicorn has said how many."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+
+
 def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Server:
     """A server, not yet listening. When it stops, requests in progress have `drain_s` seconds."""
     refused = ThrottledWarning(

@@ -180,3 +180,28 @@ async def test_what_is_in_hand_when_the_server_ends_is_answered_and_nothing_new_
         may_go_on.set()
         assert (await answer).endswith(b"\r\n\r\nin hand")
         await running
+
+
+async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken = asyncio.Semaphore(0)
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        taken.release()
+        await asyncio.Event().wait()
+
+    server = server_of(endless, host="127.0.0.1", port=0, drain_s=0)
+    running = asyncio.create_task(server._serve())
+    async with asyncio.timeout(DEADLINE_S):
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        answers = [asyncio.create_task(said(port, get("/"))) for _ in range(2)]
+        for _ in answers:
+            await taken.acquire()
+        server.should_exit = True
+        await running
+        await asyncio.gather(*answers)
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["Cancel 2 running task(s), timeout graceful shutdown exceeded"]
