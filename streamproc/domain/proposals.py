@@ -176,6 +176,34 @@ def plan_confirmed(
     return changes
 
 
+def overtaken(
+    proposals: Iterable[Proposal],
+    scopes: Mapping[str, ScopeState],
+    changes: Sequence[PolicyChanged],
+    now_us: int,
+) -> list[Proposal]:
+    """Those that wait to loosen what these changes, planned on *scopes*, change as well.
+
+    Once that is changed back, they would fit again, and undo what somebody did after they were made.
+    """
+    return [
+        one
+        for one in proposals
+        if one.state(now_us) == "waiting"
+        and any(
+            _touches(change, scopes.get(change.scope), loose) for change in changes for loose in one.loosens
+        )
+    ]
+
+
+def _touches(change: PolicyChanged, state: ScopeState | None, loose: Loosening) -> bool:
+    """Whether a change is of what this loosens; without a field that is the scope as a whole."""
+    old, new = (state.effective if state is not None else None) or {}, change.effective or {}
+    # A binding is named with its agent's id, and all bindings of an agent are one field.
+    field = loose.field.rpartition(".")[0] if loose.scope == "agents" else loose.field
+    return change.scope == loose.scope and (not field or old.get(field) != new.get(field))
+
+
 def base_of(scopes: Mapping[str, ScopeState], changes: Sequence[ScopeChange]) -> dict[str, int]:
     """The versions of the scopes that are changed."""
     return {one.scope: scopes[one.scope].version if one.scope in scopes else 0 for one in changes}
