@@ -6,7 +6,6 @@ policy.proposed -> waiting --(24 h)--> expired
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -25,6 +24,7 @@ from streamproc.domain.policy_events import (
     ScopeChange,
 )
 from streamproc.domain.policy_loosening import loosened
+from streamproc.domain.said import folded
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 
@@ -120,18 +120,14 @@ def forgotten(proposals: Mapping[str, Proposal], now_us: int) -> list[str]:
 
 def is_same_person(one: str, other: str) -> bool:
     """Names as people mean them: `Asha` is `asha`."""
-    return _folded(one) == _folded(other)
-
-
-def _folded(name: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return folded(one) == folded(other)
 
 
 def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: int) -> None:
     """Raise Refused unless this person may confirm it now. (Who confirmed it already may be told so again.)"""
     name = proposal.id
     refuse_closed(proposal, now_us)
-    if not _folded(by):
+    if not folded(by):
         raise SamePerson(f"proposal {name} must be confirmed by somebody with a name: none was given")
     if is_same_person(by, proposal.by):
         raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
