@@ -1,5 +1,7 @@
 """Who acts, and why, as a person states it for the audit. Pure."""
 
+import unicodedata
+
 from streamproc.domain.plain import clean
 from streamproc.errors import InputError
 
@@ -26,3 +28,8 @@ def _line(text: str, called: str, chars_max: int, what: str) -> str:
     if len(line) > chars_max:
         raise InputError(f"{called} has {len(line)} characters, the limit is {chars_max}")
     return line
+
+
+def folded(name: str) -> str:
+    """A name as people mean it, without case, blanks and width: `Asha` is `asha`."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())

@@ -27,6 +27,7 @@ from streamproc.domain.policy_fields import (
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
 from streamproc.domain.reviewers import SLACK
+from streamproc.domain.said import folded
 
 FILE_CHARS_MAX = 1_048_576
 """Longest policy file, in characters: some ten thousand agents."""
@@ -161,8 +162,12 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
         value = names
     reviewers = _named({"reviewers": value}, "reviewers", report)
     slack_users: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for name, fields in reviewers.items():
         path = ("reviewers", name)
+        if alike.setdefault(folded(name), name) != name:
+            # As with one Slack account: people are compared so where a second person confirms a proposal, too.
+            report.add(path, f"is the same name as {alike[folded(name)]!r} but for case, blanks or width")
         if name.startswith(SLACK):
             report.add(
                 path, f"begins with {SLACK!r}, as an answer from Slack does; give a name, with {{slack: U…}}"

@@ -6,7 +6,6 @@ policy.proposed -> waiting --(24 h)--> expired
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -26,6 +25,7 @@ from streamproc.domain.policy_events import (
     ScopeChange,
 )
 from streamproc.domain.policy_loosening import loosened
+from streamproc.domain.said import folded
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 
@@ -120,18 +120,14 @@ def forgotten(proposals: Mapping[str, Proposal], now_us: int) -> list[str]:
 
 def is_same_person(one: str, other: str) -> bool:
     """Names as people mean them: `Asha` is `asha`."""
-    return _folded(one) == _folded(other)
-
-
-def _folded(name: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return folded(one) == folded(other)
 
 
 def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: int) -> None:
     """Raise Refused unless this person may confirm it now. (Who confirmed it already may be told so again.)"""
     name = proposal.id
     refuse_closed(proposal, now_us)
-    if not _folded(by):
+    if not folded(by):
         raise SamePerson(f"proposal {name} must be confirmed by somebody with a name: none was given")
     if is_same_person(by, proposal.by):
         raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
@@ -174,6 +170,34 @@ def plan_confirmed(
                 " otherwise than it said; withdraw it and propose the change anew"
             )
     return changes
+
+
+def overtaken(
+    proposals: Iterable[Proposal],
+    scopes: Mapping[str, ScopeState],
+    changes: Sequence[PolicyChanged],
+    now_us: int,
+) -> list[Proposal]:
+    """Those that wait to loosen what these changes, planned on *scopes*, change as well.
+
+    Once that is changed back, they would fit again, and undo what somebody did after they were made.
+    """
+    return [
+        one
+        for one in proposals
+        if one.state(now_us) == "waiting"
+        and any(
+            _touches(change, scopes.get(change.scope), loose) for change in changes for loose in one.loosens
+        )
+    ]
+
+
+def _touches(change: PolicyChanged, state: ScopeState | None, loose: Loosening) -> bool:
+    """Whether a change is of what this loosens; without a field that is the scope as a whole."""
+    old, new = (state.effective if state is not None else None) or {}, change.effective or {}
+    # A binding is named with its agent's id, and all bindings of an agent are one field.
+    field = loose.field.rpartition(".")[0] if loose.scope == "agents" else loose.field
+    return change.scope == loose.scope and (not field or old.get(field) != new.get(field))
 
 
 def base_of(scopes: Mapping[str, ScopeState], changes: Sequence[ScopeChange]) -> dict[str, int]:

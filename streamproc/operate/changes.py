@@ -14,7 +14,7 @@ from streamproc.errors import JobFailed
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
-from streamproc.operate.proposals import Applied, propose
+from streamproc.operate.proposals import Applied, propose, withdraw_overtaken
 from streamproc.operate.site import Site
 from streamproc.operate.turn import Turn, turn
 
@@ -67,6 +67,7 @@ async def make(
         seen = await preview(site, plan)
         if seen.waits:
             return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
+        await withdraw_overtaken(site, seen.changes, by=by)
         return [await _make_on(site, partition, plan, mine, by=by) for partition in range(site.partitions)]
 
 

@@ -21,6 +21,7 @@ from streamproc.domain.proposals import (
     Refused,
     base_of,
     is_same_person,
+    overtaken,
     plan_confirmed,
     proposals_after,
     refuse_closed,
@@ -120,11 +121,13 @@ async def _confirm(site: Site, name: str, mine: Turn, *, by: str, channel: Chann
                 refuse_closed(proposal, at)
             return done
         refuse_confirmation(proposal, by, channel, at)
-        base = []
+        base, planned = [], []
         for partition in range(site.partitions):
             _, scopes = await read_scopes(site.client, Names(partition))
-            plan_confirmed(scopes, proposal, confirmed_by=by, at=at)
+            planned.append(Applied(partition, None, plan_confirmed(scopes, proposal, confirmed_by=by, at=at)))
             base.append(base_of(scopes, proposal.changes))
+        if await withdraw_overtaken(site, planned, by=by, but=name):
+            continue
         event = ProposalConfirmed(at=at, proposal=name, by=by, channel=channel, base=base)
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return await _put_in_force(site, proposals_after(proposals, [event])[name], mine)
@@ -191,6 +194,21 @@ async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
     raise JobFailed(
         f"others changed proposals {CHANGES_MAX} times meanwhile; {name} is not withdrawn, try again"
     )
+
+
+async def withdraw_overtaken(site: Site, planned: Sequence[Applied], *, by: str, but: str = "") -> int:
+    """End the waiting proposals, `but` one, that loosen what is about to be changed; how many there were."""
+    _, proposals = await read_proposals(site.client)
+    others = [one for one in proposals.values() if one.id != but]
+    first = next((one for one in planned if one.changes), None)
+    if first is None or not others:
+        return 0
+    _, scopes = await read_scopes(site.client, Names(first.partition))
+    found = overtaken(others, scopes, first.changes, await clock_us(site.client))
+    for one in found:
+        with suppress(JobFailed):  # somebody else has just closed it; and a freeze must not fail by this
+            await withdraw(site, one.id, by=by, why="what it loosens was changed meanwhile; propose it anew")
+    return len(found)
 
 
 def _known(proposals: dict[str, Proposal], name: str) -> Proposal:

@@ -91,6 +91,10 @@ def test_the_lists_of_people_are_read() -> None:
             "p.yaml: line 3, reviewers.vikram.slack: Slack user U1 is already the reviewer 'asha'",
         ),
         (
+            "reviewers:\n  asha: {slack: U1}\n  Asha: {}\n",
+            "p.yaml: line 3, reviewers.Asha: is the same name as 'asha' but for case, blanks or width",
+        ),
+        (
             "agents:\n  bot: {slack: [asha]}\n",
             "p.yaml: line 2, agents.bot.slack: must be a Slack user id like U012ABCDEF, not text 'asha'",
         ),

@@ -287,11 +287,57 @@ async def test_a_tightening_waits_until_a_confirmation_that_has_begun_is_in_forc
 async def test_what_is_confirmed_loosens_nothing_that_was_not_told(redis_url: str) -> None:
     async with guarded(redis_url) as site:
         proposal = await proposed(site)
-        await put(site, "policies: {bot: {daily_limit: 5, per_txn_limit: 5}}", by="meera")
+        # As an earlier version writes it, which leaves the proposal waiting.
+        rev, scopes = await policies.read_scopes(site.client, site.names_of(0))
+        fields = {"daily_limit": 5, "per_txn_limit": 5}
+        tighter = policies.of_patch("agent:bot", fields, by="meera", why="")(0, scopes, 1)
+        assert await proposals.put_in_force(site.client, site.names_of(0), rev, tighter, actor="meera")
         with pytest.raises(Refused, match="no longer fits"):
             await confirmed(site, proposal.id)
         assert await told(site, ProposalConfirmed) == []
-        assert await bot(site) == {"daily_limit": 5, "per_txn_limit": 5}
+        assert await bot(site) == fields
+
+
+async def test_what_was_changed_and_changed_back_is_not_undone_by_a_proposal_of_before(
+    redis_url: str,
+) -> None:
+    """Two people propose the same, one proposal is confirmed, and somebody takes that back."""
+    async with guarded(redis_url) as site:
+        first, second = await proposed(site), await proposed(site, by="ravi")
+        await confirmed(site, second.id)
+        await put(site, f"policies: {{bot: {json.dumps(WAS | {'per_txn_limit': 100})}}}", by="meera")
+        with pytest.raises(Refused, match=f"{first.id} is withdrawn by vikram"):
+            await confirmed(site, first.id)
+        assert (await bot(site))["daily_limit"] == 1_000
+
+
+async def test_a_new_freeze_is_not_lifted_by_a_proposal_of_before_it(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        lifts = [
+            (await freeze(site, "agent:bot", frozen=False, by=by, why="mended")).proposal
+            for by in ("asha", "ravi")
+        ]
+        first, second = [lift.id for lift in lifts if lift is not None]
+        await confirmed(site, second)
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        with pytest.raises(Refused, match=f"{first} is withdrawn by vikram"):
+            await confirmed(site, first)
+        assert "freeze:agent:bot" in await in_force(site)
+
+
+async def test_a_tightening_ends_what_waits_to_loosen_the_same_and_says_why(redis_url: str) -> None:
+    async with guarded(redis_url) as site:
+        same, other = (
+            await proposed(site),
+            await proposed(site, "agents: {bot: {fund_accounts: [fa_00000000000001]}}"),
+        )
+        await put(site, "policies: {bot: {daily_limit: 500, per_txn_limit: 100}}", by="meera")
+        [event] = await told(site, ProposalWithdrawn)
+        assert (event.proposal, event.by, event.why) == (
+            same.id, "meera", "what it loosens was changed meanwhile; propose it anew",
+        )  # fmt: skip
+        assert [one["id"] for one in await proposals.listed(site) if one["state"] == "waiting"] == [other.id]
 
 
 async def test_what_changed_beside_it_stays(redis_url: str) -> None:
@@ -339,9 +385,10 @@ async def test_so_many_wait_and_no_more_and_what_is_over_makes_room(
 
 async def test_a_rebuilt_redis_knows_what_waits_and_what_is_over(redis_url: str, postgres: str) -> None:
     async with guarded(redis_url) as site:
-        done, gone, waits = [await proposed(site, by=by) for by in ("asha", "meera", "ravi")]
-        await confirmed(site, done.id)
+        done, gone = [await proposed(site, by=by) for by in ("asha", "meera")]
+        waits = await proposed(site, "agents: {bot: {fund_accounts: [fa_00000000000001]}}", by="ravi")
         await proposals.withdraw(site, gone.id, by="asha", why="")
+        await confirmed(site, done.id)
         before = (await read_proposals(site.client))[1]
         await archive(redis_url, postgres)
         await site.client.flushdb()
