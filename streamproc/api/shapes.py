@@ -8,6 +8,7 @@ from msgspec import Struct
 from streamproc.domain.facts import Decision, Identity
 from streamproc.domain.intent_rules import MODES, NARRATION_CHARS_MAX, NOTES_MAX, URL_CHARS_MAX
 from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
+from streamproc.domain.states import State
 
 
 class Finding(Struct, frozen=True):
@@ -50,7 +51,9 @@ class Review(Struct, frozen=True):
 
 
 class Payout(Struct, frozen=True):
-    """A payout. `bank_payout` is null while nothing is known to be at the bank."""
+    """A payout. `bank_payout` is null while nothing is known to be at the bank. `reason` and `reasons` are codes of
+    docs/governance.md, and more may come. `state` ends at `rejected` (of what was asked for here), `processed` (or
+    later `reversed`), `failed`, `cancelled`, `declined` or `bypassed`."""
 
     payout: str
     account: str
@@ -65,7 +68,7 @@ class Payout(Struct, frozen=True):
     reasons: list[str]
     findings: list[Finding]
     policy_version: int
-    state: str
+    state: State
     bank_status: str
     bank_payout: str | None
     failure: str | None

@@ -143,7 +143,7 @@ class OutboundClient:
         urgent: bool = False,
     ) -> Answer:
         """One request, one answer. Raises TryAgain or OutcomeUnknown with `after_s`; a 4xx is an answer."""
-        what = f"{self.name} {method} {path}"
+        what = f"{self.name} {method} {path or '/'}"
         call = _Call()
         request = self._http.build_request(
             method, path, params=params, headers=headers, content=content, extensions={"trace": call.trace}

@@ -84,6 +84,18 @@ async def without_limit(client: Redis) -> bool:
     return any(not int(memory["maxmemory"]) for memory in found)
 
 
+async def full(client: Redis) -> str:
+    """That the server, or a primary of a cluster, is at `maxmemory` and refuses writes; empty if none is."""
+    with named_errors():
+        found = [await node.info("memory") for node in await every_node(client)]
+    for memory in found:
+        used, most = int(memory["used_memory"]), int(memory["maxmemory"])
+        counted = used - int(memory.get("mem_not_counted_for_evict", 0))
+        if 0 < most < counted:
+            return f"{counted:,} bytes are used and maxmemory is {most:,}: writes are refused"
+    return ""
+
+
 ASKS_MS = 10_000
 """A consumer asks for entries every second. One that has none pending and did not ask for so long was killed."""
 

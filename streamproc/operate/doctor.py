@@ -24,7 +24,7 @@ from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
-from streamproc.log.health import group_rows, replica_count, server_settings, without_limit
+from streamproc.log.health import full, group_rows, replica_count, server_settings, without_limit
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
@@ -125,6 +125,9 @@ async def _redis(settings: Settings) -> list[Check]:
 
 
 async def _memory(client: Any) -> list[Check]:
+    if problem := await full(client):
+        todo = "raise it by CONFIG SET, at once, and in redis.conf; `streamproc log stats` says what is kept"
+        return [Check("redis memory", "bad", problem, todo)]
     if not await without_limit(client):
         return [Check("redis memory", "ok", "maxmemory is set")]
     detail = (

@@ -10,7 +10,7 @@ from streamproc.api.health import Check, Ready
 from streamproc.archive.read import archived_upto
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
-from streamproc.log.health import ARCHIVE_LATE_S, logs_gone, server_settings, waiting_ms
+from streamproc.log.health import ARCHIVE_LATE_S, full, logs_gone, server_settings, waiting_ms
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.people import untold_holds, untold_text
 from streamproc.operate.polling import poller_view
@@ -52,7 +52,7 @@ async def _check(name: str, asked: Awaitable[Found], *, required: bool = False) 
 
 async def _redis(settings: Settings) -> Found:
     async with connected(settings.redis_url) as client:
-        problems = await server_settings(client)
+        problems = [*await server_settings(client), *filter(None, [await full(client)])]
         if gone := await logs_gone(client, settings.partitions):
             problems.append(f"the log of partition {gone[0]} is gone; {WHEN_LOST}")
     return not problems, "; ".join(problems)

@@ -65,6 +65,12 @@ async def test_a_peer_that_is_gone_as_soon_as_it_is_connected_is_no_defect_of_th
     assert not isinstance(caught.value, OutcomeUnknown)  # nothing was sent
 
 
+async def test_a_call_without_a_path_is_named_as_one_to_the_root() -> None:
+    async with loopback(always(500, b"")) as server, client_of(server.url) as client:
+        with pytest.raises(OutcomeUnknown, match=r"^bank POST /: answered 500$"):
+            await client.call("POST", "")
+
+
 @pytest.mark.parametrize("status", [200, 201, 204, 400, 401, 404, 422])
 async def test_2xx_and_4xx_are_answers(status: int) -> None:
     body = b"" if status == 204 else b"{}"

@@ -412,8 +412,8 @@ async def test_two_signed_checkpoints_of_one_size_in_the_file_are_a_fork(sealed:
     forged = await sealed.db.fetchval("SELECT note FROM checkpoints WHERE size = 20")
     with sealed.file.open("a") as file:
         file.write(forged + "\n")
-    first, *_ = await sealed.faults()
-    assert "line 28: this one and the one in line 10 are two signed checkpoints of 20 entries" in first
+    words = "line 28: this one and the one in line 10 are two signed checkpoints of 20 entries"
+    assert any(words in fault for fault in await sealed.faults())
 
 
 # ---- what cannot be found out ----

@@ -22,6 +22,7 @@ from streamproc.log.stream import open_log
 from streamproc.operate import doctor_log
 from streamproc.operate.doctor import examine
 from streamproc.operate.doctor_check import Check
+from streamproc.operate.readiness import readiness
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
 from tests.engine import Engine
@@ -173,6 +174,24 @@ async def test_a_redis_without_a_limit_of_memory_is_noted(redis_url: str, postgr
         finally:
             await client.config_set("maxmemory", "0")
     assert (check.status, check.detail) == ("ok", "maxmemory is set")
+
+
+async def test_a_redis_that_is_full_and_refuses_writes_is_bad_and_not_ready(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    env = environment(redis_url, postgres, bank)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+        await client.config_set("maxmemory", "1000000")
+        try:
+            check = (await examined(env))["redis memory"]
+            [redis] = [one for one in await readiness(load(env), None)() if one.name == "redis"]
+        finally:
+            await client.config_set("maxmemory", "0")
+        [after] = [one for one in await readiness(load(env), None)() if one.name == "redis"]
+    assert (check.status, "maxmemory is 1,000,000: writes are refused" in check.detail) == ("bad", True)
+    assert (redis.ok, "writes are refused" in redis.detail) == (False, True)
+    assert "writes are refused" not in after.detail
 
 
 async def test_a_postgres_that_takes_no_writes_is_bad_though_it_answers(
