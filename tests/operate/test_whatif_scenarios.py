@@ -407,6 +407,7 @@ async def test_scopes_that_the_file_does_not_name_follow_their_own_history(redis
         log = await log_of(engine)
     found = again(log, f"policies: {{bot: {{per_txn_limit: 50, {NO_RATE}}}}}")
     assert moved(found) == {"p3": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED"}
+    assert moved(again(log, "policies: {stranger: {}}")) == {"p4": "REJECTED -> APPROVED POLICY_OK"}
 
 
 async def test_limits_that_the_file_does_not_name_follow_theirs(redis_url: str) -> None:
