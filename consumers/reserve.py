@@ -105,7 +105,12 @@ def budget_stage(zone: str) -> Stage:
     """Rule 16, for payouts that no rule has rejected."""
 
     async def reserve(items: Sequence[Item], ctx: BatchContext) -> None:
-        live = [(w, e) for w, e in items if type(e) is ReputationChecked and _asks_for_room(w, e)]
+        # What is decided asks for no room: it is rejected, or a review looked at it again.
+        live = [
+            (work, event)
+            for work, event in items
+            if type(event) is ReputationChecked and work.known().decision is None
+        ]
         missing = [work for work, _ in live if work.admission.budget is None]
         cases = [case_of(work.known(), ctx) for work in missing]
         terms = Terms(zone)
@@ -119,11 +124,6 @@ def budget_stage(zone: str) -> Stage:
             _reserve_one(work, event, ctx)
 
     return Stage(name="budget", consumes=frozenset({ReputationChecked}), handle=reserve)
-
-
-def _asks_for_room(work: Work, event: ReputationChecked) -> bool:
-    """Neither rejected, nor a review's second look at a payout that is decided already."""
-    return not is_rejected(event.findings) and work.known().decision is None
 
 
 def _reserve_one(work: Work, event: ReputationChecked, ctx: BatchContext) -> None:

@@ -14,6 +14,7 @@ import yaml
 from msgspec import Struct
 
 from streamproc.domain.agent_note import public_key
+from streamproc.domain.attribution import folded
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import (
     Fields,
@@ -27,7 +28,6 @@ from streamproc.domain.policy_fields import (
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
 from streamproc.domain.reviewers import SLACK
-from streamproc.domain.said import folded
 
 FILE_CHARS_MAX = 1_048_576
 """Longest policy file, in characters: some ten thousand agents."""

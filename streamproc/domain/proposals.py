@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from streamproc.domain.attribution import folded
 from streamproc.domain.budget import US
 from streamproc.domain.events import Event
 from streamproc.domain.policy_changes import ScopeState, replan
@@ -25,7 +26,6 @@ from streamproc.domain.policy_events import (
     ScopeChange,
 )
 from streamproc.domain.policy_loosening import loosened
-from streamproc.domain.said import folded
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 

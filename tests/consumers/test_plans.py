@@ -308,11 +308,25 @@ async def test_what_is_asked_for_is_not_kept_for_ever(
     monkeypatch.setattr(reserve, "TERMS_MAX", 3)
     kept = plans.Plans(Templates(), ZONE).under(book).terms
     for quarter in range(9):
-        for agent in ("bot", "free"):
-            record = fold([observed(agent=agent, at=NOW + quarter * QUARTER_US)])
-            assert record is not None
-            case = governance.Case(record, "claimed", book.agent(agent))
+        for agent in ("bot", "free", "wary", "night"):
+            case = case_of(book, agent, NOW + quarter * QUARTER_US)
             assert kept.windows(case) is kept.windows(case)
             assert kept.rate(case) is kept.rate(case)
             assert len(kept._windows) <= 3
             assert len(kept._rates) <= 3
+
+
+async def test_agents_ask_in_turn_for_the_same_as_before(book: PolicyBook) -> None:
+    """What is the same object is sent to Redis once."""
+    kept = plans.Plans(Forms(), ZONE).under(book).terms
+    cases = [case_of(book, agent, NOW) for agent in ("bot", "free", "wary")]
+    asked = [(kept.rate(case), kept.windows(case)) for case in cases]
+    for case, (rate, windows) in zip(cases, asked, strict=True):
+        assert kept.rate(case) is rate
+        assert kept.windows(case) is windows
+
+
+def case_of(book: PolicyBook, agent: str, at: int) -> governance.Case:
+    record = fold([observed(agent=agent, at=at)])
+    assert record is not None
+    return governance.Case(record, "claimed", book.agent(agent))

@@ -1,13 +1,17 @@
 """A chain in one group, and the same chain with one group for each stage, record the same of every payout."""
 
+import pytest
+
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import Event
+from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.domain.wire import type_of
 from streamproc.log.connection import connected
+from streamproc.log.policies import put_in_force, read_scopes
 from tests.engine import ZONE, Engine
 from tests.engine import split as one_for_each_stage
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, NOW, Vendors, observed
 
 POLICIES = """
 policies:
@@ -51,3 +55,27 @@ async def test_one_group_or_one_for_each_stage_records_the_same(redis_url: str) 
     apart = await stories(redis_url, split=True)
     assert len(together) == 10
     assert apart == together
+
+
+@pytest.mark.parametrize("before", [("screen",), ("screen", "velocity", "reputation")], ids=" ".join)
+async def test_a_policy_that_is_removed_between_two_stages_commits_rejects_and_takes_no_room(
+    redis_url: str, before: tuple[str, ...]
+) -> None:
+    stages = consumers.split(consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE))
+    async with Engine(redis_url, groups=[stages[f"governance.{name}"] for name in before]) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 200, url="https://shop.example.net/"))
+        assert (await engine.record("pout_1")).decision is None
+        await remove_all_policies(engine)
+    async with Engine(redis_url, groups=list(stages.values())) as engine:
+        await engine.settled()
+        record = await engine.record("pout_1")
+        assert (record.decision, record.reason, record.reservation) == ("REJECTED", "NO_POLICY", None)
+        assert await engine.client.keys(f"{engine.names.base}:budget:*") == []
+
+
+async def remove_all_policies(engine: Engine) -> None:
+    rev, scopes = await read_scopes(engine.client, engine.names)
+    nothing = parse_policy_file("policies: {}", name="none.yaml")
+    changes = plan_changes(scopes, nothing, prune=True, at=NOW, by="test", why="test")
+    assert await put_in_force(engine.client, engine.names, rev, changes, actor="test") is not None

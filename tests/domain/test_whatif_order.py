@@ -49,3 +49,33 @@ def test_a_number_that_never_comes_is_waited_for_so_long_and_no_longer() -> None
 
 def test_a_log_that_is_read_from_its_middle_begins_with_the_lowest_number_there_is() -> None:
     assert through(InOrder(first=None), [(n, n) for n in (502, 501, 504, 503)]) == [501, 502, 503, 504]
+
+
+def test_what_has_no_number_takes_none_from_those_that_have_one() -> None:
+    order: InOrder[str] = InOrder()
+    order.put(None, "-")
+    assert list(order.ready()) == ["-"]
+    order.put(2, "b")
+    assert list(order.ready()) == []
+    order.put(1, "a")
+    order.put(None, "-")
+    assert list(order.ready()) == ["a", "b", "-"]
+    order.put(4, "d")
+    assert list(order.ready()) == []
+    order.put(3, "c")
+    assert list(order.ready()) == ["c", "d"]
+
+
+def test_each_number_that_never_came_is_counted_once() -> None:
+    order: InOrder[int] = InOrder(waiting_max=1)
+    assert through(order, [(n, n) for n in (1, 1, 3, 4, 8, 9)]) == [1, 1, 3, 4, 8, 9]
+    assert order.skipped == 1 + 3
+    order.put(2, 2)  # it comes after all, too late
+    order.put(11, 11)
+    assert list(order.rest()) == [2, 11]
+    assert order.skipped == 1 + 3 + 1
+    at_the_end: InOrder[int] = InOrder()
+    for n in (1, 1, 3, 3, 7):
+        at_the_end.put(n, n)
+    assert list(at_the_end.rest()) == [1, 1, 3, 3, 7]
+    assert at_the_end.skipped == 1 + 3

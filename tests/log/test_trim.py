@@ -100,10 +100,8 @@ async def test_a_group_that_nobody_knows_holds_the_log_too_and_is_named(client: 
 
 async def test_an_entry_younger_than_the_retention_stays(client: Redis) -> None:
     ids = await appended(client)
-    young = [
-        (await client.execute_command("XADD", NAMES.log, "*", "e", "[]", "m", "{}")).decode()
-        for _ in range(ENTRIES)
-    ]
+    half_an_hour_ago_ms = ((await client.time())[0] - 1800) * 1000
+    young = await appended(client, [f"{half_an_hour_ago_ms}-{n}" for n in range(ENTRIES)])
     for group in GROUPS:
         await read(client, group, 2 * ENTRIES, ack=True)
 

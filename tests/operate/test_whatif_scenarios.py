@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from streamproc.archive.rows import Row
 from streamproc.domain import events as e
+from streamproc.domain.budget import US, Ask, RateAsk, Window
 from streamproc.domain.policy import parse_policy_file
 from streamproc.domain.whatif import fates, judge, retrial
 from streamproc.domain.whatif.comparison import Comparison
@@ -16,12 +17,14 @@ from streamproc.domain.whatif.retrial import Retrial
 from streamproc.domain.whatif.trial import Told
 from streamproc.domain.wire import read_entry
 from streamproc.errors import InputError
+from streamproc.log import scripts
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed
 
+FAR = 4_000_000_000
 HOUR_US = 3_600_000_000
 NO_RATE = "rate_limit: {count: 0}"
 
@@ -101,11 +104,68 @@ async def test_a_rate_slot_that_the_candidate_does_not_give_is_free_for_a_later_
         await engine.deliver(observed("p1", 700))
         await engine.deliver(observed("p2", 200))
         log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
     found = again(log, "policies: {bot: {per_txn_limit: 600, rate_limit: {count: 1, window: 60}}}")
     assert moved(found) == {
         "p1": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED",
         "p2": "REJECTED -> APPROVED POLICY_OK",
     }
+
+
+async def test_what_a_crash_left_taken_is_taken_once_whatever_the_candidate_says(redis_url: str) -> None:
+    """A worker died when the counters had admitted p1, and by the policy of the next one p1 was frozen."""
+    policy = "policies: {bot: {daily_limit: 1000, rate_limit: {count: 3, window: 60}}}"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy)
+        ask = Ask(
+            "p1", 300, NOW, RateAsk("bot", 3, 60 * US, False), (Window("agent:bot", "2026-09-21", 1000, FAR),)
+        )
+        await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)
+        await engine.apply(policy.replace("bot: {", "bot: {frozen: true, "))
+        await engine.deliver(observed("p1", 300))
+        await engine.apply(policy)
+        for payout, amount in (("p2", 650), ("p3", 100), ("p4", 1)):
+            await engine.deliver(observed(payout, amount))
+        assert (await engine.record("p4")).reason == "RATE_LIMITED"
+        log = await log_of(engine)
+    same = again(log, None)
+    assert (same.changed.payouts, same.counters_differ, same.skipped_numbers) == (0, [], 0)
+    thawed = again(log, policy.replace("bot: {", "bot: {frozen: false, "))
+    assert moved(thawed) == {
+        "p1": "REJECTED -> APPROVED POLICY_OK",
+        "p3": "APPROVED -> REJECTED LIMIT_EXCEEDED",
+    }
+
+
+@pytest.mark.parametrize(
+    ("payout", "outcome", "changed"),
+    [
+        ("p1", "APPROVED POLICY_OK", "daily_limit: 500, rate_limit: {count: 9, window: 60}"),
+        (
+            "p1",
+            "APPROVED POLICY_OK",
+            "daily_limit: 400, rate_limit: {count: 9, window: 60}, weekly_limit: 500",
+        ),
+        ("p2", "REJECTED LIMIT_EXCEEDED", "daily_limit: 9000, rate_limit: {count: 9, window: 60}"),
+        ("p3", "REJECTED RATE_LIMITED", "daily_limit: 1000, rate_limit: {count: 9, window: 60}"),
+        ("p1", "APPROVED POLICY_OK", "daily_limit: 1000, rate_limit: {count: 0}"),
+    ],
+)
+async def test_a_policy_that_changed_between_the_counters_answer_and_the_decision_changes_no_outcome(
+    redis_url: str, payout: str, outcome: str, changed: str
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {daily_limit: 1000, rate_limit: {count: 2, window: 60}}}")
+        for name, amount in (("p1", 700), ("p2", 500), ("p3", 1)):
+            await engine.deliver(observed(name, amount))
+        record = await engine.record(payout)
+        assert f"{record.decision} {record.reason}" == outcome
+        await engine.apply(f"policies: {{bot: {{{changed}}}}}")
+        *log, change = await log_of(engine)
+    decision = next(n for n, told in enumerate(log) if about(told, payout) and has(e.PayoutDecided)(told))
+    for candidate in (None, "policies: {other: {per_txn_limit: 1}}"):
+        found = again([*log[:decision], change, *log[decision:]], candidate)
+        assert (found.judged.payouts, found.changed.payouts) == (3, 0)
 
 
 async def test_a_payout_that_failed_gives_its_room_back_under_the_candidate_too(redis_url: str) -> None:
@@ -343,10 +403,43 @@ async def test_scopes_that_the_file_does_not_name_follow_their_own_history(redis
         await engine.deliver(observed("p1", 200, agent="other"))
         await engine.apply(f"policies: {{other: {{per_txn_limit: 300, {NO_RATE}}}}}")
         await engine.deliver(observed("p2", 200, agent="other"))
-        await engine.deliver(observed("p3", 200))
+        await engine.deliver(observed("p3", 200), observed("p4", 200, agent="stranger"))
         log = await log_of(engine)
     found = again(log, f"policies: {{bot: {{per_txn_limit: 50, {NO_RATE}}}}}")
     assert moved(found) == {"p3": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED"}
+    assert moved(again(log, "policies: {stranger: {}}")) == {"p4": "REJECTED -> APPROVED POLICY_OK"}
+
+
+async def test_limits_that_the_file_does_not_name_follow_theirs(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        for payout, limit in (("p1", 1000), ("p2", 300)):
+            await engine.apply(f"policies: {{bot: {{daily_limit: {limit}, {NO_RATE}}}}}")
+            await engine.deliver(observed(payout, 200))
+        log = await log_of(engine)
+    found = again(log, f"accounts: {{{ACCOUNT}: {{daily_limit: 9000}}}}")
+    assert (moved(found), found.rules[("REJECTED", "REJECTED")].payouts) == ({}, 1)
+
+
+async def test_counters_of_which_the_log_says_otherwise_are_named_under_the_policies_of_then(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {daily_limit: 1000, rate_limit: {count: 9, window: 60}}}")
+        for payout in ("p1", "p2", "p3"):
+            await engine.deliver(observed(payout, 100))
+        log = await log_of(engine)
+
+    def other(event: e.Event) -> e.Event:
+        if isinstance(event, e.VelocityChecked) and event.payout == "p2":
+            return replace(event, used=0)
+        if isinstance(event, e.BudgetReserved) and event.payout == "p3":
+            return replace(event, windows=[replace(window, reserved=100) for window in event.windows])
+        return event
+
+    assert again(log, None).counters_differ == []
+    log = [replace(told, events=[other(event) for event in told.events]) for told in log]
+    assert again(log, None).counters_differ == ["p2", "p3"]
+    assert again(log, "policies: {other: {per_txn_limit: 1}}").counters_differ == []
 
 
 async def test_a_file_that_could_not_have_been_applied_then_is_refused(redis_url: str) -> None:
