@@ -67,7 +67,9 @@ async def test_429_says_how_long_to_wait() -> None:
     assert problem.after_s == 30.0
 
 
-@pytest.mark.parametrize("word", ["ratelimited", "service_unavailable"])
+@pytest.mark.parametrize(
+    "word", ["ratelimited", "rate_limited", "service_unavailable", "request_timeout", "team_added_to_org"]
+)
 async def test_a_refusal_that_passes_is_tried_again(word: str) -> None:
     assert type(await problem_of(always(200, {"ok": False, "error": word}))) is TryAgain
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.clients.slack_blocks import escaped, hold_message, notice_message, outcome_message
-from streamproc.domain.button import button_value
+from streamproc.clients.slack_modal import REASON, reject_modal
+from streamproc.domain.button import REJECT, button_value
 from streamproc.domain.intent import Beneficiary, Intent
 from streamproc.domain.notice import (
     Outcome,
@@ -23,6 +24,7 @@ from streamproc.domain.notice import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import cut, cut_bytes, plain, units
 from streamproc.domain.record import Review
+from streamproc.domain.said import WHY_CHARS_MAX
 from tests.people import texts
 from tests.words import ACCOUNT, NOW
 
@@ -214,6 +216,22 @@ def test_text_is_cut_after_it_is_escaped_and_never_within_a_character(
 ) -> None:
     assert escaped(text, limit) == wanted
     assert units(escaped(text, limit)) <= limit
+
+
+def test_the_modal_asks_for_a_reason_of_the_length_that_is_taken_and_comes_back_with_the_buttons_value() -> (
+    None
+):
+    view: Any = reject_modal("v1.mac.pout_1", "pout_1", 200_000)
+    assert (view["type"], view["callback_id"], view["private_metadata"]) == ("modal", REJECT, "v1.mac.pout_1")
+    shown, asked = view["blocks"]
+    assert (shown["type"], shown["text"]["text"]) == ("section", "pout_1, ₹2,000.00")
+    assert (asked["type"], asked["block_id"], asked["label"]["text"]) == ("input", REASON, "Reason")
+    assert asked["element"] == {
+        "type": "plain_text_input", "action_id": REASON, "multiline": True, "min_length": 1,
+        "max_length": WHY_CHARS_MAX,
+    }  # fmt: skip
+    for text in (view["title"], view["submit"], view["close"], shown["text"], asked["label"]):
+        assert (text["type"], text["emoji"]) == ("plain_text", False)
 
 
 def test_plain_text_is_one_visible_line() -> None:
