@@ -9,13 +9,16 @@ from msgspec.structs import replace
 
 from streamproc.domain.beneficiaries import KEPT_S
 from streamproc.domain.budget import US, Admission, BudgetAnswer, RateAnswer, Window
+from streamproc.domain.events import TimerFired
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.domain.record import Reservation
+from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed, LogBroken
 from streamproc.log import restore, scripts
 from streamproc.log.connection import connected
-from streamproc.log.names import META, Names
+from streamproc.log.names import LATE, META, Names
 from streamproc.log.restore import (
+    CONSUMER,
     IDS_MAX,
     Meta,
     Restorer,
@@ -28,7 +31,8 @@ from streamproc.log.restore import (
     rescued_entry,
 )
 from streamproc.log.scripts import RATE_BACKLOG_S
-from streamproc.log.stream import BEGUN, open_log
+from streamproc.log.stream import BEGUN, Entry, open_log
+from tests.words import NOW
 
 numbers = st.integers(0, 2**53 - 1)
 windows = st.builds(Window, st.text(max_size=9), st.just("2026-09"), st.none() | numbers, numbers)
@@ -96,6 +100,43 @@ async def test_a_restored_payout_is_settled_as_it_was_and_once_and_has_a_version
         kept = await client.hgetall(Names(0).payout("pout_1"))
     admitted = {b"a": scripts.kept_admission(admission)} if rate is not None else {}
     assert kept == {b"v": b"%d" % stamp, b"s": encode_record(record), **admitted, **settled}
+
+
+async def test_budgets_groups_timers_and_what_is_not_handled_are_where_the_scripts_look_for_them(
+    redis_url: str,
+) -> None:
+    names, noted_us = Names(0), 3_900_000_000 * US
+    timer = TimerFired(at=NOW + 5, payout="pout_1", timer="hold_expiry")
+    async with connected(redis_url) as client:
+        restorer = Restorer(client, names, 7)
+        await restorer.set_aside()
+        await restorer.budget("agent:a", "d1", 300, 200, 4_000_000_000)
+        await restorer.vendor("acc", "one.example", {"fa_1": noted_us}, 1)
+        await restorer.timer(timer)
+        for n in (1, 2, 3):
+            await restorer.entry(Entry(f"{n}-1", b"[%d]" % n, b"{}"))
+        await restorer.groups(["g", "late"], "3-1", 3, late=["late"])
+        await restorer.pending("g", ["1-1", "3-1"])
+        await restorer.put_in_place(keep_rescued_s=60)
+        assert await client.hgetall(names.budget("agent:a", "d1")) == {b"r": b"300", b"c": b"200"}
+        assert await client.hgetall(names.paid_at("acc", "one.example")) == {b"fa_1": b"%d" % noted_us}
+        assert await client.zrange(names.timers, 0, -1, withscores=True) == [
+            (encode_events([timer]), float(timer.at))
+        ]
+        assert await client.xrange(names.log, "2-1", "2-1") == [[b"2-1", [b"e", b"[2]", b"m", b"{}"]]]
+        assert await client.hgetall(names.groups) == {b"g": b"1", b"late": LATE.encode()}
+        groups = await client.xinfo_groups(names.log)
+        assert [(row["name"], row["last-delivered-id"], row["lag"], row["pending"]) for row in groups] == [
+            (b"g", b"3-1", 0, 2), (b"late", b"3-1", 0, 0),
+        ]  # fmt: skip
+        rows = await client.xpending_range(names.log, "g", "-", "+", 9)
+        assert [(row["message_id"], row["consumer"]) for row in rows] == [
+            (b"1-1", CONSUMER.encode()), (b"3-1", CONSUMER.encode()),
+        ]  # fmt: skip
+        assert await client.zrange(names.retries("g"), 0, -1, withscores=True) == [
+            (b"1-1", 0.0),
+            (b"3-1", 0.0),
+        ]
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [("COMMANDS_MAX", 2), ("ARGUMENTS_MAX", 10)])
