@@ -57,8 +57,16 @@ async def test_what_slack_will_not_do_is_refused_in_its_own_word(word: str) -> N
     assert (problem.error, str(problem)) == (word, f"slack chat.postMessage: refused, {word}")
 
 
-async def test_a_4xx_is_a_refusal() -> None:
-    assert str(await problem_of(always(404, b"no such page"))).endswith("refused, http_404")
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_4xx_is_a_refusal(status: int) -> None:
+    assert str(await problem_of(always(status, b"no such page"))).endswith(f"refused, http_{status}")
+
+
+@pytest.mark.parametrize("error", [{}, {"error": 7}, {"error": "Not a word"}])
+async def test_a_refusal_whose_reason_is_no_word_is_a_refusal_too(error: dict[str, object]) -> None:
+    problem = await problem_of(always(200, {"ok": False, **error}))
+    assert isinstance(problem, SlackRefused)
+    assert problem.error == "no word that can be shown"
 
 
 async def test_429_says_how_long_to_wait() -> None:
@@ -67,7 +75,9 @@ async def test_429_says_how_long_to_wait() -> None:
     assert problem.after_s == 30.0
 
 
-@pytest.mark.parametrize("word", ["ratelimited", "service_unavailable"])
+@pytest.mark.parametrize(
+    "word", ["ratelimited", "rate_limited", "service_unavailable", "request_timeout", "team_added_to_org"]
+)
 async def test_a_refusal_that_passes_is_tried_again(word: str) -> None:
     assert type(await problem_of(always(200, {"ok": False, "error": word}))) is TryAgain
 

@@ -3,17 +3,23 @@
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from streamproc.clients.slack_blocks import escaped, hold_message, notice_message, outcome_message
-from streamproc.domain.button import button_value
+from streamproc.clients.slack_modal import REASON, reject_modal
+from streamproc.domain.button import APPROVE, REJECT, button_value
 from streamproc.domain.intent import Beneficiary, Intent
 from streamproc.domain.notice import (
+    HoldNotice,
+    Notice,
     Outcome,
+    Said,
     alert_about,
     alert_notice,
     digest_notice,
@@ -23,6 +29,7 @@ from streamproc.domain.notice import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import cut, cut_bytes, plain, units
 from streamproc.domain.record import Review
+from streamproc.domain.said import WHY_CHARS_MAX
 from tests.people import texts
 from tests.words import ACCOUNT, NOW
 
@@ -69,6 +76,7 @@ def harmless(body: dict[str, Any]) -> None:
         assert block["type"] in ("header", "section", "divider", "actions")
         for text in texts(block):
             if text["type"] == "mrkdwn":
+                assert text["verbatim"] is True
                 assert MARKUP.fullmatch(text["text"])
                 continue
             assert text["emoji"] is False
@@ -115,6 +123,75 @@ def test_no_text_of_a_stranger_is_markup_or_too_long(agent: str, text: str) -> N
         alert_about("NO_POLICY", agent, text), "NO_POLICY", [("agent", agent), ("found", text)]
     )
     harmless(dict(notice_message(alert)))
+
+
+HOLD = HoldNotice(
+    payout="pout_1", amount="₹2,000.00", agent="bot", identity="claimed", host="vendor.example", payee="fa_1",
+    reasons=(("LIMIT_EXCEEDED", "a budget has no room for it"), ("NEW_CODE", "")), policy_version=7,
+    expires_at=1_800_000_000_000_000, untrusted=(Said("narration", "invoice 7"), Said("purpose", "vendor bill")),
+    approvals="1 of 2 approvals, by asha", link="https://pay.example/1",
+)  # fmt: skip
+EXPIRES = "Expires <!date^1800000000^{date_short_pretty} {time}|2027-01-15T08:00:00Z> (2027-01-15T08:00:00Z)"
+FIELDS = [
+    "Amount\n₹2,000.00", "Agent\nbot (claimed)", "Vendor host\nvendor.example", "To\nfa_1", "Policy version\n7",
+    "Payout\npout_1", "Approvals\n1 of 2 approvals, by asha",
+]  # fmt: skip
+FACTS = [
+    *FIELDS,
+    "Held because\n• LIMIT_EXCEEDED: a budget has no room for it\n• NEW_CODE",
+    f"{EXPIRES} <https://pay.example/1|Details>",
+    "Untrusted, as the agent wrote it\nnarration: invoice 7\npurpose: vendor bill",
+]
+
+
+def shown(body: Mapping[str, Any]) -> list[str]:
+    """All text of a message, in order. Nothing in it may make Slack fetch or expand what a stranger wrote."""
+    flags = {name: value for name, value in body.items() if name not in ("text", "blocks")}
+    assert flags == {
+        "mrkdwn": False, "parse": "none", "link_names": False, "unfurl_links": False, "unfurl_media": False,
+    }  # fmt: skip
+    header, *blocks = body["blocks"]
+    assert (header["type"], header["text"]["text"]) == ("header", body["text"])
+    return [text["text"] for text in texts(blocks)]
+
+
+def test_a_hold_shows_all_facts_in_order_and_then_asks() -> None:
+    body = hold_message(HOLD, value="v", heading="Approve")
+    assert body["text"] == "Approve ₹2,000.00 for bot?"
+    *facts, actions = body["blocks"]
+    assert shown({**body, "blocks": facts}) == FACTS
+    approve, reject = actions["elements"]
+    assert (actions["type"], actions["block_id"]) == ("actions", "hold")
+    assert {button["type"] for button in (approve, reject)} == {"button"}
+    assert [(b["text"]["text"], b["action_id"], b["value"], b["style"]) for b in (approve, reject)] == [
+        ("Approve", APPROVE, "v", "primary"), ("Reject", REJECT, "v", "danger"),
+    ]  # fmt: skip
+    assert {name: text["text"] for name, text in approve["confirm"].items()} == {
+        "title": "Approve this payout?",
+        "text": "₹2,000.00 will be paid for bot, unless something stands against it by now.",
+        "confirm": "Approve",
+        "deny": "Back",
+    }
+    assert "confirm" not in reject  # it opens a form
+
+
+def test_what_is_not_known_of_a_hold_is_left_out_or_a_dash() -> None:
+    bare = replace(HOLD, host="", payee="", reasons=(), policy_version=0, untrusted=(), approvals="", link="")
+    body = hold_message(bare, value="", heading="Approve")
+    assert shown(body) == [
+        *FIELDS[:2], "Vendor host\nnone", "To\n-", "Policy version\n-", "Payout\npout_1", "Held because\n-",
+        EXPIRES, "streamproc hold approve pout_1 --by NAME --reason TEXT\n(or: hold reject)",
+    ]  # fmt: skip
+
+
+def test_an_outcome_stands_above_the_facts_and_an_alert_has_its_lines_and_its_link() -> None:
+    over = outcome_message(HOLD, Outcome("REJECTED", "rejected by asha"))
+    assert over["text"] == "REJECTED: ₹2,000.00 for bot"
+    assert shown(over) == ["rejected by asha", *FACTS]
+    alert = Notice("Alert: BYPASSED", ("money moved", "payout: pout_1"), urgent=True)
+    assert shown(notice_message(alert)) == ["money moved\npayout: pout_1"]
+    linked = shown(notice_message(replace(alert, link="https://pay.example/a b|c<d>&e")))
+    assert linked[1:] == ["<https://pay.example/a%20b%7Cc%3Cd%3E&amp;e|Details>"]
 
 
 def test_the_host_stands_apart_from_the_rest_of_the_url_and_has_no_user_name() -> None:
@@ -214,6 +291,22 @@ def test_text_is_cut_after_it_is_escaped_and_never_within_a_character(
 ) -> None:
     assert escaped(text, limit) == wanted
     assert units(escaped(text, limit)) <= limit
+
+
+def test_the_modal_asks_for_a_reason_of_the_length_that_is_taken_and_comes_back_with_the_buttons_value() -> (
+    None
+):
+    view: Any = reject_modal("v1.mac.pout_1", "pout_1", 200_000)
+    assert (view["type"], view["callback_id"], view["private_metadata"]) == ("modal", REJECT, "v1.mac.pout_1")
+    shown, asked = view["blocks"]
+    assert (shown["type"], shown["text"]["text"]) == ("section", "pout_1, ₹2,000.00")
+    assert (asked["type"], asked["block_id"], asked["label"]["text"]) == ("input", REASON, "Reason")
+    assert asked["element"] == {
+        "type": "plain_text_input", "action_id": REASON, "multiline": True, "min_length": 1,
+        "max_length": WHY_CHARS_MAX,
+    }  # fmt: skip
+    for text in (view["title"], view["submit"], view["close"], shown["text"], asked["label"]):
+        assert (text["type"], text["emoji"]) == ("plain_text", False)
 
 
 def test_plain_text_is_one_visible_line() -> None:

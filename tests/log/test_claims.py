@@ -187,12 +187,13 @@ async def test_what_others_have_is_not_asked_for_again(asked: Asked) -> None:
 
 async def test_after_a_connection_was_lost_nothing_is_known_of_what_was_in_hand(asked: Asked) -> None:
     """It is asked for anew, also what others had before: they may have given it back."""
-    hands = in_hand(theirs=5, ours=5)
+    hands = in_hand(theirs=5)
     asked.others = {b"theirs"}
     await hands.renew(ANY)
+    hands.add([b"ours"], 0.0)
     hands.clear()
-    entries: list[Raw] = [(b"theirs", []), (b"ours", [])]
     asked.take_renewed()
+    entries: list[Raw] = [(b"theirs", []), (b"ours", [])]
     assert list(await hands.ours(ANY, entries)) == entries
     assert asked.take_renewed() == []
 
