@@ -318,7 +318,7 @@ async def test_what_is_asked_for_is_not_kept_for_ever(
 
 async def test_agents_ask_in_turn_for_the_same_as_before(book: PolicyBook) -> None:
     """What is the same object is sent to Redis once."""
-    kept = plans.Plans(Forms(), ZONE).under(book).terms
+    kept = plans.Plans(Templates(), ZONE).under(book).terms
     cases = [case_of(book, agent, NOW) for agent in ("bot", "free", "wary")]
     asked = [(kept.rate(case), kept.windows(case)) for case in cases]
     for case, (rate, windows) in zip(cases, asked, strict=True):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from streamproc.log import held, scripts, upkeep
-from streamproc.log.held import TakenUp
+from streamproc.log import scripts, upkeep
+from streamproc.log.claims import TakenUp
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.upkeep import FEW, LOOK_S, SUSPECT_DELIVERIES, Found, Upkeep, _apart
