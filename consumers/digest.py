@@ -33,13 +33,13 @@ async def send_digests(
     while not stopping.is_set():
         try:
             for digest in await digests.take(partitions):
-                await _send_one(digests, channels, digest)
+                await send_one(digests, channels, digest)
         except LogUnavailable as problem:
             log.warning("digests of alerts wait, they are sent later: %s", problem)
         await set_within(stopping, look_s)
 
 
-async def _send_one(digests: Digests, channels: Channels, digest: Digest) -> None:
+async def send_one(digests: Digests, channels: Channels, digest: Digest) -> None:
     """Tell one digest and record it. If recording fails it is told again: at least once."""
     notice = digest_notice(
         digest.about, count=digest.count, paise=digest.paise, more=digest.more, examples=digest.examples

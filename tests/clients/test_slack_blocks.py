@@ -13,13 +13,14 @@ from msgspec.structs import replace
 
 from streamproc.clients.slack_blocks import escaped, hold_message, notice_message, outcome_message
 from streamproc.clients.slack_modal import REASON, reject_modal
+from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import APPROVE, REJECT, button_value
 from streamproc.domain.intent import Beneficiary, Intent
 from streamproc.domain.notice import (
     HoldNotice,
     Notice,
     Outcome,
-    Said,
+    UntrustedText,
     alert_about,
     alert_notice,
     digest_notice,
@@ -29,7 +30,6 @@ from streamproc.domain.notice import (
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import cut, cut_bytes, plain, units
 from streamproc.domain.record import Review
-from streamproc.domain.said import WHY_CHARS_MAX
 from tests.people import texts
 from tests.words import ACCOUNT, NOW
 
@@ -128,7 +128,8 @@ def test_no_text_of_a_stranger_is_markup_or_too_long(agent: str, text: str) -> N
 HOLD = HoldNotice(
     payout="pout_1", amount="₹2,000.00", agent="bot", identity="claimed", host="vendor.example", payee="fa_1",
     reasons=(("LIMIT_EXCEEDED", "a budget has no room for it"), ("NEW_CODE", "")), policy_version=7,
-    expires_at=1_800_000_000_000_000, untrusted=(Said("narration", "invoice 7"), Said("purpose", "vendor bill")),
+    expires_at=1_800_000_000_000_000,
+    untrusted=(UntrustedText("narration", "invoice 7"), UntrustedText("purpose", "vendor bill")),
     approvals="1 of 2 approvals, by asha", link="https://pay.example/1",
 )  # fmt: skip
 EXPIRES = "Expires <!date^1800000000^{date_short_pretty} {time}|2027-01-15T08:00:00Z> (2027-01-15T08:00:00Z)"

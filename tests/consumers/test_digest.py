@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from consumers import digest as digest_module
-from consumers.digest import LOOK_S, tell_digests, tell_one
+from consumers.digest import LOOK_S, send_digests, send_one
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH
 from streamproc.domain.events import NotificationSent
 from streamproc.errors import LogUnavailable
@@ -50,7 +50,7 @@ async def test_a_digest_says_how_many_alerts_it_stands_for_and_is_recorded_as_th
     about: str, priority: int
 ) -> None:
     people, due, one = People(), Due(), digest(about)
-    await tell_one(due, people.channels, one)
+    await send_one(due, people.channels, one)
     (push,) = people.topic.pushes
     assert (push.title, push.priority) == (f"more than 7 alerts: {about}", priority)
     assert push.message.splitlines()[:2] == [
@@ -63,15 +63,15 @@ async def test_a_digest_says_how_many_alerts_it_stands_for_and_is_recorded_as_th
 async def test_a_digest_that_no_channel_takes_is_not_recorded_so_that_it_is_due_again() -> None:
     people, due = People(), Due()
     people.are_away()
-    await tell_one(due, people.channels, digest())
+    await send_one(due, people.channels, digest())
     assert due.closed == []
 
 
 async def test_a_digest_that_may_be_told_twice_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        await tell_one(Due(), People().channels, digest())
+        await send_one(Due(), People().channels, digest())
         assert caplog.text == ""
-        await tell_one(Due(is_ours=False), People().channels, digest())
+        await send_one(Due(is_ours=False), People().channels, digest())
     assert "may be sent twice" in caplog.text
 
 
@@ -87,7 +87,7 @@ async def test_digests_are_looked_for_once_a_second_also_after_the_log_was_away_
             stopped.set()
 
     monkeypatch.setattr(digest_module, "set_within", wait)
-    await tell_digests(due, people.channels, 4, stopping)
+    await send_digests(due, people.channels, 4, stopping)
     assert (waited, due.partitions) == ([LOOK_S] * 3, [4] * 3)
     assert [one.about for one, _, _ in due.closed] == ["FROZEN", "NO_POLICY", "MISMATCH"]
 
@@ -95,5 +95,5 @@ async def test_digests_are_looked_for_once_a_second_also_after_the_log_was_away_
 async def test_who_is_stopped_looks_for_no_digest() -> None:
     stopping, due = asyncio.Event(), Due()
     stopping.set()
-    await tell_digests(due, People().channels, 1, stopping)
+    await send_digests(due, People().channels, 1, stopping)
     assert due.partitions == []

@@ -40,7 +40,7 @@ def order(amount: int, vendor: str = f"https://vendor.example.com/to/{IN_TEXT}",
     return {**asked, "fund_account": payee(), **more}
 
 
-class Said:
+class UntrustedText:
     """Everything that anybody was told, by where it was said."""
 
     def __init__(self, system: System) -> None:
@@ -101,7 +101,7 @@ async def test_nothing_that_is_said_shows_a_secret_or_a_whole_account_number(
     }
     sandbox = {"port": port, "slack_token": BOT_TOKEN, "slack_signing_secret": SIGNING_SECRET}
     async with running_system(redis_url, postgres, sandbox=sandbox, logs=logs, **people) as system:
-        said = Said(system)
+        said = UntrustedText(system)
         await system.apply(POLICIES)
         careful, bot, asha, gone = await asyncio.gather(
             token(system, "careful", "--scope", "agent", "--agent", "careful"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamproc.log import scripts, upkeep
+from streamproc.log import claims, scripts, upkeep
 from streamproc.log.claims import TakenUp
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
@@ -40,7 +40,7 @@ class Server:
         self.consumers: list[dict[str, Any]] = []
         self.removed: list[str] = []
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
-        monkeypatch.setattr(held, "take_up", self._take_up)
+        monkeypatch.setattr(claims, "take_up", self._take_up)
         monkeypatch.setattr(scripts, "due_retries", self._due_retries)
         monkeypatch.setattr(scripts, "leave", self._leave)
 
@@ -177,7 +177,7 @@ async def test_what_was_in_hand_when_the_connection_was_lost_is_handled_together
         ids = enumerate(args[4], start=1)
         return [TakenUp(n, entry, raw(entry) if n < 5 else None) for n, entry in ids]
 
-    monkeypatch.setattr(held, "take_up", take_up)
+    monkeypatch.setattr(claims, "take_up", take_up)
     assert SUSPECT_DELIVERIES == 2
     client: Any = server
     parts = await server.upkeep().take_up_again(client, [b"1-1", b"2-1", b"3-1", b"4-1", b"5-1"])
