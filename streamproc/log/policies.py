@@ -61,6 +61,12 @@ class Policies:
         return self._rev
 
 
+async def still_in_force(client: Redis, names: Names, rev: bytes) -> bool:
+    """Whether `rev` is current; then it moves, so that what others planned on it before is planned anew."""
+    moved = await scripts.change(client, names, names.policy, rev=rev, e=b"", m=b"", fields=[])
+    return moved is not None
+
+
 async def put_in_force(
     client: Redis, names: Names, rev: bytes, changes: list[PolicyChanged], *, actor: str
 ) -> str | None:

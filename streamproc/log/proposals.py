@@ -36,24 +36,25 @@ async def change_proposal(
     client: Redis,
     rev: bytes,
     proposals: Mapping[str, Proposal],
-    event: PolicyProposed | ProposalConfirmed | ProposalWithdrawn,
+    *events: PolicyProposed | ProposalConfirmed | ProposalWithdrawn,
 ) -> str | None:
-    """Append the event, planned on `proposals` at `rev`; None when `rev` is no longer current.
+    """Append the events of one person, planned on `proposals` at `rev`; None when `rev` is no longer current.
 
     Proposals that are too old to be asked about are removed on this occasion.
     """
-    proposal, names = proposals_after(proposals, [event])[event.proposal], Names(SHARED_PARTITION)
-    gone = [(name, b"") for name in forgotten(proposals, event.at) if name != event.proposal]
-    meta = _encode({"by": PROPOSAL_WRITER, "actor": event.by})
+    after, names = proposals_after(proposals, events), Names(SHARED_PARTITION)
+    changed = {event.proposal: after[event.proposal] for event in events}
+    gone = [(name, b"") for name in forgotten(proposals, events[0].at) if name not in changed]
+    meta = _encode({"by": PROPOSAL_WRITER, "actor": events[0].by})
     try:
         return await scripts.change(
             client,
             names,
             names.proposals,
             rev=rev,
-            e=encode_events([event]),
+            e=encode_events(events),
             m=meta,
-            fields=[*gone, *kept([proposal])],
+            fields=[*gone, *kept(list(changed.values()))],
         )
     except LogUnavailable as problem:
         raise LogUnavailable(

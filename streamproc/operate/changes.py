@@ -85,16 +85,18 @@ def _wanted(seen: Preview) -> list[ScopeChange]:
 async def _make_on(site: Site, partition: int, plan: Plan, mine: Turn, *, by: str) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):
-        await mine.goes_on(partition)
         rev, scopes = await read_scopes(site.client, names)
         changes = plan(partition, scopes, await clock_us(site.client))
         if not changes:
-            return Applied(partition, None, [])
+            if await mine.passes(partition, rev):
+                return Applied(partition, None, [])
+            continue
         if _guarded(scopes) and loosened(scopes, changes):
             raise JobFailed(
                 f"partition {partition}: policies changed meanwhile, and this change now needs a second person;"
                 " run it again to propose it"
             )
+        await mine.goes_on(partition)
         entry = await put_in_force(site.client, names, rev, changes, actor=by)
         if entry is not None:
             return Applied(partition, entry, changes)

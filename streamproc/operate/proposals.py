@@ -151,23 +151,32 @@ async def _put_on(site: Site, partition: int, proposal: Proposal, mine: Turn) ->
     names, nothing = Names(partition), Applied(partition, None, [])
     base = proposal.base[partition] if partition < len(proposal.base) else {}
     for _ in range(CHANGES_MAX):
-        await mine.goes_on(partition)
         rev, scopes = await read_scopes(site.client, names)
-        if base_of(scopes, proposal.changes) != base:
-            return nothing, _overtaken(scopes, proposal, base)
-        at = await clock_us(site.client)
-        try:
-            changes = plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=at)
-        except (InputError, JobFailed) as problem:
-            return nothing, str(problem)
+        changes, left = _still_wanted(scopes, proposal, base, await clock_us(site.client))
         if not changes:
-            return nothing, _overtaken(scopes, proposal, base)
+            if await mine.passes(partition, rev):
+                return nothing, left
+            continue
+        await mine.goes_on(partition)
         entry = await put_in_force(site.client, names, rev, changes, actor=proposal.confirmed_by)
         if entry is not None:
             return Applied(partition, entry, changes), ""
     raise JobFailed(
         f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
     )
+
+
+def _still_wanted(
+    scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mapping[str, int], at: int
+) -> tuple[list[PolicyChanged], str]:
+    """The changes that a partition needs; without any, why they are not in force ('' if they are)."""
+    if base_of(scopes, proposal.changes) != base:
+        return [], _overtaken(scopes, proposal, base)
+    try:
+        changes = plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=at)
+    except (InputError, JobFailed) as problem:
+        return [], str(problem)
+    return changes, "" if changes else _overtaken(scopes, proposal, base)
 
 
 def _overtaken(scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mapping[str, int]) -> str:
@@ -197,18 +206,24 @@ async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
 
 
 async def withdraw_overtaken(site: Site, planned: Sequence[Applied], *, by: str, but: str = "") -> int:
-    """End the waiting proposals, `but` one, that loosen what is about to be changed; how many there were."""
-    _, proposals = await read_proposals(site.client)
-    others = [one for one in proposals.values() if one.id != but]
-    first = next((one for one in planned if one.changes), None)
-    if first is None or not others:
-        return 0
-    _, scopes = await read_scopes(site.client, Names(first.partition))
-    found = overtaken(others, scopes, first.changes, await clock_us(site.client))
-    for one in found:
-        with suppress(JobFailed):  # somebody else has just closed it; and a freeze must not fail by this
-            await withdraw(site, one.id, by=by, why="what it loosens was changed meanwhile; propose it anew")
-    return len(found)
+    """End the waiting proposals, `but` one, that loosen what is about to be changed; how many there were.
+
+    All in one commit, since a freeze waits for it.
+    """
+    found: dict[str, Proposal] = {}
+    for _ in range(CHANGES_MAX):
+        rev, proposals = await read_proposals(site.client)
+        found, at = {}, await clock_us(site.client)
+        others = [one for one in proposals.values() if one.id != but and one.state(at) == "waiting"]
+        for part in planned if others else ():
+            if part.changes:
+                _, scopes = await read_scopes(site.client, Names(part.partition))
+                found |= {one.id: one for one in overtaken(others, scopes, part.changes, at)}
+        why = "what it loosens was changed meanwhile; propose it anew"
+        events = [ProposalWithdrawn(at=at, proposal=name, by=by, why=why) for name in found]
+        if not events or await change_proposal(site.client, rev, proposals, *events) is not None:
+            break
+    return len(found)  # also where others kept changing proposals: a freeze must not fail by this
 
 
 def _known(proposals: dict[str, Proposal], name: str) -> Proposal:

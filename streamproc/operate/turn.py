@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from streamproc.errors import JobFailed, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.names import Names
+from streamproc.log.policies import still_in_force
 from streamproc.operate.site import Site
 
 TURN_S = 5.0
@@ -27,30 +28,37 @@ class Turn:
     """A turn that was given to `owner`."""
 
     def __init__(self, site: Site, owner: str) -> None:
-        self._site, self._owner = site, owner
+        self._site, self._owner, self._term = site, owner, 0
 
     async def goes_on(self, partition: int) -> None:
-        """To be asked before each write to a partition. Raises JobFailed if the turn is over, since others may have
-        changed later partitions by then."""
-        if not await self._ask(TURN_S):
+        """To be asked after a partition was read and before it is written to: whoever has a turn after that moves its
+        revision, so that a late write is refused. Raises JobFailed if the turn is over, or was somebody else's since:
+        others may have changed later partitions by then."""
+        if await self._ask(TURN_S) != self._term:
             raise JobFailed(
-                f"partition {partition}: this change came to a halt for over {TURN_S:g} s, and others change policies"
-                " now; run it again"
+                f"partition {partition}: this change came to a halt for over {TURN_S:g} s, and others may have"
+                " changed policies since; it is not in force from this partition on: run it again"
             )
 
     async def take(self) -> bool:
         """Whether nobody else has it."""
-        return await self._ask(TURN_S)
+        self._term = await self._ask(TURN_S)
+        return self._term > 0
+
+    async def passes(self, partition: int, rev: bytes) -> bool:
+        """Leave a partition as it is at `rev`; False if it was changed since. Raises as `goes_on`."""
+        await self.goes_on(partition)
+        return await still_in_force(self._site.client, Names(partition), rev)
 
     async def give_back(self) -> None:
         """Let the next one begin; if Redis is away, it begins after TURN_S."""
         with suppress(LogUnavailable):
             await self._ask(0.0)
 
-    async def _ask(self, lasts_s: float) -> bool:
+    async def _ask(self, lasts_s: float) -> int:
         names = Names(_PARTITION)
         term, _ = await scripts.lease(self._site.client, names, _JOB, self._owner, lasts_s=lasts_s)
-        return term > 0
+        return term
 
 
 @asynccontextmanager

@@ -340,6 +340,34 @@ async def test_a_tightening_ends_what_waits_to_loosen_the_same_and_says_why(redi
         assert [one["id"] for one in await proposals.listed(site) if one["state"] == "waiting"] == [other.id]
 
 
+async def test_all_that_a_change_ends_is_ended_in_one_commit(redis_url: str) -> None:
+    """With a commit for each, a hundred that wait would hold a freeze up."""
+    async with guarded(redis_url) as site:
+        fields = [f"policies: {{bot: {json.dumps({**WAS, 'daily_limit': 2_000 + n})}}}" for n in range(3)]
+        waits = [(await proposed(site, text)).id for text in fields]
+        async with LogView(site.redis_url, 0) as view:
+            before = await view.read("0-0", 10_000, 0)
+            await put(site, "policies: {bot: {daily_limit: 500, per_txn_limit: 100}}", by="meera")
+            after = await view.read(before[-1].id, 10_000, 0)
+        ended, changed = [decode_events(row.e) for row in after]
+        assert [type(event) for event in changed] == [PolicyChanged]
+        assert sorted(event.proposal for event in ended if type(event) is ProposalWithdrawn) == sorted(waits)
+
+
+async def test_what_one_partition_alone_needs_ends_what_waits_to_loosen_it(redis_url: str) -> None:
+    async with guarded(redis_url, partitions=2) as site:
+        waits = await proposed(site)
+        tight = {"daily_limit": 500, "per_txn_limit": 100}
+        wanted = {**tight, "vendor_daily_limit": 7}
+        rev, scopes = await policies.read_scopes(site.client, site.names_of(0))  # a change that died here
+        fields = policies.of_patch("agent:bot", tight, by="meera", why="")(0, scopes, 1)
+        assert await proposals.put_in_force(site.client, site.names_of(0), rev, fields, actor="meera")
+        await put(site, f"policies: {{bot: {json.dumps(wanted)}}}", by="meera")
+        assert await bot(site) == wanted
+        with pytest.raises(Refused, match=f"{waits.id} is withdrawn by meera"):
+            await confirmed(site, waits.id)
+
+
 async def test_what_changed_beside_it_stays(redis_url: str) -> None:
     async with guarded(redis_url) as site:
         proposal = await proposed(site)

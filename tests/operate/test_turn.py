@@ -9,6 +9,7 @@ import pytest
 from streamproc.domain.policy import parse_policy_file
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
+from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import changes, turn
 from streamproc.operate.freezes import freeze
@@ -100,6 +101,33 @@ async def test_a_turn_whose_process_died_is_free_after_its_time_and_no_late_writ
         async with turn.turn(site):
             with pytest.raises(JobFailed, match="partition 1: this change came to a halt for over "):
                 await dead.goes_on(1)
+
+
+@pytest.mark.parametrize("halts_at", ["goes_on", "put_in_force"])
+async def test_who_came_to_a_halt_between_partitions_writes_nothing_over_a_change_of_since(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, halts_at: str
+) -> None:
+    """The later change finds its partition 1 as it wants it, has ended, and was told that all is frozen."""
+    await opened(redis_url)
+    place: Any = turn.Turn if halts_at == "goes_on" else changes
+    whole, halted = getattr(place, halts_at), False
+
+    async def halts(*given: Any, **named: Any) -> Any:
+        nonlocal halted
+        if not halted and (given[1] == 1 if halts_at == "goes_on" else given[1].partition == 1):
+            halted = True
+            async with site_of(redis_url) as other:
+                await other.client.delete(Names(0).lease("policies"))  # TURN_S are over
+                await frozen(True)(other)
+        return await whole(*given, **named)
+
+    async with site_of(redis_url) as site:
+        await frozen(True)(site)
+        monkeypatch.setattr(place, halts_at, halts)
+        with pytest.raises(JobFailed, match="not in force from this partition on: run it again"):
+            await frozen(False)(site)
+        assert halted
+        assert "freeze:agent:bot" in await in_force(site)
 
 
 async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
