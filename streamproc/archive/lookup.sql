@@ -1,9 +1,10 @@
 -- name: held_page
+-- Ids are in the order of their bytes, whatever the database's collation: a page from Redis may follow one from here.
 SELECT record FROM payouts
 WHERE state = 'held'
-  AND ($1::timestamptz IS NULL OR (received_at, payout) > ($1, $2::text))
+  AND ($1::timestamptz IS NULL OR (received_at, payout COLLATE "C") > ($1, $2::text))
   AND ($3::text IS NULL OR account = $3) AND ($4::text IS NULL OR agent = $4)
-ORDER BY received_at, payout LIMIT $5;
+ORDER BY received_at, payout COLLATE "C" LIMIT $5;
 
 -- name: refuses_writes
 SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby'

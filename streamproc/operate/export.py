@@ -94,10 +94,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _name(fresh, path)
-        sync_directory(path.parent)
+            _finish(file, fresh, path)
     except OSError as problem:
         if problem.errno not in NO_ROOM:  # it is the connection's
             raise
@@ -115,17 +112,28 @@ def _is_there(path: Path) -> bool:
     return True
 
 
+def _finish(file: BinaryIO, fresh: Path, path: Path) -> None:
+    """Have it all on disk, and named. Raises InputError if another one has the name, JobFailed if it does not work."""
+    try:
+        file.flush()
+        os.fsync(file.fileno())
+        _name(fresh, path)
+        sync_directory(path.parent)
+    except OSError as problem:
+        raise JobFailed(f"{path} was not written: {problem.strerror}") from problem
+
+
 def _name(fresh: Path, path: Path) -> None:
     """Give a file its name, which nothing else may have: renaming it would replace what has it."""
     try:
         os.link(fresh, path)
-    except FileExistsError as problem:
-        raise InputError(
-            f"{path} came while it was being written, and is kept; name another file"
-        ) from problem
     except OSError as problem:
-        if problem.errno not in NO_LINKS:
+        if problem.errno not in NO_LINKS and not isinstance(problem, FileExistsError):
             raise
+        if _is_there(path):
+            raise InputError(
+                f"{path} came while it was being written, and is kept; name another file"
+            ) from problem
         fresh.rename(path)
 
 

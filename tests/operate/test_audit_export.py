@@ -173,7 +173,17 @@ async def test_a_file_that_is_there_and_a_place_that_is_not_are_refused(dsn: str
         await export_lines(dsn, AuditFilter(), tmp_path / "none" / "x.csv", "csv")
 
 
-async def test_a_file_that_comes_while_it_is_written_is_kept(dsn: str, tmp_path: Path):
+def as_on_fat(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none, as on FAT"])
+async def test_a_file_that_comes_while_it_is_written_is_kept(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+):
+    if not links:
+        monkeypatch.setattr(os, "link", as_on_fat)
+
     def come(_: int) -> None:
         (tmp_path / "x.csv").write_text("mine")
 
@@ -185,12 +195,22 @@ async def test_a_file_that_comes_while_it_is_written_is_kept(dsn: str, tmp_path:
 async def test_a_file_is_written_where_there_are_no_hard_links(
     dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def as_on_fat(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
     monkeypatch.setattr(os, "link", as_on_fat)
     await export_lines(dsn, AuditFilter(), tmp_path / "x.csv", "csv")
     assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "link"])
+async def test_a_file_system_that_fails_at_the_end_is_no_error_of_postgres(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(JobFailed, match=r"^\S+x\.csv was not written: Read-only file system$"):
+        await export_lines(dsn, AuditFilter(), tmp_path / "x.csv", "csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_link_that_leads_nowhere_is_kept_too(dsn: str, tmp_path: Path):

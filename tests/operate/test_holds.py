@@ -1,11 +1,15 @@
 """A person lists holds, answers one, and is told what became of the answer."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 import pytest
 
+from streamproc.archive.sql import statements
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import hold_json
@@ -131,6 +135,26 @@ async def test_holds_are_listed_from_the_view_in_pages_the_longest_waiting_first
     assert [record.payout for record in first.items] == ["pout_c", "pout_a"]
     assert [record.payout for record in rest.items] == ["pout_b"]
     assert (first.next, rest.next, first.note) == ("pout_a", None, "")
+
+
+async def test_pages_from_the_view_have_the_order_of_pages_from_redis_in_a_database_of_any_collation(
+    redis_url: str, postgres: str
+):
+    """Most collations put pout_a before pout_B, and a page from Redis may follow one from the view. Those databases are
+    not to be had here, so this looks at the order that Postgres is asked for."""
+    query = statements("streamproc.archive", "lookup.sql")["held_page"]
+    async with Engine(redis_url) as engine:
+        await held(engine, "pout_a", "pout_B")
+        await archive(redis_url, postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await db.execute("SET enable_indexscan = off; SET enable_bitmapscan = off")
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        plan = "\n".join(row[0] for row in await db.fetch(f"EXPLAIN {query}", at, "", None, None, 5))
+    finally:
+        await db.close()
+    assert re.search(r'Sort Key: received_at, \S*payout\S* COLLATE "C"', plan), plan
+    assert query.count('payout COLLATE "C"') == 2  # of the order, and of where a page begins
 
 
 async def test_a_payout_that_was_seen_held_is_listed_at_once(redis_url: str, postgres: str):

@@ -304,8 +304,9 @@ def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
         if event.get("type") == "payout.decided":
             findings.decisions.append((str(one["entry"]), int(one["partition"]), event))
         elif event.get("type") == "policy.changed":
-            scope, version = str(event.get("scope")), int(event.get("version", 0))
-            findings.policies.add((int(one["partition"]), scope, version))
+            findings.policies.add(
+                (int(one["partition"]), str(event.get("scope")), int(event.get("version", 0)))
+            )
 
 
 def check_policies(findings: Findings) -> None:
@@ -329,11 +330,14 @@ def report(manifest: Any, signed: list[Checkpoint], found: Findings, keys: list[
         *map("  archive {0.archive}, partition {0.partition}: {0.size} entries, {0.time}".format, signed),
         f"  {sum(found.entries.values())} entries about {len(found.payouts)} payouts are among them, each at its"
         " place and with the bytes that were archived",
-        *map("  partition {0.partition} is whole: none of the {0.size} entries is missing".format, whole),
+        *map(
+            "  partition {0.partition} is whole: none of its first {0.size} entries is missing".format, whole
+        ),
         f"  {len(found.policies)} policy versions, among them all that the decisions name",
         *(f"  decisions {name}: {len(of)}, {sum(of)} paise" for name, of in sorted(outcomes.items())),
         "NOT PROVEN, and not to be proven by any bundle:",
-        f"  that nothing else is missing: the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
+        "  that nothing else is missing, as another partition, or newer entries than a checkpoint has;"
+        f" the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
         "  that what the entries say is true: they are what was recorded, at the time of the recorder's clock",
     ]
     if (left := manifest["not_covered"])["count"]:
