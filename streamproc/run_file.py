@@ -33,6 +33,11 @@ def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
     return path
 
 
+def forget_run_file(settings: Settings) -> None:
+    """Remove what an `up` that was killed left. For who has just locked the directory, and is not to be taken for it."""
+    (settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+
+
 class _Run(msgspec.Struct, frozen=True):
     pid: int
     environment: dict[str, str]

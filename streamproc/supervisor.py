@@ -20,7 +20,7 @@ from streamproc.embedded import Store
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.postgres_dir import make_data_dir
 from streamproc.printer import say
-from streamproc.run_file import LOCK_FILE, write_run_file
+from streamproc.run_file import LOCK_FILE, forget_run_file, write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
@@ -59,6 +59,7 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
     _refuse_busy_ports(settings)
     _open_data_dir(settings.data_dir)
     async with embedded.locked(settings.data_dir / LOCK_FILE):
+        forget_run_file(settings)
         async with asyncio.TaskGroup() as group:
             crew = Crew(group, drain_s=settings.drain_s)
             try:

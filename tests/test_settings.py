@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import logging
 import re
+from contextlib import AsyncExitStack
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from streamproc.errors import ConfigError
+from streamproc import embedded, supervisor
+from streamproc.errors import ConfigError, JobFailed
+from streamproc.operate.stores import reachable
 from streamproc.run_file import discover, write_run_file
 from streamproc.settings import (
     PREFIX,
@@ -328,6 +331,30 @@ def test_the_run_file_of_a_dead_system_is_ignored_whoever_has_its_pid_now(
     if is_locked_once:
         (tmp_path / "up.lock").touch()
     assert discover(settings) == settings
+
+
+async def test_who_locks_the_directory_is_not_taken_for_the_up_that_was_killed_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starting `up`, and a command that starts the stores, as `recover` does."""
+    settings = given(DATA_DIR=str(tmp_path))
+    found = []
+
+    def start(*_: object) -> None:
+        found.append(discover(settings))
+        raise JobFailed("no store is started here")
+
+    monkeypatch.setattr(supervisor, "_refuse_busy_ports", lambda _: None)
+    monkeypatch.setattr(supervisor, "_stores", start)
+    monkeypatch.setattr(embedded, "valkey", start)
+    for begin in (
+        supervisor.up(settings, demo=False, env={}),
+        AsyncExitStack().enter_async_context(reachable(settings)),
+    ):
+        write_run_file(settings, {f"{PREFIX}REDIS_URL": "redis://127.0.0.1:1"})
+        with pytest.raises(JobFailed, match="no store is started here"):
+            await begin
+    assert found == [settings, settings]
 
 
 def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:

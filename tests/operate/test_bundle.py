@@ -156,7 +156,7 @@ async def test_only_a_bundle_of_everything_shows_that_nothing_is_missing(dsn: st
     count = len(story())
     whole, _ = await exported(dsn, tmp_path)
     said = verified(whole)[1]
-    assert f"partition 0 is whole: none of its first {count} entries is missing" in said
+    assert f"partition 0 is whole: none of the {count} entries is missing" in said
     # Whoever made the bundle may have taken an older checkpoint, or left a partition out.
     assert "NOT PROVEN" in said
     assert (

@@ -304,9 +304,8 @@ def collect(findings: Findings, one: dict[str, Any], e: bytes) -> None:
         if event.get("type") == "payout.decided":
             findings.decisions.append((str(one["entry"]), int(one["partition"]), event))
         elif event.get("type") == "policy.changed":
-            findings.policies.add(
-                (int(one["partition"]), str(event.get("scope")), int(event.get("version", 0)))
-            )
+            scope, version = str(event.get("scope")), int(event.get("version", 0))
+            findings.policies.add((int(one["partition"]), scope, version))
 
 
 def check_policies(findings: Findings) -> None:
@@ -330,9 +329,7 @@ def report(manifest: Any, signed: list[Checkpoint], found: Findings, keys: list[
         *map("  archive {0.archive}, partition {0.partition}: {0.size} entries, {0.time}".format, signed),
         f"  {sum(found.entries.values())} entries about {len(found.payouts)} payouts are among them, each at its"
         " place and with the bytes that were archived",
-        *map(
-            "  partition {0.partition} is whole: none of its first {0.size} entries is missing".format, whole
-        ),
+        *map("  partition {0.partition} is whole: none of the {0.size} entries is missing".format, whole),
         f"  {len(found.policies)} policy versions, among them all that the decisions name",
         *(f"  decisions {name}: {len(of)}, {sum(of)} paise" for name, of in sorted(outcomes.items())),
         "NOT PROVEN, and not to be proven by any bundle:",
