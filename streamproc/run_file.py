@@ -34,7 +34,7 @@ def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
 
 
 def forget_run_file(settings: Settings) -> None:
-    """Remove what an `up` that was killed left. For who has just locked the directory, and is not to be taken for it."""
+    """Remove what a killed `up` left. For whoever has just locked the directory, so as not to be taken for it."""
     (settings.data_dir / RUN_FILE).unlink(missing_ok=True)
 
 

@@ -39,7 +39,8 @@ FOUND_MAX = 100
 """Payouts under one reference that are looked at: more than one means that somebody reuses it."""
 IN_FLIGHT = 409
 """Not documented; the usual status while a call with the same key is under way, whose outcome is not known."""
-_CHECK_KEYS = "check STREAMPROC_RAZORPAY_KEY_ID and STREAMPROC_RAZORPAY_KEY_SECRET"
+CHECK_KEYS = "check STREAMPROC_RAZORPAY_KEY_ID and STREAMPROC_RAZORPAY_KEY_SECRET"
+"""Ends the text of every TryAgain that means that the bank refuses our keys."""
 KEYS_REFUSED_AFTER_S = 60.0
 """Wait after a 401 or 403: the keys are wrong or not yet valid. A person must act; the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
@@ -158,7 +159,7 @@ class Razorpay:
         answer = await self._http.call("POST", "/v1/payouts", headers=headers, content=order)
         if answer.status in _KEYS_REFUSED:
             raise TryAgain(
-                f"create: the bank refuses our keys with {answer.status}, {_read_error(answer.body)[1]}; {_CHECK_KEYS}",
+                f"create: the bank refuses our keys with {answer.status}, {_read_error(answer.body)[1]}; {CHECK_KEYS}",
                 after_s=KEYS_REFUSED_AFTER_S,
             )
         if answer.status == IN_FLIGHT:
@@ -252,7 +253,7 @@ def _remarks(text: str) -> bytes:
 
 def _read_answer(what: str, status: int, body: bytes) -> object:
     if status in _KEYS_REFUSED:
-        why = f"{what}: the bank refuses our keys with {status}, {_read_error(body)[1]}; {_CHECK_KEYS}"
+        why = f"{what}: the bank refuses our keys with {status}, {_read_error(body)[1]}; {CHECK_KEYS}"
         raise TryAgain(why, after_s=KEYS_REFUSED_AFTER_S)
     if status >= 400:
         code, problem = _read_error(body)

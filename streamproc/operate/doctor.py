@@ -17,9 +17,10 @@ from streamproc.archive.migrate import current, newest
 from streamproc.archive.pool import asked, opened_pool
 from streamproc.archive.store import refusals_as_job_failed
 from streamproc.clients.http import OutcomeUnknown
+from streamproc.clients.razorpay import CHECK_KEYS
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.shown import iso
-from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError
+from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
@@ -250,9 +251,14 @@ async def _bank(settings: Settings) -> list[Check]:
     now_s = int(time.time())
     # By itself: whether the keys are right must show while Redis is away too.
     async with opened_bank(msgspec.structs.replace(settings, redis_url="")) as bank:
-        await bank.list_page(
-            settings.razorpay_account_number, from_s=now_s - BANK_LOOK_BACK_S, to_s=now_s, skip=0, count=1
-        )
+        try:
+            await bank.list_page(
+                settings.razorpay_account_number, from_s=now_s - BANK_LOOK_BACK_S, to_s=now_s, skip=0, count=1
+            )
+        except TryAgain as problem:
+            if str(problem).endswith(CHECK_KEYS):
+                raise
+            return [Check("bank", "bad", str(problem), ITS_OWN_TROUBLE)]
     return [Check("bank", "ok", f"{settings.razorpay_base_url} lists payouts with these keys")]
 
 

@@ -2,7 +2,6 @@
 
 import msgspec
 
-from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.slack import SlackRefused, open_slack
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check
@@ -29,9 +28,9 @@ async def _slack(settings: Settings) -> Check:
     async with open_slack(settings.slack_base_url, settings.slack_bot_token.reveal()) as slack:
         try:
             await slack.call("auth.test", {})
-        except OutcomeUnknown as problem:
+        except TryAgain as problem:
             return Check("slack", "bad", str(problem), ITS_OWN_TROUBLE)
-        except (SlackRefused, TryAgain) as problem:
+        except SlackRefused as problem:
             return Check("slack", "bad", str(problem), todo)
     return Check("slack", "ok", f"{settings.slack_base_url} knows the token")
 

@@ -113,7 +113,22 @@ async def test_wrong_keys_of_the_bank_and_of_safe_browsing_are_bad(
     env |= {"STREAMPROC_RAZORPAY_KEY_SECRET": "wrong-secret", "STREAMPROC_SAFE_BROWSING_KEY": "wrong-key"}
     checks = await examined(env)
     assert {"bank", "safe browsing"} <= bad(checks)
+    assert "STREAMPROC_RAZORPAY_KEY_ID" in checks["bank"].todo
     assert not any("wrong-" in check.detail + check.todo for check in checks.values())
+
+
+async def test_a_bank_and_a_slack_that_nobody_reaches_are_not_blamed_on_our_keys(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    nowhere = {
+        "STREAMPROC_SLACK_BASE_URL": "http://127.0.0.1:1",
+        "STREAMPROC_RAZORPAY_BASE_URL": "http://127.0.0.1:1",
+    }
+    slack = {"STREAMPROC_SLACK_BOT_TOKEN": "xoxb-test", "STREAMPROC_SLACK_CHANNEL_ID": "C0TEST"}
+    checks = await examined(environment(redis_url, postgres, bank) | nowhere | slack)
+    for name in ("bank", "slack"):
+        assert (checks[name].status, "ConnectError" in checks[name].detail) == ("bad", True)
+        assert "STREAMPROC" not in checks[name].todo
 
 
 async def test_a_bank_and_a_slack_in_trouble_are_not_blamed_on_our_keys(
