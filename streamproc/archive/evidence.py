@@ -96,6 +96,13 @@ async def entries_for(db: asyncpg.Connection, wanted: AuditFilter) -> Places:
     return places
 
 
+def take_in(places: Places, signed: Iterable[Checkpoint]) -> Places:
+    """Add what checkpoints of since cover to places that no filter chose; what was new. Raises as `entries_for`."""
+    new = {one.partition: set(range(1, one.size + 1)) - places[one.partition] for one in signed}
+    _add(places, ((partition, seq) for partition, seqs in new.items() for seq in seqs))
+    return new
+
+
 def _add(places: Places, found: Iterable[Sequence[int]]) -> None:
     for partition, seq in found:
         places.setdefault(partition, set()).add(seq)

@@ -292,6 +292,31 @@ async def test_a_bundle_waits_for_the_checkpoint_that_covers_it(dsn: str, tmp_pa
     assert bundled.not_covered == 0
 
 
+async def test_what_is_written_while_a_bundle_of_everything_waits_is_in_it_so_that_it_is_whole(
+    dsn: str, tmp_path: Path
+):
+    """The checkpoint that it waits for covers more than what was there when it began."""
+    more = [[policy("bot", 3)], [observed("pout_9", 500)]]
+    new = [one._replace(id=f"{START_MS + 10**8 + n}-0") for n, one in enumerate(log_of(*more))]
+    await project_all(dsn, ListedLog([*story(), new[0]]))
+    going_on = []
+
+    async def go_on() -> None:
+        await project_all(dsn, ListedLog([*story(), *new]))
+        await seal(dsn)
+
+    def hear(stage: str, _done: int, _total: int) -> None:
+        if stage.startswith("waiting") and not going_on:
+            going_on.append(asyncio.ensure_future(go_on()))
+
+    path = tmp_path / "x.zip"
+    bundled = await write_bundle(dsn, AuditFilter(), path, TRUSTED, wait_s=60, on_stage=hear)
+    count = len(story()) + 2
+    assert (bundled.entries, bundled.not_covered) == (count, 0)
+    code, said = verified(path)
+    assert (code, f"partition 0 is whole: none of the {count} entries is missing" in said) == (0, True)
+
+
 # ---- it cannot be written ----
 
 
