@@ -26,6 +26,10 @@ _PR_SET_PDEATHSIG = 1
 _PORTS = (20_000, 32_000)  # below Linux's range for outgoing connections, which could take the chosen port
 _PORT_TRIES = 100
 _FATAL, _END_BYTES = re.compile(r"\b(FATAL|PANIC):"), 2_048  # of a log's end: what is earlier was survived
+# "FATAL:  the database system is starting up" ends a client's session, and not the server.
+_TO_CLIENTS = re.compile(
+    r"FATAL:  (the database system is|terminating connection|sorry, too many clients|password) "
+)
 KILL_WAIT_S = 5.0  # SIGKILL cannot be refused; longer means a process stuck in the kernel
 
 # Loaded before any fork: between fork and exec nothing may be imported.
@@ -219,6 +223,5 @@ def why_it_ended(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
         lines = file.read().decode(errors="replace").strip().splitlines()
-    # "FATAL:  the database system is starting up" is said to clients.
-    why = [line for line in lines if _FATAL.search(line) and "FATAL:  the database system is" not in line]
+    why = [line for line in lines if _FATAL.search(line) and not _TO_CLIENTS.search(line)]
     return (why or lines)[-1].strip() if lines else "it printed nothing"

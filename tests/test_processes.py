@@ -79,8 +79,13 @@ def test_a_port_that_is_taken_at_one_of_the_addresses_is_refused(two_addresses: 
             "UTC [3] FATAL:  the database system is starting up\nUTC [1] LOG:  database system is shut down\n",
             "UTC [1] LOG:  database system is shut down",
         ),
+        (
+            "UTC [4] FATAL:  terminating connection due to administrator command\n"
+            "UTC [1] LOG:  database system is shut down\n",
+            "UTC [1] LOG:  database system is shut down",
+        ),
     ],
-    ids=["nothing", "valkey", "fatal", "panic", "said to a client"],
+    ids=["nothing", "valkey", "fatal", "panic", "said to a client", "a client's session"],
 )
 def test_why_a_server_ended_is_the_line_that_says_it_best(tmp_path: Path, said: str, why: str) -> None:
     (tmp_path / "log").write_text(said)
