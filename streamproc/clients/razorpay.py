@@ -40,7 +40,7 @@ FOUND_MAX = 100
 IN_FLIGHT = 409
 """Not documented; the usual status while a call with the same key is under way, whose outcome is not known."""
 _CHECK_KEYS = "check STREAMPROC_RAZORPAY_KEY_ID and STREAMPROC_RAZORPAY_KEY_SECRET"
-_CHECK_TOKEN = "renew STREAMPROC_RAZORPAY_OAUTH_TOKEN; it must be allowed to approve payouts"
+_RENEW = "renew STREAMPROC_RAZORPAY_OAUTH_TOKEN; it must be allowed to approve payouts"
 KEYS_REFUSED_AFTER_S = 60.0
 """Wait after a 401 or 403: the keys are wrong or not yet valid. A person must act; the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
@@ -186,9 +186,9 @@ class Razorpay:
         return found
 
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
-        """Approve a `pending` payout, with the OAuth token; if that is refused (401) TryAgain is raised. Without one with
-        key and secret, which by the bank's docs is not enough: expect a refusal (401), and then a person has to approve
-        it in the bank's dashboard."""
+        """Approve a `pending` payout, with the OAuth token; TryAgain if the bank refuses that (401). Without one with key
+        and secret, which by the bank's docs is not enough: expect a refusal (401), and then a person has to approve it
+        in the bank's dashboard."""
         return await self._by_partner(payout_id, "approve", _remarks(remarks))
 
     async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
@@ -220,7 +220,7 @@ class Razorpay:
             if answer.http_status == 401:
                 token = await self._tokens.token(refused=token)
                 answer = await self._command(payout_id, command, _bearer(token), body, urgent)
-        _require_accepted(answer, f"{command} {payout_id}: the bank refuses our OAuth token", _CHECK_TOKEN)
+        _require_accepted(answer, f"{command} {payout_id}: the bank refuses our OAuth token", _RENEW)
         return answer
 
     async def _command(

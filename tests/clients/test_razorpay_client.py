@@ -78,7 +78,7 @@ async def test_where_the_bank_refuses_who_asks_the_payout_waits_a_minute_for_som
     command: str,
 ) -> None:
     async with bank(always(401, refusal("The token has expired"))) as (client, _):
-        with pytest.raises(TryAgain, match="refuses our .* with 401, The token has expired; ") as caught:
+        with pytest.raises(TryAgain, match=r"refuses our .* with 401, The token has expired; ") as caught:
             await (client.cancel(PAYOUT) if command == "cancel" else getattr(client, command)(PAYOUT, "x"))
     assert (type(caught.value), caught.value.after_s) == (TryAgain, 60)
     assert not {"hush", BEARER.split()[1]} & set(str(caught.value).split())
