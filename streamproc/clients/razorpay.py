@@ -186,9 +186,9 @@ class Razorpay:
         return found
 
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
-        """Approve a `pending` payout, with the OAuth token; TryAgain if the bank refuses that (401). Without one with key
-        and secret, which by the bank's docs is not enough: expect a refusal (401), and then a person has to approve it
-        in the bank's dashboard."""
+        """Approve a `pending` payout, with the OAuth token; TryAgain if the bank refuses that (401). Without one with
+        key and secret, which by the bank's docs is not enough: expect a refusal (401), and then a person has to approve
+        it in the bank's dashboard."""
         return await self._by_partner(payout_id, "approve", _remarks(remarks))
 
     async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
