@@ -293,9 +293,8 @@ class Notifier:
         work.fail(TryAgain(f"nobody could be told ({kind}): {problem}", after_s=problem.after_s))
 
     def _given_up(self, work: Work, ctx: BatchContext, kind: NoticeKind, problem: str) -> None:
-        if not any(
-            type(event) is NotificationFailed for event in work.out
-        ):  # a pass before may have recorded it
+        # A pass before may have recorded it.
+        if not any(type(event) is NotificationFailed for event in work.out):
             work.emit(
                 NotificationFailed(
                     at=ctx.now_us, payout=work.payout, kind=kind, problem=problem, given_up=True

@@ -24,10 +24,11 @@ async def prepare(dsn: str) -> list[str]:
 
     Safe to repeat and to run twice at once. Raises JobFailed as `upgrade` does.
     """
+    # Alembic: half a second that builders do without.
     from streamproc.archive.migrate import (
         MIGRATE_LOCK,
         upgrade,
-    )  # Alembic: half a second that builders do without
+    )
 
     applied = await upgrade(dsn)
     try:

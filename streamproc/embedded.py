@@ -202,9 +202,8 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
             await _until_ready("Postgres", store, lambda: _postgres_answers(place, port))
             yield store
         finally:
-            await processes.stop(
-                process, signal.SIGINT, STOP_WAIT_S
-            )  # SIGINT: end sessions, checkpoint, exit
+            # SIGINT: end sessions, checkpoint, exit.
+            await processes.stop(process, signal.SIGINT, STOP_WAIT_S)
 
 
 def _postgres_arguments(place: Place, port: int, *, durable: bool) -> list[str]:

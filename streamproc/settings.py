@@ -321,10 +321,11 @@ def require(settings: Settings, role: Role) -> None:
         # Without it, payouts from poller and webhook would be of different accounts, with other limits and freezes.
         needed.append("razorpay_account_id")
     if role == "worker" and settings.razorpay_oauth_refresh_token:
+        # Renewing the token takes both.
         needed += [
             "razorpay_oauth_client_id",
             "razorpay_oauth_client_secret",
-        ]  # renewing the token takes both
+        ]
     if role == "worker" and settings.slack_bot_token:
         needed.append("slack_channel_id")
     if role == "serve" and (settings.slack_signing_secret or settings.slack_bot_token):

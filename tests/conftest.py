@@ -92,9 +92,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     marks = config.option.markexpr
-    is_faults = (
-        "faults" in marks and "not faults" not in marks
-    )  # these tests share nothing, and all take long
+    # These tests share nothing, and all take long.
+    is_faults = "faults" in marks and "not faults" not in marks
 
     class KeepTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:

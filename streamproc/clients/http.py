@@ -163,9 +163,8 @@ class OutboundClient:
             except httpx.HTTPError as error:
                 raise self._lost(what, call, type(error).__name__) from error
             finally:
-                if (
-                    call.ticket is not None
-                ):  # cancelled, or a defect: the breaker must not wait for this probe for ever
+                # Cancelled, or a defect: the breaker must not wait for this probe for ever.
+                if call.ticket is not None:
                     self.breaker.abandoned(call.ticket)
             answer = self._read(what, call, response, body)
             called.outcome = f"{answer.status // 100}xx"

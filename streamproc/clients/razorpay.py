@@ -41,6 +41,7 @@ IN_FLIGHT = 409
 """Not documented; the usual status while a call with the same key is under way, whose outcome is not known."""
 CHECK_KEYS = "check STREAMPROC_RAZORPAY_KEY_ID and STREAMPROC_RAZORPAY_KEY_SECRET"
 """Ends the text of every TryAgain that means that the bank refuses our keys."""
+_RENEW = "renew STREAMPROC_RAZORPAY_OAUTH_TOKEN; it must be allowed to approve payouts"
 KEYS_REFUSED_AFTER_S = 60.0
 """Wait after a 401 or 403: the keys are wrong or not yet valid. A person must act; the payout must not be lost."""
 _KEYS_REFUSED = frozenset({401, 403})
@@ -186,8 +187,9 @@ class Razorpay:
         return found
 
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
-        """Approve a `pending` payout, with the OAuth token; without one with key and secret, which by the bank's docs
-        is not enough: expect a refusal (401), and then a person has to approve it in the bank's dashboard."""
+        """Approve a `pending` payout, with the OAuth token; TryAgain if the bank refuses that (401). Without one with
+        key and secret, which by the bank's docs is not enough: expect a refusal (401), and then a person has to approve
+        it in the bank's dashboard."""
         return await self._by_partner(payout_id, "approve", _remarks(remarks))
 
     async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
@@ -198,21 +200,28 @@ class Razorpay:
     async def cancel(self, payout_id: str) -> CommandAnswer:
         """Cancel a `queued` payout; the bank refuses it in any other state. Urgent: it races the payment.
 
-        POST, not PATCH as one page of the docs says, and without a body: none is documented.
+        POST, not PATCH as one page of the docs says, and without a body: none is documented. Refused keys (401) raise
+        TryAgain.
         """
-        return await self._command(payout_id, "cancel", self._by_key, None, urgent=True)
+        answer = await self._command(payout_id, "cancel", self._by_key, None, urgent=True)
+        _require_accepted(answer, f"cancel {payout_id}: the bank refuses our keys", CHECK_KEYS)
+        return answer
 
     async def _by_partner(
         self, payout_id: str, command: BankCommand, body: bytes, *, urgent: bool = False
     ) -> CommandAnswer:
         """Send a command with the OAuth token; if the bank refuses the token, once more with a new one."""
         if self._tokens is None:
-            return await self._command(payout_id, command, self._by_token, body, urgent)
-        token = await self._tokens.token()
-        answer = await self._command(payout_id, command, _bearer(token), body, urgent)
-        if answer.http_status == 401:
-            token = await self._tokens.token(refused=token)
+            answer = await self._command(payout_id, command, self._by_token, body, urgent)
+            if self._by_token is self._by_key:
+                return answer
+        else:
+            token = await self._tokens.token()
             answer = await self._command(payout_id, command, _bearer(token), body, urgent)
+            if answer.http_status == 401:
+                token = await self._tokens.token(refused=token)
+                answer = await self._command(payout_id, command, _bearer(token), body, urgent)
+        _require_accepted(answer, f"{command} {payout_id}: the bank refuses our OAuth token", _RENEW)
         return answer
 
     async def _command(
@@ -231,6 +240,12 @@ class Razorpay:
             return CommandAnswer(http_status=answer.status, outcome="refused", code=code, problem=problem)
         payout, problem = _read_done(payout_id, answer.body)
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
+
+
+def _require_accepted(answer: CommandAnswer, what: str, check: str) -> None:
+    """Raise TryAgain if the bank refused who asked: that says nothing about the payout, and nothing was done."""
+    if answer.http_status == 401:
+        raise TryAgain(f"{what} with 401, {answer.problem}; {check}", after_s=KEYS_REFUSED_AFTER_S)
 
 
 def _bearer(token: str) -> dict[str, str]:

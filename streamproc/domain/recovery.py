@@ -213,8 +213,9 @@ def is_over(record: PayoutRecord) -> bool:
         return False
     if record.bypassed or record.decision == "APPROVED":
         return True
+    # If so, it may still have to be recorded as bypassed.
     moved = record.bank_status in MOVING_STATUSES | {
         "failed",
         "reversed",
-    }  # if so, it may still have to be recorded as bypassed
+    }
     return record.decision is not None and not moved

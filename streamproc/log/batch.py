@@ -105,9 +105,8 @@ class Handler:
         """One pass over distinct payouts: the fast path takes what it can finish, and the chain the rest. Returns the
         works that are stale, since their payout changed meanwhile."""
         ctx = await self._load(client, works, known)
-        rev = (
-            self._policies.rev
-        )  # that of this context; `_run` may load a later one for works tried one by one
+        # That of this context: `_run` may load a later one for works that are tried one by one.
+        rev = self._policies.rev
         finished = await self._grant(client, grants.offers_of(self.group, works, ctx), {})
         works = [work for work in works if work not in finished]
         if not works:

@@ -182,9 +182,8 @@ class Opener:
             return True
         refuse_newer(e)
         if not e.startswith(_AS_WRITTEN):
-            decode_events(
-                e
-            )  # raises for what nobody can read, so that it becomes a dead letter and people see it
+            # Raises for what nobody can read, so that it becomes a dead letter and people see it.
+            decode_events(e)
         return False
 
 

@@ -61,10 +61,8 @@ class Client:
             async with asyncio.timeout(DEADLINE_S):
                 self._writer.write(data)
                 await self._writer.drain()
-        except (
-            ConnectionError,
-            RuntimeError,
-        ):  # the latter is uvloop's, once it has seen that the server closed
+        except (ConnectionError, RuntimeError):
+            # The latter is uvloop's, once it has seen that the server closed.
             return False
         return True
 
@@ -261,9 +259,8 @@ async def test_a_request_in_hand_may_take_longer_than_a_head() -> None:
     site.may_answer.clear()
     async with served(site) as (_, client), client() as one, client() as other:
         one.send(get("/slow", "connection: close"))
-        assert (
-            await other.all_that_comes() == b""
-        )  # the other, of whom nothing is in hand, was closed meanwhile
+        # The other, of whom nothing is in hand, was closed meanwhile.
+        assert await other.all_that_comes() == b""
         site.may_answer.set()
         assert (await one.all_that_comes()).endswith(b"/slow")
 

@@ -216,9 +216,8 @@ async def test_while_postgres_is_away_a_young_log_takes_new_requests_and_knows_i
         assert (first.status_code, again.status_code) == (202, 202)
         assert first.json()["payout"] == again.json()["payout"]
         await api.engine.settled()
-        await api.engine.client.delete(
-            api.engine.names.payout(first.json()["payout"])
-        )  # it has ended, long ago
+        # It has ended, long ago.
+        await api.engine.client.delete(api.engine.names.payout(first.json()["payout"]))
         assert (await api.ask(token, {**ORDER, "amount": 250_001})).status_code == 409
         assert len(await requests_in(api.engine)) == 1
 

@@ -87,10 +87,11 @@ async def test_who_acts_on_a_payout_is_told_to_wait_where_the_view_does_not_show
         await payout_known(pool, "pout_3")
     await pool.execute("UPDATE view_heads SET seq = $1 WHERE view = 'payouts'", last)
     assert await payout_known(pool, "pout_3") is not None
+    # Another account's row is not its own.
     for lost in (
         "UPDATE payouts SET partition = 1",
         "DELETE FROM payouts",
-    ):  # another account's row is not its own
+    ):
         await pool.execute(f"{lost} WHERE payout = 'pout_3'")
         with pytest.raises(TryAgain, match="pout_3"):
             await payout_known(pool, "pout_3")

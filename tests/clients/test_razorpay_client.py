@@ -73,6 +73,23 @@ async def test_without_a_token_approve_and_reject_use_the_key() -> None:
     assert {asked.headers["authorization"] for asked in server.asked} == {BASIC}
 
 
+@pytest.mark.parametrize("command", ["approve", "reject", "cancel"])
+async def test_where_the_bank_refuses_who_asks_the_payout_waits_a_minute_for_somebody_to_renew_the_token(
+    command: str,
+) -> None:
+    async with bank(always(401, refusal("The token has expired"))) as (client, _):
+        with pytest.raises(TryAgain, match=r"refuses our .* with 401, The token has expired; ") as caught:
+            await (client.cancel(PAYOUT) if command == "cancel" else getattr(client, command)(PAYOUT, "x"))
+    assert (type(caught.value), caught.value.after_s) == (TryAgain, 60)
+    assert not {"hush", BEARER.split()[1]} & set(str(caught.value).split())
+
+
+async def test_without_a_token_a_person_must_approve_at_the_bank_so_401_is_a_refusal() -> None:
+    async with bank(always(401, refusal("Authentication failed")), oauth_token="") as (client, _):
+        answer = await client.approve(PAYOUT, "x")
+    assert (answer.outcome, answer.http_status) == ("refused", 401)
+
+
 async def test_with_a_token_reject_uses_it() -> None:
     async with bank(always(200, entity("rejected"))) as (client, server):
         await client.reject(PAYOUT, "x")
@@ -136,8 +153,8 @@ async def test_without_a_reason_the_code_is_the_errors(no_reason: object) -> Non
     ],
 )
 async def test_any_body_of_a_4xx_is_a_refusal(body: object) -> None:
-    answer = await answer_to(always(401, body))
-    assert (answer.outcome, answer.http_status, answer.payout) == ("refused", 401, None)
+    answer = await answer_to(always(403, body))
+    assert (answer.outcome, answer.http_status, answer.payout) == ("refused", 403, None)
     assert answer.problem
 
 

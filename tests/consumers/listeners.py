@@ -48,7 +48,7 @@ class Room(Listener):
     async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str:
         return self.hear("ask", notice=notice, heading=heading, thread=thread)
 
-    async def deliver(self, notice: Notice) -> str:
+    async def tell(self, notice: Notice) -> str:
         return self.hear("tell", notice=notice)
 
     async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None:

@@ -132,9 +132,8 @@ def test_a_record_is_what_its_encoder_writes_so_nothing_unknown_is_looked_for_in
     assert record is not None
     kept = encode_record(record)
     assert unknown_in(decode_record(kept), kept) == []
-    aged = (
-        kept[:-1] + b',"tax":0}'
-    )  # as a version that wrote defaults too: known, if not what is written today
+    # As a version that wrote defaults too: known, if not what is written today.
+    aged = kept[:-1] + b',"tax":0}'
     assert unknown_in(decode_record(aged), aged) == []
 
 

@@ -61,7 +61,7 @@ async def test_one_group_or_one_for_each_stage_records_the_same(redis_url: str) 
 async def test_a_policy_that_is_removed_between_two_stages_commits_rejects_and_takes_no_room(
     redis_url: str, before: tuple[str, ...]
 ) -> None:
-    stages = consumers.split(consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE))
+    stages = one_for_each_stage(consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE))
     async with Engine(redis_url, groups=[stages[f"governance.{name}"] for name in before]) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_1", 200, url="https://shop.example.net/"))

@@ -185,9 +185,8 @@ async def test_a_node_that_is_killed_is_failed_over_and_every_partition_has_one_
 
         await _pay_all(load, struck, range(half))
         await rest(cluster.url, postgres, struck)
-        await (
-            cluster.in_step()
-        )  # what a replica does not have is lost, which tests/faults/test_failover.py tests
+        # What a replica does not have is lost, which tests/faults/test_failover.py tests.
+        await cluster.in_step()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_pay_all(load, others, range(PAYOUTS)))
             await cluster.primaries[1].store.kill()

@@ -95,9 +95,8 @@ async def test_a_cancellation_that_comes_with_the_deadline_stays_one() -> None:
             await waiting
 
     task = asyncio.create_task(work())
-    waiting.add_done_callback(
-        lambda _: task.cancel()
-    )  # called as the deadline has cancelled what the task waits for
+    # Called as the deadline has cancelled what the task waits for.
+    waiting.add_done_callback(lambda _: task.cancel())
     with pytest.raises(asyncio.CancelledError):
         await task
 

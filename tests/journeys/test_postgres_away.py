@@ -95,9 +95,8 @@ async def test_while_postgres_is_frozen_decisions_go_on_and_money_waits(
             back = asyncio.get_running_loop().time()
         await system.settled(REST_MAX_S)
         caught_up_s = asyncio.get_running_loop().time() - back
-        print(
-            f"away {lasted_s:.0f} s, {waiting} decided meanwhile, lag 0 after {caught_up_s:.0f} s"
-        )  # for -s
+        # For -s.
+        print(f"away {lasted_s:.0f} s, {waiting} decided meanwhile, lag 0 after {caught_up_s:.0f} s")
         await assert_all_went_well(system, made)
         assert await _archived_later(system, told, began) == set()
 

@@ -106,7 +106,7 @@ class Asked:
         self.renewed: list[list[bytes]] = []
         self.others: set[bytes] = set()
         self.meanwhile: Callable[[], None] = lambda: None
-        monkeypatch.setattr(claims, "hold", self._hold)
+        monkeypatch.setattr(claims, "renew", self._hold)
 
     async def _hold(self, *args: Any) -> list[bytes]:
         entries = list(args[-1])

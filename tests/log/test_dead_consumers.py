@@ -310,9 +310,8 @@ async def test_who_loses_its_connections_while_a_batch_is_at_the_bank_is_connect
     stopping = asyncio.Event()
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=["g"])
-        for number in range(
-            2
-        ):  # the second is read while the first is in hand, then nothing is read any more
+        # The second is read while the first is in hand, then nothing is read any more.
+        for number in range(2):
             e = encode_events([observed(f"pout_{number}", 100, agent="bot")])
             await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
         if own:

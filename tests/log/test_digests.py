@@ -46,10 +46,11 @@ async def test_the_first_is_told_and_the_others_are_counted_each_once(
     redis_url: str, counting: Digests
 ) -> None:
     assert await counting.count(0, [alert(1), alert(2), alert(3), alert(2)]) == [True, False, False, False]
+    # Redelivered: the first is still the first.
     assert await counting.count(0, [alert(1), alert(3)]) == [
         True,
         False,
-    ]  # redelivered: the first is still the first
+    ]
     await due(redis_url)
     (digest,) = await counting.take(1)
     assert (digest.count, digest.paise, digest.more) == (2, 200, False)

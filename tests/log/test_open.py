@@ -88,9 +88,8 @@ async def test_while_the_archive_cannot_say_whether_there_was_a_log_none_is_made
             await open_log(client, partitions=1, groups=GROUPS, archived=away)
         assert await client.dbsize() == 0
         await open_log(client, partitions=1, groups=GROUPS, archived=nothing_archived)
-        await open_log(
-            client, partitions=1, groups=GROUPS, archived=away
-        )  # a log that is there needs no answer
+        # A log that is there needs no answer.
+        await open_log(client, partitions=1, groups=GROUPS, archived=away)
 
 
 async def test_a_partition_that_was_made_and_is_gone_is_not_made_again_even_without_an_archive(
@@ -136,10 +135,11 @@ async def test_a_running_producer_never_begins_a_new_log_and_takes_up_again_when
         async with Producer(redis_url, partitions=1, name="webhook") as producer:
             await producer.append(delivery(observed("pout_1")))
             await client.delete(NAMES.log)
+            # A repeat is no more in the log than a new one.
             for event in (
                 observed("pout_1"),
                 observed("pout_2"),
-            ):  # a repeat is no more in the log than a new one
+            ):
                 with pytest.raises(LogUnavailable, match="streamproc recover"):
                     await producer.append(delivery(event))
             assert not await client.exists(NAMES.log)

@@ -46,7 +46,7 @@ class Server:
 
     def upkeep(self) -> Upkeep:
         one = Upkeep(NAMES, Group(name="g", stages=()), "me", CLAIM_IDLE_S)
-        one._gone.take = self._gone  # type: ignore[method-assign]
+        one._dead_consumers.take = self._gone  # type: ignore[method-assign]
         return one
 
     async def look(self, one: Upkeep, *, may_claim: bool = True) -> tuple[Found | None, list[str]]:
@@ -188,7 +188,7 @@ async def test_what_was_in_hand_when_the_connection_was_lost_is_handled_together
 def test_who_takes_over_from_who_is_gone_takes_no_more_than_a_pass_can_handle() -> None:
     """What waits longer than the claim time is taken by others in turn: messages were sent to people twice."""
     one = Upkeep(NAMES, Group(name="g", stages=(), works_max=7), "me", CLAIM_IDLE_S)
-    assert one._gone._entries_max == 7
+    assert one._dead_consumers._entries_max == 7
 
 
 def test_suspects_are_handled_apart_the_least_suspicious_first_and_who_killed_again_alone() -> None:

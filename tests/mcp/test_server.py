@@ -166,9 +166,8 @@ async def test_a_request_is_given_up_by_its_id_as_the_sdk_reads_it_and_one_of_tw
 
 
 def test_a_request_may_name_loopback_our_own_hosts_and_those_of_the_settings_and_no_other() -> None:
-    guard = allowed(
-        "10.0.0.7", "https://Pay.example.com", ("MCP.example.com",)
-    )  # clients send them in small letters
+    # Clients send them in small letters.
+    guard = allowed("10.0.0.7", "https://Pay.example.com", ("MCP.example.com",))
     for host in ("localhost", "10.0.0.7", "pay.example.com", "mcp.example.com"):
         assert {host, f"{host}:*"} <= set(guard.allowed_hosts)
     assert "https://pay.example.com" in guard.allowed_origins

@@ -123,9 +123,8 @@ async def test_what_was_not_archived_yet_is_lost_from_here_and_taken_when_it_com
 
         assert "bot_1" not in (await mine.outcome())["payouts"]
         [_, lost, late] = mine.delivered
-        mine.bank.told = [
-            told for told in mine.bank.told if told[0] == "bot_0"
-        ]  # the barrier holds the others back
+        # The barrier holds the others back.
+        mine.bank.told = [told for told in mine.bank.told if told[0] == "bot_0"]
         mine.bank.statuses = {"bot_0": "processing"}
         for event in (lost, late):
             assert (await mine.again(event)).new

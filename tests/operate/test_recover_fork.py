@@ -74,9 +74,8 @@ async def grew_on(twin: Twin) -> None:
     ignored = e.BankEventIgnored(at=twin.base_us, account=ACCOUNT, bank_event="account.low_balance")
     await twin.engine.producer.append(Append(ACCOUNT, ("bad:bad_0:1",), (malformed,)))
     await twin.engine.producer.append(Append(ACCOUNT, ("body:1",), (ignored,)))
-    await twin.engine.producer.append(
-        delivery(twin.delivered[2])
-    )  # bot_1 is delivered again: it is not known here
+    # bot_1 is delivered again: it is not known here.
+    await twin.engine.producer.append(delivery(twin.delivered[2]))
     await twin.shows("bot_0", "processed")
     await twin.engine.settled()
     await twin.engine.stop()
