@@ -14,8 +14,9 @@ from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConf
 from streamproc.domain.policy import parse_policy_file
 from streamproc.domain.proposals import Proposal, Refused, SamePerson
 from streamproc.domain.wire import decode_events
-from streamproc.errors import InputError
+from streamproc.errors import InputError, JobFailed
 from streamproc.log.connection import connected
+from streamproc.log.names import Names
 from streamproc.log.proposals import read_proposals
 from streamproc.log.stream import LogView, open_log
 from streamproc.operate import policies, proposals, turn
@@ -338,6 +339,33 @@ async def test_a_tightening_ends_what_waits_to_loosen_the_same_and_says_why(redi
             same.id, "meera", "what it loosens was changed meanwhile; propose it anew",
         )  # fmt: skip
         assert [one["id"] for one in await proposals.listed(site) if one["state"] == "waiting"] == [other.id]
+
+
+async def test_a_confirmation_that_came_to_a_halt_lifts_no_freeze_of_since(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new freeze finds partition 1 frozen, where the confirmation has not been yet."""
+    whole, halted = proposals.put_in_force, False
+
+    async def halts(client: Any, names: Any, *rest: Any, **named: Any) -> Any:
+        nonlocal halted
+        if names.partition == 1 and not halted:
+            halted = True
+            async with site_of(redis_url) as other:
+                await other.client.delete(Names(0).lease("policies"))  # its turn is over
+                await freeze(other, "agent:bot", frozen=True, by="meera", why="again")
+        return await whole(client, names, *rest, **named)
+
+    async with guarded(redis_url, partitions=2) as site:
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        lift = (await freeze(site, "agent:bot", frozen=False, by="asha", why="mended")).proposal
+        assert lift is not None
+        monkeypatch.setattr(proposals, "put_in_force", halts)
+        with pytest.raises(JobFailed, match="partition 1: this change came to a halt"):
+            await confirmed(site, lift.id)
+        for partition in range(2):
+            _, scopes = await policies.read_scopes(site.client, site.names_of(partition))
+            assert scopes["freeze:agent:bot"].own is not None
 
 
 async def test_all_that_a_change_ends_is_ended_in_one_commit(redis_url: str) -> None:
