@@ -120,7 +120,8 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     HELD is followed by at most one more decision; an approval that a freeze stopped is followed by a rejection.
     Exceptions: a webhook lost in a failover; a payout ended by a rejection or cancel that was lost with its log (the
     bank has our command on record and the log its outcome, so nothing is left to decide); and a payout of which we
-    first heard when it had ended unpaid, since the bank gives up a webhook that is refused for long.
+    first heard when it had ended unpaid, since webhooks overtake each other, and the bank gives up one that is refused
+    for long.
     """
     lost = {
         (event.facts.id, event.facts.status)
@@ -132,19 +133,19 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
     ended: set[tuple[str, str]] = set()
     excused: set[str] = set()
     known: set[str] = set()
-    seen_as: dict[str, set[str]] = defaultdict(set)
+    first_seen: dict[str, str] = {}
     for _, _, event, _ in history(seen.log):
         match event:
             case e.PayoutObserved():
                 observed.add((event.facts.id, event.facts.status))
                 ended.add((event.payout, event.facts.status))
                 known.add(event.payout)
-                seen_as[event.payout].add(event.facts.status)
+                first_seen.setdefault(event.payout, event.facts.status)
             case e.BankCommandAnswered():
                 ended.add((event.payout, event.bank_status))
             case e.PayoutRequested():
                 known.add(event.payout)
-                seen_as[event.payout].add("requested")
+                first_seen.setdefault(event.payout, "requested")
             case e.PayoutDecided():
                 decided[event.payout].append(event.decision)
             case e.GovernanceBypassed() | e.BankFeeRecorded() | e.PayoutMalformed():
@@ -167,7 +168,7 @@ def what_was_answered_is_decided_once(seen: Evidence) -> Iterator[str]:
         ):
             excused.add(sent.name)
     excused |= {
-        payout for payout, statuses in seen_as.items() if statuses <= {"cancelled", "rejected", "failed"}
+        payout for payout, status in first_seen.items() if status in ("cancelled", "rejected", "failed")
     }
     for payout in sorted(known):
         chain_ = " ".join(decided[payout])

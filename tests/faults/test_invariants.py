@@ -266,6 +266,8 @@ def test_a_rejection_that_a_failover_took_may_have_taken_effect_and_an_approval_
 @pytest.mark.parametrize("status", ["failed", "cancelled", "rejected"])
 def test_what_was_first_seen_when_it_had_ended_unpaid_needs_no_decision(status: str) -> None:
     assert violations(seen(sound().add(observed("pout_2", status=status)))) == []
+    overtaken = sound().add(observed("pout_2", status=status)).add(observed("pout_2"))
+    assert violations(seen(overtaken)) == []
     earlier = sound().add(observed("pout_2")).add(observed("pout_2", status=status))
     assert broken(seen(earlier)) == {"what_was_answered_is_decided_once"}
 
