@@ -228,7 +228,8 @@ async def receiving_webhooks() -> AsyncIterator[Inbox]:
 async def listening(port: int, *routes: Route) -> AsyncIterator[None]:
     """An HTTP server with these routes, in this process."""
     app = Starlette(routes=routes)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    # Its own configuration of logging would cut its loggers off from the root for all tests of this process.
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
     server.capture_signals = _leave_signals_alone  # type: ignore[method-assign]
     serving = asyncio.create_task(server.serve())
 
