@@ -97,7 +97,7 @@ async def test_a_flood_with_kills_loses_nothing() -> None:
     print(found)
     assert found.violations == []
     assert {each.answer for each in found.sent} == {200}
-    # What a killed worker had in hand waits for seconds: the bank may say first that it has paid it, which is a bypass on
-    # record (`violations` sees to that).
+    # What a killed worker had in hand waits for seconds, and the bank may say first that it has paid it. `violations`
+    # sees to it that a bypass is on record then.
     assert found.undecided < len(found.sent) / 100
     assert found.kills >= 2
