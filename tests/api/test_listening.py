@@ -1,6 +1,7 @@
 """The server as our roles run it: over real sockets, by bytes."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -183,8 +184,11 @@ async def test_what_is_in_hand_when_the_server_ends_is_answered_and_nothing_new_
 
 
 async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A server that a test before configured by uvicorn's defaults cut its loggers off from the root, for the process.
+    for name in ("uvicorn", "uvicorn.error"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     taken = asyncio.Semaphore(0)
 
     async def endless(scope: Scope, receive: Receive, send: Send) -> None:
