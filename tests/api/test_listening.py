@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import queue
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from logging.handlers import QueueHandler
 
 import pytest
 import uvloop
@@ -183,12 +185,11 @@ async def test_what_is_in_hand_when_the_server_ends_is_answered_and_nothing_new_
         await running
 
 
-async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A server that a test before configured by uvicorn's defaults cut its loggers off from the root, for the process.
-    for name in ("uvicorn", "uvicorn.error"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect() -> None:
+    # Heard at its own logger: a test before may have let uvicorn configure it, and then the root hears nothing.
+    heard, logger = queue.SimpleQueue[logging.LogRecord](), logging.getLogger("uvicorn.error")
+    handler = QueueHandler(heard)
+    logger.addHandler(handler)
     taken = asyncio.Semaphore(0)
 
     async def endless(scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,5 +208,7 @@ async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect(
         server.should_exit = True
         await running
         await asyncio.gather(*answers)
-    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    logger.removeHandler(handler)
+    records = [heard.get_nowait() for _ in range(heard.qsize())]
+    errors = [record.getMessage() for record in records if record.levelname == "ERROR"]
     assert errors == ["Cancel 2 running task(s), timeout graceful shutdown exceeded"]
