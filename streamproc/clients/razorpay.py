@@ -159,10 +159,7 @@ class Razorpay:
         headers = {**self._by_key, "content-type": "application/json", "x-payout-idempotency": key}
         answer = await self._http.call("POST", "/v1/payouts", headers=headers, content=order)
         if answer.status in _KEYS_REFUSED:
-            raise TryAgain(
-                f"create: the bank refuses our keys with {answer.status}, {_read_error(answer.body)[1]}; {CHECK_KEYS}",
-                after_s=KEYS_REFUSED_AFTER_S,
-            )
+            raise _caller_refused("create", answer.status, _read_error(answer.body)[1])
         if answer.status == IN_FLIGHT:
             raise OutcomeUnknown(f"create: {answer.status}, {_read_error(answer.body)[1]}")
         if 400 <= answer.status < 500:
@@ -204,7 +201,8 @@ class Razorpay:
         TryAgain.
         """
         answer = await self._command(payout_id, "cancel", self._by_key, None, urgent=True)
-        _require_accepted(answer, f"cancel {payout_id}: the bank refuses our keys", CHECK_KEYS)
+        if answer.http_status == 401:
+            raise _caller_refused(f"cancel {payout_id}", 401, answer.problem)
         return answer
 
     async def _by_partner(
@@ -221,7 +219,8 @@ class Razorpay:
             if answer.http_status == 401:
                 token = await self._tokens.token(refused=token)
                 answer = await self._command(payout_id, command, _bearer(token), body, urgent)
-        _require_accepted(answer, f"{command} {payout_id}: the bank refuses our OAuth token", _RENEW)
+        if answer.http_status == 401:
+            raise _caller_refused(f"{command} {payout_id}", 401, answer.problem, "OAuth token", _RENEW)
         return answer
 
     async def _command(
@@ -242,10 +241,14 @@ class Razorpay:
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
 
 
-def _require_accepted(answer: CommandAnswer, what: str, check: str) -> None:
-    """Raise TryAgain if the bank refused who asked: that says nothing about the payout, and nothing was done."""
-    if answer.http_status == 401:
-        raise TryAgain(f"{what} with 401, {answer.problem}; {check}", after_s=KEYS_REFUSED_AFTER_S)
+def _caller_refused(
+    what: str, status: int, problem: str, credential: str = "keys", todo: str = CHECK_KEYS
+) -> TryAgain:
+    """That the bank refuses who asks. It says nothing about the payout, and nothing was done."""
+    return TryAgain(
+        f"{what}: the bank refuses our {credential} with {status}, {problem}; {todo}",
+        after_s=KEYS_REFUSED_AFTER_S,
+    )
 
 
 def _bearer(token: str) -> dict[str, str]:
@@ -268,8 +271,7 @@ def _remarks(text: str) -> bytes:
 
 def _read_answer(what: str, status: int, body: bytes) -> object:
     if status in _KEYS_REFUSED:
-        why = f"{what}: the bank refuses our keys with {status}, {_read_error(body)[1]}; {CHECK_KEYS}"
-        raise TryAgain(why, after_s=KEYS_REFUSED_AFTER_S)
+        raise _caller_refused(what, status, _read_error(body)[1])
     if status >= 400:
         code, problem = _read_error(body)
         raise Unprocessable(f"{what}: {status} {code}, {problem}")
