@@ -54,9 +54,7 @@ async def service() -> AsyncIterator[Service]:
         fallback_account="acc_1",
         ready=lambda: service.ready(),
     )
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="critical", http="httptools", lifespan="off"
-    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http="httptools", lifespan="off")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     async with asyncio.timeout(DEADLINE_S):

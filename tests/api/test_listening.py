@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import queue
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from logging.handlers import QueueHandler
 
 import pytest
 import uvloop
@@ -185,11 +183,14 @@ async def test_what_is_in_hand_when_the_server_ends_is_answered_and_nothing_new_
         await running
 
 
-async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect() -> None:
-    # Heard at its own logger: a test before may have let uvicorn configure it, and then the root hears nothing.
-    heard, logger = queue.SimpleQueue[logging.LogRecord](), logging.getLogger("uvicorn.error")
-    handler = QueueHandler(heard)
-    logger.addHandler(handler)
+async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its logger's own settings: a server of another test in this process may have had them changed for ever.
+    logger = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    caplog.set_level(logging.ERROR, logger.name)
     taken = asyncio.Semaphore(0)
 
     async def endless(scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,7 +209,5 @@ async def test_what_the_drain_cuts_off_is_counted_in_one_line_and_is_no_defect()
         server.should_exit = True
         await running
         await asyncio.gather(*answers)
-    logger.removeHandler(handler)
-    records = [heard.get_nowait() for _ in range(heard.qsize())]
-    errors = [record.getMessage() for record in records if record.levelname == "ERROR"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ["Cancel 2 running task(s), timeout graceful shutdown exceeded"]
