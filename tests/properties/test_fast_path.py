@@ -1,4 +1,4 @@
-"""The straight way and the chain record the same of every payout, byte for byte but for the clock."""
+"""The fast path and the chain record the same of every payout, byte for byte but for the clock."""
 
 import re
 from collections.abc import Mapping
@@ -202,7 +202,7 @@ async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> N
     assert amounts == {f"pout_{n}": 100 + n if n > 1 else 100 for n in range(6)}
 
 
-async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
+async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fates: dict[str, Fate] = {}
@@ -260,7 +260,7 @@ async def test_what_is_plain_goes_straight_and_the_rest_through_the_chain(
     }
 
 
-def test_a_chain_with_another_stage_or_other_rules_has_no_straight_way(
+def test_a_chain_with_another_stage_or_other_rules_has_no_fast_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     group = governance()
