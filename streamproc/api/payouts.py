@@ -64,7 +64,7 @@ def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
         Operation(
             method="POST", path="/v1/payouts", name="requestPayout", summary="Ask for a payout",
             action="request", reads=(_KEY,), body=ORDER, handle=payouts.submit,
-            says={202: taken, 409: Says("The key was used for another body, or its reference is the bank's")},
+            says={202: taken, 409: Says("The key was used for another body, or the bank has a payout of this name")},
         ),
         Operation(
             method="GET", path="/v1/payouts/{payout}", name="showPayout", summary="What became of a payout",
