@@ -25,7 +25,7 @@ from streamproc.domain.payouts import evolve, is_open
 from streamproc.log.templates import Offer, rejection_of
 from streamproc.log.work import BatchContext, FastPath, Stage, Work
 
-STAGES = ("screen", "velocity", "reputation", "budget", "approval", "review", "stop", "settle")
+STAGES = ("screening", "velocity", "reputation", "budget", "approval", "review", "stop", "settle")
 """The chain that this replaces; `recall` may come before it."""
 TABLES = ("screening", "velocity", "reputation", "budget", "approval")
 """The tables of rules that these stages apply."""

@@ -27,7 +27,7 @@ def screen_stage(zone: str) -> Stage:
             if record.decision is None and not record.bypassed and is_open(record):
                 _screen_one(work, ctx, zone)
 
-    return Stage(name="screen", consumes=CONSUMES, handle=screen)
+    return Stage(name="screening", consumes=CONSUMES, handle=screen)
 
 
 def _screen_one(work: Work, ctx: BatchContext, zone: str) -> None:

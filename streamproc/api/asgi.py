@@ -19,6 +19,7 @@ from streamproc.api.auth import Doorkeeper
 from streamproc.api.health import Check, Ready
 from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Method, Operation, Says
+from streamproc.api.route_names import ROUTE, template_of
 from streamproc.api.routing import routes_of
 from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_problem
@@ -172,7 +173,7 @@ class Front:
         if scope["type"] != "http" or scope["path"] != self._path:
             await self._others(scope, receive, send)
             return
-        scope["endpoint"] = self._application  # as the router sets it: the request metrics need the route
+        scope[ROUTE] = template_of(self._path)
         begun = False
 
         def noted(message: Message) -> Awaitable[None]:

@@ -1,6 +1,5 @@
 """`/openapi.json`: the route table as OpenAPI 3.1. `x-action` is what a token must be allowed (domain/tokens.py)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from msgspec import Struct
 from streamproc import __version__
 from streamproc.api.answers import JSON
 from streamproc.api.operations import Operation, Says, responses_of
+from streamproc.api.route_names import template_of
 from streamproc.domain.tokens import ALLOWED
 from streamproc.ingress.problems import PROBLEM_JSON
 
@@ -40,7 +40,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(unique, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
-        paths.setdefault(re.sub(r":path\}", "}", one.path), {})[one.method.lower()] = _operation(one)
+        paths.setdefault(template_of(one.path), {})[one.method.lower()] = _operation(one)
     return {
         "openapi": "3.1.0",
         "info": {

@@ -27,6 +27,9 @@ from streamproc.log.stream import Append
 APPEND_S_MAX = 10.0
 """Longer than the bank would wait for a webhook's answer. Then the agent gets 503 and asks again under the same key."""
 KEY_CHARS_MAX = 128
+KEY_USED = "urn:problem-type:streamproc:key-used"
+NO_REQUEST = "urn:problem-type:streamproc:payout-without-request"
+"""Types of the two 409, since a program does something else with each: see docs/agents.md."""
 
 PAYOUT_ID = Text("payout", "a payout's id, ours or the bank's", r"[A-Za-z0-9_]{1,64}", where="path")
 KEY = rf"[\x21-\x7e]{{1,{KEY_CHARS_MAX}}}"
@@ -64,7 +67,7 @@ def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
         Operation(
             method="POST", path="/v1/payouts", name="requestPayout", summary="Ask for a payout",
             action="request", reads=(_KEY,), body=ORDER, handle=payouts.submit,
-            says={202: taken, 409: Says("The key was used for another body, or the bank has a payout of this name")},
+            says={202: taken, 409: Says(f"{KEY_USED}: with another body. {NO_REQUEST}: the bank has its reference")},
         ),
         Operation(
             method="GET", path="/v1/payouts/{payout}", name="showPayout", summary="What became of a payout",
@@ -151,13 +154,17 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
     if known.intent is None:
         raise Refusal(
             409,
-            f"the bank has a payout under the reference {known.payout}, and no request for it is known here: it may be"
-            " this very payment. A person must look at it before the same is asked for under another key",
+            type=NO_REQUEST,
+            title="Payout Without A Known Request",
+            detail=f"the bank has a payout under the reference {known.payout}, and no request for it is known here: it"
+            " may be this very payment. A person must look at it before the same is asked for under another key",
         )
     if known.intent.digest != wanted.intent.digest:
         raise Refusal(
             409,
-            f"this Idempotency-Key was used with another body, for payout {known.payout}; use another key",
+            type=KEY_USED,
+            title="Idempotency-Key Used For Another Body",
+            detail=f"this Idempotency-Key was used with another body, for payout {known.payout}; use another key",
         )
     return known
 

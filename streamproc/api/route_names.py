@@ -8,14 +8,15 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 NO_ROUTE = "other"
 """The route of a request that no route took."""
+ROUTE = "streamproc.route"
+"""The scope's key for the template of the route that took the request. Whoever routes sets it."""
+
+
+def template_of(path: str) -> str:
+    """A path of the route table as it is shown: `/v1/freezes/{scope}` of `/v1/freezes/{scope:path}`."""
+    return path.replace(":path}", "}")
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that took the request: its path with what the caller chose left out."""
-    if "endpoint" not in scope:
-        return NO_ROUTE
-    chosen = scope.get("path_params")
-    if not chosen:
-        return str(scope["path"])
-    names = {str(value): name for name, value in chosen.items()}
-    return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))
+    """The template of the route that took the request."""
+    return str(scope.get(ROUTE, NO_ROUTE))

@@ -8,12 +8,14 @@ from time import monotonic
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from streamproc.api.answers import Refusal, answered
 from streamproc.api.auth import Doorkeeper
 from streamproc.api.operations import Call, Operation
 from streamproc.api.reading import read_json, read_parameters
+from streamproc.api.route_names import ROUTE, template_of
+from streamproc.ingress.problems import Scope
 
 BUSY_RETRY_AFTER_S = 1
 """Retry-After, in seconds, of a 503 for too many requests at once."""
@@ -69,12 +71,22 @@ def _generality(path: str) -> tuple[int, list[bool]]:
     return -len(segments), [segment.startswith("{") for segment in segments]
 
 
+class _Templated(Route):
+    """A route that says its template, for metrics and spans, which must not hold what a caller made up."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        if match is not Match.NONE:
+            found[ROUTE] = template_of(self.path)
+        return match, found
+
+
 def _route(
     path: str, there: list[Operation], doorkeeper: Doorkeeper | None, in_flight: InFlight, body_bytes_max: int
 ) -> Route:
     if there[0].raw is not None:
         assert len(there) == 1, f"{path}: a raw application answers every method"
-        return Route(path, there[0].raw)
+        return _Templated(path, there[0].raw)
     by_method: dict[str, Operation] = {operation.method: operation for operation in there}
     allowed = sorted([*by_method, *(["HEAD"] if "GET" in by_method else [])])
 
@@ -87,7 +99,7 @@ def _route(
             return await answered(_open_to_all(request, operation))
         return await answered(_handled(request, operation, doorkeeper, in_flight, body_bytes_max))
 
-    route = Route(path, endpoint)
+    route = _Templated(path, endpoint)
     route.methods = None  # every method comes here, unknown ones too
     return route
 

@@ -3,7 +3,7 @@
 Three parts are measured with the same payouts, in batches as a worker has them:
 
 - `rules`: all rules on a complete case.
-- `straight`: the fast path, which nearly every payout takes (ADR 25). An entry's bytes are decoded and folded, the
+- `fast_path`: the way that nearly every payout takes (ADR 25). An entry's bytes are decoded and folded, the
   rules are asked, and what is recorded of the decision is encoded for the script.
 - `stages`: the whole chain instead, in which each stage writes its event. The counters are the model that `admit.lua`
   is tested against.
@@ -38,7 +38,7 @@ from streamproc.log.names import Names
 from streamproc.log.templates import Fate
 from streamproc.log.work import BatchContext, Group, Work, run_chain
 
-PARTS = ("rules", "straight", "stages")
+PARTS = ("rules", "fast_path", "stages")
 POLICY_OK = "POLICY_OK"
 NAMES = Names(0)
 DAY_US = 86_400 * 1_000_000
@@ -128,13 +128,13 @@ class _Pure:
         job.check(
             "rules", "memory", Counter(verdict.reason for verdict in verdicts), job.expected(self._payouts)
         )
-        straight = _Clock(self._payouts)
+        fast_path = _Clock(self._payouts)
         decided = self._straight()
-        runs.append(straight.run("straight", number))
+        runs.append(fast_path.run("fast_path", number))
         expected = job.expected(self._payouts)
         # On the fast path a script asks the counters, so here no budget is ever full.
         expected[POLICY_OK] += expected.pop("LIMIT_EXCEEDED", 0)
-        job.check("straight", "memory", decided, expected)
+        job.check("fast_path", "memory", decided, expected)
         return runs
 
     def _check(self, events: Iterator[Event]) -> None:

@@ -148,7 +148,7 @@ def govern_table(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]
 def govern_headline(result: dict[str, Any]) -> list[str]:
     """The lines below the table, which explain its numbers."""
     return [
-        "rules: all rules on a case; straight: the fast path, from decoding an entry to encoding events and record;"
+        "rules: all rules on a case; fast_path: from decoding an entry to encoding events and record;"
         " stages: the same by the whole chain; nothing is read or written",
         f"{result['payouts']:,} payouts in {result['rounds']} rounds; per core: per second of CPU",
         where(result),

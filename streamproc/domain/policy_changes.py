@@ -81,7 +81,8 @@ def plan_freeze(
     current: Mapping[str, ScopeState], scope: str, *, frozen: bool, at: int, by: str, why: str
 ) -> list[PolicyChanged]:
     """The change that freezes *scope* (`agent:<id>`, `account:<id>`, `team:<id>`) or lifts its freeze; none if that is
-    so already. The scope need not have a policy. InputError for a scope that cannot be frozen.
+    so already. Of a frozen scope, a freeze by somebody else or for another reason is a change too: what waits to lift
+    the first one must not lift it. The scope need not have a policy. InputError for a scope that cannot be frozen.
     """
     kind, _, name = scope.partition(":")
     if kind not in _SECTION:
@@ -91,9 +92,9 @@ def plan_freeze(
     except ValueError as problem:
         raise InputError(f"{kind} {problem}") from problem
     state = current.get(FREEZE + scope)
-    if frozen == (state is not None and state.own is not None):
-        return []
     own: Fields | None = {"frozen": True, "by": by, "why": why} if frozen else None
+    if own == (state.own if state is not None else None):
+        return []
     wanted = {one: state.own for one, state in current.items()} | {FREEZE + scope: own}
     return _changes(current, wanted, Report(FREEZE + scope), at=at, by=by, why=why)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streamproc.domain import events as e
 from streamproc.domain.budget import US
 from streamproc.domain.traces import is_notable, trace_id, trace_of
-from streamproc.log.batch_traces import STRAIGHT, BatchTraces, Passed, Times
+from streamproc.log.batch_traces import FAST_PATH, BatchTraces, Passed, Times
 from streamproc.log.scripts import Committed
 from streamproc.log.templates import Fate, Offer
 from streamproc.log.work import BatchContext, Group, Work, written_ms
@@ -81,7 +81,7 @@ class BatchTelemetry:
         with watch.unharmed():
             self._record_granted(meters, unrecorded)
             for batch in unrecorded:
-                passed = [(STRAIGHT, batch.times.loaded_ns, batch.times.handled_ns)]
+                passed = [(FAST_PATH, batch.times.loaded_ns, batch.times.handled_ns)]
                 self._record_times(meters, [Committed.DONE] * len(batch.granted), passed, batch.times)
                 if tracer is not None:
                     works = _works_of(batch)

@@ -3,7 +3,7 @@
     payout                                   root: from its first append to the first commit about it
     |- append   (by a producer, at the bank's or a person's word; links to the request that brought it)
     |  `- process governance                 one attempt each; that of the commit has an id that can be computed
-    |     |- screen, velocity, ...           stages; or `straight`, which is all of them at once
+    |     |- screening, velocity, ...            stages; or `fast_path`, which is all of them at once
     |     |- commit
     |     `- process execution               of the decision that this commit appended
     |        |- enact
@@ -41,7 +41,7 @@ GOOD = frozenset({"ok", "2xx"})
 DESTINATION = Names(0).log.replace("0", "partition")
 """The template of a log's name: span names must be few."""
 
-STRAIGHT = "straight"
+FAST_PATH = "fast_path"
 """Name of the fast path in traces, which is every stage at once (ADR 25)."""
 
 Passed = Sequence[tuple[str, int, int]]
@@ -60,7 +60,7 @@ class BatchTraces:
 
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
-        self._consumed = {stage.name: stage.consumes for stage in group.stages} | {STRAIGHT: group.consumes}
+        self._consumed = {stage.name: stage.consumes for stage in group.stages} | {FAST_PATH: group.consumes}
         self._common: dict[str, Value] = {
             "messaging.system": "redis",
             "messaging.destination.name": Names(partition).log,

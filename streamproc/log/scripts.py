@@ -379,8 +379,13 @@ async def take_request(client: Redis, names: Names, token: str, *, number: int, 
     return int(await _take_request(client, [names.asked(token)], [number, window_s * 1_000_000]))
 
 
-async def lease(client: Redis, names: Names, job: str, owner: str, *, lasts_s: float) -> tuple[int, str]:
-    """Take or renew a job's lease, or give it back (`lasts_s` 0); our term (0: we do not have it) and its owner."""
+async def lease(
+    client: Redis, names: Names, job: str, owner: str, *, lasts_s: float, gives_way: str = ""
+) -> tuple[int, str]:
+    """Take or renew a job's lease, or give it back (`lasts_s` 0); our term (0: we do not have it) and its owner.
+
+    It is taken from an owner whose name begins with `gives_way` as well.
+    """
     keys = [names.lease(job), names.terms]
-    term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000)])
+    term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000), gives_way])
     return int(term), holder.decode()

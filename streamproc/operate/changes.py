@@ -56,14 +56,15 @@ def _guarded(scopes: Scopes) -> bool:
 
 
 async def make(
-    site: Site, plan: Plan, *, by: str, why: str, channel: Channel = "cli"
+    site: Site, plan: Plan, *, by: str, why: str, channel: Channel = "cli", freezes: bool = False
 ) -> list[Applied] | Proposal:
     """Put a change in force on every partition; or, where it loosens and the policies want two people, propose it.
 
-    The whole change waits then, also what of it tightens. Safe to repeat: what is in force already changes nothing.
-    Raises InputError for an inconsistent policy, JobFailed where others keep changing policies at the same time.
+    The whole change waits then, also what of it tightens. One that `freezes` goes before others that are not done.
+    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy, JobFailed
+    where others keep changing policies at the same time.
     """
-    async with turn(site) as mine:
+    async with turn(site, freezes=freezes) as mine:
         seen = await preview(site, plan)
         if seen.waits:
             return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)

@@ -30,7 +30,8 @@ class Frozen(Struct, frozen=True):
 async def freeze(
     site: Site, scope: str, *, frozen: bool, by: str, why: str, channel: Channel = "cli"
 ) -> Frozen:
-    """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat.
+    """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat; a freeze by
+    somebody else, or for another reason, is recorded as well.
 
     Raises InputError for what cannot be frozen, LogUnavailable if Redis went away half way: run it again then.
     """
@@ -40,6 +41,7 @@ async def freeze(
         by=by,
         why=why,
         channel=channel,
+        freezes=frozen,
     )
     if isinstance(made, Proposal):
         return Frozen(scope, True, [], [], made)

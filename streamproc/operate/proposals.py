@@ -137,39 +137,55 @@ async def _confirm(site: Site, name: str, mine: Turn, *, by: str, channel: Chann
 
 
 async def _put_in_force(site: Site, proposal: Proposal, mine: Turn) -> Confirmed:
-    applied: list[Applied] = []
+    """On every partition; or on no further one, where somebody changed the same after it was confirmed: their change
+    did not touch partitions that the confirmation had not reached, since these had what it wants."""
+    lacking, left = await _look(site, proposal)
+    if left:
+        left += [f"partition {partition}: not put in force there either" for partition in lacking]
+        return Confirmed(
+            proposal, [Applied(partition, None, []) for partition in range(site.partitions)], left
+        )
+    applied = [await _put_on(site, partition, proposal, mine) for partition in range(site.partitions)]
+    return Confirmed(proposal, applied, [])
+
+
+async def _look(site: Site, proposal: Proposal) -> tuple[list[int], list[str]]:
+    """The partitions that lack what was confirmed, and why it cannot be in force on others any more."""
+    lacking: list[int] = []
     left: list[str] = []
     for partition in range(site.partitions):
-        done, problem = await _put_on(site, partition, proposal, mine)
-        applied.append(done)
+        _, scopes = await read_scopes(site.client, Names(partition))
+        changes, problem = _still_wanted(scopes, proposal, partition, 0)
+        lacking += [partition] if changes else []
         left += [f"partition {partition}: {problem}"] if problem else []
-    return Confirmed(proposal, applied, left)
+    return lacking, left
 
 
-async def _put_on(site: Site, partition: int, proposal: Proposal, mine: Turn) -> tuple[Applied, str]:
-    """Apply the changes to one partition; or why they are not in force there."""
-    names, nothing = Names(partition), Applied(partition, None, [])
-    base = proposal.base[partition] if partition < len(proposal.base) else {}
+async def _put_on(site: Site, partition: int, proposal: Proposal, mine: Turn) -> Applied:
+    names = Names(partition)
     for _ in range(CHANGES_MAX):
         rev, scopes = await read_scopes(site.client, names)
-        changes, left = _still_wanted(scopes, proposal, base, await clock_us(site.client))
+        changes, problem = _still_wanted(scopes, proposal, partition, await clock_us(site.client))
+        if problem:
+            raise JobFailed(f"partition {partition}: {problem}")
         if not changes:
             if await mine.passes(partition, rev):
-                return nothing, left
+                return Applied(partition, None, [])
             continue
         await mine.goes_on(partition)
         entry = await put_in_force(site.client, names, rev, changes, actor=proposal.confirmed_by)
         if entry is not None:
-            return Applied(partition, entry, changes), ""
+            return Applied(partition, entry, changes)
     raise JobFailed(
         f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
     )
 
 
 def _still_wanted(
-    scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mapping[str, int], at: int
+    scopes: Mapping[str, ScopeState], proposal: Proposal, partition: int, at: int
 ) -> tuple[list[PolicyChanged], str]:
     """The changes that a partition needs; without any, why they are not in force ('' if they are)."""
+    base = proposal.base[partition] if partition < len(proposal.base) else {}
     if base_of(scopes, proposal.changes) != base:
         return [], _overtaken(scopes, proposal, base)
     try:

@@ -16,12 +16,15 @@ from streamproc.log.policies import still_in_force
 from streamproc.operate.site import Site
 
 TURN_S = 5.0
-"""A turn lasts this long from its last partition on: so long a freeze may have to wait for a process that died."""
+"""A turn lasts this long from its last partition on: so long a change waits for a process that died."""
+FREEZE_WAIT_S = 0.5
+"""So long a freeze waits for another change, which takes milliseconds; then it goes first."""
 WAIT_S = 15.0
 """How long a turn is waited for: three that died, and below what an HTTP request has for a change."""
 LOOK_S = 0.02
 """How often a turn is asked for; a change takes some milliseconds for each partition."""
 _JOB, _PARTITION = "policies", 0
+_FREEZE, _CHANGE = "freeze-", "change-"
 
 
 class Turn:
@@ -36,13 +39,13 @@ class Turn:
         others may have changed later partitions by then."""
         if await self._ask(TURN_S) != self._term:
             raise JobFailed(
-                f"partition {partition}: this change came to a halt for over {TURN_S:g} s, and others may have"
-                " changed policies since; it is not in force from this partition on: run it again"
+                f"partition {partition}: this change came to a halt for over {TURN_S:g} s, or a freeze went first, and"
+                " others may have changed policies since; it is not in force from this partition on: run it again"
             )
 
-    async def take(self) -> bool:
-        """Whether nobody else has it."""
-        self._term = await self._ask(TURN_S)
+    async def take(self, *, gives_way: str = "") -> bool:
+        """Whether nobody else has it, or one whose name begins with `gives_way`: that one's is over."""
+        self._term = await self._ask(TURN_S, gives_way)
         return self._term > 0
 
     async def passes(self, partition: int, rev: bytes) -> bool:
@@ -55,23 +58,29 @@ class Turn:
         with suppress(LogUnavailable):
             await self._ask(0.0)
 
-    async def _ask(self, lasts_s: float) -> int:
+    async def _ask(self, lasts_s: float, gives_way: str = "") -> int:
         names = Names(_PARTITION)
-        term, _ = await scripts.lease(self._site.client, names, _JOB, self._owner, lasts_s=lasts_s)
+        term, _ = await scripts.lease(
+            self._site.client, names, _JOB, self._owner, lasts_s=lasts_s, gives_way=gives_way
+        )
         return term
 
 
 @asynccontextmanager
-async def turn(site: Site) -> AsyncIterator[Turn]:
-    """A turn, waited for up to WAIT_S. Raises JobFailed if others have it all that time, and LogUnavailable."""
-    mine = Turn(site, secrets.token_hex(8))
-    until = asyncio.get_running_loop().time() + WAIT_S
+async def turn(site: Site, *, freezes: bool = False) -> AsyncIterator[Turn]:
+    """A turn, waited for up to WAIT_S; a freeze takes it from any other change after FREEZE_WAIT_S, so that one that
+    died or does not end holds no freeze up. Raises JobFailed if others have it all that time, and LogUnavailable."""
+    mine = Turn(site, (_FREEZE if freezes else _CHANGE) + secrets.token_hex(8))
+    began = asyncio.get_running_loop().time()
+    gives_way = ""
     try:
-        while not await mine.take():
-            if asyncio.get_running_loop().time() > until:
+        while not await mine.take(gives_way=gives_way):
+            waited = asyncio.get_running_loop().time() - began
+            if waited > WAIT_S:
                 raise JobFailed(
                     f"others have been changing policies for {WAIT_S:g} s; nothing was changed, run it again"
                 )
+            gives_way = _CHANGE if freezes and waited >= FREEZE_WAIT_S else ""
             await asyncio.sleep(LOOK_S)
         yield mine
     finally:

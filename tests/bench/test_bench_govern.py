@@ -19,7 +19,7 @@ def test_each_piece_is_measured_and_decides_as_it_must(monkeypatch: pytest.Monke
     found = json.loads(said.stdout)
     assert {"machine", "versions", "runs"} <= set(found)
     assert [(one["part"], one["round"]) for one in found["runs"]] == [
-        (part, number) for number in (1, 2) for part in ("stages", "rules", "straight")
+        (part, number) for number in (1, 2) for part in ("stages", "rules", "fast_path")
     ]
     assert found["outcomes"] == dict(sorted(job.expected(2000).items()))
     # The rules are a part of the short way, and that is shorter than the chain.

@@ -147,7 +147,7 @@ def both_new(pairs: tuple[tuple[str, str], tuple[str, str]]) -> list[e.PayoutObs
 
 
 @pytest.mark.parametrize("pairs", [OF_ONE_VENDOR, TO_ONE_ACCOUNT], ids=["one vendor", "one account"])
-@pytest.mark.parametrize("way", ["straight", "chain"])
+@pytest.mark.parametrize("way", ["fast path", "chain"])
 async def test_of_two_that_come_together_the_second_is_changed(
     redis_url: str, way: str, pairs: tuple[tuple[str, str], tuple[str, str]]
 ) -> None:
@@ -156,7 +156,7 @@ async def test_of_two_that_come_together_the_second_is_changed(
         for n, (url, _) in enumerate(pairs):  # vendors whom nobody has to ask for
             await engine.deliver(observed(f"pout_{n}", 1, agent="careful", url=url, account="acc_Other"))
         reputations = engine.groups[0]
-    group = reputations if way == "straight" else replace(reputations, fast_path=None)
+    group = reputations if way == "fast path" else replace(reputations, fast_path=None)
     async with Engine(redis_url, groups=[group]) as engine:
         await engine.stop()
         for event in both_new(pairs):
@@ -168,7 +168,7 @@ async def test_of_two_that_come_together_the_second_is_changed(
 
 
 @pytest.mark.parametrize("pairs", [OF_ONE_VENDOR, TO_ONE_ACCOUNT], ids=["one vendor", "one account"])
-@pytest.mark.parametrize("way", ["straight", "chain"])
+@pytest.mark.parametrize("way", ["fast path", "chain"])
 async def test_of_two_in_the_hands_of_two_workers_the_later_one_is_changed(
     redis_url: str, way: str, pairs: tuple[tuple[str, str], tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +179,7 @@ async def test_of_two_in_the_hands_of_two_workers_the_later_one_is_changed(
         for url, _ in pairs:
             await engine.deliver(observed(f"pout_{url}", 1, agent="careful", url=url, account="acc_Other"))
         await engine.stop()
-        group = group if way == "straight" else replace(group, fast_path=None)
+        group = group if way == "fast path" else replace(group, fast_path=None)
         slow, other = Handler(0, group, Limits()), Handler(0, group, Limits())
         read = "XREADGROUP", "GROUP", group.name, "me", "COUNT", 1, "STREAMS", names.log, ">"
         in_hand = []

@@ -57,7 +57,7 @@ async def test_one_group_or_one_for_each_stage_records_the_same(redis_url: str) 
     assert apart == together
 
 
-@pytest.mark.parametrize("before", [("screen",), ("screen", "velocity", "reputation")], ids=" ".join)
+@pytest.mark.parametrize("before", [("screening",), ("screening", "velocity", "reputation")], ids=" ".join)
 async def test_a_policy_that_is_removed_between_two_stages_commits_rejects_and_takes_no_room(
     redis_url: str, before: tuple[str, ...]
 ) -> None:

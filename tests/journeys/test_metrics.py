@@ -61,9 +61,9 @@ async def assert_the_page_shows_it_all(system: System) -> None:
     assert total(found, "streamproc_settled_seconds_count", settlement="committed") == 1
     assert total(found, "streamproc_barrier_seconds_count", outcome="ok") == 1
     assert total(found, "streamproc_outbound_seconds_count", system="razorpay", outcome="2xx") >= 2
-    # First looks went straight, in one batch or in up to three, as their webhooks came; the bank's later words did not.
-    assert 1 <= total(found, "streamproc_stage_seconds_count", stage="straight") <= 3
-    assert total(found, "streamproc_stage_seconds_count", stage="screen") >= 1
+    # First looks took it, in one batch or in up to three, as their webhooks came; the bank's later words did not.
+    assert 1 <= total(found, "streamproc_stage_seconds_count", stage="fast_path") <= 3
+    assert total(found, "streamproc_stage_seconds_count", stage="screening") >= 1
     assert total(found, "streamproc_entries_total", group="governance", outcome="done") >= 3
     assert total(found, "streamproc_breaker_state", system="razorpay", state="closed") == 1
     assert total(found, "streamproc_appends_total", process="serve-1", producer="webhook", outcome="new") >= 3

@@ -19,7 +19,7 @@ CALLER = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
 QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
 ASKED_ABOUT = "https://paper.example.com/"
 """A vendor whom nobody knows yet: what has to ask outside goes through all stages, the rest is one step."""
-HANDLED = {"screen", "velocity", "reputation", "budget", "approval"}
+HANDLED = {"screening", "velocity", "reputation", "budget", "approval"}
 
 
 def environment(receiver: Receiver, **more: str) -> dict[str, str]:
@@ -110,7 +110,7 @@ async def test_an_intent_is_one_tree_from_its_request_over_a_retry_to_the_view(
 
         assert_is_one_tree(trace)
         names = Counter(span.name for span in trace.values())
-        assert "straight" in names  # nothing stood against it: all stages are one step
+        assert "fast_path" in names  # nothing stood against it: all stages are one step
         assert {"enact", "barrier", "razorpay POST", "archive", "view"} <= set(names)
         assert {span.role for span in trace.values()} == {"worker", "projector"}
 
@@ -271,7 +271,7 @@ async def test_what_was_rejected_is_kept_where_nothing_is_sampled_and_what_was_p
         # All roles have ended, so what they had to tell they told.
         trace = receiver.trace(trace_id(refused["id"]))
         assert_is_one_tree(trace)
-        assert "straight" in {span.name for span in trace.values()}
+        assert "fast_path" in {span.name for span in trace.values()}
         viewed = {span.about["messaging.message.id"] for span in trace.values() if span.name == "view"}
         assert viewed == {entry.id for entry in about[1:]}  # the first was shown before anybody knew
         assert receiver.trace(trace_id(paid["id"])) == {}

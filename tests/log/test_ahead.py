@@ -20,7 +20,7 @@ from streamproc.log.opened import Opened
 from streamproc.log.stream import open_log
 from streamproc.log.work import BatchContext, Group, Item, Stage, Work
 from tests.bank import until
-from tests.properties.test_straight import governance
+from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
 
 NAMES = Names(0)

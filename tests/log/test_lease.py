@@ -32,6 +32,20 @@ async def test_one_has_it_until_it_gives_it_back_or_its_time_is_over(redis_url: 
         assert await ask("a") == (3, "a")
 
 
+async def test_it_is_taken_from_an_owner_that_gives_way_and_from_no_other(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+
+        async def ask(owner: str, gives_way: str = "", lasts_s: float = LEASE_S) -> tuple[int, str]:
+            return await scripts.lease(client, NAMES, "job", owner, lasts_s=lasts_s, gives_way=gives_way)
+
+        assert await ask("low-1") == (1, "low-1")
+        assert await ask("low-2") == (0, "low-1")
+        assert await ask("high-1", "low-") == (2, "high-1")
+        assert await ask("low-1") == (0, "high-1")
+        assert await ask("high-2", "low-") == (0, "high-1")
+        assert await ask("low-1", lasts_s=0) == (0, "high-1")
+
+
 async def test_a_holder_that_stops_leaves_it_to_the_next_at_once(redis_url: str) -> None:
     first, second = (Lease(redis_url, NAMES, "job", owner) for owner in ("first", "second"))
     stopping = asyncio.Event()

@@ -18,7 +18,7 @@ from streamproc.log.opened import Opener
 from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
 from streamproc.log.work import BatchContext, Group, Item, Stage
-from tests.properties.test_straight import governance
+from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
 
 NAMES = Names(0)

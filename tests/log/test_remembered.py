@@ -20,7 +20,7 @@ from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
 from tests.bank import until
 from tests.engine import Engine
-from tests.properties.test_straight import governance
+from tests.properties.test_fast_path import governance
 from tests.words import ACCOUNT, apply_policies, observed
 
 NAMES = Names(0)

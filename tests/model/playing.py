@@ -13,7 +13,7 @@ from streamproc.log.connection import connect
 from streamproc.log.group import Consumer
 from streamproc.log.work import Group
 from tests.model.stepping import START, Row, World
-from tests.properties.test_straight import POLICIES, intents, payouts
+from tests.properties.test_fast_path import POLICIES, intents, payouts
 from tests.words import ACCOUNT, copy_of, reviewed
 
 STATUSES = ("queued", "processing", "processed", "rejected", "cancelled", "failed", "reversed")

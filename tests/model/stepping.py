@@ -64,10 +64,10 @@ def vendors() -> Reputations:
     return Reputations(Vendors(VENDORS))
 
 
-def governance(*, straight: bool = True, known: Reputations | None = None) -> Group:
+def governance(*, fast_path: bool = True, known: Reputations | None = None) -> Group:
     """The governance chain. `known`: reputations that the worker's process remembers; None: none."""
     group = consumers.governance(known or vendors(), zone=ZONE)
-    return group if straight else Group(name=group.name, stages=group.stages)
+    return group if fast_path else Group(name=group.name, stages=group.stages)
 
 
 class Row(NamedTuple):

@@ -74,14 +74,14 @@ def paid_before() -> Batch:
     ]
 
 
-async def played(url: str, batches: list[Batch], *, straight: bool) -> tuple[list[Row], dict[str, Any]]:
+async def played(url: str, batches: list[Batch], *, fast_path: bool) -> tuple[list[Row], dict[str, Any]]:
     """Handle one batch after the other, each read at once.
 
     Returns the log, and the rest of Redis with the records that have a time to live.
     """
     known = vendors()  # for a vendor that it has to look up, the chain takes two numbers
     await known.of(SHOPS, NoCache(), START)
-    async with Crew(World(url), [governance(straight=straight, known=known)]) as crew:
+    async with Crew(World(url), [governance(fast_path=fast_path, known=known)]) as crew:
         await crew.world.apply(POLICIES)
         for batch in batches:
             for event in batch:
@@ -103,8 +103,8 @@ def one_by_one(rows: list[Row]) -> list[Batch]:
 async def agree(url: str, batches: list[Batch], believed_s: float) -> None:
     before = [[event] for event in paid_before()]
     with mock.patch.object(remembered, "BELIEVED_S", believed_s):
-        rows, state = await played(url, [*before, *batches], straight=True)
-    chain_rows, chain_state = await played(url, one_by_one(rows), straight=False)
+        rows, state = await played(url, [*before, *batches], fast_path=True)
+    chain_rows, chain_state = await played(url, one_by_one(rows), fast_path=False)
     assert {payout: sorted(story) for payout, story in stories(rows).items()} == {
         payout: sorted(story) for payout, story in stories(chain_rows).items()
     }

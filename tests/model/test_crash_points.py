@@ -158,9 +158,9 @@ async def kept(world: World) -> dict[str, Any]:
     return state
 
 
-async def governed(url: str, fuse: Fuse, *, straight: bool) -> tuple[list[Row], dict[str, Any], int]:
+async def governed(url: str, fuse: Fuse, *, fast_path: bool) -> tuple[list[Row], dict[str, Any], int]:
     def chain() -> Group:
-        return governance(straight=straight)
+        return governance(fast_path=fast_path)
 
     world = World(url)
     try:
@@ -180,15 +180,15 @@ async def governed(url: str, fuse: Fuse, *, straight: bool) -> tuple[list[Row], 
 
 
 @pytest.mark.parametrize("how", ["killed", "cancelled"])
-@pytest.mark.parametrize("straight", [False, True])
-async def test_a_governance_worker_may_end_at_any_await(unsynced: str, how: How, straight: bool) -> None:
+@pytest.mark.parametrize("fast_path", [False, True])
+async def test_a_governance_worker_may_end_at_any_await(unsynced: str, how: How, fast_path: bool) -> None:
     with the_tests_clock():
-        rows, state, letters = await governed(unsynced, Fuse(0), straight=straight)
+        rows, state, letters = await governed(unsynced, Fuse(0), fast_path=fast_path)
         assert letters == 1
         for at in range(1, POINTS_MAX):
             fuse = Fuse(at, how)
-            after, state_after, letters = await governed(unsynced, fuse, straight=straight)
-            if not straight:
+            after, state_after, letters = await governed(unsynced, fuse, fast_path=fast_path)
+            if not fast_path:
                 assert gist(after) == gist(rows), f"{how} at point {at}"
             assert by_payout(after) == by_payout(rows), f"{how} at point {at}"
             assert (state_after, letters) == (state, 1), f"{how} at point {at}"

@@ -14,7 +14,7 @@ from streamproc.log.work import Group
 from tests.engine import split
 from tests.model.playing import Crew, Input, counters, drawn, history_of, stories
 from tests.model.stepping import World, governance, the_tests_clock
-from tests.properties.test_straight import payouts
+from tests.properties.test_fast_path import payouts
 
 pytestmark = pytest.mark.timeout(600)  # seconds, on a busy machine; alone each test takes a few
 
@@ -59,7 +59,7 @@ def test_one_group_for_each_stage_writes_what_one_group_writes(unsynced: str, ex
 
 
 async def _split_or_not(url: str, history: list[Input]) -> None:
-    one, state = await played(url, [governance(straight=False)], history)
+    one, state = await played(url, [governance(fast_path=False)], history)
     assert await played(url, [governance()], history) == (one, state)
     apart, state_apart = await played(url, list(split(governance()).values()), history)
     assert _but_requests(apart) == _but_requests(one)

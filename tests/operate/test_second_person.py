@@ -20,6 +20,7 @@ from streamproc.log.names import Names
 from streamproc.log.proposals import read_proposals
 from streamproc.log.stream import LogView, open_log
 from streamproc.operate import policies, proposals, turn
+from streamproc.operate.changes import make
 from streamproc.operate.freezes import freeze
 from streamproc.operate.policies import apply, in_force
 from streamproc.operate.proposals import Applied
@@ -190,36 +191,52 @@ async def test_of_two_who_confirm_at_once_one_wins_and_the_other_is_told_by_whom
             assert len(await told(one, PolicyChanged, partition)) == 4
 
 
-async def test_a_crash_between_partitions_is_mended_by_confirming_again_and_undoes_nothing_later(
+async def crashed_after_partition_0(site: Site, proposal: Proposal, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = proposals.put_in_force
+
+    async def dies(client: Any, names: Any, *rest: Any, **named: Any) -> Any:
+        if names.partition == 1:
+            raise ConnectionResetError("crash")
+        return await whole(client, names, *rest, **named)
+
+    with monkeypatch.context() as crash:
+        crash.setattr(proposals, "put_in_force", dies)
+        with pytest.raises(ConnectionResetError):
+            await confirmed(site, proposal.id)
+    assert [len(await told(site, PolicyChanged, p)) for p in range(site.partitions)] == [4, 3, 3]
+
+
+async def test_a_crash_between_partitions_is_mended_by_confirming_again(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with guarded(redis_url, partitions=3) as site:
         proposal = await proposed(site)
-        whole, calls = proposals.put_in_force, 0
-
-        async def dies(*arguments: Any, **named: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 2:
-                raise ConnectionResetError("crash")
-            return await whole(*arguments, **named)
-
-        monkeypatch.setattr(proposals, "put_in_force", dies)
-        with pytest.raises(ConnectionResetError):
-            await confirmed(site, proposal.id)
-        assert [len(await told(site, PolicyChanged, p)) for p in range(3)] == [4, 3, 3]
-        # Meanwhile somebody takes back what the first partition has already.
-        rev, scopes = await policies.read_scopes(site.client, site.names_of(0))
-        tighter = policies.of_patch("agent:bot", {"daily_limit": 1_000}, by="meera", why="")(0, scopes, 1)
-        assert await whole(site.client, site.names_of(0), rev, tighter, actor="meera")
+        await crashed_after_partition_0(site, proposal, monkeypatch)
         again = await confirmed(site, proposal.id)
         assert [len(one.changes) for one in again.applied] == [0, 1, 1]
-        assert again.left == [
-            f"partition 0: agent:bot was changed after vikram confirmed {proposal.id}, and stays as it is now"
-        ]
+        assert (again.left, await bot(site)) == ([], IS)
         assert (await confirmed(site, proposal.id)).applied == [Applied(p, None, []) for p in range(3)]
-        _, scopes = await policies.read_scopes(site.client, site.names_of(0))
-        assert (scopes["agent:bot"].own or {})["daily_limit"] == 1_000
+
+
+async def test_what_was_taken_back_after_a_crash_between_partitions_is_put_in_force_on_none_of_the_others(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking it back touches no partition that had not got it yet."""
+    async with guarded(redis_url, partitions=3) as site:
+        proposal = await proposed(site)
+        await crashed_after_partition_0(site, proposal, monkeypatch)
+        lower = policies.of_patch("agent:bot", {"daily_limit": 1_000}, by="meera", why="")
+        await make(site, lower, by="meera", why="")
+        again = await confirmed(site, proposal.id)
+        assert [len(one.changes) for one in again.applied] == [0, 0, 0]
+        assert again.left == [
+            f"partition 0: agent:bot was changed after vikram confirmed {proposal.id}, and stays as it is now",
+            "partition 1: not put in force there either",
+            "partition 2: not put in force there either",
+        ]
+        for partition in range(3):
+            _, scopes = await policies.read_scopes(site.client, site.names_of(partition))
+            assert (scopes["agent:bot"].own or {})["daily_limit"] == 1_000
 
 
 async def test_a_confirmation_that_died_and_was_overtaken_is_not_told_to_be_in_force(
@@ -263,8 +280,8 @@ async def test_a_tightening_waits_until_a_confirmation_that_has_begun_is_in_forc
         await put(other, "policies: {bot: {daily_limit: 1_000, per_txn_limit: 5}}", by="meera")
         may_go_on.set()
 
-    async def take(one: turn.Turn) -> bool:
-        taken = await waits(one)
+    async def take(one: turn.Turn, **named: Any) -> bool:
+        taken = await waits(one, **named)
         if not taken:
             may_go_on.set()
         return taken
@@ -327,6 +344,45 @@ async def test_a_new_freeze_is_not_lifted_by_a_proposal_of_before_it(redis_url: 
         assert "freeze:agent:bot" in await in_force(site)
 
 
+async def test_a_second_freeze_of_what_is_frozen_is_not_lifted_by_what_was_proposed_before_it(
+    redis_url: str,
+) -> None:
+    async with guarded(redis_url) as site:
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        lift = (await freeze(site, "agent:bot", frozen=False, by="asha", why="mended")).proposal
+        assert lift is not None
+        again = await freeze(site, "agent:bot", frozen=True, by="meera", why="it still loops")
+        assert (again.changed, again.proposal) == ([0], None)
+        with pytest.raises(Refused, match=f"{lift.id} is withdrawn by meera"):
+            await confirmed(site, lift.id)
+        assert (await in_force(site))["freeze:agent:bot"].own == {
+            "frozen": True, "by": "meera", "why": "it still loops",
+        }  # fmt: skip
+
+
+async def test_a_confirmation_that_died_before_the_first_partition_lifts_no_freeze_of_since(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(redis_url) as site:
+        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        lift = (await freeze(site, "agent:bot", frozen=False, by="asha", why="mended")).proposal
+        assert lift is not None
+
+        async def dies(*_arguments: Any, **_named: Any) -> Any:
+            raise ConnectionResetError("crash")
+
+        with monkeypatch.context() as crash:
+            crash.setattr(proposals, "put_in_force", dies)
+            with pytest.raises(ConnectionResetError):
+                await confirmed(site, lift.id)
+        await freeze(site, "agent:bot", frozen=True, by="meera", why="it still loops")
+        again = await confirmed(site, lift.id)
+        assert again.left == [
+            f"partition 0: freeze:agent:bot was changed after vikram confirmed {lift.id}, and stays as it is now"
+        ]
+        assert "freeze:agent:bot" in await in_force(site)
+
+
 async def test_a_tightening_ends_what_waits_to_loosen_the_same_and_says_why(redis_url: str) -> None:
     async with guarded(redis_url) as site:
         same, other = (
@@ -344,7 +400,7 @@ async def test_a_tightening_ends_what_waits_to_loosen_the_same_and_says_why(redi
 async def test_a_confirmation_that_came_to_a_halt_lifts_no_freeze_of_since(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new freeze finds partition 1 frozen, where the confirmation has not been yet."""
+    """The same freeze again finds partition 1 as it wants it, where the confirmation has not been yet."""
     whole, halted = proposals.put_in_force, False
 
     async def halts(client: Any, names: Any, *rest: Any, **named: Any) -> Any:
@@ -353,7 +409,7 @@ async def test_a_confirmation_that_came_to_a_halt_lifts_no_freeze_of_since(
             halted = True
             async with site_of(redis_url) as other:
                 await other.client.delete(Names(0).lease("policies"))  # its turn is over
-                await freeze(other, "agent:bot", frozen=True, by="meera", why="again")
+                await freeze(other, "agent:bot", frozen=True, by="asha", why="it loops")
         return await whole(client, names, *rest, **named)
 
     async with guarded(redis_url, partitions=2) as site:
@@ -363,6 +419,7 @@ async def test_a_confirmation_that_came_to_a_halt_lifts_no_freeze_of_since(
         monkeypatch.setattr(proposals, "put_in_force", halts)
         with pytest.raises(JobFailed, match="partition 1: this change came to a halt"):
             await confirmed(site, lift.id)
+        assert (await confirmed(site, lift.id)).left != []  # confirmed again, as it says
         for partition in range(2):
             _, scopes = await policies.read_scopes(site.client, site.names_of(partition))
             assert scopes["freeze:agent:bot"].own is not None

@@ -52,8 +52,8 @@ class Overtaken:
         return await self.writes(client, names, *rest, **named)
 
     def take_of(self) -> Any:
-        async def take(one: turn.Turn) -> bool:
-            if not (taken := await self.takes(one)):
+        async def take(one: turn.Turn, **named: Any) -> bool:
+            if not (taken := await self.takes(one, **named)):
                 self.may_go_on.set()
             return taken
 
@@ -130,6 +130,37 @@ async def test_who_came_to_a_halt_between_partitions_writes_nothing_over_a_chang
         assert "freeze:agent:bot" in await in_force(site)
 
 
+async def test_a_freeze_goes_before_a_change_that_died_or_does_not_end(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(redis_url)
+    monkeypatch.setattr(turn, "TURN_S", 3_600.0)
+    monkeypatch.setattr(turn, "FREEZE_WAIT_S", 0.0)
+    async with site_of(redis_url) as site, turn.turn(site) as endless:
+        await frozen(True)(site)
+        assert "freeze:agent:bot" in await in_force(site)
+        with pytest.raises(JobFailed, match="or a freeze went first"):
+            await endless.goes_on(1)
+
+
+@pytest.mark.parametrize(
+    ("under_way", "second"),
+    [(False, limits_to(1_000)), (False, frozen(False)), (True, limits_to(1_000)), (True, frozen(True))],
+    ids=["a change, a change", "a change, a lifting", "a freeze, a change", "a freeze, a freeze"],
+)
+async def test_nothing_else_goes_before_its_turn(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, under_way: bool, second: Change
+) -> None:
+    await opened(redis_url)
+    monkeypatch.setattr(turn, "FREEZE_WAIT_S", 0.0)
+    async with site_of(redis_url) as site, turn.turn(site, freezes=under_way) as first:
+        waiting = turn.FREEZE_WAIT_S + 5 * turn.LOOK_S
+        monkeypatch.setattr(turn, "WAIT_S", waiting)
+        with pytest.raises(JobFailed, match="others have been changing policies"):
+            await second(site)
+        await first.goes_on(1)
+
+
 async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,4 +177,4 @@ async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
 def test_a_turn_is_waited_for_past_one_that_died_and_within_an_http_request() -> None:
     from streamproc.operate.policy_desk import CHANGE_S_MAX
 
-    assert turn.TURN_S < turn.WAIT_S < CHANGE_S_MAX
+    assert turn.FREEZE_WAIT_S < turn.TURN_S < turn.WAIT_S < CHANGE_S_MAX

@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.semconv import _incubating, attributes
 from prometheus_client import CollectorRegistry
 
+from streamproc.api.route_names import ROUTE
 from streamproc.api.tracing import Traced
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
@@ -82,7 +83,7 @@ async def told_of(tracer: Keeping, scope: Scope, status: int = 200, problem: Exc
 
 async def test_a_request_is_told_by_its_method_path_and_status(tracer: Keeping) -> None:
     scope = {"method": "GET", "path": "/v1/payouts/pout_1", "query_string": b"token=a-secret"}
-    taken = {**scope, "endpoint": print, "path_params": {"payout": "pout_1"}}
+    taken = {**scope, ROUTE: "/v1/payouts/{payout}"}
     told = await told_of(tracer, taken)
     assert (told.name, told.error) == ("GET /v1/payouts/{payout}", None)
     assert told.attributes == {

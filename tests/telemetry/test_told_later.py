@@ -1,4 +1,4 @@
-"""What goes straight is told of when no payout waits for that: small batches together, in the order of the log."""
+"""The fast path is told of when no payout waits for that: small batches together, in the order of the log."""
 
 import asyncio
 import logging
@@ -74,7 +74,7 @@ async def test_so_many_are_told_of_without_waiting_any_longer(
     assert told(caplog)[1:] == [["pout_2", "pout_3"]]
 
 
-async def test_what_the_chain_decides_is_told_of_after_what_went_straight_before(
+async def test_what_the_chain_decides_is_told_of_after_the_fast_path_before(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second one finds no slot, and `on_rate_limit: hold` is the chain's."""

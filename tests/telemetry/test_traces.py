@@ -105,7 +105,7 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
             elif type(event) is PayoutObserved:
                 work.emit(event)
 
-    stage = Stage(name="screen", consumes=frozenset({PayoutObserved}), handle=handle)
+    stage = Stage(name="screening", consumes=frozenset({PayoutObserved}), handle=handle)
     async with Engine(redis_url, groups=[Group(name="governance", stages=(stage,))]) as engine:
         await engine.deliver(observed())
         site = Site(engine.url, engine.client, 1)
@@ -137,7 +137,7 @@ async def test_that_people_are_told_of_a_dead_letter_is_below_it_in_the_tree(
         for work, _ in items:
             work.fail(Unprocessable("nobody can read this"))
 
-    stage = Stage(name="screen", consumes=frozenset({PayoutObserved}), handle=handle)
+    stage = Stage(name="screening", consumes=frozenset({PayoutObserved}), handle=handle)
     people = notification_over(redis_url, Channels(), Digests(redis_url))
     async with Engine(redis_url, groups=[Group(name="governance", stages=(stage,)), people]) as engine:
         await engine.deliver(observed())
@@ -180,7 +180,7 @@ async def test_a_payout_that_is_not_sampled_is_told_of_from_its_rejection_on(
         await archived(engine)
     assert tracer.of("good") == {}
     assert_connected(tracer.of("bad"))
-    assert {"straight", "archive", "view"} <= {one.name for one in tracer.of("bad").values()}
+    assert {"fast_path", "archive", "view"} <= {one.name for one in tracer.of("bad").values()}
 
 
 async def test_the_slowest_decision_of_a_batch_names_its_trace_as_an_exemplar(

@@ -137,7 +137,7 @@ async def kept(engine: Engine) -> dict[str, Any]:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(history=histories)
-async def test_straight_or_through_the_chain_the_same_is_recorded(
+async def test_by_the_fast_path_or_the_chain_the_same_is_recorded(
     redis_url: str, history: list[PayoutObserved | PayoutRequested]
 ) -> None:
     entries, state = await recorded(redis_url, history, governance())

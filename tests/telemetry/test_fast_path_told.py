@@ -1,4 +1,4 @@
-"""What goes straight is told of as completely as what goes through the chain: counts, line and trace are the same."""
+"""The fast path is told of as completely as the chain: counts, line and trace are the same."""
 
 import logging
 from collections import Counter
@@ -29,7 +29,7 @@ POLICIES = (
 )
 AMOUNTS = {"pout_1": 300, "pout_2": 750, "pout_3": 200, "pout_4": 100}
 """pout_2 waits for a person, and pout_3 finds no room, which is the chain's where nobody was paid before."""
-STRAIGHT = {"pout_1", "pout_2", "pout_4"}
+BY_FAST_PATH = {"pout_1", "pout_2", "pout_4"}
 COUNTED = ("streamproc_decisions_total", "streamproc_decided_paise_total", "streamproc_entries_total")
 
 
@@ -104,7 +104,7 @@ def governance() -> Group:
 
 
 @pytest.mark.parametrize("before", [0, 1, 2], ids=["new", "noted", "alike"])
-async def test_what_goes_straight_is_told_of_as_what_the_chain_commits(
+async def test_the_fast_path_is_told_of_as_what_the_chain_commits(
     redis_url: str, listening: None, caplog: pytest.LogCaptureFixture, before: int
 ) -> None:
     caplog.set_level(logging.INFO, "streamproc.decisions")
@@ -133,7 +133,7 @@ async def test_where_nobody_traces_the_same_is_counted_and_said(
     ours = await heard(redis_url, governance(), caplog, traced=False, before=2)
     chain = await heard(redis_url, replace(governance(), fast_path=None), caplog, traced=False, before=2)
 
-    assert ours.stages["straight"] == 2
+    assert ours.stages["fast_path"] == 2
     assert ours.counts == chain.counts
     assert ours.counts["streamproc_decided_paise_total", "APPROVED"] == 420
     assert ours.counts["streamproc_decision_seconds_count", "APPROVED"] == 4
@@ -145,19 +145,19 @@ async def test_where_nobody_traces_the_same_is_counted_and_said(
     ]
 
 
-async def test_the_straight_way_is_one_step_of_a_trace_and_the_chain_is_its_stages(
+async def test_the_fast_path_is_one_step_of_a_trace_and_the_chain_is_its_stages(
     redis_url: str, listening: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = await heard(redis_url, governance(), caplog)
-    assert found.stages["straight"] == found.stages["screen"] == 1
+    assert found.stages["fast_path"] == found.stages["screening"] == 1
     for payout in AMOUNTS:
         steps = found.steps(payout)
-        if payout in STRAIGHT:
-            assert steps[:2] == ["straight", "commit sp:{partition}:log"]
-            assert "screen" not in steps
+        if payout in BY_FAST_PATH:
+            assert steps[:2] == ["fast_path", "commit sp:{partition}:log"]
+            assert "screening" not in steps
         else:
-            assert {"screen", "velocity", "reputation", "budget"} <= set(steps)
-            assert "straight" not in steps
+            assert {"screening", "velocity", "reputation", "budget"} <= set(steps)
+            assert "fast_path" not in steps
 
 
 async def test_what_was_granted_while_its_answer_was_lost_is_counted_by_nobody(
@@ -171,7 +171,7 @@ async def test_what_was_granted_while_its_answer_was_lost_is_counted_by_nobody(
 
     monkeypatch.setattr(grants, "grant", lost)
     found = await heard(redis_url, governance(), caplog)
-    assert found.counts["streamproc_entries_total", "governance", "already"] == len(STRAIGHT)
+    assert found.counts["streamproc_entries_total", "governance", "already"] == len(BY_FAST_PATH)
     assert ("streamproc_decisions_total", "APPROVED", "POLICY_OK") not in found.counts
 
 
