@@ -20,11 +20,12 @@ HISTORY = "performance-history.md"
 NOT_OURS = {"TEST_OUTAGE_S", "EXPORTER_OTLP_TRACES_ENDPOINT"}  # of a test, and of OpenTelemetry
 ROLES_OF_POSTGRES = {"streamproc_projector", "streamproc_reader"}
 NO_ROUTES_OF_THE_TABLE = {"GET /metrics", "POST /webhooks/slack", "POST /mcp"}
+# Where a command line begins in a block of code, and where it ends; README calls the program `sp`.
 CODE_OF_BLOCK = re.compile(
     r"""(?:\bsp|(?<!alias sp=)\.venv/bin/streamproc|(?<![\w/"])streamproc) +(?=[a-z-])"""
 )
 CODE_END = re.compile(r" [|&>;] ?|&&|[)`]| - (?=[a-z])|$")
-PLACEHOLDER = re.compile(r"^[A-Z]+$|\||…")
+PLACEHOLDER = re.compile(r"^[A-Z]+$|\||…")  # stands for a value: NAME, agent|account, …
 
 
 def documents() -> list[Path]:
@@ -75,7 +76,7 @@ def wrong_with(given: list[str], *, whole: bool) -> str | None:
             return f"lacks {parameter.opts[0]}"
         choices = parameter.type.choices if isinstance(parameter.type, click.Choice) else ()
         chosen = value.lower() if isinstance(value, str) and not PLACEHOLDER.search(value) else None
-        if choices and chosen and chosen not in choices:
+        if choices and chosen and chosen not in {choice.lower() for choice in choices}:
             return f"{parameter.opts[0]} cannot be {value}"
     return None
 
@@ -105,6 +106,10 @@ def every_command(group: click.Group) -> Iterator[click.Command]:
 def test_each_command_line_of_a_document_is_one_of_this_program(path: Path) -> None:
     found = {code: wrong_with(words(code), whole=whole) for code, whole in commands_of(path)}
     assert {code: wrong for code, wrong in found.items() if wrong} == {}
+
+
+def test_the_command_lines_of_the_documents_are_found() -> None:
+    assert len([code for path in documents() for code, _ in commands_of(path)]) > 100
 
 
 def test_each_command_line_of_a_help_text_is_one_of_this_program() -> None:
