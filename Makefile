@@ -11,7 +11,7 @@ PACKAGES := streamproc consumers projections ops
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all soak load
+.PHONY: help venv run demo test lint format types contracts check lock clean bench faults faults-all explore soak load
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

@@ -111,7 +111,7 @@ def _webhook(webhook: RazorpayWebhook) -> Operation:
         method="POST", path="/webhooks/razorpay", name="deliverWebhook", summary="The bank tells of a payout",
         action=None, raw=webhook,
         says={
-            200: Says("It is in the log, or needs not be", Taken),
+            200: Says("It is in the log, or need not be", Taken),
             400: Says("Signed, but no payload"),
             401: Says("`X-Razorpay-Signature` is missing or is not this body's"),
             408: Says("The body did not arrive in time"),

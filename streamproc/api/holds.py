@@ -41,7 +41,7 @@ NO_REASON = "no reason given"
 
 _KEY = Text(
     "Idempotency-Key",
-    f"1 to {KEY_CHARS_MAX} visible ASCII characters; again for the same payout, it is the same answer",
+    f"1 to {KEY_CHARS_MAX} visible ASCII characters; the same key for the same payout is the same answer",
     KEY,
     where="header",
 )
@@ -85,7 +85,7 @@ def hold_operations(desk: HoldDesk, gateway: Gateway, now_us: Clock) -> list[Ope
     says = {
         200: Says("It counted; `needed` more approvals are wanted where `decision` is null", Outcome),
         202: Says("Recorded, and not handled yet", Recorded, {"Location": "Where it will show"}),
-        403: Says("Not this token, or not this person: no reviewer, or who asked for the payout"),
+        403: Says("Not this token, or not this person: not a reviewer, or the one who asked for the payout"),
         409: Says(
             "It was decided before: `decision`, `decided_by`, `decided_at`; or the key was used otherwise"
         ),

@@ -45,7 +45,7 @@ IF_MATCH = Text(
 )
 IF_NONE_MATCH = Text("If-None-Match", "*: only where the agent has no policy", r"\*", where="header")
 ACCOUNT = Text(
-    "account", "an account's id; without it that which this installation pays from", IDENTIFIER.pattern
+    "account", "an account's id; by default the one that this installation pays from", IDENTIFIER.pattern
 )
 
 

@@ -178,12 +178,12 @@ ORDER: Final[dict[str, Any]] = {
         "vendor_url": {
             "type": "string",
             "maxLength": URL_CHARS_MAX,
-            "description": "the vendor's site or invoice, by which his reputation is looked up",
+            "description": "the vendor's site or invoice, by which the vendor's reputation is looked up",
         },
         "fund_account_id": {
             "type": "string",
             "pattern": "^fa_[A-Za-z0-9]{1,40}$",
-            "description": "who is paid, where the bank knows him; or else `fund_account`",
+            "description": "who is paid, by the bank's id; or else `fund_account`",
         },
         "fund_account": _PAYEE,
     },

@@ -265,8 +265,8 @@ def export(
 
     A table (CSV, JSON lines, Parquet) has the lines that match, amounts in paise. A bundle has every archived entry of
     the payouts that match, with proofs under a signed checkpoint, the policy versions, and a program that checks it
-    with nothing but Python. Exit code 1 if not all of it is covered by a checkpoint yet. What has the name FILE already
-    is kept. A killed export may leave a file `.export-…` beside it.
+    with nothing but Python. Exit code 1 if not all of it is covered by a checkpoint yet. An existing FILE is never
+    overwritten. A killed export may leave a file `.export-…` beside it.
 
     \b
     Example:

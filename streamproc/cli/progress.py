@@ -64,15 +64,19 @@ class ProgressDisplay:
     def show(
         self, stage: str, done: int, total: int = 0, count: int | None = None, seconds: float | None = None
     ) -> None:
-        """Show `done` of `total` (0: unknown). The rate is `count` in `seconds`, by default `done` since the start."""
+        """Show `done` of `total` (0: unknown; both 0: the job waits, and `stage` says for what).
+
+        The rate is `count` in `seconds`, by default `done` since the start.
+        """
         count = done if count is None else count
         seconds = time.monotonic() - self._began if seconds is None else seconds
-        rate = f"{count / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
-        share = f"{min(100, 100 * done // total)} %" if total else f"{done:,} {self._unit}"
+        waits = not (done or total)
+        rate = f"{count / seconds:,.0f} {self._unit}/s" if seconds > 0 and not waits else ""
+        share = f"{min(100, 100 * done // total)} %" if total else f"{done:,} {self._unit}" if done else ""
         if self._bar is not None:
             self._bar.update(
                 self._task, description=stage, total=total or None, completed=done, share=share, rate=rate
             )
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + SAY_EVERY_S
-            click.echo(f"{self._what}: {stage}, {share}, {rate}", err=True)
+            click.echo(f"{self._what}: {', '.join(filter(None, (stage, share, rate)))}", err=True)

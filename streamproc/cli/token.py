@@ -189,7 +189,9 @@ def list_(as_json: bool) -> None:
 @_by
 @output.json_option
 def revoke(name: str, by: str, as_json: bool) -> None:
-    """Revoke the token NAME: the next request with it is refused, and one whose body takes 1 s or longer.
+    """Revoke the token NAME: the next request with it is refused.
+
+    A request under way is refused too if its body takes 1 s or longer.
 
     \b
     Example:

@@ -138,7 +138,7 @@ async def test_a_bundle_of_a_payout_has_its_whole_story_and_its_policy_and_prove
     assert code == 0
     assert "3 entries about 1 payouts are among them" in said
     assert "decisions REJECTED: 1, 1000 paise" in said
-    assert 'the entries are those that a filter chose: {"payout": "pout_2"}' in said
+    assert '; the filter was {"payout": "pout_2"}' in said
 
 
 async def test_a_bundle_of_everything_has_every_entry_and_lists_its_decisions(dsn: str, tmp_path: Path):
@@ -164,6 +164,7 @@ async def test_only_a_bundle_of_everything_shows_that_nothing_is_missing(dsn: st
     )
     part, _ = await exported(dsn, tmp_path, payout="pout_2")
     assert "is whole" not in verified(part)[1]
+    assert ("filter was" in said, "filter was" in verified(part)[1]) == (False, True)
     less = rewritten(
         whole, "manifest.json", lambda data: data.replace(b": %d," % count, b": %d," % (count - 1), 1)
     )

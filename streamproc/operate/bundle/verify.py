@@ -324,6 +324,7 @@ def report(manifest: Any, signed: list[Checkpoint], found: Findings, keys: list[
     outcomes: dict[str, list[int]] = {}
     for _, _, event in found.decisions:
         outcomes.setdefault(str(event.get("decision")), []).append(int(event.get("amount", 0)))
+    chosen = f"; the filter was {json.dumps(only)}" if (only := manifest["filters"]) else ""
     lines = [
         f"PROVEN against {', '.join(f'{key.name}+{key.id.hex()}' for key in keys)}:",
         *map("  archive {0.archive}, partition {0.partition}: {0.size} entries, {0.time}".format, signed),
@@ -333,8 +334,7 @@ def report(manifest: Any, signed: list[Checkpoint], found: Findings, keys: list[
         f"  {len(found.policies)} policy versions, among them all that the decisions name",
         *(f"  decisions {name}: {len(of)}, {sum(of)} paise" for name, of in sorted(outcomes.items())),
         "NOT PROVEN, and not to be proven by any bundle:",
-        "  that nothing else is missing, as another partition, or newer entries than a checkpoint has;"
-        f" the entries are those that a filter chose: {json.dumps(manifest['filters'])}",
+        f"  that nothing else is missing, as another partition, or newer entries than a checkpoint has{chosen}",
         "  that what the entries say is true: they are what was recorded, at the time of the recorder's clock",
     ]
     if (left := manifest["not_covered"])["count"]:
