@@ -402,9 +402,12 @@ async def test_what_came_of_payouts_from_before_all_that_is_read_is_passed_over(
     policy = f"policies: {{bot: {{dual_approval_above: 600, {NO_RATE}}}}}\nreviewers: [asha, ravi]"
     async with Engine(redis_url) as engine:
         await engine.apply(policy)
-        await engine.deliver(observed("held", 700), observed("stopped", 100))
+        await engine.deliver(observed("held", 700), observed("expired", 700), observed("stopped", 100))
         begin = len(await log_of(engine))
         await engine.review("held", "asha", "approve", account=ACCOUNT)
+        await engine.review("held", "ravi", "approve", account=ACCOUNT)
+        expires_at = (await engine.record("expired")).hold_expires_at
+        await engine.append(ACCOUNT, e.TimerFired(at=expires_at, payout="expired", timer="hold_expiry"))
         await engine.append(ACCOUNT, stopped_by_a_freeze(engine, "stopped"))
         await engine.settled()
         await engine.deliver(observed("new", 100))
@@ -548,9 +551,50 @@ async def test_counters_of_which_the_log_says_otherwise_are_named_under_the_poli
 async def test_a_file_that_could_not_have_been_applied_then_is_refused(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply("policies: {bot: {per_txn_limit: 100}}")
+        await engine.deliver(observed("p1", 90))
+        await engine.apply("teams: {desk: {}}")
+        since_us = engine.producer.now_us()
+        await engine.deliver(observed("p2", 90))
         log = await log_of(engine)
     with pytest.raises(InputError, match="there is no text 'desk' under teams"):
         again(log, "policies: {bot: {team: desk}}")
+    assert again(log, "policies: {bot: {team: desk}}", since_us=since_us).judged.payouts == 1
+
+
+async def test_what_a_decision_was_made_on_is_asked_for_where_it_was_not_kept(redis_url: str) -> None:
+    """And nothing else is: an answer to a hold and a stop were not made on what the bank showed."""
+    policy = f"policies: {{bot: {{require_approval_above: 600, {NO_RATE}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy)
+        await engine.deliver(observed("held", 700))
+        await engine.review("held", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("stopped", 100))
+        await engine.append(ACCOUNT, stopped_by_a_freeze(engine, "stopped"))
+        await engine.settled()
+        log = await log_of(engine)
+    seen = {told.id: event for told in log for event in told.events if isinstance(event, e.PayoutObserved)}
+    trial, asked = Retrial(None, Assumptions(ZONE)), []
+    for told in (told for told in log if told.id not in seen):
+        if trial.misses(told):
+            asked.append(told.cause)
+            trial.remember(told.cause, seen[told.cause])
+            assert not trial.misses(told)
+        trial.feed(told)
+    found = trial.finish()
+    assert asked == list(seen)
+    assert (found.judged.payouts, found.changed.payouts, dict(found.unjudged)) == (2, 0, {})
+
+
+async def test_a_decision_on_what_is_not_in_the_archive_is_named_and_not_judged(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        since_us = engine.producer.now_us()
+        await engine.deliver(observed("p2", 500))
+        log = [told for told in await log_of(engine) if not has(e.PayoutObserved)(told)]
+    for begin_us, left_out in ((0, Sum(2, 1200)), (since_us, Sum(1, 500))):
+        found = again(log, None, since_us=begin_us)
+        assert (found.judged.payouts, found.unjudged) == (0, {retrial.NOT_FOUND: left_out})
 
 
 async def test_money_that_moved_without_a_decision_is_charged_and_given_back_as_it_was_and_not_judged(
@@ -571,6 +615,7 @@ async def test_money_that_moved_without_a_decision_is_charged_and_given_back_as_
         log = await log_of(engine)
     same = again(log, None)
     assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (2, 0, [])
+    assert again(log, None, since_us=FAR * US).unjudged == {}
     found = again(log, "policies: {bot: {per_txn_limit: 1}}")
     assert found.unjudged[retrial.MOVED].payouts == 1
     assert found.judged.payouts == 2
