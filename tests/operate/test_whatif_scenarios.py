@@ -22,7 +22,7 @@ from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed
+from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed, requested
 
 FAR = 4_000_000_000
 HOUR_US = 3_600_000_000
@@ -238,6 +238,20 @@ async def test_reviewers_answer_as_they_did_and_are_checked_by_the_candidate(red
         "p3": "REJECTED -> APPROVED POLICY_OK",
     }
     assert nobody_is_asked.assumed.keys() == {fates.PAID}
+
+
+async def test_of_two_approvals_each_counts_if_its_reviewer_does(redis_url: str) -> None:
+    policy = f"policies: {{bot: {{dual_approval_above: 600, {NO_RATE}}}}}\n"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy + "reviewers: [asha, ravi]")
+        await engine.deliver(observed("p1", 700))
+        for reviewer in ("asha", "ravi"):
+            await engine.review("p1", reviewer, "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    assert again(log, None).ends == {("APPROVED", "APPROVED"): Sum(1, 700)}
+    for one in ("asha", "ravi"):
+        alone = again(log, policy + f"reviewers: [{one}]")
+        assert moved(alone) == {"p1": "APPROVED -> HELD APPROVAL_REQUIRED"}
 
 
 async def test_a_click_in_slack_is_whose_the_candidate_says_the_account_is(redis_url: str) -> None:
@@ -583,6 +597,36 @@ async def test_what_a_decision_was_made_on_is_asked_for_where_it_was_not_kept(re
     found = trial.finish()
     assert asked == list(seen)
     assert (found.judged.payouts, found.changed.payouts, dict(found.unjudged)) == (2, 0, {})
+
+
+async def test_of_too_many_observations_the_oldest_are_not_kept(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrial, "OBSERVED_MAX", 10)
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        log = await log_of(engine)
+    trial = Retrial(None, Assumptions(ZONE))
+    for told in log[:-1]:
+        trial.feed(told)
+    for n in range(9):
+        trial.remember(f"1-{n}", observed(f"other_{n}"))
+    assert not trial.misses(log[-1])
+    trial.remember("1-9", observed("other_9"))
+    assert trial.misses(log[-1])
+
+
+async def test_what_an_agent_asked_for_is_judged_like_what_the_bank_showed(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        asked = requested(500)
+        await engine.append(ACCOUNT, asked)
+        await engine.settled()
+        log = await log_of(engine)
+    assert again(log, None).judged.payouts == 1
+    found = again(log, f"policies: {{bot: {{per_txn_limit: 400, {NO_RATE}}}}}")
+    assert moved(found) == {asked.payout: "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED"}
 
 
 async def test_a_decision_on_what_is_not_in_the_archive_is_named_and_not_judged(redis_url: str) -> None:
