@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from consumers.approvals import Approval, Templates
 from consumers.plans import Plans
 from consumers.recall import gone_before, young_s_of
-from consumers.verdicts import DEFAULT_ZONE, decision_of, is_rejected
+from consumers.verdicts import decision_of, is_rejected
 from consumers.vet import Reputations
 from streamproc.domain.budget import Ask
 from streamproc.domain.events import Finding, PayoutObserved, PayoutRequested
@@ -57,7 +57,7 @@ class _Batch:
         self, ctx: BatchContext, reputations: Reputations, plans: Plans, zone: str, young_s: float
     ) -> None:
         self._ctx, self._reputations, self._plans = ctx, reputations, plans.under(ctx.book)
-        self._zone, self._gone_before_s = zone or DEFAULT_ZONE, gone_before(ctx.now_us, young_s)
+        self._zone, self._gone_before_s = zone, gone_before(ctx.now_us, young_s)
 
     def __call__(self, work: Work) -> Offer | None:
         """The offer for a payout that screening rejects, or that no rule does.

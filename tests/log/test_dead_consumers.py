@@ -138,7 +138,53 @@ async def test_who_does_not_find_itself_in_the_list_believes_nothing_of_it(log: 
     async with connected(log, name="other") as other:
         await hold(other, "other")
     async with looking(log, name=None) as (gone, client):
-        assert [await taken(gone, client, at) for at in (0, LATER, 10 * LATER)] == [[], [], []]
+        assert [await taken(gone, client, at) for at in (0, LATER, 2 * roster_module.UNSEEN_S)] == [
+            [],
+            [],
+            [],
+        ]
+
+
+class Listed(Roster):
+    """Has these answers, one for each look."""
+
+    def __init__(self, *looks: tuple[bool, float | None]) -> None:
+        """Whether who looks is in the list, and when that was made."""
+        super().__init__()
+        self._looks = list(looks)
+
+    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Look:
+        is_in_it, at_s = self._looks.pop(0)
+        return Look(frozenset({me} if is_in_it else ()), at_s)
+
+
+async def test_who_does_not_find_itself_any_more_misses_everybody_anew(log: str) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+        moments = (0.0, LATER, 2 * LATER, 3 * LATER)
+        roster = Listed((True, 0), (False, LATER), (True, 2 * LATER), (True, 3 * LATER))
+        gone = DeadConsumers(NAMES, GROUP, "me", roster=roster)
+        found = [await taken(gone, other, at) for at in moments]
+    assert found == [[], [], [], ["1-0", "2-0", "3-0"]]
+
+
+async def test_a_look_that_told_nothing_of_the_others_takes_nothing_back(log: str) -> None:
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+        roster = Listed((True, 0), (False, None), (True, LATER))
+        gone = DeadConsumers(NAMES, GROUP, "me", roster=roster)
+        found = [await taken(gone, other, at) for at in (0.0, LATER / 2, LATER)]
+    assert found == [[], [], ["1-0", "2-0", "3-0"]]
+
+
+async def test_who_was_heard_of_since_the_list_was_made_may_be_connected_since_then_too(log: str) -> None:
+    hour_s = 3600.0
+    async with connected(log, name="other") as other:
+        await hold(other, "other")
+        roster = Listed((True, 0), (True, LATER), (True, LATER))
+        gone = DeadConsumers(NAMES, GROUP, "me", roster=roster)
+        found = [await taken(gone, other, at) for at in (0.0, LATER + hour_s, LATER)]
+    assert found == [[], [], ["1-0", "2-0", "3-0"]]
 
 
 async def test_what_is_taken_over_was_not_delivered_by_that(log: str) -> None:

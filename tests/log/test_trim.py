@@ -98,10 +98,11 @@ async def test_a_group_that_nobody_knows_holds_the_log_too_and_is_named(client: 
     assert (found.removed, found.held_by.what) == (0, "read somebody")
 
 
-async def test_an_entry_younger_than_the_retention_stays(client: Redis) -> None:
-    ids = await appended(client)
-    half_an_hour_ago_ms = ((await client.time())[0] - 1800) * 1000
-    young = await appended(client, [f"{half_an_hour_ago_ms}-{n}" for n in range(ENTRIES)])
+async def test_an_entry_younger_than_the_retention_stays_and_an_older_one_goes(client: Redis) -> None:
+    now_ms = (await client.time())[0] * 1000
+    two_hours_ms, half_an_hour_ms = 7_200_000, 1_800_000
+    ids = await appended(client, [f"{now_ms - two_hours_ms}-{n}" for n in range(ENTRIES)])
+    young = await appended(client, [f"{now_ms - half_an_hour_ms}-{n}" for n in range(ENTRIES)])
     for group in GROUPS:
         await read(client, group, 2 * ENTRIES, ack=True)
 

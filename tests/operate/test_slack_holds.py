@@ -60,14 +60,18 @@ async def test_a_hold_is_found_and_whether_an_answer_would_count_by_the_policies
         assert await holds.find(click(engine, payout="pout_never")) is None
 
 
-async def test_a_payout_that_left_redis_is_found_in_the_archive(redis_url: str, postgres: str) -> None:
+async def test_a_payout_that_left_redis_is_found_in_the_archive_and_one_that_is_not_there_is_unknown(
+    redis_url: str, postgres: str
+) -> None:
     async with Engine(redis_url) as engine:
         await held(engine)
         await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
         await archive(redis_url, postgres)
         await engine.client.delete(engine.names.payout("pout_1"))
         async with asyncpg.create_pool(postgres, min_size=0) as pool:
-            found = await SiteHolds(redis_url, 1, pool).find(click(engine))
+            holds = SiteHolds(redis_url, 1, pool)
+            found = await holds.find(click(engine))
+            assert await holds.find(click(engine, payout="pout_never")) is None
     assert found is not None
     assert found.account == ACCOUNT
     assert found.problem.startswith("already APPROVED by asha")

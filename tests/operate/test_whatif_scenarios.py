@@ -11,7 +11,7 @@ from streamproc.domain import events as e
 from streamproc.domain.budget import US, Ask, RateAsk, Window
 from streamproc.domain.policy import parse_policy_file
 from streamproc.domain.whatif import fates, judge, retrial
-from streamproc.domain.whatif.comparison import Comparison
+from streamproc.domain.whatif.comparison import Comparison, Sum
 from streamproc.domain.whatif.judge import Assumptions
 from streamproc.domain.whatif.retrial import Retrial
 from streamproc.domain.whatif.trial import Told
@@ -22,7 +22,7 @@ from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed
+from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed, requested
 
 FAR = 4_000_000_000
 HOUR_US = 3_600_000_000
@@ -176,6 +176,8 @@ async def test_a_payout_that_failed_gives_its_room_back_under_the_candidate_too(
         await engine.deliver(observed("p2", 800))
         await engine.deliver(observed("p2", 800, status="processed"))
         await engine.deliver(observed("p3", 300))
+        await engine.deliver(observed("p2", 800, status="reversed"))
+        await engine.deliver(observed("p4", 900))
         log = await log_of(engine)
     found = again(log, f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
     assert moved(found) == {"p3": "APPROVED -> REJECTED LIMIT_EXCEEDED"}
@@ -229,6 +231,27 @@ async def test_reviewers_answer_as_they_did_and_are_checked_by_the_candidate(red
         "p3": "REJECTED -> APPROVED REVIEW_APPROVED",
     }
     assert without_asha.assumed[fates.REFUSED].payouts == 2
+    nobody_is_asked = again(log, f"policies: {{bot: {{daily_limit: 9000, {NO_RATE}}}}}")
+    assert moved(nobody_is_asked) == {
+        "p1": "APPROVED -> APPROVED POLICY_OK",
+        "p2": "REJECTED -> APPROVED POLICY_OK",
+        "p3": "REJECTED -> APPROVED POLICY_OK",
+    }
+    assert nobody_is_asked.assumed.keys() == {fates.PAID}
+
+
+async def test_of_two_approvals_each_counts_if_its_reviewer_does(redis_url: str) -> None:
+    policy = f"policies: {{bot: {{dual_approval_above: 600, {NO_RATE}}}}}\n"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy + "reviewers: [asha, ravi]")
+        await engine.deliver(observed("p1", 700))
+        for reviewer in ("asha", "ravi"):
+            await engine.review("p1", reviewer, "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    assert again(log, None).ends == {("APPROVED", "APPROVED"): Sum(1, 700)}
+    for one in ("asha", "ravi"):
+        alone = again(log, policy + f"reviewers: [{one}]")
+        assert moved(alone) == {"p1": "APPROVED -> HELD APPROVAL_REQUIRED"}
 
 
 async def test_a_click_in_slack_is_whose_the_candidate_says_the_account_is(redis_url: str) -> None:
@@ -318,17 +341,114 @@ async def test_a_hold_that_outlives_its_end_expires_in_its_own_time_and_gives_it
     assert "p2" in moved(found) or end == "reject", "with p1 approved then, p2 found no room"
 
 
+async def test_a_hold_that_was_answered_does_not_expire_afterwards(redis_url: str) -> None:
+    policy = "policies: {{bot: {{daily_limit: 1000, require_approval_above: 600, hold_ttl: {}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        log = await outliving(engine, policy.format("2h"), end="approve")
+    assert moved(again(log, policy.format("1h"))) == {}
+
+
+async def test_an_answer_that_was_in_time_counts_however_late_it_was_handled(redis_url: str) -> None:
+    """The workers stood still for three hours, in which the hold of two hours ran out."""
+    policy = f"policies: {{bot: {{require_approval_above: 600, hold_ttl: 2h, {NO_RATE}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy)
+        await engine.deliver(observed("p1", 700))
+        await engine.review("p1", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("p2", 500))
+        log = later(await log_of(engine), 3 * HOUR_US, has(e.ReviewCounted))
+    handled = next(n for n, told in enumerate(log) if has(e.ReviewCounted)(told))
+    for late in (log, [*log[:handled], *log[handled + 1 :], log[handled]]):
+        assert again(late, None).changed.payouts == 0
+    assert again(log, policy).ends[("APPROVED", "APPROVED")].payouts == 2
+
+
+async def test_a_hold_that_outlives_its_windows_is_not_forgotten(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrial, "FORGET_EVERY", 1)
+    policy = "policies: {{bot: {{require_approval_above: {}, hold_ttl: 7d, {}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy.format(600, NO_RATE))
+        start = engine.producer.now_us()
+        await engine.deliver(observed("p1", 700, at=start))
+        await engine.deliver(observed("p2", 500, at=start))
+        await engine.review("p1", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("p3", 500, at=start))
+        await engine.deliver(observed("p4", 500, at=start))
+        log = await log_of(engine)
+    days = {"p2": 3, "p3": 8, "p4": 11}
+    shifts, shift = [], 0
+    for told in log:
+        day = (
+            5
+            if has(e.ReviewSubmitted)(told)
+            else max((days.get(p, 0) for p in days if about(told, p)), default=0)
+        )
+        shift = max(shift, day * 24 * HOUR_US)
+        shifts.append(shift)
+    spread = moved_to(log, shifts, with_events=True)
+    assert again(spread, None).ends == {("APPROVED", "APPROVED"): Sum(4, 2200)}
+    assert moved(again(spread, policy.format(400, NO_RATE))) == {
+        "p2": "APPROVED -> REJECTED HOLD_EXPIRED",
+        "p3": "APPROVED -> HELD APPROVAL_REQUIRED",
+        "p4": "APPROVED -> HELD APPROVAL_REQUIRED",
+    }
+
+
+async def test_what_was_frozen_while_it_was_held_is_not_approved_by_an_answer_here_either(
+    redis_url: str,
+) -> None:
+    policy = "policies: {{bot: {{require_approval_above: {}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy.format(600))
+        await engine.deliver(observed("p1", 700))
+        await engine.freeze("agent:bot")
+        await engine.review("p1", "asha", "approve", account=ACCOUNT)
+        log = await log_of(engine)
+    for candidate in (None, policy.format(100)):
+        found = again(log, candidate)
+        assert (found.changes, found.ends.keys()) == ([], {("REJECTED", "REJECTED")})
+
+
+async def test_what_came_of_payouts_from_before_all_that_is_read_is_passed_over(redis_url: str) -> None:
+    """As where a hold, or a payout that is stopped, is older than the month that is read before `since`."""
+    policy = f"policies: {{bot: {{dual_approval_above: 600, {NO_RATE}}}}}\nreviewers: [asha, ravi]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy)
+        await engine.deliver(observed("held", 700), observed("expired", 700), observed("stopped", 100))
+        begin = len(await log_of(engine))
+        await engine.review("held", "asha", "approve", account=ACCOUNT)
+        await engine.review("held", "ravi", "approve", account=ACCOUNT)
+        expires_at = (await engine.record("expired")).hold_expires_at
+        await engine.append(ACCOUNT, e.TimerFired(at=expires_at, payout="expired", timer="hold_expiry"))
+        await engine.append(ACCOUNT, stopped_by_a_freeze(engine, "stopped"))
+        await engine.settled()
+        await engine.deliver(observed("new", 100))
+        log = await log_of(engine)
+    trial = Retrial(None, Assumptions(ZONE), first_number=None)
+    for told in [one for one in log[:begin] if has(e.PolicyChanged)(one)] + log[begin:]:
+        trial.feed(told)
+    found = trial.finish()
+    assert (found.judged.payouts, found.changed.payouts, dict(found.unjudged)) == (1, 0, {})
+
+
 async def test_what_is_held_only_by_the_candidate_expires_in_its_time(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
-        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}, other: {{{NO_RATE}}}}}")
         await engine.deliver(observed("p1", 700))
+        await engine.deliver(observed("p0", 700, agent="other"))
         await engine.deliver(observed("p2", 500))
         log = await log_of(engine)
     asked_later = later(
         log, 3 * HOUR_US, lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events)
     )
-    held = f"policies: {{bot: {{daily_limit: 1000, require_approval_above: 600, hold_ttl: 2h, {NO_RATE}}}}}"
-    assert moved(again(asked_later, held)) == {
+    held = f"require_approval_above: 600, {NO_RATE}"
+    candidate = (
+        f"policies: {{bot: {{daily_limit: 1000, hold_ttl: 2h, {held}}}, other: {{hold_ttl: 4h, {held}}}}}"
+    )
+    assert moved(again(asked_later, candidate)) == {
+        "p0": "APPROVED -> HELD APPROVAL_REQUIRED",
         "p1": "APPROVED -> REJECTED HOLD_EXPIRED",
         "p2": "REJECTED -> APPROVED POLICY_OK",
     }
@@ -445,22 +565,104 @@ async def test_counters_of_which_the_log_says_otherwise_are_named_under_the_poli
 async def test_a_file_that_could_not_have_been_applied_then_is_refused(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply("policies: {bot: {per_txn_limit: 100}}")
+        await engine.deliver(observed("p1", 90))
+        await engine.apply("teams: {desk: {}}")
+        since_us = engine.producer.now_us()
+        await engine.deliver(observed("p2", 90))
         log = await log_of(engine)
     with pytest.raises(InputError, match="there is no text 'desk' under teams"):
         again(log, "policies: {bot: {team: desk}}")
+    assert again(log, "policies: {bot: {team: desk}}", since_us=since_us).judged.payouts == 1
 
 
-async def test_money_that_moved_without_a_decision_is_charged_as_it_was_and_not_judged(
+async def test_what_a_decision_was_made_on_is_asked_for_where_it_was_not_kept(redis_url: str) -> None:
+    """And nothing else is: an answer to a hold and a stop were not made on what the bank showed."""
+    policy = f"policies: {{bot: {{require_approval_above: 600, {NO_RATE}}}}}\nreviewers: [asha]"
+    async with Engine(redis_url) as engine:
+        await engine.apply(policy)
+        await engine.deliver(observed("held", 700))
+        await engine.review("held", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("stopped", 100))
+        await engine.append(ACCOUNT, stopped_by_a_freeze(engine, "stopped"))
+        await engine.settled()
+        log = await log_of(engine)
+    seen = {told.id: event for told in log for event in told.events if isinstance(event, e.PayoutObserved)}
+    trial, asked = Retrial(None, Assumptions(ZONE)), []
+    for told in (told for told in log if told.id not in seen):
+        if trial.misses(told):
+            asked.append(told.cause)
+            trial.remember(told.cause, seen[told.cause])
+            assert not trial.misses(told)
+        trial.feed(told)
+    found = trial.finish()
+    assert asked == list(seen)
+    assert (found.judged.payouts, found.changed.payouts, dict(found.unjudged)) == (2, 0, {})
+
+
+async def test_of_too_many_observations_the_oldest_are_not_kept(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrial, "OBSERVED_MAX", 10)
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        log = await log_of(engine)
+    trial = Retrial(None, Assumptions(ZONE))
+    for told in log[:-1]:
+        trial.feed(told)
+    for n in range(9):
+        trial.remember(f"1-{n}", observed(f"other_{n}"))
+    assert not trial.misses(log[-1])
+    trial.remember("1-9", observed("other_9"))
+    assert trial.misses(log[-1])
+
+
+async def test_what_an_agent_asked_for_is_judged_like_what_the_bank_showed(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        asked = requested(500)
+        await engine.append(ACCOUNT, asked)
+        await engine.settled()
+        log = await log_of(engine)
+    assert again(log, None).judged.payouts == 1
+    found = again(log, f"policies: {{bot: {{per_txn_limit: 400, {NO_RATE}}}}}")
+    assert moved(found) == {asked.payout: "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED"}
+
+
+async def test_a_decision_on_what_is_not_in_the_archive_is_named_and_not_judged(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        since_us = engine.producer.now_us()
+        await engine.deliver(observed("p2", 500))
+        log = [told for told in await log_of(engine) if not has(e.PayoutObserved)(told)]
+    for begin_us, left_out in ((0, Sum(2, 1200)), (since_us, Sum(1, 500))):
+        found = again(log, None, since_us=begin_us)
+        assert (found.judged.payouts, found.unjudged) == (0, {retrial.NOT_FOUND: left_out})
+
+
+async def test_money_that_moved_without_a_decision_is_charged_and_given_back_as_it_was_and_not_judged(
     redis_url: str,
 ) -> None:
+    """Its worker died when the counters had admitted it, and somebody let it go at the bank."""
     async with Engine(redis_url) as engine:
         await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        window = Window("agent:bot", "2026-09-21", 1000, FAR)
+        ask = Ask("p1", 900, NOW, None, (window,))
+        await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)
         await engine.deliver(observed("p1", 900, status="processing"))
         await engine.deliver(observed("p2", 900))
+        assert (await engine.record("p2")).decision == "REJECTED"
+        await engine.deliver(observed("p1", 900, status="failed"))
+        await engine.deliver(observed("p3", 900))
+        assert (await engine.record("p3")).decision == "APPROVED"
         log = await log_of(engine)
+    same = again(log, None)
+    assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (2, 0, [])
+    assert again(log, None, since_us=FAR * US).unjudged == {}
     found = again(log, "policies: {bot: {per_txn_limit: 1}}")
     assert found.unjudged[retrial.MOVED].payouts == 1
-    assert found.judged.payouts == 1
+    assert found.judged.payouts == 2
 
 
 async def test_what_was_rejected_and_moved_all_the_same_is_judged_and_not_left_out(redis_url: str) -> None:
@@ -524,31 +726,36 @@ async def test_a_candidate_for_beneficiaries_is_judged_by_what_was_known_then(re
     assert found.assumed[judge.UNKNOWN_BENEFICIARY].payouts == 1
 
 
-async def test_an_approved_payout_that_was_stopped_gives_its_money_back_in_the_replay_too(
+def stopped_by_a_freeze(engine: Engine, payout: str) -> e.PayoutStopped:
+    finding = e.Finding(stage="screening", code="FROZEN", outcome="REJECTED")
+    return e.PayoutStopped(
+        at=engine.producer.now_us(),
+        payout=payout,
+        command="approve",
+        finding=finding,
+        maybe_sent=False,
+        caused_by="",
+    )
+
+
+async def test_an_approved_payout_that_was_stopped_came_to_a_rejection_and_gives_its_money_back_here_too(
     redis_url: str,
 ) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
         await engine.deliver(observed("stopped", 800))
-        finding = e.Finding(stage="screening", code="FROZEN", outcome="REJECTED")
-        await engine.append(
-            ACCOUNT,
-            e.PayoutStopped(
-                at=engine.producer.now_us(),
-                payout="stopped",
-                command="approve",
-                finding=finding,
-                maybe_sent=False,
-                caused_by="",
-            ),
-        )
+        await engine.append(ACCOUNT, stopped_by_a_freeze(engine, "stopped"))
         await engine.settled()
         await engine.deliver(observed("next", 900))
         log = await log_of(engine)
         assert (await engine.record("next")).decision == "APPROVED"
     found = again(log, None)
     assert (found.changes, found.counters_differing, found.assumed, found.unjudged) == ([], 0, {}, {})
-    assert found.judged.payouts == 2
+    assert (found.judged.payouts, found.ends[("REJECTED", "REJECTED")].payouts) == (2, 1)
+    assert moved(again(log, "policies: {bot: {per_txn_limit: 700, daily_limit: 1000}}")) == {
+        "stopped": "REJECTED -> REJECTED TXN_LIMIT_EXCEEDED",
+        "next": "APPROVED -> REJECTED TXN_LIMIT_EXCEEDED",
+    }
 
 
 async def test_a_signature_of_then_is_checked_again_with_the_keys_of_the_candidate(redis_url: str) -> None:

@@ -188,6 +188,29 @@ async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(
     assert (entries, state) == await recorded(redis_url, history, replace(governance(), fast_path=None))
 
 
+async def test_what_a_stage_behind_the_counters_rejects_is_recorded_as_the_chain_records_it(
+    redis_url: str,
+) -> None:
+    """It has taken a slot, which the straight way's rejection would not."""
+    history: list[PayoutObserved | PayoutRequested] = [
+        observed(f"pout_{n}", 100, url="https://malware.example/") for n in range(2)
+    ]
+    entries, state = await recorded(redis_url, history, governance())
+    assert (entries, state) == await recorded(redis_url, history, replace(governance(), fast_path=None))
+
+
+async def test_hours_are_those_of_the_zone_that_is_set(redis_url: str) -> None:
+    """At NOW it is 10:13 in New York, and 19:43 in Asia/Kolkata."""
+    for zone, decision in (("America/New_York", "APPROVED"), ("Asia/Kolkata", "HELD")):
+        async with connected(redis_url) as client:
+            await client.flushdb()
+        group = consumers.governance(Reputations(Vendors()), zone=zone)
+        async with Engine(redis_url, groups=[group]) as engine:
+            await engine.apply("policies: {bot: {hours: '09:00-18:00'}}")
+            await engine.deliver(observed("pout_1", 100))
+            assert (await engine.record("pout_1")).decision == decision, zone
+
+
 async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> None:
     async with Engine(redis_url, groups=[governance()]) as engine:
         await engine.apply(POLICIES)
@@ -260,12 +283,19 @@ async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
     }
 
 
+async def nobody_archived(payout: str) -> None:
+    return None
+
+
 def test_a_chain_with_another_stage_or_other_rules_has_no_fast_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     group = governance()
     assert fast_path.stands_for(group.stages)
     assert not fast_path.stands_for(group.stages[1:])
+    with_recall = consumers.governance(Reputations(Vendors()), zone=ZONE, archived=nobody_archived)
+    assert "recall" in {stage.name for stage in with_recall.stages}
+    assert with_recall.fast_path is not None
     assert not fast_path.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
     monkeypatch.setitem(RULES, "anomaly", ())
     assert not fast_path.stands_for(group.stages)

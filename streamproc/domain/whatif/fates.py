@@ -49,6 +49,8 @@ class Fate:
     new_end: Outcome = ("", "")
     waits: bool = False
     """It was held, and the end of that hold was not read yet."""
+    held_until: int = 0
+    """When (µs) that hold ran out: an answer that counted then was given before."""
     hold: PayoutRecord | None = None
     """The record under the candidate, while it is held there."""
     reputation: Reputation = NO_URL
@@ -61,17 +63,24 @@ class Fate:
     closed: bool = False
     timed: bool = False
     """The candidate's hold will expire by its own time to live."""
+    settled: bool = False
+    """The log settled it: nobody can stop it any more."""
     passed: bool = False
-    """The log settled it while the candidate had another decision, so no settlement will follow."""
+    """It did so while the candidate had another decision, so no settlement will follow."""
 
     def charge(self, windows: tuple[Window, ...], amount: int, *, count_fees: bool) -> None:
         """Note that it holds money in these windows."""
         self.windows, self.charged, self.money, self.count_fees = windows, amount, "reserved", count_fees
 
     @property
+    def may_be_stopped(self) -> bool:
+        """Whether it was approved and may still turn out to have been frozen before it was sent."""
+        return self.judged and self.old_end[0] == "APPROVED" and not self.settled
+
+    @property
     def ends_at(self) -> int:
-        """When its last window ends (Unix s)."""
-        return max((window.ends_at for window in self.windows), default=0)
+        """When its last window ends (Unix s); without one, when it was decided."""
+        return max((window.ends_at for window in self.windows), default=self.at // US)
 
 
 class Fates:
@@ -101,7 +110,6 @@ class Fates:
     def repeat(self, trial: Trial) -> None:
         """Take in a decision that is not judged again: it stays as it was."""
         fate = _fate_of(trial, judged=False)
-        fate.new_rules = fate.new_end = fate.old_end
         if trial.room is not None:
             room = trial.room
             fate.charge(recorded_windows(room), room.amount, count_fees=room.count_fees)
@@ -153,9 +161,7 @@ class Fates:
             return
         if decided is not None:
             fate.old_end, fate.waits = (decided.decision, decided.reason), False
-        if not fate.judged:
-            fate.new_end = fate.old_end
-        elif fate.hold is not None:
+        if fate.hold is not None:
             if counted is not None:
                 self._review(fate, fate.hold, counted, told, books.candidate, zone)
             elif decided is not None and _expired_at(decided) >= fate.hold.hold_expires_at:
@@ -171,7 +177,9 @@ class Fates:
         book: PolicyBook,
         zone: str,
     ) -> None:
-        if why_refused(hold, counted, book.people):
+        # `at` is when a worker came to the answer, which may be later than it was given.
+        answer = replace(counted, at=min(counted.at, fate.held_until - 1))
+        if why_refused(hold, answer, book.people):
             self._found.assume(REFUSED, fate.amount)
             return
         if counted.action == "reject":
@@ -240,7 +248,7 @@ class Fates:
         fate = self._open.get(event.payout)
         if fate is None:
             return
-        fate.waits = False  # a settlement ends a hold too
+        fate.waits, fate.settled = False, True  # a settlement ends a hold too
         if not fate.judged or fate.old_end[0] == fate.new_end[0]:
             self._move(fate, event.settlement, event.fees)
             fate.hold = None
@@ -261,7 +269,7 @@ class Fates:
         """Keep it while it can change; report its end as soon as that is known."""
         if fate.hold is not None and not fate.waits:
             self._time(fate, fate.hold)
-        waits = fate.waits or fate.hold is not None
+        waits = fate.waits or fate.hold is not None or fate.may_be_stopped
         if not waits:
             self._close(fate)
         if waits or fate.money in ("reserved", "committed"):
@@ -314,7 +322,7 @@ def _fate_of(trial: Trial, *, judged: bool) -> Fate:
     old = (decided.decision, decided.reason)
     vendor = vendor_name(record.vendor_url, record.fund_account)
     fate = Fate(record.payout, decided.agent, vendor, record.amount, decided.at, judged, old, old)
-    fate.waits = decided.decision == "HELD"
+    fate.waits, fate.held_until = decided.decision == "HELD", decided.hold_expires_at
     return fate
 
 

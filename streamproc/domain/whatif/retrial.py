@@ -87,7 +87,7 @@ class Retrial:
         """Whether the entry is a first decision whose cause is not kept and must be looked up."""
         return told.cause not in self._observed and any(
             type(event) is PayoutDecided
-            and event.payout not in self._held
+            and not self._ends_hold(told, event)
             and event.payout not in self._stopped
             for event in told.events
         )
@@ -150,7 +150,7 @@ class Retrial:
 
     def _read_decision(self, told: Told) -> None:
         decided = next(event for event in told.events if type(event) is PayoutDecided)
-        if decided.payout in self._held:
+        if self._ends_hold(told, decided):
             self._held.discard(decided.payout)
             self._read_answer(told)
             return
@@ -167,6 +167,14 @@ class Retrial:
         if decided.decision == "HELD":
             self._held.add(decided.payout)
         self._schedule(trial_of(told.events, seen, self._books), told)
+
+    def _ends_hold(self, told: Told, decided: PayoutDecided) -> bool:
+        """Whether the decision ends a hold, which may be older than all that is read."""
+        return (
+            decided.payout in self._held
+            or decided.reason == "HOLD_EXPIRED"
+            or any(type(event) is ReviewCounted for event in told.events)
+        )
 
     def _schedule(self, trial: Trial, told: Told) -> None:
         slot, room = trial.slot_number, trial.room_number
