@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.bank import free_port, until
+from tests.deadline import DEADLINE_S
 from tests.journeys.system import START_MAX_S, System
 from tests.journeys.test_gateway import PAYEE, of_reference, token
 from tests.signals import killed, terminate
@@ -220,7 +221,7 @@ async def over_http(system: System) -> AsyncIterator[str]:
     async def alive() -> bool:
         system.check_alive()
         try:
-            async with httpx.AsyncClient(trust_env=False) as http:
+            async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as http:
                 return (await http.get(f"{url}/healthz")).status_code == 200
         except httpx.TransportError:
             return False
