@@ -9,8 +9,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ STOP_MAX_S = 60.0
 CALL_MAX_S = 60.0
 STEP_MAX_S = 60.0
 """Limits for what hangs, not measures of what works: a busy machine is ten times slower."""
+SHORT_READ = httpx.Timeout(CALL_MAX_S, read=0.3)
+"""For a caller who gets no answer. He gives up reading, and not connecting, which a busy machine may make slow."""
 POLL_S = 0.02
 T = TypeVar("T")
 
@@ -209,12 +211,6 @@ class Inbox:
         return self.requests
 
 
-@contextmanager
-def _leave_signals_alone() -> Iterator[None]:
-    """The signals belong to pytest."""
-    yield
-
-
 @asynccontextmanager
 async def receiving_webhooks() -> AsyncIterator[Inbox]:
     """Listen for webhooks on a free port, in this process."""
@@ -230,8 +226,7 @@ async def listening(port: int, *routes: Route) -> AsyncIterator[None]:
     app = Starlette(routes=routes)
     # Its own configuration of logging would cut its loggers off from the root for all tests of this process.
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
-    server.capture_signals = _leave_signals_alone  # type: ignore[method-assign]
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server._serve())  # not `serve`: the signals belong to pytest
 
     async def started() -> bool:
         return server.started

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from streamproc.embedded import Store
-from tests import servers
+from tests import left, servers
 from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
@@ -131,6 +131,16 @@ def nothing_is_left_here() -> Iterator[None]:
     was_there = Path("data").exists()
     yield
     assert was_there or not Path("data").exists(), "a test wrote to ./data: give it a STREAMPROC_DATA_DIR"
+
+
+@pytest.fixture(autouse=True)
+def next_test_finds_the_process_as_this_one_did() -> Iterator[None]:
+    """Whether a test passes depends on no test before it. Set up first, so that other fixtures have put back theirs."""
+    before = left.process_state()
+    with left.logging_put_back():
+        yield
+    now = left.changed(before)
+    assert not now, f"this test left the process changed; put it back: {now}"
 
 
 MEMORY = Path("/dev/shm")

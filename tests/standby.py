@@ -13,6 +13,7 @@ import asyncpg
 
 from streamproc import embedded, processes
 from streamproc.postgres_dir import find_place, write_private
+from tests.ports import free_port
 from tests.restartable import Restartable, restartable
 
 DEADLINE_S = 60.0
@@ -59,7 +60,7 @@ class Pair:
 @asynccontextmanager
 async def pair(home: Path) -> AsyncIterator[Pair]:
     """Both running and in step, their data below `home`."""
-    first, second, ports = home / "primary", home / "standby", (processes.free_port(), processes.free_port())
+    first, second, ports = home / "primary", home / "standby", (free_port(), free_port())
     for place in (first, second):
         place.mkdir()
         place.chmod(0o711)

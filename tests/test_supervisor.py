@@ -103,7 +103,7 @@ def alive(pid: int) -> bool:
 
 @asynccontextmanager
 async def made_up(here: Path, **settings: str) -> AsyncIterator[Up]:
-    ports = {"PORT": str(processes.free_port()), "SANDBOX_PORT": str(processes.free_port())}
+    ports = {"PORT": str(free_port()), "SANDBOX_PORT": str(free_port())}
     stores = {"REDIS_URL": "redis://127.0.0.1:1/0", "POSTGRES_DSN": "postgresql://x@127.0.0.1:1/x"}
     given = {**ports, **stores, "DATA_DIR": str(here / "data"), "DRAIN": "0.2", "WORKERS": "2", **settings}
     env = {f"STREAMPROC_{name}": value for name, value in given.items()}

@@ -56,7 +56,7 @@ async def service() -> AsyncIterator[Service]:
     )
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http="httptools", lifespan="off")
     server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
+    running = asyncio.create_task(server._serve())  # not `serve`: the signals belong to pytest
     async with asyncio.timeout(DEADLINE_S):
         while not server.started:
             await asyncio.sleep(0.01)

@@ -15,6 +15,7 @@ from streamproc.archive.hosts import single_hosts
 from streamproc.archive.migrate import current
 from streamproc.archive.pool import asked, opened_pool
 from streamproc.archive.store import connection
+from tests.deadline import DEADLINE_S
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ async def test_a_first_host_that_refuses_the_password_is_not_passed_over(postgre
 
 async def test_where_no_host_answers_the_wait_is_the_limit_for_all_together(mute: str) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(30.0), connection(f"postgresql://u:p@{mute},{mute}/x", name="test"):
+        async with asyncio.timeout(DEADLINE_S), connection(f"postgresql://u:p@{mute},{mute}/x", name="test"):
             pass
 
 

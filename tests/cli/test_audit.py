@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from projections.schema import prepare
 from streamproc.cli import run
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.wire import encode_events
-from tests.databases import template
+from tests.databases import copy_of, template
 from tests.deadline import DEADLINE_S
 from tests.projections.histories import START_MS, ListedLog, Stored, history, project_all
 from tests.projections.seals import OTHER_SIGNER, SIGNER, terms
@@ -59,6 +59,16 @@ def data_dir(sealed: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STREAMPROC_DATA_DIR", str(directory))
     monkeypatch.setenv("STREAMPROC_CHECKPOINT_KEYS", SIGNER.public.vkey)
     return directory
+
+
+@pytest.fixture
+async def own(
+    sealed: tuple[str, Path], data_dir: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[str]:
+    """The DSN of a copy, for a test that archives more: the others share one archive. The environment names it."""
+    async with copy_of(postgres_server, sealed[0].rpartition("/")[2]) as dsn:
+        monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+        yield dsn
 
 
 def superuser(dsn: str, *statements: str) -> None:
@@ -191,10 +201,8 @@ def test_a_disk_without_room_is_said_to_be_the_files_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
-def test_an_export_that_is_stopped_leaves_nothing(
-    sealed: tuple[str, Path], data_dir: Path, tmp_path: Path, how: signal.Signals
-):
-    asyncio.run(project_all(sealed[0], ListedLog(entries(ROWS + 1))))  # for which no checkpoint will come
+def test_an_export_that_is_stopped_leaves_nothing(own: str, tmp_path: Path, how: signal.Signals):
+    asyncio.run(project_all(own, ListedLog(entries(ROWS + 1))))  # for which no checkpoint will come
     export = subprocess.Popen(
         [sys.executable, "-m", "streamproc", "audit", "export", str(tmp_path / "a.zip"), "--wait", "3600"],
         stderr=subprocess.PIPE,
@@ -213,9 +221,9 @@ def test_an_export_that_is_stopped_leaves_nothing(
 
 
 def test_a_bundle_that_is_not_covered_yet_is_written_and_exit_1(
-    sealed: tuple[str, Path], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    asyncio.run(project_all(sealed[0], ListedLog(entries(ROWS + 5))))
+    asyncio.run(project_all(own, ListedLog(entries(ROWS + 5))))
     assert run(["audit", "export", str(tmp_path / "x.zip"), "--wait", "0"]) == 1
     said = capsys.readouterr()
     assert f"{ROWS} entries about" in said.out

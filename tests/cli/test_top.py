@@ -27,6 +27,7 @@ from streamproc.cli.top_screen import screen
 from streamproc.log.health import PartitionSize, Sizes
 from streamproc.operate.top import Frame, Look
 from tests.bank import until
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.faults.proxy import Proxy
 from tests.operate.words import archive
@@ -78,7 +79,7 @@ async def command(env: dict[str, str], *arguments: str) -> tuple[int, str, str]:
         sys.executable, "-m", "streamproc", "top", *arguments,
         env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(DEADLINE_S):
         out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
 
@@ -121,7 +122,7 @@ async def test_a_script_gets_one_document_with_what_was_decided_what_waits_and_w
             env=env, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(DEADLINE_S):
             lines = [json.loads(await process.stdout.readline()) for _ in range(2)]
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
@@ -141,7 +142,7 @@ async def test_a_terminal_that_cannot_redraw_is_shown_one_look(
         )
         os.close(its)
         try:
-            async with asyncio.timeout(60.0):
+            async with asyncio.timeout(DEADLINE_S):
                 shown = await asyncio.to_thread(all_of, ours)
                 assert await process.wait() == 0
             assert "POLICY_OK" in shown
@@ -195,7 +196,7 @@ class Terminal:
         async def shown() -> bool:
             return text.encode() in self.said[after:]
 
-        await until(shown, what=f"{text!r} is shown; so far: {bytes(self.said[-2000:])!r}", deadline_s=40.0)
+        await until(shown, what=f"{text!r} is shown; so far: {bytes(self.said[-2000:])!r}")
         return len(self.said)
 
 
@@ -238,9 +239,9 @@ async def test_a_store_that_is_away_is_one_line_and_asked_again_and_the_end_leav
                 last = bytes(terminal.said[seen:]).rpartition(b"streamproc top")[2]
                 return b"POLICY_OK" in last and b"away" not in last
 
-            await until(well_again, what="it is well again", deadline_s=40.0)
+            await until(well_again, what="it is well again")
             terminal.process.send_signal(how)
-            async with asyncio.timeout(20.0):
+            async with asyncio.timeout(DEADLINE_S):
                 code = await terminal.process.wait()
             await terminal.shows(SCREEN_BACK.decode())
 

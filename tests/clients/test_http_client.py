@@ -127,6 +127,8 @@ async def test_a_body_that_trickles_is_bounded_by_the_limit_of_the_whole_call() 
                 await writer.drain()
                 await asyncio.sleep(0.05)
         except ConnectionError:
+            pass
+        finally:
             writer.close()
 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)

@@ -24,9 +24,9 @@ from streamproc.operate.recover_bank import ask_bank
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.deadline import DEADLINE_S
-from tests.engine import ZONE, Engine
+from tests.engine import Engine
 from tests.operate.recovering import archive, recovered, settings_of
-from tests.words import ACCOUNT, Vendors, copy_of, request, requested
+from tests.words import ACCOUNT, NOON_ZONE, Vendors, copy_of, request, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -59,7 +59,7 @@ class Gateway:
             record = fold(await self.engine.story(payout))
             return record if record is not None and record.state in states else None
 
-        record = await until(there, what=f"{payout} is {states}", deadline_s=40.0)
+        record = await until(there, what=f"{payout} is {states}")
         assert record is not None
         return record
 
@@ -89,7 +89,7 @@ async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> 
             oauth_token=bank.config.oauth_token,
         )  # fmt: skip
         groups = [
-            consumers.governance(Reputations(Vendors()), zone=ZONE),
+            consumers.governance(Reputations(Vendors()), zone=NOON_ZONE),
             execution(client, barrier, Debit(bank.config.account_number, ACCOUNT)),
         ]
         try:
@@ -507,7 +507,7 @@ async def test_a_freeze_after_a_lost_answer_rejects_at_the_bank_what_was_made_th
             await gate.tells(asked.payout)
             return [shown["status"] for shown in await gate.at_bank(asked.payout)] == ["rejected"]
 
-        await until(rejected, what="it is rejected at the bank", deadline_s=40.0)
+        await until(rejected, what="it is rejected at the bank")
         await gate.tells(asked.payout)
         record = await gate.ends(asked.payout, "rejected", "declined")
         assert record.reservation is not None
@@ -558,7 +558,7 @@ async def test_a_stopped_intent_of_which_nothing_turns_up_at_the_bank_gets_its_m
             assert record.reservation is not None
             return record.reservation.state == "released"
 
-        await until(free, what="the money is free", deadline_s=40.0)
+        await until(free, what="the money is free")
         assert await gate.at_bank(asked.payout) == []
 
 
@@ -589,4 +589,4 @@ async def test_a_recovery_goes_on_looking_for_an_attempt_whose_answer_was_lost_b
             held = decode_record(known).reservation if known is not None else None
             return held is not None and held.state == "released"
 
-        await until(free, what="the money is free", deadline_s=20.0)
+        await until(free, what="the money is free")

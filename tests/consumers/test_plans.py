@@ -23,8 +23,7 @@ from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
 from streamproc.log.templates import Fate, Offer, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
-from tests.engine import ZONE
-from tests.words import ACCOUNT, NOW, observed, policies
+from tests.words import ACCOUNT, NOW, ZONE, observed, policies
 
 POLICIES = """
 defaults: {rate_limit: {count: 3, window: 60}, blocked_domains: [bad.example]}

@@ -230,7 +230,9 @@ def test_every_field_of_a_policy_and_of_limits_has_its_rule():
 
 
 def test_a_field_without_a_rule_is_looser_whenever_it_differs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(OF_POLICY, "hold_ttl_s")  # type: ignore[arg-type]
+    # A copy: put back into the table itself, the field would come last in what all later tests are told.
+    without = {name: looser for name, looser in OF_POLICY.items() if name != "hold_ttl_s"}
+    monkeypatch.setattr(policy_loosening, "OF_POLICY", without)
     assert says(Policy(), Policy(hold_ttl_s=600)) == ["hold_ttl"]
 
 

@@ -30,6 +30,7 @@ from streamproc.log.digests import Alert, Digests
 from streamproc.log.names import Names
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.hostile.mutations import CASES, SEED
 from tests.words import ACCOUNT, NOW, observed
@@ -163,7 +164,7 @@ async def work(url: str) -> None:
             {'[{"type":"timer.fired","v":1,"at":1,"payout":"pout_2","timer":"hold_expiry"}]': 1},
         )
         await engine.settled()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while await engine.client.zcount(engine.names.timers, 0, 1):
                 await asyncio.sleep(0.01)
         await engine.settled()

@@ -21,6 +21,7 @@ from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests import slack
 from tests.databases import clean
+from tests.deadline import DEADLINE_S
 from tests.hostile.mutations import CASES, DEEP, HUGE, LONG, MANY, SEED, damaged, mutated
 from tests.hostile.served import about, assert_nothing_is_lost, assert_refused_well, named
 from tests.journeys.system import ACCOUNT, System, signed
@@ -78,7 +79,7 @@ async def assert_a_good_payout_is_decided(system: System, rng: Random) -> None:
     payout = named(rng)
     answer = await system.post(about(PENDING, payout, notes={"agent_id": "bot"}))
     assert (answer.status_code, answer.json()["status"]) == (200, "accepted")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(DEADLINE_S):
         while not any(type(event).__name__ == "PayoutDecided" for event in await system.story(payout)):
             await asyncio.sleep(0.05)
 
@@ -206,7 +207,7 @@ async def raw(system: System, request: bytes) -> bytes:
     """The first line that comes back to these bytes; empty where the connection is closed without one."""
     reader, writer = await asyncio.open_connection(system.api.base_url.host, system.api.base_url.port)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             writer.write(request)
             return (await reader.read(65_536)).partition(b"\r\n")[0]
     finally:

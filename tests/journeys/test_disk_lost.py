@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.bank import free_port, until
+from tests.deadline import DEADLINE_S
 from tests.signals import killed
 from tests.words import NOON_ZONE
 
@@ -78,7 +79,7 @@ class Up:
 
     async def pays(self, amount: int, agent: str) -> str:
         """A payout is made at the bank."""
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as http:
             asked = {"amount": amount, "notes": {"agent_id": agent}}
             answer = await http.post(f"{self.sandbox}/_control/payouts", json=asked)
         return str(answer.json()["id"])

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.bank import free_port, until
+from tests.deadline import DEADLINE_S
 from tests.journeys.system import START_MAX_S, System
 from tests.journeys.test_gateway import PAYEE, of_reference, token
 from tests.signals import killed, terminate
@@ -79,9 +80,9 @@ def say(process: asyncio.subprocess.Process, *messages: Any) -> None:
         process.stdin.write((one if isinstance(one, str) else json.dumps(one)).encode() + b"\n")
 
 
-async def heard(process: asyncio.subprocess.Process) -> Any:
+async def heard(process: asyncio.subprocess.Process, *, within_s: float = END_MAX_S) -> Any:
     assert process.stdout is not None
-    async with asyncio.timeout(END_MAX_S):
+    async with asyncio.timeout(within_s):
         return json.loads(await process.stdout.readline())
 
 
@@ -173,18 +174,26 @@ async def test_on_stdout_is_nothing_but_the_protocol_and_what_was_asked_is_answe
 
 async def test_sigterm_ends_the_wait_for_a_decision_answers_and_leaves(system: System) -> None:
     secret = await token(system, "waits")
-    await system.drain("worker-1")  # nobody decides
-    async with child(system, secret) as process:
+    async with nobody_decides(system), child(system, secret) as process:
         say(process, *HELLO, call(2, "request_payout", idempotency_key="inv-9", amount=1_000, **ORDER))
-        await heard(process)
+        await heard(process, within_s=START_MAX_S)
         await until(lambda: taken(system, "waits"), what="the payout is taken")
         await terminate(process)
         answer = await heard(process)
         assert answer["result"]["structuredContent"]["decision"] is None
         assert "Do not ask again under another key" in answer["result"]["content"][0]["text"]
         assert await asyncio.wait_for(process.wait(), END_MAX_S) == 0
-    await system.start("worker-1")
     await system.settled()
+
+
+@asynccontextmanager
+async def nobody_decides(system: System) -> AsyncIterator[None]:
+    """The worker is away; it is back for the tests that come after, also where this one fails."""
+    await system.drain("worker-1")
+    try:
+        yield
+    finally:
+        await system.start("worker-1")
 
 
 async def taken(system: System, agent: str) -> bool:
@@ -220,7 +229,7 @@ async def over_http(system: System) -> AsyncIterator[str]:
     async def alive() -> bool:
         system.check_alive()
         try:
-            async with httpx.AsyncClient(trust_env=False) as http:
+            async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as http:
                 return (await http.get(f"{url}/healthz")).status_code == 200
         except httpx.TransportError:
             return False

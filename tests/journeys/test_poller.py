@@ -17,6 +17,15 @@ async def state_of(system: System) -> PollState | None:
     return await PollCursor(system.redis_url, account=ACCOUNT, partitions=1).told()
 
 
+async def a_poller(system: System) -> str:
+    """The role that polls, started by whichever test comes first."""
+    for name in system.roles:
+        if name.startswith("poller"):
+            return name
+    await system.start("poller-1")
+    return "poller-1"
+
+
 async def polled_by(system: System, name: str) -> PollState | None:
     state = await state_of(system)
     return state if state is not None and f"-{system.roles[name].pid}-" in state.holder else None
@@ -32,7 +41,7 @@ async def test_250_payouts_in_mixed_states_over_three_pages_are_all_found(system
         ]
     ]
     assert len(made) == 250
-    await system.start("poller-1")
+    await a_poller(system)
 
     async def all_known() -> bool:
         system.check_alive()
@@ -49,18 +58,21 @@ async def test_250_payouts_in_mixed_states_over_three_pages_are_all_found(system
 
 
 async def test_another_poller_takes_over_from_one_that_was_killed(system: System) -> None:
-    first = await until(lambda: polled_by(system, "poller-1"), what="the first one polls", deadline_s=60.0)
+    name, other = await a_poller(system), "poller-other"
+    first = await until(lambda: polled_by(system, name), what="the first one polls", deadline_s=60.0)
     assert first is not None
-    await system.start("poller-2")
-    await system.kill("poller-1")
+    await system.start(other)
+    await system.kill(name)
     second = await until(
-        lambda: polled_by(system, "poller-2"), what="the other took over", deadline_s=60.0 + 2 * LEASE_S
+        lambda: polled_by(system, other), what="the other took over", deadline_s=60.0 + 2 * LEASE_S
     )
     assert second is not None
     assert second.term > first.term
 
 
 async def test_a_poller_that_fails_says_so_where_operators_look(system: System) -> None:
+    name = await a_poller(system)
+    await until(lambda: polled_by(system, name), what="it polls", deadline_s=60.0 + 2 * LEASE_S)
     await system.bank.faults(api=[{"kind": "500", "path": "/v1/payouts"}])
 
     async def failing() -> PollState | None:

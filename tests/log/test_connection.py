@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from streamproc.log.connection import connect, connected
+from tests.deadline import DEADLINE_S
 
 TURNS_MAX = 12
 """Turns of the loop in which a command is written and answered."""
@@ -25,7 +26,7 @@ async def test_a_task_that_is_cancelled_while_it_writes_a_command_ends(redis_url
         for _ in range(n):
             await asyncio.sleep(0)
         task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=5)
+        done, _ = await asyncio.wait({task}, timeout=DEADLINE_S)
         if not done:
             failed.set()
             await task

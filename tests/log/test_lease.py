@@ -12,6 +12,8 @@ from streamproc.log.names import Names
 from tests.deadline import DEADLINE_S
 
 NAMES = Names(0)
+LEFT_AFTER_TWO_MS = int((LEASE_S - 2 * RENEW_S) * 1000)
+"""What is left of a lease after two renewals were lost."""
 NOBODY = "redis://127.0.0.1:1/0"
 
 
@@ -81,7 +83,7 @@ async def test_it_is_renewed_so_often_that_two_renewals_may_be_lost_and_not_more
         async def wait(stopped: asyncio.Event, seconds: float) -> None:
             waited.append(seconds)
             assert await client.pttl(NAMES.lease("job")) > (LEASE_S - RENEW_S) * 1000  # renewed just now
-            await client.pexpire(NAMES.lease("job"), 1_000)
+            await client.pexpire(NAMES.lease("job"), LEFT_AFTER_TWO_MS)
             if len(waited) == 3:
                 stopped.set()
 

@@ -181,7 +181,7 @@ def test_a_request_may_name_loopback_our_own_hosts_and_those_of_the_settings_and
 
 async def test_foreign_hosts_are_refused_and_told_to_our_log_once(caplog: pytest.LogCaptureFixture) -> None:
     stopping, port = asyncio.Event(), free_port()
-    async with loopback(always(200)) as api, httpx.AsyncClient(trust_env=False) as http:
+    async with loopback(always(200)) as api, httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as http:
         own = OwnApi(api.url)
         serving = asyncio.create_task(
             serve_http(

@@ -12,6 +12,7 @@ from projections import swap
 from projections.schema import prepare
 from streamproc.errors import JobFailed
 from streamproc.operate.replay import go_back, replay
+from tests.deadline import DEADLINE_S
 from tests.projections.histories import ListedLog, everything, fetch, history, project_all
 
 MADE = """
@@ -137,7 +138,7 @@ async def test_a_session_that_keeps_the_swap_waiting_for_too_long_is_named_and_r
     await replay(dsn)
     monkeypatch.setattr(swap, "TRIES_MAX", 3)
     idle = await asyncpg.connect(dsn, server_settings={"application_name": "psql of bob"})
-    reader = await asyncpg.connect(dsn, command_timeout=1.0)
+    reader = await asyncpg.connect(dsn, command_timeout=DEADLINE_S)
     left_open = idle.transaction()
     await left_open.start()
     await idle.execute(f"SELECT count(*) FROM {where}.payouts")

@@ -9,7 +9,8 @@ from signal import SIGKILL, SIGSTOP
 import pytest
 
 from projections.schema import prepare
-from streamproc import embedded, processes
+from streamproc import embedded
+from tests.ports import free_port
 from tests.projections.histories import (
     ListedLog,
     archived,
@@ -41,7 +42,7 @@ async def that_syncs_when_told(postgres: Restartable, dsn: str) -> AsyncIterator
 async def test_views_that_a_killed_postgres_forgot_are_folded_again_and_the_archive_forgets_nothing(
     public_dir: Path, postgres: str
 ) -> None:
-    log, port, home = ListedLog(history(seed=21, payouts=30)), processes.free_port(), public_dir / "killed"
+    log, port, home = ListedLog(history(seed=21, payouts=30)), free_port(), public_dir / "killed"
     later, log.entries = log.entries[40:], log.entries[:40]
     async with restartable(lambda: embedded.postgres(home, port=port)) as killed:
         dsn = await killed.up()
@@ -66,7 +67,7 @@ async def test_views_that_a_killed_postgres_forgot_are_folded_again_and_the_arch
 async def test_what_the_barrier_let_through_outlives_a_kill_though_the_owner_spares_the_disk_by_default(
     public_dir: Path, whose: str
 ) -> None:
-    log, port = ListedLog(history(seed=22, payouts=10)), processes.free_port()
+    log, port = ListedLog(history(seed=22, payouts=10)), free_port()
     home, outside = public_dir / f"spared-{whose}", public_dir / f"spared-{whose}.txt"
     async with restartable(lambda: embedded.postgres(home, port=port)) as killed:
         dsn = await killed.up()

@@ -25,6 +25,7 @@ from streamproc.telemetry.exposure import DIRECTORY, Shown, exposed, gather, sna
 from streamproc.telemetry.histogram import Histogram
 from streamproc.telemetry.metrics import Meters
 from tests.bank import free_port, until
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.telemetry.pages import samples
 from tests.words import observed
@@ -158,7 +159,10 @@ async def test_a_role_that_runs_alone_shows_its_own_page_on_its_own_port(
     settings = Settings(
         redis_url=redis_url, data_dir=tmp_path, metrics_port=free_port(), metrics_token=Secret(SECRET)
     )
-    async with measured(settings, "worker") as counting, httpx.AsyncClient(trust_env=False) as client:
+    async with (
+        measured(settings, "worker") as counting,
+        httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as client,
+    ):
         counting.decisions.labels("APPROVED", "POLICY_OK").inc()
         url = f"http://127.0.0.1:{settings.metrics_port}"
 
