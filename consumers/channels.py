@@ -33,6 +33,10 @@ from streamproc.log.work import BatchContext, Work
 
 PRIORITY_LOW = 2
 """Nobody has to do anything about an outcome."""
+HOLDS: tuple[Channel, ...] = ("slack", "ntfy")
+"""The order in which channels are tried for a hold: the one with buttons first."""
+ALERTS: tuple[Channel, ...] = ("ntfy", "slack")
+"""And for an alert: the one that rings first."""
 HEADINGS = {"hold": "Approve", "reminder": "Reminder: approve", "escalation": "Nobody has decided: approve"}
 UNDELIVERABLE_AFTER_S_MAX = 60.0
 """A channel that asks for a longer pause is tried again after this all the same: a payout waits, and a call is
@@ -63,7 +67,7 @@ class Topic(Protocol):
     async def publish(self, push: Push) -> str: ...
 
 
-class Channels(Struct, frozen=True):
+class Channels(Struct, frozen=True, kw_only=True):
     """The configured channels. `public_url` is where people reach our API, or empty."""
 
     slack: Room | None = None
@@ -110,9 +114,9 @@ async def hold_message(
     """A message that asks for a decision. A reminder goes first to the channel that was used before, an escalation
     to the other."""
     notice = await notice_of(channels, record, ctx, shown_in)
-    first: Channel = next((n.channel for n in record.notices if n.kind in ASKING), "slack")
-    other: Channel = "ntfy" if first == "slack" else "slack"
-    order = (other, first) if kind == "escalation" else (first, other)
+    first = next((n.channel for n in record.notices if n.kind in ASKING), HOLDS[0])
+    others = [channel for channel in HOLDS if channel != first]
+    order = (*others, first) if kind == "escalation" else (first, *others)
     thread = next((n.ref for n in record.notices if n.channel == "slack" and n.kind in ASKING), "")
     heading = HEADINGS[kind]
     room, topic = channels.slack, channels.ntfy
@@ -150,7 +154,7 @@ def notice_message(channels: Channels, notice: Notice) -> Message:
         ways["ntfy"] = lambda: topic.publish(push)
     if room is not None:
         ways["slack"] = lambda: room.tell(notice)
-    return _ordered(ways, ("ntfy", "slack"))
+    return _ordered(ways, ALERTS)
 
 
 async def notice_of(

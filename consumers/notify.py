@@ -39,7 +39,7 @@ from streamproc.domain.events import (
     TimerFired,
 )
 from streamproc.domain.notice import alert_about
-from streamproc.domain.notified import NoticeKind
+from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.wire import decode_meta
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
@@ -326,7 +326,7 @@ def _emit_sent(
     work: Work,
     ctx: BatchContext,
     kind: NoticeKind,
-    channel: str,
+    channel: Channel,
     ref: str,
     *,
     about: str = "",
@@ -337,7 +337,7 @@ def _emit_sent(
             at=ctx.now_us,
             payout=work.payout,
             kind=kind,
-            channel="slack" if channel == "slack" else "ntfy",
+            channel=channel,
             ref=ref,
             about=about,
             shown_in=shown_in,

@@ -6,7 +6,6 @@ reputation and the windows are the same, and no rule looks at anything else. A p
 fit it, is looked at as a whole. So a plan changes only the cost of a decision.
 """
 
-from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,24 +17,13 @@ from streamproc.domain.agent_note import NOTE
 from streamproc.domain.budget import QUARTER_US, Ask
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.intent import is_intent
-from streamproc.domain.narrowed import about_the_url, rules_under
+from streamproc.domain.narrowed import ANYTHING, REACH, about_the_url, rules_under
 from streamproc.domain.payouts import evolve
-from streamproc.domain.policy import AgentPolicy, Policy, PolicyBook
+from streamproc.domain.policy import AgentPolicy, PolicyBook
 from streamproc.log.templates import Fate, Offer, Template, Told
 
 PLANS_MAX = 4_096
 """Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
-
-BY_WHAT_IS_ALIKE: frozenset[g.Rule] = frozenset(
-    {g.frozen, g.currency, g.unverified_identity, *g.ABOUT_THE_URL, g.threat, g.reputation_unavailable}
-    | {g.beneficiary_new, g.beneficiary_changed}
-)
-"""Rules that look only at what payouts of one plan have in common."""
-BY_AMOUNT: dict[g.Rule, Callable[[Policy], int | None]] = {
-    g.transaction_limit: lambda policy: policy.per_txn_limit,
-    g.approval: lambda policy: policy.held_above,
-}
-"""Rules that find nothing up to some amount (paise), and that amount; None: they find nothing at any amount."""
 
 
 class Plan(NamedTuple):
@@ -169,12 +157,13 @@ def _amount_max(agent: AgentPolicy) -> float | None:
     other things."""
     least = inf
     for rule in rules_under(agent):
-        up_to = BY_AMOUNT.get(rule)
-        if up_to is not None:
-            limit = up_to(agent.policy)
-            least = least if limit is None else min(least, limit)
-        elif rule not in BY_WHAT_IS_ALIKE and rule is not about_the_url:
+        if rule is about_the_url:
+            continue
+        reach = REACH.get(rule, ANYTHING)
+        if not reach.alike:
             return None
+        limit = None if reach.up_to is None else reach.up_to(agent.policy)
+        least = least if limit is None else min(least, limit)
     return least
 
 

@@ -366,7 +366,10 @@ def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
 def test_the_example_names_every_variable_in_order_with_its_default_and_one_line() -> None:
     lines = EXAMPLE.read_text().splitlines()
     found = [line.partition("=")[::2] for line in lines if line.startswith(PREFIX)]
-    assert [name for name, _ in found] == [PREFIX + variable.name for variable in VARIABLES]
+    names, wanted = [name for name, _ in found], [PREFIX + variable.name for variable in VARIABLES]
+    assert names == wanted, (
+        f"other in .env.example than in settings.py: {sorted(set(names) ^ set(wanted)) or 'order'}"
+    )
     assert load(dict(found)) == Settings()
     filled = {name for name, value in found if value}
     assert filled == {PREFIX + v.name for v in VARIABLES if getattr(Settings(), v.field)}

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import fields
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ops.sandbox.bank import Behaviour, Level
+from ops.sandbox.bank import Behaviour
 from ops.sandbox.config import SandboxConfig
 from ops.sandbox.entities import BankEvent, Json
 from ops.sandbox.faults import FaultPlan
@@ -44,18 +45,17 @@ class BalanceChange(Struct, kw_only=True, forbid_unknown_fields=True):
     set: int | None = None
 
 
-class BehaviourChange(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields of `Behaviour`, and the OAuth token's scope; what is not given stays."""
-
-    workflow: str | None = None
-    levels: list[Level] | None = None
-    processing_s: float | None = None
-    utr_s: float | None = None
-    outcome: str | None = None
-    next_outcomes: list[str] | None = None
-    expand_pending: bool | None = None
-    oauth_scope: str | None = None
-    expire_token: bool | None = None
+BehaviourChange = msgspec.defstruct(
+    "BehaviourChange",
+    [
+        *((one.name, one.type | None, None) for one in fields(Behaviour)),
+        ("oauth_scope", str | None, None),
+        ("expire_token", bool | None, None),
+    ],
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+"""Fields of `Behaviour`, and of the OAuth token; what is not given stays."""
 
 
 class SubscriptionChange(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +122,7 @@ async def change_balance(world: World, body: BalanceChange) -> Json:
     return {"balance": world.bank.ledger.balance}
 
 
-async def change_behaviour(world: World, body: BehaviourChange) -> Json:
+async def change_behaviour(world: World, body: Struct) -> Json:
     """`POST /_control/bank`."""
     given = {name: value for name, value in msgspec.to_builtins(body).items() if value is not None}
     scope, expire = given.pop("oauth_scope", world.oauth_scope), given.pop("expire_token", False)

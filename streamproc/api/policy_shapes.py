@@ -1,12 +1,13 @@
 """Requests and answers of the routes of policies, freezes, budgets and the audit, as types for `/openapi.json`."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, get_origin
 
 from msgspec import Meta, Struct
+from msgspec.structs import fields
 
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.money import AMOUNT_MAX_PAISE
-from streamproc.domain.policy_fields import POLICY_FIELDS
+from streamproc.domain.policy_fields import POLICY_FIELDS, Policy, RateLimit, Weekday, written
 
 Why = Annotated[str, Meta(min_length=1, max_length=WHY_CHARS_MAX, pattern=r"\S")]
 
@@ -177,32 +178,35 @@ _FLAG: Final = {"type": ["boolean", "null"]}
 _TEXTS: Final = {"type": ["array", "null"], "items": {"type": "string"}}
 _SECONDS: Final = {"type": ["integer", "string", "null"]}
 _TEXT: Final = {"type": ["string", "null"]}
-_KINDS: Final[dict[str, Any]] = {
-    "hold_ttl": _SECONDS,
-    "rate_limit": {
-        "type": ["object", "null"],
-        "properties": {"count": {"type": "integer"}, "window": _SECONDS},
-        "additionalProperties": False,
-    },
-    "allowed_domains": _TEXTS,
-    "blocked_domains": _TEXTS,
-    "days": _TEXTS,
-    "currencies": _TEXTS,
+_RATE: Final = {
+    "type": ["object", "null"],
+    "properties": {"count": {"type": "integer"}, "window": _SECONDS},
+    "additionalProperties": False,
 }
+_KINDS: Final[dict[Any, Any]] = {
+    int | None: _LIMIT,
+    int: _SECONDS,
+    bool: _FLAG,
+    str | None: _TEXT,
+    RateLimit: _RATE,
+    tuple[str, ...]: _TEXTS,
+    tuple[Weekday, ...]: _TEXTS,
+    tuple[int, int] | None: _TEXT,  # hours
+}
+"""By the type in `Policy`, how a field is written; words (Literal) are text. An unknown type is a KeyError at once."""
 
 
-def _kind(field: str) -> Any:
-    if field.endswith(("_limit", "_above")) and field not in _KINDS | {"on_rate_limit": 0}:
-        return _LIMIT
-    if field.startswith("require_") or field in ("frozen", "anomaly", "count_fees"):
-        return _FLAG
-    return _KINDS.get(field, _TEXT)
+def _kinds() -> dict[str, Any]:
+    types = {written(field.name, None)[0]: field.type for field in fields(Policy)}
+    return {
+        name: _TEXT if get_origin(types[name]) is Literal else _KINDS[types[name]] for name in POLICY_FIELDS
+    }
 
 
 POLICY: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
-        **{field: _kind(field) for field in POLICY_FIELDS},
+        **_kinds(),
         "why": {"type": "string", "minLength": 1, "maxLength": WHY_CHARS_MAX},
     },
     "additionalProperties": False,

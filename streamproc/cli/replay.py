@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN_MAX = 1_000
 """Rows of a table on a terminal; `--json` gives all."""
-VIEW_NAMES = ("payouts", "audit", "budgets", "holds", "policies", "agents", "vendors", "beneficiaries")
+
+
+def view_names() -> tuple[str, ...]:
+    """The names of all views; asked for only where they are needed, since they import the archive."""
+    from projections.views import NAMES
+
+    return NAMES
+
+
+def _known(ctx: click.Context, param: click.Parameter, views: tuple[str, ...]) -> tuple[str, ...]:
+    """The views as they were named. Wrong use if there is none of such a name."""
+    return tuple(click.Choice(view_names()).convert(view, param, ctx) for view in views)
 
 
 @click.command()
-@click.argument("views", nargs=-1, metavar="[VIEW]...", type=click.Choice(VIEW_NAMES))
+@click.argument("views", nargs=-1, metavar="[VIEW]...", callback=_known)
 @click.option(
     "--as-of",
     "as_of",
@@ -68,13 +79,13 @@ def replay(
     dsn = settings.postgres_dsn.reveal()
     if as_of is not None:
         if len(views) != 1:
-            raise InputError(f"--as-of shows one view; name one of {', '.join(VIEW_NAMES)}")
+            raise InputError(f"--as-of shows one view; name one of {', '.join(view_names())}")
         _show_past(dsn, views[0], as_of, jobs or 0, as_json)
     elif back:
         _go_back(dsn, as_json)
     else:
         _rebuild(
-            settings, views or VIEW_NAMES, verify=verify, restart=restart, jobs=jobs or 0, as_json=as_json
+            settings, views or view_names(), verify=verify, restart=restart, jobs=jobs or 0, as_json=as_json
         )
 
 

@@ -2,7 +2,7 @@
 
 A log entry is one atomic commit, an ordered list of these events. They are frozen, in the past tense, and
 a closed union: the tag on the wire (`type`) is written out, so renaming a class cannot rewrite history.
-New fields get defaults; a changed meaning gets a new version `v` and an upcaster in `domain/wire.py`.
+New fields get defaults; another shape (a new word too) or meaning gets a new `v`, and an upcaster in `domain/wire.py`.
 The events of every payout leave out on the wire what is only its default, all but `v`, and what the entry's first
 event says already (ADR 28).
 Every event has `type`, `v`, `at` (µs since 1970, Redis's clock) and, where it has one, `payout`.

@@ -78,7 +78,9 @@ class People:
     def __init__(self, *, slack: bool = True, ntfy: bool = True) -> None:
         self.room, self.topic = Room(), Topic()
         self.channels = Channels(
-            self.room if slack else None, self.topic if ntfy else None, "https://pay.example"
+            slack=self.room if slack else None,
+            ntfy=self.topic if ntfy else None,
+            public_url="https://pay.example",
         )
 
     def are_away(self, slack_s: float = 5.0, ntfy_s: float = 7.0) -> None:

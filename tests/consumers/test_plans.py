@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from consumers import plans, reserve
 from consumers.approvals import Templates
 from consumers.fast_path import governance_fast_path
-from consumers.plans import BY_AMOUNT, BY_WHAT_IS_ALIKE
 from consumers.vet import Reputations
 from streamproc.bench.pure import NoCache
 from streamproc.domain import governance, narrowed
@@ -271,13 +270,6 @@ async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remember
         assert ask.at_sight(work_of(event)) is None
     finally:
         narrowed.rules_under.cache_clear()
-
-
-def test_each_rule_about_what_is_alike_or_the_amount_is_a_rule() -> None:
-    rules = {rule for table in governance.RULES.values() for rule in table}
-    assert BY_WHAT_IS_ALIKE | BY_AMOUNT.keys() <= rules
-    others = {governance.no_policy, governance.outside_hours, governance.rate, governance.window_limit}
-    assert rules - BY_WHAT_IS_ALIKE - BY_AMOUNT.keys() == others
 
 
 async def test_plans_stand_side_by_side(book: PolicyBook) -> None:

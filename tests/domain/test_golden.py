@@ -23,7 +23,10 @@ SAMPLES = [
 
 def test_every_version_of_every_event_has_a_sample() -> None:
     wanted = {f"{kind}.v{version}" for kind, newest in NEWEST.items() for version in range(1, newest + 1)}
-    assert {name for name, _ in SAMPLES} == wanted
+    wrong = sorted({name for name, _ in SAMPLES} ^ wanted)
+    assert not wrong, (
+        f"{wrong}: of each event's each version one file NAME.json in tests/domain/golden, and no other"
+    )
 
 
 @pytest.mark.parametrize(("name", "sample"), SAMPLES, ids=[name for name, _ in SAMPLES])
@@ -38,4 +41,7 @@ def test_a_sample_of_then_is_read_as_what_it_means(name: str, sample: dict[str, 
 def test_what_is_written_today_are_the_bytes_of_the_newest_sample(name: str, sample: dict[str, Any]) -> None:
     kind, _, version = name.rpartition(".v")
     if int(version) == NEWEST[kind]:
-        assert encode_events(decode_events(sample["wire"].encode())).decode() == sample["wire"]
+        now = encode_events(decode_events(sample["wire"].encode())).decode()
+        assert now == sample["wire"], (
+            f"{name} is written otherwise: it needs a new version, and a sample of that"
+        )

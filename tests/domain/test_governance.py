@@ -1,5 +1,9 @@
 """The rules through `decide`, pure: boundaries in pairs, the order of rules, and what a hold does not stop."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +11,7 @@ from msgspec.structs import replace
 
 from streamproc.domain.budget import Admission, Ask, Counters, Ledger, RateAnswer, RateAsk, Window, windows_of
 from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, decide
+from streamproc.domain.notice import MEANINGS
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import (
     AgentPolicy,
@@ -213,3 +218,29 @@ def test_the_windows_of_a_payout_are_its_calendar_in_the_zone_of_the_policy(
     assert all(w.ends_at > received for w in windows)
     utc_day = datetime.fromtimestamp(received, ZoneInfo("UTC")).strftime("%Y-%m-%d")
     assert [w.window for w in windows[3:]] == ([] if limit is None else [utc_day])
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def codes() -> set[str]:
+    """The codes of all findings that the rules can make: the second argument of `_held("screening", "CODE", ...)`."""
+    tree = ast.parse((ROOT / "streamproc" / "domain" / "governance.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 2]
+    return {
+        code.value
+        for call in calls
+        if isinstance(code := call.args[1], ast.Constant)
+        and isinstance(code.value, str)
+        and isinstance(call.func, ast.Name)
+    }
+
+
+def test_every_code_has_words_for_people_and_a_row_in_the_document_of_the_rules() -> None:
+    found = codes()
+    assert {"FROZEN", "RATE_LIMITED", "APPROVAL_REQUIRED"} <= found
+    no_words = sorted(found - MEANINGS.keys())
+    assert not no_words, f"{no_words}: say what each means in MEANINGS of streamproc/domain/notice.py"
+    table = (ROOT / "docs" / "governance.md").read_text(encoding="utf-8").partition("## ")[0]
+    no_row = sorted(found - set(re.findall(r"`([A-Z_]+)`", table)))
+    assert not no_row, f"{no_row}: give each a row in the table of docs/governance.md"

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from streamproc.domain import governance
 from streamproc.domain.events import BeneficiarySeen
 from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, find
-from streamproc.domain.narrowed import rules_under
+from streamproc.domain.narrowed import REACH, rules_under
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import (
     AgentPolicy,
@@ -111,3 +112,19 @@ def test_and_so_do_those_under_a_policy_that_says_more(fields: list[str]) -> Non
 
 def test_a_policy_that_says_little_asks_little() -> None:
     assert len(rules_under(policy([]))) < len(rules_under(policy(["per_txn_limit: 300"]))) < len(ALL)
+
+
+def test_of_every_rule_it_is_said_when_it_can_find_anything() -> None:
+    unsaid = [rule.__name__ for rule in ALL if rule not in REACH]
+    assert not unsaid, f"{unsaid}: give each a row of REACH in streamproc/domain/narrowed.py"
+    assert set(REACH) == set(ALL)
+
+
+def test_rules_that_look_at_time_or_counters_leave_no_plan() -> None:
+    others = {rule for rule, reach in REACH.items() if not reach.alike}
+    assert others == {
+        governance.no_policy,
+        governance.outside_hours,
+        governance.rate,
+        governance.window_limit,
+    }

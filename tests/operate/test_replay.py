@@ -474,3 +474,8 @@ async def test_as_of_prints_the_rows_of_a_view(
     assert await asyncio.to_thread(cli, ["replay", "--as-of", "1"]) == 2
     assert await asyncio.to_thread(cli, ["replay", "--verify", "--back"]) == 2
     assert await asyncio.to_thread(cli, ["replay", "nothing"]) == 2
+
+
+def test_a_name_of_no_view_is_answered_with_those_of_all(capsys: pytest.CaptureFixture[str]):
+    assert cli(["replay", "nothing"]) == 2
+    assert f"'nothing' is not one of {', '.join(map(repr, NAMES))}" in capsys.readouterr().err

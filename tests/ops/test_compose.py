@@ -134,7 +134,11 @@ def test_what_is_exported_for_the_real_bank_reaches_every_role_under_its_own_nam
     exported = {name: f"the value of {name}" for name in passed}
     for service in ROLES:
         given = environment_of(service, exported)
-        assert {name: given.get(name) for name in passed} == exported
+        left_out = sorted(name for name in passed if name not in given)
+        assert not left_out, (
+            f"pass {left_out} on in x-environment of ops/compose.yaml, or name them in NOT_PASSED"
+        )
+        assert {name: given[name] for name in passed} == exported
         fixed = {name for name in given if name.startswith(PREFIX)} - passed
         assert {name.removeprefix(PREFIX).removesuffix("_FILE") for name in fixed} <= set(NOT_PASSED)
     assert set(NOT_PASSED) <= {variable.name for variable in VARIABLES}

@@ -282,6 +282,9 @@ VIEWS = {
 
 async def everything(dsn: str) -> dict[str, list[tuple[object, ...]]]:
     """All that the projector writes, without when it wrote it."""
+    assert set(NAMES) <= VIEWS.keys(), (
+        f"give each of {set(NAMES) - VIEWS.keys()} a query in VIEWS of {__name__}"
+    )
     db = await asyncpg.connect(dsn)
     try:
         return {view: [tuple(row) for row in await db.fetch(query)] for view, query in VIEWS.items()}

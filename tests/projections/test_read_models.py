@@ -11,6 +11,7 @@ from projections.heads import open_heads
 from projections.runner import Runner, catch_up
 from projections.schema import prepare
 from projections.tally import Tally, tallies
+from projections.views import NAMES
 from streamproc.domain import events as e
 from tests.projections.histories import (
     ListedLog,
@@ -217,7 +218,7 @@ async def test_every_view_is_the_same_whatever_the_batches(postgres: str, batch_
     log: list[Stored] = history(seed=21, payouts=40)
     await project_all(postgres, ListedLog(log))
     at_once = await everything(postgres)
-    for table in ("payouts", "audit", "budgets", "holds", "policies", "agents", "vendors", "view_heads"):
+    for table in (*NAMES, "view_heads"):
         await fetch(postgres, f"DROP TABLE {table}")
     await prepare(postgres)
     place, source = await asyncpg.connect(postgres), await asyncpg.connect(postgres)

@@ -1,6 +1,7 @@
 """The sandbox as a process: its settings, its end, and what it keeps."""
 
 import asyncio
+import re
 import signal
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from ops.sandbox.config import SandboxConfig
+from ops.sandbox.control import BehaviourChange
 from ops.sandbox.server import build_app
 from tests.bank import free_port, receiving_webhooks, running_sandbox, until
 
@@ -118,3 +120,11 @@ def test_settings_are_read_from_the_environment_and_unknown_ones_left_alone() ->
         {"SANDBOX_PORT": "9", "SANDBOX_BALANCE": "5", "SANDBOX_ID": "host", "PORT": "1"}
     )
     assert (config.port, config.balance, config.workflow) == (9, 5, "all")
+
+
+def test_the_readme_names_every_setting_and_every_behaviour() -> None:
+    text = (Path(__file__).parents[2] / "ops" / "sandbox" / "README.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(SANDBOX_[A-Z_]+)`", text)) | set(re.findall(r"[a-z_]+", text))
+    wanted = {f"SANDBOX_{name.upper()}" for name in SandboxConfig.__struct_fields__}
+    wanted |= set(BehaviourChange.__struct_fields__)
+    assert not wanted - told, f"name {sorted(wanted - told)} in ops/sandbox/README.md"
