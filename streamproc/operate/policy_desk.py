@@ -68,11 +68,11 @@ class PolicyDesk:
             return Made(proposal=proposals.proposal_json(made, made.proposed_at))
         return _told(made)
 
-    async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
-        """Its changes, the oldest first, and what may be missing; None: it never had a policy."""
+    async def history(self, name: str, *, of_agent: bool) -> tuple[list[dict[str, Any]], str] | None:
+        """The changes of an agent or a scope, the oldest first, and what may be missing; None: there are none."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             try:
-                changes, note = await policies.history(site, agent)
+                changes, note = await policies.history(site, name, of_agent=of_agent)
             except NeverHad:
                 return None
         return [change_json(change) for change in changes], note

@@ -181,6 +181,25 @@ async def test_an_agent_sees_its_own_policy_and_budget_and_no_others(api: Api) -
     assert (await ask(api, mine, "GET", "agents/bot/budget", account="acc_other")).status_code == 404
 
 
+async def test_the_history_of_every_scope_is_shown_to_who_may_see_all(api: Api) -> None:
+    viewer, admin = await api.token("viewer", "viewer"), await api.token("admin", "admin")
+    await ask(api, admin, "PUT", "policies/reviewers", {"daily_limit": 5})
+    for scope in (f"account:{ACCOUNT}", "team:red", "defaults"):
+        found = await ask(api, viewer, "GET", f"policies/{scope}/history")
+        assert [one.scope for one in msgspec.convert(found.json(), shapes.History).items] == [scope]
+    missing = await ask(api, viewer, "GET", "policies/team:blue/history")
+    assert (missing.status_code, problem(missing)["detail"]) == (404, "there is no policy of team:blue")
+
+    async def shown(token: str, name: str) -> list[str]:
+        found = await ask(api, token, "GET", f"policies/{name}/history")
+        return [one["scope"] for one in found.json().get("items", [])]
+
+    assert await shown(viewer, "reviewers") == ["reviewers", "agent:reviewers"]
+    of_that_name = await api.token("of-that-name", agent="reviewers")
+    assert await shown(of_that_name, "reviewers") == ["agent:reviewers"]
+    assert await shown(of_that_name, "defaults") == []
+
+
 # ---- the second person ----
 
 
